@@ -1,0 +1,11 @@
+"""Lazy cutouts and cluster-scale exports of connectomics imagery and segmentation.
+
+`ImageryClient` cuts imagery and segmentation out of precomputed volumes as lazy dask arrays; `to_zarr` writes any dask
+array or xarray object as OME-Zarr over a dask cluster.
+"""
+
+from imagery_dask.client import ImageryClient
+from imagery_dask.export.png import save_image_slices
+from imagery_dask.request import bounds_from_center
+
+__all__ = ["ImageryClient", "bounds_from_center", "save_image_slices"]

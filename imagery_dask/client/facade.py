@@ -1,0 +1,354 @@
+"""`ImageryClient`: the reference's calls, as lazy arrays."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from imagery_dask.client.pictures import SavesPictures
+from imagery_dask.client.settings import open_settings
+from imagery_dask.lazy import lazy_array, lazy_dataarray
+from imagery_dask.masks import SegmentationMasks
+from imagery_dask.parameters import describe
+from imagery_dask.request import RootIds, dimensions_in, label_rule, whole_layer
+from imagery_dask.sources import Missing, cloud_volume
+
+__all__ = ["ImageryClient"]
+
+
+class ImageryClient(SavesPictures):
+    """Cutouts of imagery and segmentation as lazy arrays.
+
+    Parameters
+    ----------
+    client : caveclient.CAVEclient, optional
+        Gives the sources, the resolution and the token that are not given explicitly.
+    resolution : array-like of 3 numbers, 'image' or 'segmentation', optional
+        Resolution in which bounds are given, nm per voxel. By default that of the imagery at its first mip with data
+        (of the segmentation, in a client without imagery).
+    segmentation, imagery : bool
+        False makes a client without that layer.
+    image_source, segmentation_source : str, optional
+        CloudVolume paths: ``precomputed://gs://...``, ``s3://``, ``https://``, ``file://``, or a local folder.
+    image_mip, segmentation_mip : int, optional
+        Levels to read by default. The first with data when not given.
+    auth_token : str, optional
+        Token for the sources in this process. Worker processes find their own; none is stored in arrays.
+    timestamp : datetime, optional
+        Moment of a dynamic segmentation. A flat segmentation has only one state.
+    missing : {"fill", "error"}
+        What a storage chunk that does not exist inside the volume becomes: zeros, which are counted, or an error when
+        the block is read. Refused access is an error always.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For arguments that contradict each other, a mip that does not exist, an image given as segmentation.
+    SourceNotFoundError, AccessRefusedError
+        For a source that does not exist, or that this process may not read.
+    """
+
+    def __init__(
+        self,
+        client: Any = None,
+        resolution: ArrayLike | str | None = None,
+        segmentation: bool = True,
+        imagery: bool = True,
+        image_source: str | None = None,
+        segmentation_source: str | None = None,
+        image_mip: int | None = None,
+        segmentation_mip: int | None = None,
+        auth_token: str | None = None,
+        timestamp: datetime | None = None,
+        *,
+        missing: Missing = "fill",
+    ) -> None:
+        if client is not None:
+            image_source = image_source or (client.info.image_source() if imagery else None)
+            segmentation_source = segmentation_source or (client.info.segmentation_source() if segmentation else None)
+            resolution = client.info.viewer_resolution() if resolution is None else resolution
+            auth_token = auth_token or client.auth.token
+        self._image_source = image_source if imagery else None
+        self._segmentation_source = segmentation_source if segmentation else None
+        self._timestamp = timestamp
+        self._auth_token = auth_token
+        sources = (self._image_source, self._segmentation_source)
+        self._settings = open_settings(*sources, (image_mip, segmentation_mip), resolution, missing, auth_token)
+
+    def __repr__(self) -> str:
+        return (
+            f"ImageryClient(image_source={self._image_source!r}, segmentation_source={self._segmentation_source!r}, "
+            f"resolution={self._settings.resolution})"
+        )
+
+    @property
+    def image_source(self) -> str | None:
+        """CloudVolume path of the imagery, or None."""
+        return self._image_source
+
+    @property
+    def segmentation_source(self) -> str | None:
+        """CloudVolume path of the segmentation, or None."""
+        return self._segmentation_source
+
+    @property
+    def resolution(self) -> NDArray[np.float64]:
+        """Resolution in which bounds are given: nm per voxel along x, y, z."""
+        return np.array(self._settings.resolution)
+
+    @cached_property
+    def image_cv(self) -> Any:
+        """`CloudVolume` of the imagery, or None in a client without imagery."""
+        return self._image_source and cloud_volume(self._image_source, self._auth_token)
+
+    @cached_property
+    def segmentation_cv(self) -> Any:
+        """`CloudVolume` of the segmentation, or None in a client without segmentation."""
+        return self._segmentation_source and cloud_volume(self._segmentation_source, self._auth_token)
+
+    @describe
+    def image_bbox_size_from_dimensions(
+        self, image_size: ArrayLike, mip: int | None = None, resolution: ArrayLike | None = None
+    ) -> tuple[float, float, float]:
+        """Size for `bbox_size` that gives an imagery cutout of so many pixels.
+
+        Parameters
+        ----------
+        {parameters}
+
+        Returns
+        -------
+        tuple of 3 float
+            Size in voxels of `resolution`.
+        """
+        level = self._settings.image_layer().mip(self._settings.image_mip if mip is None else mip)
+        return dimensions_in(image_size, level.grid.resolution_nm, self._settings.resolution_or(resolution))
+
+    @describe
+    def segmentation_bbox_size_from_dimensions(
+        self, image_size: ArrayLike, mip: int | None = None, resolution: ArrayLike | None = None
+    ) -> tuple[float, float, float]:
+        """Size for `bbox_size` that gives a segmentation cutout of so many pixels.
+
+        Parameters
+        ----------
+        {parameters}
+
+        Returns
+        -------
+        tuple of 3 float
+            Size in voxels of `resolution`.
+        """
+        level = self._settings.segmentation_layer().mip(self._settings.segmentation_mip if mip is None else mip)
+        return dimensions_in(image_size, level.grid.resolution_nm, self._settings.resolution_or(resolution))
+
+    @describe
+    def image_cutout(
+        self,
+        bounds: ArrayLike,
+        bbox_size: ArrayLike | None = None,
+        image_size: ArrayLike | None = None,
+        mip: int | None = None,
+        resolution: ArrayLike | None = None,
+        scale_to_bounds: bool | None = None,
+        *,
+        order: int = 0,
+    ) -> da.Array:
+        """Cut imagery.
+
+        Parameters
+        ----------
+        {parameters}
+
+        Returns
+        -------
+        dask.array.Array
+            Lazy; axes x, y, z (and channels, where there are several) without those of length 1, in the layer's dtype.
+            Voxels outside the volume are 0.
+        """
+        cutout = self._settings.image_cutout(
+            bounds, order, bbox_size=bbox_size, image_size=image_size, mip=mip, resolution=resolution,
+            scale_to_bounds=scale_to_bounds,
+        )  # fmt: skip
+        return lazy_array(cutout)
+
+    @describe
+    def segmentation_cutout(
+        self,
+        bounds: ArrayLike,
+        root_ids: RootIds = "all",
+        bbox_size: ArrayLike | None = None,
+        image_size: ArrayLike | None = None,
+        mip: int | None = None,
+        resolution: ArrayLike | None = None,
+        timestamp: datetime | None = None,
+        scale_to_bounds: bool | None = None,
+        convert_to_int64: bool = True,
+    ) -> da.Array:
+        """Cut segmentation, for some objects or all.
+
+        Parameters
+        ----------
+        {parameters}
+
+        Returns
+        -------
+        dask.array.Array
+            Lazy; the id at each voxel, axes x, y, z without those of length 1.
+        """
+        cutout = self._settings.labels_cutout(
+            bounds, root_ids, convert_to_int64, bbox_size=bbox_size, image_size=image_size, mip=mip, resolution=resolution,
+            scale_to_bounds=scale_to_bounds,
+        )  # fmt: skip
+        return lazy_array(cutout)
+
+    @describe
+    def split_segmentation_cutout(
+        self,
+        bounds: ArrayLike,
+        root_ids: RootIds = "all",
+        include_null_root: bool = False,
+        bbox_size: ArrayLike | None = None,
+        image_size: ArrayLike | None = None,
+        mip: int | None = None,
+        resolution: ArrayLike | None = None,
+        timestamp: datetime | None = None,
+        scale_to_bounds: bool | None = None,
+    ) -> SegmentationMasks:
+        """Cut segmentation into one mask per object.
+
+        Parameters
+        ----------
+        {parameters}
+
+        Returns
+        -------
+        SegmentationMasks
+            Mapping root id -> lazy boolean mask, True where the object is. Masks cost no read until they are computed;
+            the ids are found when somebody iterates.
+        """
+        cutout = self._settings.labels_cutout(
+            bounds, root_ids, False, bbox_size=bbox_size, image_size=image_size, mip=mip, resolution=resolution,
+            scale_to_bounds=scale_to_bounds,
+        )  # fmt: skip
+        return SegmentationMasks(cutout, include_null_root)
+
+    @describe
+    def image_and_segmentation_cutout(
+        self,
+        bounds: ArrayLike,
+        image_mip: int | None = None,
+        segmentation_mip: int | None = None,
+        root_ids: RootIds = "all",
+        resize: bool = True,
+        split_segmentations: bool = False,
+        include_null_root: bool = False,
+        bbox_size: ArrayLike | None = None,
+        resolution: ArrayLike | None = None,
+        timestamp: datetime | None = None,
+        scale_to_bounds: bool | None = None,
+        convert_to_int64: bool = True,
+        *,
+        order: int = 0,
+    ) -> tuple[da.Array, da.Array | SegmentationMasks]:
+        """Cut imagery and segmentation, aligned voxel for voxel.
+
+        Parameters
+        ----------
+        {parameters}
+        split_segmentations : bool
+            Give the segmentation as a mapping of masks rather than an array of ids. False by default.
+
+        Returns
+        -------
+        image : dask.array.Array
+            Lazy imagery.
+        segmentation : dask.array.Array or SegmentationMasks
+            Lazy ids, or masks.
+        """
+        image, labels = self._settings.pair(
+            bounds, (image_mip, segmentation_mip), root_ids, convert_to_int64 and not split_segmentations,
+            resize=resize, order=order, bbox_size=bbox_size, resolution=resolution, scale_to_bounds=scale_to_bounds,
+        )  # fmt: skip
+        split = SegmentationMasks(labels, include_null_root) if split_segmentations else lazy_array(labels)
+        return lazy_array(image), split
+
+    def image_volume(self, mip: int | None = None) -> xr.DataArray:
+        """Whole image layer as one lazy array.
+
+        Parameters
+        ----------
+        mip : int, optional
+            Resolution level. The client's default when not given.
+
+        Returns
+        -------
+        xarray.DataArray
+            Dims x, y, z (and channel), coordinates of voxel centres in nm, attrs with the source, mip, resolution and
+            voxel offset.
+        """
+        level = self._settings.image_mip if mip is None else mip
+        cutout = whole_layer(self._settings.image_layer(), level, missing=self._settings.missing)
+        return lazy_dataarray(cutout, "image")
+
+    @describe
+    def segmentation_volume(
+        self, mip: int | None = None, root_ids: RootIds = "all", timestamp: datetime | None = None
+    ) -> xr.DataArray:
+        """Whole segmentation layer as one lazy array, in its stored dtype.
+
+        Parameters
+        ----------
+        {parameters}
+
+        Returns
+        -------
+        xarray.DataArray
+            As `image_volume`.
+        """
+        layer, rule = self._settings.segmentation_layer(), label_rule(root_ids, as_int64=False)
+        level = self._settings.segmentation_mip if mip is None else mip
+        cutout = whole_layer(layer, level, labels=rule, missing=self._settings.missing)
+        return lazy_dataarray(cutout, "segmentation")
+
+    @describe
+    def dataset(
+        self,
+        bounds: ArrayLike,
+        image_mip: int | None = None,
+        segmentation_mip: int | None = None,
+        root_ids: RootIds = "all",
+        bbox_size: ArrayLike | None = None,
+        resolution: ArrayLike | None = None,
+        timestamp: datetime | None = None,
+        scale_to_bounds: bool | None = None,
+        convert_to_int64: bool = False,
+        *,
+        order: int = 0,
+    ) -> xr.Dataset:
+        """Imagery and segmentation on one grid, with coordinates in nm.
+
+        Parameters
+        ----------
+        {parameters}
+
+        Returns
+        -------
+        xarray.Dataset
+            Lazy variables ``image`` and ``segmentation`` with dims x, y, z.
+        """
+        image, labels = self._settings.pair(
+            bounds, (image_mip, segmentation_mip), root_ids, convert_to_int64, resize=True, order=order,
+            bbox_size=bbox_size, resolution=resolution, scale_to_bounds=scale_to_bounds,
+        )  # fmt: skip
+        variables = {
+            "image": lazy_dataarray(image, "image"),
+            "segmentation": lazy_dataarray(labels, "segmentation"),
+        }
+        return xr.Dataset(variables)

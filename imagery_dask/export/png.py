@@ -1,0 +1,216 @@
+"""Slices as image files, streamed: no more than one slab of blocks is held at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import dask.array as da
+import imageio.v2 as imageio
+import numpy as np
+from numpy.typing import NDArray
+
+from imagery_dask import kernels
+from imagery_dask.masks import SegmentationMasks
+
+__all__ = ["check_write_options", "save_image_slices", "save_masks"]
+
+Pixels = NDArray[Any]
+SLAB_BYTES = 256 * 2**20
+# What imageio's and Pillow's PNG writers take.
+WRITE_OPTIONS = {
+    "bits", "compress_level", "dictionary", "dpi", "exif", "extension", "format", "icc_profile", "mode", "optimize",
+    "plugin", "pnginfo", "prefer_uint8", "quantize", "transparency",
+}  # fmt: skip
+
+
+def save_image_slices(
+    filename_prefix: str,
+    filename_suffix: str,
+    img: Any,
+    slice_axis: int,
+    image_type: str,
+    verbose: bool = False,
+    color: Sequence[int] | None = None,
+    **kwargs: Any,
+) -> None:
+    """Save an image, or each slice of a volume, as a PNG file.
+
+    Parameters
+    ----------
+    filename_prefix, filename_suffix : str
+        Files are ``{prefix}_{suffix}.png`` for one slice, ``{prefix}_slice_{i}_{suffix}.png`` for several.
+    img : numpy.ndarray or dask.array.Array
+        Axes x, y, z (or only two of them), and optionally channels of RGB. Dask arrays are computed a slab at a time.
+    slice_axis : {0, 1, 2}
+        Axis along which a volume is cut into slices.
+    image_type : {"imagery", "mask"}
+        ``"imagery"`` writes grey values (8 or 16 bit) or RGB; ``"mask"`` writes RGBA, transparent where `img` is 0.
+    verbose : bool
+        Print each file's name.
+    color : sequence of 3 or 4 int, optional
+        RGB or RGBA, 0 to 255, of a mask; white when not given.
+    **kwargs
+        Passed to ``imageio.imwrite``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For an unknown image type, an axis that does not exist, or data that PNG cannot hold.
+    """
+    check_write_options(kwargs)
+    if image_type not in ("imagery", "mask"):
+        raise ValueError(f"image_type is 'imagery' or 'mask'; got {image_type!r}.")
+    img = img if isinstance(img, da.Array) else np.asarray(img)
+    count = _slice_count(img, slice_axis, image_type)
+    if image_type == "imagery":
+        _check_imagery(img)
+    rgba = mask_color(color)
+    for index, pixels in _slices(img, slice_axis, count):
+        page = _grey(pixels) if image_type == "imagery" else _mask_page(pixels, rgba)
+        _write(_slice_name(filename_prefix, filename_suffix, index, count), page, verbose, kwargs)
+
+
+def check_write_options(kwargs: Mapping[str, Any], *also: str) -> None:
+    """Refuse keyword arguments that no PNG writer takes: Pillow would ignore a typo in silence.
+
+    Raises
+    ------
+    TypeError
+        Naming the argument, and the ones that exist.
+    """
+    unknown = sorted(set(kwargs) - WRITE_OPTIONS - set(also))
+    if unknown:
+        raise TypeError(
+            f"Unexpected keyword argument {', '.join(map(repr, unknown))}: neither a parameter of this call nor an "
+            f"option of imageio.imwrite for PNG files ({', '.join(sorted(WRITE_OPTIONS))})."
+        )
+
+
+def save_masks(
+    filename_prefix: str,
+    masks: Mapping[int, Any],
+    slice_axis: int,
+    colormap: Mapping[int, Sequence[int]],
+    verbose: bool = False,
+    **kwargs: Any,
+) -> None:
+    """Save the mask of every object, as `save_image_slices` does for one.
+
+    The masks of a cutout are written by one pass over its labels, however many objects there are.
+    """
+    colors = {int(root): mask_color(color) for root, color in colormap.items()}
+    if isinstance(masks, SegmentationMasks):
+        _save_cutout_masks(filename_prefix, masks, slice_axis, colors, verbose, kwargs)
+        return
+    for root_id, mask in masks.items():
+        color = colors.get(int(root_id))
+        suffix = f"root_id_{root_id}"
+        save_image_slices(filename_prefix, suffix, mask, slice_axis, "mask", verbose, color, **kwargs)
+
+
+def mask_color(color: Sequence[int] | None) -> tuple[int, int, int, int]:
+    """RGBA of a mask: white by default, opaque when no alpha is given."""
+    if color is None:
+        return (255, 255, 255, 255)
+    values = [int(value) for value in color]
+    if len(values) not in (3, 4) or not all(0 <= value <= 255 for value in values):
+        raise ValueError(f"A mask's color is 3 (RGB) or 4 (RGBA) numbers from 0 to 255; got {color!r}.")
+    r, g, b, a = (*values, 255)[:4]
+    return (r, g, b, a)
+
+
+def _save_cutout_masks(
+    prefix: str,
+    masks: SegmentationMasks,
+    slice_axis: int,
+    colors: Mapping[int, tuple[int, int, int, int]],
+    verbose: bool,
+    kwargs: dict[str, Any],
+) -> None:
+    labels = masks.labels
+    count = _slice_count(labels, slice_axis, "mask")
+    seen: set[int] = set()
+    white = mask_color(None)
+    for index, pixels in _slices(labels, slice_axis, count):
+        for root_id in sorted(set(masks.select(kernels.unique_ids(pixels).tolist())) - seen):
+            seen.add(root_id)
+            # An object first met here was absent before: every object has a file for every slice.
+            empty = _mask_page(np.zeros(pixels.shape, dtype=bool), colors.get(root_id, white))
+            for earlier in range(index):
+                _write(_slice_name(prefix, f"root_id_{root_id}", earlier, count), empty, verbose, kwargs)
+        for root_id in sorted(seen):
+            page = _mask_page(kernels.is_id(pixels, root_id), colors.get(root_id, white))
+            _write(_slice_name(prefix, f"root_id_{root_id}", index, count), page, verbose, kwargs)
+    masks.remember(seen)
+
+
+def _slice_count(img: Any, slice_axis: int, image_type: str) -> int:
+    if isinstance(slice_axis, bool) or slice_axis not in (0, 1, 2):
+        raise ValueError(f"slice_axis is 0 (x), 1 (y) or 2 (z); got {slice_axis!r}.")
+    if img.ndim not in (2, 3, 4) or (img.ndim == 4 and image_type == "mask"):
+        raise ValueError(f"Images have axes x, y and z, or two of them; got an array of shape {img.shape}.")
+    # Two axes are one picture, whichever axis it was cut along.
+    return 1 if img.ndim == 2 else int(img.shape[slice_axis])
+
+
+def _slices(img: Any, axis: int, count: int) -> Iterator[tuple[int, Pixels]]:
+    """Each slice as an array, computing whole slabs of blocks so that no block is read twice."""
+    if img.ndim == 2:
+        yield 0, np.asarray(img.compute() if isinstance(img, da.Array) else img)
+        return
+    for start, stop in _slabs(img, axis, count):
+        slab = img[(slice(None),) * axis + (slice(start, stop),)]
+        values = np.asarray(slab.compute() if isinstance(slab, da.Array) else slab)
+        for index in range(start, stop):
+            yield index, np.take(values, index - start, axis=axis)
+
+
+def _slabs(img: Any, axis: int, count: int) -> list[tuple[int, int]]:
+    """Ranges of slices that are computed together: the depth of the blocks, within a bound on memory."""
+    if not isinstance(img, da.Array):
+        return [(0, count)]
+    stops = list(accumulate(int(n) for n in img.chunks[axis]))
+    starts = [0, *stops[:-1]]
+    per_slice = max(1, int(img.nbytes) // max(1, count))
+    depth = max(1, SLAB_BYTES // per_slice)
+    return [
+        (first, min(first + depth, stop))
+        for start, stop in zip(starts, stops, strict=True)
+        for first in range(start, stop, depth)
+    ]
+
+
+def _slice_name(prefix: str, suffix: str, index: int, count: int) -> str:
+    return f"{prefix}_{suffix}.png" if count == 1 else f"{prefix}_slice_{index}_{suffix}.png"
+
+
+def _check_imagery(img: Any) -> None:
+    if img.dtype not in (np.uint8, np.uint16, np.bool_):
+        raise TypeError(
+            f"PNG holds 8 and 16 bit imagery; got {img.dtype}. Scale it first, for example "
+            "(255 * (img - low) / (high - low)).astype('uint8')."
+        )
+    if img.ndim == 4 and not (img.shape[3] in (3, 4) and img.dtype == np.uint8):
+        raise TypeError(f"Several channels are written as 8 bit RGB or RGBA; got shape {img.shape} of {img.dtype}.")
+
+
+def _grey(pixels: Pixels) -> Pixels:
+    """Rows are y and columns x in a picture; 8 bit grey is written as RGB, as the reference does."""
+    if pixels.ndim == 3:
+        return np.ascontiguousarray(np.swapaxes(pixels, 0, 1))
+    if pixels.dtype == np.uint16:
+        return np.ascontiguousarray(pixels.T)
+    return np.repeat(pixels.astype(np.uint8).T[:, :, np.newaxis], 3, axis=2)
+
+
+def _mask_page(pixels: Pixels, rgba: tuple[int, int, int, int]) -> Pixels:
+    palette = np.array([(0, 0, 0, 0), rgba], dtype=np.uint8)
+    return palette[(pixels.T != 0).astype(np.intp)]
+
+
+def _write(name: str, page: Pixels, verbose: bool, kwargs: dict[str, Any]) -> None:
+    imageio.imwrite(name, page, **kwargs)
+    if verbose:
+        print(f"Saved {name}...")  # noqa: T201  # the reference's contract for verbose

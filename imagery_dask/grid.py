@@ -1,0 +1,265 @@
+"""Voxel grids: where voxels are, which voxels a request means, and which voxel lies under which.
+
+Everything here is arithmetic on integers and exact fractions; there is no I/O. Axes are always x, y, z.
+
+Two rules decide every voxel:
+
+* **Which voxels a request means** (`voxel_bounds`) follows ``CloudVolume.download(bbox, mip=...,
+  coord_resolution=...)``: corners are truncated to whole numbers, divided by the ratio of the resolutions, and
+  truncated (towards zero) again.
+* **Which source voxel a target voxel shows** (`nearest_index`) is decided in the world: the one that contains the
+  target voxel's centre. The answer depends on absolute positions alone, so a region gives the same voxels whether
+  it is cut whole or in pieces::
+
+      source voxels   |     0     |     1     |     2     |        16 nm
+      target voxels   |  0  |  1  |  2  |  3  |  4  |  5  |         8 nm
+      nearest_index      0     0     1     1     2     2
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["AXES", "VoxelGrid", "XYZ", "edge_at_or_after", "nearest_index", "ratio", "voxel_bounds"]
+
+XYZ = tuple[int, int, int]
+Resolution = tuple[float, float, float]
+AXES = ("x", "y", "z")
+
+
+@lru_cache(maxsize=1024)
+def ratio(numerator_nm: float, denominator_nm: float) -> Fraction:
+    """Exact ratio of two resolutions as people write them.
+
+    Parameters
+    ----------
+    numerator_nm, denominator_nm : float
+        Voxel sizes. ``4.3`` means 43/10, not the nearest binary fraction, so that 8.6 over 4.3 is exactly 2.
+
+    Returns
+    -------
+    fractions.Fraction
+        ``numerator_nm / denominator_nm``.
+
+    Examples
+    --------
+    >>> ratio(8.6, 4.3)
+    Fraction(2, 1)
+    """
+    return Fraction(repr(float(numerator_nm))) / Fraction(repr(float(denominator_nm)))
+
+
+def nearest_index(start: int, size: int, step: Fraction) -> NDArray[np.int64]:
+    """Index of the source voxel that contains the centre of each target voxel along one axis.
+
+    Parameters
+    ----------
+    start, size : int
+        The target voxels ``start .. start + size - 1``, absolute.
+    step : fractions.Fraction
+        Target resolution over source resolution.
+
+    Returns
+    -------
+    numpy.ndarray of int64, shape (size,)
+        ``floor((target + 1/2) * step)``, computed in integers.
+
+    Examples
+    --------
+    >>> nearest_index(0, 6, Fraction(1, 2))
+    array([0, 0, 1, 1, 2, 2])
+    """
+    numerator, denominator = step.numerator, 2 * step.denominator
+    if (2 * max(abs(start), abs(start + size)) + 1) * numerator < 2**63 and denominator < 2**63:
+        targets = np.arange(start, start + size, dtype=np.int64)
+        return np.asarray((2 * targets + 1) * np.int64(numerator) // np.int64(denominator), dtype=np.int64)
+    exact = [(2 * target + 1) * numerator // denominator for target in range(start, start + size)]
+    return np.array(exact, dtype=np.int64)
+
+
+def edge_at_or_after(source_edge: int, step: Fraction) -> int:
+    """First target voxel whose source voxel is at or after a source edge.
+
+    Parameters
+    ----------
+    source_edge : int
+        A boundary between source voxels, for instance of a storage chunk.
+    step : fractions.Fraction
+        Target resolution over source resolution.
+
+    Returns
+    -------
+    int
+        The smallest ``t`` with ``nearest_index(t) >= source_edge``.
+
+    Examples
+    --------
+    >>> edge_at_or_after(64, Fraction(1, 2))
+    128
+    """
+    return math.ceil(Fraction(source_edge) / step - Fraction(1, 2))
+
+
+def voxel_bounds(
+    lower: Sequence[float], upper: Sequence[float], bounds_nm: Resolution, voxel_nm: Resolution
+) -> tuple[XYZ, XYZ]:
+    """Voxels that bounds given in one resolution mean in another, as CloudVolume reads them.
+
+    Parameters
+    ----------
+    lower, upper : sequence of 3 numbers
+        Corners in voxels of `bounds_nm`, lower inclusive, upper exclusive. Fractions are dropped.
+    bounds_nm : tuple of 3 float
+        Resolution of the corners, nm per voxel.
+    voxel_nm : tuple of 3 float
+        Resolution of the voxels asked for, nm per voxel.
+
+    Returns
+    -------
+    start, stop : tuple of 3 int
+        Half-open voxel box; it can be empty when the bounds are smaller than a voxel.
+
+    Notes
+    -----
+    The two roundings and their order are those of ``CloudVolumePrecomputed.download`` (cloud-volume 12), in
+    float64 as there, so that the same request means the same voxels in both.
+    """
+
+    def convert(corner: Sequence[float]) -> XYZ:
+        x, y, z = (
+            math.trunc(float(math.trunc(value)) / (voxel / own))
+            for value, own, voxel in zip(corner, bounds_nm, voxel_nm, strict=True)
+        )
+        return (x, y, z)
+
+    return convert(lower), convert(upper)
+
+
+@dataclass(frozen=True, slots=True)
+class VoxelGrid:
+    """A box of voxels in the world: where it starts, how many voxels, how large each is.
+
+    Parameters
+    ----------
+    start : tuple of 3 int
+        Absolute index of the first voxel along x, y, z; may be negative.
+    shape : tuple of 3 int
+        Number of voxels along x, y, z.
+    resolution_nm : tuple of 3 float
+        Size of a voxel along x, y, z in nanometres. Voxel ``i`` spans ``[i, i + 1) * resolution_nm``.
+
+    Raises
+    ------
+    ValueError
+        For a negative shape, or a resolution that is not positive and finite.
+
+    Examples
+    --------
+    >>> grid = VoxelGrid((10, 10, 0), (4, 4, 2), (8, 8, 40))
+    >>> grid.stop
+    (14, 14, 2)
+    >>> grid.at((16, 16, 40)).start
+    (5, 5, 0)
+    """
+
+    start: XYZ
+    shape: XYZ
+    resolution_nm: Resolution
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "start", _ints(self.start))
+        object.__setattr__(self, "shape", _ints(self.shape))
+        object.__setattr__(self, "resolution_nm", tuple(float(value) for value in self.resolution_nm))
+        if any(size < 0 for size in self.shape):
+            raise ValueError(f"A voxel grid's shape cannot be negative; got {self.shape}.")
+        if len(self.resolution_nm) != 3 or not all(0 < value < math.inf for value in self.resolution_nm):
+            raise ValueError(f"A resolution is three positive numbers in nm; got {self.resolution_nm}.")
+
+    @classmethod
+    def between(cls, start: Sequence[int], stop: Sequence[int], resolution_nm: Resolution) -> VoxelGrid:
+        """Grid of the half-open box ``[start, stop)``; empty along an axis whose stop is not after its start."""
+        shape = [max(0, int(b) - int(a)) for a, b in zip(start, stop, strict=True)]
+        return cls(_ints(start), _ints(shape), resolution_nm)
+
+    @property
+    def stop(self) -> XYZ:
+        """One past the last voxel along x, y, z."""
+        return _ints([start + size for start, size in zip(self.start, self.shape, strict=True)])
+
+    @property
+    def size(self) -> int:
+        """Number of voxels (a Python integer: it does not overflow)."""
+        return math.prod(self.shape)
+
+    @property
+    def translation_nm(self) -> Resolution:
+        """Centre of the first voxel, in nm."""
+        x, y, z = (float(self._centre(axis, 0)) for axis in range(3))
+        return (x, y, z)
+
+    def centres_nm(self, axis: int) -> NDArray[np.float64]:
+        """Centres of the voxels along an axis, in nm: float64 of shape ``(shape[axis],)``."""
+        index = np.arange(self.start[axis], self.stop[axis], dtype=np.int64)
+        return np.asarray((index + 0.5) * self.resolution_nm[axis], dtype=np.float64)
+
+    def steps_from(self, source_nm: Resolution) -> tuple[Fraction, Fraction, Fraction]:
+        """Size of this grid's voxels in voxels of another resolution, along x, y, z."""
+        x, y, z = (ratio(own, other) for own, other in zip(self.resolution_nm, source_nm, strict=True))
+        return (x, y, z)
+
+    def crop(self, offset: Sequence[int], shape: Sequence[int]) -> VoxelGrid:
+        """Part of the grid, `offset` voxels after its start."""
+        start = [own + by for own, by in zip(self.start, offset, strict=True)]
+        return VoxelGrid(_ints(start), _ints(shape), self.resolution_nm)
+
+    def intersection(self, other: VoxelGrid) -> VoxelGrid:
+        """Voxels in both grids, which must share a resolution; empty where they do not meet."""
+        if self.resolution_nm != other.resolution_nm:
+            raise ValueError(
+                f"Grids of {self.resolution_nm} and {other.resolution_nm} nm share no voxels; convert with at()."
+            )
+        start = [max(a, b) for a, b in zip(self.start, other.start, strict=True)]
+        stop = [min(a, b) for a, b in zip(self.stop, other.stop, strict=True)]
+        return VoxelGrid.between(start, stop, self.resolution_nm)
+
+    def contains(self, other: VoxelGrid) -> bool:
+        """Whether every voxel of `other` (of the same resolution) is in this grid."""
+        return other.size == 0 or self.intersection(other) == other
+
+    def at(self, source_nm: Resolution) -> VoxelGrid:
+        """Box of voxels of another resolution that this grid's voxel centres fall into.
+
+        This is what a block must read: the smallest source box that answers every target voxel.
+        """
+        start, stop = [], []
+        for axis, step in enumerate(self.steps_from(source_nm)):
+            first = nearest_index(self.start[axis], 1, step)[0]
+            last = nearest_index(self.stop[axis] - 1, 1, step)[0]
+            start.append(int(first))
+            stop.append(int(last) + 1 if self.shape[axis] else int(first))
+        return VoxelGrid.between(start, stop, source_nm)
+
+    def tiles(self, block: Sequence[int]) -> Iterator[VoxelGrid]:
+        """Blocks of at most `block` voxels that partition the grid, x fastest."""
+        for z in range(0, self.shape[2], block[2]):
+            for y in range(0, self.shape[1], block[1]):
+                for x in range(0, self.shape[0], block[0]):
+                    offset = (x, y, z)
+                    shape = [min(b, n - o) for b, n, o in zip(block, self.shape, offset, strict=True)]
+                    yield self.crop(offset, shape)
+
+    def _centre(self, axis: int, index: int) -> Fraction:
+        """Exact centre of a voxel in nm."""
+        return (Fraction(self.start[axis] + index) + Fraction(1, 2)) * ratio(self.resolution_nm[axis], 1.0)
+
+
+def _ints(values: Sequence[float]) -> XYZ:
+    x, y, z = (int(value) for value in values)
+    return (x, y, z)

@@ -1,0 +1,161 @@
+"""Pure functions on blocks: gather, interpolate, mask, convert, colour. No I/O, no state.
+
+Blocks are numpy arrays with axes x, y, z and, last, channels. They come from CloudVolume's decoders in Fortran
+order and stay in it, so that their transpose (z, y, x in C order) costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import fastremap
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["gather", "interpolate", "is_id", "keep_ids", "linear_taps", "outline", "to_int64", "unique_ids"]
+
+Block = NDArray[Any]
+
+INT64_MAX = 2**63 - 1
+
+
+def gather(block: Block, indices: Sequence[NDArray[np.int64]]) -> Block:
+    """Pick voxels by index along x, y and z; exact for every dtype.
+
+    Parameters
+    ----------
+    block : numpy.ndarray, shape (x, y, z, ...)
+        Source voxels.
+    indices : sequence of 3 int64 arrays
+        For each target voxel along an axis, the source voxel within `block`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape ``(len(indices[0]), len(indices[1]), len(indices[2]), ...)``, dtype unchanged, Fortran order.
+    """
+    # On the transpose each take copies contiguous runs; slow axes first, while the block is still small.
+    out = block.T
+    for axis in (2, 1, 0):
+        index = indices[axis]
+        along = out.ndim - 1 - axis
+        if len(index) == out.shape[along] and (len(index) == 0 or _is_identity(index)):
+            continue
+        if _is_run(index):
+            out = out[(slice(None),) * along + (slice(int(index[0]), int(index[-1]) + 1),)]
+        else:
+            out = np.take(out, index, axis=along)
+    return out.T
+
+
+def linear_taps(start: int, size: int, step: Fraction) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Left neighbour and weight of the right one for linear interpolation along an axis.
+
+    Parameters
+    ----------
+    start, size : int
+        Target voxels, absolute.
+    step : fractions.Fraction
+        Target resolution over source resolution.
+
+    Returns
+    -------
+    left : numpy.ndarray of int64, shape (size,)
+        Absolute source voxel whose centre is at or before the target's centre.
+    weight : numpy.ndarray of float64, shape (size,)
+        Share of the next source voxel, in [0, 1). Both come from integers, so that they do not depend on where a
+        block begins.
+    """
+    # Position in source voxels: (target + 1/2) * step - 1/2 = ((2 t + 1) p - q) / (2 q).
+    numerator, denominator = step.numerator, step.denominator
+    scaled = [(2 * target + 1) * numerator - denominator for target in range(start, start + size)]
+    left = np.array([value // (2 * denominator) for value in scaled], dtype=np.int64)
+    rest = [value % (2 * denominator) / (2 * denominator) for value in scaled]
+    return left, np.array(rest, dtype=np.float64)
+
+
+def interpolate(block: Block, taps: Sequence[tuple[NDArray[np.int64], NDArray[np.float64]]]) -> Block:
+    """Linear interpolation along x, y and z, equal to scikit-image's ``resize(order=1)`` on the whole array.
+
+    Parameters
+    ----------
+    block : numpy.ndarray, shape (x, y, z, ...)
+        Source voxels with one voxel of halo where the volume goes on; edges are repeated.
+    taps : sequence of 3 pairs
+        Left neighbours (within `block`) and weights, from `linear_taps`.
+
+    Returns
+    -------
+    numpy.ndarray
+        Interpolated block, rounded to `block`'s dtype when that is an integer type.
+    """
+    out: NDArray[np.float64] = block.T.astype(np.float64)
+    for axis, (left, weight) in enumerate(taps):
+        along = out.ndim - 1 - axis
+        if not weight.any() and len(left) == out.shape[along] and _is_identity(left):
+            continue
+        last = out.shape[along] - 1
+        share = weight.reshape((-1,) + (1,) * axis)
+        low = np.take(out, np.clip(left, 0, last), axis=along)
+        high = np.take(out, np.clip(left + 1, 0, last), axis=along)
+        out = low + (high - low) * share
+    if np.issubdtype(block.dtype, np.integer):
+        out = np.rint(out)
+    return out.astype(block.dtype).T
+
+
+def keep_ids(block: Block, ids: Sequence[int]) -> Block:
+    """Zero every voxel whose id is not listed (ids that the dtype cannot hold are nowhere)."""
+    limit = int(np.iinfo(block.dtype).max)
+    possible = [value for value in ids if 0 < value <= limit]
+    if not possible:
+        return np.zeros_like(block)
+    return np.asarray(fastremap.mask_except(block, possible, in_place=False))
+
+
+def is_id(block: Block, root_id: int) -> NDArray[np.bool_]:
+    """Where a block has an id (nowhere when its dtype cannot hold the id)."""
+    if not 0 <= root_id <= int(np.iinfo(block.dtype).max):
+        return np.zeros_like(block, dtype=bool)
+    return np.asarray(block == block.dtype.type(root_id))
+
+
+def to_int64(block: Block) -> NDArray[np.int64]:
+    """Convert ids to int64 without loss.
+
+    Raises
+    ------
+    OverflowError
+        When an id exceeds 2**63 - 1; the message names the id and the remedy.
+    """
+    if block.dtype != np.uint64:
+        return block.astype(np.int64)
+    largest = int(block.max(initial=0))
+    if largest > INT64_MAX:
+        raise OverflowError(
+            f"Id {largest} does not fit int64 (the largest is {INT64_MAX}); pass convert_to_int64=False to keep uint64."
+        )
+    return block.view(np.int64)
+
+
+def unique_ids(block: Block) -> NDArray[Any]:
+    """Sorted distinct ids of a block, dtype unchanged."""
+    return np.asarray(fastremap.unique(block))
+
+
+def outline(labels: Block) -> NDArray[np.bool_]:
+    """Pixels of a 2-D label image that touch another label to the right or below."""
+    edges = np.zeros(labels.shape, dtype=bool)
+    edges[:-1] |= labels[:-1] != labels[1:]
+    edges[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    return edges
+
+
+def _is_run(index: NDArray[np.int64]) -> bool:
+    return bool(len(index)) and bool(np.all(np.diff(index) == 1))
+
+
+def _is_identity(index: NDArray[np.int64]) -> bool:
+    return int(index[0]) == 0 and _is_run(index)

@@ -1,0 +1,426 @@
+"""From what a caller asks for to exact numbers: the only place for defaults and conflicts between arguments.
+
+`resolve` turns a `CutoutRequest` and a `Layer` into a `Cutout`: a frozen value in which nothing is left open, and from
+which every block, in a notebook, on a cluster or in a resumed export, computes the same voxels.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from imagery_dask.grid import AXES, VoxelGrid, voxel_bounds
+from imagery_dask.layer import Layer, Mip
+
+__all__ = [
+    "Cutout",
+    "CutoutRequest",
+    "LabelRule",
+    "bounds_from_center",
+    "dimensions_in",
+    "label_rule",
+    "resolve",
+    "resolve_pair",
+    "triple",
+    "whole_layer",
+]
+
+Triple = tuple[float, float, float]
+RootIds = Sequence[int] | Literal["all"] | None
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRule:
+    """What becomes of the ids of a segmentation.
+
+    Parameters
+    ----------
+    keep : tuple of int or None
+        Ids to keep, all others become 0; None keeps every id.
+    as_int64 : bool
+        Whether the result is int64 (an id that does not fit is an error) or the stored dtype.
+    mask_of : int or None
+        When given, the result is bool: True where the voxel has this id.
+    """
+
+    keep: tuple[int, ...] | None = None
+    as_int64: bool = False
+    mask_of: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cutout:
+    """A resolved cutout: everything that decides its voxels, and nothing else.
+
+    Parameters
+    ----------
+    path : str
+        CloudVolume path of the layer.
+    mip : Mip
+        Level that is read.
+    stored_dtype : str
+        Data type of the layer.
+    channels : int
+        Values per voxel.
+    target : VoxelGrid
+        Voxels of the result.
+    missing : {"fill", "error"}
+        What a storage chunk that does not exist becomes.
+    order : {0, 1}
+        0 takes the voxel under the target's centre, 1 interpolates linearly (imagery only).
+    labels : LabelRule or None
+        None for imagery.
+    """
+
+    path: str
+    mip: Mip
+    stored_dtype: str
+    channels: int
+    target: VoxelGrid
+    missing: Literal["fill", "error"] = "fill"
+    order: int = 0
+    labels: LabelRule | None = None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Data type of the result, known without reading."""
+        if self.labels is None:
+            return np.dtype(self.stored_dtype)
+        if self.labels.mask_of is not None:
+            return np.dtype(bool)
+        return np.dtype(np.int64 if self.labels.as_int64 else self.stored_dtype)
+
+    def mask(self, root_id: int) -> Cutout:
+        """Cutout of the voxels that have one id."""
+        rule = replace(self.labels or LabelRule(), mask_of=int(root_id), as_int64=False)
+        return replace(self, labels=rule)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutoutRequest:
+    """What a caller asks of one layer; `resolve` gives the meaning of each field.
+
+    Parameters
+    ----------
+    bounds : array-like
+        Two corners (2 x 3), or a center when a size is given.
+    bbox_size : array-like or None
+        2 or 3 sizes in voxels of `resolution`.
+    image_size : array-like or None
+        2 or 3 sizes in pixels of the mip.
+    mip : int or None
+        Level; None takes `default_mip` and rescales to the bounds.
+    default_mip : int
+        The client's level.
+    resolution : tuple of 3 float
+        Resolution of `bounds` and `bbox_size`, nm.
+    scale_to_bounds : bool or None
+        Whether the result has the voxels of `resolution`; None decides by `mip`.
+    """
+
+    bounds: ArrayLike
+    default_mip: int
+    resolution: Triple
+    bbox_size: ArrayLike | None = None
+    image_size: ArrayLike | None = None
+    mip: int | None = None
+    scale_to_bounds: bool | None = None
+
+    @property
+    def scales(self) -> bool:
+        """Whether the result is on the grid of the bounds rather than of the mip."""
+        if self.scale_to_bounds is None:
+            # A size in pixels names the size of the result: there is nothing left to rescale to.
+            return self.mip is None and self.image_size is None
+        return bool(self.scale_to_bounds)
+
+
+def resolve(
+    request: CutoutRequest,
+    layer: Layer,
+    *,
+    labels: LabelRule | None = None,
+    missing: Literal["fill", "error"] = "fill",
+    order: int = 0,
+) -> Cutout:
+    """Exact cutout that a request means on a layer.
+
+    Parameters
+    ----------
+    request : CutoutRequest
+        What was asked for.
+    layer : Layer
+        The layer to read.
+    labels : LabelRule or None
+        What becomes of ids; None for imagery.
+    missing : {"fill", "error"}
+        What a storage chunk that does not exist becomes.
+    order : {0, 1}
+        Nearest or linear resampling.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For arguments that are wrong or contradict each other, with the values and the remedy.
+    """
+    if missing not in ("fill", "error"):
+        raise ValueError(f"missing is 'fill' or 'error'; got {missing!r}.")
+    if order not in (0, 1):
+        raise ValueError(f"order is 0 (nearest) or 1 (linear); got {order!r}.")
+    mip = layer.mip(request.default_mip if request.mip is None else request.mip)
+    target = _target(request, mip)
+    return Cutout(layer.path, mip, layer.dtype, layer.channels, target, missing, int(order), labels)
+
+
+def whole_layer(
+    layer: Layer, level: int, *, labels: LabelRule | None = None, missing: Literal["fill", "error"] = "fill"
+) -> Cutout:
+    """Cutout of all voxels of a level."""
+    mip = layer.mip(level)
+    return Cutout(layer.path, mip, layer.dtype, layer.channels, mip.grid, missing, 0, labels)
+
+
+def resolve_pair(
+    request: CutoutRequest,
+    image: Layer,
+    segmentation: Layer,
+    mips: tuple[int | None, int | None],
+    *,
+    default_mips: tuple[int, int],
+    labels: LabelRule,
+    resize: bool = True,
+    missing: Literal["fill", "error"] = "fill",
+    order: int = 0,
+) -> tuple[Cutout, Cutout]:
+    """Cutouts of imagery and segmentation for one request.
+
+    The finer layer decides the voxels; with `resize` the coarser one is brought to the same voxels.
+
+    Parameters
+    ----------
+    request : CutoutRequest
+        What was asked for; its mips are not used.
+    image, segmentation : Layer
+        The layers.
+    mips : pair of int or None
+        Levels of imagery and segmentation as the caller gave them.
+    default_mips : pair of int
+        Levels to use for those that are None.
+    labels : LabelRule
+        What becomes of ids.
+    resize : bool
+        Whether both share one target grid.
+    missing, order
+        As in `resolve`.
+
+    Returns
+    -------
+    image, segmentation : Cutout
+        Resolved cutouts.
+    """
+    scales = request.scale_to_bounds
+    if scales is None:
+        scales = mips == (None, None)
+    levels = [default if mip is None else mip for mip, default in zip(mips, default_mips, strict=True)]
+    image_nm = image.mip(levels[0]).grid.resolution_nm
+    segmentation_nm = segmentation.mip(levels[1]).grid.resolution_nm
+    segmentation_is_finer = all(a >= b for a, b in zip(image_nm, segmentation_nm, strict=True))
+    same = image_nm == segmentation_nm
+
+    def cut(layer: Layer, level: int, is_finer: bool) -> Cutout:
+        scaled = bool(scales) and (is_finer or same)
+        rule, used_order = (labels, 0) if layer is segmentation else (None, order)
+        own = replace(request, mip=level, scale_to_bounds=scaled)
+        return resolve(own, layer, labels=rule, missing=missing, order=used_order)
+
+    pair = [
+        cut(image, levels[0], not segmentation_is_finer),
+        cut(segmentation, levels[1], segmentation_is_finer),
+    ]
+    if resize:
+        finer = int(segmentation_is_finer)
+        pair[1 - finer] = replace(pair[1 - finer], target=pair[finer].target)
+    return pair[0], pair[1]
+
+
+def label_rule(root_ids: Any, *, as_int64: bool) -> LabelRule:
+    """Rule for the ``root_ids`` argument of a flat segmentation.
+
+    Parameters
+    ----------
+    root_ids : sequence of int, None or "all"
+        Ids to keep. A flat segmentation stores its ids, so that None and "all" are the same.
+    as_int64 : bool
+        Whether results are int64.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For another string, or ids that are not integers from 0 to 2**64 - 1.
+    """
+    if root_ids is None or (isinstance(root_ids, str) and root_ids == "all"):
+        return LabelRule(as_int64=as_int64)
+    if isinstance(root_ids, (str, bytes)):
+        raise ValueError(f"root_ids must be 'all', None or a sequence of ids; got {root_ids!r}.")
+    if not isinstance(root_ids, Iterable):
+        raise TypeError(f"root_ids must be 'all', None or a sequence of ids; got {root_ids!r}. Put one id in a list.")
+    return LabelRule(keep=tuple(sorted({_id(value) for value in root_ids})), as_int64=as_int64)
+
+
+def bounds_from_center(ctr: ArrayLike, width: float = 1, height: float = 1, depth: float = 1) -> Any:
+    """Bounds of a box around a center.
+
+    Parameters
+    ----------
+    ctr : array-like of 3 numbers
+        Center x, y, z, in voxels.
+    width, height, depth : int
+        Size of the box along x, y and z, in voxels.
+
+    Returns
+    -------
+    numpy.ndarray, shape (2, 3)
+        Lower (inclusive) and upper (exclusive) corner. With an even size the center is the first voxel of the upper
+        half.
+
+    Examples
+    --------
+    >>> bounds_from_center((100, 100, 10), 4, 4, 1)
+    array([[ 98,  98,  10],
+           [102, 102,  11]])
+    """
+    center = np.asarray(triple("ctr", ctr, whole=_is_whole(ctr)))
+    size = np.asarray([width, height, depth])
+    lower = center - size // 2
+    return np.array([lower, lower + size])
+
+
+def triple(name: str, value: Any, *, positive: bool = False, whole: bool = False) -> Any:
+    """Three finite numbers as a tuple.
+
+    Raises
+    ------
+    ValueError, TypeError
+        When they are not three, not numbers, not finite, or (with `positive`) not above 0.
+    """
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be three numbers x, y, z; got {value!r}.") from error
+    if array.shape == (1, 3):
+        array = array[0]
+    if array.shape != (3,):
+        raise ValueError(f"{name} must be three numbers x, y, z; got {value!r} of shape {array.shape}.")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} must be finite; got {value!r}.")
+    if positive and not (array > 0).all():
+        raise ValueError(f"{name} must be positive; got {value!r}.")
+    x, y, z = (int(v) if whole else float(v) for v in array)
+    return (x, y, z)
+
+
+def _is_whole(value: Any) -> bool:
+    return bool(np.issubdtype(np.asarray(value).dtype, np.integer))
+
+
+def _id(value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(
+            f"root_ids must be integers; got {value!r} ({type(value).__name__}). Ids exceed 2**53: a float has already "
+            "rounded them."
+        ) from None
+    if isinstance(value, (bool, np.bool_)) or not 0 <= number < 2**64:
+        raise ValueError(f"root_ids must be integers from 0 to 2**64 - 1; got {value!r}.")
+    return number
+
+
+def _target(request: CutoutRequest, mip: Mip) -> VoxelGrid:
+    """Voxels of the result: the mip's own, or those of the bounds when the cutout is scaled to them."""
+    voxel_nm = mip.grid.resolution_nm
+    lower, upper = _corners(request, voxel_nm)
+    target_nm = request.resolution if request.scales else voxel_nm
+    start, stop = voxel_bounds(lower, upper, request.resolution, target_nm)
+    if request.image_size is not None and not request.scales:
+        # The size in pixels is what was asked for: no rounding of corners may change it.
+        size = _size("image_size", request.image_size)
+        stop = tuple(a + int(n) for a, n in zip(start, size, strict=True))  # type: ignore[assignment]
+    empty = [name for name, a, b in zip(AXES, start, stop, strict=True) if b <= a]
+    if empty:
+        raise ValueError(
+            f"The bounds {_plain(lower)} to {_plain(upper)} at {_plain(request.resolution)} nm cover no voxel along "
+            f"{', '.join(empty)}: they are voxels {start} to {stop} at {_plain(target_nm)} nm. The upper corner is "
+            "exclusive; make the bounds larger, or check the resolution they are given in."
+        )
+    return VoxelGrid.between(start, stop, target_nm)
+
+
+def _corners(request: CutoutRequest, voxel_nm: Triple) -> tuple[Triple, Triple]:
+    if request.bbox_size is not None and request.image_size is not None:
+        raise ValueError("Give bbox_size or image_size, not both: each sets the size of the cutout.")
+    if request.bbox_size is not None:
+        size = _size("bbox_size", request.bbox_size)
+    elif request.image_size is not None:
+        size = dimensions_in(request.image_size, voxel_nm, request.resolution)
+    else:
+        return _bounds(request.bounds)
+    center = np.asarray(triple("bounds (the center, since a size is given)", request.bounds))
+    lower = center - np.floor_divide(size, 2)
+    x0, y0, z0 = lower.tolist()
+    x1, y1, z1 = (lower + np.asarray(size)).tolist()
+    return (x0, y0, z0), (x1, y1, z1)
+
+
+def dimensions_in(image_size: ArrayLike, voxel_nm: Triple, resolution: Triple) -> Triple:
+    """Size in voxels of `resolution` that spans `image_size` pixels of `voxel_nm`; z is 1 for a 2-element size."""
+    size = _size("image_size", image_size, whole=True)
+    x, y, z = (n * own / of for n, own, of in zip(size, voxel_nm, resolution, strict=True))
+    return (x, y, z if np.size(np.asarray(image_size)) == 3 else 1.0)
+
+
+def _size(name: str, value: Any, whole: bool = False) -> Triple:
+    array = np.asarray(value)
+    if array.shape == (2,):
+        array = np.append(array, 1)
+    elif array.shape != (3,):
+        raise ValueError(f"{name} must be 2 or 3 numbers; got {value!r}.")
+    size = triple(name, array, positive=True)
+    if whole and any(n != math.floor(n) for n in size):
+        raise ValueError(f"{name} is a number of pixels and must be whole; got {value!r}.")
+    return (size[0], size[1], size[2])
+
+
+def _bounds(value: Any) -> tuple[Triple, Triple]:
+    if value is None:
+        raise ValueError("bounds are needed: two corners, or a center together with bbox_size or image_size.")
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"bounds must be two corners of three numbers; got {value!r}.") from error
+    if array.shape == (3,):
+        raise ValueError(
+            f"bounds must be two corners (2 x 3); got {value!r}. To cut around a center, give bbox_size or image_size."
+        )
+    if array.shape != (2, 3):
+        raise ValueError(f"bounds must be two corners (2 x 3); got {value!r} of shape {array.shape}.")
+    if not np.isfinite(array).all():
+        raise ValueError(f"bounds must be finite; got {value!r}.")
+    inverted = [AXES[axis] for axis in range(3) if array[1, axis] <= array[0, axis]]
+    if inverted:
+        raise ValueError(
+            f"bounds are inverted or empty along {', '.join(inverted)}: {value!r}. The first corner is the lower one, "
+            "the second is exclusive."
+        )
+    (x0, y0, z0), (x1, y1, z1) = array.tolist()
+    return (x0, y0, z0), (x1, y1, z1)
+
+
+def _plain(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(int(v) if float(v).is_integer() else float(v) for v in values)

@@ -1,0 +1,187 @@
+"""Reading boxes of voxels from precomputed volumes.
+
+CloudVolume interprets the ``info`` and decodes the chunks. What lies between, which chunks to fetch, what a missing
+or refused one means, and where its voxels go, is done here, because ``CloudVolume.download`` does not say which
+chunks were missing and takes a refused request for a missing chunk.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+from cloudvolume import CloudVolume, chunks
+from numpy.typing import NDArray
+
+from imagery_dask.errors import CorruptChunkError, MissingChunkError, SourceError, SourceNotFoundError
+from imagery_dask.grid import XYZ, VoxelGrid
+from imagery_dask.layer import Layer
+from imagery_dask.sources.counts import MISSING_KEYS_KEPT, ReadCounts
+from imagery_dask.sources.shards import ShardedChunks
+from imagery_dask.sources.transport import Blob, Request, Transport
+
+__all__ = ["Missing", "PrecomputedVolume"]
+
+Missing = Literal["fill", "error"]
+REDIRECTS = 10
+
+
+class PrecomputedVolume:
+    """An open layer, shared by all threads of a process.
+
+    Parameters
+    ----------
+    path : str
+        CloudVolume path of a precomputed layer.
+
+    Raises
+    ------
+    SourceNotFoundError, AccessRefusedError, SourceError
+        When there is no volume, access is refused, or it is not an image or segmentation.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._transport, self.info = _read_info(path)
+        self.layer = Layer.from_info(path, self.info)
+        # The info and an empty provenance are handed in, so that this makes no request.
+        self._volume = CloudVolume(self._transport.cloudpath, info=self.info, provenance={}, progress=False, parallel=1)
+        self._meta = self._volume.meta
+        self._shards: dict[int, ShardedChunks] = {}
+        self._lock = threading.Lock()
+
+    def read(self, mip: int, box: VoxelGrid, missing: Missing) -> tuple[NDArray[Any], ReadCounts]:
+        """Read a box of voxels.
+
+        Parameters
+        ----------
+        mip : int
+            Level to read.
+        box : VoxelGrid
+            Voxels of that level, absolute; parts outside the volume are 0.
+        missing : {"fill", "error"}
+            What a storage chunk that does not exist inside the volume becomes: zeros that are counted, or an error.
+
+        Returns
+        -------
+        voxels : numpy.ndarray, shape (x, y, z, channel)
+            Fortran order, in the layer's dtype.
+        counts : ReadCounts
+            What was read, and what was missing.
+        """
+        level = self.layer.mips[mip]
+        counts = ReadCounts()
+        out = np.zeros((*box.shape, self.layer.channels), dtype=self.layer.dtype, order="F")
+        inside = box.intersection(level.grid)
+        if inside.size == 0:
+            return out, counts
+        for cell, blob in self._chunks(mip, _cells(inside, level.grid, level.chunk_shape)):
+            grid = level.grid.intersection(_chunk_grid(cell, level.grid, level.chunk_shape))
+            counts.chunks += 1
+            if blob is None or not blob.content:
+                self._count_missing(mip, grid, counts, missing)
+                continue
+            counts.stored_bytes += len(blob.content)
+            _paste(out, box, self._decode(mip, grid, blob), grid)
+        return out, counts
+
+    def _chunks(self, mip: int, cells: list[XYZ]) -> Iterator[tuple[XYZ, Blob | None]]:
+        level = self.layer.mips[mip]
+        if level.is_sharded:
+            yield from self._sharded(mip).get_many(cells)
+            return
+        by_key = {self._key(mip, _chunk_grid(cell, level.grid, level.chunk_shape)): cell for cell in cells}
+        for request, blob in self._transport.get_many([Request(key) for key in by_key]):
+            yield by_key[request.key], blob
+
+    def _sharded(self, mip: int) -> ShardedChunks:
+        with self._lock:
+            if mip not in self._shards:
+                level = self.layer.mips[mip]
+                x, y, z = (-(-n // c) for n, c in zip(level.grid.shape, level.chunk_shape, strict=True))
+                sharding = self.info["scales"][mip]["sharding"]
+                self._shards[mip] = ShardedChunks(self._transport, level.key, sharding, (x, y, z))
+            return self._shards[mip]
+
+    def _key(self, mip: int, grid: VoxelGrid) -> str:
+        level = self.layer.mips[mip]
+        stop = [min(a, b) for a, b in zip(grid.stop, level.grid.stop, strict=True)]
+        spans = (f"{start}-{end}" for start, end in zip(grid.start, stop, strict=True))
+        return f"{level.key}/{'_'.join(spans)}"
+
+    def _count_missing(self, mip: int, grid: VoxelGrid, counts: ReadCounts, missing: Missing) -> None:
+        key = self._key(mip, grid)
+        if missing == "error":
+            raise MissingChunkError(
+                f"Storage chunk {key} of {self.path} does not exist, and missing='error' was asked for. "
+                "Pass missing='fill' to take 0 for its voxels and have it counted."
+            )
+        counts.missing += 1
+        if len(counts.missing_keys) < MISSING_KEYS_KEPT:
+            counts.missing_keys.append(key)
+
+    def _decode(self, mip: int, grid: VoxelGrid, blob: Blob) -> NDArray[Any]:
+        block_size = self._meta.compressed_segmentation_block_size(mip)
+        shape = (*grid.shape, self.layer.channels)
+        try:
+            voxels = chunks.decode(
+                blob.decompressed(),
+                encoding=self._meta.encoding(mip),
+                shape=shape,
+                dtype=self._meta.dtype,
+                block_size=(8, 8, 8) if block_size is None else block_size,
+            )
+            return np.asarray(voxels).reshape(shape, order="F")
+        except Exception as error:
+            raise CorruptChunkError(
+                f"Storage chunk {self._key(mip, grid)} of {self.path} does not decode as "
+                f"{self._meta.encoding(mip)} {shape} {self.layer.dtype}: {type(error).__name__}: {error}"
+            ) from error
+
+
+def _read_info(path: str) -> tuple[Transport, dict[str, Any]]:
+    """Read a layer's info, following redirects as CloudVolume does."""
+    for _ in range(REDIRECTS):
+        transport = Transport(path)
+        blob = transport.get(Request("info"))
+        if blob is None:
+            raise SourceNotFoundError(
+                f"There is no precomputed volume at {path!r}: it has no info file. Check the path; it names the "
+                "folder that holds 'info', for example precomputed://gs://bucket/layer or file:///data/layer."
+            )
+        try:
+            info = json.loads(blob.decompressed())
+        except ValueError as error:
+            raise SourceError(f"The info file of {path!r} is not JSON: {error}") from error
+        if not isinstance(info, dict):
+            raise SourceError(f"The info file of {path!r} is not a JSON object.")
+        target = info.get("redirect")
+        if not target or target == path:
+            return transport, info
+        path = str(target)
+    raise SourceError(f"The info of {path!r} redirects more than {REDIRECTS} times.")
+
+
+def _cells(box: VoxelGrid, volume: VoxelGrid, chunk_shape: XYZ) -> list[XYZ]:
+    """Positions, in the grid of storage chunks, of the chunks that a box inside the volume crosses."""
+    spans = [
+        range((start - origin) // size, -(-(stop - origin) // size))
+        for start, stop, origin, size in zip(box.start, box.stop, volume.start, chunk_shape, strict=True)
+    ]
+    return [(x, y, z) for z, y, x in itertools.product(spans[2], spans[1], spans[0])]
+
+
+def _chunk_grid(cell: XYZ, volume: VoxelGrid, chunk_shape: XYZ) -> VoxelGrid:
+    return volume.crop([c * s for c, s in zip(cell, chunk_shape, strict=True)], chunk_shape)
+
+
+def _paste(out: NDArray[Any], box: VoxelGrid, voxels: NDArray[Any], grid: VoxelGrid) -> None:
+    """Copy the voxels of a chunk to where they belong in the box."""
+    common = box.intersection(grid)
+    to = tuple(slice(s - o, s - o + n) for s, o, n in zip(common.start, box.start, common.shape, strict=True))
+    of = tuple(slice(s - o, s - o + n) for s, o, n in zip(common.start, grid.start, common.shape, strict=True))
+    out[to] = voxels[of]

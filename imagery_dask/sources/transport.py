@@ -1,0 +1,227 @@
+"""Bytes from storage, by key, for every protocol that cloud-files speaks.
+
+cloud-files' HTTP reader answers None for 403 and 404 alike, and retries refused requests for minutes. Here a key is
+*there*, *not there* (None), *refused* (`AccessRefusedError`) or the read fails, and only failures that may pass are
+tried again.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import random
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import requests
+from cloudfiles import CloudFiles
+from cloudfiles.compression import decompress
+from cloudvolume.paths import to_https_protocol
+
+from imagery_dask.errors import AccessRefusedError, SourceError
+from imagery_dask.sources import credentials
+
+__all__ = ["Blob", "Request", "Transport"]
+
+# Enough to hide the latency of object stores from one process; a local disk needs none.
+REQUESTS_IN_FLIGHT = 32
+ATTEMPTS = 5
+TIMEOUT_S = (10, 60)
+REFUSED_CODES = {
+    "401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken",
+    "Forbidden", "Unauthorized",
+}  # fmt: skip
+NOT_THERE_CODES = {"404", "NoSuchKey", "NotFound"}
+PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A file, or the bytes ``start .. stop - 1`` of one."""
+
+    key: str
+    start: int | None = None
+    stop: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """Bytes as they were stored, and how they are compressed."""
+
+    content: bytes
+    encoding: str | None = None
+
+    def decompressed(self) -> bytes:
+        """Bytes without the transport's compression (gzip, brotli, ...)."""
+        return bytes(decompress(self.content, self.encoding)) if self.encoding else self.content
+
+
+class Transport:
+    """Reader of the files below one cloud path. Safe to use from many threads.
+
+    Parameters
+    ----------
+    cloudpath : str
+        A path as CloudVolume takes it. Buckets for which this process has no credentials are read anonymously
+        over HTTPS.
+    """
+
+    def __init__(self, cloudpath: str) -> None:
+        self.cloudpath = cloudpath
+        self._files = CloudFiles(
+            reachable_path(cloudpath),
+            secrets=credentials.secrets_for(cloudpath),
+            locking=False,
+            progress=False,
+        )
+        self._local = threading.local()
+        protocol = self._files.protocol
+        self.is_remote = protocol not in ("file", "mem")
+        self._get_once = self._http_get if protocol in HTTP_PROTOCOLS else self._cloud_files_get
+
+    def get(self, request: Request) -> Blob | None:
+        """Fetch one file or byte range.
+
+        Returns
+        -------
+        Blob or None
+            None when there is no such file.
+
+        Raises
+        ------
+        AccessRefusedError
+            The storage answered 401 or 403, or the like.
+        SourceError
+            The read failed for another reason, after retries where these could help.
+        """
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._get_once(request)
+            except SourceError:
+                raise
+            except Exception as error:
+                kind = _kind_of(error)
+                if kind == "not there":
+                    return None
+                if kind == "refused":
+                    raise self._refused(request.key, error) from error
+                if kind == "final" or attempt == ATTEMPTS - 1:
+                    raise SourceError(f"Reading {self._name(request.key)} failed: {_brief(error)}") from error
+                time.sleep(random.uniform(0.5, 1.0) * min(8.0, 0.2 * 2**attempt))
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def get_many(self, wanted: Iterable[Request]) -> Iterator[tuple[Request, Blob | None]]:
+        """Fetch many, several at a time for remote storage; results come in the order asked for."""
+        if not self.is_remote:
+            for request in wanted:
+                yield request, self.get(request)
+            return
+        requests_ = list(wanted)
+        futures = [_pool().submit(self.get, request) for request in requests_]
+        try:
+            for index, request in enumerate(requests_):
+                blob = futures[index].result()
+                futures[index] = None  # type: ignore[call-overload]  # let the bytes go once they are used
+                yield request, blob
+        finally:
+            for future in futures:
+                if future is not None:
+                    future.cancel()
+
+    def _name(self, key: str) -> str:
+        return f"{self.cloudpath.rstrip('/')}/{key}"
+
+    def _refused(self, key: str, reason: object) -> AccessRefusedError:
+        return AccessRefusedError(
+            f"Access was refused to {self._name(key)} ({_brief(reason)}). Check the credentials that this process "
+            "finds (environment, ~/.cloudvolume/secrets), or ask for read permission. A store that answers 403 for "
+            "objects that do not exist must also allow listing."
+        )
+
+    def _connection(self) -> Any:
+        connection = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = self._files._get_connection()
+        return connection
+
+    def _cloud_files_get(self, request: Request) -> Blob | None:
+        connection = self._connection()
+        # Without cloud-files' own retries: they repeat refused requests seven times, for up to minutes.
+        get_file = inspect.unwrap(type(connection).get_file)
+        content, encoding, _, _ = get_file(connection, request.key, request.start, request.stop)
+        return None if content is None else Blob(content, encoding or None)
+
+    def _http_get(self, request: Request) -> Blob | None:
+        connection = self._connection()
+        headers = dict(connection.default_headers())
+        if request.start is not None and request.stop is not None:
+            headers["Range"] = f"bytes={request.start}-{request.stop - 1}"
+        url = connection.get_path_to_file(request.key)
+        with connection.session.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
+            if response.status_code in (404, 410):
+                return None
+            if response.status_code in (401, 403):
+                raise self._refused(request.key, f"HTTP {response.status_code}")
+            response.raise_for_status()
+            # Still compressed: decoding happens once, by whoever needs the bytes.
+            content = response.raw.read(decode_content=False)
+            _check_length(response, len(content))
+            return Blob(content, response.headers.get("Content-Encoding"))
+
+
+HTTP_PROTOCOLS = ("http", "https", "middleauth+https")
+
+
+def reachable_path(cloudpath: str) -> str:
+    """Path through which this process can read: buckets without credentials become anonymous HTTPS."""
+    scheme = cloudpath.removeprefix("precomputed://").partition("://")[0]
+    if scheme == "gs" and not credentials.has_google():
+        return str(to_https_protocol(cloudpath))
+    if scheme == "s3" and not credentials.has_aws(cloudpath):
+        return str(to_https_protocol(cloudpath))
+    return cloudpath
+
+
+def _check_length(response: requests.Response, received: int) -> None:
+    promised = response.headers.get("Content-Length")
+    if promised is not None and int(promised) != received:
+        raise ConnectionError(f"the body was cut short: {received} of {promised} bytes")
+
+
+def _kind_of(error: Exception) -> str:
+    """Sort a failure: "not there", "refused", "passing" (try again) or "final"."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        code = str(response.get("Error", {}).get("Code", ""))
+        status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    else:  # requests, google-cloud
+        status = int(getattr(response, "status_code", 0) or getattr(error, "code", 0) or 0)
+        code = str(status)
+    if code in NOT_THERE_CODES or isinstance(error, FileNotFoundError):
+        return "not there"
+    if code in REFUSED_CODES or status in (401, 403) or isinstance(error, PermissionError):
+        return "refused"
+    if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, TypeError, ValueError)):
+        return "final"
+    return "passing" if status == 0 or status in PASSING_STATUS else "final"
+
+
+def _brief(reason: object) -> str:
+    text = " ".join(str(reason).split())
+    name = f"{type(reason).__name__}: " if isinstance(reason, Exception) else ""
+    return (name + text)[:300]
+
+
+@lru_cache(maxsize=1)
+def _pool_of(process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="imagery-dask-fetch")
+
+
+def _pool() -> ThreadPoolExecutor:
+    # Keyed by process: threads do not survive a fork.
+    return _pool_of(os.getpid())

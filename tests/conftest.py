@@ -1,0 +1,105 @@
+"""Fixtures for all tests, and an environment that reads nothing of the user's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+from support.http_server import FaultHook, FileServer
+
+if TYPE_CHECKING:
+    from support.buckets import GcsServer, S3Server
+
+# Set here and not in a fixture: CloudVolume, CloudFiles and dask read their environment when they are imported.
+# Worker processes inherit it.
+HOME = Path(tempfile.mkdtemp(prefix="imagery-dask-tests-home-"))
+BEFORE = dict(os.environ)
+CREDENTIALS = (
+    "AWS_",
+    "GOOGLE_",
+    "CLOUDSDK_",
+    "CAVE",
+    "CLOUD_VOLUME_",
+    "CLOUD_FILES_",
+    "STORAGE_EMULATOR_HOST",
+)
+for variable in [name for name in os.environ if name.startswith(CREDENTIALS)]:
+    del os.environ[variable]
+os.environ |= {
+    "HOME": str(HOME),
+    "XDG_CACHE_HOME": BEFORE.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),  # font caches are no secrets
+    "CLOUD_VOLUME_DIR": str(HOME / "cloudvolume"),
+    "CLOUD_FILES_DIR": str(HOME / "cloudfiles"),
+    "DASK_CONFIG": str(HOME / "dask"),
+    "AWS_EC2_METADATA_DISABLED": "true",  # without keys, fail at once instead of asking the network for some
+    "NO_GCE_CHECK": "true",
+    "NO_PROXY": "127.0.0.1,localhost",
+    "no_proxy": "127.0.0.1,localhost",
+}
+
+settings.register_profile("ci", deadline=None, derandomize=False, print_blob=True, max_examples=60)
+settings.register_profile("thorough", settings.get_profile("ci"), max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_unconfigure() -> None:
+    """Put the environment back and remove the home directory."""
+    os.environ.clear()
+    os.environ.update(BEFORE)
+    shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_home() -> Path:
+    """Name the empty home directory of this run; no test sees the user's secrets or settings."""
+    return HOME
+
+
+@pytest.fixture
+def http_server_factory() -> Iterator[Callable[..., FileServer]]:
+    """Return ``serve(root, latency_s=0, faults=None)``; its servers close after the test."""
+    with ExitStack() as stack:
+
+        def serve(root: Path, *, latency_s: float = 0.0, faults: FaultHook | None = None) -> FileServer:
+            return stack.enter_context(FileServer(root, latency_s=latency_s, faults=faults))
+
+        yield serve
+
+
+@pytest.fixture
+def file_server(tmp_path: Path, http_server_factory: Callable[..., FileServer]) -> FileServer:
+    """Serve ``tmp_path``: a volume written to ``tmp_path / "em"`` is at ``file_server.url + "/em"``."""
+    return http_server_factory(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """Run one S3 store for the session; tests use their own buckets, within ``s3_server.environment()``."""
+    from support import buckets  # imports every storage client: not for tests that use none
+
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(buckets.seaweedfs(tmp_path_factory.mktemp("s3")))
+        except buckets.BucketUnavailable as reason:
+            pytest.skip(str(reason))
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GcsServer]:
+    """Run one emulator of Google Cloud Storage for the session; see `s3_server`."""
+    from support import buckets
+
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(buckets.gcs_emulator(tmp_path_factory.mktemp("gcs")))
+        except buckets.BucketUnavailable as reason:
+            pytest.skip(str(reason))
+        yield server

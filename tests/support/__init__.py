@@ -1,0 +1,1 @@
+"""Real servers and real files that the tests start, write and read; nothing here is a mock."""

