@@ -17,7 +17,7 @@ from support.http_server import FaultHook, FileServer
 if TYPE_CHECKING:
     from support.buckets import GcsServer, S3Server
 
-# Set here and not in a fixture: CloudVolume, CloudFiles and dask read their environment when they are imported.
+# Set here and not in a fixture: CloudVolume, CloudFiles and dask read their environment when imported.
 # Worker processes inherit it.
 HOME = Path(tempfile.mkdtemp(prefix="imagery-dask-tests-home-"))
 BEFORE = dict(os.environ)

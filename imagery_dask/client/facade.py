@@ -341,14 +341,11 @@ class ImageryClient(SavesPictures):
         Returns
         -------
         xarray.Dataset
-            Lazy variables ``image`` and ``segmentation`` with dims x, y, z.
+            Lazy variables ``image`` and ``segmentation`` with dims x, y, z; the one of them that the client has, in a
+            client with one layer.
         """
-        image, labels = self._settings.pair(
-            bounds, (image_mip, segmentation_mip), root_ids, convert_to_int64, resize=True, order=order,
+        cutouts = self._settings.present(
+            bounds, (image_mip, segmentation_mip), root_ids, convert_to_int64, order=order,
             bbox_size=bbox_size, resolution=resolution, scale_to_bounds=scale_to_bounds,
         )  # fmt: skip
-        variables = {
-            "image": lazy_dataarray(image, "image"),
-            "segmentation": lazy_dataarray(labels, "segmentation"),
-        }
-        return xr.Dataset(variables)
+        return xr.Dataset({name: lazy_dataarray(cutout, name) for name, cutout in cutouts.items()})

@@ -96,6 +96,25 @@ class ClientSettings:
             order=order,
         )
 
+    def present(
+        self,
+        bounds: ArrayLike,
+        mips: tuple[int | None, int | None],
+        root_ids: RootIds,
+        as_int64: bool,
+        *,
+        order: int,
+        **request: Any,
+    ) -> dict[str, Cutout]:
+        """Resolve cutouts, on one grid, of the layers that the client has."""
+        if self.segmentation is None:
+            image = self.image_cutout(bounds, order, mip=mips[0], **request)
+            return {"image": image}
+        if self.image is None:
+            return {"segmentation": self.labels_cutout(bounds, root_ids, as_int64, mip=mips[1], **request)}
+        image, labels = self.pair(bounds, mips, root_ids, as_int64, resize=True, order=order, **request)
+        return {"image": image, "segmentation": labels}
+
     def _request(self, bounds: ArrayLike, default_mip: int, *, resolution: Any, **fields: Any) -> CutoutRequest:
         own = self.resolution_or(resolution)
         return CutoutRequest(bounds=bounds, default_mip=default_mip, resolution=own, **fields)

@@ -1,8 +1,8 @@
 """A small synthetic electron-microscopy volume with its segmentation, as Neuroglancer precomputed volumes.
 
-The tissue is a packing of discs (profiles of neurites) extruded through z, crossed by spines and by axons that
-run in the plane of the slices, bent by smooth noise, and grown until the cells touch. Everything visible is
-drawn from that label volume, so that the image and the segmentation always agree.
+The tissue is a packing of discs (profiles of neurites) extruded through z, crossed by spines and by axons
+that run in the plane of the slices, grown until the cells touch, and bent by smooth noise. Everything visible
+is drawn from that label volume, so that the image and the segmentation always agree.
 
 Inside this module arrays are in (z, y, x) order, the order in which slices are drawn; the public functions
 return Fortran-ordered (x, y, z) transposes. Cells are laid out in "paint pixels" of 16 nm, twice the image's.
@@ -10,6 +10,7 @@ return Fortran-ordered (x, y, z) transposes. Cells are laid out in "paint pixels
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -39,8 +40,9 @@ _PAD = 48  # paint pixels around the volume, from which the bending noise pulls 
 _TILE_SLACK = 256  # image voxels by which the texture tiles exceed a slice
 _RETICULUM = 1 << 15  # added to a cell's label where its endoplasmic reticulum is
 
-_FROM_RIM = np.hypot(*np.mgrid[-4:5, -4:5]) - 2.3  # of a vesicle, 37 nm wide
-_VESICLE = (62 * np.exp(-(_FROM_RIM**2)) - 16 * (_FROM_RIM < -1)).astype(np.float32)
+_STAMP = np.mgrid[-4:5, -4:5]
+_FROM_RIM = np.hypot(*_STAMP) - 2.3  # of a vesicle, 37 nm wide
+_VESICLE = (52 * np.exp(-((_FROM_RIM / 1.1) ** 2)) - 4 * (_FROM_RIM < -1)).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,9 @@ def synthesize(
     Parameters
     ----------
     shape : tuple of int
-        Size of the image in x, y, z voxels of 8 x 8 x 40 nm; x and y must be even.
+        Size of the image in x, y, z voxels of 8 x 8 x 40 nm; x and y must be even, at most 4096.
     seed : int
-        The same seed and shape always give the same volumes.
+        The same seed and shape give the same volumes, up to how machines round.
 
     Returns
     -------
@@ -83,14 +85,14 @@ def synthesize(
     Raises
     ------
     ValueError
-        If the shape is not positive, or odd in x or y.
+        If the shape is not positive, or odd or too large in x or y.
     """
-    if min(shape) < 1 or shape[0] % 2 or shape[1] % 2:
-        raise ValueError(f"shape {shape} must be positive, and even in x and y: the segmentation halves them")
+    if min(shape) < 1 or max(shape[:2]) > 4096 or shape[0] % 2 or shape[1] % 2:
+        raise ValueError(f"shape {shape} must be positive, with x and y even and at most 4096")
     rng = np.random.default_rng(seed)
     size = (shape[2], shape[1], shape[0])
     neurites = _pack_neurites(rng, size)
-    labels, organelles = _bend_and_grow(rng, *_paint_tissue(rng, neurites), size)
+    labels, organelles = _grow_and_bend(rng, *_paint_tissue(rng, neurites), size)
     micrograph = _Micrograph(
         labels=labels,
         organelles=organelles,
@@ -122,24 +124,19 @@ def write_demo_volumes(folder: Path, shape: tuple[int, int, int] = (768, 768, 64
         The sources, and a good place to look at.
     """
     image, segmentation = synthesize(shape, seed)
-    image_mips = [image, *tinybrain.downsample_with_averaging(image, (2, 2, 1), num_mips=_N_MIPS - 1)]
-    label_mips = [
-        segmentation,
-        *tinybrain.downsample_segmentation(segmentation, (2, 2, 1), num_mips=_N_MIPS - 1),
-    ]
+    image_mips = tinybrain.downsample_with_averaging(image, (2, 2, 1), num_mips=_N_MIPS - 1)
+    label_mips = tinybrain.downsample_segmentation(segmentation, (2, 2, 1), num_mips=_N_MIPS - 1)
     x, y, z = _IMAGE_OFFSET_XYZ
     return DemoVolumes(
-        image_source=_write(folder / "image", image_mips, "jpeg", 8, (x, y, z), 128),
+        image_source=_write(folder / "image", [image, *image_mips], "jpeg", 8, (x, y, z)),
         segmentation_source=_write(
-            folder / "segmentation", label_mips, "compressed_segmentation", 16, (x // 2, y // 2, z), 64
+            folder / "segmentation", [segmentation, *label_mips], "compressed_segmentation", 16, (x // 2, y // 2, z)
         ),
         center=(x + shape[0] // 2, y + shape[1] // 2, z + shape[2] // 2),
     )
 
 
-def _write(
-    folder: Path, mips: list[npt.NDArray[Any]], encoding: str, xy_nm: int, offset_xyz: _Size, chunk_xy: int
-) -> str:
+def _write(folder: Path, mips: list[npt.NDArray[Any]], encoding: str, xy_nm: int, offset_xyz: _Size) -> str:
     info = CloudVolume.create_new_info(
         num_channels=1,
         layer_type="image" if encoding == "jpeg" else "segmentation",
@@ -148,14 +145,13 @@ def _write(
         resolution=(xy_nm, xy_nm, 40),
         voxel_offset=offset_xyz,
         volume_size=mips[0].shape,
-        chunk_size=(chunk_xy, chunk_xy, 16),
+        chunk_size=(64, 64, 16),
         max_mip=len(mips) - 1,
     )
-    if encoding == "jpeg":
-        for scale in info["scales"]:
-            scale["jpeg_quality"] = 90
-    source = f"precomputed://{folder.resolve().as_uri()}"
-    CloudVolume(source, info=info).commit_info()
+    for scale in info["scales"] if encoding == "jpeg" else ():
+        scale["jpeg_quality"] = 90
+    source = f"precomputed://file://{folder.resolve()}"
+    CloudVolume(source, info=info, progress=False).commit_info()
     for mip, voxels in enumerate(mips):
         CloudVolume(source, mip=mip, progress=False)[:] = voxels
     return source
@@ -218,7 +214,7 @@ def _pack_neurites(rng: np.random.Generator, size: _Size) -> _Neurites:
         squares = (spots[:, :1] - discs[:, 0]) ** 2 + (spots[:, 1:] - discs[:, 1]) ** 2
         free = np.flatnonzero((squares > (discs[:, 2] + radius) ** 2).all(axis=1))
         if free.size:
-            discs = np.vstack([discs, np.float32([*spots[free[0]], radius])])
+            discs = np.vstack([discs, np.array([*spots[free[0]], radius], np.float32)])
     y, x, radius = discs.T
     along_z = _splines(size[0], 12)
     sway_y, sway_x, swell = along_z @ rng.standard_normal((3, along_z.shape[1], len(discs)), dtype=np.float32)
@@ -244,17 +240,23 @@ def _share_cells(rng: np.random.Generator, discs: _Floats) -> _Labels:
     return (np.unique(owner, return_inverse=True)[1] + 1).astype(np.uint16)
 
 
+@functools.cache
+def _disc(radius: int) -> tuple[npt.NDArray[np.int32], ...]:
+    offsets = np.mgrid[-radius : radius + 1, -radius : radius + 1].astype(np.int32)
+    return tuple(offsets[:, np.hypot(*offsets) < radius + 0.3])
+
+
 def _paint(volume: _Labels, z: Any, y: Any, x: Any, radius: Any, label: Any) -> None:
     """Fill discs, the large ones first so that the small stay whole; the arguments broadcast."""
     columns = (np.ravel(column) for column in np.broadcast_arrays(z, y, x, radius, label))
     z, y, x, radius, label = (np.rint(column).astype(np.int32) for column in columns)
     for r in np.unique(radius[radius > 0])[::-1]:
-        dy, dx = np.nonzero(np.hypot(*np.mgrid[-r : r + 1, -r : r + 1]) < r + 0.3)
+        dy, dx = _disc(int(r))
         fits = (radius == r) & (z >= 0) & (z < volume.shape[0])
         # The padding is thrown away in the end: what is cut off there need not be whole.
         fits &= (y >= r) & (y < volume.shape[1] - r) & (x >= r) & (x < volume.shape[2] - r)
         at = np.flatnonzero(fits)[:, None]
-        volume[z[at], y[at] + (dy - r), x[at] + (dx - r)] = label[at]
+        volume[z[at], y[at] + dy, x[at] + dx] = label[at]
 
 
 def _paint_worm(
@@ -310,28 +312,30 @@ def _add_mitochondrion(rng: np.random.Generator, organelles: _Labels, neurites: 
         _paint(organelles, z, y + side * thick, x - side * thick, thick, neurites.owner[k])
 
 
-def _bend_and_grow(
+def _grow_and_bend(
     rng: np.random.Generator, cores: _Labels, organelles: _Labels, size: _Size
 ) -> tuple[_Labels, _Labels]:
-    """Bend the bundles by smooth noise, cut the padding, and grow the cores until they touch (8 nm voxels)."""
-    wide, fine, ripple = (
-        [_smooth_field(rng, size, spacing) for _ in "yx"] for spacing in ((28, 190, 190), (9, 45, 45), (3, 13, 13))
-    )
-    grid = np.mgrid[: size[1], : size[2]].astype(np.float32)
-    labels, bent = np.empty(size, np.uint16), np.empty(size, np.uint16)
+    """Grow the cores until they touch, and bend all by smooth noise into a volume of 8 nm voxels."""
+    # From wide, which makes neurites wander, to narrow: cells meet in straight lines, membranes never do.
+    noise = [
+        [(amplitude, _smooth_field(rng, size, spacing)) for _ in "yx"]
+        for amplitude, spacing in ((15, (28, 190, 190)), (2.2, (9, 45, 45)), (0.6, (3, 13, 13)))
+    ]
+    straight = np.mgrid[: size[1], : size[2]].astype(np.float32) / 2 + _PAD
+    height, width = cores.shape[1:]
+    labels, bent_organelles = np.empty(size, np.uint16), np.empty(size, np.uint16)
 
-    def bend(z: int) -> None:
-        padded = [grid[k] / 2 + _PAD + 15 * wide[k](z) + 2.2 * fine[k](z) for k in range(2)]
-        at = tuple(np.rint(a).astype(np.int32).clip(0, n - 1) for a, n in zip(padded, cores.shape[1:], strict=True))
-        core, bent[z] = cores[z][at], organelles[z][at]
-        nearest = ndimage.distance_transform_edt(core == 0, return_distances=False, return_indices=True)
-        # Cells grown by distance meet in straight lines, which membranes never are.
-        rippled = [grid[k] + 1.3 * ripple[k](z) for k in range(2)]
-        at = tuple(np.rint(a).astype(np.int32).clip(0, n - 1) for a, n in zip(rippled, size[1:], strict=True))
-        labels[z] = core[tuple(nearest)][at]
+    def grow(z: int) -> None:
+        nearest = ndimage.distance_transform_edt(cores[z] == 0, return_distances=False, return_indices=True)
+        cores[z] = cores[z][tuple(nearest)]
 
-    _for_each_slice(bend, size[0])
-    return labels, bent
+    _for_each_slice(grow, size[0])
+    # Not in threads: the noise is a product of matrices, for which BLAS has threads of its own.
+    for z in range(size[0]):
+        y, x = (straight[k] + sum(a * field(z) for a, field in (pair[k] for pair in noise)) for k in range(2))
+        at = np.rint(y).clip(0, height - 1).astype(np.intp) * width + np.rint(x).clip(0, width - 1).astype(np.intp)
+        labels[z], bent_organelles[z] = cores[z].take(at), organelles[z].take(at)
+    return labels, bent_organelles
 
 
 def _with_gaps(labels: _Labels) -> _Labels:
@@ -384,7 +388,7 @@ def _draw_textures(rng: np.random.Generator, size: _Size) -> dict[str, _Floats]:
         "grain": _blur(a, 0.55),
         "cytoplasm": 3 * _blur(b, 1.6) + 5 * _blur(c, 4),
         "cristae": np.tanh(12 * (_blur(d, 1.5) - _blur(d, 3))),
-        "tubules": _blur(a > 2.4, 0.9),
+        "tubules": _blur(b > 2.4, 0.8),
         "illumination": _blur(c, 40),
     }
     return {name: (tile - tile.mean()) / tile.std() for name, tile in tiles.items()}
@@ -411,32 +415,29 @@ class _Micrograph:
             y, x = rng.integers(_TILE_SLACK, size=2)
             texture[name] = tile[y : y + labels.shape[0], x : x + labels.shape[1]]
         gray = 176 + self.shades[labels] + 7 * texture["cytoplasm"] + 4 * texture["illumination"]
-        gray -= self.has_tubules[labels] * (9 * texture["tubules"]).clip(0, 30)
-        self._draw_organelles(gray, z, texture["cristae"])
-        gray -= 150 * self._membranes(z)
+        gray -= self.has_tubules[labels] * (14 * texture["tubules"]).clip(0, 45)
+        self._draw_mitochondria(gray, z, texture["cristae"])
+        gray = _blur(gray - 180 * self._membranes(z), 1.05) + 8 * texture["grain"]
         for synapse in self.synapses:
             self._draw_synapse(gray, z, synapse, rng)
-        gray = _blur(gray, 0.95) + 8 * texture["grain"]
         return (gray * rng.normal(1, 0.02) + rng.normal(0, 3)).clip(0, 255).astype(np.uint8)
 
     def _membranes(self, z: int) -> _Floats:
         # A slice is 40 nm thick: a membrane that it cuts obliquely is smeared between its two faces.
         labels, below = self.labels[z], self.labels[min(z + 1, len(self.labels) - 1)]
         stain = 0.2 * _blur(labels != below, 1.0)
-        for across in ((slice(1, None),), (slice(None), slice(1, None))):
-            back = tuple(slice(None, -1) if s.start else s for s in across)
-            change = labels[across] != labels[back]
-            stain[across][change] = stain[back][change] = 0.85
+        reticulum = self.organelles[z] == labels + np.uint16(_RETICULUM)
+        for here, there in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+            stain[here][reticulum[here] != reticulum[there]] = 0.5
+            change = labels[here] != labels[there]
+            stain[here][change] = stain[there][change] = 0.85
         return stain
 
-    def _draw_organelles(self, gray: _Floats, z: int, cristae: _Floats) -> None:
-        labels, organelles = self.labels[z], self.organelles[z]
-        inside = _blur(organelles == labels, 2.0)
+    def _draw_mitochondria(self, gray: _Floats, z: int, cristae: _Floats) -> None:
+        inside = _blur(self.organelles[z] == self.labels[z], 2.0)
         body = inside > 0.5
         gray[body] -= 42 + 22 * cristae[body]
         gray -= 55 * np.exp(-(((inside - 0.5) / 0.25) ** 2))
-        tube = _blur(organelles == labels + np.uint16(_RETICULUM), 1.0)
-        gray -= 45 * np.exp(-(((tube - 0.4) / 0.25) ** 2))
 
     def _draw_synapse(self, gray: _Floats, z: int, synapse: _Synapse, rng: np.random.Generator) -> None:
         """Darken the membrane, mostly on the side of the receiving cell, and fill the other with vesicles."""
@@ -451,10 +452,10 @@ class _Micrograph:
         before, after = _blur(labels == synapse.before, 3), _blur(labels == synapse.after, 1.5)
         density = before * after / (1 + np.exp((distance - synapse.radius) / 2))
         gray[part] -= (340 * density).clip(0, 95)
-        # A vesicle is as wide as a slice is thick: each is in one only. From a lattice, so that none overlap.
-        lattice = np.mgrid[5 : labels.shape[0] - 5 : 6, 5 : labels.shape[1] - 5 : 6].reshape(2, -1)
+        # A vesicle is as wide as a slice is thick: each is in one only. From a lattice, so that few overlap.
+        lattice = np.mgrid[5 : labels.shape[0] - 5 : 5, 5 : labels.shape[1] - 5 : 5].reshape(2, -1)
         at = tuple(lattice + rng.integers(-1, 2, lattice.shape))
-        keep = (distance[at] < 1.4 * synapse.radius + 10) & (before[at] > 0.97) & (rng.random(len(at[0])) < 0.85)
+        keep = (distance[at] < 1.4 * synapse.radius + 10) & (before[at] > 0.97) & (rng.random(len(at[0])) < 0.75)
         keep &= self.organelles[z][part][at] == 0
-        at_y, at_x = (c[keep][:, None, None] + d for c, d in zip(at, np.mgrid[-4:5, -4:5], strict=True))
+        at_y, at_x = (c[keep][:, None, None] + d for c, d in zip(at, _STAMP, strict=True))
         np.subtract.at(gray[part], (at_y, at_x), np.broadcast_to(_VESICLE, at_y.shape))

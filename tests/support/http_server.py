@@ -184,9 +184,7 @@ class _Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         # The standard library forgets daemon threads: idle keep-alive connections would outlive the server.
-        thread = threading.Thread(
-            target=self.process_request_thread, args=(request, client_address), daemon=True
-        )
+        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
         with self.connections_lock:
             self.connections[thread] = request
         thread.start()

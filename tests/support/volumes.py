@@ -292,8 +292,7 @@ def _chunks(volume: CloudVolume, mip: int) -> Iterator[tuple[Xyz, tuple[slice, s
     step = [int(v) for v in volume.meta.chunk_size(mip)]
     for cell in np.ndindex(*(-(-length // chunk) for length, chunk in zip(size, step, strict=True))):
         inside = tuple(
-            slice(i * chunk, min((i + 1) * chunk, length))
-            for i, chunk, length in zip(cell, step, size, strict=True)
+            slice(i * chunk, min((i + 1) * chunk, length)) for i, chunk, length in zip(cell, step, size, strict=True)
         )
         start = tuple(first + s.start for first, s in zip(offset, inside, strict=True))
         yield start, inside  # type: ignore[misc]

@@ -1,0 +1,36 @@
+"""Entry point of ``imagery-dask``."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from imagery_dask.cli.demo import demo
+from imagery_dask.cli.export import export
+from imagery_dask.cli.info import info
+from imagery_dask.errors import ImageryDaskError
+
+__all__ = ["main"]
+
+BAD_INPUT = 2
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="imagery_dask")
+def commands() -> None:
+    """Lazy cutouts and cluster-scale exports of connectomics volumes."""
+
+
+commands.add_command(demo)
+commands.add_command(info)
+commands.add_command(export)
+
+
+def main() -> None:
+    """Run the command line: exit code 0 done, 1 some blocks failed, 2 bad input."""
+    try:
+        commands.main(standalone_mode=True)
+    except (ImageryDaskError, ValueError, TypeError, OSError, ImportError) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(BAD_INPUT)

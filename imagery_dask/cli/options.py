@@ -1,0 +1,55 @@
+"""Values of options that need reading."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+__all__ = ["ChunksType", "RootIdsType"]
+
+
+class ChunksType(click.ParamType):
+    """Three whole numbers above 0, as X,Y,Z."""
+
+    name = "X,Y,Z"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int, int]:
+        """Read the text."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            x, y, z = (int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not three whole numbers X,Y,Z.", param, ctx)
+        if min(x, y, z) < 1:
+            self.fail(f"{value!r}: chunks must be at least 1 voxel along each axis.", param, ctx)
+        return (x, y, z)
+
+
+class RootIdsType(click.ParamType):
+    """``all``, ``none``, ids separated by commas, or ``@FILE`` with ids separated by commas or white space."""
+
+    name = "all|none|ID,ID|@FILE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[int] | Literal["all"] | None:
+        """Read the text."""
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]
+        if value == "all":
+            return "all"
+        if value == "none":
+            return None
+        text = value
+        if value.startswith("@"):
+            try:
+                text = Path(value[1:]).read_text()
+            except OSError as error:
+                self.fail(f"Cannot read {value[1:]!r}: {error.strerror}.", param, ctx)
+        try:
+            return [int(word) for word in text.replace(",", " ").split()]
+        except ValueError as error:
+            self.fail(f"Root ids must be whole numbers: {error}.", param, ctx)

@@ -1,0 +1,165 @@
+"""From a word, a YAML file or an address to a dask `Client`; what was opened here is closed here."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from distributed import Client, LocalCluster
+from distributed.client import default_client
+
+__all__ = ["connect", "load_cluster_file"]
+
+KEYS = {"cluster", "arguments", "workers"}
+WAIT_S = 600
+
+
+@contextmanager
+def connect(spec: Any = None, workers: int | None = None, wait_s: float = WAIT_S) -> Iterator[Client]:
+    """Client of the cluster that a specification names.
+
+    Parameters
+    ----------
+    spec : None, str, path, distributed.Client or cluster object
+        None uses the current client, or else starts a cluster of threads in this process. ``"local"`` starts one
+        worker process per core. An address (``tcp://...``, ``tls://...``) or a scheduler file (``.json``) is connected
+        to. A YAML file names a cluster class and its arguments (see ``cluster_configs/``). A client or cluster that
+        exists is used as it is.
+    workers : int, optional
+        Number of workers to ask for, where a cluster is started.
+    wait_s : float
+        Seconds to wait for the first worker.
+
+    Yields
+    ------
+    distributed.Client
+        Connected, with at least one worker. On leaving, only what was opened here is closed.
+
+    Raises
+    ------
+    ValueError, ImportError, OSError
+        For a specification that is not understood, a package that is not installed, an address that does not answer.
+    TimeoutError
+        When no worker came in time.
+    """
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1; got {workers}.")
+    if isinstance(spec, Client):
+        yield spec
+        return
+    current = _current_client() if spec is None else None
+    if current is not None:
+        yield current
+        return
+    with _cluster(spec, workers) as address, Client(address, set_as_default=False) as client:
+        try:
+            client.wait_for_workers(1, timeout=wait_s)
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"No worker came within {wait_s:.0f} s. Look at the batch system's queue and at the job's log."
+            ) from error
+        yield client
+
+
+@contextmanager
+def _cluster(spec: Any, workers: int | None) -> Iterator[Any]:
+    """Address or cluster object for a specification, closed afterwards when it was started here."""
+    if spec is not None and not isinstance(spec, (str, os.PathLike)):
+        yield spec
+        return
+    text = "" if spec is None else os.fspath(spec)
+    if "://" in text:
+        yield text
+    elif text.endswith(".json"):
+        yield _scheduler_address(Path(text))
+    else:
+        with _start(text, workers) as cluster:
+            yield cluster
+
+
+def _start(text: str, workers: int | None) -> Any:
+    cores = os.cpu_count() or 1
+    # Loopback only: a dask scheduler runs any code that is sent to it.
+    local = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    if text == "":
+        return LocalCluster(n_workers=1, threads_per_worker=workers or cores, processes=False, dashboard_address=None)
+    if text == "local":
+        return LocalCluster(n_workers=workers or cores, threads_per_worker=1, **local)
+    if Path(text).suffix in (".yaml", ".yml"):
+        cluster_class, arguments, configured = load_cluster_file(Path(text))
+        cluster = cluster_class(**arguments)
+        count = workers or configured
+        if count:
+            cluster.scale(count)
+        return cluster
+    raise ValueError(
+        f"A cluster is 'local', a YAML file, a scheduler file (.json) or an address such as tcp://host:8786; got {text!r}."
+    )
+
+
+def load_cluster_file(path: Path) -> tuple[Any, dict[str, Any], int | None]:
+    """Read a cluster file.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        YAML with the keys ``cluster`` (dotted name of a cluster class), ``arguments`` (its keyword arguments) and
+        ``workers`` (how many to ask for).
+
+    Returns
+    -------
+    cluster_class : type
+        The class.
+    arguments : dict
+        Its keyword arguments.
+    workers : int or None
+        Number of workers.
+
+    Raises
+    ------
+    ValueError, ImportError, FileNotFoundError
+        Naming the key, or the package that is missing.
+    """
+    with open(path) as file:
+        try:
+            content = yaml.safe_load(file)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(content, Mapping) or "cluster" not in content:
+        raise ValueError(f"{path} must have a key 'cluster' with the name of a cluster class.")
+    unknown = sorted(set(content) - KEYS)
+    if unknown:
+        raise ValueError(f"{path} has the unknown key {unknown[0]!r}; the keys are {', '.join(sorted(KEYS))}.")
+    arguments = dict(content.get("arguments") or {})
+    workers = content.get("workers")
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
+        raise ValueError(f"{path}: 'workers' must be a whole number from 1; got {workers!r}.")
+    return _class(str(content["cluster"]), path), arguments, workers
+
+
+def _class(name: str, path: Path) -> Any:
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{path}: {name} needs the package {error.name!r}; pip install 'imagery_dask[clusters]'."
+        ) from error
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"{path}: 'cluster' names no class: {name!r}.") from error
+
+
+def _scheduler_address(path: Path) -> str:
+    return str(yaml.safe_load(path.read_text())["address"])
+
+
+def _current_client() -> Client | None:
+    try:
+        return default_client()
+    except ValueError:
+        return None

@@ -1,0 +1,87 @@
+"""The main job, from a volume on disk to a zarr store and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import imageio.v2 as imageio
+import numpy as np
+
+from imagery_dask.client import ImageryClient
+from imagery_dask.demo.volume import DemoVolumes, write_demo_volumes
+from imagery_dask.export.zarr import to_zarr
+from imagery_dask.kernels import overlay
+from imagery_dask.request import bounds_from_center
+from imagery_dask.run import RunReport
+
+__all__ = ["DemoResult", "run_demo"]
+
+REGION = (512, 512, 48)
+
+
+@dataclass(frozen=True, slots=True)
+class DemoResult:
+    """What the demo made, and where.
+
+    Parameters
+    ----------
+    volumes : DemoVolumes
+        The precomputed volumes.
+    bounds : list of list of int
+        The region that was exported, in image voxels.
+    zarr : pathlib.Path
+        OME-Zarr store.
+    slices : list of pathlib.Path
+        Pictures of imagery.
+    overlay : pathlib.Path
+        Picture of imagery under colored segmentation.
+    report : RunReport
+        What the export did.
+    """
+
+    volumes: DemoVolumes
+    bounds: list[list[int]]
+    zarr: Path
+    slices: list[Path]
+    overlay: Path
+    report: RunReport
+
+
+def run_demo(out: Path, say: Callable[[str], None], cluster: str | None = "local") -> DemoResult:
+    """Make the demo volume, export a region of it, and write pictures.
+
+    Parameters
+    ----------
+    out : pathlib.Path
+        Folder to write to; made when it does not exist, its demo files are replaced.
+    say : callable
+        Told what happens.
+    cluster : str or None
+        Where to run the export, see `imagery_dask.cluster.connect`.
+
+    Returns
+    -------
+    DemoResult
+        What was made.
+    """
+    out = out.expanduser().resolve()
+    say(f"Making a small EM-like volume in {out / 'volume'} ...")
+    volumes = write_demo_volumes(out / "volume")
+    client = ImageryClient(image_source=volumes.image_source, segmentation_source=volumes.segmentation_source)
+    bounds = bounds_from_center(volumes.center, *REGION).tolist()
+    data = client.dataset(bounds)
+    say(f"Exporting {' x '.join(map(str, REGION))} voxels to OME-Zarr on a cluster of this machine's cores ...")
+    store = out / "demo.zarr"
+    report = to_zarr(data, store, chunks=(128, 128, 32), overwrite=True, cluster=cluster)
+    say("Writing pictures ...")
+    folder = out / "slices"
+    folder.mkdir(exist_ok=True)
+    client.save_imagery(str(folder / "demo"), bounds)
+    middle = REGION[2] // 2
+    picture = out / "overlay.png"
+    image = np.asarray(data["image"][:, :, middle])
+    imageio.imwrite(picture, overlay(image, np.asarray(data["segmentation"][:, :, middle])))
+    slices = [folder / f"demo_slice_{index}_imagery.png" for index in range(REGION[2])]
+    return DemoResult(volumes, bounds, store, slices, picture, report)

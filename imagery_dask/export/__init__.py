@@ -1,0 +1,1 @@
+"""Writers: one for each format, all of them fed by blocks."""

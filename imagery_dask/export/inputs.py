@@ -1,0 +1,227 @@
+"""What writers take: cutouts, any dask array, xarray objects, all brought to one form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from imagery_dask.grid import AXES, XYZ
+from imagery_dask.lazy import CutoutArray, lazy_array, source_of
+from imagery_dask.plan import BlockPlan, Region, SourceChunks, plan_blocks
+from imagery_dask.request import triple
+
+__all__ = ["Volume", "as_volumes"]
+
+Triple = tuple[float, float, float]
+LABELS_GROUP = "labels/segmentation/"
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """An array to write: axes x, y, z(, channel), and where it is in the world.
+
+    Parameters
+    ----------
+    name : str
+        ``"image"`` or ``"segmentation"``, or the name of a DataArray.
+    array : dask.array.Array
+        Three axes, or four with channels last.
+    group : str
+        Group of the store that it goes to, "" for the root, ending in "/" otherwise.
+    source : CutoutArray or None
+        The cutout behind the array, when it is one as it was made: its blocks are then read without a graph.
+    resolution_nm : tuple of 3 float or None
+        Voxel size; None when the array has no place in the world.
+    translation_nm : tuple of 3 float
+        Centre of the first voxel.
+    """
+
+    name: str
+    array: da.Array
+    group: str
+    source: CutoutArray | None
+    resolution_nm: Triple | None
+    translation_nm: Triple
+
+    @property
+    def shape(self) -> XYZ:
+        """Voxels along x, y, z."""
+        x, y, z = self.array.shape[:3]
+        return (int(x), int(y), int(z))
+
+    @property
+    def channels(self) -> bool:
+        """Whether there is a channel axis."""
+        return bool(self.array.ndim == 4)
+
+    def plan(self, output_chunks: XYZ, block_bytes: int) -> BlockPlan:
+        """Blocks for an output of these chunks, of about `block_bytes` each."""
+        voxel_bytes = self.array.dtype.itemsize * math.prod(self.array.shape[3:])
+        chunks = [min(chunk, size) for chunk, size in zip(output_chunks, self.shape, strict=True)]
+        if self.source is None:
+            grids = [_dask_chunks(self.array.chunks[axis]) for axis in range(3)]
+        else:
+            voxel_bytes *= _amplification(self.source)
+            grids = [_storage_chunks(self.source, axis) for axis in range(3)]
+        return plan_blocks(self.shape, chunks, grids, max(1, int(block_bytes / voxel_bytes)))
+
+    def reader(self, region: Region) -> Callable[[], NDArray[Any]]:
+        """Picklable call that gives the voxels of a region."""
+        if self.source is not None:
+            return ReadCutout(self.source, region)
+        (part,) = dask.optimize(self.array[region])
+        return ComputeBlock(part)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadCutout:
+    """Read a region of a cutout; nothing of dask is involved."""
+
+    source: CutoutArray
+    region: Region
+
+    def __call__(self) -> NDArray[Any]:
+        """Voxels of the region."""
+        return self.source[self.region]
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeBlock:
+    """Compute a small dask array inside the task that holds it."""
+
+    part: da.Array
+
+    def __call__(self) -> NDArray[Any]:
+        """Voxels of the array."""
+        return np.asarray(self.part.compute(scheduler="synchronous"))
+
+
+def as_volumes(
+    data: Any, resolution_nm: Sequence[float] | None = None, translation_nm: Sequence[float] | None = None
+) -> list[Volume]:
+    """Bring anything that can be written to `Volume` form.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For something that is no array of voxels, with what is expected.
+    """
+    if isinstance(data, xr.Dataset):
+        unknown = sorted(set(map(str, data.data_vars)) - {"image", "segmentation"})
+        if unknown or not data.data_vars:
+            raise ValueError(
+                f"A dataset to write has the variables 'image' and 'segmentation'; got {list(data.data_vars)}. "
+                "Write other variables one at a time."
+            )
+        groups = {"image": "", "segmentation": LABELS_GROUP}
+        return [
+            _volume(data[name], name, groups[name], resolution_nm, translation_nm)
+            for name in groups
+            if name in data.data_vars
+        ]
+    return [_volume(data, None, "", resolution_nm, translation_nm)]
+
+
+def _volume(data: Any, name: str | None, group: str, resolution: Any, translation: Any) -> Volume:
+    own: tuple[Triple | None, Triple] = (None, (0.0, 0.0, 0.0))
+    if isinstance(data, xr.DataArray):
+        data = _ordered(data)
+        name, own = name or str(data.name or "image"), _place(data)
+        data = data.data
+    if isinstance(data, (np.ndarray, np.generic)):
+        data = da.from_array(np.asarray(data))
+    if not isinstance(data, da.Array):
+        raise TypeError(f"Expected a dask or numpy array, a DataArray or a Dataset; got {type(data).__name__}.")
+    source = source_of(data)
+    if source is not None:
+        data = lazy_array(source.cutout, squeeze=False)
+        source = source_of(data)
+        target = source.cutout.target if source is not None else None
+        if target is not None:
+            own = (target.resolution_nm, target.translation_nm)
+    array = _three_axes(data)
+    _check(array)
+    resolution_nm = own[0] if resolution is None else triple("resolution_nm", resolution, positive=True)
+    translation_nm = own[1] if translation is None else triple("translation_nm", translation)
+    kind = "segmentation" if source is not None and source.cutout.labels is not None else "image"
+    return Volume(name or kind, array, group, source, resolution_nm, translation_nm)
+
+
+def _ordered(data: xr.DataArray) -> xr.DataArray:
+    missing = [axis for axis in AXES if axis not in data.dims]
+    if missing:
+        data = data.expand_dims(missing)
+    others = [dim for dim in data.dims if dim not in AXES]
+    if len(others) > 1:
+        raise ValueError(f"A DataArray to write has dims x, y, z and at most one more; got {data.dims}.")
+    return data.transpose(*AXES, *others)
+
+
+def _place(data: xr.DataArray) -> tuple[Triple | None, Triple]:
+    """Resolution and translation from a DataArray's coordinates (voxel centres, evenly spaced) and attributes."""
+    listed = data.attrs.get("resolution_nm")
+    resolution: list[float] = []
+    translation: list[float] = []
+    for axis, name in enumerate(AXES):
+        values = np.atleast_1d(data.coords[name].values) if name in data.coords else np.array([])
+        step = None if listed is None else float(listed[axis])
+        if len(values) > 1:
+            steps = np.diff(values.astype(np.float64))
+            if not np.allclose(steps, steps[0]) or steps[0] <= 0:
+                raise ValueError(f"Coordinate {name!r} is not evenly spaced upwards: it cannot be written as OME-Zarr.")
+            # The attribute is exact; coordinates of a strided or coarsened array tell another step, and win.
+            step = step if step is not None and np.isclose(steps[0], step) else float(steps[0])
+        if step is None:
+            return None, (0.0, 0.0, 0.0)
+        resolution.append(step)
+        translation.append(float(values[0]) if len(values) else 0.0)
+    return (resolution[0], resolution[1], resolution[2]), (translation[0], translation[1], translation[2])
+
+
+def _three_axes(array: da.Array) -> da.Array:
+    if not 1 <= array.ndim <= 4:
+        raise ValueError(f"An array to write has axes x, y, z and optionally channels; got shape {array.shape}.")
+    return array[(..., *[None] * (3 - array.ndim))] if array.ndim < 3 else array
+
+
+def _check(array: da.Array) -> None:
+    if any(math.isnan(size) for size in array.shape):
+        raise ValueError("The array's shape is not known; call compute_chunk_sizes() first.")
+    if array.size == 0:
+        raise ValueError(f"The array is empty (shape {array.shape}); there is nothing to write.")
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"Voxels are numbers; got dtype {array.dtype}.")
+
+
+def _storage_chunks(source: CutoutArray, axis: int) -> SourceChunks | None:
+    """Storage chunks of a cutout along an axis, where their edges fall on voxels of the target."""
+    cutout = source.cutout
+    grid, target = cutout.mip.grid, cutout.target
+    step = target.steps_from(grid.resolution_nm)[axis]
+    size = cutout.mip.chunk_shape[axis] / step
+    origin = grid.start[axis] / step
+    if size.denominator != 1 or origin.denominator != 1:
+        return None
+    return SourceChunks(int(size), int(origin - target.start[axis]) % int(size))
+
+
+def _dask_chunks(chunks: tuple[int, ...]) -> SourceChunks | None:
+    if len(set(chunks[:-1])) > 1 or (len(chunks) > 1 and chunks[-1] > chunks[0]):
+        return None
+    return SourceChunks(int(chunks[0]))
+
+
+def _amplification(source: CutoutArray) -> float:
+    """Source bytes that are held for a byte of the result, at least 1."""
+    cutout = source.cutout
+    steps = cutout.target.steps_from(cutout.mip.grid.resolution_nm)
+    stored = np.dtype(cutout.stored_dtype).itemsize / cutout.dtype.itemsize
+    return max(1.0, stored * float(math.prod(steps)))

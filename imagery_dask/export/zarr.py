@@ -1,0 +1,233 @@
+"""OME-Zarr: any dask array or xarray object, written block by block.
+
+Arrays are stored with axes (c,) z, y, x. A block of a cutout is Fortran-ordered x, y, z, so that its transpose is what
+zarr wants, for free.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec
+
+from imagery_dask.cluster import connect
+from imagery_dask.export import ome
+from imagery_dask.export.inputs import Volume, as_volumes
+from imagery_dask.export.progress import progress_bar
+from imagery_dask.grid import XYZ
+from imagery_dask.plan import BlockPlan, Region
+from imagery_dask.run import BlockTask, RunReport, run_blocks
+
+__all__ = ["ZarrBlock", "to_zarr"]
+
+DEFAULT_CHUNKS = (128, 128, 128)
+# Three blocks must fit beside each other in a worker with 1 GB and other things to do.
+BLOCK_BYTES = 32 * 2**20
+PIPELINE = "zarrs.ZarrsCodecPipeline"
+
+
+def to_zarr(
+    data: Any,
+    url: str | os.PathLike[str],
+    *,
+    chunks: Sequence[int] = DEFAULT_CHUNKS,
+    resolution_nm: Sequence[float] | None = None,
+    translation_nm: Sequence[float] | None = None,
+    overwrite: bool = False,
+    cluster: Any = None,
+    workers: int | None = None,
+    progress: bool | Callable[[RunReport], None] = True,
+) -> RunReport:
+    """Write an array, or imagery with its segmentation, as OME-Zarr 0.5.
+
+    Reading, computing and writing a block is one task; a bounded window of them is on the cluster at a time.
+
+    Parameters
+    ----------
+    data : dask.array.Array, numpy.ndarray, xarray.DataArray or xarray.Dataset
+        Axes x, y, z (two or three of them; DataArrays in any order) and optionally channels. A dataset has the
+        variables ``image`` and ``segmentation``, either or both.
+    url : str or path
+        Where to write: a local folder or what fsspec opens. An array goes to the root of the store; a dataset's image
+        to the root and its segmentation under ``labels/segmentation``.
+    chunks : sequence of 3 int
+        Chunk shape x, y, z of the output.
+    resolution_nm, translation_nm : sequence of 3 float, optional
+        Voxel size, and centre of the first voxel, x, y, z in nm. Cutouts and DataArrays with coordinates have their
+        own; an array without any is written without units.
+    overwrite : bool
+        Replace a store that exists.
+    cluster : optional
+        See `imagery_dask.cluster.connect`. By default the current dask client, or threads of this process.
+    workers : int, optional
+        How many workers to start, where a cluster is started.
+    progress : bool or callable
+        Show a progress bar (default), or call with the `RunReport` after each block.
+
+    Returns
+    -------
+    RunReport
+        Blocks done and failed, voxels, bytes, seconds, storage chunks missing.
+
+    Raises
+    ------
+    FileExistsError
+        When there is something at `url` and `overwrite` is False.
+    ValueError, TypeError
+        For chunks or data that cannot be written. Nothing has been written then.
+    """
+    volumes = as_volumes(data, resolution_nm, translation_nm)
+    shape = _chunk_shape(chunks)
+    store = _location(url)
+    plans = [volume.plan(shape, BLOCK_BYTES) for volume in volumes]
+    with connect(cluster, workers) as client:
+        _create(store, volumes, shape, overwrite)
+        total = sum(len(plan) for plan in plans)
+        with _shown(progress, total) as on_progress:
+            report = run_blocks(client, _tasks(store, volumes, plans), total, on_progress)
+    report.voxels = sum(math.prod(volume.array.shape) for volume in volumes)
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class ZarrBlock:
+    """Task that computes one block and writes it.
+
+    Parameters
+    ----------
+    name : str
+        Shown on the dashboard.
+    read : callable
+        Gives the block's voxels, x, y, z(, c).
+    store, path : str
+        Where the array is.
+    region : tuple of 3 slices
+        Which voxels, x, y, z.
+    """
+
+    name: str
+    read: Callable[[], NDArray[Any]]
+    store: str
+    path: str
+    region: Region
+
+    def __call__(self) -> int:
+        """Compute and write; the block covers whole chunks, so that no other task touches them."""
+        block = self.read()
+        selection = tuple(reversed(self.region))
+        if block.ndim == 4:
+            selection = (slice(None), *selection)
+        _open(self.store, self.path, os.getpid())[selection] = block.T
+        return int(block.nbytes)
+
+
+def _tasks(store: str, volumes: list[Volume], plans: list[BlockPlan]) -> Iterator[BlockTask]:
+    for volume, plan in zip(volumes, plans, strict=True):
+        for (x, y, z), region in plan:
+            name = f"read+write {volume.name} z{z} y{y} x{x}"
+            yield ZarrBlock(name, volume.reader(region), store, f"{volume.group}0", region)
+
+
+@lru_cache(maxsize=64)
+def _open(store: str, path: str, process: int) -> Any:
+    del process
+    # One encoding thread: the cluster's workers are the parallelism, and threads of both would multiply.
+    with zarr.config.set({"codec_pipeline.path": PIPELINE, "threading.max_workers": 1}):
+        return zarr.open_array(store, path=path, mode="r+", zarr_format=3)
+
+
+def _create(store: str, volumes: list[Volume], chunks: XYZ, overwrite: bool) -> None:
+    """Make the groups, their metadata and the empty arrays."""
+    _clear(store, overwrite)
+    labels = [volume for volume in volumes if volume.group]
+    images = [volume for volume in volumes if not volume.group]
+    root = zarr.create_group(store, zarr_format=3)
+    for volume in images:
+        attributes = ome.image_attributes(volume.name, volume.channels, volume.resolution_nm, volume.translation_nm)
+        _create_array(root, volume, chunks, attributes)
+    if labels:
+        folder = root.create_group("labels")
+        folder.attrs.update(ome.labels_attributes([volume.name for volume in labels]))
+        for volume in labels:
+            attributes = ome.label_attributes(volume.name, volume.resolution_nm, volume.translation_nm, bool(images))
+            _create_array(folder.create_group(volume.name), volume, chunks, attributes)
+
+
+def _create_array(group: Any, volume: Volume, chunks: XYZ, attributes: dict[str, Any]) -> None:
+    group.attrs.update(attributes)
+    shape, axes = list(reversed(volume.shape)), ["z", "y", "x"]
+    chunk = [min(size, length) for size, length in zip(reversed(chunks), shape, strict=True)]
+    if volume.channels:
+        shape, chunk, axes = [volume.array.shape[3], *shape], [volume.array.shape[3], *chunk], ["c", *axes]
+    group.create_array(
+        "0",
+        shape=tuple(shape),
+        chunks=tuple(chunk),
+        dtype=volume.array.dtype,
+        # Level 1 costs a third of zarr's default and EM hardly compresses better with more.
+        compressors=BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"),
+        fill_value=0,
+        dimension_names=axes,
+    )
+
+
+def _clear(store: str, overwrite: bool) -> None:
+    """Make sure that nothing is in the way; only a zarr store or an empty folder is ever removed."""
+    if "://" in store:
+        if _holds_zarr(store) and not overwrite:
+            raise FileExistsError(f"There is a zarr store at {store} already; pass overwrite=True to replace it.")
+        zarr.create_group(store, zarr_format=3, overwrite=overwrite)
+        return
+    path = Path(store)
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return
+    if not overwrite:
+        raise FileExistsError(f"{path} exists already; choose another name, or pass overwrite=True (--overwrite).")
+    if not _holds_zarr(store):
+        raise FileExistsError(f"{path} is not a zarr store, and will not be removed; choose another name.")
+    shutil.rmtree(path)
+
+
+def _holds_zarr(store: str) -> bool:
+    try:
+        zarr.open(store, mode="r")
+    except (FileNotFoundError, ValueError, NotADirectoryError):
+        return False
+    return True
+
+
+def _location(url: str | os.PathLike[str]) -> str:
+    text = os.fspath(url)
+    if not text:
+        raise ValueError("url is empty; give a folder or a URL to write to.")
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+    return text if "://" in text else str(Path(text).expanduser().resolve())
+
+
+def _chunk_shape(chunks: Sequence[int]) -> XYZ:
+    values = np.asarray(chunks)
+    if values.shape != (3,) or not np.issubdtype(values.dtype, np.integer) or not (values > 0).all():
+        raise ValueError(f"chunks must be three whole numbers above 0 (x, y, z); got {chunks!r}.")
+    x, y, z = (int(value) for value in values)
+    return (x, y, z)
+
+
+def _shown(
+    progress: bool | Callable[[RunReport], None], total: int
+) -> AbstractContextManager[Callable[[RunReport], None] | None]:
+    if callable(progress):
+        return nullcontext(progress)
+    return progress_bar(total) if progress else nullcontext(None)

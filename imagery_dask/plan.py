@@ -1,0 +1,125 @@
+"""Which blocks an export computes: aligned to the output's chunks and the source's storage chunks.
+
+Every output chunk belongs to one block, so that no two tasks write to it. Where the region allows, every storage chunk
+belongs to one block too, so that it is read once::
+
+    output chunks      |---------|---------|---------|---------|--
+    storage chunks   |----|----|----|----|----|----|----|----|----
+    blocks             |---------|-------------------|------------     edges where both grids have one
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from imagery_dask.grid import XYZ
+
+__all__ = ["BlockPlan", "Region", "SourceChunks", "plan_blocks"]
+
+Region = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceChunks:
+    """Storage chunks along one axis, in voxels of the region that is exported.
+
+    Parameters
+    ----------
+    size : int
+        Voxels of a chunk.
+    phase : int
+        Voxels from the region's start to the first edge between chunks, from 0 to ``size - 1``.
+    """
+
+    size: int
+    phase: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPlan:
+    """Blocks of a region, as edges along x, y and z.
+
+    Parameters
+    ----------
+    edges : tuple of 3 tuples of int
+        Edges from 0 to the region's size.
+    reads_once : tuple of 3 bool
+        Whether, along each axis, no storage chunk is cut by an edge between blocks.
+    """
+
+    edges: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    reads_once: tuple[bool, bool, bool]
+
+    def __len__(self) -> int:
+        return math.prod(len(edges) - 1 for edges in self.edges)
+
+    def __iter__(self) -> Iterator[tuple[XYZ, Region]]:
+        """Index and region of each block, x fastest; nothing is held."""
+        for z, (z0, z1) in enumerate(pairwise(self.edges[2])):
+            for y, (y0, y1) in enumerate(pairwise(self.edges[1])):
+                for x, (x0, x1) in enumerate(pairwise(self.edges[0])):
+                    yield (x, y, z), (slice(x0, x1), slice(y0, y1), slice(z0, z1))
+
+    @property
+    def largest(self) -> XYZ:
+        """Shape of the largest block."""
+        x, y, z = (max(b - a for a, b in pairwise(edges)) for edges in self.edges)
+        return (x, y, z)
+
+
+def plan_blocks(
+    shape: Sequence[int],
+    output_chunks: Sequence[int],
+    source_chunks: Sequence[SourceChunks | None],
+    voxels: int,
+) -> BlockPlan:
+    """Blocks for a region.
+
+    Parameters
+    ----------
+    shape : sequence of 3 int
+        Voxels of the region.
+    output_chunks : sequence of 3 int
+        Chunk shape of the output, whose grid begins at the region's start.
+    source_chunks : sequence of 3 SourceChunks or None
+        Grid of storage chunks along each axis; None where it does not fall on voxels of the region.
+    voxels : int
+        Voxels that a block should hold. A block is at least one output chunk, and is aligned to the source only where
+        that takes at most eight times as many.
+
+    Examples
+    --------
+    >>> plan = plan_blocks((300, 128, 64), (128, 128, 64), [SourceChunks(64)] * 3, 128 * 128 * 64)
+    >>> plan.edges[0], len(plan)
+    ((0, 128, 256, 300), 3)
+    """
+    units = [_unit(chunk, source) for chunk, source in zip(output_chunks, source_chunks, strict=True)]
+    if math.prod(unit for unit, _ in units) > 8 * voxels:
+        units = [(chunk, None) for chunk in output_chunks]
+    block = [min(unit, size) for (unit, _), size in zip(units, shape, strict=True)]
+    while 2 * math.prod(block) <= voxels:
+        growing = [axis for axis in range(3) if block[axis] < shape[axis]]
+        if not growing:
+            break
+        block[min(growing, key=lambda axis: block[axis])] *= 2
+    edges, once = [], []
+    for axis, (unit, first) in enumerate(units):
+        step = unit * -(-block[axis] // unit)
+        inner = range(step if first is None or first == 0 else first, shape[axis], step)
+        edges.append((0, *inner, shape[axis]))
+        once.append(first is not None or len(inner) == 0)
+    return BlockPlan((edges[0], edges[1], edges[2]), (once[0], once[1], once[2]))
+
+
+def _unit(chunk: int, source: SourceChunks | None) -> tuple[int, int | None]:
+    """Distance between edges that both grids share, and the first of them; None where they share none."""
+    if source is None:
+        return chunk, None
+    unit = math.lcm(chunk, source.size)
+    for edge in range(0, unit, chunk):
+        if (edge - source.phase) % source.size == 0:
+            return unit, edge
+    return chunk, None

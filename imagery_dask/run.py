@@ -1,0 +1,182 @@
+"""Running an export: a bounded window of blocks on a dask cluster, and a report of what became of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from distributed import Client, as_completed
+
+from imagery_dask.errors import AccessRefusedError
+from imagery_dask.sources import ReadCounts, collect_counts
+
+__all__ = ["BlockResult", "BlockTask", "FailedBlock", "RunReport", "run_blocks"]
+
+# Blocks that the scheduler knows of, per thread of the cluster: enough that none waits for the driver.
+WINDOW_PER_THREAD = 3
+# A block whose worker died is given to another one; failures of the block itself are not repeated here.
+FAILURES_KEPT = 1000
+
+
+class BlockTask(Protocol):
+    """One block's work: read, compute, write. Picklable, small, and safe to repeat."""
+
+    @property
+    def name(self) -> str:
+        """Readable name, shown on the dashboard."""
+        ...
+
+    def __call__(self) -> int:
+        """Do the work and return the number of bytes written, uncompressed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BlockResult:
+    """What a worker says of a block that it finished."""
+
+    written_bytes: int
+    counts: ReadCounts
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class FailedBlock:
+    """A block that failed, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(slots=True)
+class RunReport:
+    """What became of an export.
+
+    Parameters
+    ----------
+    blocks : int
+        Blocks in all.
+    done : int
+        Blocks that were written.
+    voxels : int
+        Voxels in all.
+    written_bytes : int
+        Bytes of the voxels that were written, uncompressed.
+    seconds : float
+        Wall time of the blocks.
+    counts : ReadCounts
+        Storage chunks read and missing, bytes received.
+    failed : list of FailedBlock
+        The blocks that failed (the first thousand).
+    failures : int
+        Number of blocks that failed.
+    """
+
+    blocks: int
+    done: int = 0
+    voxels: int = 0
+    written_bytes: int = 0
+    seconds: float = 0.0
+    counts: ReadCounts = field(default_factory=ReadCounts)
+    failed: list[FailedBlock] = field(default_factory=list)
+    failures: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether every block was written."""
+        return self.done == self.blocks
+
+    @property
+    def mb_per_s(self) -> float:
+        """Voxel bytes written per second of wall time, in units of 10**6 bytes."""
+        return self.written_bytes / 1e6 / self.seconds if self.seconds else 0.0
+
+
+def run_blocks(
+    client: Client,
+    tasks: Iterator[BlockTask],
+    blocks: int,
+    on_progress: Callable[[RunReport], None] | None = None,
+) -> RunReport:
+    """Run blocks on a cluster, with no more than a window of them in the scheduler at a time.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Where to run.
+    tasks : iterator of BlockTask
+        Blocks, made as they are submitted; never held all at once.
+    blocks : int
+        How many there are.
+    on_progress : callable, optional
+        Called with the report after every block.
+
+    Returns
+    -------
+    RunReport
+        A block that fails is in the report; the others go on.
+
+    Raises
+    ------
+    AccessRefusedError
+        At once, since every further block would be refused too.
+    """
+    report = RunReport(blocks)
+    started = time.perf_counter()
+    window = max(4, WINDOW_PER_THREAD * sum(client.nthreads().values()))
+    names: dict[str, str] = {}
+
+    def submit(task: BlockTask) -> Any:
+        future = client.submit(_run_block, task, key=f"{task.name}-{client.id}-{len(names)}", pure=False)
+        names[future.key] = task.name
+        return future
+
+    running = as_completed(loop=client.loop)
+    for task in _first(tasks, window):
+        running.add(submit(task))
+    try:
+        for future in running:
+            _record(report, future, names.get(future.key, ""))
+            future.release()
+            report.seconds = time.perf_counter() - started
+            if on_progress is not None:
+                on_progress(report)
+            for task in _first(tasks, 1):
+                running.add(submit(task))
+    except BaseException:
+        client.cancel(list(running.futures))
+        raise
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _run_block(task: BlockTask) -> BlockResult:
+    started = time.perf_counter()
+    with collect_counts() as counts:
+        written = task()
+    return BlockResult(written, counts, time.perf_counter() - started)
+
+
+def _record(report: RunReport, future: Any, name: str) -> None:
+    error = future.exception() if future.status != "cancelled" else RuntimeError("the block was cancelled")
+    if isinstance(error, AccessRefusedError):
+        raise error
+    if error is not None:
+        report.failures += 1
+        if len(report.failed) < FAILURES_KEPT:
+            report.failed.append(FailedBlock(name, f"{type(error).__name__}: {error}"))
+        return
+    result: BlockResult = future.result()
+    report.done += 1
+    report.written_bytes += result.written_bytes
+    report.counts.add(result.counts)
+
+
+def _first(tasks: Iterator[BlockTask], count: int) -> Iterator[BlockTask]:
+    for _ in range(count):
+        try:
+            yield next(tasks)
+        except StopIteration:
+            return
