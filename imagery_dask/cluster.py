@@ -87,7 +87,7 @@ def _start(text: str, workers: int | None) -> Any:
     # Loopback only: a dask scheduler runs any code that is sent to it.
     local = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
     if text == "":
-        return LocalCluster(n_workers=1, threads_per_worker=workers or cores, processes=False, dashboard_address=None)
+        return LocalCluster(n_workers=1, threads_per_worker=workers or cores, processes=False, **local)
     if text == "local":
         return LocalCluster(n_workers=workers or cores, threads_per_worker=1, **local)
     if Path(text).suffix in (".yaml", ".yml"):
@@ -98,7 +98,7 @@ def _start(text: str, workers: int | None) -> Any:
             cluster.scale(count)
         return cluster
     raise ValueError(
-        f"A cluster is 'local', a YAML file, a scheduler file (.json) or an address such as tcp://host:8786; got {text!r}."
+        f"A cluster is 'local', a YAML file, a scheduler file (.json) or an address (tcp://host:8786); got {text!r}."
     )
 
 

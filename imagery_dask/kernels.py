@@ -1,7 +1,8 @@
 """Pure functions on blocks: gather, interpolate, mask, convert, colour. No I/O, no state.
 
-Blocks are numpy arrays with axes x, y, z and, last, channels. They come from CloudVolume's decoders in Fortran
-order and stay in it, so that their transpose (z, y, x in C order) costs nothing.
+Blocks are numpy arrays with axes x, y, z and, last, channels. They are in Fortran order (as CloudVolume's decoders give
+them, and whose transpose is the z, y, x in C order that zarr wants) or in C order (as dask joins blocks), and every
+kernel gives back the order it was given: copying from one to the other is what costs most in a cutout.
 """
 
 from __future__ import annotations
@@ -34,20 +35,20 @@ def gather(block: Block, indices: Sequence[NDArray[np.int64]]) -> Block:
     Returns
     -------
     numpy.ndarray
-        Shape ``(len(indices[0]), len(indices[1]), len(indices[2]), ...)``, dtype unchanged, Fortran order.
+        Shape ``(len(indices[0]), len(indices[1]), len(indices[2]), ...)``, dtype and memory order unchanged.
     """
-    # On the transpose each take copies contiguous runs; slow axes first, while the block is still small.
-    out = block.T
-    for axis in (2, 1, 0):
+    out, transposed = _c_ordered(block)
+    # Slow axes first, while the block is small: each take then copies contiguous runs.
+    for axis in (2, 1, 0) if transposed else (0, 1, 2):
         index = indices[axis]
-        along = out.ndim - 1 - axis
+        along = out.ndim - 1 - axis if transposed else axis
         if len(index) == out.shape[along] and (len(index) == 0 or _is_identity(index)):
             continue
         if _is_run(index):
             out = out[(slice(None),) * along + (slice(int(index[0]), int(index[-1]) + 1),)]
         else:
             out = np.take(out, index, axis=along)
-    return out.T
+    return out.T if transposed else out
 
 
 def linear_taps(start: int, size: int, step: Fraction) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -91,19 +92,22 @@ def interpolate(block: Block, taps: Sequence[tuple[NDArray[np.int64], NDArray[np
     numpy.ndarray
         Interpolated block, rounded to `block`'s dtype when that is an integer type.
     """
-    out: NDArray[np.float64] = block.T.astype(np.float64)
+    view, transposed = _c_ordered(block)
+    out: NDArray[np.float64] = view.astype(np.float64)
+    # Always x, then y, then z: another order would round differently.
     for axis, (left, weight) in enumerate(taps):
-        along = out.ndim - 1 - axis
+        along = out.ndim - 1 - axis if transposed else axis
         if not weight.any() and len(left) == out.shape[along] and _is_identity(left):
             continue
         last = out.shape[along] - 1
-        share = weight.reshape((-1,) + (1,) * axis)
+        share = weight.reshape((-1,) + (1,) * (out.ndim - 1 - along))
         low = np.take(out, np.clip(left, 0, last), axis=along)
         high = np.take(out, np.clip(left + 1, 0, last), axis=along)
         out = low + (high - low) * share
     if np.issubdtype(block.dtype, np.integer):
         out = np.rint(out)
-    return out.astype(block.dtype).T
+    voxels = out.astype(block.dtype)
+    return voxels.T if transposed else voxels
 
 
 def keep_ids(block: Block, ids: Sequence[int]) -> Block:
@@ -177,6 +181,12 @@ def overlay(image: Block, labels: Block, alpha: float = 0.35) -> NDArray[np.uint
     share = np.where(labels[..., np.newaxis] == 0, 0.0, alpha)
     mixed = grey * (1 - share) + colors_of(labels) * share
     return np.ascontiguousarray(np.swapaxes(mixed.astype(np.uint8), 0, 1))
+
+
+def _c_ordered(block: Block) -> tuple[Block, bool]:
+    """Block, or its transpose, whichever is in C order; and whether it was transposed."""
+    transposed = bool(block.flags.f_contiguous and not block.flags.c_contiguous)
+    return (block.T, True) if transposed else (block, False)
 
 
 def _is_run(index: NDArray[np.int64]) -> bool:

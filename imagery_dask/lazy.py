@@ -8,7 +8,6 @@ and no more.
 from __future__ import annotations
 
 import math
-import operator
 import weakref
 from collections.abc import Hashable
 from fractions import Fraction
@@ -24,12 +23,14 @@ from numpy.typing import NDArray
 from imagery_dask import kernels
 from imagery_dask.grid import AXES, XYZ, VoxelGrid, edge_at_or_after, nearest_index
 from imagery_dask.request import Cutout
-from imagery_dask.sources import SourceHandle
+from imagery_dask.sources import Layout, SourceHandle
 
 __all__ = ["CutoutArray", "block_edges", "lazy_array", "lazy_dataarray", "source_of"]
 
 # Large enough that a task is worth its scheduling (milliseconds), small enough to spread a cutout over workers.
 BLOCK_BYTES = 16 * 2**20
+
+Part = slice | int | NDArray[np.int64]
 
 # The array-likes behind arrays made in this process, so that an export can read blocks without a graph.
 _sources: weakref.WeakValueDictionary[str, CutoutArray] = weakref.WeakValueDictionary()
@@ -63,35 +64,30 @@ class CutoutArray:
         return ("imagery_dask.CutoutArray", repr(self.cutout), self.axes)
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
-        selection = self._selection(key)
-        offset, shape, steps, channels = [0, 0, 0], list(self.cutout.target.shape), [1, 1, 1], slice(None)
-        for axis, part in zip(self.axes, selection, strict=True):
-            if axis == 3:
-                channels = part if isinstance(part, slice) else slice(part, part + 1)
-                continue
-            first, last, steps[axis] = _span(part, self.cutout.target.shape[axis])
-            offset[axis], shape[axis] = first, last - first
-        block = self.read(self.cutout.target.crop(offset, shape))
-        block = block[:: steps[0], :: steps[1], :: steps[2], channels]
-        drop = tuple(
-            axis
-            for axis in range(4)
-            if axis not in self.axes or not isinstance(selection[self.axes.index(axis)], slice)
-        )
-        return block.squeeze(axis=drop)
+        parts = self._parts(key)
+        full = (*self.cutout.target.shape, self.cutout.channels)
+        spans = [_span(parts.get(axis, slice(None)), full[axis]) for axis in range(4)]
+        offset, shape = zip(*((first, last - first) for first, last, _ in spans[:3]), strict=True)
+        # dask joins blocks in C order.
+        block = self.read(self.cutout.target.crop(offset, shape), "C")
+        # One axis at a time: dask's selections are orthogonal, numpy's index arrays are not.
+        for axis in range(4):
+            block = block[(slice(None),) * axis + (spans[axis][2],)]
+        dropped = tuple(a for a in range(4) if a not in self.axes or not isinstance(parts[a], (slice, np.ndarray)))
+        return block.squeeze(axis=dropped)
 
-    def read(self, target: VoxelGrid) -> NDArray[Any]:
-        """Voxels of a box of the target grid as (x, y, z, channel), Fortran order."""
+    def read(self, target: VoxelGrid, layout: Layout = "F") -> NDArray[Any]:
+        """Voxels of a box of the target grid as (x, y, z, channel), in Fortran or C order."""
         cutout = self.cutout
         source_nm = cutout.mip.grid.resolution_nm
         handle = SourceHandle(cutout.path, cutout.mip.level, cutout.missing)
         if target.resolution_nm == source_nm:
-            return self._apply_labels(handle.read(target))
+            return self._apply_labels(handle.read(target, layout))
         if cutout.order == 1:
-            return _read_linear(handle, target, cutout.mip.grid)
+            return _read_linear(handle, target, cutout.mip.grid, layout)
         box = target.at(source_nm)
         # Ids are masked and converted on source voxels, before there are more of them.
-        block = self._apply_labels(handle.read(box))
+        block = self._apply_labels(handle.read(box, layout))
         steps = target.steps_from(source_nm)
         indices = [
             nearest_index(target.start[axis], target.shape[axis], steps[axis]) - box.start[axis] for axis in range(3)
@@ -108,22 +104,23 @@ class CutoutArray:
             return kernels.is_id(block, rule.mask_of)
         return kernels.to_int64(block) if rule.as_int64 else block
 
-    def _selection(self, key: Any) -> list[slice | int]:
-        parts = list(key) if isinstance(key, tuple) else [key]
-        if Ellipsis in parts:
-            at = parts.index(Ellipsis)
-            parts[at : at + 1] = [slice(None)] * (self.ndim - len(parts) + 1)
-        parts += [slice(None)] * (self.ndim - len(parts))
-        selection: list[slice | int] = []
-        for part, size in zip(parts, self.shape, strict=True):
-            if isinstance(part, slice):
-                selection.append(part)
-                continue
-            index = operator.index(part)
-            if not -size <= index < size:
-                raise IndexError(f"Index {index} is out of bounds for an axis of {size} voxels.")
-            selection.append(index % size)
-        return selection
+    def _parts(self, key: Any) -> dict[int, Part]:
+        """Return what is selected along each axis of the volume: a slice, an index array or an integer."""
+        given = list(key) if isinstance(key, tuple) else [key]
+        for at, part in enumerate(given):
+            if part is Ellipsis:
+                given[at : at + 1] = [slice(None)] * (self.ndim - len(given) + 1)
+                break
+        if len(given) > self.ndim:
+            raise IndexError(f"{len(given)} indices for an array of {self.ndim} axes.")
+        given += [slice(None)] * (self.ndim - len(given))
+        parts: dict[int, Part] = {}
+        for axis, part, size in zip(self.axes, given, self.shape, strict=True):
+            if not isinstance(part, slice):
+                part = np.arange(size)[part]  # negative indices, lists and masks, with numpy's own checks
+                part = part if part.ndim else int(part)
+            parts[axis] = part
+        return parts
 
 
 def _rebuild(cutout: Cutout, axes: tuple[int, ...]) -> CutoutArray:
@@ -157,7 +154,6 @@ def lazy_array(cutout: Cutout, *, squeeze: bool = True) -> da.Array:
         chunks=chunks,
         name=f"{kind}-mip{cutout.mip.level}-{tokenize(source)}",
         asarray=False,
-        fancy=False,
         inline_array=True,
         meta=np.empty((0,) * source.ndim, dtype=source.dtype),
     )
@@ -231,26 +227,29 @@ def _axis_edges(start: int, stop: int, origin: int, size: int, step: Fraction) -
     return [0, *sorted({edge - start for edge in crossings if start < edge < stop}), stop - start]
 
 
-def _span(part: slice | int, size: int) -> tuple[int, int, int]:
-    """First voxel, one past the last, and the step to take over the voxels between."""
-    if not isinstance(part, slice):
-        return part, part + 1, 1
-    picked = range(*part.indices(size))
+def _span(part: Part, size: int) -> tuple[int, int, slice | NDArray[np.int64]]:
+    """First voxel to read, one past the last, and what to take of the voxels between."""
+    if isinstance(part, int):
+        return part, part + 1, slice(None)
+    picked = part if isinstance(part, np.ndarray) else range(*part.indices(size))
     if len(picked) == 0:
-        return 0, 0, 1
-    return min(picked[0], picked[-1]), max(picked[0], picked[-1]) + 1, picked.step
+        return 0, 0, slice(None)
+    if isinstance(picked, range):
+        low, high = sorted((picked[0], picked[-1]))
+        return low, high + 1, slice(None, None, picked.step)
+    return int(picked.min()), int(picked.max()) + 1, picked - picked.min()
 
 
-def _read_linear(handle: SourceHandle, target: VoxelGrid, volume: VoxelGrid) -> NDArray[Any]:
+def _read_linear(handle: SourceHandle, target: VoxelGrid, volume: VoxelGrid, layout: Layout) -> NDArray[Any]:
     """Interpolate a block; it reads one voxel of halo, clamped to the volume, so that blocks equal the whole."""
     steps = target.steps_from(volume.resolution_nm)
     taps = [kernels.linear_taps(target.start[axis], target.shape[axis], steps[axis]) for axis in range(3)]
     start = [int(max(volume.start[axis], left[0])) if len(left) else 0 for axis, (left, _) in enumerate(taps)]
     stop = [int(min(volume.stop[axis], left[-1] + 2)) if len(left) else 0 for axis, (left, _) in enumerate(taps)]
     box = VoxelGrid.between(start, stop, volume.resolution_nm)
-    block = handle.read(box)
+    block = handle.read(box, layout)
     if block.size == 0:
-        return np.zeros((*target.shape, block.shape[3]), dtype=block.dtype, order="F")
+        return np.zeros((*target.shape, block.shape[3]), dtype=block.dtype, order=layout)
     local = [(left - box.start[axis], weight) for axis, (left, weight) in enumerate(taps)]
     out = kernels.interpolate(block, local)
     for axis in range(3):

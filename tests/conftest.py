@@ -38,6 +38,8 @@ os.environ |= {
     "CLOUD_VOLUME_DIR": str(HOME / "cloudvolume"),
     "CLOUD_FILES_DIR": str(HOME / "cloudfiles"),
     "DASK_CONFIG": str(HOME / "dask"),
+    "DASK_TEMPORARY_DIRECTORY": str(HOME / "dask-scratch"),
+    "DASK_LOGGING__DISTRIBUTED": "warning",
     "AWS_EC2_METADATA_DISABLED": "true",  # without keys, fail at once instead of asking the network for some
     "NO_GCE_CHECK": "true",
     "NO_PROXY": "127.0.0.1,localhost",

@@ -10,7 +10,7 @@ import click
 __all__ = ["ChunksType", "RootIdsType"]
 
 
-class ChunksType(click.ParamType):
+class ChunksType(click.ParamType[tuple[int, int, int]]):
     """Three whole numbers above 0, as X,Y,Z."""
 
     name = "X,Y,Z"
@@ -28,7 +28,7 @@ class ChunksType(click.ParamType):
         return (x, y, z)
 
 
-class RootIdsType(click.ParamType):
+class RootIdsType(click.ParamType[Any]):
     """``all``, ``none``, ids separated by commas, or ``@FILE`` with ids separated by commas or white space."""
 
     name = "all|none|ID,ID|@FILE"

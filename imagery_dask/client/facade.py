@@ -203,8 +203,8 @@ class ImageryClient(SavesPictures):
             Lazy; the id at each voxel, axes x, y, z without those of length 1.
         """
         cutout = self._settings.labels_cutout(
-            bounds, root_ids, convert_to_int64, bbox_size=bbox_size, image_size=image_size, mip=mip, resolution=resolution,
-            scale_to_bounds=scale_to_bounds,
+            bounds, root_ids, convert_to_int64, bbox_size=bbox_size, image_size=image_size, mip=mip,
+            resolution=resolution, scale_to_bounds=scale_to_bounds,
         )  # fmt: skip
         return lazy_array(cutout)
 

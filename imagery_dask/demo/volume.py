@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import tinybrain
 from cloudvolume import CloudVolume
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 __all__ = ["DemoVolumes", "synthesize", "write_demo_volumes"]
 
@@ -54,7 +54,8 @@ class DemoVolumes:
     image_source, segmentation_source : str
         Sources of the form ``precomputed://file:///...``.
     center : tuple of int
-        A good-looking place: x, y, z in voxels of the image's mip 0 (8 x 8 x 40 nm), absolute.
+        The middle, around which there is most to see: x, y, z in voxels of the image's mip 0
+        (8 x 8 x 40 nm), absolute.
     """
 
     image_source: str
@@ -70,7 +71,7 @@ def synthesize(
     Parameters
     ----------
     shape : tuple of int
-        Size of the image in x, y, z voxels of 8 x 8 x 40 nm; x and y must be even, at most 4096.
+        Size of the image in x, y, z voxels of 8 x 8 x 40 nm; x and y must be even and from 32 to 4096.
     seed : int
         The same seed and shape give the same volumes, up to how machines round.
 
@@ -85,10 +86,10 @@ def synthesize(
     Raises
     ------
     ValueError
-        If the shape is not positive, or odd or too large in x or y.
+        If the shape is odd, too small or too large.
     """
-    if min(shape) < 1 or max(shape[:2]) > 4096 or shape[0] % 2 or shape[1] % 2:
-        raise ValueError(f"shape {shape} must be positive, with x and y even and at most 4096")
+    if shape[2] < 1 or any(n % 2 or not 32 <= n <= 4096 for n in shape[:2]):
+        raise ValueError(f"shape {shape} must have x and y even and from 32 to 4096, and z at least 1")
     rng = np.random.default_rng(seed)
     size = (shape[2], shape[1], shape[0])
     neurites = _pack_neurites(rng, size)
@@ -188,9 +189,12 @@ def _splines(n: int, spacing: float) -> _Floats:
 
 def _smooth_field(rng: np.random.Generator, size: _Size, spacing: _Size) -> Callable[[int], _Floats]:
     """Smooth noise of mean 0 and standard deviation 1 over a volume, as a function that gives slice z."""
-    along_z, along_y, along_x = (_splines(n, step) for n, step in zip(size, spacing, strict=True))
-    knots = rng.standard_normal((along_z.shape[1], along_y.shape[1], along_x.shape[1]), dtype=np.float32)
-    return lambda z: along_y @ np.tensordot(along_z[z], knots, 1) @ along_x.T
+    # Sparse products are quick here, and single-threaded, unlike BLAS, whose threads would fight with ours.
+    along_z, along_y, along_x = (sparse.csr_array(_splines(n, step)) for n, step in zip(size, spacing, strict=True))
+    n_knots = along_y.shape[1], along_x.shape[1]
+    knots = rng.standard_normal((along_z.shape[1], n_knots[0] * n_knots[1]), dtype=np.float32)
+    sheets = (along_z @ knots).reshape(-1, *n_knots)
+    return lambda z: along_y @ (along_x @ sheets[z].T).T
 
 
 class _Neurites(NamedTuple):
@@ -325,16 +329,14 @@ def _grow_and_bend(
     height, width = cores.shape[1:]
     labels, bent_organelles = np.empty(size, np.uint16), np.empty(size, np.uint16)
 
-    def grow(z: int) -> None:
+    def fill(z: int) -> None:
         nearest = ndimage.distance_transform_edt(cores[z] == 0, return_distances=False, return_indices=True)
-        cores[z] = cores[z][tuple(nearest)]
-
-    _for_each_slice(grow, size[0])
-    # Not in threads: the noise is a product of matrices, for which BLAS has threads of its own.
-    for z in range(size[0]):
         y, x = (straight[k] + sum(a * field(z) for a, field in (pair[k] for pair in noise)) for k in range(2))
         at = np.rint(y).clip(0, height - 1).astype(np.intp) * width + np.rint(x).clip(0, width - 1).astype(np.intp)
-        labels[z], bent_organelles[z] = cores[z].take(at), organelles[z].take(at)
+        labels[z] = cores[z][tuple(nearest)].take(at)
+        bent_organelles[z] = organelles[z].take(at)
+
+    _for_each_slice(fill, size[0])
     return labels, bent_organelles
 
 
@@ -389,7 +391,7 @@ def _draw_textures(rng: np.random.Generator, size: _Size) -> dict[str, _Floats]:
         "cytoplasm": 3 * _blur(b, 1.6) + 5 * _blur(c, 4),
         "cristae": np.tanh(12 * (_blur(d, 1.5) - _blur(d, 3))),
         "tubules": _blur(b > 2.4, 0.8),
-        "illumination": _blur(c, 40),
+        "illumination": _smooth_field(rng, (1, *shape), (1, 90, 90))(0),
     }
     return {name: (tile - tile.mean()) / tile.std() for name, tile in tiles.items()}
 
@@ -425,7 +427,7 @@ class _Micrograph:
     def _membranes(self, z: int) -> _Floats:
         # A slice is 40 nm thick: a membrane that it cuts obliquely is smeared between its two faces.
         labels, below = self.labels[z], self.labels[min(z + 1, len(self.labels) - 1)]
-        stain = 0.2 * _blur(labels != below, 1.0)
+        stain: _Floats = np.float32(0.2) * (labels != below)
         reticulum = self.organelles[z] == labels + np.uint16(_RETICULUM)
         for here, there in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
             stain[here][reticulum[here] != reticulum[there]] = 0.5
@@ -442,7 +444,7 @@ class _Micrograph:
     def _draw_synapse(self, gray: _Floats, z: int, synapse: _Synapse, rng: np.random.Generator) -> None:
         """Darken the membrane, mostly on the side of the receiving cell, and fill the other with vesicles."""
         span, height = 44, (z - synapse.at[0]) * 5.0
-        if abs(height) > span:
+        if abs(height) > min(span, 1.4 * synapse.radius + 10):
             return
         y, x = (max(c - span, 0) for c in synapse.at[1:])
         part = np.s_[y : synapse.at[1] + span, x : synapse.at[2] + span]

@@ -90,7 +90,10 @@ class ReadCutout:
 
     def __call__(self) -> NDArray[Any]:
         """Voxels of the region."""
-        return self.source[self.region]
+        cutout = self.source.cutout
+        offset, shape = zip(*((part.start, part.stop - part.start) for part in self.region), strict=True)
+        block = self.source.read(cutout.target.crop(offset, shape))
+        return block if cutout.channels > 1 else block[..., 0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,7 +207,7 @@ def _grey(pixels: Pixels) -> Pixels:
 
 def _mask_page(pixels: Pixels, rgba: tuple[int, int, int, int]) -> Pixels:
     palette = np.array([(0, 0, 0, 0), rgba], dtype=np.uint8)
-    return palette[(pixels.T != 0).astype(np.intp)]
+    return np.asarray(palette[(pixels.T != 0).astype(np.intp)])
 
 
 def _write(name: str, page: Pixels, verbose: bool, kwargs: dict[str, Any]) -> None:

@@ -3,9 +3,10 @@
 from imagery_dask.sources.counts import ReadCounts, collect_counts
 from imagery_dask.sources.credentials import remember_token
 from imagery_dask.sources.handle import SourceHandle, cloud_volume, normalize_path, open_volume
-from imagery_dask.sources.precomputed import Missing, PrecomputedVolume
+from imagery_dask.sources.precomputed import Layout, Missing, PrecomputedVolume
 
 __all__ = [
+    "Layout",
     "Missing",
     "PrecomputedVolume",
     "ReadCounts",

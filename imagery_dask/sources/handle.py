@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from imagery_dask.errors import SourceError
 from imagery_dask.grid import VoxelGrid
 from imagery_dask.sources.counts import active_counts
-from imagery_dask.sources.precomputed import Missing, PrecomputedVolume
+from imagery_dask.sources.precomputed import Layout, Missing, PrecomputedVolume
 from imagery_dask.sources.transport import reachable_path
 
 __all__ = ["SourceHandle", "cloud_volume", "normalize_path", "open_volume"]
@@ -56,12 +56,12 @@ class SourceHandle:
     mip: int
     missing: Missing = "fill"
 
-    def read(self, box: VoxelGrid) -> NDArray[Any]:
+    def read(self, box: VoxelGrid, layout: Layout = "F") -> NDArray[Any]:
         """Voxels of a box as (x, y, z, channel); opens the volume at this process's first read.
 
         Counts go to the thread's `collect_counts`, if it collects.
         """
-        voxels, counts = open_volume(self.path).read(self.mip, box, self.missing)
+        voxels, counts = open_volume(self.path).read(self.mip, box, self.missing, layout)
         collecting = active_counts()
         if collecting is not None:
             collecting.add(counts)

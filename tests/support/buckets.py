@@ -176,6 +176,7 @@ def _weed_options(data: str, ports: Mapping[str, int], grpc_ports: Mapping[str, 
         "dir": data,
         "ip": "127.0.0.1",
         "ip.bind": "127.0.0.1",
+        "master.peers": "none",  # the only one: no wait for an election
         "master.telemetry": "false",  # it would report to its makers
         "master.volumeSizeLimitMB": 256,
         "volume.max": 10_000,  # every bucket takes seven

@@ -26,7 +26,7 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 # --------------------------------------------------------------------------- values
 
 
-def coordinate_values(x: Any, y: Any, z: Any, channel: Any = 0, dtype: DTypeLike = np.uint64) -> NDArray[Any]:
+def coordinate_values(x: Any, y: Any, z: Any, channel: Any = 0, *, dtype: DTypeLike = np.uint64) -> NDArray[Any]:
     """Compute the value `coordinate_volume` holds at absolute voxels (broadcasting; negative ones too)."""
     low18 = np.int64(2**18 - 1)
     x, y, z, channel = (np.asarray(part, dtype=np.int64) & low18 for part in (x, y, z, channel))
@@ -123,7 +123,7 @@ class Fib25:
         found = np.searchsorted(keys, supervoxels).clip(max=len(keys) - 1)
         if not np.array_equal(keys[found], supervoxels):
             raise KeyError("a supervoxel that is not in the table")
-        return bodies[found]
+        return np.asarray(bodies[found], dtype=np.uint64)
 
 
 def fib25() -> Fib25:

@@ -1,0 +1,237 @@
+"""Which voxels a request means: CloudVolume's own ``download(bbox, mip=..., coord_resolution=...)`` is the oracle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cloudvolume import Bbox, CloudVolume
+from cloudvolume.exceptions import SubvoxelVolumeError
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from imagery_dask import ImageryClient
+
+SHAPE = (44, 36, 22)
+CHUNK = (16, 16, 8)
+MIPS = 3
+# First voxel and resolution: offsets that are positive, zero and negative; resolutions that are whole and are not.
+PLACES = {
+    "positive": ((103, 61, 7), (8, 8, 40)),
+    "zero": ((0, 0, 0), (8, 8, 40)),
+    "negative": ((-57, -33, -9), (8, 8, 40)),
+    "across zero, not whole": ((-21, 5, -11), (4.3, 4.3, 9.7)),
+}
+# Resolutions that bounds come in; None is that of the mip.
+RESOLUTIONS = [
+    None, (8, 8, 40), (16, 16, 40), (4, 4, 40), (32, 32, 45), (1, 1, 1), (4.3, 4.3, 9.7), (8.6, 8.6, 9.7),
+    (5.5, 7, 33.3), (0.1, 0.3, 0.7),
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One volume with the image and the segmentation of the same voxels."""
+
+    path: str
+    client: ImageryClient
+    oracles: tuple[CloudVolume, ...]
+
+    def expected(self, lower: Any, upper: Any, mip: int, resolution: Any) -> np.ndarray:
+        """Voxels by CloudVolume, without axes of length 1."""
+        is_float = any(isinstance(value, float) for value in (*lower, *upper))
+        # Bbox's own choice is int32 and float32, which cannot hold the coordinates.
+        box = Bbox(lower, upper, dtype=np.float64 if is_float else np.int64)
+        voxels = self.oracles[mip].download(box, mip=mip, coord_resolution=resolution)
+        return np.asarray(voxels)[..., 0].squeeze()
+
+
+def coordinate_ids(start: Any, shape: Any, mip: int) -> np.ndarray:
+    """Values above 2**60 that differ for every voxel and every mip."""
+    x, y, z = np.ix_(*(np.arange(a, a + n, dtype=np.int64) + 2**12 for a, n in zip(start, shape, strict=True)))
+    return np.asfortranarray(2**60 + (mip << 48) + (z << 32) + (y << 16) + x).astype(np.uint64)
+
+
+def write(folder: Path, start: Any, resolution: Any) -> Volume:
+    info = CloudVolume.create_new_info(
+        1, "segmentation", "uint64", "raw", list(resolution), list(start), list(SHAPE), chunk_size=list(CHUNK)
+    )
+    path = f"precomputed://file://{folder}"
+    volume = CloudVolume(path, info=info, progress=False)
+    for mip in range(1, MIPS):
+        volume.add_scale((2**mip, 2**mip, 1))
+    volume.commit_info()
+    volume.commit_provenance()
+    oracles = []
+    for mip in range(MIPS):
+        at = CloudVolume(path, mip=mip, bounded=False, fill_missing=True, progress=False)
+        at[at.bounds.to_slices()] = coordinate_ids(at.voxel_offset, at.volume_size, mip)
+        oracles.append(at)
+    # The image layer reads the same files: an ImageryClient takes any layer as imagery.
+    return Volume(path, ImageryClient(image_source=path, segmentation_source=path), tuple(oracles))
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Volume]:
+    root = tmp_path_factory.mktemp("geometry")
+    return {name: write(root / str(i), *place) for i, (name, place) in enumerate(PLACES.items())}
+
+
+@st.composite
+def requests(draw: st.DrawFn, whole: bool = True) -> tuple[str, Any, Any, int, Any]:
+    """Draw a volume, corners in some resolution, a mip and the resolution; the box is near the volume."""
+    name = draw(st.sampled_from(sorted(PLACES)))
+    mip = draw(st.integers(0, MIPS - 1))
+    resolution = draw(st.sampled_from(RESOLUTIONS))
+    start, own = PLACES[name]
+    if resolution is None:
+        resolution = tuple(nm * (2**mip if axis < 2 else 1) for axis, nm in enumerate(own))
+    lower, upper = [], []
+    for axis in range(3):
+        # Corners in nm up to half a volume outside of it, then in voxels of the resolution.
+        unit = own[axis] / resolution[axis]
+        first = int((start[axis] - SHAPE[axis] // 2) * unit)
+        last = int((start[axis] + SHAPE[axis] * 3 // 2) * unit)
+        a = draw(st.integers(first, last - 1))
+        size = draw(st.integers(1, max(1, int(40 * unit))))
+        lower.append(a if whole else a + draw(st.floats(-0.99, 0.99)))
+        upper.append(a + size if whole else a + size + draw(st.floats(-0.99, 0.99)))
+    assume(all(a < b for a, b in zip(lower, upper, strict=True)))
+    return name, lower, upper, mip, resolution
+
+
+def compare(volume: Volume, lower: Any, upper: Any, mip: int, resolution: Any) -> np.ndarray | None:
+    """Compare image and segmentation cutout with the oracle; None where it refuses the box, as we must."""
+    bounds = [lower, upper]
+    try:
+        expected = volume.expected(lower, upper, mip, resolution)
+    except SubvoxelVolumeError:
+        with pytest.raises(ValueError, match="cover no voxel along"):
+            volume.client.image_cutout(bounds, mip=mip, resolution=resolution)
+        with pytest.raises(ValueError, match="cover no voxel along"):
+            volume.client.segmentation_cutout(bounds, mip=mip, resolution=resolution)
+        return None
+    image = volume.client.image_cutout(bounds, mip=mip, resolution=resolution)
+    labels = volume.client.segmentation_cutout(bounds, mip=mip, resolution=resolution, convert_to_int64=False)
+    assert image.shape == labels.shape == expected.shape
+    np.testing.assert_array_equal(image.compute(scheduler="synchronous"), expected)
+    np.testing.assert_array_equal(labels.compute(scheduler="synchronous"), expected)
+    return expected
+
+
+@given(request=requests())
+def test_cutouts_are_the_voxels_of_cloudvolume(volumes: dict[str, Volume], request: Any) -> None:
+    name, *asked = request
+    compare(volumes[name], *asked)
+
+
+@given(request=requests(whole=False))
+def test_fractions_of_bounds_are_dropped_as_by_cloudvolume(volumes: dict[str, Volume], request: Any) -> None:
+    name, *asked = request
+    compare(volumes[name], *asked)
+
+
+@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("mip", range(MIPS))
+def test_whole_level_holds_its_coordinates(volumes: dict[str, Volume], name: str, mip: int) -> None:
+    """The oracle itself is checked: what was written is what both read."""
+    volume = volumes[name]
+    at = volume.oracles[mip]
+    lower, upper = at.bounds.minpt.tolist(), at.bounds.maxpt.tolist()
+    expected = compare(volume, lower, upper, mip, tuple(at.resolution.tolist()))
+    np.testing.assert_array_equal(expected, coordinate_ids(lower, at.volume_size, mip))
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_volumes_open_at_their_offset(volumes: dict[str, Volume], name: str) -> None:
+    volume = volumes[name]
+    whole = volume.client.segmentation_volume(mip=1)
+    at = volume.oracles[1]
+    assert whole.shape == tuple(at.volume_size)
+    np.testing.assert_array_equal(whole.data.compute(), coordinate_ids(at.voxel_offset, at.volume_size, 1))
+    for axis, dim in enumerate("xyz"):
+        centre = (at.voxel_offset[axis] + 0.5) * at.resolution[axis]
+        assert whole.coords[dim].values[0] == pytest.approx(centre, rel=1e-12)
+        assert np.diff(whole.coords[dim].values) == pytest.approx(at.resolution[axis], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper"),
+    [
+        ([200, 0, 0], [230, 10, 5]),
+        ([-90, -60, -30], [-80, -50, -25]),
+        ([10**10, -(10**10), 10**10], [10**10 + 9, 4 - 10**10, 10**10 + 3]),
+    ],
+)
+def test_boxes_wholly_outside_are_zero(volumes: dict[str, Volume], lower: Any, upper: Any) -> None:
+    cutout = volumes["zero"].client.image_cutout([lower, upper], mip=0)
+    assert cutout.shape == tuple(b - a for a, b in zip(lower, upper, strict=True))
+    assert not cutout.compute().any()
+
+
+def test_box_partly_outside_is_zero_only_there(volumes: dict[str, Volume]) -> None:
+    (x, y, z), resolution = PLACES["negative"]
+    bounds = [[x - 4, y, z + 20], [x + 3, y + 2, z + 25]]
+    voxels = compare(volumes["negative"], *bounds, 0, resolution)
+    assert voxels is not None
+    np.testing.assert_array_equal(voxels[4:, :, :2], coordinate_ids((x, y, z + 20), (3, 2, 2), 0))
+    assert np.count_nonzero(voxels) == 3 * 2 * 2
+
+
+@given(
+    center=st.tuples(st.integers(-20, 60), st.integers(-20, 60), st.integers(-10, 30)),
+    size=st.one_of(
+        st.tuples(st.integers(1, 20), st.integers(1, 20)),
+        st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(1, 9)),
+    ),
+    mip=st.integers(0, MIPS - 1),
+)
+def test_center_and_bbox_size_are_bounds(volumes: dict[str, Volume], center: Any, size: Any, mip: int) -> None:
+    full = (*size, 1)[:3]
+    lower = [c - n // 2 for c, n in zip(center, full, strict=True)]
+    upper = [a + n for a, n in zip(lower, full, strict=True)]
+    volume = volumes["zero"]
+    try:
+        expected = volume.expected(lower, upper, mip, (8, 8, 40))
+    except SubvoxelVolumeError:
+        with pytest.raises(ValueError, match="cover no voxel along"):
+            volume.client.image_cutout(center, bbox_size=size, mip=mip)
+        return
+    np.testing.assert_array_equal(volume.client.image_cutout(center, bbox_size=size, mip=mip).compute(), expected)
+
+
+@given(
+    center=st.tuples(st.integers(-20, 60), st.integers(-20, 60), st.integers(-10, 30)),
+    size=st.one_of(
+        st.tuples(st.integers(1, 20), st.integers(1, 20)),
+        st.tuples(st.integers(1, 20), st.integers(1, 20), st.integers(1, 9)),
+    ),
+    mip=st.integers(0, MIPS - 1),
+    resolution=st.sampled_from([(8, 8, 40), (4, 4, 40), (5.5, 7, 33.3)]),
+)
+def test_image_size_is_the_size_of_the_result(
+    volumes: dict[str, Volume], center: Any, size: Any, mip: int, resolution: Any
+) -> None:
+    volume = volumes["zero"]
+    cutout = volume.client.image_cutout(center, image_size=size, mip=mip, resolution=resolution)
+    full = (*size, 1)[:3]
+    assert cutout.shape == tuple(n for n in full if n != 1)
+    # Its voxels are neighbours on the mip, and the center is in its middle.
+    own = volume.oracles[mip].resolution
+    voxels = cutout.compute().reshape(full)
+    inside = np.argwhere(voxels)
+    if len(inside):
+        first = inside[0]
+        x, y, z = (
+            int(voxels[tuple(first)] - np.uint64(2**60 + (mip << 48)) >> shift) & 0xFFFF for shift in (0, 16, 32)
+        )
+        start = [value - 2**12 - int(at) for value, at in zip((x, y, z), first, strict=True)]
+        box = Bbox(start, [a + n for a, n in zip(start, full, strict=True)], dtype=np.int64)
+        np.testing.assert_array_equal(voxels, np.asarray(volume.oracles[mip].download(box, mip=mip))[..., 0])
+        for axis in range(3):
+            at = center[axis] * resolution[axis] / float(own[axis])
+            # Corners are rounded twice: by less than one voxel of the bounds, and by less than one of the mip.
+            assert abs(at - (start[axis] + full[axis] / 2)) <= 1.5 + resolution[axis] / float(own[axis])
