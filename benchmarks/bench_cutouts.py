@@ -22,7 +22,7 @@ from imagery_dask.sources import collect_counts, open_volume
 
 
 def huge(folder: Path) -> str:
-    """A volume of 10**9 storage chunks, of which the first plane's are there."""
+    """Write a volume of 10**9 storage chunks, of which the first plane's are there."""
     path = folder / "huge"
     info = CloudVolume.create_new_info(
         1, "image", "uint8", "raw", (4, 4, 40), (0, 0, 0), (64000, 64000, 64000), chunk_size=(64, 64, 64)
@@ -36,7 +36,7 @@ def huge(folder: Path) -> str:
 
 
 def bench_opening(folder: Path, repeats: int) -> None:
-    """Opening 10**9 storage chunks, and one plane of them."""
+    """Measure opening 10**9 storage chunks, and reading one plane of them."""
     header("Opening a layer of 10^9 storage chunks")
     path = huge(folder)
     open_volume(path)
@@ -66,7 +66,7 @@ def bench_opening(folder: Path, repeats: int) -> None:
 def bench_cutouts(folder: Path, repeats: int) -> None:
     """Throughput of a cutout on threads and on two processes."""
     header("Cutouts, times the speed of CloudVolume.download of the same box")
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
         for name, path, size in (
             ("jpeg image", em_volume(folder, "jpeg"), (1024, 1024, 256)),
             ("raw (gzip) image", em_volume(folder, "raw"), (1024, 1024, 256)),

@@ -24,23 +24,29 @@ def arguments(description: str | None) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def em_volume(folder: Path, encoding: str, shape: tuple[int, int, int] = (1024, 1024, 256)) -> str:
+XYZ = tuple[int, int, int]
+
+
+def em_volume(folder: Path, encoding: str, shape: XYZ = (1024, 1024, 256), offset: XYZ = OFFSET) -> str:
     """Path of an EM-like image volume on disk, written once: 64 x 64 x 64 chunks, non-zero offset."""
-    return _write(folder / f"image-{encoding}-{'x'.join(map(str, shape))}", "image", encoding, shape)
+    name = f"image-{encoding}-{'x'.join(map(str, shape))}" + ("" if offset == OFFSET else "-at-origin")
+    return _write(folder / name, "image", encoding, shape, offset)
 
 
 def label_volume(folder: Path, shape: tuple[int, int, int] = (512, 512, 256)) -> str:
     """Path of a segmentation on disk, written once."""
-    return _write(folder / f"labels-{'x'.join(map(str, shape))}", "segmentation", "compressed_segmentation", shape)
+    return _write(
+        folder / f"labels-{'x'.join(map(str, shape))}", "segmentation", "compressed_segmentation", shape, OFFSET
+    )
 
 
-def _write(path: Path, kind: str, encoding: str, shape: tuple[int, int, int]) -> str:
+def _write(path: Path, kind: str, encoding: str, shape: XYZ, offset: XYZ) -> str:
     if not (path / "info").exists():
         image, labels = synthesize((shape[0], shape[1], 64))
         tile = image if kind == "image" else np.kron(labels, np.ones((2, 2, 1), dtype=labels.dtype))
         data = np.tile(tile, (1, 1, -(-shape[2] // 64)))[: shape[0], : shape[1], : shape[2]]
         info = CloudVolume.create_new_info(
-            1, kind, str(data.dtype), encoding, (8, 8, 40), OFFSET, shape, chunk_size=(64, 64, 64)
+            1, kind, str(data.dtype), encoding, (8, 8, 40), offset, shape, chunk_size=(64, 64, 64)
         )
         volume = CloudVolume(f"file://{path.resolve()}", info=info, progress=False)
         volume[:] = np.asfortranarray(data)
@@ -51,6 +57,8 @@ def _write(path: Path, kind: str, encoding: str, shape: tuple[int, int, int]) ->
 def in_turn(repeats: int, **runs: Callable[[], object]) -> dict[str, list[float]]:
     """Seconds of each run; the runs take turns, so that a slow moment of the machine falls on all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()  # the first run pays for imports, connections and fresh memory
     for _ in range(repeats):
         for name, run in runs.items():
             started = time.perf_counter()

@@ -14,11 +14,11 @@ import imageryclient.imagery
 import numpy as np
 import pytest
 from cloudvolume.exceptions import SubvoxelVolumeError
+from compat.worlds import World, make_world
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
-from worlds import World, make_world
 
 import imagery_dask
 
@@ -46,7 +46,7 @@ def boxes(draw: st.DrawFn, resolution: Any) -> tuple[NDArray[np.int64], NDArray[
     The origin is the image's start: `placed` moves it there.
     """
     own = np.array([8, 8, 40]) if resolution is None else np.asarray(resolution, dtype=float)
-    lower_nm = [draw(st.integers(-30, 110)) * 8, draw(st.integers(-30, 90)) * 8, draw(st.integers(-8, 28)) * 40]
+    lower_nm = [draw(st.integers(-20, 100)) * 8, draw(st.integers(-20, 84)) * 8, draw(st.integers(-4, 25)) * 40]
     size_nm = [draw(st.integers(1, 40)) * 8, draw(st.integers(1, 40)) * 8, draw(st.integers(1, 8)) * 40]
     lower = np.floor(np.array(lower_nm) / own).astype(np.int64)
     size = np.maximum(1, np.round(np.array(size_nm) / own)).astype(np.int64)

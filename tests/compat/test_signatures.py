@@ -13,7 +13,7 @@ import imageryclient
 import imageryclient.imagery
 import numpy as np
 import pytest
-from reference_signatures import CONSTRUCTOR, FUNCTIONS, KEYWORDS, METHODS, PROPERTIES, REQUIRED, Parameters
+from compat.reference_signatures import CONSTRUCTOR, FUNCTIONS, KEYWORDS, METHODS, PROPERTIES, REQUIRED, Parameters
 from support.volumes import coordinate_volume, random_labels, write_volume
 
 import imagery_dask

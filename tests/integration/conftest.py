@@ -1,0 +1,38 @@
+"""Clusters that the integration tests share: starting one takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from distributed import Client, LocalCluster
+
+from imagery_dask.sources import handle
+
+
+@pytest.fixture(scope="session")
+def processes() -> Iterator[Client]:
+    """Two worker processes of one thread each; not the default client, so that a test has to name it."""
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(scope="session")
+def threads() -> Iterator[Client]:
+    """Two worker threads of this process."""
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def _nothing_open() -> None:
+    """Forget the volumes that this process opened: a later server may get the address of an earlier one."""
+    handle._open_volume.cache_clear()

@@ -1,0 +1,224 @@
+"""Block functions against numpy: exact for ids, the same in both memory orders, empty blocks included."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+
+from imagery_dask import kernels
+
+ROOT = 864691135000000001
+DTYPES = ["uint8", "uint16", "uint32", "uint64", "int64", "float32"]
+
+
+def block(shape: tuple[int, ...], dtype: str = "uint64", order: Any = "F") -> np.ndarray:
+    """Distinct values; those of 64 bits exceed 2**53."""
+    count = int(np.prod(shape))
+    first = ROOT if np.dtype(dtype).itemsize == 8 else 0
+    values = np.arange(count, dtype=np.uint64) + np.uint64(first)
+    return np.asarray(values.astype(dtype).reshape(shape), order=order)
+
+
+def take(array: np.ndarray, indices: Any) -> np.ndarray:
+    for axis, index in enumerate(indices):
+        array = np.take(array, index, axis=axis)
+    return array
+
+
+INDICES = [
+    ([0, 0, 1, 1, 2, 2, 3, 3], [0, 2, 4], [0, 1, 2]),  # finer, coarser, equal
+    ([1, 2], [0, 1, 2, 3, 4], [2]),  # runs, the whole, one
+    ([3, 1, 2, 0], [4, 4], [1, 0, 2]),
+    ([], [0, 1], [0]),
+    ([0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 2]),
+]
+
+
+@pytest.mark.parametrize("indices", INDICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("order", ["F", "C"])
+@pytest.mark.parametrize("channels", [(), (1,), (3,)])
+def test_gather_is_numpy_take(indices: Any, dtype: str, order: str, channels: tuple[int, ...]) -> None:
+    source = block((4, 5, 3, *channels), dtype, order)
+    index = [np.array(part, dtype=np.int64) for part in indices]
+    result = kernels.gather(source, index)
+    assert result.dtype == source.dtype
+    np.testing.assert_array_equal(result, take(source, index))
+    np.testing.assert_array_equal(result, source[np.ix_(*index)])
+
+
+def test_gather_of_ids_is_exact_where_floats_are_not() -> None:
+    source = block((4, 4, 4))
+    result = kernels.gather(source, [np.repeat(np.arange(4), 2)] * 3)
+    assert set(np.unique(result).tolist()) == set(source.ravel().tolist())
+    assert len(np.unique(source.astype(np.float64))) < 64  # the reason for a gather
+
+
+@pytest.mark.parametrize("order", ["F", "C"])
+def test_gather_and_interpolation_keep_the_memory_order(order: str) -> None:
+    source = block((4, 5, 3, 1), "uint16", order)
+    index = [np.array([0, 0, 1, 3]), np.array([1, 1, 4]), np.array([0, 2, 2])]
+    taps = [kernels.linear_taps(0, 6, Fraction(1, 2))] * 3
+    for result in (kernels.gather(source, index), kernels.interpolate(source, taps)):
+        assert result.flags.f_contiguous == (order == "F")
+        assert result.flags.c_contiguous == (order == "C")
+
+
+def test_linear_taps_by_hand() -> None:
+    left, weight = kernels.linear_taps(0, 4, Fraction(1, 2))
+    assert left.tolist() == [-1, 0, 0, 1]
+    assert weight.tolist() == [0.75, 0.25, 0.75, 0.25]
+    left, weight = kernels.linear_taps(-1, 3, Fraction(2))
+    assert left.tolist() == [-2, 0, 2]
+    assert weight.tolist() == [0.5, 0.5, 0.5]
+    assert [part.size for part in kernels.linear_taps(3, 0, Fraction(2))] == [0, 0]
+
+
+@pytest.mark.parametrize("order", ["F", "C"])
+def test_interpolation_by_hand(order: str) -> None:
+    source = np.array([10, 20, 40], dtype=np.uint8).reshape(3, 1, 1, 1)
+    same = (np.array([0]), np.array([0.0]))
+    along_x = (np.array([-1, 0, 0, 1, 2]), np.array([0.75, 0.25, 0.5, 0.75, 0.25]))
+    result = kernels.interpolate(np.asarray(source, order=order), [along_x, same, same])  # type: ignore[call-overload]
+    assert result.dtype == np.uint8
+    # Beyond the edges their voxels are repeated; 12.5 is rounded to the even 12.
+    assert result.ravel().tolist() == [10, 12, 15, 35, 40]
+
+
+def test_interpolation_of_floats_is_not_rounded() -> None:
+    source = np.array([0.0, 1.0], dtype=np.float32).reshape(2, 1, 1)
+    same = (np.array([0]), np.array([0.0]))
+    result = kernels.interpolate(source, [(np.array([0]), np.array([0.125])), same, same])
+    assert result.dtype == np.float32
+    assert result.ravel().tolist() == [0.125]
+
+
+def test_interpolation_is_the_same_in_both_memory_orders() -> None:
+    source = np.random.default_rng(0).random((5, 6, 7, 2)).astype(np.float32)
+    taps = [kernels.linear_taps(0, n, Fraction(7, 9)) for n in (6, 7, 8)]
+    in_order = [kernels.interpolate(np.asarray(source, order=order), taps) for order in ("F", "C")]  # type: ignore[call-overload]
+    np.testing.assert_array_equal(*in_order)
+
+
+# ------------------------------------------------------------------------------------------------------ ids
+
+
+@pytest.mark.parametrize("order", ["F", "C"])
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [0, 7, ROOT, ROOT + 1, 2**63 - 1],
+        [0, 2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1],
+        [ROOT, ROOT, 2**64 - 1, 2**63, 1],
+    ],
+)
+def test_keep_ids_of_uint64(ids: list[int], order: Any) -> None:
+    source = np.asarray(np.array(ids * 4, dtype=np.uint64).reshape(5, 2, 2, 1), order=order)
+    before = source.copy()
+    for keep in ([], [ids[1]], ids[2:4], [2**64 - 1], ids, [ROOT + 5], [0], [ids[1] + 1]):
+        result = kernels.keep_ids(source, keep)
+        assert result.dtype == np.uint64
+        expected = np.where(np.isin(source, np.array(keep, dtype=np.uint64)), source, np.uint64(0))
+        np.testing.assert_array_equal(result, expected)
+    np.testing.assert_array_equal(source, before)  # a block may be shared: it is never written to
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int64"])
+def test_keep_ids_that_a_smaller_type_cannot_hold(dtype: str) -> None:
+    largest = int(np.iinfo(dtype).max)
+    source = np.array([0, 1, 5, largest], dtype=dtype).reshape(4, 1, 1)
+    # 2**64 - 1, 2**64 - 5 and 2**32 + 1 would be voxels here, if they wrapped.
+    result = kernels.keep_ids(source, [5, largest, largest + 1, largest + 2, 2**64 - 1, 2**64 - 5, 2**63])
+    assert result.dtype == dtype
+    assert result.ravel().tolist() == [0, 0, 5, largest]
+    assert not kernels.keep_ids(source, [largest + 2]).any()
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 3, 1), (2, 0, 2)])
+def test_empty_blocks(shape: tuple[int, ...]) -> None:
+    source = np.zeros(shape, dtype=np.uint64)
+    assert kernels.keep_ids(source, [ROOT]).shape == shape
+    assert kernels.to_int64(source).shape == shape
+    assert kernels.is_id(source, ROOT).shape == shape
+    assert kernels.unique_ids(source).size == 0
+
+
+@pytest.mark.parametrize("value", [0, 1, ROOT, 2**63 - 1])
+def test_ids_that_fit_int64_are_converted_exactly(value: int) -> None:
+    result = kernels.to_int64(np.full((2, 2, 2), value, dtype=np.uint64))
+    assert result.dtype == np.int64
+    assert set(result.ravel().tolist()) == {value}
+
+
+@pytest.mark.parametrize("value", [2**63, 2**63 + 1, 2**64 - 1])
+def test_ids_that_do_not_fit_int64_are_an_error(value: int) -> None:
+    source = np.full((2, 2, 2), ROOT, dtype=np.uint64)
+    source[1, 0, 1] = value
+    with pytest.raises(OverflowError, match="convert_to_int64=False") as caught:
+        kernels.to_int64(source)
+    assert str(value) in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint32", "int64"])
+def test_smaller_ids_always_fit_int64(dtype: str) -> None:
+    source = np.array([0, np.iinfo(dtype).max], dtype=dtype)
+    result = kernels.to_int64(source)
+    assert result.dtype == np.int64
+    assert result.tolist() == [0, int(np.iinfo(dtype).max)]
+
+
+@pytest.mark.parametrize("root_id", [0, ROOT, 2**63 + 5, 2**64 - 1])
+def test_is_id(root_id: int) -> None:
+    source = np.array([0, ROOT, ROOT + 1, 2**63 + 5, 2**64 - 1], dtype=np.uint64).reshape(5, 1, 1)
+    result = kernels.is_id(source, root_id)
+    assert result.dtype == bool
+    assert result.ravel().tolist() == [value == root_id for value in source.ravel().tolist()]
+
+
+def test_is_id_that_the_type_cannot_hold() -> None:
+    source = np.array([1, 255], dtype=np.uint8).reshape(2, 1, 1)
+    for root_id in (256 + 1, ROOT, 2**64 - 1, -1):
+        assert not kernels.is_id(source, root_id).any()
+
+
+def test_unique_ids() -> None:
+    ids = [2**64 - 1, ROOT, 0, ROOT + 1, ROOT, 2**63]
+    result = kernels.unique_ids(np.array(ids, dtype=np.uint64).reshape(3, 2, 1))
+    assert result.dtype == np.uint64
+    assert result.tolist() == sorted(set(ids))
+
+
+# --------------------------------------------------------------------------------------------------- colors
+
+
+def test_colors_depend_on_the_id_alone() -> None:
+    ids = np.array([[ROOT, ROOT + 1], [2**64 - 1, ROOT]], dtype=np.uint64)
+    colors = kernels.colors_of(ids)
+    assert colors.shape == (2, 2, 3)
+    assert colors.dtype == np.uint8
+    np.testing.assert_array_equal(colors[0, 0], colors[1, 1])
+    np.testing.assert_array_equal(kernels.colors_of(ids[1:])[0, 0], colors[1, 0])
+    np.testing.assert_array_equal(kernels.colors_of(ids[:1].astype(np.int64)), colors[:1])
+
+
+def test_neighbouring_ids_have_colors_of_their_own_and_bright_ones() -> None:
+    colors = kernels.colors_of(np.arange(ROOT, ROOT + 100, dtype=np.uint64)).astype(int)
+    assert len({tuple(color) for color in colors.tolist()}) > 95
+    assert np.abs(np.diff(colors, axis=0)).max(axis=1).min() > 60
+    assert colors.max(axis=1).min() == 255
+
+
+def test_overlay() -> None:
+    image = np.array([[100, 200, 0], [0, 50, 255]], dtype=np.uint8)
+    labels = np.array([[0, ROOT, 0], [ROOT + 1, 0, 0]], dtype=np.uint64)
+    picture = kernels.overlay(image, labels, alpha=0.5)
+    assert picture.shape == (3, 2, 3)  # rows are y
+    assert picture.dtype == np.uint8
+    plain = labels.T == 0
+    np.testing.assert_array_equal(picture[plain], np.repeat(image.T[plain][:, np.newaxis], 3, axis=1))
+    mixed = (0.5 * 200 + 0.5 * kernels.colors_of(labels)[0, 1]).astype(np.uint8)
+    np.testing.assert_array_equal(picture[1, 0], mixed)
+    np.testing.assert_array_equal(kernels.overlay(image, labels, alpha=0), np.stack([image.T] * 3, axis=2))

@@ -1,0 +1,383 @@
+"""Requests become exact cutouts, or errors that name the argument, the values and the remedy."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+from imagery_dask.grid import VoxelGrid
+from imagery_dask.layer import Layer
+from imagery_dask.request import (
+    CutoutRequest,
+    LabelRule,
+    bounds_from_center,
+    dimensions_in,
+    label_rule,
+    resolve,
+    resolve_pair,
+    triple,
+    whole_layer,
+)
+
+EM = (8.0, 8.0, 40.0)
+BOX = [[100, 200, 10], [140, 260, 15]]
+ROOT = 864691135000000001
+
+
+def layer(kind: str = "image", finest: float = 8, mips: int = 3, placeholder: bool = False) -> Layer:
+    scales = [
+        {
+            "key": f"placeholder_{mip}" if placeholder and mip == 0 else f"mip{mip}",
+            "size": [4096 >> mip, 4096 >> mip, 300],
+            "voxel_offset": [64 >> mip, 0, -20],
+            "resolution": [finest * 2**mip, finest * 2**mip, 40],
+            "chunk_sizes": [[64, 64, 16]],
+            "encoding": "raw",
+        }
+        for mip in range(mips)
+    ]
+    dtype = "uint8" if kind == "image" else "uint64"
+    info = {"type": kind, "data_type": dtype, "num_channels": 1, "scales": scales}
+    return Layer.from_info(f"precomputed://gs://bucket/{kind}", info)
+
+
+def cut(bounds: Any = BOX, source: Layer | None = None, **fields: Any) -> Any:
+    options = {name: fields.pop(name) for name in ("missing", "order", "labels") if name in fields}
+    request = CutoutRequest(**{"bounds": bounds, "default_mip": 0, "resolution": EM} | fields)
+    return resolve(request, source or layer(), **options)
+
+
+def refuses(error: type[Exception], words: list[Any], **fields: Any) -> None:
+    """Check that a request is refused with a message that has all the words, case apart."""
+    with pytest.raises(error) as caught:
+        cut(**fields)
+    assert type(caught.value) is error  # no subclass such as UnicodeError or numpy's own
+    for word in words:
+        assert str(word).lower() in str(caught.value).lower(), f"{word!r} is not in {caught.value}"
+
+
+# -------------------------------------------------------------------------------------------------- bad input
+
+TOO_MANY = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+RAGGED = [[1, 2], [3]]
+
+
+@pytest.mark.parametrize(
+    ("bounds", "words"),
+    [
+        ([[140, 200, 10], [100, 260, 15]], ["inverted or empty along x:", "lower one"]),
+        ([[140, 260, 15], [100, 200, 10]], ["inverted or empty along x, y, z", "lower one"]),
+        ([[100, 200, 10], [140, 200, 15]], ["inverted or empty along y:", "exclusive"]),
+        (np.array([[1, 2, 3], [4, 5, 3]]), ["inverted or empty along z:", "exclusive"]),
+        ([[np.nan, 200, 10], [140, 260, 15]], ["finite"]),
+        ([[100, 200, 10], [140, np.inf, 15]], ["finite"]),
+        ([[-np.inf, 200, 10], [140, 260, 15]], ["finite"]),
+        ([[None, 200, 10], [140, 260, 15]], ["finite"]),
+        ([1, 2, 3], ["two corners (2 x 3)", "give bbox_size or image_size"]),
+        ([[1, 2], [3, 4]], ["two corners (2 x 3)", "shape (2, 2)"]),
+        (TOO_MANY, ["two corners (2 x 3)", "shape (3, 3)"]),
+        ([1, 2, 3, 4, 5, 6], ["two corners (2 x 3)", "shape (6,)"]),
+        (7, ["two corners (2 x 3)", "shape ()"]),
+        ([], ["two corners (2 x 3)", "shape (0,)"]),
+    ],
+)
+def test_bad_bounds(bounds: Any, words: list[str]) -> None:
+    refuses(ValueError, ["bounds", repr(bounds), *words], bounds=bounds)
+
+
+@pytest.mark.parametrize("bounds", [RAGGED, "here", [["a", 2, 3], [4, 5, 6]], object(), {"lower": (0, 0, 0)}])
+def test_bounds_that_are_no_numbers(bounds: Any) -> None:
+    refuses(TypeError, ["bounds must be two corners of three numbers", repr(bounds)], bounds=bounds)
+
+
+def test_no_bounds() -> None:
+    refuses(ValueError, ["bounds are needed", "bbox_size or image_size"], bounds=None)
+
+
+def test_bounds_smaller_than_a_voxel_say_so() -> None:
+    words = ["bounds", "(5, 5, 0)", "(7, 7, 1)", "(8, 8, 40) nm", "no voxel along x, y:", "(32, 32, 40) nm", "larger"]
+    refuses(ValueError, words, bounds=[[5, 5, 0], [7, 7, 1]], mip=2)
+
+
+@pytest.mark.parametrize("size", [(64, 64, 4), (64, 64)])
+def test_both_sizes(size: Any) -> None:
+    words = ["bbox_size", "image_size", "not both", "64"]
+    refuses(ValueError, words, bounds=[100, 100, 10], bbox_size=size, image_size=size)
+
+
+@pytest.mark.parametrize("name", ["bbox_size", "image_size"])
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        ((0, 64, 4), ["positive"]),
+        ((64, -1), ["positive"]),
+        ((64, np.nan, 4), ["finite"]),
+        ((64, np.inf), ["finite"]),
+        ((64,), ["2 or 3 numbers"]),
+        ((64, 64, 4, 1), ["2 or 3 numbers"]),
+        (64, ["2 or 3 numbers"]),
+        (TOO_MANY, ["2 or 3 numbers"]),
+        (RAGGED, ["2 or 3 numbers", repr(RAGGED)]),
+        ("64", ["2 or 3 numbers", "'64'"]),
+    ],
+)
+def test_bad_sizes(name: str, size: Any, words: list[str]) -> None:
+    value = "64" if isinstance(size, tuple) else size
+    refuses(ValueError, [name, value, *words], bounds=[100, 100, 10], **{name: size})
+
+
+@pytest.mark.parametrize("name", ["bbox_size", "image_size"])
+def test_sizes_that_are_no_numbers(name: str) -> None:
+    refuses(TypeError, [name, "numbers", "wide"], bounds=[100, 100, 10], **{name: ("wide", "high", 3)})
+
+
+def test_image_size_is_whole() -> None:
+    refuses(ValueError, ["image_size", "64.5", "whole"], bounds=[100, 100, 10], image_size=(64.5, 64))
+
+
+@pytest.mark.parametrize("name", ["bbox_size", "image_size"])
+@pytest.mark.parametrize("center", [BOX, [1, 2], [1, 2, np.nan], None])
+def test_center_is_one_point(name: str, center: Any) -> None:
+    word = "finite" if center == [1, 2, np.nan] else "three numbers"
+    refuses(ValueError, ["bounds", "center", repr(center), word], bounds=center, **{name: (64, 64)})
+
+
+@pytest.mark.parametrize("mip", [3, -1, 2**40])
+def test_mip_that_does_not_exist(mip: int) -> None:
+    refuses(ValueError, [f"mip {mip} does not exist", "gs://bucket/image", "mips 0 to 2"], mip=mip)
+    refuses(ValueError, [f"mip {mip} does not exist"], default_mip=mip)
+
+
+def test_placeholder_mip() -> None:
+    words = ["mip 0", "placeholder", "first mip with data is 1"]
+    refuses(ValueError, words, source=layer(placeholder=True), mip=0)
+
+
+@pytest.mark.parametrize("mip", [True, False, np.True_, 1.0, "1"])
+def test_mip_that_is_no_integer(mip: Any) -> None:
+    refuses(TypeError, ["mip must be an integer", repr(mip)], mip=mip)
+
+
+@pytest.mark.parametrize("missing", ["zero", None, True])
+def test_bad_missing(missing: Any) -> None:
+    refuses(ValueError, ["missing is 'fill' or 'error'", repr(missing)], missing=missing)
+
+
+@pytest.mark.parametrize("order", [2, -1, "linear", None])
+def test_bad_order(order: Any) -> None:
+    refuses(ValueError, ["order is 0 (nearest) or 1 (linear)", repr(order)], order=order)
+
+
+def test_typo_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="bbox_sise"):
+        CutoutRequest(bounds=BOX, default_mip=0, resolution=EM, bbox_sise=(1, 1))  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("root_ids", ["none", "All", "", str(ROOT), b"all"])
+def test_unknown_root_ids_string(root_ids: Any) -> None:
+    with pytest.raises(ValueError, match="root_ids must be 'all', None or a sequence of ids") as caught:
+        label_rule(root_ids, as_int64=True)
+    assert repr(root_ids) in str(caught.value)
+
+
+@pytest.mark.parametrize("root_ids", [ROOT, np.uint64(ROOT), 1.5, np.array(ROOT)])
+def test_one_id_without_a_list(root_ids: Any) -> None:
+    with pytest.raises(TypeError, match="root_ids must be .*Put one id in a list") as caught:
+        label_rule(root_ids, as_int64=True)
+    assert repr(root_ids) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float(ROOT), np.float64(ROOT), str(ROOT), None, [ROOT], np.nan])
+def test_ids_that_are_no_integers(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"root_ids must be integers.*2\*\*53") as caught:
+        label_rule([ROOT, value], as_int64=True)
+    assert repr(value) in str(caught.value)
+    assert type(value).__name__ in str(caught.value)
+
+
+def test_array_of_floats_is_refused() -> None:
+    with pytest.raises(TypeError, match="a float has already rounded them"):
+        label_rule(np.array([ROOT], dtype=np.float64), as_int64=True)
+
+
+@pytest.mark.parametrize("value", [-1, -ROOT, 2**64, np.int64(-5), True])
+def test_ids_out_of_range(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"root_ids must be integers from 0 to 2\*\*64 - 1") as caught:
+        label_rule([value], as_int64=True)
+    assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "value", "words"),
+    [
+        (ValueError, [8, 8], ["three numbers x, y, z", "[8, 8]", "(2,)"]),
+        (ValueError, [8, 8, np.nan], ["finite"]),
+        (ValueError, [8, 8, 0], ["positive", "[8, 8, 0]"]),
+        (ValueError, [8, -8, 40], ["positive", "[8, -8, 40]"]),
+        (TypeError, "fine", ["three numbers", "'fine'"]),
+        (TypeError, RAGGED, ["three numbers", "[[1, 2], [3]]"]),
+    ],
+)
+def test_triples(error: type[Exception], value: Any, words: list[str]) -> None:
+    with pytest.raises(error) as caught:
+        triple("resolution", value, positive=True)
+    assert all(word in str(caught.value) for word in ["resolution must be", *words])
+
+
+@pytest.mark.parametrize(
+    ("error", "center"),
+    [(ValueError, [1, 2]), (ValueError, [1, 2, np.inf]), (ValueError, None), (TypeError, "x"), (TypeError, RAGGED)],
+)
+def test_bounds_from_a_bad_center(error: type[Exception], center: Any) -> None:
+    with pytest.raises(error, match="ctr must be") as caught:
+        bounds_from_center(center)
+    assert repr(center) in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------- good input
+
+
+@pytest.mark.parametrize(
+    ("fields", "scales"),
+    [
+        ({}, True),
+        ({"mip": 0}, False),
+        ({"image_size": (9, 9)}, False),
+        ({"scale_to_bounds": False}, False),
+        ({"mip": 0, "scale_to_bounds": True}, True),
+        ({"image_size": (9, 9), "scale_to_bounds": True}, True),
+    ],
+)
+def test_scaling_is_the_default_without_a_mip(fields: dict[str, Any], scales: bool) -> None:
+    assert CutoutRequest(bounds=BOX, default_mip=0, resolution=EM, **fields).scales is scales
+
+
+def test_cutout_on_the_grid_of_the_bounds() -> None:
+    cutout = cut(default_mip=1)
+    assert cutout.mip.level == 1
+    assert cutout.target == VoxelGrid((100, 200, 10), (40, 60, 5), EM)
+
+
+def test_cutout_on_the_grid_of_the_mip() -> None:
+    assert cut(mip=1).target == VoxelGrid((50, 100, 10), (20, 30, 5), (16, 16, 40))
+    scaled = cut(mip=1, resolution=(4, 4, 40), scale_to_bounds=True)
+    assert scaled.target == VoxelGrid((100, 200, 10), (40, 60, 5), (4, 4, 40))
+
+
+def test_center_and_sizes() -> None:
+    assert cut([100, 100, 10], bbox_size=(20, 10, 4)).target == VoxelGrid((90, 95, 8), (20, 10, 4), EM)
+    assert cut([100, 100, 10], bbox_size=(5, 5)).target == VoxelGrid((98, 98, 10), (5, 5, 1), EM)
+    coarse = (32.0, 32.0, 40.0)
+    assert cut([100, 100, 10], image_size=(8, 4), mip=2).target == VoxelGrid((21, 23, 10), (8, 4, 1), coarse)
+    assert cut([100, 100, 10], image_size=(8, 4, 3), mip=2).target == VoxelGrid((21, 23, 9), (8, 4, 3), coarse)
+
+
+def test_image_size_is_kept_where_corners_would_round_it_away() -> None:
+    assert cut([1, 1, 1], image_size=(1, 1), mip=2, resolution=(5.5, 7, 33.3)).target.shape == (1, 1, 1)
+
+
+def test_dimensions_in_another_resolution() -> None:
+    assert dimensions_in((256, 128), (32, 32, 40), EM) == (1024, 512, 1)
+    assert dimensions_in((256, 128, 3), (32, 32, 20), EM) == (1024, 512, 1.5)
+    assert dimensions_in(np.array([10, 10]), (4.3, 4.3, 40), (8.6, 8.6, 40)) == (5, 5, 1)
+
+
+def test_dtypes_are_known_without_reading() -> None:
+    ids = layer("segmentation")
+    assert cut().dtype == np.uint8
+    assert cut(source=ids, labels=LabelRule()).dtype == np.uint64
+    converted = cut(source=ids, labels=LabelRule(as_int64=True))
+    assert converted.dtype == np.int64
+    mask = converted.mask(ROOT)
+    assert mask.dtype == bool
+    assert mask.labels == LabelRule(mask_of=ROOT)
+    assert mask.target == converted.target
+
+
+def test_cutouts_are_values() -> None:
+    cutout = cut(source=layer("segmentation"), labels=label_rule([ROOT], as_int64=True))
+    assert pickle.loads(pickle.dumps(cutout)) == cutout
+    assert hash(cutout) == hash(cut(source=layer("segmentation"), labels=label_rule([ROOT], as_int64=True)))
+    assert cutout != cut(source=layer("segmentation"), labels=label_rule([ROOT + 1], as_int64=True))
+
+
+@pytest.mark.parametrize("root_ids", [None, "all"])
+def test_all_ids(root_ids: Any) -> None:
+    assert label_rule(root_ids, as_int64=True) == LabelRule(keep=None, as_int64=True)
+
+
+def test_listed_ids_are_plain_sorted_and_unique() -> None:
+    expected = LabelRule(keep=(ROOT, ROOT + 1, 2**64 - 1))
+    for ids in ([ROOT + 1, 2**64 - 1, ROOT, ROOT], np.array([ROOT, ROOT + 1, 2**64 - 1], np.uint64), {*expected.keep}):  # type: ignore[misc]
+        rule = label_rule(ids, as_int64=False)
+        assert rule == expected
+        assert all(type(value) is int for value in rule.keep or ())
+    assert label_rule([], as_int64=False).keep == ()
+
+
+def test_whole_layer_is_the_grid_of_the_mip() -> None:
+    cutout = whole_layer(layer(), 1, missing="error")
+    assert cutout.target == cutout.mip.grid == VoxelGrid((32, 0, -20), (2048, 2048, 300), (16, 16, 40))
+    assert cutout.missing == "error"
+
+
+def pair(bounds: Any = BOX, mips: Any = (None, None), finest: Any = (8, 16), **options: Any) -> Any:
+    fields = {name: options.pop(name) for name in ("resolution", "scale_to_bounds", "bbox_size") if name in options}
+    request = CutoutRequest(**{"bounds": bounds, "default_mip": 0, "resolution": EM} | fields)
+    layers = layer("image", finest[0]), layer("segmentation", finest[1])
+    return resolve_pair(request, *layers, mips, default_mips=(0, 0), labels=LabelRule(as_int64=True), **options)
+
+
+def test_pair_shares_the_finer_grid() -> None:
+    image, ids = pair(scale_to_bounds=False)
+    assert image.target == ids.target == VoxelGrid((100, 200, 10), (40, 60, 5), EM)
+    assert (image.mip.grid.resolution_nm, ids.mip.grid.resolution_nm) == (EM, (16, 16, 40))
+    image, ids = pair(finest=(8, 4), scale_to_bounds=False)
+    assert image.target == ids.target == VoxelGrid((200, 400, 10), (80, 120, 5), (4, 4, 40))
+
+
+def test_pair_scaled_to_the_bounds() -> None:
+    image, ids = pair(resolution=(32, 32, 40))
+    assert image.target == ids.target == VoxelGrid((100, 200, 10), (40, 60, 5), (32, 32, 40))
+
+
+def test_pair_without_resizing_keeps_both_grids() -> None:
+    image, ids = pair(mips=(0, 0), resize=False)
+    assert image.target == VoxelGrid((100, 200, 10), (40, 60, 5), EM)
+    assert ids.target == VoxelGrid((50, 100, 10), (20, 30, 5), (16, 16, 40))
+
+
+def test_pair_interpolates_imagery_only() -> None:
+    image, ids = pair(order=1)
+    assert (image.order, ids.order) == (1, 0)
+    assert (image.labels, ids.labels) == (None, LabelRule(as_int64=True))
+
+
+@pytest.mark.parametrize("finest", [(8, 16), (16, 8), (8, 64)])
+@pytest.mark.parametrize("options", [{}, {"mips": (0, 0)}, {"scale_to_bounds": True}])
+def test_pair_of_a_box_within_one_coarse_voxel(finest: Any, options: dict[str, Any]) -> None:
+    """The result has the finer layer's voxels: how many of the coarser one's the bounds hold does not matter."""
+    image, ids = pair([[100, 200, 10], [101, 201, 11]], finest=finest, **options)
+    assert image.target == ids.target == VoxelGrid((100, 200, 10), (1, 1, 1), EM)
+
+
+@pytest.mark.parametrize(
+    ("center", "size", "expected"),
+    [
+        ((100, 100, 10), (4, 4, 1), [[98, 98, 10], [102, 102, 11]]),
+        ((100, 100, 10), (5, 3, 2), [[98, 99, 9], [103, 102, 11]]),
+        ((-3, 0, 0), (2, 2, 2), [[-4, -1, -1], [-2, 1, 1]]),
+        ((0.5, 1, 2), (2, 2, 1), [[-0.5, 0, 2], [1.5, 2, 3]]),
+    ],
+)
+def test_bounds_from_center(center: Any, size: Any, expected: Any) -> None:
+    bounds = bounds_from_center(center, *size)
+    np.testing.assert_array_equal(bounds, expected)
+    assert bounds.dtype == (np.int64 if all(isinstance(value, int) for value in center) else np.float64)
+
+
+def test_bounds_from_center_keeps_large_whole_numbers() -> None:
+    assert bounds_from_center((10**9 + 1, 5, 5)).tolist() == [[10**9 + 1, 5, 5], [10**9 + 2, 6, 6]]
