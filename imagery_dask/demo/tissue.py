@@ -30,6 +30,7 @@ RETICULUM = 1 << 15  # added to a cell's label where its endoplasmic reticulum i
 
 
 def for_each_slice(task: Callable[[int], None], n: int) -> None:
+    """Do a task for each of n slices, on a few threads."""
     # scipy's filters release the GIL, so that threads do help; beyond four, memory is the limit.
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         list(pool.map(task, range(n)))
@@ -68,6 +69,7 @@ class _Neurites(NamedTuple):
 
 
 def pack_neurites(rng: np.random.Generator, size: Size) -> _Neurites:
+    """Pack profiles of dendrites and axons, large ones first, into the plane of the padded volume."""
     height, width = size[1] // 2 + 2 * _PAD, size[2] // 2 + 2 * _PAD
     dendrites = rng.uniform(20, 42, height * width // 33_000 + 1)
     axons = np.exp(rng.normal(np.log(6.3), 0.47, height * width // 90)).clip(3, 18)
@@ -137,7 +139,7 @@ def _paint_worm(
     _paint(volume, slices, y, x, profile, label)
 
 
-def painttissue(rng: np.random.Generator, neurites: _Neurites) -> tuple[Labels, Labels]:
+def paint_tissue(rng: np.random.Generator, neurites: _Neurites) -> tuple[Labels, Labels]:
     """Paint the cores of the cells, and their organelles, as straight bundles in the padded volume."""
     n_slices = len(neurites.y)
     cores, organelles = (np.zeros((n_slices, *neurites.edges), np.uint16) for _ in range(2))
@@ -206,6 +208,8 @@ def with_gaps(labels: Labels) -> Labels:
 
 
 class Synapse(NamedTuple):
+    """A contact between two cells, where the first releases vesicles."""
+
     at: tuple[int, int, int]  # z, y, x in image voxels
     before: int  # label of the cell with the vesicles
     after: int

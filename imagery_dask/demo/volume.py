@@ -82,7 +82,7 @@ def synthesize(
     rng = np.random.default_rng(seed)
     size = (shape[2], shape[1], shape[0])
     neurites = tissue.pack_neurites(rng, size)
-    labels, organelles = tissue.grow_and_bend(rng, *tissue.painttissue(rng, neurites), size)
+    labels, organelles = tissue.grow_and_bend(rng, *tissue.paint_tissue(rng, neurites), size)
     micrograph = _Micrograph(
         labels=labels,
         organelles=organelles,

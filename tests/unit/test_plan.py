@@ -43,7 +43,7 @@ def test_block_grows_along_its_shortest_axis_first() -> None:
     plan = plan_blocks((512, 512, 512), (64, 64, 64), [SourceChunks(64)] * 3, 128**3)
     assert plan.largest == (128, 128, 128)
     assert len(plan) == 64
-    plan = plan_blocks((512, 512, 40), (64, 64, 8), [SourceChunks(64), SourceChunks(64), SourceChunks(8)], 128 * 64 * 64)
+    plan = plan_blocks((512, 512, 40), (64, 64, 8), [SourceChunks(64), SourceChunks(64), SourceChunks(8)], 64**3)
     assert plan.largest == (64, 64, 40)
 
 

@@ -1,0 +1,228 @@
+"""Exit codes and texts of the command line, run in this process: 0 done, 1 some blocks failed, 2 bad input."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from cloudvolume import CloudVolume
+from distributed import LocalCluster
+
+from imagery_dask.cli import main
+from imagery_dask.cli.info import human_bytes
+from imagery_dask.cli.options import ChunksType, RootIdsType
+
+ROOT = 864691135000000001
+START = (-16, 8, 5)
+SHAPE = (32, 32, 16)
+
+
+def write(folder: Path, kind: str) -> str:
+    x, y, z = np.ix_(*(np.arange(n) for n in SHAPE))
+    ids = np.asfortranarray(ROOT + (x // 8) + 4 * (y // 8) + 0 * z).astype(np.uint64)
+    data = ids if kind == "segmentation" else (1 + x + 32 * (y % 7) + 0 * z).astype(np.uint8)
+    info = CloudVolume.create_new_info(
+        1, kind, data.dtype.name, "raw", [8, 8, 40], list(START), list(SHAPE), chunk_size=[16, 16, 16]
+    )
+    volume = CloudVolume(f"file://{folder}", info=info, progress=False)
+    volume.add_scale((2, 2, 1))
+    volume.commit_info()
+    volume.commit_provenance()
+    for mip in (0, 1):
+        at = CloudVolume(f"file://{folder}", mip=mip, progress=False)
+        at[at.bounds.to_slices()] = np.asfortranarray(data[:: 2**mip, :: 2**mip])
+    return f"file://{folder}"
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    root = tmp_path_factory.mktemp("cli")
+    return {kind: write(root / kind, kind) for kind in ("image", "segmentation")}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """Address of a cluster in this process, which costs no new processes."""
+    with LocalCluster(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None) as started:
+        yield started.scheduler_address
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """Run the command line and return exit code, stdout and stderr."""
+
+    def call(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["imagery-dask", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capfd.readouterr()
+        return int(stopped.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+BOUNDS = ("--bounds", -16, 8, 5, 16, 40, 21)
+
+
+def test_help_and_version(run: Any) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(command in out for command in ("demo", "info", "export"))
+    assert run("export", "zarr", "--help")[0] == 0
+    assert run("--version")[0] == 0
+
+
+def test_info(run: Any, sources: dict[str, str]) -> None:
+    code, out, _ = run("info", sources["segmentation"])
+    assert code == 0
+    flat = " ".join(out.split())
+    for text in (
+        "segmentation, uint64", "2 mips", "8 x 8 x 40", "16 x 16 x 40", "32 x 32 x 16", "16 x 16 x 16", "raw",
+        "-16, 8, 5 to 16, 40, 21", "131 kB", "32.8 kB",
+    ):  # fmt: skip
+        assert text in flat, text
+
+
+@pytest.mark.parametrize("root_ids", ["all", f"{ROOT},{ROOT + 5}"])
+def test_export_is_code_0_and_right(
+    run: Any, sources: dict[str, str], cluster: str, tmp_path: Path, root_ids: str
+) -> None:
+    out = tmp_path / "out.zarr"
+    code, text, error = run(
+        "export", "zarr", out, "--image-source", sources["image"], "--segmentation-source", sources["segmentation"],
+        *BOUNDS, "--chunks", "16,16,16", "--cluster", cluster, "--root-ids", root_ids,
+    )  # fmt: skip
+    assert (code, error) == (0, "")
+    assert "source chunks missing: 0" in text
+    assert f"{2 * 32 * 32 * 16:,} voxels" in text
+    x, y, z = np.ix_(*(np.arange(n) for n in SHAPE))
+    ids = (ROOT + (x // 8) + 4 * (y // 8) + 0 * z).astype(np.uint64)
+    if root_ids != "all":
+        ids = np.where(np.isin(ids, np.array([ROOT, ROOT + 5], np.uint64)), ids, 0)
+    np.testing.assert_array_equal(np.asarray(zarr.open(out / "labels/segmentation/0")).T, ids)
+    image = (1 + x + 32 * (y % 7) + 0 * z).astype(np.uint8)
+    np.testing.assert_array_equal(np.asarray(zarr.open(out / "0")).T, image)
+
+
+def test_failed_blocks_are_code_1(run: Any, tmp_path: Path, cluster: str) -> None:
+    source = write(tmp_path / "holes", "image")
+    missing = tmp_path / "holes" / "8_8_40" / "0-16_24-40_5-21.gz"
+    missing.unlink()
+    common = ("--image-source", source, *BOUNDS, "--chunks", "16,16,16", "--cluster", cluster)
+    code, text, error = run("export", "zarr", tmp_path / "strict.zarr", *common, "--missing", "error")
+    assert code == 1
+    assert "FAILED" in error
+    assert "0-16_24-40_5-21" in error
+    code, text, error = run("export", "zarr", tmp_path / "filled.zarr", *common)
+    assert (code, error) == (0, "")
+    assert "source chunks missing: 1" in text
+    assert "0-16_24-40_5-21" in text
+    filled = np.asarray(zarr.open(tmp_path / "filled.zarr" / "0")).T
+    assert not filled[16:, 16:].any()
+    assert filled[:16].all()
+    assert filled[:, :16].all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--bounds", 16, 8, 5, -16, 40, 21], ["bounds", "inverted or empty along x"]),
+        (["--bounds", "nan", 8, 5, 16, 40, 21], ["bounds", "finite"]),
+        (["--bounds", 1, 2, 3], ["--bounds", "6"]),
+        ([*BOUNDS, "--resolution", 8, 0, 40], ["resolution", "positive"]),
+        ([*BOUNDS, "--image-mip", 2], ["mip 2 does not exist", "mips 0 to 1"]),
+        ([*BOUNDS, "--image-mip", "one"], ["--image-mip", "one"]),
+        ([*BOUNDS, "--chunks", "16,0,16"], ["--chunks", "16,0,16", "at least 1"]),
+        ([*BOUNDS, "--chunks", "16,16"], ["--chunks", "three whole numbers"]),
+        ([*BOUNDS, "--root-ids", "some"], ["--root-ids", "some"]),
+        ([*BOUNDS, "--root-ids", "@/nowhere/ids"], ["--root-ids", "/nowhere/ids"]),
+        ([*BOUNDS, "--workers", 0], ["--workers", "0"]),
+        ([*BOUNDS, "--cluster", "locl"], ["cluster", "'locl'"]),
+        ([*BOUNDS, "--missing", "zero"], ["--missing", "zero"]),
+        ([*BOUNDS, "--colour", "red"], ["--colour"]),
+        ([], ["--bounds"]),
+    ],
+)
+def test_bad_input_is_code_2_and_nothing_is_written(
+    run: Any, sources: dict[str, str], tmp_path: Path, arguments: list[Any], words: list[str]
+) -> None:
+    out = tmp_path / "out.zarr"
+    code, text, error = run("export", "zarr", out, "--image-source", sources["image"], *arguments)
+    assert code == 2
+    assert text == ""
+    assert all(word in error for word in words), error
+    assert "Traceback" not in error
+    assert not out.exists()
+
+
+def test_negative_root_id_is_code_2(run: Any, sources: dict[str, str], tmp_path: Path) -> None:
+    both = ("--image-source", sources["image"], "--segmentation-source", sources["segmentation"])
+    code, _, error = run("export", "zarr", tmp_path / "out.zarr", *both, *BOUNDS, "--root-ids", f"-{ROOT}")
+    assert code == 2
+    assert "root_ids" in error
+    assert f"-{ROOT}" in error
+
+
+def test_sources_that_cannot_be_used_are_code_2(run: Any, sources: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    for arguments, word in [
+        ((), "image_source or segmentation_source"),
+        (("--image-source", f"file://{tmp_path}/absent"), "no precomputed volume"),
+        (("--segmentation-source", sources["image"]), "not a segmentation"),
+        (("--image-source", "graphene://https://server/table"), "graphene"),
+    ]:
+        code, text, error = run("export", "zarr", out, *arguments, *BOUNDS)
+        assert (code, text) == (2, "")
+        assert word in error
+    assert run("info", tmp_path / "absent")[0] == 2
+    assert not out.exists()
+
+
+def test_what_exists_is_kept(run: Any, sources: dict[str, str], cluster: str, tmp_path: Path) -> None:
+    precious = tmp_path / "thesis"
+    precious.mkdir()
+    (precious / "chapter1").write_text("text")
+    common = ("--image-source", sources["image"], *BOUNDS, "--cluster", cluster)
+    for options in ((), ("--overwrite",)):  # a folder that is no store is not even removed on request
+        code, _, error = run("export", "zarr", precious, *common, *options)
+        assert code == 2
+        assert str(precious) in error
+        assert (precious / "chapter1").read_text() == "text"
+    store = tmp_path / "store.zarr"
+    assert run("export", "zarr", store, *common)[0] == 0
+    code, _, error = run("export", "zarr", store, *common)
+    assert code == 2
+    assert "--overwrite" in error
+    assert run("export", "zarr", store, *common, "--overwrite")[0] == 0
+
+
+def test_unknown_command_is_code_2(run: Any) -> None:
+    assert run("exprot")[0] == 2
+    assert run("export", "tiff", "out")[0] == 2
+
+
+def test_root_ids_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "ids.txt"
+    file.write_text(f"{ROOT}, {ROOT + 1}\n{2**64 - 1}\t5\n")
+    read = RootIdsType().convert
+    assert read("all", None, None) == "all"
+    assert read("none", None, None) is None
+    assert read(f"{ROOT}", None, None) == [ROOT]
+    assert read(f"{ROOT},{ROOT + 1}", None, None) == [ROOT, ROOT + 1]
+    assert read(f"@{file}", None, None) == [ROOT, ROOT + 1, 2**64 - 1, 5]
+
+
+def test_chunks_are_read() -> None:
+    assert ChunksType().convert("128,64,16", None, None) == (128, 64, 16)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (131072, "131 kB"), (3.4e12, "3.4 TB"), (5e18, "5e+03 PB")]
+)  # fmt: skip
+def test_bytes_for_people(count: float, text: str) -> None:
+    assert human_bytes(count) == text
