@@ -129,7 +129,8 @@ def voxel_bounds(
     Notes
     -----
     The two roundings and their order are those of ``CloudVolumePrecomputed.download`` (cloud-volume 12), in
-    float64 as there, so that the same request means the same voxels in both.
+    float64 as there, so that the same request means the same voxels in both. (CloudVolume keeps corners with fractions
+    in float32, and is off where these exceed 2**24.)
     """
 
     def convert(corner: Sequence[float]) -> XYZ:

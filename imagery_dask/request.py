@@ -169,10 +169,7 @@ def resolve(
     ValueError, TypeError
         For arguments that are wrong or contradict each other, with the values and the remedy.
     """
-    if missing not in ("fill", "error"):
-        raise ValueError(f"missing is 'fill' or 'error'; got {missing!r}.")
-    if order not in (0, 1):
-        raise ValueError(f"order is 0 (nearest) or 1 (linear); got {order!r}.")
+    _check_options(missing, order)
     mip = layer.mip(request.default_mip if request.mip is None else request.mip)
     target = _target(request, mip)
     return Cutout(layer.path, mip, layer.dtype, layer.channels, target, missing, int(order), labels)
@@ -231,22 +228,23 @@ def resolve_pair(
     image_nm = image.mip(levels[0]).grid.resolution_nm
     segmentation_nm = segmentation.mip(levels[1]).grid.resolution_nm
     segmentation_is_finer = all(a >= b for a, b in zip(image_nm, segmentation_nm, strict=True))
-    same = image_nm == segmentation_nm
+    finer = segmentation if segmentation_is_finer else image
+    _check_options(missing, order)
 
-    def cut(layer: Layer, level: int, is_finer: bool) -> Cutout:
-        scaled = bool(scales) and (is_finer or same)
-        rule, used_order = (labels, 0) if layer is segmentation else (None, order)
+    def cut(layer: Layer, level: int, target: VoxelGrid | None = None) -> Cutout:
+        mip = layer.mip(level)
+        scaled = bool(scales) and (layer is finer or image_nm == segmentation_nm)
         own = replace(request, mip=level, scale_to_bounds=scaled)
-        return resolve(own, layer, labels=rule, missing=missing, order=used_order)
+        is_image = layer is image
+        return Cutout(
+            path=layer.path, mip=mip, stored_dtype=layer.dtype, channels=layer.channels,
+            target=_target(own, mip) if target is None else target, missing=missing,
+            order=order if is_image else 0, labels=None if is_image else labels,
+        )  # fmt: skip
 
-    pair = [
-        cut(image, levels[0], not segmentation_is_finer),
-        cut(segmentation, levels[1], segmentation_is_finer),
-    ]
-    if resize:
-        finer = int(segmentation_is_finer)
-        pair[1 - finer] = replace(pair[1 - finer], target=pair[finer].target)
-    return pair[0], pair[1]
+    # The coarser layer may have no voxel of its own in the bounds; on the finer one's grid it has a value for each.
+    target = cut(finer, levels[int(segmentation_is_finer)]).target if resize else None
+    return cut(image, levels[0], target), cut(segmentation, levels[1], target)
 
 
 def label_rule(root_ids: Any, *, as_int64: bool) -> LabelRule:
@@ -323,6 +321,13 @@ def triple(name: str, value: Any, *, positive: bool = False, whole: bool = False
         raise ValueError(f"{name} must be positive; got {value!r}.")
     x, y, z = (int(v) if whole else float(v) for v in array)
     return (x, y, z)
+
+
+def _check_options(missing: str, order: int) -> None:
+    if missing not in ("fill", "error"):
+        raise ValueError(f"missing is 'fill' or 'error'; got {missing!r}.")
+    if order not in (0, 1):
+        raise ValueError(f"order is 0 (nearest) or 1 (linear); got {order!r}.")
 
 
 def _is_whole(value: Any) -> bool:

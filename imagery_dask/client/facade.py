@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from functools import cached_property
 from typing import Any
 
 import dask.array as da
@@ -102,12 +101,12 @@ class ImageryClient(SavesPictures):
         """Resolution in which bounds are given: nm per voxel along x, y, z."""
         return np.array(self._settings.resolution)
 
-    @cached_property
+    @property
     def image_cv(self) -> Any:
         """`CloudVolume` of the imagery, or None in a client without imagery."""
         return self._image_source and cloud_volume(self._image_source, self._auth_token)
 
-    @cached_property
+    @property
     def segmentation_cv(self) -> Any:
         """`CloudVolume` of the segmentation, or None in a client without segmentation."""
         return self._segmentation_source and cloud_volume(self._segmentation_source, self._auth_token)

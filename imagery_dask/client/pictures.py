@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+import dask.array as da
 from numpy.typing import ArrayLike
 
-from imagery_dask.export.png import check_write_options, save_image_slices, save_masks
+from imagery_dask.client.settings import ClientSettings
+from imagery_dask.export.png import check_masks, check_write_options, save_image_slices, save_masks
+from imagery_dask.lazy import lazy_array
+from imagery_dask.masks import SegmentationMasks
 from imagery_dask.parameters import describe
-from imagery_dask.request import RootIds
+from imagery_dask.request import Cutout, RootIds
 
 __all__ = ["SavesPictures"]
 
@@ -20,9 +24,7 @@ Colormap = Mapping[int, Sequence[int]]
 class SavesPictures:
     """Picture files of cutouts; the part of `ImageryClient` that writes."""
 
-    image_cutout: Any
-    split_segmentation_cutout: Any
-    image_and_segmentation_cutout: Any
+    _settings: ClientSettings
 
     @describe
     def save_imagery(
@@ -51,8 +53,11 @@ class SavesPictures:
         """
         check_write_options(kwargs)
         if precomputed_image is None:
-            bounds = _needed(bounds)
-            precomputed_image = self.image_cutout(bounds, bbox_size, image_size, mip, resolution, scale_to_bounds)
+            cutout = self._settings.image_cutout(
+                _needed(bounds), 0, bbox_size=bbox_size, image_size=image_size, mip=mip, resolution=resolution,
+                scale_to_bounds=scale_to_bounds,
+            )  # fmt: skip
+            precomputed_image = _picture(cutout)
         save_image_slices(filename_prefix, "imagery", precomputed_image, slice_axis, "imagery", verbose, **kwargs)
 
     @describe
@@ -86,10 +91,11 @@ class SavesPictures:
         """
         check_write_options(kwargs)
         if precomputed_masks is None:
-            precomputed_masks = self.split_segmentation_cutout(
-                _needed(bounds), root_ids, include_null_root, bbox_size, image_size, mip, resolution, timestamp,
-                scale_to_bounds,
+            cutout = self._settings.labels_cutout(
+                _needed(bounds), root_ids, False, bbox_size=bbox_size, image_size=image_size, mip=mip,
+                resolution=resolution, scale_to_bounds=scale_to_bounds,
             )  # fmt: skip
+            precomputed_masks = SegmentationMasks(cutout, include_null_root)
         save_masks(filename_prefix, precomputed_masks, slice_axis, segmentation_colormap or {}, verbose, **kwargs)
 
     @describe
@@ -120,15 +126,24 @@ class SavesPictures:
             Imagery and masks to write instead of a cutout's.
         """
         check_write_options(kwargs, "verbose")
-        image, masks = precomputed_data or self.image_and_segmentation_cutout(
-            _needed(bounds), image_mip, segmentation_mip, root_ids, resize, True, include_null_root, bbox_size,
-            resolution, timestamp, scale_to_bounds,
-        )  # fmt: skip
+        if precomputed_data is None:
+            cutout, labels = self._settings.pair(
+                _needed(bounds), (image_mip, segmentation_mip), root_ids, False, resize=resize, order=0,
+                bbox_size=bbox_size, resolution=resolution, scale_to_bounds=scale_to_bounds,
+            )  # fmt: skip
+            precomputed_data = _picture(cutout), SegmentationMasks(labels, include_null_root)
+        image, masks = precomputed_data
+        check_masks(masks, slice_axis, segmentation_colormap or {})
         self.save_imagery(filename_prefix, precomputed_image=image, slice_axis=slice_axis, **kwargs)
         self.save_segmentation_masks(
             filename_prefix, precomputed_masks=masks, slice_axis=slice_axis,
             segmentation_colormap=segmentation_colormap, **kwargs,
         )  # fmt: skip
+
+
+def _picture(cutout: Cutout) -> da.Array:
+    """Imagery for pictures: with channels the other axes stay, so that none of them is taken for the channels."""
+    return lazy_array(cutout, squeeze=cutout.channels == 1)
 
 
 def _needed(bounds: ArrayLike | None) -> ArrayLike:

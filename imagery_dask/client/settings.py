@@ -190,4 +190,4 @@ def _default_resolution(resolution: Any, image: Layer | None, segmentation: Laye
 
 
 def _absent(layer: str, argument: str) -> NoReturn:
-    raise ValueError(f"This client was made without {layer}; make one with {argument}=...")
+    raise ValueError(f"This client was made without {layer}; make one with {argument}=... (and leave {layer}=True).")

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from imagery_dask import kernels
 from imagery_dask.masks import SegmentationMasks
 
-__all__ = ["check_write_options", "save_image_slices", "save_masks"]
+__all__ = ["check_masks", "check_write_options", "save_image_slices", "save_masks"]
 
 Pixels = NDArray[Any]
 SLAB_BYTES = 256 * 2**20
 # What imageio's and Pillow's PNG writers take.
 WRITE_OPTIONS = {
-    "bits", "compress_level", "dictionary", "dpi", "exif", "extension", "format", "icc_profile", "mode", "optimize",
-    "plugin", "pnginfo", "prefer_uint8", "quantize", "transparency",
+    "bits", "compress_level", "compress_type", "dictionary", "dpi", "exif", "format", "icc_profile", "mode", "optimize",
+    "pnginfo", "transparency",
 }  # fmt: skip
 
 
@@ -100,6 +100,8 @@ def save_masks(
 
     The masks of a cutout are written by one pass over its labels, however many objects there are.
     """
+    check_write_options(kwargs)
+    check_masks(masks, slice_axis, colormap)
     colors = {int(root): mask_color(color) for root, color in colormap.items()}
     if isinstance(masks, SegmentationMasks):
         _save_cutout_masks(filename_prefix, masks, slice_axis, colors, verbose, kwargs)
@@ -108,6 +110,14 @@ def save_masks(
         color = colors.get(int(root_id))
         suffix = f"root_id_{root_id}"
         save_image_slices(filename_prefix, suffix, mask, slice_axis, "mask", verbose, color, **kwargs)
+
+
+def check_masks(masks: Mapping[int, Any], slice_axis: int, colormap: Mapping[int, Sequence[int]]) -> None:
+    """Refuse masks, an axis or colors that cannot be written, before anything is."""
+    for color in colormap.values():
+        mask_color(color)
+    for mask in [masks.labels] if isinstance(masks, SegmentationMasks) else masks.values():
+        _slice_count(mask, slice_axis, "mask")
 
 
 def mask_color(color: Sequence[int] | None) -> tuple[int, int, int, int]:
@@ -147,7 +157,7 @@ def _save_cutout_masks(
 
 
 def _slice_count(img: Any, slice_axis: int, image_type: str) -> int:
-    if isinstance(slice_axis, bool) or slice_axis not in (0, 1, 2):
+    if isinstance(slice_axis, bool) or not hasattr(slice_axis, "__index__") or slice_axis not in (0, 1, 2):
         raise ValueError(f"slice_axis is 0 (x), 1 (y) or 2 (z); got {slice_axis!r}.")
     if img.ndim not in (2, 3, 4) or (img.ndim == 4 and image_type == "mask"):
         raise ValueError(f"Images have axes x, y and z, or two of them; got an array of shape {img.shape}.")

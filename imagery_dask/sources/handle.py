@@ -84,9 +84,13 @@ def _open_volume(path: str, process: int) -> PrecomputedVolume:
 
 def cloud_volume(path: str, token: str | None = None) -> Any:
     """`CloudVolume` of a source for direct use, with the options of the reference: unbounded, missing chunks are 0."""
-    return CloudVolume(
-        reachable_path(normalize_path(path)), bounded=False, fill_missing=True, progress=False, secrets=token
-    )
+    return _cloud_volume(normalize_path(path), token, os.getpid())
+
+
+@lru_cache(maxsize=OPEN_VOLUMES_KEPT)
+def _cloud_volume(path: str, token: str | None, process: int) -> Any:
+    del process
+    return CloudVolume(reachable_path(path), bounded=False, fill_missing=True, progress=False, secrets=token)
 
 
 def normalize_path(path: str) -> str:

@@ -208,14 +208,17 @@ def test_no_info_is_no_volume(tmp_path: Path, file_server: FileServer) -> None:
     assert [request.path for request in file_server.requests] == ["/nothing/info"]
 
 
+IMAGE = {"type": "image", "data_type": "uint8", "num_channels": 1}
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
         ("<html>moved</html>", "not JSON"),
         ("[1, 2]", "not a JSON object"),
         (json.dumps({"@type": "neuroglancer_annotations_v1"}), "not an image or segmentation volume"),
-        (json.dumps({"type": "image", "data_type": "uint8", "num_channels": 1, "scales": [{"key": "a"}]}), "not an image"),
-        (json.dumps({"type": "image", "data_type": "uint8", "num_channels": 1, "scales": []}), "."),
+        (json.dumps({**IMAGE, "scales": [{"key": "a"}]}), "not an image or segmentation volume"),
+        (json.dumps({**IMAGE, "scales": []}), "scales"),
     ],
     ids=["html", "list", "annotations", "half a scale", "no scales"],
 )  # fmt: skip

@@ -57,6 +57,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> A
     """Run the command line and return exit code, stdout and stderr."""
 
     def call(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setenv("COLUMNS", "160")  # where stdout is no terminal, tables would be folded to 80 columns
         monkeypatch.setattr(sys, "argv", ["imagery-dask", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
             main()
@@ -222,7 +223,8 @@ def test_chunks_are_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (131072, "131 kB"), (3.4e12, "3.4 TB"), (5e18, "5e+03 PB")]
-)  # fmt: skip
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (131072, "131 kB"), (3.4e12, "3.4 TB"), (5e18, "5e+03 PB")],
+)
 def test_bytes_for_people(count: float, text: str) -> None:
     assert human_bytes(count) == text

@@ -240,8 +240,8 @@ def test_masks_of_a_cutout_and_masks_at_hand_are_the_same_files(tmp_path: Path, 
     for root, color in zip(roots, [(9, 8, 7, 6), (255, 255, 255, 255)], strict=True):
         for z in range(4):
             page = read(tmp_path / "out", f"seg_slice_{z}_root_id_{root}.png")
-            expected = np.where((ids[:, :, z].T == np.uint64(root))[..., np.newaxis], color, 0)
-            np.testing.assert_array_equal(page, expected)
+            inside = np.equal(ids[:, :, z].T, np.uint64(root))
+            np.testing.assert_array_equal(page, np.where(inside[..., np.newaxis], color, 0))
 
 
 @pytest.mark.parametrize("depth", [1, 2])

@@ -1,0 +1,328 @@
+"""Graphs: one symbolic layer whatever the size, nothing secret in it, and every storage chunk read once."""
+
+from __future__ import annotations
+
+import gc
+import json
+import pickle
+import pickletools
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from cloudvolume import CloudVolume
+from dask.base import tokenize
+from dask.blockwise import Blockwise
+from distributed import Client, LocalCluster
+
+from imagery_dask import ImageryClient, lazy, to_zarr
+from imagery_dask.sources import SourceHandle, collect_counts
+from imagery_dask.sources.transport import Request, Transport
+
+TOKEN = "s3cr3t-0b7e1f5a9c"
+ROOT = 864691135000000001
+SHAPE = (128, 96, 64)
+START = (-64, 32, 7)
+CHUNK = (32, 32, 16)
+
+
+def write_info(folder: Path, side: int, kind: str = "image", dtype: str = "uint8", chunk: int = 64) -> str:
+    """A volume of which only the info exists: reads find no chunk."""
+    scale = {
+        "key": "8_8_40", "size": [side] * 3, "resolution": [8, 8, 40], "voxel_offset": [1000, -2000, 30],
+        "chunk_sizes": [[chunk] * 3], "encoding": "raw",
+    }  # fmt: skip
+    folder.mkdir()
+    info = {"type": kind, "data_type": dtype, "num_channels": 1, "scales": [scale]}
+    (folder / "info").write_text(json.dumps(info))
+    return f"precomputed://file://{folder}"
+
+
+def coordinates() -> np.ndarray:
+    x, y, z = np.ix_(*(np.arange(n) for n in SHAPE))
+    return np.asfortranarray(ROOT + x + (y << 12) + (z << 24)).astype(np.uint64)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("graph") / "seg"
+    info = CloudVolume.create_new_info(
+        1, "segmentation", "uint64", "raw", [8, 8, 40], list(START), list(SHAPE), chunk_size=list(CHUNK)
+    )
+    volume = CloudVolume(f"file://{folder}", info=info, progress=False)
+    volume.commit_info()
+    volume.commit_provenance()
+    volume[volume.bounds.to_slices()] = coordinates()
+    return f"precomputed://file://{folder}"
+
+
+@pytest.fixture
+def client(source: str) -> ImageryClient:
+    return ImageryClient(image_source=source, segmentation_source=source)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Client]:
+    """A cluster of threads in this process, so that reads can be counted."""
+    with (
+        LocalCluster(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None) as started,
+        Client(started, set_as_default=False) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count the keys that are fetched from storage, by any thread."""
+    counts: Counter[str] = Counter()
+    lock, get = threading.Lock(), Transport.get
+
+    def counting(self: Transport, request: Request) -> Any:
+        with lock:
+            counts[request.key] += 1
+        return get(self, request)
+
+    monkeypatch.setattr(Transport, "get", counting)
+    return counts
+
+
+@pytest.fixture
+def boxes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
+    """Record start and shape of every box that is read."""
+    read_boxes: list[tuple[Any, Any]] = []
+    read = SourceHandle.read
+
+    def recording(self: SourceHandle, box: Any, *rest: Any) -> Any:
+        read_boxes.append((box.start, box.shape))
+        return read(self, box, *rest)
+
+    monkeypatch.setattr(SourceHandle, "read", recording)
+    return read_boxes
+
+
+def key_of(x: int, y: int, z: int) -> str:
+    """File of a storage chunk of the written volume, by its position in the grid of chunks."""
+    starts = [a + i * n for a, i, n in zip(START, (x, y, z), CHUNK, strict=True)]
+    return "8_8_40/" + "_".join(f"{a}-{a + n}" for a, n in zip(starts, CHUNK, strict=True))
+
+
+def graph_bytes(array: da.Array) -> bytes:
+    return pickle.dumps(array.__dask_graph__())
+
+
+def cutouts_of(folder: Path, side: int) -> dict[str, da.Array]:
+    """Every kind of lazy array, over a layer of ``(side / 64)**3`` storage chunks."""
+    client = ImageryClient(
+        image_source=write_info(folder / f"em{side}", side),
+        segmentation_source=write_info(folder / f"seg{side}", side, "segmentation", "uint64"),
+    )
+    bounds = [[1000, -2000, 30], [1000 + side, side - 2000, side + 30]]
+    pair = client.image_and_segmentation_cutout(bounds)
+    return {
+        "image volume": client.image_volume().data,
+        "segmentation volume": client.segmentation_volume().data,
+        "image": client.image_cutout(bounds),
+        "resized": client.image_cutout(bounds, resolution=(12.0, 9.7, 40), scale_to_bounds=True),
+        "linear": client.image_cutout(bounds, resolution=(16, 16, 40), scale_to_bounds=True, order=1),
+        "ids": client.segmentation_cutout(bounds),
+        "some ids": client.segmentation_cutout(bounds, root_ids=[ROOT, ROOT + 1, 2**64 - 1]),
+        "mask": client.split_segmentation_cutout(bounds)[ROOT],
+        "pair": pair[0],
+        "dataset": client.dataset(bounds)["segmentation"].data,
+    }
+
+
+# ------------------------------------------------------------------------------------------------ size of graphs
+
+
+def test_arrays_of_a_billion_chunks_are_one_small_layer(tmp_path: Path) -> None:
+    for name, array in cutouts_of(tmp_path, 64_000).items():
+        assert int(np.prod([n / 64 for n in (64_000,) * 3])) == 10**9
+        (layer,) = array.__dask_graph__().layers.values()
+        assert isinstance(layer, Blockwise), name
+        assert not layer.is_materialized(), name
+        assert len(graph_bytes(array)) < 20_000, name
+        assert len(pickle.dumps(array)) < 20_000, name
+
+
+def test_a_layer_twice_as_large_costs_no_more_graph(tmp_path: Path) -> None:
+    """Eight times as many blocks: no more layers, and bytes for the edges along the three axes only."""
+    small, large = cutouts_of(tmp_path, 64_000), cutouts_of(tmp_path, 128_000)
+    for name, array in large.items():
+        assert array.npartitions >= 7 * small[name].npartitions, name
+        assert len(array.__dask_graph__().layers) == 1, name
+        edges = sum(array.numblocks) - sum(small[name].numblocks)
+        assert len(graph_bytes(array)) - len(graph_bytes(small[name])) < 4 * edges + 100, name
+
+
+def test_blocks_are_a_bounded_size_on_both_sides_of_resampling(tmp_path: Path) -> None:
+    """A block of a much coarser result must not read a thousand times its size."""
+    client = ImageryClient(image_source=write_info(tmp_path / "em", 64_000))
+    for resolution in [(8, 8, 40), (16, 16, 40), (64, 64, 40), (128, 128, 160)]:
+        array = client.image_cutout([[200] * 3, [700] * 3], resolution=resolution, scale_to_bounds=True)
+        source_ = lazy.source_of(array)
+        assert source_ is not None
+        block = source_.cutout.target.crop((0, 0, 0), array.chunksize)
+        assert block.size <= 2 * lazy.BLOCK_BYTES
+        assert block.at((8, 8, 40)).size <= 8 * lazy.BLOCK_BYTES, resolution
+
+
+# -------------------------------------------------------------------------------------------- what is in graphs
+
+
+def names_in(pickled: bytes) -> set[str]:
+    """Every string of a pickle, names of modules and classes among them."""
+    return {str(argument) for _, argument, _ in pickletools.genops(pickled) if isinstance(argument, (str, bytes))}
+
+
+def test_graphs_hold_no_volume_no_token_and_no_path_of_secrets(source: str) -> None:
+    client = ImageryClient(image_source=source, segmentation_source=source, auth_token=TOKEN)
+    assert client.image_cv.shape[:3] == SHAPE  # open, with the token, before anything is pickled
+    bounds = [list(START), [a + n for a, n in zip(START, SHAPE, strict=True)]]
+    masks = client.split_segmentation_cutout(bounds)
+    arrays = [
+        client.image_cutout(bounds), client.segmentation_cutout(bounds, root_ids=[ROOT]), masks[ROOT],
+        client.image_volume().data, client.dataset(bounds)["segmentation"].data,
+        client.image_cutout(bounds, resolution=(16, 16, 40), order=1),
+    ]  # fmt: skip
+    for array in arrays:
+        array[0, 0, 0].compute()  # what a worker opens stays in its process, too
+        for pickled in (graph_bytes(array), pickle.dumps(array), pickle.dumps(array[:5, 3].optimize())):
+            assert TOKEN.encode() not in pickled
+            assert b"secret" not in pickled.lower()
+            for name in names_in(pickled):
+                assert not name.startswith(("cloudvolume", "cloudfiles", "caveclient", "requests", "_thread")), name
+        assert TOKEN not in repr(array) + array.name + tokenize(array) + str(array.__dask_keys__())
+        assert TOKEN not in repr(lazy.CutoutArray(lazy.source_of(array).cutout).__dask_tokenize__())  # type: ignore[union-attr]
+    assert TOKEN not in repr(client) + repr(masks) + str(client.image_volume()) + str(client.image_volume().attrs)
+
+
+def test_tokens_do_not_depend_on_the_credentials(source: str) -> None:
+    bounds = [list(START), [0, 96, 20]]
+    names = [
+        ImageryClient(image_source=source, auth_token=token).image_cutout(bounds).name for token in (None, TOKEN, "b")
+    ]
+    assert len(set(names)) == 1
+
+
+# --------------------------------------------------------------------------------------------- what slices read
+
+
+def test_plane_of_a_huge_layer_reads_what_it_crosses(tmp_path: Path, fetched: Counter[str]) -> None:
+    volume = ImageryClient(image_source=write_info(tmp_path / "em", 64_000)).image_volume().data
+    fetched.clear()
+    with dask.config.set(scheduler="synchronous"), collect_counts() as counts:
+        plane = volume[32_000:32_512, 32_000:32_512, 32_000].compute()
+    assert plane.shape == (512, 512)
+    assert counts.chunks == counts.missing == 8 * 8
+    assert len(fetched) == 64
+    assert set(fetched.values()) == {1}
+    x, y, z = (start + 32_000 for start in (1000, -2000, 30))
+    assert f"8_8_40/{x}-{x + 64}_{y}-{y + 64}_{z}-{z + 64}" in fetched
+
+
+@pytest.mark.parametrize("crossing", [(5, 6), (31, 33), (0, 32), (32, 33)])
+def test_slice_reads_only_the_chunks_it_crosses(
+    client: ImageryClient, fetched: Counter[str], crossing: tuple[int, int]
+) -> None:
+    volume = client.segmentation_volume().data
+    first, last = crossing
+    fetched.clear()
+    with dask.config.set(scheduler="synchronous"), collect_counts() as counts:
+        voxels = volume[first:last, 40, ::7].compute()
+    np.testing.assert_array_equal(voxels, coordinates()[first:last, 40, ::7])
+    expected = {key_of(x, 1, z) for x in range(first // 32, (last - 1) // 32 + 1) for z in range(4)}
+    assert fetched == dict.fromkeys(expected, 1)
+    assert counts.chunks == len(expected)
+
+
+def test_slices_of_slices_are_pushed_into_the_loader(client: ImageryClient, boxes: list[tuple[Any, Any]]) -> None:
+    volume = client.segmentation_volume().data
+    part = volume[10:100][:, 5:60][..., 3:30][20:60, ::-1][3:13, 2:9, 4]
+    voxels = part.compute(scheduler="synchronous")
+    np.testing.assert_array_equal(voxels, coordinates()[10:100, 5:60, 3:30][20:60, ::-1][3:13, 2:9, 4])
+    # x: 10 + 20 + 3 = 33 .. 42; y: the window 5 .. 59, backwards, from 57 down to 51; z: 3 + 4 = 7.
+    assert boxes == [((START[0] + 33, START[1] + 51, START[2] + 7), (10, 7, 1))]
+
+
+def test_slices_are_pushed_through_functions_of_voxels(client: ImageryClient, boxes: list[tuple[Any, Any]]) -> None:
+    volume = client.segmentation_volume()
+    mean = (volume.isel(z=3) % 2).isel(x=slice(4, 8), y=slice(0, 3))
+    np.testing.assert_array_equal(mean.compute(scheduler="synchronous"), coordinates()[4:8, 0:3, 3] % 2)
+    assert sum(int(np.prod(shape)) for _, shape in boxes) <= SHAPE[0] * SHAPE[1]
+    assert all(shape[2] == 1 for _, shape in boxes)
+
+
+def test_opening_reads_nothing(client: ImageryClient, fetched: Counter[str]) -> None:
+    bounds = [list(START), [0, 96, 20]]
+    client.segmentation_volume()
+    client.dataset(bounds)
+    masks = client.split_segmentation_cutout(bounds)
+    mask = masks[ROOT]
+    assert mask.dtype == bool
+    assert not fetched
+    assert len(masks) == 64 * 64 * 13
+    assert set(fetched.values()) == {1}
+
+
+# ------------------------------------------------------------------------------------------------- whole exports
+
+
+@pytest.mark.parametrize("chunks", [(32, 32, 16), (64, 32, 64), (16, 16, 16), (128, 96, 64)])
+def test_aligned_export_reads_every_chunk_once(
+    client: ImageryClient, cluster: Client, fetched: Counter[str], tmp_path: Path, chunks: tuple[int, int, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("imagery_dask.export.zarr.BLOCK_BYTES", 2**18)  # several blocks
+    volume = client.segmentation_volume()
+    report = to_zarr(volume, tmp_path / "out.zarr", chunks=chunks, cluster=cluster, progress=False)
+    assert report.ok
+    assert report.blocks > (1 if chunks != SHAPE else 0)
+    assert report.counts.chunks == 4 * 3 * 4
+    assert report.counts.missing == 0
+    assert fetched == {key_of(x, y, z): 1 for x in range(4) for y in range(3) for z in range(4)}
+    np.testing.assert_array_equal(np.asarray(zarr.open(tmp_path / "out.zarr" / "0")).T, coordinates())
+
+
+def test_export_of_a_part_reads_every_chunk_it_touches_once(
+    client: ImageryClient, cluster: Client, fetched: Counter[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks begin where both grids have an edge, although the region begins within a chunk."""
+    monkeypatch.setattr("imagery_dask.export.zarr.BLOCK_BYTES", 2**18)
+    bounds = [[START[0] + 16, START[1], START[2] + 8], [a + n for a, n in zip(START, SHAPE, strict=True)]]
+    cutout = client.segmentation_cutout(bounds, convert_to_int64=False)
+    report = to_zarr(cutout, tmp_path / "out.zarr", chunks=(16, 32, 8), cluster=cluster, progress=False)
+    assert report.ok
+    assert report.blocks > 1
+    assert report.counts.chunks == 4 * 3 * 4
+    assert set(fetched.values()) == {1}
+    np.testing.assert_array_equal(np.asarray(zarr.open(tmp_path / "out.zarr" / "0")).T, coordinates()[16:, :, 8:])
+
+
+def test_computing_an_aligned_cutout_reads_every_chunk_once(
+    client: ImageryClient, fetched: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lazy, "BLOCK_BYTES", 2**18)
+    volume = client.segmentation_volume().data
+    assert volume.npartitions > 4
+    np.testing.assert_array_equal(volume.compute(), coordinates())
+    assert fetched == {key_of(x, y, z): 1 for x in range(4) for y in range(3) for z in range(4)}
+
+
+def test_export_finds_the_cutout_behind_an_array_as_long_as_the_array_lives(client: ImageryClient) -> None:
+    """An equal array that was made and forgotten must not take the way to the source with it."""
+    bounds = [list(START), [0, 96, 20]]
+    array = client.segmentation_cutout(bounds)
+    twin = client.segmentation_cutout(bounds)
+    assert twin.name == array.name
+    assert lazy.source_of(array) is not None
+    del twin
+    gc.collect()
+    assert lazy.source_of(array) is not None
