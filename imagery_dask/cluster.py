@@ -85,11 +85,15 @@ def _cluster(spec: Any, workers: int | None) -> Iterator[Any]:
 def _start(text: str, workers: int | None) -> Any:
     cores = os.cpu_count() or 1
     # Loopback only: a dask scheduler runs any code that is sent to it.
-    local = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    dashboard = "127.0.0.1:0"
     if text == "":
-        return LocalCluster(n_workers=1, threads_per_worker=workers or cores, processes=False, **local)
+        return LocalCluster(
+            n_workers=1, threads_per_worker=workers or cores, processes=False, dashboard_address=dashboard
+        )
     if text == "local":
-        return LocalCluster(n_workers=workers or cores, threads_per_worker=1, **local)
+        return LocalCluster(
+            n_workers=workers or cores, threads_per_worker=1, host="127.0.0.1", dashboard_address=dashboard
+        )
     if Path(text).suffix in (".yaml", ".yml"):
         cluster_class, arguments, configured = load_cluster_file(Path(text))
         cluster = cluster_class(**arguments)

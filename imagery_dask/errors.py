@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "AccessRefusedError",
     "BlockFailedError",
     "CorruptChunkError",
     "ImageryDaskError",
     "MissingChunkError",
-    "MissingChunksWarning",
     "SourceError",
     "SourceNotFoundError",
 ]
@@ -39,8 +40,19 @@ class CorruptChunkError(SourceError):
 
 
 class BlockFailedError(ImageryDaskError):
-    """One or more blocks of an export failed; the others were written."""
+    """One or more blocks of an export failed; the others were written.
 
+    Parameters
+    ----------
+    message : str
+        What failed.
+    report : RunReport
+        The report of the whole run, with the failed blocks and their reasons.
+    """
 
-class MissingChunksWarning(UserWarning):
-    """Storage chunks that the volume should have were filled with 0."""
+    def __init__(self, message: str, report: Any) -> None:
+        super().__init__(message)
+        self.report = report
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.report)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Protocol
+from uuid import uuid4
 
 from distributed import Client, as_completed
 
-from imagery_dask.errors import AccessRefusedError
+from imagery_dask.errors import AccessRefusedError, BlockFailedError
 from imagery_dask.sources import ReadCounts, collect_counts
 
 __all__ = ["BlockResult", "BlockTask", "FailedBlock", "RunReport", "run_blocks"]
@@ -88,6 +90,16 @@ class RunReport:
         """Whether every block was written."""
         return self.done == self.blocks
 
+    def raise_for_failures(self) -> None:
+        """Raise `BlockFailedError` when a block failed."""
+        if self.failures:
+            first = self.failed[0]
+            raise BlockFailedError(
+                f"{self.failures} of {self.blocks} blocks failed; the others were written. "
+                f"{first.name}: {first.reason}",
+                self,
+            )
+
     @property
     def mb_per_s(self) -> float:
         """Voxel bytes written per second of wall time, in units of 10**6 bytes."""
@@ -127,9 +139,11 @@ def run_blocks(
     started = time.perf_counter()
     window = max(4, WINDOW_PER_THREAD * sum(client.nthreads().values()))
     names: dict[str, str] = {}
+    numbers = (f"{uuid4().hex[:8]}-{number}" for number in count())
 
     def submit(task: BlockTask) -> Any:
-        future = client.submit(_run_block, task, key=f"{task.name}-{client.id}-{len(names)}", pure=False)
+        # The number keeps a run apart from another of the same array on the same cluster.
+        future = client.submit(_run_block, task, key=f"{task.name}-{next(numbers)}", pure=False)
         names[future.key] = task.name
         return future
 
@@ -138,7 +152,7 @@ def run_blocks(
         running.add(submit(task))
     try:
         for future in running:
-            _record(report, future, names.get(future.key, ""))
+            _record(report, future, names.pop(future.key))
             future.release()
             report.seconds = time.perf_counter() - started
             if on_progress is not None:

@@ -10,7 +10,7 @@ import click
 from imagery_dask.cli.info import human_bytes
 from imagery_dask.cli.options import ChunksType, RootIdsType
 from imagery_dask.client import ImageryClient
-from imagery_dask.errors import SourceError
+from imagery_dask.errors import BlockFailedError, SourceError
 from imagery_dask.export.zarr import DEFAULT_CHUNKS, to_zarr
 from imagery_dask.run import RunReport
 
@@ -70,12 +70,13 @@ def export_zarr(
     data = client.dataset((bounds[:3], bounds[3:]), root_ids=root_ids, scale_to_bounds=False)
     try:
         report = to_zarr(data, out, chunks=chunks, overwrite=overwrite, cluster=cluster, workers=workers)
+    except BlockFailedError as error:
+        print_report(error.report, out)
+        sys.exit(SOME_BLOCKS_FAILED)
     except SourceError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(SOME_BLOCKS_FAILED)
     print_report(report, out)
-    if not report.ok:
-        sys.exit(SOME_BLOCKS_FAILED)
 
 
 def print_report(report: RunReport, out: str) -> None:

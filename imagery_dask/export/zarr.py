@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from distributed import get_worker
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
@@ -78,7 +79,7 @@ def to_zarr(
     Returns
     -------
     RunReport
-        Blocks done and failed, voxels, bytes, seconds, storage chunks missing.
+        Blocks, voxels, bytes, seconds, storage chunks missing.
 
     Raises
     ------
@@ -86,6 +87,10 @@ def to_zarr(
         When there is something at `url` and `overwrite` is False.
     ValueError, TypeError
         For chunks or data that cannot be written. Nothing has been written then.
+    BlockFailedError
+        When blocks failed; all others have been written, and its ``report`` names the failed ones.
+    AccessRefusedError
+        When the source refuses access; the export ends at once.
     """
     volumes = as_volumes(data, resolution_nm, translation_nm)
     shape = _chunk_shape(chunks)
@@ -97,6 +102,7 @@ def to_zarr(
         with _shown(progress, total) as on_progress:
             report = run_blocks(client, _tasks(store, volumes, plans), total, on_progress)
     report.voxels = sum(math.prod(volume.array.shape) for volume in volumes)
+    report.raise_for_failures()
     return report
 
 
@@ -128,7 +134,7 @@ class ZarrBlock:
         selection = tuple(reversed(self.region))
         if block.ndim == 4:
             selection = (slice(None), *selection)
-        _open(self.store, self.path, os.getpid())[selection] = block.T
+        _open(self.store, self.path, _threads(), os.getpid())[selection] = block.T
         return int(block.nbytes)
 
 
@@ -140,11 +146,18 @@ def _tasks(store: str, volumes: list[Volume], plans: list[BlockPlan]) -> Iterato
 
 
 @lru_cache(maxsize=64)
-def _open(store: str, path: str, process: int) -> Any:
+def _open(store: str, path: str, threads: int, process: int) -> Any:
     del process
-    # One encoding thread: the cluster's workers are the parallelism, and threads of both would multiply.
-    with zarr.config.set({"codec_pipeline.path": PIPELINE, "threading.max_workers": 1}):
+    with zarr.config.set({"codec_pipeline.path": PIPELINE, "threading.max_workers": threads}):
         return zarr.open_array(store, path=path, mode="r+", zarr_format=3)
+
+
+def _threads() -> int:
+    """Threads for encoding: those of the dask worker, since its own and the codecs' would multiply."""
+    try:
+        return int(get_worker().state.nthreads)
+    except ValueError:
+        return 1
 
 
 def _create(store: str, volumes: list[Volume], chunks: XYZ, overwrite: bool) -> None:

@@ -39,8 +39,9 @@ def has_google() -> bool:
 
 def has_aws(cloudpath: str) -> bool:
     """Whether this process has keys for an S3 bucket, or a custom endpoint."""
-    in_environment = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ACCESS_KEY_ID")
-    return bool(in_environment) or _aws_file(cloudpath)
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE")
+    in_environment = any(os.environ.get(name) for name in names)
+    return in_environment or _aws_file(cloudpath) or (Path.home() / ".aws" / "credentials").exists()
 
 
 def _is_bucket(cloudpath: str, scheme: str) -> bool:

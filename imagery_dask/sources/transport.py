@@ -147,6 +147,10 @@ class Transport:
         connection = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = self._files._get_connection()
+            if self._files.protocol in HTTP_PROTOCOLS:
+                # cloud-files' adapter keeps 10 connections; a full pool would open and close one per request.
+                for scheme in ("http://", "https://"):
+                    connection.session.mount(scheme, _adapter(os.getpid()))
         return connection
 
     def _cloud_files_get(self, request: Request) -> Blob | None:
@@ -218,7 +222,14 @@ def _brief(reason: object) -> str:
 
 
 @lru_cache(maxsize=1)
+def _adapter(process: int) -> requests.adapters.HTTPAdapter:
+    del process
+    return requests.adapters.HTTPAdapter(pool_connections=8, pool_maxsize=2 * REQUESTS_IN_FLIGHT)
+
+
+@lru_cache(maxsize=1)
 def _pool_of(process: int) -> ThreadPoolExecutor:
+    del process
     return ThreadPoolExecutor(REQUESTS_IN_FLIGHT, thread_name_prefix="imagery-dask-fetch")
 
 

@@ -1,0 +1,107 @@
+"""Volumes in object stores: a real S3 server and an emulator of Google Cloud Storage."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from support.volumes import coordinate_volume, delete_chunks, random_labels, write_volume
+
+from imagery_dask import ImageryClient, to_zarr
+from imagery_dask.errors import AccessRefusedError, SourceNotFoundError
+from imagery_dask.sources import collect_counts
+
+if TYPE_CHECKING:
+    from support.buckets import GcsServer, S3Server
+
+SHAPE = (96, 64, 32)
+OFFSET = (64, -32, 16)
+STOP = tuple(a + n for a, n in zip(OFFSET, SHAPE, strict=True))
+GONE = (96, -32, 32)
+GONE_KEY = "8_8_40/96-128_-32-0_32-48"
+
+
+@pytest.fixture
+def data() -> Any:
+    return coordinate_volume(SHAPE, OFFSET, np.uint16)
+
+
+def read(client: ImageryClient, bounds: Any = (OFFSET, STOP)) -> Any:
+    return client.image_cutout(bounds).compute(scheduler="threads")
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["files", "sharded"])
+@pytest.mark.parametrize("compress", ["gzip", "br", False], ids=["gzip", "br", "plain"])
+def test_s3_is_read(tmp_path: Path, s3_server: S3Server, data: Any, compress: Any, sharded: bool) -> None:
+    path = write_volume(tmp_path / "em", data, voxel_offset=OFFSET, compress=compress, sharding=sharded)
+    (gone,) = delete_chunks(path, 0, lambda start: start == GONE)
+    url = s3_server.upload(tmp_path / "em", f"read-{compress}-{sharded}".lower(), "some/em")
+    data[gone] = 0
+    with s3_server.environment(), collect_counts() as counts:
+        client = ImageryClient(image_source=f"precomputed://{url}")
+        with collect_counts() as counts:
+            found = client.image_cutout((OFFSET, STOP)).compute(scheduler="synchronous")
+        np.testing.assert_array_equal(found, data)
+        assert (counts.chunks, counts.missing, counts.missing_keys) == (12, 1, [GONE_KEY])
+        np.testing.assert_array_equal(read(client), data)
+
+
+def test_s3_is_exported(tmp_path: Path, s3_server: S3Server) -> None:
+    ids = random_labels(SHAPE, n=40)
+    write_volume(tmp_path / "ids", ids, layer_type="segmentation", encoding="compressed_segmentation")
+    url = s3_server.upload(tmp_path / "ids", "export", "ids")
+    with s3_server.environment():
+        volume = ImageryClient(segmentation_source=url).segmentation_volume()
+        report = to_zarr(volume, tmp_path / "out.zarr", chunks=(64, 64, 32), cluster="local", workers=1, progress=False)
+    assert (report.ok, report.counts.chunks, report.counts.missing) == (True, 12, 0)
+    np.testing.assert_array_equal(written(tmp_path / "out.zarr"), ids)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"AWS_ACCESS_KEY_ID": "nobody"}, {"AWS_SECRET_ACCESS_KEY": "guess"}], ids=["key", "secret"]
+)
+@pytest.mark.parametrize("when", ["opening", "reading"])
+def test_wrong_keys_are_refused(
+    tmp_path: Path, s3_server: S3Server, data: Any, wrong: dict[str, str], when: str
+) -> None:
+    write_volume(tmp_path / "em", data, voxel_offset=OFFSET)
+    url = s3_server.upload(tmp_path / "em", f"refused-{when}-{next(iter(wrong))[4:].lower().replace('_', '-')}", "em")
+    with s3_server.environment():
+        client = ImageryClient(image_source=f"precomputed://{url}") if when == "reading" else None
+    started = time.perf_counter()
+    with (
+        s3_server.environment(**wrong),
+        pytest.raises(AccessRefusedError, match=f"Access was refused to precomputed://{url}"),
+    ):
+        if client is None:
+            ImageryClient(image_source=f"precomputed://{url}")
+        else:
+            forget_connections()
+            read(client)
+    assert time.perf_counter() - started < 5
+
+
+def test_no_object_is_no_volume(s3_server: S3Server) -> None:
+    s3_server.create_bucket("empty")
+    for path in ("s3://empty/nothing", "s3://never-made/nothing"):
+        with s3_server.environment(), pytest.raises(SourceNotFoundError, match=path):
+            ImageryClient(image_source=f"precomputed://{path}")
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["files", "sharded"])
+def test_google_is_read(tmp_path: Path, gcs_server: GcsServer, data: Any, sharded: bool) -> None:
+    path = write_volume(tmp_path / "em", data, voxel_offset=OFFSET, compress=False, sharding=sharded)
+    (gone,) = delete_chunks(path, 0, lambda start: start == GONE)
+    url = gcs_server.upload(tmp_path / "em", f"read-{sharded}".lower(), "some/em")
+    data[gone] = 0
+    with gcs_server.environment():
+        client = ImageryClient(image_source=f"precomputed://{url}")
+        with collect_counts() as counts:
+            found = client.image_cutout((OFFSET, STOP)).compute(scheduler="synchronous")
+        np.testing.assert_array_equal(found, data)
+        assert (counts.chunks, counts.missing, counts.missing_keys) == (12, 1, [GONE_KEY])
+        with pytest.raises(SourceNotFoundError, match="nothing"):
+            ImageryClient(image_source=f"precomputed://{url}/nothing")
