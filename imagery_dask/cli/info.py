@@ -10,7 +10,9 @@ from rich.table import Table
 from imagery_dask.layer import Layer, Mip
 from imagery_dask.sources import open_volume
 
-__all__ = ["info"]
+__all__ = ["human_bytes", "info"]
+
+WIDE = 250
 
 
 @click.command()
@@ -18,17 +20,20 @@ __all__ = ["info"]
 def info(source: str) -> None:
     """Show the mips of SOURCE: resolution, shape, chunks, encoding, sharding, bounds and size."""
     layer = open_volume(source).layer
-    console = Console(soft_wrap=False)
+    console = Console()
+    if not console.is_terminal:
+        # A pipe or a file has no width: never break a row.
+        console = Console(width=WIDE)
     console.print(f"[bold]{layer.path}[/bold]", highlight=False, soft_wrap=True)
     channels = "" if layer.channels == 1 else f", {layer.channels} channels"
     console.print(f"{layer.kind}, {layer.dtype}{channels}, {len(layer.mips)} mips", highlight=False)
     console.print(_table(layer))
-    console.print("Bounds are in voxels of the mip, upper exclusive; size is uncompressed.", style="dim")
+    console.print("Bounds (from, to) are in voxels of the mip, upper exclusive; size is uncompressed.", style="dim")
 
 
 def _table(layer: Layer) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("mip", "nm per voxel", "shape", "chunk", "encoding", "sharded", "bounds", "size"):
+    for heading in ("mip", "nm", "shape", "chunk", "encoding", "sharded", "from", "to", "size"):
         table.add_column(heading, overflow="fold", justify="right" if heading in ("mip", "size") else "left")
     for mip in layer.mips:
         table.add_row(*_row(layer, mip))
@@ -40,18 +45,15 @@ def _row(layer: Layer, mip: Mip) -> tuple[str, ...]:
     size = grid.size * layer.channels * np.dtype(layer.dtype).itemsize
     return (
         str(mip.level),
-        " x ".join(f"{value:g}" for value in grid.resolution_nm),
-        " x ".join(map(str, grid.shape)),
-        " x ".join(map(str, mip.chunk_shape)),
+        "x".join(f"{value:g}" for value in grid.resolution_nm),
+        "x".join(map(str, grid.shape)),
+        "x".join(map(str, mip.chunk_shape)),
         "placeholder" if mip.is_placeholder else mip.encoding,
         "yes" if mip.is_sharded else "no",
-        f"{_point(grid.start)} to {_point(grid.stop)}",
+        ",".join(map(str, grid.start)),
+        ",".join(map(str, grid.stop)),
         human_bytes(size),
     )
-
-
-def _point(values: tuple[int, int, int]) -> str:
-    return ", ".join(map(str, values))
 
 
 def human_bytes(count: float) -> str:

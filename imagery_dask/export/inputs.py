@@ -217,9 +217,11 @@ def _storage_chunks(source: CutoutArray, axis: int) -> SourceChunks | None:
 
 
 def _dask_chunks(chunks: tuple[int, ...]) -> SourceChunks | None:
-    if len(set(chunks[:-1])) > 1 or (len(chunks) > 1 and chunks[-1] > chunks[0]):
-        return None
-    return SourceChunks(int(chunks[0]))
+    """Chunks of a dask array along an axis, where all but the first and the last (which may be cut) are equal."""
+    size = max(chunks)
+    if any(chunk != size for chunk in chunks[1:-1]) or len(chunks) == 1:
+        return SourceChunks(int(size)) if len(chunks) == 1 else None
+    return SourceChunks(int(size), int(chunks[0] % size))
 
 
 def _amplification(source: CutoutArray) -> float:

@@ -96,6 +96,7 @@ def to_zarr(
     shape = _chunk_shape(chunks)
     store = _location(url)
     plans = [volume.plan(shape, BLOCK_BYTES) for volume in volumes]
+    _check_free(store, overwrite)
     with connect(cluster, workers) as client:
         _create(store, volumes, shape, overwrite)
         total = sum(len(plan) for plan in plans)
@@ -162,7 +163,8 @@ def _threads() -> int:
 
 def _create(store: str, volumes: list[Volume], chunks: XYZ, overwrite: bool) -> None:
     """Make the groups, their metadata and the empty arrays."""
-    _clear(store, overwrite)
+    _check_free(store, overwrite)
+    _clear(store)
     labels = [volume for volume in volumes if volume.group]
     images = [volume for volume in volumes if not volume.group]
     root = zarr.create_group(store, zarr_format=3)
@@ -195,22 +197,26 @@ def _create_array(group: Any, volume: Volume, chunks: XYZ, attributes: dict[str,
     )
 
 
-def _clear(store: str, overwrite: bool) -> None:
+def _check_free(store: str, overwrite: bool) -> None:
     """Make sure that nothing is in the way; only a zarr store or an empty folder is ever removed."""
+    if "://" not in store and not os.path.exists(store):
+        return
+    is_empty = "://" not in store and os.path.isdir(store) and not os.listdir(store)
+    holds_zarr = not is_empty and _holds_zarr(store)
+    if holds_zarr and not overwrite:
+        raise FileExistsError(f"{store} exists already; choose another name, or pass overwrite=True (--overwrite).")
+    if not holds_zarr and not is_empty and "://" not in store:
+        raise FileExistsError(f"{store} exists and is not a zarr store: it will not be replaced; choose another name.")
+
+
+def _clear(store: str) -> None:
+    """Remove the store that is to be overwritten."""
     if "://" in store:
-        if _holds_zarr(store) and not overwrite:
-            raise FileExistsError(f"There is a zarr store at {store} already; pass overwrite=True to replace it.")
-        zarr.create_group(store, zarr_format=3, overwrite=overwrite)
-        return
-    path = Path(store)
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return
-    if not overwrite:
-        raise FileExistsError(f"{path} exists already; choose another name, or pass overwrite=True (--overwrite).")
-    if not _holds_zarr(store):
-        raise FileExistsError(f"{path} is not a zarr store, and will not be removed; choose another name.")
-    shutil.rmtree(path)
+        zarr.create_group(store, zarr_format=3, overwrite=True)
+    elif os.path.exists(store):
+        shutil.rmtree(store)
+    else:
+        Path(store).parent.mkdir(parents=True, exist_ok=True)
 
 
 def _holds_zarr(store: str) -> bool:

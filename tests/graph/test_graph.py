@@ -23,7 +23,7 @@ from dask.blockwise import Blockwise
 from distributed import Client, LocalCluster
 
 from imagery_dask import ImageryClient, lazy, to_zarr
-from imagery_dask.sources import SourceHandle, collect_counts
+from imagery_dask.sources import SourceHandle, collect_counts, open_volume
 from imagery_dask.sources.transport import Request, Transport
 
 TOKEN = "s3cr3t-0b7e1f5a9c"
@@ -143,10 +143,9 @@ def cutouts_of(folder: Path, side: int) -> dict[str, da.Array]:
 
 
 def test_arrays_of_a_billion_chunks_are_one_small_layer(tmp_path: Path) -> None:
-    for name, array in cutouts_of(tmp_path, 64_000).items():
-        source_ = lazy.source_of(array)
-        assert source_ is not None
-        assert source_.cutout.mip.chunk_count == 10**9
+    arrays = cutouts_of(tmp_path, 64_000)
+    assert open_volume(f"file://{tmp_path}/em64000").layer.mip(0).chunk_count == 10**9
+    for name, array in arrays.items():
         (layer,) = array.__dask_graph__().layers.values()
         assert isinstance(layer, Blockwise), name
         assert not layer.is_materialized(), name
@@ -337,6 +336,21 @@ def test_computing_an_aligned_cutout_reads_every_chunk_once(
     volume = client.segmentation_volume().data
     assert volume.npartitions > 4
     np.testing.assert_array_equal(volume.compute(), coordinates())
+    assert fetched == {key_of(x, y, z): 1 for x in range(4) for y in range(3) for z in range(4)}
+
+
+@pytest.mark.parametrize("resolution", [(4, 4, 40), (16, 16, 80), (12, 9.7, 33.3), (4.3, 8, 120)])
+def test_computing_a_resized_cutout_reads_every_chunk_once(
+    client: ImageryClient, fetched: Counter[str], monkeypatch: pytest.MonkeyPatch, resolution: Any
+) -> None:
+    """Blocks end where the voxels of a storage chunk do, on whatever grid."""
+    monkeypatch.setattr(lazy, "BLOCK_BYTES", 2**16)
+    corners = np.array([START, [a + n for a, n in zip(START, SHAPE, strict=True)]]) * (8, 8, 40) / resolution
+    bounds = [np.floor(corners[0]).astype(int) - 3, np.ceil(corners[1]).astype(int) + 3]
+    cutout = client.segmentation_cutout(bounds, resolution=resolution, scale_to_bounds=True)
+    assert cutout.npartitions > 4
+    fetched.clear()
+    cutout.compute()
     assert fetched == {key_of(x, y, z): 1 for x in range(4) for y in range(3) for z in range(4)}
 
 

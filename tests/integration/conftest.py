@@ -30,6 +30,13 @@ def threads() -> Iterator[Client]:
         yield client
 
 
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Blocks of about 128 kB in exports, so that volumes of a megabyte have several; return that number."""
+    monkeypatch.setattr("imagery_dask.export.zarr.BLOCK_BYTES", 2**17)
+    return 2**17
+
+
 @pytest.fixture(autouse=True)
 def _nothing_open() -> None:
     """Forget the volumes that this process opened: a later server may get the address of an earlier one."""

@@ -1,0 +1,34 @@
+"""Reading stores with plain zarr, as somebody without this package does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import zarr
+from numpy.typing import NDArray
+
+
+def stored(path: Path, group: str = "") -> Any:
+    """Open the array of level 0, axes (c,) z, y, x."""
+    return zarr.open_array(path, path=f"{group}/0".lstrip("/"), mode="r")
+
+
+def written(path: Path, group: str = "") -> NDArray[Any]:
+    """Read the whole array of level 0 as x, y, z(, c)."""
+    voxels: NDArray[Any] = stored(path, group)[...].T
+    return voxels
+
+
+def labels(path: Path) -> NDArray[Any]:
+    """Read the whole segmentation of a dataset as x, y, z."""
+    return written(path, "labels/segmentation")
+
+
+def placement(path: Path, group: str = "") -> tuple[list[float], list[float]]:
+    """Scale and translation of level 0, x, y, z, from the OME metadata as it is written."""
+    attributes = zarr.open_group(path, path=group, mode="r").attrs["ome"]
+    (dataset,) = attributes["multiscales"][0]["datasets"]  # type: ignore[index,call-overload]
+    scale, translation = dataset["coordinateTransformations"]
+    assert (scale["type"], translation["type"]) == ("scale", "translation")
+    return scale["scale"][::-1], translation["translation"][::-1]

@@ -1,0 +1,162 @@
+"""How many requests reads and exports make, counted at the server that answers them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cloudvolume import CloudVolume
+from distributed import Client
+from integration.stores import labels, written
+from support.http_server import FileServer
+from support.volumes import coordinate_volume, downsample, random_labels, write_volume
+
+from imagery_dask import ImageryClient, to_zarr
+
+#: 4 x 4 x 4 storage chunks of (32, 32, 16).
+SHAPE = (128, 128, 64)
+OFFSET = (-32, 64, 16)
+CHUNKS = 64
+
+
+@pytest.fixture
+def data() -> Any:
+    return coordinate_volume(SHAPE, OFFSET, np.uint8)
+
+
+def gets(server: FileServer, below: str = "/em/8_8_40/") -> Counter[str]:
+    """Count the requests of each file below a folder, none of which failed or only asked whether it exists."""
+    assert {(request.method, request.status) for request in server.requests} <= {("GET", 200), ("GET", 206)}
+    return Counter(request.path for request in server.requests if request.path.startswith(below))
+
+
+@pytest.mark.parametrize("out_chunks", [(32, 32, 16), (64, 32, 32), (48, 48, 24)], ids=str)
+@pytest.mark.usefixtures("small_blocks")
+def test_an_aligned_export_requests_each_chunk_once(
+    tmp_path: Path, file_server: FileServer, data: Any, processes: Client, out_chunks: tuple[int, int, int]
+) -> None:
+    write_volume(tmp_path / "em", data, voxel_offset=OFFSET)
+    volume = ImageryClient(image_source=f"precomputed://{file_server.url}/em").image_volume()
+    report = to_zarr(volume, tmp_path / "out.zarr", chunks=out_chunks, cluster=processes, progress=False)
+    requested = gets(file_server)
+    assert (len(requested), set(requested.values())) == (CHUNKS, {1})
+    assert (report.blocks, report.counts.chunks, report.counts.missing) == (8, CHUNKS, 0)
+    assert file_server.count("/em/info") <= 3
+    assert len(file_server.requests) == CHUNKS + file_server.count("/em/info")
+    np.testing.assert_array_equal(written(tmp_path / "out.zarr"), data)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_region_across_chunks_requests_each_chunk_once(
+    tmp_path: Path, file_server: FileServer, data: Any, threads: Client
+) -> None:
+    """No edge of the region is on a chunk's edge, and blocks are smaller than the region."""
+    write_volume(tmp_path / "em", data, voxel_offset=OFFSET)
+    client = ImageryClient(image_source=f"precomputed://{file_server.url}/em")
+    bounds = [[-16, 80, 24], [80, 176, 72]]
+    out = tmp_path / "out.zarr"
+    report = to_zarr(client.image_cutout(bounds), out, chunks=(16, 16, 8), cluster=threads, progress=False)
+    assert report.blocks > 8
+    requested = gets(file_server)
+    assert (len(requested), set(requested.values())) == (4 * 4 * 4, {1})
+    np.testing.assert_array_equal(written(out), data[16:112, 16:112, 8:56])
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_an_aligned_export_of_resized_layers_requests_each_chunk_once(
+    tmp_path: Path, file_server: FileServer, data: Any, threads: Client
+) -> None:
+    ids = downsample(random_labels(SHAPE, n=30), 1)
+    write_volume(tmp_path / "em", data, voxel_offset=OFFSET)
+    write_volume(
+        tmp_path / "ids", ids, resolution=(16, 16, 40), voxel_offset=(-16, 32, 16), layer_type="segmentation",
+        encoding="compressed_segmentation",
+    )  # fmt: skip
+    client = ImageryClient(
+        image_source=f"precomputed://{file_server.url}/em", segmentation_source=f"precomputed://{file_server.url}/ids"
+    )
+    dataset = client.dataset([OFFSET, [a + n for a, n in zip(OFFSET, SHAPE, strict=True)]])
+    report = to_zarr(dataset, tmp_path / "out.zarr", chunks=(64, 64, 16), cluster=threads, progress=False)
+    assert report.blocks > 8
+    image, segmentation = gets(file_server), gets(file_server, "/ids/16_16_40/")
+    assert (len(image), set(image.values())) == (CHUNKS, {1})
+    assert (len(segmentation), set(segmentation.values())) == (2 * 2 * 4, {1})
+    np.testing.assert_array_equal(labels(tmp_path / "out.zarr"), ids.repeat(2, axis=0).repeat(2, axis=1))
+
+
+def test_indices_of_shards_are_read_once_per_process(
+    tmp_path: Path, file_server: FileServer, data: Any, processes: Client
+) -> None:
+    write_volume(tmp_path / "em", data, voxel_offset=OFFSET, sharding=True)
+    path = f"precomputed://{file_server.url}/em"
+    sharding = CloudVolume(path, progress=False).scale["sharding"]
+    shards = 2 ** sharding["shard_bits"]
+    minishards = shards * 2 ** sharding["minishard_bits"]
+    assert (shards, minishards) == (8, 32)
+    volume = ImageryClient(image_source=path).image_volume()
+    file_server.reset()
+    # One storage chunk per task: the worst that an export can ask for.
+    report = to_zarr(
+        volume.chunk(dict(zip("xyz", (32, 32, 16), strict=True))) + 0, tmp_path / "out.zarr", chunks=(32, 32, 16),
+        cluster=processes, progress=False,
+    )  # fmt: skip
+    np.testing.assert_array_equal(written(tmp_path / "out.zarr"), data)
+    assert report.counts.chunks == CHUNKS
+    ours = gets(file_server)
+    assert len(ours) == shards
+    # Two processes may each need an index; no block asks for it again.
+    assert CHUNKS // 2 <= sum(ours.values()) <= CHUNKS + 2 * (shards + minishards)
+
+
+@pytest.mark.filterwarnings("ignore:Asked for more chunks")
+def test_sharded_reads_take_fewer_requests_than_cloudvolume(tmp_path: Path, file_server: FileServer, data: Any) -> None:
+    """Both one storage chunk at a time, in one process."""
+    write_volume(tmp_path / "em", data, voxel_offset=OFFSET, sharding=True)
+    path = f"precomputed://{file_server.url}/em"
+    corners = [[o + i * s for o, i, s in zip(OFFSET, cell, (32, 32, 16), strict=True)] for cell in np.ndindex(4, 4, 4)]
+    theirs = CloudVolume(path, progress=False)
+    file_server.reset()
+    for x, y, z in corners:
+        theirs[x : x + 32, y : y + 32, z : z + 16]
+    cloudvolume = sum(gets(file_server).values())
+    volume = ImageryClient(image_source=path).image_cutout
+    file_server.reset()
+    for x, y, z in corners:
+        volume([[x, y, z], [x + 32, y + 32, z + 16]]).compute(scheduler="synchronous")
+    ours = sum(gets(file_server).values())
+    # Every chunk, every minishard index and every shard index: once.
+    assert ours <= CHUNKS + 32 + 8
+    assert ours < 0.75 * cloudvolume
+
+
+def test_slices_read_what_they_cross(tmp_path: Path, file_server: FileServer, data: Any) -> None:
+    write_volume(tmp_path / "em", data, voxel_offset=OFFSET)
+    client = ImageryClient(image_source=f"precomputed://{file_server.url}/em")
+    volume = client.image_volume()
+    cutout = client.image_cutout([OFFSET, [96, 192, 80]])
+    assert cutout.shape == SHAPE
+    crossed = [
+        (np.s_[:, :, 20], 4 * 4),
+        (np.s_[40, :, :], 4 * 4),
+        (np.s_[5, 5, 5], 1),
+        (np.s_[31:33, 0:1, 15:17], 2 * 1 * 2),
+        (np.s_[3, 60:70, 3], 2),
+        (np.s_[[1, 2], 3, 3], 1),
+    ]
+    for array in (volume, cutout):
+        for part, count in crossed:
+            file_server.reset()
+            np.testing.assert_array_equal(np.asarray(array[part]), data[part])
+            requested = gets(file_server)
+            assert (len(requested), set(requested.values())) == (count, {1}), part
+
+
+def test_opening_reads_the_info_and_nothing_else(tmp_path: Path, file_server: FileServer, data: Any) -> None:
+    write_volume(tmp_path / "em", data, voxel_offset=OFFSET, sharding=True)
+    client = ImageryClient(image_source=f"precomputed://{file_server.url}/em")
+    array = client.image_volume()[3:40, ::2, 7].T.astype("float32") / 2
+    assert array.shape == (64, 37)
+    assert [request.path for request in file_server.requests] == ["/em/info"]
