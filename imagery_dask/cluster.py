@@ -136,26 +136,31 @@ def load_cluster_file(path: Path) -> tuple[Any, dict[str, Any], int | None]:
             raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(content, Mapping) or "cluster" not in content:
         raise ValueError(f"{path} must have a key 'cluster' with the name of a cluster class.")
-    unknown = sorted(set(content) - KEYS)
+    unknown = sorted(map(str, set(content) - KEYS))
     if unknown:
         raise ValueError(f"{path} has the unknown key {unknown[0]!r}; the keys are {', '.join(sorted(KEYS))}.")
-    arguments = dict(content.get("arguments") or {})
+    arguments = content.get("arguments") or {}
+    if not isinstance(arguments, Mapping) or not all(isinstance(name, str) for name in arguments):
+        raise ValueError(f"{path}: 'arguments' must be names with values; got {arguments!r}.")
     workers = content.get("workers")
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
         raise ValueError(f"{path}: 'workers' must be a whole number from 1; got {workers!r}.")
-    return _class(str(content["cluster"]), path), arguments, workers
+    return _class(str(content["cluster"]), path), dict(arguments), workers
 
 
 def _class(name: str, path: Path) -> Any:
     module, _, attribute = name.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         raise ImportError(
             f"{path}: {name} needs the package {error.name!r}; pip install 'imagery_dask[clusters]'."
         ) from error
     except (AttributeError, ValueError) as error:
         raise ValueError(f"{path}: 'cluster' names no class: {name!r}.") from error
+    if not callable(found):
+        raise ValueError(f"{path}: 'cluster' names no class: {name!r} is a {type(found).__name__}.")
+    return found
 
 
 def _scheduler_address(path: Path) -> str:

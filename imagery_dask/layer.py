@@ -96,7 +96,7 @@ class Layer:
         try:
             mips = tuple(_mip(level, scale) for level, scale in enumerate(info["scales"]))
             return cls(path, str(info["type"]), str(info["data_type"]), int(info["num_channels"]), mips)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError) as error:
             raise SourceError(
                 f"{path!r} is not an image or segmentation volume: its info has no usable {error}. "
                 "Give the folder that holds a precomputed volume's info file."

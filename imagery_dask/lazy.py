@@ -149,17 +149,17 @@ def lazy_array(cutout: Cutout, *, squeeze: bool = True) -> da.Array:
     edges = [*block_edges(cutout, BLOCK_BYTES), [0, cutout.channels]]
     chunks = tuple(tuple(b - a for a, b in pairwise(edges[axis])) for axis in source.axes)
     kind = "image" if cutout.labels is None else "mask" if cutout.labels.mask_of is not None else "segmentation"
-    array = da.from_array(
+    name = f"{kind}-mip{cutout.mip.level}-{tokenize(source)}"
+    # Equal arrays share one array-like. Their graphs hold it, so that this entry lives as long as any of them.
+    source = _sources.setdefault(name, source)
+    return da.from_array(
         source,
         chunks=chunks,
-        name=f"{kind}-mip{cutout.mip.level}-{tokenize(source)}",
+        name=name,
         asarray=False,
         inline_array=True,
         meta=np.empty((0,) * source.ndim, dtype=source.dtype),
     )
-    # The graph holds the array-like itself, so that this entry lives as long as the array.
-    _sources[array.name] = source
-    return array
 
 
 def source_of(array: da.Array) -> CutoutArray | None:
@@ -193,7 +193,8 @@ def block_edges(cutout: Cutout, block_bytes: int) -> tuple[list[int], list[int],
     target = cutout.target
     source = cutout.mip.grid
     steps = target.steps_from(source.resolution_nm)
-    voxel_bytes = np.dtype(cutout.stored_dtype).itemsize * cutout.channels
+    # Where the target is coarser, a block's source voxels are what fills the memory.
+    voxel_bytes = np.dtype(cutout.stored_dtype).itemsize * cutout.channels * max(1.0, float(math.prod(steps)))
     shape = grow_block(cutout.mip.chunk_shape, source.shape, steps, block_bytes // voxel_bytes)
     x, y, z = (
         _axis_edges(target.start[axis], target.stop[axis], source.start[axis], shape[axis], steps[axis])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import textwrap
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -61,7 +60,7 @@ PROSE = {
 def describe(function: Function) -> Function:
     """Fill ``{parameters}`` in a docstring with the prose of the function's parameters."""
     names = [name for name in inspect.signature(function).parameters if name in PROSE]
-    document = textwrap.dedent("    " + (function.__doc__ or ""))
+    document = inspect.cleandoc(function.__doc__ or "")
     own = {line.split(" : ")[0].strip() for line in document.splitlines() if " : " in line}
     prose = "\n".join(PROSE[name] for name in names if name not in own)
     function.__doc__ = document.replace("{parameters}", prose)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from imagery_dask.grid import AXES, VoxelGrid, voxel_bounds
 from imagery_dask.layer import Layer, Mip
@@ -266,7 +266,7 @@ def label_rule(root_ids: Any, *, as_int64: bool) -> LabelRule:
         return LabelRule(as_int64=as_int64)
     if isinstance(root_ids, (str, bytes)):
         raise ValueError(f"root_ids must be 'all', None or a sequence of ids; got {root_ids!r}.")
-    if not isinstance(root_ids, Iterable):
+    if not isinstance(root_ids, Iterable) or (isinstance(root_ids, np.ndarray) and root_ids.ndim == 0):
         raise TypeError(f"root_ids must be 'all', None or a sequence of ids; got {root_ids!r}. Put one id in a list.")
     return LabelRule(keep=tuple(sorted({_id(value) for value in root_ids})), as_int64=as_int64)
 
@@ -293,13 +293,14 @@ def bounds_from_center(ctr: ArrayLike, width: float = 1, height: float = 1, dept
     array([[ 98,  98,  10],
            [102, 102,  11]])
     """
-    center = np.asarray(triple("ctr", ctr, whole=_is_whole(ctr)))
+    values = triple("ctr", ctr)
+    center = np.asarray(values, dtype=np.int64 if _is_whole(ctr) else np.float64)
     size = np.asarray([width, height, depth])
     lower = center - size // 2
     return np.array([lower, lower + size])
 
 
-def triple(name: str, value: Any, *, positive: bool = False, whole: bool = False) -> Any:
+def triple(name: str, value: Any, *, positive: bool = False) -> Triple:
     """Three finite numbers as a tuple.
 
     Raises
@@ -307,10 +308,7 @@ def triple(name: str, value: Any, *, positive: bool = False, whole: bool = False
     ValueError, TypeError
         When they are not three, not numbers, not finite, or (with `positive`) not above 0.
     """
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be three numbers x, y, z; got {value!r}.") from error
+    array = _numbers(name, value, "three numbers x, y, z")
     if array.shape == (1, 3):
         array = array[0]
     if array.shape != (3,):
@@ -319,8 +317,15 @@ def triple(name: str, value: Any, *, positive: bool = False, whole: bool = False
         raise ValueError(f"{name} must be finite; got {value!r}.")
     if positive and not (array > 0).all():
         raise ValueError(f"{name} must be positive; got {value!r}.")
-    x, y, z = (int(v) if whole else float(v) for v in array)
+    x, y, z = array.tolist()
     return (x, y, z)
+
+
+def _numbers(name: str, value: Any, expected: str) -> NDArray[np.float64]:
+    try:
+        return np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be {expected}; got {value!r}.") from error
 
 
 def _check_options(missing: str, order: int) -> None:
@@ -369,7 +374,10 @@ def _target(request: CutoutRequest, mip: Mip) -> VoxelGrid:
 
 def _corners(request: CutoutRequest, voxel_nm: Triple) -> tuple[Triple, Triple]:
     if request.bbox_size is not None and request.image_size is not None:
-        raise ValueError("Give bbox_size or image_size, not both: each sets the size of the cutout.")
+        raise ValueError(
+            f"Give bbox_size or image_size, not both: each sets the size of the cutout; got bbox_size="
+            f"{request.bbox_size!r} and image_size={request.image_size!r}."
+        )
     if request.bbox_size is not None:
         size = _size("bbox_size", request.bbox_size)
     elif request.image_size is not None:
@@ -391,7 +399,7 @@ def dimensions_in(image_size: ArrayLike, voxel_nm: Triple, resolution: Triple) -
 
 
 def _size(name: str, value: Any, whole: bool = False) -> Triple:
-    array = np.asarray(value)
+    array = _numbers(name, value, "2 or 3 numbers")
     if array.shape == (2,):
         array = np.append(array, 1)
     elif array.shape != (3,):
@@ -405,10 +413,7 @@ def _size(name: str, value: Any, whole: bool = False) -> Triple:
 def _bounds(value: Any) -> tuple[Triple, Triple]:
     if value is None:
         raise ValueError("bounds are needed: two corners, or a center together with bbox_size or image_size.")
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"bounds must be two corners of three numbers; got {value!r}.") from error
+    array = _numbers("bounds", value, "two corners of three numbers")
     if array.shape == (3,):
         raise ValueError(
             f"bounds must be two corners (2 x 3); got {value!r}. To cut around a center, give bbox_size or image_size."
