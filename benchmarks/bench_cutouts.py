@@ -96,12 +96,15 @@ def _one(name: str, path: str, bounds: list, cluster: LocalCluster, repeats: int
             threads=lambda: array.compute(scheduler="threads"),
             cloudvolume_sum=lambda: cloudvolume.download(box).sum(dtype="uint64"),
             workers=on_workers,
+            gathered=lambda: workers.gather(workers.compute(array)),
         )
     threads, processes = (
         ratio(seconds["cloudvolume"], seconds["threads"]), ratio(seconds["cloudvolume_sum"], seconds["workers"])
     )  # fmt: skip
     show(f"{name}, threads", f"{threads:.2f}", ">= 0.9", threads >= 0.9)
     show(f"{name}, two workers (sum of the voxels)", f"{processes:.2f}", ">= 1.6", processes >= 1.6)
+    gathered = ratio(seconds["cloudvolume"], seconds["gathered"])
+    show(f"{name}, two workers, sent to the client and joined there", f"{gathered:.2f}", "", True)
 
 
 if __name__ == "__main__":

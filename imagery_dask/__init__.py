@@ -4,9 +4,9 @@
 array or xarray object as OME-Zarr over a dask cluster.
 """
 
+from imagery_dask.arguments import bounds_from_center
 from imagery_dask.client import ImageryClient
 from imagery_dask.export.png import save_image_slices
 from imagery_dask.export.zarr import to_zarr
-from imagery_dask.request import bounds_from_center
 
 __all__ = ["ImageryClient", "bounds_from_center", "save_image_slices", "to_zarr"]

@@ -6,15 +6,14 @@ which every block, in a notebook, on a cluster or in a resumed export, computes 
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from imagery_dask.arguments import Triple, corners, root_id, sizes, triple
 from imagery_dask.grid import AXES, VoxelGrid, voxel_bounds
 from imagery_dask.layer import Layer, Mip
 
@@ -22,16 +21,13 @@ __all__ = [
     "Cutout",
     "CutoutRequest",
     "LabelRule",
-    "bounds_from_center",
     "dimensions_in",
     "label_rule",
     "resolve",
     "resolve_pair",
-    "triple",
     "whole_layer",
 ]
 
-Triple = tuple[float, float, float]
 RootIds = Sequence[int] | Literal["all"] | None
 
 
@@ -268,64 +264,7 @@ def label_rule(root_ids: Any, *, as_int64: bool) -> LabelRule:
         raise ValueError(f"root_ids must be 'all', None or a sequence of ids; got {root_ids!r}.")
     if not isinstance(root_ids, Iterable) or (isinstance(root_ids, np.ndarray) and root_ids.ndim == 0):
         raise TypeError(f"root_ids must be 'all', None or a sequence of ids; got {root_ids!r}. Put one id in a list.")
-    return LabelRule(keep=tuple(sorted({_id(value) for value in root_ids})), as_int64=as_int64)
-
-
-def bounds_from_center(ctr: ArrayLike, width: float = 1, height: float = 1, depth: float = 1) -> Any:
-    """Bounds of a box around a center.
-
-    Parameters
-    ----------
-    ctr : array-like of 3 numbers
-        Center x, y, z, in voxels.
-    width, height, depth : int
-        Size of the box along x, y and z, in voxels.
-
-    Returns
-    -------
-    numpy.ndarray, shape (2, 3)
-        Lower (inclusive) and upper (exclusive) corner. With an even size the center is the first voxel of the upper
-        half.
-
-    Examples
-    --------
-    >>> bounds_from_center((100, 100, 10), 4, 4, 1)
-    array([[ 98,  98,  10],
-           [102, 102,  11]])
-    """
-    values = triple("ctr", ctr)
-    center = np.asarray(values, dtype=np.int64 if _is_whole(ctr) else np.float64)
-    size = np.asarray([width, height, depth])
-    lower = center - size // 2
-    return np.array([lower, lower + size])
-
-
-def triple(name: str, value: Any, *, positive: bool = False) -> Triple:
-    """Three finite numbers as a tuple.
-
-    Raises
-    ------
-    ValueError, TypeError
-        When they are not three, not numbers, not finite, or (with `positive`) not above 0.
-    """
-    array = _numbers(name, value, "three numbers x, y, z")
-    if array.shape == (1, 3):
-        array = array[0]
-    if array.shape != (3,):
-        raise ValueError(f"{name} must be three numbers x, y, z; got {value!r} of shape {array.shape}.")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} must be finite; got {value!r}.")
-    if positive and not (array > 0).all():
-        raise ValueError(f"{name} must be positive; got {value!r}.")
-    x, y, z = array.tolist()
-    return (x, y, z)
-
-
-def _numbers(name: str, value: Any, expected: str) -> NDArray[np.float64]:
-    try:
-        return np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be {expected}; got {value!r}.") from error
+    return LabelRule(keep=tuple(sorted({root_id(value) for value in root_ids})), as_int64=as_int64)
 
 
 def _check_options(missing: str, order: int) -> None:
@@ -333,23 +272,6 @@ def _check_options(missing: str, order: int) -> None:
         raise ValueError(f"missing is 'fill' or 'error'; got {missing!r}.")
     if order not in (0, 1):
         raise ValueError(f"order is 0 (nearest) or 1 (linear); got {order!r}.")
-
-
-def _is_whole(value: Any) -> bool:
-    return bool(np.issubdtype(np.asarray(value).dtype, np.integer))
-
-
-def _id(value: Any) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(
-            f"root_ids must be integers; got {value!r} ({type(value).__name__}). Ids exceed 2**53: a float has already "
-            "rounded them."
-        ) from None
-    if isinstance(value, (bool, np.bool_)) or not 0 <= number < 2**64:
-        raise ValueError(f"root_ids must be integers from 0 to 2**64 - 1; got {value!r}.")
-    return number
 
 
 def _target(request: CutoutRequest, mip: Mip) -> VoxelGrid:
@@ -360,7 +282,7 @@ def _target(request: CutoutRequest, mip: Mip) -> VoxelGrid:
     start, stop = voxel_bounds(lower, upper, request.resolution, target_nm)
     if request.image_size is not None and not request.scales:
         # The size in pixels is what was asked for: no rounding of corners may change it.
-        size = _size("image_size", request.image_size)
+        size = sizes("image_size", request.image_size)
         stop = tuple(a + int(n) for a, n in zip(start, size, strict=True))  # type: ignore[assignment]
     empty = [name for name, a, b in zip(AXES, start, stop, strict=True) if b <= a]
     if empty:
@@ -379,11 +301,11 @@ def _corners(request: CutoutRequest, voxel_nm: Triple) -> tuple[Triple, Triple]:
             f"{request.bbox_size!r} and image_size={request.image_size!r}."
         )
     if request.bbox_size is not None:
-        size = _size("bbox_size", request.bbox_size)
+        size = sizes("bbox_size", request.bbox_size)
     elif request.image_size is not None:
         size = dimensions_in(request.image_size, voxel_nm, request.resolution)
     else:
-        return _bounds(request.bounds)
+        return corners(request.bounds)
     center = np.asarray(triple("bounds (the center, since a size is given)", request.bounds))
     lower = center - np.floor_divide(size, 2)
     x0, y0, z0 = lower.tolist()
@@ -393,43 +315,9 @@ def _corners(request: CutoutRequest, voxel_nm: Triple) -> tuple[Triple, Triple]:
 
 def dimensions_in(image_size: ArrayLike, voxel_nm: Triple, resolution: Triple) -> Triple:
     """Size in voxels of `resolution` that spans `image_size` pixels of `voxel_nm`; z is 1 for a 2-element size."""
-    size = _size("image_size", image_size, whole=True)
+    size = sizes("image_size", image_size, whole=True)
     x, y, z = (n * own / of for n, own, of in zip(size, voxel_nm, resolution, strict=True))
     return (x, y, z if np.size(np.asarray(image_size)) == 3 else 1.0)
-
-
-def _size(name: str, value: Any, whole: bool = False) -> Triple:
-    array = _numbers(name, value, "2 or 3 numbers")
-    if array.shape == (2,):
-        array = np.append(array, 1)
-    elif array.shape != (3,):
-        raise ValueError(f"{name} must be 2 or 3 numbers; got {value!r}.")
-    size = triple(name, array, positive=True)
-    if whole and any(n != math.floor(n) for n in size):
-        raise ValueError(f"{name} is a number of pixels and must be whole; got {value!r}.")
-    return (size[0], size[1], size[2])
-
-
-def _bounds(value: Any) -> tuple[Triple, Triple]:
-    if value is None:
-        raise ValueError("bounds are needed: two corners, or a center together with bbox_size or image_size.")
-    array = _numbers("bounds", value, "two corners of three numbers")
-    if array.shape == (3,):
-        raise ValueError(
-            f"bounds must be two corners (2 x 3); got {value!r}. To cut around a center, give bbox_size or image_size."
-        )
-    if array.shape != (2, 3):
-        raise ValueError(f"bounds must be two corners (2 x 3); got {value!r} of shape {array.shape}.")
-    if not np.isfinite(array).all():
-        raise ValueError(f"bounds must be finite; got {value!r}.")
-    inverted = [AXES[axis] for axis in range(3) if array[1, axis] <= array[0, axis]]
-    if inverted:
-        raise ValueError(
-            f"bounds are inverted or empty along {', '.join(inverted)}: {value!r}. The first corner is the lower one, "
-            "the second is exclusive."
-        )
-    (x0, y0, z0), (x1, y1, z1) = array.tolist()
-    return (x0, y0, z0), (x1, y1, z1)
 
 
 def _plain(values: Iterable[float]) -> tuple[float, ...]:

@@ -7,17 +7,9 @@ from typing import Any, NoReturn
 
 from numpy.typing import ArrayLike
 
+from imagery_dask.arguments import Triple, triple
 from imagery_dask.layer import Layer
-from imagery_dask.request import (
-    Cutout,
-    CutoutRequest,
-    RootIds,
-    Triple,
-    label_rule,
-    resolve,
-    resolve_pair,
-    triple,
-)
+from imagery_dask.request import Cutout, CutoutRequest, RootIds, label_rule, resolve, resolve_pair
 from imagery_dask.sources import Missing, normalize_path, open_volume, remember_token
 
 __all__ = ["ClientSettings", "open_settings"]

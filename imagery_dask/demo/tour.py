@@ -9,11 +9,11 @@ from pathlib import Path
 import imageio.v2 as imageio
 import numpy as np
 
+from imagery_dask.arguments import bounds_from_center
 from imagery_dask.client import ImageryClient
 from imagery_dask.demo.volume import DemoVolumes, write_demo_volumes
 from imagery_dask.export.zarr import to_zarr
 from imagery_dask.kernels import overlay
-from imagery_dask.request import bounds_from_center
 from imagery_dask.run import RunReport
 
 __all__ = ["DemoResult", "run_demo"]

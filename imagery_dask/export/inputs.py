@@ -13,10 +13,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from imagery_dask.arguments import triple
 from imagery_dask.grid import AXES, XYZ
 from imagery_dask.lazy import CutoutArray, lazy_array, source_of
 from imagery_dask.plan import BlockPlan, Region, SourceChunks, plan_blocks
-from imagery_dask.request import triple
 
 __all__ = ["Volume", "as_volumes"]
 

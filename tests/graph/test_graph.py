@@ -339,6 +339,16 @@ def test_computing_an_aligned_cutout_reads_every_chunk_once(
     assert fetched == {key_of(x, y, z): 1 for x in range(4) for y in range(3) for z in range(4)}
 
 
+def test_smallest_blocks_are_the_storage_chunks(client: ImageryClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lazy, "BLOCK_BYTES", 1)
+    assert client.segmentation_volume().data.chunks == ((32,) * 4, (32,) * 3, (16,) * 4)
+    start = [START[0] + 20, START[1] + 32, START[2] - 5]
+    bounds = [start, [start[0] + 50, start[1] + 64, start[2] + 40]]
+    assert client.segmentation_cutout(bounds).chunks == ((12, 32, 6), (32, 32), (5, 16, 16, 3))
+    finer = client.segmentation_cutout(np.array(bounds) * (2, 2, 1), resolution=(4, 4, 40))
+    assert finer.chunks == ((24, 64, 12), (64, 64), (5, 16, 16, 3))
+
+
 @pytest.mark.parametrize("resolution", [(4, 4, 40), (16, 16, 80), (12, 9.7, 33.3), (4.3, 8, 120)])
 def test_computing_a_resized_cutout_reads_every_chunk_once(
     client: ImageryClient, fetched: Counter[str], monkeypatch: pytest.MonkeyPatch, resolution: Any

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from imagery_dask.arguments import bounds_from_center
 from imagery_dask.grid import VoxelGrid
 from imagery_dask.layer import Layer
 from imagery_dask.request import (
     CutoutRequest,
     LabelRule,
-    bounds_from_center,
     dimensions_in,
     label_rule,
     resolve,

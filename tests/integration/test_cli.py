@@ -1,0 +1,236 @@
+"""The command line as a user runs it: its own process, real clusters, real servers; exit codes and voxels."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from distributed import Client
+from integration.stores import labels, placement, stored, written
+from numpy.typing import NDArray
+from support.http_server import Fault, FileServer
+from support.volumes import coordinate_volume, delete_chunks, downsample, random_labels, write_volume
+
+from imagery_dask.cli import main
+
+SHAPE = (96, 80, 40)
+OFFSET = (-32, -48, 16)
+BOUNDS = ("--bounds", -20, -36, 20, 50, 14, 50)
+PART = np.s_[12:82, 12:62, 4:34]
+
+
+@dataclass(frozen=True)
+class World:
+    """Volumes on disk and what they hold at 8 nm; the segmentation is stored at 16 nm."""
+
+    folder: Path
+    image: NDArray[np.uint8]
+    ids: NDArray[np.uint64]
+
+    @property
+    def both(self) -> tuple[str, ...]:
+        return (
+            "--image-source", f"precomputed://file://{self.folder}/image",
+            "--segmentation-source", f"precomputed://file://{self.folder}/ids",
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    folder = tmp_path_factory.mktemp("world")
+    image = coordinate_volume(SHAPE, OFFSET, np.uint8)
+    ids = downsample(random_labels(SHAPE, n=30), 1)
+    write_volume(folder / "image", image, voxel_offset=OFFSET, encoding="png", mips=2)
+    write_volume(
+        folder / "ids", ids, voxel_offset=(-16, -24, 16), resolution=(16, 16, 40), layer_type="segmentation",
+        encoding="compressed_segmentation", sharding=True,
+    )  # fmt: skip
+    return World(folder, image, ids.repeat(2, axis=0).repeat(2, axis=1))
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def script(*arguments: Any) -> tuple[int, str, str]:
+    """Run the installed script in a process of its own; return exit code, stdout and stderr."""
+    command = [str(Path(sys.executable).parent / "imagery-dask"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run the same in this process, which saves the seconds that an interpreter takes to import everything."""
+
+    def call(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setenv("COLUMNS", "160")
+        monkeypatch.setattr(sys, "argv", ["imagery-dask", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capfd.readouterr()
+        return int(stopped.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+# ------------------------------------------------------------------------------------------------- processes of its own
+
+
+def test_the_script_exports_on_processes_of_its_own(tmp_path: Path, world: World) -> None:
+    out = tmp_path / "out.zarr"
+    code, text, error = script("export", "zarr", out, *world.both, *BOUNDS, "--chunks", "32,16,8", "--workers", 2)
+    assert (code, error) == (0, "")
+    voxels = 2 * 70 * 50 * 30
+    assert f"{out}: 2 of 2 blocks, {voxels:,} voxels" in text
+    assert "MB/s" in text
+    assert "source chunks missing: 0" in text
+    np.testing.assert_array_equal(written(out), world.image[PART], strict=True)
+    np.testing.assert_array_equal(labels(out), world.ids[PART], strict=True)
+    assert stored(out).chunks == stored(out, "labels/segmentation").chunks == (8, 16, 32)
+    where = ([8.0, 8.0, 40.0], [-19.5 * 8, -35.5 * 8, 20.5 * 40])
+    assert placement(out) == placement(out, "labels/segmentation") == where
+
+
+def test_the_script_reports_failed_blocks(
+    tmp_path: Path, world: World, processes: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_volume(tmp_path / "em", world.image, voxel_offset=OFFSET, chunk_size=(96, 80, 16))
+    delete_chunks(path, 0, lambda start: start[2] == 32)
+    address = processes.scheduler_info()["address"]
+    arguments = ("--image-source", path, *BOUNDS, "--chunks", "128,128,16", "--cluster", address)
+    code, text, error = script("export", "zarr", tmp_path / "strict.zarr", *arguments, "--missing", "error")
+    assert code == 1
+    assert "0 of 1 blocks" in text
+    assert "1 blocks FAILED" in error
+    assert "8_8_40/-32-64_-48-32_32-48" in error
+    assert "Traceback" not in error
+
+
+def test_the_script_refuses_bad_input(tmp_path: Path, world: World) -> None:
+    out = tmp_path / "out.zarr"
+    code, text, error = script("export", "zarr", out, "--image-source", f"file://{tmp_path}/nothing", *BOUNDS)
+    assert (code, text) == (2, "")
+    assert error.startswith("Error: There is no precomputed volume at")
+    assert f"{tmp_path}/nothing" in error
+    assert len(error.splitlines()) == 1
+    assert not out.exists()
+
+
+# ------------------------------------------------------------------------------------------------------ what it says
+
+
+def test_info_says_what_a_volume_is(run: Run, world: World) -> None:
+    code, text, _ = run("info", world.both[1])
+    assert code == 0
+    assert "image, uint8, 2 mips" in text
+    rows = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
+    assert rows["0"] == ["0", "8x8x40", "96x80x40", "32x32x16", "png", "no", "-32,-48,16", "64,32,56", "307", "kB"]
+    assert rows["1"] == ["1", "16x16x40", "48x40x40", "32x32x16", "png", "no", "-16,-24,16", "32,16,56", "76.8", "kB"]
+    code, text, _ = run("info", f"{world.folder}/ids")
+    assert code == 0
+    assert "segmentation, uint64, 1 mips" in text
+    row = "0 16x16x40 48x40x40 32x32x16 compressed_segmentation yes -16,-24,16 32,16,56 614 kB"
+    assert row.split() in [line.split() for line in text.splitlines()]
+
+
+# -------------------------------------------------------------------------------------------------- options and voxels
+
+
+@pytest.mark.parametrize("form", ["all", "none", "list", "file"])
+def test_root_ids(run: Run, tmp_path: Path, world: World, processes: Client, form: str) -> None:
+    ids = [int(i) for i in np.unique(world.ids[PART]) if i][1:7:2]
+    (tmp_path / "ids.txt").write_text("\n".join(map(str, ids)))
+    given = {"list": ",".join(map(str, ids)), "file": f"@{tmp_path}/ids.txt"}.get(form, form)
+    out = tmp_path / "out.zarr"
+    code, _, error = run(
+        "export", "zarr", out, *world.both, *BOUNDS, "--root-ids", given,
+        "--cluster", processes.scheduler_info()["address"],
+    )  # fmt: skip
+    assert (code, error) == (0, "")
+    expected = world.ids[PART]
+    if form in ("list", "file"):
+        expected = np.where(np.isin(expected, np.array(ids, np.uint64)), expected, 0)
+        assert np.unique(expected).tolist() == [0, *ids]
+    np.testing.assert_array_equal(labels(out), expected, strict=True)
+
+
+def test_mips_and_resolution(run: Run, tmp_path: Path, world: World, processes: Client) -> None:
+    """The bounds are in voxels of 4 nm; both layers are read, and written, at 16 nm."""
+    out = tmp_path / "out.zarr"
+    code, _, error = run(
+        "export", "zarr", out, *world.both, "--bounds", -40, -72, 20, 100, 28, 50, "--resolution", 4, 4, 40,
+        "--image-mip", 1, "--segmentation-mip", 0, "--cluster", processes.scheduler_info()["address"],
+    )  # fmt: skip
+    assert (code, error) == (0, "")
+    part = np.s_[6:41, 6:31, 4:34]
+    np.testing.assert_array_equal(written(out), downsample(world.image, 1)[part], strict=True)
+    np.testing.assert_array_equal(labels(out), downsample(world.ids, 1)[part], strict=True)
+    assert placement(out) == ([16.0, 16.0, 40.0], [-9.5 * 16, -17.5 * 16, 20.5 * 40])
+
+
+def test_a_cluster_file(run: Run, tmp_path: Path, world: World) -> None:
+    file = tmp_path / "cluster.yaml"
+    arguments = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": "127.0.0.1:0"}
+    file.write_text(yaml.safe_dump({"cluster": "distributed.LocalCluster", "arguments": arguments}))
+    out = tmp_path / "out.zarr"
+    code, _, error = run("export", "zarr", out, *world.both, *BOUNDS, "--cluster", file)
+    assert (code, error) == (0, "")
+    np.testing.assert_array_equal(written(out), world.image[PART], strict=True)
+
+
+def test_missing_chunks_are_named(run: Run, tmp_path: Path, world: World, processes: Client) -> None:
+    path = write_volume(tmp_path / "em", world.image, voxel_offset=OFFSET)
+    (gone,) = delete_chunks(path, 0, lambda start: start == (0, -16, 32))
+    out = tmp_path / "out.zarr"
+    code, text, error = run(
+        "export", "zarr", out, "--image-source", path, *BOUNDS, "--cluster", processes.scheduler_info()["address"]
+    )
+    assert (code, error) == (0, "")
+    assert "source chunks missing: 1" in text
+    assert "8_8_40/0-32_-16-16_32-48" in text
+    expected = world.image.copy()
+    expected[gone] = 0
+    np.testing.assert_array_equal(written(out), expected[PART], strict=True)
+
+
+# ------------------------------------------------------------------------------------------------------------ refusals
+
+
+def test_refused_access(
+    run: Run, tmp_path: Path, world: World, processes: Client, http_server_factory: Callable[..., FileServer]
+) -> None:
+    """To the info it is bad input; to a chunk, later, it ends an export that has begun."""
+    out = tmp_path / "out.zarr"
+    server = http_server_factory(world.folder, faults=lambda path, n: Fault(403))
+    source = f"precomputed://{server.url}/image"
+    code, text, error = run("export", "zarr", out, "--image-source", source, *BOUNDS)
+    assert (code, text) == (2, "")
+    assert f"Access was refused to {source}/info" in error
+    assert not out.exists()
+    server.faults = lambda path, n: Fault(403) if "8_8_40" in path else None
+    code, text, error = run(
+        "export", "zarr", out, "--image-source", source, *BOUNDS, "--cluster", processes.scheduler_info()["address"]
+    )
+    assert (code, text) == (1, "")
+    assert f"Error: Access was refused to {source}/8_8_40/" in error
+    assert "Traceback" not in error
+
+
+def test_an_output_that_exists(run: Run, tmp_path: Path, world: World, processes: Client) -> None:
+    out = tmp_path / "out.zarr"
+    arguments = ("export", "zarr", out, *world.both, "--cluster", processes.scheduler_info()["address"])
+    assert run(*arguments, *BOUNDS)[0] == 0
+    smaller = ("--bounds", -20, -36, 20, 12, -4, 36)
+    code, text, error = run(*arguments, *smaller)
+    assert (code, text) == (2, "")
+    assert "--overwrite" in error
+    np.testing.assert_array_equal(written(out), world.image[PART])
+    assert run(*arguments, *smaller, "--overwrite")[0] == 0
+    np.testing.assert_array_equal(written(out), world.image[12:44, 12:44, 4:20], strict=True)

@@ -1,0 +1,95 @@
+"""The embedded default: the demo makes what it says it makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+import zarr
+from cloudvolume import Bbox, CloudVolume
+from integration.stores import labels, placement, written
+from ome_zarr_models.v05.image import Image
+
+from imagery_dask import ImageryClient
+from imagery_dask.demo import DemoResult, run_demo
+
+
+@pytest.fixture(scope="module")
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory, said: list[str]) -> DemoResult:
+    """Run on threads of this process: the README's command, in CI, runs it on a cluster of processes."""
+    return run_demo(tmp_path_factory.mktemp("demo"), said.append, cluster=None)
+
+
+def stored(source: str, demo: DemoResult, coarser: int) -> np.ndarray:
+    """Read the region with CloudVolume, at mip 0 of a layer that is so many times coarser along x and y."""
+    lower, upper = (np.asarray(corner) // (coarser, coarser, 1) for corner in demo.bounds)
+    return np.asarray(CloudVolume(source, progress=False)[Bbox(lower, upper)])[..., 0]
+
+
+@pytest.mark.smoke
+def test_the_store_holds_the_region(demo: DemoResult, said: list[str]) -> None:
+    assert demo.report.ok
+    assert (demo.report.counts.missing, demo.report.failures) == (0, 0)
+    image = stored(demo.volumes.image_source, demo, 1)
+    ids = stored(demo.volumes.segmentation_source, demo, 2)
+    np.testing.assert_array_equal(written(demo.zarr), image, strict=True)
+    np.testing.assert_array_equal(labels(demo.zarr), ids.repeat(2, axis=0).repeat(2, axis=1), strict=True)
+    assert ids.max() > 2**53
+    assert len(np.unique(ids)) > 20
+    assert image.std() > 20
+    assert Image.from_zarr(zarr.open_group(demo.zarr, mode="r"))
+    first = [(a + 0.5) * nm for a, nm in zip(demo.bounds[0], (8, 8, 40), strict=True)]
+    assert placement(demo.zarr) == placement(demo.zarr, "labels/segmentation") == ([8.0, 8.0, 40.0], first)
+    assert any(str(demo.overlay.parent) in line for line in said)
+
+
+def test_pictures_show_the_region(demo: DemoResult) -> None:
+    image = written(demo.zarr)
+    assert len(demo.slices) == image.shape[2]
+    assert sorted(demo.slices[0].parent.iterdir()) == sorted(demo.slices)
+    for index, file in enumerate(demo.slices):
+        picture = imageio.imread(file)
+        assert picture.dtype == np.uint8
+        for channel in range(3):
+            np.testing.assert_array_equal(picture[..., channel], image[:, :, index].T)
+    overlay = imageio.imread(demo.overlay)
+    assert overlay.shape == (image.shape[1], image.shape[0], 3)
+    assert overlay.dtype == np.uint8
+    # Grey where there is no object, colored elsewhere.
+    colored = overlay.max(axis=2) > overlay.min(axis=2)
+    objects = labels(demo.zarr)[:, :, image.shape[2] // 2].T != 0
+    assert not colored[~objects].any()
+    assert colored[objects].mean() > 0.9
+
+
+def test_the_volumes_are_what_the_issue_describes(demo: DemoResult) -> None:
+    client = ImageryClient(image_source=demo.volumes.image_source, segmentation_source=demo.volumes.segmentation_source)
+    for volume, nm in ((client.image_cv, [8, 8, 40]), (client.segmentation_cv, [16, 16, 40])):
+        assert volume.resolution.tolist() == nm
+        assert len(volume.available_mips) >= 3
+        assert all(volume.voxel_offset > 0)
+    assert client.image_volume(mip=2)[:4, :4, 0].values.any()
+    assert client.segmentation_volume(mip=2)[..., 0].values.max() > 2**53
+
+
+def test_running_it_again_replaces_it(demo: DemoResult) -> None:
+    before = written(demo.zarr)
+    demo.overlay.unlink()
+    demo.slices[0].write_bytes(b"")
+    again = run_demo(demo.zarr.parent, lambda text: None, cluster=None)
+    np.testing.assert_array_equal(written(again.zarr), before)
+    assert again.overlay.stat().st_size > 1000
+    assert again.slices[0].stat().st_size > 1000
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file"):
+        run_demo(tmp_path / "file", lambda text: None, cluster=None)

@@ -1,0 +1,270 @@
+"""Exports that are refused write nothing; blocks that fail are reported, and the others are written."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from distributed import Client
+from integration.stores import written
+from numpy.typing import NDArray
+from support.volumes import coordinate_volume, delete_chunks, random_labels, write_volume
+
+from imagery_dask import ImageryClient, to_zarr
+from imagery_dask.errors import BlockFailedError
+from imagery_dask.run import RunReport
+
+SHAPE = (64, 64, 32)
+BLOCK = (16, 16, 16)
+BLOCKS = 4 * 4 * 2
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagery_dask.export.zarr.BLOCK_BYTES", 16**3)
+
+
+@pytest.fixture(scope="module")
+def data() -> NDArray[np.uint8]:
+    return coordinate_volume(SHAPE, dtype=np.uint8)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """List every file below a folder with a digest of its content."""
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+        for file in sorted(folder.rglob("*"))
+    }
+
+
+# ------------------------------------------------------------------------------------------------------ refusals
+
+
+def test_a_store_that_exists_is_not_touched(tmp_path: Path, threads: Client, data: Any) -> None:
+    out = tmp_path / "out.zarr"
+    to_zarr(data, out, cluster=threads, progress=False)
+    before = contents(tmp_path)
+    with pytest.raises(FileExistsError, match=r"out\.zarr exists already.*overwrite"):
+        to_zarr(data + 1, out, cluster=threads, progress=False)
+    assert contents(tmp_path) == before
+    np.testing.assert_array_equal(written(out), data)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_no_store_is_never_removed(tmp_path: Path, threads: Client, data: Any, overwrite: bool) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
+    (tmp_path / "notes.zarr").write_text("a file")
+    (tmp_path / "folder of stores").mkdir()
+    to_zarr(data, tmp_path / "folder of stores" / "a.zarr", cluster=threads, progress=False)
+    before = contents(tmp_path)
+    for name in ("thesis", "notes.zarr", "folder of stores"):
+        with pytest.raises(FileExistsError, match=f"{name} exists"):
+            to_zarr(data, tmp_path / name, overwrite=overwrite, cluster=threads, progress=False)
+    assert contents(tmp_path) == before
+
+
+def test_overwriting_leaves_nothing_of_the_old_store(tmp_path: Path, threads: Client, data: Any) -> None:
+    out = tmp_path / "out.zarr"
+    with_labels = zarr.create_group(out)
+    with_labels.create_group("labels/old")
+    with_labels.create_array("0", shape=(500,), dtype="int8")[:] = 3
+    to_zarr(data, out, chunks=BLOCK, overwrite=True, cluster=threads, progress=False)
+    assert sorted(zarr.open_group(out, mode="r").keys()) == ["0"]
+    np.testing.assert_array_equal(written(out), data, strict=True)
+
+
+@pytest.mark.parametrize("cluster", ["threads", "processes"])
+def test_a_store_can_be_overwritten_with_another_array(
+    tmp_path: Path, request: pytest.FixtureRequest, data: Any, cluster: str
+) -> None:
+    """By the same workers, which must not remember the array that was there: its chunks, type and shape."""
+    client, out = request.getfixturevalue(cluster), tmp_path / "out.zarr"
+    to_zarr(data, out, chunks=BLOCK, cluster=client, progress=False)
+    other = random_labels((40, 90, 20))
+    to_zarr(other, out, chunks=(10, 30, 20), overwrite=True, cluster=client, progress=False)
+    np.testing.assert_array_equal(written(out), other, strict=True)
+    assert len(list(out.glob("0/c/*/*/*"))) == np.prod(zarr.open_array(out, path="0").cdata_shape)
+
+
+def test_an_empty_folder_is_free(tmp_path: Path, threads: Client, data: Any) -> None:
+    out = tmp_path / "deep" / "below" / "out.zarr"
+    out.mkdir(parents=True)
+    to_zarr(data, out, cluster=threads, progress=False)
+    np.testing.assert_array_equal(written(out), data)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"chunks": (16, 0, 16)}, ValueError, "chunks .*above 0.*16, 0, 16"),
+        ({"chunks": (16, -16, 16)}, ValueError, "chunks .*above 0"),
+        ({"chunks": (16, 16)}, ValueError, "chunks .*three"),
+        ({"chunks": (16, 16, 8.5)}, ValueError, "chunks .*whole"),
+        ({"chunks": "auto"}, ValueError, "chunks .*'auto'"),
+        ({"resolution_nm": (8, 0, 40)}, ValueError, "resolution_nm must be positive"),
+        ({"resolution_nm": (8, 40)}, ValueError, "resolution_nm must be three"),
+        ({"translation_nm": (8, float("nan"), 40)}, ValueError, "translation_nm must be finite"),
+        ({"workers": 0}, ValueError, "workers must be at least 1"),
+        ({"cluster": "locla"}, ValueError, "'locla'"),
+        ({"chnks": (16, 16, 16)}, TypeError, "chnks"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_write_nothing(
+    tmp_path: Path, data: Any, options: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        to_zarr(data, tmp_path / "out.zarr", progress=False, **options)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "says"),
+    [
+        (np.zeros((4, 0, 4)), ValueError, "empty"),
+        (np.zeros((2, 2, 2, 2, 2)), ValueError, "axes x, y, z"),
+        (np.array([["a"]]), TypeError, "numbers"),
+        (np.zeros((4, 4, 4), complex), TypeError, "numbers.*complex"),
+        ([[1, 2], [3, 4]], TypeError, "list"),
+        (da.ones((8, 8, 8), chunks=4)[da.ones(8, chunks=4) > 0], ValueError, "compute_chunk_sizes"),
+    ],
+    ids=["empty", "five axes", "text", "complex", "list", "unknown shape"],
+)
+def test_what_cannot_be_written_is_refused(tmp_path: Path, bad: Any, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        to_zarr(bad, tmp_path / "out.zarr", progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+# ------------------------------------------------------------------------------------------------- blocks that fail
+
+
+def failed_export(data: Any, out: Path, client: Client) -> RunReport:
+    with pytest.raises(BlockFailedError, match="blocks failed; the others were written") as caught:
+        to_zarr(data, out, chunks=BLOCK, cluster=client, progress=False)
+    report: RunReport = caught.value.report
+    assert not report.ok
+    assert report.done + report.failures == report.blocks == BLOCKS
+    assert pickle.loads(pickle.dumps(caught.value)).report.failures == report.failures
+    return report
+
+
+@pytest.mark.parametrize("cluster", ["threads", "processes"])
+def test_a_poisoned_block_is_reported(tmp_path: Path, request: pytest.FixtureRequest, data: Any, cluster: str) -> None:
+    client, poison = request.getfixturevalue(cluster), int(data[20, 40, 3])
+
+    def fail(block: Any, block_info: Any = None) -> Any:
+        if block_info and block_info[0]["chunk-location"] == (1, 2, 0):
+            raise ZeroDivisionError(f"poisoned by {block[4, 8, 3]}")
+        return block
+
+    array = da.from_array(data, chunks=BLOCK).map_blocks(fail, dtype=data.dtype)
+    report = failed_export(array, tmp_path / "out.zarr", client)
+    assert report.failures == 1
+    assert report.failed[0].name.endswith("z0 y2 x1")
+    assert report.failed[0].reason == f"ZeroDivisionError: poisoned by {poison}"
+    expected = data.copy()
+    expected[16:32, 32:48, :16] = 0
+    np.testing.assert_array_equal(written(tmp_path / "out.zarr"), expected)
+
+
+def test_an_id_that_int64_cannot_hold_fails_its_block(tmp_path: Path, threads: Client) -> None:
+    ids = random_labels(SHAPE, n=20)
+    large = 2**63 + 5
+    ids[50, 5, 20] = large
+    path = write_volume(tmp_path / "ids", ids, layer_type="segmentation", chunk_size=BLOCK)
+    client = ImageryClient(segmentation_source=path)
+    report = failed_export(client.segmentation_cutout([[0, 0, 0], SHAPE]), tmp_path / "out.zarr", threads)
+    (failed,) = report.failed
+    assert failed.name.endswith("z1 y0 x3")
+    assert failed.reason.startswith("OverflowError: ")
+    assert str(large) in failed.reason
+    assert "convert_to_int64=False" in failed.reason
+    ids[48:, :16, 16:] = 0
+    np.testing.assert_array_equal(written(tmp_path / "out.zarr"), ids.astype(np.int64))
+
+
+def test_a_missing_chunk_fails_its_block_on_request(tmp_path: Path, threads: Client, data: Any) -> None:
+    path = write_volume(tmp_path / "em", data, chunk_size=(32, 32, 16))
+    delete_chunks(path, 0, lambda start: start == (32, 0, 16))
+    volume = ImageryClient(image_source=path, missing="error").image_volume()
+    with pytest.raises(BlockFailedError) as caught:
+        to_zarr(volume, tmp_path / "out.zarr", chunks=(32, 32, 16), cluster=threads, progress=False)
+    (failed,) = caught.value.report.failed
+    assert "MissingChunkError: Storage chunk 8_8_40/32-64_0-32_16-32" in failed.reason
+    expected = data.copy()
+    expected[32:, :32, 16:] = 0
+    np.testing.assert_array_equal(written(tmp_path / "out.zarr"), expected)
+
+
+# ------------------------------------------------------------------------------------------------------- the window
+
+
+def test_progress_is_told_of_every_block(tmp_path: Path, threads: Client, data: Any) -> None:
+    seen: list[tuple[int, int, int]] = []
+
+    def progress(report: RunReport) -> None:
+        seen.append((report.done, report.blocks, report.written_bytes))
+
+    to_zarr(data, tmp_path / "out.zarr", chunks=BLOCK, cluster=threads, progress=progress)
+    assert seen == [(n, BLOCKS, n * 16**3) for n in range(1, BLOCKS + 1)]
+
+
+def test_the_scheduler_knows_of_a_window_of_blocks(tmp_path: Path, threads: Client) -> None:
+    """Of 256 blocks, no more than three for each of the two threads."""
+    known: list[tuple[int, int]] = []
+
+    def progress(report: RunReport) -> None:
+        known.append((len(tasks_of(threads)), len(threads.futures)))
+
+    array = da.zeros((128, 128, 64), chunks=BLOCK, dtype=np.uint8) + 1
+    report = to_zarr(array, tmp_path / "out.zarr", chunks=BLOCK, cluster=threads, progress=progress)
+    assert report.done == len(known) == 256
+    in_scheduler, futures = np.array(known).max(axis=0)
+    assert 2 <= in_scheduler <= 6 + 1  # and the one that was just released
+    assert 2 <= futures <= 6
+
+
+def tasks_of(client: Client) -> dict[str, str]:
+    """Ask the scheduler for the state of each task that it knows of."""
+    states: dict[str, str] = client.run_on_scheduler(
+        lambda dask_scheduler: {str(key): task.state for key, task in dask_scheduler.tasks.items()}
+    )
+    return states
+
+
+def test_two_exports_of_one_array_at_once(tmp_path: Path, threads: Client, data: Any) -> None:
+    array = da.from_array(data, chunks=BLOCK)
+    outs = [tmp_path / f"{n}.zarr" for n in range(2)]
+    options: dict[str, Any] = {"chunks": BLOCK, "cluster": threads, "progress": False}
+    exports = [threading.Thread(target=to_zarr, args=(array, out), kwargs=options) for out in outs]
+    for export in exports:
+        export.start()
+    for export in exports:
+        export.join(60)
+    for out in outs:
+        np.testing.assert_array_equal(written(out), data)
+
+
+def test_an_interrupted_export_stops(tmp_path: Path, threads: Client, data: Any) -> None:
+    def stop(report: RunReport) -> None:
+        if report.done == 3:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out.zarr"
+    with pytest.raises(KeyboardInterrupt):
+        to_zarr(data, out, chunks=BLOCK, cluster=threads, progress=stop)
+    deadline = time.monotonic() + 5
+    while not {*tasks_of(threads).values()} <= {"memory", "erred"}:
+        assert time.monotonic() < deadline, tasks_of(threads)
+        time.sleep(0.02)
+    assert 3 <= len(list(out.glob("0/c/*/*/*"))) <= 3 + 6

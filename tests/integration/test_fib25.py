@@ -1,0 +1,109 @@
+"""The main job on real electron microscopy: FIB-25 (FlyEM, Janelia Research Campus; Takemura et al. 2015)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cloudvolume import CloudVolume
+from distributed import Client
+from integration.stores import labels, placement, written
+from numpy.typing import NDArray
+from support.volumes import Fib25, downsample, fib25, write_volume
+
+from imagery_dask import ImageryClient, to_zarr
+
+NM = (10.0, 10.0, 10.0)
+OFFSET = (-130, 2_000, 77)
+#: Cut by no chunk's edge, and by the volume's on one side.
+BOUNDS = [[-101, 2_003, 80], [150, 2_230, 300]]
+PART = np.s_[29:250, 3:230, 3:223]
+CHUNKS = (64, 64, 64)
+
+
+@pytest.fixture(scope="module")
+def em() -> Fib25:
+    return fib25()
+
+
+@pytest.fixture(autouse=True)
+def _several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagery_dask.export.zarr.BLOCK_BYTES", 2**22)
+
+
+def write(folder: Path, data: NDArray[Any], kind: str, encoding: str, **options: Any) -> str:
+    return write_volume(
+        folder, data, resolution=NM, voxel_offset=OFFSET, chunk_size=(64, 64, 64), encoding=encoding, layer_type=kind,
+        factor=(2, 2, 2), **options,
+    )  # fmt: skip
+
+
+def padded(data: NDArray[Any]) -> NDArray[Any]:
+    """Extend what is inside the volume by the voxel that the bounds reach beyond it."""
+    missing = BOUNDS[1][0] - BOUNDS[0][0] - data.shape[0]
+    return np.pad(data, [(0, missing), (0, 0), (0, 0)])
+
+
+@pytest.mark.parametrize(
+    ("image_encoding", "label_encoding", "sharding"),
+    [("raw", "compressed_segmentation", False), ("jpeg", "compresso", False), ("png", "crackle", True)],
+)
+def test_every_voxel_arrives(
+    tmp_path: Path, em: Fib25, processes: Client, image_encoding: str, label_encoding: str, sharding: bool
+) -> None:
+    image = write(tmp_path / "image", em.image, "image", image_encoding, sharding=sharding)
+    ids = write(tmp_path / "ids", em.supervoxel, "segmentation", label_encoding, sharding=sharding)
+    client = ImageryClient(image_source=image, segmentation_source=ids)
+    out = tmp_path / "out.zarr"
+    report = to_zarr(client.dataset(BOUNDS), out, chunks=CHUNKS, cluster=processes, progress=False)
+    assert report.blocks > 8
+    assert (report.ok, report.counts.missing) == (True, 0)
+    stored = np.asarray(CloudVolume(image, progress=False)[:])[..., 0]
+    if image_encoding == "jpeg":
+        assert 0 < np.abs(stored.astype(int) - em.image).mean() < 5
+    else:
+        np.testing.assert_array_equal(stored, em.image)
+    np.testing.assert_array_equal(written(out), padded(stored[PART]), strict=True)
+    np.testing.assert_array_equal(labels(out), padded(em.supervoxel[PART]), strict=True)
+    where = ([10.0, 10.0, 10.0], [-1005.0, 20035.0, 805.0])
+    assert placement(out) == placement(out, "labels/segmentation") == where
+
+
+def test_mips_are_brought_to_one_grid(tmp_path: Path, em: Fib25, processes: Client) -> None:
+    """Imagery of 20 nm beside supervoxels of 10 nm, on the grid of these."""
+    image = write(tmp_path / "image", em.image, "image", "raw", mips=2, placeholder_mip=True)
+    ids = write(tmp_path / "ids", em.supervoxel, "segmentation", "compressed_segmentation")
+    client = ImageryClient(image_source=image, segmentation_source=ids, resolution=NM)
+    out = tmp_path / "out.zarr"
+    bounds = [[-130, 2_000, 77], [120, 2_250, 327]]
+    assert to_zarr(client.dataset(bounds), out, chunks=CHUNKS, cluster=processes, progress=False).ok
+    np.testing.assert_array_equal(labels(out), em.supervoxel, strict=True)
+    coarse = downsample(em.image, 1, (2, 2, 2))
+    # The odd offset along z, 77, was rounded down to 38 at 20 nm: voxel 77 lies in the first of them, 78 in the next.
+    z = (np.arange(77, 327) // 2) - 38
+    expected = coarse.repeat(2, axis=0).repeat(2, axis=1)[:, :, np.minimum(z, 124)]
+    expected[:, :, z > 124] = 0
+    np.testing.assert_array_equal(written(out), expected, strict=True)
+
+
+def test_a_subset_of_bodies(tmp_path: Path, em: Fib25, processes: Client) -> None:
+    bodies = em.body_of(em.supervoxel)
+    found, sizes = np.unique(bodies, return_counts=True)
+    largest = found[np.argsort(sizes)][::-1]
+    keep = [int(body) for body in largest if body][:5]
+    assert min(keep) > 2**53
+    source = write(tmp_path / "bodies", bodies, "segmentation", "compresso")
+    client = ImageryClient(segmentation_source=source)
+    array = client.segmentation_cutout(BOUNDS, root_ids=[*keep, 2**60 - 1])
+    out = tmp_path / "out.zarr"
+    assert to_zarr(array, out, chunks=CHUNKS, cluster=processes, progress=False).ok
+    expected = np.where(np.isin(bodies, np.array(keep, np.uint64)), bodies, 0)[PART]
+    assert np.unique(expected).tolist() == sorted([0, *keep])
+    np.testing.assert_array_equal(written(out), padded(expected).astype(np.int64), strict=True)
+    masks = client.split_segmentation_cutout(BOUNDS, root_ids=keep)
+    with processes.as_current():
+        assert list(masks) == sorted(keep)
+        volume = int(masks[keep[0]].sum().compute())
+    assert volume == np.count_nonzero(expected == np.uint64(keep[0])) > 1000
