@@ -95,6 +95,8 @@ class Layer:
         """
         try:
             mips = tuple(_mip(level, scale) for level, scale in enumerate(info["scales"]))
+            if not mips:
+                raise ValueError("scales")
             return cls(path, str(info["type"]), str(info["data_type"]), int(info["num_channels"]), mips)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise SourceError(

@@ -68,8 +68,8 @@ class CutoutArray:
         full = (*self.cutout.target.shape, self.cutout.channels)
         spans = [_span(parts.get(axis, slice(None)), full[axis]) for axis in range(4)]
         offset, shape = zip(*((first, last - first) for first, last, _ in spans[:3]), strict=True)
-        # dask joins blocks in C order.
-        block = self.read(self.cutout.target.crop(offset, shape), "C")
+        # dask joins blocks in C order. Chunks hold all channels, so that these are read whole.
+        block = self.read(self.cutout.target.crop(offset, shape), "C")[..., slice(*spans[3][:2])]
         # One axis at a time: dask's selections are orthogonal, numpy's index arrays are not.
         for axis in range(4):
             block = block[(slice(None),) * axis + (spans[axis][2],)]

@@ -218,7 +218,7 @@ IMAGE = {"type": "image", "data_type": "uint8", "num_channels": 1}
         ("[1, 2]", "not a JSON object"),
         (json.dumps({"@type": "neuroglancer_annotations_v1"}), "not an image or segmentation volume"),
         (json.dumps({**IMAGE, "scales": [{"key": "a"}]}), "not an image or segmentation volume"),
-        (json.dumps({**IMAGE, "scales": []}), "scales"),
+        (json.dumps({**IMAGE, "scales": []}), "no usable scale"),
     ],
     ids=["html", "list", "annotations", "half a scale", "no scales"],
 )  # fmt: skip

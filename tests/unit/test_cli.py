@@ -83,8 +83,8 @@ def test_info(run: Any, sources: dict[str, str]) -> None:
     assert code == 0
     flat = " ".join(out.split())
     for text in (
-        "segmentation, uint64", "2 mips", "8 x 8 x 40", "16 x 16 x 40", "32 x 32 x 16", "16 x 16 x 16", "raw",
-        "-16, 8, 5 to 16, 40, 21", "131 kB", "32.8 kB",
+        "segmentation, uint64", "2 mips", "8x8x40", "16x16x40", "32x32x16", "16x16x16", "raw",
+        "-16,8,5 16,40,21", "131 kB", "32.8 kB",
     ):  # fmt: skip
         assert text in flat, text
 

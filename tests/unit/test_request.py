@@ -126,7 +126,7 @@ def test_both_sizes(size: Any) -> None:
 )
 def test_bad_sizes(name: str, size: Any, words: list[str]) -> None:
     value = "64" if isinstance(size, tuple) else size
-    refuses(ValueError, [name, value, *words], bounds=[100, 100, 10], **{name: size})
+    refuses(TypeError if size is RAGGED else ValueError, [name, value, *words], bounds=[100, 100, 10], **{name: size})
 
 
 @pytest.mark.parametrize("name", ["bbox_size", "image_size"])

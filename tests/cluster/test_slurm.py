@@ -1,0 +1,117 @@
+"""An export on a real SLURM, through the cluster file that the project ships."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+import zarr
+from cluster.slurm import Slurm, SlurmUnavailable, slurm
+from support.volumes import coordinate_volume, random_labels, write_volume
+
+from imagery_dask import ImageryClient, to_zarr
+from imagery_dask.cluster import connect, load_cluster_file
+
+CONFIG = Path(__file__).parents[2] / "cluster_configs" / "slurm.yaml"
+SHAPE = (96, 64, 48)
+OFFSET = (-32, 64, 16)
+
+
+@pytest.fixture(scope="module")
+def batch_system() -> Iterator[Slurm]:
+    pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # a socket's path has 108 characters at most
+    try:
+        with slurm(folder) as running:
+            yield running
+    except SlurmUnavailable as reason:
+        pytest.skip(str(reason))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def cluster_file(tmp_path: Path, batch_system: Slurm, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Fill in the shipped file what it asks its reader to fill in, for this machine."""
+    for name, value in batch_system.env.items():
+        monkeypatch.setenv(name, value)
+    content = yaml.safe_load(CONFIG.read_text())
+    content["workers"] = 2
+    content["arguments"] |= {
+        "queue": batch_system.partition,
+        "walltime": "00:05:00",
+        "memory": "1GiB",
+        "interface": "lo",
+        "local_directory": str(tmp_path / "scratch"),
+        "log_directory": str(tmp_path / "logs"),
+        "scheduler_options": {"dashboard_address": "127.0.0.1:0"},
+    }
+    file = tmp_path / "slurm.yaml"
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+def test_the_shipped_file_is_understood() -> None:
+    pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
+    cluster_class, arguments, workers = load_cluster_file(CONFIG)
+    assert cluster_class.__name__ == "SLURMCluster"
+    assert workers is not None
+    assert {"queue", "cores", "memory", "walltime"} <= set(arguments)
+
+
+def test_workers_are_jobs(cluster_file: Path, batch_system: Slurm) -> None:
+    with connect(str(cluster_file), workers=1, wait_s=60) as client:
+        assert len(batch_system.jobs()) == 1
+        variables = client.run(lambda: dict(os.environ))
+        assert [env["SLURM_JOB_ID"] for env in variables.values()] == batch_system.jobs()
+        assert {env["SLURM_JOB_PARTITION"] for env in variables.values()} == {batch_system.partition}
+    deadline = time.monotonic() + 30
+    while batch_system.jobs():
+        assert time.monotonic() < deadline, "jobs outlive the connection"
+        time.sleep(0.2)
+
+
+def test_an_export_equals_one_in_this_process(
+    tmp_path: Path, cluster_file: Path, batch_system: Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagery_dask.export.zarr.BLOCK_BYTES", 2**17)
+    image = coordinate_volume(SHAPE, OFFSET, np.uint8)
+    ids = random_labels(SHAPE, n=40)
+    client = ImageryClient(
+        image_source=write_volume(tmp_path / "em", image, voxel_offset=OFFSET),
+        segmentation_source=write_volume(
+            tmp_path / "ids", ids, voxel_offset=OFFSET, layer_type="segmentation", encoding="compressed_segmentation"
+        ),
+    )
+    data = client.dataset([OFFSET, [a + n for a, n in zip(OFFSET, SHAPE, strict=True)]])
+    options: dict[str, Any] = {"chunks": (32, 32, 16), "progress": False}
+    here = to_zarr(data, tmp_path / "here.zarr", **options)
+    there = to_zarr(data, tmp_path / "there.zarr", cluster=str(cluster_file), **options)
+    assert there.ok
+    assert here.blocks == there.blocks > 2
+    assert (here.counts.chunks, here.counts.missing) == (there.counts.chunks, there.counts.missing)
+    for name, expected in (("0", image), ("labels/segmentation/0", ids)):
+        np.testing.assert_array_equal(zarr.open_array(tmp_path / "there.zarr", path=name, mode="r")[...].T, expected)
+    files = {
+        root: {str(f.relative_to(tmp_path / root)): f.read_bytes() for f in (tmp_path / root).rglob("*") if f.is_file()}
+        for root in ("here.zarr", "there.zarr")
+    }
+    assert files["here.zarr"] == files["there.zarr"]
+    assert list((tmp_path / "logs").iterdir()), "no job wrote a log"
+
+
+def test_no_worker_in_time_is_an_error(cluster_file: Path, batch_system: Slurm) -> None:
+    batch_system.run("scontrol", "update", f"PartitionName={batch_system.partition}", "State=DOWN")
+    try:
+        with pytest.raises(TimeoutError, match="No worker came within 1 s.*queue"), connect(cluster_file, wait_s=1):
+            pass
+    finally:
+        batch_system.run("scontrol", "update", f"PartitionName={batch_system.partition}", "State=UP")
