@@ -92,7 +92,7 @@ def test_properties_are_documented(name: str) -> None:
     assert inspect.getdoc(inspect.getattr_static(ImageryClient, name))
 
 
-@pytest.mark.parametrize("name", ["grid", "request", "plan"])
+@pytest.mark.parametrize("name", ["arguments", "grid", "plan"])
 def test_examples_are_right(name: str) -> None:
     module: ModuleType = importlib.import_module(f"imagery_dask.{name}")
     result = doctest.testmod(module)
