@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from imagery_dask.errors import SourceError
 from imagery_dask.grid import VoxelGrid
 from imagery_dask.sources.counts import active_counts
+from imagery_dask.sources.memory import keep_freed_memory
 from imagery_dask.sources.precomputed import Layout, Missing, PrecomputedVolume
 from imagery_dask.sources.transport import reachable_path
 
@@ -79,6 +80,7 @@ def open_volume(path: str) -> PrecomputedVolume:
 def _open_volume(path: str, process: int) -> PrecomputedVolume:
     # Connections do not survive a fork, hence the process id in the key.
     del process
+    keep_freed_memory()
     return PrecomputedVolume(path)
 
 

@@ -72,7 +72,7 @@ def client(source: str) -> ImageryClient:
 def cluster() -> Iterator[Client]:
     """A cluster of threads in this process, so that reads can be counted."""
     with (
-        LocalCluster(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None) as started,
+        LocalCluster(processes=False, n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as started,
         Client(started, set_as_default=False) as client,
     ):
         yield client

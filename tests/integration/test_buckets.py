@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import zarr
 from integration.stores import written
 from support.volumes import coordinate_volume, delete_chunks, random_labels, write_volume
 
@@ -56,9 +57,20 @@ def test_s3_is_exported(tmp_path: Path, s3_server: S3Server) -> None:
     url = s3_server.upload(tmp_path / "ids", "export", "ids")
     with s3_server.environment():
         volume = ImageryClient(segmentation_source=url).segmentation_volume()
-        report = to_zarr(volume, tmp_path / "out.zarr", chunks=(64, 64, 32), cluster="local", workers=1, progress=False)
+        report = to_zarr(volume, tmp_path / "out.zarr", chunks=(64, 64, 32), progress=False)
     assert (report.ok, report.counts.chunks, report.counts.missing) == (True, 12, 0)
     np.testing.assert_array_equal(written(tmp_path / "out.zarr"), ids)
+
+
+def test_s3_is_written(s3_server: S3Server, data: Any) -> None:
+    pytest.importorskip("s3fs", reason="needs s3fs, which zarr writes S3 with")
+    s3_server.create_bucket("written")
+    url, options = "s3://written/out.zarr", {"chunks": (32, 32, 16), "progress": False}
+    with s3_server.environment():
+        to_zarr(data, url, **options)
+        np.testing.assert_array_equal(zarr.open_array(url, path="0", mode="r")[...].T, data)
+        with pytest.raises(FileExistsError, match="s3://written/out.zarr exists"):
+            to_zarr(data, url, **options)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import dask.array as da
+import fsspec
 import numpy as np
 import pytest
 import zarr
@@ -20,6 +21,7 @@ from support.volumes import coordinate_volume, delete_chunks, random_labels, wri
 
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.errors import BlockFailedError
+from imagery_dask.export.inputs import as_volumes
 from imagery_dask.run import RunReport
 
 SHAPE = (64, 64, 32)
@@ -100,6 +102,29 @@ def test_an_empty_folder_is_free(tmp_path: Path, threads: Client, data: Any) -> 
     out.mkdir(parents=True)
     to_zarr(data, out, cluster=threads, progress=False)
     np.testing.assert_array_equal(written(out), data)
+
+
+def test_a_url_is_written_and_protected(data: Any) -> None:
+    """What fsspec opens; on threads of this process, which share its memory."""
+    url = "memory://exports/out.zarr"
+    options: dict[str, Any] = {"chunks": (32, 32, 16), "progress": False}
+    to_zarr(data, url, **options)
+    np.testing.assert_array_equal(zarr.open_array(url, path="0", mode="r")[...].T, data)
+    with pytest.raises(FileExistsError, match="memory://exports/out.zarr exists"):
+        to_zarr(data + 1, url, **options)
+    np.testing.assert_array_equal(zarr.open_array(url, path="0", mode="r")[...].T, data)
+    to_zarr(data + 1, url, overwrite=True, **options)
+    np.testing.assert_array_equal(zarr.open_array(url, path="0", mode="r")[...].T, data + 1)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_objects_below_a_url_are_never_removed(data: Any, overwrite: bool) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/thesis/chapter.tex", b"years of work")
+    with pytest.raises(FileExistsError, match="memory://thesis"):
+        to_zarr(data, "memory://thesis", overwrite=overwrite, progress=False)
+    assert memory.cat("/thesis/chapter.tex") == b"years of work"
+    assert memory.find("/thesis") == ["/thesis/chapter.tex"]
 
 
 @pytest.mark.parametrize(
@@ -204,6 +229,15 @@ def test_a_missing_chunk_fails_its_block_on_request(tmp_path: Path, threads: Cli
     expected = data.copy()
     expected[32:, :32, 16:] = 0
     np.testing.assert_array_equal(written(tmp_path / "out.zarr"), expected)
+
+
+def test_a_task_carries_its_own_voxels_only() -> None:
+    """Of an array in memory: a task with all of it would send all of it as often as there are blocks."""
+    array = np.zeros((256, 256, 64), np.uint8)
+    (volume,) = as_volumes(array)
+    tasks = [pickle.dumps(volume.reader(region)) for _, region in volume.plan((32, 32, 32), 2**16)]
+    assert len(tasks) == 64
+    assert max(map(len, tasks)) < 2 * 2**16
 
 
 # ------------------------------------------------------------------------------------------------------- the window

@@ -36,7 +36,7 @@ def _several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def write(folder: Path, data: NDArray[Any], kind: str, encoding: str, **options: Any) -> str:
     return write_volume(
         folder, data, resolution=NM, voxel_offset=OFFSET, chunk_size=(64, 64, 64), encoding=encoding, layer_type=kind,
-        factor=(2, 2, 2), **options,
+        factor=(2, 2, 2), scale_options={"png_level": 1}, **options,
     )  # fmt: skip
 
 

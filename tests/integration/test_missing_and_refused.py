@@ -310,3 +310,31 @@ def test_a_chunk_that_is_cut_on_disk_is_named(tmp_path: Path, data: Any) -> None
     file.write_bytes(file.read_bytes()[:-2])
     with pytest.raises(CorruptChunkError, match="8_8_40/64-96_-32-0_16-32 of .*em does not decode"):
         read(ImageryClient(image_source=path))
+
+
+@pytest.mark.parametrize("compress", ["gzip", False], ids=["gzip", "plain"])
+@pytest.mark.parametrize("remote", [False, True], ids=["disk", "http"])
+def test_a_shard_that_is_cut_is_not_missing_data(
+    tmp_path: Path, serve: Callable[..., tuple[FileServer, str]], compress: Any, remote: bool
+) -> None:
+    """An upload that broke off: the index names bytes that the file does not have."""
+    _, url = serve(sharding=True, compress=compress)
+    for shard in (tmp_path / "em" / "8_8_40").glob("*.shard"):
+        shard.write_bytes(shard.read_bytes()[:200])
+    client = ImageryClient(image_source=url if remote else str(tmp_path / "em"))
+    with pytest.raises(SourceError, match=r"\.shard|8_8_40/"):
+        read(client)
+
+
+@pytest.mark.parametrize("compress", ["gzip", False], ids=["gzip", "plain"])
+def test_a_server_that_knows_no_ranges(
+    tmp_path: Path, data: Any, serve: Callable[..., tuple[FileServer, str]], compress: Any
+) -> None:
+    """Some (such as ``python -m http.server``) answer with the whole file, as HTTP allows them to."""
+    server, url = serve(sharding=True, compress=compress)
+
+    def whole(path: str, n: int) -> Fault | None:
+        return Fault(200, body=(tmp_path / path.lstrip("/")).read_bytes()) if path.endswith(".shard") else None
+
+    server.faults = whole
+    np.testing.assert_array_equal(read(ImageryClient(image_source=url)), data)

@@ -48,7 +48,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """Address of a cluster in this process, which costs no new processes."""
-    with LocalCluster(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None) as started:
+    with LocalCluster(processes=False, n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as started:
         yield started.scheduler_address
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ from distributed import Client, LocalCluster
 from imagery_dask.cluster import connect, load_cluster_file
 
 LOCAL = "cluster: distributed.LocalCluster\n"
-IN_PROCESS = LOCAL + "arguments: {processes: false, n_workers: 1, threads_per_worker: 1, dashboard_address: null}\n"
+# A port of its own: None would take 8787, with a warning (an error here) where another cluster has it.
+PORT = "127.0.0.1:0"
+IN_PROCESS = (
+    LOCAL + f"arguments: {{processes: false, n_workers: 1, threads_per_worker: 1, dashboard_address: '{PORT}'}}\n"
+)
 
 
 def write(folder: Path, text: str, name: str = "cluster.yaml") -> Path:
@@ -102,9 +107,10 @@ def statuses(*things: Any) -> list[str]:
 
 
 def test_default_is_threads_of_this_process_closed_afterwards() -> None:
-    with connect(workers=2) as client:
+    threads = (os.cpu_count() or 1) + 1
+    with connect(workers=threads) as client:
         assert client.submit(square, 12).result() == 144
-        assert sum(client.nthreads().values()) == 2
+        assert sum(client.nthreads().values()) == threads
         assert all(address.startswith("inproc://") for address in client.nthreads())
         cluster = client.cluster
     assert statuses(client, cluster) == ["closed", "closed"]
@@ -119,7 +125,7 @@ def test_file_starts_a_cluster_and_closes_it(tmp_path: Path) -> None:
 
 
 def test_what_exists_is_used_and_left_open(tmp_path: Path) -> None:
-    with LocalCluster(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+    with LocalCluster(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=PORT) as cluster:
         scheduler_file = write(tmp_path, json.dumps({"address": cluster.scheduler_address}), "scheduler.json")
         for spec in (cluster, cluster.scheduler_address, str(scheduler_file), scheduler_file):
             with connect(spec) as client:
@@ -135,7 +141,7 @@ def test_what_exists_is_used_and_left_open(tmp_path: Path) -> None:
 
 def test_cluster_without_workers_times_out(tmp_path: Path) -> None:
     with (
-        LocalCluster(processes=False, n_workers=0, dashboard_address=None) as cluster,
+        LocalCluster(processes=False, n_workers=0, dashboard_address=PORT) as cluster,
         pytest.raises(TimeoutError, match="No worker came within 0 s.*queue"),
         connect(cluster, wait_s=0.05),
     ):

@@ -1,0 +1,37 @@
+"""How worker processes keep their memory.
+
+dask starts workers with ``MALLOC_TRIM_THRESHOLD_=65536``: every freed buffer goes back to the system, and the next block
+of the same size is faulted in again, page by page: much of the time of a read. A worker that reads block after block
+keeps a few blocks instead.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+__all__ = ["keep_freed_memory"]
+
+# From glibc's malloc.h.
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+DASK_DEFAULT = "65536"
+LARGEST_KEPT = 32 * 2**20  # glibc takes no more
+FREE_KEPT = 128 * 2**20
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep up to 128 MiB of freed memory, if dask told it to keep none.
+
+    Returns
+    -------
+    bool
+        Whether anything was changed: only in processes with dask's own default, on glibc.
+    """
+    if os.environ.get("MALLOC_TRIM_THRESHOLD_") != DASK_DEFAULT or not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT) and mallopt(M_TRIM_THRESHOLD, FREE_KEPT))

@@ -1,0 +1,48 @@
+"""Memory of worker processes: changed only where dask's default is in force."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+COUNT_FAULTS = """
+import resource
+import numpy as np
+from imagery_dask.sources.memory import keep_freed_memory
+
+changed = keep_freed_memory()
+def faults():
+    np.ones(2_000_000, dtype="uint8").sum()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        np.ones(2_000_000, dtype="uint8").sum()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(changed, faults())
+"""
+
+
+def run(value: str | None) -> tuple[bool, int]:
+    environment = {name: text for name, text in os.environ.items() if name != "MALLOC_TRIM_THRESHOLD_"}
+    if value is not None:
+        environment["MALLOC_TRIM_THRESHOLD_"] = value
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT_FAULTS], env=environment, capture_output=True, text=True, check=True
+    )
+    changed, faults = done.stdout.split()
+    return changed == "True", int(faults)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc is meant")
+def test_buffers_are_reused_in_a_worker() -> None:
+    changed, faults = run("65536")
+    assert changed
+    # 50 buffers of 2 MB are 24,000 pages; kept memory is faulted in once.
+    assert faults < 5_000
+
+
+@pytest.mark.parametrize("value", [None, "1000000"])
+def test_other_processes_are_left_alone(value: str | None) -> None:
+    assert run(value)[0] is False
