@@ -1,8 +1,8 @@
 """How worker processes keep their memory.
 
-dask starts workers with ``MALLOC_TRIM_THRESHOLD_=65536``: every freed buffer goes back to the system, and the next block
-of the same size is faulted in again, page by page: much of the time of a read. A worker that reads block after block
-keeps a few blocks instead.
+dask starts workers with ``MALLOC_TRIM_THRESHOLD_=65536``: every freed buffer goes back to the system, and the next one
+of the same size is faulted in again, page by page, which is much of the time of a read. A worker that reads block after
+block keeps a few blocks instead.
 """
 
 from __future__ import annotations

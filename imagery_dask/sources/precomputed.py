@@ -82,8 +82,10 @@ class PrecomputedVolume:
         """
         level = self.layer.mips[mip]
         counts = ReadCounts()
-        out = np.zeros((*box.shape, self.layer.channels), dtype=self.layer.dtype, order=layout)
         inside = box.intersection(level.grid)
+        # Every voxel inside the volume is written below, by its chunk or by the 0 of a missing one.
+        make = np.empty if inside == box else np.zeros
+        out: NDArray[Any] = make((*box.shape, self.layer.channels), dtype=self.layer.dtype, order=layout)
         if inside.size == 0:
             return out, counts
         for cell, blob in self._chunks(mip, _cells(inside, level.grid, level.chunk_shape)):
@@ -91,6 +93,7 @@ class PrecomputedVolume:
             counts.chunks += 1
             if blob is None or not blob.content:
                 self._count_missing(mip, grid, counts, missing)
+                out[_within(box, grid)] = 0
                 continue
             counts.stored_bytes += len(blob.content)
             _paste(out, box, self._decode(mip, grid, blob), grid)
@@ -209,13 +212,18 @@ def _channels_last(voxels: NDArray[Any], shape: tuple[int, ...], encoding: str) 
 
 def _paste(out: NDArray[Any], box: VoxelGrid, voxels: NDArray[Any], grid: VoxelGrid) -> None:
     """Copy the voxels of a chunk to where they belong in the box."""
-    common = box.intersection(grid)
-    to = tuple(slice(s - o, s - o + n) for s, o, n in zip(common.start, box.start, common.shape, strict=True))
-    of = tuple(slice(s - o, s - o + n) for s, o, n in zip(common.start, grid.start, common.shape, strict=True))
-    target, part = out[to], voxels[of]
+    target, part = out[_within(box, grid)], voxels[_within(grid, box)]
     if not out.flags.c_contiguous:
         target[...] = part
         return
     for x in range(0, part.shape[0], TILE):
         for z in range(0, part.shape[2], TILE):
             target[x : x + TILE, :, z : z + TILE] = part[x : x + TILE, :, z : z + TILE]
+
+
+def _within(box: VoxelGrid, other: VoxelGrid) -> tuple[slice, ...]:
+    """Slices of a box's array that select what it has in common with another."""
+    return tuple(
+        slice(max(a, b) - a, min(c, d) - a)
+        for a, b, c, d in zip(box.start, other.start, box.stop, other.stop, strict=True)
+    )

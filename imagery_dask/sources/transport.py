@@ -101,7 +101,7 @@ class Transport:
         """
         for attempt in range(ATTEMPTS):
             try:
-                return self._get_once(request)
+                return self._complete(request, self._get_once(request))
             except SourceError:
                 raise
             except Exception as error:
@@ -132,6 +132,17 @@ class Transport:
             for future in futures:
                 if future is not None:
                     future.cancel()
+
+    def _complete(self, request: Request, blob: Blob | None) -> Blob | None:
+        """Check that a byte range came whole: what a cut file does not have is not missing, it is lost."""
+        if blob is None or request.start is None or request.stop is None:
+            return blob
+        if len(blob.content) != request.stop - request.start:
+            raise SourceError(
+                f"{self._name(request.key)} is cut short: bytes {request.start} to {request.stop} are named by its "
+                f"index or format, and {len(blob.content)} of them came."
+            )
+        return blob
 
     def _name(self, key: str) -> str:
         return f"{self.cloudpath.rstrip('/')}/{key}"
@@ -175,6 +186,9 @@ class Transport:
             # Still compressed: decoding happens once, by whoever needs the bytes.
             content = response.raw.read(decode_content=False)
             _check_length(response, len(content))
+            if request.start is not None and response.status_code == 200:
+                # The server knows no ranges and sent the whole file, as HTTP allows it to.
+                content = content[request.start : request.stop]
             return Blob(content, response.headers.get("Content-Encoding"))
 
 
