@@ -29,6 +29,7 @@ __all__ = ["CutoutArray", "block_edges", "lazy_array", "lazy_dataarray", "source
 
 # Large enough that a task is worth its scheduling (milliseconds), small enough to spread a cutout over workers.
 BLOCK_BYTES = 16 * 2**20
+SPLIT_ABOVE = 8
 
 Part = slice | int | NDArray[np.int64]
 
@@ -206,15 +207,25 @@ def block_edges(cutout: Cutout, block_bytes: int) -> tuple[list[int], list[int],
 def grow_block(
     unit: XYZ, extent: XYZ, steps: tuple[Fraction, Fraction, Fraction], voxels: float
 ) -> tuple[int, int, int]:
-    """Double a unit of source voxels along its shortest axis while a block has at most `voxels` target voxels."""
+    """Shape of a block in source voxels, near `voxels` target voxels.
+
+    A unit (a storage chunk) is doubled along its shortest axis while a block has at most that many. Only where one unit
+    becomes more than eight times as many, because the target is much finer, is it split, and read more than once.
+    """
     block = list(unit)
-    while True:
-        open_axes = [axis for axis in range(3) if block[axis] < extent[axis]]
-        size = float(math.prod(Fraction(block[axis]) / steps[axis] for axis in range(3)))
-        if not open_axes or 2 * size > voxels:
-            return block[0], block[1], block[2]
-        shortest = min(open_axes, key=lambda axis: block[axis] / steps[axis])
-        block[shortest] *= 2
+
+    def span(axis: int) -> Fraction:
+        return block[axis] / steps[axis]
+
+    while math.prod(span(axis) for axis in range(3)) > SPLIT_ABOVE * voxels and max(block) > 1:
+        longest = max((axis for axis in range(3) if block[axis] > 1), key=span)
+        block[longest] = -(-block[longest] // 2)
+    while 2 * math.prod(span(axis) for axis in range(3)) <= voxels:
+        growing = [axis for axis in range(3) if block[axis] < extent[axis]]
+        if not growing:
+            break
+        block[min(growing, key=span)] *= 2
+    return block[0], block[1], block[2]
 
 
 def _axis_edges(start: int, stop: int, origin: int, size: int, step: Fraction) -> list[int]:

@@ -175,6 +175,15 @@ def test_blocks_are_a_bounded_size_on_both_sides_of_resampling(tmp_path: Path) -
         assert block.at((8, 8, 40)).size <= 8 * lazy.BLOCK_BYTES, resolution
 
 
+@pytest.mark.parametrize("resolution", [(4, 4, 40), (1, 1, 10), (0.5, 0.5, 1)])
+def test_blocks_of_a_much_finer_result_are_a_bounded_size(tmp_path: Path, resolution: Any) -> None:
+    """One storage chunk may become gigabytes of a finer result: then blocks are parts of a chunk."""
+    client = ImageryClient(image_source=write_info(tmp_path / "em", 64_000))
+    array = client.image_cutout([[0] * 3, [20_000] * 3], resolution=resolution, scale_to_bounds=True)
+    assert np.prod([int(n) for n in array.chunksize], dtype=object) <= 8 * lazy.BLOCK_BYTES
+    assert sum(array.chunks[0]) == 20_000
+
+
 # -------------------------------------------------------------------------------------------- what is in graphs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -22,9 +23,18 @@ def said() -> list[str]:
     return []
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _small() -> Iterator[None]:
+    """Make the demo's volume and region a tenth of their size; CI runs the README's command on the whole."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tour, "write_demo_volumes", partial(write_demo_volumes, shape=(256, 256, 40)))
+        patch.setattr(tour, "REGION", (192, 224, 32))
+        yield
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory, said: list[str]) -> DemoResult:
-    """Run on threads of this process: the README's command, in CI, runs it on a cluster of processes."""
+    """Run on threads of this process."""
     return run_demo(tmp_path_factory.mktemp("demo"), said.append, cluster=None)
 
 
@@ -80,14 +90,6 @@ def test_the_volumes_are_what_the_issue_describes(demo: DemoResult) -> None:
     assert client.segmentation_volume(mip=2)[..., 0].values.max() > 2**53
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the demo's volume and region a hundredth of their size."""
-    monkeypatch.setattr(tour, "write_demo_volumes", partial(write_demo_volumes, shape=(96, 96, 12)))
-    monkeypatch.setattr(tour, "REGION", (64, 64, 8))
-
-
-@pytest.mark.usefixtures("small")
 def test_running_it_again_replaces_it(tmp_path: Path) -> None:
     first = run_demo(tmp_path / "demo", lambda text: None, cluster=None)
     before = written(first.zarr)
@@ -96,11 +98,10 @@ def test_running_it_again_replaces_it(tmp_path: Path) -> None:
     first.slices[0].write_bytes(b"")
     again = run_demo(tmp_path / "demo", lambda text: None, cluster=None)
     np.testing.assert_array_equal(written(again.zarr), before)
-    assert imageio.imread(again.overlay).shape == (64, 64, 3)
-    assert imageio.imread(again.slices[0]).shape == (64, 64, 3)
+    assert imageio.imread(again.overlay).shape == (224, 192, 3)
+    assert imageio.imread(again.slices[0]).shape == (224, 192, 3)
 
 
-@pytest.mark.usefixtures("small")
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="file"):

@@ -254,15 +254,15 @@ def test_progress_is_told_of_every_block(tmp_path: Path, threads: Client, data: 
 
 
 def test_the_scheduler_knows_of_a_window_of_blocks(tmp_path: Path, threads: Client) -> None:
-    """Of 256 blocks, no more than three for each of the two threads."""
+    """Of 96 blocks, no more than three for each of the two threads."""
     known: list[tuple[int, int]] = []
 
     def progress(report: RunReport) -> None:
         known.append((len(tasks_of(threads)), len(threads.futures)))
 
-    array = da.zeros((128, 128, 64), chunks=BLOCK, dtype=np.uint8) + 1
+    array = da.zeros((64, 96, 64), chunks=BLOCK, dtype=np.uint8) + 1
     report = to_zarr(array, tmp_path / "out.zarr", chunks=BLOCK, cluster=threads, progress=progress)
-    assert report.done == len(known) == 256
+    assert report.done == len(known) == 96
     in_scheduler, futures = np.array(known).max(axis=0)
     assert 2 <= in_scheduler <= 6 + 1  # and the one that was just released
     assert 2 <= futures <= 6

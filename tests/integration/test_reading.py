@@ -117,7 +117,9 @@ def test_cutouts_equal_cloudvolume(tmp_path: Path, file_server: FileServer, way:
     if way.encoding not in LOSSY:
         np.testing.assert_array_equal(theirs, data)
     whole = padded(theirs)
-    for source in (path, f"precomputed://{file_server.url}/layer"):
+    # What is behind the chunk's bytes is the same for every type: one of each encoding takes the long way.
+    remote = [f"precomputed://{file_server.url}/layer"] if way.dtype == DTYPES[way.encoding][-1] else []
+    for source in (path, *remote):
         client = open_client(source, way.layer_type)
         for box in boxes(seed=len(str(way))):
             array = cutout(client, box)
