@@ -42,6 +42,8 @@ class Volume:
         Voxel size; None when the array has no place in the world.
     translation_nm : tuple of 3 float
         Centre of the first voxel.
+    held : numpy.ndarray or None
+        The voxels, when the caller has them in memory: a graph would carry all of them to every block.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Volume:
     source: CutoutArray | None
     resolution_nm: Triple | None
     translation_nm: Triple
+    held: NDArray[Any] | None = None
 
     @property
     def shape(self) -> XYZ:
@@ -77,6 +80,8 @@ class Volume:
         """Picklable call that gives the voxels of a region."""
         if self.source is not None:
             return ReadCutout(self.source, region)
+        if self.held is not None:
+            return HeldBlock(np.array(self.held[region]))
         (part,) = dask.optimize(self.array[region])
         return ComputeBlock(part)
 
@@ -105,6 +110,17 @@ class ComputeBlock:
     def __call__(self) -> NDArray[Any]:
         """Voxels of the array."""
         return np.asarray(self.part.compute(scheduler="synchronous"))
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBlock:
+    """Voxels that the caller had in memory, of one block."""
+
+    voxels: NDArray[Any]
+
+    def __call__(self) -> NDArray[Any]:
+        """Voxels of the block."""
+        return self.voxels
 
 
 def as_volumes(
@@ -139,8 +155,11 @@ def _volume(data: Any, name: str | None, group: str, resolution: Any, translatio
         data = _ordered(data)
         name, own = name or str(data.name or "image"), _place(data)
         data = data.data
+    held = None
     if isinstance(data, (np.ndarray, np.generic)):
-        data = da.from_array(np.asarray(data))
+        held = np.atleast_1d(data)
+        held = held.reshape(held.shape + (1,) * (3 - held.ndim))
+        data = da.from_array(held)
     if not isinstance(data, da.Array):
         raise TypeError(f"Expected a dask or numpy array, a DataArray or a Dataset; got {type(data).__name__}.")
     source = source_of(data)
@@ -155,7 +174,7 @@ def _volume(data: Any, name: str | None, group: str, resolution: Any, translatio
     resolution_nm = own[0] if resolution is None else triple("resolution_nm", resolution, positive=True)
     translation_nm = own[1] if translation is None else triple("translation_nm", translation)
     kind = "segmentation" if source is not None and source.cutout.labels is not None else "image"
-    return Volume(name or kind, array, group, source, resolution_nm, translation_nm)
+    return Volume(name or kind, array, group, source, resolution_nm, translation_nm, held)
 
 
 def _ordered(data: xr.DataArray) -> xr.DataArray:

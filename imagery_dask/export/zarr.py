@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from uuid import uuid4
 import numpy as np
 import zarr
 from distributed import get_worker
+from fsspec.core import url_to_fs
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
@@ -203,25 +203,22 @@ def _create_array(group: Any, volume: Volume, chunks: XYZ, attributes: dict[str,
 
 
 def _check_free(store: str, overwrite: bool) -> None:
-    """Make sure that nothing is in the way; only a zarr store or an empty folder is ever removed."""
-    if "://" not in store and not os.path.exists(store):
+    """Make sure that nothing is in the way; only a zarr store is ever removed."""
+    files, path = url_to_fs(store)
+    files.invalidate_cache()
+    if not files.exists(path) or (files.isdir(path) and not files.ls(path, detail=False)):
         return
-    is_empty = "://" not in store and os.path.isdir(store) and not os.listdir(store)
-    holds_zarr = not is_empty and _holds_zarr(store)
-    if holds_zarr and not overwrite:
-        raise FileExistsError(f"{store} exists already; choose another name, or pass overwrite=True (--overwrite).")
-    if not holds_zarr and not is_empty and "://" not in store:
+    if not _holds_zarr(store):
         raise FileExistsError(f"{store} exists and is not a zarr store: it will not be replaced; choose another name.")
+    if not overwrite:
+        raise FileExistsError(f"{store} exists already; choose another name, or pass overwrite=True (--overwrite).")
 
 
 def _clear(store: str) -> None:
     """Remove the store that is to be overwritten."""
-    if "://" in store:
-        zarr.create_group(store, zarr_format=3, overwrite=True)
-    elif os.path.exists(store):
-        shutil.rmtree(store)
-    else:
-        Path(store).parent.mkdir(parents=True, exist_ok=True)
+    files, path = url_to_fs(store)
+    if files.exists(path):
+        files.rm(path, recursive=True)
 
 
 def _holds_zarr(store: str) -> bool:
