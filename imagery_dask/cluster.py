@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import dask
 import yaml
 from distributed import Client, LocalCluster
 from distributed.client import default_client
@@ -86,14 +87,17 @@ def _start(text: str, workers: int | None) -> Any:
     cores = os.cpu_count() or 1
     # Loopback only: a dask scheduler runs any code that is sent to it.
     dashboard = "127.0.0.1:0"
-    if text == "":
-        return LocalCluster(
-            n_workers=1, threads_per_worker=workers or cores, processes=False, dashboard_address=dashboard
-        )
-    if text == "local":
-        return LocalCluster(
-            n_workers=workers or cores, threads_per_worker=1, host="127.0.0.1", dashboard_address=dashboard
-        )
+    if text in ("", "local"):
+        # dask's profiler samples frames from another thread, which can deadlock Python (seen in 3.11.7;
+        # python/cpython#106883); a run has no use for it.
+        with dask.config.set({"distributed.worker.profile.enabled": False}):
+            if text == "local":
+                return LocalCluster(
+                    n_workers=workers or cores, threads_per_worker=1, host="127.0.0.1", dashboard_address=dashboard
+                )
+            return LocalCluster(
+                n_workers=1, threads_per_worker=workers or cores, processes=False, dashboard_address=dashboard
+            )
     if Path(text).suffix in (".yaml", ".yml"):
         cluster_class, arguments, configured = load_cluster_file(Path(text))
         cluster = cluster_class(**arguments)

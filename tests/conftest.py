@@ -33,6 +33,8 @@ CREDENTIALS = (
 for variable in [name for name in os.environ if name.startswith(CREDENTIALS)]:
     del os.environ[variable]
 os.environ |= {
+    # Sampling frames can deadlock Python (seen in 3.11.7; python/cpython#106883).
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
     "HOME": str(HOME),
     "XDG_CACHE_HOME": BEFORE.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),  # font caches are no secrets
     "CLOUD_VOLUME_DIR": str(HOME / "cloudvolume"),
