@@ -217,7 +217,8 @@ def grow_block(
     def span(axis: int) -> Fraction:
         return block[axis] / steps[axis]
 
-    while math.prod(span(axis) for axis in range(3)) > SPLIT_ABOVE * voxels and max(block) > 1:
+    most = SPLIT_ABOVE * max(voxels, math.prod(unit))
+    while math.prod(span(axis) for axis in range(3)) > most and max(block) > 1:
         longest = max((axis for axis in range(3) if block[axis] > 1), key=span)
         block[longest] = -(-block[longest] // 2)
     while 2 * math.prod(span(axis) for axis in range(3)) <= voxels:
