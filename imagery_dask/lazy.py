@@ -13,11 +13,14 @@ from collections.abc import Hashable
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
+from uuid import uuid4
 
+import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
-from dask.base import tokenize
+from dask.base import get_scheduler, tokenize
+from dask.core import flatten
 from numpy.typing import NDArray
 
 from imagery_dask import kernels
@@ -46,10 +49,12 @@ class CutoutArray:
         What to read.
     squeeze : bool
         Drop axes of length 1, as the reference's cutouts do.
+    layout : {"C", "F"}
+        Memory order of what slices give. dask joins blocks in C order; decoders give Fortran order.
     """
 
-    def __init__(self, cutout: Cutout, squeeze: bool = False) -> None:
-        self.cutout = cutout
+    def __init__(self, cutout: Cutout, squeeze: bool = False, layout: Layout = "C") -> None:
+        self.cutout, self.squeeze, self.layout = cutout, squeeze, layout
         full = (*cutout.target.shape, cutout.channels)
         # One channel is no axis; several are the last one, and stay.
         axes = [0, 1, 2, 3] if cutout.channels > 1 else [0, 1, 2]
@@ -59,18 +64,18 @@ class CutoutArray:
         self.ndim = len(self.axes)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.cutout, self.axes)
+        return type(self), (self.cutout, self.squeeze, self.layout)
 
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:
-        return ("imagery_dask.CutoutArray", repr(self.cutout), self.axes)
+        return ("imagery_dask.CutoutArray", repr(self.cutout), self.axes, self.layout)
 
     def __getitem__(self, key: Any) -> NDArray[Any]:
         parts = self._parts(key)
         full = (*self.cutout.target.shape, self.cutout.channels)
         spans = [_span(parts.get(axis, slice(None)), full[axis]) for axis in range(4)]
         offset, shape = zip(*((first, last - first) for first, last, _ in spans[:3]), strict=True)
-        # dask joins blocks in C order. Chunks hold all channels, so that these are read whole.
-        block = self.read(self.cutout.target.crop(offset, shape), "C")[..., slice(*spans[3][:2])]
+        # Chunks hold all channels, so that these are read whole.
+        block = self.read(self.cutout.target.crop(offset, shape), self.layout)[..., slice(*spans[3][:2])]
         # One axis at a time: dask's selections are orthogonal, numpy's index arrays are not.
         for axis in range(4):
             block = block[(slice(None),) * axis + (spans[axis][2],)]
@@ -124,11 +129,55 @@ class CutoutArray:
         return parts
 
 
-def _rebuild(cutout: Cutout, axes: tuple[int, ...]) -> CutoutArray:
-    array = CutoutArray(cutout, squeeze=False)
-    if axes != array.axes:
-        array = CutoutArray(cutout, squeeze=True)
-    return array
+class LazyCutout(da.Array):
+    """The dask array of a cutout.
+
+    Like any other, but when it is computed alone, whole and in this process, each block is put into the result as soon
+    as it is decoded, in the decoders' order. dask's own way holds all blocks beside the result and joins them at the
+    end, in C order, which takes as long as decoding where codecs are as fast as memory.
+    """
+
+    def compute(self, **kwargs: Any) -> NDArray[Any]:
+        """Read the cutout; where it has several blocks, the result is in Fortran order."""
+        source = source_of(self)
+        scheduler = get_scheduler(collections=[self], scheduler=kwargs.get("scheduler"))
+        if source is None or self.npartitions == 1 or scheduler not in (dask.threaded.get, dask.local.get_sync):
+            return np.asarray(super().compute(**kwargs))
+        filling = _Filling(source)
+        filled = _from_source(_Filled, f"{self.name}-{uuid4().hex}", filling, self.chunks)
+        return np.asarray(filled.compute(**kwargs))
+
+
+class _Filling:
+    """Array-like that puts what it reads into one array of its own."""
+
+    def __init__(self, source: CutoutArray) -> None:
+        self._source = CutoutArray(source.cutout, source.squeeze, "F")
+        self.shape, self.dtype, self.ndim = source.shape, source.dtype, source.ndim
+        self.voxels: NDArray[Any] = np.empty(self.shape, self.dtype, order="F")
+
+    def __getitem__(self, key: Any) -> _Filling:
+        self.voxels[key] = self._source[key]
+        return self
+
+
+class _Filled(da.Array):
+    """Dask array over `_Filling`, whose result is there when its blocks have been computed."""
+
+    def __dask_postcompute__(self) -> tuple[Any, tuple[Any, ...]]:
+        return _filled_voxels, ()
+
+
+def _filled_voxels(blocks: Any) -> NDArray[Any]:
+    first: _Filling = next(iter(flatten(blocks, container=list)))
+    return first.voxels
+
+
+def _from_source(kind: type[da.Array], name: str, source: CutoutArray | _Filling, chunks: Any) -> da.Array:
+    """One symbolic layer over an array-like, as an array of a class."""
+    meta = np.empty((0,) * source.ndim, dtype=source.dtype)
+    plain = da.from_array(source, chunks=chunks, name=name, asarray=False, inline_array=True, meta=meta)
+    return kind(plain.dask, plain.name, plain.chunks, meta=meta)
 
 
 def lazy_array(cutout: Cutout, *, squeeze: bool = True) -> da.Array:
@@ -153,14 +202,7 @@ def lazy_array(cutout: Cutout, *, squeeze: bool = True) -> da.Array:
     name = f"{kind}-mip{cutout.mip.level}-{tokenize(source)}"
     # Equal arrays share one array-like. Their graphs hold it, so that this entry lives as long as any of them.
     source = _sources.setdefault(name, source)
-    return da.from_array(
-        source,
-        chunks=chunks,
-        name=name,
-        asarray=False,
-        inline_array=True,
-        meta=np.empty((0,) * source.ndim, dtype=source.dtype),
-    )
+    return _from_source(LazyCutout, name, source, chunks)
 
 
 def source_of(array: da.Array) -> CutoutArray | None:

@@ -7,6 +7,7 @@ import json
 import pickle
 import pickletools
 import threading
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -383,3 +384,38 @@ def test_export_finds_the_cutout_behind_an_array_as_long_as_the_array_lives(clie
     del twin
     gc.collect()
     assert lazy.source_of(array) is not None
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "synchronous", "processes"])
+def test_a_cutout_computed_alone_equals_its_blocks_and_reads_each_chunk_once(
+    client: ImageryClient, fetched: Counter[str], monkeypatch: pytest.MonkeyPatch, scheduler: str
+) -> None:
+    """A whole cutout takes a way of its own through dask; voxels and reads are those of any array."""
+    monkeypatch.setattr(lazy, "BLOCK_BYTES", 8 * 32 * 32 * 16)
+    stop = [a + n for a, n in zip(START, SHAPE, strict=True)]
+    for bounds in ([START, stop], [[a - 3 for a in START], [b - 5 for b in stop]]):
+        array = client.segmentation_cutout(bounds, mip=0, convert_to_int64=False)
+        assert array.npartitions > 8
+        # The whole of a sum is no cutout: dask joins its blocks as it always does.
+        expected = (array + np.uint64(0)).compute(scheduler="synchronous")
+        fetched.clear()
+        voxels = array.compute(scheduler=scheduler)
+        assert voxels.dtype == expected.dtype
+        assert (voxels == expected).all()
+        if scheduler != "processes":  # whose reads are not seen from here
+            assert set(fetched.values()) == {1}
+        assert voxels.flags.f_contiguous == (scheduler != "processes")
+
+
+def test_a_cutout_is_in_memory_once(client: ImageryClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks go into the result one by one; dask's own joining needs all of them beside it."""
+    monkeypatch.setattr(lazy, "BLOCK_BYTES", 8 * 32 * 32 * 16)
+    array = client.segmentation_cutout([START, [a + n for a, n in zip(START, SHAPE, strict=True)]], mip=0)
+    array.compute(scheduler="synchronous")
+    tracemalloc.start()
+    try:
+        array.compute(scheduler="synchronous")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * array.nbytes
