@@ -10,6 +10,8 @@ __all__ = [
     "CorruptChunkError",
     "ImageryDaskError",
     "MissingChunkError",
+    "OutdatedRootsError",
+    "ServerError",
     "SourceError",
     "SourceNotFoundError",
 ]
@@ -29,6 +31,14 @@ class SourceNotFoundError(SourceError, FileNotFoundError):
 
 class AccessRefusedError(SourceError, PermissionError):
     """The storage refused access (HTTP 401 or 403, or its equivalent); never treated as missing data."""
+
+
+class ServerError(SourceError):
+    """A CAVE server did not answer, or answered with an error that did not pass."""
+
+
+class OutdatedRootsError(ImageryDaskError, ValueError):
+    """Root ids that were not roots at the cutout's timestamp; the message names their successors."""
 
 
 class MissingChunkError(SourceError):

@@ -15,7 +15,18 @@ import fastremap
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["gather", "interpolate", "is_id", "keep_ids", "linear_taps", "overlay", "to_int64", "unique_ids"]
+__all__ = [
+    "gather",
+    "interpolate",
+    "is_id",
+    "keep_ids",
+    "linear_taps",
+    "overlay",
+    "remap",
+    "to_int64",
+    "unique_counts",
+    "unique_ids",
+]
 
 Block = NDArray[Any]
 
@@ -147,6 +158,33 @@ def to_int64(block: Block) -> NDArray[np.int64]:
 def unique_ids(block: Block) -> NDArray[Any]:
     """Sorted distinct ids of a block, dtype unchanged."""
     return np.asarray(fastremap.unique(block))
+
+
+def unique_counts(block: Block) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Sorted distinct ids of a block, and how many voxels have each."""
+    ids, counts = fastremap.unique(block, return_counts=True)
+    return np.asarray(ids), np.asarray(counts, dtype=np.int64)
+
+
+def remap(block: Block, ids: NDArray[Any], values: NDArray[Any]) -> Block:
+    """Replace ids by values, in place.
+
+    Parameters
+    ----------
+    block : numpy.ndarray of integers
+        Voxels; every one of them is in `ids`.
+    ids, values : numpy.ndarray of the block's dtype, shape (n,)
+        What to replace, and by what.
+
+    Returns
+    -------
+    numpy.ndarray
+        `block`.
+    """
+    if len(ids) == 0 or np.array_equal(ids, values):
+        return block
+    table = dict(zip(ids.tolist(), values.tolist(), strict=True))
+    return np.asarray(fastremap.remap(block, table, preserve_missing_labels=False, in_place=True))
 
 
 def colors_of(ids: Block) -> NDArray[np.uint8]:

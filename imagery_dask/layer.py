@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from imagery_dask.chunkedgraph import ChunkedGraph
 from imagery_dask.errors import SourceError
 from imagery_dask.grid import XYZ, VoxelGrid
 
@@ -76,6 +77,8 @@ class Layer:
         Values per voxel.
     mips : tuple of Mip
         Levels, finest first.
+    graph : ChunkedGraph or None
+        The graph that says which objects the voxels' supervoxels belong to; None for a flat layer.
     """
 
     path: str
@@ -83,9 +86,10 @@ class Layer:
     dtype: str
     channels: int
     mips: tuple[Mip, ...]
+    graph: ChunkedGraph | None = None
 
     @classmethod
-    def from_info(cls, path: str, info: Mapping[str, Any]) -> Layer:
+    def from_info(cls, path: str, info: Mapping[str, Any], graph: ChunkedGraph | None = None) -> Layer:
         """Read the parsed ``info`` JSON of a volume.
 
         Raises
@@ -97,7 +101,7 @@ class Layer:
             mips = tuple(_mip(level, scale) for level, scale in enumerate(info["scales"]))
             if not mips:
                 raise ValueError("scales")
-            return cls(path, str(info["type"]), str(info["data_type"]), int(info["num_channels"]), mips)
+            return cls(path, str(info["type"]), str(info["data_type"]), int(info["num_channels"]), mips, graph)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise SourceError(
                 f"{path!r} is not an image or segmentation volume: its info has no usable {error}. "

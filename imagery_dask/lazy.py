@@ -7,10 +7,8 @@ and no more.
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Hashable
-from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 from uuid import uuid4
@@ -24,15 +22,17 @@ from dask.core import flatten
 from numpy.typing import NDArray
 
 from imagery_dask import kernels
-from imagery_dask.grid import AXES, XYZ, VoxelGrid, edge_at_or_after, nearest_index
+from imagery_dask.blocks import block_edges
+from imagery_dask.grid import AXES, VoxelGrid, nearest_index
+from imagery_dask.moments import describe_moment
+from imagery_dask.objects import apply_rule
 from imagery_dask.request import Cutout
 from imagery_dask.sources import Layout, SourceHandle
 
-__all__ = ["CutoutArray", "block_edges", "lazy_array", "lazy_dataarray", "source_of"]
+__all__ = ["CutoutArray", "lazy_array", "lazy_block_edges", "lazy_dataarray", "source_of"]
 
 # Large enough that a task is worth its scheduling (milliseconds), small enough to spread a cutout over workers.
 BLOCK_BYTES = 16 * 2**20
-SPLIT_ABOVE = 8
 
 Part = slice | int | NDArray[np.int64]
 
@@ -88,27 +88,20 @@ class CutoutArray:
         source_nm = cutout.mip.grid.resolution_nm
         handle = SourceHandle(cutout.path, cutout.mip.level, cutout.missing)
         if target.resolution_nm == source_nm:
-            return self._apply_labels(handle.read(target, layout))
+            return self._relabelled(handle.read(target, layout))
         if cutout.order == 1:
             return _read_linear(handle, target, cutout.mip.grid, layout)
         box = target.at(source_nm)
         # Ids are masked and converted on source voxels, before there are more of them.
-        block = self._apply_labels(handle.read(box, layout))
+        block = self._relabelled(handle.read(box, layout))
         steps = target.steps_from(source_nm)
         indices = [
             nearest_index(target.start[axis], target.shape[axis], steps[axis]) - box.start[axis] for axis in range(3)
         ]
         return kernels.gather(block, indices)
 
-    def _apply_labels(self, block: NDArray[Any]) -> NDArray[Any]:
-        rule = self.cutout.labels
-        if rule is None:
-            return block
-        if rule.keep is not None:
-            block = kernels.keep_ids(block, rule.keep)
-        if rule.mask_of is not None:
-            return kernels.is_id(block, rule.mask_of)
-        return kernels.to_int64(block) if rule.as_int64 else block
+    def _relabelled(self, block: NDArray[Any]) -> NDArray[Any]:
+        return block if self.cutout.labels is None else apply_rule(block, self.cutout.labels)
 
     def _parts(self, key: Any) -> dict[int, Part]:
         """Return what is selected along each axis of the volume: a slice, an index array or an integer."""
@@ -196,13 +189,18 @@ def lazy_array(cutout: Cutout, *, squeeze: bool = True) -> da.Array:
         Axes x, y, z and, where there are several, channels. Its blocks begin and end on storage chunks.
     """
     source = CutoutArray(cutout, squeeze)
-    edges = [*block_edges(cutout, BLOCK_BYTES), [0, cutout.channels]]
+    edges = [*lazy_block_edges(cutout), [0, cutout.channels]]
     chunks = tuple(tuple(b - a for a, b in pairwise(edges[axis])) for axis in source.axes)
     kind = "image" if cutout.labels is None else "mask" if cutout.labels.mask_of is not None else "segmentation"
     name = f"{kind}-mip{cutout.mip.level}-{tokenize(source)}"
     # Equal arrays share one array-like. Their graphs hold it, so that this entry lives as long as any of them.
     source = _sources.setdefault(name, source)
     return _from_source(LazyCutout, name, source, chunks)
+
+
+def lazy_block_edges(cutout: Cutout) -> tuple[list[int], list[int], list[int]]:
+    """Edges of the blocks of a lazy array along x, y, z, in voxels from its start."""
+    return block_edges(cutout, BLOCK_BYTES)
 
 
 def source_of(array: da.Array) -> CutoutArray | None:
@@ -224,62 +222,10 @@ def lazy_dataarray(cutout: Cutout, name: str) -> xr.DataArray:
         "resolution_nm": list(target.resolution_nm),
         "voxel_offset": list(target.start),
     }
+    query = cutout.labels.query if cutout.labels is not None else None
+    if query is not None:
+        described |= {"timestamp": describe_moment(query.timestamp), "timestamp_unix_s": query.timestamp}
     return xr.DataArray(lazy_array(cutout, squeeze=False), dims=dims, coords=coords, attrs=described, name=name)
-
-
-def block_edges(cutout: Cutout, block_bytes: int) -> tuple[list[int], list[int], list[int]]:
-    """Edges of blocks along x, y, z, in target voxels from the cutout's start.
-
-    Blocks are whole storage chunks (doubled until a block holds `block_bytes`) wherever the cutout's border does not
-    cut them, so that no two blocks read the same chunk.
-    """
-    target = cutout.target
-    source = cutout.mip.grid
-    steps = target.steps_from(source.resolution_nm)
-    # Where the target is coarser, a block's source voxels are what fills the memory.
-    voxel_bytes = np.dtype(cutout.stored_dtype).itemsize * cutout.channels * max(1.0, float(math.prod(steps)))
-    shape = grow_block(cutout.mip.chunk_shape, source.shape, steps, block_bytes // voxel_bytes)
-    x, y, z = (
-        _axis_edges(target.start[axis], target.stop[axis], source.start[axis], shape[axis], steps[axis])
-        for axis in range(3)
-    )
-    return x, y, z
-
-
-def grow_block(
-    unit: XYZ, extent: XYZ, steps: tuple[Fraction, Fraction, Fraction], voxels: float
-) -> tuple[int, int, int]:
-    """Shape of a block in source voxels, near `voxels` target voxels.
-
-    A unit (a storage chunk) is doubled along its shortest axis while a block has at most that many. Only where one unit
-    becomes more than eight times as many, because the target is much finer, is it split, and read more than once.
-    """
-    block = list(unit)
-
-    def span(axis: int) -> Fraction:
-        return block[axis] / steps[axis]
-
-    most = SPLIT_ABOVE * max(voxels, math.prod(unit))
-    while math.prod(span(axis) for axis in range(3)) > most and max(block) > 1:
-        longest = max((axis for axis in range(3) if block[axis] > 1), key=span)
-        block[longest] = -(-block[longest] // 2)
-    while 2 * math.prod(span(axis) for axis in range(3)) <= voxels:
-        growing = [axis for axis in range(3) if block[axis] < extent[axis]]
-        if not growing:
-            break
-        block[min(growing, key=span)] *= 2
-    return block[0], block[1], block[2]
-
-
-def _axis_edges(start: int, stop: int, origin: int, size: int, step: Fraction) -> list[int]:
-    first = nearest_index(start, 1, step)[0]
-    last = nearest_index(stop - 1, 1, step)[0]
-    inner = range((int(first) - origin) // size + 1, (int(last) - origin) // size + 1)
-    if step == 1:
-        crossings = [origin + size * k for k in inner]
-    else:
-        crossings = [edge_at_or_after(origin + size * k, step) for k in inner]
-    return [0, *sorted({edge - start for edge in crossings if start < edge < stop}), stop - start]
 
 
 def _span(part: Part, size: int) -> tuple[int, int, slice | NDArray[np.int64]]:

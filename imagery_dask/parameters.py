@@ -31,11 +31,20 @@ PROSE = {
     voxels. None (default) is True when neither a mip nor `image_size` is given.""",
     "root_ids": """root_ids : sequence of int, None or 'all'
     Objects to keep, all other voxels are 0; an empty sequence keeps none. 'all' (default) keeps every object, None
-    gives the ids as stored (in a flat segmentation these are the same).""",
+    gives the ids as stored: supervoxel ids in a dynamic segmentation, the same in a flat one. Listed ids of a dynamic
+    segmentation are checked, with one request, to be root ids at the cutout's moment.""",
     "include_null_root": """include_null_root : bool
     Whether 0, the voxels of no object, counts as an object. False by default.""",
-    "timestamp": """timestamp : datetime, optional
-    Moment of a dynamic segmentation. A flat segmentation has only one state.""",
+    "timestamp": """timestamp : datetime, str or number, optional
+    Moment of a dynamic segmentation: a datetime (naive means UTC), ISO 8601 text, seconds since 1970, or "now". The
+    client's when not given, else the moment of this call. It is resolved now, to a whole second, so that every block
+    shows the same state. A flat segmentation has only one state.""",
+    "stop_layer": """stop_layer : int, optional
+    Layer of the ids to give, in a dynamic segmentation: 2 for L2 ids, 1 for supervoxels. Root ids when not given.
+    Listed `root_ids` choose voxels all the same.""",
+    "version": """version : int, optional
+    Materialization version, whose moment is taken. Needs a client made with a CAVEclient; not together with
+    `timestamp`.""",
     "convert_to_int64": """convert_to_int64 : bool
     Convert ids to int64 (default) rather than give the stored dtype. An id above 2**63 - 1 makes the block that holds
     it fail with an `OverflowError`.""",

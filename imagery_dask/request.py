@@ -6,48 +6,27 @@ which every block, in a notebook, on a cluster or in a resumed export, computes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from imagery_dask.arguments import Triple, corners, root_id, sizes, triple
-from imagery_dask.grid import AXES, VoxelGrid, voxel_bounds
+from imagery_dask.arguments import Triple, corners, sizes, triple
+from imagery_dask.grid import AXES, XYZ, VoxelGrid, voxel_bounds
+from imagery_dask.labels import LabelRule
 from imagery_dask.layer import Layer, Mip
 
 __all__ = [
     "Cutout",
     "CutoutRequest",
-    "LabelRule",
     "dimensions_in",
-    "label_rule",
     "resolve",
     "resolve_pair",
     "whole_layer",
 ]
-
-RootIds = Sequence[int] | Literal["all"] | None
-
-
-@dataclass(frozen=True, slots=True)
-class LabelRule:
-    """What becomes of the ids of a segmentation.
-
-    Parameters
-    ----------
-    keep : tuple of int or None
-        Ids to keep, all others become 0; None keeps every id.
-    as_int64 : bool
-        Whether the result is int64 (an id that does not fit is an error) or the stored dtype.
-    mask_of : int or None
-        When given, the result is bool: True where the voxel has this id.
-    """
-
-    keep: tuple[int, ...] | None = None
-    as_int64: bool = False
-    mask_of: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +70,23 @@ class Cutout:
         if self.labels.mask_of is not None:
             return np.dtype(bool)
         return np.dtype(np.int64 if self.labels.as_int64 else self.stored_dtype)
+
+    @property
+    def unit(self) -> XYZ:
+        """Smallest box, in voxels of the mip from its first on, of which blocks are made to read everything once.
+
+        A storage chunk; in a dynamic segmentation also a graph chunk, so that no two blocks ask for one supervoxel.
+        """
+        chunk = self.mip.chunk_shape
+        graph = self.labels.query.graph if self.labels is not None and self.labels.query is not None else None
+        chunks = None if graph is None else graph.chunks_at(self.mip.grid)
+        if chunks is None:
+            return chunk
+        shape, origin = chunks
+        if any((a - b) % n for a, b, n in zip(self.mip.grid.start, origin, shape, strict=True)):
+            return chunk
+        x, y, z = (math.lcm(a, b) for a, b in zip(chunk, shape, strict=True))
+        return (x, y, z)
 
     def mask(self, root_id: int) -> Cutout:
         """Cutout of the voxels that have one id."""
@@ -241,30 +237,6 @@ def resolve_pair(
     # The coarser layer may have no voxel of its own in the bounds; on the finer one's grid it has a value for each.
     target = cut(finer, levels[int(segmentation_is_finer)]).target if resize else None
     return cut(image, levels[0], target), cut(segmentation, levels[1], target)
-
-
-def label_rule(root_ids: Any, *, as_int64: bool) -> LabelRule:
-    """Rule for the ``root_ids`` argument of a flat segmentation.
-
-    Parameters
-    ----------
-    root_ids : sequence of int, None or "all"
-        Ids to keep. A flat segmentation stores its ids, so that None and "all" are the same.
-    as_int64 : bool
-        Whether results are int64.
-
-    Raises
-    ------
-    ValueError, TypeError
-        For another string, or ids that are not integers from 0 to 2**64 - 1.
-    """
-    if root_ids is None or (isinstance(root_ids, str) and root_ids == "all"):
-        return LabelRule(as_int64=as_int64)
-    if isinstance(root_ids, (str, bytes)):
-        raise ValueError(f"root_ids must be 'all', None or a sequence of ids; got {root_ids!r}.")
-    if not isinstance(root_ids, Iterable) or (isinstance(root_ids, np.ndarray) and root_ids.ndim == 0):
-        raise TypeError(f"root_ids must be 'all', None or a sequence of ids; got {root_ids!r}. Put one id in a list.")
-    return LabelRule(keep=tuple(sorted({root_id(value) for value in root_ids})), as_int64=as_int64)
 
 
 def _check_options(missing: str, order: int) -> None:

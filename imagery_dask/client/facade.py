@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Any
 
 import dask.array as da
@@ -10,12 +9,15 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from imagery_dask.client.cave import StaleRoots, read_cave_client, version_moment
 from imagery_dask.client.pictures import SavesPictures
-from imagery_dask.client.settings import open_settings
+from imagery_dask.client.settings import DynamicSettings, open_settings
+from imagery_dask.labels import LabelRequest, RootIds
 from imagery_dask.lazy import lazy_array, lazy_dataarray
 from imagery_dask.masks import SegmentationMasks
+from imagery_dask.moments import Moment, describe_moment, resolve_moment
 from imagery_dask.parameters import describe
-from imagery_dask.request import RootIds, dimensions_in, label_rule, whole_layer
+from imagery_dask.request import dimensions_in, whole_layer
 from imagery_dask.sources import Missing, cloud_volume
 
 __all__ = ["ImageryClient"]
@@ -39,11 +41,20 @@ class ImageryClient(SavesPictures):
         Levels to read by default. The first with data when not given.
     auth_token : str, optional
         Token for the sources in this process. Worker processes find their own; none is stored in arrays.
-    timestamp : datetime, optional
-        Moment of a dynamic segmentation. A flat segmentation has only one state.
+    timestamp : datetime, str or number, optional
+        Moment of a dynamic segmentation (``graphene://``): a datetime (naive means UTC), ISO 8601 text, seconds since
+        1970, or ``"now"``, the moment at which the client is made. A flat segmentation has only one state.
     missing : {"fill", "error"}
         What a storage chunk that does not exist inside the volume becomes: zeros, which are counted, or an error when
         the block is read. Refused access is an error always.
+    version : int, optional
+        Materialization version of `client`'s datastack: its moment is that of every cutout. By default a client that is
+        pinned to a version or timestamp pins the cutouts; otherwise each has the moment at which it is made.
+    stale_roots : {"error", "warn"}
+        What listed `root_ids` do that were no root ids at the moment of a cutout: fail, with their successors named, or
+        warn and match nothing.
+    max_requests : int
+        Requests that a whole cluster has at a dynamic segmentation's server at once.
 
     Raises
     ------
@@ -51,6 +62,8 @@ class ImageryClient(SavesPictures):
         For arguments that contradict each other, a mip that does not exist, an image given as segmentation.
     SourceNotFoundError, AccessRefusedError
         For a source that does not exist, or that this process may not read.
+    ServerError
+        When a CAVE server does not answer.
     """
 
     def __init__(
@@ -64,27 +77,45 @@ class ImageryClient(SavesPictures):
         image_mip: int | None = None,
         segmentation_mip: int | None = None,
         auth_token: str | None = None,
-        timestamp: datetime | None = None,
+        timestamp: Moment = None,
         *,
         missing: Missing = "fill",
+        version: int | None = None,
+        stale_roots: StaleRoots = "error",
+        max_requests: int = 32,
     ) -> None:
+        self._client = client
+        moment = None if timestamp is None else resolve_moment(timestamp)
+        if version is not None:
+            moment = self._moment_of(version, timestamp)
         if client is not None:
-            image_source = image_source or (client.info.image_source() if imagery else None)
-            segmentation_source = segmentation_source or (client.info.segmentation_source() if segmentation else None)
-            resolution = client.info.viewer_resolution() if resolution is None else resolution
-            auth_token = auth_token or client.auth.token
+            wanted = (imagery and image_source is None, segmentation and segmentation_source is None)
+            cave = read_cave_client(client, *wanted)
+            image_source = image_source or cave.image_source
+            segmentation_source = segmentation_source or cave.segmentation_source
+            resolution = cave.resolution if resolution is None else resolution
+            auth_token, moment = auth_token or cave.token, cave.moment if moment is None else moment
         self._image_source = image_source if imagery else None
         self._segmentation_source = segmentation_source if segmentation else None
-        self._timestamp = timestamp
         self._auth_token = auth_token
         sources = (self._image_source, self._segmentation_source)
-        self._settings = open_settings(*sources, (image_mip, segmentation_mip), resolution, missing, auth_token)
+        dynamic = DynamicSettings(moment, stale_roots, max_requests)
+        self._settings = open_settings(
+            *sources, (image_mip, segmentation_mip), resolution, missing, auth_token, dynamic
+        )
 
     def __repr__(self) -> str:
+        moment = self._settings.dynamic.moment
+        pinned = "" if moment is None else f", timestamp={describe_moment(moment)!r}"
         return (
             f"ImageryClient(image_source={self._image_source!r}, segmentation_source={self._segmentation_source!r}, "
-            f"resolution={self._settings.resolution})"
+            f"resolution={self._settings.resolution}{pinned})"
         )
+
+    def _moment_of(self, version: int, timestamp: Any) -> int:
+        if self._client is None or timestamp is not None:
+            raise ValueError(f"version={version!r} needs a CAVEclient (client=...), and no timestamp beside it.")
+        return version_moment(self._client, version)
 
     @property
     def image_source(self) -> str | None:
@@ -186,9 +217,11 @@ class ImageryClient(SavesPictures):
         image_size: ArrayLike | None = None,
         mip: int | None = None,
         resolution: ArrayLike | None = None,
-        timestamp: datetime | None = None,
+        timestamp: Moment = None,
         scale_to_bounds: bool | None = None,
         convert_to_int64: bool = True,
+        *,
+        stop_layer: int | None = None,
     ) -> da.Array:
         """Cut segmentation, for some objects or all.
 
@@ -202,8 +235,8 @@ class ImageryClient(SavesPictures):
             Lazy; the id at each voxel, axes x, y, z without those of length 1.
         """
         cutout = self._settings.labels_cutout(
-            bounds, root_ids, convert_to_int64, bbox_size=bbox_size, image_size=image_size, mip=mip,
-            resolution=resolution, scale_to_bounds=scale_to_bounds,
+            bounds, LabelRequest(root_ids, convert_to_int64, timestamp, stop_layer), bbox_size=bbox_size,
+            image_size=image_size, mip=mip, resolution=resolution, scale_to_bounds=scale_to_bounds,
         )  # fmt: skip
         return lazy_array(cutout)
 
@@ -217,8 +250,10 @@ class ImageryClient(SavesPictures):
         image_size: ArrayLike | None = None,
         mip: int | None = None,
         resolution: ArrayLike | None = None,
-        timestamp: datetime | None = None,
+        timestamp: Moment = None,
         scale_to_bounds: bool | None = None,
+        *,
+        stop_layer: int | None = None,
     ) -> SegmentationMasks:
         """Cut segmentation into one mask per object.
 
@@ -233,8 +268,8 @@ class ImageryClient(SavesPictures):
             the ids are found when somebody iterates.
         """
         cutout = self._settings.labels_cutout(
-            bounds, root_ids, False, bbox_size=bbox_size, image_size=image_size, mip=mip, resolution=resolution,
-            scale_to_bounds=scale_to_bounds,
+            bounds, LabelRequest(root_ids, False, timestamp, stop_layer), bbox_size=bbox_size,
+            image_size=image_size, mip=mip, resolution=resolution, scale_to_bounds=scale_to_bounds,
         )  # fmt: skip
         return SegmentationMasks(cutout, include_null_root)
 
@@ -250,11 +285,12 @@ class ImageryClient(SavesPictures):
         include_null_root: bool = False,
         bbox_size: ArrayLike | None = None,
         resolution: ArrayLike | None = None,
-        timestamp: datetime | None = None,
+        timestamp: Moment = None,
         scale_to_bounds: bool | None = None,
         convert_to_int64: bool = True,
         *,
         order: int = 0,
+        stop_layer: int | None = None,
     ) -> tuple[da.Array, da.Array | SegmentationMasks]:
         """Cut imagery and segmentation, aligned voxel for voxel.
 
@@ -271,9 +307,10 @@ class ImageryClient(SavesPictures):
         segmentation : dask.array.Array or SegmentationMasks
             Lazy ids, or masks.
         """
+        ids = LabelRequest(root_ids, convert_to_int64 and not split_segmentations, timestamp, stop_layer)
         image, labels = self._settings.pair(
-            bounds, (image_mip, segmentation_mip), root_ids, convert_to_int64 and not split_segmentations,
-            resize=resize, order=order, bbox_size=bbox_size, resolution=resolution, scale_to_bounds=scale_to_bounds,
+            bounds, (image_mip, segmentation_mip), ids, resize=resize, order=order, bbox_size=bbox_size,
+            resolution=resolution, scale_to_bounds=scale_to_bounds,
         )  # fmt: skip
         split = SegmentationMasks(labels, include_null_root) if split_segmentations else lazy_array(labels)
         return lazy_array(image), split
@@ -298,7 +335,13 @@ class ImageryClient(SavesPictures):
 
     @describe
     def segmentation_volume(
-        self, mip: int | None = None, root_ids: RootIds = "all", timestamp: datetime | None = None
+        self,
+        mip: int | None = None,
+        root_ids: RootIds = "all",
+        timestamp: Moment = None,
+        *,
+        version: int | None = None,
+        stop_layer: int | None = None,
     ) -> xr.DataArray:
         """Whole segmentation layer as one lazy array, in its stored dtype.
 
@@ -311,10 +354,10 @@ class ImageryClient(SavesPictures):
         xarray.DataArray
             As `image_volume`.
         """
-        layer, rule = self._settings.segmentation_layer(), label_rule(root_ids, as_int64=False)
-        level = self._settings.segmentation_mip if mip is None else mip
-        cutout = whole_layer(layer, level, labels=rule, missing=self._settings.missing)
-        return lazy_dataarray(cutout, "segmentation")
+        if version is not None:
+            timestamp = self._moment_of(version, timestamp)
+        labels = LabelRequest(root_ids, False, timestamp, stop_layer)
+        return lazy_dataarray(self._settings.whole_labels(mip, labels), "segmentation")
 
     @describe
     def dataset(
@@ -325,11 +368,12 @@ class ImageryClient(SavesPictures):
         root_ids: RootIds = "all",
         bbox_size: ArrayLike | None = None,
         resolution: ArrayLike | None = None,
-        timestamp: datetime | None = None,
+        timestamp: Moment = None,
         scale_to_bounds: bool | None = None,
         convert_to_int64: bool = False,
         *,
         order: int = 0,
+        stop_layer: int | None = None,
     ) -> xr.Dataset:
         """Imagery and segmentation on one grid, with coordinates in nm.
 
@@ -344,7 +388,7 @@ class ImageryClient(SavesPictures):
             client with one layer.
         """
         cutouts = self._settings.present(
-            bounds, (image_mip, segmentation_mip), root_ids, convert_to_int64, order=order,
-            bbox_size=bbox_size, resolution=resolution, scale_to_bounds=scale_to_bounds,
+            bounds, (image_mip, segmentation_mip), LabelRequest(root_ids, convert_to_int64, timestamp, stop_layer),
+            order=order, bbox_size=bbox_size, resolution=resolution, scale_to_bounds=scale_to_bounds,
         )  # fmt: skip
         return xr.Dataset({name: lazy_dataarray(cutout, name) for name, cutout in cutouts.items()})

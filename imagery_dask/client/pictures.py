@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 import dask.array as da
@@ -11,10 +10,12 @@ from numpy.typing import ArrayLike
 
 from imagery_dask.client.settings import ClientSettings
 from imagery_dask.export.png import check_masks, check_write_options, save_image_slices, save_masks
+from imagery_dask.labels import LabelRequest, RootIds
 from imagery_dask.lazy import lazy_array
 from imagery_dask.masks import SegmentationMasks
+from imagery_dask.moments import Moment
 from imagery_dask.parameters import describe
-from imagery_dask.request import Cutout, RootIds
+from imagery_dask.request import Cutout
 
 __all__ = ["SavesPictures"]
 
@@ -74,7 +75,7 @@ class SavesPictures:
         bbox_size: ArrayLike | None = None,
         image_size: ArrayLike | None = None,
         resolution: ArrayLike | None = None,
-        timestamp: datetime | None = None,
+        timestamp: Moment = None,
         scale_to_bounds: bool | None = None,
         verbose: bool = False,
         **kwargs: Any,
@@ -92,8 +93,8 @@ class SavesPictures:
         check_write_options(kwargs)
         if precomputed_masks is None:
             cutout = self._settings.labels_cutout(
-                _needed(bounds), root_ids, False, bbox_size=bbox_size, image_size=image_size, mip=mip,
-                resolution=resolution, scale_to_bounds=scale_to_bounds,
+                _needed(bounds), LabelRequest(root_ids, timestamp=timestamp), bbox_size=bbox_size,
+                image_size=image_size, mip=mip, resolution=resolution, scale_to_bounds=scale_to_bounds,
             )  # fmt: skip
             precomputed_masks = SegmentationMasks(cutout, include_null_root)
         save_masks(filename_prefix, precomputed_masks, slice_axis, segmentation_colormap or {}, verbose, **kwargs)
@@ -113,7 +114,7 @@ class SavesPictures:
         slice_axis: int = 2,
         bbox_size: ArrayLike | None = None,
         resolution: ArrayLike | None = None,
-        timestamp: datetime | None = None,
+        timestamp: Moment = None,
         scale_to_bounds: bool | None = None,
         **kwargs: Any,
     ) -> None:
@@ -128,8 +129,8 @@ class SavesPictures:
         check_write_options(kwargs, "verbose")
         if precomputed_data is None:
             cutout, labels = self._settings.pair(
-                _needed(bounds), (image_mip, segmentation_mip), root_ids, False, resize=resize, order=0,
-                bbox_size=bbox_size, resolution=resolution, scale_to_bounds=scale_to_bounds,
+                _needed(bounds), (image_mip, segmentation_mip), LabelRequest(root_ids, timestamp=timestamp),
+                resize=resize, order=0, bbox_size=bbox_size, resolution=resolution, scale_to_bounds=scale_to_bounds,
             )  # fmt: skip
             precomputed_data = _picture(cutout), SegmentationMasks(labels, include_null_root)
         image, masks = precomputed_data

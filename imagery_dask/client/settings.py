@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil, prod
 from typing import Any, NoReturn
 
 from numpy.typing import ArrayLike
 
 from imagery_dask.arguments import Triple, triple
+from imagery_dask.chunkedgraph import RootQuery
+from imagery_dask.client.cave import StaleRoots, check_root_ids
+from imagery_dask.grid import VoxelGrid
+from imagery_dask.labels import LabelRequest, LabelRule, label_rule
 from imagery_dask.layer import Layer
-from imagery_dask.request import Cutout, CutoutRequest, RootIds, label_rule, resolve, resolve_pair
+from imagery_dask.lazy import lazy_block_edges
+from imagery_dask.moments import resolve_moment
+from imagery_dask.request import Cutout, CutoutRequest, resolve, resolve_pair, whole_layer
 from imagery_dask.sources import Missing, normalize_path, open_volume, remember_token
 
-__all__ = ["ClientSettings", "open_settings"]
+__all__ = ["ClientSettings", "DynamicSettings", "open_settings"]
+
+
+# Fetching the supervoxels of listed roots costs a request for each root and process, looking them up one for each
+# block: the former is chosen where it is fewer even with so many processes.
+PROCESSES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class DynamicSettings:
+    """How a client asks for objects of a dynamic segmentation.
+
+    Parameters
+    ----------
+    moment : int or None
+        Whole second that the client is pinned to; None means the moment of each call.
+    stale_roots : {"error", "warn"}
+        What to do about root ids that were none at the moment of a cutout.
+    max_requests : int
+        Requests that a cluster has at the graph's server at once.
+    """
+
+    moment: int | None = None
+    stale_roots: StaleRoots = "error"
+    max_requests: int = 32
+
+    def __post_init__(self) -> None:
+        if self.stale_roots not in ("error", "warn"):
+            raise ValueError(f"stale_roots is 'error' or 'warn'; got {self.stale_roots!r}.")
+        if isinstance(self.max_requests, bool) or not isinstance(self.max_requests, int) or self.max_requests < 1:
+            raise ValueError(f"max_requests must be a whole number from 1; got {self.max_requests!r}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +66,8 @@ class ClientSettings:
         Resolution in which bounds are given, nm.
     missing : {"fill", "error"}
         What a storage chunk that does not exist becomes.
+    dynamic : DynamicSettings
+        How a dynamic segmentation is asked.
     """
 
     image: Layer | None
@@ -37,6 +76,7 @@ class ClientSettings:
     segmentation_mip: int
     resolution: Triple
     missing: Missing
+    dynamic: DynamicSettings
 
     def image_layer(self) -> Layer:
         """Imagery, or an error that says the client has none."""
@@ -58,42 +98,66 @@ class ClientSettings:
         layer = self.image_layer()
         return resolve(self._request(bounds, self.image_mip, **request), layer, missing=self.missing, order=order)
 
-    def labels_cutout(self, bounds: ArrayLike, root_ids: RootIds, as_int64: bool, **request: Any) -> Cutout:
+    def labels_cutout(self, bounds: ArrayLike, labels: LabelRequest, **request: Any) -> Cutout:
         """Resolve a segmentation cutout."""
-        layer, rule = self.segmentation_layer(), label_rule(root_ids, as_int64=as_int64)
+        layer, rule = self.segmentation_layer(), self.rule(labels)
         asked = self._request(bounds, self.segmentation_mip, **request)
-        return resolve(asked, layer, labels=rule, missing=self.missing)
+        return self._checked(resolve(asked, layer, labels=rule, missing=self.missing))
+
+    def whole_labels(self, mip: int | None, labels: LabelRequest) -> Cutout:
+        """Resolve the whole segmentation at a level."""
+        layer, rule = self.segmentation_layer(), self.rule(labels)
+        level = self.segmentation_mip if mip is None else mip
+        return self._checked(whole_layer(layer, level, labels=rule, missing=self.missing), leaves=False)
+
+    def rule(self, labels: LabelRequest) -> LabelRule:
+        """Rule for ids, with a query where the segmentation is dynamic."""
+        graph = self.segmentation_layer().graph
+        stop_layer = labels.stop_layer
+        if graph is None:
+            if stop_layer is not None:
+                raise ValueError(f"stop_layer={stop_layer!r} needs a dynamic segmentation; this one is flat.")
+            return label_rule(labels.root_ids, as_int64=labels.as_int64)
+        if stop_layer is not None and (
+            isinstance(stop_layer, bool) or not isinstance(stop_layer, int) or not 1 <= stop_layer <= graph.layers
+        ):
+            raise ValueError(
+                f"stop_layer is a layer of the graph, from 1 (supervoxels) to {graph.layers}; got {stop_layer!r}."
+            )
+        pinned = labels.timestamp is None and self.dynamic.moment is not None
+        moment = self.dynamic.moment if pinned else resolve_moment(labels.timestamp)
+        query = RootQuery(graph, int(moment or 0), stop_layer, self.dynamic.max_requests)
+        return label_rule(labels.root_ids, as_int64=labels.as_int64, query=query)
 
     def pair(
         self,
         bounds: ArrayLike,
         mips: tuple[int | None, int | None],
-        root_ids: RootIds,
-        as_int64: bool,
+        labels: LabelRequest,
         *,
         resize: bool,
         order: int,
         **request: Any,
     ) -> tuple[Cutout, Cutout]:
         """Resolve aligned cutouts of both layers."""
-        return resolve_pair(
+        image, segmentation = resolve_pair(
             self._request(bounds, 0, **request),
             self.image_layer(),
             self.segmentation_layer(),
             mips,
             default_mips=(self.image_mip, self.segmentation_mip),
-            labels=label_rule(root_ids, as_int64=as_int64),
+            labels=self.rule(labels),
             resize=resize,
             missing=self.missing,
             order=order,
         )
+        return image, self._checked(segmentation)
 
     def present(
         self,
         bounds: ArrayLike,
         mips: tuple[int | None, int | None],
-        root_ids: RootIds,
-        as_int64: bool,
+        labels: LabelRequest,
         *,
         order: int,
         **request: Any,
@@ -103,9 +167,29 @@ class ClientSettings:
             image = self.image_cutout(bounds, order, mip=mips[0], **request)
             return {"image": image}
         if self.image is None:
-            return {"segmentation": self.labels_cutout(bounds, root_ids, as_int64, mip=mips[1], **request)}
-        image, labels = self.pair(bounds, mips, root_ids, as_int64, resize=True, order=order, **request)
-        return {"image": image, "segmentation": labels}
+            return {"segmentation": self.labels_cutout(bounds, labels, mip=mips[1], **request)}
+        image, segmentation = self.pair(bounds, mips, labels, resize=True, order=order, **request)
+        return {"image": image, "segmentation": segmentation}
+
+    def _checked(self, cutout: Cutout, leaves: bool = True) -> Cutout:
+        """Check listed roots with the server, and choose how they are found: by blocks, or by their supervoxels."""
+        rule = cutout.labels
+        if rule is None or rule.query is None or rule.keep is None:
+            return cutout
+        check_root_ids(rule.query, rule.keep, self.dynamic.stale_roots)
+        blocks = prod(len(edges) - 1 for edges in lazy_block_edges(cutout))
+        if not leaves or not 0 < len(rule.keep) * PROCESSES <= blocks:
+            return cutout
+        return replace(cutout, labels=replace(rule, leaves_within=self._leaf_box(cutout, rule.query)))
+
+    def _leaf_box(self, cutout: Cutout, query: RootQuery) -> VoxelGrid:
+        """Box of a cutout in voxels of the graph; a target voxel larger, since it is found by voxel centres."""
+        nm = query.graph.resolution_nm
+        level = next(mip for mip in self.segmentation_layer().mips if mip.grid.resolution_nm == nm)
+        box, pads = cutout.target.at(nm), [ceil(step) for step in cutout.target.steps_from(nm)]
+        start = [a - pad for a, pad in zip(box.start, pads, strict=True)]
+        stop = [b + pad for b, pad in zip(box.stop, pads, strict=True)]
+        return VoxelGrid.between(start, stop, nm).intersection(level.grid)
 
     def _request(self, bounds: ArrayLike, default_mip: int, *, resolution: Any, **fields: Any) -> CutoutRequest:
         own = self.resolution_or(resolution)
@@ -119,6 +203,7 @@ def open_settings(
     resolution: Any,
     missing: Missing,
     token: str | None,
+    dynamic: DynamicSettings,
 ) -> ClientSettings:
     """Open the layers of a client and fill in its defaults.
 
@@ -149,6 +234,7 @@ def open_settings(
         segmentation_mip=_default_mip(segmentation, mips[1]),
         resolution=_default_resolution(resolution, image, segmentation),
         missing=missing,
+        dynamic=dynamic,
     )
 
 

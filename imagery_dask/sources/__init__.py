@@ -2,8 +2,11 @@
 
 from imagery_dask.sources.counts import ReadCounts, collect_counts
 from imagery_dask.sources.credentials import remember_token
-from imagery_dask.sources.handle import SourceHandle, cloud_volume, normalize_path, open_volume
+from imagery_dask.sources.graph_server import graph_server
+from imagery_dask.sources.handle import SourceHandle, cloud_volume, open_volume
+from imagery_dask.sources.paths import normalize_path
 from imagery_dask.sources.precomputed import Layout, Missing, PrecomputedVolume
+from imagery_dask.sources.roots import look_up_roots, roots_from_leaves
 
 __all__ = [
     "Layout",
@@ -13,7 +16,10 @@ __all__ = [
     "SourceHandle",
     "cloud_volume",
     "collect_counts",
+    "graph_server",
+    "look_up_roots",
     "normalize_path",
     "open_volume",
     "remember_token",
+    "roots_from_leaves",
 ]

@@ -2,26 +2,82 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from cloudfiles.secrets import secretpath
 
-__all__ = ["has_aws", "has_google", "remember_token", "secrets_for"]
+__all__ = [
+    "cave_token",
+    "has_aws",
+    "has_google",
+    "remember_token",
+    "secrets_for",
+    "token_places",
+    "tokens_for_own_workers",
+]
+
+# One token for every CAVE server, for processes that are started with an environment.
+TOKEN_VARIABLE = "CAVE_TOKEN"
+# Tokens by host, given to worker processes that this process starts itself.
+OWN_WORKERS_VARIABLE = "IMAGERY_DASK_TOKENS"
+TOKEN_FILES = ("{host}-cave-secret.json", "cave-secret.json", "chunkedgraph-secret.json")
 
 _tokens: dict[str, str] = {}
 
 
-def remember_token(cloudpath: str, token: str) -> None:
-    """Use a token for reads of a path in this process; other processes find their own."""
-    _tokens[cloudpath] = token
+def remember_token(path: str, token: str) -> None:
+    """Use a token for a CAVE server in this process; other processes find their own.
+
+    Parameters
+    ----------
+    path : str
+        A path or URL on the server: ``graphene://https://host/...``, ``precomputed://middleauth+https://host/...``.
+        Other sources (buckets, plain HTTP) take no CAVE token, and nothing is remembered for them.
+    token : str
+        The token.
+    """
+    host = _cave_host(path)
+    if host:
+        _tokens[host] = token
+
+
+def cave_token(host: str) -> str | None:
+    """Token for a CAVE server, or None where this process finds none; see `token_places`."""
+    if host in _tokens:
+        return _tokens[host]
+    given = json.loads(os.environ.get(OWN_WORKERS_VARIABLE, "{}")).get(host) or os.environ.get(TOKEN_VARIABLE)
+    if given:
+        return str(given)
+    for name in TOKEN_FILES:
+        file = Path(secretpath(name.format(host=host)))
+        try:
+            content = json.loads(file.read_text())
+        except (OSError, ValueError):
+            continue
+        token = content.get("token") if isinstance(content, dict) else content
+        if token:
+            return str(token)
+    return None
+
+
+def token_places(host: str) -> str:
+    """Say where `cave_token` looks, for errors."""
+    files = ", ".join(str(secretpath(name.format(host=host))) for name in TOKEN_FILES)
+    return f"auth_token=... or the CAVEclient (in the process that made the array), ${TOKEN_VARIABLE}, {files}"
+
+
+def tokens_for_own_workers() -> Mapping[str, str]:
+    """Environment that hands this process's tokens to worker processes that it starts."""
+    return {OWN_WORKERS_VARIABLE: json.dumps(_tokens)} if _tokens else {}
 
 
 def secrets_for(cloudpath: str) -> Any:
     """Return what cloud-files takes as ``secrets`` for a path; None lets it look by itself."""
-    if cloudpath in _tokens:
-        return _tokens[cloudpath]
     if _is_bucket(cloudpath, "s3") and not _aws_file(cloudpath) and os.environ.get("AWS_ACCESS_KEY_ID"):
         # cloud-files insists on a session token beside keys from the environment; keys of one's own have none.
         names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION")
@@ -42,6 +98,14 @@ def has_aws(cloudpath: str) -> bool:
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE")
     in_environment = any(os.environ.get(name) for name in names)
     return in_environment or _aws_file(cloudpath) or (Path.home() / ".aws" / "credentials").exists()
+
+
+def _cave_host(path: str) -> str | None:
+    """Host of a path that is served by CAVE, or behind its authentication."""
+    text = path.removeprefix("precomputed://")
+    if not text.startswith(("graphene://", "middleauth+", "http://", "https://")):
+        return None
+    return urlsplit(text.removeprefix("graphene://").removeprefix("middleauth+")).netloc or None
 
 
 def _is_bucket(cloudpath: str, scheme: str) -> bool:

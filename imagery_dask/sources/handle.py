@@ -6,35 +6,21 @@ import os
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from cloudvolume import CloudVolume
 from numpy.typing import NDArray
 
-from imagery_dask.errors import SourceError
 from imagery_dask.grid import VoxelGrid
 from imagery_dask.sources.counts import active_counts
 from imagery_dask.sources.memory import keep_freed_memory
+from imagery_dask.sources.paths import normalize_path
 from imagery_dask.sources.precomputed import Layout, Missing, PrecomputedVolume
 from imagery_dask.sources.transport import reachable_path
 
-__all__ = ["SourceHandle", "cloud_volume", "normalize_path", "open_volume"]
+__all__ = ["SourceHandle", "cloud_volume", "open_volume"]
 
 OPEN_VOLUMES_KEPT = 64
-OTHER_FORMATS = (
-    "graphene",
-    "zarr",
-    "zarr2",
-    "zarr3",
-    "n5",
-    "boss",
-    "brainmaps",
-    "deepzoom",
-    "nggraph",
-    "render",
-    "dvid",
-)
 
 _open_lock = threading.Lock()
 
@@ -93,24 +79,3 @@ def cloud_volume(path: str, token: str | None = None) -> Any:
 def _cloud_volume(path: str, token: str | None, process: int) -> Any:
     del process
     return CloudVolume(reachable_path(path), bounded=False, fill_missing=True, progress=False, secrets=token)
-
-
-def normalize_path(path: str) -> str:
-    """Cloud path of a source as users write it; local folders become ``file://`` paths.
-
-    Raises
-    ------
-    TypeError, SourceError
-        For something that is not a path, or a format that is not precomputed.
-    """
-    if isinstance(path, os.PathLike):
-        path = os.fspath(path)
-    if not isinstance(path, str) or not path.strip():
-        raise TypeError(f"A source is a path such as 'precomputed://gs://bucket/layer'; got {path!r}.")
-    path = path.strip().rstrip("/")
-    scheme = path.partition("://")[0]
-    if scheme in OTHER_FORMATS:
-        raise SourceError(f"{path!r} is a {scheme} volume; only precomputed volumes can be read.")
-    if "://" not in path:
-        return f"precomputed://file://{Path(path).expanduser().resolve()}"
-    return path if path.startswith("precomputed://") else f"precomputed://{path}"

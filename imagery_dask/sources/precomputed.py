@@ -17,10 +17,13 @@ import numpy as np
 from cloudvolume import CloudVolume, chunks
 from numpy.typing import NDArray
 
+from imagery_dask.chunkedgraph import GRAPHENE
 from imagery_dask.errors import CorruptChunkError, MissingChunkError, SourceError, SourceNotFoundError
 from imagery_dask.grid import XYZ, VoxelGrid
 from imagery_dask.layer import Layer
 from imagery_dask.sources.counts import MISSING_KEYS_KEPT, ReadCounts
+from imagery_dask.sources.graph_server import read_graph_info
+from imagery_dask.sources.paths import normalize_path
 from imagery_dask.sources.shards import ShardedChunks
 from imagery_dask.sources.transport import Blob, Request, Transport
 
@@ -40,7 +43,8 @@ class PrecomputedVolume:
     Parameters
     ----------
     path : str
-        CloudVolume path of a precomputed layer.
+        CloudVolume path of a precomputed layer, or of a dynamic segmentation (``graphene://``), whose supervoxels are
+        read.
 
     Raises
     ------
@@ -50,8 +54,13 @@ class PrecomputedVolume:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._transport, self.info = _read_info(path)
-        self.layer = Layer.from_info(path, self.info)
+        graph = None
+        if path.startswith(GRAPHENE):
+            graph, self.info = read_graph_info(path)
+            self._transport = Transport(normalize_path(str(self.info["data_dir"])))
+        else:
+            self._transport, self.info = _read_info(path)
+        self.layer = Layer.from_info(path, self.info, graph)
         _check_readable(self.layer)
         # The info and an empty provenance are handed in, so that this makes no request.
         self._volume = CloudVolume(self._transport.cloudpath, info=self.info, provenance={}, progress=False, parallel=1)

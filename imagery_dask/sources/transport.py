@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import random
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -17,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from cloudfiles import CloudFiles
@@ -25,19 +25,13 @@ from cloudvolume.paths import to_https_protocol
 
 from imagery_dask.errors import AccessRefusedError, SourceError
 from imagery_dask.sources import credentials
+from imagery_dask.sources.failures import ATTEMPTS, brief, kind_of, pause_s
 
 __all__ = ["Blob", "Request", "Transport"]
 
 # Enough to hide the latency of object stores from one process; a local disk needs none.
 REQUESTS_IN_FLIGHT = 32
-ATTEMPTS = 5
 TIMEOUT_S = (10, 60)
-REFUSED_CODES = {
-    "401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken",
-    "Forbidden", "Unauthorized",
-}  # fmt: skip
-NOT_THERE_CODES = {"404", "NoSuchKey", "NotFound"}
-PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +76,8 @@ class Transport:
         self._local = threading.local()
         protocol = self._files.protocol
         self.is_remote = protocol not in ("file", "mem")
+        behind_cave = protocol == "middleauth+https"
+        self._token_host = urlsplit(cloudpath.partition("middleauth+")[2]).netloc if behind_cave else None
         self._get_once = self._http_get if protocol in HTTP_PROTOCOLS else self._cloud_files_get
 
     def get(self, request: Request) -> Blob | None:
@@ -105,14 +101,14 @@ class Transport:
             except SourceError:
                 raise
             except Exception as error:
-                kind = _kind_of(error)
+                kind = kind_of(error)
                 if kind == "not there":
                     return None
                 if kind == "refused":
                     raise self._refused(request.key, error) from error
                 if kind == "final" or attempt == ATTEMPTS - 1:
-                    raise SourceError(f"Reading {self._name(request.key)} failed: {_brief(error)}") from error
-                time.sleep(random.uniform(0.5, 1.0) * min(8.0, 0.2 * 2**attempt))
+                    raise SourceError(f"Reading {self._name(request.key)} failed: {brief(error)}") from error
+                time.sleep(pause_s(attempt, error))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def get_many(self, wanted: Iterable[Request]) -> Iterator[tuple[Request, Blob | None]]:
@@ -149,7 +145,7 @@ class Transport:
 
     def _refused(self, key: str, reason: object) -> AccessRefusedError:
         return AccessRefusedError(
-            f"Access was refused to {self._name(key)} ({_brief(reason)}). Check the credentials that this process "
+            f"Access was refused to {self._name(key)} ({brief(reason)}). Check the credentials that this process "
             "finds (environment, ~/.cloudvolume/secrets), or ask for read permission. A store that answers 403 for "
             "objects that do not exist must also allow listing."
         )
@@ -174,6 +170,9 @@ class Transport:
     def _http_get(self, request: Request) -> Blob | None:
         connection = self._connection()
         headers = dict(connection.default_headers())
+        if self._token_host:
+            token = credentials.cave_token(self._token_host)
+            headers |= {"Authorization": f"Bearer {token}"} if token else {}
         if request.start is not None and request.stop is not None:
             headers["Range"] = f"bytes={request.start}-{request.stop - 1}"
         url = connection.get_path_to_file(request.key)
@@ -209,30 +208,6 @@ def _check_length(response: requests.Response, received: int) -> None:
     promised = response.headers.get("Content-Length")
     if promised is not None and int(promised) != received:
         raise ConnectionError(f"the body was cut short: {received} of {promised} bytes")
-
-
-def _kind_of(error: Exception) -> str:
-    """Sort a failure: "not there", "refused", "passing" (try again) or "final"."""
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):  # botocore
-        code = str(response.get("Error", {}).get("Code", ""))
-        status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    else:  # requests, google-cloud
-        status = int(getattr(response, "status_code", 0) or getattr(error, "code", 0) or 0)
-        code = str(status)
-    if code in NOT_THERE_CODES or isinstance(error, FileNotFoundError):
-        return "not there"
-    if code in REFUSED_CODES or status in (401, 403) or isinstance(error, PermissionError):
-        return "refused"
-    if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, TypeError, ValueError)):
-        return "final"
-    return "passing" if status == 0 or status in PASSING_STATUS else "final"
-
-
-def _brief(reason: object) -> str:
-    text = " ".join(str(reason).split())
-    name = f"{type(reason).__name__}: " if isinstance(reason, Exception) else ""
-    return (name + text)[:300]
 
 
 @lru_cache(maxsize=1)

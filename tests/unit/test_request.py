@@ -10,12 +10,11 @@ import pytest
 
 from imagery_dask.arguments import bounds_from_center
 from imagery_dask.grid import VoxelGrid
+from imagery_dask.labels import LabelRule, label_rule
 from imagery_dask.layer import Layer
 from imagery_dask.request import (
     CutoutRequest,
-    LabelRule,
     dimensions_in,
-    label_rule,
     resolve,
     resolve_pair,
     triple,

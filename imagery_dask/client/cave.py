@@ -1,0 +1,197 @@
+"""What a `CAVEclient` says, in the driver only: sources, resolution, token, and the moment of a version."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import requests
+from caveclient.base import AuthException
+
+from imagery_dask.chunkedgraph import RootQuery
+from imagery_dask.errors import AccessRefusedError, OutdatedRootsError, ServerError, SourceNotFoundError
+from imagery_dask.moments import describe_moment, resolve_moment
+from imagery_dask.sources import graph_server
+
+__all__ = ["CaveConfiguration", "StaleRoots", "check_root_ids", "open_cave", "read_cave_client", "version_moment"]
+
+StaleRoots = Literal["error", "warn"]
+IDS_NAMED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class CaveConfiguration:
+    """What an `ImageryClient` takes from a CAVEclient.
+
+    Parameters
+    ----------
+    image_source, segmentation_source : str or None
+        Paths from the info service; None for a layer that is not wanted.
+    resolution : array-like
+        The datastack's viewer resolution, nm.
+    token : str or None
+        Token of the client.
+    moment : int or None
+        Whole second that the client is pinned to.
+    """
+
+    image_source: str | None
+    segmentation_source: str | None
+    resolution: Any
+    token: str | None
+    moment: int | None
+
+
+def open_cave(datastack: str, server: str | None = None, token: str | None = None) -> Any:
+    """Return a CAVEclient of a datastack, which writes nothing to the home directory.
+
+    Raises
+    ------
+    AccessRefusedError, SourceNotFoundError, ServerError
+        When there is no token or it is refused, the datastack does not exist, or the server does not answer.
+    """
+    from caveclient import CAVEclient  # takes a second to import, and only clients of a datastack need it
+
+    where = server or "the global server"
+    with _one_line_errors(f"datastack {datastack!r} at {where}"):
+        return CAVEclient(datastack, server_address=server, auth_token=token, write_server_cache=False)
+
+
+def read_cave_client(client: Any, imagery: bool, segmentation: bool) -> CaveConfiguration:
+    """Ask a CAVEclient for everything that an `ImageryClient` needs.
+
+    Parameters
+    ----------
+    client : caveclient.CAVEclient
+        The client.
+    imagery, segmentation : bool
+        Which layers are wanted.
+    """
+    with _one_line_errors(f"datastack {client.datastack_name!r} at {client.server_address}"):
+        return CaveConfiguration(
+            client.info.image_source() if imagery else None,
+            client.info.segmentation_source() if segmentation else None,
+            client.info.viewer_resolution(),
+            client.auth.token,
+            _pinned_moment(client),
+        )
+
+
+def version_moment(client: Any, version: int) -> int:
+    """Whole second of a materialization version.
+
+    Raises
+    ------
+    ValueError
+        When there is no such version; the message names those that exist.
+    """
+    if isinstance(version, bool) or not hasattr(version, "__index__"):
+        raise TypeError(f"version must be a whole number; got {version!r}.")
+    with _one_line_errors(f"materialization versions of datastack {client.datastack_name!r}"):
+        existing = sorted(int(number) for number in client.materialize.get_versions(expired=True))
+        if int(version) not in existing:
+            raise ValueError(
+                f"Version {version} of datastack {client.datastack_name!r} does not exist; there are "
+                f"{', '.join(map(str, existing[-10:])) or 'none'}."
+            )
+        return resolve_moment(client.materialize.get_timestamp(int(version)), name="version")
+
+
+def check_root_ids(query: RootQuery, root_ids: Sequence[int], stale: StaleRoots) -> None:
+    """Make sure, with one request, that ids were roots at a query's moment.
+
+    Parameters
+    ----------
+    query : RootQuery
+        The graph, and the moment.
+    root_ids : sequence of int
+        Ids that the caller asks for; 0 is no object and passes.
+    stale : {"error", "warn"}
+        What to do about an id that an edit has replaced, or that did not exist yet.
+
+    Raises
+    ------
+    ValueError
+        For an id that is no root id of this graph.
+    OutdatedRootsError
+        For outdated ids, with their successors, when `stale` is "error".
+    """
+    graph, ids = query.graph, [value for value in root_ids if value]
+    strangers = [value for value in ids if not graph.is_root(value)]
+    if strangers:
+        raise ValueError(
+            f"root_ids {_some(strangers)} are no root ids of table {graph.table!r}: these have the layer "
+            f"{graph.layers} in their first {graph.layer_bits} bits. They may be supervoxel or L2 ids, or of another "
+            "segmentation."
+        )
+    if not ids:
+        return
+    path = f"/segmentation/api/v1/table/{graph.table}"
+    server, at = graph_server(graph.server), {"timestamp": query.timestamp}
+    latest = server.post_json(f"{path}/is_latest_roots", {"node_ids": ids}, at)["is_latest"]
+    outdated = [value for value, current in zip(ids, latest, strict=True) if not current]
+    if not outdated:
+        return
+    named = "; ".join(_successors(server, path, value, query.timestamp) for value in outdated[:IDS_NAMED])
+    more = f" (and {len(outdated) - IDS_NAMED} more)" if len(outdated) > IDS_NAMED else ""
+    message = (
+        f"root_ids: {len(outdated)} of {len(ids)} were no root ids at {describe_moment(query.timestamp)}: "
+        f"{named}{more}. Take the ids of that moment, give the timestamp at which yours were valid, or pass "
+        "stale_roots='warn' to go on without them."
+    )
+    if stale == "error":
+        raise OutdatedRootsError(message)
+    warnings.warn(message, stacklevel=4)
+
+
+def _successors(server: Any, path: str, root_id: int, timestamp: int) -> str:
+    """Say which roots of a moment have to do with an id."""
+    try:
+        lineage = server.post_json(
+            f"{path}/lineage_graph_multiple", {"root_ids": [root_id]}, {"timestamp_future": timestamp}
+        )
+        sources = {int(link["source"]) for link in lineage["links"]}
+        nodes = [int(node["id"]) for node in lineage["nodes"]]
+        related = sorted(node for node in nodes if node not in sources and node != root_id)
+    except (ServerError, SourceNotFoundError, KeyError, TypeError):
+        related = []  # an id that the graph never had
+    return f"{root_id} -> {_some(related)}" if related else f"{root_id} (no successor is known)"
+
+
+def _pinned_moment(client: Any) -> int | None:
+    timestamp: datetime | None = client.timestamp
+    return None if timestamp is None else resolve_moment(timestamp)
+
+
+def _some(ids: Sequence[int]) -> str:
+    text = ", ".join(map(str, ids[:IDS_NAMED]))
+    return text if len(ids) <= IDS_NAMED else f"{text} and {len(ids) - IDS_NAMED} more"
+
+
+@contextmanager
+def _one_line_errors(what: str) -> Iterator[None]:
+    """Turn what caveclient raises into our errors, each one line and without the token."""
+    try:
+        yield
+    except AuthException as error:
+        raise AccessRefusedError(
+            f"Access was refused to {what}: the token is missing, wrong or has expired ({_first_line(error)})."
+        ) from None
+    except requests.HTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        kinds: dict[int, Callable[[str], Exception]] = {
+            401: AccessRefusedError, 403: AccessRefusedError, 404: SourceNotFoundError,
+        }  # fmt: skip
+        words = {401: "Access was refused to", 403: "Access was refused to", 404: "There is no"}
+        text = f"{words.get(status, 'The server failed for')} {what} (HTTP {status})."
+        raise kinds.get(status, ServerError)(text) from None
+    except requests.RequestException as error:
+        raise ServerError(f"The server of {what} does not answer: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

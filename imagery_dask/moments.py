@@ -1,0 +1,91 @@
+"""Moments in time, as whole seconds: everything that has to do with "when" is decided here, once."""
+
+from __future__ import annotations
+
+import math
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Moment", "as_unix_seconds", "describe_moment", "resolve_moment"]
+
+Moment = datetime | str | float | int | None
+
+
+def resolve_moment(value: Any, now: float | None = None, name: str = "timestamp") -> int:
+    """Whole second that a moment means; the state of a graph at that second is fixed.
+
+    Parameters
+    ----------
+    value : datetime, str, number or None
+        A datetime (naive means UTC), an ISO 8601 text, seconds since 1970, ``"now"`` or None, which means now.
+    now : float, optional
+        Seconds since 1970; the clock's when not given.
+    name : str
+        Name of the argument, for errors.
+
+    Returns
+    -------
+    int
+        Seconds since 1970. Fractions are rounded up, as CloudVolume does, so that an edit is seen at its own
+        timestamp. "Now" is rounded down: edits that happen while an export runs must not be seen by half of it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For something that is no moment, or lies in the future.
+    """
+    present = time.time() if now is None else now
+    if value is None or (isinstance(value, str) and value.strip().lower() == "now"):
+        return math.floor(present)
+    seconds = as_unix_seconds(value, name)
+    if seconds > present:
+        raise ValueError(
+            f"{name}={value!r} is in the future: that is {describe_moment(seconds)}, and it is "
+            f"{describe_moment(present)} now. The state of a segmentation is known up to now."
+        )
+    whole = math.ceil(seconds)
+    if now is None and whole > present:
+        # Within the current second: what it will hold is not decided before it ends.
+        time.sleep(whole - present)
+    return whole
+
+
+def as_unix_seconds(value: Any, name: str = "timestamp") -> float:
+    """Seconds since 1970 of a datetime, an ISO 8601 text or a number.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For something that is no moment.
+    """
+    if isinstance(value, np.datetime64):
+        value = value.astype("datetime64[us]").item()
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value.strip())
+        except ValueError as error:
+            raise ValueError(
+                f"{name} must be a date and time such as '2024-05-01T12:00:00Z', or 'now'; got {value!r}."
+            ) from error
+    if isinstance(value, datetime):
+        return (value if value.tzinfo is not None else value.replace(tzinfo=UTC)).timestamp()
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(
+            f"{name} must be a datetime, an ISO 8601 text, seconds since 1970 or 'now'; got {value!r} "
+            f"({type(value).__name__})."
+        )
+    seconds = float(value)
+    if not math.isfinite(seconds) or seconds <= 0:
+        raise ValueError(f"{name} must be a number of seconds since 1970; got {value!r}.")
+    return seconds
+
+
+def describe_moment(seconds: float) -> str:
+    """ISO 8601 text of a moment, in UTC, to the second."""
+    try:
+        return datetime.fromtimestamp(math.floor(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (OverflowError, ValueError, OSError):
+        return f"{seconds:g} seconds after 1970 (milliseconds, perhaps?)"

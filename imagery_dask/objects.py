@@ -1,0 +1,61 @@
+"""From the ids that are stored to the ids that were asked for, block by block.
+
+Root ids are looked up on source voxels, before resizing makes more of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagery_dask import kernels
+from imagery_dask.labels import LabelRule
+from imagery_dask.sources import look_up_roots, roots_from_leaves
+
+__all__ = ["apply_rule", "ids_of"]
+
+
+def apply_rule(block: NDArray[Any], rule: LabelRule) -> NDArray[Any]:
+    """Do with a block of stored ids what a rule says; the block may be changed in place.
+
+    Parameters
+    ----------
+    block : numpy.ndarray of integers
+        Ids as stored.
+    rule : LabelRule
+        What becomes of them.
+
+    Returns
+    -------
+    numpy.ndarray
+        Ids, int64 ids or a bool mask.
+    """
+    if rule.query is not None:
+        stored = kernels.unique_ids(block)
+        block = kernels.remap(block, stored, ids_of(stored, rule))
+    elif rule.keep is not None:
+        block = kernels.keep_ids(block, rule.keep)
+    if rule.mask_of is not None:
+        return kernels.is_id(block, rule.mask_of)
+    return kernels.to_int64(block) if rule.as_int64 else block
+
+
+def ids_of(supervoxels: NDArray[np.uint64], rule: LabelRule) -> NDArray[np.uint64]:
+    """Ids that distinct, ascending supervoxels get by a rule with a query."""
+    query = rule.query
+    assert query is not None
+    if rule.keep is None:
+        return look_up_roots(query, supervoxels)
+    of_roots = replace(query, stop_layer=None)
+    if rule.leaves_within is not None:
+        roots = roots_from_leaves(of_roots, rule.keep, rule.leaves_within, supervoxels)
+    else:
+        roots = look_up_roots(of_roots, supervoxels) if rule.keep else np.zeros_like(supervoxels)
+    kept = np.isin(roots, np.array(rule.keep, dtype=np.uint64)) & (roots != 0)
+    roots[~kept] = 0
+    if query.stop_layer is not None:
+        roots[kept] = look_up_roots(query, supervoxels[kept])
+    return roots

@@ -1,0 +1,163 @@
+"""Requests to a CAVE server: one connection pool per process, tokens found here, failures sorted."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import requests
+from numpy.typing import NDArray
+
+from imagery_dask.chunkedgraph import ChunkedGraph, graphene_address
+from imagery_dask.errors import AccessRefusedError, ServerError, SourceNotFoundError
+from imagery_dask.sources.credentials import cave_token, token_places
+from imagery_dask.sources.failures import ATTEMPTS, brief, kind_of, pause_s
+
+__all__ = ["GraphServer", "graph_server", "read_graph_info"]
+
+# Looking 100,000 ids up takes a server seconds; one that says nothing for longer than this is not coming back.
+TIMEOUT_S = (10, 120)
+GZIP_ABOVE = 1_000_000
+CONNECTIONS = 64
+
+
+class GraphServer:
+    """A PyChunkedGraph service, as one process uses it. Safe to use from many threads.
+
+    Parameters
+    ----------
+    server : str
+        ``https://host``.
+    """
+
+    def __init__(self, server: str) -> None:
+        self.server = server
+        self._host = server.partition("://")[2]
+        self._session = requests.Session()
+        adapter = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=CONNECTIONS)
+        self._session.mount("http://", adapter)
+        self._session.mount("https://", adapter)
+
+    def get_json(self, path: str, params: dict[str, Any] | None = None) -> Any:
+        """Answer of a GET request."""
+        return self._call("GET", path, _json, params=params or {})
+
+    def post_json(self, path: str, content: Any, params: dict[str, Any] | None = None) -> Any:
+        """Answer of a POST request with a JSON body."""
+        return self._call("POST", path, _json, params=params or {}, json=content)
+
+    def post_ids(
+        self,
+        path: str,
+        ids: NDArray[np.uint64],
+        params: dict[str, Any],
+        valid: Callable[[NDArray[np.uint64], NDArray[np.uint64]], bool],
+    ) -> NDArray[np.uint64]:
+        """Ids that the server answers to ids, one for each, as raw little-endian uint64.
+
+        Parameters
+        ----------
+        path : str
+            Where to post.
+        ids : numpy.ndarray of uint64, shape (n,)
+            What to send.
+        params : dict
+            The query.
+        valid : callable
+            Told what was sent and what came; an answer that is not valid is asked for again.
+        """
+        body, headers = np.ascontiguousarray(ids, dtype="<u8").tobytes(), {"Accept-Encoding": "identity"}
+        if len(body) > GZIP_ABOVE:
+            body = gzip.compress(body, 1)
+            headers = {"Content-Encoding": "gzip", "Accept-Encoding": "gzip"}
+
+        def read(content: bytes) -> NDArray[np.uint64]:
+            if len(content) != 8 * len(ids):
+                raise ConnectionError(f"{len(ids)} ids were asked for and {len(content)} bytes came")
+            answer = np.frombuffer(content, dtype="<u8").astype(np.uint64)
+            if not valid(ids, answer):
+                raise ConnectionError("the answer is not made of ids of this graph")
+            return answer
+
+        return np.asarray(self._call("POST", path, read, params=params, data=body, headers=headers))
+
+    def _call(self, method: str, path: str, read: Callable[[bytes], Any], **request: Any) -> Any:
+        for attempt in range(ATTEMPTS):
+            try:
+                return read(self._call_once(method, path, **request))
+            except (AccessRefusedError, SourceNotFoundError):
+                raise
+            except Exception as error:
+                if kind_of(error) == "final" or attempt == ATTEMPTS - 1:
+                    raise ServerError(self._failed(method, path, error)) from None
+                time.sleep(pause_s(attempt, error))
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def _call_once(self, method: str, path: str, headers: dict[str, str] | None = None, **content: Any) -> bytes:
+        signed = {**(headers or {}), **self._authorization()}
+        with self._session.request(
+            method, self.server + path, headers=signed, timeout=TIMEOUT_S, allow_redirects=False, **content
+        ) as response:
+            status = response.status_code
+            if status in (401, 403) or 300 <= status < 400:
+                # An expired token is answered with a redirect to a login page.
+                raise AccessRefusedError(
+                    f"Access was refused by {self._host} ({method} {path}: HTTP {status}). The token that this process "
+                    f"found is wrong, has expired, or may not read this data. Tokens are looked for in: "
+                    f"{token_places(self._host)}."
+                )
+            if status == 404:
+                raise SourceNotFoundError(f"{self.server}{path} does not exist (HTTP 404): {_words(response)}")
+            if status >= 400:
+                raise requests.HTTPError(f"HTTP {status}: {_words(response)}", response=response)
+            return response.content
+
+    def _authorization(self) -> dict[str, str]:
+        token = cave_token(self._host)
+        if token is None:
+            raise AccessRefusedError(f"No token for {self._host} was found. Looked in: {token_places(self._host)}.")
+        return {"Authorization": f"Bearer {token}"}
+
+    def _failed(self, method: str, path: str, error: Exception) -> str:
+        if isinstance(error, requests.ConnectionError):
+            return f"{self.server} does not answer ({method} {path}, {ATTEMPTS} attempts): {brief(error)}"
+        return f"{method} {path} failed at {self.server}: {brief(error)}"
+
+
+def graph_server(server: str) -> GraphServer:
+    """Return the connection to a server, made once per process."""
+    return _graph_server(server, os.getpid())
+
+
+@lru_cache(maxsize=16)
+def _graph_server(server: str, process: int) -> GraphServer:
+    # Connections do not survive a fork, hence the process id in the key.
+    del process
+    return GraphServer(server)
+
+
+def read_graph_info(path: str) -> tuple[ChunkedGraph, dict[str, Any]]:
+    """Graph behind a graphene path, and its info, which is that of its watershed with ``data_dir`` and more."""
+    server, table = graphene_address(path)
+    try:
+        info = graph_server(server).get_json(f"/segmentation/table/{table}/info")
+    except SourceNotFoundError as error:
+        raise SourceNotFoundError(f"There is no graph {table!r} at {server}: {error}") from None
+    return ChunkedGraph.from_info(path, info), info
+
+
+def _json(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise ConnectionError(f"the answer is not JSON: {content[:100]!r}") from error
+
+
+def _words(response: requests.Response) -> str:
+    return " ".join(response.text.split())[:200]

@@ -1,0 +1,90 @@
+"""Roots that this process has looked up: sorted arrays, searched and merged without a loop over ids."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["RootCache"]
+
+Ids = NDArray[np.uint64]
+
+
+class RootCache:
+    """Supervoxel -> root, least recently used ids forgotten first, for one graph at one moment.
+
+    Two generations stand in for an order of use: what is looked up goes to the young one; when that is full it becomes
+    the old one, and what nobody asked for since is forgotten. Safe to use from many threads.
+
+    Parameters
+    ----------
+    capacity : int
+        Ids that a generation holds; the cache has at most twice as many (16 bytes each).
+    """
+
+    CAPACITY = 1_000_000
+    MOMENTS_KEPT = 4
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self._capacity = capacity
+        self._lock = threading.Lock()
+        self._young = self._old = (np.zeros(0, np.uint64), np.zeros(0, np.uint64))
+
+    def __len__(self) -> int:
+        return len(self._young[0]) + len(self._old[0])
+
+    def get(self, ids: Ids) -> tuple[NDArray[np.bool_], Ids]:
+        """Look ids up.
+
+        Parameters
+        ----------
+        ids : numpy.ndarray of uint64, shape (n,)
+            Ascending and distinct.
+
+        Returns
+        -------
+        known : numpy.ndarray of bool, shape (n,)
+            Which are in the cache.
+        roots : numpy.ndarray of uint64, shape (n,)
+            Their roots; 0 for the others.
+        """
+        with self._lock:
+            young, old = self._young, self._old
+        known, roots = _find(young, ids)
+        in_old, old_roots = _find(old, ids)
+        again = in_old & ~known
+        if again.any():
+            roots[again] = old_roots[again]
+            known |= again
+            self.put(ids[again], roots[again])
+        return known, roots
+
+    def put(self, ids: Ids, roots: Ids) -> None:
+        """Keep the roots of ids (ascending, distinct)."""
+        with self._lock:
+            self._young = _merge(self._young, (ids, roots))
+            if len(self._young[0]) > self._capacity:
+                self._old, self._young = self._young, (np.zeros(0, np.uint64), np.zeros(0, np.uint64))
+
+
+def _find(table: tuple[Ids, Ids], ids: Ids) -> tuple[NDArray[np.bool_], Ids]:
+    keys, values = table
+    roots = np.zeros(len(ids), np.uint64)
+    if len(keys) == 0:
+        return np.zeros(len(ids), bool), roots
+    at = np.minimum(np.searchsorted(keys, ids), len(keys) - 1)
+    known = keys[at] == ids
+    roots[known] = values[at[known]]
+    return known, roots
+
+
+def _merge(first: tuple[Ids, Ids], second: tuple[Ids, Ids]) -> tuple[Ids, Ids]:
+    keys = np.concatenate([first[0], second[0]])
+    values = np.concatenate([first[1], second[1]])
+    order = np.argsort(keys, kind="stable")  # two ascending runs: merged in one pass
+    keys, values = keys[order], values[order]
+    distinct = np.ones(len(keys), bool)
+    distinct[1:] = keys[1:] != keys[:-1]
+    return keys[distinct], values[distinct]

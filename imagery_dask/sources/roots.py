@@ -1,0 +1,192 @@
+"""From supervoxels to roots: what a block asks a chunked graph, and what this process knows already.
+
+Two ways lead to the objects of a block, and both look at each supervoxel once:
+
+* `look_up_roots` sends the block's distinct supervoxels to the server: one request a block.
+* `roots_from_leaves` fetches the supervoxels of a few listed roots within the whole cutout, once per process: one
+  request a root. It is cheaper for a handful of objects in many blocks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from distributed import Semaphore, get_worker
+from numpy.typing import NDArray
+
+from imagery_dask.chunkedgraph import SUPERVOXEL_LAYER, RootQuery
+from imagery_dask.grid import VoxelGrid
+from imagery_dask.sources.counts import ReadCounts, active_counts
+from imagery_dask.sources.graph_server import graph_server
+from imagery_dask.sources.root_cache import RootCache
+
+__all__ = ["BATCH", "look_up_roots", "roots_from_leaves"]
+
+Ids = NDArray[np.uint64]
+
+BATCH = 100_000
+LEAF_TABLES_KEPT = 16
+LEAF_REQUESTS_IN_FLIGHT = 8
+
+_caches: dict[tuple[str, str, int, int | None], RootCache] = {}
+_caches_lock = threading.Lock()
+_leaves_lock = threading.Lock()
+
+
+def look_up_roots(query: RootQuery, supervoxels: Ids) -> Ids:
+    """Roots of supervoxels, from this process's cache or the server.
+
+    Parameters
+    ----------
+    query : RootQuery
+        Whom to ask, as of when.
+    supervoxels : numpy.ndarray of uint64, shape (n,)
+        Distinct ids, ascending, as a block has them.
+
+    Returns
+    -------
+    numpy.ndarray of uint64, shape (n,)
+        0 for 0 and for supervoxels without a root at that moment; these are counted in the thread's `collect_counts`.
+
+    Raises
+    ------
+    AccessRefusedError, ServerError
+        When the server refuses, or does not answer.
+    """
+    roots = supervoxels.copy()  # 0, and ids that are of the asked layer, stand for themselves
+    asked = (supervoxels != 0) & (query.graph.layer_of(supervoxels) != query.layer)
+    if query.layer == SUPERVOXEL_LAYER or not asked.any():
+        return roots
+    wanted = supervoxels[asked]
+    cache = _cache_of(query)
+    known, found = cache.get(wanted)
+    counts = ReadCounts()
+    missing = wanted[~known]
+    if len(missing):
+        found[~known] = fetched = _fetch(query, missing, counts)
+        cache.put(missing, fetched)
+    roots[asked] = found
+    counts.add_zero_roots(wanted[found == 0])
+    collecting = active_counts()
+    if collecting is not None:
+        collecting.add(counts)
+    return roots
+
+
+def roots_from_leaves(query: RootQuery, keep: tuple[int, ...], within: VoxelGrid, supervoxels: Ids) -> Ids:
+    """Roots of those supervoxels that belong to listed roots, 0 for all others.
+
+    Parameters
+    ----------
+    query : RootQuery
+        Whom to ask.
+    keep : tuple of int
+        Root ids.
+    within : VoxelGrid
+        Box that the supervoxels lie in, in voxels of the graph's resolution: the same for every block of a cutout.
+    supervoxels : numpy.ndarray of uint64, shape (n,)
+        Distinct ids.
+    """
+    # One at a time, so that threads that start together fetch a table once.
+    with _leaves_lock:
+        leaves, owners = _leaf_table(query, keep, within)
+    roots = np.zeros_like(supervoxels)
+    if len(leaves):
+        at = np.minimum(np.searchsorted(leaves, supervoxels), len(leaves) - 1)
+        ours = leaves[at] == supervoxels
+        roots[ours] = owners[at[ours]]
+    return roots
+
+
+def _fetch(query: RootQuery, supervoxels: Ids, counts: ReadCounts) -> Ids:
+    graph = query.graph
+    path = f"/segmentation/api/v1/table/{graph.table}/roots_binary"
+    params: dict[str, Any] = {"timestamp": query.timestamp}
+    if query.stop_layer is not None:
+        params["stop_layer"] = query.stop_layer
+    answers = []
+    for start in range(0, len(supervoxels), BATCH):
+        batch = supervoxels[start : start + BATCH]
+        with _request_slot(query):
+            answers.append(graph_server(graph.server).post_ids(path, batch, params, valid=_is_answer(query)))
+        counts.root_requests += 1
+        counts.ids_sent += len(batch)
+    roots = np.concatenate(answers)
+    # Before the graph existed the server gives every id back as it came: that is no root.
+    roots[graph.layer_of(roots) < query.layer] = 0
+    return roots
+
+
+def _is_answer(query: RootQuery) -> Any:
+    """Check of an answer: ids of the asked layer (or above, where the graph skips it), 0, or the ids that were sent."""
+
+    def check(sent: Ids, answer: Ids) -> bool:
+        layers = query.graph.layer_of(answer)
+        fits = (answer == 0) | ((layers >= query.layer) & (layers <= query.graph.layers)) | (answer == sent)
+        return bool(fits.all())
+
+    return check
+
+
+def _cache_of(query: RootQuery) -> RootCache:
+    key = (query.graph.server, query.graph.table, query.timestamp, query.stop_layer)
+    with _caches_lock:
+        cache = _caches.pop(key, None) or RootCache()
+        _caches[key] = cache  # the most recently used moment is the last
+        while len(_caches) > RootCache.MOMENTS_KEPT:
+            del _caches[next(iter(_caches))]
+        return cache
+
+
+@lru_cache(maxsize=LEAF_TABLES_KEPT)
+def _leaf_table(query: RootQuery, keep: tuple[int, ...], within: VoxelGrid) -> tuple[Ids, Ids]:
+    """Supervoxels of roots within a box, ascending, and the root of each."""
+    bounds = "_".join(f"{start}-{stop}" for start, stop in zip(within.start, within.stop, strict=True))
+    collecting = active_counts()
+    counts = ReadCounts()
+
+    def leaves_of(root: int) -> Ids:
+        path = f"/segmentation/api/v1/table/{query.graph.table}/node/{root}/leaves"
+        answer = graph_server(query.graph.server).get_json(path, {"bounds": bounds})
+        return np.array([int(value) for value in answer.get("leaf_ids", [])], dtype=np.uint64)
+
+    with ThreadPoolExecutor(LEAF_REQUESTS_IN_FLIGHT) as threads:
+        parts = list(threads.map(leaves_of, keep))
+    counts.root_requests += len(keep)
+    if collecting is not None:
+        collecting.add(counts)
+    leaves = np.concatenate([np.zeros(0, np.uint64), *parts])
+    owners = np.repeat(np.array(keep, dtype=np.uint64), [len(part) for part in parts])
+    order = np.argsort(leaves, kind="stable")
+    return leaves[order], owners[order]
+
+
+@contextmanager
+def _request_slot(query: RootQuery) -> Iterator[None]:
+    """Wait until the cluster (or, outside of one, this process) has a request to the server free."""
+    try:
+        worker = get_worker()
+    except ValueError:
+        slots: Any = _process_slots(query.graph.server, query.max_requests)
+    else:
+        slots = _cluster_slots(query.graph.server, query.max_requests, worker.address)
+    with slots:
+        yield
+
+
+@lru_cache(maxsize=16)
+def _process_slots(server: str, count: int) -> threading.BoundedSemaphore:
+    del server
+    return threading.BoundedSemaphore(count)
+
+
+@lru_cache(maxsize=16)
+def _cluster_slots(server: str, count: int, worker: str) -> Semaphore:
+    del worker  # part of the key: in tests, several workers live in one process
+    return Semaphore(max_leases=count, name=f"imagery-dask-requests-{count}-{server}")
