@@ -14,6 +14,8 @@ import yaml
 from distributed import Client, LocalCluster
 from distributed.client import default_client
 
+from imagery_dask.sources import tokens_for_own_workers
+
 __all__ = ["connect", "load_cluster_file"]
 
 KEYS = {"cluster", "arguments", "workers"}
@@ -93,8 +95,9 @@ def _start(text: str, workers: int | None) -> Any:
         with dask.config.set({"distributed.worker.profile.enabled": False}):
             if text == "local":
                 return LocalCluster(
-                    n_workers=workers or cores, threads_per_worker=1, host="127.0.0.1", dashboard_address=dashboard
-                )
+                    n_workers=workers or cores, threads_per_worker=1, host="127.0.0.1", dashboard_address=dashboard,
+                    env=dict(tokens_for_own_workers()),  # from nanny to worker: no token passes the scheduler
+                )  # fmt: skip
             return LocalCluster(
                 n_workers=1, threads_per_worker=workers or cores, processes=False, dashboard_address=dashboard
             )

@@ -198,7 +198,7 @@ def colors_of(ids: Block) -> NDArray[np.uint8]:
     return np.asarray(255 * bright, dtype=np.uint8)
 
 
-def overlay(image: Block, labels: Block, alpha: float = 0.35) -> NDArray[np.uint8]:
+def overlay(image: Block, labels: Block, alpha: float | NDArray[np.float64] = 0.35) -> NDArray[np.uint8]:
     """Grey image under colored labels.
 
     Parameters
@@ -207,7 +207,7 @@ def overlay(image: Block, labels: Block, alpha: float = 0.35) -> NDArray[np.uint
         Imagery.
     labels : numpy.ndarray of integers, shape (x, y)
         Ids; 0 is left without color.
-    alpha : float
+    alpha : float or numpy.ndarray of float64, shape (x, y)
         Strength of the colors, 0 to 1.
 
     Returns
@@ -216,7 +216,7 @@ def overlay(image: Block, labels: Block, alpha: float = 0.35) -> NDArray[np.uint
         RGB picture: rows are y, columns are x.
     """
     grey = np.repeat(image[..., np.newaxis], 3, axis=2).astype(np.float64)
-    share = np.where(labels[..., np.newaxis] == 0, 0.0, alpha)
+    share = np.where(labels == 0, 0.0, alpha)[..., np.newaxis]
     mixed = grey * (1 - share) + colors_of(labels) * share
     return np.ascontiguousarray(np.swapaxes(mixed.astype(np.uint8), 0, 1))
 

@@ -15,9 +15,11 @@ from imagery_dask import kernels
 from imagery_dask.lazy import lazy_array
 from imagery_dask.request import Cutout
 
-__all__ = ["SegmentationMasks"]
+__all__ = ["SegmentationMasks", "count_ids"]
 
 FAN_IN = 16
+
+Counts = tuple[NDArray[Any], NDArray[np.int64]]
 
 
 class SegmentationMasks(Mapping[int, da.Array]):
@@ -87,18 +89,23 @@ class SegmentationMasks(Mapping[int, da.Array]):
 
     def _ids(self) -> tuple[int, ...]:
         if self._found is None:
-            self.remember(_unique(self.labels))
+            self.remember(count_ids(self.labels))
         return self._found or ()
 
 
-def _unique(labels: da.Array) -> list[int]:
-    """Distinct ids of a lazy array by a tree of block-wise reductions."""
-    parts = [dask.delayed(kernels.unique_ids)(block) for block in labels.to_delayed().ravel()]
+def count_ids(labels: da.Array) -> dict[int, int]:
+    """Distinct ids of a lazy array, ascending, and how many voxels have each, by a tree of block-wise reductions."""
+    parts = [dask.delayed(kernels.unique_counts)(block) for block in labels.to_delayed().ravel()]
     while len(parts) > 1:
         parts = [dask.delayed(_merge)(parts[i : i + FAN_IN]) for i in range(0, len(parts), FAN_IN)]
-    (found,) = dask.compute(*parts)
-    return [int(value) for value in found]
+    ((ids, counts),) = dask.compute(*parts)
+    return dict(zip(ids.tolist(), counts.tolist(), strict=True))
 
 
-def _merge(parts: list[NDArray[Any]]) -> NDArray[Any]:
-    return np.unique(np.concatenate(parts))
+def _merge(parts: list[Counts]) -> Counts:
+    ids = np.concatenate([part[0] for part in parts])
+    counts = np.concatenate([part[1] for part in parts])
+    distinct, owner = np.unique(ids, return_inverse=True)
+    total = np.zeros(len(distinct), dtype=np.int64)
+    np.add.at(total, owner, counts)  # integers: bincount's weights are floats
+    return distinct, total

@@ -15,7 +15,7 @@ from imagery_dask import kernels
 from imagery_dask.labels import LabelRule
 from imagery_dask.sources import look_up_roots, roots_from_leaves
 
-__all__ = ["apply_rule", "ids_of"]
+__all__ = ["apply_rule", "ids_of", "relabel"]
 
 
 def apply_rule(block: NDArray[Any], rule: LabelRule) -> NDArray[Any]:
@@ -41,6 +41,11 @@ def apply_rule(block: NDArray[Any], rule: LabelRule) -> NDArray[Any]:
     if rule.mask_of is not None:
         return kernels.is_id(block, rule.mask_of)
     return kernels.to_int64(block) if rule.as_int64 else block
+
+
+def relabel(ids: NDArray[Any], rule: LabelRule) -> NDArray[Any]:
+    """Give a new array of the ids that stored ids, of any shape and integer type, get by a rule."""
+    return apply_rule(np.array(ids, dtype=np.uint64 if rule.query is not None else None, order="K"), rule)
 
 
 def ids_of(supervoxels: NDArray[np.uint64], rule: LabelRule) -> NDArray[np.uint64]:

@@ -6,15 +6,22 @@ belongs to one block too, so that it is read once::
     output chunks      |---------|---------|---------|---------|--
     storage chunks   |----|----|----|----|----|----|----|----|----
     blocks             |---------|-------------------|------------     edges where both grids have one
+
+A block of a dynamic segmentation is whole graph chunks as well, so that each supervoxel is looked up once. Where these
+do not fit into memory, the block is worked off in pieces, one after another::
+
+    graph chunks       |---------------------------------------|----
+    pieces of a block  |---------|-------------------|---------|----
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from imagery_dask.blocks import SPLIT_ABOVE
 from imagery_dask.grid import XYZ
 
 __all__ = ["BlockPlan", "Region", "SourceChunks", "plan_blocks"]
@@ -48,10 +55,13 @@ class BlockPlan:
         Edges from 0 to the region's size.
     reads_once : tuple of 3 bool
         Whether, along each axis, no storage chunk is cut by an edge between blocks.
+    inner : tuple of 3 tuples of int, optional
+        Edges at which blocks are cut into pieces that fit into memory.
     """
 
     edges: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
     reads_once: tuple[bool, bool, bool]
+    inner: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None = None
 
     def __len__(self) -> int:
         return math.prod(len(edges) - 1 for edges in self.edges)
@@ -62,6 +72,18 @@ class BlockPlan:
             for y, (y0, y1) in enumerate(pairwise(self.edges[1])):
                 for x, (x0, x1) in enumerate(pairwise(self.edges[0])):
                     yield (x, y, z), (slice(x0, x1), slice(y0, y1), slice(z0, z1))
+
+    def pieces(self, region: Region) -> Iterator[Region]:
+        """Regions that a block is worked off in, x fastest: the block itself where it need not be cut."""
+        if self.inner is None:
+            yield region
+            return
+        spans = [
+            [part.start, *(edge for edge in edges if part.start < edge < part.stop), part.stop]
+            for part, edges in zip(region, self.inner, strict=True)
+        ]
+        x, y, z = (tuple(span) for span in spans)
+        yield from (piece for _, piece in BlockPlan((x, y, z), self.reads_once))
 
     @property
     def largest(self) -> XYZ:
@@ -75,6 +97,7 @@ def plan_blocks(
     output_chunks: Sequence[int],
     source_chunks: Sequence[SourceChunks | None],
     voxels: int,
+    graph_chunks: Sequence[SourceChunks | None] = (None, None, None),
 ) -> BlockPlan:
     """Blocks for a region.
 
@@ -89,6 +112,8 @@ def plan_blocks(
     voxels : int
         Voxels that a block should hold. A block is at least one output chunk, and is aligned to the source only where
         that takes at most eight times as many.
+    graph_chunks : sequence of 3 SourceChunks or None
+        Grid, of whole storage chunks, that blocks are aligned to as well, at the price of being cut into pieces.
 
     Examples
     --------
@@ -96,8 +121,25 @@ def plan_blocks(
     >>> plan.edges[0], len(plan)
     ((0, 128, 256, 300), 3)
     """
-    units = [_unit(chunk, source) for chunk, source in zip(output_chunks, source_chunks, strict=True)]
-    if math.prod(unit for unit, _ in units) > 8 * voxels:
+    storage = _aligned(shape, output_chunks, source_chunks, voxels, SPLIT_ABOVE * voxels)
+    if not all(graph_chunks):
+        return storage
+    chunk = math.prod(grid.size for grid in graph_chunks if grid is not None)
+    graph = _aligned(shape, output_chunks, graph_chunks, voxels, SPLIT_ABOVE * chunk)
+    fits = math.prod(graph.largest) <= SPLIT_ABOVE * voxels
+    return graph if fits else replace(graph, inner=storage.edges)
+
+
+def _aligned(
+    shape: Sequence[int],
+    output_chunks: Sequence[int],
+    grids: Sequence[SourceChunks | None],
+    voxels: int,
+    most: int,
+) -> BlockPlan:
+    """Blocks whose edges are edges of the output's chunks and of a grid, where that takes at most `most` voxels."""
+    units = [_unit(chunk, grid) for chunk, grid in zip(output_chunks, grids, strict=True)]
+    if math.prod(unit for unit, _ in units) > most:
         units = [(chunk, None) for chunk in output_chunks]
     block = [min(unit, size) for (unit, _), size in zip(units, shape, strict=True)]
     while 2 * math.prod(block) <= voxels:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from imagery_dask.cli.export import print_report
-from imagery_dask.demo import run_demo
+from imagery_dask.demo import run_cave_demo, run_demo
 
 __all__ = ["demo"]
 
@@ -17,8 +17,12 @@ __all__ = ["demo"]
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("demo-output"), show_default=True, help="Folder to write to."
 )
-def demo(out: Path) -> None:
+@click.option("--cave", is_flag=True, help="Show a dynamic segmentation at two moments instead.")
+def demo(out: Path, cave: bool) -> None:
     """Make a small EM-like volume, export it to OME-Zarr on a local cluster, and write pictures of it."""
+    if cave:
+        _cave_demo(out)
+        return
     started = time.perf_counter()
     result = run_demo(out, lambda text: click.echo(text))
     print_report(result.report, str(result.zarr))
@@ -32,3 +36,16 @@ def demo(out: Path) -> None:
         f"--segmentation-source {result.volumes.segmentation_source} "
         f"--bounds {' '.join(str(v) for corner in result.bounds for v in corner)}"
     )
+
+
+def _cave_demo(out: Path) -> None:
+    started = time.perf_counter()
+    result = run_cave_demo(out, lambda text: click.echo(text))
+    for store, report in zip(result.stores, result.reports, strict=True):
+        print_report(report, str(store))
+    click.echo(
+        f"\nDone in {time.perf_counter() - started:.0f} s. Edits have replaced {result.changed} objects. Look at:"
+    )
+    click.echo(f"  {result.picture}   the same slice as of {result.moments[0]} and {result.moments[1]}")
+    for store, moment in zip(result.stores, result.moments, strict=True):
+        click.echo(f"  {store}   as of {moment}")

@@ -9,10 +9,11 @@ import click
 
 from imagery_dask.cli.info import human_bytes
 from imagery_dask.cli.options import ChunksType, RootIdsType
-from imagery_dask.client import ImageryClient
+from imagery_dask.cli.sources import cave_options, source_client
 from imagery_dask.errors import BlockFailedError, SourceError
 from imagery_dask.export.zarr import DEFAULT_CHUNKS, to_zarr
 from imagery_dask.run import RunReport
+from imagery_dask.sources import ReadCounts
 
 __all__ = ["export", "print_report"]
 
@@ -29,6 +30,9 @@ def export() -> None:
 @click.argument("out")
 @click.option("--image-source", metavar="URL", help="Imagery to export, a CloudVolume path.")
 @click.option("--segmentation-source", metavar="URL", help="Segmentation to export, on the same voxels.")
+@cave_options
+@click.option("--stale-roots", type=click.Choice(["error", "warn"]), default="error", show_default=True,
+              help="What --root-ids do that were no root ids at the moment shown.")  # fmt: skip
 @click.option(
     "--bounds", nargs=6, type=float, required=True, metavar="X0 Y0 Z0 X1 Y1 Z1", help="Region, upper corner exclusive."
 )
@@ -48,6 +52,11 @@ def export_zarr(
     out: str,
     image_source: str | None,
     segmentation_source: str | None,
+    datastack: str | None,
+    server: str | None,
+    version: int | None,
+    timestamp: str | None,
+    stale_roots: Any,
     bounds: tuple[float, ...],
     resolution: tuple[float, ...] | None,
     image_mip: int | None,
@@ -63,9 +72,10 @@ def export_zarr(
 
     Both are on one grid: that of the finer of the two at the mips that are read.
     """
-    client = ImageryClient(
-        resolution=resolution or None, image_source=image_source, segmentation_source=segmentation_source,
-        image_mip=image_mip, segmentation_mip=segmentation_mip, missing=missing,
+    client = source_client(
+        datastack, server, version, timestamp, resolution=resolution or None, image_source=image_source,
+        segmentation_source=segmentation_source, image_mip=image_mip, segmentation_mip=segmentation_mip,
+        missing=missing, stale_roots=stale_roots,
     )  # fmt: skip
     data = client.dataset((bounds[:3], bounds[3:]), root_ids=root_ids, scale_to_bounds=False)
     try:
@@ -92,9 +102,18 @@ def print_report(report: RunReport, out: str) -> None:
         click.echo(f"    {key}")
     if counts.missing > FAILURES_SHOWN:
         click.echo(f"    and {counts.missing - FAILURES_SHOWN} more")
+    if counts.root_requests or counts.zero_roots:
+        _print_roots(counts)
     if report.failures:
         click.echo(f"  {report.failures} blocks FAILED:", err=True)
         for failed in report.failed[:FAILURES_SHOWN]:
             click.echo(f"    {failed.name}: {failed.reason}", err=True)
         if report.failures > FAILURES_SHOWN:
             click.echo(f"    and {report.failures - FAILURES_SHOWN} more", err=True)
+
+
+def _print_roots(counts: ReadCounts) -> None:
+    click.echo(f"  supervoxels looked up: {counts.ids_sent:,} in {counts.root_requests:,} requests")
+    ids = ", ".join(map(str, counts.zero_root_ids[:FAILURES_SHOWN]))
+    more = f" and {counts.zero_roots - FAILURES_SHOWN} more" if counts.zero_roots > FAILURES_SHOWN else ""
+    click.echo(f"  supervoxels without a root: {counts.zero_roots}" + (f" (written as 0): {ids}{more}" if ids else ""))

@@ -7,6 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from imagery_dask.cli.sources import cave_options, source_client
 from imagery_dask.layer import Layer, Mip
 from imagery_dask.sources import open_volume
 
@@ -16,10 +17,27 @@ WIDE = 250
 
 
 @click.command()
-@click.argument("source")
-def info(source: str) -> None:
-    """Show the mips of SOURCE: resolution, shape, chunks, encoding, sharding, bounds and size."""
-    layer = open_volume(source).layer
+@click.argument("source", required=False)
+@cave_options
+def info(
+    source: str | None, datastack: str | None, server: str | None, version: int | None, timestamp: str | None
+) -> None:
+    """Show the mips of SOURCE, or of a datastack's layers: resolution, shape, chunks, encoding, bounds and size."""
+    if (source is None) == (datastack is None):
+        raise ValueError("Give a SOURCE, or a --datastack (and its --server).")
+    if source is not None:
+        if server is not None or version is not None or timestamp is not None:
+            raise ValueError("--server, --version and --timestamp need a --datastack.")
+        _show(open_volume(source).layer)
+        return
+    client = source_client(datastack, server, version, timestamp)
+    click.echo(f"{client!r}\n")
+    for path in (client.image_source, client.segmentation_source):
+        if path is not None:
+            _show(open_volume(path).layer)
+
+
+def _show(layer: Layer) -> None:
     console = Console()
     if not console.is_terminal:
         # A pipe or a file has no width: never break a row.
@@ -27,6 +45,13 @@ def info(source: str) -> None:
     console.print(f"[bold]{layer.path}[/bold]", highlight=False, soft_wrap=True)
     channels = "" if layer.channels == 1 else f", {layer.channels} channels"
     console.print(f"{layer.kind}, {layer.dtype}{channels}, {len(layer.mips)} mips", highlight=False)
+    if layer.graph is not None:
+        graph = layer.graph
+        console.print(
+            f"dynamic: table {graph.table} of {graph.server}, {graph.layers} layers, graph chunks of "
+            f"{'x'.join(map(str, graph.chunk_shape))} voxels at {'x'.join(f'{n:g}' for n in graph.resolution_nm)} nm",
+            highlight=False,
+        )
     console.print(_table(layer))
     console.print("Bounds (from, to) are in voxels of the mip, upper exclusive; size is uncompressed.", style="dim")
 

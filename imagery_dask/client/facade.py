@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from imagery_dask.client.cave import StaleRoots, read_cave_client, version_moment
+from imagery_dask.client.objects import FindsObjects
 from imagery_dask.client.pictures import SavesPictures
 from imagery_dask.client.settings import DynamicSettings, open_settings
 from imagery_dask.labels import LabelRequest, RootIds
@@ -23,7 +24,7 @@ from imagery_dask.sources import Missing, cloud_volume
 __all__ = ["ImageryClient"]
 
 
-class ImageryClient(SavesPictures):
+class ImageryClient(FindsObjects, SavesPictures):
     """Cutouts of imagery and segmentation as lazy arrays.
 
     Parameters

@@ -71,10 +71,12 @@ class Volume:
         chunks = [min(chunk, size) for chunk, size in zip(output_chunks, self.shape, strict=True)]
         if self.source is None:
             grids = [_dask_chunks(self.array.chunks[axis]) for axis in range(3)]
-        else:
-            voxel_bytes *= _amplification(self.source)
-            grids = [_storage_chunks(self.source, axis) for axis in range(3)]
-        return plan_blocks(self.shape, chunks, grids, max(1, int(block_bytes / voxel_bytes)))
+            return plan_blocks(self.shape, chunks, grids, max(1, int(block_bytes / voxel_bytes)))
+        cutout = self.source.cutout
+        voxels = max(1, int(block_bytes / voxel_bytes / _amplification(self.source)))
+        storage = _grids(self.source, cutout.mip.chunk_shape)
+        graph = (None, None, None) if cutout.unit == cutout.mip.chunk_shape else _grids(self.source, cutout.unit)
+        return plan_blocks(self.shape, chunks, storage, voxels, graph)
 
     def reader(self, region: Region) -> Callable[[], NDArray[Any]]:
         """Picklable call that gives the voxels of a region."""
@@ -223,16 +225,17 @@ def _check(array: da.Array) -> None:
         raise TypeError(f"Voxels are numbers; got dtype {array.dtype}.")
 
 
-def _storage_chunks(source: CutoutArray, axis: int) -> SourceChunks | None:
-    """Storage chunks of a cutout along an axis, where their edges fall on voxels of the target."""
-    cutout = source.cutout
-    grid, target = cutout.mip.grid, cutout.target
-    step = target.steps_from(grid.resolution_nm)[axis]
-    size = cutout.mip.chunk_shape[axis] / step
-    origin = grid.start[axis] / step
-    if size.denominator != 1 or origin.denominator != 1:
-        return None
-    return SourceChunks(int(size), int(origin - target.start[axis]) % int(size))
+def _grids(source: CutoutArray, chunk: XYZ) -> list[SourceChunks | None]:
+    """Grid of chunks of a cutout's source along each axis, where their edges fall on voxels of the target."""
+    grid, target = source.cutout.mip.grid, source.cutout.target
+    grids: list[SourceChunks | None] = []
+    for axis, step in enumerate(target.steps_from(grid.resolution_nm)):
+        size, origin = chunk[axis] / step, grid.start[axis] / step
+        if size.denominator != 1 or origin.denominator != 1:
+            grids.append(None)
+        else:
+            grids.append(SourceChunks(int(size), int(origin - target.start[axis]) % int(size)))
+    return grids
 
 
 def _dask_chunks(chunks: tuple[int, ...]) -> SourceChunks | None:

@@ -116,31 +116,31 @@ class ZarrBlock:
     ----------
     name : str
         Shown on the dashboard.
-    read : callable
-        Gives the block's voxels, x, y, z(, c).
+    pieces : tuple of (region, callable)
+        Which voxels, x, y, z, and what gives them as x, y, z(, c); one after another.
     store, path : str
         Where the array is.
-    region : tuple of 3 slices
-        Which voxels, x, y, z.
     run : str
         Names the run: a store that is overwritten is another store, although its path is the same.
     """
 
     name: str
-    read: Callable[[], NDArray[Any]]
+    pieces: tuple[tuple[Region, Callable[[], NDArray[Any]]], ...]
     store: str
     path: str
-    region: Region
     run: str
 
     def __call__(self) -> int:
-        """Compute and write; the block covers whole chunks, so that no other task touches them."""
-        block = self.read()
-        selection = tuple(reversed(self.region))
-        if block.ndim == 4:
-            selection = (slice(None), *selection)
-        _open(self.store, self.path, self.run, _threads(), os.getpid())[selection] = block.T
-        return int(block.nbytes)
+        """Compute and write; each piece covers whole chunks, so that no other task touches them."""
+        written = 0
+        for region, read in self.pieces:
+            block = read()
+            selection = tuple(reversed(region))
+            if block.ndim == 4:
+                selection = (slice(None), *selection)
+            _open(self.store, self.path, self.run, _threads(), os.getpid())[selection] = block.T
+            written += int(block.nbytes)
+        return written
 
 
 def _tasks(store: str, volumes: list[Volume], plans: list[BlockPlan]) -> Iterator[BlockTask]:
@@ -148,7 +148,8 @@ def _tasks(store: str, volumes: list[Volume], plans: list[BlockPlan]) -> Iterato
     for volume, plan in zip(volumes, plans, strict=True):
         for (x, y, z), region in plan:
             name = f"read+write {volume.name} z{z} y{y} x{x}"
-            yield ZarrBlock(name, volume.reader(region), store, f"{volume.group}0", region, run)
+            pieces = tuple((piece, volume.reader(piece)) for piece in plan.pieces(region))
+            yield ZarrBlock(name, pieces, store, f"{volume.group}0", run)
 
 
 @lru_cache(maxsize=64)

@@ -1,7 +1,7 @@
 """Readers: picklable handles to volumes, opened once per process, with credentials found where they are used."""
 
 from imagery_dask.sources.counts import ReadCounts, collect_counts
-from imagery_dask.sources.credentials import remember_token
+from imagery_dask.sources.credentials import remember_token, tokens_for_own_workers
 from imagery_dask.sources.graph_server import graph_server
 from imagery_dask.sources.handle import SourceHandle, cloud_volume, open_volume
 from imagery_dask.sources.paths import normalize_path
@@ -22,4 +22,5 @@ __all__ = [
     "open_volume",
     "remember_token",
     "roots_from_leaves",
+    "tokens_for_own_workers",
 ]

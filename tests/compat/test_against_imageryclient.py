@@ -295,7 +295,11 @@ def test_client_made_of_paths(world: World, resolution: Any, mips: tuple[int | N
 
 @pytest.mark.parametrize("resolution", [None, (16, 16, 40)])
 def test_client_made_of_a_caveclient(world: World, resolution: Any) -> None:
+    # An info service that lists flat layers; test_dynamic_against_imageryclient.py has the real client and server.
     cave = SimpleNamespace(
+        datastack_name="flat",
+        server_address="http://127.0.0.1",
+        timestamp=None,
         auth=SimpleNamespace(token=None),
         info=SimpleNamespace(
             image_source=lambda: world.sources["image_source"],

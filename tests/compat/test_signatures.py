@@ -23,9 +23,11 @@ TEXT = Path(__file__).resolve().parents[3] / "shared" / "reference" / "imagerycl
 CALLS: dict[str, Parameters] = {"__init__": CONSTRUCTOR, **METHODS, **FUNCTIONS}
 #: What our calls take beside the reference's parameters.
 EXTRAS = {
-    "__init__": {"missing"},
+    "__init__": {"missing", "version", "stale_roots", "max_requests"},
     "image_cutout": {"order"},
-    "image_and_segmentation_cutout": {"order"},
+    "image_and_segmentation_cutout": {"order", "stop_layer"},
+    "segmentation_cutout": {"stop_layer"},
+    "split_segmentation_cutout": {"stop_layer"},
 }
 #: Defaults that differ from the reference's; see docs/differences.md.
 IMMUTABLE = {"segmentation_colormap": None}

@@ -1,0 +1,130 @@
+"""Questions about objects that are no cutouts: which there are, which one is at a point, what supervoxels belong to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask.array as da
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from imagery_dask.arguments import numbers
+from imagery_dask.client.settings import ClientSettings
+from imagery_dask.labels import LabelRequest, RootIds
+from imagery_dask.lazy import lazy_array
+from imagery_dask.masks import count_ids
+from imagery_dask.moments import Moment
+from imagery_dask.objects import relabel
+from imagery_dask.parameters import describe
+from imagery_dask.points import stored_ids_at, voxels_of
+
+__all__ = ["FindsObjects"]
+
+
+class FindsObjects:
+    """Which objects are where; the part of `ImageryClient` that answers with ids rather than cutouts."""
+
+    _settings: ClientSettings
+
+    @describe
+    def unique_roots(
+        self,
+        bounds: ArrayLike,
+        root_ids: RootIds = "all",
+        include_null_root: bool = False,
+        bbox_size: ArrayLike | None = None,
+        image_size: ArrayLike | None = None,
+        mip: int | None = None,
+        resolution: ArrayLike | None = None,
+        timestamp: Moment = None,
+        *,
+        stop_layer: int | None = None,
+    ) -> dict[int, int]:
+        """Find the objects of a region and their sizes, by one pass over it.
+
+        Parameters
+        ----------
+        {parameters}
+
+        Returns
+        -------
+        dict of int to int
+            Root id -> number of voxels of the mip, ids ascending.
+        """
+        cutout = self._settings.labels_cutout(
+            bounds, LabelRequest(root_ids, False, timestamp, stop_layer), bbox_size=bbox_size, image_size=image_size,
+            mip=mip, resolution=resolution, scale_to_bounds=False,
+        )  # fmt: skip
+        return {root: n for root, n in count_ids(lazy_array(cutout)).items() if root or include_null_root}
+
+    @describe
+    def root_at(
+        self,
+        points: ArrayLike,
+        mip: int | None = None,
+        resolution: ArrayLike | None = None,
+        timestamp: Moment = None,
+        *,
+        stop_layer: int | None = None,
+    ) -> NDArray[np.uint64]:
+        """Find the object at each of some points; storage chunks that hold several of them are read once.
+
+        Parameters
+        ----------
+        points : array-like of numbers, shape (n, 3) or (3,)
+            x, y, z in voxels of `resolution`.
+        {parameters}
+
+        Returns
+        -------
+        numpy.ndarray of the segmentation's dtype, shape (n,) or ()
+            Root ids; 0 where there is no object, and outside the volume.
+        """
+        places = _points(points)
+        settings, layer = self._settings, self._settings.segmentation_layer()
+        rule = settings.rule(LabelRequest("all", False, timestamp, stop_layer))
+        level = layer.mip(settings.segmentation_mip if mip is None else mip)
+        voxels = voxels_of(places.reshape(-1, 3), settings.resolution_or(resolution), level.grid.resolution_nm)
+        found = relabel(stored_ids_at(layer, level.level, voxels, settings.missing), rule)
+        return found.reshape(places.shape[:-1])
+
+    @describe
+    def remap(self, supervoxels: Any, timestamp: Moment = None, *, stop_layer: int | None = None) -> Any:
+        """Replace supervoxel ids by the root ids that they have at a moment.
+
+        Parameters
+        ----------
+        supervoxels : array-like of integers or dask.array.Array
+            Supervoxel ids, of any shape.
+        {parameters}
+
+        Returns
+        -------
+        numpy.ndarray or dask.array.Array of uint64
+            Root ids, in the shape of `supervoxels`; lazy for a dask array. 0 for 0 and for ids without a root.
+        """
+        rule = self._settings.rule(LabelRequest("all", False, timestamp, stop_layer))
+        if rule.query is None:
+            raise ValueError("remap needs a dynamic segmentation (graphene://...); this client's segmentation is flat.")
+        if isinstance(supervoxels, da.Array):
+            _check_ids(supervoxels.dtype)
+            return supervoxels.map_blocks(
+                relabel, rule, dtype=np.uint64, meta=np.empty((0,) * supervoxels.ndim, np.uint64)
+            )
+        ids = np.asarray(supervoxels)
+        _check_ids(ids.dtype, empty=ids.size == 0)
+        return relabel(ids, rule)
+
+
+def _points(points: ArrayLike) -> NDArray[np.float64]:
+    places = numbers("points", points, "x, y, z of one point, or of n points (n x 3)")
+    if places.ndim not in (1, 2) or places.shape[-1] != 3 or not np.isfinite(places).all():
+        raise ValueError(f"points must be finite x, y, z of one point, or of n points (n x 3); got {points!r}.")
+    return places
+
+
+def _check_ids(dtype: np.dtype[Any], empty: bool = False) -> None:
+    if dtype.kind not in "ui" and not empty:
+        raise TypeError(
+            f"supervoxels must be integers; got {dtype}. Ids exceed 2**53: a float has already rounded them."
+        )

@@ -1,0 +1,101 @@
+"""The same place at two moments: a dynamic segmentation, its CAVE server, and two exports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import imageio.v2 as imageio
+import numpy as np
+from numpy.typing import NDArray
+
+from imagery_dask.client import ImageryClient
+from imagery_dask.demo.cave import CaveServer, World, make_world
+from imagery_dask.export.zarr import to_zarr
+from imagery_dask.kernels import overlay
+from imagery_dask.moments import describe_moment
+from imagery_dask.run import RunReport
+
+__all__ = ["CaveDemoResult", "run_cave_demo"]
+
+SHAPE = (512, 512, 32)
+FAINT, STRONG = 0.12, 0.6
+GAP = 8
+
+
+@dataclass(frozen=True, slots=True)
+class CaveDemoResult:
+    """What the demo of two moments made.
+
+    Parameters
+    ----------
+    moments : tuple of 2 str
+        The moments, ISO 8601.
+    stores : tuple of 2 pathlib.Path
+        OME-Zarr stores, one for each moment.
+    picture : pathlib.Path
+        One slice at both moments side by side; objects that edits changed in strong colors.
+    changed : int
+        Objects of the first moment that edits have replaced by the second.
+    reports : tuple of 2 RunReport
+        What the exports did.
+    """
+
+    moments: tuple[str, str]
+    stores: tuple[Path, Path]
+    picture: Path
+    changed: int
+    reports: tuple[RunReport, RunReport]
+
+
+def run_cave_demo(out: Path, say: Callable[[str], None], cluster: str | None = "local") -> CaveDemoResult:
+    """Serve a small dynamic segmentation, and export and draw it before and after its edits.
+
+    Parameters
+    ----------
+    out : pathlib.Path
+        Folder to write to.
+    say : callable
+        Told what happens.
+    cluster : str or None
+        Where to run the exports, see `imagery_dask.cluster.connect`.
+    """
+    out = out.expanduser().resolve()
+    say(f"Making a dynamic segmentation in {out / 'cave'}, with a history of merges and splits ...")
+    world = make_world(out / "cave", SHAPE)
+    times = (world.times["created"], max(world.times.values()))
+    with CaveServer(world) as server:
+        say(f"Serving it at {server.url} with the protocol of CAVE ...")
+        client = ImageryClient(client=server.client())
+        stores, reports, labels = [], [], []
+        for name, time in zip(("before", "after"), times, strict=True):
+            data = client.dataset(_bounds(world), timestamp=time)
+            say(f"Exporting {name} the edits, as of {data['segmentation'].attrs['timestamp']} ...")
+            stores.append(out / f"cave-{name}.zarr")
+            reports.append(to_zarr(data, stores[-1], chunks=(128, 128, 32), overwrite=True, cluster=cluster))
+            labels.append(data["segmentation"].to_numpy())
+        image = data["image"].to_numpy()
+    picture = out / "before-and-after.png"
+    replaced = np.setdiff1d(np.unique(labels[0]), np.unique(labels[1]))
+    imageio.imwrite(picture, _side_by_side(image, labels[0], labels[1]))
+    first, second = (describe_moment(time) for time in times)
+    return CaveDemoResult(
+        (first, second), (stores[0], stores[1]), picture, len(replaced), (reports[0], reports[1])
+    )  # fmt: skip
+
+
+def _bounds(world: World) -> list[list[int]]:
+    zoom = [own // image for own, image in zip(world.resolution, world.image_resolution, strict=True)]
+    start = [offset * factor for offset, factor in zip(world.voxel_offset, zoom, strict=True)]
+    return [start, [a + n for a, n in zip(start, SHAPE, strict=True)]]
+
+
+def _side_by_side(image: NDArray[np.uint8], before: NDArray[np.uint64], after: NDArray[np.uint64]) -> NDArray[np.uint8]:
+    """Draw the slice in which edits changed most."""
+    changed = before != after
+    z = int(changed.sum(axis=(0, 1)).argmax())
+    alpha = np.where(changed[:, :, z], STRONG, FAINT)
+    left, right = (overlay(image[:, :, z], labels[:, :, z], alpha) for labels in (before, after))
+    gap = np.full((left.shape[0], GAP, 3), 255, dtype=np.uint8)
+    return np.concatenate([left, gap, right], axis=1)
