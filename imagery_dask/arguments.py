@@ -14,6 +14,8 @@ from imagery_dask.grid import AXES
 __all__ = ["Triple", "bounds_from_center", "corners", "numbers", "root_id", "sizes", "triple"]
 
 Triple = tuple[float, float, float]
+# Above, float64 does not tell neighbouring voxels apart.
+LARGEST = 2.0**53
 
 
 def bounds_from_center(ctr: ArrayLike, width: float = 1, height: float = 1, depth: float = 1) -> Any:
@@ -58,8 +60,8 @@ def triple(name: str, value: Any, *, positive: bool = False) -> Triple:
         array = array[0]
     if array.shape != (3,):
         raise ValueError(f"{name} must be three numbers x, y, z; got {value!r} of shape {array.shape}.")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} must be finite; got {value!r}.")
+    if not np.isfinite(array).all() or (np.abs(array) >= LARGEST).any():
+        raise ValueError(f"{name} must be finite, and below 2**53; got {value!r}.")
     if positive and not (array > 0).all():
         raise ValueError(f"{name} must be positive; got {value!r}.")
     x, y, z = array.tolist()
@@ -92,6 +94,8 @@ def corners(value: Any) -> tuple[Triple, Triple]:
         raise ValueError(f"bounds must be two corners (2 x 3); got {value!r} of shape {array.shape}.")
     if not np.isfinite(array).all():
         raise ValueError(f"bounds must be finite; got {value!r}.")
+    if (np.abs(array) >= LARGEST).any():
+        raise ValueError(f"bounds must be below 2**53 voxels from the origin; got {value!r}.")
     inverted = [AXES[axis] for axis in range(3) if array[1, axis] <= array[0, axis]]
     if inverted:
         raise ValueError(

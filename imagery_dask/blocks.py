@@ -7,13 +7,15 @@ from fractions import Fraction
 
 import numpy as np
 
-from imagery_dask.grid import XYZ, edge_at_or_after, nearest_index
+from imagery_dask.grid import AXES, XYZ, edge_at_or_after, nearest_index
 from imagery_dask.request import Cutout
 
 __all__ = ["SPLIT_ABOVE", "block_edges", "grow_block"]
 
 # How many times the wanted size a block may have, so that it need not cut a chunk.
 SPLIT_ABOVE = 8
+# Blocks along an axis: volumes have thousands, a mistaken unit makes millions, each with an edge in memory.
+MOST_BLOCKS = 2**20
 
 
 def block_edges(cutout: Cutout, block_bytes: int) -> tuple[list[int], list[int], list[int]]:
@@ -32,6 +34,12 @@ def block_edges(cutout: Cutout, block_bytes: int) -> tuple[list[int], list[int],
     if math.prod(n / step for n, step in zip(unit, steps, strict=True)) > SPLIT_ABOVE * voxels:
         unit = cutout.mip.chunk_shape
     shape = grow_block(unit, source.shape, steps, voxels)
+    for axis, name in enumerate(AXES):
+        if target.shape[axis] * steps[axis] / shape[axis] > MOST_BLOCKS:
+            raise ValueError(
+                f"The cutout is {target.shape[axis]:,} voxels long along {name}; the volume has "
+                f"{source.shape[axis]:,} there. Check the bounds, and the resolution that they are given in."
+            )
     x, y, z = (
         _axis_edges(target.start[axis], target.stop[axis], source.start[axis], shape[axis], steps[axis])
         for axis in range(3)

@@ -30,7 +30,7 @@ SUPERVOXEL_LAYER = 1
 ID_BITS = 64
 # As people, CAVE's info service and CloudVolume write them: .../segmentation/table/T, /segmentation/api/v1/table/T,
 # and the older forms without "table".
-PATH = re.compile(r"^/(?P<modality>\w+)/(?:api/v\d+/|1\.0/)?(?:table/)?(?P<table>[\w.\-]+)/?$")
+PATH = re.compile(r"^/(?P<modality>\w+)/(?:api/v\d+/|1\.0/)?(?:table/)?(?P<table>(?!table/?$)[\w.\-]+)/?$")
 
 
 def graphene_address(path: str) -> tuple[str, str]:
@@ -113,7 +113,7 @@ class ChunkedGraph:
                 int(graph["n_layers"]), int(graph.get("n_bits_for_layer_id", 8)),
             )  # fmt: skip
             supported = info["app"]["supported_api_versions"]
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
             raise SourceError(f"{path!r} has no info of a chunked graph: there is no usable {error} in it.") from error
         if 1 not in supported:
             raise SourceError(f"{path!r} is served by API versions {supported}; only version 1 is supported.")

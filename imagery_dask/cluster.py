@@ -20,6 +20,8 @@ __all__ = ["connect", "load_cluster_file"]
 
 KEYS = {"cluster", "arguments", "workers"}
 WAIT_S = 600
+# Ctrl-C reaches every process of a terminal; this process ends the others itself, without their tracebacks.
+LEAVE_INTERRUPTS = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
 
 
 @contextmanager
@@ -50,8 +52,15 @@ def connect(spec: Any = None, workers: int | None = None, wait_s: float = WAIT_S
     TimeoutError
         When no worker came in time.
     """
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int)):
+        raise TypeError(f"workers must be a whole number; got {workers!r}.")
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1; got {workers}.")
+    if not (spec is None or isinstance(spec, (str, os.PathLike, Client)) or hasattr(spec, "scheduler_address")):
+        raise TypeError(
+            f"cluster must be 'local', a file, an address, or a dask client or cluster; got {spec!r} "
+            f"({type(spec).__name__})."
+        )
     if isinstance(spec, Client):
         yield spec
         return
@@ -97,6 +106,7 @@ def _start(text: str, workers: int | None) -> Any:
                 return LocalCluster(
                     n_workers=workers or cores, threads_per_worker=1, host="127.0.0.1", dashboard_address=dashboard,
                     env=dict(tokens_for_own_workers()),  # from nanny to worker: no token passes the scheduler
+                    preload=[LEAVE_INTERRUPTS],
                 )  # fmt: skip
             return LocalCluster(
                 n_workers=1, threads_per_worker=workers or cores, processes=False, dashboard_address=dashboard

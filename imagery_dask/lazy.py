@@ -86,7 +86,7 @@ class CutoutArray:
         """Voxels of a box of the target grid as (x, y, z, channel), in Fortran or C order."""
         cutout = self.cutout
         source_nm = cutout.mip.grid.resolution_nm
-        handle = SourceHandle(cutout.path, cutout.mip.level, cutout.missing)
+        handle = SourceHandle(cutout.path, cutout.mip, cutout.missing)
         if target.resolution_nm == source_nm:
             return self._relabelled(handle.read(target, layout))
         if cutout.order == 1:
@@ -210,7 +210,7 @@ def source_of(array: da.Array) -> CutoutArray | None:
 
 def lazy_dataarray(cutout: Cutout, name: str) -> xr.DataArray:
     """Xarray view of a cutout: dims x, y, z (and channel), coordinates of voxel centres in nm."""
-    target = cutout.target
+    target, array = cutout.target, lazy_array(cutout, squeeze=False)
     dims = (*AXES, "channel") if cutout.channels > 1 else AXES
     coords = {
         axis: (axis, target.centres_nm(index), {"units": "nm", "long_name": f"voxel centre, {axis}"})
@@ -225,7 +225,7 @@ def lazy_dataarray(cutout: Cutout, name: str) -> xr.DataArray:
     query = cutout.labels.query if cutout.labels is not None else None
     if query is not None:
         described |= {"timestamp": describe_moment(query.timestamp), "timestamp_unix_s": query.timestamp}
-    return xr.DataArray(lazy_array(cutout, squeeze=False), dims=dims, coords=coords, attrs=described, name=name)
+    return xr.DataArray(array, dims=dims, coords=coords, attrs=described, name=name)
 
 
 def _span(part: Part, size: int) -> tuple[int, int, slice | NDArray[np.int64]]:

@@ -71,7 +71,10 @@ def as_unix_seconds(value: Any, name: str = "timestamp") -> float:
                 f"{name} must be a date and time such as '2024-05-01T12:00:00Z', or 'now'; got {value!r}."
             ) from error
     if isinstance(value, datetime):
-        return (value if value.tzinfo is not None else value.replace(tzinfo=UTC)).timestamp()
+        try:
+            value = (value if value.tzinfo is not None else value.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError) as error:  # pandas' NaT, years out of range
+            raise ValueError(f"{name} must be a date and time; got {value!r}.") from error
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(
             f"{name} must be a datetime, an ISO 8601 text, seconds since 1970 or 'now'; got {value!r} "
@@ -79,7 +82,7 @@ def as_unix_seconds(value: Any, name: str = "timestamp") -> float:
         )
     seconds = float(value)
     if not math.isfinite(seconds) or seconds <= 0:
-        raise ValueError(f"{name} must be a number of seconds since 1970; got {value!r}.")
+        raise ValueError(f"{name} must be after the beginning of 1970; got {value!r}.")
     return seconds
 
 

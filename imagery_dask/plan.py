@@ -98,6 +98,7 @@ def plan_blocks(
     source_chunks: Sequence[SourceChunks | None],
     voxels: int,
     graph_chunks: Sequence[SourceChunks | None] = (None, None, None),
+    most: int | None = None,
 ) -> BlockPlan:
     """Blocks for a region.
 
@@ -110,10 +111,11 @@ def plan_blocks(
     source_chunks : sequence of 3 SourceChunks or None
         Grid of storage chunks along each axis; None where it does not fall on voxels of the region.
     voxels : int
-        Voxels that a block should hold. A block is at least one output chunk, and is aligned to the source only where
-        that takes at most eight times as many.
+        Voxels that a block should hold. A block is at least one output chunk.
     graph_chunks : sequence of 3 SourceChunks or None
         Grid, of whole storage chunks, that blocks are aligned to as well, at the price of being cut into pieces.
+    most : int, optional
+        Voxels that a block may hold in order to be aligned to the source; by default eight times `voxels`.
 
     Examples
     --------
@@ -121,12 +123,13 @@ def plan_blocks(
     >>> plan.edges[0], len(plan)
     ((0, 128, 256, 300), 3)
     """
-    storage = _aligned(shape, output_chunks, source_chunks, voxels, SPLIT_ABOVE * voxels)
+    most = SPLIT_ABOVE * voxels if most is None else most
+    storage = _aligned(shape, output_chunks, source_chunks, voxels, most)
     if not all(graph_chunks):
         return storage
     chunk = math.prod(grid.size for grid in graph_chunks if grid is not None)
     graph = _aligned(shape, output_chunks, graph_chunks, voxels, SPLIT_ABOVE * chunk)
-    fits = math.prod(graph.largest) <= SPLIT_ABOVE * voxels
+    fits = math.prod(graph.largest) <= most
     return graph if fits else replace(graph, inner=storage.edges)
 
 

@@ -58,7 +58,7 @@ def stored_ids_at(layer: Layer, level: int, voxels: NDArray[np.int64], missing: 
     )
     order = np.argsort(members.ravel(), kind="stable")
     groups = np.split(np.flatnonzero(inside)[order], np.cumsum(np.bincount(members.ravel(), minlength=len(cells)))[:-1])
-    handle = SourceHandle(layer.path, level, missing)
+    handle = SourceHandle(layer.path, mip, missing)
 
     def read(group: NDArray[np.int64]) -> None:
         here = voxels[group]

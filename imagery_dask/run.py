@@ -45,6 +45,15 @@ class BlockResult:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockError:
+    """What a worker says of a block that failed, and whether that was because access was refused."""
+
+    reason: str
+    message: str
+    refused: bool
+
+
+@dataclass(frozen=True, slots=True)
 class FailedBlock:
     """A block that failed, and why."""
 
@@ -166,26 +175,34 @@ def run_blocks(
     return report
 
 
-def _run_block(task: BlockTask) -> BlockResult:
+def _run_block(task: BlockTask) -> BlockResult | BlockError:
     started = time.perf_counter()
-    with collect_counts() as counts:
-        written = task()
+    try:
+        with collect_counts() as counts:
+            written = task()
+    except Exception as error:
+        # A value, not an exception: dask would log a traceback for each, and could not pickle some.
+        return BlockError(f"{type(error).__name__}: {error}", str(error), isinstance(error, AccessRefusedError))
     return BlockResult(written, counts, time.perf_counter() - started)
 
 
 def _record(report: RunReport, future: Any, name: str) -> None:
-    error = future.exception() if future.status != "cancelled" else RuntimeError("the block was cancelled")
-    if isinstance(error, AccessRefusedError):
-        raise error
-    if error is not None:
-        report.failures += 1
-        if len(report.failed) < FAILURES_KEPT:
-            report.failed.append(FailedBlock(name, f"{type(error).__name__}: {error}"))
+    if future.status == "cancelled":
+        result: BlockResult | BlockError = BlockError("CancelledError: the block was cancelled", "", False)
+    elif (error := future.exception()) is not None:  # of dask's own: a killed worker, a result that got lost
+        result = BlockError(f"{type(error).__name__}: {error}", "", False)
+    else:
+        result = future.result()
+    if isinstance(result, BlockResult):
+        report.done += 1
+        report.written_bytes += result.written_bytes
+        report.counts.add(result.counts)
         return
-    result: BlockResult = future.result()
-    report.done += 1
-    report.written_bytes += result.written_bytes
-    report.counts.add(result.counts)
+    if result.refused:
+        raise AccessRefusedError(result.message)
+    report.failures += 1
+    if len(report.failed) < FAILURES_KEPT:
+        report.failed.append(FailedBlock(name, result.reason))
 
 
 def _first(tasks: Iterator[BlockTask], count: int) -> Iterator[BlockTask]:

@@ -6,18 +6,21 @@ import sys
 from typing import Any
 
 import click
+import xarray as xr
 
 from imagery_dask.cli.info import human_bytes
 from imagery_dask.cli.options import ChunksType, RootIdsType
 from imagery_dask.cli.sources import cave_options, source_client
 from imagery_dask.errors import BlockFailedError, SourceError
 from imagery_dask.export.zarr import DEFAULT_CHUNKS, to_zarr
+from imagery_dask.lazy import source_of
 from imagery_dask.run import RunReport
 from imagery_dask.sources import ReadCounts
 
 __all__ = ["export", "print_report"]
 
 SOME_BLOCKS_FAILED = 1
+INTERRUPTED = 130
 FAILURES_SHOWN = 10
 
 
@@ -77,7 +80,10 @@ def export_zarr(
         segmentation_source=segmentation_source, image_mip=image_mip, segmentation_mip=segmentation_mip,
         missing=missing, stale_roots=stale_roots,
     )  # fmt: skip
+    if client.segmentation_source is None and (root_ids != "all" or segmentation_mip is not None):
+        raise ValueError("--root-ids and --segmentation-mip need a segmentation; give --segmentation-source.")
     data = client.dataset((bounds[:3], bounds[3:]), root_ids=root_ids, scale_to_bounds=False)
+    _check_inside(data)
     try:
         report = to_zarr(data, out, chunks=chunks, overwrite=overwrite, cluster=cluster, workers=workers)
     except BlockFailedError as error:
@@ -86,7 +92,26 @@ def export_zarr(
     except SourceError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(SOME_BLOCKS_FAILED)
+    except KeyboardInterrupt:
+        left = "keeps what it had" if overwrite else "is incomplete: export again with --overwrite"
+        click.echo(f"Interrupted; {out} {left}.", err=True)
+        sys.exit(INTERRUPTED)
     print_report(report, out)
+
+
+def _check_inside(data: xr.Dataset) -> None:
+    """Refuse to write zeros only: bounds beside the volume are in another resolution than was meant."""
+    for name, variable in data.data_vars.items():
+        source = source_of(variable.data)
+        if source is None:
+            continue
+        volume = source.cutout.mip.grid
+        if source.cutout.target.at(volume.resolution_nm).intersection(volume).size == 0:
+            raise ValueError(
+                f"--bounds lie outside the {name}: at {volume.resolution_nm} nm, where it has voxels {volume.start} to "
+                f"{volume.stop}, they are voxels {source.cutout.target.at(volume.resolution_nm).start} to "
+                f"{source.cutout.target.at(volume.resolution_nm).stop}. Check --resolution, in which bounds are given."
+            )
 
 
 def print_report(report: RunReport, out: str) -> None:

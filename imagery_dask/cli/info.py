@@ -14,6 +14,7 @@ from imagery_dask.sources import open_volume
 __all__ = ["human_bytes", "info"]
 
 WIDE = 250
+NARROW = 120
 
 
 @click.command()
@@ -39,8 +40,8 @@ def info(
 
 def _show(layer: Layer) -> None:
     console = Console()
-    if not console.is_terminal:
-        # A pipe or a file has no width: never break a row.
+    if not console.is_terminal or console.width < NARROW:
+        # A pipe or a file has no width, and terminals break long lines better than numbers: never break a row.
         console = Console(width=WIDE)
     console.print(f"[bold]{layer.path}[/bold]", highlight=False, soft_wrap=True)
     channels = "" if layer.channels == 1 else f", {layer.channels} channels"

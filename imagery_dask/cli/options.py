@@ -39,9 +39,9 @@ class RootIdsType(click.ParamType[Any]):
         """Read the text."""
         if not isinstance(value, str):
             return value  # type: ignore[no-any-return]
-        if value == "all":
+        if value.lower() == "all":
             return "all"
-        if value == "none":
+        if value.lower() == "none":
             return None
         text = value
         if value.startswith("@"):
@@ -49,7 +49,12 @@ class RootIdsType(click.ParamType[Any]):
                 text = Path(value[1:]).read_text()
             except OSError as error:
                 self.fail(f"Cannot read {value[1:]!r}: {error.strerror}.", param, ctx)
+            except UnicodeDecodeError:
+                self.fail(f"{value[1:]!r} is no text file of ids.", param, ctx)
         try:
-            return [int(word) for word in text.replace(",", " ").split()]
+            ids = [int(word) for word in text.replace(",", " ").split()]
         except ValueError as error:
             self.fail(f"Root ids must be whole numbers: {error}.", param, ctx)
+        if not ids:
+            self.fail(f"{value!r} names no ids; leave the option out to export every object.", param, ctx)
+        return ids

@@ -144,7 +144,8 @@ class SavesPictures:
 
 def _picture(cutout: Cutout) -> da.Array:
     """Imagery for pictures: with channels the other axes stay, so that none of them is taken for the channels."""
-    return lazy_array(cutout, squeeze=cutout.channels == 1)
+    image = lazy_array(cutout, squeeze=cutout.channels == 1)
+    return image if image.ndim > 1 else lazy_array(cutout, squeeze=False)  # a row of voxels is a picture too
 
 
 def _needed(bounds: ArrayLike | None) -> ArrayLike:

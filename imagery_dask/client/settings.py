@@ -243,7 +243,8 @@ def _open_layer(source: str | None, token: str | None) -> Layer | None:
         return None
     if token is not None:
         remember_token(normalize_path(source), token)
-    return open_volume(source).layer
+    # A client shows the volume as it is now, whatever this process has opened before.
+    return open_volume(source, fresh=True).layer
 
 
 def _default_mip(layer: Layer | None, mip: int | None) -> int:

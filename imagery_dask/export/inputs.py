@@ -14,7 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from imagery_dask.arguments import triple
-from imagery_dask.grid import AXES, XYZ
+from imagery_dask.grid import AXES, XYZ, VoxelGrid
 from imagery_dask.lazy import CutoutArray, lazy_array, source_of
 from imagery_dask.plan import BlockPlan, Region, SourceChunks, plan_blocks
 
@@ -65,18 +65,20 @@ class Volume:
         """Whether there is a channel axis."""
         return bool(self.array.ndim == 4)
 
-    def plan(self, output_chunks: XYZ, block_bytes: int) -> BlockPlan:
-        """Blocks for an output of these chunks, of about `block_bytes` each."""
+    def plan(self, output_chunks: XYZ, block_bytes: int, most_bytes: int | None = None) -> BlockPlan:
+        """Blocks for an output of these chunks, of `block_bytes`, or of `most_bytes` where that reads chunks once."""
         voxel_bytes = self.array.dtype.itemsize * math.prod(self.array.shape[3:])
         chunks = [min(chunk, size) for chunk, size in zip(output_chunks, self.shape, strict=True)]
         if self.source is None:
             grids = [_dask_chunks(self.array.chunks[axis]) for axis in range(3)]
-            return plan_blocks(self.shape, chunks, grids, max(1, int(block_bytes / voxel_bytes)))
+            voxels, most = _voxels(block_bytes, voxel_bytes), most_bytes and _voxels(most_bytes, voxel_bytes)
+            return plan_blocks(self.shape, chunks, grids, voxels, most=most)
         cutout = self.source.cutout
-        voxels = max(1, int(block_bytes / voxel_bytes / _amplification(self.source)))
+        voxel_bytes *= _amplification(self.source)
+        voxels, most = _voxels(block_bytes, voxel_bytes), most_bytes and _voxels(most_bytes, voxel_bytes)
         storage = _grids(self.source, cutout.mip.chunk_shape)
         graph = (None, None, None) if cutout.unit == cutout.mip.chunk_shape else _grids(self.source, cutout.unit)
-        return plan_blocks(self.shape, chunks, storage, voxels, graph)
+        return plan_blocks(self.shape, chunks, storage, voxels, graph, most)
 
     def reader(self, region: Region) -> Callable[[], NDArray[Any]]:
         """Picklable call that gives the voxels of a region."""
@@ -143,6 +145,8 @@ def as_volumes(
                 "Write other variables one at a time."
             )
         groups = {"image": "", "segmentation": LABELS_GROUP}
+        if "segmentation" in data.data_vars:
+            _check_labels(data["segmentation"])
         return [
             _volume(data[name], name, groups[name], resolution_nm, translation_nm)
             for name in groups
@@ -168,15 +172,26 @@ def _volume(data: Any, name: str | None, group: str, resolution: Any, translatio
     if source is not None:
         data = lazy_array(source.cutout, squeeze=False)
         source = source_of(data)
-        target = source.cutout.target if source is not None else None
-        if target is not None:
-            own = (target.resolution_nm, target.translation_nm)
+        if source is not None:
+            own = _exact_place(own, source.cutout.target)
     array = _three_axes(data)
     _check(array)
     resolution_nm = own[0] if resolution is None else triple("resolution_nm", resolution, positive=True)
     translation_nm = own[1] if translation is None else triple("translation_nm", translation)
     kind = "segmentation" if source is not None and source.cutout.labels is not None else "image"
     return Volume(name or kind, array, group, source, resolution_nm, translation_nm, held)
+
+
+def _voxels(block_bytes: float, voxel_bytes: float) -> int:
+    return max(1, int(block_bytes / voxel_bytes))
+
+
+def _exact_place(own: tuple[Triple | None, Triple], target: VoxelGrid) -> tuple[Triple | None, Triple]:
+    """Place of a cutout: its own, which is exact, unless the caller's coordinates say another."""
+    said = own[0] is not None and not (
+        np.allclose(own[0], target.resolution_nm) and np.allclose(own[1], target.translation_nm)
+    )
+    return own if said else (target.resolution_nm, target.translation_nm)
 
 
 def _ordered(data: xr.DataArray) -> xr.DataArray:
@@ -214,6 +229,14 @@ def _three_axes(array: da.Array) -> da.Array:
     if not 1 <= array.ndim <= 4:
         raise ValueError(f"An array to write has axes x, y, z and optionally channels; got shape {array.shape}.")
     return array[(..., *[None] * (3 - array.ndim))] if array.ndim < 3 else array
+
+
+def _check_labels(labels: xr.DataArray) -> None:
+    if labels.dtype.kind not in "iu" or set(labels.dims) - set(AXES):
+        raise ValueError(
+            f"The variable 'segmentation' holds integer ids along x, y and z; got {labels.dtype} along "
+            f"{', '.join(map(str, labels.dims))}."
+        )
 
 
 def _check(array: da.Array) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import dask.array as da
 import imageio.v2 as imageio
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from imagery_dask import kernels
@@ -114,6 +115,9 @@ def save_masks(
 
 def check_masks(masks: Mapping[int, Any], slice_axis: int, colormap: Mapping[int, Sequence[int]]) -> None:
     """Refuse masks, an axis or colors that cannot be written, before anything is."""
+    for name, value in (("masks", masks), ("segmentation_colormap", colormap)):
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{name} must map root ids to what belongs to them; got a {type(value).__name__}.")
     for color in colormap.values():
         mask_color(color)
     for mask in [masks.labels] if isinstance(masks, SegmentationMasks) else masks.values():
@@ -124,7 +128,10 @@ def mask_color(color: Sequence[int] | None) -> tuple[int, int, int, int]:
     """RGBA of a mask: white by default, opaque when no alpha is given."""
     if color is None:
         return (255, 255, 255, 255)
-    values = [int(value) for value in color]
+    try:
+        values = [int(value) for value in color]
+    except (TypeError, ValueError):
+        values = []
     if len(values) not in (3, 4) or not all(0 <= value <= 255 for value in values):
         raise ValueError(f"A mask's color is 3 (RGB) or 4 (RGBA) numbers from 0 to 255; got {color!r}.")
     r, g, b, a = (*values, 255)[:4]
@@ -166,7 +173,7 @@ def _slice_count(img: Any, slice_axis: int, image_type: str) -> int:
 
 
 def _slices(img: Any, axis: int, count: int) -> Iterator[tuple[int, Pixels]]:
-    """Each slice as an array, computing whole slabs of blocks so that no block is read twice."""
+    """Each slice as an array, computing whole slabs of blocks so that blocks are read once (see `_slabs`)."""
     if img.ndim == 2:
         yield 0, np.asarray(img.compute() if isinstance(img, da.Array) else img)
         return
@@ -178,18 +185,25 @@ def _slices(img: Any, axis: int, count: int) -> Iterator[tuple[int, Pixels]]:
 
 
 def _slabs(img: Any, axis: int, count: int) -> list[tuple[int, int]]:
-    """Ranges of slices that are computed together: the depth of the blocks, within a bound on memory."""
+    """Ranges of slices that are computed together: the depth of the blocks, where that fits into memory.
+
+    Where it does not, blocks are read again for each range: a quarter of the free memory is taken before that.
+    """
     if not isinstance(img, da.Array):
         return [(0, count)]
     stops = list(accumulate(int(n) for n in img.chunks[axis]))
     starts = [0, *stops[:-1]]
     per_slice = max(1, int(img.nbytes) // max(1, count))
-    depth = max(1, SLAB_BYTES // per_slice)
+    depth = max(1, _slab_bytes() // per_slice)
     return [
         (first, min(first + depth, stop))
         for start, stop in zip(starts, stops, strict=True)
         for first in range(start, stop, depth)
     ]
+
+
+def _slab_bytes() -> int:
+    return max(SLAB_BYTES, int(psutil.virtual_memory().available) // 4)
 
 
 def _slice_name(prefix: str, suffix: str, index: int, count: int) -> str:

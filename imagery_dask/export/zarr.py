@@ -12,21 +12,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
 import zarr
-from distributed import get_worker
-from fsspec.core import url_to_fs
+from distributed import Client, get_worker
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
+from imagery_dask.blocks import SPLIT_ABOVE
 from imagery_dask.cluster import connect
 from imagery_dask.export import ome
 from imagery_dask.export.inputs import Volume, as_volumes
 from imagery_dask.export.progress import progress_bar
+from imagery_dask.export.target import StoreTarget
 from imagery_dask.grid import XYZ
 from imagery_dask.plan import BlockPlan, Region
 from imagery_dask.run import BlockTask, RunReport, run_blocks
@@ -36,6 +36,9 @@ __all__ = ["ZarrBlock", "to_zarr"]
 DEFAULT_CHUNKS = (128, 128, 128)
 # Three blocks must fit beside each other in a worker with 1 GB and other things to do.
 BLOCK_BYTES = 32 * 2**20
+# A small export is cut finer than memory asks for, so that no thread waits for the last block of another.
+BLOCKS_PER_THREAD = 4
+SMALL_BLOCK_BYTES = 4 * 2**20
 PIPELINE = "zarrs.ZarrsCodecPipeline"
 
 
@@ -69,9 +72,11 @@ def to_zarr(
         Voxel size, and centre of the first voxel, x, y, z in nm. Cutouts and DataArrays with coordinates have their
         own; an array without any is written without units.
     overwrite : bool
-        Replace a store that exists.
+        Replace a zarr store that exists. On a local disk the new one is written beside it and takes its place when it
+        is there, so that `data` may be read from what is replaced; in a bucket the old one is removed first.
     cluster : optional
-        See `imagery_dask.cluster.connect`. By default the current dask client, or threads of this process.
+        See `imagery_dask.cluster.connect`. By default the current dask client, or threads of this process. A script
+        that starts worker processes (``"local"``) needs Python's ``if __name__ == "__main__":`` guard.
     workers : int, optional
         How many workers to start, where a cluster is started.
     progress : bool or callable
@@ -95,11 +100,11 @@ def to_zarr(
     """
     volumes = as_volumes(data, resolution_nm, translation_nm)
     shape = _chunk_shape(chunks)
-    store = _location(url)
-    plans = [volume.plan(shape, BLOCK_BYTES) for volume in volumes]
-    _check_free(store, overwrite)
-    with connect(cluster, workers) as client:
-        _create(store, volumes, shape, overwrite)
+    target = StoreTarget(url, overwrite)
+    with connect(cluster, workers) as client, target as store:
+        _create(store, volumes, shape)
+        wanted, most = _block_bytes(client, volumes), SPLIT_ABOVE * BLOCK_BYTES
+        plans = [volume.plan(shape, wanted, most) for volume in volumes]
         total = sum(len(plan) for plan in plans)
         with _shown(progress, total) as on_progress:
             report = run_blocks(client, _tasks(store, volumes, plans), total, on_progress)
@@ -167,10 +172,8 @@ def _threads() -> int:
         return 1
 
 
-def _create(store: str, volumes: list[Volume], chunks: XYZ, overwrite: bool) -> None:
+def _create(store: str, volumes: list[Volume], chunks: XYZ) -> None:
     """Make the groups, their metadata and the empty arrays."""
-    _check_free(store, overwrite)
-    _clear(store)
     labels = [volume for volume in volumes if volume.group]
     images = [volume for volume in volumes if not volume.group]
     root = zarr.create_group(store, zarr_format=3)
@@ -203,40 +206,12 @@ def _create_array(group: Any, volume: Volume, chunks: XYZ, attributes: dict[str,
     )
 
 
-def _check_free(store: str, overwrite: bool) -> None:
-    """Make sure that nothing is in the way; only a zarr store is ever removed."""
-    files, path = url_to_fs(store)
-    files.invalidate_cache()
-    if not files.exists(path) or (files.isdir(path) and not files.ls(path, detail=False)):
-        return
-    if not _holds_zarr(store):
-        raise FileExistsError(f"{store} exists and is not a zarr store: it will not be replaced; choose another name.")
-    if not overwrite:
-        raise FileExistsError(f"{store} exists already; choose another name, or pass overwrite=True (--overwrite).")
-
-
-def _clear(store: str) -> None:
-    """Remove the store that is to be overwritten."""
-    files, path = url_to_fs(store)
-    if files.exists(path):
-        files.rm(path, recursive=True)
-
-
-def _holds_zarr(store: str) -> bool:
-    try:
-        zarr.open(store, mode="r")
-    except (FileNotFoundError, ValueError, NotADirectoryError):
-        return False
-    return True
-
-
-def _location(url: str | os.PathLike[str]) -> str:
-    text = os.fspath(url)
-    if not text:
-        raise ValueError("url is empty; give a folder or a URL to write to.")
-    if text.startswith("file://"):
-        text = text.removeprefix("file://")
-    return text if "://" in text else str(Path(text).expanduser().resolve())
+def _block_bytes(client: Client, volumes: list[Volume]) -> int:
+    """Size of blocks: as large as memory allows, small enough that every thread gets some."""
+    threads = int(sum(client.nthreads().values()))
+    total = sum(int(volume.array.nbytes) for volume in volumes)
+    share = total // (BLOCKS_PER_THREAD * max(1, threads))
+    return min(BLOCK_BYTES, max(SMALL_BLOCK_BYTES, share))
 
 
 def _chunk_shape(chunks: Sequence[int]) -> XYZ:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ from typing import Any
 from cloudvolume import CloudVolume
 from numpy.typing import NDArray
 
+from imagery_dask.errors import SourceError
 from imagery_dask.grid import VoxelGrid
+from imagery_dask.layer import Mip
 from imagery_dask.sources.counts import active_counts
 from imagery_dask.sources.memory import keep_freed_memory
 from imagery_dask.sources.paths import normalize_path
@@ -23,6 +26,9 @@ __all__ = ["SourceHandle", "cloud_volume", "open_volume"]
 OPEN_VOLUMES_KEPT = 64
 
 _open_lock = threading.Lock()
+_volumes: dict[tuple[str, int], PrecomputedVolume] = {}
+_warned: set[tuple[str, int]] = set()
+_logger = logging.getLogger("imagery_dask")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,41 +39,74 @@ class SourceHandle:
     ----------
     path : str
         CloudVolume path.
-    mip : int
-        Level.
+    mip : Mip
+        Level, as its info was when the handle was made.
     missing : {"fill", "error"}
         What a storage chunk that does not exist becomes.
     """
 
     path: str
-    mip: int
+    mip: Mip
     missing: Missing = "fill"
 
     def read(self, box: VoxelGrid, layout: Layout = "F") -> NDArray[Any]:
         """Voxels of a box as (x, y, z, channel); opens the volume at this process's first read.
 
         Counts go to the thread's `collect_counts`, if it collects.
+
+        Raises
+        ------
+        SourceError
+            When the volume has another info than it had when the handle was made.
         """
-        voxels, counts = open_volume(self.path).read(self.mip, box, self.missing, layout)
+        voxels, counts = self._volume().read(self.mip.level, box, self.missing, layout)
         collecting = active_counts()
         if collecting is not None:
             collecting.add(counts)
+        elif counts.missing:
+            _warn_missing(self.path, self.mip.level, counts.missing_keys[0])
         return voxels
 
+    def _volume(self) -> PrecomputedVolume:
+        volume = open_volume(self.path)
+        if self.mip != _level(volume, self.mip.level):
+            # This process may have opened the volume before it was written anew.
+            volume = open_volume(self.path, fresh=True)
+        if self.mip != _level(volume, self.mip.level):
+            raise SourceError(
+                f"{self.path!r} has changed: mip {self.mip.level} was {self.mip} and is "
+                f"{_level(volume, self.mip.level)}. Make the array again."
+            )
+        return volume
 
-def open_volume(path: str) -> PrecomputedVolume:
-    """Open a layer, once per process."""
+
+def open_volume(path: str, fresh: bool = False) -> PrecomputedVolume:
+    """Open a layer, once per process; `fresh` reads its info again."""
+    path, key = normalize_path(path), (normalize_path(path), os.getpid())  # connections do not survive a fork
     # One at a time, so that threads that start together read the info once.
     with _open_lock:
-        return _open_volume(normalize_path(path), os.getpid())
+        if key not in _volumes or (fresh and not _volumes[key].is_current()):
+            keep_freed_memory()
+            _volumes[key] = PrecomputedVolume(path)
+        _volumes[key] = _volumes.pop(key)  # the most recently used is the last
+        while len(_volumes) > OPEN_VOLUMES_KEPT:
+            del _volumes[next(iter(_volumes))]
+        return _volumes[key]
 
 
-@lru_cache(maxsize=OPEN_VOLUMES_KEPT)
-def _open_volume(path: str, process: int) -> PrecomputedVolume:
-    # Connections do not survive a fork, hence the process id in the key.
-    del process
-    keep_freed_memory()
-    return PrecomputedVolume(path)
+def _level(volume: PrecomputedVolume, level: int) -> Mip | None:
+    mips = volume.layer.mips
+    return mips[level] if level < len(mips) else None
+
+
+def _warn_missing(path: str, level: int, key: str) -> None:
+    """Say once for each level that zeros are no data; exports count and report them instead."""
+    if (path, level) not in _warned:
+        _warned.add((path, level))
+        _logger.warning(
+            "Storage chunks of %s are missing at mip %d, the first one seen is %s: their voxels are 0. "
+            "ImageryClient(missing='error') makes them an error.", path, level, key,
+        )  # fmt: skip
 
 
 def cloud_volume(path: str, token: str | None = None) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 from cloudvolume import CloudVolume, chunks
 from numpy.typing import NDArray
 
-from imagery_dask.chunkedgraph import GRAPHENE
+from imagery_dask.chunkedgraph import GRAPHENE, ChunkedGraph
 from imagery_dask.errors import CorruptChunkError, MissingChunkError, SourceError, SourceNotFoundError
 from imagery_dask.grid import XYZ, VoxelGrid
 from imagery_dask.layer import Layer
@@ -54,12 +54,7 @@ class PrecomputedVolume:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        graph = None
-        if path.startswith(GRAPHENE):
-            graph, self.info = read_graph_info(path)
-            self._transport = Transport(normalize_path(str(self.info["data_dir"])))
-        else:
-            self._transport, self.info = _read_info(path)
+        self._transport, self.info, graph = _read_info(path)
         self.layer = Layer.from_info(path, self.info, graph)
         _check_readable(self.layer)
         # The info and an empty provenance are handed in, so that this makes no request.
@@ -67,6 +62,10 @@ class PrecomputedVolume:
         self._meta = self._volume.meta
         self._shards: dict[int, ShardedChunks] = {}
         self._lock = threading.Lock()
+
+    def is_current(self) -> bool:
+        """Whether the volume's info, read again, is what it was."""
+        return _read_info(self.path)[1] == self.info
 
     def read(self, mip: int, box: VoxelGrid, missing: Missing, layout: Layout = "F") -> tuple[NDArray[Any], ReadCounts]:
         """Read a box of voxels.
@@ -163,8 +162,16 @@ class PrecomputedVolume:
             ) from error
 
 
-def _read_info(path: str) -> tuple[Transport, dict[str, Any]]:
-    """Read a layer's info, following redirects as CloudVolume does."""
+def _read_info(path: str) -> tuple[Transport, dict[str, Any], ChunkedGraph | None]:
+    """Read a layer's info from its server, or its folder."""
+    if not path.startswith(GRAPHENE):
+        return *_read_flat_info(path), None
+    graph, info = read_graph_info(path)
+    return Transport(normalize_path(str(info["data_dir"]))), info, graph
+
+
+def _read_flat_info(path: str) -> tuple[Transport, dict[str, Any]]:
+    """Read a folder's info, following redirects as CloudVolume does."""
     for _ in range(REDIRECTS):
         transport = Transport(path)
         blob = transport.get(Request("info"))

@@ -40,4 +40,4 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> int:
 @pytest.fixture(autouse=True)
 def _nothing_open() -> None:
     """Forget the volumes that this process opened: a later server may get the address of an earlier one."""
-    handle._open_volume.cache_clear()
+    handle._volumes.clear()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,3 +236,67 @@ def test_an_output_that_exists(run: Run, tmp_path: Path, world: World, processes
     np.testing.assert_array_equal(written(out), world.image[PART])
     assert run(*arguments, *smaller, "--overwrite")[0] == 0
     np.testing.assert_array_equal(written(out), world.image[12:44, 12:44, 4:20], strict=True)
+
+
+# ------------------------------------------------------------------------------------------------------- easy mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--root-ids", "5"), "--root-ids and --segmentation-mip need a segmentation"),
+        (("--segmentation-mip", "1"), "--root-ids and --segmentation-mip need a segmentation"),
+        (("--bounds", 9000, 0, 0, 9064, 64, 9), "--bounds lie outside the image"),
+        (("--bounds", 1e30, 0, 0, 2e30, 10, 10), "bounds must be below 2**53"),
+        (("--bounds", 0, 0, 0, 1e12, 10, 10), "1,000,000,000,000 voxels long along x; the volume has 96"),
+        (("--server", "http://127.0.0.1:9"), "--server needs --datastack"),
+        (("--version", "3"), "version=3 needs a CAVEclient"),
+    ],
+)
+def test_easy_mistakes_are_named(
+    run: Run, tmp_path: Path, world: World, arguments: tuple[Any, ...], message: str
+) -> None:
+    out = tmp_path / "out.zarr"
+    code, text, error = run("export", "zarr", out, *world.both[:2], *BOUNDS, *arguments)
+    assert (code, text) == (2, "")
+    assert message in error
+    assert not out.exists()
+
+
+def test_lists_of_ids_that_are_none(run: Run, tmp_path: Path, world: World) -> None:
+    (tmp_path / "empty").write_text(" \n")
+    (tmp_path / "bytes").write_bytes(bytes(range(128, 256)))
+    for name, message in (("empty", "names no ids"), ("bytes", "is no text file of ids"), ("nothing", "Cannot read")):
+        code, _, error = run(
+            "export", "zarr", tmp_path / "o.zarr", *world.both, *BOUNDS, "--root-ids", f"@{tmp_path}/{name}"
+        )
+        assert code == 2
+        assert message in error
+
+
+def test_an_interrupt_ends_an_export_in_one_line(tmp_path: Path, world: World, file_server: FileServer) -> None:
+    """Ctrl-C goes to every process of a terminal: here, to the process group."""
+    write_volume(tmp_path / "em", world.image, voxel_offset=OFFSET)
+    file_server.latency_s = 1.0
+    out = tmp_path / "out.zarr"
+    command = [str(Path(sys.executable).parent / "imagery-dask"), "export", "zarr", str(out), "--image-source",
+               f"precomputed://{file_server.url}/em", *map(str, BOUNDS), "--workers", "1"]  # fmt: skip
+    started = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        wait_until(lambda: file_server.count("/em/8_8_40/") > 0)
+        os.killpg(started.pid, signal.SIGINT)
+        text, error = started.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+    assert (started.returncode, text) == (130, "")
+    assert error == f"Interrupted; {out} is incomplete: export again with --overwrite.\n"
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)

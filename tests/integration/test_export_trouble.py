@@ -13,9 +13,10 @@ import dask.array as da
 import fsspec
 import numpy as np
 import pytest
+import xarray as xr
 import zarr
 from distributed import Client
-from integration.stores import written
+from integration.stores import placement, written
 from numpy.typing import NDArray
 from support.volumes import coordinate_volume, delete_chunks, random_labels, write_volume
 
@@ -58,6 +59,66 @@ def test_a_store_that_exists_is_not_touched(tmp_path: Path, threads: Client, dat
         to_zarr(data + 1, out, cluster=threads, progress=False)
     assert contents(tmp_path) == before
     np.testing.assert_array_equal(written(out), data)
+
+
+def test_what_is_replaced_can_be_what_is_read(tmp_path: Path, threads: Client, data: Any) -> None:
+    out = tmp_path / "out.zarr"
+    to_zarr(data, out, cluster=threads, progress=False)
+    report = to_zarr(da.from_zarr(str(out / "0")).T + 1, out, overwrite=True, cluster=threads, progress=False)
+    assert report.ok
+    np.testing.assert_array_equal(written(out), data + 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
+
+
+def test_what_should_be_replaced_stays_when_the_export_ends_early(tmp_path: Path, threads: Client, data: Any) -> None:
+    out = tmp_path / "out.zarr"
+    to_zarr(data, out, cluster=threads, progress=False)
+    before = contents(tmp_path)
+
+    def stop(report: RunReport) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        to_zarr(data + 1, out, overwrite=True, cluster=threads, progress=stop)
+    assert contents(tmp_path) == before
+
+
+def test_a_file_of_the_users_beside_the_chunks_keeps_a_store(tmp_path: Path, threads: Client, data: Any) -> None:
+    out = tmp_path / "out.zarr"
+    to_zarr(
+        xr.Dataset({"image": (tuple("xyz"), data), "segmentation": (tuple("xyz"), data.astype(np.uint64))}),
+        out,
+        cluster=threads,
+    )
+    to_zarr(data, out, overwrite=True, cluster=threads, progress=False)
+    (out / "notes.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"notes\.txt"):
+        to_zarr(data, out, overwrite=True, cluster=threads, progress=False)
+    assert (out / "notes.txt").read_text() == "years of work"
+
+
+def test_coordinates_that_the_caller_changed_are_written(tmp_path: Path, threads: Client, data: Any) -> None:
+    path = write_volume(tmp_path / "em", data, voxel_offset=(5, 6, 7))
+    volume = ImageryClient(image_source=path).image_volume()
+    moved = volume.assign_coords(x=volume.x + 1000)
+    evenly = {axis: 5.0 * np.arange(n) for axis, n in zip("xyz", SHAPE, strict=True)}
+    own = xr.DataArray(volume.data, dims=tuple("xyz"), coords=evenly)
+    placed = [((8, 8, 40), (44, 52, 300)), ((8, 8, 40), (1044, 52, 300)), ((5, 5, 5), (0, 0, 0))]
+    for number, array in enumerate((volume, moved, own)):
+        out = tmp_path / f"out{number}.zarr"
+        to_zarr(array, out, cluster=threads, progress=False)
+        resolution, translation = placement(out)
+        assert (tuple(resolution), tuple(translation)) == placed[number]
+
+
+@pytest.mark.parametrize(
+    "labels", [np.ones((4, 4, 4, 2), np.uint64), np.ones((4, 4, 4), np.float64)], ids=["channels", "floats"]
+)
+def test_labels_that_are_none_are_refused(tmp_path: Path, labels: Any) -> None:
+    dims = ("x", "y", "z", "channel")[: labels.ndim]
+    with pytest.raises(ValueError, match="'segmentation' holds integer ids"):
+        to_zarr(xr.Dataset({"segmentation": (dims, labels)}), tmp_path / "out.zarr")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -21,7 +21,7 @@ from support.volumes import Xyz, coordinate_volume, downsample, random_labels, s
 from imagery_dask import ImageryClient
 from imagery_dask.errors import SourceError
 from imagery_dask.grid import VoxelGrid
-from imagery_dask.sources import SourceHandle
+from imagery_dask.sources import SourceHandle, open_volume
 
 #: Not a multiple of the chunks (32, 32, 16), so that the last ones are cut short; nowhere near the origin.
 SHAPE: Xyz = (75, 50, 41)
@@ -193,7 +193,8 @@ def test_the_first_mip_is_not_a_placeholder(tmp_path: Path) -> None:
 
 def test_handles_pickle_to_a_name(tmp_path: Path) -> None:
     data = coordinate_volume(SHAPE, OFFSET)
-    handle = SourceHandle(write_volume(tmp_path / "ids", data, voxel_offset=OFFSET), 0)
+    path = write_volume(tmp_path / "ids", data, voxel_offset=OFFSET)
+    handle = SourceHandle(path, open_volume(path).layer.mip(0))
     box = VoxelGrid(OFFSET, (33, 20, 17), (8, 8, 40))
     handle.read(box)
     content = pickle.dumps(handle)

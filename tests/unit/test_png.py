@@ -187,7 +187,7 @@ def test_slabs_are_computed_one_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_slabs_are_within_the_bound_on_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = volume((8, 8, 7))
-    monkeypatch.setattr(png, "SLAB_BYTES", 2 * 64)
+    monkeypatch.setattr(png, "_slab_bytes", lambda: 2 * 64)
     shapes: list[tuple[int, ...]] = []
     compute = da.Array.compute
 

@@ -16,11 +16,12 @@ import imagery_dask
 from imagery_dask import ImageryClient
 
 PUBLIC = ["ImageryClient", "bounds_from_center", "save_image_slices", "to_zarr"]
-# The reference's, and our three for whole layers and datasets.
+# The reference's, and ours: whole layers, datasets, questions about objects.
 METHODS = {
     "image_bbox_size_from_dimensions", "segmentation_bbox_size_from_dimensions", "image_cutout", "segmentation_cutout",
     "split_segmentation_cutout", "image_and_segmentation_cutout", "save_imagery", "save_segmentation_masks",
     "save_image_and_segmentation_masks", "image_volume", "segmentation_volume", "dataset",
+    "unique_roots", "root_at", "remap",
 }  # fmt: skip
 PROPERTIES = {"image_cv", "segmentation_cv", "image_source", "segmentation_source", "resolution"}
 

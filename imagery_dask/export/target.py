@@ -1,0 +1,114 @@
+"""Where a store is written: what may be replaced, and when it is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+from uuid import uuid4
+
+import zarr
+from fsspec.core import url_to_fs
+
+__all__ = ["StoreTarget"]
+
+METADATA = {"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"}
+
+
+class StoreTarget:
+    """A place for a zarr store; a context manager that gives the path to write to.
+
+    A local store that is replaced stays as it is until the context ends: the new one is written beside it and then
+    takes its place. When the context ends with an error the new one is removed.
+
+    Parameters
+    ----------
+    url : str or path
+        A local folder, or what fsspec opens.
+    overwrite : bool
+        Replace a zarr store that exists.
+
+    Raises
+    ------
+    FileExistsError
+        When there is something that must not be replaced.
+    TypeError, ValueError
+        When `url` is no place.
+    """
+
+    def __init__(self, url: str | os.PathLike[str], overwrite: bool) -> None:
+        self.store = _location(url)
+        self._replaces = self._check(overwrite)
+        self._staged = self.store
+        if self._replaces and "://" not in self.store:
+            path = Path(self.store)
+            self._staged = str(path.with_name(f".{path.name}.incoming-{uuid4().hex[:8]}"))
+
+    def __enter__(self) -> str:
+        if self._replaces and self._staged == self.store:
+            files, path = url_to_fs(self.store)
+            files.rm(path, recursive=True)
+        return self._staged
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._staged == self.store:
+            return
+        if kind is not None:
+            shutil.rmtree(self._staged, ignore_errors=True)
+            return
+        old = self._staged.replace(".incoming-", ".replaced-")
+        os.rename(self.store, old)
+        os.rename(self._staged, self.store)
+        shutil.rmtree(old)
+
+    def _check(self, overwrite: bool) -> bool:
+        """Whether there is a store to replace; an error when there is anything else, or it must stay."""
+        files, path = url_to_fs(self.store)
+        files.invalidate_cache()
+        if not files.exists(path):
+            return False
+        names = sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in files.ls(path, detail=False))
+        if files.isdir(path) and not names:
+            return False
+        strange = None if _opens(self.store) else self.store
+        if strange is None:
+            strange = next((name for name in names if not self._is_of_zarr(files, f"{path}/{name}", name)), None)
+        if strange is not None:
+            what = (
+                "is not a zarr store" if strange == self.store else f"holds {strange!r}, which is not of a zarr store"
+            )
+            raise FileExistsError(f"{self.store} exists and {what}: it will not be replaced; choose another name.")
+        if not overwrite:
+            raise FileExistsError(
+                f"{self.store} exists already; choose another name, or pass overwrite=True (--overwrite)."
+            )
+        return True
+
+    @staticmethod
+    def _is_of_zarr(files: object, path: str, name: str) -> bool:
+        # Chunks of an array lie in "c", or (zarr v2) in files and folders named by numbers.
+        if name in METADATA or name == "c" or name.replace(".", "").isdigit():
+            return True
+        return any(files.exists(f"{path}/{metadata}") for metadata in METADATA)  # type: ignore[attr-defined]
+
+
+def _opens(store: str) -> bool:
+    try:
+        zarr.open(store, mode="r")
+    except (FileNotFoundError, ValueError, NotADirectoryError):
+        return False
+    return True
+
+
+def _location(url: str | os.PathLike[str]) -> str:
+    if not isinstance(url, (str, os.PathLike)):
+        raise TypeError(f"url must be a folder or a URL to write to; got {url!r}.")
+    text = os.fspath(url)
+    if not text:
+        raise ValueError("url is empty; give a folder or a URL to write to.")
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+    return text if "://" in text else str(Path(text).expanduser().resolve())
