@@ -17,8 +17,10 @@ import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
+from dask.array.core import slices_from_chunks
 from dask.base import get_scheduler, tokenize
 from dask.core import flatten
+from distributed import Client, as_completed
 from numpy.typing import NDArray
 
 from imagery_dask import kernels
@@ -82,6 +84,10 @@ class CutoutArray:
         dropped = tuple(a for a in range(4) if a not in self.axes or not isinstance(parts[a], (slice, np.ndarray)))
         return block.squeeze(axis=dropped)
 
+    def with_layout(self, layout: Layout) -> CutoutArray:
+        """Return the same voxels in another memory order."""
+        return CutoutArray(self.cutout, self.squeeze, layout)
+
     def read(self, target: VoxelGrid, layout: Layout = "F") -> NDArray[Any]:
         """Voxels of a box of the target grid as (x, y, z, channel), in Fortran or C order."""
         cutout = self.cutout
@@ -125,27 +131,30 @@ class CutoutArray:
 class LazyCutout(da.Array):
     """The dask array of a cutout.
 
-    Like any other, but when it is computed alone, whole and in this process, each block is put into the result as soon
-    as it is decoded, in the decoders' order. dask's own way holds all blocks beside the result and joins them at the
-    end, in C order, which takes as long as decoding where codecs are as fast as memory.
+    Like any other, but when it is computed alone and whole, each block is put into the result as soon as it is there,
+    in the decoders' order. dask's own way holds all blocks beside the result (on a cluster: on one worker) and joins
+    them at the end, in C order, which takes as long as decoding where codecs are as fast as memory.
     """
 
     def compute(self, **kwargs: Any) -> NDArray[Any]:
         """Read the cutout; where it has several blocks, the result is in Fortran order."""
         source = source_of(self)
         scheduler = get_scheduler(collections=[self], scheduler=kwargs.get("scheduler"))
-        if source is None or self.npartitions == 1 or scheduler not in (dask.threaded.get, dask.local.get_sync):
-            return np.asarray(super().compute(**kwargs))
-        filling = _Filling(source)
-        filled = _from_source(_Filled, f"{self.name}-{uuid4().hex}", filling, self.chunks)
-        return np.asarray(filled.compute(**kwargs))
+        if source is not None and self.npartitions > 1:
+            if scheduler in (dask.threaded.get, dask.local.get_sync):
+                name, filling = f"{self.name}-{uuid4().hex}", _Filling(source)
+                return np.asarray(_from_source(_Filled, name, filling, self.chunks).compute(**kwargs))
+            client = getattr(scheduler, "__self__", None)
+            if isinstance(client, Client):
+                return _gather(client, self, source)
+        return np.asarray(super().compute(**kwargs))
 
 
 class _Filling:
     """Array-like that puts what it reads into one array of its own."""
 
     def __init__(self, source: CutoutArray) -> None:
-        self._source = CutoutArray(source.cutout, source.squeeze, "F")
+        self._source = source.with_layout("F")
         self.shape, self.dtype, self.ndim = source.shape, source.dtype, source.ndim
         self.voxels: NDArray[Any] = np.empty(self.shape, self.dtype, order="F")
 
@@ -159,6 +168,18 @@ class _Filled(da.Array):
 
     def __dask_postcompute__(self) -> tuple[Any, tuple[Any, ...]]:
         return _filled_voxels, ()
+
+
+def _gather(client: Client, array: da.Array, source: CutoutArray) -> NDArray[Any]:
+    """Voxels of a cutout whose blocks a cluster reads, put in their places as they arrive."""
+    decoded = _from_source(da.Array, f"{array.name}-decoded", source.with_layout("F"), array.chunks)
+    blocks = client.compute(list(decoded.to_delayed().ravel()))
+    places = {block.key: place for block, place in zip(blocks, slices_from_chunks(array.chunks), strict=True)}
+    voxels = np.empty(array.shape, array.dtype, order="F")
+    for block, part in as_completed(blocks, with_results=True, loop=client.loop):
+        voxels[places[block.key]] = part
+        block.release()
+    return voxels
 
 
 def _filled_voxels(blocks: Any) -> NDArray[Any]:

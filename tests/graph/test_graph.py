@@ -419,3 +419,40 @@ def test_a_cutout_is_in_memory_once(client: ImageryClient, monkeypatch: pytest.M
     finally:
         tracemalloc.stop()
     assert peak < 1.5 * array.nbytes
+
+
+def test_a_cutout_computed_on_a_cluster_comes_block_by_block(
+    client: ImageryClient, fetched: Counter[str], cluster: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lazy, "BLOCK_BYTES", 8 * 32 * 32 * 16)
+    array = client.segmentation_cutout([START, [a + n for a, n in zip(START, SHAPE, strict=True)]], mip=0)
+    keys: list[Any] = []
+    compute = Client.compute
+
+    def recording(self: Client, collections: Any, *rest: Any, **options: Any) -> Any:
+        futures = compute(self, collections, *rest, **options)
+        keys.extend(future.key for future in futures)
+        return futures
+
+    monkeypatch.setattr(Client, "compute", recording)
+    voxels = array.compute(scheduler=cluster)
+    assert len(keys) == array.npartitions  # no task joins them on a worker
+    assert set(fetched.values()) == {1}
+    assert (voxels == coordinates().astype(np.int64)).all()
+    assert voxels.flags.f_contiguous
+
+
+def test_a_block_that_fails_on_a_cluster_says_why(
+    source: str, cluster: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lazy, "BLOCK_BYTES", 8 * 32 * 32 * 16)
+    array = ImageryClient(segmentation_source=source).segmentation_cutout(
+        [START, [a + n for a, n in zip(START, SHAPE, strict=True)]], mip=0
+    )
+
+    def fail(self: SourceHandle, *rest: Any) -> Any:
+        raise OverflowError("id 7")
+
+    monkeypatch.setattr(SourceHandle, "read", fail)
+    with pytest.raises(OverflowError, match="id 7"):
+        array.compute(scheduler=cluster)
