@@ -21,7 +21,9 @@ __all__ = [
     "is_id",
     "keep_ids",
     "linear_taps",
+    "mask_at",
     "overlay",
+    "places_of",
     "remap",
     "to_int64",
     "unique_counts",
@@ -164,6 +166,27 @@ def unique_counts(block: Block) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Sorted distinct ids of a block, and how many voxels have each."""
     ids, counts = fastremap.unique(block, return_counts=True)
     return np.asarray(ids), np.asarray(counts, dtype=np.int64)
+
+
+def places_of(block: Block) -> dict[int, NDArray[np.intp]]:
+    """Where each id of a block is: id -> flat indices in memory order, from one sort for all ids."""
+    if not (block.flags.c_contiguous or block.flags.f_contiguous):
+        raise ValueError("A block in C or Fortran order is needed.")
+    flat = block.ravel(order="K")
+    if len(flat) == 0:
+        return {}
+    order = np.argsort(fastremap.renumber(flat, preserve_zero=False)[0], kind="stable")
+    first = np.flatnonzero(flat[order[1:]] != flat[order[:-1]]) + 1
+    ids = flat[order[np.append(0, first)]].tolist()
+    return dict(zip(ids, np.split(order, first), strict=True))
+
+
+def mask_at(places: NDArray[np.intp], block: Block) -> NDArray[np.bool_]:
+    """Mask, in the shape and memory order of a block, that is True at `places_of` an id."""
+    # Not zeros_like, which writes every page: memory from the system is 0 already.
+    mask = np.zeros(block.shape, dtype=bool, order="F" if _c_ordered(block)[1] else "C")
+    mask.ravel(order="K")[places] = True
+    return mask
 
 
 def remap(block: Block, ids: NDArray[Any], values: NDArray[Any]) -> Block:

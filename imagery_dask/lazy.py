@@ -31,7 +31,7 @@ from imagery_dask.objects import apply_rule
 from imagery_dask.request import Cutout
 from imagery_dask.sources import Layout, SourceHandle
 
-__all__ = ["CutoutArray", "lazy_array", "lazy_block_edges", "lazy_dataarray", "source_of"]
+__all__ = ["CutoutArray", "described", "lazy_array", "lazy_block_edges", "lazy_dataarray", "source_of"]
 
 # Large enough that a task is worth its scheduling (milliseconds), small enough to spread a cutout over workers.
 BLOCK_BYTES = 16 * 2**20
@@ -213,7 +213,9 @@ def lazy_array(cutout: Cutout, *, squeeze: bool = True) -> da.Array:
     edges = [*lazy_block_edges(cutout), [0, cutout.channels]]
     chunks = tuple(tuple(b - a for a, b in pairwise(edges[axis])) for axis in source.axes)
     kind = "image" if cutout.labels is None else "mask" if cutout.labels.mask_of is not None else "segmentation"
-    name = f"{kind}-mip{cutout.mip.level}-{tokenize(source)}"
+    query = cutout.labels.query if cutout.labels is not None else None
+    moment = "" if query is None else f"-{describe_moment(query.timestamp)}"
+    name = f"{kind}-mip{cutout.mip.level}{moment}-{tokenize(source)}"
     # Equal arrays share one array-like. Their graphs hold it, so that this entry lives as long as any of them.
     source = _sources.setdefault(name, source)
     return _from_source(LazyCutout, name, source, chunks)
@@ -237,16 +239,21 @@ def lazy_dataarray(cutout: Cutout, name: str) -> xr.DataArray:
         axis: (axis, target.centres_nm(index), {"units": "nm", "long_name": f"voxel centre, {axis}"})
         for index, axis in enumerate(AXES)
     }
-    described = {
+    return xr.DataArray(array, dims=dims, coords=coords, attrs=described(cutout), name=name)
+
+
+def described(cutout: Cutout) -> dict[str, Any]:
+    """Where a cutout comes from, in plain values: attributes of arrays and stores."""
+    target, query = cutout.target, cutout.labels.query if cutout.labels is not None else None
+    found = {
         "source": cutout.path,
         "mip": cutout.mip.level,
         "resolution_nm": list(target.resolution_nm),
         "voxel_offset": list(target.start),
     }
-    query = cutout.labels.query if cutout.labels is not None else None
     if query is not None:
-        described |= {"timestamp": describe_moment(query.timestamp), "timestamp_unix_s": query.timestamp}
-    return xr.DataArray(array, dims=dims, coords=coords, attrs=described, name=name)
+        found |= {"timestamp": describe_moment(query.timestamp), "timestamp_unix_s": query.timestamp}
+    return found
 
 
 def _span(part: Part, size: int) -> tuple[int, int, slice | NDArray[np.int64]]:

@@ -73,6 +73,24 @@ class SegmentationMasks(Mapping[int, da.Array]):
         known = "ids not read yet" if self._found is None else f"{len(self._found)} ids"
         return f"<SegmentationMasks {'x'.join(map(str, self.shape))} voxels, {known}>"
 
+    def compute(self, **kwargs: Any) -> dict[int, NDArray[np.bool_]]:
+        """Compute every mask by one pass over the cutout, however many there are.
+
+        Parameters
+        ----------
+        **kwargs
+            Passed to ``dask.array.Array.compute``.
+
+        Returns
+        -------
+        dict of int to numpy.ndarray of bool
+            Root id -> mask, ids ascending. All of them are in memory at once.
+        """
+        labels = np.asarray(self.labels.compute(**kwargs), order="A")
+        places = kernels.places_of(labels)
+        self.remember(places)
+        return {root: kernels.mask_at(places[root], labels) for root in self._ids()}
+
     def select(self, ids: Iterable[int]) -> tuple[int, ...]:
         """Those of some ids that have a mask here, in order."""
         return tuple(sorted(int(value) for value in ids if self._may_hold(int(value))))

@@ -45,7 +45,8 @@ def apply_rule(block: NDArray[Any], rule: LabelRule) -> NDArray[Any]:
 
 def relabel(ids: NDArray[Any], rule: LabelRule) -> NDArray[Any]:
     """Give a new array of the ids that stored ids, of any shape and integer type, get by a rule."""
-    return apply_rule(np.array(ids, dtype=np.uint64 if rule.query is not None else None, order="K"), rule)
+    own = np.array(ids, dtype=np.uint64 if rule.query is not None else None, order="C", ndmin=1)
+    return apply_rule(own, rule).reshape(np.shape(ids))
 
 
 def ids_of(supervoxels: NDArray[np.uint64], rule: LabelRule) -> NDArray[np.uint64]:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import requests
 from caveclient.base import AuthException
+from caveclient.endpoints import default_global_server_address
 
 from imagery_dask.chunkedgraph import RootQuery
 from imagery_dask.errors import AccessRefusedError, OutdatedRootsError, ServerError, SourceNotFoundError
 from imagery_dask.moments import describe_moment, resolve_moment
-from imagery_dask.sources import graph_server
+from imagery_dask.sources import cave_token, graph_server, token_places
 
 __all__ = ["CaveConfiguration", "StaleRoots", "check_root_ids", "open_cave", "read_cave_client", "version_moment"]
 
@@ -56,8 +59,10 @@ def open_cave(datastack: str, server: str | None = None, token: str | None = Non
     """
     from caveclient import CAVEclient  # takes a second to import, and only clients of a datastack need it
 
-    where = server or "the global server"
-    with _one_line_errors(f"datastack {datastack!r} at {where}"):
+    where = server or default_global_server_address
+    host = urlsplit(where).netloc
+    with _one_line_errors(f"datastack {datastack!r} at {where}", f" Tokens are looked for in: {token_places(host)}."):
+        token = token or cave_token(host)
         return CAVEclient(datastack, server_address=server, auth_token=token, write_server_cache=False)
 
 
@@ -101,7 +106,7 @@ def version_moment(client: Any, version: int) -> int:
         return resolve_moment(client.materialize.get_timestamp(int(version)), name="version")
 
 
-def check_root_ids(query: RootQuery, root_ids: Sequence[int], stale: StaleRoots) -> None:
+def check_root_ids(query: RootQuery, root_ids: Sequence[int], stale: StaleRoots) -> tuple[int, ...]:
     """Make sure, with one request, that ids were roots at a query's moment.
 
     Parameters
@@ -112,6 +117,11 @@ def check_root_ids(query: RootQuery, root_ids: Sequence[int], stale: StaleRoots)
         Ids that the caller asks for; 0 is no object and passes.
     stale : {"error", "warn"}
         What to do about an id that an edit has replaced, or that did not exist yet.
+
+    Returns
+    -------
+    tuple of int
+        Those that were.
 
     Raises
     ------
@@ -129,13 +139,13 @@ def check_root_ids(query: RootQuery, root_ids: Sequence[int], stale: StaleRoots)
             "segmentation."
         )
     if not ids:
-        return
+        return ()
     path = f"/segmentation/api/v1/table/{graph.table}"
     server, at = graph_server(graph.server), {"timestamp": query.timestamp}
     latest = server.post_json(f"{path}/is_latest_roots", {"node_ids": ids}, at)["is_latest"]
     outdated = [value for value, current in zip(ids, latest, strict=True) if not current]
     if not outdated:
-        return
+        return tuple(ids)
     named = "; ".join(_successors(server, path, value, query.timestamp) for value in outdated[:IDS_NAMED])
     more = f" (and {len(outdated) - IDS_NAMED} more)" if len(outdated) > IDS_NAMED else ""
     message = (
@@ -145,21 +155,32 @@ def check_root_ids(query: RootQuery, root_ids: Sequence[int], stale: StaleRoots)
     )
     if stale == "error":
         raise OutdatedRootsError(message)
-    warnings.warn(message, stacklevel=4)
+    warnings.warn(message, stacklevel=_callers_level())
+    gone = set(outdated)
+    return tuple(value for value in ids if value not in gone)
 
 
 def _successors(server: Any, path: str, root_id: int, timestamp: int) -> str:
     """Say which roots of a moment have to do with an id."""
     try:
         lineage = server.post_json(
-            f"{path}/lineage_graph_multiple", {"root_ids": [root_id]}, {"timestamp_future": timestamp}
-        )
-        sources = {int(link["source"]) for link in lineage["links"]}
-        nodes = [int(node["id"]) for node in lineage["nodes"]]
-        related = sorted(node for node in nodes if node not in sources and node != root_id)
+            f"{path}/lineage_graph_multiple", {"root_ids": [root_id]}, {"timestamp_future": timestamp}, attempts=1
+        )  # one attempt: to an id that it never had the service answers 500
+        # The service follows an edit after the moment too, if what it replaced was born before.
+        born = {int(node["id"]) for node in lineage["nodes"] if float(node.get("timestamp", 0)) <= timestamp}
+        replaced = {int(link["source"]) for link in lineage["links"] if int(link["target"]) in born}
+        related = sorted(born - replaced - {root_id})
     except (ServerError, SourceNotFoundError, KeyError, TypeError):
         related = []  # an id that the graph never had
     return f"{root_id} -> {_some(related)}" if related else f"{root_id} (no successor is known)"
+
+
+def _callers_level() -> int:
+    """Return the stacklevel, for the function that calls this, of the first frame outside of the package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).startswith("imagery_dask."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _pinned_moment(client: Any) -> int | None:
@@ -173,13 +194,13 @@ def _some(ids: Sequence[int]) -> str:
 
 
 @contextmanager
-def _one_line_errors(what: str) -> Iterator[None]:
+def _one_line_errors(what: str, hint: str = "") -> Iterator[None]:
     """Turn what caveclient raises into our errors, each one line and without the token."""
     try:
         yield
     except AuthException as error:
         raise AccessRefusedError(
-            f"Access was refused to {what}: the token is missing, wrong or has expired ({_first_line(error)})."
+            f"Access was refused to {what}: the token is missing, wrong or has expired ({_first_line(error)}).{hint}"
         ) from None
     except requests.HTTPError as error:
         status = error.response.status_code if error.response is not None else 0
@@ -187,7 +208,8 @@ def _one_line_errors(what: str) -> Iterator[None]:
             401: AccessRefusedError, 403: AccessRefusedError, 404: SourceNotFoundError,
         }  # fmt: skip
         words = {401: "Access was refused to", 403: "Access was refused to", 404: "There is no"}
-        text = f"{words.get(status, 'The server failed for')} {what} (HTTP {status})."
+        more = hint if status in (401, 403) else ""
+        text = f"{words.get(status, 'The server failed for')} {what} (HTTP {status}).{more}"
         raise kinds.get(status, ServerError)(text) from None
     except requests.RequestException as error:
         raise ServerError(f"The server of {what} does not answer: {_first_line(error)}") from None

@@ -105,6 +105,10 @@ class ImageryClient(FindsObjects, SavesPictures):
             *sources, (image_mip, segmentation_mip), resolution, missing, auth_token, dynamic
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the token and the CAVEclient, which has one too, in this process."""
+        return {**self.__dict__, "_auth_token": None, "_client": None}
+
     def __repr__(self) -> str:
         moment = self._settings.dynamic.moment
         pinned = "" if moment is None else f", timestamp={describe_moment(moment)!r}"

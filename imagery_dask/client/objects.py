@@ -113,6 +113,8 @@ class FindsObjects:
             )
         ids = np.asarray(supervoxels)
         _check_ids(ids.dtype, empty=ids.size == 0)
+        if ids.dtype.kind == "i" and (ids < 0).any():
+            raise ValueError(f"supervoxels must be ids from 0 to 2**64 - 1; got {int(ids.min())}.")
         return relabel(ids, rule)
 
 

@@ -17,7 +17,7 @@ from imagery_dask.layer import Layer
 from imagery_dask.lazy import lazy_block_edges
 from imagery_dask.moments import resolve_moment
 from imagery_dask.request import Cutout, CutoutRequest, resolve, resolve_pair, whole_layer
-from imagery_dask.sources import Missing, normalize_path, open_volume, remember_token
+from imagery_dask.sources import Missing, forget_token, normalize_path, open_volume, remember_token
 
 __all__ = ["ClientSettings", "DynamicSettings", "open_settings"]
 
@@ -176,11 +176,15 @@ class ClientSettings:
         rule = cutout.labels
         if rule is None or rule.query is None or rule.keep is None:
             return cutout
-        check_root_ids(rule.query, rule.keep, self.dynamic.stale_roots)
+        rule = replace(rule, keep=check_root_ids(rule.query, rule.keep, self.dynamic.stale_roots))
+        cutout, keep, query = replace(cutout, labels=rule), rule.keep or (), rule.query
         blocks = prod(len(edges) - 1 for edges in lazy_block_edges(cutout))
-        if not leaves or not 0 < len(rule.keep) * PROCESSES <= blocks:
+        if query is None or not leaves or not 0 < len(keep) * PROCESSES <= blocks:
             return cutout
-        return replace(cutout, labels=replace(rule, leaves_within=self._leaf_box(cutout, rule.query)))
+        box = self._leaf_box(cutout, query)
+        if min(box.start) < 0:  # the service's bounds have no sign
+            return cutout
+        return replace(cutout, labels=replace(rule, leaves_within=box))
 
     def _leaf_box(self, cutout: Cutout, query: RootQuery) -> VoxelGrid:
         """Box of a cutout in voxels of the graph; a target voxel larger, since it is found by voxel centres."""
@@ -241,10 +245,16 @@ def open_settings(
 def _open_layer(source: str | None, token: str | None) -> Layer | None:
     if source is None:
         return None
-    if token is not None:
-        remember_token(normalize_path(source), token)
     # A client shows the volume as it is now, whatever this process has opened before.
-    return open_volume(source, fresh=True).layer
+    if token is None:
+        return open_volume(source, fresh=True).layer
+    path = normalize_path(source)
+    before = remember_token(path, token)
+    try:
+        return open_volume(path, fresh=True).layer
+    except Exception:
+        forget_token(path, before)  # arrays that exist go on with the token that they were made with
+        raise
 
 
 def _default_mip(layer: Layer | None, mip: int | None) -> int:

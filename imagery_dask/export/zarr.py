@@ -28,6 +28,7 @@ from imagery_dask.export.inputs import Volume, as_volumes
 from imagery_dask.export.progress import progress_bar
 from imagery_dask.export.target import StoreTarget
 from imagery_dask.grid import XYZ
+from imagery_dask.lazy import described
 from imagery_dask.plan import BlockPlan, Region
 from imagery_dask.run import BlockTask, RunReport, run_blocks
 
@@ -189,7 +190,8 @@ def _create(store: str, volumes: list[Volume], chunks: XYZ) -> None:
 
 
 def _create_array(group: Any, volume: Volume, chunks: XYZ, attributes: dict[str, Any]) -> None:
-    group.attrs.update(attributes)
+    made_of = {} if volume.source is None else {"imagery_dask": described(volume.source.cutout)}
+    group.attrs.update(attributes | made_of)
     shape, axes = list(reversed(volume.shape)), ["z", "y", "x"]
     chunk = [min(size, length) for size, length in zip(reversed(chunks), shape, strict=True)]
     if volume.channels:

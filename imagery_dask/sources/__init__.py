@@ -1,7 +1,13 @@
 """Readers: picklable handles to volumes, opened once per process, with credentials found where they are used."""
 
 from imagery_dask.sources.counts import ReadCounts, collect_counts
-from imagery_dask.sources.credentials import remember_token, tokens_for_own_workers
+from imagery_dask.sources.credentials import (
+    cave_token,
+    forget_token,
+    remember_token,
+    token_places,
+    tokens_for_own_workers,
+)
 from imagery_dask.sources.graph_server import graph_server
 from imagery_dask.sources.handle import SourceHandle, cloud_volume, open_volume
 from imagery_dask.sources.paths import normalize_path
@@ -14,13 +20,16 @@ __all__ = [
     "PrecomputedVolume",
     "ReadCounts",
     "SourceHandle",
+    "cave_token",
     "cloud_volume",
     "collect_counts",
+    "forget_token",
     "graph_server",
     "look_up_roots",
     "normalize_path",
     "open_volume",
     "remember_token",
     "roots_from_leaves",
+    "token_places",
     "tokens_for_own_workers",
 ]

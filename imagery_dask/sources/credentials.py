@@ -13,6 +13,7 @@ from cloudfiles.secrets import secretpath
 
 __all__ = [
     "cave_token",
+    "forget_token",
     "has_aws",
     "has_google",
     "remember_token",
@@ -30,7 +31,7 @@ TOKEN_FILES = ("{host}-cave-secret.json", "cave-secret.json", "chunkedgraph-secr
 _tokens: dict[str, str] = {}
 
 
-def remember_token(path: str, token: str) -> None:
+def remember_token(path: str, token: str) -> str | None:
     """Use a token for a CAVE server in this process; other processes find their own.
 
     Parameters
@@ -40,10 +41,25 @@ def remember_token(path: str, token: str) -> None:
         Other sources (buckets, plain HTTP) take no CAVE token, and nothing is remembered for them.
     token : str
         The token.
+
+    Returns
+    -------
+    str or None
+        The token that was used before.
     """
-    host = _cave_host(path)
+    host, before = _cave_host(path), None
     if host:
-        _tokens[host] = token
+        before, _tokens[host] = _tokens.get(host), token
+    return before
+
+
+def forget_token(path: str, before: str | None) -> None:
+    """Take back what `remember_token` did; `before` is what it returned."""
+    host = _cave_host(path)
+    if host and before is None:
+        _tokens.pop(host, None)
+    elif host and before is not None:
+        _tokens[host] = before
 
 
 def cave_token(host: str) -> str | None:

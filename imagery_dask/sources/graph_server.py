@@ -27,6 +27,17 @@ GZIP_ABOVE = 1_000_000
 CONNECTIONS = 64
 
 
+class _Bearer(requests.auth.AuthBase):
+    """A token; given as requests' ``auth``, since a login in ~/.netrc would replace a header."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
 class GraphServer:
     """A PyChunkedGraph service, as one process uses it. Safe to use from many threads.
 
@@ -48,9 +59,9 @@ class GraphServer:
         """Answer of a GET request."""
         return self._call("GET", path, _json, params=params or {})
 
-    def post_json(self, path: str, content: Any, params: dict[str, Any] | None = None) -> Any:
+    def post_json(self, path: str, content: Any, params: dict[str, Any] | None = None, attempts: int = ATTEMPTS) -> Any:
         """Answer of a POST request with a JSON body."""
-        return self._call("POST", path, _json, params=params or {}, json=content)
+        return self._call("POST", path, _json, attempts, params=params or {}, json=content)
 
     def post_ids(
         self,
@@ -87,22 +98,30 @@ class GraphServer:
 
         return np.asarray(self._call("POST", path, read, params=params, data=body, headers=headers))
 
-    def _call(self, method: str, path: str, read: Callable[[bytes], Any], **request: Any) -> Any:
-        for attempt in range(ATTEMPTS):
+    def _call(
+        self, method: str, path: str, read: Callable[[bytes], Any], attempts: int = ATTEMPTS, **request: Any
+    ) -> Any:
+        for attempt in range(attempts):
             try:
                 return read(self._call_once(method, path, **request))
             except (AccessRefusedError, SourceNotFoundError):
                 raise
             except Exception as error:
-                if kind_of(error) == "final" or attempt == ATTEMPTS - 1:
+                if kind_of(error) == "final" or attempt == attempts - 1:
                     raise ServerError(self._failed(method, path, error)) from None
                 time.sleep(pause_s(attempt, error))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _call_once(self, method: str, path: str, headers: dict[str, str] | None = None, **content: Any) -> bytes:
-        signed = {**(headers or {}), **self._authorization()}
+        token = self._token()
         with self._session.request(
-            method, self.server + path, headers=signed, timeout=TIMEOUT_S, allow_redirects=False, **content
+            method,
+            self.server + path,
+            headers=headers,
+            auth=_Bearer(token),
+            timeout=TIMEOUT_S,
+            allow_redirects=False,
+            **content,
         ) as response:
             status = response.status_code
             if status in (401, 403) or 300 <= status < 400:
@@ -113,16 +132,16 @@ class GraphServer:
                     f"{token_places(self._host)}."
                 )
             if status == 404:
-                raise SourceNotFoundError(f"{self.server}{path} does not exist (HTTP 404): {_words(response)}")
+                raise SourceNotFoundError(f"{self.server}{path} does not exist (HTTP 404): {_words(response, token)}")
             if status >= 400:
-                raise requests.HTTPError(f"HTTP {status}: {_words(response)}", response=response)
+                raise requests.HTTPError(f"HTTP {status}: {_words(response, token)}", response=response)
             return response.content
 
-    def _authorization(self) -> dict[str, str]:
+    def _token(self) -> str:
         token = cave_token(self._host)
         if token is None:
             raise AccessRefusedError(f"No token for {self._host} was found. Looked in: {token_places(self._host)}.")
-        return {"Authorization": f"Bearer {token}"}
+        return token
 
     def _failed(self, method: str, path: str, error: Exception) -> str:
         if isinstance(error, requests.ConnectionError):
@@ -159,5 +178,5 @@ def _json(content: bytes) -> Any:
         raise ConnectionError(f"the answer is not JSON: {content[:100]!r}") from error
 
 
-def _words(response: requests.Response) -> str:
-    return " ".join(response.text.split())[:200]
+def _words(response: requests.Response, token: str) -> str:
+    return " ".join(response.text.replace(token, "<token>").split())[:200]

@@ -24,7 +24,7 @@ class RootCache:
         Ids that a generation holds; the cache has at most twice as many (16 bytes each).
     """
 
-    CAPACITY = 1_000_000
+    CAPACITY = 2_000_000
     MOMENTS_KEPT = 4
 
     def __init__(self, capacity: int = CAPACITY) -> None:

@@ -10,9 +10,7 @@ Two ways lead to the objects of a block, and both look at each supervoxel once:
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -113,13 +111,14 @@ def _fetch(query: RootQuery, supervoxels: Ids, counts: ReadCounts) -> Ids:
     answers = []
     for start in range(0, len(supervoxels), BATCH):
         batch = supervoxels[start : start + BATCH]
-        with _request_slot(query):
+        with _request_slots(query):
             answers.append(graph_server(graph.server).post_ids(path, batch, params, valid=_is_answer(query)))
         counts.root_requests += 1
         counts.ids_sent += len(batch)
     roots = np.concatenate(answers)
     # Before the graph existed the server gives every id back as it came: that is no root.
-    roots[graph.layer_of(roots) < query.layer] = 0
+    layers = graph.layer_of(roots)
+    roots[(layers < query.layer) | (layers > graph.layers)] = 0
     return roots
 
 
@@ -137,7 +136,9 @@ def _is_answer(query: RootQuery) -> Any:
 def _cache_of(query: RootQuery) -> RootCache:
     key = (query.graph.server, query.graph.table, query.timestamp, query.stop_layer)
     with _caches_lock:
-        cache = _caches.pop(key, None) or RootCache()
+        cache = _caches.pop(key, None)
+        if cache is None:
+            cache = RootCache()
         _caches[key] = cache  # the most recently used moment is the last
         while len(_caches) > RootCache.MOMENTS_KEPT:
             del _caches[next(iter(_caches))]
@@ -148,12 +149,13 @@ def _cache_of(query: RootQuery) -> RootCache:
 def _leaf_table(query: RootQuery, keep: tuple[int, ...], within: VoxelGrid) -> tuple[Ids, Ids]:
     """Supervoxels of roots within a box, ascending, and the root of each."""
     bounds = "_".join(f"{start}-{stop}" for start, stop in zip(within.start, within.stop, strict=True))
-    collecting = active_counts()
+    collecting, slots = active_counts(), _request_slots(query)
     counts = ReadCounts()
 
     def leaves_of(root: int) -> Ids:
         path = f"/segmentation/api/v1/table/{query.graph.table}/node/{root}/leaves"
-        answer = graph_server(query.graph.server).get_json(path, {"bounds": bounds})
+        with slots:
+            answer = graph_server(query.graph.server).get_json(path, {"bounds": bounds})
         return np.array([int(value) for value in answer.get("leaf_ids", [])], dtype=np.uint64)
 
     with ThreadPoolExecutor(LEAF_REQUESTS_IN_FLIGHT) as threads:
@@ -167,17 +169,13 @@ def _leaf_table(query: RootQuery, keep: tuple[int, ...], within: VoxelGrid) -> t
     return leaves[order], owners[order]
 
 
-@contextmanager
-def _request_slot(query: RootQuery) -> Iterator[None]:
-    """Wait until the cluster (or, outside of one, this process) has a request to the server free."""
+def _request_slots(query: RootQuery) -> Any:
+    """Semaphore of the requests that the cluster (or, outside of one, this process) may have at the server."""
     try:
         worker = get_worker()
     except ValueError:
-        slots: Any = _process_slots(query.graph.server, query.max_requests)
-    else:
-        slots = _cluster_slots(query.graph.server, query.max_requests, worker.address)
-    with slots:
-        yield
+        return _process_slots(query.graph.server, query.max_requests)
+    return _cluster_slots(query.graph.server, query.max_requests, worker.address)
 
 
 @lru_cache(maxsize=16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -12,19 +13,22 @@ import pytest
 from numpy.typing import NDArray
 
 from imagery_dask.demo.cave import CaveServer, World
-from imagery_dask.sources import credentials, graph_server, handle, roots
+from imagery_dask.sources import credentials, handle, roots
 
 #: No other text in the tests contains it.
 TOKEN = "feedface0123456789abcdef00c0ffee"
+
+# The package has a function of the same name as this module.
+graph_servers = sys.modules["imagery_dask.sources.graph_server"]
 
 Box = tuple[Sequence[int], Sequence[int]]
 
 
 def forget() -> None:
     """Forget what this process knows of servers: volumes, roots, leaves, connections and tokens."""
-    handle._open_volume.cache_clear()
+    handle._volumes.clear()
     handle._cloud_volume.cache_clear()
-    graph_server._graph_server.cache_clear()
+    graph_servers._graph_server.cache_clear()
     forget_roots()
     roots._process_slots.cache_clear()
     credentials._tokens.clear()
@@ -38,7 +42,7 @@ def forget_roots() -> None:
 
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait between attempts (in this process)."""
-    monkeypatch.setattr("imagery_dask.sources.graph_server.pause_s", lambda attempt, error=None: 0.0)
+    monkeypatch.setattr(graph_servers, "pause_s", lambda attempt, error=None: 0.0)
 
 
 @contextmanager

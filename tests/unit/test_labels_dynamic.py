@@ -1,0 +1,214 @@
+"""Ids of any size survive a lookup: a graph whose layers reach into the highest bit, on a socket of its own."""
+
+from __future__ import annotations
+
+import gzip
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from support.dynamic import TOKEN, forget, graph_servers, impatient
+
+from imagery_dask import kernels
+from imagery_dask.chunkedgraph import ChunkedGraph, RootQuery
+from imagery_dask.errors import ServerError
+from imagery_dask.labels import LabelRule
+from imagery_dask.objects import apply_rule
+from imagery_dask.sources import collect_counts, look_up_roots, remember_token
+from imagery_dask.sources import roots as lookups
+
+Ids = NDArray[np.uint64]
+LAYERS = 255
+LOW = np.uint64(2**56 - 1)
+
+
+def root_of(ids: Ids, layer: int = LAYERS) -> Ids:
+    """Neighbouring supervoxels have neighbouring roots, in another order; every 7th has none."""
+    found = (ids & LOW ^ np.uint64(1)) | np.uint64(layer << 56)
+    return np.where(ids % np.uint64(7) == 0, np.uint64(0), found)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    asked: list[tuple[str, dict[str, str], Ids]]
+    answer: Callable[[Ids, int], bytes]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        ids, query = np.frombuffer(body, "<u8").astype(np.uint64), dict(parse_qsl(urlsplit(self.path).query))
+        self.server.asked.append((urlsplit(self.path).path, query, ids))
+        content = self.server.answer(ids, int(query.get("stop_layer", LAYERS)))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[_Server]:
+    forget()
+    served = _Server(("127.0.0.1", 0), _Handler)
+    served.asked, served.answer = [], lambda ids, layer: root_of(ids, layer).tobytes()
+    thread = threading.Thread(target=served.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    yield served
+    graph_servers.graph_server(address_of(served))._session.close()
+    served.shutdown()
+    served.server_close()
+    thread.join()
+    forget()
+
+
+def address_of(server: _Server) -> str:
+    return f"http://127.0.0.1:{server.server_address[1]}"
+
+
+@pytest.fixture
+def query(server: _Server) -> RootQuery:
+    address = address_of(server)
+    remember_token(f"graphene://{address}/segmentation/table/t", TOKEN)
+    return RootQuery(ChunkedGraph(address, "t", (8, 8, 8), (0, 0, 0), (8.0, 8.0, 40.0), LAYERS), 1_700_000_000)
+
+
+def supervoxels(layer: int = 1) -> Ids:
+    """Ids that a float64 would merge, up to the largest that a layer has."""
+    ends = [1, 2, 3, 2**53, 2**53 + 1, 2**53 + 2, 2**56 - 4, 2**56 - 3, 2**56 - 2]
+    return np.array([(layer << 56) + end for end in ends], dtype=np.uint64)
+
+
+@pytest.mark.parametrize("layer", [1, 127, 128, 254])
+def test_roots_above_2_to_the_63(server: _Server, query: RootQuery, layer: int) -> None:
+    ids = np.append(np.uint64(0), supervoxels(layer))
+    with collect_counts() as counts:
+        found = look_up_roots(query, ids)
+    assert found.dtype == np.uint64
+    assert found.tolist() == [0, *root_of(ids[1:]).tolist()]
+    assert len(np.unique(found[found != 0])) == np.count_nonzero(found)
+    path, params, sent = server.asked[0]
+    assert path == "/segmentation/api/v1/table/t/roots_binary"
+    assert params == {"timestamp": "1700000000"}
+    assert sent.tolist() == ids[1:].tolist()  # not the 0
+    none = [int(value) for value in ids[1:] if value % np.uint64(7) == 0]
+    assert (counts.root_requests, counts.ids_sent, counts.zero_roots) == (1, len(ids) - 1, len(none))
+    assert counts.zero_root_ids == none
+    with collect_counts() as again:
+        assert look_up_roots(query, ids).tolist() == found.tolist()
+    assert (again.root_requests, again.ids_sent, again.zero_roots) == (0, 0, len(none))
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("order", ["F", "C"])
+@pytest.mark.parametrize("layer", [1, 200])
+def test_blocks_of_such_ids(query: RootQuery, order: Any, layer: int) -> None:
+    ids = np.append(np.uint64(0), supervoxels(layer))
+    block = np.random.default_rng(1).choice(ids, (9, 8, 7, 1))
+    block = np.asarray(block, order=order)
+    right = np.where(block == 0, np.uint64(0), root_of(block))
+    looked_up = apply_rule(block.copy(order), LabelRule(query=query))
+    np.testing.assert_array_equal(looked_up, right)
+    assert looked_up.flags.f_contiguous == block.flags.f_contiguous
+    listed = [int(value) for value in np.unique(right)[1:4]]
+    kept = apply_rule(block.copy(order), LabelRule(keep=tuple(listed), query=query))
+    np.testing.assert_array_equal(kept, np.where(np.isin(right, np.array(listed, np.uint64)), right, np.uint64(0)))
+    mask = apply_rule(block.copy(order), LabelRule(query=query, mask_of=listed[0]))
+    np.testing.assert_array_equal(mask, right == np.uint64(listed[0]))
+
+
+def test_int64_is_refused_for_what_does_not_fit(query: RootQuery) -> None:
+    block = supervoxels()[[0, 4]].reshape(2, 1, 1, 1)
+    largest = int(root_of(block).max())
+    assert largest > 2**63
+    with pytest.raises(OverflowError, match=rf"{largest}.*convert_to_int64=False"):
+        apply_rule(block, LabelRule(query=query, as_int64=True))
+
+
+def test_ids_of_the_asked_layer_are_not_sent(server: _Server, query: RootQuery) -> None:
+    own = supervoxels(LAYERS)
+    assert look_up_roots(query, own).tolist() == own.tolist()
+    assert look_up_roots(query, np.zeros(1, np.uint64)).tolist() == [0]
+    assert look_up_roots(query, np.zeros(0, np.uint64)).tolist() == []
+    assert server.asked == []
+    mixed = np.sort(np.concatenate([supervoxels()[:3], own]))
+    assert look_up_roots(query, mixed).tolist() == [*root_of(supervoxels()[:3]).tolist(), *own.tolist()]
+    assert server.asked[0][2].tolist() == supervoxels()[:3].tolist()
+
+
+def test_a_layer_between(server: _Server, query: RootQuery) -> None:
+    ids = supervoxels()
+    second = RootQuery(query.graph, query.timestamp, stop_layer=2)
+    assert look_up_roots(second, ids).tolist() == root_of(ids, 2).tolist()
+    assert server.asked[0][1] == {"timestamp": "1700000000", "stop_layer": "2"}
+    assert look_up_roots(query, ids).tolist() == root_of(ids).tolist()  # layers are not mixed up in the cache
+    first = RootQuery(query.graph, query.timestamp, stop_layer=1)
+    assert look_up_roots(first, ids).tolist() == ids.tolist()
+    assert len(server.asked) == 2
+
+
+def test_many_ids_travel_in_batches_and_compressed(
+    server: _Server, query: RootQuery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookups, "BATCH", 4)
+    monkeypatch.setattr(graph_servers, "GZIP_ABOVE", 30)
+    ids = supervoxels()
+    with collect_counts() as counts:
+        assert look_up_roots(query, ids).tolist() == root_of(ids).tolist()
+    assert [len(sent) for _, _, sent in server.asked] == [4, 4, 1]
+    assert (counts.root_requests, counts.ids_sent) == (3, 9)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (lambda ids, layer: root_of(ids)[:-1].tobytes(), "9 ids were asked for and 64 bytes came"),
+        (lambda ids, layer: root_of(ids).tobytes() + b"x", "9 ids were asked for and 73 bytes came"),
+        (lambda ids, layer: b"", "0 bytes came"),
+        (lambda ids, layer: (root_of(ids) & LOW).tobytes(), "not made of ids of this graph"),
+        (lambda ids, layer: ids[::-1].tobytes(), "not made of ids of this graph"),
+    ],
+    ids=["short", "long", "empty", "another layer", "supervoxels of others"],
+)
+def test_wrong_answers_are_repeated_then_an_error(
+    server: _Server, query: RootQuery, monkeypatch: pytest.MonkeyPatch, wrong: Any, reason: str
+) -> None:
+    impatient(monkeypatch)
+    right = server.answer
+    server.answer = lambda ids, layer: (wrong if len(server.asked) < 3 else right)(ids, layer)
+    ids = supervoxels()
+    assert look_up_roots(query, ids).tolist() == root_of(ids).tolist()
+    assert len(server.asked) == 3
+    forget_query = RootQuery(query.graph, query.timestamp - 1)
+    server.answer = wrong
+    with pytest.raises(ServerError, match=rf"POST /segmentation/api/v1/table/t/roots_binary failed.*{reason}"):
+        look_up_roots(forget_query, ids)
+    assert len(lookups._cache_of(forget_query)) == 0  # nothing wrong is remembered
+
+
+@pytest.mark.parametrize("order", ["F", "C"])
+def test_remap_is_exact(order: Any) -> None:
+    ids = np.array([0, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1], np.uint64)
+    values = np.roll(ids, 3)
+    at = np.random.default_rng(0).integers(0, len(ids), (11, 7, 5, 1))
+    block = np.asarray(ids[at], order=order)
+    np.testing.assert_array_equal(kernels.remap(block, ids, values), values[at])
+
+
+def test_remap_of_nothing() -> None:
+    nothing = np.zeros((0, 3, 2, 1), np.uint64)
+    assert kernels.remap(nothing, np.zeros(0, np.uint64), np.zeros(0, np.uint64)).shape == (0, 3, 2, 1)
+    same = np.array([[2**63 + 1, 5]], np.uint64)
+    assert kernels.remap(same, np.unique(same), np.unique(same)).tolist() == [[2**63 + 1, 5]]
