@@ -451,9 +451,9 @@ def _timed(run: Callable[..., object], *args: Any) -> float:
 
 def lookups(query: RootQuery, ids: Ids, count: int, bounded: bool) -> float:
     """Milliseconds of one lookup on a worker, the median of some, with or without the cluster's semaphore."""
-    slot = roots._request_slot if bounded else lambda query: nullcontext()
+    slot = roots._request_slots if bounded else lambda query: nullcontext()
     moments = [replace(query, timestamp=query.timestamp + n) for n in range(count + 1)]
-    with patch.object(roots, "_request_slot", slot):
+    with patch.object(roots, "_request_slots", slot):
         took = [_timed(look_up_roots, moment, ids) for moment in moments]
     return 1e3 * statistics.median(took[1:])  # the first opens the connections
 

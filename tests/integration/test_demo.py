@@ -15,7 +15,7 @@ from integration.stores import labels, placement, written
 from ome_zarr_models.v05.image import Image
 
 from imagery_dask import ImageryClient
-from imagery_dask.demo import DemoResult, run_demo, tour, write_demo_volumes
+from imagery_dask.demo import DemoResult, run_cave_demo, run_demo, tour, write_demo_volumes
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +106,19 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="file"):
         run_demo(tmp_path / "file", lambda text: None, cluster=None)
+
+
+def test_the_same_place_at_two_moments(tmp_path: Path) -> None:
+    result = run_cave_demo(tmp_path, lambda text: None, cluster=None)
+    assert result.moments[0] < result.moments[1]
+    assert result.changed > 0
+    before, after = (zarr.open_group(store, mode="r")["labels/segmentation/0"][:] for store in result.stores)
+    changed = before != after
+    assert 0 < changed.sum() < changed.size / 2
+    assert (before[changed] > 2**53).all()
+    picture = imageio.imread(result.picture)
+    assert picture.shape == (512, 2 * 512 + 8, 3)
+    assert (picture[:, :512] != picture[:, 520:]).any()
+    for report in result.reports:
+        assert report.ok
+        assert report.counts.zero_roots == 0

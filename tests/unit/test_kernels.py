@@ -222,3 +222,26 @@ def test_overlay() -> None:
     mixed = (0.5 * 200 + 0.5 * kernels.colors_of(labels)[0, 1]).astype(np.uint8)
     np.testing.assert_array_equal(picture[1, 0], mixed)
     np.testing.assert_array_equal(kernels.overlay(image, labels, alpha=0), np.stack([image.T] * 3, axis=2))
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_masks_of_all_ids_from_one_sort(order: str) -> None:
+    ids = np.array([0, 2**53, 2**53 + 1, 2**63, 2**64 - 1], dtype=np.uint64)
+    block = np.asarray(ids[np.random.default_rng(0).integers(0, 5, (7, 6, 5))], order=order)
+    places = kernels.places_of(block)
+    assert sorted(places) == ids.tolist()
+    for value, at in places.items():
+        mask = kernels.mask_at(at, block)
+        np.testing.assert_array_equal(mask, block == np.uint64(value), strict=True)
+        assert mask.flags.f_contiguous == (order == "F")
+    assert kernels.places_of(block[:0]) == {}
+    with pytest.raises(ValueError, match="order"):
+        kernels.places_of(block[::2, ::2])
+
+
+def test_remap_of_ids_that_a_float_would_merge() -> None:
+    block = np.array([[2**63, 2**63 + 1], [0, 2**64 - 1]], dtype=np.uint64)
+    stored = kernels.unique_ids(block)
+    values = np.array([0, 2**60 + 1, 2**60, 5], dtype=np.uint64)
+    expected = values[np.searchsorted(stored, block)]
+    np.testing.assert_array_equal(kernels.remap(block.copy(), stored, values), expected, strict=True)
