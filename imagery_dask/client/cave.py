@@ -19,6 +19,7 @@ from imagery_dask.chunkedgraph import RootQuery
 from imagery_dask.errors import AccessRefusedError, OutdatedRootsError, ServerError, SourceNotFoundError
 from imagery_dask.moments import describe_moment, resolve_moment
 from imagery_dask.sources import cave_token, graph_server, token_places
+from imagery_dask.sources.failures import forget_request
 
 __all__ = ["CaveConfiguration", "StaleRoots", "check_root_ids", "open_cave", "read_cave_client", "version_moment"]
 
@@ -210,8 +211,10 @@ def _one_line_errors(what: str, hint: str = "") -> Iterator[None]:
         words = {401: "Access was refused to", 403: "Access was refused to", 404: "There is no"}
         more = hint if status in (401, 403) else ""
         text = f"{words.get(status, 'The server failed for')} {what} (HTTP {status}).{more}"
+        forget_request(error)
         raise kinds.get(status, ServerError)(text) from None
     except requests.RequestException as error:
+        forget_request(error)
         raise ServerError(f"The server of {what} does not answer: {_first_line(error)}") from None
 
 

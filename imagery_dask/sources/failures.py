@@ -7,7 +7,7 @@ from typing import Any
 
 import requests
 
-__all__ = ["ATTEMPTS", "PASSING_STATUS", "brief", "kind_of", "pause_s"]
+__all__ = ["ATTEMPTS", "PASSING_STATUS", "brief", "forget_request", "kind_of", "pause_s"]
 
 ATTEMPTS = 5
 LONGEST_PAUSE_S = 8.0
@@ -52,6 +52,17 @@ def brief(reason: object) -> str:
     text = " ".join(str(reason).split())
     name = f"{type(reason).__name__}: " if isinstance(reason, Exception) else ""
     return (name + text)[:300]
+
+
+def forget_request(error: BaseException) -> None:
+    """Take from an error what it keeps of its request, whose header holds the token.
+
+    An error that is raised while another one is handled keeps that one as its context, and takes it along to wherever
+    it is pickled.
+    """
+    if isinstance(error, requests.RequestException):
+        error.request = error.response = None
+    error.__context__ = error.__cause__ = None
 
 
 def _retry_after(response: Any) -> float | None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from imagery_dask.chunkedgraph import ChunkedGraph, graphene_address
 from imagery_dask.errors import AccessRefusedError, ServerError, SourceNotFoundError
 from imagery_dask.sources.credentials import cave_token, token_places
-from imagery_dask.sources.failures import ATTEMPTS, brief, kind_of, pause_s
+from imagery_dask.sources.failures import ATTEMPTS, brief, forget_request, kind_of, pause_s
 
 __all__ = ["GraphServer", "graph_server", "read_graph_info"]
 
@@ -108,7 +108,9 @@ class GraphServer:
                 raise
             except Exception as error:
                 if kind_of(error) == "final" or attempt == attempts - 1:
-                    raise ServerError(self._failed(method, path, error)) from None
+                    message = self._failed(method, path, error)
+                    forget_request(error)
+                    raise ServerError(message) from None
                 time.sleep(pause_s(attempt, error))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
