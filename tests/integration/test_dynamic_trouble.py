@@ -32,6 +32,7 @@ from support.dynamic import (
     roots_at,
     served,
 )  # fmt: skip
+from tblib import pickling_support
 
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.cli import main
@@ -46,6 +47,9 @@ from imagery_dask.errors import (
     SourceNotFoundError,
 )  # fmt: skip
 from imagery_dask.sources.failures import ATTEMPTS
+
+# dask makes tracebacks picklable once its multiprocessing scheduler is used, and with them what errors were raised from.
+pickling_support.install()
 
 WHOLE: Box = ((0, 0, 0), (128, 128, 32))
 SOME: Box = ((5, 9, 3), (77, 70, 29))
