@@ -48,7 +48,7 @@ from imagery_dask.errors import (
 )  # fmt: skip
 from imagery_dask.sources.failures import ATTEMPTS
 
-# dask makes tracebacks picklable once its multiprocessing scheduler is used, and with them what errors were raised from.
+# dask does this once its multiprocessing scheduler is used: errors then pickle with what they were raised from.
 pickling_support.install()
 
 WHOLE: Box = ((0, 0, 0), (128, 128, 32))
