@@ -21,7 +21,11 @@ __all__ = ["connect", "load_cluster_file"]
 KEYS = {"cluster", "arguments", "workers"}
 WAIT_S = 600
 # Ctrl-C reaches every process of a terminal; this process ends the others itself, without their tracebacks.
-LEAVE_INTERRUPTS = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+LEAVE_INTERRUPTS = """
+import logging, signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+logging.getLogger("distributed.worker.state_machine").setLevel(logging.ERROR)  # cancelled blocks are no news
+"""
 
 
 @contextmanager
