@@ -106,7 +106,7 @@ def test_milliseconds_are_guessed() -> None:
         (1j, TypeError),
         (date(2024, 5, 1), TypeError),
         (timedelta(days=1), TypeError),
-        (np.datetime64("NaT"), (TypeError, ValueError)),
+        (np.datetime64("NaT", "s"), (TypeError, ValueError)),
         (pd.NaT, (TypeError, ValueError)),
     ],
     ids=repr,
