@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
-from support.http_server import FaultHook, FileServer
 
 if TYPE_CHECKING:
     from support.buckets import GcsServer, S3Server
+    from support.http_server import FaultHook, FileServer
 
 # Set here and not in a fixture: CloudVolume, CloudFiles and dask read their environment when imported.
 # Worker processes inherit it.
@@ -69,6 +69,8 @@ def no_home() -> Path:
 @pytest.fixture
 def http_server_factory() -> Iterator[Callable[..., FileServer]]:
     """Return ``serve(root, latency_s=0, faults=None)``; its servers close after the test."""
+    from support.http_server import FileServer  # imports the package: not before the environment is set
+
     with ExitStack() as stack:
 
         def serve(root: Path, *, latency_s: float = 0.0, faults: FaultHook | None = None) -> FileServer:

@@ -8,17 +8,15 @@ compressed file is a range of its stored bytes, as object stores do it.
 from __future__ import annotations
 
 import re
-import socket
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
+
+from imagery_dask.demo.cave.serving import Fault, FaultHook, Handler, LoggingServer, corrupted
+
+__all__ = ["Fault", "FaultHook", "FileServer", "Request"]
 
 ENCODINGS = (("", None), (".gz", "gzip"), (".br", "br"))
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
@@ -33,37 +31,7 @@ class Request(NamedTuple):
     status: int
 
 
-@dataclass(frozen=True)
-class Fault:
-    """How one request is answered wrongly.
-
-    Attributes
-    ----------
-    status
-        Answer with this status, ``headers`` and ``body`` instead of the file; ``None`` serves the file,
-        subject to the faults below.
-    headers, body
-        Headers to add (``Retry-After``), and the body that goes with ``status``.
-    cut
-        Promise the whole length, send this many bytes of the body, and close the connection.
-    corrupt
-        Invert the bits of the body's first 64 bytes: the length is right, the content is not.
-    delay_s
-        Wait this long before answering.
-    """
-
-    status: int | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
-    cut: int | None = None
-    corrupt: bool = False
-    delay_s: float = 0.0
-
-
-FaultHook = Callable[[str, int], Fault | None]
-
-
-class FileServer:
+class FileServer(LoggingServer[Request]):
     """Serve ``root`` on an ephemeral port of 127.0.0.1 while the ``with`` block lasts.
 
     Attributes
@@ -84,60 +52,13 @@ class FileServer:
 
     def __init__(self, root: str | Path, *, latency_s: float = 0.0, faults: FaultHook | None = None) -> None:
         self.root = Path(root).resolve()
-        self.latency_s = latency_s
-        self.faults = faults
-        self.max_in_flight = 0
-        self._lock = threading.Lock()
-        self._log: list[Request] = []
-        self._nth: dict[str, int] = {}
-        self._in_flight = 0
-        self._errors: list[BaseException] = []
-        self._closing = threading.Event()
-        self._server = _Server(self)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
-
-    @property
-    def url(self) -> str:
-        """The server's address."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    @property
-    def requests(self) -> list[Request]:
-        """A copy of the log of answered requests."""
-        with self._lock:
-            return list(self._log)
+        super().__init__(_Handler, latency_s=latency_s, faults=faults)
 
     def count(self, which: str | Callable[[Request], bool] = "") -> int:
         """Count the answered requests whose path contains a text, or that satisfy a predicate."""
         if isinstance(which, str):
             return sum(which in request.path for request in self.requests)
         return sum(bool(which(request)) for request in self.requests)
-
-    def reset(self) -> None:
-        """Forget the log, the counts per path that `faults` sees, and `max_in_flight`."""
-        with self._lock:
-            self._log.clear()
-            self._nth.clear()
-            self.max_in_flight = self._in_flight
-
-    def close(self) -> None:
-        """Stop serving, close every connection and wait for every thread."""
-        self._closing.set()  # wakes whoever sleeps a latency or a delay
-        self._server.shutdown()
-        self._thread.join()
-        self._server.close_connections()
-        self._server.server_close()
-
-    def __enter__(self) -> FileServer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-        if error is None and self._errors:
-            raise self._errors[0]
 
     def find(self, path: str) -> tuple[Path, str | None] | None:
         """Return the file behind a URL path and its content encoding, or ``None`` if there is none."""
@@ -147,95 +68,30 @@ class FileServer:
                 return file, encoding
         return None
 
-    @contextmanager
-    def _answering(self, path: str) -> Iterator[int]:
-        with self._lock:
-            self._in_flight += 1
-            self.max_in_flight = max(self.max_in_flight, self._in_flight)
-            self._nth[path] = nth = self._nth.get(path, 0) + 1
-        try:
-            yield nth
-        finally:
-            with self._lock:
-                self._in_flight -= 1
 
-    def _record(self, request: Request) -> None:
-        with self._lock:
-            self._log.append(request)
-
-    def _failed(self, error: BaseException) -> None:
-        with self._lock:
-            self._errors.append(error)
-
-    def _sleep(self, seconds: float) -> None:
-        if seconds > 0:
-            self._closing.wait(seconds)
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 256
-
-    def __init__(self, owner: FileServer) -> None:
-        self.owner = owner
-        self.connections: dict[threading.Thread, socket.socket] = {}
-        self.connections_lock = threading.Lock()
-        super().__init__(("127.0.0.1", 0), _Handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        # The standard library forgets daemon threads: idle keep-alive connections would outlive the server.
-        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
-        with self.connections_lock:
-            self.connections[thread] = request
-        thread.start()
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            with self.connections_lock:
-                self.connections.pop(threading.current_thread(), None)
-
-    def close_connections(self) -> None:
-        with self.connections_lock:
-            open_now = dict(self.connections)
-        for connection in open_now.values():
-            _hang_up(connection)
-        for thread in open_now:
-            thread.join()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: clients that hang up are part of the tests; the handler keeps other errors."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: _Server
-
+class _Handler(Handler):
     def do_GET(self) -> None:
         owner = self.server.owner
         path = unquote(urlsplit(self.path).path)
-        with owner._answering(path) as nth:
+        with owner.answering(path) as nth:
             try:
                 self._answer(owner, path, nth)
             except ConnectionError:
                 self.close_connection = True
             except BaseException as error:
-                owner._failed(error)
+                owner.failed(error)
                 self._send(path, HTTPStatus.INTERNAL_SERVER_ERROR, {}, repr(error).encode(), None)
 
     do_HEAD = do_GET
 
     def _answer(self, owner: FileServer, path: str, nth: int) -> None:
-        fault = (owner.faults and owner.faults(path, nth)) or Fault()
-        owner._sleep(owner.latency_s + fault.delay_s)
+        fault = owner.fault(path, nth)
         if fault.status is not None:
             status, headers, body = fault.status, {"Content-Type": "text/plain"}, fault.body
         else:
             status, headers, body = self._read(owner, path)
         if fault.corrupt:
-            body = bytes(255 - byte for byte in body[:64]) + body[64:]
+            body = corrupted(body)
         self._send(path, status, {**headers, **fault.headers}, body, fault.cut)
 
     def _read(self, owner: FileServer, path: str) -> tuple[int, dict[str, str], bytes]:
@@ -261,22 +117,5 @@ class _Handler(BaseHTTPRequestHandler):
             return HTTPStatus.PARTIAL_CONTENT, headers, opened.read(stop - start)
 
     def _send(self, path: str, status: int, headers: Mapping[str, str], body: bytes, cut: int | None) -> None:
-        # Logged before it is sent: a client that has its answer finds it in the log.
-        self.server.owner._record(Request(self.command, path, self.headers.get("Range"), int(status)))
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        if cut is not None:
-            self.close_connection = True  # unannounced: a connection that breaks says nothing beforehand
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body[:cut])
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: `FileServer.requests` is the log."""
-
-
-def _hang_up(connection: socket.socket) -> None:
-    with suppress(OSError):  # the other side, or the handler, was faster
-        connection.shutdown(socket.SHUT_RDWR)
+        self.server.owner.record(Request(self.command, path, self.headers.get("Range"), int(status)))
+        self.send_answer(status, headers, body, cut)

@@ -5,14 +5,9 @@ from __future__ import annotations
 import gzip
 import hmac
 import json
-import socket
-import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -22,6 +17,7 @@ from imagery_dask.demo.cave.calls import ApiError, Call, find_endpoint
 from imagery_dask.demo.cave.graph import GraphError
 from imagery_dask.demo.cave.segmentation import SEGMENTATION
 from imagery_dask.demo.cave.services import SERVICES
+from imagery_dask.demo.cave.serving import Fault, FaultHook, Handler, LoggingServer, corrupted
 from imagery_dask.demo.cave.world import World
 
 __all__ = ["CaveServer", "Fault", "Request"]
@@ -47,37 +43,7 @@ class Request(NamedTuple):
     n_ids: int
 
 
-@dataclass(frozen=True)
-class Fault:
-    """How one request is answered wrongly.
-
-    Attributes
-    ----------
-    status
-        Answer with this status, ``headers`` and ``body`` instead of the right answer; ``None`` answers
-        rightly, subject to the faults below.
-    headers, body
-        Headers to add (``Retry-After``), and the body that goes with ``status``.
-    cut
-        Promise the whole length, send this many bytes of the body, and close the connection.
-    corrupt
-        Invert the bits of the body's first 64 bytes: the length is right, the content is not.
-    delay_s
-        Wait this long before answering.
-    """
-
-    status: int | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
-    cut: int | None = None
-    corrupt: bool = False
-    delay_s: float = 0.0
-
-
-FaultHook = Callable[[str, int], Fault | None]
-
-
-class CaveServer:
+class CaveServer(LoggingServer[Request]):
     """Serve a world on a port of 127.0.0.1 while the ``with`` block lasts.
 
     Parameters
@@ -114,23 +80,7 @@ class CaveServer:
     ) -> None:
         self.world = world
         self.tokens = tuple(tokens)
-        self.latency_s = latency_s
-        self.faults = faults
-        self.max_in_flight = 0
-        self._lock = threading.Lock()
-        self._log: list[Request] = []
-        self._nth: dict[str, int] = {}
-        self._in_flight = 0
-        self._errors: list[BaseException] = []
-        self._closing = threading.Event()
-        self._server = _Server(self, port)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
-
-    @property
-    def url(self) -> str:
-        """The server's address, which is both the global and the local server of its datastack."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        super().__init__(_Handler, latency_s=latency_s, faults=faults, port=port)
 
     @property
     def datastack(self) -> str:
@@ -148,12 +98,6 @@ class CaveServer:
         return f"graphene://{self.url}/segmentation/table/{self.table}"
 
     @property
-    def requests(self) -> list[Request]:
-        """A copy of the log of answered requests, in the order of answering."""
-        with self._lock:
-            return list(self._log)
-
-    @property
     def ids_sent(self) -> int:
         """Ids in the bodies of all ``roots_binary`` requests since the last `reset`, failed ones included."""
         return sum(request.n_ids for request in self.requests if request.endpoint == "roots_binary")
@@ -163,13 +107,6 @@ class CaveServer:
         if callable(endpoint):
             return sum(bool(endpoint(request)) for request in self.requests)
         return sum(endpoint in (None, request.endpoint) for request in self.requests)
-
-    def reset(self) -> None:
-        """Forget the log, the counts per endpoint that `faults` sees, and `max_in_flight`."""
-        with self._lock:
-            self._log.clear()
-            self._nth.clear()
-            self.max_in_flight = self._in_flight
 
     def client(self, token: str | None = None, **kwargs: Any) -> CAVEclient:
         """Make a CAVEclient of this server's datastack that writes nothing to the home directory.
@@ -184,97 +121,14 @@ class CaveServer:
         token = self.tokens[0] if token is None else token
         return CAVEclient(self.datastack, server_address=self.url, auth_token=token, write_server_cache=False, **kwargs)
 
-    def close(self) -> None:
-        """Stop serving, close every connection and wait for every thread."""
-        self._closing.set()  # wakes whoever sleeps a latency or a delay
-        self._server.shutdown()
-        self._thread.join()
-        self._server.close_connections()
-        self._server.server_close()
-
-    def __enter__(self) -> CaveServer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-        if error is None and self._errors:
-            raise self._errors[0]
-
     def _authorize(self, header: str) -> None:
         scheme, _, token = header.partition(" ")
         if scheme.lower() != "bearer" or not any(hmac.compare_digest(token, known) for known in self.tokens):
             missing = "missing" if not header else "invalid"
             raise ApiError(401, f"Unauthorized - {missing} token", error=f"{missing}_token")
 
-    @contextmanager
-    def _answering(self, endpoint: str) -> Iterator[int]:
-        with self._lock:
-            self._in_flight += 1
-            self.max_in_flight = max(self.max_in_flight, self._in_flight)
-            self._nth[endpoint] = nth = self._nth.get(endpoint, 0) + 1
-        try:
-            yield nth
-        finally:
-            with self._lock:
-                self._in_flight -= 1
 
-    def _record(self, request: Request) -> None:
-        with self._lock:
-            self._log.append(request)
-
-    def _failed(self, error: BaseException) -> None:
-        with self._lock:
-            self._errors.append(error)
-
-    def _sleep(self, seconds: float) -> None:
-        if seconds > 0:
-            self._closing.wait(seconds)
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 256
-
-    def __init__(self, owner: CaveServer, port: int) -> None:
-        self.owner = owner
-        self.connections: dict[threading.Thread, socket.socket] = {}
-        self.connections_lock = threading.Lock()
-        super().__init__(("127.0.0.1", port), _Handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        # The standard library forgets daemon threads: idle keep-alive connections would outlive the server.
-        thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
-        with self.connections_lock:
-            self.connections[thread] = request
-        thread.start()
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            with self.connections_lock:
-                self.connections.pop(threading.current_thread(), None)
-
-    def close_connections(self) -> None:
-        with self.connections_lock:
-            open_now = dict(self.connections)
-        for connection in open_now.values():
-            with suppress(OSError):  # the other side, or the handler, was faster
-                connection.shutdown(socket.SHUT_RDWR)
-        for thread in open_now:
-            thread.join()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: clients that hang up are part of the tests; the handler keeps other errors."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: _Server
-
+class _Handler(Handler):
     def do_GET(self) -> None:
         url = urlsplit(self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -287,28 +141,27 @@ class _Handler(BaseHTTPRequestHandler):
                 call.body = _decompress(body)
         except ApiError as error:
             answer = _raiser(error)
-        with self.server.owner._answering(name) as nth:
+        with self.server.owner.answering(name) as nth:
             try:
                 self._respond(name, nth, call, answer)
             except ConnectionError:
                 self.close_connection = True
             except BaseException as error:
-                self.server.owner._failed(error)
+                self.server.owner.failed(error)
                 self._send(call, name, 500, {}, _json({"code": 500, "message": repr(error)}), None)
 
     do_POST = do_GET
 
     def _respond(self, name: str, nth: int, call: Call, answer: Callable[[Call], Any]) -> None:
         owner = self.server.owner
-        fault = (owner.faults and owner.faults(name, nth)) or Fault()
-        owner._sleep(owner.latency_s + fault.delay_s)
+        fault = owner.fault(name, nth)
         if fault.status is not None:
             kind = "application/json" if fault.body.startswith((b"{", b"[", b'"')) else "text/plain"
             status, headers, body = fault.status, {"Content-Type": kind}, fault.body
         else:
             status, headers, body = self._answer(call, answer)
         if fault.corrupt:
-            body = bytes(255 - byte for byte in body[:64]) + body[64:]
+            body = corrupted(body)
         accepted = "gzip" in self.headers.get("Accept-Encoding", "").lower()
         if accepted and fault == Fault() and len(body) >= _COMPRESSED_FROM:
             headers |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
@@ -333,19 +186,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(
         self, call: Call, name: str, status: int, headers: Mapping[str, str], body: bytes, cut: int | None
     ) -> None:
-        # Logged before it is sent: a client that has its answer finds it in the log.
-        self.server.owner._record(Request(self.command, name, self.path, status, _count_ids(name, call)))
-        self.send_response(status)
-        for header, value in headers.items():
-            self.send_header(header, value)
-        self.send_header("Content-Length", str(len(body)))
-        if cut is not None:
-            self.close_connection = True  # unannounced: a connection that breaks says nothing beforehand
-        self.end_headers()
-        self.wfile.write(body[:cut])
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: `CaveServer.requests` is the log."""
+        self.server.owner.record(Request(self.command, name, self.path, status, _count_ids(name, call)))
+        self.send_answer(status, headers, body, cut)
 
 
 def _raiser(error: ApiError) -> Callable[[Call], Any]:
