@@ -213,8 +213,7 @@ def lazy_array(cutout: Cutout, *, squeeze: bool = True) -> da.Array:
     edges = [*lazy_block_edges(cutout), [0, cutout.channels]]
     chunks = tuple(tuple(b - a for a, b in pairwise(edges[axis])) for axis in source.axes)
     kind = "image" if cutout.labels is None else "mask" if cutout.labels.mask_of is not None else "segmentation"
-    query = cutout.labels.query if cutout.labels is not None else None
-    moment = "" if query is None else f"-{describe_moment(query.timestamp)}"
+    moment = "" if cutout.query is None else f"-{describe_moment(cutout.query.timestamp)}"
     name = f"{kind}-mip{cutout.mip.level}{moment}-{tokenize(source)}"
     # Equal arrays share one array-like. Their graphs hold it, so that this entry lives as long as any of them.
     source = _sources.setdefault(name, source)
@@ -244,7 +243,7 @@ def lazy_dataarray(cutout: Cutout, name: str) -> xr.DataArray:
 
 def described(cutout: Cutout) -> dict[str, Any]:
     """Where a cutout comes from, in plain values: attributes of arrays and stores."""
-    target, query = cutout.target, cutout.labels.query if cutout.labels is not None else None
+    target, query = cutout.target, cutout.query
     found = {
         "source": cutout.path,
         "mip": cutout.mip.level,

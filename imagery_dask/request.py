@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from imagery_dask.arguments import Triple, corners, sizes, triple
+from imagery_dask.chunkedgraph import RootQuery
 from imagery_dask.grid import AXES, XYZ, VoxelGrid, voxel_bounds
 from imagery_dask.labels import LabelRule
 from imagery_dask.layer import Layer, Mip
@@ -72,14 +73,18 @@ class Cutout:
         return np.dtype(np.int64 if self.labels.as_int64 else self.stored_dtype)
 
     @property
+    def query(self) -> RootQuery | None:
+        """Question to a chunked graph that decides the ids, or None."""
+        return None if self.labels is None else self.labels.query
+
+    @property
     def unit(self) -> XYZ:
         """Smallest box, in voxels of the mip from its first on, of which blocks are made to read everything once.
 
         A storage chunk; in a dynamic segmentation also a graph chunk, so that no two blocks ask for one supervoxel.
         """
         chunk = self.mip.chunk_shape
-        graph = self.labels.query.graph if self.labels is not None and self.labels.query is not None else None
-        chunks = None if graph is None else graph.chunks_at(self.mip.grid)
+        chunks = None if self.query is None else self.query.graph.chunks_at(self.mip.grid)
         if chunks is None:
             return chunk
         shape, origin = chunks

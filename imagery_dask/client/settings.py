@@ -124,9 +124,10 @@ class ClientSettings:
             raise ValueError(
                 f"stop_layer is a layer of the graph, from 1 (supervoxels) to {graph.layers}; got {stop_layer!r}."
             )
-        pinned = labels.timestamp is None and self.dynamic.moment is not None
-        moment = self.dynamic.moment if pinned else resolve_moment(labels.timestamp)
-        query = RootQuery(graph, int(moment or 0), stop_layer, self.dynamic.max_requests)
+        moment = self.dynamic.moment
+        if moment is None or labels.timestamp is not None:
+            moment = resolve_moment(labels.timestamp)
+        query = RootQuery(graph, moment, stop_layer, self.dynamic.max_requests)
         return label_rule(labels.root_ids, as_int64=labels.as_int64, query=query)
 
     def pair(
@@ -176,15 +177,12 @@ class ClientSettings:
         rule = cutout.labels
         if rule is None or rule.query is None or rule.keep is None:
             return cutout
-        rule = replace(rule, keep=check_root_ids(rule.query, rule.keep, self.dynamic.stale_roots))
-        cutout, keep, query = replace(cutout, labels=rule), rule.keep or (), rule.query
+        keep, within = check_root_ids(rule.query, rule.keep, self.dynamic.stale_roots), None
         blocks = prod(len(edges) - 1 for edges in lazy_block_edges(cutout))
-        if query is None or not leaves or not 0 < len(keep) * PROCESSES <= blocks:
-            return cutout
-        box = self._leaf_box(cutout, query)
-        if min(box.start) < 0:  # the service's bounds have no sign
-            return cutout
-        return replace(cutout, labels=replace(rule, leaves_within=box))
+        if leaves and 0 < len(keep) * PROCESSES <= blocks:
+            box = self._leaf_box(cutout, rule.query)
+            within = box if min(box.start) >= 0 else None  # the service's bounds have no sign
+        return replace(cutout, labels=replace(rule, keep=keep, leaves_within=within))
 
     def _leaf_box(self, cutout: Cutout, query: RootQuery) -> VoxelGrid:
         """Box of a cutout in voxels of the graph; a target voxel larger, since it is found by voxel centres."""

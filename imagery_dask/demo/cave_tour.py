@@ -14,7 +14,6 @@ from imagery_dask.client import ImageryClient
 from imagery_dask.demo.cave import CaveServer, World, make_world
 from imagery_dask.export.zarr import to_zarr
 from imagery_dask.kernels import overlay
-from imagery_dask.moments import describe_moment
 from imagery_dask.run import RunReport
 
 __all__ = ["CaveDemoResult", "run_cave_demo"]
@@ -68,10 +67,11 @@ def run_cave_demo(out: Path, say: Callable[[str], None], cluster: str | None = "
     with CaveServer(world) as server:
         say(f"Serving it at {server.url} with the protocol of CAVE ...")
         client = ImageryClient(client=server.client())
-        stores, reports, labels = [], [], []
+        stores, reports, labels, moments = [], [], [], []
         for name, time in zip(("before", "after"), times, strict=True):
             data = client.dataset(_bounds(world), timestamp=time)
-            say(f"Exporting {name} the edits, as of {data['segmentation'].attrs['timestamp']} ...")
+            moments.append(data["segmentation"].attrs["timestamp"])
+            say(f"Exporting {name} the edits, as of {moments[-1]} ...")
             stores.append(out / f"cave-{name}.zarr")
             reports.append(to_zarr(data, stores[-1], chunks=(128, 128, 32), overwrite=True, cluster=cluster))
             labels.append(data["segmentation"].to_numpy())
@@ -79,9 +79,8 @@ def run_cave_demo(out: Path, say: Callable[[str], None], cluster: str | None = "
     picture = out / "before-and-after.png"
     replaced = np.setdiff1d(np.unique(labels[0]), np.unique(labels[1]))
     imageio.imwrite(picture, _side_by_side(image, labels[0], labels[1]))
-    first, second = (describe_moment(time) for time in times)
     return CaveDemoResult(
-        (first, second), (stores[0], stores[1]), picture, len(replaced), (reports[0], reports[1])
+        (moments[0], moments[1]), (stores[0], stores[1]), picture, len(replaced), (reports[0], reports[1])
     )  # fmt: skip
 
 

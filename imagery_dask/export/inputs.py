@@ -69,15 +69,16 @@ class Volume:
         """Blocks for an output of these chunks, of `block_bytes`, or of `most_bytes` where that reads chunks once."""
         voxel_bytes = self.array.dtype.itemsize * math.prod(self.array.shape[3:])
         chunks = [min(chunk, size) for chunk, size in zip(output_chunks, self.shape, strict=True)]
+        graph: Sequence[SourceChunks | None] = (None, None, None)
         if self.source is None:
-            grids = [_dask_chunks(self.array.chunks[axis]) for axis in range(3)]
-            voxels, most = _voxels(block_bytes, voxel_bytes), most_bytes and _voxels(most_bytes, voxel_bytes)
-            return plan_blocks(self.shape, chunks, grids, voxels, most=most)
-        cutout = self.source.cutout
-        voxel_bytes *= _amplification(self.source)
+            storage = [_dask_chunks(self.array.chunks[axis]) for axis in range(3)]
+        else:
+            cutout = self.source.cutout
+            voxel_bytes *= _amplification(self.source)
+            storage = _grids(self.source, cutout.mip.chunk_shape)
+            if cutout.unit != cutout.mip.chunk_shape:
+                graph = _grids(self.source, cutout.unit)
         voxels, most = _voxels(block_bytes, voxel_bytes), most_bytes and _voxels(most_bytes, voxel_bytes)
-        storage = _grids(self.source, cutout.mip.chunk_shape)
-        graph = (None, None, None) if cutout.unit == cutout.mip.chunk_shape else _grids(self.source, cutout.unit)
         return plan_blocks(self.shape, chunks, storage, voxels, graph, most)
 
     def reader(self, region: Region) -> Callable[[], NDArray[Any]]:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import requests
 from cloudfiles.secrets import secretpath
 
 __all__ = [
+    "Bearer",
     "cave_token",
     "forget_token",
     "has_aws",
@@ -29,6 +31,18 @@ OWN_WORKERS_VARIABLE = "IMAGERY_DASK_TOKENS"
 TOKEN_FILES = ("{host}-cave-secret.json", "cave-secret.json", "chunkedgraph-secret.json")
 
 _tokens: dict[str, str] = {}
+
+
+class Bearer(requests.auth.AuthBase):
+    """A token; given as requests' ``auth``, since a login in ~/.netrc would replace a header."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        """Sign a request."""
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
 
 
 def remember_token(path: str, token: str) -> str | None:
@@ -119,7 +133,7 @@ def has_aws(cloudpath: str) -> bool:
 def _cave_host(path: str) -> str | None:
     """Host of a path that is served by CAVE, or behind its authentication."""
     text = path.removeprefix("precomputed://")
-    if not text.startswith(("graphene://", "middleauth+", "http://", "https://")):
+    if not text.startswith(("graphene://", "middleauth+")):
         return None
     return urlsplit(text.removeprefix("graphene://").removeprefix("middleauth+")).netloc or None
 

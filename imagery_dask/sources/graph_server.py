@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from imagery_dask.chunkedgraph import ChunkedGraph, graphene_address
 from imagery_dask.errors import AccessRefusedError, ServerError, SourceNotFoundError
-from imagery_dask.sources.credentials import cave_token, token_places
+from imagery_dask.sources.credentials import Bearer, cave_token, token_places
 from imagery_dask.sources.failures import ATTEMPTS, brief, forget_request, kind_of, pause_s
 
 __all__ = ["GraphServer", "graph_server", "read_graph_info"]
@@ -25,17 +25,6 @@ __all__ = ["GraphServer", "graph_server", "read_graph_info"]
 TIMEOUT_S = (10, 120)
 GZIP_ABOVE = 1_000_000
 CONNECTIONS = 64
-
-
-class _Bearer(requests.auth.AuthBase):
-    """A token; given as requests' ``auth``, since a login in ~/.netrc would replace a header."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
 
 
 class GraphServer:
@@ -120,7 +109,7 @@ class GraphServer:
             method,
             self.server + path,
             headers=headers,
-            auth=_Bearer(token),
+            auth=Bearer(token),
             timeout=TIMEOUT_S,
             allow_redirects=False,
             **content,

@@ -68,21 +68,21 @@ class SourceHandle:
         return voxels
 
     def _volume(self) -> PrecomputedVolume:
-        volume = open_volume(self.path)
-        if self.mip != _level(volume, self.mip.level):
-            # This process may have opened the volume before it was written anew.
-            volume = open_volume(self.path, fresh=True)
-        if self.mip != _level(volume, self.mip.level):
-            raise SourceError(
-                f"{self.path!r} has changed: mip {self.mip.level} was {self.mip} and is "
-                f"{_level(volume, self.mip.level)}. Make the array again."
-            )
-        return volume
+        # This process may have opened the volume before it was written anew.
+        for fresh in (False, True):
+            volume = open_volume(self.path, fresh)
+            now = _level(volume, self.mip.level)
+            if now == self.mip:
+                return volume
+        raise SourceError(
+            f"{self.path!r} has changed: mip {self.mip.level} was {self.mip} and is {now}. Make the array again."
+        )
 
 
 def open_volume(path: str, fresh: bool = False) -> PrecomputedVolume:
     """Open a layer, once per process; `fresh` reads its info again."""
-    path, key = normalize_path(path), (normalize_path(path), os.getpid())  # connections do not survive a fork
+    path = normalize_path(path)
+    key = (path, os.getpid())  # connections do not survive a fork
     # One at a time, so that threads that start together read the info once.
     with _open_lock:
         if key not in _volumes or (fresh and not _volumes[key].is_current()):

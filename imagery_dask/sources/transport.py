@@ -25,7 +25,7 @@ from cloudvolume.paths import to_https_protocol
 
 from imagery_dask.errors import AccessRefusedError, SourceError
 from imagery_dask.sources import credentials
-from imagery_dask.sources.failures import ATTEMPTS, brief, kind_of, pause_s
+from imagery_dask.sources.failures import ATTEMPTS, brief, forget_request, kind_of, pause_s
 
 __all__ = ["Blob", "Request", "Transport"]
 
@@ -105,9 +105,13 @@ class Transport:
                 if kind == "not there":
                     return None
                 if kind == "refused":
-                    raise self._refused(request.key, error) from error
+                    refused = self._refused(request.key, error)
+                    forget_request(error)
+                    raise refused from error
                 if kind == "final" or attempt == ATTEMPTS - 1:
-                    raise SourceError(f"Reading {self._name(request.key)} failed: {brief(error)}") from error
+                    failed = SourceError(f"Reading {self._name(request.key)} failed: {brief(error)}")
+                    forget_request(error)
+                    raise failed from error
                 time.sleep(pause_s(attempt, error))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
@@ -170,13 +174,12 @@ class Transport:
     def _http_get(self, request: Request) -> Blob | None:
         connection = self._connection()
         headers = dict(connection.default_headers())
-        if self._token_host:
-            token = credentials.cave_token(self._token_host)
-            headers |= {"Authorization": f"Bearer {token}"} if token else {}
+        token = credentials.cave_token(self._token_host) if self._token_host else None
+        auth = credentials.Bearer(token) if token else None
         if request.start is not None and request.stop is not None:
             headers["Range"] = f"bytes={request.start}-{request.stop - 1}"
         url = connection.get_path_to_file(request.key)
-        with connection.session.get(url, headers=headers, stream=True, timeout=TIMEOUT_S) as response:
+        with connection.session.get(url, headers=headers, auth=auth, stream=True, timeout=TIMEOUT_S) as response:
             if response.status_code in (404, 410):
                 return None
             if response.status_code in (401, 403):
