@@ -27,7 +27,7 @@ from imagery_dask import kernels
 from imagery_dask.blocks import block_edges
 from imagery_dask.grid import AXES, VoxelGrid, nearest_index
 from imagery_dask.moments import describe_moment
-from imagery_dask.objects import apply_rule
+from imagery_dask.objects import read_objects
 from imagery_dask.request import Cutout
 from imagery_dask.sources import Layout, SourceHandle
 
@@ -94,20 +94,17 @@ class CutoutArray:
         source_nm = cutout.mip.grid.resolution_nm
         handle = SourceHandle(cutout.path, cutout.mip, cutout.missing)
         if target.resolution_nm == source_nm:
-            return self._relabelled(handle.read(target, layout))
+            return read_objects(handle, target, cutout.labels, layout)
         if cutout.order == 1:
             return _read_linear(handle, target, cutout.mip.grid, layout)
         box = target.at(source_nm)
         # Ids are masked and converted on source voxels, before there are more of them.
-        block = self._relabelled(handle.read(box, layout))
+        block = read_objects(handle, box, cutout.labels, layout)
         steps = target.steps_from(source_nm)
         indices = [
             nearest_index(target.start[axis], target.shape[axis], steps[axis]) - box.start[axis] for axis in range(3)
         ]
         return kernels.gather(block, indices)
-
-    def _relabelled(self, block: NDArray[Any]) -> NDArray[Any]:
-        return block if self.cutout.labels is None else apply_rule(block, self.cutout.labels)
 
     def _parts(self, key: Any) -> dict[int, Part]:
         """Return what is selected along each axis of the volume: a slice, an index array or an integer."""
@@ -209,7 +206,8 @@ def lazy_array(cutout: Cutout, *, squeeze: bool = True) -> da.Array:
     dask.array.Array
         Axes x, y, z and, where there are several, channels. Its blocks begin and end on storage chunks.
     """
-    source = CutoutArray(cutout, squeeze)
+    # Copying root ids to C order takes as long as finding them; images are looked at more, and joined by dask.
+    source = CutoutArray(cutout, squeeze, "C" if cutout.query is None else "F")
     edges = [*lazy_block_edges(cutout), [0, cutout.channels]]
     chunks = tuple(tuple(b - a for a, b in pairwise(edges[axis])) for axis in source.axes)
     kind = "image" if cutout.labels is None else "mask" if cutout.labels.mask_of is not None else "segmentation"

@@ -12,10 +12,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagery_dask import kernels
+from imagery_dask.grid import VoxelGrid
 from imagery_dask.labels import LabelRule
-from imagery_dask.sources import look_up_roots, roots_from_leaves
+from imagery_dask.sources import Layout, SourceHandle, look_up_roots, roots_from_leaves
 
-__all__ = ["apply_rule", "ids_of", "relabel"]
+__all__ = ["apply_rule", "ids_of", "read_objects", "relabel"]
+
+
+def read_objects(handle: SourceHandle, box: VoxelGrid, rule: LabelRule | None, layout: Layout) -> NDArray[Any]:
+    """Read a box of voxels, with what a rule makes of their ids.
+
+    Parameters
+    ----------
+    handle : SourceHandle
+        Level to read.
+    box : VoxelGrid
+        Voxels of that level, absolute.
+    rule : LabelRule or None
+        What becomes of stored ids; None leaves the voxels as they are.
+    layout : {"F", "C"}
+        Memory order of the result.
+
+    Returns
+    -------
+    numpy.ndarray, shape (x, y, z, channel)
+        Voxels, ids, int64 ids or a bool mask.
+    """
+    if rule is None:
+        return handle.read(box, layout)
+    if rule.query is None:
+        return apply_rule(handle.read(box, layout), rule)
+    return _finished(handle.read(box, layout, lambda stored: ids_of(stored, rule)), rule)
 
 
 def apply_rule(block: NDArray[Any], rule: LabelRule) -> NDArray[Any]:
@@ -35,12 +62,8 @@ def apply_rule(block: NDArray[Any], rule: LabelRule) -> NDArray[Any]:
     """
     if rule.query is not None:
         stored = kernels.unique_ids(block)
-        block = kernels.remap(block, stored, ids_of(stored, rule))
-    elif rule.keep is not None:
-        block = kernels.keep_ids(block, rule.keep)
-    if rule.mask_of is not None:
-        return kernels.is_id(block, rule.mask_of)
-    return kernels.to_int64(block) if rule.as_int64 else block
+        return _finished(kernels.remap(block, stored, ids_of(stored, rule)), rule)
+    return _finished(block if rule.keep is None else kernels.keep_ids(block, rule.keep), rule)
 
 
 def relabel(ids: NDArray[Any], rule: LabelRule) -> NDArray[Any]:
@@ -65,3 +88,10 @@ def ids_of(supervoxels: NDArray[np.uint64], rule: LabelRule) -> NDArray[np.uint6
     if query.stop_layer is not None:
         roots[kept] = look_up_roots(query, supervoxels[kept])
     return roots
+
+
+def _finished(ids: NDArray[Any], rule: LabelRule) -> NDArray[Any]:
+    """Compare or convert the ids that voxels got."""
+    if rule.mask_of is not None:
+        return kernels.is_id(ids, rule.mask_of)
+    return kernels.to_int64(ids) if rule.as_int64 else ids

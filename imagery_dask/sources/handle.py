@@ -18,7 +18,7 @@ from imagery_dask.layer import Mip
 from imagery_dask.sources.counts import active_counts
 from imagery_dask.sources.memory import keep_freed_memory
 from imagery_dask.sources.paths import normalize_path
-from imagery_dask.sources.precomputed import Layout, Missing, PrecomputedVolume
+from imagery_dask.sources.precomputed import Layout, Missing, PrecomputedVolume, Relabel
 from imagery_dask.sources.transport import reachable_path
 
 __all__ = ["SourceHandle", "cloud_volume", "open_volume"]
@@ -49,8 +49,8 @@ class SourceHandle:
     mip: Mip
     missing: Missing = "fill"
 
-    def read(self, box: VoxelGrid, layout: Layout = "F") -> NDArray[Any]:
-        """Voxels of a box as (x, y, z, channel); opens the volume at this process's first read.
+    def read(self, box: VoxelGrid, layout: Layout = "F", relabel: Relabel | None = None) -> NDArray[Any]:
+        """Voxels of a box as (x, y, z, channel), with new ids if asked; opens the volume at this process's first read.
 
         Counts go to the thread's `collect_counts`, if it collects.
 
@@ -59,7 +59,7 @@ class SourceHandle:
         SourceError
             When the volume has another info than it had when the handle was made.
         """
-        voxels, counts = self._volume().read(self.mip.level, box, self.missing, layout)
+        voxels, counts = self._volume().read(self.mip.level, box, self.missing, layout, relabel)
         collecting = active_counts()
         if collecting is not None:
             collecting.add(counts)

@@ -10,27 +10,32 @@ from __future__ import annotations
 import itertools
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
 from cloudvolume import CloudVolume, chunks
 from numpy.typing import NDArray
 
+from imagery_dask import kernels
 from imagery_dask.chunkedgraph import GRAPHENE, ChunkedGraph
 from imagery_dask.errors import CorruptChunkError, MissingChunkError, SourceError, SourceNotFoundError
 from imagery_dask.grid import XYZ, VoxelGrid
 from imagery_dask.layer import Layer
 from imagery_dask.sources.counts import MISSING_KEYS_KEPT, ReadCounts
 from imagery_dask.sources.graph_server import read_graph_info
+from imagery_dask.sources.label_tables import LabelTables
 from imagery_dask.sources.paths import normalize_path
 from imagery_dask.sources.shards import ShardedChunks
 from imagery_dask.sources.transport import Blob, Request, Transport
 
-__all__ = ["Layout", "Missing", "PrecomputedVolume"]
+__all__ = ["Layout", "Missing", "PrecomputedVolume", "Relabel"]
 
 Missing = Literal["fill", "error"]
 Layout = Literal["F", "C"]
+# New ids of distinct, ascending ids; 0, which stands for what is not there, stays 0.
+Relabel = Callable[[NDArray[Any]], NDArray[Any]]
+Fetched = tuple[VoxelGrid, Blob | None]
 # Decoded chunks are in Fortran order; copying into C order is twice as fast in tiles that stay in the cache.
 TILE = 16
 REDIRECTS = 10
@@ -67,7 +72,9 @@ class PrecomputedVolume:
         """Whether the volume's info, read again, is what it was."""
         return _read_info(self.path)[1] == self.info
 
-    def read(self, mip: int, box: VoxelGrid, missing: Missing, layout: Layout = "F") -> tuple[NDArray[Any], ReadCounts]:
+    def read(
+        self, mip: int, box: VoxelGrid, missing: Missing, layout: Layout = "F", relabel: Relabel | None = None
+    ) -> tuple[NDArray[Any], ReadCounts]:
         """Read a box of voxels.
 
         Parameters
@@ -80,6 +87,8 @@ class PrecomputedVolume:
             What a storage chunk that does not exist inside the volume becomes: zeros that are counted, or an error.
         layout : {"F", "C"}
             Memory order of the result. "F" is what decoders give and costs least.
+        relabel : callable, optional
+            Called once, with the distinct ids of the box; every voxel gets its id's new one.
 
         Returns
         -------
@@ -88,24 +97,76 @@ class PrecomputedVolume:
         counts : ReadCounts
             What was read, and what was missing.
         """
-        level = self.layer.mips[mip]
         counts = ReadCounts()
+        fetched: Iterable[Fetched] = self._fetch(mip, box, missing, counts)
+        if relabel is None:
+            return self._assemble(mip, box, fetched, layout), counts
+        fetched = list(fetched)
+        relabelled = self._relabel_stored(mip, box, fetched, relabel)
+        if relabelled is not None:
+            return self._assemble(mip, box, relabelled, layout), counts
+        voxels = self._assemble(mip, box, fetched, layout)
+        ids = kernels.unique_ids(voxels)
+        return kernels.remap(voxels, ids, relabel(ids)), counts
+
+    def _fetch(self, mip: int, box: VoxelGrid, missing: Missing, counts: ReadCounts) -> Iterator[Fetched]:
+        """Storage chunks that a box crosses, as they arrive; None stands for one that does not exist."""
+        level = self.layer.mips[mip]
         inside = box.intersection(level.grid)
-        # Every voxel inside the volume is written below, by its chunk or by the 0 of a missing one.
-        make = np.empty if inside == box else np.zeros
-        out: NDArray[Any] = make((*box.shape, self.layer.channels), dtype=self.layer.dtype, order=layout)
         if inside.size == 0:
-            return out, counts
+            return
         for cell, blob in self._chunks(mip, _cells(inside, level.grid, level.chunk_shape)):
             grid = level.grid.intersection(_chunk_grid(cell, level.grid, level.chunk_shape))
             counts.chunks += 1
             if blob is None or not blob.content:
                 self._count_missing(mip, grid, counts, missing)
-                out[_within(box, grid)] = 0
+                yield grid, None
                 continue
             counts.stored_bytes += len(blob.content)
-            _paste(out, box, self._decode(mip, grid, blob), grid)
-        return out, counts
+            yield grid, blob
+
+    def _assemble(self, mip: int, box: VoxelGrid, fetched: Iterable[Fetched], layout: Layout) -> NDArray[Any]:
+        """Voxels of a box from the chunks that it crosses."""
+        # Every voxel inside the volume is written below, by its chunk or by the 0 of a missing one.
+        make = np.empty if box.intersection(self.layer.mips[mip].grid) == box else np.zeros
+        out: NDArray[Any] = make((*box.shape, self.layer.channels), dtype=self.layer.dtype, order=layout)
+        for grid, blob in fetched:
+            if blob is None:
+                out[_within(box, grid)] = 0
+                continue
+            voxels = self._decode(mip, grid, blob)
+            if grid == box and layout == "F" and voxels.flags.f_contiguous and voxels.flags.writeable:
+                return voxels  # the box is this chunk: there is nothing to join
+            _paste(out, box, voxels, grid)
+        return out
+
+    def _relabel_stored(
+        self, mip: int, box: VoxelGrid, fetched: list[Fetched], relabel: Relabel
+    ) -> list[Fetched] | None:
+        """Give the chunks of a box new ids before they are decoded; None where that cannot be done to all of them."""
+        tables = [None if blob is None else self._label_tables(mip, box, grid, blob) for grid, blob in fetched]
+        if any(table is None and blob is not None for table, (_, blob) in zip(tables, fetched, strict=True)):
+            return None
+        labels = [np.zeros(0, np.uint64) if table is None else table.labels() for table in tables]
+        ids = kernels.unique_ids(np.concatenate([np.zeros(1, np.uint64), *labels]))
+        new = relabel(ids)
+        return [
+            (grid, None if table is None else Blob(table.replaced(kernels.remap(old, ids, new))))
+            for (grid, _), table, old in zip(fetched, tables, labels, strict=True)
+        ]
+
+    def _label_tables(self, mip: int, box: VoxelGrid, grid: VoxelGrid, blob: Blob) -> LabelTables | None:
+        level = self.layer.mips[mip]
+        block_size = self._meta.compressed_segmentation_block_size(mip)
+        encoded = level.encoding == "compressed_segmentation" and self.layer.channels == 1
+        # A chunk that the box cuts has labels that are not in the box, and would be looked up for nothing.
+        if not encoded or self.layer.dtype != "uint64" or block_size is None or grid.intersection(box) != grid:
+            return None
+        try:
+            content = blob.decompressed()
+        except Exception:  # of any decoder: decoding the voxels meets it again, and says which chunk it was
+            return None
+        return LabelTables.parse(content, grid.shape, tuple(block_size))
 
     def _chunks(self, mip: int, cells: list[XYZ]) -> Iterator[tuple[XYZ, Blob | None]]:
         level = self.layer.mips[mip]
