@@ -1,0 +1,91 @@
+"""Whole files in a folder or bucket: there or not there, never half of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+from uuid import uuid4
+
+from cloudfiles import CloudFiles
+from cloudfiles.compression import compress as compressed
+
+__all__ = ["Files"]
+
+Compression = Literal["gzip", "br"]
+EXTENSIONS = {None: "", "gzip": ".gz", "br": ".br"}
+LOCAL = "file://"
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Files below a place, by name; small and picklable: credentials are found where it is used.
+
+    Parameters
+    ----------
+    url : str
+        ``file://``, ``s3://``, ``gs://``, ``memory://`` (of this process) or what else CloudFiles writes to; without a
+        scheme, a local folder.
+    """
+
+    url: str
+
+    @classmethod
+    def at(cls, url: str | os.PathLike[str]) -> Files:
+        """Files at a URL or a local path."""
+        text = os.fspath(url)
+        if "://" not in text:
+            text = LOCAL + str(Path(text).expanduser().resolve())
+        return cls(text.rstrip("/"))
+
+    @property
+    def folder(self) -> Path | None:
+        """Local folder, or None."""
+        return Path(self.url.removeprefix(LOCAL)) if self.url.startswith(LOCAL) else None
+
+    def put(
+        self, name: str, content: bytes, content_type: str | None = None, compress: Compression | None = None
+    ) -> None:
+        """Write a file whole: by rename on a local disk, by one PUT in a bucket.
+
+        Compressed content is stored as CloudVolume stores it: with a suffix on a disk, with an encoding in a bucket.
+        """
+        if self.folder is None:
+            self._cloud().put(name, content, content_type=content_type, compress=compress, raw=False)
+            return
+        path = self.folder / (name + EXTENSIONS[compress])
+        partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(compressed(content, compress) if compress else content)
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+    def get(self, name: str) -> bytes | None:
+        """Content of a file, decompressed; None when there is none."""
+        content = self._cloud().get(name)
+        return None if content is None else bytes(content)
+
+    def names(self, prefix: str = "") -> Iterator[str]:
+        """Names of all files that begin with a prefix."""
+        if self.folder is not None and not self.folder.exists():
+            return
+        yield from self._cloud().list(prefix=prefix)
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Remove files; those that are not there do not matter."""
+        self._cloud().delete(list(names))
+
+    def _cloud(self) -> CloudFiles:
+        return _cloud_files(self.url, os.getpid())
+
+
+@lru_cache(maxsize=16)
+def _cloud_files(url: str, process: int) -> CloudFiles:
+    del process  # connections do not survive a fork
+    return CloudFiles(url.replace("memory://", "mem://", 1), progress=False)
