@@ -13,9 +13,11 @@ from typing import Any
 
 import fastremap
 import numpy as np
+import tinybrain
 from numpy.typing import NDArray
 
 __all__ = [
+    "downsample",
     "gather",
     "interpolate",
     "is_id",
@@ -33,6 +35,7 @@ __all__ = [
 Block = NDArray[Any]
 
 INT64_MAX = 2**63 - 1
+NO_MEANS = (np.float16, np.int32, np.int64)  # tinybrain has none for these over three axes
 
 
 def gather(block: Block, indices: Sequence[NDArray[np.int64]]) -> Block:
@@ -166,6 +169,62 @@ def unique_counts(block: Block) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Sorted distinct ids of a block, and how many voxels have each."""
     ids, counts = fastremap.unique(block, return_counts=True)
     return np.asarray(ids), np.asarray(counts, dtype=np.int64)
+
+
+def downsample(block: Block, step: tuple[int, int, int], labels: bool) -> Block:
+    """Halve a block along some axes: the mean of imagery, the most frequent of ids.
+
+    Equal to tinybrain on the whole array for every blocking whose edges are at even voxels. Means of integers are
+    rounded down, and ties between ids broken, as tinybrain does.
+
+    Parameters
+    ----------
+    block : numpy.ndarray, shape (x, y, z, ...)
+        Voxels.
+    step : tuple of 3 int
+        1 or 2 for each of x, y, z. At an odd end, a voxel is made of those that are there.
+    labels : bool
+        Whether voxels are ids.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape ``ceil(size / step)`` along each axis, dtype unchanged, in Fortran order.
+    """
+    halved = [axis for axis in range(3) if step[axis] == 2]
+    if not halved:
+        return block
+    if block.dtype == bool:
+        return downsample(block.view(np.uint8), step, labels=True).view(bool)
+    if block.ndim == 4 and labels:  # tinybrain's mode writes beyond its result where there are channels (1.7.0)
+        parts = [downsample(block[..., channel], step, labels) for channel in range(block.shape[3])]
+        return np.stack(parts, axis=3, out=np.empty((*parts[0].shape, len(parts)), block.dtype, order="F"))
+    odd = [axis in halved and size % 2 == 1 for axis, size in enumerate(block.shape)]
+    if any(odd):
+        # Which changes no mean and no mode; tinybrain's own means put the voxel of an odd end elsewhere (1.7.0).
+        block = np.pad(block, [(0, int(more)) for more in odd], mode="edge")
+    if len(halved) == 1 or (not labels and block.dtype in NO_MEANS):
+        return _downsample_plainly(block, step, labels)
+    pooling = tinybrain.downsample_segmentation if labels else tinybrain.downsample_with_averaging
+    if len(halved) == 3:
+        return np.asarray(pooling(np.asfortranarray(block), (2, 2, 2), num_mips=1)[0])
+    # tinybrain halves x and y: other pairs of axes take their places.
+    small = pooling(np.asfortranarray(np.moveaxis(block, halved, (0, 1))), (2, 2, 1), num_mips=1)[0]
+    return np.asfortranarray(np.moveaxis(small, (0, 1), halved))
+
+
+def _downsample_plainly(block: Block, step: tuple[int, int, int], labels: bool) -> Block:
+    """Do what tinybrain does slowly or not at all: one axis, and means of types that it has none for."""
+    parts = [block[tuple(slice(o, None, s) for o, s in zip(offset, step, strict=True))] for offset in np.ndindex(step)]
+    if labels:  # of two ids, each is as frequent as the other
+        return np.array(parts[0], order="F")
+    if block.dtype.kind == "f":
+        total = np.add.reduce([part.astype(np.float64) for part in parts])
+        return np.asarray(total / len(parts), dtype=block.dtype, order="F")
+    bits = len(parts).bit_length() - 1  # without overflow: whole parts and remainders apart
+    whole = np.add.reduce([part >> bits for part in parts], dtype=block.dtype)
+    rest = np.add.reduce([(part & (len(parts) - 1)).astype(np.uint8) for part in parts], dtype=np.uint8)
+    return np.asarray(whole + (rest >> bits).astype(block.dtype), order="F")
 
 
 def places_of(block: Block) -> dict[int, NDArray[np.intp]]:

@@ -26,7 +26,8 @@ class SegmentationMasks(Mapping[int, da.Array]):
     """Mapping from the ids in a cutout to their masks.
 
     ``masks[id]`` is a lazy boolean array and costs no read. Which ids there are is found, by one streaming pass over
-    the cutout, the first time somebody asks (iteration, ``len``, ``in``); the answer is kept.
+    the cutout, the first time somebody asks (iteration, ``len``, ``in``); the answer is kept. Each mask that is
+    computed by itself reads its blocks; `compute` makes all of them in one pass.
 
     Parameters
     ----------

@@ -44,7 +44,8 @@ def source_client(
     datastack: str | None, server: str | None, version: int | None, timestamp: str | None, **options: Any
 ) -> ImageryClient:
     """Make the client that the options name; `options` are those of `ImageryClient`."""
-    if timestamp is not None and timestamp.replace(".", "", 1).isdigit():
+    # Eight digits are a date in ISO's basic form: as seconds they would lie before 1974.
+    if timestamp is not None and timestamp.replace(".", "", 1).isdigit() and len(timestamp) != 8:
         moment: str | float | None = float(timestamp)
     else:
         moment = timestamp
