@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from imagery_dask.grid import AXES
 
-__all__ = ["Triple", "bounds_from_center", "corners", "numbers", "root_id", "sizes", "triple"]
+__all__ = ["Triple", "bounds_from_center", "corners", "numbers", "root_id", "sizes", "triple", "whole_triple"]
 
 Triple = tuple[float, float, float]
 # Above, float64 does not tell neighbouring voxels apart.
@@ -65,6 +65,21 @@ def triple(name: str, value: Any, *, positive: bool = False) -> Triple:
     if positive and not (array > 0).all():
         raise ValueError(f"{name} must be positive; got {value!r}.")
     x, y, z = array.tolist()
+    return (x, y, z)
+
+
+def whole_triple(name: str, value: Any) -> tuple[int, int, int]:
+    """Three whole numbers above 0 as a tuple.
+
+    Raises
+    ------
+    ValueError
+        When they are not.
+    """
+    values = np.asarray(value)
+    if values.shape != (3,) or not np.issubdtype(values.dtype, np.integer) or not (values > 0).all():
+        raise ValueError(f"{name} must be three whole numbers above 0 (x, y, z); got {value!r}.")
+    x, y, z = (int(number) for number in values)
     return (x, y, z)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -83,6 +83,8 @@ class RunReport:
         The blocks that failed (the first thousand).
     failures : int
         Number of blocks that failed.
+    notes : list of str
+        What a reader of the report should know, in sentences.
     """
 
     blocks: int
@@ -93,6 +95,7 @@ class RunReport:
     counts: ReadCounts = field(default_factory=ReadCounts)
     failed: list[FailedBlock] = field(default_factory=list)
     failures: int = 0
+    notes: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -117,7 +120,7 @@ class RunReport:
 
 def run_blocks(
     client: Client,
-    tasks: Iterator[BlockTask],
+    stages: Iterable[Iterable[BlockTask]],
     blocks: int,
     on_progress: Callable[[RunReport], None] | None = None,
 ) -> RunReport:
@@ -127,17 +130,18 @@ def run_blocks(
     ----------
     client : distributed.Client
         Where to run.
-    tasks : iterator of BlockTask
-        Blocks, made as they are submitted; never held all at once.
+    stages : iterable of iterables of BlockTask
+        Blocks, made as they are submitted; never held all at once. A stage begins when the one before it has ended, and
+        not at all when a block of that failed: it would read what was not written.
     blocks : int
-        How many there are.
+        How many blocks there are in all stages.
     on_progress : callable, optional
         Called with the report after every block.
 
     Returns
     -------
     RunReport
-        A block that fails is in the report; the others go on.
+        A block that fails is in the report; the others of its stage go on.
 
     Raises
     ------
@@ -146,6 +150,21 @@ def run_blocks(
     """
     report = RunReport(blocks)
     started = time.perf_counter()
+
+    def show() -> None:
+        report.seconds = time.perf_counter() - started
+        if on_progress is not None:
+            on_progress(report)
+
+    for tasks in stages:
+        if report.failures:
+            break
+        _run_stage(client, iter(tasks), report, show)
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+def _run_stage(client: Client, tasks: Iterator[BlockTask], report: RunReport, show: Callable[[], None]) -> None:
     window = max(4, WINDOW_PER_THREAD * sum(client.nthreads().values()))
     names: dict[str, str] = {}
     numbers = (f"{uuid4().hex[:8]}-{number}" for number in count())
@@ -157,22 +176,18 @@ def run_blocks(
         return future
 
     running = as_completed(loop=client.loop)
-    for task in _first(tasks, window):
+    for task in islice(tasks, window):
         running.add(submit(task))
     try:
         for future in running:
             _record(report, future, names.pop(future.key))
             future.release()
-            report.seconds = time.perf_counter() - started
-            if on_progress is not None:
-                on_progress(report)
-            for task in _first(tasks, 1):
+            show()
+            for task in islice(tasks, 1):
                 running.add(submit(task))
     except BaseException:
         client.cancel(list(running.futures))
         raise
-    report.seconds = time.perf_counter() - started
-    return report
 
 
 def _run_block(task: BlockTask) -> BlockResult | BlockError:
@@ -203,11 +218,3 @@ def _record(report: RunReport, future: Any, name: str) -> None:
     report.failures += 1
     if len(report.failed) < FAILURES_KEPT:
         report.failed.append(FailedBlock(name, result.reason))
-
-
-def _first(tasks: Iterator[BlockTask], count: int) -> Iterator[BlockTask]:
-    for _ in range(count):
-        try:
-            yield next(tasks)
-        except StopIteration:
-            return

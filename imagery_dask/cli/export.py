@@ -12,7 +12,7 @@ from imagery_dask.cli.info import human_bytes
 from imagery_dask.cli.options import ChunksType, RootIdsType
 from imagery_dask.cli.sources import cave_options, source_client
 from imagery_dask.errors import BlockFailedError, SourceError
-from imagery_dask.export.zarr import DEFAULT_CHUNKS, to_zarr
+from imagery_dask.export.zarr import to_zarr
 from imagery_dask.lazy import source_of
 from imagery_dask.run import RunReport
 from imagery_dask.sources import ReadCounts
@@ -43,9 +43,7 @@ def export() -> None:
 @click.option("--image-mip", type=int, metavar="N", help="Level of the imagery.")
 @click.option("--segmentation-mip", type=int, metavar="N", help="Level of the segmentation.")
 @click.option("--root-ids", type=RootIdsType(), default="all", show_default=True, help="Objects to keep.")
-@click.option(
-    "--chunks", type=ChunksType(), default=DEFAULT_CHUNKS, help="Chunks of the output.  [default: 128,128,128]"
-)
+@click.option("--chunks", type=ChunksType(), help="Chunks of the output.  [default: 128,128,128; 64,64,64 for ids]")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Workers to start.  [default: one per core]")
 @click.option("--cluster", default="local", show_default=True, metavar="local|FILE|ADDRESS", help="Where to run.")
 @click.option("--missing", type=click.Choice(["fill", "error"]), default="fill", show_default=True,
@@ -65,7 +63,7 @@ def export_zarr(
     image_mip: int | None,
     segmentation_mip: int | None,
     root_ids: Any,
-    chunks: tuple[int, int, int],
+    chunks: tuple[int, int, int] | None,
     workers: int | None,
     cluster: str,
     missing: Any,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dask
@@ -17,8 +17,9 @@ from imagery_dask.arguments import triple
 from imagery_dask.grid import AXES, XYZ, VoxelGrid
 from imagery_dask.lazy import CutoutArray, lazy_array, source_of
 from imagery_dask.plan import BlockPlan, Region, SourceChunks, plan_blocks
+from imagery_dask.sources import open_volume
 
-__all__ = ["Volume", "as_volumes"]
+__all__ = ["Volume", "as_volumes", "source_levels"]
 
 Triple = tuple[float, float, float]
 LABELS_GROUP = "labels/segmentation/"
@@ -42,6 +43,8 @@ class Volume:
         Voxel size; None when the array has no place in the world.
     translation_nm : tuple of 3 float
         Centre of the first voxel.
+    labels : bool
+        Whether voxels are ids, which have a most frequent one but no mean.
     held : numpy.ndarray or None
         The voxels, when the caller has them in memory: a graph would carry all of them to every block.
     """
@@ -52,6 +55,7 @@ class Volume:
     source: CutoutArray | None
     resolution_nm: Triple | None
     translation_nm: Triple
+    labels: bool
     held: NDArray[Any] | None = None
 
     @property
@@ -61,13 +65,18 @@ class Volume:
         return (int(x), int(y), int(z))
 
     @property
+    def voxel_bytes(self) -> int:
+        """Bytes of a voxel with all its channels."""
+        return int(self.array.dtype.itemsize * math.prod(self.array.shape[3:]))
+
+    @property
     def channels(self) -> bool:
         """Whether there is a channel axis."""
         return bool(self.array.ndim == 4)
 
     def plan(self, output_chunks: XYZ, block_bytes: int, most_bytes: int | None = None) -> BlockPlan:
         """Blocks for an output of these chunks, of `block_bytes`, or of `most_bytes` where that reads chunks once."""
-        voxel_bytes = self.array.dtype.itemsize * math.prod(self.array.shape[3:])
+        voxel_bytes: float = self.voxel_bytes
         chunks = [min(chunk, size) for chunk, size in zip(output_chunks, self.shape, strict=True)]
         graph: Sequence[SourceChunks | None] = (None, None, None)
         if self.source is None:
@@ -156,6 +165,41 @@ def as_volumes(
     return [_volume(data, None, "", resolution_nm, translation_nm)]
 
 
+def source_levels(volume: Volume) -> tuple[Volume, ...]:
+    """Give a volume, and the same region of every coarser mip of its source.
+
+    Raises
+    ------
+    ValueError
+        When it is no cutout, or its source has no coarser mip.
+    """
+    if volume.source is None:
+        raise ValueError(
+            f"levels='source' copies mips of a volume, and the {volume.name} is not a cutout as it was made; pass a "
+            "number of levels, or 'auto'."
+        )
+    cutout = volume.source.cutout
+    if cutout.labels is not None:  # leaves were to be asked for within the region as it is at the first level
+        cutout = replace(cutout, labels=replace(cutout.labels, leaves_within=None))
+    fine = cutout.target.resolution_nm
+    found = [volume]
+    for mip in open_volume(cutout.path).layer.mips:
+        coarse = mip.grid.resolution_nm
+        if coarse != fine and all(c >= f for c, f in zip(coarse, fine, strict=True)):
+            target = cutout.target.at(coarse)
+            array = lazy_array(replace(cutout, mip=mip, target=target), squeeze=False)
+            source = source_of(array)
+            found.append(
+                replace(
+                    volume, array=_three_axes(array), source=source, resolution_nm=target.resolution_nm,
+                    translation_nm=target.translation_nm,
+                )
+            )  # fmt: skip
+    if len(found) == 1:
+        raise ValueError(f"levels='source': {cutout.path!r} has no mip coarser than {fine} nm; pass 'auto'.")
+    return tuple(found)
+
+
 def _volume(data: Any, name: str | None, group: str, resolution: Any, translation: Any) -> Volume:
     own: tuple[Triple | None, Triple] = (None, (0.0, 0.0, 0.0))
     if isinstance(data, xr.DataArray):
@@ -179,8 +223,16 @@ def _volume(data: Any, name: str | None, group: str, resolution: Any, translatio
     _check(array)
     resolution_nm = own[0] if resolution is None else triple("resolution_nm", resolution, positive=True)
     translation_nm = own[1] if translation is None else triple("translation_nm", translation)
+    labels = _holds_ids(array.dtype, name, source)
     kind = "segmentation" if source is not None and source.cutout.labels is not None else "image"
-    return Volume(name or kind, array, group, source, resolution_nm, translation_nm, held)
+    return Volume(name or kind, array, group, source, resolution_nm, translation_nm, labels, held)
+
+
+def _holds_ids(dtype: np.dtype[Any], name: str | None, source: CutoutArray | None) -> bool:
+    """Whether voxels are ids: a cutout knows; integers of 32 bits and more, and masks, are no imagery."""
+    if source is not None:
+        return source.cutout.labels is not None
+    return dtype.kind in "biu" and (name == "segmentation" or dtype.kind == "b" or dtype.itemsize >= 4)
 
 
 def _voxels(block_bytes: float, voxel_bytes: float) -> int:

@@ -1,4 +1,4 @@
-"""OME-Zarr: any dask array or xarray object, written block by block.
+"""OME-Zarr: any dask array or xarray object, written block by block, with its pyramid.
 
 Arrays are stored with axes (c,) z, y, x. A block of a cutout is Fortran-ordered x, y, z, so that its transpose is what
 zarr wants, for free.
@@ -8,46 +8,49 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any, Literal
 from uuid import uuid4
 
 import numpy as np
 import zarr
-from distributed import Client, get_worker
+from distributed import get_worker
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
 
-from imagery_dask.blocks import SPLIT_ABOVE
+from imagery_dask.arguments import whole_triple
 from imagery_dask.cluster import connect
 from imagery_dask.export import ome
-from imagery_dask.export.inputs import Volume, as_volumes
+from imagery_dask.export.codecs import Codec, checked_codec, compressor
+from imagery_dask.export.display import display
+from imagery_dask.export.inputs import Volume, as_volumes, source_levels
+from imagery_dask.export.layout import LevelLayout, checked_shards, default_chunks, lay_out
+from imagery_dask.export.levels import VolumeLevels, plan_levels, write_levels
 from imagery_dask.export.progress import progress_bar
+from imagery_dask.export.provenance import KEY, provenance, what_was_missing
 from imagery_dask.export.target import StoreTarget
-from imagery_dask.grid import XYZ
-from imagery_dask.lazy import described
-from imagery_dask.plan import BlockPlan, Region
-from imagery_dask.run import BlockTask, RunReport, run_blocks
+from imagery_dask.plan import Region
+from imagery_dask.pyramid import Level, Levels, checked_levels, pyramid
+from imagery_dask.run import RunReport
 
-__all__ = ["ZarrBlock", "to_zarr"]
+__all__ = ["to_zarr"]
 
-DEFAULT_CHUNKS = (128, 128, 128)
-# Three blocks must fit beside each other in a worker with 1 GB and other things to do.
-BLOCK_BYTES = 32 * 2**20
-# A small export is cut finer than memory asks for, so that no thread waits for the last block of another.
-BLOCKS_PER_THREAD = 4
-SMALL_BLOCK_BYTES = 4 * 2**20
 PIPELINE = "zarrs.ZarrsCodecPipeline"
+MIB = 2**20
 
 
 def to_zarr(
     data: Any,
     url: str | os.PathLike[str],
     *,
-    chunks: Sequence[int] = DEFAULT_CHUNKS,
+    chunks: Sequence[int] | None = None,
+    shards: Sequence[int] | Literal["auto"] | None = "auto",
+    levels: Levels = 1,
+    codec: Codec = "blosc-zstd",
+    ome_version: ome.OmeVersion = "0.5",
+    block_mib: float | None = None,
     resolution_nm: Sequence[float] | None = None,
     translation_nm: Sequence[float] | None = None,
     overwrite: bool = False,
@@ -55,7 +58,7 @@ def to_zarr(
     workers: int | None = None,
     progress: bool | Callable[[RunReport], None] = True,
 ) -> RunReport:
-    """Write an array, or imagery with its segmentation, as OME-Zarr 0.5.
+    """Write an array, or imagery with its segmentation, as OME-Zarr.
 
     Reading, computing and writing a block is one task; a bounded window of them is on the cluster at a time.
 
@@ -67,8 +70,23 @@ def to_zarr(
     url : str or path
         Where to write: a local folder or what fsspec opens. An array goes to the root of the store; a dataset's image
         to the root and its segmentation under ``labels/segmentation``.
-    chunks : sequence of 3 int
-        Chunk shape x, y, z of the output.
+    chunks : sequence of 3 int, optional
+        Chunk shape x, y, z of the output. By default 128 along each axis for 8 and 16 bit voxels, 64 for others.
+    shards : sequence of 3 int, "auto" or None
+        Shard shape, whole chunks: one object each. ``"auto"`` makes shards of about 32 MiB where there are more than
+        1,024 chunks; None makes every chunk an object. OME-Zarr 0.4 has no shards. Levels that are made together with
+        the one above them have shards of the same region.
+    levels : int, "auto" or "source"
+        How many levels the pyramid has. Each is the mean (imagery) or the most frequent id (labels) of two voxels of
+        the level above, along those axes whose voxels are finest. ``"auto"`` adds levels until none is longer than 512
+        voxels; ``"source"`` copies the source's own coarser mips.
+    codec : {"blosc-zstd", "zstd", "gzip", "none"}
+        Compression of chunks. Empty chunks are not stored.
+    ome_version : {"0.5", "0.4"}
+        OME-Zarr 0.5 is zarr v3; 0.4, for older readers, zarr v2.
+    block_mib : float, optional
+        Size of the blocks that tasks work on, in MiB. By default 32, less where that leaves workers idle. A block is at
+        least one shard.
     resolution_nm, translation_nm : sequence of 3 float, optional
         Voxel size, and centre of the first voxel, x, y, z in nm. Cutouts and DataArrays with coordinates have their
         own; an array without any is written without units.
@@ -93,76 +111,117 @@ def to_zarr(
     FileExistsError
         When there is something at `url` and `overwrite` is False.
     ValueError, TypeError
-        For chunks or data that cannot be written. Nothing has been written then.
+        For chunks, shards, levels or data that cannot be written. Nothing has been written then.
     BlockFailedError
-        When blocks failed; all others have been written, and its ``report`` names the failed ones.
+        When blocks failed; all others of their level have been written, and its ``report`` names the failed ones.
     AccessRefusedError
         When the source refuses access; the export ends at once.
     """
-    volumes = as_volumes(data, resolution_nm, translation_nm)
-    shape = _chunk_shape(chunks)
+    layout = _Options(chunks, shards, checked_levels(levels), checked_codec(codec), ome_version)
+    stacks = [_stack(volume, layout) for volume in as_volumes(data, resolution_nm, translation_nm)]
+    exports = [stack.export for stack in stacks]
+    block_bytes = _block_bytes(block_mib)
     target = StoreTarget(url, overwrite)
-    with connect(cluster, workers) as client, target as store:
-        _create(store, volumes, shape)
-        wanted, most = _block_bytes(client, volumes), SPLIT_ABOVE * BLOCK_BYTES
-        plans = [volume.plan(shape, wanted, most) for volume in volumes]
-        total = sum(len(plan) for plan in plans)
-        with _shown(progress, total) as on_progress:
-            report = run_blocks(client, _tasks(store, volumes, plans), total, on_progress)
-    report.voxels = sum(math.prod(volume.array.shape) for volume in volumes)
+    with connect(cluster, workers) as client:
+        plans = plan_levels(client, exports, block_bytes)
+        with target as store:
+            _create(store, stacks, layout)
+            places = [_stores(store, stack, layout) for stack in stacks]
+            report = write_levels(client, exports, plans, places, partial(_shown, progress))
+            _close(store, stacks, report)
     report.raise_for_failures()
     return report
 
 
+class _Options:
+    """What `to_zarr` was asked for, checked as far as it can be without the data."""
+
+    def __init__(self, chunks: Any, shards: Any, levels: Levels, codec: Codec, version: ome.OmeVersion) -> None:
+        self.chunks = None if chunks is None else whole_triple("chunks", chunks)
+        self.shards, self.levels, self.codec, self.version = shards, levels, codec, version
+        self.zarr_format = ome.zarr_format_of(version)
+        if self.zarr_format == 2:
+            if shards not in (None, "auto"):
+                raise ValueError("OME-Zarr 0.4 (zarr v2) has no shards; pass shards=None, or ome_version='0.5'.")
+            self.shards = None
+
+
 @dataclass(frozen=True, slots=True)
-class ZarrBlock:
-    """Task that computes one block and writes it.
+class _Stack:
+    """The levels of a volume, with their chunks."""
+
+    export: VolumeLevels
+    layouts: tuple[LevelLayout, ...]
+
+    @property
+    def volume(self) -> Volume:
+        return self.export.volumes[0]
+
+
+def _stack(volume: Volume, options: _Options) -> _Stack:
+    chunks = options.chunks or default_chunks(volume.array.dtype.itemsize)
+    shards = checked_shards(options.shards, chunks)
+    if options.levels != "source":
+        levels = pyramid(volume.shape, volume.resolution_nm, volume.translation_nm, options.levels)
+        layouts, stages = lay_out(levels, chunks, shards, volume.voxel_bytes)
+        return _Stack(VolumeLevels((volume,), levels, stages), layouts)
+    volumes = source_levels(volume)
+    levels = tuple(Level(each.shape, (1, 1, 1), each.resolution_nm, each.translation_nm) for each in volumes)
+    laid_out = [lay_out([level], chunks, shards, volume.voxel_bytes) for level in levels]
+    stages = tuple(replace(stage, first=index, last=index) for index, (_, (stage,)) in enumerate(laid_out))
+    return _Stack(VolumeLevels(volumes, levels, stages), tuple(layout for (layout,), _ in laid_out))
+
+
+# --------------------------------------------------------------------------- the store
+
+
+@dataclass(frozen=True, slots=True)
+class ZarrLevel:
+    """One array of a store.
 
     Parameters
     ----------
-    name : str
-        Shown on the dashboard.
-    pieces : tuple of (region, callable)
-        Which voxels, x, y, z, and what gives them as x, y, z(, c); one after another.
     store, path : str
         Where the array is.
+    zarr_format : int
+        2 or 3.
     run : str
         Names the run: a store that is overwritten is another store, although its path is the same.
     """
 
-    name: str
-    pieces: tuple[tuple[Region, Callable[[], NDArray[Any]]], ...]
     store: str
     path: str
+    zarr_format: Literal[2, 3]
     run: str
 
-    def __call__(self) -> int:
-        """Compute and write; each piece covers whole chunks, so that no other task touches them."""
-        written = 0
-        for region, read in self.pieces:
-            block = read()
-            selection = tuple(reversed(region))
-            if block.ndim == 4:
-                selection = (slice(None), *selection)
-            _open(self.store, self.path, self.run, _threads(), os.getpid())[selection] = block.T
-            written += int(block.nbytes)
-        return written
+    def write(self, region: Region, voxels: NDArray[Any]) -> None:
+        """Write voxels x, y, z(, c) to a region of whole chunks."""
+        self._array()[self._selection(region, voxels.ndim)] = voxels.T
+
+    def read(self, region: Region) -> NDArray[Any]:
+        """Voxels of a region as x, y, z(, c)."""
+        array = self._array()
+        return np.asarray(array[self._selection(region, array.ndim)]).T
+
+    def _array(self) -> Any:
+        return _open(self.store, self.path, self.zarr_format, self.run, _threads(), os.getpid())
+
+    @staticmethod
+    def _selection(region: Region, axes: int) -> tuple[slice, ...]:
+        return (slice(None),) * (axes - 3) + tuple(reversed(region))
 
 
-def _tasks(store: str, volumes: list[Volume], plans: list[BlockPlan]) -> Iterator[BlockTask]:
+def _stores(store: str, stack: _Stack, options: _Options) -> list[ZarrLevel]:
     run = uuid4().hex
-    for volume, plan in zip(volumes, plans, strict=True):
-        for (x, y, z), region in plan:
-            name = f"read+write {volume.name} z{z} y{y} x{x}"
-            pieces = tuple((piece, volume.reader(piece)) for piece in plan.pieces(region))
-            yield ZarrBlock(name, pieces, store, f"{volume.group}0", run)
+    paths = [f"{stack.volume.group}{index}" for index in range(len(stack.layouts))]
+    return [ZarrLevel(store, path, options.zarr_format, run) for path in paths]
 
 
 @lru_cache(maxsize=64)
-def _open(store: str, path: str, run: str, threads: int, process: int) -> Any:
+def _open(store: str, path: str, zarr_format: Literal[2, 3], run: str, threads: int, process: int) -> Any:
     del run, process  # part of the key: neither an overwritten store nor a parent's connections are taken up again
     with zarr.config.set({"codec_pipeline.path": PIPELINE, "threading.max_workers": threads}):
-        return zarr.open_array(store, path=path, mode="r+", zarr_format=3)
+        return zarr.open_array(store, path=path, mode="r+", zarr_format=zarr_format)
 
 
 def _threads() -> int:
@@ -173,55 +232,58 @@ def _threads() -> int:
         return 1
 
 
-def _create(store: str, volumes: list[Volume], chunks: XYZ) -> None:
+def _create(store: str, stacks: list[_Stack], options: _Options) -> None:
     """Make the groups, their metadata and the empty arrays."""
-    labels = [volume for volume in volumes if volume.group]
-    images = [volume for volume in volumes if not volume.group]
-    root = zarr.create_group(store, zarr_format=3)
-    for volume in images:
-        attributes = ome.image_attributes(volume.name, volume.channels, volume.resolution_nm, volume.translation_nm)
-        _create_array(root, volume, chunks, attributes)
+    version = options.version
+    labels = [stack for stack in stacks if stack.volume.group]
+    images = [stack for stack in stacks if not stack.volume.group]
+    root = zarr.create_group(store, zarr_format=options.zarr_format)
+    for stack in images:
+        volume, levels = stack.volume, stack.export.levels
+        if volume.labels and not volume.channels:
+            attributes = ome.label_attributes(version, volume.name, levels, of_image=False)
+        else:
+            attributes = ome.image_attributes(version, volume.name, volume.channels, levels, display(volume))
+        _create_levels(root, stack, attributes, options)
     if labels:
         folder = root.create_group("labels")
-        folder.attrs.update(ome.labels_attributes([volume.name for volume in labels]))
-        for volume in labels:
-            attributes = ome.label_attributes(volume.name, volume.resolution_nm, volume.translation_nm, bool(images))
-            _create_array(folder.create_group(volume.name), volume, chunks, attributes)
+        folder.attrs.update(ome.labels_attributes(version, [stack.volume.name for stack in labels]))
+        for stack in labels:
+            attributes = ome.label_attributes(version, stack.volume.name, stack.export.levels, bool(images))
+            _create_levels(folder.create_group(stack.volume.name), stack, attributes, options)
 
 
-def _create_array(group: Any, volume: Volume, chunks: XYZ, attributes: dict[str, Any]) -> None:
-    made_of = {} if volume.source is None else {"imagery_dask": described(volume.source.cutout)}
-    group.attrs.update(attributes | made_of)
-    shape, axes = list(reversed(volume.shape)), ["z", "y", "x"]
-    chunk = [min(size, length) for size, length in zip(reversed(chunks), shape, strict=True)]
-    if volume.channels:
-        shape, chunk, axes = [volume.array.shape[3], *shape], [volume.array.shape[3], *chunk], ["c", *axes]
-    group.create_array(
-        "0",
-        shape=tuple(shape),
-        chunks=tuple(chunk),
-        dtype=volume.array.dtype,
-        # Level 1 costs a third of zarr's default and EM hardly compresses better with more.
-        compressors=BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"),
-        fill_value=0,
-        dimension_names=axes,
-    )
+def _create_levels(group: Any, stack: _Stack, attributes: dict[str, Any], options: _Options) -> None:
+    volume = stack.volume
+    group.attrs.update(attributes | {KEY: provenance(volume)})
+    ahead = tuple(int(n) for n in volume.array.shape[3:])
+    for index, layout in enumerate(stack.layouts):
+        group.create_array(
+            str(index),
+            shape=(*ahead, *reversed(layout.level.shape)),
+            chunks=(*ahead, *reversed(layout.chunk)),
+            shards=None if layout.shard is None else (*ahead, *reversed(layout.shard)),
+            dtype=volume.array.dtype,
+            compressors=compressor(options.codec, options.zarr_format),
+            fill_value=0,
+            chunk_key_encoding=None if options.zarr_format == 3 else {"name": "v2", "separator": "/"},
+            dimension_names=None if options.zarr_format == 2 else [*"c" * len(ahead), "z", "y", "x"],
+        )
 
 
-def _block_bytes(client: Client, volumes: list[Volume]) -> int:
-    """Size of blocks: as large as memory allows, small enough that every thread gets some."""
-    threads = int(sum(client.nthreads().values()))
-    total = sum(int(volume.array.nbytes) for volume in volumes)
-    share = total // (BLOCKS_PER_THREAD * max(1, threads))
-    return min(BLOCK_BYTES, max(SMALL_BLOCK_BYTES, share))
+def _close(store: str, stacks: list[_Stack], report: RunReport) -> None:
+    """Say in the store what was missing."""
+    for stack in stacks:
+        group = zarr.open_group(store, path=stack.volume.group.rstrip("/"), mode="r+")
+        group.attrs.update({KEY: provenance(stack.volume) | what_was_missing(report)})
 
 
-def _chunk_shape(chunks: Sequence[int]) -> XYZ:
-    values = np.asarray(chunks)
-    if values.shape != (3,) or not np.issubdtype(values.dtype, np.integer) or not (values > 0).all():
-        raise ValueError(f"chunks must be three whole numbers above 0 (x, y, z); got {chunks!r}.")
-    x, y, z = (int(value) for value in values)
-    return (x, y, z)
+def _block_bytes(block_mib: float | None) -> int | None:
+    if block_mib is None:
+        return None
+    if isinstance(block_mib, bool) or not isinstance(block_mib, (int, float)) or not 0 < block_mib < math.inf:
+        raise ValueError(f"block_mib must be a number above 0; got {block_mib!r}.")
+    return max(1, int(block_mib * MIB))
 
 
 def _shown(

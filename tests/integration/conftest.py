@@ -33,7 +33,7 @@ def threads() -> Iterator[Client]:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> int:
     """Blocks of about 128 kB in exports, so that volumes of a megabyte have several; return that number."""
-    monkeypatch.setattr("imagery_dask.export.zarr.BLOCK_BYTES", 2**17)
+    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 2**17)
     return 2**17
 
 

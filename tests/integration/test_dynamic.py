@@ -290,7 +290,7 @@ def test_exports_where_graph_chunks_do_not_fit_into_memory(
     tmp_path: Path, processes: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A block is worked off in pieces, by one process, whose cache serves the next piece."""
-    monkeypatch.setattr("imagery_dask.export.zarr.BLOCK_BYTES", 8**3 * 8)
+    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 8**3 * 8)
     world = make_world(tmp_path / "world", (128, 128, 32), storage_chunk=(8, 8, 8))
     with served(world) as server, secrets_file(server):
         volume = client_of(server).segmentation_volume(timestamp=world.times["split_1"])

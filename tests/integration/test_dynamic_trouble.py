@@ -466,7 +466,7 @@ def test_a_token_that_expires_ends_an_export_at_once(
     server: CaveServer, client: ImageryClient, world: World, tmp_path: Path, threads: Client,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("imagery_dask.export.zarr.BLOCK_BYTES", 2**15)
+    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 2**15)
     volume = client.segmentation_volume()
     server.latency_s = 0.02
     server.faults = lambda name, n: Fault(status=401) if name == "roots_binary" and n > 3 else None

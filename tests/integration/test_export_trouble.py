@@ -32,7 +32,7 @@ BLOCKS = 4 * 4 * 2
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.export.zarr.BLOCK_BYTES", 16**3)
+    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 16**3)
 
 
 @pytest.fixture(scope="module")

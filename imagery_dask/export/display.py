@@ -1,0 +1,45 @@
+"""How imagery is shown: the range of values from black to white."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from imagery_dask.export import ome
+from imagery_dask.export.inputs import Volume
+
+__all__ = ["display"]
+
+# Voxels along x, y, z that are looked at in the middle of a volume.
+SAMPLE = (256, 256, 1)
+SHARE = (0.1, 99.9)
+
+
+def display(volume: Volume) -> dict[str, Any]:
+    """Display range of a volume: all of 8 bit, what a sample in its middle has of other types."""
+    channels = int(volume.array.shape[3]) if volume.channels else 1
+    names = [volume.name] if channels == 1 else [str(index) for index in range(channels)]
+    dtype = np.dtype(volume.array.dtype)
+    if dtype == np.uint8:
+        return ome.omero(names, (0, 255), (0, 255))
+    sample = _sample(volume)
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        limits = (float(info.min), float(info.max))
+    else:
+        limits = (0.0, 1.0) if sample.size == 0 else (float(sample.min()), float(sample.max()))
+    if sample.size == 0 or sample.min() == sample.max():
+        return ome.omero(names, limits, limits)
+    low, high = (float(value) for value in np.percentile(sample, SHARE))
+    return ome.omero(names, limits, (low, high))
+
+
+def _sample(volume: Volume) -> Any:
+    """Finite values of part of the middle slice."""
+    x, y, z = (
+        slice(start := max(0, (length - size) // 2), start + min(size, length))
+        for length, size in zip(volume.shape, SAMPLE, strict=True)
+    )
+    voxels = volume.reader((x, y, z))()
+    return voxels[np.isfinite(voxels)]

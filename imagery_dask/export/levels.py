@@ -1,0 +1,290 @@
+"""Writing the levels of volumes, whatever the format: stages of tasks, each of which makes some levels of one block.
+
+The first stage of a volume reads its source and writes level 0, and the levels that fit to its blocks (see `layout`);
+later ones read the coarsest level that has been written.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from distributed import Client
+from numpy.typing import NDArray
+
+from imagery_dask import kernels
+from imagery_dask.blocks import SPLIT_ABOVE
+from imagery_dask.export.inputs import Volume
+from imagery_dask.export.layout import StageLayout
+from imagery_dask.grid import XYZ
+from imagery_dask.plan import BlockPlan, Region, plan_blocks
+from imagery_dask.pyramid import Level
+from imagery_dask.run import BlockTask, RunReport, run_blocks
+
+__all__ = ["BLOCK_BYTES", "LevelStore", "LevelsBlock", "VolumeLevels", "plan_levels", "write_levels"]
+
+# Three blocks must fit beside each other in a worker with 1 GB and other things to do.
+BLOCK_BYTES = 32 * 2**20
+# A small export is cut finer than memory asks for, so that no thread waits for the last block of another.
+BLOCKS_PER_THREAD = 4
+SMALL_BLOCK_BYTES = 4 * 2**20
+# A later stage reads what it downsamples in pieces of about this size, and holds only what becomes of them.
+PIECE_BYTES = 16 * 2**20
+
+
+class LevelStore(Protocol):
+    """One level in its place. Picklable; opened by the process that uses it."""
+
+    def write(self, region: Region, voxels: NDArray[Any]) -> None:
+        """Write voxels x, y, z(, c) to a region of whole chunks."""
+        ...
+
+    def read(self, region: Region) -> NDArray[Any]:
+        """Voxels of a region as x, y, z(, c)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeLevels:
+    """A volume, and the levels that are made of it.
+
+    Parameters
+    ----------
+    volumes : tuple of Volume
+        What level 0 is made of; or, where every level has a source of its own, what each is made of.
+    levels : tuple of Level
+        Geometry of the levels.
+    stages : tuple of StageLayout
+        Which levels are made together.
+    """
+
+    volumes: tuple[Volume, ...]
+    levels: tuple[Level, ...]
+    stages: tuple[StageLayout, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LevelsBlock:
+    """Task that makes a block of one level, and of coarser ones from it, and writes them.
+
+    Parameters
+    ----------
+    name : str
+        Shown on the dashboard.
+    pieces : tuple of (region, callable)
+        Which voxels of the first level, x, y, z, and what gives them as x, y, z(, c); one after another.
+    outputs : tuple of (step, LevelStore)
+        The levels, finest first, and how many voxels of the one before become one voxel.
+    labels : bool
+        Whether voxels are ids.
+    """
+
+    name: str
+    pieces: tuple[tuple[Region, Callable[[], NDArray[Any]]], ...]
+    outputs: tuple[tuple[XYZ, LevelStore], ...]
+    labels: bool
+
+    def __call__(self) -> int:
+        """Compute and write; each piece covers whole chunks, so that no other task touches them."""
+        written = 0
+        for region, read in self.pieces:
+            block = read()
+            for step, store in self.outputs:
+                block = kernels.downsample(block, step, self.labels)
+                region = _coarser(region, step)
+                store.write(region, block)
+                written += int(block.nbytes)
+        return written
+
+
+@dataclass(frozen=True, slots=True)
+class ReadDownsampled:
+    """Read a region of a level from the level above it, which has been written.
+
+    Parameters
+    ----------
+    store : LevelStore
+        The level above.
+    above : tuple of 3 int
+        Its voxels along x, y, z.
+    region : Region
+        Voxels to give.
+    step : tuple of 3 int
+        Voxels of the level above for one of them.
+    unit : tuple of 3 int
+        Voxels of whole chunks of the level above, in voxels to give.
+    labels : bool
+        Whether voxels are ids.
+    """
+
+    store: LevelStore
+    above: XYZ
+    region: Region
+    step: XYZ
+    unit: XYZ
+    labels: bool
+
+    def __call__(self) -> NDArray[Any]:
+        """Voxels of the region; the level above is held a piece at a time."""
+        out: NDArray[Any] | None = None
+        start = [part.start for part in self.region]
+        for piece in _pieces(self.region, self.unit):
+            finer = tuple(
+                slice(part.start * step, min(part.stop * step, size))
+                for part, step, size in zip(piece, self.step, self.above, strict=True)
+            )
+            small = kernels.downsample(self.store.read((finer[0], finer[1], finer[2])), self.step, self.labels)
+            if out is None:
+                shape = [part.stop - part.start for part in self.region]
+                out = np.empty((*shape, *small.shape[3:]), small.dtype, order="F")
+            out[tuple(slice(p.start - s, p.stop - s) for p, s in zip(piece, start, strict=True))] = small
+        assert out is not None  # no region is empty
+        return out
+
+
+def plan_levels(client: Client, exports: Sequence[VolumeLevels], block_bytes: int | None) -> list[list[BlockPlan]]:
+    """Blocks of each stage of each volume, in voxels of the stage's first level.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Where they will run.
+    exports : sequence of VolumeLevels
+        What to write.
+    block_bytes : int, optional
+        Size that blocks should have; by default 32 MiB, less where that leaves threads without work.
+
+    Raises
+    ------
+    ValueError
+        When a block would take more memory than a worker has.
+    """
+    wanted = block_bytes or _block_bytes(client, exports)
+    return [_plans(export, wanted, max(wanted, BLOCK_BYTES) * SPLIT_ABOVE) for export in exports]
+
+
+def write_levels(
+    client: Client,
+    exports: Sequence[VolumeLevels],
+    plans: Sequence[Sequence[BlockPlan]],
+    stores: Sequence[Sequence[LevelStore]],
+    progress: Callable[[int], Any],
+) -> RunReport:
+    """Write all levels of some volumes, stage by stage.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Where to run.
+    exports : sequence of VolumeLevels
+        What to write.
+    plans : sequence of sequences of BlockPlan
+        Blocks, from `plan_levels`.
+    stores : sequence of sequences of LevelStore
+        Where each level of each volume is written.
+    progress : callable
+        Gives, for a number of blocks, the context manager of a callback for the report.
+
+    Returns
+    -------
+    RunReport
+        Its voxels are those of the first levels.
+    """
+    stages = (
+        itertools.chain.from_iterable(
+            _tasks(export, index, of_volume[index], places)
+            for export, of_volume, places in zip(exports, plans, stores, strict=True)
+            if index < len(of_volume)
+        )
+        for index in range(max(len(of_volume) for of_volume in plans))
+    )
+    blocks = sum(len(plan) for of_volume in plans for plan in of_volume)
+    with progress(blocks) as on_progress:
+        report = run_blocks(client, stages, blocks, on_progress)
+    report.voxels = sum(math.prod(export.volumes[0].array.shape) for export in exports)
+    for export, of_volume in zip(exports, plans, strict=True):
+        report.notes += _notes(export, of_volume)
+    return report
+
+
+def _plans(export: VolumeLevels, block_bytes: int, most: int) -> list[BlockPlan]:
+    plans = []
+    for index, stage in enumerate(export.stages):
+        if index < len(export.volumes):
+            plans.append(export.volumes[index].plan(stage.unit, block_bytes, most))
+        else:
+            voxels = max(1, block_bytes // export.volumes[0].voxel_bytes)
+            plans.append(plan_blocks(export.levels[stage.first].shape, stage.unit, (None, None, None), voxels))
+    return plans
+
+
+def _tasks(export: VolumeLevels, index: int, plan: BlockPlan, stores: Sequence[LevelStore]) -> Iterator[BlockTask]:
+    stage, volume = export.stages[index], export.volumes[min(index, len(export.volumes) - 1)]
+    outputs = tuple(
+        ((1, 1, 1) if level == stage.first else export.levels[level].step, stores[level])
+        for level in range(stage.first, stage.last + 1)
+    )
+    doing = "read+write" if index < len(export.volumes) else "downsample"
+    which = "" if len(export.levels) == 1 else f" level {stage.first}"
+    for (x, y, z), region in plan:
+        name = f"{doing} {volume.name}{which} z{z} y{y} x{x}"
+        pieces = tuple((piece, _reader(export, index, piece, stores)) for piece in plan.pieces(region))
+        yield LevelsBlock(name, pieces, outputs, volume.labels)
+
+
+def _reader(
+    export: VolumeLevels, index: int, region: Region, stores: Sequence[LevelStore]
+) -> Callable[[], NDArray[Any]]:
+    if index < len(export.volumes):
+        return export.volumes[index].reader(region)
+    volume, stage, first = export.volumes[0], export.stages[index], export.stages[index].first
+    step = export.levels[first].step
+    voxels = max(1, PIECE_BYTES // (volume.voxel_bytes * math.prod(step)))
+    unit = _halved(stage.unit, voxels)
+    return ReadDownsampled(stores[first - 1], export.levels[first - 1].shape, region, step, unit, volume.labels)
+
+
+def _notes(export: VolumeLevels, plans: Sequence[BlockPlan]) -> Iterator[str]:
+    """Say where blocks cut what they read."""
+    for volume, plan in zip(export.volumes, plans, strict=False):
+        cut = [axis for axis, once in zip("xyz", plan.reads_once, strict=True) if not once]
+        if cut:
+            yield (
+                f"{volume.name}: blocks of {plan.largest} voxels cut chunks of the source along {', '.join(cut)}; these "
+                "are read more than once. Choose chunks and shards, or bounds, that agree with them."
+            )
+
+
+def _block_bytes(client: Client, exports: Sequence[VolumeLevels]) -> int:
+    """Size of blocks: as large as memory allows, small enough that every thread gets some."""
+    threads = int(sum(client.nthreads().values()))
+    total = sum(int(export.volumes[0].array.nbytes) for export in exports)
+    share = total // (BLOCKS_PER_THREAD * max(1, threads))
+    return min(BLOCK_BYTES, max(SMALL_BLOCK_BYTES, share))
+
+
+def _coarser(region: Region, step: XYZ) -> Region:
+    x, y, z = (slice(part.start // s, -(-part.stop // s)) for part, s in zip(region, step, strict=True))
+    return (x, y, z)
+
+
+def _halved(unit: XYZ, voxels: int) -> XYZ:
+    """Cut a shape in halves along its longest axis until it has no more than so many voxels."""
+    shape = list(unit)
+    while math.prod(shape) > voxels and max(shape) > 1:
+        axis = int(np.argmax(shape))
+        shape[axis] = -(-shape[axis] // 2)
+    return (shape[0], shape[1], shape[2])
+
+
+def _pieces(region: Region, unit: XYZ) -> Iterator[Region]:
+    spans = [
+        [slice(start, min(start + size, part.stop)) for start in range(part.start, part.stop, size)]
+        for part, size in zip(region, unit, strict=True)
+    ]
+    for z, y, x in itertools.product(spans[2], spans[1], spans[0]):
+        yield (x, y, z)
