@@ -254,7 +254,7 @@ def _notes(export: VolumeLevels, plans: Sequence[BlockPlan]) -> Iterator[str]:
         cut = [axis for axis, once in zip("xyz", plan.reads_once, strict=True) if not once]
         if cut:
             yield (
-                f"{volume.name}: blocks of {plan.largest} voxels cut chunks of the source along {', '.join(cut)}; these "
+                f"{volume.name}: blocks of {plan.largest} voxels cut chunks of the source along {', '.join(cut)}: they "
                 "are read more than once. Choose chunks and shards, or bounds, that agree with them."
             )
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from imagery_dask.run import RunReport
 
-__all__ = ["progress_bar"]
+__all__ = ["progress_bar", "shown"]
 
 
 @contextmanager
@@ -37,3 +37,12 @@ def progress_bar(total: int) -> Iterator[Callable[[RunReport], None]]:
             progress.update(bar, completed=report.done + report.failures, note=note)
 
         yield show
+
+
+def shown(
+    progress: bool | Callable[[RunReport], None], total: int
+) -> AbstractContextManager[Callable[[RunReport], None] | None]:
+    """Context manager of the callback that a writer's `progress` argument means."""
+    if callable(progress):
+        return nullcontext(progress)
+    return progress_bar(total) if progress else nullcontext(None)

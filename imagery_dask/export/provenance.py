@@ -39,11 +39,9 @@ def what_was_missing(report: RunReport) -> dict[str, Any]:
     counts = report.counts
     return {
         "finished": _now(),
-        "source_chunks_read": counts.chunks,
         "source_chunks_missing": counts.missing,
         "source_chunks_missing_first": counts.missing_keys[:10],
         "supervoxels_without_root": counts.zero_roots,
-        "blocks": report.blocks,
         "blocks_failed": report.failures,
     }
 

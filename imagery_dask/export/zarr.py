@@ -6,11 +6,9 @@ zarr wants, for free.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Literal
 from uuid import uuid4
@@ -25,20 +23,19 @@ from imagery_dask.cluster import connect
 from imagery_dask.export import ome
 from imagery_dask.export.codecs import Codec, checked_codec, compressor
 from imagery_dask.export.display import display
-from imagery_dask.export.inputs import Volume, as_volumes, source_levels
-from imagery_dask.export.layout import LevelLayout, checked_shards, default_chunks, lay_out
-from imagery_dask.export.levels import VolumeLevels, plan_levels, write_levels
-from imagery_dask.export.progress import progress_bar
+from imagery_dask.export.inputs import as_volumes
+from imagery_dask.export.levels import plan_levels, write_levels
+from imagery_dask.export.progress import shown
 from imagery_dask.export.provenance import KEY, provenance, what_was_missing
+from imagery_dask.export.stacks import Stack, block_bytes_of, stack_of
 from imagery_dask.export.target import StoreTarget
 from imagery_dask.plan import Region
-from imagery_dask.pyramid import Level, Levels, checked_levels, pyramid
+from imagery_dask.pyramid import Levels, checked_levels
 from imagery_dask.run import RunReport
 
 __all__ = ["to_zarr"]
 
 PIPELINE = "zarrs.ZarrsCodecPipeline"
-MIB = 2**20
 
 
 def to_zarr(
@@ -118,16 +115,19 @@ def to_zarr(
         When the source refuses access; the export ends at once.
     """
     layout = _Options(chunks, shards, checked_levels(levels), checked_codec(codec), ome_version)
-    stacks = [_stack(volume, layout) for volume in as_volumes(data, resolution_nm, translation_nm)]
+    stacks = [
+        stack_of(volume, layout.levels, layout.chunks, layout.shards)
+        for volume in as_volumes(data, resolution_nm, translation_nm)
+    ]
     exports = [stack.export for stack in stacks]
-    block_bytes = _block_bytes(block_mib)
+    block_bytes = block_bytes_of(block_mib)
     target = StoreTarget(url, overwrite)
     with connect(cluster, workers) as client:
         plans = plan_levels(client, exports, block_bytes)
         with target as store:
             _create(store, stacks, layout)
             places = [_stores(store, stack, layout) for stack in stacks]
-            report = write_levels(client, exports, plans, places, partial(_shown, progress))
+            report = write_levels(client, exports, plans, places, partial(shown, progress))
             _close(store, stacks, report)
     report.raise_for_failures()
     return report
@@ -144,32 +144,6 @@ class _Options:
             if shards not in (None, "auto"):
                 raise ValueError("OME-Zarr 0.4 (zarr v2) has no shards; pass shards=None, or ome_version='0.5'.")
             self.shards = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Stack:
-    """The levels of a volume, with their chunks."""
-
-    export: VolumeLevels
-    layouts: tuple[LevelLayout, ...]
-
-    @property
-    def volume(self) -> Volume:
-        return self.export.volumes[0]
-
-
-def _stack(volume: Volume, options: _Options) -> _Stack:
-    chunks = options.chunks or default_chunks(volume.array.dtype.itemsize)
-    shards = checked_shards(options.shards, chunks)
-    if options.levels != "source":
-        levels = pyramid(volume.shape, volume.resolution_nm, volume.translation_nm, options.levels)
-        layouts, stages = lay_out(levels, chunks, shards, volume.voxel_bytes)
-        return _Stack(VolumeLevels((volume,), levels, stages), layouts)
-    volumes = source_levels(volume)
-    levels = tuple(Level(each.shape, (1, 1, 1), each.resolution_nm, each.translation_nm) for each in volumes)
-    laid_out = [lay_out([level], chunks, shards, volume.voxel_bytes) for level in levels]
-    stages = tuple(replace(stage, first=index, last=index) for index, (_, (stage,)) in enumerate(laid_out))
-    return _Stack(VolumeLevels(volumes, levels, stages), tuple(layout for (layout,), _ in laid_out))
 
 
 # --------------------------------------------------------------------------- the store
@@ -211,7 +185,7 @@ class ZarrLevel:
         return (slice(None),) * (axes - 3) + tuple(reversed(region))
 
 
-def _stores(store: str, stack: _Stack, options: _Options) -> list[ZarrLevel]:
+def _stores(store: str, stack: Stack, options: _Options) -> list[ZarrLevel]:
     run = uuid4().hex
     paths = [f"{stack.volume.group}{index}" for index in range(len(stack.layouts))]
     return [ZarrLevel(store, path, options.zarr_format, run) for path in paths]
@@ -232,7 +206,7 @@ def _threads() -> int:
         return 1
 
 
-def _create(store: str, stacks: list[_Stack], options: _Options) -> None:
+def _create(store: str, stacks: list[Stack], options: _Options) -> None:
     """Make the groups, their metadata and the empty arrays."""
     version = options.version
     labels = [stack for stack in stacks if stack.volume.group]
@@ -253,7 +227,7 @@ def _create(store: str, stacks: list[_Stack], options: _Options) -> None:
             _create_levels(folder.create_group(stack.volume.name), stack, attributes, options)
 
 
-def _create_levels(group: Any, stack: _Stack, attributes: dict[str, Any], options: _Options) -> None:
+def _create_levels(group: Any, stack: Stack, attributes: dict[str, Any], options: _Options) -> None:
     volume = stack.volume
     group.attrs.update(attributes | {KEY: provenance(volume)})
     ahead = tuple(int(n) for n in volume.array.shape[3:])
@@ -271,24 +245,8 @@ def _create_levels(group: Any, stack: _Stack, attributes: dict[str, Any], option
         )
 
 
-def _close(store: str, stacks: list[_Stack], report: RunReport) -> None:
+def _close(store: str, stacks: list[Stack], report: RunReport) -> None:
     """Say in the store what was missing."""
     for stack in stacks:
         group = zarr.open_group(store, path=stack.volume.group.rstrip("/"), mode="r+")
         group.attrs.update({KEY: provenance(stack.volume) | what_was_missing(report)})
-
-
-def _block_bytes(block_mib: float | None) -> int | None:
-    if block_mib is None:
-        return None
-    if isinstance(block_mib, bool) or not isinstance(block_mib, (int, float)) or not 0 < block_mib < math.inf:
-        raise ValueError(f"block_mib must be a number above 0; got {block_mib!r}.")
-    return max(1, int(block_mib * MIB))
-
-
-def _shown(
-    progress: bool | Callable[[RunReport], None], total: int
-) -> AbstractContextManager[Callable[[RunReport], None] | None]:
-    if callable(progress):
-        return nullcontext(progress)
-    return progress_bar(total) if progress else nullcontext(None)

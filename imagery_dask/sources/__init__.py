@@ -11,7 +11,7 @@ from imagery_dask.sources.credentials import (
 from imagery_dask.sources.graph_server import graph_server
 from imagery_dask.sources.handle import SourceHandle, cloud_volume, open_volume
 from imagery_dask.sources.paths import normalize_path
-from imagery_dask.sources.precomputed import Layout, Missing, PrecomputedVolume
+from imagery_dask.sources.precomputed import Layout, Missing, PrecomputedVolume, channels_last
 from imagery_dask.sources.roots import look_up_roots, roots_from_leaves
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "ReadCounts",
     "SourceHandle",
     "cave_token",
+    "channels_last",
     "cloud_volume",
     "collect_counts",
     "forget_token",

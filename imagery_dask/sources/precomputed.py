@@ -29,7 +29,7 @@ from imagery_dask.sources.paths import normalize_path
 from imagery_dask.sources.shards import ShardedChunks
 from imagery_dask.sources.transport import Blob, Request, Transport
 
-__all__ = ["Layout", "Missing", "PrecomputedVolume", "Relabel"]
+__all__ = ["Layout", "Missing", "PrecomputedVolume", "Relabel", "channels_last"]
 
 Missing = Literal["fill", "error"]
 Layout = Literal["F", "C"]
@@ -108,6 +108,12 @@ class PrecomputedVolume:
         voxels = self._assemble(mip, box, fetched, layout)
         ids = kernels.unique_ids(voxels)
         return kernels.remap(voxels, ids, relabel(ids)), counts
+
+    def segment_properties(self) -> tuple[str, bytes] | None:
+        """Folder and content of the volume's segment properties, or None."""
+        folder = str(self.info.get("segment_properties") or "").strip("/")
+        blob = self._transport.get(Request(f"{folder}/info")) if folder else None
+        return None if blob is None else (folder, blob.decompressed())
 
     def _fetch(self, mip: int, box: VoxelGrid, missing: Missing, counts: ReadCounts) -> Iterator[Fetched]:
         """Storage chunks that a box crosses, as they arrive; None stands for one that does not exist."""
@@ -215,7 +221,7 @@ class PrecomputedVolume:
                 dtype=self._meta.dtype,
                 block_size=(8, 8, 8) if block_size is None else block_size,
             )
-            return _channels_last(np.asarray(voxels), shape, level.encoding)
+            return channels_last(np.asarray(voxels), shape, level.encoding)
         except Exception as error:
             raise CorruptChunkError(
                 f"Storage chunk {self._key(mip, grid)} of {self.path} does not decode as "
@@ -276,7 +282,7 @@ def _chunk_grid(cell: XYZ, volume: VoxelGrid, chunk_shape: XYZ) -> VoxelGrid:
     return volume.crop([c * s for c, s in zip(cell, chunk_shape, strict=True)], chunk_shape)
 
 
-def _channels_last(voxels: NDArray[Any], shape: tuple[int, ...], encoding: str) -> NDArray[Any]:
+def channels_last(voxels: NDArray[Any], shape: tuple[int, ...], encoding: str) -> NDArray[Any]:
     """Voxels of a decoded chunk as (x, y, z, channel).
 
     Pictures hold the channels of a pixel side by side; CloudVolume (12.15) lays them out as if each channel came whole.

@@ -1,0 +1,270 @@
+"""Neuroglancer precomputed volumes, encoded by CloudVolume's codecs, with mips by the same pyramid as OME-Zarr's.
+
+Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/volume.md
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+from cloudvolume import CloudVolume
+
+from imagery_dask.arguments import whole_triple
+from imagery_dask.cluster import connect
+from imagery_dask.export.files import Files
+from imagery_dask.export.inputs import Volume, as_volumes
+from imagery_dask.export.layout import default_chunks
+from imagery_dask.export.levels import plan_levels, write_levels
+from imagery_dask.export.precomputed_level import SEGMENTATION_BLOCK, PrecomputedLevel
+from imagery_dask.export.progress import shown
+from imagery_dask.export.provenance import KEY, provenance, what_was_missing
+from imagery_dask.export.stacks import Stack, block_bytes_of, stack_of
+from imagery_dask.export.target import FolderTarget
+from imagery_dask.pyramid import Level, Levels, checked_levels
+from imagery_dask.run import RunReport
+from imagery_dask.sources import open_volume
+
+__all__ = ["to_precomputed"]
+
+IMAGE_ENCODINGS = ("raw", "jpeg", "png", "jxl")
+LABEL_ENCODINGS = ("compressed_segmentation", "raw", "compresso", "crackle")
+# What CloudVolume compresses further; the others are dense already.
+GZIPPED = ("raw", "compressed_segmentation", "compresso", "crackle")
+STORED_AS = {"int64": "uint64", "int32": "uint32", "bool": "uint8"}
+DTYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "float32")
+
+
+def to_precomputed(
+    data: Any,
+    url: str | os.PathLike[str],
+    *,
+    encoding: str | None = None,
+    chunks: Sequence[int] | None = None,
+    levels: Levels = 1,
+    compress: Literal["auto", "gzip", "br"] | None = "auto",
+    quality: int | None = None,
+    block_mib: float | None = None,
+    resolution_nm: Sequence[float] | None = None,
+    translation_nm: Sequence[float] | None = None,
+    overwrite: bool = False,
+    cluster: Any = None,
+    workers: int | None = None,
+    progress: bool | Callable[[RunReport], None] = True,
+) -> RunReport:
+    """Write an array as a Neuroglancer precomputed volume, at the place in the world that it comes from.
+
+    Parameters
+    ----------
+    data : dask.array.Array, numpy.ndarray, xarray.DataArray or xarray.Dataset
+        As for `to_zarr`. Of a dataset, ``image`` and ``segmentation`` are written to folders of these names.
+    url : str or path
+        Where to write: a local folder, ``s3://``, ``gs://``, or ``memory://`` of this process.
+    encoding : str, optional
+        Of imagery ``"raw"`` (default), ``"jpeg"``, ``"png"`` or ``"jxl"``; of labels ``"compressed_segmentation"``
+        (default), ``"raw"``, ``"compresso"`` or ``"crackle"``.
+    chunks : sequence of 3 int, optional
+        Storage chunk x, y, z. By default 128 voxels along each axis for 8 and 16 bit voxels, 64 for others.
+    levels : int, "auto" or "source"
+        As for `to_zarr`: mips of the volume. Their voxels lie at whole multiples of their size, so that a computed
+        pyramid needs bounds that begin at a multiple of its factor.
+    compress : {"auto", "gzip", "br"} or None
+        Further compression of chunks that are not pictures. By default gzip in buckets, which give such files back
+        decompressed, and none on a local disk, where only CloudVolume reads a chunk from a file named ``.gz``.
+    quality : int, optional
+        Quality of jpeg and jxl, compression level of png.
+    block_mib : float, optional
+        Size of the blocks that tasks work on, in MiB.
+    resolution_nm, translation_nm : sequence of 3 float, optional
+        Voxel size, and centre of the first voxel, x, y, z in nm, of an array that has none of its own.
+    overwrite : bool
+        Replace a precomputed volume that exists.
+    cluster, workers, progress
+        As for `to_zarr`.
+
+    Returns
+    -------
+    RunReport
+        Blocks, voxels, bytes, seconds, storage chunks missing.
+
+    Raises
+    ------
+    FileExistsError
+        When there is something at `url` and `overwrite` is False.
+    ValueError, TypeError
+        For an encoding that cannot hold the voxels, a place that is not at whole voxels, and other arguments that
+        cannot be. Nothing has been written then.
+    BlockFailedError, AccessRefusedError
+        As for `to_zarr`.
+    """
+    several = isinstance(data, xr.Dataset)
+    options = _Options(encoding, chunks, checked_levels(levels), compress, quality)
+    layers = [_layer(volume, options) for volume in as_volumes(data, resolution_nm, translation_nm)]
+    exports = [layer.stack.export for layer in layers]
+    block_bytes = block_bytes_of(block_mib)
+    folders = [layer.stack.volume.name if several else "" for layer in layers]
+    target = FolderTarget(url, overwrite, PRECOMPUTED)
+    with connect(cluster, workers) as client:
+        plans = plan_levels(client, exports, block_bytes)
+        with target as place:
+            files = [Files.at(f"{place}/{folder}") for folder in folders]
+            for layer, folder in zip(layers, files, strict=True):
+                layer.create(folder)
+            stores = [layer.stores(folder) for layer, folder in zip(layers, files, strict=True)]
+            report = write_levels(client, exports, plans, stores, partial(shown, progress))
+            for layer, folder in zip(layers, files, strict=True):
+                layer.describe(folder, what_was_missing(report))
+    report.raise_for_failures()
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    encoding: str | None
+    chunks: Sequence[int] | None
+    levels: Levels
+    compress: Any
+    quality: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A volume to be written, and its info."""
+
+    stack: Stack
+    info: dict[str, Any]
+    options: _Options
+
+    def create(self, files: Files) -> None:
+        """Write what describes the volume."""
+        files.put("info", json.dumps(self.info, indent=1).encode(), "application/json")
+        for name, content in _segment_properties(self.stack.volume, self.info).items():
+            files.put(name, content, "application/json")
+        self.describe(files, {})
+
+    def describe(self, files: Files, results: dict[str, Any]) -> None:
+        """Write the provenance, as CloudVolume reads it."""
+        made = provenance(self.stack.volume)
+        method = {"task": "imagery_dask.to_precomputed", KEY: made | results}
+        content = {
+            "description": "",
+            "owners": [],
+            "sources": [made["source"]] if "source" in made else [],
+            "processing": [{"method": method, "by": "", "date": made["created"]}],
+        }
+        files.put("provenance", json.dumps(content, indent=1).encode(), "application/json")
+
+    def stores(self, files: Files) -> list[PrecomputedLevel]:
+        """Places of the levels."""
+        gzips = self.info["scales"][0]["encoding"] in GZIPPED
+        compress = self.options.compress
+        if compress == "auto":
+            compress = "gzip" if files.folder is None else None
+        return [
+            PrecomputedLevel(
+                files=files,
+                key=scale["key"],
+                start=tuple(scale["voxel_offset"]),
+                stop=tuple(a + n for a, n in zip(scale["voxel_offset"], scale["size"], strict=True)),
+                chunk=tuple(scale["chunk_sizes"][0]),
+                encoding=scale["encoding"],
+                dtype=self.info["data_type"],
+                channels=self.info["num_channels"],
+                compress=compress if gzips else None,
+                quality=self.options.quality,
+            )
+            for scale in self.info["scales"]
+        ]
+
+
+def _layer(volume: Volume, options: _Options) -> _Layer:
+    """Check that a volume can be written, and say how."""
+    if volume.resolution_nm is None:
+        raise ValueError("A precomputed volume has a place in the world: pass resolution_nm (and translation_nm).")
+    chunks = None if options.chunks is None else whole_triple("chunks", options.chunks)
+    stack = stack_of(volume, options.levels, chunks)
+    encoding = _encoding(volume, options.encoding)
+    dtype = STORED_AS.get(str(volume.array.dtype), str(volume.array.dtype))
+    scales = [
+        {
+            "encoding": encoding,
+            "chunk_sizes": [list(chunks or default_chunks(volume.array.dtype.itemsize))],
+            "key": "_".join(map(str, resolution)),
+            "resolution": resolution,
+            "voxel_offset": _voxel_offset(level),
+            "size": list(level.shape),
+        }
+        | ({"compressed_segmentation_block_size": list(SEGMENTATION_BLOCK)} if encoding == LABEL_ENCODINGS[0] else {})
+        for level in stack.export.levels
+        for resolution in [[_number(value) for value in level.resolution_nm or ()]]
+    ]
+    info = CloudVolume.create_new_info(
+        num_channels=int(np.prod(volume.array.shape[3:], dtype=np.int64)),
+        layer_type="segmentation" if volume.labels else "image",
+        data_type=dtype, encoding=encoding, resolution=scales[0]["resolution"],
+        voxel_offset=scales[0]["voxel_offset"], volume_size=scales[0]["size"], chunk_size=scales[0]["chunk_sizes"][0],
+    )  # fmt: skip
+    return _Layer(stack, info | {"scales": scales}, options)
+
+
+def _encoding(volume: Volume, encoding: str | None) -> str:
+    kind, possible = ("labels", LABEL_ENCODINGS) if volume.labels else ("imagery", IMAGE_ENCODINGS)
+    dtype = STORED_AS.get(str(volume.array.dtype), str(volume.array.dtype))
+    if dtype not in DTYPES:
+        raise TypeError(
+            f"Precomputed volumes hold {', '.join(DTYPES)}; got {dtype}. Convert it first: array.astype(...)."
+        )
+    if encoding is None:
+        return "compressed_segmentation" if volume.labels and dtype in ("uint32", "uint64") else "raw"
+    if encoding not in possible:
+        why = " Pictures lose bits, and an id that lost one is another id." if encoding in IMAGE_ENCODINGS else ""
+        raise ValueError(f"The encoding of {kind} is one of {', '.join(possible)}; got {encoding!r}.{why}")
+    channels = int(np.prod(volume.array.shape[3:], dtype=np.int64))
+    holds = {
+        "jpeg": dtype == "uint8" and channels in (1, 3),
+        "jxl": dtype == "uint8" and channels == 1,
+        "png": dtype in ("uint8", "uint16") and channels <= 4,
+        "compressed_segmentation": dtype in ("uint32", "uint64"),
+    }
+    if not holds.get(encoding, True):
+        raise ValueError(
+            f"{encoding} cannot hold {dtype} with {channels} channels; choose another encoding, such as raw."
+        )
+    return encoding
+
+
+def _voxel_offset(level: Level) -> list[int]:
+    """First voxel of a level, which lies at a whole multiple of its size."""
+    resolution = level.resolution_nm or (1.0, 1.0, 1.0)
+    exact = [centre / size - 0.5 for centre, size in zip(level.translation_nm, resolution, strict=True)]
+    offset = [round(value) for value in exact]
+    if not np.allclose(exact, offset, rtol=0, atol=1e-3):
+        raise ValueError(
+            f"A level of {resolution} nm would begin at voxel {tuple(round(value, 3) for value in exact)}, and mips of "
+            "precomputed volumes begin at whole voxels. Choose bounds that begin at a multiple of the coarsest level's "
+            "factor, fewer levels, or levels='source'."
+        )
+    return offset
+
+
+def _number(value: float) -> float | int:
+    return int(value) if float(value).is_integer() else float(value)
+
+
+def _segment_properties(volume: Volume, info: dict[str, Any]) -> dict[str, bytes]:
+    """Files of the source's segment properties, where the ids are the source's own; the info gets to name them."""
+    rule = None if volume.source is None else volume.source.cutout.labels
+    if volume.source is None or rule is None or rule.query is not None:
+        return {}
+    found = open_volume(volume.source.cutout.path).segment_properties()
+    if found is None:
+        return {}
+    folder, content = found
+    info["segment_properties"] = folder
+    return {f"{folder}/info": content}
