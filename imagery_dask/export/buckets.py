@@ -1,7 +1,7 @@
 """Buckets to write to, with the credentials that this process finds: none is passed from one process to another.
 
-S3 is written with obstore: s3fs pins a botocore of its own, which boto3 (of cloud-files) does not work with. Google Cloud
-Storage is written with gcsfs, which knows emulators and every kind of Google's credentials.
+S3 is written with obstore: s3fs pins a botocore of its own, which boto3 (of cloud-files) does not work with. Google
+Cloud Storage is written with gcsfs, which knows emulators and every kind of Google's credentials.
 """
 
 from __future__ import annotations

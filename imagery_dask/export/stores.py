@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import uuid
@@ -44,11 +45,18 @@ class WholeObjects(ObjectStore[Any]):
         await self.store.put_async(key, value.as_buffer_like(), use_multipart=False)
 
 
+class _Body(io.BytesIO):
+    """Bytes to send, which stay open for another attempt."""
+
+    def close(self) -> None:
+        """Stay open: aiohttp closes what it has sent."""
+
+
 class GoogleObjects(FsspecStore):
     """Objects of Google Cloud Storage, each written by one request that holds nothing but its bytes.
 
-    gcsfs frames a small object as a part of a multipart message, with a line break that a server may take, together with
-    a last byte of 13, for the frame's own: one object in 256 then lost that byte.
+    gcsfs frames a small object as a part of a multipart message, with a line break that a server may take, together
+    with a last byte of 13, for the frame's own: one object in 256 then loses that byte.
     """
 
     async def set(self, key: str, value: Any, byte_range: tuple[int, int] | None = None) -> None:
@@ -63,7 +71,7 @@ class GoogleObjects(FsspecStore):
             uploadType="media",
             name=f"{prefix}/{key}".lstrip("/"),
             headers={"Content-Type": "application/octet-stream"},
-            data=value.to_bytes(),
+            data=_Body(value.to_bytes()),
         )
 
 

@@ -197,7 +197,7 @@ def _array(metadata: Any, place: StorePath) -> Any:
 
 @contextmanager
 def _configured(pipeline: str, threads: int) -> Iterator[None]:
-    """Settings that an array takes when it is made."""
+    """Set what an array takes up when it is made."""
     with _settings, zarr.config.set({"codec_pipeline.path": pipeline, "threading.max_workers": threads}):
         yield
 
