@@ -9,7 +9,9 @@ from types import TracebackType
 from uuid import uuid4
 
 import zarr
-from fsspec.core import url_to_fs
+
+from imagery_dask.export.buckets import place_of, s3_store
+from imagery_dask.export.stores import clear_errors, files_at, open_store
 
 __all__ = ["StoreTarget"]
 
@@ -20,7 +22,8 @@ class StoreTarget:
     """A place for a zarr store; a context manager that gives the path to write to.
 
     A local store that is replaced stays as it is until the context ends: the new one is written beside it and then
-    takes its place. When the context ends with an error the new one is removed.
+    takes its place. When the context ends with an error the new one is removed. Buckets have no renaming: there the old
+    store is removed when the context begins, and one that is not whole stays when it ends with an error.
 
     Parameters
     ----------
@@ -47,8 +50,8 @@ class StoreTarget:
 
     def __enter__(self) -> str:
         if self._replaces and self._staged == self.store:
-            files, path = url_to_fs(self.store)
-            files.rm(path, recursive=True)
+            with clear_errors(self.store):
+                _remove(self.store)
         return self._staged
 
     def __exit__(
@@ -65,27 +68,29 @@ class StoreTarget:
         shutil.rmtree(old)
 
     def _check(self, overwrite: bool) -> bool:
-        """Whether there is a store to replace; an error when there is anything else, or it must stay."""
-        files, path = url_to_fs(self.store)
-        files.invalidate_cache()
-        if not files.exists(path):
-            return False
-        names = sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in files.ls(path, detail=False))
-        if files.isdir(path) and not names:
-            return False
-        strange = None if _opens(self.store) else self.store
-        if strange is None:
-            strange = next((name for name in names if not self._is_of_zarr(files, f"{path}/{name}", name)), None)
-        if strange is not None:
-            what = (
-                "is not a zarr store" if strange == self.store else f"holds {strange!r}, which is not of a zarr store"
-            )
+        """Whether there is a store to replace; an error when there is anything else, or it must stay.
+
+        Of a store only the names at its root are listed; of anything else it is enough that there is something.
+        """
+        with clear_errors(self.store):
+            is_store = _opens(self.store)
+            if not is_store and not _anything_at(self.store):
+                return False
+            strange = self._stranger() if is_store else None
+        if not is_store or strange is not None:
+            what = f"holds {strange!r}, which is not of a zarr store" if is_store else "is not a zarr store"
             raise FileExistsError(f"{self.store} exists and {what}: it will not be replaced; choose another name.")
         if not overwrite:
             raise FileExistsError(
                 f"{self.store} exists already; choose another name, or pass overwrite=True (--overwrite)."
             )
         return True
+
+    def _stranger(self) -> str | None:
+        files, path = files_at(self.store)
+        files.invalidate_cache()
+        names = sorted(str(name).rstrip("/").rpartition("/")[2] for name in files.ls(path, detail=False))
+        return next((name for name in names if not self._is_of_zarr(files, f"{path}/{name}", name)), None)
 
     @staticmethod
     def _is_of_zarr(files: object, path: str, name: str) -> bool:
@@ -97,10 +102,38 @@ class StoreTarget:
 
 def _opens(store: str) -> bool:
     try:
-        zarr.open(store, mode="r")
+        zarr.open(open_store(store), mode="r")
     except (FileNotFoundError, ValueError, NotADirectoryError):
         return False
     return True
+
+
+def _anything_at(location: str) -> bool:
+    place = place_of(location)
+    if place.scheme == "s3":  # one object is enough: there may be millions
+        return any(s3_store(place).list(chunk_size=1))
+    if place.scheme == "file" and os.path.isdir(place.path):
+        return bool(os.listdir(place.path))
+    files, path = files_at(location)
+    files.invalidate_cache()
+    return bool(files.exists(path))
+
+
+def _remove(location: str) -> None:
+    """Remove a store; what makes it one goes last, so that a removal that was cut off can be repeated."""
+    place = place_of(location)
+    if place.scheme == "s3":
+        bucket = s3_store(place)
+        for batch in bucket.list(chunk_size=1000):
+            bucket.delete([entry["path"] for entry in batch if entry["path"] not in METADATA])
+        bucket.delete(sorted(METADATA))
+        return
+    files, path = files_at(location)
+    files.invalidate_cache()
+    names = [str(name).rstrip("/") for name in files.ls(path, detail=False)]
+    metadata = [name for name in names if name.rpartition("/")[2] in METADATA]
+    for name in [name for name in names if name not in metadata] + metadata:
+        files.rm(name, recursive=True)
 
 
 def _location(url: str | os.PathLike[str]) -> str:

@@ -6,7 +6,7 @@ folder of its own beside the chunks, from where each file is moved into place:
 
     store.zarr/0/zarr.json
     store.zarr/0/c/4/0/7                        <- os.replace
-    store.zarr/0/.partial-RUN-BLOCK/c/4/0/7
+    store.zarr/0/.partial-RUN-BLOCK/c.4.0.7
 
 Readers ask for chunks by name and never see such a folder; `remove_partial` removes those of runs that were killed.
 In a bucket an object appears by its PUT.
@@ -19,7 +19,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -110,18 +110,18 @@ class BlockArray:
         scratch = folder / f"{PARTIAL}{self.run}-{uuid4().hex[:12]}"
         try:
             with _configured(PIPELINE, self.threads):
-                array = _array(self.padded, StorePath(LocalStore(scratch)))
+                array = _array(_flat(self.padded), StorePath(LocalStore(scratch)))
             array[whole] = voxels
-            for key in self._keys(whole):
-                _move(scratch / key, folder / key)
+            for position in self._positions(whole):
+                name, final = (array.metadata.encode_chunk_key(position), self.padded.encode_chunk_key(position))
+                _move(scratch / name, folder / final)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def _keys(self, whole: tuple[slice, ...]) -> Iterator[str]:
-        """Names of the files of whole units."""
+    def _positions(self, whole: tuple[slice, ...]) -> Iterator[tuple[int, ...]]:
+        """Positions of whole units among those of the array."""
         ranges = (range(s.start // size, s.stop // size) for s, size in zip(whole, self.unit, strict=True))
-        for position in product(*ranges):
-            yield self.padded.encode_chunk_key(position)
+        return product(*ranges)
 
     def _box(self, selection: Sequence[slice]) -> list[tuple[int, int]]:
         box = []
@@ -195,10 +195,25 @@ def _array(metadata: Any, place: StorePath) -> Any:
     return zarr.Array(zarr.AsyncArray(metadata, place))
 
 
+def _flat(metadata: Any) -> Any:
+    """Metadata with which all chunks lie in one folder: making and removing nested ones takes longer than a rename."""
+    if metadata.zarr_format == 2:
+        return replace(metadata, dimension_separator=".")
+    encoding = {"name": "default", "configuration": {"separator": "."}}
+    return type(metadata).from_dict(metadata.to_dict() | {"chunk_key_encoding": encoding})
+
+
 @contextmanager
 def _configured(pipeline: str, threads: int) -> Iterator[None]:
     """Set what an array takes up when it is made."""
-    with _settings, zarr.config.set({"codec_pipeline.path": pipeline, "threading.max_workers": threads}):
+    settings = {
+        "codec_pipeline.path": pipeline,
+        "threading.max_workers": threads,
+        # zarrs would encode four chunks at a time whatever the number of threads.
+        "codec_pipeline.chunk_concurrent_minimum": 1,
+        "codec_pipeline.chunk_concurrent_maximum": threads,
+    }
+    with _settings, zarr.config.set(settings):
         yield
 
 
