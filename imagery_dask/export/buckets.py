@@ -91,7 +91,7 @@ def s3_files(place: Place) -> Any:
     """Open an S3 bucket as a file system of fsspec."""
     files = _needed("obstore.fsspec", "s3")
     options = _s3_options(place)
-    return files.FsspecStore("s3", skip_instance_cache=True, use_listings_cache=False, **options)
+    return files.FsspecStore("s3", skip_instance_cache=True, **options)
 
 
 def google_files(place: Place, asynchronous: bool) -> Any:

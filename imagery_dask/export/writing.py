@@ -30,7 +30,7 @@ import numpy as np
 import zarr
 from distributed import get_worker
 from numpy.typing import NDArray
-from zarr.storage import LocalStore, StorePath
+from zarr.storage import LocalStore, StorePath, WrapperStore
 
 from imagery_dask.export.buckets import place_of
 from imagery_dask.export.stores import clear_errors, open_store
@@ -43,6 +43,13 @@ PARTIAL = ".partial-"
 
 # zarr's settings belong to the process: two threads that set and restore them would leave those of one behind.
 _settings = threading.Lock()
+
+
+class _Unread(WrapperStore[Any]):
+    """A store to write to: zarr fetches a shard even when all of it is replaced."""
+
+    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> None:
+        """Find nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,10 @@ class BlockArray:
     run: str
     threads: int
     _array: Any = field(repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Opened anew where it arrives: a bucket that is open holds credentials.
+        return _arrived, (self.location, self.path, self.run, self.padded.zarr_format)
 
     def write_block(self, selection: Sequence[slice], voxels: NDArray[Any]) -> None:
         """Write a block: every file of it whole, none for units that are all zero.
@@ -154,6 +165,10 @@ def open_array(location: str, path: str, *, run: str, threads: int | None = None
     return _open(location, path, run, threads or codec_threads(), zarr_format, os.getpid())
 
 
+def _arrived(location: str, path: str, run: str, zarr_format: Any) -> BlockArray:
+    return open_array(location, path, run=run, zarr_format=zarr_format)
+
+
 def codec_threads() -> int:
     """Threads for encoding: those of the dask worker, since its own and the codecs' would multiply."""
     try:
@@ -187,7 +202,7 @@ def _open(location: str, path: str, run: str, threads: int, zarr_format: Any, pr
         padded = array.metadata.update_shape(
             tuple(-(-length // size) * size for length, size in zip(array.shape, unit, strict=True))
         )
-        whole = None if local else _array(padded, array.store_path)
+        whole = None if local else _array(padded, StorePath(_Unread(array.store), array.path))
     return BlockArray(location, path, array.shape, unit, padded, run, threads, whole)
 
 
