@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, ZstdCodec
 
 from imagery_dask.demo.volume import synthesize
-from imagery_dask.export.zarr import PIPELINE
+from imagery_dask.export.writing import PIPELINE
 
 CODECS = {
     "blosc-zstd 1": BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"),

@@ -29,7 +29,7 @@ from zarr.codecs import BloscCodec
 
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.export.levels import BLOCK_BYTES
-from imagery_dask.export.zarr import PIPELINE
+from imagery_dask.export.writing import PIPELINE
 
 SIZE = (1024, 1024, 256)
 BOUNDS = [OFFSET, tuple(a + b for a, b in zip(OFFSET, SIZE, strict=True))]

@@ -26,7 +26,8 @@ from imagery_dask.export.precomputed_level import SEGMENTATION_BLOCK, Precompute
 from imagery_dask.export.progress import shown
 from imagery_dask.export.provenance import KEY, provenance, what_was_missing
 from imagery_dask.export.stacks import Stack, block_bytes_of, stack_of
-from imagery_dask.export.target import FolderTarget
+from imagery_dask.export.stores import check_process
+from imagery_dask.export.target import VolumeTarget
 from imagery_dask.pyramid import Level, Levels, checked_levels
 from imagery_dask.run import RunReport
 from imagery_dask.sources import open_volume
@@ -104,18 +105,22 @@ def to_precomputed(
         As for `to_zarr`.
     """
     several = isinstance(data, xr.Dataset)
+    if compress not in ("auto", "gzip", "br", None):
+        raise ValueError(f"compress must be 'auto', 'gzip', 'br' or None; got {compress!r}.")
     options = _Options(encoding, chunks, checked_levels(levels), compress, quality)
     layers = [_layer(volume, options) for volume in as_volumes(data, resolution_nm, translation_nm)]
     exports = [layer.stack.export for layer in layers]
     block_bytes = block_bytes_of(block_mib)
     folders = [layer.stack.volume.name if several else "" for layer in layers]
-    target = FolderTarget(url, overwrite, PRECOMPUTED)
+    target = VolumeTarget(url, overwrite)
     with connect(cluster, workers) as client:
+        check_process(target.store, client)
         plans = plan_levels(client, exports, block_bytes)
         with target as place:
             files = [Files.at(f"{place}/{folder}") for folder in folders]
-            for layer, folder in zip(layers, files, strict=True):
-                layer.create(folder)
+            with clear_errors(target.store):
+                for layer, folder in zip(layers, files, strict=True):
+                    layer.create(folder)
             stores = [layer.stores(folder) for layer, folder in zip(layers, files, strict=True)]
             report = write_levels(client, exports, plans, stores, partial(shown, progress))
             for layer, folder in zip(layers, files, strict=True):

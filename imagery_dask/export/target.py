@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 from uuid import uuid4
 
 import zarr
-from fsspec.core import url_to_fs
 
-__all__ = ["StoreTarget"]
+from imagery_dask.export.buckets import place_of, s3_store
+from imagery_dask.export.files import Files
+from imagery_dask.export.stores import clear_errors, files_at, open_store
+
+__all__ = ["FolderTarget", "StoreTarget", "VolumeTarget"]
 
 METADATA = {"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"}
 
 
-class StoreTarget:
-    """A place for a zarr store; a context manager that gives the path to write to.
+class FolderTarget:
+    """A place for a store; a context manager that gives the path to write to.
 
     A local store that is replaced stays as it is until the context ends: the new one is written beside it and then
-    takes its place. When the context ends with an error the new one is removed.
+    takes its place. When the context ends with an error the new one is removed. Buckets have no renaming: there the old
+    store is removed when the context begins, and one that is not whole stays when it ends with an error.
 
     Parameters
     ----------
     url : str or path
-        A local folder, or what fsspec opens.
+        A local folder, a bucket, or memory.
     overwrite : bool
-        Replace a zarr store that exists.
+        Replace a store of the same kind that exists.
 
     Raises
     ------
@@ -36,6 +43,8 @@ class StoreTarget:
     TypeError, ValueError
         When `url` is no place.
     """
+
+    KIND = "store"
 
     def __init__(self, url: str | os.PathLike[str], overwrite: bool) -> None:
         self.store = _location(url)
@@ -47,8 +56,8 @@ class StoreTarget:
 
     def __enter__(self) -> str:
         if self._replaces and self._staged == self.store:
-            files, path = url_to_fs(self.store)
-            files.rm(path, recursive=True)
+            with clear_errors(self.store):
+                self._remove()
         return self._staged
 
     def __exit__(
@@ -65,21 +74,17 @@ class StoreTarget:
         shutil.rmtree(old)
 
     def _check(self, overwrite: bool) -> bool:
-        """Whether there is a store to replace; an error when there is anything else, or it must stay."""
-        files, path = url_to_fs(self.store)
-        files.invalidate_cache()
-        if not files.exists(path):
-            return False
-        names = sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in files.ls(path, detail=False))
-        if files.isdir(path) and not names:
-            return False
-        strange = None if _opens(self.store) else self.store
-        if strange is None:
-            strange = next((name for name in names if not self._is_of_zarr(files, f"{path}/{name}", name)), None)
-        if strange is not None:
-            what = (
-                "is not a zarr store" if strange == self.store else f"holds {strange!r}, which is not of a zarr store"
-            )
+        """Whether there is a store to replace; an error when there is anything else, or it must stay.
+
+        Of a store only the names at its root are listed; of anything else it is enough that there is something.
+        """
+        with clear_errors(self.store):
+            is_store = self._opens()
+            if not is_store and not self._anything():
+                return False
+            strange = self._stranger() if is_store else None
+        if not is_store or strange is not None:
+            what = f"holds {strange!r}, which is not of a {self.KIND}" if is_store else f"is not a {self.KIND}"
             raise FileExistsError(f"{self.store} exists and {what}: it will not be replaced; choose another name.")
         if not overwrite:
             raise FileExistsError(
@@ -87,20 +92,121 @@ class StoreTarget:
             )
         return True
 
-    @staticmethod
-    def _is_of_zarr(files: object, path: str, name: str) -> bool:
+    def _stranger(self) -> str | None:
+        files, path = files_at(self.store)
+        files.invalidate_cache()
+        names = sorted(str(name).rstrip("/").rpartition("/")[2] for name in files.ls(path, detail=False))
+        return next((name for name in names if not self._owns(files, f"{path}/{name}", name)), None)
+
+    def _anything(self) -> bool:
+        return _anything_at(self.store)
+
+    def _opens(self) -> bool:
+        """Whether there is a store of this kind."""
+        raise NotImplementedError
+
+    def _owns(self, files: Any, path: str, name: str) -> bool:
+        """Whether a name at the store's root is part of it."""
+        raise NotImplementedError
+
+    def _remove(self) -> None:
+        raise NotImplementedError
+
+
+class StoreTarget(FolderTarget):
+    """A place for a zarr store."""
+
+    KIND = "zarr store"
+
+    def _opens(self) -> bool:
+        try:
+            zarr.open(open_store(self.store), mode="r")
+        except (FileNotFoundError, ValueError, NotADirectoryError):
+            return False
+        return True
+
+    def _owns(self, files: Any, path: str, name: str) -> bool:
         # Chunks of an array lie in "c", or (zarr v2) in files and folders named by numbers.
         if name in METADATA or name == "c" or name.replace(".", "").isdigit():
             return True
-        return any(files.exists(f"{path}/{metadata}") for metadata in METADATA)  # type: ignore[attr-defined]
+        return any(files.exists(f"{path}/{metadata}") for metadata in METADATA)
+
+    def _remove(self) -> None:
+        _remove(self.store, METADATA)
 
 
-def _opens(store: str) -> bool:
-    try:
-        zarr.open(store, mode="r")
-    except (FileNotFoundError, ValueError, NotADirectoryError):
-        return False
-    return True
+class VolumeTarget(FolderTarget):
+    """A place for a precomputed volume, or for two of them in folders."""
+
+    KIND = "precomputed volume"
+    FOLDERS = ("image", "segmentation")
+
+    def _opens(self) -> bool:
+        return any(self._infos())
+
+    def _infos(self) -> list[dict[str, Any]]:
+        """Contents of info files, at the root and in the folders."""
+        files, found = Files.at(self.store), []
+        for name in ("info", *(f"{folder}/info" for folder in self.FOLDERS)):
+            with suppress(ValueError, NotADirectoryError):
+                info = json.loads(files.get(name) or b"null")
+                if isinstance(info, dict) and "scales" in info:
+                    found.append(info)
+        return found
+
+    def _owns(self, files: Any, path: str, name: str) -> bool:
+        known = {"info", "provenance", "segment_properties", *self.FOLDERS}
+        for info in self._infos():
+            known |= {str(scale["key"]).split("/")[0] for scale in info["scales"]}
+            known.add(str(info.get("segment_properties", "")))
+        return name in known
+
+    def _stranger(self) -> str | None:
+        return None if self._in_memory() else super()._stranger()
+
+    def _anything(self) -> bool:
+        if self._in_memory():
+            return next(Files.at(self.store).names(), None) is not None
+        return super()._anything()
+
+    def _remove(self) -> None:
+        if self._in_memory():
+            files = Files.at(self.store)
+            files.delete(files.names())
+        else:
+            _remove(self.store, {"info"})
+
+    def _in_memory(self) -> bool:
+        # Files and zarr stores are different memories of a process.
+        return place_of(self.store).scheme == "memory"
+
+
+def _anything_at(location: str) -> bool:
+    place = place_of(location)
+    if place.scheme == "s3":  # one object is enough: there may be millions
+        return any(s3_store(place).list(chunk_size=1))
+    if place.scheme == "file" and os.path.isdir(place.path):
+        return bool(os.listdir(place.path))
+    files, path = files_at(location)
+    files.invalidate_cache()
+    return bool(files.exists(path))
+
+
+def _remove(location: str, last: set[str]) -> None:
+    """Remove a store; what makes it one goes last, so that a removal that was cut off can be repeated."""
+    place = place_of(location)
+    if place.scheme == "s3":
+        bucket = s3_store(place)
+        for batch in bucket.list(chunk_size=1000):
+            bucket.delete([entry["path"] for entry in batch if entry["path"] not in last])
+        bucket.delete(sorted(last))
+        return
+    files, path = files_at(location)
+    files.invalidate_cache()
+    names = [str(name).rstrip("/") for name in files.ls(path, detail=False)]
+    metadata = [name for name in names if name.rpartition("/")[2] in last]
+    for name in [name for name in names if name not in metadata] + metadata:
+        files.rm(name, recursive=True)
 
 
 def _location(url: str | os.PathLike[str]) -> str:

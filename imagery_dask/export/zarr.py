@@ -9,13 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Literal
 from uuid import uuid4
 
-import numpy as np
 import zarr
-from distributed import get_worker
 from numpy.typing import NDArray
 
 from imagery_dask.arguments import whole_triple
@@ -28,14 +26,14 @@ from imagery_dask.export.levels import plan_levels, write_levels
 from imagery_dask.export.progress import shown
 from imagery_dask.export.provenance import KEY, provenance, what_was_missing
 from imagery_dask.export.stacks import Stack, block_bytes_of, stack_of
+from imagery_dask.export.stores import check_process, check_reachable, create_group, open_store
 from imagery_dask.export.target import StoreTarget
+from imagery_dask.export.writing import BlockArray, open_array
 from imagery_dask.plan import Region
 from imagery_dask.pyramid import Levels, checked_levels
 from imagery_dask.run import RunReport
 
 __all__ = ["to_zarr"]
-
-PIPELINE = "zarrs.ZarrsCodecPipeline"
 
 
 def to_zarr(
@@ -123,9 +121,11 @@ def to_zarr(
     block_bytes = block_bytes_of(block_mib)
     target = StoreTarget(url, overwrite)
     with connect(cluster, workers) as client:
+        check_process(target.store, client)
         plans = plan_levels(client, exports, block_bytes)
         with target as store:
             _create(store, stacks, layout)
+            check_reachable(store, client)
             places = [_stores(store, stack, layout) for stack in stacks]
             report = write_levels(client, exports, plans, places, partial(shown, progress))
             _close(store, stacks, report)
@@ -170,19 +170,20 @@ class ZarrLevel:
 
     def write(self, region: Region, voxels: NDArray[Any]) -> None:
         """Write voxels x, y, z(, c) to a region of whole chunks."""
-        self._array()[self._selection(region, voxels.ndim)] = voxels.T
+        array = self._array()
+        array.write_block(self._selection(region, array.shape), voxels.T)
 
     def read(self, region: Region) -> NDArray[Any]:
         """Voxels of a region as x, y, z(, c)."""
         array = self._array()
-        return np.asarray(array[self._selection(region, array.ndim)]).T
+        return array.read(self._selection(region, array.shape)).T
 
-    def _array(self) -> Any:
-        return _open(self.store, self.path, self.zarr_format, self.run, _threads(), os.getpid())
+    def _array(self) -> BlockArray:
+        return open_array(self.store, self.path, run=self.run, zarr_format=self.zarr_format)
 
     @staticmethod
-    def _selection(region: Region, axes: int) -> tuple[slice, ...]:
-        return (slice(None),) * (axes - 3) + tuple(reversed(region))
+    def _selection(region: Region, shape: tuple[int, ...]) -> tuple[slice, ...]:
+        return (*(slice(0, length) for length in shape[:-3]), *reversed(region))
 
 
 def _stores(store: str, stack: Stack, options: _Options) -> list[ZarrLevel]:
@@ -191,27 +192,12 @@ def _stores(store: str, stack: Stack, options: _Options) -> list[ZarrLevel]:
     return [ZarrLevel(store, path, options.zarr_format, run) for path in paths]
 
 
-@lru_cache(maxsize=64)
-def _open(store: str, path: str, zarr_format: Literal[2, 3], run: str, threads: int, process: int) -> Any:
-    del run, process  # part of the key: neither an overwritten store nor a parent's connections are taken up again
-    with zarr.config.set({"codec_pipeline.path": PIPELINE, "threading.max_workers": threads}):
-        return zarr.open_array(store, path=path, mode="r+", zarr_format=zarr_format)
-
-
-def _threads() -> int:
-    """Threads for encoding: those of the dask worker, since its own and the codecs' would multiply."""
-    try:
-        return int(get_worker().state.nthreads)
-    except ValueError:
-        return 1
-
-
 def _create(store: str, stacks: list[Stack], options: _Options) -> None:
     """Make the groups, their metadata and the empty arrays."""
     version = options.version
     labels = [stack for stack in stacks if stack.volume.group]
     images = [stack for stack in stacks if not stack.volume.group]
-    root = zarr.create_group(store, zarr_format=options.zarr_format)
+    root = create_group(store, options.zarr_format)
     for stack in images:
         volume, levels = stack.volume, stack.export.levels
         if volume.labels and not volume.channels:
@@ -248,5 +234,5 @@ def _create_levels(group: Any, stack: Stack, attributes: dict[str, Any], options
 def _close(store: str, stacks: list[Stack], report: RunReport) -> None:
     """Say in the store what was missing."""
     for stack in stacks:
-        group = zarr.open_group(store, path=stack.volume.group.rstrip("/"), mode="r+")
+        group = zarr.open_group(open_store(store), path=stack.volume.group.rstrip("/"), mode="r+")
         group.attrs.update({KEY: provenance(stack.volume) | what_was_missing(report)})

@@ -28,6 +28,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 START_TIMEOUT_S = 30.0
+READING = ("Read", "List")
 CONTENT_ENCODINGS = {".gz": "gzip", ".br": "br"}
 
 Server = TypeVar("Server")
@@ -80,6 +81,11 @@ class S3Server:
             "AWS_SESSION_TOKEN": "",  # CloudFiles looks it up without a default
             "AWS_DEFAULT_REGION": self.region,
         }
+
+    @property
+    def reader(self) -> dict[str, str]:
+        """Overrides for `environment`: the keys of somebody who may read everything and write nothing."""
+        return {"AWS_ACCESS_KEY_ID": "tests-reader", "AWS_SECRET_ACCESS_KEY": "tests-reader-secret"}
 
     def environment(self, **overrides: str) -> Any:
         """Return a context in which `env`, with ``overrides`` such as wrong keys, is set."""
@@ -153,9 +159,11 @@ def seaweedfs(folder: str | Path) -> Iterator[S3Server]:
         master, volume, filer, s3, *grpc = _free_ports(8)
         grpc_ports.extend(grpc)
         server = S3Server(f"http://127.0.0.1:{s3}")
-        keys = {"accessKey": server.access_key, "secretKey": server.secret_key}
-        identity = {"name": "tests", "credentials": [keys], "actions": ["Admin"]}
-        (folder / "keys.json").write_text(json.dumps({"identities": [identity]}))
+        identities = [
+            _identity("tests", server.access_key, server.secret_key, "Admin"),
+            _identity("reader", server.reader["AWS_ACCESS_KEY_ID"], server.reader["AWS_SECRET_ACCESS_KEY"], *READING),
+        ]
+        (folder / "keys.json").write_text(json.dumps({"identities": identities}))
         data = folder / f"data-{s3}"  # another one for another choice of ports: it remembers its peers
         data.mkdir()
         ports = {"master": master, "volume": volume, "filer": filer, "s3": s3}
@@ -169,6 +177,14 @@ def seaweedfs(folder: str | Path) -> Iterator[S3Server]:
         for port in grpc_ports:  # it makes these whatever its options say, and leaves some behind
             for socket_file in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
                 socket_file.unlink(missing_ok=True)
+
+
+def _identity(name: str, access_key: str, secret_key: str, *actions: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
+        "actions": list(actions),
+    }
 
 
 def _weed_options(data: str, ports: Mapping[str, int], grpc_ports: Mapping[str, int]) -> list[str]:

@@ -1,0 +1,418 @@
+"""Where stores are written: a folder, memory, S3, Google Cloud Storage; whole, or refused before anything is done."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cloudfiles.paths
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from cloudfiles.secrets import secretpath
+from distributed import Client
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec
+
+from imagery_dask.errors import AccessRefusedError
+from imagery_dask.export import buckets, stores, writing
+from imagery_dask.export.target import StoreTarget
+
+SHAPE = (70, 100, 45)
+CHUNKS = (32, 32, 32)
+WHOLE = (slice(None),) * 3
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "chunks": {"chunks": CHUNKS, "zarr_format": 3},
+    "shards": {"chunks": (16, 16, 16), "shards": CHUNKS, "zarr_format": 3},
+    "zarr 2": {"chunks": CHUNKS, "zarr_format": 2},
+}
+
+
+@pytest.fixture(params=["folder", "memory", "s3", "gs"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Name a store that is not there yet, of every kind of place."""
+    name = f"t-{uuid.uuid4().hex[:12]}"
+    if request.param == "folder":
+        yield str(tmp_path / "out.zarr")
+    elif request.param == "memory":
+        yield f"memory://{name}/out.zarr"
+    else:
+        pytest.importorskip({"s3": "obstore", "gs": "gcsfs"}[request.param])
+        server = request.getfixturevalue({"s3": "s3_server", "gs": "gcs_server"}[request.param])
+        server.create_bucket(name)
+        with server.environment():
+            yield f"{request.param}://{name}/some/out.zarr"
+
+
+@pytest.fixture
+def in_s3(s3_server: Any) -> str:
+    """Name a store in a bucket of its own, for tests that bring their own keys."""
+    pytest.importorskip("obstore")
+    bucket = f"t-{uuid.uuid4().hex[:12]}"
+    s3_server.create_bucket(bucket)
+    return f"s3://{bucket}/some/out.zarr"
+
+
+@pytest.fixture(scope="module")
+def ids() -> NDArray[np.uint64]:
+    return np.random.default_rng(3).integers(2**53, 2**60, SHAPE, dtype=np.uint64)
+
+
+def create(location: str, layout: str = "chunks", shape: tuple[int, ...] = SHAPE, dtype: Any = np.uint64) -> str:
+    options = dict(LAYOUTS[layout])
+    group = stores.create_group(location, options.pop("zarr_format"))
+    if layout != "zarr 2":
+        options |= {"compressors": BloscCodec(cname="zstd", clevel=1), "dimension_names": ["z", "y", "x"]}
+    group.create_array("0", shape=shape, dtype=dtype, fill_value=0, **options)
+    return location
+
+
+def opened(location: str, layout: str = "chunks") -> writing.BlockArray:
+    return writing.open_array(location, "0", run=uuid.uuid4().hex, zarr_format=LAYOUTS[layout]["zarr_format"])
+
+
+def read(location: str) -> Any:
+    return zarr.open_array(stores.open_store(location), path="0", mode="r")[...]
+
+
+def files(location: str) -> list[str]:
+    """Names of all objects of the array."""
+    system, path = stores.files_at(location)
+    system.invalidate_cache()
+    names = (str(name) for name in system.find(f"{path}/0"))
+    return sorted(name.partition("/0/")[2] for name in names)
+
+
+# ------------------------------------------------------------------------------------------------------------- blocks
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_blocks_are_written_everywhere(location: str, ids: NDArray[np.uint64], layout: str) -> None:
+    if location.startswith("gs") and layout == "shards":
+        pytest.skip("the emulator answers requests for the end of an object, where a shard's index is, with all of it")
+    array = opened(create(location, layout), layout)
+    for z in range(0, SHAPE[0], 32):
+        array.write_block((slice(z, min(z + 32, SHAPE[0])), slice(0, 64), slice(None)), ids[z : z + 32, :64])
+        array.write_block((slice(z, min(z + 32, SHAPE[0])), slice(64, 100), slice(None)), ids[z : z + 32, 64:])
+    np.testing.assert_array_equal(read(location), ids, strict=True)
+    assert not [name for name in files(location) if "partial" in name]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_block_of_zeros_removes_what_was_there(location: str, ids: NDArray[np.uint64], layout: str) -> None:
+    array = opened(create(location, layout), layout)
+    array.write_block(WHOLE, ids)
+    full = files(location)
+    array.write_block((slice(64, 70), slice(96, 100), slice(None)), np.zeros((6, 4, 45), np.uint64))
+    assert len(full) - len(files(location)) == 2
+    array.write_block(WHOLE, np.zeros(SHAPE, np.uint64))
+    left = [name.rpartition("/")[2] for name in files(location)]
+    assert set(left) <= {"zarr.json", ".zarray", ".zattrs"}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nothing_is_read_before_it_is_written(location: str, ids: NDArray[np.uint64], layout: str) -> None:
+    """What is stored need not decode, at the array's edge either."""
+    array = opened(create(location, layout), layout)
+    array.write_block(WHOLE, ids)
+    system, path = stores.files_at(location)
+    for name in files(location):
+        if not name.endswith((".json", ".zarray", ".zattrs")):
+            system.pipe_file(f"{path}/0/{name}", b"torn")
+    array.write_block(WHOLE, ids)
+    if not (location.startswith("gs") and layout == "shards"):
+        np.testing.assert_array_equal(read(location), ids)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_files_are_those_that_zarr_writes(tmp_path: Path, ids: NDArray[np.uint64], layout: str) -> None:
+    ours, theirs = str(tmp_path / "ours.zarr"), str(tmp_path / "theirs.zarr")
+    opened(create(ours, layout), layout).write_block(WHOLE, ids)
+    zarr.open_array(create(theirs, layout), path="0")[...] = ids
+    assert files(ours) == files(theirs)
+    np.testing.assert_array_equal(read(ours), read(theirs))
+
+
+@pytest.mark.parametrize(
+    "selection", [(slice(0, 16), *WHOLE[1:]), (slice(8, 70), *WHOLE[1:]), (slice(0, 64, 2), *WHOLE[1:])], ids=str
+)
+def test_parts_of_chunks_are_refused(tmp_path: Path, ids: NDArray[np.uint64], selection: tuple[slice, ...]) -> None:
+    array = opened(create(str(tmp_path / "out.zarr")))
+    with pytest.raises(ValueError, match="does not cover whole units"):
+        array.write_block(selection, ids[selection])
+    with pytest.raises(ValueError, match="do not fit"):
+        array.write_block(WHOLE, ids[:-1])
+
+
+def test_arrays_are_opened_once_for_a_run(tmp_path: Path) -> None:
+    location = create(str(tmp_path / "out.zarr"))
+    first = writing.open_array(location, "0", run="a")
+    assert writing.open_array(location, "0", run="a") is first
+    assert writing.open_array(location, "0", run="b") is not first
+
+
+def test_settings_of_zarr_stay(tmp_path: Path, ids: NDArray[np.uint64]) -> None:
+    before = zarr.config.get("codec_pipeline.path"), zarr.config.get("threading.max_workers")
+    array = opened(create(str(tmp_path / "out.zarr")))
+    threads = [threading.Thread(target=array.write_block, args=(WHOLE, ids)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (zarr.config.get("codec_pipeline.path"), zarr.config.get("threading.max_workers")) == before
+    np.testing.assert_array_equal(read(str(tmp_path / "out.zarr")), ids)
+
+
+# ------------------------------------------------------------------------------------------------- never half a chunk
+
+WRITER = """
+    import sys, numpy as np
+    from imagery_dask.export import writing
+
+    array = writing.open_array(sys.argv[1], "0", run="killed")
+    noise = np.random.default_rng(0).integers(1, 2**60, array.shape, dtype=np.uint64)
+    print("ready", flush=True)
+    for n in range(int(sys.argv[2])):
+        array.write_block((slice(None),) * 3, noise + np.uint64(n))
+"""
+
+
+def writer(location: str, times: int) -> subprocess.Popen[str]:
+    code = textwrap.dedent(WRITER)
+    process = subprocess.Popen([sys.executable, "-c", code, location, str(times)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def is_of_one_writing(chunk: Any, noise: Any) -> bool:
+    """Whether all voxels of a chunk are of the same time it was written; or none are."""
+    return bool((chunk == 0).all() or (chunk - noise == chunk.flat[0] - noise.flat[0]).all())
+
+
+@pytest.mark.parametrize("layout", ["chunks", "shards"])
+def test_a_killed_process_leaves_whole_chunks(tmp_path: Path, layout: str) -> None:
+    shape = (64, 128, 128)
+    noise = np.random.default_rng(0).integers(1, 2**60, shape, dtype=np.uint64)
+    left = 0
+    for seed in range(6):
+        location = create(str(tmp_path / f"{seed}.zarr"), layout, shape)
+        process = writer(location, 1000)
+        time.sleep(random.Random(seed).uniform(0.02, 0.4))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        left += len(list(Path(location, "0").glob(".partial-*")))
+        stored = zarr.open_array(location, path="0", mode="r")
+        for z, y, x in np.ndindex(2, 4, 4):
+            box = tuple(slice(32 * n, 32 * n + 32) for n in (z, y, x))
+            assert is_of_one_writing(stored[box], noise[box])
+        names = [name for name, _ in zarr.open_group(location, mode="r").members(max_depth=None)]
+        assert names == ["0"]
+        assert xr.open_zarr(location, consolidated=False)["0"].shape == shape
+    assert left > 0, "no process was killed in the middle of a block"
+
+
+def test_what_killed_runs_left_is_removed(tmp_path: Path, ids: NDArray[np.uint64]) -> None:
+    location = create(str(tmp_path / "out.zarr"))
+    left = tmp_path / "out.zarr" / "0" / ".partial-killed-1"
+    left.mkdir()
+    (left / "c.0.0.0").write_bytes(b"half")
+    opened(location).write_block(WHOLE, ids)
+    assert writing.remove_partial(location, "0") == 1
+    assert sorted(path.name for path in (tmp_path / "out.zarr" / "0").iterdir()) == ["c", "zarr.json"]
+    assert writing.remove_partial("memory://nothing/there.zarr", "0") == 0
+    np.testing.assert_array_equal(read(location), ids)
+
+
+def test_a_reader_meanwhile_sees_whole_chunks(tmp_path: Path) -> None:
+    shape = (32, 64, 64)
+    location = create(str(tmp_path / "out.zarr"), shape=shape)
+    noise = np.random.default_rng(0).integers(1, 2**60, shape, dtype=np.uint64)
+    stored, seen = zarr.open_array(location, path="0", mode="r"), set()
+    with writer(location, 60) as process:
+        while process.poll() is None:
+            for y, x in np.ndindex(2, 2):
+                box = (slice(None), slice(32 * y, 32 * y + 32), slice(32 * x, 32 * x + 32))
+                chunk = stored[box]
+                assert is_of_one_writing(chunk, noise[box])
+                seen.add(int(chunk.flat[0]))
+    assert process.returncode == 0
+    assert len(seen) > 3
+
+
+# ----------------------------------------------------------------------------------------------- refused before work
+
+
+@pytest.mark.parametrize("who", ["unknown key", "wrong secret", "may only read", "nobody"])
+def test_refused_access_is_one_clear_error(s3_server: Any, in_s3: str, who: str) -> None:
+    overrides = {
+        "unknown key": {"AWS_ACCESS_KEY_ID": "nobody"},
+        "wrong secret": {"AWS_SECRET_ACCESS_KEY": "planted-secret"},
+        "may only read": s3_server.reader,
+        "nobody": {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""},
+    }[who]
+    started = time.perf_counter()
+    with (
+        s3_server.environment(**overrides),
+        pytest.raises(AccessRefusedError, match=f"Access was refused to {in_s3} .*permission") as caught,
+    ):
+        stores.create_group(in_s3)
+    assert time.perf_counter() - started < 5
+    assert "-aws-secret.json" in str(caught.value)
+    assert "planted-secret" not in f"{caught.value!r} {caught.value.__context__!r}"
+
+
+def test_what_is_refused_is_no_free_place(s3_server: Any, in_s3: str) -> None:
+    with s3_server.environment(AWS_SECRET_ACCESS_KEY="guess"), pytest.raises(AccessRefusedError, match="refused"):
+        StoreTarget(in_s3, overwrite=True)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_refuses_writing(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(PermissionError, match="cannot be written"):
+        stores.create_group(str(tmp_path / "out.zarr"))
+
+
+def test_an_extra_that_is_not_installed_is_named(in_s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    buckets._needed.cache_clear()
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    with pytest.raises(ImportError, match=r"pip install 'imagery_dask\[s3\]'"):
+        stores.create_group(in_s3)
+
+
+def test_memory_is_of_one_process(processes: Client, threads: Client, tmp_path: Path) -> None:
+    stores.check_process("memory://here/out.zarr", threads)
+    stores.check_process(str(tmp_path / "out.zarr"), processes)
+    with pytest.raises(ValueError, match="memory://here/out.zarr is memory of this process.*bucket"):
+        stores.check_process("memory://here/out.zarr", processes)
+
+
+def test_workers_must_see_the_store(
+    processes: Client, threads: Client, tmp_path: Path, s3_server: Any, in_s3: str
+) -> None:
+    """Workers of another environment have other credentials, or none."""
+    stores.check_reachable(create(str(tmp_path / "out.zarr")), processes)
+    assert [path.name for path in (tmp_path / "out.zarr").glob(".*")] == []
+    with pytest.raises(FileNotFoundError, match="2 workers cannot write .*share"):
+        stores.check_reachable(str(tmp_path / "nowhere.zarr"), processes)
+    with s3_server.environment():
+        create(in_s3)
+        stores.check_reachable(in_s3, threads)
+        processes.run(os.environ.__setitem__, "AWS_ENDPOINT_URL_S3", s3_server.endpoint_url)
+        try:
+            with pytest.raises(AccessRefusedError, match=f"2 workers cannot write {in_s3}; tcp.*refused"):
+                stores.check_reachable(in_s3, processes)
+        finally:
+            processes.run(os.environ.pop, "AWS_ENDPOINT_URL_S3")
+
+
+# -------------------------------------------------------------------------------------------------------- credentials
+
+
+def test_secret_files_of_cloudvolume_are_used(s3_server: Any, in_s3: str, ids: NDArray[np.uint64]) -> None:
+    """The bucket's own file before the general one, and both before the environment."""
+    bucket = in_s3.split("/")[2]
+    own, general = Path(secretpath(f"{bucket}-aws-secret.json")), Path(secretpath("aws-secret.json"))
+    own.parent.mkdir(parents=True, exist_ok=True)
+    keys = {"AWS_ACCESS_KEY_ID": s3_server.access_key, "AWS_SECRET_ACCESS_KEY": s3_server.secret_key}
+    try:
+        general.write_text(json.dumps(keys | {"AWS_SECRET_ACCESS_KEY": "guess"}))
+        with s3_server.environment():
+            with pytest.raises(AccessRefusedError):
+                create(in_s3)
+            own.write_text(json.dumps(keys))
+        with s3_server.environment(AWS_SECRET_ACCESS_KEY="guess", AWS_SESSION_TOKEN="old"):
+            opened(create(in_s3)).write_block(WHOLE, ids)
+            np.testing.assert_array_equal(read(in_s3), ids)
+    finally:
+        own.unlink(missing_ok=True)
+        general.unlink(missing_ok=True)
+
+
+def test_aliases_of_cloudfiles_are_used(s3_server: Any, in_s3: str, ids: NDArray[np.uint64]) -> None:
+    secret = Path(secretpath("nearby-secret.json"))
+    secret.parent.mkdir(parents=True, exist_ok=True)
+    secret.write_text(
+        json.dumps({"AWS_ACCESS_KEY_ID": s3_server.access_key, "AWS_SECRET_ACCESS_KEY": s3_server.secret_key})
+    )
+    location = in_s3.replace("s3://", "nearby://")
+    cloudfiles.paths.add_alias("nearby", f"s3://{s3_server.endpoint_url}/")
+    try:
+        opened(create(location)).write_block(WHOLE, ids)
+        np.testing.assert_array_equal(read(location), ids)
+    finally:
+        cloudfiles.paths.remove_alias("nearby")
+        secret.unlink()
+    with s3_server.environment():
+        np.testing.assert_array_equal(read(in_s3), ids)
+
+
+def test_no_credentials_in_a_pickle(s3_server: Any, in_s3: str, ids: NDArray[np.uint64]) -> None:
+    with s3_server.environment():
+        array = opened(create(in_s3))
+        sent = pickle.dumps(array)
+        assert s3_server.secret_key.encode() not in sent
+        assert s3_server.access_key.encode() not in sent
+        assert s3_server.secret_key not in repr(array)
+        pickle.loads(sent).write_block(WHOLE, ids)
+        np.testing.assert_array_equal(read(in_s3), ids)
+
+
+# ------------------------------------------------------------------------------------------------- what may be replaced
+
+
+def test_stores_in_buckets_are_replaced(location: str, ids: NDArray[np.uint64]) -> None:
+    with StoreTarget(location, overwrite=False) as place:
+        opened(create(place)).write_block(WHOLE, ids)
+    with pytest.raises(FileExistsError, match=r"out\.zarr exists already"):
+        StoreTarget(location, overwrite=False)
+    with StoreTarget(location, overwrite=True) as place:
+        opened(create(place)).write_block((slice(0, 32), *WHOLE[1:]), ids[:32])
+    np.testing.assert_array_equal(read(location)[32:], 0)
+    np.testing.assert_array_equal(read(location)[:32], ids[:32])
+
+
+def test_a_neighbour_of_the_same_beginning_stays(location: str, ids: NDArray[np.uint64]) -> None:
+    opened(create(location)).write_block(WHOLE, ids)
+    opened(create(f"{location}2")).write_block(WHOLE, ids)
+    with StoreTarget(location, overwrite=True) as place:
+        create(place)
+    np.testing.assert_array_equal(read(f"{location}2"), ids)
+
+
+def test_objects_of_others_are_not_replaced(location: str) -> None:
+    system, path = stores.files_at(location)
+    system.makedirs(path, exist_ok=True)
+    system.pipe_file(f"{path}/chapter.tex", b"years of work")
+    with pytest.raises(FileExistsError, match="is not a zarr store"):
+        StoreTarget(location, overwrite=True)
+    create(location)
+    with pytest.raises(FileExistsError, match=r"chapter\.tex"):
+        StoreTarget(location, overwrite=True)
+    assert system.cat_file(f"{path}/chapter.tex") == b"years of work"
+
+
+def test_many_objects_are_not_listed(s3_server: Any, in_s3: str) -> None:
+    bucket, _, prefix = in_s3.removeprefix("s3://").partition("/")
+    with s3_server._closing_client() as client:
+        for number in range(2100):
+            client.put_object(Bucket=bucket, Key=f"{prefix}/{number}", Body=b"x")
+    with s3_server.environment():
+        started = time.perf_counter()
+        with pytest.raises(FileExistsError, match="is not a zarr store"):
+            StoreTarget(in_s3, overwrite=True)
+        assert time.perf_counter() - started < 2
