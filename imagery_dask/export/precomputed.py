@@ -26,7 +26,7 @@ from imagery_dask.export.precomputed_level import SEGMENTATION_BLOCK, Precompute
 from imagery_dask.export.progress import shown
 from imagery_dask.export.provenance import KEY, provenance, what_was_missing
 from imagery_dask.export.stacks import Stack, block_bytes_of, stack_of
-from imagery_dask.export.stores import check_process
+from imagery_dask.export.stores import check_process, clear_errors
 from imagery_dask.export.target import VolumeTarget
 from imagery_dask.pyramid import Level, Levels, checked_levels
 from imagery_dask.run import RunReport
@@ -234,7 +234,7 @@ def _encoding(volume: Volume, encoding: str | None) -> str:
     holds = {
         "jpeg": dtype == "uint8" and channels in (1, 3),
         "jxl": dtype == "uint8" and channels == 1,
-        "png": dtype in ("uint8", "uint16") and channels <= 4,
+        "png": dtype == "uint8" and channels <= 4,  # pyspng, which CloudVolume encodes with, writes no other
         "compressed_segmentation": dtype in ("uint32", "uint64"),
     }
     if not holds.get(encoding, True):
