@@ -21,6 +21,8 @@ from imagery_dask.masks import SegmentationMasks
 __all__ = ["composite_overlay", "overlay_halo", "overlay_page"]
 
 Shape = tuple[int, ...]
+# Rows that are laid over imagery at a time: what lies in between stays in a processor's cache.
+STRIP = 64
 
 
 def composite_overlay(
@@ -159,7 +161,7 @@ def overlay_page(
         if colors and root_id in colors:
             table[number] = mask_color(colors[root_id])[:3]
     page = unpacked(draw_numbers(numbers.T, np.argsort(ids) + 1, packed(table, style.alpha), style))
-    return page if image is None else np.ascontiguousarray(over(_rgba(image, ()), page)[..., :3])
+    return page if image is None else _over_image(image, page)
 
 
 def overlay_halo(outline: bool, width: int = 10) -> int:
@@ -339,6 +341,15 @@ def _checked_imagery(imagery: Any, shape: Shape) -> Any:
 
 def _computed(array: Any) -> NDArray[Any]:
     return np.asarray(array.compute() if dask.is_dask_collection(array) else array)
+
+
+def _over_image(image: NDArray[Any], page: Rgba) -> NDArray[np.uint8]:
+    """Page over imagery of x, y, as RGB."""
+    out = np.empty((*page.shape[:2], 3), dtype=np.uint8)
+    for start in range(0, len(page), STRIP):
+        rows = slice(start, start + STRIP)
+        out[rows] = over(_rgba(image[:, rows], ()), page[rows])[..., :3]
+    return out
 
 
 def _rgba(imagery: Any, place: tuple[Any, ...]) -> Rgba:
