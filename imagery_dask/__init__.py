@@ -6,7 +6,8 @@ array or xarray object as OME-Zarr over a dask cluster.
 
 from imagery_dask.arguments import bounds_from_center
 from imagery_dask.client import ImageryClient
+from imagery_dask.export.overlays import composite_overlay
 from imagery_dask.export.png import save_image_slices
 from imagery_dask.export.zarr import to_zarr
 
-__all__ = ["ImageryClient", "bounds_from_center", "save_image_slices", "to_zarr"]
+__all__ = ["ImageryClient", "bounds_from_center", "composite_overlay", "save_image_slices", "to_zarr"]

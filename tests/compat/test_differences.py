@@ -65,8 +65,12 @@ def names(folder: Path) -> list[str]:
 def test_document_names_these_tests() -> None:
     named = re.findall(r"`(test_\w+)`", DOCUMENT.read_text())
     tests = {name for name in globals() if name.startswith("test_")} - {"test_document_names_these_tests"}
-    # What needs a CAVE server is tested beside it.
-    others = "".join(file.read_text() for file in (Path(__file__).parents[1] / "integration").glob("test_dynamic*.py"))
+    # What needs a CAVE server is tested beside it, and so is what needs no volume.
+    beside = [
+        *(Path(__file__).parents[1] / "integration").glob("test_dynamic*.py"),
+        *Path(__file__).parent.glob("*overlay*"),
+    ]
+    others = "".join(file.read_text() for file in beside)
     elsewhere = {name for name in named if f"def {name}(" in others}
     assert sorted(set(named) - elsewhere) == sorted(tests)
     assert len(named) == len(set(named))

@@ -1,0 +1,114 @@
+"""Colors for objects that were given none: hues at even distances, or a palette of seaborn's by name."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+__all__ = ["DEFAULT_H", "DEFAULT_L", "DEFAULT_PALETTE", "DEFAULT_S", "discrete_colors"]
+
+# The reference's defaults.
+DEFAULT_PALETTE = "husl"
+DEFAULT_H = 0.01
+DEFAULT_L = 0.65
+DEFAULT_S = 1.0
+
+Color = tuple[float, float, float]
+
+# CIE XYZ (D65) to linear sRGB, IEC 61966-2-1.
+SRGB = ((3.2406, -1.5372, -0.4986), (-0.9689, 1.8758, 0.0415), (0.0557, -0.2040, 1.0570))
+# u', v' of the white point D65, and the slope of lightness near black (CIE 15).
+WHITE_U, WHITE_V = 0.19784, 0.46834
+KAPPA, EPSILON = 903.3, 0.008856
+
+
+def discrete_colors(count: int, palette: Any, h: float, l: float, s: float) -> list[Color]:  # noqa: E741
+    """Colors that differ as much as `count` colors can.
+
+    Parameters
+    ----------
+    count : int
+        How many.
+    palette : str or sequence
+        ``"husl"`` (even hues to the eye), ``"hls"``, or anything else that seaborn's ``color_palette`` takes; only for
+        the last seaborn must be installed.
+    h, l, s : float
+        First hue, lightness and saturation of ``"husl"`` and ``"hls"``; `l` and `s` are 0 to 1.
+
+    Returns
+    -------
+    list of tuple of 3 float
+        Red, green and blue, 0 to 1; the same numbers that seaborn's ``husl_palette`` and ``hls_palette`` give.
+
+    Raises
+    ------
+    ValueError
+        For a palette that is not known, or numbers that are none.
+    ImportError
+        For one of seaborn's, without seaborn.
+    """
+    if not (isinstance(palette, str) and palette in ("husl", "hls")):
+        return _seaborn_palette(count, palette)
+    for name, value, low, high in (("h", h, -math.inf, math.inf), ("l", l, 0, 1), ("s", s, 0, 1)):
+        if not isinstance(value, (int, float, np.number)) or not low <= value <= high or not math.isfinite(value):
+            raise ValueError(f"{name} is a number{'' if name == 'h' else ' from 0 to 1'}; got {value!r}.")
+    hues = [float(hue) for hue in (np.linspace(0, 1, count + 1)[:-1] + h) % 1]
+    if palette == "hls":
+        return [colorsys.hls_to_rgb(hue, float(l), float(s)) for hue in hues]
+    # 359 degrees and 99 percent, as seaborn has it: other numbers would be other colors.
+    return [_husl_to_rgb(hue * 359, float(s) * 99, float(l) * 99) for hue in hues]
+
+
+def _seaborn_palette(count: int, palette: Any) -> list[Color]:
+    try:
+        # Only here: plotting libraries are no dependency of an export.
+        seaborn = import_module("seaborn")
+    except ImportError as error:
+        raise ImportError(
+            f"palette {palette!r} is looked up by seaborn, which is not installed (pip install seaborn); 'husl' and "
+            "'hls' need nothing, and neither do colors of your own."
+        ) from error
+    return [(float(r), float(g), float(b)) for r, g, b in seaborn.color_palette(palette=palette, n_colors=count)]
+
+
+def _husl_to_rgb(hue: float, saturation: float, lightness: float) -> Color:
+    """HUSL (A. Boronine, hsluv.org, revision 2) to sRGB: CIE LCh(uv) whose chroma is a share of what sRGB can show."""
+    if lightness < 1e-8:
+        return (0.0, 0.0, 0.0)
+    angle = math.radians(hue)
+    chroma = _largest_chroma(lightness, angle) / 100 * saturation
+    u = math.cos(angle) * chroma / (13 * lightness) + WHITE_U
+    v = math.sin(angle) * chroma / (13 * lightness) + WHITE_V
+    # CIE L*u*v* to XYZ.
+    root = (lightness + 16) / 116
+    y = root**3 if root**3 > EPSILON else (116 * root - 16) / KAPPA
+    x = -9 * y * u / ((u - 4) * v - u * v)
+    z = (9 * y - 15 * v * y - v * x) / (3 * v)
+    r, g, b = (_gamma(row[0] * x + row[1] * y + row[2] * z) for row in SRGB)
+    return (r, g, b)
+
+
+def _largest_chroma(lightness: float, angle: float) -> float:
+    """Chroma at which a color of this lightness and hue leaves sRGB: the nearest of its six faces."""
+    cubed = (lightness + 16) ** 3 / 1560896  # 116**3
+    y = cubed if cubed > EPSILON else lightness / KAPPA
+    sin, cos = math.sin(angle), math.cos(angle)
+    nearest = math.inf
+    for m1, m2, m3 in SRGB:
+        top = (0.99915 * m1 + 1.05122 * m2 + 1.14460 * m3) * y
+        bottom = ((0.86330 * m3 - 0.17266 * m2) * sin + (0.12949 * m3 - 0.38848 * m1) * cos) * y
+        for face in (0.0, 1.0):
+            chroma = lightness * (top - 1.05122 * face) / (bottom + 0.17266 * sin * face)
+            if 0 < chroma < nearest:
+                nearest = chroma
+    return nearest
+
+
+def _gamma(linear: float) -> float:
+    """Transfer function of sRGB, IEC 61966-2-1, cut to 0..1."""
+    value = 12.92 * linear if linear <= 0.0031308 else 1.055 * linear ** (1 / 2.4) - 0.055
+    return min(max(value, 0.0), 1.0)
