@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from imagery_dask.run import RunReport
 
-__all__ = ["progress_bar"]
+__all__ = ["progress_bar", "shown"]
+
+
+def shown(
+    progress: bool | Callable[[RunReport], None], total: int
+) -> AbstractContextManager[Callable[[RunReport], None] | None]:
+    """Give what a run calls after each block: the caller's function, a progress bar or nothing."""
+    if callable(progress):
+        return nullcontext(progress)
+    return progress_bar(total) if progress else nullcontext(None)
 
 
 @contextmanager

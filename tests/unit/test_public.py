@@ -15,7 +15,7 @@ import pytest
 import imagery_dask
 from imagery_dask import ImageryClient
 
-PUBLIC = ["ImageryClient", "bounds_from_center", "save_image_slices", "to_zarr"]
+PUBLIC = ["ImageryClient", "bounds_from_center", "save_image_slices", "to_png", "to_zarr"]
 # The reference's, and ours: whole layers, datasets, questions about objects.
 METHODS = {
     "image_bbox_size_from_dimensions", "segmentation_bbox_size_from_dimensions", "image_cutout", "segmentation_cutout",
