@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import click
 
-__all__ = ["ChunksType", "RootIdsType"]
+__all__ = ["ChunksType", "ColorsType", "RootIdsType", "WindowType"]
 
 
 class ChunksType(click.ParamType[tuple[int, int, int]]):
@@ -58,3 +58,46 @@ class RootIdsType(click.ParamType[Any]):
         if not ids:
             self.fail(f"{value!r} names no ids; leave the option out to export every object.", param, ctx)
         return ids
+
+
+class WindowType(click.ParamType[tuple[float, float]]):
+    """Two numbers, as LOW,HIGH."""
+
+    name = "LOW,HIGH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        """Read the text."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            low, high = (float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not two numbers LOW,HIGH.", param, ctx)
+        return (low, high)
+
+
+class ColorsType(click.ParamType[Any]):
+    """File with a line ``id,r,g,b`` or ``id,r,g,b,a`` for each object."""
+
+    name = "FILE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[int, tuple[int, ...]]:
+        """Read the file."""
+        if isinstance(value, dict):
+            return value
+        try:
+            lines = [line for line in Path(value).read_text().splitlines() if line.strip()]
+        except OSError as error:
+            self.fail(f"Cannot read {value!r}: {error.strerror}.", param, ctx)
+        except UnicodeDecodeError:
+            self.fail(f"{value!r} is no text file of colors.", param, ctx)
+        colors: dict[int, tuple[int, ...]] = {}
+        for line in lines:
+            try:
+                root_id, *color = (int(word) for word in line.split(","))
+            except ValueError:
+                self.fail(f"{value!r} has lines id,r,g,b; got {line!r}.", param, ctx)
+            colors[root_id] = tuple(color)
+        return colors
