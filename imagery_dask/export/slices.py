@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, cast
 from uuid import uuid4
 
@@ -193,6 +194,10 @@ class _Job:
     max_files: int | None
     overwrite: bool
 
+    @property
+    def _table_name(self) -> str:
+        return f"{self.names.stem}_labels.csv"
+
     def kinds(self, ids: Sequence[int] | NDArray[Any] | None) -> list[str]:
         """Kinds of the files of a slice, as far as they are known."""
         if self.look.what != "masks":
@@ -204,7 +209,7 @@ class _Job:
         plan = self._plan(1)
         slices = self.names.shape[self.names.axis]
         pages = math.prod(len(plan.edges[across]) - 1 for across in plane_axes(self.names.axis))
-        table = [f"{self.names.stem}_labels.csv"] if self.look.what == "labels" else []
+        table = [self._table_name] if self.look.what == "labels" else []
         count = slices * pages * max(1, len(kinds)) + len(table)
         if self.max_files is not None and count > self.max_files:
             raise ValueError(
@@ -212,9 +217,8 @@ class _Job:
                 f"each); max_files (--max-files) allows {self.max_files:,}. Take fewer slices or ids, or allow more."
             )
         found = set() if self.overwrite else checks.existing_names(self.files, self.names.stem)
-        clash = next((name for name in table if name in found), None)
-        if found and clash is None:
-            clash = next((name for name in self._names(plan, kinds) if name in found), None)
+        planned = chain(table, self._names(plan, kinds)) if found else ()
+        clash = next((name for name in planned if name in found), None)
         if clash is not None:
             raise FileExistsError(
                 f"{clash} exists already in {self.files.url}; choose another prefix, or pass overwrite=True "
@@ -279,7 +283,7 @@ class _Job:
         wide = np.int64 if dtype.kind == "i" else np.uint64
         # An id that the data type cannot hold is nowhere.
         ids = ids[ids <= np.array(np.iinfo(dtype).max).astype(ids.dtype)].astype(wide)
-        table = IdTable(self.files, f"{self.names.stem}_labels.csv", wide.__name__, uuid4().hex)
+        table = IdTable(self.files, self._table_name, wide.__name__, uuid4().hex)
         table.write(ids)
         return LabelPages(table, len(ids) > MOST_16_BIT, self.look.keep is None)
 
