@@ -1,13 +1,23 @@
 """Lazy cutouts and cluster-scale exports of connectomics imagery and segmentation.
 
 `ImageryClient` cuts imagery and segmentation out of precomputed volumes as lazy dask arrays; `to_zarr` writes any dask
-array or xarray object as OME-Zarr over a dask cluster.
+array or xarray object as OME-Zarr over a dask cluster, `to_png` as pictures of slices.
 """
 
 from imagery_dask.arguments import bounds_from_center
 from imagery_dask.client import ImageryClient
 from imagery_dask.export.overlays import composite_overlay
 from imagery_dask.export.png import save_image_slices
+from imagery_dask.export.precomputed import to_precomputed
+from imagery_dask.export.slices import to_png
 from imagery_dask.export.zarr import to_zarr
 
-__all__ = ["ImageryClient", "bounds_from_center", "composite_overlay", "save_image_slices", "to_zarr"]
+__all__ = [
+    "ImageryClient",
+    "bounds_from_center",
+    "composite_overlay",
+    "save_image_slices",
+    "to_png",
+    "to_precomputed",
+    "to_zarr",
+]

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, get_args
 
 import click
-import xarray as xr
 
 from imagery_dask.cli.info import human_bytes
-from imagery_dask.cli.options import ChunksType, RootIdsType
-from imagery_dask.cli.sources import cave_options, source_client
-from imagery_dask.errors import BlockFailedError, SourceError
+from imagery_dask.cli.options import ShapeType
+from imagery_dask.cli.region import STORE_OPTIONS, region_dataset, region_options, run_export, store_options
+from imagery_dask.export.codecs import Codec
+from imagery_dask.export.ome import OmeVersion
+from imagery_dask.export.precomputed import IMAGE_ENCODINGS, LABEL_ENCODINGS, to_precomputed
 from imagery_dask.export.zarr import to_zarr
-from imagery_dask.lazy import source_of
 from imagery_dask.run import RunReport
 from imagery_dask.sources import ReadCounts
 
 __all__ = ["export", "print_report"]
 
-SOME_BLOCKS_FAILED = 1
-INTERRUPTED = 130
 FAILURES_SHOWN = 10
 
 
@@ -31,85 +29,80 @@ def export() -> None:
 
 @export.command("zarr")
 @click.argument("out")
-@click.option("--image-source", metavar="URL", help="Imagery to export, a CloudVolume path.")
-@click.option("--segmentation-source", metavar="URL", help="Segmentation to export, on the same voxels.")
-@cave_options
-@click.option("--stale-roots", type=click.Choice(["error", "warn"]), default="error", show_default=True,
-              help="What --root-ids do that were no root ids at the moment shown.")  # fmt: skip
+@region_options
+@store_options
 @click.option(
-    "--bounds", nargs=6, type=float, required=True, metavar="X0 Y0 Z0 X1 Y1 Z1", help="Region, upper corner exclusive."
+    "--shards",
+    type=ShapeType("auto", "none"),
+    default="auto",
+    show_default=True,
+    help="Chunks that make one file: a shape in voxels, auto (32 MiB where there are many chunks), none.",
 )
-@click.option("--resolution", nargs=3, type=float, metavar="RX RY RZ", help="Resolution of the bounds, nm per voxel.")
-@click.option("--image-mip", type=int, metavar="N", help="Level of the imagery.")
-@click.option("--segmentation-mip", type=int, metavar="N", help="Level of the segmentation.")
-@click.option("--root-ids", type=RootIdsType(), default="all", show_default=True, help="Objects to keep.")
-@click.option("--chunks", type=ChunksType(), help="Chunks of the output.  [default: 128,128,128; 64,64,64 for ids]")
-@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Workers to start.  [default: one per core]")
-@click.option("--cluster", default="local", show_default=True, metavar="local|FILE|ADDRESS", help="Where to run.")
-@click.option("--missing", type=click.Choice(["fill", "error"]), default="fill", show_default=True,
-              help="What a storage chunk that does not exist becomes: 0 and counted, or a failed block.")  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Replace OUT when it exists.")
+@click.option(
+    "--codec",
+    type=click.Choice(get_args(Codec)),
+    default="blosc-zstd",
+    show_default=True,
+    help="Compression of chunks.",
+)
+@click.option("--ome-version", type=click.Choice(get_args(OmeVersion)), default="0.5", show_default=True,
+              help="0.5 is zarr v3; 0.4, for older readers, zarr v2.")  # fmt: skip
 def export_zarr(
     out: str,
-    image_source: str | None,
-    segmentation_source: str | None,
-    datastack: str | None,
-    server: str | None,
-    version: int | None,
-    timestamp: str | None,
-    stale_roots: Any,
-    bounds: tuple[float, ...],
-    resolution: tuple[float, ...] | None,
-    image_mip: int | None,
-    segmentation_mip: int | None,
-    root_ids: Any,
-    chunks: tuple[int, int, int] | None,
-    workers: int | None,
-    cluster: str,
-    missing: Any,
-    overwrite: bool,
+    shards: Any,
+    codec: Any,
+    ome_version: Any,
+    **options: Any,
 ) -> None:
     """Write a region as OME-Zarr to OUT: imagery at the root, segmentation under labels/segmentation.
 
     Both are on one grid: that of the finer of the two at the mips that are read.
     """
-    client = source_client(
-        datastack, server, version, timestamp, resolution=resolution or None, image_source=image_source,
-        segmentation_source=segmentation_source, image_mip=image_mip, segmentation_mip=segmentation_mip,
-        missing=missing, stale_roots=stale_roots,
-    )  # fmt: skip
-    if client.segmentation_source is None and (root_ids != "all" or segmentation_mip is not None):
-        raise ValueError("--root-ids and --segmentation-mip need a segmentation; give --segmentation-source.")
-    data = client.dataset((bounds[:3], bounds[3:]), root_ids=root_ids, scale_to_bounds=False)
-    _check_inside(data)
-    try:
-        report = to_zarr(data, out, chunks=chunks, overwrite=overwrite, cluster=cluster, workers=workers)
-    except BlockFailedError as error:
-        print_report(error.report, out)
-        sys.exit(SOME_BLOCKS_FAILED)
-    except SourceError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(SOME_BLOCKS_FAILED)
-    except KeyboardInterrupt:
-        left = "keeps what it had" if overwrite else "is incomplete: export again with --overwrite"
-        click.echo(f"Interrupted; {out} {left}.", err=True)
-        sys.exit(INTERRUPTED)
-    print_report(report, out)
+    _export(to_zarr, out, options, shards=shards, codec=codec, ome_version=ome_version)
 
 
-def _check_inside(data: xr.Dataset) -> None:
-    """Refuse to write zeros only: bounds beside the volume are in another resolution than was meant."""
-    for name, variable in data.data_vars.items():
-        source = source_of(variable.data)
-        if source is None:
-            continue
-        volume = source.cutout.mip.grid
-        if source.cutout.target.at(volume.resolution_nm).intersection(volume).size == 0:
-            raise ValueError(
-                f"--bounds lie outside the {name}: at {volume.resolution_nm} nm, where it has voxels {volume.start} to "
-                f"{volume.stop}, they are voxels {source.cutout.target.at(volume.resolution_nm).start} to "
-                f"{source.cutout.target.at(volume.resolution_nm).stop}. Check --resolution, in which bounds are given."
-            )
+@export.command("precomputed")
+@click.argument("out")
+@region_options
+@store_options
+@click.option(
+    "--image-encoding",
+    type=click.Choice(IMAGE_ENCODINGS),
+    default="raw",
+    show_default=True,
+    help="Encoding of imagery.",
+)
+@click.option(
+    "--segmentation-encoding",
+    type=click.Choice(LABEL_ENCODINGS),
+    default=LABEL_ENCODINGS[0],
+    show_default=True,
+    help="Encoding of segmentation.",
+)
+@click.option("--quality", type=click.IntRange(0, 100), metavar="N", help="Of jpeg and jxl; compression of png.")
+@click.option("--compress", type=click.Choice(["auto", "gzip", "br", "none"]), default="auto", show_default=True,
+              help="Further compression of chunks; auto is gzip in buckets, none on a disk.")  # fmt: skip
+def export_precomputed(
+    out: str,
+    image_encoding: str | None,
+    segmentation_encoding: str | None,
+    quality: int | None,
+    compress: Any,
+    **options: Any,
+) -> None:
+    """Write a region as Neuroglancer precomputed volumes to OUT; of two layers, to OUT/image and OUT/segmentation."""
+    given = {"image": image_encoding, "segmentation": segmentation_encoding}
+    encoding = {name: value for name, value in given.items() if value is not None}
+    compress = None if compress == "none" else compress
+    _export(to_precomputed, out, options, encoding=encoding, quality=quality, compress=compress)
+
+
+def _export(write: Callable[..., RunReport], out: str, options: dict[str, Any], **of_format: Any) -> None:
+    """Write the region that the options name."""
+    of_store = {name: options.pop(name) for name in (*STORE_OPTIONS, "cluster", "workers")}
+    data = region_dataset(**options)
+    left = "keeps what it had" if of_store["overwrite"] else "is incomplete: export again with --overwrite"
+    run_export(lambda: write(data, out, **of_store, **of_format), out, left, print_report)
 
 
 def print_report(report: RunReport, out: str) -> None:
@@ -127,6 +120,8 @@ def print_report(report: RunReport, out: str) -> None:
         click.echo(f"    and {counts.missing - FAILURES_SHOWN} more")
     if counts.root_requests or counts.zero_roots:
         _print_roots(counts)
+    for note in report.notes:
+        click.echo(f"  note: {note}")
     if report.failures:
         click.echo(f"  {report.failures} blocks FAILED:", err=True)
         for failed in report.failed[:FAILURES_SHOWN]:

@@ -8,6 +8,7 @@ import click
 
 from imagery_dask.cli.demo import demo
 from imagery_dask.cli.export import export
+from imagery_dask.cli.export_png import export_png
 from imagery_dask.cli.info import info
 from imagery_dask.errors import ImageryDaskError
 
@@ -24,6 +25,7 @@ def commands() -> None:
 
 commands.add_command(demo)
 commands.add_command(info)
+export.add_command(export_png)
 commands.add_command(export)
 
 

@@ -7,25 +7,51 @@ from typing import Any, Literal
 
 import click
 
-__all__ = ["ChunksType", "RootIdsType"]
+__all__ = ["ColorsType", "LevelsType", "RootIdsType", "ShapeType", "WindowType"]
 
 
-class ChunksType(click.ParamType[tuple[int, int, int]]):
-    """Three whole numbers above 0, as X,Y,Z."""
+class ShapeType(click.ParamType[Any]):
+    """Three whole numbers above 0, as X,Y,Z, or one of some words; ``none`` is None.
 
-    name = "X,Y,Z"
+    Parameters
+    ----------
+    *words : str
+        Words that stand for a shape.
+    """
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int, int]:
+    def __init__(self, *words: str) -> None:
+        self._words = words
+        self.name = "|".join(["X,Y,Z", *words])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Read the text."""
-        if isinstance(value, tuple):
+        if not isinstance(value, str):
             return value
+        if value in self._words:
+            return None if value == "none" else value
         try:
-            x, y, z = (int(part) for part in str(value).split(","))
+            x, y, z = (int(part) for part in value.split(","))
         except ValueError:
-            self.fail(f"{value!r} is not three whole numbers X,Y,Z.", param, ctx)
+            self.fail(
+                f"{value!r} is not three whole numbers X,Y,Z{''.join(f', or {w}' for w in self._words)}.", param, ctx
+            )
         if min(x, y, z) < 1:
-            self.fail(f"{value!r}: chunks must be at least 1 voxel along each axis.", param, ctx)
+            self.fail(f"{value!r}: a shape has at least 1 voxel along each axis.", param, ctx)
         return (x, y, z)
+
+
+class LevelsType(click.ParamType[Any]):
+    """A number of levels, ``auto`` or ``source``."""
+
+    name = "N|auto|source"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read the text."""
+        if isinstance(value, int) or value in ("auto", "source"):
+            return value
+        if not str(value).isdigit() or int(value) < 1:
+            self.fail(f"{value!r} is not a number of levels, auto or source.", param, ctx)
+        return int(value)
 
 
 class RootIdsType(click.ParamType[Any]):
@@ -58,3 +84,46 @@ class RootIdsType(click.ParamType[Any]):
         if not ids:
             self.fail(f"{value!r} names no ids; leave the option out to export every object.", param, ctx)
         return ids
+
+
+class WindowType(click.ParamType[tuple[float, float]]):
+    """Two numbers, as LOW,HIGH."""
+
+    name = "LOW,HIGH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        """Read the text."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            low, high = (float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not two numbers LOW,HIGH.", param, ctx)
+        return (low, high)
+
+
+class ColorsType(click.ParamType[Any]):
+    """File with a line ``id,r,g,b`` or ``id,r,g,b,a`` for each object."""
+
+    name = "FILE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[int, tuple[int, ...]]:
+        """Read the file."""
+        if isinstance(value, dict):
+            return value
+        try:
+            lines = [line for line in Path(value).read_text().splitlines() if line.strip()]
+        except OSError as error:
+            self.fail(f"Cannot read {value!r}: {error.strerror}.", param, ctx)
+        except UnicodeDecodeError:
+            self.fail(f"{value!r} is no text file of colors.", param, ctx)
+        colors: dict[int, tuple[int, ...]] = {}
+        for line in lines:
+            try:
+                root_id, *color = (int(word) for word in line.split(","))
+            except ValueError:
+                self.fail(f"{value!r} has lines id,r,g,b; got {line!r}.", param, ctx)
+            colors[root_id] = tuple(color)
+        return colors

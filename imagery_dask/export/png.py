@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -13,6 +14,7 @@ import psutil
 from numpy.typing import NDArray
 
 from imagery_dask import kernels
+from imagery_dask.export.pages import encode_page, mask_page
 from imagery_dask.masks import SegmentationMasks
 
 __all__ = ["check_masks", "check_write_options", "save_image_slices", "save_masks"]
@@ -70,7 +72,8 @@ def save_image_slices(
     rgba = mask_color(color)
     for index, pixels in _slices(img, slice_axis, count):
         page = _grey(pixels) if image_type == "imagery" else _mask_page(pixels, rgba)
-        _write(_slice_name(filename_prefix, filename_suffix, index, count), page, verbose, kwargs)
+        content = _content(page, kwargs, flat=image_type == "mask")
+        _write(_slice_name(filename_prefix, filename_suffix, index, count), content, verbose, kwargs)
 
 
 def check_write_options(kwargs: Mapping[str, Any], *also: str) -> None:
@@ -151,14 +154,18 @@ def _save_cutout_masks(
     seen: set[int] = set()
     white = mask_color(None)
     for index, pixels in _slices(labels, slice_axis, count):
-        for root_id in sorted(set(masks.select(kernels.unique_ids(pixels).tolist())) - seen):
+        plane = np.asfortranarray(pixels)  # its memory is that of the page, row by row
+        shape, places = (plane.shape[1], plane.shape[0]), kernels.places_of(plane)
+        empty = _content(np.zeros((*shape, 4), dtype=np.uint8), kwargs, flat=True)
+        for root_id in masks.select(set(places) - seen):
             seen.add(root_id)
             # An object first met here was absent before: every object has a file for every slice.
-            empty = _mask_page(np.zeros(pixels.shape, dtype=bool), colors.get(root_id, white))
             for earlier in range(index):
                 _write(_slice_name(prefix, f"root_id_{root_id}", earlier, count), empty, verbose, kwargs)
         for root_id in sorted(seen):
-            page = _mask_page(kernels.is_id(pixels, root_id), colors.get(root_id, white))
+            page = empty
+            if root_id in places:
+                page = _content(mask_page(shape, places[root_id], colors.get(root_id, white)), kwargs, flat=True)
             _write(_slice_name(prefix, f"root_id_{root_id}", index, count), page, verbose, kwargs)
     masks.remember(seen)
 
@@ -181,7 +188,8 @@ def _slices(img: Any, axis: int, count: int) -> Iterator[tuple[int, Pixels]]:
         slab = img[(slice(None),) * axis + (slice(start, stop),)]
         values = np.asarray(slab.compute() if isinstance(slab, da.Array) else slab)
         for index in range(start, stop):
-            yield index, np.take(values, index - start, axis=axis)
+            # A view: np.take would copy the whole slab, which is in Fortran order, for each slice.
+            yield index, values[(slice(None),) * axis + (index - start,)]
 
 
 def _slabs(img: Any, axis: int, count: int) -> list[tuple[int, int]]:
@@ -236,7 +244,15 @@ def _mask_page(pixels: Pixels, rgba: tuple[int, int, int, int]) -> Pixels:
     return page.view(np.uint8).reshape(*page.shape, 4)
 
 
-def _write(name: str, page: Pixels, verbose: bool, kwargs: dict[str, Any]) -> None:
-    imageio.imwrite(name, page, **kwargs)
+def _content(page: Pixels, kwargs: dict[str, Any], flat: bool = False) -> Pixels | bytes:
+    """Bytes of a page's file; the page itself where imageio is to write it, because its options were given."""
+    return page if kwargs else encode_page(page, flat=flat)
+
+
+def _write(name: str, page: Pixels | bytes, verbose: bool, kwargs: dict[str, Any]) -> None:
+    if isinstance(page, bytes):
+        Path(name).expanduser().write_bytes(page)
+    else:
+        imageio.imwrite(name, page, **kwargs)
     if verbose:
         print(f"Saved {name}...")  # noqa: T201  # the reference's contract for verbose

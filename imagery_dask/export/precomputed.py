@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -46,7 +46,7 @@ def to_precomputed(
     data: Any,
     url: str | os.PathLike[str],
     *,
-    encoding: str | None = None,
+    encoding: str | Mapping[str, str] | None = None,
     chunks: Sequence[int] | None = None,
     levels: Levels = 1,
     compress: Literal["auto", "gzip", "br"] | None = "auto",
@@ -67,9 +67,9 @@ def to_precomputed(
         As for `to_zarr`. Of a dataset, ``image`` and ``segmentation`` are written to folders of these names.
     url : str or path
         Where to write: a local folder, ``s3://``, ``gs://``, or ``memory://`` of this process.
-    encoding : str, optional
+    encoding : str or mapping of str to str, optional
         Of imagery ``"raw"`` (default), ``"jpeg"``, ``"png"`` or ``"jxl"``; of labels ``"compressed_segmentation"``
-        (default), ``"raw"``, ``"compresso"`` or ``"crackle"``.
+        (default), ``"raw"``, ``"compresso"`` or ``"crackle"``. A mapping names that of each variable of a dataset.
     chunks : sequence of 3 int, optional
         Storage chunk x, y, z. By default 128 voxels along each axis for 8 and 16 bit voxels, 64 for others.
     levels : int, "auto" or "source"
@@ -131,7 +131,7 @@ def to_precomputed(
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    encoding: str | None
+    encoding: str | Mapping[str, str] | None
     chunks: Sequence[int] | None
     levels: Levels
     compress: Any
@@ -218,7 +218,9 @@ def _layer(volume: Volume, options: _Options) -> _Layer:
     return _Layer(stack, info | {"scales": scales}, options)
 
 
-def _encoding(volume: Volume, encoding: str | None) -> str:
+def _encoding(volume: Volume, encoding: str | Mapping[str, str] | None) -> str:
+    if isinstance(encoding, Mapping):
+        encoding = encoding.get(volume.name)
     kind, possible = ("labels", LABEL_ENCODINGS) if volume.labels else ("imagery", IMAGE_ENCODINGS)
     dtype = STORED_AS.get(str(volume.array.dtype), str(volume.array.dtype))
     if dtype not in DTYPES:

@@ -15,7 +15,7 @@ from distributed import LocalCluster
 
 from imagery_dask.cli import main
 from imagery_dask.cli.info import human_bytes
-from imagery_dask.cli.options import ChunksType, RootIdsType
+from imagery_dask.cli.options import RootIdsType, ShapeType
 
 ROOT = 864691135000000001
 START = (-16, 8, 5)
@@ -219,7 +219,7 @@ def test_root_ids_are_read(tmp_path: Path) -> None:
 
 
 def test_chunks_are_read() -> None:
-    assert ChunksType().convert("128,64,16", None, None) == (128, 64, 16)
+    assert ShapeType().convert("128,64,16", None, None) == (128, 64, 16)
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,25 @@ def test_slabs_are_within_the_bound_on_memory(tmp_path: Path, monkeypatch: pytes
     np.testing.assert_array_equal(read(tmp_path, "em_slice_6_imagery.png")[..., 0], image[:, :, 6].T)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_slices_are_views(axis: int, order: Any) -> None:
+    """Cutouts are in Fortran order; np.take would copy them whole for each slice."""
+    image = np.array(volume(), order=order)
+    assert all(np.shares_memory(pixels, image) for _, pixels in png._slices(image, axis, image.shape[axis]))
+
+
+def test_writer_and_options_give_the_same_pixels(tmp_path: Path) -> None:
+    """Without options files are encoded here, with options by imageio."""
+    image = volume((70, 50, 2))
+    for name, options in (("own", {}), ("imageio", {"compress_level": 3})):
+        save_image_slices(str(tmp_path / name), "imagery", image, 2, "imagery", **options)
+        save_image_slices(str(tmp_path / name), "mask", image > 99, 2, "mask", color=(1, 2, 3, 4), **options)
+    for rest in ("slice_0_imagery.png", "slice_1_imagery.png", "slice_0_mask.png", "slice_1_mask.png"):
+        own, other = read(tmp_path, f"own_{rest}"), read(tmp_path, f"imageio_{rest}")
+        np.testing.assert_array_equal(own, other, strict=True)
+
+
 # ------------------------------------------------------------------------------------- through the client
 
 

@@ -15,7 +15,10 @@ import pytest
 import imagery_dask
 from imagery_dask import ImageryClient
 
-PUBLIC = ["ImageryClient", "bounds_from_center", "composite_overlay", "save_image_slices", "to_zarr"]
+PUBLIC = [
+    "ImageryClient", "bounds_from_center", "composite_overlay", "save_image_slices", "to_png", "to_precomputed",
+    "to_zarr",
+]  # fmt: skip
 # The reference's, and ours: whole layers, datasets, questions about objects.
 METHODS = {
     "image_bbox_size_from_dimensions", "segmentation_bbox_size_from_dimensions", "image_cutout", "segmentation_cutout",

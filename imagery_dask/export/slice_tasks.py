@@ -1,0 +1,154 @@
+"""Tasks of a slice export: a slab is read once and all its slices are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from distributed import Client, as_completed
+from numpy.typing import NDArray
+
+from imagery_dask import kernels
+from imagery_dask.export.files import Files
+from imagery_dask.export.inputs import Volume
+from imagery_dask.export.pages import Format, encode_page
+from imagery_dask.export.slice_names import SliceNames, plane_axes
+from imagery_dask.export.slice_pages import Pages
+from imagery_dask.grid import AXES, XYZ
+from imagery_dask.plan import BlockPlan, Region
+from imagery_dask.run import WINDOW_PER_THREAD
+
+__all__ = ["SliceBlock", "list_ids", "slice_tasks"]
+
+Read = Callable[[], NDArray[Any]]
+
+CONTENT_TYPES = {"png": "image/png", "tiff": "image/tiff"}
+# Slices that are taken out of a slab together, where their voxels are far apart in memory.
+SLICES_TOGETHER = 8
+
+
+@dataclass(frozen=True, slots=True)
+class SliceBlock:
+    """Task that reads a slab, or a tile of one, and writes a file (or one per object) for each slice of it.
+
+    Parameters
+    ----------
+    name : str
+        Shown on the dashboard.
+    reads : tuple of callable
+        What gives the voxels as x, y, z(, c): of the labels, and of the imagery under them, or of one of the two.
+    region : tuple of 3 slice
+        Voxels that the pages show.
+    inner : tuple of 3 slice
+        Where these lie within what is read.
+    pages : Pages
+        What is written of them.
+    names : SliceNames
+        What the files are called.
+    files : Files
+        Where they go.
+    form : {"png", "tiff"}
+        What they are.
+    """
+
+    name: str
+    reads: tuple[Read, ...]
+    region: Region
+    inner: Region
+    pages: Pages
+    names: SliceNames
+    files: Files
+    form: Format
+
+    def __call__(self) -> int:
+        """Read and write; a file is written whole, so that doing it again does no harm."""
+        axis = self.names.axis
+        columns, rows = plane_axes(axis)
+        origin = (self.region[columns].start, self.region[rows].start)
+        part = (self.inner[rows], self.inner[columns])
+        blocks = [read() for read in self.reads]
+        written = sum(int(block.nbytes) for block in blocks)
+        for index, planes in _slices(blocks, axis):
+            for kind, page in self.pages(planes):
+                if page is None:
+                    shape = (part[0].stop - part[0].start, part[1].stop - part[1].start, 4)
+                    content = _transparent(shape, self.form)
+                else:
+                    content = encode_page(page[part], self.form, self.pages.flat)
+                name = self.names.name(kind, self.region[axis].start + index, origin)
+                self.files.put(name, content, content_type=CONTENT_TYPES[self.form])
+        return written
+
+
+def slice_tasks(
+    plan: BlockPlan, volumes: Sequence[Volume], pages: Pages, names: SliceNames, files: Files, form: Format
+) -> Iterator[SliceBlock]:
+    """Tasks of a plan, made as they are asked for."""
+    for _, region in plan:
+        outer = _grown(region, names.axis, pages.margin, names.shape)
+        inner = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(region, outer, strict=True))
+        where = " ".join(f"{AXES[axis]}{region[axis].start}" for axis in (2, 1, 0))
+        reads = tuple(volume.reader(outer) for volume in volumes)
+        yield SliceBlock(
+            f"read+write slices {where}", reads, region, (inner[0], inner[1], inner[2]), pages, names, files, form
+        )
+
+
+def list_ids(client: Client, volume: Volume, block_bytes: int) -> NDArray[Any]:
+    """Distinct ids of a volume, ascending, by one pass over it; 0 is not among them."""
+    plan = volume.plan((1, 1, 1), block_bytes, 8 * block_bytes)
+    regions = (piece for _, region in plan for piece in plan.pieces(region))
+    found: NDArray[Any] = np.array([], dtype=volume.array.dtype)
+    running = as_completed(loop=client.loop, with_results=True)
+    window = max(4, WINDOW_PER_THREAD * sum(client.nthreads().values()))
+
+    def submit(count: int) -> None:
+        for _, region in zip(range(count), regions, strict=False):
+            running.add(client.submit(_ids_of, volume.reader(region), pure=False))
+
+    submit(window)
+    try:
+        for future, ids in running:
+            found = np.union1d(found, ids)
+            future.release()
+            submit(1)
+    except BaseException:
+        client.cancel(list(running.futures))
+        raise
+    return np.asarray(found[found != 0])
+
+
+def _ids_of(read: Read) -> NDArray[Any]:
+    return kernels.unique_ids(read())
+
+
+def _slices(blocks: Sequence[NDArray[Any]], axis: int) -> Iterator[tuple[int, list[NDArray[Any]]]]:
+    """Each slice of some blocks, as planes in Fortran order."""
+    depth = blocks[0].shape[axis]
+    for first in range(0, depth, SLICES_TOGETHER):
+        # Neighbours along the first axis share cache lines: taken one by one, the slab is read for each of them.
+        group = [_last(block, axis, first) for block in blocks]
+        for index in range(min(SLICES_TOGETHER, depth - first)):
+            yield first + index, [planes[..., index] for planes in group]
+
+
+def _last(block: NDArray[Any], axis: int, first: int) -> NDArray[Any]:
+    part = np.moveaxis(block[(slice(None),) * axis + (slice(first, first + SLICES_TOGETHER),)], axis, -1)
+    return np.asfortranarray(part)
+
+
+def _grown(region: Region, axis: int, margin: int, shape: XYZ) -> Region:
+    x, y, z = (
+        part if along == axis else slice(max(0, part.start - margin), min(shape[along], part.stop + margin))
+        for along, part in enumerate(region)
+    )
+    return x, y, z
+
+
+@lru_cache(maxsize=64)
+def _transparent(shape: tuple[int, ...], form: Format) -> bytes:
+    """File with nothing on it: most objects are absent from most slices."""
+    return encode_page(np.zeros(shape, dtype=np.uint8), form, flat=True)
