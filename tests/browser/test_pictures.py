@@ -1,38 +1,39 @@
 """Neuroglancer shows an export where it shows the source, pixel for pixel.
 
-It places every voxel by its edges, whatever the format, and these views have no pixel whose centre is on an edge
-(`CORNER`, `SCALES_NM`). So the pictures are equal: there is no tolerance.
+Neuroglancer draws every format by the same arithmetic once it knows where the voxels' edges are, and rounding decides
+no pixel of these views (`NM_PER_PIXEL`): pictures are equal, without a tolerance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from browser.stores import FACTOR, RESOLUTION_NM, write_ome_zarr, write_precomputed
+from browser.stores import RESOLUTION_NM, write_ome_zarr, write_precomputed
 from numpy.typing import NDArray
 from PIL import Image
 from support.http_server import FileServer
-from support.volumes import coordinate_volume, random_labels, smooth_image
+from support.volumes import Xyz, coordinate_volume, random_labels, smooth_image
 
 from imagery_dask import ImageryClient, to_zarr
 
-if TYPE_CHECKING:
-    from browser.viewing import Picture, Screen
+neuroglancer = pytest.importorskip("neuroglancer", reason="needs neuroglancer: pip install 'imagery_dask[browser]'")
+from browser.viewing import BACKGROUND, PANEL, NoPicture, Picture, Screen  # noqa: E402 (which needs it too)
 
 SHAPE = (193, 151, 41)
 LEVELS = 3
 #: A multiple of the voxels of the coarsest level.
 OFFSET = (-20, 32, 7)
-#: Centres of views, in voxels from the volume's first. The first view has an end of the volume in each panel.
-CORNER, MIDDLE = (12, 9, 2), (96, 75, 20)
-#: At 4 nm a voxel is 2 x 2 pixels, at 16 and 32 nm Neuroglancer turns to levels 1 and 2.
-CLOSE, LEVEL_1, LEVEL_2 = 4.0, 16.0, 32.0
+#: Centres of views, in voxels from the volume's first: all three panels show where the volume begins, or ends.
+BEGIN, END = (12, 9, 2), (185, 141, 38)
+#: Voxels are 2 x 2 pixels in x and y, 10 in z. In panels of an even number of pixels around a voxel's centre, the
+#: centre of no pixel lies on an edge between voxels, where rounding would decide what it shows.
+NM_PER_PIXEL = 4.0
 
 GREY = "void main() { emitGrayscale(toNormalized(getDataValue())); }"
 RED = "void main() { emitRGB(vec3(toNormalized(getDataValue()), 0, 0)); }"
@@ -115,35 +116,50 @@ PYRAMIDS: dict[str, Export] = {
 EXPORTS: dict[str, Export] = {"to_zarr": exported, **PYRAMIDS}
 
 
-# ---------------------------------------------------------------------------------------------------------- pictures
+# -------------------------------------------------------------------------------------------------------- pictures
 
 
 class Camera:
-    """Takes pictures of what is in the world and keeps them as files."""
+    """Takes pictures of what is served and keeps them as files.
+
+    Parameters
+    ----------
+    screen, world
+        What shows, and what is shown.
+    folder
+        Where ``NAME.png`` is written.
+    """
 
     def __init__(self, screen: Screen, world: World, folder: Path) -> None:
         self.screen, self.world, self.folder = screen, world, folder
 
-    def image(self, shown: Shown, shader: str = GREY, **options: Any) -> Any:
-        import neuroglancer
+    def image(self, shown: Shown, level: int = 0, shader: str = GREY, **options: Any) -> Any:
+        return neuroglancer.ImageLayer(
+            source=f"{self.world.server.url}/{shown.image}",
+            shader=shader,
+            opacity=1.0,
+            cross_section_render_scale=self._pixels_per_voxel(level),
+            **options,
+        )
 
-        return neuroglancer.ImageLayer(source=f"{self.world.server.url}/{shown.image}", shader=shader, **options)
-
-    def segmentation(self, shown: Shown) -> Any:
-        import neuroglancer
-
+    def segmentation(self, shown: Shown, level: int = 0) -> Any:
         return neuroglancer.SegmentationLayer(
             source=f"{self.world.server.url}/{shown.ids}",
             segments=self.world.selected,
             selected_alpha=0.8,
             not_selected_alpha=0.2,
+            cross_section_render_scale=self._pixels_per_voxel(level),
         )
 
-    def take(self, name: str, *layers: Any, at: Sequence[float], nm_per_pixel: float, **options: Any) -> Picture:
-        """Take a picture of layers around the centre of a voxel."""
+    @staticmethod
+    def _pixels_per_voxel(level: int) -> float:
+        """Make Neuroglancer take a level as it does when zoomed out, but large enough to be looked at."""
+        return RESOLUTION_NM[0] * 2**level / NM_PER_PIXEL
+
+    def take(self, name: str, *layers: Any, at: Xyz, timeout_s: float = 60.0) -> Picture:
         position = [(o + v + 0.5) * nm for o, v, nm in zip(OFFSET, at, RESOLUTION_NM, strict=True)]
-        picture = self.screen.picture(*layers, position_nm=position, nm_per_pixel=nm_per_pixel, **options)
-        Image.fromarray(picture).save(self.folder / f"{name}.png")
+        picture = self.screen.picture(*layers, position_nm=position, nm_per_pixel=NM_PER_PIXEL, timeout_s=timeout_s)
+        Image.fromarray(picture.pixels).save(self.folder / f"{name}.png")
         return picture
 
 
@@ -152,62 +168,99 @@ def camera(screen: Screen, world: World, tmp_path: Path) -> Camera:
     return Camera(screen, world, tmp_path)
 
 
-def same_picture(camera: Camera, source: Any, export: Any, *, at: Sequence[float], nm_per_pixel: float) -> None:
-    """Require that two layers, one at a time, give one picture, with something in each of its panels."""
-    expected = camera.take("source", source, at=at, nm_per_pixel=nm_per_pixel)
-    found = camera.take("export", export, at=at, nm_per_pixel=nm_per_pixel)
+def same_picture(camera: Camera, source: Any, export: Any, *, at: Xyz, level: int = 0) -> None:
+    """Require that two layers, shown one at a time, give the same picture of a level, and that it shows something."""
+    expected = camera.take("source", source, at=at)
+    found = camera.take("export", export, at=at)
+    side = RESOLUTION_NM[0] * 2**level
+    assert found.voxels == expected.voxels == [f"x {side}nm y {side}nm z {RESOLUTION_NM[2]}nm"]
     assert_something_is_shown(expected)
-    np.testing.assert_array_equal(found, expected)
+    different = int((found.pixels != expected.pixels).any(axis=-1).sum())
+    assert not different, f"{different} pixels differ"
 
 
 def assert_something_is_shown(picture: Picture) -> None:
-    from browser.viewing import BACKGROUND, panels
-
-    for panel in panels(picture):
+    for panel in picture.panels:
         colours, counts = np.unique(panel[(panel != BACKGROUND).any(axis=-1)], axis=0, return_counts=True)
-        assert counts.sum() > panel[..., 0].size / 20, "hardly anything is shown"
+        assert counts.sum() > PANEL**2 / 10, "hardly anything is shown"
         assert len(colours) > 10, "what is shown has hardly any colours"
 
 
-# ------------------------------------------------------------------------------------------------------------- tests
+# ----------------------------------------------------------------------------------------------------------- tests
 
 
 @pytest.fixture(scope="module", params=EXPORTS)
 def single(request: pytest.FixtureRequest, screen: Screen, world: World) -> Shown:
-    """Export of one level."""
+    """One level, in every format."""
     return EXPORTS[request.param](world, f"single-{request.param}", 1)
 
 
-@pytest.mark.parametrize("at", [CORNER, MIDDLE], ids=["corner", "middle"])
-def test_an_image_is_shown_where_the_source_is(camera: Camera, single: Shown, at: tuple[int, int, int]) -> None:
-    same_picture(camera, camera.image(camera.world.source), camera.image(single), at=at, nm_per_pixel=CLOSE)
+@pytest.mark.parametrize("at", [BEGIN, END], ids=["begin", "end"])
+def test_an_image_is_shown_where_its_source_is(camera: Camera, single: Shown, at: Xyz) -> None:
+    same_picture(camera, camera.image(camera.world.source), camera.image(single), at=at)
 
 
-@pytest.mark.parametrize("at", [CORNER, MIDDLE], ids=["corner", "middle"])
-def test_segments_have_the_place_and_colour_of_the_source(
-    camera: Camera, single: Shown, at: tuple[int, int, int]
-) -> None:
-    source = camera.world.source
-    same_picture(camera, camera.segmentation(source), camera.segmentation(single), at=at, nm_per_pixel=CLOSE)
+@pytest.mark.parametrize("at", [BEGIN, END], ids=["begin", "end"])
+def test_segments_have_the_place_and_the_colours_of_their_source(camera: Camera, single: Shown, at: Xyz) -> None:
+    same_picture(camera, camera.segmentation(camera.world.source), camera.segmentation(single), at=at)
 
 
 def test_source_and_export_lie_on_top_of_each_other(camera: Camera, single: Shown) -> None:
-    """Red and green add up to yellow wherever both show the same; labels of the export lie on the source's image."""
-    layers = camera.image(camera.world.source, RED), camera.image(single, GREEN, blend="additive")
-    picture = camera.take("both", *layers, at=CORNER, nm_per_pixel=CLOSE)
+    """Red and green add up to yellow where both show the same."""
+    layers = camera.image(camera.world.source, shader=RED), camera.image(single, shader=GREEN, blend="additive")
+    picture = camera.take("both", *layers, at=BEGIN)
     assert_something_is_shown(picture)
-    np.testing.assert_array_equal(picture[..., 0], picture[..., 1])
+    np.testing.assert_array_equal(picture.pixels[..., 0], picture.pixels[..., 1])
 
 
 @pytest.fixture(scope="module", params=PYRAMIDS)
 def pyramid(request: pytest.FixtureRequest, screen: Screen, world: World) -> Shown:
+    """Several levels, in every format."""
     return PYRAMIDS[request.param](world, f"pyramid-{request.param}", LEVELS)
 
 
-@pytest.mark.parametrize("nm_per_pixel", [CLOSE, LEVEL_1, LEVEL_2])
-def test_levels_lie_where_those_of_the_source_lie(camera: Camera, pyramid: Shown, nm_per_pixel: float) -> None:
+@pytest.mark.parametrize("level", range(1, LEVELS))
+def test_a_level_is_shown_where_that_of_its_source_is(camera: Camera, pyramid: Shown, level: int) -> None:
+    # Not where it ends: half a voxel beyond the last one of level 0 is cut off in precomputed volumes only.
     source = camera.world.source
-    same_picture(camera, camera.image(source), camera.image(pyramid), at=MIDDLE, nm_per_pixel=nm_per_pixel)
-    same_picture(
-        camera, camera.segmentation(source), camera.segmentation(pyramid), at=MIDDLE, nm_per_pixel=nm_per_pixel
-    )
+    same_picture(camera, camera.image(source, level), camera.image(pyramid, level), at=BEGIN, level=level)
+    same_picture(camera, camera.segmentation(source, level), camera.segmentation(pyramid, level), at=BEGIN, level=level)
+
+
+# ------------------------------------------------------------------------------------------- that these tests can fail
+
+
+@pytest.mark.parametrize("shift", [0.5, 1])
+@pytest.mark.parametrize("axis", range(3), ids="xyz")
+def test_a_shift_of_half_a_voxel_is_seen(camera: Camera, axis: int, shift: float) -> None:
+    world = camera.world
+    start = [first + shift * (n == axis) for n, first in enumerate(OFFSET)]
+    name = f"shifted-{shift}-{'xyz'[axis]}"
+    write_ome_zarr(world.folder / name, world.image, start, 1)
+    with pytest.raises(AssertionError, match="pixels differ"):
+        same_picture(camera, camera.image(world.source), camera.image(Shown(f"{name}/|zarr3:", "")), at=BEGIN)
+
+
+def test_levels_with_the_translation_of_the_first_are_seen(camera: Camera) -> None:
+    world = camera.world
+    write_ome_zarr(world.folder / "not-centred", world.image, OFFSET, LEVELS, centred=False)
+    shown = Shown("not-centred/|zarr3:", "")
+    with pytest.raises(AssertionError, match="pixels differ"):
+        same_picture(camera, camera.image(world.source, 1), camera.image(shown, 1), at=BEGIN, level=1)
+
+
+def test_ids_that_were_floats_are_seen(camera: Camera) -> None:
+    world = camera.world
+    write_ome_zarr(world.folder / "rounded", world.ids.astype(np.float64).astype(np.uint64), OFFSET, 1)
+    shown = Shown("", "rounded/|zarr3:")
+    with pytest.raises(AssertionError, match="pixels differ"):
+        same_picture(camera, camera.segmentation(world.source), camera.segmentation(shown), at=BEGIN)
+
+
+def test_what_cannot_be_read_gives_no_picture(camera: Camera) -> None:
+    """Neuroglancer knows no int64, which `segmentation_cutout` gives by default."""
+    world = camera.world
+    write_ome_zarr(world.folder / "int64", world.ids.astype(np.int64), OFFSET, 1)
+    with pytest.raises(NoPicture):
+        camera.take("none", camera.segmentation(Shown("", "int64/|zarr3:")), at=BEGIN, timeout_s=2)
+    assert_something_is_shown(camera.take("again", camera.segmentation(world.source), at=BEGIN))

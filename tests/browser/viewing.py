@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import neuroglancer
 import numpy as np
@@ -67,7 +67,25 @@ SIZE = (3 * PANEL + 2 * BAR, PANEL)
 BACKGROUND = (0, 0, 255)
 PICTURE_S = 60.0  # the first one starts the browser and compiles shaders in software
 
-Picture = NDArray[np.uint8]
+
+class Picture(NamedTuple):
+    """What was shown.
+
+    Attributes
+    ----------
+    pixels
+        (row, column, rgb) of `SIZE`.
+    voxels
+        For each layer the voxels that were drawn, such as ``"x 8nm y 8nm z 40nm"``: they tell the level of a pyramid.
+    """
+
+    pixels: NDArray[np.uint8]
+    voxels: list[str]
+
+    @property
+    def panels(self) -> list[NDArray[np.uint8]]:
+        """Panels xy, xz and zy."""
+        return [self.pixels[:, start : start + PANEL] for start in range(0, SIZE[0], PANEL + BAR)]
 
 
 class BrowserUnavailable(RuntimeError):
@@ -106,11 +124,6 @@ class Screen:
         timeout_s
             How long to wait. A source that Neuroglancer cannot read is waited for in vain.
 
-        Returns
-        -------
-        array of (row, column, rgb)
-            `SIZE` pixels.
-
         Raises
         ------
         NoPicture
@@ -132,28 +145,25 @@ class Screen:
             state.layout = neuroglancer.row_layout(panels)
         deadline = time.monotonic() + timeout_s
         while True:
-            pixels, shown = self._shot(deadline - time.monotonic())
-            if shown == names and pixels.shape[1::-1] == SIZE:
-                return pixels[..., :3].copy()
+            reply = self._reply(deadline - time.monotonic())
+            pixels = reply.screenshot.image_pixels
+            if [layer.name for layer in reply.viewer_state.layers] == names and pixels.shape[1::-1] == SIZE:
+                drawn = reply.screenshot.resolution_metadata.layer_resolution_data
+                voxels = {layer.name: layer.resolution for layer in drawn}
+                return Picture(pixels[..., :3].copy(), [voxels.get(name, "") for name in names])
 
-    def _shot(self, timeout_s: float) -> tuple[Picture, list[str]]:
+    def _reply(self, timeout_s: float) -> Any:
         # not viewer.screenshot(), which waits for ever
         replies: queue.Queue[Any] = queue.Queue()
         self._viewer.async_screenshot(replies.put)
         try:
-            reply = replies.get(timeout=max(0.0, timeout_s))
+            return replies.get(timeout=max(0.0, timeout_s))
         except queue.Empty:
             raise NoPicture(f"no picture in time\n{self.log()}") from None
-        return reply.screenshot.image_pixels, [layer.name for layer in reply.viewer_state.layers]
 
     def log(self) -> str:
         """Return the end of what the browser logged; the page's console is in it."""
         return self._log.read_text(errors="replace")[-6000:]
-
-
-def panels(picture: Picture) -> list[Picture]:
-    """Cut a picture into its panels."""
-    return [picture[:, start : start + PANEL] for start in range(0, SIZE[0], PANEL + BAR)]
 
 
 @contextmanager
