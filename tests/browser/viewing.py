@@ -63,7 +63,7 @@ PANEL = 240
 #: Pixels between two panels.
 BAR = 9
 SIZE = (3 * PANEL + 2 * BAR, PANEL)
-#: A blue that neither grey values nor the colours of segments come close to.
+#: Blue, which no grey value is and no segment's colour exactly.
 BACKGROUND = (0, 0, 255)
 PICTURE_S = 60.0  # the first one starts the browser and compiles shaders in software
 
