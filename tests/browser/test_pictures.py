@@ -56,9 +56,20 @@ class World:
     server: FileServer
     image: NDArray[np.uint8]
     ids: NDArray[np.uint64]
-    source: Shown
+    written: dict[tuple[str, int], Shown] = field(default_factory=dict)
     #: Pictures of the source by layer and view: they are compared with many others.
     taken: dict[tuple[str, Xyz], Picture] = field(default_factory=dict)
+
+    def export(self, name: str, levels: int = 1) -> Shown:
+        """Write the source or one of `EXPORTS`, once."""
+        if (name, levels) not in self.written:
+            write = precomputed if name == "source" else EXPORTS[name]
+            self.written[name, levels] = write(self, f"{name}-{levels}", levels)
+        return self.written[name, levels]
+
+    @property
+    def source(self) -> Shown:
+        return self.export("source", LEVELS)
 
     @property
     def selected(self) -> list[int]:
@@ -73,9 +84,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     image = smooth_image(SHAPE) // 2 + coordinate_volume(SHAPE, OFFSET, np.uint8) // 2
     ids = random_labels(SHAPE, n=60, block=7)
     with FileServer(folder) as server:
-        world = World(folder, server, image, ids, Shown("source/em/", "source/ids/"))
-        precomputed(world, "source", LEVELS)
-        yield world
+        yield World(folder, server, image, ids)
 
 
 # --------------------------------------------------------------------------------------------------------- exports
@@ -84,12 +93,10 @@ Export = Callable[[World, str, int], Shown]
 """Writes the world below a name with so many levels."""
 
 
-def exported(world: World, name: str, levels: int) -> Shown:
+def to_zarr_of_a_dataset(world: World, name: str, levels: int) -> Shown:
     assert levels == 1
-    client = ImageryClient(
-        image_source=f"precomputed://file://{world.folder}/source/em",
-        segmentation_source=f"precomputed://file://{world.folder}/source/ids",
-    )
+    em, ids = (f"precomputed://file://{world.folder}/{url.split('|')[0]}" for url in world.source)
+    client = ImageryClient(image_source=em, segmentation_source=ids)
     data = client.dataset([OFFSET, [a + n for a, n in zip(OFFSET, SHAPE, strict=True)]])
     to_zarr(data, world.folder / name, chunks=(64, 32, 16), progress=False)
     return Shown(f"{name}/|zarr3:", f"{name}/labels/segmentation/|zarr3:")
@@ -116,7 +123,7 @@ PYRAMIDS: dict[str, Export] = {
     "precomputed": partial(precomputed, compress=False),
     "precomputed-sharded": partial(precomputed, sharding=True),
 }
-EXPORTS: dict[str, Export] = {"to_zarr": exported, **PYRAMIDS}
+EXPORTS: dict[str, Export] = {"to_zarr": to_zarr_of_a_dataset, **PYRAMIDS}
 
 
 # -------------------------------------------------------------------------------------------------------- pictures
@@ -194,42 +201,39 @@ def assert_something_is_shown(picture: Picture) -> None:
 # ----------------------------------------------------------------------------------------------------------- tests
 
 
-@pytest.fixture(scope="module", params=EXPORTS)
-def single(request: pytest.FixtureRequest, screen: Screen, world: World) -> Shown:
-    """One level, in every format."""
-    return EXPORTS[request.param](world, f"single-{request.param}", 1)
+#: Ends are looked at in what `imagery_dask` writes.
+VIEWS = [*(pytest.param(name, BEGIN, id=name) for name in EXPORTS), pytest.param("to_zarr", END, id="to_zarr-end")]
 
 
-@pytest.mark.parametrize("at", [BEGIN, END], ids=["begin", "end"])
-def test_an_image_is_shown_where_its_source_is(camera: Camera, single: Shown, at: Xyz) -> None:
-    same_picture(camera, camera.image(camera.world.source), camera.image(single), at=at)
+@pytest.mark.parametrize(("export", "at"), VIEWS)
+def test_an_image_is_shown_where_its_source_is(camera: Camera, export: str, at: Xyz) -> None:
+    world = camera.world
+    same_picture(camera, camera.image(world.source), camera.image(world.export(export)), at=at)
 
 
-@pytest.mark.parametrize("at", [BEGIN, END], ids=["begin", "end"])
-def test_segments_have_the_place_and_the_colours_of_their_source(camera: Camera, single: Shown, at: Xyz) -> None:
-    same_picture(camera, camera.segmentation(camera.world.source), camera.segmentation(single), at=at)
+@pytest.mark.parametrize(("export", "at"), VIEWS)
+def test_segments_have_the_place_and_the_colours_of_their_source(camera: Camera, export: str, at: Xyz) -> None:
+    world = camera.world
+    same_picture(camera, camera.segmentation(world.source), camera.segmentation(world.export(export)), at=at)
 
 
-def test_source_and_export_lie_on_top_of_each_other(camera: Camera, single: Shown) -> None:
+@pytest.mark.parametrize("export", EXPORTS)
+def test_source_and_export_lie_on_top_of_each_other(camera: Camera, export: str) -> None:
     """Red and green add up to yellow where both show the same."""
-    layers = camera.image(camera.world.source, shader=RED), camera.image(single, shader=GREEN, blend="additive")
-    picture = camera.take("both", *layers, at=BEGIN)
+    world = camera.world
+    source = camera.image(world.source, shader=RED)
+    picture = camera.take("both", source, camera.image(world.export(export), shader=GREEN, blend="additive"), at=BEGIN)
     assert_something_is_shown(picture)
     np.testing.assert_array_equal(picture.pixels[..., 0], picture.pixels[..., 1])
 
 
-@pytest.fixture(scope="module", params=PYRAMIDS)
-def pyramid(request: pytest.FixtureRequest, screen: Screen, world: World) -> Shown:
-    """Several levels, in every format."""
-    return PYRAMIDS[request.param](world, f"pyramid-{request.param}", LEVELS)
-
-
 @pytest.mark.parametrize("level", range(1, LEVELS))
 @pytest.mark.parametrize("kind", ["image", "segmentation"])
-def test_a_level_is_shown_where_that_of_its_source_is(camera: Camera, pyramid: Shown, kind: str, level: int) -> None:
+@pytest.mark.parametrize("export", PYRAMIDS)
+def test_a_level_is_shown_where_that_of_its_source_is(camera: Camera, export: str, kind: str, level: int) -> None:
     # Not where it ends: half a voxel beyond the last one of level 0 is cut off in precomputed volumes only.
-    layer = getattr(camera, kind)
-    same_picture(camera, layer(camera.world.source, level), layer(pyramid, level), at=BEGIN, level=level)
+    world, layer = camera.world, getattr(camera, kind)
+    same_picture(camera, layer(world.source, level), layer(world.export(export, LEVELS), level), at=BEGIN, level=level)
 
 
 # ------------------------------------------------------------------------------------------- that these tests can fail
