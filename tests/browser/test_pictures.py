@@ -24,7 +24,7 @@ from support.volumes import Xyz, coordinate_volume, random_labels, smooth_image
 from imagery_dask import ImageryClient, to_zarr
 
 neuroglancer = pytest.importorskip("neuroglancer", reason="needs neuroglancer: pip install 'imagery_dask[browser]'")
-from browser.viewing import BACKGROUND, PANEL, NoPicture, Picture, Screen  # noqa: E402 (which needs it too)
+from browser.viewing import BACKGROUND, PANEL, PICTURE_S, NoPicture, Picture, Screen  # noqa: E402 (which needs it too)
 
 SHAPE = (193, 151, 41)
 LEVELS = 3
@@ -166,7 +166,7 @@ class Camera:
         """Make Neuroglancer take a level as it does when zoomed out, but large enough to be looked at."""
         return RESOLUTION_NM[0] * 2**level / NM_PER_PIXEL
 
-    def take(self, name: str, *layers: Any, at: Xyz, timeout_s: float = 60.0) -> Picture:
+    def take(self, name: str, *layers: Any, at: Xyz, timeout_s: float = PICTURE_S) -> Picture:
         position = [(o + v + 0.5) * nm for o, v, nm in zip(OFFSET, at, RESOLUTION_NM, strict=True)]
         picture = self.screen.picture(*layers, position_nm=position, nm_per_pixel=NM_PER_PIXEL, timeout_s=timeout_s)
         Image.fromarray(picture.pixels).save(self.folder / f"{name}.png")

@@ -20,12 +20,7 @@ __all__ = ["Fault", "FaultHook", "FileServer", "Request"]
 
 ENCODINGS = (("", None), (".gz", "gzip"), (".br", "br"))
 #: Sent with errors too: without it a page cannot tell a missing chunk from a server that is down.
-CORS = {
-    "Access-Control-Allow-Origin": "*",
-    "Access-Control-Allow-Methods": "GET, HEAD",
-    "Access-Control-Allow-Headers": "*",
-    "Access-Control-Expose-Headers": "*",
-}
+CORS = {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": "*"}
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
@@ -90,10 +85,6 @@ class _Handler(Handler):
                 self._send(path, HTTPStatus.INTERNAL_SERVER_ERROR, {}, repr(error).encode(), None)
 
     do_HEAD = do_GET
-
-    def do_OPTIONS(self) -> None:
-        """Answer what a browser asks before it sends a range that counts from the end of a file."""
-        self._send(unquote(urlsplit(self.path).path), HTTPStatus.NO_CONTENT, {}, b"", None)
 
     def _answer(self, owner: FileServer, path: str, nth: int) -> None:
         fault = owner.fault(path, nth)
