@@ -2,7 +2,7 @@
 
 It serves what a static file server or a bucket's HTTP front would: whole files, ranges of files, and files
 stored compressed (``NAME.gz``, ``NAME.br``) under their plain name with ``Content-Encoding``. A range of a
-compressed file is a range of its stored bytes, as object stores do it.
+compressed file is a range of its stored bytes, as object stores do it. Pages of any origin may read it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from imagery_dask.demo.cave.serving import Fault, FaultHook, Handler, LoggingSer
 __all__ = ["Fault", "FaultHook", "FileServer", "Request"]
 
 ENCODINGS = (("", None), (".gz", "gzip"), (".br", "br"))
+#: Sent with errors too: without it a page cannot tell a missing chunk from a server that is down.
+CORS = {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": "*"}
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
@@ -118,4 +120,4 @@ class _Handler(Handler):
 
     def _send(self, path: str, status: int, headers: Mapping[str, str], body: bytes, cut: int | None) -> None:
         self.server.owner.record(Request(self.command, path, self.headers.get("Range"), int(status)))
-        self.send_answer(status, headers, body, cut)
+        self.send_answer(status, CORS | dict(headers), body, cut)

@@ -1,0 +1,219 @@
+"""Neuroglancer in a headless Chromium, of which tests take pictures.
+
+The client is the one that the ``neuroglancer`` package brings, served by its own server: nothing comes from the
+internet. The browser is started here and told nothing but the viewer's address; its states come from Python. So there
+is no driver whose version would have to be the browser's.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import neuroglancer
+import numpy as np
+from neuroglancer import server
+from numpy.typing import NDArray
+
+#: Debian's name, then those of other distributions.
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",  # which root cannot have
+    "--disable-dev-shm-usage",  # /dev/shm is small in containers
+    # WebGL2 without a graphics card
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    # one pixel of the picture is one of the screen's, in sRGB, whatever the screen
+    "--force-device-scale-factor=1",
+    "--force-color-profile=srgb",
+    "--window-size=1100,700",
+    "--mute-audio",
+    "--no-first-run",
+    "--no-default-browser-check",
+    # no requests but those of the page
+    "--no-proxy-server",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--disable-breakpad",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-default-apps",
+    "--disable-extensions",
+    "--disable-sync",
+    "--disable-features=Translate,OptimizationHints,MediaRouter",
+    "--password-store=basic",
+    # a page that nobody looks at must not be slowed down
+    "--disable-backgrounding-occluded-windows",
+    "--disable-renderer-backgrounding",
+    "--disable-background-timer-throttling",
+    "--enable-logging=stderr",
+)
+#: Pixels of one panel; even, so that a panel's centre lies between two pixels.
+PANEL = 240
+#: Pixels between two panels.
+BAR = 9
+SIZE = (3 * PANEL + 2 * BAR, PANEL)
+#: Blue, which no grey value is and no segment's colour exactly.
+BACKGROUND = (0, 0, 255)
+START_S = 60.0
+PICTURE_S = 20.0  # compiles shaders in software
+
+
+class Picture(NamedTuple):
+    """What was shown.
+
+    Attributes
+    ----------
+    pixels
+        (row, column, rgb) of `SIZE`.
+    voxels
+        For each layer the voxels that were drawn, such as ``"x 8nm y 8nm z 40nm"``: they tell the level of a pyramid.
+    """
+
+    pixels: NDArray[np.uint8]
+    voxels: list[str]
+
+    @property
+    def panels(self) -> list[NDArray[np.uint8]]:
+        """Panels xy, xz and zy."""
+        return [self.pixels[:, start : start + PANEL] for start in range(0, SIZE[0], PANEL + BAR)]
+
+
+class BrowserUnavailable(RuntimeError):
+    """No browser is installed here."""
+
+
+class NoPicture(RuntimeError):
+    """Neuroglancer did not show all it was asked for."""
+
+
+class Screen:
+    """A viewer in a browser, made by `screen`: three panels beside each other, xy, xz and zy."""
+
+    def __init__(self, viewer: Any, process: subprocess.Popen[bytes], log: Path) -> None:
+        self._viewer = viewer
+        self._process = process
+        self._log = log
+        self._serial = 0
+        with viewer.config_state.txn() as config:
+            config.show_ui_controls = False
+            config.show_panel_borders = False
+            config.viewer_size = list(SIZE)
+
+    def picture(
+        self, *layers: Any, position_nm: Sequence[float], nm_per_pixel: float, timeout_s: float = PICTURE_S
+    ) -> Picture:
+        """Show layers and return the picture when every chunk in view is there.
+
+        Parameters
+        ----------
+        layers
+            `neuroglancer.ImageLayer` and the like, the first one lowest.
+        position_nm
+            Centre of the panels, x y z, from the edge of the world's voxel 0.
+        nm_per_pixel
+            Side of a pixel; by it Neuroglancer chooses the level of a pyramid.
+        timeout_s
+            How long to wait. A source that Neuroglancer cannot read is waited for in vain.
+
+        Raises
+        ------
+        NoPicture
+            If it is not there in time; with the end of what the browser logged.
+        """
+        # A new name each time: by it a late picture of what was shown before is told from this one.
+        self._serial += 1
+        names = [f"picture{self._serial}-layer{n}" for n in range(len(layers))]
+        with self._viewer.txn() as state:
+            state.layers.clear()
+            state.dimensions = neuroglancer.CoordinateSpace(names=["x", "y", "z"], units="nm", scales=[1, 1, 1])
+            for name, layer in zip(names, layers, strict=True):
+                state.layers.append(name=name, layer=layer)
+            state.position = list(position_nm)
+            state.cross_section_scale = nm_per_pixel
+            state.cross_section_background_color = "#{:02x}{:02x}{:02x}".format(*BACKGROUND)
+            state.show_axis_lines = state.show_scale_bar = state.show_default_annotations = False
+            panels = [neuroglancer.LayerGroupViewer(layers=names, layout=layout) for layout in ("xy", "xz", "yz")]
+            state.layout = neuroglancer.row_layout(panels)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            reply = self._reply(deadline - time.monotonic())
+            pixels = reply.screenshot.image_pixels
+            if [layer.name for layer in reply.viewer_state.layers] == names and pixels.shape[1::-1] == SIZE:
+                drawn = reply.screenshot.resolution_metadata.layer_resolution_data
+                voxels = {layer.name: layer.resolution for layer in drawn}
+                return Picture(pixels[..., :3].copy(), [voxels.get(name, "") for name in names])
+
+    def _reply(self, timeout_s: float) -> Any:
+        # not viewer.screenshot(), which waits for ever
+        replies: queue.Queue[Any] = queue.Queue()
+        self._viewer.async_screenshot(replies.put)
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with suppress(queue.Empty):
+                return replies.get(timeout=0.2)
+        raise NoPicture(f"no picture in time; the browser's exit code is {self._process.poll()}\n{self.log()}")
+
+    def log(self) -> str:
+        """Return the end of what the browser logged; the page's console is in it."""
+        return self._log.read_text(errors="replace")[-6000:]
+
+
+@contextmanager
+def screen() -> Iterator[Screen]:
+    """Run a viewer in a browser until the ``with`` block ends.
+
+    Raises
+    ------
+    BrowserUnavailable
+        If no browser is installed.
+    NoPicture
+        If it shows nothing.
+    """
+    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    if program is None:
+        raise BrowserUnavailable(f"no browser is installed (none of {', '.join(PROGRAMS)})")
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True)))
+        viewer = neuroglancer.Viewer()
+        stack.callback(_stop_server)
+        command = [program, *FLAGS, f"--user-data-dir={folder / 'profile'}", viewer.get_viewer_url()]
+        process = stack.enter_context(_process(command, folder / "browser.log"))
+        running = Screen(viewer, process, folder / "browser.log")
+        # Here and once, not in each test: a browser that does not start, or cannot draw.
+        running.picture(position_nm=(0, 0, 0), nm_per_pixel=1, timeout_s=START_S)
+        yield running
+
+
+def _stop_server() -> None:
+    running = server.global_server
+    server.stop()
+    running.executor.shutdown()
+
+
+@contextmanager
+def _process(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            start_new_session=True,  # a browser is a dozen processes
+        )  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
