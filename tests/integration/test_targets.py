@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -209,7 +210,7 @@ def test_a_killed_process_leaves_whole_chunks(tmp_path: Path, layout: str) -> No
     shape = (64, 128, 128)
     noise = np.random.default_rng(0).integers(1, 2**60, shape, dtype=np.uint64)
     left = 0
-    for seed in range(6):
+    for seed in range(4):
         location = create(str(tmp_path / f"{seed}.zarr"), layout, shape)
         process = writer(location, 1000)
         time.sleep(random.Random(seed).uniform(0.02, 0.4))
@@ -286,6 +287,29 @@ def test_a_folder_that_refuses_writing(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError, match="cannot be written"):
         stores.create_group(str(tmp_path / "out.zarr"))
+
+
+def test_a_disk_that_cannot_be_written() -> None:
+    error = OSError(errno.EROFS, "Read-only file system")
+    says = r"^/mnt/out.zarr cannot be written: Read-only file system\.$"
+    with pytest.raises(AccessRefusedError, match=says), stores.clear_errors("/mnt/out.zarr"):
+        raise error
+
+
+def test_a_bucket_that_is_not_there_is_named(gcs_server: Any) -> None:
+    pytest.importorskip("gcsfs")
+    with gcs_server.environment(), pytest.raises(FileNotFoundError, match="there is no bucket 'never-made'"):
+        stores.create_group("gs://never-made/out.zarr")
+
+
+def test_an_endpoint_that_does_not_answer(s3_server: Any, in_s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(buckets, "RETRIES", 1)
+    with (
+        s3_server.environment(AWS_ENDPOINT_URL_S3="http://127.0.0.1:1"),
+        pytest.raises(OSError, match=f"^{in_s3}: .*http://127.0.0.1:1/") as caught,
+    ):
+        stores.create_group(in_s3)
+    assert "\n" not in str(caught.value)
 
 
 def test_an_extra_that_is_not_installed_is_named(in_s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
