@@ -156,7 +156,8 @@ def _s3_options(place: Place) -> dict[str, Any]:
     plain = endpoint.startswith("http://")
     return {
         "region": region,
-        "endpoint": None if (urlsplit(endpoint).hostname or "").endswith(".amazonaws.com") else endpoint,
+        # Amazon's own is left to obstore.
+        **({} if (urlsplit(endpoint).hostname or "").endswith(".amazonaws.com") else {"endpoint": endpoint}),
         "virtual_hosted_style_request": False,
         "client_options": {"allow_http": plain, "timeout": REQUEST_TIMEOUT},
         "retry_config": {"max_retries": RETRIES},

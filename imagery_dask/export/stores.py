@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import socket
@@ -115,22 +116,33 @@ def create_group(location: str, zarr_format: Any = 3) -> zarr.Group:
     ------
     AccessRefusedError
         The bucket or the folder refuses writing.
+    FileNotFoundError
+        There is no such bucket.
     """
-    with clear_errors(location):
-        return zarr.create_group(open_store(location), zarr_format=zarr_format)
+    place = place_of(location)
+    try:
+        with clear_errors(location):
+            return zarr.create_group(open_store(location), zarr_format=zarr_format)
+    except FileNotFoundError:
+        if not place.bucket:
+            raise
+        raise FileNotFoundError(f"{location} cannot be written: there is no bucket {place.bucket!r}.") from None
 
 
 @contextmanager
 def clear_errors(location: str) -> Iterator[None]:
-    """Turn refused access into one error that says where and what to do, and holds nothing of the request."""
+    """Turn refused access into one error that says where and what to do; of others keep one line, not the request."""
     try:
         yield
     except AccessRefusedError:
         raise
     except Exception as error:
-        if not _is_refusal(error):
+        if _is_refusal(error):
+            raise _refusal(location, error) from None
+        if isinstance(error, OSError) or not type(error).__module__.startswith("obstore"):
             raise
-        raise _refusal(location, error) from None
+        region = " Set AWS_DEFAULT_REGION to the bucket's region." if "without LOCATION" in str(error) else ""
+        raise OSError(f"{location}: {str(error).splitlines()[0]}.{region}") from None
 
 
 def check_process(location: str, client: Client) -> None:
@@ -206,6 +218,7 @@ def _is_refusal(error: Exception) -> bool:
     text = str(error)
     return (
         type(error).__name__ in REFUSED
+        or (isinstance(error, OSError) and error.errno == errno.EROFS)
         or kind_of(error) == "refused"
         or (isinstance(error, OSError) and text.startswith(("Forbidden", "Unauthorized")))
         or "Anonymous caller" in text
