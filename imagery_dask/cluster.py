@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import psutil
 import yaml
 from distributed import Client, LocalCluster
 from distributed.client import default_client
 
 from imagery_dask.sources import tokens_for_own_workers
 
-__all__ = ["connect", "load_cluster_file"]
+__all__ = ["connect", "load_cluster_file", "thread_memory"]
 
 KEYS = {"cluster", "arguments", "workers"}
 WAIT_S = 600
@@ -193,3 +194,18 @@ def _current_client() -> Client | None:
         return default_client()
     except ValueError:
         return None
+
+
+def thread_memory(client: Client) -> int:
+    """Bytes that a task may take: the share of one thread in the smallest worker.
+
+    Workers without a limit, such as the threads of this process, share the memory that is free on this machine.
+    """
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    free = int(psutil.virtual_memory().available)
+    threads = sum(int(worker["nthreads"]) for worker in workers)
+    shares = [
+        int(worker["memory_limit"]) // int(worker["nthreads"]) if worker["memory_limit"] else free // threads
+        for worker in workers
+    ]
+    return min(shares, default=free)

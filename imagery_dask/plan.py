@@ -86,6 +86,11 @@ class BlockPlan:
         yield from (piece for _, piece in BlockPlan((x, y, z), self.reads_once))
 
     @property
+    def largest_piece(self) -> XYZ:
+        """Shape of the largest piece that is worked on at once."""
+        return self.largest if self.inner is None else BlockPlan(self.inner, self.reads_once).largest
+
+    @property
     def largest(self) -> XYZ:
         """Shape of the largest block."""
         x, y, z = (max(b - a for a, b in pairwise(edges)) for edges in self.edges)

@@ -90,6 +90,16 @@ class Volume:
         voxels, most = _voxels(block_bytes, voxel_bytes), most_bytes and _voxels(most_bytes, voxel_bytes)
         return plan_blocks(self.shape, chunks, storage, voxels, graph, most)
 
+    def held_bytes(self, plan: BlockPlan) -> int:
+        """Most bytes that a task holds at once: a block, what it is computed from, and what becomes of it."""
+        block = math.prod(plan.largest_piece) * self.voxel_bytes
+        if self.source is not None:
+            return int(block * _amplification(self.source)) + 2 * block
+        if self.held is not None:
+            return 2 * block
+        crossed = [_longest(chunks, edges) for chunks, edges in zip(self.array.chunks[:3], plan.edges, strict=True)]
+        return math.prod(crossed) * self.voxel_bytes + 2 * block
+
     def reader(self, region: Region) -> Callable[[], NDArray[Any]]:
         """Picklable call that gives the voxels of a region."""
         if self.source is not None:
@@ -312,6 +322,15 @@ def _grids(source: CutoutArray, chunk: XYZ) -> list[SourceChunks | None]:
         else:
             grids.append(SourceChunks(int(size), int(origin - target.start[axis]) % int(size)))
     return grids
+
+
+def _longest(chunks: tuple[int, ...], edges: tuple[int, ...]) -> int:
+    """Most voxels along an axis of the chunks that a block crosses."""
+    stops = np.cumsum(chunks)
+    starts = stops - chunks
+    first = np.searchsorted(stops, edges[:-1], side="right")
+    last = np.searchsorted(starts, edges[1:], side="left") - 1
+    return int((stops[last] - starts[first]).max())
 
 
 def _dask_chunks(chunks: tuple[int, ...]) -> SourceChunks | None:

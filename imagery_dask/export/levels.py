@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from imagery_dask import kernels
 from imagery_dask.blocks import SPLIT_ABOVE
+from imagery_dask.cluster import thread_memory
 from imagery_dask.export.inputs import Volume
 from imagery_dask.export.layout import StageLayout
 from imagery_dask.grid import XYZ
@@ -164,7 +165,12 @@ def plan_levels(client: Client, exports: Sequence[VolumeLevels], block_bytes: in
         When a block would take more memory than a worker has.
     """
     wanted = block_bytes or _block_bytes(client, exports)
-    return [_plans(export, wanted, max(wanted, BLOCK_BYTES) * SPLIT_ABOVE) for export in exports]
+    plans = [_plans(export, wanted, max(wanted, BLOCK_BYTES) * SPLIT_ABOVE) for export in exports]
+    memory = thread_memory(client)
+    for export, of_volume in zip(exports, plans, strict=True):
+        for volume, plan in zip(export.volumes, of_volume, strict=False):
+            _refuse_too_large(volume, plan, memory)
+    return plans
 
 
 def write_levels(
@@ -209,6 +215,21 @@ def write_levels(
     for export, of_volume in zip(exports, plans, strict=True):
         report.notes += _notes(export, of_volume)
     return report
+
+
+def _refuse_too_large(volume: Volume, plan: BlockPlan, memory: int) -> None:
+    needed = volume.held_bytes(plan)
+    if needed <= memory:
+        return
+    shape = "x".join(f"{n:,}" for n in plan.largest_piece)
+    remedy = "Choose smaller chunks, shards or blocks, or workers with more memory."
+    if volume.source is None:
+        sizes = "x".join(f"{max(chunks):,}" for chunks in volume.array.chunks[:3])
+        remedy = f"It is computed from chunks of {sizes}: rechunk the array to blocks of that shape first (rechunk)."
+    raise ValueError(
+        f"{volume.name}: a task would hold {needed / 1e9:.3g} GB for a block of {shape} voxels, and a worker has "
+        f"{memory / 1e9:.3g} GB for each thread. {remedy}"
+    )
 
 
 def _plans(export: VolumeLevels, block_bytes: int, most: int) -> list[BlockPlan]:

@@ -7,12 +7,13 @@ zarr wants, for free.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 from uuid import uuid4
 
+import numpy as np
 import zarr
 from numpy.typing import NDArray
 
@@ -22,7 +23,7 @@ from imagery_dask.export import ome
 from imagery_dask.export.codecs import Codec, checked_codec, compressor
 from imagery_dask.export.display import display
 from imagery_dask.export.inputs import as_volumes
-from imagery_dask.export.levels import plan_levels, write_levels
+from imagery_dask.export.levels import VolumeLevels, plan_levels, write_levels
 from imagery_dask.export.progress import shown
 from imagery_dask.export.provenance import KEY, provenance, what_was_missing
 from imagery_dask.export.stacks import Stack, block_bytes_of, stack_of
@@ -129,6 +130,7 @@ def to_zarr(
             places = [_stores(store, stack, layout) for stack in stacks]
             report = write_levels(client, exports, plans, places, partial(shown, progress))
             _close(store, stacks, report)
+    report.notes += _unseen(exports)
     report.raise_for_failures()
     return report
 
@@ -229,6 +231,17 @@ def _create_levels(group: Any, stack: Stack, attributes: dict[str, Any], options
             chunk_key_encoding=None if options.zarr_format == 3 else {"name": "v2", "separator": "/"},
             dimension_names=None if options.zarr_format == 2 else [*"c" * len(ahead), "z", "y", "x"],
         )
+
+
+def _unseen(exports: Sequence[VolumeLevels]) -> Iterator[str]:
+    """Say what viewers do not show."""
+    for export in exports:
+        volume = export.volumes[0]
+        if volume.array.dtype in (np.int64, np.bool_):
+            yield (
+                f"{volume.name}: Neuroglancer shows no zarr array of {volume.array.dtype}; it shows ids as uint64 "
+                "(convert_to_int64=False) and masks as uint8."
+            )
 
 
 def _close(store: str, stacks: list[Stack], report: RunReport) -> None:
