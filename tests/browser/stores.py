@@ -11,16 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tinybrain
 import zarr
 from numpy.typing import NDArray
 from ome_zarr_models import v04, v05
-from support.volumes import downsample, write_volume
+from support.volumes import write_volume
 from zarr.codecs import BloscCodec
 
 #: Voxel size x, y, z, of slices so thick that pyramids leave z alone.
 RESOLUTION_NM = (8, 8, 40)
 FACTOR = (2, 2, 1)
 CHUNKS = (32, 32, 16)
+
+
+def pyramid_of(data: NDArray[Any], levels: int) -> list[NDArray[Any]]:
+    """Levels as tinybrain makes them of whole arrays, with an odd end repeated."""
+    downsample = tinybrain.downsample_segmentation if data.dtype == np.uint64 else tinybrain.downsample_with_averaging
+    found = [data]
+    for _ in range(levels - 1):
+        odd = [(0, -size % step) for size, step in zip(found[-1].shape, FACTOR, strict=True)]
+        found.append(downsample(np.asfortranarray(np.pad(found[-1], odd, mode="edge")), FACTOR, num_mips=1)[0])
+    return found
 
 
 def write_precomputed(
@@ -33,7 +44,7 @@ def write_precomputed(
         options |= {"layer_type": "segmentation", "encoding": "compressed_segmentation"}
     write_volume(
         folder, data, voxel_offset=voxel_offset, resolution=RESOLUTION_NM, chunk_size=CHUNKS, factor=FACTOR,
-        mips=levels, **options,
+        mips=levels, levels=pyramid_of(data, levels)[1:], **options,
     )  # fmt: skip
 
 
@@ -66,8 +77,7 @@ def write_ome_zarr(
         placed.append((scale, centre))
     zarr_format: Any = {"0.4": 2, "0.5": 3}[version]
     group = zarr.create_group(folder, zarr_format=zarr_format, attributes=_attributes(version, placed))
-    for number in range(levels):
-        level = downsample(data, number, FACTOR)
+    for number, level in enumerate(pyramid_of(data, levels)):
         array = group.create_array(
             str(number), shape=level.shape[::-1], dtype=level.dtype, fill_value=0, chunks=CHUNKS[::-1],
             **_storage(version, shards),

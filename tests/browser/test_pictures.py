@@ -21,7 +21,7 @@ from PIL import Image
 from support.http_server import FileServer
 from support.volumes import Xyz, coordinate_volume, random_labels, smooth_image
 
-from imagery_dask import ImageryClient, to_zarr
+from imagery_dask import ImageryClient, to_precomputed, to_zarr
 
 neuroglancer = pytest.importorskip("neuroglancer", reason="needs neuroglancer: pip install 'imagery_dask[browser]'")
 from browser.viewing import BACKGROUND, PANEL, PICTURE_S, NoPicture, Picture, Screen  # noqa: E402 (which needs it too)
@@ -63,7 +63,7 @@ class World:
     def export(self, name: str, levels: int = 1) -> Shown:
         """Write the source or one of `EXPORTS`, once."""
         if (name, levels) not in self.written:
-            write = precomputed if name == "source" else EXPORTS[name]
+            write = partial(precomputed, compress=False) if name == "source" else EXPORTS[name]
             self.written[name, levels] = write(self, f"{name}-{levels}", levels)
         return self.written[name, levels]
 
@@ -93,13 +93,23 @@ Export = Callable[[World, str, int], Shown]
 """Writes the world below a name with so many levels."""
 
 
-def to_zarr_of_a_dataset(world: World, name: str, levels: int) -> Shown:
-    assert levels == 1
+def source_dataset(world: World) -> Any:
+    """Image and segmentation of the source, as the client gives them."""
     em, ids = (f"precomputed://file://{world.folder}/{url.split('|')[0]}" for url in world.source)
     client = ImageryClient(image_source=em, segmentation_source=ids)
-    data = client.dataset([OFFSET, [a + n for a, n in zip(OFFSET, SHAPE, strict=True)]])
-    to_zarr(data, world.folder / name, chunks=(64, 32, 16), progress=False)
-    return Shown(f"{name}/|zarr3:", f"{name}/labels/segmentation/|zarr3:")
+    return client.dataset([OFFSET, [a + n for a, n in zip(OFFSET, SHAPE, strict=True)]])
+
+
+def our_zarr(world: World, name: str, levels: Any, suffix: str = "|zarr3:", **options: Any) -> Shown:
+    options = {"levels": levels, "chunks": (64, 32, 16)} | options
+    to_zarr(source_dataset(world), world.folder / name, progress=False, **options)
+    return Shown(f"{name}/{suffix}", f"{name}/labels/segmentation/{suffix}")
+
+
+def our_precomputed(world: World, name: str, levels: int, **options: Any) -> Shown:
+    to_precomputed(source_dataset(world), world.folder / name, levels=levels, progress=False, **options)
+    suffix = "|neuroglancer-precomputed:"
+    return Shown(f"{name}/image/{suffix}", f"{name}/segmentation/{suffix}")
 
 
 def ome_zarr(world: World, name: str, levels: int, suffix: str = "|zarr3:", **options: Any) -> Shown:
@@ -115,15 +125,17 @@ def precomputed(world: World, name: str, levels: int, **options: Any) -> Shown:
     return Shown(f"{name}/em/{suffix}", f"{name}/ids/{suffix}")
 
 
-#: What other writers write, until `imagery_dask` writes it.
-PYRAMIDS: dict[str, Export] = {
-    "ome-zarr-0.5": ome_zarr,
+EXPORTS: dict[str, Export] = {
+    "to_zarr": our_zarr,
+    "to_zarr-sharded": partial(our_zarr, shards=(64, 96, 32), codec="zstd"),
+    "to_zarr-0.4": partial(our_zarr, suffix="|zarr2:", ome_version="0.4", codec="gzip"),
+    "to_zarr-source-mips": lambda world, name, levels: our_zarr(world, name, "source"),
+    "to_precomputed": our_precomputed,
+    "to_precomputed-png": partial(our_precomputed, encoding={"image": "png"}, chunks=(32, 32, 32)),
+    # What other writers write, which shows that it is not ours alone that Neuroglancer takes.
     "ome-zarr-0.5-sharded": partial(ome_zarr, shards=(64, 96, 32)),
-    "ome-zarr-0.4": partial(ome_zarr, suffix="|zarr2:", version="0.4"),
-    "precomputed": partial(precomputed, compress=False),
     "precomputed-sharded": partial(precomputed, sharding=True),
 }
-EXPORTS: dict[str, Export] = {"to_zarr": to_zarr_of_a_dataset, **PYRAMIDS}
 
 
 # -------------------------------------------------------------------------------------------------------- pictures
@@ -229,7 +241,7 @@ def test_source_and_export_lie_on_top_of_each_other(camera: Camera, export: str)
 
 @pytest.mark.parametrize("level", range(1, LEVELS))
 @pytest.mark.parametrize("kind", ["image", "segmentation"])
-@pytest.mark.parametrize("export", PYRAMIDS)
+@pytest.mark.parametrize("export", EXPORTS)
 def test_a_level_is_shown_where_that_of_its_source_is(camera: Camera, export: str, kind: str, level: int) -> None:
     # Not where it ends: half a voxel beyond the last one of level 0 is cut off in precomputed volumes only.
     world, layer = camera.world, getattr(camera, kind)

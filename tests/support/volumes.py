@@ -180,6 +180,7 @@ def write_volume(
     factor: Sequence[int] = (2, 2, 1),
     placeholder_mip: bool = False,
     scale_options: Mapping[str, Any] | None = None,
+    levels: Sequence[NDArray[Any]] = (),
 ) -> str:
     """Write a precomputed volume with CloudVolume and return its ``precomputed://file://...`` path.
 
@@ -203,6 +204,8 @@ def write_volume(
         Name mip 0 a placeholder and write no data for it, as in CAVE's watersheds that start at mip 1.
     scale_options
         More keys for every scale of the info, such as ``{"jxl_quality": 100}``.
+    levels
+        Data of mips 1, 2, ... in place of `downsample`'s.
     """
     if placeholder_mip and mips < 2:
         raise ValueError(f"placeholder_mip leaves no data in {mips} mip; give mips=2 or more")
@@ -231,7 +234,8 @@ def write_volume(
     path = f"precomputed://file://{Path(folder).resolve()}"
     for mip in range(int(placeholder_mip), mips):
         volume = CloudVolume(path, mip=mip, info=info, compress=compress, progress=False)
-        level = np.asfortranarray(downsample(data, mip, factor))
+        given = mip and levels
+        level = np.asfortranarray(levels[mip - 1][..., np.newaxis] if given else downsample(data, mip, factor))
         if sharding:
             _put_shards(volume, mip, _encoded_chunks(volume, mip, level))
         else:
