@@ -220,7 +220,7 @@ class OverlayPages:
     @property
     def margin(self) -> int:
         """Outlines are drawn around what may lie in the next tile."""
-        return 2 * self.style.width if self.style.outline else 0
+        return self.style.width if self.style.outline else 0
 
     def __call__(self, planes: Sequence[Plane]) -> Iterator[tuple[str, Page | None]]:
         """Make the page."""

@@ -29,6 +29,7 @@ from imagery_dask.export.slice_pages import (
     OverlayPages,
     OverlayStyle,
     Pages,
+    have_overlays,
 )
 from imagery_dask.export.slice_plan import plan_slices, refuse_too_large, storage_edges, voxel_bytes
 from imagery_dask.export.slice_tasks import list_ids, slice_tasks
@@ -155,6 +156,8 @@ def to_png(
     volumes = checks.volumes_of(data, what)
     look = _look(what, volumes, root_ids, colors, checks.window_of(window, bits))
     style = OverlayStyle(alpha, outline, merge_outline, width)
+    if what == "overlay" and (outline or colors) and not have_overlays():
+        raise ValueError("outline and colors of overlays need imagery_dask.export.overlays, which is not there.")
     absolute = checks.choice("names", names, ("reference", "absolute")) == "absolute"
     start = checks.start_of(volumes[0], voxel_offset) if absolute else None
     files, stem = checks.place_of(prefix)
