@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 
 from imagery_dask import kernels
 from imagery_dask.export.files import Files
+from imagery_dask.export.overlays import overlay_halo, overlay_page
 from imagery_dask.export.pages import Window, imagery_page, label_page, mask_page, values_of
 
 __all__ = [
@@ -25,12 +24,10 @@ __all__ = [
     "OverlayPages",
     "OverlayStyle",
     "Pages",
-    "have_overlays",
 ]
 
 Plane = NDArray[Any]
 Page = NDArray[Any]
-OVERLAYS = "imagery_dask.export.overlays"
 TABLE_HEADER = "id,value"
 
 
@@ -220,7 +217,7 @@ class OverlayPages:
     @property
     def margin(self) -> int:
         """Outlines are drawn around what may lie in the next tile."""
-        return 2 * self.style.width if self.style.outline else 0
+        return overlay_halo(self.style.outline, self.style.width)
 
     def __call__(self, planes: Sequence[Plane]) -> Iterator[tuple[str, Page | None]]:
         """Make the page."""
@@ -232,16 +229,8 @@ class OverlayPages:
 
     def _draw(self, labels: Plane, image: Plane | None) -> Page:
         style = self.style
-        if not have_overlays():
-            under = np.zeros(labels.shape, np.uint8) if image is None else image
-            return kernels.overlay(under, labels, style.alpha)
-        page = importlib.import_module(OVERLAYS).overlay_page(
+        page = overlay_page(
             labels, image, colors=dict(self.colors) or None, alpha=style.alpha, outline=style.outline,
             merge_outline=style.merge_outline, width=style.width,
         )  # fmt: skip
         return np.ascontiguousarray(page)
-
-
-def have_overlays() -> bool:
-    """Whether outlines and chosen colours can be drawn."""
-    return find_spec(OVERLAYS) is not None

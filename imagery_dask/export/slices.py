@@ -14,7 +14,7 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from imagery_dask.cluster import connect
+from imagery_dask.cluster import connect, thread_memory
 from imagery_dask.export import slice_checks as checks
 from imagery_dask.export.files import Files
 from imagery_dask.export.inputs import Volume
@@ -234,7 +234,7 @@ class _Job:
         share = int(each * math.prod(self.names.shape)) // (BLOCKS_PER_THREAD * threads)
         wanted = min(BLOCK_BYTES, max(SMALL_BLOCK_BYTES, share))
         plan = self._plan(int(wanted / each))
-        refuse_too_large(plan, self.names.axis, each, _memory(client))
+        refuse_too_large(plan, self.names.axis, each, thread_memory(client))
         pages = self._pages(client)
         with shown(progress, len(plan)) as on_progress:
             tasks = slice_tasks(plan, self.volumes, pages, self.names, self.files, self.form)
@@ -312,10 +312,3 @@ def _whole(name: str, value: Any) -> int | None:
     if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
         raise ValueError(f"{name} must be a whole number from 1; got {value!r}.")
     return int(value)
-
-
-def _memory(client: Client) -> int | None:
-    """Bytes that a task may take: the share of one thread in the smallest worker, where workers have a limit."""
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    shares = [int(worker["memory_limit"]) // int(worker["nthreads"]) for worker in workers if worker["memory_limit"]]
-    return min(shares, default=None)

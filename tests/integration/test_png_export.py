@@ -345,6 +345,26 @@ def test_tiles_of_an_overlay_are_the_whole(tmp_path: Path, world: World, threads
     check_tiles(tmp_path)
 
 
+@pytest.mark.parametrize("merge", [True, False])
+def test_outlines_in_tiles_are_those_of_the_whole(tmp_path: Path, world: World, threads: Client, merge: bool) -> None:
+    overlays = pytest.importorskip("imagery_dask.export.overlays")
+    data = world.client.dataset(BOUNDS)
+    roots = distinct(world.ids[PART])
+    options: dict[str, Any] = {"outline": True, "merge_outline": merge, "width": 3, "alpha": 0.5}
+    options |= {"root_ids": roots[:6], "colors": {roots[0]: (255, 0, 0)}}
+    common = options | {"what": "overlay", "cluster": threads, "progress": False}
+    to_png(data, tmp_path / "whole", **common)
+    to_png(data, tmp_path / "tile", tile=40, **common)
+    check_tiles(tmp_path)
+    ids = np.where(np.isin(world.ids[PART], np.array(roots[:6], np.uint64)), world.ids[PART], 0)
+    del options["root_ids"]
+    expected = overlays.overlay_page(ids[:, :, 9], world.image[PART][:, :, 9], **options)
+    np.testing.assert_array_equal(picture(tmp_path / "whole_slice_9_overlay.png"), expected)
+    to_png(data.drop_vars("image"), tmp_path / "alone", **common)
+    expected = overlays.overlay_page(ids[:, :, 9], None, **options)
+    np.testing.assert_array_equal(picture(tmp_path / "alone_slice_9_overlay.png"), expected)
+
+
 def check_tiles(folder: Path) -> None:
     for i in range(30):
         whole = picture(folder / f"whole_slice_{i}_overlay.png")
