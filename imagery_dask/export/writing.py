@@ -67,6 +67,8 @@ class BlockArray:
     padded : object
         The array's metadata, with the shape of whole units: zarr then never takes a block at the edge for a part of a
         chunk, which it would read before it writes.
+    flat : object
+        The same, with which all chunks lie in one folder: making and removing nested ones takes longer than a rename.
     run : str
         Names folders of blocks being written.
     threads : int
@@ -78,6 +80,7 @@ class BlockArray:
     shape: tuple[int, ...]
     unit: tuple[int, ...]
     padded: Any = field(repr=False)
+    flat: Any = field(repr=False)
     run: str
     threads: int
     _array: Any = field(repr=False)
@@ -126,11 +129,11 @@ class BlockArray:
         scratch = folder / f"{PARTIAL}{self.run}-{uuid4().hex[:12]}"
         try:
             with _configured(PIPELINE, self.threads):
-                array = _array(_flat(self.padded), StorePath(LocalStore(scratch)))
+                array = _array(self.flat, StorePath(LocalStore(scratch)))
             array[whole] = voxels
             for position in self._positions(whole):
                 name, final = (array.metadata.encode_chunk_key(position), self.padded.encode_chunk_key(position))
-                _move(scratch / name, folder / final)
+                _move(f"{scratch}/{name}", folder / final)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -208,7 +211,7 @@ def _open(location: str, path: str, run: str, threads: int, zarr_format: Any, pr
             tuple(-(-length // size) * size for length, size in zip(array.shape, unit, strict=True))
         )
         whole = None if local else _array(padded, StorePath(_Unread(array.store), array.path))
-    return BlockArray(location, path, array.shape, unit, padded, run, threads, whole)
+    return BlockArray(location, path, array.shape, unit, padded, _flat(padded), run, threads, whole)
 
 
 @lru_cache(maxsize=64)
@@ -224,7 +227,7 @@ def _array(metadata: Any, place: StorePath) -> Any:
 
 
 def _flat(metadata: Any) -> Any:
-    """Metadata with which all chunks lie in one folder: making and removing nested ones takes longer than a rename."""
+    """Metadata with names of chunks that have no folders in them."""
     if metadata.zarr_format == 2:
         return replace(metadata, dimension_separator=".")
     encoding = {"name": "default", "configuration": {"separator": "."}}
@@ -245,12 +248,12 @@ def _configured(pipeline: str, threads: int) -> Iterator[None]:
         yield
 
 
-def _move(source: Path, target: Path) -> None:
+def _move(source: str, target: Path) -> None:
     """Move a chunk's file into place; where none was written the chunk is empty, and an older one goes."""
     with suppress(FileNotFoundError):
         os.replace(source, target)
         return
-    if source.exists():
+    if os.path.exists(source):
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(source, target)
     else:
