@@ -14,6 +14,7 @@ from support.volumes import coordinate_volume, delete_chunks, random_labels, wri
 
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.errors import AccessRefusedError, SourceError, SourceNotFoundError
+from imagery_dask.export.stores import open_store
 from imagery_dask.sources import collect_counts
 
 if TYPE_CHECKING:
@@ -63,12 +64,12 @@ def test_s3_is_exported(tmp_path: Path, s3_server: S3Server) -> None:
 
 
 def test_s3_is_written(s3_server: S3Server, data: Any) -> None:
-    pytest.importorskip("s3fs", reason="needs s3fs, which zarr writes S3 with")
+    pytest.importorskip("obstore", reason="needs obstore, which S3 is written with")
     s3_server.create_bucket("written")
     url, options = "s3://written/out.zarr", {"chunks": (32, 32, 16), "progress": False}
     with s3_server.environment():
         to_zarr(data, url, **options)
-        np.testing.assert_array_equal(zarr.open_array(url, path="0", mode="r")[...].T, data)
+        np.testing.assert_array_equal(zarr.open_array(open_store(url), path="0", mode="r")[...].T, data)
         with pytest.raises(FileExistsError, match="s3://written/out.zarr exists"):
             to_zarr(data, url, **options)
 

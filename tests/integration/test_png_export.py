@@ -347,7 +347,8 @@ def test_tiles_of_an_overlay_are_the_whole(tmp_path: Path, world: World, threads
 
 @pytest.mark.parametrize("merge", [True, False])
 def test_outlines_in_tiles_are_those_of_the_whole(tmp_path: Path, world: World, threads: Client, merge: bool) -> None:
-    overlays = pytest.importorskip("imagery_dask.export.overlays")
+    from imagery_dask.export import overlays
+
     data = world.client.dataset(BOUNDS)
     roots = distinct(world.ids[PART])
     options: dict[str, Any] = {"outline": True, "merge_outline": merge, "width": 3, "alpha": 0.5}

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import cloudfiles.paths
+import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
@@ -28,6 +29,7 @@ from distributed import Client
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
+from imagery_dask import to_zarr
 from imagery_dask.errors import AccessRefusedError
 from imagery_dask.export import buckets, stores, writing
 from imagery_dask.export.target import StoreTarget
@@ -447,3 +449,42 @@ def test_many_objects_are_not_listed(s3_server: Any, in_s3: str) -> None:
         with pytest.raises(FileExistsError, match="is not a zarr store"):
             StoreTarget(in_s3, overwrite=True)
         assert time.perf_counter() - started < 2
+
+
+# ------------------------------------------------------------------------------------------------------------- exports
+
+
+def test_exports_go_everywhere(location: str, ids: NDArray[np.uint64], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no task of one carries credentials."""
+    sent: list[bytes] = []
+    submit = Client.submit
+
+    def seen(self: Client, function: Any, *args: Any, **kwargs: Any) -> Any:
+        sent.append(pickle.dumps((function, args)))
+        return submit(self, function, *args, **kwargs)
+
+    monkeypatch.setattr(Client, "submit", seen)
+    monkeypatch.setattr("imagery_dask.export.zarr.SMALL_BLOCK_BYTES", 2**18)
+    options: dict[str, Any] = {"chunks": (32, 32, 32), "progress": False}
+    report = to_zarr(ids, location, **options)
+    assert report.ok
+    assert len(sent) == report.blocks > 1
+    assert b"tests-secret" not in b"".join(sent)
+    np.testing.assert_array_equal(read(location).T, ids)
+    with pytest.raises(FileExistsError, match=r"out\.zarr exists already"):
+        to_zarr(ids, location, **options)
+    to_zarr(ids + np.uint64(1), location, overwrite=True, **options)
+    np.testing.assert_array_equal(read(location).T, ids + np.uint64(1))
+
+
+def test_an_export_that_is_refused_computes_nothing(
+    s3_server: Any, in_s3: str, processes: Client, ids: NDArray[np.uint64]
+) -> None:
+    def fail(block: Any) -> Any:
+        raise AssertionError("it was computed")
+
+    array = da.from_array(ids, chunks=32).map_blocks(fail, dtype=ids.dtype)
+    with s3_server.environment(**s3_server.reader), pytest.raises(AccessRefusedError, match="refused"):
+        to_zarr(array, in_s3, progress=False)
+    with pytest.raises(ValueError, match="memory of this process"):
+        to_zarr(array, "memory://nowhere/out.zarr", cluster=processes, progress=False)
