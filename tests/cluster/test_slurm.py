@@ -15,6 +15,7 @@ import pytest
 import yaml
 import zarr
 from cluster.slurm import Slurm, SlurmUnavailable, slurm
+from integration.stores import files_of
 from support.volumes import coordinate_volume, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_zarr
@@ -100,11 +101,7 @@ def test_an_export_equals_one_in_this_process(
     assert (here.counts.chunks, here.counts.missing) == (there.counts.chunks, there.counts.missing)
     for name, expected in (("0", image), ("labels/segmentation/0", ids)):
         np.testing.assert_array_equal(zarr.open_array(tmp_path / "there.zarr", path=name, mode="r")[...].T, expected)
-    files = {
-        root: {str(f.relative_to(tmp_path / root)): f.read_bytes() for f in (tmp_path / root).rglob("*") if f.is_file()}
-        for root in ("here.zarr", "there.zarr")
-    }
-    assert files["here.zarr"] == files["there.zarr"]
+    assert files_of(tmp_path / "here.zarr") == files_of(tmp_path / "there.zarr")
     assert list((tmp_path / "logs").iterdir()), "no job wrote a log"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +33,9 @@ def placement(path: Path, group: str = "") -> tuple[list[float], list[float]]:
     scale, translation = dataset["coordinateTransformations"]
     assert (scale["type"], translation["type"]) == ("scale", "translation")
     return scale["scale"][::-1], translation["translation"][::-1]
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    """Content of every file of a store, without the dates in its attributes."""
+    dates = re.compile(rb'"(created|finished)": "[^"]*"')
+    return {str(f.relative_to(root)): dates.sub(b"", f.read_bytes()) for f in root.rglob("*") if f.is_file()}

@@ -464,7 +464,7 @@ def test_exports_go_everywhere(location: str, ids: NDArray[np.uint64], monkeypat
         return submit(self, function, *args, **kwargs)
 
     monkeypatch.setattr(Client, "submit", seen)
-    monkeypatch.setattr("imagery_dask.export.zarr.SMALL_BLOCK_BYTES", 2**18)
+    monkeypatch.setattr("imagery_dask.export.levels.SMALL_BLOCK_BYTES", 2**18)
     options: dict[str, Any] = {"chunks": (32, 32, 32), "progress": False}
     report = to_zarr(ids, location, **options)
     assert report.ok
