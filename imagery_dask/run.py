@@ -107,7 +107,7 @@ class RunReport:
         if self.failures:
             first = self.failed[0]
             raise BlockFailedError(
-                f"{self.failures} of {self.blocks} blocks failed; the others were written. "
+                f"{self.failures} of {self.blocks} blocks failed; {self.done} were written. "
                 f"{first.name}: {first.reason}",
                 self,
             )

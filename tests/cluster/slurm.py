@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,7 +133,8 @@ def _idle(running: Slurm) -> bool:
 
 def _cancel_all(running: Slurm) -> None:
     if jobs := running.jobs():
-        running.run("scancel", "--signal=KILL", *jobs)
+        with suppress(subprocess.CalledProcessError):  # a job that has ended meanwhile; that none is left is seen below
+            running.run("scancel", "--signal=KILL", *jobs)
     deadline = time.monotonic() + 10
     while running.jobs() and time.monotonic() < deadline:
         time.sleep(0.2)
