@@ -1,0 +1,108 @@
+"""Exports with several levels: what is read, what is refused, and what happens to coarser levels when a block fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from integration.stores import files_of
+from support.volumes import coordinate_volume, write_volume
+
+from imagery_dask import ImageryClient, to_precomputed, to_zarr
+from imagery_dask.errors import BlockFailedError
+from imagery_dask.export import levels as levels_module
+from imagery_dask.export.zarr import ZarrLevel
+
+SHAPE = (128, 96, 32)
+OFFSET = (64, -32, 16)
+CHUNK = (32, 32, 16)
+CHUNKS = 4 * 3 * 2
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Any:
+    data = coordinate_volume(SHAPE, OFFSET, np.uint8)
+    source = write_volume(tmp_path / "em", data, voxel_offset=OFFSET, chunk_size=CHUNK)
+    bounds = [OFFSET, [a + n for a, n in zip(OFFSET, SHAPE, strict=True)]]
+    return ImageryClient(image_source=source).image_cutout(bounds)
+
+
+@pytest.mark.parametrize("options", [{"shards": (64, 64, 32)}, {"shards": None}, {"ome_version": "0.4"}])
+def test_each_chunk_is_read_once_for_all_levels(
+    image: Any, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again: list[str] = []
+    read = ZarrLevel.read
+
+    def reading(level: ZarrLevel, region: Any) -> Any:
+        again.append(level.path)
+        return read(level, region)
+
+    monkeypatch.setattr(ZarrLevel, "read", reading)
+    monkeypatch.setattr("imagery_dask.export.layout.SMALL_FUSED_BYTES", 64 * 64 * 32)
+    monkeypatch.setattr(levels_module, "SMALL_BLOCK_BYTES", 1)
+    report = to_zarr(image, tmp_path / "o.zarr", chunks=CHUNK, levels=4, progress=False, **options)
+    assert report.counts.chunks == CHUNKS
+    assert report.notes == []
+    # Levels 0 and 1 are made together, and nothing but the last of a stage is read again.
+    assert again
+    assert "0" not in again
+
+
+def test_levels_are_not_made_of_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagery_dask.export.layout.SMALL_FUSED_BYTES", 1)
+
+    def fail(block: Any, block_info: Any = None) -> Any:
+        if block_info and block_info[0]["chunk-location"] == (1, 0, 0):
+            raise ArithmeticError("this block is not to be had")
+        return block
+
+    array = da.zeros((64, 64, 16), chunks=(32, 64, 16), dtype=np.uint8).map_blocks(fail, dtype=np.uint8) + np.uint8(7)
+    options: dict[str, Any] = {"chunks": (16, 16, 16), "levels": 3, "block_mib": 1e-6, "progress": False}
+    with pytest.raises(BlockFailedError, match=r"\d+ of \d+ blocks failed; \d+ were written.*not to be had") as caught:
+        to_zarr(array, tmp_path / "o.zarr", **options)
+    report = caught.value.report
+    assert report.done < report.blocks
+    level0 = zarr.open_array(tmp_path / "o.zarr", path="0", mode="r")[...].T
+    assert (level0[:32] == 7).all()
+    assert (level0[32:] == 0).all()
+    attributes: Any = zarr.open_group(tmp_path / "o.zarr", mode="r").attrs["imagery_dask"]
+    assert attributes["blocks_failed"] == report.failures > 0
+
+
+def test_blocks_that_cut_chunks_are_named(image: Any, tmp_path: Path) -> None:
+    report = to_zarr(image, tmp_path / "o.zarr", chunks=(48, 32, 16), block_mib=1e-6, progress=False)
+    assert report.counts.chunks >= CHUNKS
+    ids = np.arange(64, dtype=np.int64).reshape(4, 4, 4)
+    report = to_zarr(ids, tmp_path / "ids.zarr", progress=False)
+    assert any("Neuroglancer shows no zarr array of int64" in note for note in report.notes)
+    uneven = da.ones((60, 20, 20), chunks=((7, 30, 23), 20, 20), dtype=np.uint8)
+    report = to_zarr(uneven, tmp_path / "uneven.zarr", chunks=(16, 20, 20), block_mib=1e-6, progress=False)
+    assert any("along x" in note and "read more than once" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("write", [to_zarr, to_precomputed])
+def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path, write: Any) -> None:
+    planes = da.zeros((400_000, 400_000, 64), chunks=(400_000, 400_000, 1), dtype=np.uint8)
+    with pytest.raises(ValueError, match=r"would hold .* GB .*400,000x400,000x1.*rechunk"):
+        write(planes, tmp_path / "out", resolution_nm=(8, 8, 40), translation_nm=(4, 4, 20), progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_layout_does_not_depend_on_the_blocks(image: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"chunks": (16, 16, 16), "shards": (32, 32, 32), "levels": 4, "progress": False}
+    to_zarr(image, tmp_path / "a.zarr", block_mib=1e-6, **options)
+    to_zarr(image, tmp_path / "b.zarr", block_mib=64, **options)
+    a, b = (files_of(tmp_path / name) for name in ("a.zarr", "b.zarr"))
+    assert a.keys() == b.keys()
+    assert [a[name] for name in a if name.endswith("zarr.json")] == [
+        b[name] for name in a if name.endswith("zarr.json")
+    ]
+    # Not the shards' bytes: threads that encode a shard's chunks side by side put them into it in any order.
+    for level in range(4):
+        one, other = (zarr.open_array(tmp_path / name, path=str(level), mode="r") for name in ("a.zarr", "b.zarr"))
+        np.testing.assert_array_equal(one[...], other[...])
