@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -159,12 +159,15 @@ class RootQuery:
         Layer of the ids to give: 2 for L2 ids; None for root ids.
     max_requests : int
         Requests that a cluster has at the server at once.
+    version : int or None
+        Materialization version whose moment it is, for those who read of it; answers do not depend on it.
     """
 
     graph: ChunkedGraph
     timestamp: int
     stop_layer: int | None = None
     max_requests: int = 32
+    version: int | None = field(default=None, compare=False, repr=False)
 
     @property
     def layer(self) -> int:

@@ -57,12 +57,15 @@ class LabelRequest:
         Moment of a dynamic segmentation; None takes the client's.
     stop_layer : int or None
         Layer of the ids to give, for a dynamic segmentation.
+    version : int or None
+        Materialization version that `timestamp` is the moment of.
     """
 
     root_ids: RootIds = "all"
     as_int64: bool = False
     timestamp: Any = None
     stop_layer: int | None = None
+    version: int | None = None
 
 
 def label_rule(root_ids: Any, *, as_int64: bool, query: RootQuery | None = None) -> LabelRule:

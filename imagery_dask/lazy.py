@@ -250,6 +250,7 @@ def described(cutout: Cutout) -> dict[str, Any]:
     }
     if query is not None:
         found |= {"timestamp": describe_moment(query.timestamp), "timestamp_unix_s": query.timestamp}
+        found |= {} if query.version is None else {"materialization_version": query.version}
     return found
 
 

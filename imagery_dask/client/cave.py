@@ -39,8 +39,8 @@ class CaveConfiguration:
         The datastack's viewer resolution, nm.
     token : str or None
         Token of the client.
-    moment : int or None
-        Whole second that the client is pinned to.
+    moment, version : int or None
+        Whole second that the client is pinned to, and the materialization version that it is the moment of.
     """
 
     image_source: str | None
@@ -48,6 +48,7 @@ class CaveConfiguration:
     resolution: Any
     token: str | None
     moment: int | None
+    version: int | None
 
 
 def open_cave(datastack: str, server: str | None = None, token: str | None = None) -> Any:
@@ -84,6 +85,7 @@ def read_cave_client(client: Any, imagery: bool, segmentation: bool) -> CaveConf
             client.info.viewer_resolution(),
             client.auth.token,
             _pinned_moment(client),
+            client.version,
         )
 
 

@@ -95,12 +95,13 @@ class ImageryClient(FindsObjects, SavesPictures):
             image_source = image_source or cave.image_source
             segmentation_source = segmentation_source or cave.segmentation_source
             resolution = cave.resolution if resolution is None else resolution
-            auth_token, moment = auth_token or cave.token, cave.moment if moment is None else moment
+            auth_token = auth_token or cave.token
+            moment, version = (cave.moment, cave.version) if moment is None else (moment, version)
         self._image_source = image_source if imagery else None
         self._segmentation_source = segmentation_source if segmentation else None
         self._auth_token = auth_token
         sources = (self._image_source, self._segmentation_source)
-        dynamic = DynamicSettings(moment, stale_roots, max_requests)
+        dynamic = DynamicSettings(moment, stale_roots, max_requests, version)
         self._settings = open_settings(
             *sources, (image_mip, segmentation_mip), resolution, missing, auth_token, dynamic
         )
@@ -361,7 +362,7 @@ class ImageryClient(FindsObjects, SavesPictures):
         """
         if version is not None:
             timestamp = self._moment_of(version, timestamp)
-        labels = LabelRequest(root_ids, False, timestamp, stop_layer)
+        labels = LabelRequest(root_ids, False, timestamp, stop_layer, version)
         return lazy_dataarray(self._settings.whole_labels(mip, labels), "segmentation")
 
     @describe

@@ -39,11 +39,14 @@ class DynamicSettings:
         What to do about root ids that were none at the moment of a cutout.
     max_requests : int
         Requests that a cluster has at the graph's server at once.
+    version : int or None
+        Materialization version that `moment` is that of.
     """
 
     moment: int | None = None
     stale_roots: StaleRoots = "error"
     max_requests: int = 32
+    version: int | None = None
 
     def __post_init__(self) -> None:
         if self.stale_roots not in ("error", "warn"):
@@ -124,10 +127,10 @@ class ClientSettings:
             raise ValueError(
                 f"stop_layer is a layer of the graph, from 1 (supervoxels) to {graph.layers}; got {stop_layer!r}."
             )
-        moment = self.dynamic.moment
+        moment, version = self.dynamic.moment, self.dynamic.version
         if moment is None or labels.timestamp is not None:
-            moment = resolve_moment(labels.timestamp)
-        query = RootQuery(graph, moment, stop_layer, self.dynamic.max_requests)
+            moment, version = resolve_moment(labels.timestamp), labels.version
+        query = RootQuery(graph, moment, stop_layer, self.dynamic.max_requests, version)
         return label_rule(labels.root_ids, as_int64=labels.as_int64, query=query)
 
     def pair(

@@ -486,9 +486,11 @@ def test_versions_pin(server: CaveServer, world: World, number: int) -> None:
     right = expected(world, moment, WHOLE)
     for volume in (by_client.segmentation_volume(), by_keyword.segmentation_volume(), by_volume):
         assert volume.attrs["timestamp_unix_s"] == moment
+        assert volume.attrs["materialization_version"] == number
         np.testing.assert_array_equal(volume, right)
     assert over.segmentation_volume().attrs["timestamp_unix_s"] == moment
     assert by_client.segmentation_volume(version=2).attrs["timestamp_unix_s"] == np.ceil(world.versions[2].timestamp)
+    assert "materialization_version" not in by_client.segmentation_volume(timestamp=moment).attrs
     for client in (by_client, by_keyword):
         np.testing.assert_array_equal(cut(client, world, BOXES[1]), crop(right, BOXES[1]))
         masks = client.split_segmentation_cutout(bounds(world, BOXES[1]), mip=0, resolution=resolution(world))
