@@ -121,11 +121,13 @@ def to_zarr(
     exports = [stack.export for stack in stacks]
     block_bytes = block_bytes_of(block_mib)
     target = StoreTarget(url, overwrite)
+    # Looked at before anything is made: a source that cannot be read leaves no store behind.
+    shown_as = [None if stack.volume.labels else display(stack.volume) for stack in stacks]
     with connect(cluster, workers) as client:
         check_process(target.store, client)
         plans = plan_levels(client, exports, block_bytes)
         with target as store:
-            _create(store, stacks, layout)
+            _create(store, stacks, shown_as, layout)
             check_reachable(store, client)
             places = [_stores(store, stack, layout) for stack in stacks]
             report = write_levels(client, exports, plans, places, partial(shown, progress))
@@ -194,18 +196,18 @@ def _stores(store: str, stack: Stack, options: _Options) -> list[ZarrLevel]:
     return [ZarrLevel(store, path, options.zarr_format, run) for path in paths]
 
 
-def _create(store: str, stacks: list[Stack], options: _Options) -> None:
+def _create(store: str, stacks: list[Stack], shown_as: list[dict[str, Any] | None], options: _Options) -> None:
     """Make the groups, their metadata and the empty arrays."""
     version = options.version
     labels = [stack for stack in stacks if stack.volume.group]
-    images = [stack for stack in stacks if not stack.volume.group]
+    images = [pair for pair in zip(stacks, shown_as, strict=True) if not pair[0].volume.group]
     root = create_group(store, options.zarr_format)
-    for stack in images:
+    for stack, omero in images:
         volume, levels = stack.volume, stack.export.levels
         if volume.labels and not volume.channels:
             attributes = ome.label_attributes(version, volume.name, levels, of_image=False)
         else:
-            attributes = ome.image_attributes(version, volume.name, volume.channels, levels, display(volume))
+            attributes = ome.image_attributes(version, volume.name, volume.channels, levels, omero)
         _create_levels(root, stack, attributes, options)
     if labels:
         folder = root.create_group("labels")
