@@ -69,7 +69,8 @@ def to_precomputed(
     data : dask.array.Array, numpy.ndarray, xarray.DataArray or xarray.Dataset
         As for `to_zarr`. Of a dataset, ``image`` and ``segmentation`` are written to folders of these names.
     url : str or path
-        Where to write: a local folder, ``s3://``, ``gs://``, or ``memory://`` of this process.
+        Where to write: a local folder, ``s3://``, ``gs://``, or ``memory://`` of this process; ``precomputed://``
+        before these means the same.
     encoding : str or mapping of str to str, optional
         Of imagery ``"raw"`` (default), ``"jpeg"``, ``"png"`` or ``"jxl"``; of labels ``"compressed_segmentation"``
         (default), ``"raw"``, ``"compresso"`` or ``"crackle"``. A mapping names that of each variable of a dataset.
@@ -118,7 +119,7 @@ def to_precomputed(
     exports = [layer.stack.export for layer in layers]
     block_bytes = block_bytes_of(block_mib)
     folders = [layer.stack.volume.name if several else "" for layer in layers]
-    target = VolumeTarget(url, overwrite)
+    target = VolumeTarget(url.removeprefix("precomputed://") if isinstance(url, str) else url, overwrite)
     with connect(cluster, workers) as client:
         check_process(target.store, client)
         plans = plan_levels(client, exports, block_bytes)
@@ -202,7 +203,7 @@ def _layer(volume: Volume, options: _Options) -> _Layer:
     chunks = None if options.chunks is None else whole_triple("chunks", options.chunks)
     stack = stack_of(volume, options.levels, chunks)
     encoding = _encoding(volume, options.encoding)
-    dtype = STORED_AS.get(str(volume.array.dtype), str(volume.array.dtype))
+    dtype = _stored_as(volume)
     scales = [
         {
             "encoding": encoding,
@@ -252,15 +253,20 @@ def _check_quality(quality: int | None, encodings: set[str]) -> None:
         )
     for encoding in of_pictures:
         low, high = QUALITIES[encoding]
-        if isinstance(quality, bool) or not isinstance(quality, int) or not low <= quality <= high:
+        if isinstance(quality, bool) or not isinstance(quality, (int, np.integer)) or not low <= quality <= high:
             raise ValueError(f"quality of {encoding} is a whole number from {low} to {high}; got {quality!r}.")
+
+
+def _stored_as(volume: Volume) -> str:
+    dtype = str(volume.array.dtype)
+    return STORED_AS.get(dtype, f"u{dtype}" if volume.labels and dtype.startswith("int") else dtype)
 
 
 def _encoding(volume: Volume, encoding: str | Mapping[str, str] | None) -> str:
     if isinstance(encoding, Mapping):
         encoding = encoding.get(volume.name)
     kind, possible = ("labels", LABEL_ENCODINGS) if volume.labels else ("imagery", IMAGE_ENCODINGS)
-    dtype = STORED_AS.get(str(volume.array.dtype), str(volume.array.dtype))
+    dtype = _stored_as(volume)
     if dtype not in DTYPES:
         raise TypeError(
             f"Precomputed volumes hold {', '.join(DTYPES)}; got {dtype}. Convert it first: array.astype(...)."

@@ -18,6 +18,7 @@ import pytest
 import zarr
 from distributed import Client
 from support.dynamic import TOKEN, served
+from support.http_server import FileServer
 from support.volumes import coordinate_volume, delete_chunks, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_precomputed, to_zarr
@@ -202,6 +203,15 @@ def test_no_secret_of_the_environment_or_its_files(
     finally:
         file.unlink()
     assert holding(tmp_path, SECRET) == []
+
+
+def test_no_password_of_a_url(tmp_path: Path, client: ImageryClient, file_server: FileServer, form: str) -> None:
+    assert client.image_source is not None
+    host = file_server.url.removeprefix("http://")
+    data = ImageryClient(image_source=f"precomputed://http://me:{TOKEN}@{host}/em").image_volume()
+    found = made(data, tmp_path / "out", form)
+    assert found["source"] == f"precomputed://http://{host}/em"
+    assert holding(tmp_path, TOKEN) == []
 
 
 def holding(folder: Path, secret: str) -> list[str]:
