@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from imagery_dask.errors import AccessRefusedError
 from imagery_dask.export import ome
 from imagery_dask.export.inputs import Volume
 
@@ -24,22 +25,31 @@ def display(volume: Volume) -> dict[str, Any]:
     if dtype == np.uint8:
         return ome.omero(names, (0, 255), (0, 255))
     sample = _sample(volume)
+    low, high = (0.0, 0.0) if sample.size == 0 else (float(sample.min()), float(sample.max()))
     if dtype.kind in "iu":
         info = np.iinfo(dtype)
         limits = (float(info.min), float(info.max))
-    else:
-        limits = (0.0, 1.0) if sample.size == 0 else (float(sample.min()), float(sample.max()))
-    if sample.size == 0 or sample.min() == sample.max():
+    elif low < high:
+        limits = (low, high)
+    else:  # viewers divide by the width of a window
+        limits = (low, low + max(1.0, abs(low)))
+    if low == high:
         return ome.omero(names, limits, limits)
-    low, high = (float(value) for value in np.percentile(sample, SHARE))
-    return ome.omero(names, limits, (low, high))
+    first, last = (float(value) for value in np.percentile(sample, SHARE))
+    # Where few voxels differ from the others, percentiles do not differ.
+    return ome.omero(names, limits, (first, last) if first < last else (low, high))
 
 
 def _sample(volume: Volume) -> Any:
-    """Finite values of part of the middle slice."""
+    """Finite values of part of the middle slice; none where it cannot be read, which is for its block to report."""
     x, y, z = (
         slice(start := max(0, (length - size) // 2), start + min(size, length))
         for length, size in zip(volume.shape, SAMPLE, strict=True)
     )
-    voxels = volume.reader((x, y, z))()
+    try:
+        voxels = volume.reader((x, y, z))()
+    except AccessRefusedError:
+        raise
+    except Exception:
+        return np.empty(0, volume.array.dtype)
     return voxels[np.isfinite(voxels)]

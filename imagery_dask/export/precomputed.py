@@ -38,6 +38,9 @@ IMAGE_ENCODINGS = ("raw", "jpeg", "png", "jxl")
 LABEL_ENCODINGS = ("compressed_segmentation", "raw", "compresso", "crackle")
 # What CloudVolume compresses further; the others are dense already.
 GZIPPED = ("raw", "compressed_segmentation", "compresso", "crackle")
+QUALITIES = {"jpeg": (1, 100), "jxl": (0, 100), "png": (0, 9)}
+# Whatever its source calls the folder: that may be a path out of it.
+PROPERTIES = "segment_properties"
 STORED_AS = {"int64": "uint64", "int32": "uint32", "bool": "uint8"}
 DTYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "float32")
 
@@ -66,7 +69,8 @@ def to_precomputed(
     data : dask.array.Array, numpy.ndarray, xarray.DataArray or xarray.Dataset
         As for `to_zarr`. Of a dataset, ``image`` and ``segmentation`` are written to folders of these names.
     url : str or path
-        Where to write: a local folder, ``s3://``, ``gs://``, or ``memory://`` of this process.
+        Where to write: a local folder, ``s3://``, ``gs://``, or ``memory://`` of this process; ``precomputed://``
+        before these means the same.
     encoding : str or mapping of str to str, optional
         Of imagery ``"raw"`` (default), ``"jpeg"``, ``"png"`` or ``"jxl"``; of labels ``"compressed_segmentation"``
         (default), ``"raw"``, ``"compresso"`` or ``"crackle"``. A mapping names that of each variable of a dataset.
@@ -79,7 +83,7 @@ def to_precomputed(
         Further compression of chunks that are not pictures. By default gzip in buckets, which give such files back
         decompressed, and none on a local disk, where only CloudVolume reads a chunk from a file named ``.gz``.
     quality : int, optional
-        Quality of jpeg and jxl, compression level of png.
+        Quality of jpeg (1 to 100) and jxl (0 to 100, which is lossless), compression level of png (0 to 9).
     block_mib : float, optional
         Size of the blocks that tasks work on, in MiB.
     resolution_nm, translation_nm : sequence of 3 float, optional
@@ -105,14 +109,17 @@ def to_precomputed(
         As for `to_zarr`.
     """
     several = isinstance(data, xr.Dataset)
-    if compress not in ("auto", "gzip", "br", None):
+    if not (compress is None or (isinstance(compress, str) and compress in ("auto", "gzip", "br"))):
         raise ValueError(f"compress must be 'auto', 'gzip', 'br' or None; got {compress!r}.")
     options = _Options(encoding, chunks, checked_levels(levels), compress, quality)
-    layers = [_layer(volume, options) for volume in as_volumes(data, resolution_nm, translation_nm)]
+    volumes = as_volumes(data, resolution_nm, translation_nm)
+    _check_names(volumes, encoding)
+    layers = [_layer(volume, options) for volume in volumes]
+    _check_quality(quality, {layer.info["scales"][0]["encoding"] for layer in layers})
     exports = [layer.stack.export for layer in layers]
     block_bytes = block_bytes_of(block_mib)
     folders = [layer.stack.volume.name if several else "" for layer in layers]
-    target = VolumeTarget(url, overwrite)
+    target = VolumeTarget(url.removeprefix("precomputed://") if isinstance(url, str) else url, overwrite)
     with connect(cluster, workers) as client:
         check_process(target.store, client)
         plans = plan_levels(client, exports, block_bytes)
@@ -140,16 +147,17 @@ class _Options:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """A volume to be written, and its info."""
+    """A volume to be written, its info, and further files beside that."""
 
     stack: Stack
     info: dict[str, Any]
+    beside: dict[str, bytes]
     options: _Options
 
     def create(self, files: Files) -> None:
         """Write what describes the volume."""
         files.put("info", json.dumps(self.info, indent=1).encode(), "application/json")
-        for name, content in _segment_properties(self.stack.volume, self.info).items():
+        for name, content in self.beside.items():
             files.put(name, content, "application/json")
         self.describe(files, {})
 
@@ -195,7 +203,7 @@ def _layer(volume: Volume, options: _Options) -> _Layer:
     chunks = None if options.chunks is None else whole_triple("chunks", options.chunks)
     stack = stack_of(volume, options.levels, chunks)
     encoding = _encoding(volume, options.encoding)
-    dtype = STORED_AS.get(str(volume.array.dtype), str(volume.array.dtype))
+    dtype = _stored_as(volume)
     scales = [
         {
             "encoding": encoding,
@@ -215,29 +223,69 @@ def _layer(volume: Volume, options: _Options) -> _Layer:
         data_type=dtype, encoding=encoding, resolution=scales[0]["resolution"],
         voxel_offset=scales[0]["voxel_offset"], volume_size=scales[0]["size"], chunk_size=scales[0]["chunk_sizes"][0],
     )  # fmt: skip
-    return _Layer(stack, info | {"scales": scales}, options)
+    properties = _segment_properties(volume)
+    if properties is not None:
+        info["segment_properties"] = PROPERTIES
+    beside = {} if properties is None else {f"{PROPERTIES}/info": properties}
+    return _Layer(stack, info | {"scales": scales}, beside, options)
+
+
+def _check_names(volumes: Sequence[Volume], encoding: str | Mapping[str, str] | None) -> None:
+    """Refuse encodings of what is not written: a name that is mistyped would leave the default."""
+    if encoding is None or isinstance(encoding, str):
+        return
+    if not isinstance(encoding, Mapping):
+        raise ValueError(f"encoding must be a word, or a mapping of names to words; got {encoding!r}.")
+    names = {"image", "segmentation", *(volume.name for volume in volumes)}
+    unknown = [name for name in encoding if name not in names]
+    if unknown:
+        raise ValueError(f"encoding names {unknown}; there is {' and '.join(volume.name for volume in volumes)}.")
+
+
+def _check_quality(quality: int | None, encodings: set[str]) -> None:
+    if quality is None:
+        return
+    of_pictures = sorted(encodings & QUALITIES.keys())
+    if not of_pictures:
+        raise ValueError(
+            f"quality is of {', '.join(QUALITIES)}; the encoding is {' and '.join(sorted(encodings))}. Leave it out, "
+            "or choose such an encoding of the image."
+        )
+    for encoding in of_pictures:
+        low, high = QUALITIES[encoding]
+        if isinstance(quality, bool) or not isinstance(quality, (int, np.integer)) or not low <= quality <= high:
+            raise ValueError(f"quality of {encoding} is a whole number from {low} to {high}; got {quality!r}.")
+
+
+def _stored_as(volume: Volume) -> str:
+    dtype = str(volume.array.dtype)
+    return STORED_AS.get(dtype, f"u{dtype}" if volume.labels and dtype.startswith("int") else dtype)
 
 
 def _encoding(volume: Volume, encoding: str | Mapping[str, str] | None) -> str:
     if isinstance(encoding, Mapping):
         encoding = encoding.get(volume.name)
     kind, possible = ("labels", LABEL_ENCODINGS) if volume.labels else ("imagery", IMAGE_ENCODINGS)
-    dtype = STORED_AS.get(str(volume.array.dtype), str(volume.array.dtype))
+    dtype = _stored_as(volume)
     if dtype not in DTYPES:
         raise TypeError(
             f"Precomputed volumes hold {', '.join(DTYPES)}; got {dtype}. Convert it first: array.astype(...)."
         )
+    channels = int(np.prod(volume.array.shape[3:], dtype=np.int64))
     if encoding is None:
-        return "compressed_segmentation" if volume.labels and dtype in ("uint32", "uint64") else "raw"
+        dense = volume.labels and dtype in ("uint32", "uint64") and channels == 1
+        return "compressed_segmentation" if dense else "raw"
     if encoding not in possible:
         why = " Pictures lose bits, and an id that lost one is another id." if encoding in IMAGE_ENCODINGS else ""
         raise ValueError(f"The encoding of {kind} is one of {', '.join(possible)}; got {encoding!r}.{why}")
-    channels = int(np.prod(volume.array.shape[3:], dtype=np.int64))
     holds = {
         "jpeg": dtype == "uint8" and channels in (1, 3),
         "jxl": dtype == "uint8" and channels == 1,
         "png": dtype == "uint8" and channels <= 4,  # pyspng, which CloudVolume encodes with, writes no other
-        "compressed_segmentation": dtype in ("uint32", "uint64"),
+        # CloudVolume encodes one channel of these; of some it drops the others and says nothing.
+        "compressed_segmentation": dtype in ("uint32", "uint64") and channels == 1,
+        "compresso": channels == 1,
+        "crackle": channels == 1,
     }
     if not holds.get(encoding, True):
         raise ValueError(
@@ -252,6 +300,12 @@ def _voxel_offset(level: Level) -> list[int]:
     exact = [centre / size - 0.5 for centre, size in zip(level.translation_nm, resolution, strict=True)]
     offset = [round(value) for value in exact]
     if not np.allclose(exact, offset, rtol=0, atol=1e-3):
+        if level.step == (1, 1, 1):
+            raise ValueError(
+                f"The volume would begin at voxel {tuple(round(value, 3) for value in exact)} of {resolution} nm, and "
+                "precomputed volumes begin at whole voxels. translation_nm is the centre of the first voxel: "
+                f"{tuple(size / 2 for size in resolution)} of a volume that begins at voxel 0."
+            )
         raise ValueError(
             f"A level of {resolution} nm would begin at voxel {tuple(round(value, 3) for value in exact)}, and mips of "
             "precomputed volumes begin at whole voxels. Choose bounds that begin at a multiple of the coarsest level's "
@@ -264,14 +318,10 @@ def _number(value: float) -> float | int:
     return int(value) if float(value).is_integer() else float(value)
 
 
-def _segment_properties(volume: Volume, info: dict[str, Any]) -> dict[str, bytes]:
-    """Files of the source's segment properties, where the ids are the source's own; the info gets to name them."""
+def _segment_properties(volume: Volume) -> bytes | None:
+    """Content of the source's segment properties, where the ids are the source's own."""
     rule = None if volume.source is None else volume.source.cutout.labels
     if volume.source is None or rule is None or rule.query is not None:
-        return {}
+        return None
     found = open_volume(volume.source.cutout.path).segment_properties()
-    if found is None:
-        return {}
-    folder, content = found
-    info["segment_properties"] = folder
-    return {f"{folder}/info": content}
+    return None if found is None else found[1]

@@ -89,6 +89,9 @@ class PrecomputedLevel:
     def _put(self, name: str, voxels: NDArray[Any]) -> None:
         params = {} if self.quality is None else {"level": self.quality}
         content = codecs.encode(np.asfortranarray(voxels), self.encoding, SEGMENTATION_BLOCK, params)
+        if self.files.folder is not None:
+            # Without its parents: a task that outlives its export would make again what that has removed.
+            (self.files.folder / self.key).mkdir(exist_ok=True)
         self.files.put(name, content, "application/octet-stream", self.compress)
 
     def _get(self, part: Region) -> NDArray[Any]:

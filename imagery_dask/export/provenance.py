@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -27,6 +28,7 @@ def provenance(volume: Volume) -> dict[str, Any]:
     cutout = volume.source.cutout
     target = cutout.target
     found |= described(cutout) | {
+        "source": _without_user(cutout.path),
         "bounds_voxels": [list(target.start), list(target.stop)],
         "source_resolution_nm": list(cutout.mip.grid.resolution_nm),
         "missing_rule": cutout.missing,
@@ -44,6 +46,11 @@ def what_was_missing(report: RunReport) -> dict[str, Any]:
         "supervoxels_without_root": counts.zero_roots,
         "blocks_failed": report.failures,
     }
+
+
+def _without_user(path: str) -> str:
+    """Leave out a name and password before a URL's host: an export may be shown to others."""
+    return re.sub(r"://[^/@]*@", "://", path)
 
 
 def _objects(rule: LabelRule) -> dict[str, Any]:

@@ -1,0 +1,290 @@
+"""Stores read back by programs that know nothing of this one: the same voxels at the same nanometres."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from numpy.typing import NDArray
+from ome_zarr_models import v04, v05
+from support.readers import READERS, ReadLevel, by_cloudvolume, by_zarr
+from support.volumes import coordinate_volume, delete_chunks, random_labels, smooth_image, write_volume
+
+from imagery_dask import ImageryClient, to_zarr
+from imagery_dask.errors import BlockFailedError
+from imagery_dask.kernels import downsample
+
+#: Odd in every respect.
+SHAPE = (67, 51, 33)
+OFFSET = (-7, 101, 5)
+BOUNDS = [list(OFFSET), [first + size for first, size in zip(OFFSET, SHAPE, strict=True)]]
+RESOLUTIONS = {"4.3x4.3x13": (4.3, 4.3, 13), "8x8x40": (8, 8, 40)}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "0.5": {"ome_version": "0.5", "shards": None},
+    "0.5 shards": {"ome_version": "0.5", "shards": (32, 32, 16)},
+    "0.4": {"ome_version": "0.4", "shards": None},
+}
+LABELS = "labels/segmentation"
+LEVELS = 4
+
+# ome-zarr says through warnings what it does by default.
+pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:ome_zarr")
+
+Export = Callable[[str, str], Path]
+
+
+@pytest.fixture(scope="module")
+def image() -> NDArray[np.uint8]:
+    return smooth_image(SHAPE)
+
+
+@pytest.fixture(scope="module")
+def ids() -> NDArray[np.uint64]:
+    found = random_labels(SHAPE, n=40, above_2_63=False)
+    assert found.max() > 2**53
+    return found
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory: pytest.TempPathFactory, image: Any, ids: Any) -> Export:
+    """Give the store of a layout and a resolution, written once."""
+    folder = tmp_path_factory.mktemp("exports")
+
+    @cache
+    def client_at(resolution: str) -> ImageryClient:
+        where: dict[str, Any] = {"resolution": RESOLUTIONS[resolution], "voxel_offset": OFFSET}
+        return ImageryClient(
+            image_source=write_volume(folder / f"{resolution} image", image, **where),
+            segmentation_source=write_volume(folder / f"{resolution} ids", ids, layer_type="segmentation", **where),
+        )
+
+    @cache
+    def write(layout: str, resolution: str) -> Path:
+        out = folder / f"{layout} {resolution}.zarr".replace(" ", "-")
+        data = client_at(resolution).dataset(BOUNDS)
+        to_zarr(data, out, chunks=(16, 16, 8), levels=LEVELS, block_mib=0.05, progress=False, **LAYOUTS[layout])
+        return out
+
+    return write
+
+
+def check_levels(levels: list[ReadLevel], source: NDArray[Any], nm: Any, labels: bool) -> None:
+    """Every voxel is right, and lies where the voxels of the source do that it is made of."""
+    assert len(levels) == LEVELS
+    whole = source
+    for index, level in enumerate(levels):
+        if index:
+            step = tuple(round(now / before) for now, before in zip(level.scale, levels[index - 1].scale, strict=True))
+            whole = downsample(whole, step, labels)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(level.voxels, whole, strict=True)
+        rng = np.random.default_rng(index)
+        for _ in range(20):
+            voxel = tuple(int(rng.integers(0, max(1, n - 1))) for n in level.voxels.shape[:3])
+            below = source[within(level.centre(voxel), level.scale, nm)]
+            if labels:
+                assert level.voxels[voxel] in below
+            else:  # every level rounds down
+                mean = below.reshape(-1, *below.shape[3:]).mean(axis=0)
+                assert (np.abs(level.voxels[voxel] + index / 2 - mean) <= index / 2 + 0.5).all()
+
+
+def within(centre: NDArray[np.float64], size: NDArray[np.float64], nm: Any) -> tuple[slice, ...]:
+    """Voxels of the source whose centres lie within a voxel of a level, in nm alone."""
+    parts = []
+    for axis in range(3):
+        of_source = (np.arange(SHAPE[axis]) + OFFSET[axis] + 0.5) * nm[axis]
+        (inside,) = np.nonzero(np.abs(of_source - centre[axis]) < size[axis] / 2)
+        assert len(inside) == round(size[axis] / nm[axis])
+        parts.append(slice(int(inside[0]), int(inside[-1]) + 1))
+    return tuple(parts)
+
+
+# ---------------------------------------------------------------------------------------------- an image and its labels
+
+
+@pytest.mark.parametrize("resolution", RESOLUTIONS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("reader", READERS)
+def test_every_reader_gives_the_same_voxels_at_the_same_nanometres(
+    request: pytest.FixtureRequest, export: Export, image: Any, ids: Any, reader: str, layout: str, resolution: str
+) -> None:
+    if (reader, layout) == ("xarray", "0.4"):
+        reason = "xarray takes dimensions of zarr v2 from _ARRAY_DIMENSIONS, which OME-Zarr 0.4 does not have"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True, raises=KeyError))
+    out, version, nm = export(layout, resolution), layout[:3], RESOLUTIONS[resolution]
+    check_levels(READERS[reader](out, "", version), image, nm, labels=False)
+    check_levels(READERS[reader](out, LABELS, version), ids, nm, labels=True)
+
+
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
+def test_cloudvolume_gives_the_same_voxels(tmp_path: Path, image: Any, ids: Any, version: Any) -> None:
+    """It reads no shards, and of codecs those of Python; where voxels are, it takes from offsets of whole voxels."""
+    nm = RESOLUTIONS["4.3x4.3x13"]
+    for name, voxels in (("image", image), ("ids", ids)):
+        out = tmp_path / f"{name}.zarr"
+        to_zarr(
+            voxels, out, chunks=(16, 16, 8), shards=None, codec="gzip", ome_version=version, resolution_nm=nm,
+            translation_nm=(0, 0, 0), levels=2, progress=False,
+        )  # fmt: skip
+        right, read = by_zarr(out, "", version), by_cloudvolume(out, "", version)
+        for ours, theirs in zip(right, read, strict=True):
+            np.testing.assert_array_equal(theirs.voxels, ours.voxels, strict=True)
+            np.testing.assert_allclose(theirs.scale, ours.scale, rtol=1e-6)
+
+
+@pytest.mark.xfail(strict=True, reason="CloudVolume (12.15) takes translations in the order z, y, x, or not at all")
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
+def test_cloudvolume_gives_the_same_nanometres(tmp_path: Path, image: Any, version: Any) -> None:
+    place: dict[str, Any] = {"resolution_nm": (8, 8, 40), "translation_nm": (12, 804, 220)}
+    to_zarr(image, tmp_path / "out.zarr", shards=None, codec="gzip", ome_version=version, progress=False, **place)
+    (right,), (read,) = by_zarr(tmp_path / "out.zarr", "", version), by_cloudvolume(tmp_path / "out.zarr", "", version)
+    np.testing.assert_allclose(read.translation, right.translation)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_metadata_are_valid_by_the_models(export: Export, layout: str) -> None:
+    models: Any = v04 if layout == "0.4" else v05
+    root = zarr.open_group(export(layout, "4.3x4.3x13"), mode="r")
+    image = models.image.Image.from_zarr(root)
+    labels = models.labels.Labels.from_zarr(root["labels"])
+    label = models.image_label.ImageLabel.from_zarr(root[LABELS])
+    attributes = [each.attributes if layout == "0.4" else each.ome_attributes for each in (image, labels, label)]
+    assert attributes[1].labels == ["segmentation"]
+    assert attributes[2].image_label.source.image == "../../"
+    for described in (attributes[0], attributes[2]):
+        (multiscale,) = described.multiscales
+        assert [axis.name for axis in multiscale.axes] == ["z", "y", "x"]
+        assert [dataset.path for dataset in multiscale.datasets] == ["0", "1", "2", "3"]
+    raw: Any = root.attrs.asdict()
+    assert raw.get("ome", raw)["omero"]["channels"][0]["window"] == {"min": 0, "max": 255, "start": 0, "end": 255}
+    for name in "0123":
+        array: Any = root[name]
+        assert array.metadata.zarr_format == (2 if layout == "0.4" else 3)
+        assert array.chunks == tuple(min(size, n) for size, n in zip((8, 16, 16), array.shape, strict=True))
+    assert (root["0"].shards is not None) == (layout == "0.5 shards")  # type: ignore[union-attr]
+
+
+# ------------------------------------------------------------------------------------------------ channels, other types
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", ["rgb", "16 bit"])
+def test_channels_and_16_bits(tmp_path: Path, layout: str, kind: str) -> None:
+    nm = RESOLUTIONS["4.3x4.3x13"]
+    if kind == "rgb":
+        source: NDArray[Any] = smooth_image((*SHAPE, 3))
+    else:
+        source = smooth_image(SHAPE).astype(np.uint16) * 200
+    path = write_volume(tmp_path / "em", source, resolution=nm, voxel_offset=OFFSET)
+    out = tmp_path / "out.zarr"
+    data = ImageryClient(image_source=path).image_cutout(BOUNDS)
+    to_zarr(data, out, chunks=(16, 16, 8), levels=LEVELS, progress=False, **LAYOUTS[layout])
+    for reader, read in READERS.items():
+        if not (reader == "xarray" and layout == "0.4"):
+            check_levels(read(out, "", layout[:3]), source, nm, labels=False)
+    models: Any = v04 if layout == "0.4" else v05
+    assert models.image.Image.from_zarr(zarr.open_group(out, mode="r"))
+    channels = shown(out)
+    if kind == "rgb":
+        assert [channel["color"] for channel in channels] == ["FF0000", "00FF00", "0000FF"]
+        assert [channel["window"]["end"] for channel in channels] == [255] * 3
+    else:
+        window = channels[0]["window"]
+        assert (window["min"], window["max"]) == (0, 65535)
+        assert source.min() <= window["start"] < window["end"] <= source.max()
+
+
+def shown(out: Path) -> list[dict[str, Any]]:
+    """Read what a store says of its display."""
+    attributes: Any = zarr.open_group(out, mode="r").attrs.asdict()
+    channels: list[dict[str, Any]] = attributes.get("ome", attributes)["omero"]["channels"]
+    return channels
+
+
+def sparse(dtype: Any) -> NDArray[Any]:
+    """Make voxels of which so few differ that percentiles do not."""
+    voxels = np.zeros((64, 64, 3), dtype)
+    voxels[5, 6] = 100
+    return voxels
+
+
+WINDOWS: dict[str, tuple[NDArray[Any], tuple[float, float]]] = {
+    "float": (np.linspace(-2, 7, 64 * 64 * 3, dtype=np.float32).reshape(64, 64, 3), (-2, 7)),
+    "float with NaN": (np.where(np.arange(64)[:, None, None] % 2, np.nan, np.ones((64, 64, 3)) * 3), (2, 5)),
+    "all equal float": (np.full((64, 64, 3), 0.5, np.float32), (0.5, 1.5)),
+    "all NaN": (np.full((64, 64, 3), np.nan, np.float32), (0, 1)),
+    "all equal 16 bit": (np.full((64, 64, 3), 7, np.uint16), (0, 65535)),
+    "sparse float": (sparse(np.float32), (0, 100)),
+    "sparse 16 bit": (sparse(np.uint16), (0, 65535)),
+    "signed": (np.arange(-2000, 64 * 64 - 2000, dtype=np.int16).reshape(64, 64, 1), (-32768, 32767)),
+}
+
+
+@pytest.mark.parametrize("case", WINDOWS)
+def test_no_window_is_empty(tmp_path: Path, case: str) -> None:
+    """A viewer divides by its width."""
+    voxels, (least, most) = WINDOWS[case]
+    to_zarr(voxels, tmp_path / "out.zarr", progress=False)
+    (channel,) = shown(tmp_path / "out.zarr")
+    window = channel["window"]
+    assert least - 1 <= window["min"] <= window["start"] < window["end"] <= window["max"] <= most + 1
+
+
+@pytest.mark.parametrize("missing", ["fill", "error"])
+def test_a_middle_that_cannot_be_read_is_reported_by_its_block(tmp_path: Path, missing: Any) -> None:
+    voxels = coordinate_volume((96, 96, 24), dtype=np.uint16)
+    path = write_volume(tmp_path / "em", voxels, chunk_size=(32, 32, 8), resolution=(8, 8, 40))
+    delete_chunks(path, 0, lambda start: start[2] == 8)
+    data = ImageryClient(image_source=path, missing=missing).image_volume()
+    options: dict[str, Any] = {"chunks": (96, 96, 8), "block_mib": 0.1, "progress": False}
+    if missing == "fill":
+        report = to_zarr(data, tmp_path / "out.zarr", **options)
+        assert (report.done, report.counts.missing) == (3, 9)
+    else:
+        with pytest.raises(BlockFailedError) as caught:
+            to_zarr(data, tmp_path / "out.zarr", **options)
+        assert (caught.value.report.done, caught.value.report.failures) == (2, 1)
+    (channel,) = shown(tmp_path / "out.zarr")
+    assert channel["window"] == {"min": 0, "max": 65535, "start": 0, "end": 65535}
+
+
+# ----------------------------------------------------------------------------------------------- levels of the source
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_levels_of_the_source_are_copied(tmp_path: Path, layout: str) -> None:
+    """Bounds begin at no multiple of a mip's factor; every level then covers the region, as its mip does."""
+    nm, offset, shape = (4.3, 4.3, 13), (-32, 64, 8), (96, 80, 24)
+    image = coordinate_volume(shape, offset, np.uint8)
+    ids = random_labels(shape, n=30)
+    client = ImageryClient(
+        image_source=write_volume(tmp_path / "em", image, resolution=nm, voxel_offset=offset, mips=3),
+        segmentation_source=write_volume(
+            tmp_path / "ids", ids, resolution=nm, voxel_offset=offset, mips=3, layer_type="segmentation",
+            encoding="compressed_segmentation",
+        ),
+    )  # fmt: skip
+    out = tmp_path / "out.zarr"
+    bounds = np.array([[-27, 71, 9], [50, 130, 30]])
+    to_zarr(client.dataset(bounds), out, chunks=(16, 16, 8), levels="source", progress=False, **LAYOUTS[layout])
+    for group, source in (("", image), (LABELS, ids)):
+        levels = by_zarr(out, group, layout[:3])
+        assert len(levels) == 3
+        for mip, level in enumerate(levels):
+            factor = np.array([2**mip, 2**mip, 1])
+            stored = source[:: 2**mip, :: 2**mip]
+            np.testing.assert_allclose(level.scale, factor * nm)
+            first = level.translation / level.scale - 0.5
+            np.testing.assert_allclose(first, np.round(first), atol=1e-6)
+            start = np.round(first).astype(int)
+            stop = start + level.voxels.shape
+            # Whole voxels of the mip, and no further than one of them from the bounds.
+            assert (np.abs(start * factor - bounds[0]) < factor).all()
+            assert (np.abs(stop * factor - bounds[1]) < factor).all()
+            inside = tuple(slice(a, b) for a, b in zip(start - offset // factor, stop - offset // factor, strict=True))
+            np.testing.assert_array_equal(level.voxels, stored[inside], strict=True)
