@@ -66,7 +66,7 @@ SIZE = (3 * PANEL + 2 * BAR, PANEL)
 #: Blue, which no grey value is and no segment's colour exactly.
 BACKGROUND = (0, 0, 255)
 START_S = 60.0
-PICTURE_S = 20.0  # compiles shaders in software
+PICTURE_S = 60.0  # compiles shaders in software
 
 
 class Picture(NamedTuple):
@@ -203,6 +203,9 @@ def _stop_server() -> None:
 
 @contextmanager
 def _process(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    # A test run that is killed cannot end the browser, which would go on drawing.
+    setpriv = shutil.which("setpriv")
+    command = [setpriv, "--pdeathsig", "TERM", *command] if setpriv else command
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
