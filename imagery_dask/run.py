@@ -30,6 +30,11 @@ class BlockTask(Protocol):
         """Readable name, shown on the dashboard."""
         ...
 
+    @property
+    def volume(self) -> str:
+        """Name of what is written, which its counts are kept for."""
+        ...
+
     def __call__(self) -> int:
         """Do the work and return the number of bytes written, uncompressed."""
         ...
@@ -79,6 +84,8 @@ class RunReport:
         Wall time of the blocks.
     counts : ReadCounts
         Storage chunks read and missing, bytes received.
+    counts_of : dict of str to ReadCounts
+        The same for each volume.
     failed : list of FailedBlock
         The blocks that failed (the first thousand).
     failures : int
@@ -93,6 +100,7 @@ class RunReport:
     written_bytes: int = 0
     seconds: float = 0.0
     counts: ReadCounts = field(default_factory=ReadCounts)
+    counts_of: dict[str, ReadCounts] = field(default_factory=dict)
     failed: list[FailedBlock] = field(default_factory=list)
     failures: int = 0
     notes: list[str] = field(default_factory=list)
@@ -166,13 +174,13 @@ def run_blocks(
 
 def _run_stage(client: Client, tasks: Iterator[BlockTask], report: RunReport, show: Callable[[], None]) -> None:
     window = max(4, WINDOW_PER_THREAD * sum(client.nthreads().values()))
-    names: dict[str, str] = {}
+    submitted: dict[str, tuple[str, str]] = {}
     numbers = (f"{uuid4().hex[:8]}-{number}" for number in count())
 
     def submit(task: BlockTask) -> Any:
         # The number keeps a run apart from another of the same array on the same cluster.
         future = client.submit(_run_block, task, key=f"{task.name}-{next(numbers)}", pure=False)
-        names[future.key] = task.name
+        submitted[future.key] = (task.name, task.volume)
         return future
 
     running = as_completed(loop=client.loop)
@@ -180,7 +188,7 @@ def _run_stage(client: Client, tasks: Iterator[BlockTask], report: RunReport, sh
         running.add(submit(task))
     try:
         for future in running:
-            _record(report, future, names.pop(future.key))
+            _record(report, future, *submitted.pop(future.key))
             future.release()
             show()
             for task in islice(tasks, 1):
@@ -201,7 +209,7 @@ def _run_block(task: BlockTask) -> BlockResult | BlockError:
     return BlockResult(written, counts, time.perf_counter() - started)
 
 
-def _record(report: RunReport, future: Any, name: str) -> None:
+def _record(report: RunReport, future: Any, name: str, volume: str) -> None:
     if future.status == "cancelled":
         result: BlockResult | BlockError = BlockError("CancelledError: the block was cancelled", "", False)
     elif (error := future.exception()) is not None:  # of dask's own: a killed worker, a result that got lost
@@ -212,6 +220,7 @@ def _record(report: RunReport, future: Any, name: str) -> None:
         report.done += 1
         report.written_bytes += result.written_bytes
         report.counts.add(result.counts)
+        report.counts_of.setdefault(volume, ReadCounts()).add(result.counts)
         return
     if result.refused:
         raise AccessRefusedError(result.message)

@@ -18,6 +18,7 @@ __all__ = ["Files"]
 Compression = Literal["gzip", "br"]
 EXTENSIONS = {None: "", "gzip": ".gz", "br": ".br"}
 LOCAL = "file://"
+MEMORY = "memory://"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,14 @@ class Files:
         """Names of all files that begin with a prefix."""
         if self.folder is not None and not self.folder.exists():
             return
-        yield from self._cloud().list(prefix=prefix)
+        if not self.url.startswith(MEMORY):
+            yield from self._cloud().list(prefix=prefix)
+            return
+        # CloudFiles lists all of a bucket's memory, whichever folder it was opened at.
+        bucket, _, folder = self.url.removeprefix(MEMORY).partition("/")
+        within = f"{folder}/" if folder else ""
+        for name in _cloud_files(MEMORY + bucket, os.getpid()).list(prefix=within + prefix):
+            yield name.removeprefix(within)
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove files; those that are not there do not matter."""

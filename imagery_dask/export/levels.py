@@ -74,8 +74,8 @@ class LevelsBlock:
 
     Parameters
     ----------
-    name : str
-        Shown on the dashboard.
+    name, volume : str
+        Shown on the dashboard; what is written.
     pieces : tuple of (region, callable)
         Which voxels of the first level, x, y, z, and what gives them as x, y, z(, c); one after another.
     outputs : tuple of (step, LevelStore)
@@ -85,6 +85,7 @@ class LevelsBlock:
     """
 
     name: str
+    volume: str
     pieces: tuple[tuple[Region, Callable[[], NDArray[Any]]], ...]
     outputs: tuple[tuple[XYZ, LevelStore], ...]
     labels: bool
@@ -254,7 +255,7 @@ def _tasks(export: VolumeLevels, index: int, plan: BlockPlan, stores: Sequence[L
     for (x, y, z), region in plan:
         name = f"{doing} {volume.name}{which} z{z} y{y} x{x}"
         pieces = tuple((piece, _reader(export, index, piece, stores)) for piece in plan.pieces(region))
-        yield LevelsBlock(name, pieces, outputs, volume.labels)
+        yield LevelsBlock(name, volume.name, pieces, outputs, volume.labels)
 
 
 def _reader(

@@ -131,7 +131,7 @@ def to_precomputed(
             stores = [layer.stores(folder) for layer, folder in zip(layers, files, strict=True)]
             report = write_levels(client, exports, plans, stores, partial(shown, progress))
             for layer, folder in zip(layers, files, strict=True):
-                layer.describe(folder, what_was_missing(report))
+                layer.describe(folder, what_was_missing(report, layer.stack.volume.name))
     report.raise_for_failures()
     return report
 

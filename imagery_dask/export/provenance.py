@@ -12,6 +12,7 @@ from imagery_dask.export.inputs import Volume
 from imagery_dask.labels import LabelRule
 from imagery_dask.lazy import described
 from imagery_dask.run import RunReport
+from imagery_dask.sources import ReadCounts
 
 __all__ = ["KEY", "provenance", "what_was_missing"]
 
@@ -36,9 +37,9 @@ def provenance(volume: Volume) -> dict[str, Any]:
     return found | ({} if cutout.labels is None else _objects(cutout.labels))
 
 
-def what_was_missing(report: RunReport) -> dict[str, Any]:
+def what_was_missing(report: RunReport, volume: str) -> dict[str, Any]:
     """Say what a finished run did not find: storage chunks, roots, blocks."""
-    counts = report.counts
+    counts = report.counts_of.get(volume, ReadCounts())
     return {
         "finished": _now(),
         "source_chunks_missing": counts.missing,

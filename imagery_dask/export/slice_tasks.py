@@ -63,6 +63,11 @@ class SliceBlock:
     files: Files
     form: Format
 
+    @property
+    def volume(self) -> str:
+        """What is written: slices of one or two volumes."""
+        return "slices"
+
     def __call__(self) -> int:
         """Read and write; a file is written whole, so that doing it again does no harm."""
         axis = self.names.axis

@@ -464,7 +464,6 @@ def test_memory_of_this_process(ids: Any, processes: Client) -> None:
     files.delete(list(files.list()))
 
 
-@pytest.mark.xfail(strict=True, raises=FileExistsError, reason="CloudFiles lists all of a bucket's memory for a folder")
 def test_memory_has_place_for_two(ids: Any) -> None:
     bucket = f"memory://t-{uuid.uuid4().hex[:12]}"
     for name in ("one", "two"):

@@ -114,7 +114,6 @@ def test_what_was_missing(tmp_path: Path, client: ImageryClient, form: str, leve
     assert any(key.endswith("/-16-0_64-80_7-23") for key in found["source_chunks_missing_first"])
 
 
-@pytest.mark.xfail(strict=True, reason="the report of a run does not tell its volumes' chunks apart")
 def test_what_was_missing_of_one_of_two(tmp_path: Path, client: ImageryClient) -> None:
     delete_chunks(client.image_source, 0, lambda start: start[0] == -16)
     to_zarr(client.dataset(client_bounds()), tmp_path / "out", **OPTIONS)
