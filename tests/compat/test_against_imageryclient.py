@@ -300,6 +300,7 @@ def test_client_made_of_a_caveclient(world: World, resolution: Any) -> None:
         datastack_name="flat",
         server_address="http://127.0.0.1",
         timestamp=None,
+        version=None,
         auth=SimpleNamespace(token=None),
         info=SimpleNamespace(
             image_source=lambda: world.sources["image_source"],
