@@ -195,6 +195,8 @@ def source_levels(volume: Volume) -> tuple[Volume, ...]:
     found = [volume]
     for mip in open_volume(cutout.path).layer.mips:
         coarse = mip.grid.resolution_nm
+        if mip.is_placeholder:  # has no data
+            continue
         if coarse != fine and all(c >= f for c, f in zip(coarse, fine, strict=True)):
             target = cutout.target.at(coarse)
             array = lazy_array(replace(cutout, mip=mip, target=target), squeeze=False)
@@ -216,6 +218,8 @@ def _volume(data: Any, name: str | None, group: str, resolution: Any, translatio
         data = _ordered(data)
         name, own = name or str(data.name or "image"), _place(data)
         data = data.data
+    if isinstance(data, (np.ndarray, np.generic, da.Array)) and not data.dtype.isnative:
+        data = data.astype(data.dtype.newbyteorder("="))  # codecs take no other
     held = None
     if isinstance(data, (np.ndarray, np.generic)):
         held = np.atleast_1d(data)
