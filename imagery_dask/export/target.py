@@ -126,10 +126,14 @@ class StoreTarget(FolderTarget):
         return True
 
     def _owns(self, files: Any, path: str, name: str) -> bool:
-        # Chunks of an array lie in "c", or (zarr v2) in files and folders named by numbers.
-        if name in METADATA or name == "c" or name.replace(".", "").isdigit():
+        if name in METADATA or any(files.exists(f"{path}/{metadata}") for metadata in METADATA):
             return True
-        return any(files.exists(f"{path}/{metadata}") for metadata in METADATA)
+        if not _is_chunk(name):
+            return False
+        if files.isdir(path):  # what a removal that was cut off has left of an array, and nothing else
+            inside = (str(entry).rstrip("/").rpartition("/")[2] for entry in files.ls(path, detail=False))
+            return all(_is_chunk(entry) for entry in inside)
+        return bool(files.exists(f"{path.rpartition('/')[0]}/.zarray"))
 
     def _remove(self) -> None:
         _remove(self.store, METADATA)
@@ -155,7 +159,9 @@ class VolumeTarget(FolderTarget):
         return found
 
     def _owns(self, files: Any, path: str, name: str) -> bool:
-        known = {"info", "provenance", "segment_properties", *self.FOLDERS}
+        if name in self.FOLDERS:
+            return bool(files.exists(f"{path}/info"))
+        known = {"info", "provenance", "segment_properties"}
         for info in self._infos():
             known |= {str(scale["key"]).split("/")[0] for scale in info["scales"]}
             known.add(str(info.get("segment_properties", "")))
@@ -179,6 +185,11 @@ class VolumeTarget(FolderTarget):
     def _in_memory(self) -> bool:
         # Files and zarr stores are different memories of a process.
         return place_of(self.store).scheme == "memory"
+
+
+def _is_chunk(name: str) -> bool:
+    """Whether chunks of an array have such a name: they lie in "c", or (zarr v2) in files and folders of numbers."""
+    return name == "c" or name.replace(".", "").isdigit()
 
 
 def _anything_at(location: str) -> bool:
