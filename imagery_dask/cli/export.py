@@ -75,9 +75,7 @@ def export_zarr(
 @click.option(
     "--segmentation-encoding",
     type=click.Choice(LABEL_ENCODINGS),
-    default=LABEL_ENCODINGS[0],
-    show_default=True,
-    help="Encoding of segmentation.",
+    help="Encoding of segmentation.  [default: compressed_segmentation; raw for ids of 8 or 16 bits]",
 )
 @click.option("--quality", type=click.IntRange(0, 100), metavar="N", help="Of jpeg and jxl; compression of png.")
 @click.option("--compress", type=click.Choice(["auto", "gzip", "br", "none"]), default="auto", show_default=True,

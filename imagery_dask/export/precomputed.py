@@ -108,7 +108,12 @@ def to_precomputed(
     if compress not in ("auto", "gzip", "br", None):
         raise ValueError(f"compress must be 'auto', 'gzip', 'br' or None; got {compress!r}.")
     options = _Options(encoding, chunks, checked_levels(levels), compress, quality)
-    layers = [_layer(volume, options) for volume in as_volumes(data, resolution_nm, translation_nm)]
+    volumes = as_volumes(data, resolution_nm, translation_nm)
+    if isinstance(encoding, Mapping):
+        known = {*VolumeTarget.FOLDERS, *(volume.name for volume in volumes)}
+        if strange := sorted(map(str, set(encoding) - known)):
+            raise ValueError(f"encoding names {', '.join(strange)}, not one of {', '.join(sorted(known))}.")
+    layers = [_layer(volume, options) for volume in volumes]
     exports = [layer.stack.export for layer in layers]
     block_bytes = block_bytes_of(block_mib)
     folders = [layer.stack.volume.name if several else "" for layer in layers]
@@ -195,6 +200,7 @@ def _layer(volume: Volume, options: _Options) -> _Layer:
     chunks = None if options.chunks is None else whole_triple("chunks", options.chunks)
     stack = stack_of(volume, options.levels, chunks)
     encoding = _encoding(volume, options.encoding)
+    _check_quality(encoding, options.quality)
     dtype = STORED_AS.get(str(volume.array.dtype), str(volume.array.dtype))
     scales = [
         {
@@ -227,23 +233,35 @@ def _encoding(volume: Volume, encoding: str | Mapping[str, str] | None) -> str:
         raise TypeError(
             f"Precomputed volumes hold {', '.join(DTYPES)}; got {dtype}. Convert it first: array.astype(...)."
         )
+    channels = int(np.prod(volume.array.shape[3:], dtype=np.int64))
     if encoding is None:
-        return "compressed_segmentation" if volume.labels and dtype in ("uint32", "uint64") else "raw"
+        tables = volume.labels and dtype in ("uint32", "uint64") and channels == 1
+        return "compressed_segmentation" if tables else "raw"
     if encoding not in possible:
         why = " Pictures lose bits, and an id that lost one is another id." if encoding in IMAGE_ENCODINGS else ""
         raise ValueError(f"The encoding of {kind} is one of {', '.join(possible)}; got {encoding!r}.{why}")
-    channels = int(np.prod(volume.array.shape[3:], dtype=np.int64))
     holds = {
         "jpeg": dtype == "uint8" and channels in (1, 3),
         "jxl": dtype == "uint8" and channels == 1,
         "png": dtype == "uint8" and channels <= 4,  # pyspng, which CloudVolume encodes with, writes no other
-        "compressed_segmentation": dtype in ("uint32", "uint64"),
+        # CloudVolume encodes no other, or what it does not decode
+        "compressed_segmentation": dtype in ("uint32", "uint64") and channels == 1,
+        "compresso": channels == 1,
+        "crackle": channels == 1,
     }
     if not holds.get(encoding, True):
         raise ValueError(
             f"{encoding} cannot hold {dtype} with {channels} channels; choose another encoding, such as raw."
         )
     return encoding
+
+
+def _check_quality(encoding: str, quality: Any) -> None:
+    most = {"jpeg": 100, "jxl": 100, "png": 9}.get(encoding)
+    if quality is None or most is None:
+        return
+    if isinstance(quality, bool) or not isinstance(quality, int) or not 0 <= quality <= most:
+        raise ValueError(f"quality of {encoding} must be a whole number from 0 to {most}; got {quality!r}.")
 
 
 def _voxel_offset(level: Level) -> list[int]:
