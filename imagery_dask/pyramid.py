@@ -10,6 +10,7 @@ of the difference of their sizes further.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -58,9 +59,9 @@ def checked_levels(levels: Any) -> Levels:
     """
     if levels in ("auto", "source"):
         return levels  # type: ignore[no-any-return]
-    if isinstance(levels, bool) or not isinstance(levels, int) or not 1 <= levels <= MOST_LEVELS:
+    if isinstance(levels, bool) or not hasattr(levels, "__index__") or not 1 <= levels <= MOST_LEVELS:
         raise ValueError(f"levels must be 'auto', 'source' or a number from 1 to {MOST_LEVELS}; got {levels!r}.")
-    return levels
+    return operator.index(levels)
 
 
 def pyramid(

@@ -195,7 +195,9 @@ def source_levels(volume: Volume) -> tuple[Volume, ...]:
     found = [volume]
     for mip in open_volume(cutout.path).layer.mips:
         coarse = mip.grid.resolution_nm
-        if coarse != fine and all(c >= f for c, f in zip(coarse, fine, strict=True)):
+        if mip.is_placeholder:  # has no data
+            continue
+        if mip.level >= cutout.mip.level and coarse != fine and all(c >= f for c, f in zip(coarse, fine, strict=True)):
             target = cutout.target.at(coarse)
             array = lazy_array(replace(cutout, mip=mip, target=target), squeeze=False)
             source = source_of(array)
@@ -216,6 +218,8 @@ def _volume(data: Any, name: str | None, group: str, resolution: Any, translatio
         data = _ordered(data)
         name, own = name or str(data.name or "image"), _place(data)
         data = data.data
+    if isinstance(data, (np.ndarray, np.generic, da.Array)) and not data.dtype.isnative:
+        data = data.astype(data.dtype.newbyteorder("="))  # codecs take no other
     held = None
     if isinstance(data, (np.ndarray, np.generic)):
         held = np.atleast_1d(data)
@@ -307,6 +311,8 @@ def _check(array: da.Array) -> None:
         raise ValueError("The array's shape is not known; call compute_chunk_sizes() first.")
     if array.size == 0:
         raise ValueError(f"The array is empty (shape {array.shape}); there is nothing to write.")
+    if isinstance(array._meta, np.ma.MaskedArray):
+        raise TypeError("The array is masked; say what is written under the mask: da.ma.filled(array, 0).")
     if array.dtype.kind not in "biuf":
         raise TypeError(f"Voxels are numbers; got dtype {array.dtype}.")
 

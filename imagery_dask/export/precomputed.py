@@ -132,6 +132,8 @@ def to_precomputed(
             report = write_levels(client, exports, plans, stores, partial(shown, progress))
             for layer, folder in zip(layers, files, strict=True):
                 layer.describe(folder, what_was_missing(report, layer.stack.volume.name))
+            if target.keeps_old:  # a whole volume is not replaced by one with holes
+                report.raise_for_failures()
     report.raise_for_failures()
     return report
 

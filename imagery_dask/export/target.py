@@ -54,6 +54,11 @@ class FolderTarget:
             path = Path(self.store)
             self._staged = str(path.with_name(f".{path.name}.incoming-{uuid4().hex[:8]}"))
 
+    @property
+    def keeps_old(self) -> bool:
+        """Whether what is replaced is still there while the context lasts, and stays when it ends with an error."""
+        return self._staged != self.store
+
     def __enter__(self) -> str:
         if self._replaces and self._staged == self.store:
             with clear_errors(self.store):
@@ -96,6 +101,8 @@ class FolderTarget:
         files, path = files_at(self.store)
         files.invalidate_cache()
         names = sorted(str(name).rstrip("/").rpartition("/")[2] for name in files.ls(path, detail=False))
+        # What a process that was killed was writing has a name of its own.
+        names = [name for name in names if not (name.startswith(".") and ".partial" in name)]
         return next((name for name in names if not self._owns(files, f"{path}/{name}", name)), None)
 
     def _anything(self) -> bool:
@@ -126,10 +133,14 @@ class StoreTarget(FolderTarget):
         return True
 
     def _owns(self, files: Any, path: str, name: str) -> bool:
-        # Chunks of an array lie in "c", or (zarr v2) in files and folders named by numbers.
-        if name in METADATA or name == "c" or name.replace(".", "").isdigit():
+        if name in METADATA or any(files.exists(f"{path}/{metadata}") for metadata in METADATA):
             return True
-        return any(files.exists(f"{path}/{metadata}") for metadata in METADATA)
+        if not _is_chunk(name):
+            return False
+        if files.isdir(path):  # what a removal that was cut off has left of an array, and nothing else
+            inside = (str(entry).rstrip("/").rpartition("/")[2] for entry in files.ls(path, detail=False))
+            return all(_is_chunk(entry) for entry in inside)
+        return bool(files.exists(f"{path.rpartition('/')[0]}/.zarray"))
 
     def _remove(self) -> None:
         _remove(self.store, METADATA)
@@ -155,7 +166,9 @@ class VolumeTarget(FolderTarget):
         return found
 
     def _owns(self, files: Any, path: str, name: str) -> bool:
-        known = {"info", "provenance", "segment_properties", *self.FOLDERS}
+        if name in self.FOLDERS:
+            return bool(files.exists(f"{path}/info"))
+        known = {"info", "provenance", "segment_properties"}
         for info in self._infos():
             known |= {str(scale["key"]).split("/")[0] for scale in info["scales"]}
             known.add(str(info.get("segment_properties", "")))
@@ -179,6 +192,11 @@ class VolumeTarget(FolderTarget):
     def _in_memory(self) -> bool:
         # Files and zarr stores are different memories of a process.
         return place_of(self.store).scheme == "memory"
+
+
+def _is_chunk(name: str) -> bool:
+    """Whether chunks of an array have such a name: they lie in "c", or (zarr v2) in files and folders of numbers."""
+    return name == "c" or name.replace(".", "").isdigit()
 
 
 def _anything_at(location: str) -> bool:

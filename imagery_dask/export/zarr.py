@@ -87,8 +87,8 @@ def to_zarr(
         Voxel size, and centre of the first voxel, x, y, z in nm. Cutouts and DataArrays with coordinates have their
         own; an array without any is written without units.
     overwrite : bool
-        Replace a zarr store that exists. On a local disk the new one is written beside it and takes its place when it
-        is there, so that `data` may be read from what is replaced; in a bucket the old one is removed first.
+        Replace a zarr store that exists. On a local disk the new one is written beside it and takes its place when all
+        of it is there, so that `data` may be read from what is replaced; in a bucket the old one is removed first.
     cluster : optional
         See `imagery_dask.cluster.connect`. By default the current dask client, or threads of this process. A script
         that starts worker processes (``"local"``) needs Python's ``if __name__ == "__main__":`` guard.
@@ -132,6 +132,8 @@ def to_zarr(
             places = [_stores(store, stack, layout) for stack in stacks]
             report = write_levels(client, exports, plans, places, partial(shown, progress))
             _close(store, stacks, report)
+            if target.keeps_old:  # a whole store is not replaced by one with holes
+                report.raise_for_failures()
     report.notes += _unseen(exports)
     report.raise_for_failures()
     return report

@@ -106,3 +106,29 @@ def test_a_layout_does_not_depend_on_the_blocks(image: Any, tmp_path: Path) -> N
     for level in range(4):
         one, other = (zarr.open_array(tmp_path / name, path=str(level), mode="r") for name in ("a.zarr", "b.zarr"))
         np.testing.assert_array_equal(one[...], other[...])
+
+
+@pytest.mark.parametrize("write", [to_zarr, to_precomputed])
+def test_a_store_is_not_replaced_by_one_with_holes(tmp_path: Path, write: Any) -> None:
+    def fail(block: Any, block_info: Any = None) -> Any:
+        if block_info:
+            raise ArithmeticError("not to be had")
+        return block
+
+    options: dict[str, Any] = {"resolution_nm": (8, 8, 40), "translation_nm": (4, 4, 20), "progress": False}
+    write(np.full((16, 16, 16), 9, np.uint8), tmp_path / "out", **options)
+    before = files_of(tmp_path / "out")
+    (tmp_path / "out" / ".zarr.json.0123.partial").write_bytes(b"of a process that was killed")
+    failing = da.zeros((16, 16, 16), dtype=np.uint8).map_blocks(fail, dtype=np.uint8)
+    with pytest.raises(BlockFailedError, match="not to be had"):
+        write(failing, tmp_path / "out", overwrite=True, **options)
+    (tmp_path / "out" / ".zarr.json.0123.partial").unlink()
+    assert files_of(tmp_path / "out") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_masked_arrays_are_refused(tmp_path: Path) -> None:
+    masked = da.ma.masked_equal(da.arange(64, dtype=np.uint8).reshape(4, 4, 4), 3)
+    with pytest.raises(TypeError, match=r"masked.*da\.ma\.filled"):
+        to_zarr(masked, tmp_path / "out", progress=False)
+    assert list(tmp_path.iterdir()) == []
