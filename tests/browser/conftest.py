@@ -1,4 +1,4 @@
-"""One browser for all tests of this folder: it takes seconds to start."""
+"""One browser for the tests of a module: it takes seconds to start, and draws while it is there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from browser.viewing import Screen
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def screen() -> Iterator[Screen]:
     """Neuroglancer in a headless browser, or a skip that says what is not installed."""
     pytest.importorskip("neuroglancer", reason="needs neuroglancer: pip install 'imagery_dask[browser]'")
