@@ -40,7 +40,7 @@ from imagery_dask import ImageryClient, to_png, to_precomputed, to_zarr
 from imagery_dask.export.levels import BLOCK_BYTES
 
 IMAGE: XYZ = (1024, 1024, 256)
-LABELS: XYZ = (512, 512, 128)
+LABELS: XYZ = (512, 512, 256)
 PLANES: XYZ = (1024, 1024, 128)
 LARGE = 32_768
 # What shards="auto" makes of a large volume: 32 MiB, wide where the next level halves.
