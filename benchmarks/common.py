@@ -27,20 +27,25 @@ def arguments(description: str | None) -> argparse.Namespace:
 XYZ = tuple[int, int, int]
 
 
-def em_volume(folder: Path, encoding: str, shape: XYZ = (1024, 1024, 256), offset: XYZ = OFFSET) -> str:
-    """Path of an EM-like image volume on disk, written once: 64 x 64 x 64 chunks, non-zero offset."""
+def em_volume(
+    folder: Path, encoding: str, shape: XYZ = (1024, 1024, 256), offset: XYZ = OFFSET, compress: bool = True
+) -> str:
+    """Path of an EM-like image volume on disk, written once: 64 x 64 x 64 chunks, non-zero offset.
+
+    Without `compress` chunks are files as they are, which others than CloudVolume read too.
+    """
     name = f"image-{encoding}-{'x'.join(map(str, shape))}" + ("" if offset == OFFSET else "-at-origin")
-    return _write(folder / name, "image", encoding, shape, offset)
+    return _write(folder / name, "image", encoding, shape, offset, compress)
 
 
-def label_volume(folder: Path, shape: tuple[int, int, int] = (512, 512, 256)) -> str:
+def label_volume(folder: Path, shape: XYZ = (512, 512, 256), compress: bool = True) -> str:
     """Path of a segmentation on disk, written once."""
-    return _write(
-        folder / f"labels-{'x'.join(map(str, shape))}", "segmentation", "compressed_segmentation", shape, OFFSET
-    )
+    path = folder / f"labels-{'x'.join(map(str, shape))}"
+    return _write(path, "segmentation", "compressed_segmentation", shape, OFFSET, compress)
 
 
-def _write(path: Path, kind: str, encoding: str, shape: XYZ, offset: XYZ) -> str:
+def _write(path: Path, kind: str, encoding: str, shape: XYZ, offset: XYZ, compress: bool) -> str:
+    path = path if compress else path.with_name(f"{path.name}-plain")
     if not (path / "info").exists():
         image, labels = synthesize((shape[0], shape[1], 64))
         tile = image if kind == "image" else np.kron(labels, np.ones((2, 2, 1), dtype=labels.dtype))
@@ -48,7 +53,9 @@ def _write(path: Path, kind: str, encoding: str, shape: XYZ, offset: XYZ) -> str
         info = CloudVolume.create_new_info(
             1, kind, str(data.dtype), encoding, (8, 8, 40), offset, shape, chunk_size=(64, 64, 64)
         )
-        volume = CloudVolume(f"file://{path.resolve()}", info=info, progress=False)
+        volume = CloudVolume(
+            f"file://{path.resolve()}", info=info, progress=False, compress=None if compress else False
+        )
         volume[:] = np.asfortranarray(data)
         volume.commit_info()
     return f"precomputed://file://{path.resolve()}"

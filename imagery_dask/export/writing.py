@@ -9,6 +9,7 @@ folder of its own beside the chunks, from where each file is moved into place:
     store.zarr/0/.partial-RUN-BLOCK/c.4.0.7
 
 Readers ask for chunks by name and never see such a folder; `remove_partial` removes those of runs that were killed.
+Shards go there by `zarr_shards`, which holds one encoded chunk of them at a time.
 In a bucket an object appears by its PUT.
 """
 
@@ -34,6 +35,7 @@ from zarr.storage import LocalStore, StorePath, WrapperStore
 
 from imagery_dask.export.buckets import place_of
 from imagery_dask.export.stores import clear_errors, open_store
+from imagery_dask.export.zarr_shards import ShardEncoder, shard_encoder
 
 __all__ = ["BlockArray", "codec_threads", "open_array", "remove_partial"]
 
@@ -110,32 +112,58 @@ class BlockArray:
         if voxels.shape != tuple(stop - start for start, stop in box):
             raise ValueError(f"voxels of shape {voxels.shape} do not fit {tuple(selection)}.")
         missing = [(0, -(stop - start) % size) for (start, stop), size in zip(box, self.unit, strict=True)]
-        if any(after for _, after in missing):
+        whole = tuple(slice(start, stop + after) for (start, stop), (_, after) in zip(box, missing, strict=True))
+        shards = shard_encoder(self.padded) if self._array is None else None
+        if shards is None and any(after for _, after in missing):
             voxels = np.pad(voxels, missing, constant_values=self.padded.fill_value)
-        whole = tuple(slice(start, start + length) for (start, _), length in zip(box, voxels.shape, strict=True))
         with clear_errors(self.location):
-            if self._array is None:
-                self._write_local(whole, voxels)
-            else:
+            if self._array is not None:
                 self._array[whole] = voxels
+                return
+            with self._scratch() as (folder, scratch):
+                if shards is None:
+                    self._write_chunks(folder, scratch, whole, voxels)
+                else:
+                    self._write_shards(shards, folder, scratch, whole, voxels)
 
     def read(self, selection: tuple[slice, ...]) -> NDArray[Any]:
         """Read voxels that have been written."""
         with clear_errors(self.location):
             return np.asarray(_readable(self.location, self.path, self.run, self.threads, os.getpid())[selection])
 
-    def _write_local(self, whole: tuple[slice, ...], voxels: NDArray[Any]) -> None:
+    @contextmanager
+    def _scratch(self) -> Iterator[tuple[Path, Path]]:
+        """Folder of the array, and one in it for files that are being written."""
         folder = Path(place_of(self.location).path) / self.path
         scratch = folder / f"{PARTIAL}{self.run}-{uuid4().hex[:12]}"
         try:
-            with _configured(PIPELINE, self.threads):
-                array = _array(self.flat, StorePath(LocalStore(scratch)))
-            array[whole] = voxels
-            for position in self._positions(whole):
-                name, final = (array.metadata.encode_chunk_key(position), self.padded.encode_chunk_key(position))
-                _move(f"{scratch}/{name}", folder / final)
+            yield folder, scratch
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+    def _write_chunks(self, folder: Path, scratch: Path, whole: tuple[slice, ...], voxels: NDArray[Any]) -> None:
+        with _configured(PIPELINE, self.threads):
+            array = _array(self.flat, StorePath(LocalStore(scratch)))
+        array[whole] = voxels
+        for position in self._positions(whole):
+            name, final = (array.metadata.encode_chunk_key(position), self.padded.encode_chunk_key(position))
+            _move(f"{scratch}/{name}", folder / final)
+
+    def _write_shards(
+        self, shards: ShardEncoder, folder: Path, scratch: Path, whole: tuple[slice, ...], voxels: NDArray[Any]
+    ) -> None:
+        scratch.mkdir()
+        for position in self._positions(whole):
+            part = tuple(
+                slice(at * size - axis.start, (at + 1) * size - axis.start)
+                for at, size, axis in zip(position, self.unit, whole, strict=True)
+            )
+            source = f"{scratch}/shard"
+            with open(source, "wb") as file:
+                filled = shards.write(voxels[part], file)
+            if not filled:
+                os.unlink(source)
+            _move(source, folder / self.padded.encode_chunk_key(position))
 
     def _positions(self, whole: tuple[slice, ...]) -> Iterator[tuple[int, ...]]:
         """Positions of whole units among those of the array."""
