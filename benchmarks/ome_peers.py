@@ -25,7 +25,7 @@ def tensorstore(source: str, out: str, chunk: int, shard: list[int]) -> None:
     volume = ts.open({"driver": "neuroglancer_precomputed", "kvstore": _folder(source)}, context=context).result()
     volume = volume[ts.d["channel"][0]].T[ts.d[:].translate_to[0]]
     size = volume.dtype.numpy_dtype.itemsize
-    blosc = {"cname": "zstd", "clevel": 1, "shuffle": "shuffle", "typesize": size, "blocksize": 0}
+    blosc = {"cname": "zstd", "clevel": 1, "shuffle": "shuffle", "typesize": size, "blocksize": 2**18}
     inner = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "blosc", "configuration": blosc}]
     sharding = {"chunk_shape": [chunk] * 3, "codecs": inner}
     metadata = {
