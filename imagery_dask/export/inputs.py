@@ -70,31 +70,34 @@ class Volume:
         return int(self.array.dtype.itemsize * math.prod(self.array.shape[3:]))
 
     @property
+    def read_bytes(self) -> float:
+        """Bytes that are held for a voxel of the result while it is read."""
+        return self.voxel_bytes * (1.0 if self.source is None else _amplification(self.source))
+
+    @property
     def channels(self) -> bool:
         """Whether there is a channel axis."""
         return bool(self.array.ndim == 4)
 
     def plan(self, output_chunks: XYZ, block_bytes: int, most_bytes: int | None = None) -> BlockPlan:
         """Blocks for an output of these chunks, of `block_bytes`, or of `most_bytes` where that reads chunks once."""
-        voxel_bytes: float = self.voxel_bytes
         chunks = [min(chunk, size) for chunk, size in zip(output_chunks, self.shape, strict=True)]
         graph: Sequence[SourceChunks | None] = (None, None, None)
         if self.source is None:
             storage = [_dask_chunks(self.array.chunks[axis]) for axis in range(3)]
         else:
             cutout = self.source.cutout
-            voxel_bytes *= _amplification(self.source)
             storage = _grids(self.source, cutout.mip.chunk_shape)
             if cutout.unit != cutout.mip.chunk_shape:
                 graph = _grids(self.source, cutout.unit)
-        voxels, most = _voxels(block_bytes, voxel_bytes), most_bytes and _voxels(most_bytes, voxel_bytes)
+        voxels, most = _voxels(block_bytes, self.read_bytes), most_bytes and _voxels(most_bytes, self.read_bytes)
         return plan_blocks(self.shape, chunks, storage, voxels, graph, most)
 
     def held_bytes(self, plan: BlockPlan) -> int:
         """Most bytes that a task holds at once: a block, what it is computed from, and what becomes of it."""
         block = math.prod(plan.largest_piece) * self.voxel_bytes
         if self.source is not None:
-            return int(block * _amplification(self.source)) + 2 * block
+            return int(math.prod(plan.largest_piece) * self.read_bytes) + 2 * block
         if self.held is not None:
             return 2 * block
         crossed = [_longest(chunks, edges) for chunks, edges in zip(self.array.chunks[:3], plan.edges, strict=True)]

@@ -26,7 +26,7 @@ from imagery_dask.plan import BlockPlan, Region, plan_blocks
 from imagery_dask.pyramid import Level
 from imagery_dask.run import BlockTask, RunReport, run_blocks
 
-__all__ = ["BLOCK_BYTES", "LevelStore", "LevelsBlock", "VolumeLevels", "plan_levels", "write_levels"]
+__all__ = ["BLOCK_BYTES", "LevelStore", "LevelsBlock", "VolumeLevels", "block_size", "plan_levels", "write_levels"]
 
 # Three blocks must fit beside each other in a worker with 1 GB and other things to do.
 BLOCK_BYTES = 32 * 2**20
@@ -165,7 +165,7 @@ def plan_levels(client: Client, exports: Sequence[VolumeLevels], block_bytes: in
     ValueError
         When a block would take more memory than a worker has.
     """
-    wanted = block_bytes or _block_bytes(client, exports)
+    wanted = block_bytes or block_size(client, sum(int(export.volumes[0].array.nbytes) for export in exports))
     plans = [_plans(export, wanted, max(wanted, BLOCK_BYTES) * SPLIT_ABOVE) for export in exports]
     memory = thread_memory(client)
     for export, of_volume in zip(exports, plans, strict=True):
@@ -281,12 +281,10 @@ def _notes(export: VolumeLevels, plans: Sequence[BlockPlan]) -> Iterator[str]:
             )
 
 
-def _block_bytes(client: Client, exports: Sequence[VolumeLevels]) -> int:
-    """Size of blocks: as large as memory allows, small enough that every thread gets some."""
+def block_size(client: Client, total: int) -> int:
+    """Bytes of a block of an export of so many: as large as memory allows, small enough that every thread gets some."""
     threads = int(sum(client.nthreads().values()))
-    total = sum(int(export.volumes[0].array.nbytes) for export in exports)
-    share = total // (BLOCKS_PER_THREAD * max(1, threads))
-    return min(BLOCK_BYTES, max(SMALL_BLOCK_BYTES, share))
+    return min(BLOCK_BYTES, max(SMALL_BLOCK_BYTES, total // (BLOCKS_PER_THREAD * max(1, threads))))
 
 
 def _coarser(region: Region, step: XYZ) -> Region:

@@ -149,11 +149,12 @@ class _Options:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """A volume to be written, its info, and further files beside that."""
+    """A volume to be written, its info, further files beside that, and where it comes from."""
 
     stack: Stack
     info: dict[str, Any]
     beside: dict[str, bytes]
+    made: dict[str, Any]
     options: _Options
 
     def create(self, files: Files) -> None:
@@ -165,7 +166,7 @@ class _Layer:
 
     def describe(self, files: Files, results: dict[str, Any]) -> None:
         """Write the provenance, as CloudVolume reads it."""
-        made = provenance(self.stack.volume)
+        made = self.made
         method = {"task": "imagery_dask.to_precomputed", KEY: made | results}
         content = {
             "description": "",
@@ -229,7 +230,7 @@ def _layer(volume: Volume, options: _Options) -> _Layer:
     if properties is not None:
         info["segment_properties"] = PROPERTIES
     beside = {} if properties is None else {f"{PROPERTIES}/info": properties}
-    return _Layer(stack, info | {"scales": scales}, beside, options)
+    return _Layer(stack, info | {"scales": scales}, beside, provenance(volume), options)
 
 
 def _check_names(volumes: Sequence[Volume], encoding: str | Mapping[str, str] | None) -> None:

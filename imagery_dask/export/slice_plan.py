@@ -27,7 +27,7 @@ from imagery_dask.export.slice_names import plane_axes
 from imagery_dask.grid import AXES, XYZ
 from imagery_dask.plan import BlockPlan
 
-__all__ = ["plan_slices", "refuse_too_large", "storage_edges", "voxel_bytes"]
+__all__ = ["plan_slices", "refuse_too_large", "storage_edges"]
 
 Edges = Sequence[int]
 # The voxels of a slab, what their pages are made of, and what a codec holds.
@@ -68,17 +68,6 @@ def plan_slices(edges: tuple[Edges, Edges, Edges], axis: int, tile: int | None, 
     spans[axis] = _grouped(spans[axis], max(1, voxels // int(area)), cut=False)
     x, y, z = (tuple(span) for span in spans)
     return BlockPlan((x, y, z), (True, True, True))
-
-
-def voxel_bytes(volume: Volume) -> float:
-    """Bytes that are held for a voxel of the result while it is read."""
-    own = volume.array.dtype.itemsize * math.prod(volume.array.shape[3:])
-    if volume.source is None:
-        return float(own)
-    cutout = volume.source.cutout
-    steps = cutout.target.steps_from(cutout.mip.grid.resolution_nm)
-    stored = np.dtype(cutout.stored_dtype).itemsize * cutout.channels
-    return max(float(own), stored * float(math.prod(steps)))
 
 
 def refuse_too_large(plan: BlockPlan, axis: int, bytes_each: float, memory: int | None) -> None:

@@ -15,6 +15,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from imagery_dask.cluster import connect, thread_memory
+from imagery_dask.export import levels
 from imagery_dask.export import slice_checks as checks
 from imagery_dask.export.files import Files
 from imagery_dask.export.inputs import Volume
@@ -30,7 +31,7 @@ from imagery_dask.export.slice_pages import (
     OverlayStyle,
     Pages,
 )
-from imagery_dask.export.slice_plan import plan_slices, refuse_too_large, storage_edges, voxel_bytes
+from imagery_dask.export.slice_plan import plan_slices, refuse_too_large, storage_edges
 from imagery_dask.export.slice_tasks import list_ids, slice_tasks
 from imagery_dask.labels import RootIds
 from imagery_dask.plan import BlockPlan
@@ -42,10 +43,6 @@ What = Literal["imagery", "masks", "labels", "overlay"]
 WHATS = ("imagery", "masks", "labels", "overlay")
 MAX_FILES = 1_000_000
 EXTENSIONS = {"png": "png", "tiff": "tif"}
-# A slab of several storage chunks has no more than this; where an export is small, less, so that each thread has some.
-BLOCK_BYTES = 32 * 2**20
-SMALL_BLOCK_BYTES = 4 * 2**20
-BLOCKS_PER_THREAD = 4
 MOST_16_BIT = 2**16 - 1
 MOST_PACKED = 2**24 - 1
 
@@ -229,11 +226,9 @@ class _Job:
     def run(self, client: Client, progress: bool | Callable[[RunReport], None]) -> RunReport:
         """Find ids where needed, and write."""
         self._check_cluster(client)
-        each = sum(voxel_bytes(volume) for volume in self.volumes)
-        threads = max(1, sum(client.nthreads().values()))
-        share = int(each * math.prod(self.names.shape)) // (BLOCKS_PER_THREAD * threads)
-        wanted = min(BLOCK_BYTES, max(SMALL_BLOCK_BYTES, share))
-        plan = self._plan(int(wanted / each))
+        each = sum(volume.read_bytes for volume in self.volumes)
+        # Slabs of several storage chunks have no more than a block of other exports.
+        plan = self._plan(int(levels.block_size(client, int(each * math.prod(self.names.shape))) / each))
         refuse_too_large(plan, self.names.axis, each, thread_memory(client))
         pages = self._pages(client)
         with shown(progress, len(plan)) as on_progress:
@@ -264,7 +259,7 @@ class _Job:
             rgb = {value: (r, g, b) for value, (r, g, b, _) in look.colors.items()}
             return OverlayPages(self.style, look.keep, rgb, look.window)
         if look.keep is None:
-            ids = list_ids(client, self.volumes[0], BLOCK_BYTES)
+            ids = list_ids(client, self.volumes[0], levels.BLOCK_BYTES)
         else:
             ids = np.array(look.keep, dtype=np.uint64)
         if look.what == "masks":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ __all__ = ["FolderTarget", "StoreTarget", "VolumeTarget"]
 METADATA = {"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"}
 
 
-class FolderTarget:
+class FolderTarget(ABC):
     """A place for a store; a context manager that gives the path to write to.
 
     A local store that is replaced stays as it is until the context ends: the new one is written beside it and then
@@ -108,16 +109,17 @@ class FolderTarget:
     def _anything(self) -> bool:
         return _anything_at(self.store)
 
+    @abstractmethod
     def _opens(self) -> bool:
         """Whether there is a store of this kind."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _owns(self, files: Any, path: str, name: str) -> bool:
         """Whether a name at the store's root is part of it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _remove(self) -> None:
-        raise NotImplementedError
+        """Remove the store."""
 
 
 class StoreTarget(FolderTarget):

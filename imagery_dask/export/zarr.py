@@ -252,4 +252,5 @@ def _close(store: str, stacks: list[Stack], report: RunReport) -> None:
     """Say in the store what was missing."""
     for stack in stacks:
         group = zarr.open_group(open_store(store), path=stack.volume.group.rstrip("/"), mode="r+")
-        group.attrs.update({KEY: provenance(stack.volume) | what_was_missing(report, stack.volume.name)})
+        made: Any = group.attrs[KEY]
+        group.attrs[KEY] = made | what_was_missing(report, stack.volume.name)

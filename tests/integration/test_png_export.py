@@ -66,8 +66,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(autouse=True)
 def _several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.export.slices.BLOCK_BYTES", 2**15)
-    monkeypatch.setattr("imagery_dask.export.slices.SMALL_BLOCK_BYTES", 2**15)
+    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 2**15)
+    monkeypatch.setattr("imagery_dask.export.levels.SMALL_BLOCK_BYTES", 2**15)
 
 
 def listing(folder: Path) -> list[str]:
