@@ -6,6 +6,7 @@ import importlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from distributed.client import default_client
 
 from imagery_dask.sources import tokens_for_own_workers
 
-__all__ = ["connect", "load_cluster_file", "thread_memory"]
+__all__ = ["Room", "connect", "load_cluster_file", "room_of", "thread_memory"]
 
 KEYS = {"cluster", "arguments", "workers"}
 WAIT_S = 600
@@ -194,6 +195,27 @@ def _current_client() -> Client | None:
         return default_client()
     except ValueError:
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a cluster has.
+
+    Parameters
+    ----------
+    threads : int
+        Tasks that run at once.
+    thread_memory : int
+        Bytes that one of them may take.
+    """
+
+    threads: int
+    thread_memory: int
+
+
+def room_of(client: Client) -> Room:
+    """Say what the workers of a cluster have at the moment."""
+    return Room(int(sum(client.nthreads().values())), thread_memory(client))
 
 
 def thread_memory(client: Client) -> int:

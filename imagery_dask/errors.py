@@ -7,6 +7,7 @@ from typing import Any
 __all__ = [
     "AccessRefusedError",
     "BlockFailedError",
+    "ClusterLostError",
     "CorruptChunkError",
     "ImageryDaskError",
     "MissingChunkError",
@@ -14,6 +15,9 @@ __all__ = [
     "ServerError",
     "SourceError",
     "SourceNotFoundError",
+    "TargetBusyError",
+    "TargetFullError",
+    "TooManyMissingError",
 ]
 
 
@@ -47,6 +51,22 @@ class MissingChunkError(SourceError):
 
 class CorruptChunkError(SourceError):
     """A storage chunk exists but does not decode."""
+
+
+class TargetBusyError(ImageryDaskError, FileExistsError):
+    """Another process writes to the same place at the moment."""
+
+
+class TargetFullError(ImageryDaskError, OSError):
+    """No space is left where an export writes; the same call goes on when there is."""
+
+
+class ClusterLostError(ImageryDaskError, ConnectionError):
+    """The scheduler of the cluster is gone; the same call goes on with another one."""
+
+
+class TooManyMissingError(ImageryDaskError):
+    """More storage chunks of the source do not exist than ``max_missing`` allows."""
 
 
 class BlockFailedError(ImageryDaskError):

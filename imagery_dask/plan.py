@@ -66,12 +66,24 @@ class BlockPlan:
     def __len__(self) -> int:
         return math.prod(len(edges) - 1 for edges in self.edges)
 
+    @property
+    def counts(self) -> XYZ:
+        """Blocks along x, y, z."""
+        x, y, z = (len(edges) - 1 for edges in self.edges)
+        return (x, y, z)
+
     def __iter__(self) -> Iterator[tuple[XYZ, Region]]:
         """Index and region of each block, x fastest; nothing is held."""
-        for z, (z0, z1) in enumerate(pairwise(self.edges[2])):
-            for y, (y0, y1) in enumerate(pairwise(self.edges[1])):
-                for x, (x0, x1) in enumerate(pairwise(self.edges[0])):
-                    yield (x, y, z), (slice(x0, x1), slice(y0, y1), slice(z0, z1))
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, number: int) -> tuple[XYZ, Region]:
+        """Index and region of a block by number."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"There is no block {number}; there are {len(self)}.")
+        nx, ny, _ = self.counts
+        index = (number % nx, number // nx % ny, number // (nx * ny))
+        x, y, z = (slice(edges[at], edges[at + 1]) for edges, at in zip(self.edges, index, strict=True))
+        return index, (x, y, z)
 
     def pieces(self, region: Region) -> Iterator[Region]:
         """Regions that a block is worked off in, x fastest: the block itself where it need not be cut."""

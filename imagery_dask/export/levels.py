@@ -13,20 +13,29 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from distributed import Client
 from numpy.typing import NDArray
+from xxhash import xxh3_128
 
 from imagery_dask import kernels
 from imagery_dask.blocks import SPLIT_ABOVE
-from imagery_dask.cluster import thread_memory
+from imagery_dask.cluster import Room
 from imagery_dask.export.inputs import Volume
 from imagery_dask.export.layout import StageLayout
 from imagery_dask.grid import XYZ
 from imagery_dask.plan import BlockPlan, Region, plan_blocks
 from imagery_dask.pyramid import Level
-from imagery_dask.run import BlockTask, RunReport, run_blocks
+from imagery_dask.run import BlockTask, Written
 
-__all__ = ["BLOCK_BYTES", "LevelStore", "LevelsBlock", "VolumeLevels", "block_size", "plan_levels", "write_levels"]
+__all__ = [
+    "BLOCK_BYTES",
+    "LevelStore",
+    "LevelTasks",
+    "LevelsBlock",
+    "VolumeLevels",
+    "block_size",
+    "level_notes",
+    "plan_levels",
+]
 
 # Three blocks must fit beside each other in a worker with 1 GB and other things to do.
 BLOCK_BYTES = 32 * 2**20
@@ -40,8 +49,16 @@ PIECE_BYTES = 16 * 2**20
 class LevelStore(Protocol):
     """One level in its place. Picklable; opened by the process that uses it."""
 
-    def write(self, region: Region, voxels: NDArray[Any]) -> None:
-        """Write voxels x, y, z(, c) to a region of whole chunks."""
+    def write(self, region: Region, voxels: NDArray[Any]) -> bytes:
+        """Write voxels x, y, z(, c) to a region of whole chunks; their hash."""
+        ...
+
+    def digest_of(self, region: Region, voxels: NDArray[Any]) -> bytes:
+        """Hash that `write` would give; nothing is written."""
+        ...
+
+    def digest(self, region: Region) -> bytes:
+        """Hash of what is stored in a region."""
         ...
 
     def read(self, region: Region) -> NDArray[Any]:
@@ -90,17 +107,34 @@ class LevelsBlock:
     outputs: tuple[tuple[XYZ, LevelStore], ...]
     labels: bool
 
-    def __call__(self) -> int:
+    def __call__(self) -> Written:
         """Compute and write; each piece covers whole chunks, so that no other task touches them."""
-        written = 0
+        return self._make(lambda store, region, block: store.write(region, block))
+
+    def stored(self) -> bytes:
+        """Hash of what is in the store."""
+        digest = xxh3_128()
+        for region, _ in self.pieces:
+            for step, store in self.outputs:
+                region = _coarser(region, step)
+                digest.update(store.digest(region))
+        return digest.digest()
+
+    def expected(self) -> bytes:
+        """Hash of what would be written now."""
+        return self._make(lambda store, region, block: store.digest_of(region, block)).digest
+
+    def _make(self, put: Callable[[LevelStore, Region, NDArray[Any]], bytes]) -> Written:
+        digest, voxels, size = xxh3_128(), 0, 0
         for region, read in self.pieces:
             block = read()
+            voxels += math.prod(block.shape)
             for step, store in self.outputs:
                 block = kernels.downsample(block, step, self.labels)
                 region = _coarser(region, step)
-                store.write(region, block)
-                written += int(block.nbytes)
-        return written
+                digest.update(put(store, region, block))
+                size += int(block.nbytes)
+        return Written(voxels, size, digest.digest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,15 +182,15 @@ class ReadDownsampled:
         return out
 
 
-def plan_levels(client: Client, exports: Sequence[VolumeLevels], block_bytes: int | None) -> list[list[BlockPlan]]:
+def plan_levels(exports: Sequence[VolumeLevels], room: Room, block_bytes: int | None) -> list[list[BlockPlan]]:
     """Blocks of each stage of each volume, in voxels of the stage's first level.
 
     Parameters
     ----------
-    client : distributed.Client
-        Where they will run.
     exports : sequence of VolumeLevels
         What to write.
+    room : Room
+        Where they will run.
     block_bytes : int, optional
         Size that blocks should have; by default 32 MiB, less where that leaves threads without work.
 
@@ -165,57 +199,51 @@ def plan_levels(client: Client, exports: Sequence[VolumeLevels], block_bytes: in
     ValueError
         When a block would take more memory than a worker has.
     """
-    wanted = block_bytes or block_size(client, sum(int(export.volumes[0].array.nbytes) for export in exports))
+    wanted = block_bytes or block_size(room, sum(int(export.volumes[0].array.nbytes) for export in exports))
     plans = [_plans(export, wanted, max(wanted, BLOCK_BYTES) * SPLIT_ABOVE) for export in exports]
-    memory = thread_memory(client)
     for export, of_volume in zip(exports, plans, strict=True):
         for volume, plan in zip(export.volumes, of_volume, strict=False):
-            _refuse_too_large(volume, plan, memory)
+            _refuse_too_large(volume, plan, room.thread_memory)
     return plans
 
 
-def write_levels(
-    client: Client,
-    exports: Sequence[VolumeLevels],
-    plans: Sequence[Sequence[BlockPlan]],
-    stores: Sequence[Sequence[LevelStore]],
-    progress: Callable[[int], Any],
-) -> RunReport:
-    """Write all levels of some volumes, stage by stage.
+@dataclass(frozen=True, slots=True)
+class LevelTasks(Sequence[BlockTask]):
+    """The tasks of a stage of a volume, each made when it is asked for.
 
     Parameters
     ----------
-    client : distributed.Client
-        Where to run.
-    exports : sequence of VolumeLevels
-        What to write.
-    plans : sequence of sequences of BlockPlan
+    export : VolumeLevels
+        What is written.
+    stage : int
+        Which stage.
+    plan : BlockPlan
         Blocks, from `plan_levels`.
-    stores : sequence of sequences of LevelStore
-        Where each level of each volume is written.
-    progress : callable
-        Gives, for a number of blocks, the context manager of a callback for the report.
-
-    Returns
-    -------
-    RunReport
-        Its voxels are those of the first levels.
+    stores : sequence of LevelStore
+        Where each level is written.
     """
-    stages = (
-        itertools.chain.from_iterable(
-            _tasks(export, index, of_volume[index], places)
-            for export, of_volume, places in zip(exports, plans, stores, strict=True)
-            if index < len(of_volume)
+
+    export: VolumeLevels
+    stage: int
+    plan: BlockPlan
+    stores: Sequence[LevelStore]
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, number: Any) -> Any:
+        export, stores = self.export, self.stores
+        stage, volume = export.stages[self.stage], export.volumes[min(self.stage, len(export.volumes) - 1)]
+        outputs = tuple(
+            ((1, 1, 1) if level == stage.first else export.levels[level].step, stores[level])
+            for level in range(stage.first, stage.last + 1)
         )
-        for index in range(max(len(of_volume) for of_volume in plans))
-    )
-    blocks = sum(len(plan) for of_volume in plans for plan in of_volume)
-    with progress(blocks) as on_progress:
-        report = run_blocks(client, stages, blocks, on_progress)
-    report.voxels = sum(math.prod(export.volumes[0].array.shape) for export in exports)
-    for export, of_volume in zip(exports, plans, strict=True):
-        report.notes += _notes(export, of_volume)
-    return report
+        (x, y, z), region = self.plan[number]
+        doing = "read+write" if self.stage < len(export.volumes) else "downsample"
+        which = "" if len(export.levels) == 1 else f" level {stage.first}"
+        name = f"{doing} {volume.name}{which}, z{z} y{y} x{x}"
+        pieces = tuple((piece, _reader(export, self.stage, piece, stores)) for piece in self.plan.pieces(region))
+        return LevelsBlock(name, volume.name, pieces, outputs, volume.labels)
 
 
 def _refuse_too_large(volume: Volume, plan: BlockPlan, memory: int) -> None:
@@ -244,20 +272,6 @@ def _plans(export: VolumeLevels, block_bytes: int, most: int) -> list[BlockPlan]
     return plans
 
 
-def _tasks(export: VolumeLevels, index: int, plan: BlockPlan, stores: Sequence[LevelStore]) -> Iterator[BlockTask]:
-    stage, volume = export.stages[index], export.volumes[min(index, len(export.volumes) - 1)]
-    outputs = tuple(
-        ((1, 1, 1) if level == stage.first else export.levels[level].step, stores[level])
-        for level in range(stage.first, stage.last + 1)
-    )
-    doing = "read+write" if index < len(export.volumes) else "downsample"
-    which = "" if len(export.levels) == 1 else f" level {stage.first}"
-    for (x, y, z), region in plan:
-        name = f"{doing} {volume.name}{which} z{z} y{y} x{x}"
-        pieces = tuple((piece, _reader(export, index, piece, stores)) for piece in plan.pieces(region))
-        yield LevelsBlock(name, volume.name, pieces, outputs, volume.labels)
-
-
 def _reader(
     export: VolumeLevels, index: int, region: Region, stores: Sequence[LevelStore]
 ) -> Callable[[], NDArray[Any]]:
@@ -270,7 +284,7 @@ def _reader(
     return ReadDownsampled(stores[first - 1], export.levels[first - 1].shape, region, step, unit, volume.labels)
 
 
-def _notes(export: VolumeLevels, plans: Sequence[BlockPlan]) -> Iterator[str]:
+def level_notes(export: VolumeLevels, plans: Sequence[BlockPlan]) -> Iterator[str]:
     """Say where blocks cut what they read."""
     for volume, plan in zip(export.volumes, plans, strict=False):
         cut = [axis for axis, once in zip("xyz", plan.reads_once, strict=True) if not once]
@@ -281,10 +295,9 @@ def _notes(export: VolumeLevels, plans: Sequence[BlockPlan]) -> Iterator[str]:
             )
 
 
-def block_size(client: Client, total: int) -> int:
+def block_size(room: Room, total: int) -> int:
     """Bytes of a block of an export of so many: as large as memory allows, small enough that every thread gets some."""
-    threads = int(sum(client.nthreads().values()))
-    return min(BLOCK_BYTES, max(SMALL_BLOCK_BYTES, total // (BLOCKS_PER_THREAD * max(1, threads))))
+    return min(BLOCK_BYTES, max(SMALL_BLOCK_BYTES, total // (BLOCKS_PER_THREAD * max(1, room.threads))))
 
 
 def _coarser(region: Region, step: XYZ) -> Region:

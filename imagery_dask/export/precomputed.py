@@ -8,31 +8,33 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 from cloudvolume import CloudVolume
+from distributed import Client
 
 from imagery_dask.arguments import whole_triple
-from imagery_dask.cluster import connect
-from imagery_dask.export.files import Files
 from imagery_dask.export.inputs import Volume, as_volumes
+from imagery_dask.export.job import Running, execute
 from imagery_dask.export.layout import default_chunks
-from imagery_dask.export.levels import plan_levels, write_levels
+from imagery_dask.export.levels import LevelStore
+from imagery_dask.export.limits import checked_missing, checked_requests
 from imagery_dask.export.precomputed_level import SEGMENTATION_BLOCK, PrecomputedLevel
-from imagery_dask.export.progress import shown
 from imagery_dask.export.provenance import KEY, provenance, what_was_missing
+from imagery_dask.export.session import Session
 from imagery_dask.export.stacks import Stack, block_bytes_of, stack_of
 from imagery_dask.export.stores import check_process, clear_errors
 from imagery_dask.export.target import VolumeTarget
+from imagery_dask.export.volumes import VolumeExport
+from imagery_dask.files import Files
 from imagery_dask.pyramid import Level, Levels, checked_levels
 from imagery_dask.run import RunReport
 from imagery_dask.sources import open_volume
 
-__all__ = ["to_precomputed"]
+__all__ = ["PrecomputedExport", "to_precomputed"]
 
 IMAGE_ENCODINGS = ("raw", "jpeg", "png", "jxl")
 LABEL_ENCODINGS = ("compressed_segmentation", "raw", "compresso", "crackle")
@@ -58,6 +60,10 @@ def to_precomputed(
     resolution_nm: Sequence[float] | None = None,
     translation_nm: Sequence[float] | None = None,
     overwrite: bool = False,
+    repair: bool = False,
+    max_missing: float | None = None,
+    max_requests: int | None = None,
+    report: str | os.PathLike[str] | None = None,
     cluster: Any = None,
     workers: int | None = None,
     progress: bool | Callable[[RunReport], None] = True,
@@ -89,8 +95,8 @@ def to_precomputed(
     resolution_nm, translation_nm : sequence of 3 float, optional
         Voxel size, and centre of the first voxel, x, y, z in nm, of an array that has none of its own.
     overwrite : bool
-        Replace a precomputed volume that exists.
-    cluster, workers, progress
+        Start over where there is a precomputed volume.
+    repair, max_missing, max_requests, report, cluster, workers, progress
         As for `to_zarr`.
 
     Returns
@@ -108,34 +114,81 @@ def to_precomputed(
     BlockFailedError, AccessRefusedError
         As for `to_zarr`.
     """
-    several = isinstance(data, xr.Dataset)
-    if not (compress is None or (isinstance(compress, str) and compress in ("auto", "gzip", "br"))):
-        raise ValueError(f"compress must be 'auto', 'gzip', 'br' or None; got {compress!r}.")
-    options = _Options(encoding, chunks, checked_levels(levels), compress, quality)
-    volumes = as_volumes(data, resolution_nm, translation_nm)
-    _check_names(volumes, encoding)
-    layers = [_layer(volume, options) for volume in volumes]
-    _check_quality(quality, {layer.info["scales"][0]["encoding"] for layer in layers})
-    exports = [layer.stack.export for layer in layers]
-    block_bytes = block_bytes_of(block_mib)
-    folders = [layer.stack.volume.name if several else "" for layer in layers]
-    target = VolumeTarget(url.removeprefix("precomputed://") if isinstance(url, str) else url, overwrite)
-    with connect(cluster, workers) as client:
-        check_process(target.store, client)
-        plans = plan_levels(client, exports, block_bytes)
-        with target as place:
-            files = [Files.at(f"{place}/{folder}") for folder in folders]
-            with clear_errors(target.store):
-                for layer, folder in zip(layers, files, strict=True):
-                    layer.create(folder)
-            stores = [layer.stores(folder) for layer, folder in zip(layers, files, strict=True)]
-            report = write_levels(client, exports, plans, stores, partial(shown, progress))
-            for layer, folder in zip(layers, files, strict=True):
-                layer.describe(folder, what_was_missing(report, layer.stack.volume.name))
-            if target.keeps_old:  # a whole volume is not replaced by one with holes
-                report.raise_for_failures()
-    report.raise_for_failures()
-    return report
+    export = PrecomputedExport(
+        data, url, encoding=encoding, chunks=chunks, levels=levels, compress=compress, quality=quality,
+        resolution_nm=resolution_nm, translation_nm=translation_nm,
+    )  # fmt: skip
+    return execute(export, Running(
+        cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, repair=repair,
+        block_bytes=block_bytes_of(block_mib), max_missing=checked_missing(max_missing),
+        max_requests=checked_requests(max_requests), report=report,
+    ))  # fmt: skip
+
+
+class PrecomputedExport(VolumeExport):
+    """An export to precomputed volumes; arguments as for `to_precomputed`."""
+
+    kind = "precomputed"
+
+    def __init__(
+        self,
+        data: Any,
+        url: str | os.PathLike[str],
+        *,
+        encoding: str | Mapping[str, str] | None = None,
+        chunks: Sequence[int] | None = None,
+        levels: Levels = 1,
+        compress: Literal["auto", "gzip", "br"] | None = "auto",
+        quality: int | None = None,
+        resolution_nm: Sequence[float] | None = None,
+        translation_nm: Sequence[float] | None = None,
+    ) -> None:
+        several = isinstance(data, xr.Dataset)
+        if not (compress is None or (isinstance(compress, str) and compress in ("auto", "gzip", "br"))):
+            raise ValueError(f"compress must be 'auto', 'gzip', 'br' or None; got {compress!r}.")
+        options = _Options(encoding, chunks, checked_levels(levels), compress, quality)
+        volumes = as_volumes(data, resolution_nm, translation_nm)
+        _check_names(volumes, encoding)
+        self._layers = [_layer(volume, options) for volume in volumes]
+        _check_quality(quality, {layer.info["scales"][0]["encoding"] for layer in self._layers})
+        super().__init__([layer.stack for layer in self._layers], asdict(options))
+        self._folders = [layer.stack.volume.name if several else "" for layer in self._layers]
+        self.target = VolumeTarget(url.removeprefix("precomputed://") if isinstance(url, str) else url)
+        self.out = self.target.store
+
+    @property
+    def decides(self) -> dict[str, Any]:
+        """Everything that decides the voxels, by name."""
+        layout = {
+            f"{layer.stack.volume.name} {name}": layer.info["scales"][0][key]
+            for layer in self._layers
+            for name, key in (("encoding", "encoding"), ("chunks", "chunk_sizes"))
+        }
+        options = {"compress": self.options["compress"], "quality": self.options["quality"]}
+        return super().decides | layout | options | {"folders": self._folders}
+
+    def check(self, client: Client) -> None:
+        """Refuse a cluster that cannot write there."""
+        check_process(self.target.store, client)
+
+    def create(self, place: str, session: Session, client: Client) -> None:
+        """Write what describes the volumes."""
+        with clear_errors(place):
+            for layer, files in self._filed(place):
+                layer.create(files)
+
+    def places(self, place: str, session: Session) -> list[list[LevelStore]]:
+        """Where each level of each volume is written."""
+        return [layer.stores(files) for layer, files in self._filed(place)]
+
+    def close(self, place: str, report: RunReport) -> None:
+        """Say in the volumes what was missing."""
+        for layer, files in self._filed(place):
+            layer.describe(files, what_was_missing(report, layer.stack.volume.name))
+
+    def _filed(self, place: str) -> list[tuple[_Layer, Files]]:
+        folders = (Files.at(f"{place}/{folder}") for folder in self._folders)
+        return list(zip(self._layers, folders, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +229,7 @@ class _Layer:
         }
         files.put("provenance", json.dumps(content, indent=1).encode(), "application/json")
 
-    def stores(self, files: Files) -> list[PrecomputedLevel]:
+    def stores(self, files: Files) -> list[LevelStore]:
         """Places of the levels."""
         gzips = self.info["scales"][0]["encoding"] in GZIPPED
         compress = self.options.compress

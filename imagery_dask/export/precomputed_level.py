@@ -12,7 +12,8 @@ import numpy as np
 from cloudvolume import chunks as codecs
 from numpy.typing import NDArray
 
-from imagery_dask.export.files import Compression, Files
+from imagery_dask.export.digests import digest_of, digest_of_bytes, join_digests
+from imagery_dask.files import Compression, Files
 from imagery_dask.grid import XYZ
 from imagery_dask.plan import Region
 from imagery_dask.sources import channels_last
@@ -56,21 +57,31 @@ class PrecomputedLevel:
     compress: Compression | None
     quality: int | None
 
-    def write(self, region: Region, voxels: NDArray[Any]) -> None:
-        """Write voxels x, y, z(, c) to a region of whole chunks."""
-        if voxels.dtype.kind == "i" and self.dtype.startswith("u") and int(voxels.min(initial=0)) < 0:
-            raise OverflowError(
-                f"Id {int(voxels.min())} is negative: a precomputed volume of {self.dtype} cannot hold it."
-            )
-        voxels = voxels.view(self.dtype) if voxels.dtype != self.dtype else voxels
-        voxels = voxels.reshape((*voxels.shape[:3], -1), order="F")
-        parts = [(self._name(part), voxels[_within(region, part)]) for part in self._chunks(region)]
+    def write(self, region: Region, voxels: NDArray[Any]) -> bytes:
+        """Write voxels x, y, z(, c) to a region of whole chunks; their hash, or that of pictures that lose bits."""
+        parts = self._parts(region, voxels)
         if self.files.folder is not None:
-            for name, part in parts:
-                self._put(name, part)
-            return
+            # Without its parents: a task that outlives its export would make again what that has removed.
+            (self.files.folder / self.key).mkdir(exist_ok=True)
+            return self._digest(voxels, [self._put(name, part) for name, part in parts])
         with ThreadPoolExecutor(PUTS_IN_FLIGHT) as threads:
-            list(threads.map(self._put, *zip(*parts, strict=True)))
+            return self._digest(voxels, list(threads.map(self._put, *zip(*parts, strict=True))))
+
+    def digest_of(self, region: Region, voxels: NDArray[Any]) -> bytes:
+        """Hash that `write` gives."""
+        lossy = [digest_of_bytes(self._encoded(part)) for _, part in self._parts(region, voxels)] if self.lossy else []
+        return self._digest(voxels, lossy)
+
+    def digest(self, region: Region) -> bytes:
+        """Hash of what is stored in a region."""
+        if self.lossy:
+            return join_digests([digest_of_bytes(self._content(part)) for part in self._chunks(region)])
+        return digest_of(self.read(region))
+
+    @property
+    def lossy(self) -> bool:
+        """Whether the encoding loses bits, so that voxels that are read back are others."""
+        return self.encoding == "jpeg" or (self.encoding == "jxl" and self.quality != 100)
 
     def read(self, region: Region) -> NDArray[Any]:
         """Voxels of a region as x, y, z(, c)."""
@@ -86,23 +97,42 @@ class PrecomputedLevel:
         assert out is not None  # no region is empty
         return out if out.shape[3] > 1 else out[..., 0]
 
-    def _put(self, name: str, voxels: NDArray[Any]) -> None:
+    def _parts(self, region: Region, voxels: NDArray[Any]) -> list[tuple[str, NDArray[Any]]]:
+        """Names and voxels of the chunks of a region."""
+        if voxels.dtype.kind == "i" and self.dtype.startswith("u") and int(voxels.min(initial=0)) < 0:
+            raise OverflowError(
+                f"Id {int(voxels.min())} is negative: a precomputed volume of {self.dtype} cannot hold it."
+            )
+        voxels = voxels.view(self.dtype) if voxels.dtype != self.dtype else voxels
+        voxels = voxels.reshape((*voxels.shape[:3], -1), order="F")
+        return [(self._name(part), voxels[_within(region, part)]) for part in self._chunks(region)]
+
+    def _encoded(self, voxels: NDArray[Any]) -> bytes:
         params = {} if self.quality is None else {"level": self.quality}
-        content = codecs.encode(np.asfortranarray(voxels), self.encoding, SEGMENTATION_BLOCK, params)
-        if self.files.folder is not None:
-            # Without its parents: a task that outlives its export would make again what that has removed.
-            (self.files.folder / self.key).mkdir(exist_ok=True)
+        return bytes(codecs.encode(np.asfortranarray(voxels), self.encoding, SEGMENTATION_BLOCK, params))
+
+    def _put(self, name: str, voxels: NDArray[Any]) -> bytes:
+        """Write a chunk; the hash of its bytes, where these are compared."""
+        content = self._encoded(voxels)
         self.files.put(name, content, "application/octet-stream", self.compress)
+        return digest_of_bytes(content) if self.lossy else b""
+
+    def _digest(self, voxels: NDArray[Any], of_contents: list[bytes]) -> bytes:
+        return join_digests(of_contents) if self.lossy else digest_of(voxels)
 
     def _get(self, part: Region) -> NDArray[Any]:
-        content = self.files.get(self._name(part))
-        if content is None:
-            raise FileNotFoundError(f"{self.files.url}/{self._name(part)} was written, and is not there any more.")
+        content = self._content(part)
         shape = tuple(axis.stop - axis.start for axis in part)
         decoded = codecs.decode(
             content, self.encoding, (*shape, self.channels), np.dtype(self.dtype), SEGMENTATION_BLOCK
         )
         return channels_last(np.asarray(decoded), (*shape, self.channels), self.encoding)
+
+    def _content(self, part: Region) -> bytes:
+        content = self.files.get(self._name(part))
+        if content is None:
+            raise FileNotFoundError(f"{self.files.url}/{self._name(part)} was written, and is not there any more.")
+        return content
 
     def _chunks(self, region: Region) -> Iterator[Region]:
         """Chunks that a region crosses, as regions of the level; at its end they are cut."""

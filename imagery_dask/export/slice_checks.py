@@ -14,10 +14,10 @@ import numpy as np
 import xarray as xr
 
 from imagery_dask.arguments import root_id
-from imagery_dask.export.files import Files
 from imagery_dask.export.inputs import Volume, as_volumes
 from imagery_dask.export.pages import Window
 from imagery_dask.export.png import mask_color
+from imagery_dask.files import Files
 from imagery_dask.grid import AXES, XYZ
 from imagery_dask.labels import label_rule
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagery_dask import kernels
-from imagery_dask.export.files import Files
 from imagery_dask.export.overlays import overlay_halo, overlay_page
 from imagery_dask.export.pages import Window, imagery_page, label_page, mask_page, values_of
+from imagery_dask.files import Files
 
 __all__ = [
     "IdTable",
@@ -44,6 +44,11 @@ class Pages(Protocol):
         """Voxels around a tile that decide its pixels too."""
         ...
 
+    @property
+    def kinds(self) -> Sequence[str]:
+        """Kinds of the pages of a slice, in their order."""
+        ...
+
     def __call__(self, planes: Sequence[Plane]) -> Iterator[tuple[str, Page | None]]:
         """Kind of each page (for its name) and the page; None is a transparent one."""
         ...
@@ -62,6 +67,7 @@ class ImageryPages:
     window: Window | None = None
     flat: bool = False
     margin: int = 0
+    kinds: tuple[str, ...] = ("imagery",)
 
     def __call__(self, planes: Sequence[Plane]) -> Iterator[tuple[str, Page | None]]:
         """Make the page."""
@@ -84,6 +90,11 @@ class MaskPages:
     colors: Mapping[int, tuple[int, int, int, int]]
     flat: bool = True
     margin: int = 0
+
+    @property
+    def kinds(self) -> Sequence[str]:
+        """One for each object."""
+        return [f"root_id_{value}" for value in self.ids.tolist()]
 
     def __call__(self, planes: Sequence[Plane]) -> Iterator[tuple[str, Page | None]]:
         """Make the pages."""
@@ -158,6 +169,7 @@ class LabelPages:
     complete: bool
     flat: bool = True
     margin: int = 0
+    kinds: tuple[str, ...] = ("labels",)
 
     def __call__(self, planes: Sequence[Plane]) -> Iterator[tuple[str, Page | None]]:
         """Make the page."""
@@ -213,6 +225,7 @@ class OverlayPages:
     colors: Mapping[int, tuple[int, int, int]]
     window: Window | None
     flat: bool = False
+    kinds: tuple[str, ...] = ("overlay",)
 
     @property
     def margin(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,19 +13,22 @@ from distributed import Client, as_completed
 from numpy.typing import NDArray
 
 from imagery_dask import kernels
-from imagery_dask.export.files import Files
+from imagery_dask.export.digests import digest_of_bytes, join_digests
 from imagery_dask.export.inputs import Volume
 from imagery_dask.export.pages import Format, encode_page
 from imagery_dask.export.slice_names import SliceNames, plane_axes
 from imagery_dask.export.slice_pages import Pages
+from imagery_dask.files import Files
 from imagery_dask.grid import AXES, XYZ
 from imagery_dask.plan import BlockPlan, Region
-from imagery_dask.run import WINDOW_PER_THREAD
+from imagery_dask.run import WINDOW_PER_THREAD, Written
 
-__all__ = ["SliceBlock", "list_ids", "slice_tasks"]
+__all__ = ["SLICES", "SliceBlock", "SliceTasks", "list_ids"]
 
 Read = Callable[[], NDArray[Any]]
 
+# What is written: slices of one or two volumes.
+SLICES = "slices"
 CONTENT_TYPES = {"png": "image/png", "tiff": "image/tiff"}
 # Slices that are taken out of a slab together, where their voxels are far apart in memory.
 SLICES_TOGETHER = 8
@@ -66,40 +70,83 @@ class SliceBlock:
     @property
     def volume(self) -> str:
         """What is written: slices of one or two volumes."""
-        return "slices"
+        return SLICES
 
-    def __call__(self) -> int:
+    def __call__(self) -> Written:
         """Read and write; a file is written whole, so that doing it again does no harm."""
-        axis = self.names.axis
-        columns, rows = plane_axes(axis)
-        origin = (self.region[columns].start, self.region[rows].start)
-        part = (self.inner[rows], self.inner[columns])
+        return self._make(lambda name, content: self.files.put(name, content, content_type=CONTENT_TYPES[self.form]))
+
+    def stored(self) -> bytes:
+        """Hash of the files that are there."""
+        return join_digests([digest_of_bytes(self._content(name)) for name in self._file_names()])
+
+    def expected(self) -> bytes:
+        """Hash of the files that would be written now."""
+        return self._make(lambda name, content: None).digest
+
+    def _make(self, put: Callable[[str, bytes], None]) -> Written:
+        part = (self.inner[self._rows], self.inner[self._columns])
         blocks = [read() for read in self.reads]
-        written = sum(int(block.nbytes) for block in blocks)
-        for index, planes in _slices(blocks, axis):
+        digests = []
+        for index, planes in _slices(blocks, self.names.axis):
             for kind, page in self.pages(planes):
                 if page is None:
                     shape = (part[0].stop - part[0].start, part[1].stop - part[1].start, 4)
                     content = _transparent(shape, self.form)
                 else:
                     content = encode_page(page[part], self.form, self.pages.flat)
-                name = self.names.name(kind, self.region[axis].start + index, origin)
-                self.files.put(name, content, content_type=CONTENT_TYPES[self.form])
-        return written
+                put(self._name(kind, index), content)
+                digests.append(digest_of_bytes(content))
+        voxels = sum(math.prod(block.shape) for block in blocks)
+        return Written(voxels, sum(int(block.nbytes) for block in blocks), join_digests(digests))
+
+    @property
+    def _columns(self) -> int:
+        return plane_axes(self.names.axis)[0]
+
+    @property
+    def _rows(self) -> int:
+        return plane_axes(self.names.axis)[1]
+
+    def _file_names(self) -> Iterator[str]:
+        """Names in the order in which they are written."""
+        along = self.region[self.names.axis]
+        for index in range(along.stop - along.start):
+            yield from (self._name(kind, index) for kind in self.pages.kinds)
+
+    def _name(self, kind: str, index: int) -> str:
+        origin = (self.region[self._columns].start, self.region[self._rows].start)
+        return self.names.name(kind, self.region[self.names.axis].start + index, origin)
+
+    def _content(self, name: str) -> bytes:
+        content = self.files.get(name)
+        if content is None:
+            raise FileNotFoundError(f"{self.files.url}/{name} was written, and is not there any more.")
+        return content
 
 
-def slice_tasks(
-    plan: BlockPlan, volumes: Sequence[Volume], pages: Pages, names: SliceNames, files: Files, form: Format
-) -> Iterator[SliceBlock]:
-    """Tasks of a plan, made as they are asked for."""
-    for _, region in plan:
-        outer = _grown(region, names.axis, pages.margin, names.shape)
-        inner = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(region, outer, strict=True))
+@dataclass(frozen=True, slots=True)
+class SliceTasks(Sequence[SliceBlock]):
+    """The tasks of a plan, each made when it is asked for; parameters as of `SliceBlock`."""
+
+    plan: BlockPlan
+    volumes: Sequence[Volume]
+    pages: Pages
+    names: SliceNames
+    files: Files
+    form: Format
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, number: Any) -> Any:
+        _, region = self.plan[number]
+        outer = _grown(region, self.names.axis, self.pages.margin, self.names.shape)
+        x, y, z = (slice(a.start - b.start, a.stop - b.start) for a, b in zip(region, outer, strict=True))
         where = " ".join(f"{AXES[axis]}{region[axis].start}" for axis in (2, 1, 0))
-        reads = tuple(volume.reader(outer) for volume in volumes)
-        yield SliceBlock(
-            f"read+write slices {where}", reads, region, (inner[0], inner[1], inner[2]), pages, names, files, form
-        )
+        reads = tuple(volume.reader(outer) for volume in self.volumes)
+        name = f"read+write slices, {where}"
+        return SliceBlock(name, reads, region, (x, y, z), self.pages, self.names, self.files, self.form)
 
 
 def list_ids(client: Client, volume: Volume, block_bytes: int) -> NDArray[Any]:

@@ -6,21 +6,21 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Literal, cast
-from uuid import uuid4
 
 import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from imagery_dask.cluster import connect, thread_memory
-from imagery_dask.export import levels
+from imagery_dask.cluster import Room
 from imagery_dask.export import slice_checks as checks
-from imagery_dask.export.files import Files
 from imagery_dask.export.inputs import Volume
+from imagery_dask.export.job import Export, Running, execute
+from imagery_dask.export.levels import BLOCK_BYTES, block_size
+from imagery_dask.export.limits import checked_missing, checked_requests
 from imagery_dask.export.pages import Format, Window
-from imagery_dask.export.progress import shown
+from imagery_dask.export.plans import Part, fingerprint_of, voxels_decided_by
+from imagery_dask.export.session import Session
 from imagery_dask.export.slice_names import SliceNames, plane_axes
 from imagery_dask.export.slice_pages import (
     IdTable,
@@ -32,12 +32,15 @@ from imagery_dask.export.slice_pages import (
     Pages,
 )
 from imagery_dask.export.slice_plan import plan_slices, refuse_too_large, storage_edges
-from imagery_dask.export.slice_tasks import list_ids, slice_tasks
+from imagery_dask.export.slice_tasks import SLICES, SliceTasks, list_ids
+from imagery_dask.files import Files
 from imagery_dask.labels import RootIds
+from imagery_dask.lazy import CutoutArray
 from imagery_dask.plan import BlockPlan
-from imagery_dask.run import RunReport, run_blocks
+from imagery_dask.run import BlockTask, RunReport
+from imagery_dask.values import to_json
 
-__all__ = ["MAX_FILES", "WHATS", "to_png"]
+__all__ = ["MAX_FILES", "WHATS", "SliceExport", "to_png"]
 
 What = Literal["imagery", "masks", "labels", "overlay"]
 WHATS = ("imagery", "masks", "labels", "overlay")
@@ -67,6 +70,10 @@ def to_png(
     voxel_offset: Sequence[int] | None = None,
     max_files: int = MAX_FILES,
     overwrite: bool = False,
+    repair: bool = False,
+    max_missing: float | None = None,
+    max_requests: int | None = None,
+    report: str | os.PathLike[str] | None = None,
     cluster: Any = None,
     workers: int | None = None,
     progress: bool | Callable[[RunReport], None] = True,
@@ -120,9 +127,10 @@ def to_png(
     max_files : int
         Refuse to write more files than this.
     overwrite : bool
-        Replace files of the same names; others are left alone.
-    cluster, workers, progress : optional
-        As in `to_zarr`. ``memory://`` is of one process, and needs a cluster of threads.
+        Start over, and replace files of the same names; others are left alone.
+    repair, max_missing, max_requests, report, cluster, workers, progress : optional
+        As in `to_zarr`; records lie in ``{prefix}_{what}.{fingerprint}.receipts/``.
+        ``memory://`` is of one process, and needs a cluster of threads.
 
     Returns
     -------
@@ -146,25 +154,15 @@ def to_png(
     is no object: 16-bit grey for up to 65,535 ids, above that RGB with value = 65536 R + 256 G + B. The table
     ``{prefix}_labels.csv`` has the columns id and value; ids are decimal text.
     """
-    checks.choice("what", what, WHATS)
-    axis = checks.axis_of(slice_axis)
-    form = cast(Format, checks.choice("format", format, tuple(EXTENSIONS)))
-    volumes = checks.volumes_of(data, what)
-    look = _look(what, volumes, root_ids, colors, checks.window_of(window, bits))
-    style = OverlayStyle(alpha, outline, merge_outline, width)
-    absolute = checks.choice("names", names, ("reference", "absolute")) == "absolute"
-    start = checks.start_of(volumes[0], voxel_offset) if absolute else None
-    files, stem = checks.place_of(prefix)
-    called = SliceNames(stem, axis, volumes[0].shape, start, tile is not None, EXTENSIONS[form])
-    job = _Job(
-        look, style, volumes, called, files, form, _whole("tile", tile), _whole("max_files", max_files), overwrite
-    )
-    job.check(job.kinds(look.keep))
-    with connect(cluster, workers) as client:
-        report = job.run(client, progress)
-    report.voxels = sum(math.prod(volume.array.shape) for volume in volumes)
-    report.raise_for_failures()
-    return report
+    export = SliceExport(
+        data, prefix, what=what, slice_axis=slice_axis, names=names, format=format, root_ids=root_ids, colors=colors,
+        window=window, bits=bits, tile=tile, alpha=alpha, outline=outline, merge_outline=merge_outline, width=width,
+        voxel_offset=voxel_offset, max_files=max_files,
+    )  # fmt: skip
+    return execute(export, Running(
+        cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, repair=repair,
+        max_missing=checked_missing(max_missing), max_requests=checked_requests(max_requests), report=report,
+    ))  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,23 +175,72 @@ class _Look:
     window: Window | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """An export whose arguments have been checked."""
+class SliceExport(Export):
+    """An export of slices; arguments as for `to_png`."""
 
-    look: _Look
-    style: OverlayStyle
-    volumes: list[Volume]
-    names: SliceNames
-    files: Files
-    form: Format
-    tile: int | None
-    max_files: int | None
-    overwrite: bool
+    kind = "png"
+
+    def __init__(
+        self,
+        data: Any,
+        prefix: str | os.PathLike[str],
+        *,
+        what: What = "imagery",
+        slice_axis: int | Literal["x", "y", "z"] = 2,
+        names: Literal["reference", "absolute"] = "reference",
+        format: Format = "png",
+        root_ids: RootIds = "all",
+        colors: Mapping[int, Sequence[int]] | None = None,
+        window: Sequence[float] | None = None,
+        bits: Literal[8, 16] = 8,
+        tile: int | None = None,
+        alpha: float = 0.2,
+        outline: bool = False,
+        merge_outline: bool = True,
+        width: int = 10,
+        voxel_offset: Sequence[int] | None = None,
+        max_files: int = MAX_FILES,
+    ) -> None:
+        checks.choice("what", what, WHATS)
+        axis = checks.axis_of(slice_axis)
+        self.form = cast(Format, checks.choice("format", format, tuple(EXTENSIONS)))
+        self.volumes = checks.volumes_of(data, what)
+        self.look = _look(what, self.volumes, root_ids, colors, checks.window_of(window, bits))
+        self.style = OverlayStyle(alpha, outline, merge_outline, width)
+        absolute = checks.choice("names", names, ("reference", "absolute")) == "absolute"
+        start = checks.start_of(self.volumes[0], voxel_offset) if absolute else None
+        self.files, stem = checks.place_of(prefix)
+        self.names = SliceNames(stem, axis, self.volumes[0].shape, start, tile is not None, EXTENSIONS[self.form])
+        self.tile, self.max_files = _whole("tile", tile), _whole("max_files", max_files)
+        self.out = f"{self.files.url}/{stem}"
+        self.options = to_json({
+            "what": what, "slice_axis": axis, "names": names, "format": format,
+            "root_ids": "all" if self.look.keep is None else list(self.look.keep),
+            "colors": dict(self.look.colors) or None, "window": None if window is None else [*map(float, window)],
+            "bits": bits, "tile": self.tile, "alpha": alpha, "outline": outline, "merge_outline": merge_outline,
+            "width": width, "voxel_offset": start, "max_files": self.max_files,
+        })  # fmt: skip
+        self.target = self._slices = SliceTarget(self)
+        self.check_count(self.kinds(self.look.keep))
 
     @property
-    def _table_name(self) -> str:
-        return f"{self.names.stem}_labels.csv"
+    def decides(self) -> dict[str, Any]:
+        """Everything that decides the pixels, by name."""
+        found: dict[str, Any] = {"format": self.kind}
+        for volume in self.volumes:
+            found |= voxels_decided_by(volume)
+        return found | {name: value for name, value in self.options.items() if name != "max_files"}
+
+    @property
+    def records(self) -> Files:
+        """Where records are kept: exports of other slices, or of something else, may have the same prefix."""
+        name = f"{self.names.stem}_{self.look.what}.{fingerprint_of(self.decides)[:8]}.receipts"
+        return Files.at(f"{self.files.url}/{name}")
+
+    @property
+    def table(self) -> str | None:
+        """Name of the table of values, where there is one."""
+        return f"{self.names.stem}_labels.csv" if self.look.what == "labels" else None
 
     def kinds(self, ids: Sequence[int] | NDArray[Any] | None) -> list[str]:
         """Kinds of the files of a slice, as far as they are known."""
@@ -201,86 +248,152 @@ class _Job:
             return [self.look.what]
         return [] if ids is None else [f"root_id_{value}" for value in np.asarray(ids).tolist()]
 
-    def check(self, kinds: Sequence[str]) -> None:
-        """Refuse too many files, files that exist, and a place that cannot be written."""
+    def check_count(self, kinds: Sequence[str]) -> None:
+        """Refuse too many files."""
         plan = self._plan(1)
         slices = self.names.shape[self.names.axis]
         pages = math.prod(len(plan.edges[across]) - 1 for across in plane_axes(self.names.axis))
-        table = [self._table_name] if self.look.what == "labels" else []
-        count = slices * pages * max(1, len(kinds)) + len(table)
+        count = slices * pages * max(1, len(kinds)) + (self.table is not None)
         if self.max_files is not None and count > self.max_files:
             raise ValueError(
                 f"This would write {count:,} files ({slices:,} slices, {pages:,} tiles, {len(kinds) or 1:,} files for "
                 f"each); max_files (--max-files) allows {self.max_files:,}. Take fewer slices or ids, or allow more."
             )
-        found = set() if self.overwrite else checks.existing_names(self.files, self.names.stem)
-        planned = chain(table, self._names(plan, kinds)) if found else ()
-        clash = next((name for name in planned if name in found), None)
-        if clash is not None:
-            raise FileExistsError(
-                f"{clash} exists already in {self.files.url}; choose another prefix, or pass overwrite=True "
-                "(--overwrite)."
-            )
-        checks.check_writable(self.files, self.names.stem)
 
-    def run(self, client: Client, progress: bool | Callable[[RunReport], None]) -> RunReport:
-        """Find ids where needed, and write."""
-        self._check_cluster(client)
-        each = sum(volume.read_bytes for volume in self.volumes)
-        # Slabs of several storage chunks have no more than a block of other exports.
-        plan = self._plan(int(levels.block_size(client, int(each * math.prod(self.names.shape))) / each))
-        refuse_too_large(plan, self.names.axis, each, thread_memory(client))
-        pages = self._pages(client)
-        with shown(progress, len(plan)) as on_progress:
-            tasks = slice_tasks(plan, self.volumes, pages, self.names, self.files, self.form)
-            return run_blocks(client, [tasks], len(plan), on_progress)
-
-    def _plan(self, voxels: int) -> BlockPlan:
-        return plan_slices(storage_edges(self.volumes), self.names.axis, self.tile, voxels)
-
-    def _names(self, plan: BlockPlan, kinds: Sequence[str]) -> Iterator[str]:
-        columns, rows = plane_axes(self.names.axis)
+    def planned_names(self, kinds: Sequence[str]) -> Iterator[str]:
+        """Names of the files that are written."""
+        yield from [] if self.table is None else [self.table]
+        plan, (columns, rows) = self._plan(1), plane_axes(self.names.axis)
         for index in range(self.names.shape[self.names.axis]):
             for row in plan.edges[rows][:-1]:
                 for column in plan.edges[columns][:-1]:
                     yield from (self.names.name(kind, index, (column, row)) for kind in kinds)
 
-    def _check_cluster(self, client: Client) -> None:
+    def check(self, client: Client) -> None:
+        """Refuse a cluster that cannot write there, and a place that cannot be written."""
         if self.files.url.startswith("memory://") and not all(
             address.startswith("inproc://") for address in client.nthreads()
         ):
             raise ValueError("memory:// is of one process: workers in other processes cannot write to it.")
 
-    def _pages(self, client: Client) -> Pages:
+    def stages(self, room: Room, block_bytes: int | None) -> tuple[tuple[Part, ...], ...]:
+        """Slabs and tiles, all in one stage."""
+        each = sum(volume.read_bytes for volume in self.volumes)
+        # Slabs of several storage chunks have no more than a block of other exports.
+        plan = self._plan(int((block_bytes or block_size(room, int(each * math.prod(self.names.shape)))) / each))
+        refuse_too_large(plan, self.names.axis, each, room.thread_memory)
+        return ((Part(SLICES, "read+write", 0, plan),),)
+
+    def sources(self, part: Part) -> Sequence[CutoutArray | None]:
+        """Give what the blocks read: all volumes."""
+        return [volume.source for volume in self.volumes]
+
+    def create(self, place: str, session: Session, client: Client) -> None:
+        """Find the ids that are to be shown, where they are not listed; write their table."""
+        if self.look.what not in ("masks", "labels"):
+            return
+        ids = list_ids(client, self.volumes[0], BLOCK_BYTES) if self.look.keep is None else self.look.keep
+        ids = np.array(ids, dtype=self.volumes[0].array.dtype if self.look.keep is None else np.uint64)
+        if self.look.what == "masks" and self.look.keep is None:
+            self.check_count(self.kinds(ids))
+            if not session.overwrites and (clash := self._slices.clash(self.kinds(ids))) is not None:
+                raise self._slices.refusal(clash)
+        if self.look.what == "labels":
+            ids = self._label_ids(ids)
+        self._id_table(session).write(ids)
+
+    def tasks(self, place: str, session: Session, stages: Sequence[Sequence[Part]]) -> Sequence[Sequence[BlockTask]]:
+        """Tasks of the slabs, made as they are asked for."""
+        ((part,),) = stages
+        return [SliceTasks(part.blocks, self.volumes, self._pages(session), self.names, self.files, self.form)]
+
+    def _plan(self, voxels: int) -> BlockPlan:
+        return plan_slices(storage_edges(self.volumes), self.names.axis, self.tile, voxels)
+
+    def _pages(self, session: Session) -> Pages:
         look = self.look
         if look.what == "imagery":
             return ImageryPages(look.window)
         if look.what == "overlay":
             rgb = {value: (r, g, b) for value, (r, g, b, _) in look.colors.items()}
             return OverlayPages(self.style, look.keep, rgb, look.window)
-        if look.keep is None:
-            ids = list_ids(client, self.volumes[0], levels.BLOCK_BYTES)
-        else:
-            ids = np.array(look.keep, dtype=np.uint64)
+        table = self._id_table(session)
         if look.what == "masks":
-            if look.keep is None:
-                self.check(self.kinds(ids))
-            return MaskPages(ids, look.colors)
-        return self._label_pages(ids)
+            return MaskPages(table.ids(), look.colors)
+        return LabelPages(table, len(table.ids()) > MOST_16_BIT, look.keep is None)
 
-    def _label_pages(self, ids: NDArray[Any]) -> LabelPages:
+    def _id_table(self, session: Session) -> IdTable:
+        """Table of the ids that are shown: a result beside labels, a record beside masks."""
+        dtype = "int64" if self.volumes[0].array.dtype.kind == "i" else "uint64"
+        if self.table is not None:
+            return IdTable(self.files, self.table, dtype, session.id)
+        return IdTable(self.records, f"{session.id}/ids.csv", dtype, session.id)
+
+    def _label_ids(self, ids: NDArray[Any]) -> NDArray[Any]:
+        """Ids that have a value in the table."""
         dtype = self.volumes[0].array.dtype
         ids = ids[ids != 0]
         if len(ids) > MOST_PACKED:
             raise ValueError(
                 f"{len(ids):,} ids do not fit the 24 bits of an RGB picture; list root_ids, or export a smaller region."
             )
-        wide = np.int64 if dtype.kind == "i" else np.uint64
         # An id that the data type cannot hold is nowhere.
-        ids = ids[ids <= np.array(np.iinfo(dtype).max).astype(ids.dtype)].astype(wide)
-        table = IdTable(self.files, self._table_name, wide.__name__, uuid4().hex)
-        table.write(ids)
-        return LabelPages(table, len(ids) > MOST_16_BIT, self.look.keep is None)
+        return ids[ids <= np.array(np.iinfo(dtype).max).astype(ids.dtype)]
+
+
+class SliceTarget:
+    """Where slices are written: files among others, each of which is replaced by itself.
+
+    Parameters
+    ----------
+    export : SliceExport
+        What is written there.
+    """
+
+    def __init__(self, export: SliceExport) -> None:
+        self._export = export
+        self.store = export.out
+
+    def occupied(self) -> bool:
+        """Whether files of these names exist; and refuse a place that cannot be written."""
+        export = self._export
+        found = self.clash(export.kinds(export.look.keep)) is not None
+        checks.check_writable(export.files, export.names.stem)
+        return found
+
+    def refusal(self, why: str = "") -> FileExistsError:
+        """Error that says that files are there."""
+        clash = why or self.clash(self._export.kinds(self._export.look.keep))
+        return FileExistsError(
+            f"{clash} exists already in {self._export.files.url}; choose another prefix, or pass overwrite=True "
+            "(--overwrite)."
+        )
+
+    def clash(self, kinds: Sequence[str]) -> str | None:
+        """First of the planned files of some kinds that is there, or None."""
+        found = checks.existing_names(self._export.files, self._export.names.stem)
+        return next((name for name in self._export.planned_names(kinds) if name in found), None) if found else None
+
+    def holds(self, place: str) -> bool:
+        """Whether files of a run are there: some, as long as not all have been removed."""
+        del place
+        names = checks.existing_names(self._export.files, self._export.names.stem)
+        return any(name.endswith(f".{self._export.names.extension}") for name in names)
+
+    def beside(self, run: str) -> str:
+        """Files take their places one by one."""
+        del run
+        return self.store
+
+    def recover(self) -> None:
+        """Nothing is renamed but single files."""
+
+    def swap(self, place: str) -> None:
+        """Nothing is renamed but single files."""
+
+    def clear(self, place: str) -> None:
+        """Leave files until they are replaced."""
+        del place
 
 
 def _look(what: str, volumes: list[Volume], root_ids: RootIds, colors: Any, window: Window | None) -> _Look:

@@ -20,6 +20,8 @@ from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
 from imagery_dask.errors import AccessRefusedError
 from imagery_dask.export.buckets import credential_places, google_files, place_of, s3_files, s3_store
+from imagery_dask.files import Files
+from imagery_dask.records.journal import records_folder
 from imagery_dask.sources.failures import brief, kind_of
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "create_group",
     "files_at",
     "open_store",
+    "records_of",
 ]
 
 ROOTS = ("zarr.json", ".zgroup", ".zarray")
@@ -97,6 +100,13 @@ def open_store(location: str) -> Store:
     if place.scheme == "gs":
         return GoogleObjects(google_files(place, asynchronous=True), path=f"{place.bucket}/{place.path}".rstrip("/"))
     return FsspecStore.from_url(location)
+
+
+def records_of(location: str) -> Files | None:
+    """Folder of the records of a store; None where whole files cannot be written and listed."""
+    if place_of(location).scheme not in ("file", "s3", "gs", "memory"):
+        return None
+    return records_folder(location)
 
 
 def files_at(location: str) -> tuple[Any, str]:

@@ -8,81 +8,57 @@ import shutil
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
-from uuid import uuid4
 
 import zarr
 
 from imagery_dask.export.buckets import place_of, s3_store
-from imagery_dask.export.files import Files
 from imagery_dask.export.stores import clear_errors, files_at, open_store
+from imagery_dask.files import Files
 
 __all__ = ["FolderTarget", "StoreTarget", "VolumeTarget"]
 
+# In the root of a bucket the records of an export lie among its store.
+RECORDS = ".receipts"
 METADATA = {"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"}
 
 
 class FolderTarget(ABC):
-    """A place for a store; a context manager that gives the path to write to.
+    """A place for a store.
 
-    A local store that is replaced stays as it is until the context ends: the new one is written beside it and then
-    takes its place. When the context ends with an error the new one is removed. Buckets have no renaming: there the old
-    store is removed when the context begins, and one that is not whole stays when it ends with an error.
+    A local store that is replaced stays as it is until the new one, which is written beside it, takes its place.
+    Buckets have no renaming: there the old store is removed before the new one is written.
 
     Parameters
     ----------
     url : str or path
         A local folder, a bucket, or memory.
-    overwrite : bool
-        Replace a store of the same kind that exists.
 
     Raises
     ------
-    FileExistsError
-        When there is something that must not be replaced.
     TypeError, ValueError
         When `url` is no place.
     """
 
     KIND = "store"
 
-    def __init__(self, url: str | os.PathLike[str], overwrite: bool) -> None:
+    def __init__(self, url: str | os.PathLike[str]) -> None:
         self.store = _location(url)
-        self._replaces = self._check(overwrite)
-        self._staged = self.store
-        if self._replaces and "://" not in self.store:
-            path = Path(self.store)
-            self._staged = str(path.with_name(f".{path.name}.incoming-{uuid4().hex[:8]}"))
 
     @property
-    def keeps_old(self) -> bool:
-        """Whether what is replaced is still there while the context lasts, and stays when it ends with an error."""
-        return self._staged != self.store
+    def is_local(self) -> bool:
+        """Whether the place is on a disk."""
+        return "://" not in self.store
 
-    def __enter__(self) -> str:
-        if self._replaces and self._staged == self.store:
-            with clear_errors(self.store):
-                self._remove()
-        return self._staged
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._staged == self.store:
-            return
-        if kind is not None:
-            shutil.rmtree(self._staged, ignore_errors=True)
-            return
-        old = self._staged.replace(".incoming-", ".replaced-")
-        os.rename(self.store, old)
-        os.rename(self._staged, self.store)
-        shutil.rmtree(old)
-
-    def _check(self, overwrite: bool) -> bool:
-        """Whether there is a store to replace; an error when there is anything else, or it must stay.
+    def occupied(self) -> bool:
+        """Whether there is a store of this kind.
 
         Of a store only the names at its root are listed; of anything else it is enough that there is something.
+
+        Raises
+        ------
+        FileExistsError
+            There is something else.
         """
         with clear_errors(self.store):
             is_store = self._opens()
@@ -92,18 +68,58 @@ class FolderTarget(ABC):
         if not is_store or strange is not None:
             what = f"holds {strange!r}, which is not of a {self.KIND}" if is_store else f"is not a {self.KIND}"
             raise FileExistsError(f"{self.store} exists and {what}: it will not be replaced; choose another name.")
-        if not overwrite:
-            raise FileExistsError(
-                f"{self.store} exists already; choose another name, or pass overwrite=True (--overwrite)."
-            )
         return True
+
+    def refusal(self, why: str = "") -> FileExistsError:
+        """Error that says that there is a store."""
+        said = f"{self.store} exists already; choose another name, or pass overwrite=True (--overwrite)."
+        return FileExistsError(f"{said} {why}".strip())
+
+    def holds(self, place: str) -> bool:
+        """Whether there is a store at a place of a run of this target."""
+        with clear_errors(place):
+            return type(self)(place)._opens()
+
+    def beside(self, run: str) -> str:
+        """Where a run writes what is to replace a store: beside it, or in its place where nothing can be renamed."""
+        if not self.is_local:
+            return self.store
+        path = Path(self.store)
+        return str(path.with_name(f".{path.name}.incoming-{run}"))
+
+    def recover(self) -> None:
+        """Undo a replacement that was cut off between its two renames, and remove what one has left behind."""
+        if not self.is_local:
+            return
+        path = Path(self.store)
+        for old in path.parent.glob(f".{path.name}.replaced-*"):
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.rename(old, path)
+
+    def swap(self, place: str) -> None:
+        """Let a store that was written beside take its place."""
+        old = place.replace(".incoming-", ".replaced-")
+        if os.path.exists(self.store):
+            os.rename(self.store, old)
+        os.rename(place, self.store)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def clear(self, place: str) -> None:
+        """Remove the store at a place, or what there is of it."""
+        if self.is_local:
+            shutil.rmtree(place, ignore_errors=True)
+            return
+        with clear_errors(place):
+            type(self)(place)._remove()
 
     def _stranger(self) -> str | None:
         files, path = files_at(self.store)
         files.invalidate_cache()
         names = sorted(str(name).rstrip("/").rpartition("/")[2] for name in files.ls(path, detail=False))
         # What a process that was killed was writing has a name of its own.
-        names = [name for name in names if not (name.startswith(".") and ".partial" in name)]
+        names = [name for name in names if not (name.startswith(".") and (".partial" in name or name == RECORDS))]
         return next((name for name in names if not self._owns(files, f"{path}/{name}", name)), None)
 
     def _anything(self) -> bool:
@@ -204,7 +220,8 @@ def _is_chunk(name: str) -> bool:
 def _anything_at(location: str) -> bool:
     place = place_of(location)
     if place.scheme == "s3":  # one object is enough: there may be millions
-        return any(s3_store(place).list(chunk_size=1))
+        entries = (entry for batch in s3_store(place).list(chunk_size=10) for entry in batch)
+        return any(not entry["path"].startswith(RECORDS) for entry in entries)
     if place.scheme == "file" and os.path.isdir(place.path):
         return bool(os.listdir(place.path))
     files, path = files_at(location)
@@ -218,12 +235,14 @@ def _remove(location: str, last: set[str]) -> None:
     if place.scheme == "s3":
         bucket = s3_store(place)
         for batch in bucket.list(chunk_size=1000):
-            bucket.delete([entry["path"] for entry in batch if entry["path"] not in last])
+            names = [entry["path"] for entry in batch]
+            bucket.delete([name for name in names if name not in last and not name.startswith(RECORDS)])
         bucket.delete(sorted(last))
         return
     files, path = files_at(location)
     files.invalidate_cache()
     names = [str(name).rstrip("/") for name in files.ls(path, detail=False)]
+    names = [name for name in names if name.rpartition("/")[2] != RECORDS]
     metadata = [name for name in names if name.rpartition("/")[2] in last]
     for name in [name for name in names if name not in metadata] + metadata:
         files.rm(name, recursive=True)

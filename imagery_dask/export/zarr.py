@@ -7,34 +7,34 @@ zarr wants, for free.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
-from uuid import uuid4
 
 import numpy as np
 import zarr
-from numpy.typing import NDArray
+from distributed import Client
 
 from imagery_dask.arguments import whole_triple
-from imagery_dask.cluster import connect
 from imagery_dask.export import ome
 from imagery_dask.export.codecs import Codec, checked_codec, compressor
 from imagery_dask.export.display import display
 from imagery_dask.export.inputs import as_volumes
-from imagery_dask.export.levels import VolumeLevels, plan_levels, write_levels
-from imagery_dask.export.progress import shown
+from imagery_dask.export.job import Running, execute
+from imagery_dask.export.levels import LevelStore, VolumeLevels
+from imagery_dask.export.limits import checked_missing, checked_requests
+from imagery_dask.export.plans import ExportPlan
 from imagery_dask.export.provenance import KEY, provenance, what_was_missing
+from imagery_dask.export.session import Session
 from imagery_dask.export.stacks import Stack, block_bytes_of, stack_of
 from imagery_dask.export.stores import check_process, check_reachable, create_group, open_store
 from imagery_dask.export.target import StoreTarget
-from imagery_dask.export.writing import BlockArray, open_array
-from imagery_dask.plan import Region
+from imagery_dask.export.volumes import VolumeExport
+from imagery_dask.export.zarr_level import ZarrLevel
 from imagery_dask.pyramid import Levels, checked_levels
 from imagery_dask.run import RunReport
+from imagery_dask.values import to_json
 
-__all__ = ["to_zarr"]
+__all__ = ["ZarrExport", "to_zarr"]
 
 
 def to_zarr(
@@ -50,6 +50,10 @@ def to_zarr(
     resolution_nm: Sequence[float] | None = None,
     translation_nm: Sequence[float] | None = None,
     overwrite: bool = False,
+    repair: bool = False,
+    max_missing: float | None = None,
+    max_requests: int | None = None,
+    report: str | os.PathLike[str] | None = None,
     cluster: Any = None,
     workers: int | None = None,
     progress: bool | Callable[[RunReport], None] = True,
@@ -87,8 +91,19 @@ def to_zarr(
         Voxel size, and centre of the first voxel, x, y, z in nm. Cutouts and DataArrays with coordinates have their
         own; an array without any is written without units.
     overwrite : bool
-        Replace a zarr store that exists. On a local disk the new one is written beside it and takes its place when all
-        of it is there, so that `data` may be read from what is replaced; in a bucket the old one is removed first.
+        Start over where there is a zarr store. On a local disk the new one is written beside it and takes its place
+        when all of it is there, so that `data` may be read from what is replaced; in a bucket the old one is removed
+        first. Without it, the same call on an export that was interrupted goes on with the blocks that lack a receipt
+        (see Notes), and on one that is complete does nothing.
+    repair : bool
+        Do again the blocks that ``imagery-dask verify`` found damaged.
+    max_missing : float or int, optional
+        End early when more storage chunks of the source do not exist: a share of those that the export reads (0.001),
+        or a number of them (5).
+    max_requests : int, optional
+        Requests in flight to one server, from all workers together.
+    report : str or path, optional
+        HTML file to write at the end: throughput, states of the blocks, pictures, failures.
     cluster : optional
         See `imagery_dask.cluster.connect`. By default the current dask client, or threads of this process. A script
         that starts worker processes (``"local"``) needs Python's ``if __name__ == "__main__":`` guard.
@@ -105,38 +120,99 @@ def to_zarr(
     Raises
     ------
     FileExistsError
-        When there is something at `url` and `overwrite` is False.
+        When there is something at `url` that is not this export, and `overwrite` is False; the message names the
+        arguments that differ. `TargetBusyError` when another process is writing it.
     ValueError, TypeError
         For chunks, shards, levels or data that cannot be written. Nothing has been written then.
     BlockFailedError
         When blocks failed; all others of their level have been written, and its ``report`` names the failed ones.
     AccessRefusedError
         When the source refuses access; the export ends at once.
+    TargetFullError, TooManyMissingError, ClusterLostError
+        When no space is left, more is missing than `max_missing`, the scheduler is gone: the same call goes on.
+
+    Notes
+    -----
+    Beside the store, in ``OUT.receipts/``, lie the plan, a receipt for each block that was written, and a ledger of
+    storage chunks that were missing (``ledger.jsonl``). They may be removed when the export is not to be gone on with,
+    verified or repaired.
     """
-    layout = _Options(chunks, shards, checked_levels(levels), checked_codec(codec), ome_version)
-    stacks = [
-        stack_of(volume, layout.levels, layout.chunks, layout.shards)
-        for volume in as_volumes(data, resolution_nm, translation_nm)
-    ]
-    exports = [stack.export for stack in stacks]
-    block_bytes = block_bytes_of(block_mib)
-    target = StoreTarget(url, overwrite)
-    # Looked at before anything is made: a source that cannot be read leaves no store behind.
-    shown_as = [None if stack.volume.labels else display(stack.volume) for stack in stacks]
-    with connect(cluster, workers) as client:
-        check_process(target.store, client)
-        plans = plan_levels(client, exports, block_bytes)
-        with target as store:
-            _create(store, stacks, shown_as, layout)
-            check_reachable(store, client)
-            places = [_stores(store, stack, layout) for stack in stacks]
-            report = write_levels(client, exports, plans, places, partial(shown, progress))
-            _close(store, stacks, report)
-            if target.keeps_old:  # a whole store is not replaced by one with holes
-                report.raise_for_failures()
-    report.notes += _unseen(exports)
-    report.raise_for_failures()
-    return report
+    export = ZarrExport(
+        data, url, chunks=chunks, shards=shards, levels=levels, codec=codec, ome_version=ome_version,
+        resolution_nm=resolution_nm, translation_nm=translation_nm,
+    )  # fmt: skip
+    return execute(export, Running(
+        cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, repair=repair,
+        block_bytes=block_bytes_of(block_mib), max_missing=checked_missing(max_missing),
+        max_requests=checked_requests(max_requests), report=report,
+    ))  # fmt: skip
+
+
+class ZarrExport(VolumeExport):
+    """An export to a zarr store; arguments as for `to_zarr`."""
+
+    kind = "zarr"
+
+    def __init__(
+        self,
+        data: Any,
+        url: str | os.PathLike[str],
+        *,
+        chunks: Sequence[int] | None = None,
+        shards: Sequence[int] | Literal["auto"] | None = "auto",
+        levels: Levels = 1,
+        codec: Codec = "blosc-zstd",
+        ome_version: ome.OmeVersion = "0.5",
+        resolution_nm: Sequence[float] | None = None,
+        translation_nm: Sequence[float] | None = None,
+    ) -> None:
+        self._layout = layout = _Options(chunks, shards, checked_levels(levels), checked_codec(codec), ome_version)
+        stacks = [
+            stack_of(volume, layout.levels, layout.chunks, layout.shards)
+            for volume in as_volumes(data, resolution_nm, translation_nm)
+        ]
+        options = {"chunks": chunks, "shards": shards, "levels": levels, "codec": codec, "ome_version": ome_version}
+        super().__init__(stacks, options)
+        self.target = StoreTarget(url)
+        self.out = self.target.store
+
+    @property
+    def decides(self) -> dict[str, Any]:
+        """Everything that decides the voxels, by name."""
+        layout = {
+            f"{stack.volume.name} level {index} {what}": to_json(getattr(layout, what))
+            for stack in self.stacks
+            for index, layout in enumerate(stack.layouts)
+            for what in ("chunk", "shard")
+        }
+        return super().decides | layout | {"codec": self._layout.codec, "ome_version": self._layout.version}
+
+    def check(self, client: Client) -> None:
+        """Refuse a cluster that cannot write there."""
+        check_process(self.target.store, client)
+
+    def create(self, place: str, session: Session, client: Client) -> None:
+        """Make the groups, their metadata and the empty arrays."""
+        # Looked at before anything is made: a source that cannot be read leaves no store behind.
+        shown_as = [None if stack.volume.labels else display(stack.volume) for stack in self.stacks]
+        _create(place, self.stacks, shown_as, self._layout)
+        check_reachable(place, client)
+
+    def places(self, place: str, session: Session) -> list[list[LevelStore]]:
+        """Where each level of each volume is written."""
+        return [_stores(place, stack, self._layout, session.id) for stack in self.stacks]
+
+    def close(self, place: str, report: RunReport) -> None:
+        """Say in the store what was missing."""
+        for stack in self.stacks:
+            group = zarr.open_group(open_store(place), path=stack.volume.group.rstrip("/"), mode="r+")
+            made: Any = group.attrs[KEY]
+            group.attrs[KEY] = made | what_was_missing(report, stack.volume.name)
+
+    def notes(self, plan: ExportPlan) -> Iterator[str]:
+        """Say what a reader of the report should know."""
+        yield from super().notes(plan)
+        yield from _unseen(stack.export for stack in self.stacks)
 
 
 class _Options:
@@ -155,45 +231,7 @@ class _Options:
 # --------------------------------------------------------------------------- the store
 
 
-@dataclass(frozen=True, slots=True)
-class ZarrLevel:
-    """One array of a store.
-
-    Parameters
-    ----------
-    store, path : str
-        Where the array is.
-    zarr_format : int
-        2 or 3.
-    run : str
-        Names the run: a store that is overwritten is another store, although its path is the same.
-    """
-
-    store: str
-    path: str
-    zarr_format: Literal[2, 3]
-    run: str
-
-    def write(self, region: Region, voxels: NDArray[Any]) -> None:
-        """Write voxels x, y, z(, c) to a region of whole chunks."""
-        array = self._array()
-        array.write_block(self._selection(region, array.shape), voxels.T)
-
-    def read(self, region: Region) -> NDArray[Any]:
-        """Voxels of a region as x, y, z(, c)."""
-        array = self._array()
-        return array.read(self._selection(region, array.shape)).T
-
-    def _array(self) -> BlockArray:
-        return open_array(self.store, self.path, run=self.run, zarr_format=self.zarr_format)
-
-    @staticmethod
-    def _selection(region: Region, shape: tuple[int, ...]) -> tuple[slice, ...]:
-        return (*(slice(0, length) for length in shape[:-3]), *reversed(region))
-
-
-def _stores(store: str, stack: Stack, options: _Options) -> list[ZarrLevel]:
-    run = uuid4().hex
+def _stores(store: str, stack: Stack, options: _Options, run: str) -> list[LevelStore]:
     paths = [f"{stack.volume.group}{index}" for index in range(len(stack.layouts))]
     return [ZarrLevel(store, path, options.zarr_format, run) for path in paths]
 
@@ -237,7 +275,7 @@ def _create_levels(group: Any, stack: Stack, attributes: dict[str, Any], options
         )
 
 
-def _unseen(exports: Sequence[VolumeLevels]) -> Iterator[str]:
+def _unseen(exports: Iterable[VolumeLevels]) -> Iterator[str]:
     """Say what viewers do not show."""
     for export in exports:
         volume = export.volumes[0]
@@ -246,11 +284,3 @@ def _unseen(exports: Sequence[VolumeLevels]) -> Iterator[str]:
                 f"{volume.name}: Neuroglancer shows no zarr array of {volume.array.dtype}; it shows ids as uint64 "
                 "(convert_to_int64=False) and masks as uint8."
             )
-
-
-def _close(store: str, stacks: list[Stack], report: RunReport) -> None:
-    """Say in the store what was missing."""
-    for stack in stacks:
-        group = zarr.open_group(open_store(store), path=stack.volume.group.rstrip("/"), mode="r+")
-        made: Any = group.attrs[KEY]
-        group.attrs[KEY] = made | what_was_missing(report, stack.volume.name)

@@ -21,7 +21,7 @@ from support.volumes import coordinate_volume, delete_chunks, fib25, random_labe
 from imagery_dask import ImageryClient, kernels, to_png
 from imagery_dask.cli import main
 from imagery_dask.errors import AccessRefusedError, BlockFailedError
-from imagery_dask.export.files import Files
+from imagery_dask.files import Files
 
 if TYPE_CHECKING:
     from support.buckets import S3Server

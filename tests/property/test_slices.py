@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.volumes import coordinate_volume, random_labels
 
-from imagery_dask.export.files import Files
+from imagery_dask.files import Files
 from imagery_dask.export.inputs import as_volumes
 from imagery_dask.export.slice_names import SliceNames, plane_axes
 from imagery_dask.export.slice_pages import ImageryPages, MaskPages

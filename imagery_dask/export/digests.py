@@ -1,0 +1,35 @@
+"""Hashes of what is written, by which it is known again: XXH3 of 128 bits, faster than memory.
+
+They find what bits and disks do by chance; against somebody who means to deceive they are no proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from xxhash import xxh3_128
+
+__all__ = ["digest_of", "digest_of_bytes", "join_digests"]
+
+
+def digest_of(voxels: NDArray[Any]) -> bytes:
+    """Hash of voxels x, y, z(, c), x fastest, whatever their order in memory; 16 bytes.
+
+    -0.0 counts as 0.0, which stores do not tell apart.
+    """
+    if voxels.dtype.kind == "f":
+        voxels = voxels + voxels.dtype.type(0)
+    return digest_of_bytes(np.asfortranarray(voxels).T.data)
+
+
+def digest_of_bytes(content: bytes | memoryview) -> bytes:
+    """Hash of bytes; 16 bytes."""
+    return bytes(xxh3_128(content).digest())
+
+
+def join_digests(digests: Sequence[bytes]) -> bytes:
+    """Hash of hashes, in their order."""
+    return digest_of_bytes(b"".join(digests))

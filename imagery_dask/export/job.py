@@ -1,0 +1,234 @@
+"""An export, whatever its format: planned, begun or gone on with, run block by block, closed.
+
+The order in which things are written is what makes it safe to kill at any moment::
+
+    lease -> plan -> empty store -> "begun" -> blocks, each with its receipt -> attributes, ledger -> "finished"
+
+What has a plan and was not begun is removed and begun anew; what was begun goes on with the blocks without a receipt.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from distributed import Client
+from numpy.typing import NDArray
+
+from imagery_dask.cluster import Room, connect, room_of
+from imagery_dask.export.inputs import Volume
+from imagery_dask.export.limits import most_missing, with_requests
+from imagery_dask.export.plans import ExportPlan, Part, described_volume
+from imagery_dask.export.progress import shown
+from imagery_dask.export.session import Session, Target, open_session
+from imagery_dask.export.source_reads import source_chunks
+from imagery_dask.files import Files
+from imagery_dask.lazy import CutoutArray
+from imagery_dask.records.ledger import missing_first, write_ledger
+from imagery_dask.records.receipts import counts_of
+from imagery_dask.records.runs import now
+from imagery_dask.run import BlockTask, Rules, RunReport, run_blocks
+
+__all__ = ["Export", "Running", "execute", "tasks_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """How an export runs: nothing here decides a voxel.
+
+    Parameters
+    ----------
+    cluster, workers
+        See `imagery_dask.cluster.connect`.
+    progress : bool or callable
+        Show progress, or call with the `RunReport` after each block.
+    overwrite : bool
+        Start over where there is something.
+    repair : bool
+        Do the blocks again that `verify` found damaged.
+    block_bytes : int or None
+        Size of blocks.
+    max_missing : float, int or None
+        Share, or number, of storage chunks that may be missing.
+    max_requests : int or None
+        Requests in flight to one server, from all workers together.
+    report : str, path or None
+        File that an HTML report is written to.
+    plan : ExportPlan or None
+        Blocks that were planned before.
+    """
+
+    cluster: Any = None
+    workers: int | None = None
+    progress: bool | Callable[[RunReport], None] = True
+    overwrite: bool = False
+    repair: bool = False
+    block_bytes: int | None = None
+    max_missing: float | None = None
+    max_requests: int | None = None
+    report: str | os.PathLike[str] | None = None
+    plan: ExportPlan | None = field(default=None, repr=False)
+
+
+class Export(ABC):
+    """What is written: a format, its options, and the volumes."""
+
+    kind: ClassVar[str]
+    out: str
+    volumes: Sequence[Volume]
+    target: Target
+    # Arguments of the constructor besides data and place, as JSON has them.
+    options: dict[str, Any]
+
+    @property
+    @abstractmethod
+    def decides(self) -> dict[str, Any]:
+        """Everything that decides the voxels, by name."""
+
+    @property
+    @abstractmethod
+    def records(self) -> Files | None:
+        """Where records are kept; None where there is no such place."""
+
+    @abstractmethod
+    def check(self, client: Client) -> None:
+        """Refuse a cluster that cannot write there."""
+
+    @abstractmethod
+    def stages(self, room: Room, block_bytes: int | None) -> tuple[tuple[Part, ...], ...]:
+        """Blocks, for a cluster of some size; ValueError for those that do not fit into a worker."""
+
+    @abstractmethod
+    def sources(self, part: Part) -> Sequence[CutoutArray | None]:
+        """Give what the blocks of a part read of volumes; None stands for an array that is computed."""
+
+    @abstractmethod
+    def create(self, place: str, session: Session, client: Client) -> None:
+        """Make the empty store."""
+
+    @abstractmethod
+    def tasks(self, place: str, session: Session, stages: Sequence[Sequence[Part]]) -> Sequence[Sequence[BlockTask]]:
+        """Tasks of the blocks, made as they are asked for."""
+
+    def close(self, place: str, report: RunReport) -> None:
+        """Say in the store what was missing."""
+        del place, report
+
+    def notes(self, plan: ExportPlan) -> Iterator[str]:
+        """Say what a reader of the report should know."""
+        del plan
+        return iter(())
+
+    def plan(self, room: Room, block_bytes: int | None) -> ExportPlan:
+        """Plan for a cluster of some size."""
+        stages = self.stages(room, block_bytes)
+        return ExportPlan(
+            kind=self.kind, out=self.out, volumes=[described_volume(volume) for volume in self.volumes],
+            options=self.options, decides=self.decides, stages=stages,
+            voxels=sum(math.prod(map(int, volume.array.shape)) for volume in self.volumes),
+            source_chunks=source_chunks((part, self.sources(part)) for stage in stages for part in stage),
+        )  # fmt: skip
+
+
+def execute(export: Export, running: Running) -> RunReport:
+    """Run an export, or go on with one.
+
+    Raises
+    ------
+    FileExistsError
+        When there is something that is neither this export nor to be replaced, or another process writes it.
+    BlockFailedError, AccessRefusedError, TargetFullError, TooManyMissingError, ClusterLostError
+        As the run has it.
+    """
+    with open_session(export, running.overwrite) as session:
+        todo = _todo(session, running.repair) if session.plan is not None else None
+        if todo is not None and not todo.any():
+            report = _close(export, session, _report(session, todo))
+        else:
+            with connect(running.cluster, running.workers) as client:
+                report = _run(export, running, session, client, todo)
+    report.raise_for_failures()
+    return report
+
+
+def tasks_of(export: Export, session: Session) -> Sequence[Sequence[BlockTask]]:
+    """Tasks of an export that was begun."""
+    assert session.plan is not None
+    return export.tasks(session.place, session, session.plan.stages)
+
+
+def _run(
+    export: Export, running: Running, session: Session, client: Client, todo: NDArray[np.bool_] | None
+) -> RunReport:
+    export.check(client)
+    if session.plan is None:
+        room = room_of(client)
+        session.begin(running.plan or export.plan(room, running.block_bytes))
+        export.create(session.place, session, client)
+        session.begun()
+    assert session.plan is not None
+    report = _report(session, todo)
+    rules = Rules(
+        records=session.records, todo=todo, most_missing=most_missing(running.max_missing, session.plan),
+        check=session.check, wrap=with_requests(running.max_requests),
+    )  # fmt: skip
+    with shown(running.progress, session.plan.blocks) as on_progress:
+        run_blocks(client, tasks_of(export, session), report, on_progress, rules)
+    return _close(export, session, report)
+
+
+def _todo(session: Session, repair: bool) -> NDArray[np.bool_]:
+    """Which blocks an export that goes on has to do, by number."""
+    assert session.plan is not None
+    todo = np.ones(session.plan.blocks, bool)
+    todo[session.receipts()["block"].astype(np.int64)] = False
+    if repair:
+        todo[session.damaged()] = True
+    return todo
+
+
+def _report(session: Session, todo: NDArray[np.bool_] | None) -> RunReport:
+    """Report that begins with what earlier calls have done."""
+    plan = session.plan
+    assert plan is not None
+    report = RunReport(plan.blocks, voxels=plan.voxels)
+    if todo is None or session.records is None:
+        return report
+    receipts = session.receipts()
+    receipts = receipts[~todo[receipts["block"].astype(np.int64)]]
+    report.done = report.before = len(receipts)
+    report.written_bytes = report.before_bytes = int(receipts["written_bytes"].sum(dtype=np.uint64))
+    report.counts = counts_of(receipts)
+    for first, part in plan.parts:
+        of_part = receipts[(receipts["block"] >= first) & (receipts["block"] < first + len(part.blocks))]
+        counts = counts_of(of_part)
+        if part.volume in report.counts_of:
+            report.counts_of[part.volume].add(counts)
+        else:
+            report.counts_of[part.volume] = counts
+    return report
+
+
+def _close(export: Export, session: Session, report: RunReport) -> RunReport:
+    assert session.plan is not None
+    report.notes += export.notes(session.plan)
+    if session.finished and report.before == report.blocks:
+        return report
+    if session.records is not None:
+        # In the order of the blocks, however often the run was interrupted.
+        first = missing_first(session.records)
+        for volume, keys in first.items():
+            report.counts_of[volume].missing_keys = keys
+        report.counts.missing_keys = [key for keys in first.values() for key in keys]
+        write_ledger(session.records)
+    export.close(session.place, report)
+    if session.replaces:  # a whole store is not replaced by one with holes
+        report.raise_for_failures()
+    if report.ok:
+        session.finish(now())
+    return report

@@ -1,0 +1,79 @@
+"""Limits of a run that a user sets: chunks that may be missing, requests in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from imagery_dask.export.plans import ExportPlan
+from imagery_dask.run import BlockTask, Written
+
+__all__ = ["checked_missing", "checked_requests", "most_missing", "with_requests"]
+
+
+def checked_missing(value: Any) -> float | int | None:
+    """Share of the storage chunks (a float from 0 to 1) or number of them (an int) that may be missing.
+
+    Raises
+    ------
+    ValueError
+        For what is neither.
+    """
+    if value is None:
+        return None
+    number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    share = isinstance(value, float) and 0 <= value <= 1
+    if not (number or share):
+        raise ValueError(
+            f"max_missing is a share of the storage chunks that are read, from 0.0 to 1.0, or a whole number of them; "
+            f"got {value!r}."
+        )
+    return value  # type: ignore[no-any-return]
+
+
+def checked_requests(value: Any) -> int | None:
+    """Check a number of requests in flight to one server."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"max_requests must be a whole number from 1; got {value!r}.")
+    return value
+
+
+def most_missing(value: float | int | None, plan: ExportPlan) -> float | None:
+    """How many chunks of a plan may be missing."""
+    if isinstance(value, float) and plan.source_chunks is None:
+        raise ValueError(
+            "max_missing is a share of storage chunks, and how many an array is computed from is not known; give a "
+            "whole number of them."
+        )
+    return value * plan.source_chunks if isinstance(value, float) and plan.source_chunks is not None else value
+
+
+def with_requests(count: int | None) -> Callable[[BlockTask], BlockTask]:
+    """Give what makes tasks keep to a number of requests in flight, over all workers."""
+    return (lambda task: task) if count is None else (lambda task: _Limited(task, count))
+
+
+@dataclass(frozen=True, slots=True)
+class _Limited:
+    """A task whose requests keep to a limit."""
+
+    task: BlockTask
+    requests: int
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    @property
+    def volume(self) -> str:
+        return self.task.volume
+
+    def __call__(self) -> Written:
+        return self.task()
+
+    def stored(self) -> bytes:
+        return self.task.stored()
+
+    def expected(self) -> bytes:
+        return self.task.expected()

@@ -1,0 +1,253 @@
+"""Where an export stands: a new one, one that goes on, one that replaces another, or one that must not be begun."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
+from uuid import uuid4
+
+from numpy.typing import NDArray
+
+from imagery_dask.export.plans import ExportPlan, difference, fingerprint_of
+from imagery_dask.export.stores import clear_errors
+from imagery_dask.files import Files
+from imagery_dask.records.journal import Records
+from imagery_dask.records.lease import Lease
+from imagery_dask.records.runs import Run, now, runs_in
+
+__all__ = ["DAMAGED", "Planned", "Session", "Target", "open_session"]
+
+DAMAGED = "damaged.json"
+
+
+class Target(Protocol):
+    """Where an export is written, and what may be there already."""
+
+    store: str
+
+    def occupied(self) -> bool:
+        """Whether there is something that can be replaced; FileExistsError for anything else."""
+        ...
+
+    def refusal(self, why: str = "") -> FileExistsError:
+        """Error that says that there is something, and why it is in the way."""
+        ...
+
+    def holds(self, place: str) -> bool:
+        """Whether what a run has begun is still there."""
+        ...
+
+    def beside(self, run: str) -> str:
+        """Where a run writes what is to replace what is there."""
+        ...
+
+    def recover(self) -> None:
+        """Undo a replacement that was cut off."""
+        ...
+
+    def swap(self, place: str) -> None:
+        """Let what was written beside take its place."""
+        ...
+
+    def clear(self, place: str) -> None:
+        """Remove what is at a place of a run."""
+        ...
+
+
+class Planned(Protocol):
+    """What a session needs to know of an export."""
+
+    @property
+    def target(self) -> Target:
+        """Where it is written."""
+        ...
+
+    @property
+    def decides(self) -> dict[str, Any]:
+        """Everything that decides the voxels."""
+        ...
+
+    @property
+    def records(self) -> Files | None:
+        """Where records are kept."""
+        ...
+
+
+class Session:
+    """An export that this process writes: its run, and where it goes.
+
+    Parameters
+    ----------
+    target : Target
+        Where the export is written.
+    files : Files or None
+        Where records are kept.
+    lease : Lease or None
+        Held while the session lasts.
+    run : Run or None
+        The run that goes on.
+    place : str, optional
+        Where a new run writes.
+    """
+
+    def __init__(
+        self, target: Target, files: Files | None, lease: Lease | None, run: Run | None, place: str | None = None
+    ) -> None:
+        self._target, self._files, self._lease, self._run = target, files, lease, run
+        self.id = uuid4().hex[:8] if run is None else run.records.run
+        self.place = run.place if run is not None else target.store if place is None else place
+        self.overwrites = False
+        self.plan = None if run is None else ExportPlan.from_json(run.plan)
+        self._receipts: NDArray[Any] | None = None
+
+    @property
+    def records(self) -> Records | None:
+        """Records of the run."""
+        return None if self._files is None else Records(self._files, self.id)
+
+    @property
+    def replaces(self) -> bool:
+        """Whether what is replaced is still there."""
+        return self.place != self._target.store
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of it is there."""
+        return self._run is not None and self._run.finished is not None
+
+    def check(self) -> None:
+        """Raise when another process has taken over."""
+        if self._lease is not None:
+            self._lease.check()
+
+    def begin(self, plan: ExportPlan) -> None:
+        """Write down what is going to be written."""
+        self.plan = plan
+        if self.records is not None:
+            self._run = Run(self.records, self.place, plan.to_json(), now()).saved()
+
+    def begun(self) -> None:
+        """Write down that there is an empty store."""
+        if self._run is not None:
+            self._run = self._run.saved(begun=True)
+
+    def finish(self, when: str) -> None:
+        """Let the store take its place, and write down that all of it is there."""
+        others = [] if self._files is None else [run for run in runs_in(self._files) if run.records.run != self.id]
+        if self.replaces:
+            assert self._run is not None
+            self._run = self._run.saved(swapping=True)
+            self._target.swap(self.place)
+        for run in others:
+            run.records.remove()
+        self.place = self._target.store
+        if self._run is not None:
+            self._run = self._run.saved(place=self.place, finished=when, swapping=False)
+            self._run.records.remove(DAMAGED)
+
+    def receipts(self) -> NDArray[Any]:
+        """Read the receipts of earlier calls, by block."""
+        if self._receipts is None:
+            assert self.records is not None
+            assert self.plan is not None
+            found = self.records.receipts()
+            self._receipts = found[found["block"] < self.plan.blocks]
+        return self._receipts
+
+    def damaged(self) -> list[int]:
+        """Blocks that `verify` found damaged."""
+        found = None if self.records is None else self.records.get(DAMAGED)
+        return [] if found is None else [int(block) for block in found["blocks"]]
+
+
+@contextmanager
+def open_session(export: Planned, overwrite: bool) -> Iterator[Session]:
+    """Find out where an export stands, and hold the lease on it.
+
+    Raises
+    ------
+    TargetBusyError
+        Another process writes there.
+    FileExistsError
+        There is something else, or an export whose arguments were others; the message names them.
+    """
+    target, files = export.target, export.records
+    if files is None:
+        occupied = target.occupied()
+        if occupied and not overwrite:
+            raise target.refusal()
+        if occupied:
+            target.clear(target.store)
+        session = Session(target, None, None, None)
+        session.overwrites = overwrite
+        yield session
+        return
+    with clear_errors(target.store):
+        # Before anything is made: a place that holds something else is left as it is.
+        if not runs_in(files) and target.occupied() and not overwrite:
+            raise target.refusal()
+        with _lease(files, target.store) as lease:
+            target.recover()
+            runs = [_where(run, target) for run in runs_in(files)]
+            session = _over(target, files, lease, runs) if overwrite else _on(export, target, files, lease, runs)
+            yield session
+
+
+def _on(export: Planned, target: Target, files: Files, lease: Lease, runs: list[Run]) -> Session:
+    """Go on with a run, or begin one where there is nothing."""
+    fingerprint = fingerprint_of(export.decides)
+    living = [run for run in runs if run.begun and target.holds(run.place)]
+    # One that was to replace another comes first: it was asked for last.
+    for run in sorted(living, key=lambda run: run.place == target.store):
+        if run.plan.get("fingerprint") == fingerprint:
+            return Session(target, files, lease, run)
+    there = next((run for run in living if run.place == target.store), None)
+    if there is not None:
+        what = difference(there.plan["decides"], export.decides)
+        raise target.refusal(f"It was written with other arguments: {what}.")
+    _remove([run for run in runs if run not in living], target)
+    if target.occupied():
+        raise target.refusal()
+    return Session(target, files, lease, None)
+
+
+def _over(target: Target, files: Files, lease: Lease, runs: list[Run]) -> Session:
+    """Begin anew; what is there stays until all of the new one is, where that can be."""
+    _remove([run for run in runs if run.place != target.store or not run.begun], target)
+    session = Session(target, files, lease, None)
+    session.overwrites = True
+    if not target.occupied():
+        _remove([run for run in runs if run.place == target.store and run.begun], target)
+        return session
+    session.place = target.beside(session.id)
+    if not session.replaces:
+        target.clear(target.store)
+        _remove([run for run in runs if run.place == target.store and run.begun], target)
+    return session
+
+
+def _remove(runs: list[Run], target: Target) -> None:
+    """Remove runs that nobody goes on with; of a store in its place only what had not been begun."""
+    for run in runs:
+        if run.place != target.store or not run.begun:
+            target.clear(run.place)
+        run.records.remove()
+
+
+def _where(run: Run, target: Target) -> Run:
+    """Where a run's store is: one that took its place may have been killed before it could say so."""
+    if run.swapping and run.place != target.store and not target.holds(run.place) and target.holds(target.store):
+        return run.saved(place=target.store, swapping=False)
+    return run
+
+
+@contextmanager
+def _lease(files: Files, out: str) -> Iterator[Lease]:
+    try:
+        with Lease(files, out) as lease:
+            yield lease
+    finally:
+        if files.folder is not None:
+            with suppress(OSError):  # only where nothing is in it
+                files.folder.rmdir()

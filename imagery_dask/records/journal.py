@@ -1,0 +1,127 @@
+"""Records of one run, appended to by many processes on many machines and read by anyone.
+
+Every process writes files of its own, so that none waits for another and no file system needs to know of locks. On a
+disk a record is one write to the end of its file; a bucket has no such thing, so that a process puts its last few
+thousand records again, together with the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+from uuid import uuid4
+
+from numpy.typing import NDArray
+
+from imagery_dask.files import Files
+from imagery_dask.records.receipts import receipts_in
+
+__all__ = ["Kind", "Records", "records_folder"]
+
+Kind = Literal["receipts", "ledger", "failed"]
+SUFFIX = {"receipts": "bin", "ledger": "jsonl", "failed": "jsonl"}
+# A segment of receipts has 380 kB at most, a hundredth of a block; a million receipts are 250 segments.
+SEGMENT_RECORDS = 4096
+GETS_IN_FLIGHT = 16
+
+_lock = threading.Lock()
+_segments: dict[tuple[str, str, str, int], tuple[str, list[bytes]]] = {}
+_names: dict[int, str] = {}
+
+
+def records_folder(out: str) -> Files:
+    """Folder of the records of a store: ``OUT.receipts``, or ``.receipts`` in a bucket that is the store."""
+    place = out.rstrip("/")
+    scheme, found, rest = place.partition("://")
+    root = found and scheme not in ("file", "memory") and "/" not in rest
+    return Files.at(f"{place}/.receipts" if root else f"{place}.receipts")
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Records of a run. Small and picklable: it goes with every task.
+
+    Parameters
+    ----------
+    files : Files
+        The records folder of the store.
+    run : str
+        Which run.
+    """
+
+    files: Files
+    run: str
+
+    def append(self, kind: Kind, content: bytes) -> None:
+        """Add a record; when this returns, another process finds it."""
+        process = os.getpid()  # a fork writes files of its own
+        with _lock:
+            name = _names.setdefault(process, f"{socket.gethostname()}-{process}-{uuid4().hex[:8]}")
+            path = f"{self.run}/{kind}-{name}"
+            if self.files.folder is not None:
+                _append(self.files.folder / f"{path}.{SUFFIX[kind]}", content)
+                return
+            key = (self.files.url, self.run, kind, process)
+            segment, held = _segments.get(key, ("", []))
+            if not held or len(held) >= SEGMENT_RECORDS:
+                segment, held = uuid4().hex[:8], []
+            held.append(content)
+            _segments[key] = (segment, held)
+            self.files.put(f"{path}-{segment}.{SUFFIX[kind]}", b"".join(held), "application/octet-stream")
+
+    def contents(self, kind: Kind) -> list[bytes]:
+        """All files of a kind."""
+        names = sorted(self.files.names(f"{self.run}/{kind}-"))
+        with ThreadPoolExecutor(GETS_IN_FLIGHT) as threads:
+            return [content for content in threads.map(self.files.get, names) if content is not None]
+
+    def receipts(self) -> NDArray[Any]:
+        """Last receipt of each block, by block (`RECEIPT`)."""
+        return receipts_in(self.contents("receipts"))
+
+    def lines(self, kind: Literal["ledger", "failed"]) -> Iterator[dict[str, Any]]:
+        """Read records that are lines of JSON; one that was cut off is left out."""
+        for content in self.contents(kind):
+            for line in content.splitlines():
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    continue
+
+    def put(self, name: str, value: Any) -> None:
+        """Write a JSON file of the run, whole."""
+        self.files.put(f"{self.run}/{name}", json.dumps(value, indent=1).encode(), "application/json")
+
+    def get(self, name: str) -> Any:
+        """Content of a JSON file of the run; None when there is none."""
+        content = self.files.get(f"{self.run}/{name}")
+        return None if content is None else json.loads(content)
+
+    def remove(self, name: str = "") -> None:
+        """Remove a file of the run, or all of them; the plan goes last, so that a removal can be repeated."""
+        names = list(self.files.names(f"{self.run}/{name}"))
+        last = f"{self.run}/plan.json"
+        self.files.delete([each for each in names if each != last])
+        self.files.delete([each for each in names if each == last])
+        if self.files.folder is not None and not name:
+            (self.files.folder / self.run).rmdir()
+
+
+def _append(path: Any, content: bytes) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    except FileNotFoundError:
+        # Not made here: a task that outlives its run would make again what that has removed.
+        raise FileNotFoundError(f"The records of this run, {path.parent}, are gone.") from None
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(descriptor, view) :]
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,166 @@
+"""A lease on a store: one process at a time writes it, and one that crashed does not block it for ever.
+
+The holder writes a file and renews it. Who finds a file that is not renewed any more, or that of a dead process of this
+machine, writes its own over it, waits, and looks whether it is still there: of two who do so at once the last one has
+it. Machines' clocks are not compared where a glance at the file after a while will do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from uuid import uuid4
+
+from imagery_dask.errors import TargetBusyError
+from imagery_dask.files import Files
+
+__all__ = ["Lease", "holder_of"]
+
+NAME = "lease.json"
+RENEW_S = 10.0
+EXPIRES_S = 60.0
+# Longer than a file takes from one process to the other.
+LOOK_AGAIN_S = 0.5
+
+
+class Lease:
+    """Context manager that holds the lease on a store.
+
+    Parameters
+    ----------
+    files : Files
+        The records folder of the store.
+    out : str
+        The store, for messages.
+
+    Raises
+    ------
+    TargetBusyError
+        Another process holds it.
+    """
+
+    def __init__(self, files: Files, out: str) -> None:
+        self._files, self._out = files, out
+        self._mine = {"id": uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "machine": _machine()}
+        self._ended = threading.Event()
+        self._lost = False
+        self._thread = threading.Thread(target=self._renew, name="imagery_dask-lease", daemon=True)
+
+    def __enter__(self) -> Lease:
+        if not self._create():
+            held = self._read()
+            if held is not None and not self._is_over(held):
+                raise TargetBusyError(self._busy(held))
+            self._write()
+            time.sleep(LOOK_AGAIN_S)
+            held = self._read()
+            if held is not None and held["id"] != self._mine["id"]:
+                raise TargetBusyError(self._busy(held))
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        with suppress(Exception):  # it expires
+            held = self._read()
+            if held is not None and held["id"] == self._mine["id"]:
+                self._files.delete([NAME])
+
+    def check(self) -> None:
+        """Raise `TargetBusyError` when another process has taken the lease, because this one stood still for long."""
+        if self._lost:
+            raise TargetBusyError(
+                f"{self._out}: another process has taken over this export, because this one had not been heard of for "
+                f"{EXPIRES_S:.0f} s. This one ends; the other one goes on from what is written."
+            )
+
+    def _create(self) -> bool:
+        """Write the file where there is none; True only where that is certain, which a bucket never is."""
+        if self._files.folder is None:
+            return False
+        self._files.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(self._files.folder / NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            return False
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(self._content())
+        return True
+
+    def _is_over(self, held: dict[str, Any]) -> bool:
+        if held.get("machine") == self._mine["machine"] and not _alive(int(held["pid"])):
+            return True
+        age = time.time() - float(held["renewed"])
+        if age < EXPIRES_S:
+            return False
+        time.sleep(1.5 * RENEW_S)  # the other machine's clock may be wrong; that it does not renew is certain
+        return self._read() == held
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEW_S):
+            with suppress(Exception):  # once more in ten seconds
+                held = self._read()
+                if held is None or held["id"] == self._mine["id"]:
+                    self._write()
+                else:
+                    self._lost = True
+                    return
+
+    def _read(self) -> dict[str, Any] | None:
+        return holder_of(self._files)
+
+    def _write(self) -> None:
+        self._files.put(NAME, self._content(), "application/json")
+
+    def _content(self) -> bytes:
+        return json.dumps(self._mine | {"renewed": time.time()}).encode()
+
+    def _busy(self, held: dict[str, Any]) -> str:
+        return (
+            f"{self._out} is being written by process {held['pid']} on {held['host']} "
+            f"(last heard of {max(0.0, time.time() - float(held['renewed'])):.0f} s ago). Wait for it, or end it; if "
+            f"it crashed, try again in {EXPIRES_S:.0f} s."
+        )
+
+
+def holder_of(files: Files) -> dict[str, Any] | None:
+    """Who holds the lease of a records folder: ``id``, ``host``, ``pid``, ``machine``, ``renewed`` (s since 1970)."""
+    content = files.get(NAME)
+    if content is None:
+        return None
+    try:
+        held: dict[str, Any] = json.loads(content)
+        float(held["renewed"]), int(held["pid"]), held["id"], held["host"]
+    except (ValueError, KeyError, TypeError):  # cut off by a crash
+        return None
+    return held
+
+
+def _machine() -> str:
+    """Name of what process ids are of: this boot of this machine, and the container on it."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    return socket.gethostname()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    with suppress(OSError):  # a process that is dead and waits for its parent is over
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return True

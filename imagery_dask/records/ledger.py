@@ -1,0 +1,67 @@
+"""The ledger: which chunks of the source were not there, and which supervoxels had no root, block by block."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from imagery_dask.records.journal import Records
+from imagery_dask.sources import ReadCounts
+
+__all__ = ["FIRST_KEPT", "LEDGER", "ledger_line", "ledger_rows", "missing_first", "write_ledger"]
+
+LEDGER = "ledger.jsonl"
+FIRST_KEPT = 10
+
+
+def ledger_line(block: int, name: str, volume: str, counts: ReadCounts) -> bytes | None:
+    """Line of a block that missed something, else None."""
+    if not (counts.missing or counts.zero_roots):
+        return None
+    line = {
+        "block": block,
+        "name": name,
+        "volume": volume,
+        "missing": counts.missing_keys,
+        "zero_roots": counts.zero_roots,
+        "zero_root_ids": [str(value) for value in counts.zero_root_ids],
+    }
+    return json.dumps(line).encode() + b"\n"
+
+
+def ledger_rows(lines: Iterable[dict[str, Any]], blocks: Any = None) -> Iterator[dict[str, Any]]:
+    """Rows of the table: one for each missing chunk of each block, one for each block with ids without a root.
+
+    Parameters
+    ----------
+    lines : iterable of dict
+        Lines of all processes; the last one of a block counts.
+    blocks : container of int, optional
+        Blocks whose bytes are in the store; by default all.
+    """
+    last = {line["block"]: line for line in lines if blocks is None or line["block"] in blocks}
+    for block, line in sorted(last.items()):
+        place = {"block": block, "name": line["name"], "volume": line["volume"]}
+        for key in sorted(set(line["missing"])):
+            yield place | {"kind": "missing chunk", "key": key}
+        if line["zero_roots"]:
+            ids = {"supervoxels": line["zero_roots"], "first": line["zero_root_ids"]}
+            yield place | {"kind": "zero roots"} | ids
+
+
+def write_ledger(records: Records) -> None:
+    """Write the table of a run beside the store, in the order of the blocks."""
+    done = set(records.receipts()["block"].tolist())
+    rows = ledger_rows(records.lines("ledger"), done)
+    records.files.put(LEDGER, b"".join(json.dumps(row).encode() + b"\n" for row in rows), "application/jsonl")
+
+
+def missing_first(records: Records) -> dict[str, list[str]]:
+    """First few missing chunks of each volume, in the order of the blocks, however these were run."""
+    first: dict[str, list[str]] = {}
+    for row in ledger_rows(records.lines("ledger")):
+        keys = first.setdefault(row["volume"], [])
+        if row["kind"] == "missing chunk" and len(keys) < FIRST_KEPT and row["key"] not in keys:
+            keys.append(row["key"])
+    return first

@@ -1,0 +1,115 @@
+"""One block on a worker: the work, its receipt, and what is said of a failure."""
+
+from __future__ import annotations
+
+import errno
+import time
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from imagery_dask.errors import AccessRefusedError, MissingChunkError, SourceError
+from imagery_dask.records.journal import Records
+from imagery_dask.records.ledger import ledger_line
+from imagery_dask.records.receipts import receipt
+from imagery_dask.sources import ReadCounts, collect_counts
+from imagery_dask.sources.counts import MISSING_KEYS_KEPT
+
+__all__ = ["BlockError", "BlockResult", "BlockTask", "Outcome", "Written", "run_block"]
+
+# Whether another attempt can help, and whether any other block can go on.
+Outcome = Literal["passing", "lasting", "refused", "full"]
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a block has put into its store.
+
+    Parameters
+    ----------
+    voxels, size : int
+        How many, and how many bytes they are, uncompressed.
+    digest : bytes
+        Hash of it, 16 bytes.
+    """
+
+    voxels: int
+    size: int
+    digest: bytes
+
+
+class BlockTask(Protocol):
+    """One block's work: read, compute, write. Picklable, small, and safe to repeat."""
+
+    @property
+    def name(self) -> str:
+        """Readable name: what is done, of what, where."""
+        ...
+
+    @property
+    def volume(self) -> str:
+        """Name of what is written, which its counts are kept for."""
+        ...
+
+    def __call__(self) -> Written:
+        """Do the work."""
+        ...
+
+    def stored(self) -> bytes:
+        """Hash of what is in the store now."""
+        ...
+
+    def expected(self) -> bytes:
+        """Hash of what the source gives now; nothing is written."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BlockResult:
+    """What a worker says of a block that it finished."""
+
+    written_bytes: int
+    counts: ReadCounts
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class BlockError:
+    """What a worker says of a block that failed."""
+
+    reason: str
+    message: str
+    outcome: Outcome
+
+
+def run_block(task: BlockTask, number: int, attempt: int, records: Records | None) -> BlockResult | BlockError:
+    """Do a block and write its receipt, once its bytes are in the store."""
+    started = time.perf_counter()
+    try:
+        with collect_counts() as counts:
+            written = task()
+        seconds = time.perf_counter() - started
+        if records is not None:
+            line = ledger_line(number, task.name, task.volume, counts)
+            if line is not None:
+                records.append("ledger", line)
+            records.append(
+                "receipts",
+                receipt(number, written.digest, written.voxels, written.size, counts, attempt, seconds),
+            )
+    except Exception as error:
+        # A value, not an exception: dask would log a traceback for each, and could not pickle some.
+        return BlockError(f"{type(error).__name__}: {error}", str(error), outcome_of(error))
+    few = replace(counts, missing_keys=counts.missing_keys[:MISSING_KEYS_KEPT])
+    return BlockResult(written.size, few, seconds)
+
+
+def outcome_of(error: Exception) -> Outcome:
+    """Say what a failure means for another attempt."""
+    if isinstance(error, AccessRefusedError):
+        return "refused"
+    if isinstance(error, OSError) and error.errno in FULL or "os error 28" in str(error):
+        return "full"
+    if isinstance(error, MissingChunkError):
+        return "lasting"
+    return "passing" if isinstance(error, (SourceError, OSError)) else "lasting"

@@ -1,0 +1,245 @@
+"""A bounded window of blocks on a dask cluster: what is submitted, repeated, set aside, and when it stops."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from distributed import Client, as_completed
+from numpy.typing import NDArray
+
+from imagery_dask.errors import AccessRefusedError, ClusterLostError, TargetFullError, TooManyMissingError
+from imagery_dask.records.journal import Records
+from imagery_dask.run.block import BlockError, BlockResult, BlockTask, run_block
+from imagery_dask.run.report import FailedBlock, RunReport
+from imagery_dask.sources import ReadCounts
+
+__all__ = ["WINDOW_PER_THREAD", "Rules", "Stages", "run_blocks"]
+
+# Blocks that the scheduler knows of, per thread of the cluster: enough that none waits for the driver.
+WINDOW_PER_THREAD = 3
+FAILURES_KEPT = 1000
+# Attempts at a block, when each fails for a reason that may pass; within one, each request has attempts of its own.
+ATTEMPTS = 4
+PAUSES_S = (1.0, 4.0, 16.0)
+
+# Blocks by number, made when they are asked for: stage by stage, none of which begins before the one before has ended.
+Stages = Sequence[Sequence[BlockTask]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a run keeps to.
+
+    Parameters
+    ----------
+    records : Records or None
+        Where receipts are written.
+    todo : ndarray of bool or None
+        By number of a block, whether it is to be done; None is all of them.
+    most_missing : float or None
+        Storage chunks that may be missing before the run ends.
+    check : callable
+        Called after every block; raises what ends the run.
+    wrap : callable
+        Makes the task that is sent of a block's.
+    """
+
+    records: Records | None = None
+    todo: NDArray[np.bool_] | None = None
+    most_missing: float | None = None
+    check: Callable[[], None] = lambda: None
+    wrap: Callable[[BlockTask], BlockTask] = lambda task: task
+
+
+def run_blocks(
+    client: Client,
+    stages: Stages,
+    report: RunReport,
+    on_progress: Callable[[RunReport], None] | None = None,
+    rules: Rules | None = None,
+) -> RunReport:
+    """Run blocks on a cluster, with no more than a window of them in the scheduler at a time.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Where to run.
+    stages : sequence of sequences of BlockTask
+        Blocks, made as they are submitted; never held all at once. A stage begins when the one before it has ended, and
+        not at all when a block of that failed: it would read what was not written.
+    report : RunReport
+        What is known so far; it is brought up to date.
+    on_progress : callable, optional
+        Called with the report after every block.
+    rules : Rules, optional
+        What the run keeps to.
+
+    Returns
+    -------
+    RunReport
+        A block that fails is in the report; the others of its stage go on.
+
+    Raises
+    ------
+    AccessRefusedError
+        At once, since every further block would be refused too.
+    TargetFullError
+        No space is left where blocks are written.
+    TooManyMissingError
+        More chunks are missing than the rules allow.
+    ClusterLostError
+        The scheduler is gone.
+    """
+    window = _Window(client, report, on_progress or (lambda _: None), rules or Rules())
+    first = 0
+    for tasks in stages:
+        if report.failures:
+            break
+        window.run(tasks, first)
+        first += len(tasks)
+    window.show()
+    return report
+
+
+@dataclass(slots=True)
+class _Submitted:
+    """A block that the scheduler has."""
+
+    number: int
+    task: BlockTask
+    attempt: int
+
+
+@dataclass(slots=True)
+class _Window:
+    """The blocks of one stage that are in the scheduler, and those that wait for another attempt."""
+
+    client: Client
+    report: RunReport
+    on_progress: Callable[[RunReport], None]
+    rules: Rules
+    started: float = field(default_factory=time.perf_counter)
+    run_id: str = field(default_factory=lambda: uuid4().hex)
+    submitted: dict[str, _Submitted] = field(default_factory=dict)
+    waiting: list[tuple[float, int, _Submitted]] = field(default_factory=list)
+
+    def run(self, tasks: Sequence[BlockTask], first: int) -> None:
+        """Run a stage."""
+        size = max(4, WINDOW_PER_THREAD * sum(self.client.nthreads().values()))
+        fresh = (_Submitted(first + index, tasks[index], 1) for index in self._todo(first, len(tasks)))
+        running = as_completed(loop=self.client.loop)
+        try:
+            while True:
+                for block in islice(self._due(fresh), size - len(self.submitted)):
+                    running.add(self._submit(block))
+                if self.submitted:
+                    self._take(next(running))
+                elif self.waiting:
+                    time.sleep(max(0.0, self.waiting[0][0] - time.monotonic()))
+                else:
+                    return
+        except BaseException:
+            self.client.cancel(list(running.futures), force=True)
+            raise
+
+    def show(self) -> None:
+        """Tell the caller how far the run is."""
+        self.report.seconds = time.perf_counter() - self.started
+        self.on_progress(self.report)
+
+    def _todo(self, first: int, count: int) -> Iterator[int]:
+        if self.rules.todo is None:
+            return iter(range(count))
+        return iter(np.flatnonzero(self.rules.todo[first : first + count]).tolist())
+
+    def _due(self, fresh: Iterator[_Submitted]) -> Iterator[_Submitted]:
+        """Blocks to submit: those whose pause is over before new ones."""
+        while True:
+            if self.waiting and self.waiting[0][0] <= time.monotonic():
+                yield heapq.heappop(self.waiting)[2]
+                continue
+            block = next(fresh, None)
+            if block is None:
+                return
+            yield block
+
+    def _submit(self, block: _Submitted) -> Any:
+        # Up to the first dash a key is its group's name, which the scheduler and the dashboard keep for ever; the id
+        # keeps a run apart from another of the same array on the same cluster.
+        doing, _, where = block.task.name.partition(", ")
+        key = f"{doing}-{where.replace(' ', '_')}_{block.number}_{block.attempt}_{self.run_id}"
+        task = self.rules.wrap(block.task)
+        future = self.client.submit(
+            run_block, task, block.number, block.attempt, self.rules.records, key=key, pure=False
+        )
+        self.submitted[future.key] = block
+        return future
+
+    def _take(self, future: Any) -> None:
+        block = self.submitted.pop(future.key)
+        result = self._result(future)
+        future.release()
+        if isinstance(result, BlockResult):
+            self._done(block, result)
+        else:
+            self._failed(block, result)
+        self.show()
+        self.rules.check()
+
+    def _result(self, future: Any) -> BlockResult | BlockError:
+        if future.status in ("cancelled", "lost"):
+            if self.client.status != "running":
+                raise ClusterLostError(
+                    "The connection to the cluster's scheduler is lost. What is written stays; the same call goes on "
+                    "with another cluster."
+                )
+            return BlockError("CancelledError: the block was cancelled", "", "passing")
+        if (error := future.exception()) is not None:  # of dask's own: a killed worker, a result that got lost
+            return BlockError(f"{type(error).__name__}: {error}", "", "passing")
+        result: BlockResult | BlockError = future.result()
+        return result
+
+    def _done(self, block: _Submitted, result: BlockResult) -> None:
+        report = self.report
+        report.done += 1
+        report.written_bytes += result.written_bytes
+        report.counts.add(result.counts)
+        report.counts_of.setdefault(block.task.volume, ReadCounts()).add(result.counts)
+        most = self.rules.most_missing
+        if most is not None and report.counts.missing > most:
+            raise TooManyMissingError(
+                f"{report.counts.missing:,} storage chunks of the source do not exist, and max_missing (--max-missing) "
+                f"allows {most:,.0f}; the first: {report.counts.missing_keys[0]}. What is written stays; to go on, "
+                "allow more."
+            )
+
+    def _failed(self, block: _Submitted, result: BlockError) -> None:
+        if result.outcome == "refused":
+            raise AccessRefusedError(result.message)
+        if result.outcome == "full":
+            raise TargetFullError(
+                f"No space is left: {result.reason}. {self.report.done} of {self.report.blocks} blocks are written; "
+                "make room, and the same call goes on."
+            )
+        if result.outcome == "passing" and block.attempt < ATTEMPTS:
+            self.report.repeats += 1
+            pause = PAUSES_S[min(block.attempt, len(PAUSES_S)) - 1] * random.uniform(0.5, 1.5)
+            again = _Submitted(block.number, block.task, block.attempt + 1)
+            heapq.heappush(self.waiting, (time.monotonic() + pause, block.number, again))
+            return
+        self.report.failures += 1
+        if len(self.report.failed) < FAILURES_KEPT:
+            self.report.failed.append(FailedBlock(block.task.name, result.reason))
+        if self.rules.records is not None:
+            line = {"block": block.number, "name": block.task.name, "volume": block.task.volume}
+            line |= {"reason": result.reason, "attempts": block.attempt, "when": time.time()}
+            self.rules.records.append("failed", json.dumps(line).encode() + b"\n")
