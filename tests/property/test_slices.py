@@ -19,7 +19,7 @@ from imagery_dask.export.inputs import as_volumes
 from imagery_dask.export.slice_names import SliceNames, plane_axes
 from imagery_dask.export.slice_pages import ImageryPages, MaskPages
 from imagery_dask.export.slice_plan import plan_slices, storage_edges
-from imagery_dask.export.slice_tasks import slice_tasks
+from imagery_dask.export.slice_tasks import SliceTasks
 
 CHUNKS = st.lists(st.integers(1, 9), min_size=1, max_size=5).map(tuple)
 AXES = st.integers(0, 2)
@@ -54,7 +54,7 @@ def test_pages_do_not_depend_on_slabs_and_tiles(chunks: Any, axis: int, tile: in
     names = SliceNames("em", axis, shape, (-5, 0, 7), tile is not None, "png")  # type: ignore[arg-type]
     columns, rows = plane_axes(axis)
     with TemporaryDirectory() as folder:
-        for task in slice_tasks(plan, volumes, pages, names, Files.at(folder), "png"):
+        for task in SliceTasks(plan, volumes, pages, names, Files.at(folder), "png"):
             task()
         assert len(list(Path(folder).iterdir())) == len(kinds) * shape[axis] * int(
             np.prod([len(plan.edges[across]) - 1 for across in (columns, rows)])
