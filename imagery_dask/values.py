@@ -8,6 +8,8 @@ import typing
 from functools import lru_cache
 from typing import Any, Literal, TypeVar, Union
 
+import numpy as np
+
 __all__ = ["flat", "from_json", "to_json"]
 
 Value = TypeVar("Value")
@@ -31,6 +33,8 @@ def to_json(value: Any) -> Any:
         return [to_json(each) for each in value]
     if isinstance(value, bool) or value is None or isinstance(value, (str, float)):
         return value
+    if isinstance(value, np.floating):
+        return float(value)
     if hasattr(value, "__index__"):
         number = int(value)
         return number if abs(number) <= EXACT_AS_FLOAT else str(number)

@@ -9,11 +9,14 @@ What has a plan and was not begun is removed and begun anew; what was begun goes
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,6 +32,8 @@ from imagery_dask.export.session import Session, Target, open_session
 from imagery_dask.export.source_reads import source_chunks
 from imagery_dask.files import Files
 from imagery_dask.lazy import CutoutArray
+from imagery_dask.plan import Region
+from imagery_dask.records.journal import Records
 from imagery_dask.records.ledger import missing_first, write_ledger
 from imagery_dask.records.receipts import counts_of
 from imagery_dask.records.runs import now
@@ -111,9 +116,26 @@ class Export(ABC):
     def create(self, place: str, session: Session, client: Client) -> None:
         """Make the empty store."""
 
+    def create_sample(self, session: Session, client: Client, regions: Sequence[Region]) -> None:
+        """Make what blocks of some regions need to be done for a test."""
+        del regions
+        self.create(session.place, session, client)
+
     @abstractmethod
     def tasks(self, place: str, session: Session, stages: Sequence[Sequence[Part]]) -> Sequence[Sequence[BlockTask]]:
         """Tasks of the blocks, made as they are asked for."""
+
+    @abstractmethod
+    def at(self, place: str) -> Export:
+        """Return the same export to another place."""
+
+    @abstractmethod
+    def objects(self, plan: ExportPlan) -> int:
+        """Count the files or objects that are written, at most."""
+
+    @abstractmethod
+    def held_bytes(self, plan: ExportPlan) -> int:
+        """Estimate what a task holds at most."""
 
     def close(self, place: str, report: RunReport) -> None:
         """Say in the store what was missing."""
@@ -175,20 +197,34 @@ def _run(
     report = _report(session, todo)
     rules = Rules(
         records=session.records, todo=todo, most_missing=most_missing(running.max_missing, session.plan),
-        check=session.check, wrap=with_requests(running.max_requests),
+        check=session.check, wrap=with_requests(running.max_requests), on_failure=partial(_set_aside, session.records),
     )  # fmt: skip
     with shown(running.progress, session.plan.blocks) as on_progress:
         run_blocks(client, tasks_of(export, session), report, on_progress, rules)
     return _close(export, session, report)
 
 
+def _set_aside(records: Records | None, number: int, task: BlockTask, reason: str, attempts: int) -> None:
+    """Write down a block that failed."""
+    if records is not None:
+        line = {"block": number, "name": task.name, "volume": task.volume, "reason": reason}
+        line |= {"attempts": attempts, "when": time.time()}
+        records.append("failed", json.dumps(line).encode() + b"\n")
+
+
 def _todo(session: Session, repair: bool) -> NDArray[np.bool_]:
     """Which blocks an export that goes on has to do, by number."""
     assert session.plan is not None
-    todo = np.ones(session.plan.blocks, bool)
+    todo, parts = np.ones(session.plan.blocks, bool), session.plan.parts
     todo[session.receipts()["block"].astype(np.int64)] = False
     if repair:
-        todo[session.damaged()] = True
+        damaged, changed = session.damaged()
+        todo[damaged + changed] = True
+        # What is made of blocks that become others is made again.
+        volumes = {part.volume for first, part in parts if any(0 <= n - first < len(part.blocks) for n in changed)}
+        for first, part in parts:
+            if part.volume in volumes and part.doing == "downsample":
+                todo[first : first + len(part.blocks)] = True
     return todo
 
 

@@ -128,7 +128,7 @@ class LevelsBlock:
         digest, voxels, size = xxh3_128(), 0, 0
         for region, read in self.pieces:
             block = read()
-            voxels += math.prod(block.shape)
+            voxels += math.prod(block.shape[:3])
             for step, store in self.outputs:
                 block = kernels.downsample(block, step, self.labels)
                 region = _coarser(region, step)

@@ -49,9 +49,9 @@ def most_missing(value: float | int | None, plan: ExportPlan) -> float | None:
     return value * plan.source_chunks if isinstance(value, float) and plan.source_chunks is not None else value
 
 
-def with_requests(count: int | None) -> Callable[[BlockTask], BlockTask]:
+def with_requests(count: int | None) -> Callable[[BlockTask, int], BlockTask]:
     """Give what makes tasks keep to a number of requests in flight, over all workers."""
-    return (lambda task: task) if count is None else (lambda task: _Limited(task, count))
+    return (lambda task, number: task) if count is None else (lambda task, number: _Limited(task, count))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import xarray as xr
 from imagery_dask.export.inputs import Volume
 from imagery_dask.grid import AXES
 from imagery_dask.lazy import lazy_dataarray
-from imagery_dask.plan import BlockPlan
+from imagery_dask.plan import BlockPlan, Region
 from imagery_dask.request import Cutout
 from imagery_dask.values import flat, from_json, to_json
 
@@ -108,6 +108,11 @@ class ExportPlan:
     def blocks(self) -> int:
         """Blocks of all stages."""
         return sum(len(part.blocks) for stage in self.stages for part in stage)
+
+    def region(self, number: int) -> Region:
+        """Region of a block, in voxels of the level that it writes first."""
+        first, part = next(pair for pair in reversed(self.parts) if pair[0] <= number)
+        return part.blocks[number - first][1]
 
     def to_json(self) -> dict[str, Any]:
         """Plain form, versioned."""

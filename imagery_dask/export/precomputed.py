@@ -6,6 +6,7 @@ Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precom
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +23,7 @@ from imagery_dask.export.job import Running, execute
 from imagery_dask.export.layout import default_chunks
 from imagery_dask.export.levels import LevelStore
 from imagery_dask.export.limits import checked_missing, checked_requests
+from imagery_dask.export.plans import ExportPlan
 from imagery_dask.export.precomputed_level import SEGMENTATION_BLOCK, PrecomputedLevel
 from imagery_dask.export.provenance import KEY, provenance, what_was_missing
 from imagery_dask.export.session import Session
@@ -151,7 +153,10 @@ class PrecomputedExport(VolumeExport):
         _check_names(volumes, encoding)
         self._layers = [_layer(volume, options) for volume in volumes]
         _check_quality(quality, {layer.info["scales"][0]["encoding"] for layer in self._layers})
-        super().__init__([layer.stack for layer in self._layers], asdict(options))
+        super().__init__(
+            [layer.stack for layer in self._layers],
+            asdict(options) | {"resolution_nm": resolution_nm, "translation_nm": translation_nm},
+        )
         self._folders = [layer.stack.volume.name if several else "" for layer in self._layers]
         self.target = VolumeTarget(url.removeprefix("precomputed://") if isinstance(url, str) else url)
         self.out = self.target.store
@@ -180,6 +185,16 @@ class PrecomputedExport(VolumeExport):
     def places(self, place: str, session: Session) -> list[list[LevelStore]]:
         """Where each level of each volume is written."""
         return [layer.stores(files) for layer, files in self._filed(place)]
+
+    def objects(self, plan: ExportPlan) -> int:
+        """Count chunks, and what describes the volumes."""
+        total = 0
+        for layer in self._layers:
+            for scale in layer.info["scales"]:
+                sizes = zip(scale["size"], scale["chunk_sizes"][0], strict=True)
+                total += math.prod(-(-length // size) for length, size in sizes)
+            total += 2 + len(layer.beside)
+        return total
 
     def close(self, place: str, report: RunReport) -> None:
         """Say in the volumes what was missing."""

@@ -42,6 +42,10 @@ class Target(Protocol):
         """Where a run writes what is to replace what is there."""
         ...
 
+    def check_writable(self) -> None:
+        """Refuse a place that cannot be written."""
+        ...
+
     def recover(self) -> None:
         """Undo a replacement that was cut off."""
         ...
@@ -155,10 +159,10 @@ class Session:
             self._receipts = found[found["block"] < self.plan.blocks]
         return self._receipts
 
-    def damaged(self) -> list[int]:
-        """Blocks that `verify` found damaged."""
-        found = None if self.records is None else self.records.get(DAMAGED)
-        return [] if found is None else [int(block) for block in found["blocks"]]
+    def damaged(self) -> tuple[list[int], list[int]]:
+        """Blocks that `verify` found damaged, and those that the source gives other voxels for now."""
+        found = (None if self.records is None else self.records.get(DAMAGED)) or {"blocks": [], "source_changed": []}
+        return found["blocks"], found["source_changed"]
 
 
 @contextmanager

@@ -97,7 +97,7 @@ class SliceBlock:
                     content = encode_page(page[part], self.form, self.pages.flat)
                 put(self._name(kind, index), content)
                 digests.append(digest_of_bytes(content))
-        voxels = sum(math.prod(block.shape) for block in blocks)
+        voxels = sum(math.prod(block.shape[:3]) for block in blocks)
         return Written(voxels, sum(int(block.nbytes) for block in blocks), join_digests(digests))
 
     @property

@@ -5,22 +5,24 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
+from imagery_dask import kernels
 from imagery_dask.cluster import Room
 from imagery_dask.export import slice_checks as checks
-from imagery_dask.export.inputs import Volume
 from imagery_dask.export.job import Export, Running, execute
 from imagery_dask.export.levels import BLOCK_BYTES, block_size
 from imagery_dask.export.limits import checked_missing, checked_requests
-from imagery_dask.export.pages import Format, Window
-from imagery_dask.export.plans import Part, fingerprint_of, voxels_decided_by
+from imagery_dask.export.pages import Format
+from imagery_dask.export.plans import ExportPlan, Part, fingerprint_of, voxels_decided_by
 from imagery_dask.export.session import Session
+from imagery_dask.export.slice_look import look_of
 from imagery_dask.export.slice_names import SliceNames, plane_axes
 from imagery_dask.export.slice_pages import (
     IdTable,
@@ -31,12 +33,13 @@ from imagery_dask.export.slice_pages import (
     OverlayStyle,
     Pages,
 )
-from imagery_dask.export.slice_plan import plan_slices, refuse_too_large, storage_edges
+from imagery_dask.export.slice_plan import BLOCKS_HELD, plan_slices, refuse_too_large, storage_edges
+from imagery_dask.export.slice_target import SliceTarget
 from imagery_dask.export.slice_tasks import SLICES, SliceTasks, list_ids
 from imagery_dask.files import Files
 from imagery_dask.labels import RootIds
 from imagery_dask.lazy import CutoutArray
-from imagery_dask.plan import BlockPlan
+from imagery_dask.plan import BlockPlan, Region
 from imagery_dask.run import BlockTask, RunReport
 from imagery_dask.values import to_json
 
@@ -165,16 +168,6 @@ def to_png(
     ))  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """What pages show, checked."""
-
-    what: str
-    keep: tuple[int, ...] | None
-    colors: dict[int, tuple[int, int, int, int]]
-    window: Window | None
-
-
 class SliceExport(Export):
     """An export of slices; arguments as for `to_png`."""
 
@@ -205,7 +198,7 @@ class SliceExport(Export):
         axis = checks.axis_of(slice_axis)
         self.form = cast(Format, checks.choice("format", format, tuple(EXTENSIONS)))
         self.volumes = checks.volumes_of(data, what)
-        self.look = _look(what, self.volumes, root_ids, colors, checks.window_of(window, bits))
+        self.look = look_of(what, self.volumes, root_ids, colors, checks.window_of(window, bits))
         self.style = OverlayStyle(alpha, outline, merge_outline, width)
         absolute = checks.choice("names", names, ("reference", "absolute")) == "absolute"
         start = checks.start_of(self.volumes[0], voxel_offset) if absolute else None
@@ -221,7 +214,7 @@ class SliceExport(Export):
             "width": width, "voxel_offset": start, "max_files": self.max_files,
         })  # fmt: skip
         self.target = self._slices = SliceTarget(self)
-        self.check_count(self.kinds(self.look.keep))
+        self.check_count(self.listed_kinds)
 
     @property
     def decides(self) -> dict[str, Any]:
@@ -248,12 +241,14 @@ class SliceExport(Export):
             return [self.look.what]
         return [] if ids is None else [f"root_id_{value}" for value in np.asarray(ids).tolist()]
 
+    @property
+    def listed_kinds(self) -> list[str]:
+        """Kinds of the files of a slice, as far as they are known before anything is read."""
+        return self.kinds(self.look.keep)
+
     def check_count(self, kinds: Sequence[str]) -> None:
         """Refuse too many files."""
-        plan = self._plan(1)
-        slices = self.names.shape[self.names.axis]
-        pages = math.prod(len(plan.edges[across]) - 1 for across in plane_axes(self.names.axis))
-        count = slices * pages * max(1, len(kinds)) + (self.table is not None)
+        (slices, pages), count = self._pages_of_all(), self._count(kinds)
         if self.max_files is not None and count > self.max_files:
             raise ValueError(
                 f"This would write {count:,} files ({slices:,} slices, {pages:,} tiles, {len(kinds) or 1:,} files for "
@@ -302,10 +297,51 @@ class SliceExport(Export):
             ids = self._label_ids(ids)
         self._id_table(session).write(ids)
 
+    def create_sample(self, session: Session, client: Client, regions: Sequence[Region]) -> None:
+        """Take the ids of the sample for all: to find all is a pass over the data."""
+        if self.look.what in ("masks", "labels") and self.look.keep is None:
+            read = [kernels.unique_ids(self.volumes[0].reader(region)()) for region in regions]
+            ids = np.unique(np.concatenate(read))
+            self._id_table(session).write(ids[ids != 0])
+        else:
+            self.create(session.place, session, client)
+
+    def at(self, place: str) -> Export:
+        """Return the same export to another place."""
+        other = copy(self)
+        other.files, stem = checks.place_of(place)
+        other.names = replace(self.names, stem=stem)
+        other.out = f"{other.files.url}/{stem}"
+        other.target = other._slices = SliceTarget(other)
+        return other
+
+    def objects(self, plan: ExportPlan) -> int:
+        """Count pictures; masks of objects that are not listed count as one object."""
+        return self._count(self.listed_kinds)
+
+    def held_bytes(self, plan: ExportPlan) -> int:
+        """Estimate what a task holds at most."""
+        each = sum(volume.read_bytes for volume in self.volumes)
+        return int(BLOCKS_HELD * each * math.prod(plan.stages[0][0].blocks.largest))
+
+    def notes(self, plan: ExportPlan) -> Iterator[str]:
+        """Say what a reader of the report should know."""
+        if self.look.what in ("masks", "labels") and self.look.keep is None:
+            yield "The ids were found by one more pass over the data; it is not in these counts."
+
     def tasks(self, place: str, session: Session, stages: Sequence[Sequence[Part]]) -> Sequence[Sequence[BlockTask]]:
         """Tasks of the slabs, made as they are asked for."""
         ((part,),) = stages
         return [SliceTasks(part.blocks, self.volumes, self._pages(session), self.names, self.files, self.form)]
+
+    def _pages_of_all(self) -> tuple[int, int]:
+        """Slices, and tiles of each."""
+        plan = self._plan(1)
+        tiles = math.prod(len(plan.edges[across]) - 1 for across in plane_axes(self.names.axis))
+        return self.names.shape[self.names.axis], tiles
+
+    def _count(self, kinds: Sequence[str]) -> int:
+        return math.prod(self._pages_of_all()) * max(1, len(kinds)) + (self.table is not None)
 
     def _plan(self, voxels: int) -> BlockPlan:
         return plan_slices(storage_edges(self.volumes), self.names.axis, self.tile, voxels)
@@ -339,79 +375,6 @@ class SliceExport(Export):
             )
         # An id that the data type cannot hold is nowhere.
         return ids[ids <= np.array(np.iinfo(dtype).max).astype(ids.dtype)]
-
-
-class SliceTarget:
-    """Where slices are written: files among others, each of which is replaced by itself.
-
-    Parameters
-    ----------
-    export : SliceExport
-        What is written there.
-    """
-
-    def __init__(self, export: SliceExport) -> None:
-        self._export = export
-        self.store = export.out
-
-    def occupied(self) -> bool:
-        """Whether files of these names exist; and refuse a place that cannot be written."""
-        export = self._export
-        found = self.clash(export.kinds(export.look.keep)) is not None
-        checks.check_writable(export.files, export.names.stem)
-        return found
-
-    def refusal(self, why: str = "") -> FileExistsError:
-        """Error that says that files are there."""
-        clash = why or self.clash(self._export.kinds(self._export.look.keep))
-        return FileExistsError(
-            f"{clash} exists already in {self._export.files.url}; choose another prefix, or pass overwrite=True "
-            "(--overwrite)."
-        )
-
-    def clash(self, kinds: Sequence[str]) -> str | None:
-        """First of the planned files of some kinds that is there, or None."""
-        found = checks.existing_names(self._export.files, self._export.names.stem)
-        return next((name for name in self._export.planned_names(kinds) if name in found), None) if found else None
-
-    def holds(self, place: str) -> bool:
-        """Whether files of a run are there: some, as long as not all have been removed."""
-        del place
-        names = checks.existing_names(self._export.files, self._export.names.stem)
-        return any(name.endswith(f".{self._export.names.extension}") for name in names)
-
-    def beside(self, run: str) -> str:
-        """Files take their places one by one."""
-        del run
-        return self.store
-
-    def recover(self) -> None:
-        """Nothing is renamed but single files."""
-
-    def swap(self, place: str) -> None:
-        """Nothing is renamed but single files."""
-
-    def clear(self, place: str) -> None:
-        """Leave files until they are replaced."""
-        del place
-
-
-def _look(what: str, volumes: list[Volume], root_ids: RootIds, colors: Any, window: Window | None) -> _Look:
-    """Check what pages show; `volumes` begin with the labels where there are any."""
-    if what == "imagery":
-        if colors is not None or not (isinstance(root_ids, str) and root_ids == "all"):
-            raise ValueError("root_ids and colors are for masks, labels and overlays; what='imagery' has none.")
-        checks.check_grey(volumes[0], window)
-        return _Look(what, None, {}, window)
-    if what == "labels" and colors is not None:
-        raise ValueError("what='labels' writes a value for each id, and no colors; use what='overlay' or 'masks'.")
-    if window is not None and not (what == "overlay" and len(volumes) > 1):
-        raise ValueError(f"window is for grey values of imagery, which what={what!r} does not show here.")
-    keep = checks.kept_ids(root_ids, volumes[0])
-    known = checks.colors_of_ids(colors, keep, volumes[0].array.dtype)
-    if what == "overlay" and len(volumes) > 1:
-        checks.check_overlay(volumes[1], window)
-    return _Look(what, keep, known, window)
 
 
 def _whole(name: str, value: Any) -> int | None:

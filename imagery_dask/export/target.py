@@ -8,7 +8,9 @@ import shutil
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
+from uuid import uuid4
 
 import zarr
 
@@ -86,6 +88,17 @@ class FolderTarget(ABC):
             return self.store
         path = Path(self.store)
         return str(path.with_name(f".{path.name}.incoming-{run}"))
+
+    def check_writable(self) -> None:
+        """Refuse a place that cannot be written, by writing a file beside it that is gone at once."""
+        with clear_errors(self.store):
+            if self.is_local:
+                folder = next(each for each in Path(self.store).parents if each.exists())
+                with TemporaryFile(dir=folder):
+                    return
+            files, probe = Files.at(f"{self.store}.receipts"), f".probe-{uuid4().hex}"
+            files.put(probe, b"")
+            files.delete([probe])
 
     def recover(self) -> None:
         """Undo a replacement that was cut off between its two renames, and remove what one has left behind."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from typing import Any
+
+import numpy as np
 
 from imagery_dask.cluster import Room
 from imagery_dask.export.job import Export
@@ -13,6 +16,7 @@ from imagery_dask.export.plans import ExportPlan, Part, voxels_decided_by
 from imagery_dask.export.session import Session
 from imagery_dask.export.stacks import Stack
 from imagery_dask.export.stores import records_of
+from imagery_dask.export.target import FolderTarget
 from imagery_dask.files import Files
 from imagery_dask.lazy import CutoutArray
 from imagery_dask.run import BlockTask
@@ -33,10 +37,24 @@ class VolumeExport(Export):
         Arguments of the constructor besides data and place.
     """
 
+    target: FolderTarget
+
     def __init__(self, stacks: Sequence[Stack], options: dict[str, Any]) -> None:
         self.stacks = list(stacks)
         self.volumes = [stack.volume for stack in stacks]
-        self.options = to_json(options)
+        self.options = to_json({name: _plain(value) for name, value in options.items()})
+
+    def at(self, place: str) -> Export:
+        """Return the same export to another place."""
+        other = copy(self)
+        other.target = type(self.target)(place)
+        other.out = other.target.store
+        return other
+
+    def held_bytes(self, plan: ExportPlan) -> int:
+        """Estimate what a task holds at most."""
+        volumes = {volume.name: volume for volume in self.volumes}
+        return max(volumes[part.volume].held_bytes(part.blocks) for part in plan.stages[0])
 
     @abstractmethod
     def places(self, place: str, session: Session) -> Sequence[Sequence[LevelStore]]:
@@ -101,3 +119,8 @@ class VolumeExport(Export):
         (export,) = (stack.export for stack in self.stacks if stack.volume.name == part.volume)
         (index,) = (at for at, stage in enumerate(export.stages) if stage.first == part.level)
         return export, index
+
+
+def _plain(value: Any) -> Any:
+    """Give the sequence that an array is."""
+    return value.tolist() if isinstance(value, np.ndarray) else dict(value) if isinstance(value, Mapping) else value

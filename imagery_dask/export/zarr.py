@@ -6,6 +6,7 @@ zarr wants, for free.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
@@ -172,7 +173,7 @@ class ZarrExport(VolumeExport):
             for volume in as_volumes(data, resolution_nm, translation_nm)
         ]
         options = {"chunks": chunks, "shards": shards, "levels": levels, "codec": codec, "ome_version": ome_version}
-        super().__init__(stacks, options)
+        super().__init__(stacks, options | {"resolution_nm": resolution_nm, "translation_nm": translation_nm})
         self.target = StoreTarget(url)
         self.out = self.target.store
 
@@ -201,6 +202,15 @@ class ZarrExport(VolumeExport):
     def places(self, place: str, session: Session) -> list[list[LevelStore]]:
         """Where each level of each volume is written."""
         return [_stores(place, stack, self._layout, session.id) for stack in self.stacks]
+
+    def objects(self, plan: ExportPlan) -> int:
+        """Count shards, chunks that are objects of their own, and metadata; empty ones are not written."""
+        total = 1
+        for stack in self.stacks:
+            for layout in stack.layouts:
+                sizes = zip(layout.level.shape, layout.shard or layout.chunk, strict=True)
+                total += math.prod(-(-length // size) for length, size in sizes) + 1
+        return total
 
     def close(self, place: str, report: RunReport) -> None:
         """Say in the store what was missing."""

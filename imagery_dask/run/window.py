@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import json
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -50,14 +49,17 @@ class Rules:
     check : callable
         Called after every block; raises what ends the run.
     wrap : callable
-        Makes the task that is sent of a block's.
+        Makes the task that is sent of a block's and its number.
+    on_failure : callable
+        Called with the number, the task, the reason and the attempts of a block that is set aside.
     """
 
     records: Records | None = None
     todo: NDArray[np.bool_] | None = None
     most_missing: float | None = None
     check: Callable[[], None] = lambda: None
-    wrap: Callable[[BlockTask], BlockTask] = lambda task: task
+    wrap: Callable[[BlockTask, int], BlockTask] = lambda task, number: task
+    on_failure: Callable[[int, BlockTask, str, int], None] = lambda number, task, reason, attempts: None
 
 
 def run_blocks(
@@ -177,7 +179,7 @@ class _Window:
         # keeps a run apart from another of the same array on the same cluster.
         doing, _, where = block.task.name.partition(", ")
         key = f"{doing}-{where.replace(' ', '_')}_{block.number}_{block.attempt}_{self.run_id}"
-        task = self.rules.wrap(block.task)
+        task = self.rules.wrap(block.task, block.number)
         future = self.client.submit(
             run_block, task, block.number, block.attempt, self.rules.records, key=key, pure=False
         )
@@ -239,7 +241,4 @@ class _Window:
         self.report.failures += 1
         if len(self.report.failed) < FAILURES_KEPT:
             self.report.failed.append(FailedBlock(block.task.name, result.reason))
-        if self.rules.records is not None:
-            line = {"block": block.number, "name": block.task.name, "volume": block.task.volume}
-            line |= {"reason": result.reason, "attempts": block.attempt, "when": time.time()}
-            self.rules.records.append("failed", json.dumps(line).encode() + b"\n")
+        self.rules.on_failure(block.number, block.task, result.reason, block.attempt)

@@ -1,0 +1,222 @@
+"""Reading an export back: what is there, against the receipts; and against what the source gives now."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagery_dask.cluster import connect
+from imagery_dask.errors import ImageryDaskError
+from imagery_dask.export.job import tasks_of
+from imagery_dask.export.kinds import export_of, run_at
+from imagery_dask.export.plans import ExportPlan
+from imagery_dask.export.progress import shown
+from imagery_dask.export.session import DAMAGED, Session
+from imagery_dask.run import BlockTask, FailedBlock, Rules, RunReport, Written, run_blocks
+from imagery_dask.run.chain import Chain
+
+__all__ = ["DamagedBlockError", "VerifyReport", "verify_export"]
+
+# Of the blocks that are looked at, how many are read from the source again.
+SOURCE_SHARE = 0.01
+SOURCE_LEAST = 4
+SOURCE_MOST = 1000
+SAMPLE_LEAST = 4
+
+
+class DamagedBlockError(ImageryDaskError):
+    """What is stored of a block is not what was written."""
+
+
+class SourceChangedError(ImageryDaskError):
+    """The source gives other voxels of a block than when it was exported."""
+
+
+@dataclass(slots=True)
+class VerifyReport:
+    """What a look at an export has found.
+
+    Parameters
+    ----------
+    blocks : int
+        Blocks of the export.
+    unwritten : int
+        Blocks without a receipt.
+    checked : int
+        Blocks that were read back.
+    from_source : int
+        Of these, blocks that were made again from the source.
+    damaged : list of int
+        Numbers of blocks that are not what was written.
+    source_changed : list of int
+        Numbers of blocks that the source gives other voxels for now.
+    named : list of FailedBlock
+        Names and reasons of all these.
+    seconds : float
+        Wall time.
+    read_bytes : int
+        Voxel bytes that were looked at.
+    """
+
+    blocks: int
+    unwritten: int
+    checked: int = 0
+    from_source: int = 0
+    damaged: list[int] = field(default_factory=list)
+    source_changed: list[int] = field(default_factory=list)
+    named: list[FailedBlock] = field(default_factory=list)
+    seconds: float = 0.0
+    read_bytes: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether all of it is there, and nothing that was looked at is damaged."""
+        return not (self.unwritten or self.damaged or self.source_changed)
+
+
+def verify_export(
+    url: str | os.PathLike[str],
+    *,
+    sample: float | None = 0.01,
+    source: bool = True,
+    seed: int | None = None,
+    cluster: Any = None,
+    workers: int | None = None,
+    progress: bool | Callable[[RunReport], None] = True,
+) -> VerifyReport:
+    """Read an export back and compare it with its receipts; make some blocks again from the source.
+
+    Parameters
+    ----------
+    url : str or path
+        The export; for slices their prefix.
+    sample : float or None
+        Share of the blocks to look at, chosen at random, above 0; None looks at all.
+    source : bool
+        Make one in a hundred of these (at least four) again from the source.
+    seed : int, optional
+        Chooses the same blocks again.
+    cluster, workers, progress : optional
+        As in `to_zarr`.
+
+    Returns
+    -------
+    VerifyReport
+        Which blocks are damaged. They are written down beside the export too, and ``repair=True`` (``--repair``) does
+        them again.
+
+    Raises
+    ------
+    FileNotFoundError
+        There are no records of an export at `url`.
+    ValueError
+        For a share that is none, and blocks of arrays that were computed, when `source` is to be read.
+    """
+    if sample is not None and not 0 < sample <= 1:
+        raise ValueError(f"sample is a share of the blocks, above 0 and up to 1; got {sample!r}.")
+    run = run_at(os.fspath(url))
+    export = export_of(ExportPlan.from_json(run.plan))
+    session = Session(export.target, run.records.files, None, run)
+    assert session.plan is not None
+    receipts = session.receipts()
+    report = VerifyReport(session.plan.blocks, session.plan.blocks - len(receipts))
+    chosen, again = _chosen(receipts["block"].astype(np.int64), sample, np.random.default_rng(seed))
+    if not source or session.plan.source_chunks is None:
+        again = again[:0]
+    digests = dict(zip(receipts["block"].tolist(), receipts["digest"].tolist(), strict=True))
+    todo = np.zeros(session.plan.blocks, bool)
+    todo[chosen] = True
+    making = set(again.tolist())
+
+    def wrap(task: BlockTask, number: int) -> BlockTask:
+        return CheckBlock(task, bytes(digests[number]), number in making)
+
+    def found(number: int, task: BlockTask, reason: str, attempts: int) -> None:
+        changed = reason.startswith(SourceChangedError.__name__)
+        (report.source_changed if changed else report.damaged).append(number)
+        report.named.append(FailedBlock(task.name, reason.partition(": ")[2] if changed else reason))
+
+    rules = Rules(todo=todo, wrap=wrap, on_failure=found)
+    if len(chosen):
+        with connect(cluster, workers) as client, shown(progress, len(chosen)) as on_progress:
+            export.check(client)
+            ran = run_blocks(client, [Chain(tasks_of(export, session))], RunReport(len(chosen)), on_progress, rules)
+        report.seconds, report.read_bytes = ran.seconds, ran.written_bytes
+    report.checked, report.from_source = len(chosen), len(again)
+    _write_down(session, report, chosen)
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class CheckBlock:
+    """Task that looks at a block instead of writing it.
+
+    Parameters
+    ----------
+    task : BlockTask
+        What has written it.
+    digest : bytes
+        Hash of what that wrote.
+    again : bool
+        Whether to make it again from the source.
+    """
+
+    task: BlockTask
+    digest: bytes
+    again: bool
+
+    @property
+    def name(self) -> str:
+        """What is done, of what, where."""
+        _, _, of = self.task.name.partition(" ")
+        return f"verify {of}"
+
+    @property
+    def volume(self) -> str:
+        """What is looked at."""
+        return self.task.volume
+
+    def __call__(self) -> Written:
+        """Compare; an error says what differs."""
+        stored = self.task.stored()
+        if stored != self.digest:
+            raise DamagedBlockError("its bytes in the store are others than were written, or some are gone")
+        if self.again and self.task.expected() != self.digest:
+            raise SourceChangedError("the source gives other voxels now than when this was exported")
+        return Written(0, 0, stored)
+
+    def stored(self) -> bytes:
+        """Hash of what is in the store."""
+        return self.task.stored()
+
+    def expected(self) -> bytes:
+        """Hash of what the source gives now."""
+        return self.task.expected()
+
+
+def _chosen(
+    blocks: NDArray[np.int64], sample: float | None, random: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Blocks to look at, and those of them to make again."""
+    count = len(blocks) if sample is None else min(len(blocks), max(SAMPLE_LEAST, round(sample * len(blocks))))
+    chosen = np.sort(random.choice(blocks, count, replace=False)) if count < len(blocks) else blocks
+    again = min(len(chosen), SOURCE_MOST, max(SOURCE_LEAST, round(SOURCE_SHARE * len(chosen))))
+    return chosen, np.sort(random.choice(chosen, again, replace=False)) if again else chosen[:0]
+
+
+def _write_down(session: Session, report: VerifyReport, chosen: Sequence[int] | NDArray[np.int64]) -> None:
+    """Write down what is damaged; what was found before and not looked at now stays."""
+    assert session.records is not None
+    looked_at = {int(number) for number in chosen}
+    damaged, changed = session.damaged()
+    report_of = {"blocks": (damaged, report.damaged), "source_changed": (changed, report.source_changed)}
+    content = {name: sorted({*new, *(set(old) - looked_at)}) for name, (old, new) in report_of.items()}
+    if any(content.values()):
+        session.records.put(DAMAGED, content)
+    else:
+        session.records.remove(DAMAGED)
