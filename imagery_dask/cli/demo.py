@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from imagery_dask.cli.export import print_report
+from imagery_dask.cli.running import print_report
 from imagery_dask.demo import run_cave_demo, run_demo
 
 __all__ = ["demo"]

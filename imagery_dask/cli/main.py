@@ -8,8 +8,9 @@ import click
 
 from imagery_dask.cli.demo import demo
 from imagery_dask.cli.export import export
-from imagery_dask.cli.export_png import export_png
 from imagery_dask.cli.info import info
+from imagery_dask.cli.plan import plan
+from imagery_dask.cli.verify import verify
 from imagery_dask.errors import ImageryDaskError
 
 __all__ = ["main"]
@@ -25,8 +26,9 @@ def commands() -> None:
 
 commands.add_command(demo)
 commands.add_command(info)
-export.add_command(export_png)
+commands.add_command(plan)
 commands.add_command(export)
+commands.add_command(verify)
 
 
 def main() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
-__all__ = ["ColorsType", "LevelsType", "RootIdsType", "ShapeType", "WindowType"]
+__all__ = ["ColorsType", "LevelsType", "MissingType", "RootIdsType", "ShapeType", "SizeType", "WindowType"]
+
+UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
 class ShapeType(click.ParamType[Any]):
@@ -84,6 +87,44 @@ class RootIdsType(click.ParamType[Any]):
         if not ids:
             self.fail(f"{value!r} names no ids; leave the option out to export every object.", param, ctx)
         return ids
+
+
+class MissingType(click.ParamType[float]):
+    """A share, as 0.1%, or a whole number."""
+
+    name = "N|P%"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | int:
+        """Read the text."""
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]
+        try:
+            found: float | int = float(value[:-1]) / 100 if value.endswith("%") else int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a share, as 0.1%, nor a whole number.", param, ctx)
+        if not (0 <= found <= 1 if isinstance(found, float) else found >= 0):
+            self.fail(f"{value!r}: a share is from 0% to 100%, a number at least 0.", param, ctx)
+        return found
+
+
+class SizeType(click.ParamType[int]):
+    """A size in bytes, as 4GB or 500MiB."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read the text."""
+        if isinstance(value, int):
+            return value
+        text = str(value).strip().lower()
+        unit = next((unit for unit in sorted(UNITS, key=len, reverse=True) if text.endswith(unit)), "")
+        try:
+            size = float(text.removesuffix(unit)) * UNITS.get(unit, 1)
+        except ValueError:
+            size = 0.0
+        if not 0 < size < math.inf:
+            self.fail(f"{value!r} is no size, as 4GB or 500MiB.", param, ctx)
+        return int(size)
 
 
 class WindowType(click.ParamType[tuple[float, float]]):

@@ -1,25 +1,24 @@
-"""Options that say which region is exported and where it runs, and the data that they name; shared by all exports."""
+"""Options that say which region is exported, and the data that they name; shared by all exports."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 import xarray as xr
 
-from imagery_dask.cli.options import LevelsType, RootIdsType, ShapeType
+from imagery_dask.cli.options import RootIdsType
 from imagery_dask.cli.sources import cave_options, source_client
-from imagery_dask.errors import BlockFailedError, SourceError
+from imagery_dask.export.kinds import run_at
 from imagery_dask.lazy import source_of
-from imagery_dask.run import RunReport
 
-__all__ = ["STORE_OPTIONS", "region_dataset", "region_options", "run_export", "store_options"]
+__all__ = ["REGION_OPTIONS", "region_dataset", "region_options", "same_moment"]
 
-SOME_BLOCKS_FAILED = 1
-INTERRUPTED = 130
-
+REGION_OPTIONS = (
+    "image_source", "segmentation_source", "datastack", "server", "version", "timestamp", "stale_roots", "bounds",
+    "resolution", "image_mip", "segmentation_mip", "root_ids", "missing",
+)  # fmt: skip
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 OPTIONS = (
@@ -35,34 +34,13 @@ OPTIONS = (
     click.option("--image-mip", type=int, metavar="N", help="Level of the imagery."),
     click.option("--segmentation-mip", type=int, metavar="N", help="Level of the segmentation."),
     click.option("--root-ids", type=RootIdsType(), default="all", show_default=True, help="Objects to keep."),
-    click.option("--workers", type=click.IntRange(min=1), metavar="N",
-                 help="Workers to start.  [default: one per core]"),
-    click.option("--cluster", default="local", show_default=True, metavar="local|FILE|ADDRESS", help="Where to run."),
     click.option("--missing", type=click.Choice(["fill", "error"]), default="fill", show_default=True,
                  help="What a storage chunk that does not exist becomes: 0 and counted, or a failed block."),
 )  # fmt: skip
 
 
-STORE = (
-    click.option("--chunks", type=ShapeType(),
-                 help="Chunks of the output.  [default: 128,128,128; 64,64,64 for 32 and 64 bit voxels]"),
-    click.option("--levels", type=LevelsType(), default="1", show_default=True,
-                 help="Levels of the pyramid; auto: down to 512 voxels; source: the mips of the source."),
-    click.option("--block-mib", type=float, metavar="MIB", help="Size of a task's block.  [default: 32]"),
-    click.option("--overwrite", is_flag=True, help="Replace OUT when it exists."),
-)  # fmt: skip
-STORE_OPTIONS = ("chunks", "levels", "block_mib", "overwrite")
-
-
-def store_options(command: Command) -> Command:
-    """Give a command the options that all writers of volumes have (`STORE_OPTIONS`)."""
-    for option in reversed(STORE):
-        command = option(command)
-    return command
-
-
 def region_options(command: Command) -> Command:
-    """Give a command the options of `region_dataset`, and ``--workers`` and ``--cluster``."""
+    """Give a command the options of `region_dataset` (`REGION_OPTIONS`)."""
     for option in reversed(OPTIONS):
         command = option(command)
     return command
@@ -97,32 +75,16 @@ def region_dataset(
     return data
 
 
-def run_export(write: Callable[[], RunReport], out: str, left: str, show: Callable[[RunReport, str], None]) -> None:
-    """Write, show the report, and leave with the exit code that says what went wrong.
-
-    Parameters
-    ----------
-    write : callable
-        Does the export.
-    out : str
-        Where to.
-    left : str
-        What an interrupt leaves of it, after "Interrupted; OUT".
-    show : callable
-        Prints a report.
-    """
+def same_moment(out: str, region: dict[str, Any]) -> dict[str, Any]:
+    """Take the moment of the export that is there, where the options name none: "now" is another one each time."""
+    dynamic = region["datastack"] is not None or "graphene://" in (region["segmentation_source"] or "")
+    if not dynamic or region["timestamp"] is not None or region["version"] is not None:
+        return region
     try:
-        report = write()
-    except BlockFailedError as error:
-        show(error.report, out)
-        sys.exit(SOME_BLOCKS_FAILED)
-    except SourceError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(SOME_BLOCKS_FAILED)
-    except KeyboardInterrupt:
-        click.echo(f"Interrupted; {out} {left}.", err=True)
-        sys.exit(INTERRUPTED)
-    show(report, out)
+        moment = run_at(out).plan["decides"].get("segmentation timestamp")
+    except FileNotFoundError:
+        return region
+    return region if moment is None else region | {"timestamp": str(moment)}
 
 
 def _check_inside(data: xr.Dataset) -> None:

@@ -82,7 +82,7 @@ def record_folders(out: str) -> Iterator[Files]:
     folder, _, stem = out.rpartition("/")
     files = Files.at(folder or ".")
     found: set[str] = set()
-    for name in files.names(stem):
+    for name in files.names(f".{stem}"):
         first = name.partition("/")[0]
         if first.endswith(SUFFIX) and first not in found:
             found.add(first)

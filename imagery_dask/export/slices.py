@@ -132,7 +132,7 @@ def to_png(
     overwrite : bool
         Start over, and replace files of the same names; others are left alone.
     repair, max_missing, max_requests, report, cluster, workers, progress : optional
-        As in `to_zarr`; records lie in ``{prefix}_{what}.{fingerprint}.receipts/``.
+        As in `to_zarr`; records lie in ``.{prefix}_{what}.{fingerprint}.receipts/``.
         ``memory://`` is of one process, and needs a cluster of threads.
 
     Returns
@@ -227,7 +227,7 @@ class SliceExport(Export):
     @property
     def records(self) -> Files:
         """Where records are kept: exports of other slices, or of something else, may have the same prefix."""
-        name = f"{self.names.stem}_{self.look.what}.{fingerprint_of(self.decides)[:8]}.receipts"
+        name = f".{self.names.stem}_{self.look.what}.{fingerprint_of(self.decides)[:8]}.receipts"
         return Files.at(f"{self.files.url}/{name}")
 
     @property
