@@ -191,7 +191,11 @@ def _run(
     if session.plan is None:
         room = room_of(client)
         session.begin(running.plan or export.plan(room, running.block_bytes))
-        export.create(session.place, session, client)
+        try:
+            export.create(session.place, session, client)
+        except BaseException:
+            session.abandon()
+            raise
         session.begun()
     assert session.plan is not None
     report = _report(session, todo)

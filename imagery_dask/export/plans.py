@@ -186,7 +186,12 @@ def voxels_decided_by(volume: Volume) -> dict[str, Any]:
 def difference(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Say what differs between two exports, at most a few things."""
     names = [name for name in sorted({*there, *now}) if there.get(name) != now.get(name)]
-    said = [f"{name} was {_said(there.get(name))} and is {_said(now.get(name))}" for name in names[:5]]
+    said = [
+        f"{name} is another one"
+        if name.endswith(" array")
+        else f"{name} was {_said(there.get(name))} and is {_said(now.get(name))}"
+        for name in names[:5]
+    ]
     return "; ".join(said) + (f"; and {len(names) - 5} more" if len(names) > 5 else "")
 
 

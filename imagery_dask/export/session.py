@@ -131,6 +131,13 @@ class Session:
         if self.records is not None:
             self._run = Run(self.records, self.place, plan.to_json(), now()).saved()
 
+    def abandon(self) -> None:
+        """Remove what there is of a store that could not be made."""
+        with suppress(Exception):  # the error that led here is the one to tell
+            self._target.clear(self.place)
+            if self.records is not None:
+                self.records.remove()
+
     def begun(self) -> None:
         """Write down that there is an empty store."""
         if self._run is not None:
@@ -248,10 +255,12 @@ def _where(run: Run, target: Target) -> Run:
 
 @contextmanager
 def _lease(files: Files, out: str) -> Iterator[Lease]:
+    folders = [] if files.folder is None else [files.folder, *files.folder.parents]
+    made = [folder for folder in folders if not folder.exists()]
     try:
         with Lease(files, out) as lease:
             yield lease
     finally:
-        if files.folder is not None:
+        for folder in made:
             with suppress(OSError):  # only where nothing is in it
-                files.folder.rmdir()
+                folder.rmdir()

@@ -730,7 +730,7 @@ def test_all_masks_together_look_each_block_up_once(
     assert server.ids_sent == distinct(world, BOXES[1])
     wanted = found[::2] if listed else found
     depth = right.shape[2]
-    assert len(list(tmp_path.iterdir())) == len(wanted) * depth
+    assert len([path for path in tmp_path.iterdir() if path.is_file()]) == len(wanted) * depth
     for root in wanted[:: max(1, len(wanted) // 4)]:
         for index in (0, depth - 1):
             picture = imageio.imread(tmp_path / f"mask_slice_{index}_root_id_{root}.png")

@@ -67,20 +67,26 @@ def test_what_is_replaced_can_be_what_is_read(tmp_path: Path, threads: Client, d
     report = to_zarr(da.from_zarr(str(out / "0")).T + 1, out, overwrite=True, cluster=threads, progress=False)
     assert report.ok
     np.testing.assert_array_equal(written(out), data + 1)
-    assert [path.name for path in tmp_path.iterdir()] == ["out.zarr"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.zarr", "out.zarr.receipts"]
 
 
 def test_what_should_be_replaced_stays_when_the_export_ends_early(tmp_path: Path, threads: Client, data: Any) -> None:
     out = tmp_path / "out.zarr"
     to_zarr(data, out, cluster=threads, progress=False)
-    before = contents(tmp_path)
+    before = contents(out)
 
     def stop(report: RunReport) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        to_zarr(data + 1, out, overwrite=True, cluster=threads, progress=stop)
-    assert contents(tmp_path) == before
+        to_zarr(data + 1, out, chunks=BLOCK, overwrite=True, cluster=threads, progress=stop)
+    assert contents(out) == before
+    # The same call, without overwrite, goes on with what was to replace it.
+    report = to_zarr(data + 1, out, chunks=BLOCK, cluster=threads, progress=False)
+    assert 0 < report.before < report.blocks
+    assert report.ok
+    np.testing.assert_array_equal(written(out), data + 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.zarr", "out.zarr.receipts"]
 
 
 def test_a_file_of_the_users_beside_the_chunks_keeps_a_store(tmp_path: Path, threads: Client, data: Any) -> None:

@@ -71,7 +71,8 @@ def _several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def listing(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    """Names of the pictures and tables: records lie beside them, in a hidden folder."""
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".receipts") if folder.exists() else []
 
 
 def picture(path: Path) -> NDArray[Any]:
@@ -216,7 +217,7 @@ def test_failed_blocks_are_named(tmp_path: Path, world: World, threads: Client) 
     path = write_volume(tmp_path / "volume", world.image, voxel_offset=OFFSET)
     delete_chunks(path, 0, lambda start: start[2] == 0)
     data = ImageryClient(image_source=path, missing="error").image_volume()
-    with pytest.raises(BlockFailedError, match=r"1 of 3 blocks failed.*slices z16") as caught:
+    with pytest.raises(BlockFailedError, match=r"1 of 3 blocks failed.*slices, z16") as caught:
         to_png(data, tmp_path / "out" / "em", cluster=threads, progress=False)
     assert caught.value.report.done == 2
     assert len(listing(tmp_path / "out")) == 24
@@ -386,11 +387,13 @@ def test_s3(world: World, s3_server: S3Server, processes: Client) -> None:
         options = {"what": "labels", "cluster": None, "progress": False}
         to_png(ids, prefix, **options)
         files = Files.at("s3://pictures/some/folder")
-        assert sorted(files.names()) == ["seg_labels.csv", *(f"seg_slice_{i}_labels.png" for i in range(3))]
+        names = sorted(name for name in files.names() if ".receipts/" not in name)
+        assert names == ["seg_labels.csv", *(f"seg_slice_{i}_labels.png" for i in range(3))]
         page = np.asarray(imageio.imread(files.get("seg_slice_2_labels.png")))
         np.testing.assert_array_equal(np.array([0, *distinct(ids)], np.uint64)[page], ids[:, :, 2].T)
         with pytest.raises(FileExistsError, match=r"seg_labels.csv exists already in s3://pictures/some/folder"):
-            to_png(ids, prefix, **options)
+            to_png(ids[:-1], prefix, **options)
+        assert to_png(ids, prefix, **options).before == 1  # this is the export that is there
         to_png(ids, prefix, overwrite=True, **options)
         to_png(world.image[:, :, :2], prefix, cluster=None, progress=False)  # other names
 
@@ -632,8 +635,11 @@ def test_what_exists_is_code_2(tmp_path: Path, world: World, run: Run) -> None:
     assert run(tmp_path / "em", *both(world))[0] == 0
     before = (tmp_path / "em_slice_3_imagery.png").stat().st_mtime_ns
     code, text, error = run(tmp_path / "em", *both(world))
+    assert code == 0
+    assert "0 were left to do" in text
+    code, text, error = run(tmp_path / "em", *both(world), "--image-mip", "1")
     assert (code, text) == (2, "")
     assert "--overwrite" in error
     assert len(error.splitlines()) == 1
     assert (tmp_path / "em_slice_3_imagery.png").stat().st_mtime_ns == before
-    assert run(tmp_path / "em", *both(world), "--overwrite")[0] == 0
+    assert run(tmp_path / "em", *both(world), "--image-mip", "1", "--overwrite")[0] == 0

@@ -281,7 +281,7 @@ def test_refused_access_is_one_clear_error(s3_server: Any, in_s3: str, who: str)
 
 def test_what_is_refused_is_no_free_place(s3_server: Any, in_s3: str) -> None:
     with s3_server.environment(AWS_SECRET_ACCESS_KEY="guess"), pytest.raises(AccessRefusedError, match="refused"):
-        StoreTarget(in_s3, overwrite=True)
+        StoreTarget(in_s3).occupied()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -409,12 +409,19 @@ def test_no_credentials_in_a_pickle(s3_server: Any, in_s3: str, ids: NDArray[np.
 
 
 def test_stores_in_buckets_are_replaced(location: str, ids: NDArray[np.uint64]) -> None:
-    with StoreTarget(location, overwrite=False) as place:
-        opened(create(place)).write_block(WHOLE, ids)
-    with pytest.raises(FileExistsError, match=r"out\.zarr exists already"):
-        StoreTarget(location, overwrite=False)
-    with StoreTarget(location, overwrite=True) as place:
-        opened(create(place)).write_block((slice(0, 32), *WHOLE[1:]), ids[:32])
+    target = StoreTarget(location)
+    assert not target.occupied()
+    opened(create(location)).write_block(WHOLE, ids)
+    assert target.occupied()
+    place = target.beside("1234abcd")
+    if not target.is_local:
+        assert place == location
+        target.clear(place)
+        assert not target.occupied()
+    opened(create(place)).write_block((slice(0, 32), *WHOLE[1:]), ids[:32])
+    if target.is_local:
+        np.testing.assert_array_equal(read(location), ids)
+        target.swap(place)
     np.testing.assert_array_equal(read(location)[32:], 0)
     np.testing.assert_array_equal(read(location)[:32], ids[:32])
 
@@ -422,8 +429,8 @@ def test_stores_in_buckets_are_replaced(location: str, ids: NDArray[np.uint64]) 
 def test_a_neighbour_of_the_same_beginning_stays(location: str, ids: NDArray[np.uint64]) -> None:
     opened(create(location)).write_block(WHOLE, ids)
     opened(create(f"{location}2")).write_block(WHOLE, ids)
-    with StoreTarget(location, overwrite=True) as place:
-        create(place)
+    StoreTarget(location).clear(location)
+    assert not StoreTarget(location).occupied()
     np.testing.assert_array_equal(read(f"{location}2"), ids)
 
 
@@ -432,10 +439,10 @@ def test_objects_of_others_are_not_replaced(location: str) -> None:
     system.makedirs(path, exist_ok=True)
     system.pipe_file(f"{path}/chapter.tex", b"years of work")
     with pytest.raises(FileExistsError, match="is not a zarr store"):
-        StoreTarget(location, overwrite=True)
+        StoreTarget(location).occupied()
     create(location)
     with pytest.raises(FileExistsError, match=r"chapter\.tex"):
-        StoreTarget(location, overwrite=True)
+        StoreTarget(location).occupied()
     assert system.cat_file(f"{path}/chapter.tex") == b"years of work"
 
 
@@ -447,7 +454,7 @@ def test_many_objects_are_not_listed(s3_server: Any, in_s3: str) -> None:
     with s3_server.environment():
         started = time.perf_counter()
         with pytest.raises(FileExistsError, match="is not a zarr store"):
-            StoreTarget(in_s3, overwrite=True)
+            StoreTarget(in_s3).occupied()
         assert time.perf_counter() - started < 2
 
 
@@ -471,8 +478,9 @@ def test_exports_go_everywhere(location: str, ids: NDArray[np.uint64], monkeypat
     assert len(sent) == report.blocks > 1
     assert b"tests-secret" not in b"".join(sent)
     np.testing.assert_array_equal(read(location).T, ids)
-    with pytest.raises(FileExistsError, match=r"out\.zarr exists already"):
-        to_zarr(ids, location, **options)
+    assert to_zarr(ids, location, **options).before == report.blocks  # this is the export that is there
+    with pytest.raises(FileExistsError, match=r"out\.zarr exists already.*arguments: image array is another one"):
+        to_zarr(ids + np.uint64(1), location, **options)
     to_zarr(ids + np.uint64(1), location, overwrite=True, **options)
     np.testing.assert_array_equal(read(location).T, ids + np.uint64(1))
 

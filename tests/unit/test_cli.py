@@ -196,10 +196,15 @@ def test_what_exists_is_kept(run: Any, sources: dict[str, str], cluster: str, tm
         assert (precious / "chapter1").read_text() == "text"
     store = tmp_path / "store.zarr"
     assert run("export", "zarr", store, *common)[0] == 0
-    code, _, error = run("export", "zarr", store, *common)
+    code, text, _ = run("export", "zarr", store, *common)
+    assert code == 0
+    assert "were there already; 0 were left to do" in text
+    other = (*common, "--codec", "gzip", "--root-ids", "all")
+    code, _, error = run("export", "zarr", store, *other)
     assert code == 2
     assert "--overwrite" in error
-    assert run("export", "zarr", store, *common, "--overwrite")[0] == 0
+    assert 'codec was "blosc-zstd" and is "gzip".' in error
+    assert run("export", "zarr", store, *other, "--overwrite")[0] == 0
 
 
 def test_unknown_command_is_code_2(run: Any) -> None:

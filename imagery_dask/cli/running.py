@@ -1,0 +1,157 @@
+"""Options that say how an export runs, its run, its report and its exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from imagery_dask.cli.info import human_bytes
+from imagery_dask.cli.options import MissingType
+from imagery_dask.errors import (
+    BlockFailedError,
+    ClusterLostError,
+    SourceError,
+    TargetBusyError,
+    TargetFullError,
+    TooManyMissingError,
+)
+from imagery_dask.export.job import Export, Running, execute
+from imagery_dask.export.limits import checked_missing, checked_requests
+from imagery_dask.export.plans import ExportPlan
+from imagery_dask.export.stacks import block_bytes_of
+from imagery_dask.run import RunReport
+from imagery_dask.sources import ReadCounts
+
+__all__ = ["RUNNING_OPTIONS", "cluster_options", "print_report", "run", "running_options"]
+
+SOME_BLOCKS_FAILED = 1
+INTERRUPTED = 130
+FAILURES_SHOWN = 10
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+CLUSTER = (
+    click.option("--workers", type=click.IntRange(min=1), metavar="N",
+                 help="Workers to start.  [default: one per core]"),
+    click.option("--cluster", default="local", show_default=True, metavar="local|FILE|ADDRESS", help="Where to run."),
+)  # fmt: skip
+RUNNING = (
+    *CLUSTER,
+    click.option("--overwrite", is_flag=True, help="Start over, and replace what there is."),
+    click.option("--repair", is_flag=True, help="Do again the blocks that verify found damaged."),
+    click.option("--max-missing", type=MissingType(),
+                 help="End when more storage chunks do not exist: 0.1% of those to read, or a number."),
+    click.option("--max-requests", type=click.IntRange(min=1), metavar="N",
+                 help="Requests in flight to one server, from all workers together."),
+    click.option("--report", type=click.Path(dir_okay=False, writable=True), metavar="FILE",
+                 help="HTML report to write at the end."),
+)  # fmt: skip
+RUNNING_OPTIONS = ("cluster", "workers", "overwrite", "repair", "max_missing", "max_requests", "report")
+
+
+def cluster_options(command: Command) -> Command:
+    """Give a command ``--workers`` and ``--cluster``."""
+    for option in reversed(CLUSTER):
+        command = option(command)
+    return command
+
+
+def running_options(command: Command) -> Command:
+    """Give a command the options of `run`."""
+    for option in reversed(RUNNING):
+        command = option(command)
+    return command
+
+
+def run(
+    export: Callable[[], Export],
+    out: str,
+    *,
+    cluster: str,
+    workers: int | None,
+    overwrite: bool,
+    repair: bool,
+    max_missing: float | None,
+    max_requests: int | None,
+    report: str | None,
+    block_mib: float | None = None,
+    plan: ExportPlan | None = None,
+) -> None:
+    """Run an export, show its report, and leave with the exit code that says what went wrong.
+
+    Parameters
+    ----------
+    export : callable
+        Makes the export.
+    out : str
+        Where to, as the user calls it.
+    cluster, workers, overwrite, repair, max_missing, max_requests, report
+        The options.
+    block_mib : float, optional
+        Size of blocks.
+    plan : ExportPlan, optional
+        Blocks that were planned before.
+    """
+    built = export()
+    try:
+        made = execute(
+            built,
+            Running(
+                cluster=cluster, workers=workers, overwrite=overwrite, repair=repair, plan=plan,
+                max_missing=checked_missing(max_missing), max_requests=checked_requests(max_requests), report=report,
+                block_bytes=block_bytes_of(block_mib),
+            ),
+        )  # fmt: skip
+    except BlockFailedError as error:
+        print_report(error.report, out)
+        click.echo("  The same command tries these blocks again, and only these.", err=True)
+        sys.exit(SOME_BLOCKS_FAILED)
+    except TargetBusyError:
+        raise
+    except (SourceError, TargetFullError, TooManyMissingError, ClusterLostError) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(SOME_BLOCKS_FAILED)
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted; the same command goes on with {out}, --overwrite starts over.", err=True)
+        sys.exit(INTERRUPTED)
+    print_report(made, out)
+
+
+def print_report(report: RunReport, out: str) -> None:
+    """Say what was done, and everything that went wrong."""
+    counts = report.counts
+    click.echo(f"{out}: {report.done} of {report.blocks} blocks, {report.voxels:,} voxels")
+    if report.before:
+        left = report.blocks - report.before
+        click.echo(f"  {report.before:,} blocks were there already; {left:,} were left to do" + "." * (not left))
+    click.echo(
+        f"  {human_bytes(report.written_bytes)} written in {report.seconds:.1f} s ({report.mb_per_s:.0f} MB/s); "
+        f"{counts.chunks:,} storage chunks read ({human_bytes(counts.stored_bytes)} stored)"
+    )
+    click.echo(f"  source chunks missing: {counts.missing}" + (" (filled with 0):" if counts.missing else ""))
+    for key in counts.missing_keys[:FAILURES_SHOWN]:
+        click.echo(f"    {key}")
+    if counts.missing > FAILURES_SHOWN:
+        click.echo(f"    and {counts.missing - FAILURES_SHOWN} more: ledger.jsonl beside the store has all")
+    if counts.root_requests or counts.zero_roots:
+        _print_roots(counts)
+    if report.repeats:
+        click.echo(f"  blocks tried again: {report.repeats}")
+    for note in report.notes:
+        click.echo(f"  note: {note}")
+    if report.failures:
+        click.echo(f"  {report.failures} blocks FAILED:", err=True)
+        for failed in report.failed[:FAILURES_SHOWN]:
+            click.echo(f"    {failed.name}: {failed.reason}", err=True)
+        if report.failures > FAILURES_SHOWN:
+            click.echo(f"    and {report.failures - FAILURES_SHOWN} more", err=True)
+
+
+def _print_roots(counts: ReadCounts) -> None:
+    click.echo(f"  supervoxels looked up: {counts.ids_sent:,} in {counts.root_requests:,} requests")
+    ids = ", ".join(map(str, counts.zero_root_ids[:FAILURES_SHOWN]))
+    more = f" and {counts.zero_roots - FAILURES_SHOWN} more" if counts.zero_roots > FAILURES_SHOWN else ""
+    click.echo(f"  supervoxels without a root: {counts.zero_roots}" + (f" (written as 0): {ids}{more}" if ids else ""))
