@@ -71,7 +71,9 @@ def test_s3_is_written(s3_server: S3Server, data: Any) -> None:
         to_zarr(data, url, **options)
         np.testing.assert_array_equal(zarr.open_array(open_store(url), path="0", mode="r")[...].T, data)
         with pytest.raises(FileExistsError, match="s3://written/out.zarr exists"):
-            to_zarr(data, url, **options)
+            to_zarr(data, url, codec="gzip", **options)
+        again = to_zarr(data, url, **options)
+        assert again.before == again.blocks
 
 
 @pytest.mark.parametrize(

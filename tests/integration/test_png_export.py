@@ -637,9 +637,9 @@ def test_what_exists_is_code_2(tmp_path: Path, world: World, run: Run) -> None:
     code, text, error = run(tmp_path / "em", *both(world))
     assert code == 0
     assert "0 were left to do" in text
-    code, text, error = run(tmp_path / "em", *both(world), "--image-mip", "1")
+    code, text, error = run(tmp_path / "em", *both(world), "--window", "0,200")
     assert (code, text) == (2, "")
     assert "--overwrite" in error
     assert len(error.splitlines()) == 1
     assert (tmp_path / "em_slice_3_imagery.png").stat().st_mtime_ns == before
-    assert run(tmp_path / "em", *both(world), "--image-mip", "1", "--overwrite")[0] == 0
+    assert run(tmp_path / "em", *both(world), "--window", "0,200", "--overwrite")[0] == 0

@@ -444,7 +444,7 @@ def test_a_bucket(s3_server: Any, ids: Any, image: Any) -> None:
             assert len(listed) == 3 * 2 * 2
             assert head["ContentEncoding"] == "gzip"
         with pytest.raises(FileExistsError):
-            to_precomputed(image, url, **PLACE, **OPTIONS)
+            to_precomputed(image, url, encoding="png", **PLACE, **OPTIONS)
         to_precomputed(image, url, overwrite=True, compress=None, **PLACE, **OPTIONS)
         np.testing.assert_array_equal(read(url), image, strict=True)
 
@@ -455,7 +455,7 @@ def test_memory_of_this_process(ids: Any, processes: Client) -> None:
     to_precomputed(ids, name, **PLACE, **OPTIONS)
     np.testing.assert_array_equal(read(cloud), ids, strict=True)
     with pytest.raises(FileExistsError):
-        to_precomputed(ids, name, **PLACE, **OPTIONS)
+        to_precomputed(ids[:40], name, **PLACE, **OPTIONS)
     to_precomputed(ids[:40], name, overwrite=True, **PLACE, **OPTIONS)
     np.testing.assert_array_equal(read(cloud), ids[:40], strict=True)
     with pytest.raises(ValueError, match="memory of this process"):
