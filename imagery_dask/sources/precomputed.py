@@ -22,7 +22,7 @@ from imagery_dask.chunkedgraph import GRAPHENE, ChunkedGraph
 from imagery_dask.errors import CorruptChunkError, MissingChunkError, SourceError, SourceNotFoundError
 from imagery_dask.grid import XYZ, VoxelGrid
 from imagery_dask.layer import Layer
-from imagery_dask.sources.counts import MISSING_KEYS_KEPT, ReadCounts
+from imagery_dask.sources.counts import ReadCounts, counting_into
 from imagery_dask.sources.graph_server import read_graph_info
 from imagery_dask.sources.label_tables import LabelTables
 from imagery_dask.sources.paths import normalize_path
@@ -98,16 +98,28 @@ class PrecomputedVolume:
             What was read, and what was missing.
         """
         counts = ReadCounts()
+        with counting_into(counts):
+            return self._read(mip, box, missing, counts, layout, relabel), counts
+
+    def _read(
+        self,
+        mip: int,
+        box: VoxelGrid,
+        missing: Missing,
+        counts: ReadCounts,
+        layout: Layout,
+        relabel: Relabel | None,
+    ) -> NDArray[Any]:
         fetched: Iterable[Fetched] = self._fetch(mip, box, missing, counts)
         if relabel is None:
-            return self._assemble(mip, box, fetched, layout), counts
+            return self._assemble(mip, box, fetched, layout)
         fetched = list(fetched)
         relabelled = self._relabel_stored(mip, box, fetched, relabel)
         if relabelled is not None:
-            return self._assemble(mip, box, relabelled, layout), counts
+            return self._assemble(mip, box, relabelled, layout)
         voxels = self._assemble(mip, box, fetched, layout)
         ids = kernels.unique_ids(voxels)
-        return kernels.remap(voxels, ids, relabel(ids)), counts
+        return kernels.remap(voxels, ids, relabel(ids))
 
     def segment_properties(self) -> tuple[str, bytes] | None:
         """Folder and content of the volume's segment properties, or None."""
@@ -206,8 +218,7 @@ class PrecomputedVolume:
                 "Pass missing='fill' to take 0 for its voxels and have it counted."
             )
         counts.missing += 1
-        if len(counts.missing_keys) < MISSING_KEYS_KEPT:
-            counts.missing_keys.append(key)
+        counts.missing_keys.append(key)
 
     def _decode(self, mip: int, grid: VoxelGrid, blob: Blob) -> NDArray[Any]:
         level = self.layer.mips[mip]

@@ -73,7 +73,7 @@ def look_up_roots(query: RootQuery, supervoxels: Ids) -> Ids:
     counts.add_zero_roots(wanted[found == 0])
     collecting = active_counts()
     if collecting is not None:
-        collecting.add(counts)
+        collecting.include(counts)
     return roots
 
 
@@ -162,7 +162,7 @@ def _leaf_table(query: RootQuery, keep: tuple[int, ...], within: VoxelGrid) -> t
         parts = list(threads.map(leaves_of, keep))
     counts.root_requests += len(keep)
     if collecting is not None:
-        collecting.add(counts)
+        collecting.include(counts)
     leaves = np.concatenate([np.zeros(0, np.uint64), *parts])
     owners = np.repeat(np.array(keep, dtype=np.uint64), [len(part) for part in parts])
     order = np.argsort(leaves, kind="stable")

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -25,6 +26,7 @@ from cloudvolume.paths import to_https_protocol
 
 from imagery_dask.errors import AccessRefusedError, SourceError
 from imagery_dask.sources import credentials
+from imagery_dask.sources.counts import count_request
 from imagery_dask.sources.failures import ATTEMPTS, brief, forget_request, kind_of, pause_s
 
 __all__ = ["Blob", "Request", "Transport"]
@@ -96,6 +98,7 @@ class Transport:
             The read failed for another reason, after retries where these could help.
         """
         for attempt in range(ATTEMPTS):
+            count_request(repeated=attempt > 0)
             try:
                 return self._complete(request, self._get_once(request))
             except SourceError:
@@ -122,7 +125,7 @@ class Transport:
                 yield request, self.get(request)
             return
         requests_ = list(wanted)
-        futures = [_pool().submit(self.get, request) for request in requests_]
+        futures = [_pool().submit(copy_context().run, self.get, request) for request in requests_]
         try:
             for index, request in enumerate(requests_):
                 blob = futures[index].result()
