@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +29,7 @@ from imagery_dask.errors import AccessRefusedError, SourceError
 from imagery_dask.sources import credentials
 from imagery_dask.sources.counts import count_request
 from imagery_dask.sources.failures import ATTEMPTS, brief, forget_request, kind_of, pause_s
+from imagery_dask.sources.limits import request_slots
 
 __all__ = ["Blob", "Request", "Transport"]
 
@@ -76,6 +78,7 @@ class Transport:
             progress=False,
         )
         self._local = threading.local()
+        self._server = server_of(self._files.cloudpath)
         protocol = self._files.protocol
         self.is_remote = protocol not in ("file", "mem")
         behind_cave = protocol == "middleauth+https"
@@ -100,7 +103,9 @@ class Transport:
         for attempt in range(ATTEMPTS):
             count_request(repeated=attempt > 0)
             try:
-                return self._complete(request, self._get_once(request))
+                with self._slots():
+                    blob = self._get_once(request)
+                return self._complete(request, blob)
             except SourceError:
                 raise
             except Exception as error:
@@ -146,6 +151,10 @@ class Transport:
                 f"index or format, and {len(blob.content)} of them came."
             )
         return blob
+
+    def _slots(self) -> AbstractContextManager[Any]:
+        """Held while one request is answered, where the reader's requests are limited."""
+        return request_slots(self._server) if self.is_remote else nullcontext()
 
     def _name(self, key: str) -> str:
         return f"{self.cloudpath.rstrip('/')}/{key}"
@@ -208,6 +217,12 @@ def reachable_path(cloudpath: str) -> str:
     if scheme == "s3" and not credentials.has_aws(cloudpath):
         return str(to_https_protocol(cloudpath))
     return cloudpath
+
+
+def server_of(cloudpath: str) -> str:
+    """Whom requests below a path go to: ``scheme://host`` or ``scheme://bucket``."""
+    parts = urlsplit(cloudpath.removeprefix("precomputed://").removeprefix("middleauth+"))
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def _check_length(response: requests.Response, received: int) -> None:
