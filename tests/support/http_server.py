@@ -43,12 +43,13 @@ class Fault(serving.Fault):
 
 
 class Request(NamedTuple):
-    """One answered request: ``path`` is unquoted, without its query; ``range`` is the header as sent."""
+    """One answered request: ``path`` is unquoted, without its query; the headers are as sent."""
 
     method: str
     path: str
     range: str | None
     status: int
+    cache_control: str | None = None
 
 
 class FileServer(LoggingServer[Request]):
@@ -117,7 +118,7 @@ class _Handler(Handler):
         return status, headers, corrupted(body) if fault.corrupt else body
 
     def _reset(self, path: str) -> None:
-        self.server.owner.record(Request(self.command, path, self.headers.get("Range"), 0))
+        self._record(path, 0)
         self.close_connection = True
         # Closed at once, and not when the last of the files made of it is: no FIN comes before the RST.
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -146,5 +147,10 @@ class _Handler(Handler):
             return HTTPStatus.PARTIAL_CONTENT, headers, opened.read(stop - start)
 
     def _send(self, path: str, status: int, headers: Mapping[str, str], body: bytes, cut: int | None) -> None:
-        self.server.owner.record(Request(self.command, path, self.headers.get("Range"), int(status)))
+        self._record(path, int(status))
         self.send_answer(status, CORS | dict(headers), body, cut)
+
+    def _record(self, path: str, status: int) -> None:
+        headers = self.headers
+        request = Request(self.command, path, headers.get("Range"), status, headers.get("Cache-Control"))
+        self.server.owner.record(request)
