@@ -124,12 +124,14 @@ def test_a_worker_that_dies_gives_its_slots_back(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     variable = "DASK_DISTRIBUTED__SCHEDULER__LOCKS__"
-    for name, value in (("LEASE_TIMEOUT", "1s"), ("LEASE_VALIDATION_INTERVAL", "200ms")):
+    for name, value in (("LEASE_TIMEOUT", "2s"), ("LEASE_VALIDATION_INTERVAL", "200ms")):
         monkeypatch.setenv(variable + name, value)
     dask.config.refresh()
     try:
         with (
-            LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None) as cluster,
+            LocalCluster(
+                n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+            ) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
             server.faults = lambda path, n: Fault(delay_s=60) if path == "/0" and n == 1 else None
