@@ -10,6 +10,7 @@ from imagery_dask.sources.credentials import (
 )
 from imagery_dask.sources.graph_server import graph_server
 from imagery_dask.sources.handle import SourceHandle, cloud_volume, open_volume
+from imagery_dask.sources.limits import limited_requests, request_slots
 from imagery_dask.sources.paths import normalize_path
 from imagery_dask.sources.precomputed import Layout, Missing, PrecomputedVolume, channels_last
 from imagery_dask.sources.roots import look_up_roots, roots_from_leaves
@@ -26,10 +27,12 @@ __all__ = [
     "collect_counts",
     "forget_token",
     "graph_server",
+    "limited_requests",
     "look_up_roots",
     "normalize_path",
     "open_volume",
     "remember_token",
+    "request_slots",
     "roots_from_leaves",
     "token_places",
     "tokens_for_own_workers",

@@ -5,14 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MISSING_KEYS_KEPT", "ReadCounts", "active_counts", "collect_counts"]
+__all__ = ["KEYS_KEPT", "ReadCounts", "active_counts", "collect_counts", "count_request", "counting_into"]
 
-MISSING_KEYS_KEPT = 20
+# Keys and ids that the sum of many blocks keeps: enough to show, whatever the size of the volume.
+KEYS_KEPT = 20
 
 
 @dataclass(slots=True)
@@ -28,7 +30,12 @@ class ReadCounts:
     missing : int
         Storage chunks inside the volume that do not exist and were filled with 0.
     missing_keys : list of str
-        The first few of those.
+        Their keys: all of them while one block is read, the first few in the sum of many blocks (`add`).
+    requests : int
+        Requests for files of volumes, or parts of them: info, shard indices, chunks; those to a chunked graph are
+        counted below. A read from disk is one too.
+    retries : int
+        How many of these repeated another one, that failed or brought what does not decode.
     root_requests : int
         Requests to a chunked graph.
     ids_sent : int
@@ -43,45 +50,78 @@ class ReadCounts:
     stored_bytes: int = 0
     missing: int = 0
     missing_keys: list[str] = field(default_factory=list)
+    requests: int = 0
+    retries: int = 0
     root_requests: int = 0
     ids_sent: int = 0
     zero_roots: int = 0
     zero_root_ids: list[int] = field(default_factory=list)
 
+    def first(self, n: int) -> list[str]:
+        """Return no more than the first `n` keys of missing chunks, for display."""
+        return self.missing_keys[:n]
+
     def add(self, other: ReadCounts) -> None:
-        """Add another count to this one."""
+        """Add the count of another block; of the missing keys no more than the first few are kept."""
+        self.include(other)
+        del self.missing_keys[KEYS_KEPT:]
+
+    def include(self, other: ReadCounts) -> None:
+        """Add the count of another read of the same block; every missing key is kept."""
         self.chunks += other.chunks
         self.stored_bytes += other.stored_bytes
         self.missing += other.missing
-        self.missing_keys = (self.missing_keys + other.missing_keys)[:MISSING_KEYS_KEPT]
+        self.missing_keys += other.missing_keys
+        self.requests += other.requests
+        self.retries += other.retries
         self.root_requests += other.root_requests
         self.ids_sent += other.ids_sent
         self.zero_roots += other.zero_roots
-        self.zero_root_ids = (self.zero_root_ids + other.zero_root_ids)[:MISSING_KEYS_KEPT]
+        self.zero_root_ids = (self.zero_root_ids + other.zero_root_ids)[:KEYS_KEPT]
 
     def add_zero_roots(self, supervoxels: NDArray[np.uint64]) -> None:
         """Count supervoxels that have no root."""
         self.zero_roots += len(supervoxels)
-        room = MISSING_KEYS_KEPT - len(self.zero_root_ids)
+        room = KEYS_KEPT - len(self.zero_root_ids)
         self.zero_root_ids += [int(value) for value in supervoxels[:room]]
 
 
-_collecting = threading.local()
+# A context variable, so that threads that make requests for this one can be given its counts.
+_collecting: ContextVar[ReadCounts | None] = ContextVar("imagery_dask_counts", default=None)
+_requests_lock = threading.Lock()
 
 
 @contextmanager
 def collect_counts() -> Iterator[ReadCounts]:
     """Collect the counts of every read made by this thread inside the block."""
     counts, before = ReadCounts(), active_counts()
-    _collecting.counts = counts
     try:
-        yield counts
+        with counting_into(counts):
+            yield counts
     finally:
-        _collecting.counts = before
         if before is not None:
-            before.add(counts)
+            before.include(counts)
+
+
+@contextmanager
+def counting_into(counts: ReadCounts) -> Iterator[None]:
+    """Count the requests made inside the block in `counts`, and in nothing else."""
+    token = _collecting.set(counts)
+    try:
+        yield
+    finally:
+        _collecting.reset(token)
 
 
 def active_counts() -> ReadCounts | None:
     """Return the counts that this thread collects at the moment, or None."""
-    return getattr(_collecting, "counts", None)
+    return _collecting.get()
+
+
+def count_request(repeated: bool) -> None:
+    """Count one request for a file; safe in threads that run in a copy of the reader's context."""
+    counts = active_counts()
+    if counts is not None:
+        with _requests_lock:
+            counts.requests += 1
+            counts.retries += repeated

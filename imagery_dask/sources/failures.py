@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import random
+import time
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import requests
 
-__all__ = ["ATTEMPTS", "PASSING_STATUS", "brief", "forget_request", "kind_of", "pause_s"]
+__all__ = ["ATTEMPTS", "PASSING_STATUS", "brief", "forget_request", "kind_of", "pause_s", "retry_after_s"]
 
 ATTEMPTS = 5
+FIRST_PAUSE_S = 0.3
 LONGEST_PAUSE_S = 8.0
-# A server that asks for more patience than this is taken for one that is down.
-LONGEST_RETRY_AFTER_S = 60.0
+# A server that asks for more patience than this is asked again after this.
+LONGEST_RETRY_AFTER_S = 120.0
 REFUSED_CODES = {
     "401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken",
     "Forbidden", "Unauthorized",
 }  # fmt: skip
 NOT_THERE_CODES = {"404", "NoSuchKey", "NotFound"}
+RANGE_NOT_SATISFIABLE = 416
 PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
 
 def kind_of(error: Exception) -> str:
-    """Sort a failure: "not there", "refused", "passing" (try again) or "final"."""
+    """Sort a failure: "not there", "refused", "outside" (of the file), "passing" (try again) or "final"."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore
         code = str(response.get("Error", {}).get("Code", ""))
@@ -34,17 +38,36 @@ def kind_of(error: Exception) -> str:
         return "not there"
     if code in REFUSED_CODES or status in (401, 403) or isinstance(error, PermissionError):
         return "refused"
+    if status == RANGE_NOT_SATISFIABLE:
+        return "outside"
     if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, TypeError, ValueError)):
         return "final"
     return "passing" if status == 0 or status in PASSING_STATUS else "final"
 
 
 def pause_s(attempt: int, error: Exception | None = None) -> float:
-    """Seconds to wait before the next attempt: exponential with jitter, or what the server asks for."""
-    asked = _retry_after(getattr(error, "response", None))
-    if asked is not None:
-        return min(LONGEST_RETRY_AFTER_S, asked)
-    return random.uniform(0.5, 1.0) * min(LONGEST_PAUSE_S, 0.2 * 2.0**attempt)
+    """Seconds to wait before the next attempt, the first of which is number 0.
+
+    Exponential with full jitter: processes that failed together come back apart. What the server asks for comes
+    first, up to `LONGEST_RETRY_AFTER_S`.
+    """
+    asked = retry_after_s(_headers(error)) or 0.0
+    return min(LONGEST_RETRY_AFTER_S, asked) + random.uniform(0.0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0**attempt))
+
+
+def retry_after_s(headers: Any) -> float | None:
+    """Seconds that ``Retry-After`` asks for, given as a number or as a date; None where it says nothing sensible."""
+    text = headers.get("Retry-After")
+    try:
+        seconds = float(text)
+    except (TypeError, ValueError):
+        moment = _moment(text)
+        if moment is None:
+            return None
+        # By the server's own clock, where it tells the time: this computer's may be wrong.
+        here = _moment(headers.get("Date"))
+        seconds = moment - (time.time() if here is None else here)
+    return max(0.0, seconds) if seconds < float("inf") else None
 
 
 def brief(reason: object) -> str:
@@ -65,8 +88,17 @@ def forget_request(error: BaseException) -> None:
     error.__context__ = error.__cause__ = None
 
 
-def _retry_after(response: Any) -> float | None:
+def _headers(error: Exception | None) -> Any:
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        found = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        return requests.structures.CaseInsensitiveDict(found)
+    return getattr(response, "headers", None) or {}
+
+
+def _moment(text: Any) -> float | None:
+    """Seconds since 1970 of an HTTP date."""
     try:
-        return max(0.0, float(response.headers["Retry-After"]))
-    except (AttributeError, KeyError, TypeError, ValueError):
+        return parsedate_to_datetime(text).timestamp()
+    except (TypeError, ValueError, OverflowError):
         return None

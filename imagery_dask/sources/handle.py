@@ -62,9 +62,9 @@ class SourceHandle:
         voxels, counts = self._volume().read(self.mip.level, box, self.missing, layout, relabel)
         collecting = active_counts()
         if collecting is not None:
-            collecting.add(counts)
+            collecting.include(counts)
         elif counts.missing:
-            _warn_missing(self.path, self.mip.level, counts.missing_keys[0])
+            _warn_missing(self.path, self.mip.level, counts.first(1)[0])
         return voxels
 
     def _volume(self) -> PrecomputedVolume:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import itertools
 import json
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -22,10 +24,12 @@ from imagery_dask.chunkedgraph import GRAPHENE, ChunkedGraph
 from imagery_dask.errors import CorruptChunkError, MissingChunkError, SourceError, SourceNotFoundError
 from imagery_dask.grid import XYZ, VoxelGrid
 from imagery_dask.layer import Layer
-from imagery_dask.sources.counts import MISSING_KEYS_KEPT, ReadCounts
+from imagery_dask.sources.counts import ReadCounts, counting_into
+from imagery_dask.sources.failures import pause_s
 from imagery_dask.sources.graph_server import read_graph_info
 from imagery_dask.sources.label_tables import LabelTables
 from imagery_dask.sources.paths import normalize_path
+from imagery_dask.sources.segmentation_check import segmentation_damage
 from imagery_dask.sources.shards import ShardedChunks
 from imagery_dask.sources.transport import Blob, Request, Transport
 
@@ -39,7 +43,22 @@ Fetched = tuple[VoxelGrid, Blob | None]
 # Decoded chunks are in Fortran order; copying into C order is twice as fast in tiles that stay in the cache.
 TILE = 16
 REDIRECTS = 10
+# How often a chunk that does not decode is fetched: what broke on the way, or was read while it was written, heals.
+DECODE_ATTEMPTS = 3
 INTERLEAVED = ("jpeg", "png")
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A box that is being read."""
+
+    mip: int
+    box: VoxelGrid
+    missing: Missing
+    counts: ReadCounts = field(default_factory=ReadCounts)
+
+
+Decode = Callable[[_Reading, VoxelGrid, Blob], NDArray[Any] | None]
 
 
 class PrecomputedVolume:
@@ -88,7 +107,8 @@ class PrecomputedVolume:
         layout : {"F", "C"}
             Memory order of the result. "F" is what decoders give and costs least.
         relabel : callable, optional
-            Called once, with the distinct ids of the box; every voxel gets its id's new one.
+            Called once, with the distinct ids of the box; every voxel gets its id's new one. Called once more when a
+            chunk turns out not to decode, and is fetched again.
 
         Returns
         -------
@@ -96,18 +116,34 @@ class PrecomputedVolume:
             In the layer's dtype.
         counts : ReadCounts
             What was read, and what was missing.
+
+        Raises
+        ------
+        MissingChunkError
+            When a chunk does not exist and `missing` is "error"; names the first one.
+        CorruptChunkError
+            When a chunk does not decode, as often as it is fetched.
+        AccessRefusedError, SourceError
+            When the storage refuses, or keeps failing.
         """
-        counts = ReadCounts()
-        fetched: Iterable[Fetched] = self._fetch(mip, box, missing, counts)
+        reading = _Reading(mip, box, missing)
+        with counting_into(reading.counts):
+            return self._read(reading, layout, relabel), reading.counts
+
+    def _read(self, reading: _Reading, layout: Layout, relabel: Relabel | None) -> NDArray[Any]:
+        fetched: Iterable[Fetched] = self._fetch(reading)
         if relabel is None:
-            return self._assemble(mip, box, fetched, layout), counts
+            return self._assemble(reading, fetched, layout, self._healed)
         fetched = list(fetched)
-        relabelled = self._relabel_stored(mip, box, fetched, relabel)
+        relabelled = self._relabel_stored(reading, fetched, relabel)
         if relabelled is not None:
-            return self._assemble(mip, box, relabelled, layout), counts
-        voxels = self._assemble(mip, box, fetched, layout)
+            try:
+                return self._assemble(reading, relabelled, layout, self._decode)
+            except CorruptChunkError:
+                pass  # a chunk that is fetched again has the ids that are stored: below, all chunks have these
+        voxels = self._assemble(reading, fetched, layout, self._healed)
         ids = kernels.unique_ids(voxels)
-        return kernels.remap(voxels, ids, relabel(ids)), counts
+        return kernels.remap(voxels, ids, relabel(ids))
 
     def segment_properties(self) -> tuple[str, bytes] | None:
         """Folder and content of the volume's segment properties, or None."""
@@ -115,42 +151,51 @@ class PrecomputedVolume:
         blob = self._transport.get(Request(f"{folder}/info")) if folder else None
         return None if blob is None else (folder, blob.decompressed())
 
-    def _fetch(self, mip: int, box: VoxelGrid, missing: Missing, counts: ReadCounts) -> Iterator[Fetched]:
+    def _fetch(self, reading: _Reading) -> Iterator[Fetched]:
         """Storage chunks that a box crosses, as they arrive; None stands for one that does not exist."""
-        level = self.layer.mips[mip]
-        inside = box.intersection(level.grid)
+        level = self.layer.mips[reading.mip]
+        inside = reading.box.intersection(level.grid)
         if inside.size == 0:
             return
-        for cell, blob in self._chunks(mip, _cells(inside, level.grid, level.chunk_shape)):
+        for cell, blob in self._chunks(reading.mip, _cells(inside, level.grid, level.chunk_shape)):
             grid = level.grid.intersection(_chunk_grid(cell, level.grid, level.chunk_shape))
-            counts.chunks += 1
-            if blob is None or not blob.content:
-                self._count_missing(mip, grid, counts, missing)
-                yield grid, None
-                continue
-            counts.stored_bytes += len(blob.content)
-            yield grid, blob
+            reading.counts.chunks += 1
+            yield grid, self._counted(reading, grid, blob)
 
-    def _assemble(self, mip: int, box: VoxelGrid, fetched: Iterable[Fetched], layout: Layout) -> NDArray[Any]:
+    def _counted(self, reading: _Reading, grid: VoxelGrid, blob: Blob | None) -> Blob | None:
+        """Count a chunk's bytes, or that it is missing: then None."""
+        if blob is not None and not blob.is_nothing:
+            reading.counts.stored_bytes += len(blob.content)
+            return blob
+        key = self._key(reading.mip, grid)
+        if reading.missing == "error":
+            raise MissingChunkError(
+                f"Storage chunk {key} of {self.path} does not exist, and missing='error' was asked for. "
+                "Pass missing='fill' to take 0 for its voxels and have it counted."
+            )
+        reading.counts.missing += 1
+        reading.counts.missing_keys.append(key)
+        return None
+
+    def _assemble(self, reading: _Reading, fetched: Iterable[Fetched], layout: Layout, decode: Decode) -> NDArray[Any]:
         """Voxels of a box from the chunks that it crosses."""
+        box = reading.box
         # Every voxel inside the volume is written below, by its chunk or by the 0 of a missing one.
-        make = np.empty if box.intersection(self.layer.mips[mip].grid) == box else np.zeros
+        make = np.empty if box.intersection(self.layer.mips[reading.mip].grid) == box else np.zeros
         out: NDArray[Any] = make((*box.shape, self.layer.channels), dtype=self.layer.dtype, order=layout)
         for grid, blob in fetched:
-            if blob is None:
+            voxels = None if blob is None else decode(reading, grid, blob)
+            if voxels is None:
                 out[_within(box, grid)] = 0
                 continue
-            voxels = self._decode(mip, grid, blob)
             if grid == box and layout == "F" and voxels.flags.f_contiguous and voxels.flags.writeable:
                 return voxels  # the box is this chunk: there is nothing to join
             _paste(out, box, voxels, grid)
         return out
 
-    def _relabel_stored(
-        self, mip: int, box: VoxelGrid, fetched: list[Fetched], relabel: Relabel
-    ) -> list[Fetched] | None:
+    def _relabel_stored(self, reading: _Reading, fetched: list[Fetched], relabel: Relabel) -> list[Fetched] | None:
         """Give the chunks of a box new ids before they are decoded; None where that cannot be done to all of them."""
-        tables = [None if blob is None else self._label_tables(mip, box, grid, blob) for grid, blob in fetched]
+        tables = [None if blob is None else self._label_tables(reading, grid, blob) for grid, blob in fetched]
         if any(table is None and blob is not None for table, (_, blob) in zip(tables, fetched, strict=True)):
             return None
         labels = [np.zeros(0, np.uint64) if table is None else table.labels() for table in tables]
@@ -161,12 +206,12 @@ class PrecomputedVolume:
             for (grid, _), table, old in zip(fetched, tables, labels, strict=True)
         ]
 
-    def _label_tables(self, mip: int, box: VoxelGrid, grid: VoxelGrid, blob: Blob) -> LabelTables | None:
-        level = self.layer.mips[mip]
-        block_size = self._meta.compressed_segmentation_block_size(mip)
+    def _label_tables(self, reading: _Reading, grid: VoxelGrid, blob: Blob) -> LabelTables | None:
+        level = self.layer.mips[reading.mip]
+        block_size = self._meta.compressed_segmentation_block_size(reading.mip)
         encoded = level.encoding == "compressed_segmentation" and self.layer.channels == 1
         # A chunk that the box cuts has labels that are not in the box, and would be looked up for nothing.
-        if not encoded or self.layer.dtype != "uint64" or block_size is None or grid.intersection(box) != grid:
+        if not encoded or self.layer.dtype != "uint64" or block_size is None or grid.intersection(reading.box) != grid:
             return None
         try:
             content = blob.decompressed()
@@ -198,34 +243,47 @@ class PrecomputedVolume:
         spans = (f"{start}-{end}" for start, end in zip(grid.start, stop, strict=True))
         return f"{level.key}/{'_'.join(spans)}"
 
-    def _count_missing(self, mip: int, grid: VoxelGrid, counts: ReadCounts, missing: Missing) -> None:
-        key = self._key(mip, grid)
-        if missing == "error":
-            raise MissingChunkError(
-                f"Storage chunk {key} of {self.path} does not exist, and missing='error' was asked for. "
-                "Pass missing='fill' to take 0 for its voxels and have it counted."
-            )
-        counts.missing += 1
-        if len(counts.missing_keys) < MISSING_KEYS_KEPT:
-            counts.missing_keys.append(key)
+    def _healed(self, reading: _Reading, grid: VoxelGrid, blob: Blob) -> NDArray[Any] | None:
+        """Voxels of a chunk, which is fetched again while it does not decode; None when it is gone by then."""
+        found: Blob | None = blob
+        for attempt in itertools.count(1):
+            if found is None:
+                return None
+            try:
+                return self._decode(reading, grid, found)
+            except CorruptChunkError as error:
+                if attempt == DECODE_ATTEMPTS:
+                    raise CorruptChunkError(f"{error} (fetched {attempt} times)") from error.__cause__
+            time.sleep(pause_s(attempt - 1))
+            found = self._counted(reading, grid, self._fetch_again(reading.mip, grid))
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _decode(self, mip: int, grid: VoxelGrid, blob: Blob) -> NDArray[Any]:
+    def _fetch_again(self, mip: int, grid: VoxelGrid) -> Blob | None:
         level = self.layer.mips[mip]
-        block_size = self._meta.compressed_segmentation_block_size(mip)
-        shape = (*grid.shape, self.layer.channels)
+        if not level.is_sharded:
+            return self._transport.get(Request(self._key(mip, grid), fresh=True))
+        x, y, z = ((a - o) // c for a, o, c in zip(grid.start, level.grid.start, level.chunk_shape, strict=True))
+        return self._sharded(mip).get_again((x, y, z))
+
+    def _decode(self, reading: _Reading, grid: VoxelGrid, blob: Blob) -> NDArray[Any]:
+        level = self.layer.mips[reading.mip]
+        encoding, shape = self._meta.encoding(reading.mip), (*grid.shape, self.layer.channels)
+        block_size = self._meta.compressed_segmentation_block_size(reading.mip)
+        block_size = (8, 8, 8) if block_size is None else tuple(block_size)
         try:
+            content = blob.decompressed()
+            if encoding == "compressed_segmentation":
+                damage = segmentation_damage(content, shape, block_size, np.dtype(self.layer.dtype).itemsize)
+                if damage:
+                    raise ValueError(damage)
             voxels = chunks.decode(
-                blob.decompressed(),
-                encoding=self._meta.encoding(mip),
-                shape=shape,
-                dtype=self._meta.dtype,
-                block_size=(8, 8, 8) if block_size is None else block_size,
+                content, encoding=encoding, shape=shape, dtype=self._meta.dtype, block_size=block_size
             )
             return channels_last(np.asarray(voxels), shape, level.encoding)
         except Exception as error:
             raise CorruptChunkError(
-                f"Storage chunk {self._key(mip, grid)} of {self.path} does not decode as "
-                f"{self._meta.encoding(mip)} {shape} {self.layer.dtype}: {type(error).__name__}: {error}"
+                f"Storage chunk {self._key(reading.mip, grid)} of {self.path} does not decode as {encoding} {shape} "
+                f"{self.layer.dtype}: {type(error).__name__}: {error}"
             ) from error
 
 

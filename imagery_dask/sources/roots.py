@@ -15,13 +15,13 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from distributed import Semaphore, get_worker
 from numpy.typing import NDArray
 
 from imagery_dask.chunkedgraph import SUPERVOXEL_LAYER, RootQuery
 from imagery_dask.grid import VoxelGrid
 from imagery_dask.sources.counts import ReadCounts, active_counts
 from imagery_dask.sources.graph_server import graph_server
+from imagery_dask.sources.limits import request_slots
 from imagery_dask.sources.root_cache import RootCache
 
 __all__ = ["BATCH", "look_up_roots", "roots_from_leaves"]
@@ -73,7 +73,7 @@ def look_up_roots(query: RootQuery, supervoxels: Ids) -> Ids:
     counts.add_zero_roots(wanted[found == 0])
     collecting = active_counts()
     if collecting is not None:
-        collecting.add(counts)
+        collecting.include(counts)
     return roots
 
 
@@ -109,9 +109,10 @@ def _fetch(query: RootQuery, supervoxels: Ids, counts: ReadCounts) -> Ids:
     if query.stop_layer is not None:
         params["stop_layer"] = query.stop_layer
     answers = []
+    slots = request_slots(graph.server, query.max_requests)
     for start in range(0, len(supervoxels), BATCH):
         batch = supervoxels[start : start + BATCH]
-        with _request_slots(query):
+        with slots:
             answers.append(graph_server(graph.server).post_ids(path, batch, params, valid=_is_answer(query)))
         counts.root_requests += 1
         counts.ids_sent += len(batch)
@@ -149,7 +150,7 @@ def _cache_of(query: RootQuery) -> RootCache:
 def _leaf_table(query: RootQuery, keep: tuple[int, ...], within: VoxelGrid) -> tuple[Ids, Ids]:
     """Supervoxels of roots within a box, ascending, and the root of each."""
     bounds = "_".join(f"{start}-{stop}" for start, stop in zip(within.start, within.stop, strict=True))
-    collecting, slots = active_counts(), _request_slots(query)
+    collecting, slots = active_counts(), request_slots(query.graph.server, query.max_requests)
     counts = ReadCounts()
 
     def leaves_of(root: int) -> Ids:
@@ -162,29 +163,8 @@ def _leaf_table(query: RootQuery, keep: tuple[int, ...], within: VoxelGrid) -> t
         parts = list(threads.map(leaves_of, keep))
     counts.root_requests += len(keep)
     if collecting is not None:
-        collecting.add(counts)
+        collecting.include(counts)
     leaves = np.concatenate([np.zeros(0, np.uint64), *parts])
     owners = np.repeat(np.array(keep, dtype=np.uint64), [len(part) for part in parts])
     order = np.argsort(leaves, kind="stable")
     return leaves[order], owners[order]
-
-
-def _request_slots(query: RootQuery) -> Any:
-    """Semaphore of the requests that the cluster (or, outside of one, this process) may have at the server."""
-    try:
-        worker = get_worker()
-    except ValueError:
-        return _process_slots(query.graph.server, query.max_requests)
-    return _cluster_slots(query.graph.server, query.max_requests, worker.address)
-
-
-@lru_cache(maxsize=16)
-def _process_slots(server: str, count: int) -> threading.BoundedSemaphore:
-    del server
-    return threading.BoundedSemaphore(count)
-
-
-@lru_cache(maxsize=16)
-def _cluster_slots(server: str, count: int, worker: str) -> Semaphore:
-    del worker  # part of the key: in tests, several workers live in one process
-    return Semaphore(max_leases=count, name=f"imagery-dask-requests-{count}-{server}")

@@ -1,21 +1,25 @@
 """Finding storage chunks inside shard files.
 
 CloudVolume reads the shard and minishard indices again for every download: most requests of a blockwise read would
-be for them. Here they are kept for as long as the volume is open. The format is Neuroglancer's
-``neuroglancer_uint64_sharded_v1``; hashing and decoding are CloudVolume's.
+be for them. Here they are kept for as long as the volume is open, or until a chunk found through them does not decode.
+The format is Neuroglancer's ``neuroglancer_uint64_sharded_v1``; hashing and decoding are CloudVolume's.
 """
 
 from __future__ import annotations
 
+import posixpath
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from cloudvolume.datasource.precomputed.common import compressed_morton_code
 from cloudvolume.datasource.precomputed.sharding import ShardingSpecification, ShardReader
+from numpy.typing import NDArray
 
 from imagery_dask.grid import XYZ
+from imagery_dask.sources.failures import brief
 from imagery_dask.sources.transport import Blob, Request, Transport
 
 __all__ = ["ShardedChunks"]
@@ -24,6 +28,13 @@ SHARD_INDICES_KEPT = 4096
 MINISHARD_INDICES_KEPT = 16384
 # Neighbouring byte ranges are read in one request, up to this size, so that a large block still streams.
 LARGEST_REQUEST = 16 * 2**20
+# A stored chunk, or a shard, that an index says is larger than this is not one.
+LARGEST_CHUNK = 2**32
+LARGEST_SHARD = 2**50
+
+
+# Shard file, first byte, number of bytes.
+_Place = tuple[str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +51,89 @@ class _IndexFetcher:
 
     enabled = False
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, fresh: bool) -> None:
         self._transport = transport
+        self._fresh = fresh
 
     def download_as(
         self, requests: Sequence[dict[str, Any]], progress: object = None
     ) -> dict[tuple[str, int, int], bytes | None]:
         del progress
-        wanted = [Request(r["path"], int(r["start"]), int(r["end"])) for r in requests]
-        found = {}
+        wanted = [Request(r["path"], int(r["start"]), int(r["end"]), self._fresh) for r in requests]
+        found: dict[tuple[str, int, int], bytes | None] = {}
         for request, blob in self._transport.get_many(wanted):
-            content = None if blob is None else blob.decompressed()
-            found[(request.key, request.start or 0, request.stop or 0)] = content
+            key = (request.key, request.start or 0, request.stop or 0)
+            try:
+                found[key] = None if blob is None else blob.decompressed()
+            except Exception as error:  # of any decompression
+                found[key] = _Broken(brief(error).encode())
         return found
+
+
+class _Broken(bytes):
+    """Why there are no bytes, in their place."""
+
+
+class _Indices(ShardReader):
+    """CloudVolume's reader of indices, which believes whatever it reads: here, what cannot be is noted.
+
+    Indices have no checksum. In a broken one most chunks are not found, and would be taken for missing.
+
+    Attributes
+    ----------
+    broken : dict of str to str
+        By the name of a shard file, what is wrong with it: of its chunks that are not found, nothing is known.
+    """
+
+    def __init__(self, transport: Transport, spec: ShardingSpecification, cells: XYZ, fresh: bool) -> None:
+        fetcher = _IndexFetcher(transport, fresh)
+        super().__init__(transport.cloudpath, fetcher, spec, SHARD_INDICES_KEPT, MINISHARD_INDICES_KEPT)
+        self.broken: dict[str, str] = {}
+        self._codes = 2 ** sum((n - 1).bit_length() for n in cells)
+        # 24 bytes a chunk; a compression of what cannot be compressed adds a little.
+        self._largest = 32 * self._codes + 4096
+
+    def decode_index(self, binary: bytes | None, filename: str = "Shard") -> NDArray[np.uint64] | None:
+        if not binary:
+            return None
+        try:
+            return self._shard_index(binary, filename)
+        except Exception as error:
+            self.broken[posixpath.basename(filename)] = f"the shard index of {filename} is broken: {brief(error)}"
+            return None
+
+    def decode_minishard_index(self, minishard_index: bytes | None, filename: str = "") -> NDArray[np.uint64]:
+        try:
+            return self._minishard_index(minishard_index, filename)
+        except Exception as error:
+            self.broken[posixpath.basename(filename)] = f"a minishard index of {filename} is broken: {brief(error)}"
+            return np.zeros((0, 3), np.uint64)
+
+    def _shard_index(self, binary: bytes, filename: str) -> NDArray[np.uint64]:
+        _check_whole(binary)
+        index: NDArray[np.uint64] = super().decode_index(binary, filename)
+        outside = (index < self.spec.index_length()) | (index > LARGEST_SHARD)
+        if outside.any() or (index[:, 1] < index[:, 0]).any() or (index[:, 1] - index[:, 0] > self._largest).any():
+            raise ValueError("it names minishard indices that cannot be")
+        return index
+
+    def _minishard_index(self, binary: bytes | None, filename: str) -> NDArray[np.uint64]:
+        if binary is None:
+            raise ValueError("it was there a moment ago")
+        _check_whole(binary)
+        index: NDArray[np.uint64] = super().decode_minishard_index(binary, filename)
+        if (
+            (index[:, 0] >= self._codes).any()
+            or (index[:, 1] > LARGEST_SHARD).any()
+            or (index[:, 2] > LARGEST_CHUNK).any()
+        ):
+            raise ValueError("it names chunks that cannot be")
+        return index
+
+
+def _check_whole(binary: bytes) -> None:
+    if isinstance(binary, _Broken):
+        raise ValueError(binary.decode())
 
 
 class ShardedChunks:
@@ -75,21 +156,24 @@ class ShardedChunks:
         self._key = key
         self._spec = ShardingSpecification.from_dict(sharding)
         self._cells = cells
-        self._index = ShardReader(
-            transport.cloudpath,
-            _IndexFetcher(transport),
-            self._spec,
-            SHARD_INDICES_KEPT,
-            MINISHARD_INDICES_KEPT,
-        )
+        self._index = self._indices()
         # CloudVolume's index caches are linked lists without a lock.
         self._lock = threading.Lock()
 
     def get_many(self, cells: Sequence[XYZ]) -> Iterator[tuple[XYZ, Blob | None]]:
-        """Bytes of each storage chunk, named by its position in the grid of chunks; None where there is none."""
-        pieces, missing = self._locate(cells)
-        for cell in missing:
-            yield cell, None
+        """Bytes of each storage chunk, named by its position in the grid of chunks; None where there is none.
+
+        Where an index, or what it points to, is broken, the bytes have a `Blob.damage`.
+        """
+        with self._lock:
+            places = self._places(self._index, cells)
+        pieces: dict[str, list[_Piece]] = {}
+        for cell, place in places.items():
+            if place is None or isinstance(place, str):
+                yield cell, None if place is None else Blob(b"", damage=place)
+            else:
+                path, start, length = place
+                pieces.setdefault(path, []).append(_Piece(cell, start, start + length))
         runs = [(path, run) for path, found in pieces.items() for run in _runs(found)]
         requests = [Request(path, run[0].start, run[-1].stop) for path, run in runs]
         for (_, run), (request, blob) in zip(runs, self._transport.get_many(requests), strict=True):
@@ -99,27 +183,43 @@ class ShardedChunks:
                     continue
                 offset = piece.start - (request.start or 0)
                 content = blob.content[offset : offset + piece.stop - piece.start]
-                yield piece.cell, Blob(content, self._data_encoding)
+                yield piece.cell, Blob(content, self._data_encoding, blob.damage)
+
+    def get_again(self, cell: XYZ) -> Blob | None:
+        """One storage chunk that did not decode: past all caches, where indices that are read anew say it is.
+
+        The indices that were kept are dropped, since what is out of date for one chunk is so for others.
+        """
+        place = self._places(self._indices(fresh=True), [cell])[cell]
+        if isinstance(place, str):
+            return Blob(b"", damage=place)
+        with self._lock:
+            self._index = self._indices()
+        if place is None:
+            return None
+        path, start, length = place
+        blob = self._transport.get(Request(path, start, start + length, fresh=True))
+        return None if blob is None else Blob(blob.content, self._data_encoding, blob.damage)
 
     @property
     def _data_encoding(self) -> str | None:
         return None if self._spec.data_encoding == "raw" else str(self._spec.data_encoding)
 
-    def _locate(self, cells: Sequence[XYZ]) -> tuple[dict[str, list[_Piece]], list[XYZ]]:
+    def _places(self, index: _Indices, cells: Sequence[XYZ]) -> dict[XYZ, _Place | str | None]:
+        """Where each chunk lies, None where no index names it, or what is wrong with the index that would."""
         codes = [int(code) for code in compressed_morton_code(list(cells), self._cells)]
-        by_code = dict(zip(codes, cells, strict=True))
-        with self._lock:
-            places = self._index.exists(codes, self._key, return_byte_range=True, progress=False)
-        pieces: dict[str, list[_Piece]] = {}
-        missing: list[XYZ] = []
-        for code, cell in by_code.items():
-            place = places.get(code)
-            if place is None:
-                missing.append(cell)
+        found = index.exists(codes, self._key, return_byte_range=True, progress=False)
+        places: dict[XYZ, _Place | str | None] = {}
+        for code, cell in zip(codes, cells, strict=True):
+            place = found.get(code)
+            if place is None and index.broken:
+                places[cell] = index.broken.get(index.get_filename(code))
             else:
-                path, start, length = place
-                pieces.setdefault(path, []).append(_Piece(cell, start, start + length))
-        return pieces, missing
+                places[cell] = place
+        return places
+
+    def _indices(self, fresh: bool = False) -> _Indices:
+        return _Indices(self._transport, self._spec, self._cells, fresh)
 
 
 def _runs(pieces: list[_Piece]) -> Iterator[list[_Piece]]:

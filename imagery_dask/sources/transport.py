@@ -2,7 +2,8 @@
 
 cloud-files' HTTP reader answers None for 403 and 404 alike, and retries refused requests for minutes. Here a key is
 *there*, *not there* (None), *refused* (`AccessRefusedError`) or the read fails, and only failures that may pass are
-tried again.
+tried again. Bytes that came and are not what they should be are given with their `Blob.damage`: only who decodes them
+knows where else, or by which index, to look.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import copy_context
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,7 +28,10 @@ from cloudvolume.paths import to_https_protocol
 
 from imagery_dask.errors import AccessRefusedError, SourceError
 from imagery_dask.sources import credentials
+from imagery_dask.sources.checksums import checksum_damage, stored_checksum
+from imagery_dask.sources.counts import count_request
 from imagery_dask.sources.failures import ATTEMPTS, brief, forget_request, kind_of, pause_s
+from imagery_dask.sources.limits import request_slots
 
 __all__ = ["Blob", "Request", "Transport"]
 
@@ -36,22 +42,31 @@ TIMEOUT_S = (10, 60)
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A file, or the bytes ``start .. stop - 1`` of one."""
+    """A file, or the bytes ``start .. stop - 1`` of one; `fresh` goes past caches, for what did not decode before."""
 
     key: str
     start: int | None = None
     stop: int | None = None
+    fresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """Bytes as they were stored, and how they are compressed."""
+    """Bytes as they were stored, how they are compressed, and what is known to be wrong with them."""
 
     content: bytes
     encoding: str | None = None
+    damage: str = ""
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether this is an empty file, which stands for a chunk that was not written."""
+        return not self.content and not self.damage
 
     def decompressed(self) -> bytes:
-        """Bytes without the transport's compression (gzip, brotli, ...)."""
+        """Bytes without the transport's compression (gzip, brotli, ...); ValueError where they are damaged."""
+        if self.damage:
+            raise ValueError(self.damage)
         return bytes(decompress(self.content, self.encoding)) if self.encoding else self.content
 
 
@@ -74,6 +89,7 @@ class Transport:
             progress=False,
         )
         self._local = threading.local()
+        self._server = server_of(self._files.cloudpath)
         protocol = self._files.protocol
         self.is_remote = protocol not in ("file", "mem")
         behind_cave = protocol == "middleauth+https"
@@ -86,7 +102,8 @@ class Transport:
         Returns
         -------
         Blob or None
-            None when there is no such file.
+            None when there is no such file. A file that is shorter than the range, or not what its checksum says, has
+            a `damage`.
 
         Raises
         ------
@@ -96,19 +113,24 @@ class Transport:
             The read failed for another reason, after retries where these could help.
         """
         for attempt in range(ATTEMPTS):
+            count_request(repeated=attempt > 0 or request.fresh)
             try:
-                return self._complete(request, self._get_once(request))
+                with self._slots():
+                    blob = self._get_once(request)
+                return _complete(request, blob)
             except SourceError:
                 raise
             except Exception as error:
                 kind = kind_of(error)
+                if kind == "outside" and request.start is not None:
+                    return _complete(request, Blob(b""))
                 if kind == "not there":
                     return None
                 if kind == "refused":
                     refused = self._refused(request.key, error)
                     forget_request(error)
                     raise refused from error
-                if kind == "final" or attempt == ATTEMPTS - 1:
+                if kind in ("final", "outside") or attempt == ATTEMPTS - 1:
                     failed = SourceError(f"Reading {self._name(request.key)} failed: {brief(error)}")
                     forget_request(error)
                     raise failed from error
@@ -122,7 +144,7 @@ class Transport:
                 yield request, self.get(request)
             return
         requests_ = list(wanted)
-        futures = [_pool().submit(self.get, request) for request in requests_]
+        futures = [_pool().submit(copy_context().run, self.get, request) for request in requests_]
         try:
             for index, request in enumerate(requests_):
                 blob = futures[index].result()
@@ -133,16 +155,9 @@ class Transport:
                 if future is not None:
                     future.cancel()
 
-    def _complete(self, request: Request, blob: Blob | None) -> Blob | None:
-        """Check that a byte range came whole: what a cut file does not have is not missing, it is lost."""
-        if blob is None or request.start is None or request.stop is None:
-            return blob
-        if len(blob.content) != request.stop - request.start:
-            raise SourceError(
-                f"{self._name(request.key)} is cut short: bytes {request.start} to {request.stop} are named by its "
-                f"index or format, and {len(blob.content)} of them came."
-            )
-        return blob
+    def _slots(self) -> AbstractContextManager[Any]:
+        """Held while one request is answered, where the reader's requests are limited."""
+        return request_slots(self._server) if self.is_remote else nullcontext()
 
     def _name(self, key: str) -> str:
         return f"{self.cloudpath.rstrip('/')}/{key}"
@@ -168,8 +183,12 @@ class Transport:
         connection = self._connection()
         # Without cloud-files' own retries: they repeat refused requests seven times, for up to minutes.
         get_file = inspect.unwrap(type(connection).get_file)
-        content, encoding, _, _ = get_file(connection, request.key, request.start, request.stop)
-        return None if content is None else Blob(content, encoding or None)
+        content, encoding, checksum, kind = get_file(connection, request.key, request.start, request.stop)
+        if content is None:
+            return None
+        # An S3 ETag is the MD5 of some objects, and of others (encrypted ones) it only looks like that.
+        checked = request.start is None and self._files.protocol == "gs"
+        return Blob(content, encoding or None, checksum_damage(content, kind, checksum) if checked else "")
 
     def _http_get(self, request: Request) -> Blob | None:
         connection = self._connection()
@@ -178,6 +197,8 @@ class Transport:
         auth = credentials.Bearer(token) if token else None
         if request.start is not None and request.stop is not None:
             headers["Range"] = f"bytes={request.start}-{request.stop - 1}"
+        if request.fresh:
+            headers["Cache-Control"] = "no-cache"
         url = connection.get_path_to_file(request.key)
         with connection.session.get(url, headers=headers, auth=auth, stream=True, timeout=TIMEOUT_S) as response:
             if response.status_code in (404, 410):
@@ -188,10 +209,13 @@ class Transport:
             # Still compressed: decoding happens once, by whoever needs the bytes.
             content = response.raw.read(decode_content=False)
             _check_length(response, len(content))
-            if request.start is not None and response.status_code == 200:
-                # The server knows no ranges and sent the whole file, as HTTP allows it to.
-                content = content[request.start : request.stop]
-            return Blob(content, response.headers.get("Content-Encoding"))
+            damage = ""
+            if response.status_code == 200:
+                damage = checksum_damage(content, "crc32c", stored_checksum(response.headers))
+                if request.start is not None:
+                    # The server knows no ranges and sent the whole file, as HTTP allows it to.
+                    content = content[request.start : request.stop]
+            return Blob(content, response.headers.get("Content-Encoding"), damage)
 
 
 HTTP_PROTOCOLS = ("http", "https", "middleauth+https")
@@ -205,6 +229,27 @@ def reachable_path(cloudpath: str) -> str:
     if scheme == "s3" and not credentials.has_aws(cloudpath):
         return str(to_https_protocol(cloudpath))
     return cloudpath
+
+
+def server_of(cloudpath: str) -> str:
+    """Whom requests below a path go to: ``scheme://host``, or ``scheme://bucket`` without a host of its own."""
+    path = cloudpath.removeprefix("precomputed://").removeprefix("middleauth+")
+    endpoint = path.partition("://")[2]
+    parts = urlsplit(endpoint if "://" in endpoint else path)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def _complete(request: Request, blob: Blob | None) -> Blob | None:
+    """Check that a byte range came whole: what a cut file does not have is not missing, it is lost."""
+    if blob is None or blob.damage or request.start is None or request.stop is None:
+        return blob
+    if len(blob.content) == request.stop - request.start:
+        return blob
+    damage = (
+        f"{request.key} is cut short: bytes {request.start} to {request.stop} are named by its index or format, and "
+        f"{len(blob.content)} of them came"
+    )
+    return replace(blob, damage=damage)
 
 
 def _check_length(response: requests.Response, received: int) -> None:

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from imagery_dask.demo.cave import CaveServer, World
-from imagery_dask.sources import credentials, handle, roots
+from imagery_dask.sources import credentials, handle, limits, roots
 
 #: No other text in the tests contains it.
 TOKEN = "feedface0123456789abcdef00c0ffee"
@@ -30,7 +30,7 @@ def forget() -> None:
     handle._cloud_volume.cache_clear()
     graph_servers._graph_server.cache_clear()
     forget_roots()
-    roots._process_slots.cache_clear()
+    limits.forget_slots()
     credentials._tokens.clear()
 
 

@@ -7,14 +7,19 @@ compressed file is a range of its stored bytes, as object stores do it. Pages of
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import struct
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from imagery_dask.demo.cave.serving import Fault, FaultHook, Handler, LoggingServer, corrupted
+from imagery_dask.demo.cave import serving
+from imagery_dask.demo.cave.serving import FaultHook, Handler, LoggingServer, corrupted
 
 __all__ = ["Fault", "FaultHook", "FileServer", "Request"]
 
@@ -24,13 +29,27 @@ CORS = {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": "*"
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
+@dataclass(frozen=True)
+class Fault(serving.Fault):
+    """A fault that a file server may have too.
+
+    Attributes
+    ----------
+    reset
+        Break the connection off (RST) in place of an answer; logged with status 0.
+    """
+
+    reset: bool = False
+
+
 class Request(NamedTuple):
-    """One answered request: ``path`` is unquoted, without its query; ``range`` is the header as sent."""
+    """One answered request: ``path`` is unquoted, without its query; the headers are as sent."""
 
     method: str
     path: str
     range: str | None
     status: int
+    cache_control: str | None = None
 
 
 class FileServer(LoggingServer[Request]):
@@ -43,7 +62,8 @@ class FileServer(LoggingServer[Request]):
     requests : list of Request
         A copy of the log, in the order of answering.
     max_in_flight : int
-        The most requests that were ever being answered at once since the last `reset`.
+        The most requests that were ever being answered at once since the last `reset`. A request that is being sent
+        its answer no longer counts: its client may have it, and ask for the next, before this server knows.
     latency_s : float
         Every request waits this long before it is answered.
     faults : callable or None
@@ -75,26 +95,34 @@ class _Handler(Handler):
     def do_GET(self) -> None:
         owner = self.server.owner
         path = unquote(urlsplit(self.path).path)
-        with owner.answering(path) as nth:
-            try:
-                self._answer(owner, path, nth)
-            except ConnectionError:
-                self.close_connection = True
-            except BaseException as error:
-                owner.failed(error)
-                self._send(path, HTTPStatus.INTERNAL_SERVER_ERROR, {}, repr(error).encode(), None)
+        try:
+            with owner.answering(path) as nth:
+                fault = owner.fault(path, nth)
+                status, headers, body = self._answer(owner, path, fault)
+            if getattr(fault, "reset", False):
+                self._reset(path)
+            else:
+                self._send(path, status, {**headers, **fault.headers}, body, fault.cut)
+        except ConnectionError:
+            self.close_connection = True
+        except BaseException as error:
+            owner.failed(error)
+            self._send(path, HTTPStatus.INTERNAL_SERVER_ERROR, {}, repr(error).encode(), None)
 
     do_HEAD = do_GET
 
-    def _answer(self, owner: FileServer, path: str, nth: int) -> None:
-        fault = owner.fault(path, nth)
+    def _answer(self, owner: FileServer, path: str, fault: serving.Fault) -> tuple[int, Mapping[str, str], bytes]:
+        status, headers, body = self._read(owner, path)
         if fault.status is not None:
             status, headers, body = fault.status, {"Content-Type": "text/plain"}, fault.body
-        else:
-            status, headers, body = self._read(owner, path)
-        if fault.corrupt:
-            body = corrupted(body)
-        self._send(path, status, {**headers, **fault.headers}, body, fault.cut)
+        return status, headers, corrupted(body) if fault.corrupt else body
+
+    def _reset(self, path: str) -> None:
+        self._record(path, 0)
+        self.close_connection = True
+        # Closed at once, and not when the last of the files made of it is: no FIN comes before the RST.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        os.close(self.connection.detach())
 
     def _read(self, owner: FileServer, path: str) -> tuple[int, dict[str, str], bytes]:
         found = owner.find(path)
@@ -119,5 +147,10 @@ class _Handler(Handler):
             return HTTPStatus.PARTIAL_CONTENT, headers, opened.read(stop - start)
 
     def _send(self, path: str, status: int, headers: Mapping[str, str], body: bytes, cut: int | None) -> None:
-        self.server.owner.record(Request(self.command, path, self.headers.get("Range"), int(status)))
+        self._record(path, int(status))
         self.send_answer(status, CORS | dict(headers), body, cut)
+
+    def _record(self, path: str, status: int) -> None:
+        headers = self.headers
+        request = Request(self.command, path, headers.get("Range"), status, headers.get("Cache-Control"))
+        self.server.owner.record(request)

@@ -1,0 +1,93 @@
+"""Whether a compressed_segmentation chunk can be decoded without reading outside of it.
+
+The decoder (compressed-segmentation 2.3) believes every offset in a chunk. In one that is cut or broken it reads
+whatever lies in memory behind: wrong labels, or the end of the process. This is checked before, from the headers of the
+chunk's blocks alone wherever that suffices.
+
+Format: https://github.com/google/neuroglancer/tree/master/src/sliceview/compressed_segmentation
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagery_dask.grid import XYZ
+
+__all__ = ["segmentation_damage"]
+
+ENCODED_BITS = (0, 1, 2, 4, 8, 16, 32)
+OFFSET_BITS = 24
+
+
+def segmentation_damage(content: bytes, shape: tuple[int, int, int, int], block_size: XYZ, itemsize: int) -> str:
+    """Say why a chunk cannot be decoded; "" when it can.
+
+    Parameters
+    ----------
+    content : bytes
+        The chunk, without the transport's compression.
+    shape : tuple of int
+        Voxels of the chunk along x, y, z, and channels.
+    block_size : tuple of int
+        Voxels of the encoding's blocks along x, y, z.
+    itemsize : {4, 8}
+        Bytes of a label.
+    """
+    if len(content) % 4:
+        return f"its {len(content)} bytes are not whole words"
+    words: NDArray[np.uint32] = np.frombuffer(content, "<u4")
+    extents = _extents(shape[:3], block_size)
+    channels = shape[3]
+    if len(words) < channels:
+        return f"it is cut short: {len(content)} bytes"
+    for base in words[:channels].tolist():
+        damage = _channel_damage(words, base, extents, block_size, itemsize // 4)
+        if damage:
+            return damage
+    return ""
+
+
+def _channel_damage(
+    words: NDArray[np.uint32], base: int, extents: NDArray[np.int64], block_size: XYZ, entry: int
+) -> str:
+    if base + 2 * len(extents) > len(words):
+        return "the headers of its blocks lie outside"
+    headers = words[base : base + 2 * len(extents)].reshape(-1, 2).astype(np.int64)
+    bits, tables, values = headers[:, 0] >> OFFSET_BITS, headers[:, 0] % (1 << OFFSET_BITS) + base, headers[:, 1] + base
+    if not np.isin(bits, ENCODED_BITS).all():
+        return "a block has a number of bits that the encoding does not know"
+    used = -(-_used_values(extents, block_size) * bits // 32)
+    if ((bits > 0) & (values + used > len(words))).any():
+        return "the values of a block lie outside"
+    # Wherever no index of that many bits leads outside, which indices there are need not be known.
+    for block in np.flatnonzero(tables + (entry << bits) > len(words)):
+        start = int(values[block])
+        largest = _largest_index(words[start : start + int(used[block])], int(bits[block]), extents[block], block_size)
+        if tables[block] + entry * (largest + 1) > len(words):
+            return "the table of a block lies outside"
+    return ""
+
+
+def _extents(shape: tuple[int, ...], block_size: XYZ) -> NDArray[np.int64]:
+    """Voxels along x, y, z of each block, of which the last ones may be cut by the chunk; x varies fastest."""
+    along = [np.minimum(size, n - np.arange(0, n, size)) for n, size in zip(shape, block_size, strict=True)]
+    z, y, x = np.meshgrid(*along[::-1], indexing="ij")
+    return np.stack([x.ravel(), y.ravel(), z.ravel()], axis=1).astype(np.int64)
+
+
+def _used_values(extents: NDArray[np.int64], block_size: XYZ) -> NDArray[np.int64]:
+    """How far into the values of its block the last voxel lies that is inside the chunk."""
+    x, y, z = extents.T
+    used: NDArray[np.int64] = x + block_size[0] * (y - 1 + block_size[1] * (z - 1))
+    return used
+
+
+def _largest_index(values: NDArray[np.uint32], bits: int, extent: NDArray[np.int64], block_size: XYZ) -> int:
+    """Largest index into its table that a block has."""
+    if bits == 0:
+        return 0
+    unpacked = (values[:, None].astype(np.int64) >> np.arange(0, 32, bits)) & ((1 << bits) - 1)
+    x, y, z = (np.arange(n) for n in extent)
+    at = x + block_size[0] * (y[:, None] + block_size[1] * z[:, None, None])
+    return int(unpacked.ravel()[at].max())

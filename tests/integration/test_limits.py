@@ -1,0 +1,215 @@
+"""Requests in flight to one server are bounded, in a process and over a cluster, and each of them gets its turn."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from pathlib import Path
+
+import dask
+import pytest
+from distributed import Client, Future, LocalCluster, get_worker
+from support.http_server import Fault, FileServer
+
+from imagery_dask.sources import limits
+from imagery_dask.sources.limits import limited_requests, request_slots
+from imagery_dask.sources.transport import Request, Transport
+
+FILES = 24
+
+
+@pytest.fixture
+def server(tmp_path: Path, http_server_factory: Callable[..., FileServer]) -> FileServer:
+    for number in range(FILES):
+        (tmp_path / str(number)).write_bytes(b"%d" % number)
+    return http_server_factory(tmp_path, latency_s=0.01)
+
+
+@pytest.fixture(autouse=True)
+def _no_slots() -> Iterator[None]:
+    limits.forget_slots()
+    yield
+    limits.forget_slots()
+
+
+def read_files(url: str, limit: int | None, times: int = 1) -> list[str]:
+    """Read all files of a server, as a block does; says which worker did."""
+    with limited_requests(limit):
+        for _ in range(times):
+            found = Transport(url).get_many([Request(str(number)) for number in range(FILES)])
+            assert [int(blob.content) for _, blob in found if blob is not None] == list(range(FILES))
+    try:
+        return [get_worker().address]
+    except ValueError:
+        return []
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_a_process_keeps_to_the_limit(server: FileServer, limit: int) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda _: read_files(server.url, limit), range(4)))
+    assert server.count() == 4 * FILES
+    assert server.max_in_flight == limit
+
+
+def test_without_a_limit_there_are_more(server: FileServer) -> None:
+    read_files(server.url, None)
+    assert server.max_in_flight > 3
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_a_cluster_keeps_to_the_limit(server: FileServer, processes: Client, limit: int) -> None:
+    futures = [processes.submit(read_files, server.url, limit, 3, pure=False) for _ in range(6)]
+    workers = {address for [address] in processes.gather(futures)}
+    assert len(workers) == 2
+    assert server.count() == 6 * 3 * FILES
+    assert server.max_in_flight == limit
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_threads_of_a_cluster_in_this_process_keep_to_the_limit(
+    server: FileServer, threads: Client, limit: int
+) -> None:
+    threads.gather([threads.submit(read_files, server.url, limit, pure=False) for _ in range(4)])
+    assert server.count() == 4 * FILES
+    assert server.max_in_flight == limit
+
+
+def asked(dask_scheduler: object, name: str) -> tuple[int, int]:
+    """How often a semaphore was acquired, and how many leases it has."""
+    extension = dask_scheduler.extensions["semaphores"]  # type: ignore[attr-defined]
+    return extension.metrics["acquire_total"][name], len(extension.leases[name])
+
+
+def test_the_scheduler_is_asked_seldom_and_gets_everything_back(server: FileServer, processes: Client) -> None:
+    server.latency_s = 0.0
+    processes.gather([processes.submit(read_files, server.url, 2, 5, pure=False) for _ in range(4)])
+    name = f"imagery-dask-requests-2-{server.url}"
+    deadline = time.monotonic() + 5
+    while processes.run_on_scheduler(asked, name=name)[1] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    acquired, held = processes.run_on_scheduler(asked, name=name)
+    assert held == 0
+    assert 0 < acquired < server.count() / 4
+
+
+def first_and_last(url: str, seconds: float) -> tuple[float, float]:
+    """Read one file at a time for a while: when the first was read, and when the last."""
+    transport = Transport(url)
+    end = time.time() + seconds
+    moments = []
+    with limited_requests(1):
+        while time.time() < end or not moments:
+            list(transport.get_many([Request(str(number)) for number in range(4)]))
+            moments.append(time.time())
+    return moments[0], moments[-1]
+
+
+def test_who_has_the_only_slot_gives_others_their_turn(server: FileServer, processes: Client) -> None:
+    """Both workers always have requests that wait, for much longer than a slot is kept."""
+    started = time.time()
+    futures = [processes.submit(first_and_last, server.url, 4.0, pure=False) for _ in range(2)]
+    for first, last in processes.gather(futures):
+        assert first - started < 3
+        assert last - started > 3
+    assert server.max_in_flight == 1
+
+
+def test_a_worker_that_dies_gives_its_slots_back(
+    server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variable = "DASK_DISTRIBUTED__SCHEDULER__LOCKS__"
+    for name, value in (("LEASE_TIMEOUT", "2s"), ("LEASE_VALIDATION_INTERVAL", "200ms")):
+        monkeypatch.setenv(variable + name, value)
+    dask.config.refresh()
+    try:
+        with (
+            LocalCluster(
+                n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+            ) as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):
+            server.faults = lambda path, n: Fault(delay_s=60) if path == "/0" and n == 1 else None
+            pids = client.run(os.getpid)
+            one, other = pids
+            doomed: Future = client.submit(read_files, server.url, 1, workers=[one], pure=False)
+            while not server._in_flight:
+                time.sleep(0.01)
+            waits = client.submit(read_files, server.url, 1, workers=[other], pure=False)
+            time.sleep(0.5)
+            assert not waits.done()
+            os.kill(pids[one], signal.SIGKILL)
+            assert waits.result(timeout=30) == [other]
+            doomed.cancel()
+    finally:
+        monkeypatch.undo()
+        dask.config.refresh()
+
+
+# ------------------------------------------------------------------------------------------------------ which limit
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_limit_is_at_least_1(count: int) -> None:
+    with pytest.raises(ValueError, match="whole number from 1"), limited_requests(count):
+        pass
+
+
+def held_at_once(own: int | None = None) -> int:
+    """Count how many threads get a slot before anyone gives one back."""
+    slots, inside, let_go = request_slots("https://here", own), [], threading.Event()
+
+    def hold() -> None:
+        with slots:
+            inside.append(1)
+            let_go.wait(5)
+
+    threads = [threading.Thread(target=hold) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    found = len(inside)
+    let_go.set()
+    for thread in threads:
+        thread.join()
+    assert len(inside) == 6
+    return found
+
+
+def test_the_smaller_limit_counts() -> None:
+    assert held_at_once() == 6
+    assert held_at_once(2) == 2
+    with limited_requests(3):
+        assert (held_at_once(), held_at_once(2), held_at_once(5)) == (3, 2, 3)
+        with limited_requests(None):
+            assert held_at_once() == 3
+        with limited_requests(5):
+            assert held_at_once() == 3
+        with limited_requests(1):
+            assert held_at_once() == 1
+        assert held_at_once() == 3
+    assert held_at_once() == 6
+
+
+def test_a_limit_is_of_the_thread_and_of_copies_of_its_context() -> None:
+    with ThreadPoolExecutor(1) as thread, limited_requests(2):
+        assert thread.submit(held_at_once).result() == 6
+        assert thread.submit(copy_context().run, held_at_once).result() == 2
+
+
+def test_servers_have_their_own_slots() -> None:
+    with limited_requests(1), request_slots("https://here"), request_slots("https://there"):
+        pass
+
+
+def test_files_take_no_slot(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"a")
+    transport = Transport(f"file://{tmp_path}")
+    with limited_requests(1):
+        assert transport.get(Request("a")) is not None
+    assert not limits._of_process

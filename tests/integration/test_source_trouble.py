@@ -1,0 +1,387 @@
+"""Sources that answer late, wrongly or not at all, by schedule: what passes heals unseen, what stays is named."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import pytest
+from distributed import Client
+from integration.stores import written
+from support.http_server import Fault, FileServer
+from support.volumes import coordinate_volume, random_labels, write_volume
+
+from imagery_dask import ImageryClient, to_zarr
+from imagery_dask.errors import AccessRefusedError, CorruptChunkError, MissingChunkError, SourceError
+from imagery_dask.grid import VoxelGrid
+from imagery_dask.sources import collect_counts, failures, precomputed, transport
+from imagery_dask.sources.precomputed import DECODE_ATTEMPTS, PrecomputedVolume
+
+SHAPE = (96, 64, 32)  # 3 x 2 x 2 chunks
+OFFSET = (64, -32, 16)
+STOP = tuple(a + n for a, n in zip(OFFSET, SHAPE, strict=True))
+CHUNKS = 12
+FOLDER = "/em/8_8_40/"
+KEY = "8_8_40/64-96_-32-0_16-32"
+CHUNK = f"/em/{KEY}"
+
+# Voxels in pictures: broken ones do not decode, with or without a compression around them.
+PICTURE = coordinate_volume(SHAPE, OFFSET, np.uint8)
+FEW_SHARDS = {"encoding": "png", "sharding": {"preshift_bits": 1, "minishard_bits": 1, "shard_bits": 1}}
+
+Serve = Callable[..., tuple[FileServer, str]]
+
+sharded = pytest.mark.parametrize("sharded", [False, True], ids=["files", "sharded"])
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failures, "FIRST_PAUSE_S", 0.01)
+
+
+@pytest.fixture
+def data() -> Any:
+    return coordinate_volume(SHAPE, OFFSET, np.uint16)
+
+
+@pytest.fixture
+def serve(tmp_path: Path, data: Any, http_server_factory: Callable[..., FileServer]) -> Serve:
+    """Write the volume below ``tmp_path / "em"`` and serve it."""
+
+    def start(voxels: Any = data, **options: Any) -> tuple[FileServer, str]:
+        write_volume(tmp_path / "em", voxels, voxel_offset=OFFSET, **options)
+        server = http_server_factory(tmp_path)
+        return server, f"precomputed://{server.url}/em"
+
+    return start
+
+
+def read(client: ImageryClient, bounds: Any = (OFFSET, STOP)) -> Any:
+    return client.image_cutout(bounds).compute(scheduler="synchronous")
+
+
+def scheduled(path: str, **faults: Fault) -> Callable[[str, int], Fault | None]:
+    """Faults of a path (of each below it, when it ends in "/") by the number of its request: ``n1=...``, ``n2=...``."""
+
+    def fault(asked: str, n: int) -> Fault | None:
+        hit = asked.startswith(path) if path.endswith("/") else asked == path
+        return faults.get(f"n{n}", faults.get("always")) if hit else None
+
+    return fault
+
+
+def in_seconds(seconds: float) -> str:
+    return formatdate(time.time() + seconds, usegmt=True)
+
+
+# --------------------------------------------------------------------------------------------- failures that may pass
+
+BUSY = Fault(503)
+PASSING = {
+    "429": Fault(429),
+    "429, seconds": Fault(429, headers={"Retry-After": "0.05"}),
+    "429, a date that passed": Fault(429, headers={"Retry-After": in_seconds(-100)}),
+    "429, nonsense": Fault(429, headers={"Retry-After": "soon"}),
+    "503": BUSY,
+    "503, seconds": Fault(503, headers={"Retry-After": "0"}),
+    "hang": Fault(delay_s=1.5),
+    "cut": Fault(cut=5),
+    "cut at once": Fault(cut=0),
+    "reset": Fault(reset=True),
+}
+
+
+@sharded
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
+def test_what_may_pass_is_tried_again(
+    data: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch, fault: Fault, sharded: bool
+) -> None:
+    monkeypatch.setattr(transport, "TIMEOUT_S", (5, 0.4))
+    server, url = serve(sharding=sharded)
+    client = ImageryClient(image_source=url)
+    server.reset()
+    server.faults = scheduled(FOLDER, n1=fault)
+    with collect_counts() as counts:
+        np.testing.assert_array_equal(read(client), data)
+    paths = {request.path for request in server.requests if request.path.startswith(FOLDER)}
+    assert (counts.chunks, counts.missing) == (CHUNKS, 0)
+    assert counts.retries == len(paths) > 0
+    if not fault.delay_s:
+        assert counts.requests == server.count(FOLDER)
+
+
+def test_a_burst_of_different_failures(data: Any, serve: Serve) -> None:
+    server, url = serve()
+    client = ImageryClient(image_source=url)
+    server.faults = scheduled(FOLDER, n1=BUSY, n2=Fault(reset=True), n3=Fault(429), n4=Fault(cut=3))
+    with collect_counts() as counts:
+        np.testing.assert_array_equal(read(client), data)
+    assert (counts.requests, counts.retries) == (5 * CHUNKS, 4 * CHUNKS)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [BUSY, Fault(429), Fault(reset=True), Fault(cut=5), Fault(delay_s=1.5)],
+    ids=["503", "429", "reset", "cut", "hang"],
+)
+def test_what_does_not_pass_names_the_chunk(serve: Serve, monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
+    monkeypatch.setattr(transport, "TIMEOUT_S", (5, 0.1))
+    monkeypatch.setattr(transport, "ATTEMPTS", 3)
+    server, url = serve()
+    client = ImageryClient(image_source=url)
+    server.faults = scheduled(CHUNK, always=fault)
+    with pytest.raises(SourceError, match=f"{KEY} failed") as failed:
+        read(client, (OFFSET, (70, -20, 20)))
+    assert url in str(failed.value)
+    assert not isinstance(failed.value, (AccessRefusedError, MissingChunkError, CorruptChunkError))
+    if not fault.delay_s:
+        assert server.count(CHUNK) == 3
+
+
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(("form", "at_least"), [("1", 1.0), ("date", 0.9)])
+def test_the_server_says_when_to_come_back(data: Any, serve: Serve, status: int, form: str, at_least: float) -> None:
+    server, url = serve()
+    client = ImageryClient(image_source=url)
+    retry_after = in_seconds(2.0) if form == "date" else form
+    server.faults = scheduled(CHUNK, n1=Fault(status, headers={"Retry-After": retry_after}))
+    started = time.monotonic()
+    np.testing.assert_array_equal(read(client), data)
+    assert at_least <= time.monotonic() - started < 5
+    assert server.count(CHUNK) == 2
+
+
+@pytest.mark.parametrize("form", ["86400", "date"])
+def test_no_server_may_ask_for_too_much_patience(
+    data: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.setattr(failures, "LONGEST_RETRY_AFTER_S", 0.3)
+    server, url = serve()
+    client = ImageryClient(image_source=url)
+    retry_after = in_seconds(86400) if form == "date" else form
+    server.faults = scheduled(CHUNK, n1=Fault(503, headers={"Retry-After": retry_after}))
+    started = time.monotonic()
+    np.testing.assert_array_equal(read(client), data)
+    assert 0.3 <= time.monotonic() - started < 5
+
+
+@sharded
+@pytest.mark.parametrize("status", [401, 403])
+def test_refused_is_refused_at_once(serve: Serve, status: int, sharded: bool) -> None:
+    server, url = serve(sharding=sharded)
+    client = ImageryClient(image_source=url)
+    server.reset()
+    server.faults = scheduled(FOLDER, always=Fault(status, headers={"Retry-After": "0"}))
+    with collect_counts() as counts, pytest.raises(AccessRefusedError, match=f"HTTP {status}"):
+        read(client, (OFFSET, (70, -20, 20)))
+    assert [request.status for request in server.requests] == [status]
+    assert counts.retries == 0
+
+
+def test_the_first_missing_chunk_is_named(serve: Serve) -> None:
+    server, url = serve()
+    client = ImageryClient(image_source=url, missing="error")
+    server.faults = lambda path, n: Fault(404) if path.endswith(("_16-32", "_32-48")) and "_0-32_" in path else None
+    with pytest.raises(MissingChunkError, match="8_8_40/64-96_0-32_16-32 of .*em"):
+        read(client)
+    server.reset()
+    with collect_counts() as counts:
+        read(ImageryClient(image_source=url))
+    assert (counts.missing, counts.retries) == (6, 0)
+    assert counts.first(2) == ["8_8_40/64-96_0-32_16-32", "8_8_40/96-128_0-32_16-32"]
+    assert len(set(counts.missing_keys)) == 6
+
+
+# ----------------------------------------------------------------------------------------------------- corrupt chunks
+
+
+@pytest.mark.parametrize("compress", ["gzip", "br", False], ids=["gzip", "br", "plain"])
+@pytest.mark.parametrize("times", [1, DECODE_ATTEMPTS - 1])
+def test_a_corrupt_chunk_heals(data: Any, serve: Serve, compress: Any, times: int) -> None:
+    server, url = serve(compress=compress)
+    client = ImageryClient(image_source=url)
+    # Without compression, raw voxels are all right as long as they are as many as there should be.
+    wrong = Fault(corrupt=True) if compress else Fault(200, body=b"half")
+    server.faults = scheduled(CHUNK, **{f"n{n + 1}": wrong for n in range(times)})
+    with collect_counts() as counts:
+        np.testing.assert_array_equal(read(client), data)
+    assert (counts.chunks, counts.missing) == (CHUNKS, 0)
+    assert (counts.requests, counts.retries) == (CHUNKS + times, times)
+    asked = [request.cache_control for request in server.requests if request.path == CHUNK]
+    assert asked == [None] + ["no-cache"] * times
+
+
+@pytest.mark.parametrize("compress", ["gzip", False], ids=["gzip", "plain"])
+@pytest.mark.parametrize("broken", [[1], [2], [3], [4], [1, 2], [3, 4], [2, 5]], ids=str)
+def test_a_corrupt_shard_heals(serve: Serve, compress: Any, broken: list[int]) -> None:
+    """Requests for a shard are for its index, then its minishards' indices, then chunks; each may be broken."""
+    server, url = serve(PICTURE, **FEW_SHARDS, compress=compress)
+    client = ImageryClient(image_source=url)
+    server.reset()
+    server.faults = scheduled(FOLDER, **{f"n{n}": Fault(corrupt=True) for n in broken})
+    with collect_counts() as counts:
+        np.testing.assert_array_equal(read(client), PICTURE)
+    assert (counts.chunks, counts.missing) == (CHUNKS, 0)
+    assert counts.retries > 0
+    assert counts.requests == server.count()
+
+
+@pytest.mark.parametrize("kind", ["corrupt", "short"])
+def test_a_chunk_that_stays_corrupt_is_named(serve: Serve, kind: str) -> None:
+    server, url = serve()
+    client = ImageryClient(image_source=url)
+    wrong = Fault(corrupt=True) if kind == "corrupt" else Fault(200, body=b"half")
+    server.faults = scheduled(CHUNK, always=wrong)
+    with pytest.raises(CorruptChunkError, match=f"{KEY} of .*em does not decode .*fetched 3 times") as failed:
+        read(client)
+    assert isinstance(failed.value, SourceError)
+    assert url in str(failed.value)
+    assert server.count(CHUNK) == DECODE_ATTEMPTS == 3
+
+
+@pytest.mark.parametrize("compress", ["gzip", False], ids=["gzip", "plain"])
+@pytest.mark.parametrize("part", ["shard index", "minishard index", "everything"])
+def test_a_shard_that_stays_corrupt_names_the_chunk(serve: Serve, tmp_path: Path, compress: Any, part: str) -> None:
+    server, url = serve(PICTURE, **FEW_SHARDS, compress=compress)
+    for shard in (tmp_path / "em" / "8_8_40").glob("*.shard"):
+        content = bytearray(shard.read_bytes())
+        index = np.frombuffer(content[:32], "<u8").reshape(2, 2) + 32
+        if part == "shard index":
+            content[:32] = bytes(255 - byte for byte in content[:32])
+        elif part == "minishard index":
+            for start, stop in index.tolist():
+                content[start:stop] = bytes(255 - byte for byte in content[start:stop])
+        else:
+            content[:] = np.random.default_rng(0).bytes(len(content))
+        shard.write_bytes(bytes(content))
+    for source in (url, str(tmp_path / "em")):
+        with pytest.raises(CorruptChunkError, match="8_8_40/[0-9_-]+ of .*em does not decode .*fetched 3 times"):
+            read(ImageryClient(image_source=source))
+    assert server.count() < 60
+
+
+def test_only_chunks_of_a_broken_shard_are_lost(data: Any, serve: Serve, tmp_path: Path) -> None:
+    _, url = serve(sharding=True)
+    broken = sorted((tmp_path / "em" / "8_8_40").glob("*.shard"))[0]
+    broken.write_bytes(b"\xff" * broken.stat().st_size)
+    client = ImageryClient(image_source=url)
+    cells = [[o + i * s for o, i, s in zip(OFFSET, cell, (32, 32, 16), strict=True)] for cell in np.ndindex(3, 2, 2)]
+    lost = 0
+    for x, y, z in cells:
+        try:
+            found = read(client, ((x, y, z), (x + 32, y + 32, z + 16)))
+        except CorruptChunkError:
+            lost += 1
+            continue
+        at = tuple(slice(a - o, a - o + n) for a, o, n in zip((x, y, z), OFFSET, (32, 32, 16), strict=True))
+        np.testing.assert_array_equal(found, data[at])
+    assert 0 < lost < CHUNKS
+
+
+def test_shards_that_are_written_anew_are_read_anew(data: Any, serve: Serve, tmp_path: Path) -> None:
+    """The indices that this process kept point into files that are others by now."""
+    server, url = serve(sharding=True)
+    client = ImageryClient(image_source=url)
+    np.testing.assert_array_equal(read(client), data)
+    other = np.asfortranarray(np.random.default_rng(1).integers(0, 2**16, SHAPE).astype(np.uint16) // 7)
+    write_volume(tmp_path / "em", other, voxel_offset=OFFSET, sharding=True)
+    np.testing.assert_array_equal(read(client), other)
+    server.reset()
+    with collect_counts() as counts:
+        np.testing.assert_array_equal(read(client), other)
+    assert counts.retries == 0
+
+
+@pytest.mark.parametrize("compress", ["gzip", False], ids=["gzip", "plain"])
+@pytest.mark.parametrize("kind", ["corrupt", "short"])
+@pytest.mark.parametrize("relabel", [False, True], ids=["voxels", "tables"])
+def test_label_tables_heal(
+    tmp_path: Path, http_server_factory: Callable[..., FileServer], compress: Any, kind: str, relabel: bool
+) -> None:
+    ids = random_labels(SHAPE)
+    write_volume(
+        tmp_path / "em", ids, voxel_offset=OFFSET, layer_type="segmentation", encoding="compressed_segmentation",
+        compress=compress,
+    )  # fmt: skip
+    server = http_server_factory(tmp_path)
+    content = next((tmp_path / "em" / "8_8_40").glob(Path(KEY).name + "*")).read_bytes()
+    headers = {"Content-Encoding": "gzip"} if compress else {}
+    short = Fault(200, headers=headers, body=content[: len(content) // 2])
+    wrong = Fault(corrupt=True) if kind == "corrupt" else short
+    volume = PrecomputedVolume(f"{server.url}/em")
+    box = VoxelGrid.between(OFFSET, STOP, (8, 8, 40))
+    mixed = (lambda found: found * np.uint64(0x9E3779B97F4A7C15)) if relabel else None
+    server.faults = scheduled(CHUNK, n1=wrong)
+    voxels, counts = volume.read(0, box, "fill", "F", mixed)
+    np.testing.assert_array_equal(voxels[..., 0], ids if mixed is None else mixed(ids))
+    assert (counts.requests, counts.retries) == (CHUNKS + 1, 1)
+    server.faults = scheduled(CHUNK, always=wrong)
+    with pytest.raises(CorruptChunkError, match=KEY):
+        volume.read(0, box, "fill", "F", mixed)
+
+
+def test_a_checksum_that_is_wrong(data: Any, serve: Serve, tmp_path: Path) -> None:
+    """Uncompressed raw voxels decode whatever they are: only the store's checksum tells."""
+    server, url = serve(compress=False)
+    client = ImageryClient(image_source=url)
+
+    def hashed(path: str) -> dict[str, str]:
+        digest = google_crc32c.value((tmp_path / path.lstrip("/")).read_bytes()).to_bytes(4, "big")
+        text = base64.b64encode(digest).decode()
+        return {"x-goog-hash": f"crc32c={text}", "x-goog-stored-content-encoding": "identity"}
+
+    def fault(path: str, n: int) -> Fault:
+        return Fault(headers=hashed(path), corrupt=path == CHUNK and n < wrong)
+
+    wrong, server.faults = 3, fault
+    with collect_counts() as counts:
+        np.testing.assert_array_equal(read(client), data)
+    assert counts.retries == 2
+    wrong = 10**9
+    server.reset()
+    with pytest.raises(CorruptChunkError, match=f"{KEY} of .*em .*crc32c"):
+        read(client)
+    assert server.count(CHUNK) == 3
+
+
+def test_a_chunk_that_is_gone_when_it_is_fetched_again(data: Any, serve: Serve) -> None:
+    server, url = serve()
+    server.faults = scheduled(CHUNK, n1=Fault(corrupt=True), always=Fault(404))
+    expected = data.copy()
+    expected[:32, :32, :16] = 0
+    with collect_counts() as counts:
+        np.testing.assert_array_equal(read(ImageryClient(image_source=url)), expected)
+    assert counts.missing_keys == [KEY]
+    server.reset()
+    with pytest.raises(MissingChunkError, match=KEY):
+        read(ImageryClient(image_source=url, missing="error"))
+
+
+def test_chunks_on_disk_are_read_again(data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is being written, or an NFS server that is: right a moment later."""
+    path = write_volume(tmp_path / "em", data, voxel_offset=OFFSET, compress=False)
+    file = tmp_path / CHUNK.lstrip("/")
+    content = file.read_bytes()
+    file.write_bytes(content[:100])
+    monkeypatch.setattr(precomputed, "pause_s", lambda attempt: file.write_bytes(content) * 0)
+    np.testing.assert_array_equal(read(ImageryClient(image_source=path)), data)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_an_export_through_trouble(data: Any, serve: Serve, tmp_path: Path, processes: Client) -> None:
+    server, url = serve()
+    volume = ImageryClient(image_source=url).image_volume()
+    server.reset()
+    server.faults = scheduled(FOLDER, n1=BUSY, n2=Fault(corrupt=True))
+    report = to_zarr(volume, tmp_path / "out.zarr", chunks=(32, 32, 16), cluster=processes, progress=False)
+    assert report.ok
+    # The first blocks are also read by this process, which measures how they compress.
+    assert report.counts.chunks == CHUNKS
+    assert 0 < report.counts.retries < report.counts.requests <= server.count()
+    np.testing.assert_array_equal(written(tmp_path / "out.zarr"), data)

@@ -1,0 +1,64 @@
+"""Checksums of stored files, and names of servers."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+
+import pytest
+
+from imagery_dask.sources.checksums import checksum_damage, stored_checksum
+from imagery_dask.sources.transport import server_of
+
+CONTENT = b"123456789"
+CRC32C = base64.b64encode(bytes.fromhex("e3069283")).decode()  # the check value of the CRC's definition
+MD5 = base64.b64encode(hashlib.md5(CONTENT).digest()).decode()
+
+
+@pytest.mark.parametrize(("kind", "value"), [("crc32c", CRC32C), ("md5", MD5)])
+def test_right_and_wrong(kind: str, value: str) -> None:
+    assert checksum_damage(CONTENT, kind, value) == ""
+    assert checksum_damage(CONTENT, kind, value.rstrip("=")) == ""
+    assert kind in checksum_damage(CONTENT[:-1], kind, value)
+    assert value in checksum_damage(CONTENT + b"0", kind, value)
+
+
+@pytest.mark.parametrize(("kind", "value"), [(None, None), ("crc32c", None), ("crc32c", ""), ("sha1", "abc")])
+def test_nothing_to_check(kind: str | None, value: str | None) -> None:
+    assert checksum_damage(CONTENT, kind, value) == ""
+
+
+@pytest.mark.parametrize(
+    ("headers", "found"),
+    [
+        ({}, None),
+        ({"x-goog-hash": "crc32c=AAAA==,md5=BBBB=="}, "AAAA=="),
+        ({"x-goog-hash": "md5=BBBB==, crc32c=AAAA=="}, "AAAA=="),
+        ({"x-goog-hash": "md5=BBBB=="}, None),
+        ({"x-goog-hash": "crc32c=AAAA==", "x-goog-stored-content-encoding": "identity"}, "AAAA=="),
+        (
+            {"x-goog-hash": "crc32c=AAAA==", "x-goog-stored-content-encoding": "gzip", "Content-Encoding": "gzip"},
+            "AAAA==",
+        ),
+        # Decompressed on the way: what came is not what was stored.
+        ({"x-goog-hash": "crc32c=AAAA==", "x-goog-stored-content-encoding": "gzip"}, None),
+        ({"x-goog-hash": "crc32c=AAAA==", "Content-Encoding": "gzip"}, None),
+    ],
+)
+def test_the_checksum_of_an_object_as_stored(headers: dict[str, str], found: str | None) -> None:
+    assert stored_checksum(headers) == found
+
+
+@pytest.mark.parametrize(
+    ("path", "server"),
+    [
+        ("precomputed://https://host:8080/a/b", "https://host:8080"),
+        ("https://user:secret@host/a", "https://host"),
+        ("precomputed://middleauth+https://host/a", "https://host"),
+        ("gs://bucket/a/b", "gs://bucket"),
+        ("s3://bucket", "s3://bucket"),
+        ("s3://https://s3.host:9000/bucket/a", "https://s3.host:9000"),
+    ],
+)
+def test_servers(path: str, server: str) -> None:
+    assert server_of(path) == server

@@ -1,0 +1,59 @@
+"""Counts of reads: complete for a block, bounded for the sum of many."""
+
+from __future__ import annotations
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+
+from imagery_dask.sources.counts import (
+    KEYS_KEPT,
+    ReadCounts,
+    active_counts,
+    collect_counts,
+    count_request,
+    counting_into,
+)
+
+
+def missing(*names: str) -> ReadCounts:
+    return ReadCounts(chunks=len(names), missing=len(names), missing_keys=list(names))
+
+
+def test_the_reads_of_a_block_keep_every_missing_key() -> None:
+    names = [f"chunk {number}" for number in range(10 * KEYS_KEPT)]
+    with collect_counts() as block:
+        with collect_counts() as inner:
+            inner.include(missing(*names[:-1]))
+        block.include(missing(names[-1]))
+    assert block.missing_keys == names
+    assert block.first(3) == names[:3]
+    assert block.first(1000) == names
+    assert pickle.loads(pickle.dumps(block)) == block
+
+
+def test_the_sum_of_many_blocks_keeps_the_first_few() -> None:
+    total = ReadCounts()
+    for block in range(50):
+        part = missing(*(f"{block} {number}" for number in range(7)))
+        part.requests, part.retries = 9, 2
+        total.add(part)
+        assert len(part.missing_keys) == 7
+    assert (total.missing, total.chunks, total.requests, total.retries) == (350, 350, 450, 100)
+    assert len(total.missing_keys) == KEYS_KEPT
+    assert total.first(8) == [*(f"0 {number}" for number in range(7)), "1 0"]
+
+
+def test_requests_are_counted_where_they_are_made_for() -> None:
+    count_request(repeated=False)  # nobody collects
+    with ThreadPoolExecutor(4) as pool, collect_counts() as block:
+        count_request(repeated=False)
+        read = ReadCounts()
+        with counting_into(read):
+            for future in [pool.submit(copy_context().run, count_request, number % 5 == 0) for number in range(100)]:
+                future.result()
+        assert active_counts() is block
+        assert pool.submit(active_counts).result() is None
+    assert active_counts() is None
+    assert (read.requests, read.retries) == (100, 20)
+    assert (block.requests, block.retries) == (1, 0)

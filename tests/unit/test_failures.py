@@ -1,0 +1,109 @@
+"""Sorting failures, and how long to wait after them."""
+
+from __future__ import annotations
+
+import time
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+import requests
+from urllib3.exceptions import IncompleteRead, ReadTimeoutError
+
+from imagery_dask.sources import failures
+from imagery_dask.sources.failures import kind_of, pause_s, retry_after_s
+
+NOW = 1_800_000_000
+DATE = formatdate(NOW, usegmt=True)
+
+
+def answered(status: int, **headers: str) -> requests.HTTPError:
+    response = requests.Response()
+    response.status_code = status
+    response.headers.update({name.replace("_", "-"): value for name, value in headers.items()})
+    return requests.HTTPError(response=response)
+
+
+class ClientError(Exception):
+    """As botocore's."""
+
+    def __init__(self, status: int, code: str = "", **headers: str) -> None:
+        self.response = {
+            "Error": {"Code": code or str(status)},
+            "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": headers},
+        }
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        *[(answered(status), "passing") for status in (408, 425, 429, 500, 502, 503, 504)],
+        *[(answered(status), "refused") for status in (401, 403)],
+        (answered(404), "not there"),
+        (answered(416), "outside"),
+        *[(answered(status), "final") for status in (400, 405, 501)],
+        (ClientError(503, "SlowDown"), "passing"),
+        (ClientError(403, "AccessDenied"), "refused"),
+        (ClientError(404, "NoSuchKey"), "not there"),
+        (ClientError(416, "InvalidRange"), "outside"),
+        (requests.ConnectTimeout(), "passing"),
+        (requests.ReadTimeout(), "passing"),
+        (ReadTimeoutError(None, "", "timed out"), "passing"),  # type: ignore[arg-type]
+        (IncompleteRead(3, 4), "passing"),
+        (ConnectionResetError(), "passing"),
+        (FileNotFoundError(), "not there"),
+        (PermissionError(), "refused"),
+        (requests.exceptions.InvalidURL(), "final"),
+    ],
+    ids=str,
+)
+def test_kinds(error: Exception, kind: str) -> None:
+    assert kind_of(error) == kind
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"Retry-After": "7"}, 7.0),
+        ({"Retry-After": " 0.5 "}, 0.5),
+        ({"Retry-After": "-3"}, 0.0),
+        ({"Retry-After": formatdate(NOW + 90, usegmt=True), "Date": DATE}, 90.0),
+        ({"Retry-After": formatdate(NOW - 90, usegmt=True), "Date": DATE}, 0.0),
+        ({"Retry-After": "soon"}, None),
+        ({"Retry-After": "inf"}, None),
+        ({"Retry-After": "nan"}, None),
+        ({"Retry-After": ""}, None),
+    ],
+    ids=str,
+)
+def test_what_retry_after_asks_for(headers: Any, seconds: float | None) -> None:
+    assert retry_after_s(headers) == seconds
+
+
+@pytest.mark.parametrize("date", [{}, {"Date": "yesterday"}], ids=["no date", "no sensible date"])
+def test_a_date_without_the_servers_clock_is_by_this_one(date: dict[str, str]) -> None:
+    headers = {"Retry-After": formatdate(time.time() + 60, usegmt=True), **date}
+    assert retry_after_s(headers) == pytest.approx(60, abs=2)
+
+
+def test_pauses_grow_and_are_spread() -> None:
+    for attempt in range(12):
+        longest = min(failures.LONGEST_PAUSE_S, failures.FIRST_PAUSE_S * 2**attempt)
+        pauses = [pause_s(attempt) for _ in range(300)]
+        assert 0 <= min(pauses) < 0.1 * longest
+        assert 0.9 * longest < max(pauses) <= longest
+
+
+@pytest.mark.parametrize("error", [answered(429, Retry_After="20"), ClientError(503, **{"retry-after": "20"})], ids=str)
+def test_the_server_comes_first(error: Exception) -> None:
+    pauses = [pause_s(1, error) for _ in range(100)]
+    assert min(pauses) >= 20
+    assert max(pauses) <= 20 + 2 * failures.FIRST_PAUSE_S
+    assert len(set(pauses)) > 50
+
+
+def test_the_server_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert failures.LONGEST_RETRY_AFTER_S == 120
+    monkeypatch.setattr(failures, "LONGEST_RETRY_AFTER_S", 5.0)
+    assert 5 <= pause_s(0, answered(503, Retry_After="86400")) < 6
