@@ -126,11 +126,11 @@ def print_report(report: RunReport, out: str) -> None:
     click.echo(f"{out}: {report.done} of {report.blocks} blocks, {report.voxels:,} voxels")
     if report.before:
         left = report.blocks - report.before
-        click.echo(f"  {report.before:,} blocks were there already; {left:,} were left to do" + "." * (not left))
-    click.echo(
-        f"  {human_bytes(report.written_bytes)} written in {report.seconds:.1f} s ({report.mb_per_s:.0f} MB/s); "
-        f"{counts.chunks:,} storage chunks read ({human_bytes(counts.stored_bytes)} stored)"
-    )
+        click.echo(f"  {report.before:,} blocks were there already; {left:,} were left to do")
+    if not report.before or report.before < report.blocks:
+        written = human_bytes(report.written_bytes - report.before_bytes)
+        click.echo(f"  {written} written in {report.seconds:.1f} s ({report.mb_per_s:.0f} MB/s)")
+    click.echo(f"  {counts.chunks:,} storage chunks read ({human_bytes(counts.stored_bytes)} stored)")
     click.echo(f"  source chunks missing: {counts.missing}" + (" (filled with 0):" if counts.missing else ""))
     for key in counts.missing_keys[:FAILURES_SHOWN]:
         click.echo(f"    {key}")

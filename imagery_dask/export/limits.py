@@ -8,6 +8,7 @@ from typing import Any
 
 from imagery_dask.export.plans import ExportPlan
 from imagery_dask.run import BlockTask, Written
+from imagery_dask.sources import limited_requests
 
 __all__ = ["checked_missing", "checked_requests", "most_missing", "with_requests"]
 
@@ -70,7 +71,8 @@ class _Limited:
         return self.task.volume
 
     def __call__(self) -> Written:
-        return self.task()
+        with limited_requests(self.requests):
+            return self.task()
 
     def stored(self) -> bytes:
         return self.task.stored()

@@ -185,7 +185,9 @@ def voxels_decided_by(volume: Volume) -> dict[str, Any]:
 
 def difference(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Say what differs between two exports, at most a few things."""
-    names = [name for name in sorted({*there, *now}) if there.get(name) != now.get(name)]
+    names = [name for name in {**now, **there} if there.get(name) != now.get(name)]
+    # What is not there in one of them follows from what is another value.
+    names = [name for name in names if name in there and name in now] or names
     said = [
         f"{name} is another one"
         if name.endswith(" array")

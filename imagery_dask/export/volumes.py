@@ -66,10 +66,11 @@ class VolumeExport(Export):
         found: dict[str, Any] = {"format": self.kind}
         for stack in self.stacks:
             found |= voxels_decided_by(stack.volume)
-            found[f"{stack.volume.name} levels"] = [
-                {"shape": list(level.shape), "step": list(level.step), "resolution_nm": to_json(level.resolution_nm)}
-                for level in stack.export.levels
-            ]
+            found[f"{stack.volume.name} levels"] = len(stack.export.levels)
+            for index, level in enumerate(stack.export.levels):
+                found[f"{stack.volume.name} level {index} shape"] = list(level.shape)
+                found[f"{stack.volume.name} level {index} step"] = list(level.step)
+                found[f"{stack.volume.name} level {index} resolution_nm"] = to_json(level.resolution_nm)
         return found
 
     @property

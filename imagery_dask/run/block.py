@@ -12,7 +12,7 @@ from imagery_dask.records.journal import Records
 from imagery_dask.records.ledger import ledger_line
 from imagery_dask.records.receipts import receipt
 from imagery_dask.sources import ReadCounts, collect_counts
-from imagery_dask.sources.counts import MISSING_KEYS_KEPT
+from imagery_dask.sources.counts import KEYS_KEPT
 
 __all__ = ["BlockError", "BlockResult", "BlockTask", "Outcome", "Written", "run_block"]
 
@@ -100,7 +100,7 @@ def run_block(task: BlockTask, number: int, attempt: int, records: Records | Non
     except Exception as error:
         # A value, not an exception: dask would log a traceback for each, and could not pickle some.
         return BlockError(f"{type(error).__name__}: {error}", str(error), outcome_of(error))
-    few = replace(counts, missing_keys=counts.missing_keys[:MISSING_KEYS_KEPT])
+    few = replace(counts, missing_keys=counts.first(KEYS_KEPT))
     return BlockResult(written.size, few, seconds)
 
 
