@@ -11,7 +11,13 @@ import xarray as xr
 
 from imagery_dask.cli.options import LevelsType, RootIdsType, ShapeType
 from imagery_dask.cli.sources import cave_options, source_client
-from imagery_dask.errors import BlockFailedError, SourceError
+from imagery_dask.errors import (
+    BlockFailedError,
+    ClusterLostError,
+    SourceError,
+    TargetFullError,
+    TooManyMissingError,
+)
 from imagery_dask.lazy import source_of
 from imagery_dask.run import RunReport
 
@@ -116,7 +122,7 @@ def run_export(write: Callable[[], RunReport], out: str, left: str, show: Callab
     except BlockFailedError as error:
         show(error.report, out)
         sys.exit(SOME_BLOCKS_FAILED)
-    except SourceError as error:
+    except (SourceError, TargetFullError, TooManyMissingError, ClusterLostError) as error:  # some blocks are written
         click.echo(f"Error: {error}", err=True)
         sys.exit(SOME_BLOCKS_FAILED)
     except KeyboardInterrupt:
