@@ -181,6 +181,12 @@ class PrecomputedExport(VolumeExport):
         """Where each level of each volume is written."""
         return [layer.stores(files) for layer, files in self._filed(place)]
 
+    def tidy(self, place: str) -> None:
+        """Remove what killed processes left half-written."""
+        for layer, files in self._filed(place):
+            for folder in ("", PROPERTIES, *(str(scale["key"]) for scale in layer.info["scales"])):
+                files.remove_partial(folder)
+
     def close(self, place: str, report: RunReport) -> None:
         """Say in the volumes what was missing."""
         for layer, files in self._filed(place):

@@ -307,6 +307,10 @@ class SliceExport(Export):
         ((part,),) = stages
         return [SliceTasks(part.blocks, self.volumes, self._pages(session), self.names, self.files, self.form)]
 
+    def tidy(self, place: str) -> None:
+        """Remove what killed processes left half-written."""
+        self.files.remove_partial(stem=self.names.stem)
+
     def _plan(self, voxels: int) -> BlockPlan:
         return plan_slices(storage_edges(self.volumes), self.names.axis, self.tile, voxels)
 
