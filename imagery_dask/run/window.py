@@ -17,6 +17,7 @@ import numpy as np
 from distributed import Client, as_completed
 from numpy.typing import NDArray
 
+from imagery_dask.cluster import LOST
 from imagery_dask.errors import AccessRefusedError, ClusterLostError, TargetFullError, TooManyMissingError
 from imagery_dask.records.journal import Records
 from imagery_dask.run.block import BlockError, BlockResult, BlockTask, run_block
@@ -166,7 +167,7 @@ class _Window:
             with running.thread_condition:
                 running.thread_condition.wait(LOOK_S)
             if self.client.status != "running" and not running.has_ready():
-                raise _lost()
+                raise ClusterLostError(LOST)
             self.rules.check()
             if time.monotonic() - heard > SILENCE_S:
                 with self._asking():
@@ -184,7 +185,7 @@ class _Window:
         except Exception as error:
             # dask's own CommClosedError and TimeoutError are OSErrors.
             if isinstance(error, OSError) or self.client.status in ("closing", "closed"):
-                raise _lost() from error
+                raise ClusterLostError(LOST) from error
             raise
 
     def show(self) -> None:
@@ -235,7 +236,7 @@ class _Window:
     def _result(self, future: Any) -> BlockResult | BlockError:
         if future.status in ("cancelled", "lost"):
             if self.client.status != "running":
-                raise _lost()
+                raise ClusterLostError(LOST)
             return BlockError("CancelledError: the block was cancelled", "", "passing")
         if (error := future.exception()) is not None:  # of dask's own: a killed worker, a result that got lost
             return BlockError(f"{type(error).__name__}: {error}", "", "passing")
@@ -277,10 +278,3 @@ class _Window:
             line = {"block": block.number, "name": block.task.name, "volume": block.task.volume}
             line |= {"reason": result.reason, "attempts": block.attempt, "when": time.time()}
             self.rules.records.append("failed", json.dumps(line).encode() + b"\n")
-
-
-def _lost() -> ClusterLostError:
-    return ClusterLostError(
-        "The connection to the cluster's scheduler is lost. What is written stays; the same call goes on with another "
-        "cluster."
-    )
