@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
+from asyncio import CancelledError
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,13 +17,19 @@ import psutil
 import yaml
 from distributed import Client, LocalCluster
 from distributed.client import default_client
+from distributed.comm import CommClosedError
 
+from imagery_dask.errors import ClusterLostError, ImageryDaskError
 from imagery_dask.sources import tokens_for_own_workers
 
-__all__ = ["Room", "connect", "load_cluster_file", "room_of", "thread_memory"]
+__all__ = ["LOST", "Room", "connect", "load_cluster_file", "room_of", "thread_memory"]
 
 KEYS = {"cluster", "arguments", "workers"}
 WAIT_S = 600
+LOST = (
+    "The connection to the cluster's scheduler is lost. What is written stays; the same call goes on with another "
+    "cluster."
+)
 # Ctrl-C reaches every process of a terminal; this process ends the others itself, without their tracebacks.
 LEAVE_INTERRUPTS = """
 import logging, signal
@@ -57,6 +65,8 @@ def connect(spec: Any = None, workers: int | None = None, wait_s: float = WAIT_S
         For a specification that is not understood, a package that is not installed, an address that does not answer.
     TimeoutError
         When no worker came in time.
+    ClusterLostError
+        When the scheduler was lost meanwhile.
     """
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int)):
         raise TypeError(f"workers must be a whole number; got {workers!r}.")
@@ -67,21 +77,47 @@ def connect(spec: Any = None, workers: int | None = None, wait_s: float = WAIT_S
             f"cluster must be 'local', a file, an address, or a dask client or cluster; got {spec!r} "
             f"({type(spec).__name__})."
         )
-    if isinstance(spec, Client):
-        yield spec
-        return
-    current = _current_client() if spec is None else None
+    current = spec if isinstance(spec, Client) else _current_client() if spec is None else None
     if current is not None:
-        yield current
+        with _lost_is_said(current):
+            yield current
         return
-    with _cluster(spec, workers) as address, Client(address, set_as_default=False) as client:
+    with _cluster(spec, workers) as address, _loud_again(), Client(address, set_as_default=False) as client:
         try:
             client.wait_for_workers(1, timeout=wait_s)
         except TimeoutError as error:
             raise TimeoutError(
                 f"No worker came within {wait_s:.0f} s. Look at the batch system's queue and at the job's log."
             ) from error
-        yield client
+        try:
+            with _lost_is_said(client):
+                yield client
+        except ClusterLostError:
+            logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it would log tracebacks as it closes
+            raise
+
+
+@contextmanager
+def _loud_again() -> Iterator[None]:
+    logger = logging.getLogger("distributed.client")
+    level = logger.level
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _lost_is_said(client: Client) -> Iterator[None]:
+    """Turn what dask raises when the scheduler is gone, in whatever was asked of it, into one error that says so."""
+    try:
+        yield
+    except ImageryDaskError:
+        raise
+    except (Exception, CancelledError) as error:
+        if client.status == "running" and not isinstance(error, CommClosedError):
+            raise
+        raise ClusterLostError(LOST) from error
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +21,7 @@ Compression = Literal["gzip", "br"]
 EXTENSIONS = {None: "", "gzip": ".gz", "br": ".br"}
 LOCAL = "file://"
 MEMORY = "memory://"
+PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}([0-9a-f]{24})?\.partial")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,15 @@ class Files:
         within = f"{folder}/" if folder else ""
         for name in _cloud_files(MEMORY + bucket, os.getpid()).list(prefix=within + prefix):
             yield name.removeprefix(within)
+
+    def remove_partial(self, folder: str = "", stem: str = "") -> None:
+        """Remove what processes that were killed while they wrote left in a folder, of files whose names begin so."""
+        if self.folder is None:
+            return
+        with suppress(FileNotFoundError), os.scandir(self.folder / folder) as entries:
+            for name in [entry.name for entry in entries if entry.name.startswith(f".{stem}")]:
+                if PARTIAL.fullmatch(name):
+                    (self.folder / folder / name).unlink(missing_ok=True)
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove files; those that are not there do not matter."""

@@ -8,10 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 from imagery_dask.cli.sources import cave_options, source_client
+from imagery_dask.export.wording import human_bytes
 from imagery_dask.layer import Layer, Mip
 from imagery_dask.sources import open_volume
 
-__all__ = ["human_bytes", "info"]
+__all__ = ["info"]
 
 WIDE = 250
 NARROW = 120
@@ -80,12 +81,3 @@ def _row(layer: Layer, mip: Mip) -> tuple[str, ...]:
         ",".join(map(str, grid.stop)),
         human_bytes(size),
     )
-
-
-def human_bytes(count: float) -> str:
-    """Bytes in decimal units, for people."""
-    for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
-        if count < 1000 or unit == "PB":
-            break
-        count /= 1000
-    return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"

@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from imagery_dask.cli.formats import FORMATS, Format
-from imagery_dask.cli.info import human_bytes
 from imagery_dask.cli.options import SizeType
-from imagery_dask.export.estimate import SAMPLES, PlannedExport, Span, plan_export
+from imagery_dask.export.estimate import SAMPLES, PlannedExport, plan_export
 from imagery_dask.export.stacks import block_bytes_of
 
 __all__ = ["plan"]
@@ -72,47 +71,11 @@ for _form in FORMATS:
 
 
 def _show(planned: PlannedExport) -> None:
-    made, estimate = planned.plan, planned.estimate
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for _, part in made.parts:
-        shape = " x ".join(f"{n:,}" for n in part.blocks.largest)
-        table.add_row(f"{part.doing} {part.volume}", f"{len(part.blocks):,} blocks of up to {shape} voxels")
-    table.add_row("blocks", f"{made.blocks:,}")
-    table.add_row("voxels", f"{made.voxels:,}")
-    table.add_row("to read", _span(estimate.read_bytes, human_bytes))
-    if estimate.source_chunks is not None:
-        again = f", each {estimate.amplification:.3g} times" if estimate.amplification is not None else ""
-        table.add_row("source requests", f"{estimate.source_chunks:,} storage chunks{again}")
-    if estimate.missing:
-        table.add_row("missing", f"{estimate.missing:.2%} of the chunks of the sample blocks do not exist")
-    if estimate.supervoxels.high:
-        asked = f"in {_span(estimate.root_requests, _count)} requests"
-        table.add_row("root lookups", f"{_span(estimate.supervoxels, _count)} supervoxels, {asked}")
-    table.add_row("to write", f"{_span(estimate.written_bytes, human_bytes)} in at most {estimate.objects:,} files")
-    table.add_row("memory of a worker", human_bytes(estimate.peak_bytes))
-    table.add_row("time", f"{_span(estimate.seconds, human_time)} with {estimate.workers:,} workers")
-    table.add_row("measured on", f"{estimate.samples} blocks")
-    table.add_row("fingerprint", made.fingerprint[:16])
+    for label, text in planned.rows():
+        table.add_row(label, text)
     Console().print(table)
     for problem in planned.problems:
         click.echo(f"Will not do well: {problem}", err=True)
-
-
-def _span(span: Span, shown: Any) -> str:
-    """Typical value, and the spread where there is one."""
-    low, typical, high = shown(span.low), shown(span.typical), shown(span.high)
-    return typical if low == high else f"{typical} ({low} to {high})"
-
-
-def _count(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def human_time(seconds: float) -> str:
-    """Time in the unit that fits."""
-    for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"

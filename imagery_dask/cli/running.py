@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import click
 
-from imagery_dask.cli.info import human_bytes
 from imagery_dask.cli.options import MissingType
 from imagery_dask.errors import (
     BlockFailedError,
@@ -22,6 +21,7 @@ from imagery_dask.export.job import Export, Running, execute
 from imagery_dask.export.limits import checked_missing, checked_requests
 from imagery_dask.export.plans import ExportPlan
 from imagery_dask.export.stacks import block_bytes_of
+from imagery_dask.export.wording import human_bytes
 from imagery_dask.run import RunReport
 from imagery_dask.sources import ReadCounts
 

@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from imagery_dask.client.cave import StaleRoots, read_cave_client, version_moment
+from imagery_dask.client.exports import PlansExports
 from imagery_dask.client.objects import FindsObjects
 from imagery_dask.client.pictures import SavesPictures
 from imagery_dask.client.settings import DynamicSettings, open_settings
@@ -24,7 +25,7 @@ from imagery_dask.sources import Missing, cloud_volume
 __all__ = ["ImageryClient"]
 
 
-class ImageryClient(FindsObjects, SavesPictures):
+class ImageryClient(FindsObjects, SavesPictures, PlansExports):
     """Cutouts of imagery and segmentation as lazy arrays.
 
     Parameters

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ import numpy as np
 import psutil
 
 from imagery_dask.cluster import Room
-from imagery_dask.export.job import Export
+from imagery_dask.export.job import Export, Running, execute
+from imagery_dask.export.limits import checked_missing, checked_requests
 from imagery_dask.export.plans import ExportPlan
 from imagery_dask.export.sampling import Sample, Sampling, sample_blocks
 from imagery_dask.export.source_reads import chunk_reads
+from imagery_dask.export.wording import human_bytes, human_time
 from imagery_dask.plan import BlockPlan
+from imagery_dask.run import RunReport
 from imagery_dask.values import to_json
 
 __all__ = ["Estimate", "PlannedExport", "Span", "plan_export"]
@@ -42,6 +46,11 @@ class Span:
     low: float
     typical: float
     high: float
+
+    def said(self, shown: Callable[[float], str]) -> str:
+        """Typical value, and the spread where there is one."""
+        low, typical, high = shown(self.low), shown(self.typical), shown(self.high)
+        return typical if low == high else f"{typical} ({low} to {high})"
 
     def plus(self, low: float, typical: float, high: float) -> Span:
         """Sum of this and another one."""
@@ -114,6 +123,61 @@ class PlannedExport:
     plan: ExportPlan
     estimate: Estimate
     problems: tuple[str, ...]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Say what there is to know, as labels and text."""
+        plan, estimate = self.plan, self.estimate
+        rows = [("to", self.plan.out)]
+        for _, part in plan.parts:
+            shape = " x ".join(f"{n:,}" for n in part.blocks.largest)
+            rows.append((f"{part.doing} {part.volume}", f"{len(part.blocks):,} blocks of up to {shape} voxels"))
+        rows += [("blocks", f"{plan.blocks:,}"), ("voxels", f"{plan.voxels:,}")]
+        rows.append(("to read", estimate.read_bytes.said(human_bytes)))
+        if estimate.source_chunks is not None:
+            again = "" if estimate.amplification is None else f", each {estimate.amplification:.3g} times"
+            rows.append(("source requests", f"{estimate.source_chunks:,} storage chunks{again}"))
+        if estimate.missing:
+            rows.append(("missing", f"{estimate.missing:.2%} of the chunks of the sample blocks do not exist"))
+        if estimate.supervoxels.high:
+            asked = f"in {estimate.root_requests.said(_count)} requests"
+            rows.append(("root lookups", f"{estimate.supervoxels.said(_count)} supervoxels, {asked}"))
+        rows += [
+            ("to write", f"{estimate.written_bytes.said(human_bytes)} in at most {estimate.objects:,} files"),
+            ("memory of a worker", human_bytes(estimate.peak_bytes)),
+            ("time", f"{estimate.seconds.said(human_time)} with {estimate.workers:,} workers"),
+            ("measured on", f"{estimate.samples} blocks"),
+            ("fingerprint", plan.fingerprint[:16]),
+        ]
+        return rows
+
+    def __str__(self) -> str:
+        lines = [f"{label:<24}{text}" for label, text in self.rows()]
+        return "\n".join([*lines, *(f"Will not do well: {problem}" for problem in self.problems)])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{escape(label)}</th><td style='text-align:left'>{escape(text)}</td></tr>"
+            for label, text in self.rows()
+        )
+        problems = "".join(f"<p><b>Will not do well:</b> {escape(problem)}</p>" for problem in self.problems)
+        return f"<table>{rows}</table>{problems}"
+
+    def run(
+        self,
+        *,
+        cluster: Any = None,
+        workers: int | None = None,
+        progress: bool | Callable[[RunReport], None] = True,
+        overwrite: bool = False,
+        max_missing: float | None = None,
+        max_requests: int | None = None,
+        report: str | os.PathLike[str] | None = None,
+    ) -> RunReport:
+        """Run the export, with the blocks as planned; arguments as of `to_zarr`."""
+        return execute(self.export, Running(
+            cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, report=report, plan=self.plan,
+            max_missing=checked_missing(max_missing), max_requests=checked_requests(max_requests),
+        ))  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """Plan and estimate as data, without secrets: what ``imagery-dask export --plan`` reads."""
@@ -252,3 +316,7 @@ def _spread(plan: ExportPlan, samples: int) -> list[int]:
         numbers |= {first + int((index + 0.5) * count / samples) for index in range(samples)}
         first += count
     return sorted(numbers)
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"

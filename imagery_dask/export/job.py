@@ -15,6 +15,7 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from imagery_dask.cluster import Room, connect, room_of
+from imagery_dask.errors import TargetFullError
 from imagery_dask.export.inputs import Volume
 from imagery_dask.export.limits import most_missing, with_requests
 from imagery_dask.export.plans import ExportPlan, Part, described_volume
@@ -37,7 +39,8 @@ from imagery_dask.records.journal import Records
 from imagery_dask.records.ledger import missing_first, write_ledger
 from imagery_dask.records.receipts import counts_of
 from imagery_dask.records.runs import now
-from imagery_dask.run import BlockTask, Rules, RunReport, run_blocks
+from imagery_dask.run import BlockTask, Rules, RunReport, is_full, run_blocks
+from imagery_dask.sources import ReadCounts
 
 __all__ = ["Export", "Running", "execute", "tasks_of"]
 
@@ -137,6 +140,10 @@ class Export(ABC):
     def held_bytes(self, plan: ExportPlan) -> int:
         """Estimate what a task holds at most."""
 
+    def tidy(self, place: str) -> None:
+        """Remove what killed processes left half-written, when none of this export writes any more."""
+        del place
+
     def close(self, place: str, report: RunReport) -> None:
         """Say in the store what was missing."""
         del place, report
@@ -167,7 +174,7 @@ def execute(export: Export, running: Running) -> RunReport:
     BlockFailedError, AccessRefusedError, TargetFullError, TooManyMissingError, ClusterLostError
         As the run has it.
     """
-    with open_session(export, running.overwrite) as session:
+    with _clear_when_full(export.out), open_session(export, running.overwrite) as session:
         todo = _todo(session, running.repair) if session.plan is not None else None
         if todo is not None and not todo.any():
             report = _close(export, session, _report(session, todo))
@@ -176,6 +183,19 @@ def execute(export: Export, running: Running) -> RunReport:
                 report = _run(export, running, session, client, todo)
     report.raise_for_failures()
     return report
+
+
+@contextmanager
+def _clear_when_full(out: str) -> Iterator[None]:
+    """Say so where the records, or the empty store, found no space."""
+    try:
+        yield
+    except TargetFullError:
+        raise
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise TargetFullError(f"No space is left for {out}: {error}. Make room, and the same call goes on.") from None
 
 
 def tasks_of(export: Export, session: Session) -> Sequence[Sequence[BlockTask]]:
@@ -259,11 +279,14 @@ def _close(export: Export, session: Session, report: RunReport) -> RunReport:
     report.notes += export.notes(session.plan)
     if session.finished and report.before == report.blocks:
         return report
+    session.check()
+    export.tidy(session.place)
+    session.tidy()
     if session.records is not None:
         # In the order of the blocks, however often the run was interrupted.
         first = missing_first(session.records)
         for volume, keys in first.items():
-            report.counts_of[volume].missing_keys = keys
+            report.counts_of.setdefault(volume, ReadCounts()).missing_keys = keys
         report.counts.missing_keys = [key for keys in first.values() for key in keys]
         write_ledger(session.records)
     export.close(session.place, report)

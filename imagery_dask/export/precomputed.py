@@ -196,6 +196,12 @@ class PrecomputedExport(VolumeExport):
             total += 2 + len(layer.beside)
         return total
 
+    def tidy(self, place: str) -> None:
+        """Remove what killed processes left half-written."""
+        for layer, files in self._filed(place):
+            for folder in ("", PROPERTIES, *(str(scale["key"]) for scale in layer.info["scales"])):
+                files.remove_partial(folder)
+
     def close(self, place: str, report: RunReport) -> None:
         """Say in the volumes what was missing."""
         for layer, files in self._filed(place):

@@ -125,6 +125,12 @@ class Session:
         if self._lease is not None:
             self._lease.check()
 
+    def tidy(self) -> None:
+        """Remove what killed processes left half-written among the records."""
+        for folder in ("", self.id):
+            if self._files is not None:
+                self._files.remove_partial(folder)
+
     def begin(self, plan: ExportPlan) -> None:
         """Write down what is going to be written."""
         self.plan = plan
@@ -200,7 +206,7 @@ def open_session(export: Planned, overwrite: bool) -> Iterator[Session]:
             raise target.refusal()
         with _lease(files, target.store) as lease:
             target.recover()
-            runs = [_where(run, target) for run in runs_in(files)]
+            runs = _settled(runs_in(files), target)
             session = _over(target, files, lease, runs) if overwrite else _on(export, target, files, lease, runs)
             yield session
 
@@ -246,11 +252,17 @@ def _remove(runs: list[Run], target: Target) -> None:
         run.records.remove()
 
 
-def _where(run: Run, target: Target) -> Run:
-    """Where a run's store is: one that took its place may have been killed before it could say so."""
-    if run.swapping and run.place != target.store and not target.holds(run.place) and target.holds(target.store):
-        return run.saved(place=target.store, swapping=False)
-    return run
+def _settled(runs: list[Run], target: Target) -> list[Run]:
+    """Say where the store of each run is: one that took its place may have been killed before it could say so."""
+    for run in runs:
+        if run.swapping and run.place != target.store and not target.holds(run.place) and target.holds(target.store):
+            # What it replaced is gone: records of that must not be taken for those of what is there now.
+            for other in runs:
+                if other.place == target.store:
+                    other.records.remove()
+            others = [other for other in runs if other is not run and other.place != target.store]
+            return [*others, run.saved(place=target.store, swapping=False)]
+    return runs
 
 
 @contextmanager

@@ -343,6 +343,10 @@ class SliceExport(Export):
     def _count(self, kinds: Sequence[str]) -> int:
         return math.prod(self._pages_of_all()) * max(1, len(kinds)) + (self.table is not None)
 
+    def tidy(self, place: str) -> None:
+        """Remove what killed processes left half-written."""
+        self.files.remove_partial(stem=self.names.stem)
+
     def _plan(self, voxels: int) -> BlockPlan:
         return plan_slices(storage_edges(self.volumes), self.names.axis, self.tile, voxels)
 

@@ -7,6 +7,7 @@ import os
 import shutil
 from abc import ABC, abstractmethod
 from contextlib import suppress
+from glob import escape
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -105,7 +106,7 @@ class FolderTarget(ABC):
         if not self.is_local:
             return
         path = Path(self.store)
-        for old in path.parent.glob(f".{path.name}.replaced-*"):
+        for old in path.parent.glob(f".{escape(path.name)}.replaced-*"):
             if path.exists():
                 shutil.rmtree(old, ignore_errors=True)
             else:

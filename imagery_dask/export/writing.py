@@ -214,18 +214,25 @@ def codec_threads() -> int:
 
 
 def remove_partial(location: str, path: str) -> int:
-    """Remove what blocks of killed runs left beside an array's chunks; not while another run writes it.
+    """Remove what killed processes left in the folder of an array or group: blocks, and metadata half written by zarr.
+
+    Not while another run writes it.
 
     Returns
     -------
     int
-        How many folders were removed. Buckets have none.
+        How many folders and files were removed. Buckets have none.
     """
     place = place_of(location)
-    left = list((Path(place.path) / path).glob(f"{PARTIAL}*")) if place.scheme == "file" else []
-    for folder in left:
+    if place.scheme != "file":
+        return 0
+    folders = list((Path(place.path) / path).glob(f"{PARTIAL}*"))
+    files = list((Path(place.path) / path).glob("*.partial"))
+    for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-    return len(left)
+    for file in files:
+        file.unlink(missing_ok=True)
+    return len(folders) + len(files)
 
 
 @lru_cache(maxsize=64)

@@ -30,6 +30,7 @@ from imagery_dask.export.stacks import Stack, block_bytes_of, stack_of
 from imagery_dask.export.stores import check_process, check_reachable, create_group, open_store
 from imagery_dask.export.target import StoreTarget
 from imagery_dask.export.volumes import VolumeExport
+from imagery_dask.export.writing import remove_partial
 from imagery_dask.export.zarr_level import ZarrLevel
 from imagery_dask.pyramid import Levels, checked_levels
 from imagery_dask.run import RunReport
@@ -211,6 +212,13 @@ class ZarrExport(VolumeExport):
                 sizes = zip(layout.level.shape, layout.shard or layout.chunk, strict=True)
                 total += math.prod(-(-length // size) for length, size in sizes) + 1
         return total
+
+    def tidy(self, place: str) -> None:
+        """Remove what killed processes left half-written."""
+        groups = {stack.volume.group for stack in self.stacks}
+        arrays = {f"{stack.volume.group}{index}" for stack in self.stacks for index in range(len(stack.layouts))}
+        for path in {"", *(group.partition("/")[0] for group in groups), *groups, *arrays}:
+            remove_partial(place, path)
 
     def close(self, place: str, report: RunReport) -> None:
         """Say in the store what was missing."""

@@ -60,6 +60,8 @@ class Records:
 
     def append(self, kind: Kind, content: bytes) -> None:
         """Add a record; when this returns, another process finds it."""
+        if SUFFIX[kind] == "jsonl":
+            content = b"\n" + content  # one that was cut off, on a full disk, takes no other with it
         process = os.getpid()  # a fork writes files of its own
         with _lock:
             name = _names.setdefault(process, f"{socket.gethostname()}-{process}-{uuid4().hex[:8]}")
@@ -90,9 +92,11 @@ class Records:
         for content in self.contents(kind):
             for line in content.splitlines():
                 try:
-                    yield json.loads(line)
+                    record = json.loads(line)
                 except ValueError:
                     continue
+                if isinstance(record, dict):
+                    yield record
 
     def put(self, name: str, value: Any) -> None:
         """Write a JSON file of the run, whole."""

@@ -1,12 +1,13 @@
 """A lease on a store: one process at a time writes it, and one that crashed does not block it for ever.
 
 The holder writes a file and renews it. Who finds a file that is not renewed any more, or that of a dead process of this
-machine, writes its own over it, waits, and looks whether it is still there: of two who do so at once the last one has
-it. Machines' clocks are not compared where a glance at the file after a while will do.
+machine, puts its own in its place, waits, and looks whether it is still there: of two who do so at once one has it.
+Machines' clocks are not compared where a glance at the file after a while will do.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -28,6 +29,8 @@ RENEW_S = 10.0
 EXPIRES_S = 60.0
 # Longer than a file takes from one process to the other.
 LOOK_AGAIN_S = 0.5
+# What file systems without hard links answer.
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class Lease:
@@ -51,6 +54,8 @@ class Lease:
         self._mine = {"id": uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "machine": _machine()}
         self._ended = threading.Event()
         self._lost = False
+        self._looked = time.monotonic()
+        self._looking = threading.Lock()
         self._thread = threading.Thread(target=self._renew, name="imagery_dask-lease", daemon=True)
 
     def __enter__(self) -> Lease:
@@ -58,11 +63,14 @@ class Lease:
             held = self._read()
             if held is not None and not self._is_over(held):
                 raise TargetBusyError(self._busy(held))
-            self._write()
+            self._take_over(held)
             time.sleep(LOOK_AGAIN_S)
             held = self._read()
-            if held is not None and held["id"] != self._mine["id"]:
+            if held is None:  # removed by the one that was taken for dead
+                self._write()
+            elif held["id"] != self._mine["id"]:
                 raise TargetBusyError(self._busy(held))
+        self._looked = time.monotonic()
         self._thread.start()
         return self
 
@@ -77,7 +85,13 @@ class Lease:
                 self._files.delete([NAME])
 
     def check(self) -> None:
-        """Raise `TargetBusyError` when another process has taken the lease, because this one stood still for long."""
+        """Raise `TargetBusyError` when another process has taken the lease, because this one stood still for long.
+
+        A process that was stopped and goes on looks at once, before it does anything else.
+        """
+        if time.monotonic() - self._looked > 1.5 * RENEW_S:
+            with suppress(Exception):
+                self._look()
         if self._lost:
             raise TargetBusyError(
                 f"{self._out}: another process has taken over this export, because this one had not been heard of for "
@@ -89,32 +103,73 @@ class Lease:
         if self._files.folder is None:
             return False
         self._files.folder.mkdir(parents=True, exist_ok=True)
+        # Linked and not opened: the file has its content from the moment it is there, or another process would take an
+        # empty one for that of a crash.
+        whole = self._files.folder / f".{NAME}.{self._mine['id']}.partial"
         try:
-            descriptor = os.open(self._files.folder / NAME, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        except FileExistsError:
-            return False
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(self._content())
+            whole.write_bytes(self._content())
+            os.link(whole, self._files.folder / NAME)
+        except OSError as error:
+            if error.errno in NO_LINKS or isinstance(error, FileExistsError):
+                return False
+            raise
+        finally:
+            whole.unlink(missing_ok=True)
         return True
 
     def _is_over(self, held: dict[str, Any]) -> bool:
         if held.get("machine") == self._mine["machine"] and not _alive(int(held["pid"])):
             return True
         age = time.time() - float(held["renewed"])
-        if age < EXPIRES_S:
+        if abs(age) < EXPIRES_S:
             return False
         time.sleep(1.5 * RENEW_S)  # the other machine's clock may be wrong; that it does not renew is certain
-        return self._read() == held
+        after = self._read()
+        return after is None or after == held
+
+    def _take_over(self, held: dict[str, Any] | None) -> None:
+        """Put a file of one's own in the place of one that is over."""
+        folder = self._files.folder
+        if folder is None or held is None:
+            self._write()
+            return
+        taken = folder / f".{NAME}.{uuid4().hex}.partial"
+        with suppress(FileNotFoundError):  # another process was faster
+            os.rename(folder / NAME, taken)
+            try:
+                # Of two that found the same file the slower one may have taken away what the faster one put there.
+                if self._id_in(taken) != held["id"]:
+                    with suppress(FileExistsError):
+                        os.link(taken, folder / NAME)
+            finally:
+                taken.unlink()
+        if not self._create() and self._read() is None:
+            self._write()
+
+    def _id_in(self, path: Path) -> Any:
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            return json.loads(path.read_bytes())["id"]
+        return None
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_S):
             with suppress(Exception):  # once more in ten seconds
-                held = self._read()
-                if held is None or held["id"] == self._mine["id"]:
-                    self._write()
-                else:
-                    self._lost = True
-                    return
+                self._look()
+            if self._lost:
+                return
+
+    def _look(self) -> None:
+        """Renew the lease where it is still held."""
+        with self._looking:
+            if self._lost:
+                return
+            held = self._read()
+            # One that is not there has been taken over by a process that has ended since.
+            if held is None or held["id"] != self._mine["id"]:
+                self._lost = True
+                return
+            self._write()
+            self._looked = time.monotonic()
 
     def _read(self) -> dict[str, Any] | None:
         return holder_of(self._files)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ def ledger_line(block: int, name: str, volume: str, counts: ReadCounts) -> bytes
     if not (counts.missing or counts.zero_roots):
         return None
     line = {
+        "when": time.time(),
         "block": block,
         "name": name,
         "volume": volume,
@@ -40,7 +42,8 @@ def ledger_rows(lines: Iterable[dict[str, Any]], blocks: Any = None) -> Iterator
     blocks : container of int, optional
         Blocks whose bytes are in the store; by default all.
     """
-    last = {line["block"]: line for line in lines if blocks is None or line["block"] in blocks}
+    known = [line for line in lines if blocks is None or line["block"] in blocks]
+    last = {line["block"]: line for line in sorted(known, key=lambda line: float(line.get("when", 0)))}
     for block, line in sorted(last.items()):
         place = {"block": block, "name": line["name"], "volume": line["volume"]}
         for key in sorted(set(line["missing"])):
@@ -52,16 +55,21 @@ def ledger_rows(lines: Iterable[dict[str, Any]], blocks: Any = None) -> Iterator
 
 def write_ledger(records: Records) -> None:
     """Write the table of a run beside the store, in the order of the blocks."""
-    done = set(records.receipts()["block"].tolist())
-    rows = ledger_rows(records.lines("ledger"), done)
+    rows = ledger_rows(records.lines("ledger"), _missing_something(records))
     records.files.put(LEDGER, b"".join(json.dumps(row).encode() + b"\n" for row in rows), "application/jsonl")
 
 
 def missing_first(records: Records) -> dict[str, list[str]]:
     """First few missing chunks of each volume, in the order of the blocks, however these were run."""
     first: dict[str, list[str]] = {}
-    for row in ledger_rows(records.lines("ledger")):
+    for row in ledger_rows(records.lines("ledger"), _missing_something(records)):
         keys = first.setdefault(row["volume"], [])
         if row["kind"] == "missing chunk" and len(keys) < FIRST_KEPT and row["key"] not in keys:
             keys.append(row["key"])
     return first
+
+
+def _missing_something(records: Records) -> set[int]:
+    """Blocks that are in the store and missed something when they were done last: what was missing may have come."""
+    receipts = records.receipts()
+    return set(receipts["block"][(receipts["missing"] > 0) | (receipts["zero_roots"] > 0)].tolist())

@@ -1,7 +1,17 @@
 """Running blocks on a cluster: a bounded window of them, receipts of those that are done, a report of all."""
 
-from imagery_dask.run.block import BlockTask, Written
+from imagery_dask.run.block import BlockTask, Written, is_full
 from imagery_dask.run.report import FailedBlock, RunReport
 from imagery_dask.run.window import WINDOW_PER_THREAD, Rules, Stages, run_blocks
 
-__all__ = ["WINDOW_PER_THREAD", "BlockTask", "FailedBlock", "Rules", "RunReport", "Stages", "Written", "run_blocks"]
+__all__ = [
+    "WINDOW_PER_THREAD",
+    "BlockTask",
+    "FailedBlock",
+    "Rules",
+    "RunReport",
+    "Stages",
+    "Written",
+    "is_full",
+    "run_blocks",
+]

@@ -14,7 +14,7 @@ from imagery_dask.records.receipts import receipt
 from imagery_dask.sources import ReadCounts, collect_counts
 from imagery_dask.sources.counts import KEYS_KEPT
 
-__all__ = ["BlockError", "BlockResult", "BlockTask", "Outcome", "Written", "run_block"]
+__all__ = ["BlockError", "BlockResult", "BlockTask", "Outcome", "Written", "is_full", "run_block"]
 
 # Whether another attempt can help, and whether any other block can go on.
 Outcome = Literal["passing", "lasting", "refused", "full"]
@@ -104,11 +104,19 @@ def run_block(task: BlockTask, number: int, attempt: int, records: Records | Non
     return BlockResult(written.size, few, seconds)
 
 
+def is_full(error: BaseException) -> bool:
+    """Say whether an error means that no space is left where it was to be written."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    # Rust (zarrs, obstore) has it as text, in errors of types of its own.
+    return any(f"os error {number}" in str(error) for number in FULL)
+
+
 def outcome_of(error: Exception) -> Outcome:
     """Say what a failure means for another attempt."""
     if isinstance(error, AccessRefusedError):
         return "refused"
-    if isinstance(error, OSError) and error.errno in FULL or "os error 28" in str(error):
+    if is_full(error):
         return "full"
     if isinstance(error, MissingChunkError):
         return "lasting"

@@ -6,6 +6,7 @@ import heapq
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from distributed import Client, as_completed
 from numpy.typing import NDArray
 
+from imagery_dask.cluster import LOST
 from imagery_dask.errors import AccessRefusedError, ClusterLostError, TargetFullError, TooManyMissingError
 from imagery_dask.records.journal import Records
 from imagery_dask.run.block import BlockError, BlockResult, BlockTask, run_block
@@ -29,6 +31,10 @@ FAILURES_KEPT = 1000
 # Attempts at a block, when each fails for a reason that may pass; within one, each request has attempts of its own.
 ATTEMPTS = 4
 PAUSES_S = (1.0, 4.0, 16.0)
+# A scheduler whose process died is noticed at once, by its connection; one that stands still is asked after so long
+# without a result, and given as long again to answer.
+SILENCE_S = 60.0
+LOOK_S = 0.1
 
 # Blocks by number, made when they are asked for: stage by stage, none of which begins before the one before has ended.
 Stages = Sequence[Sequence[BlockTask]]
@@ -136,7 +142,8 @@ class _Window:
 
     def run(self, tasks: Sequence[BlockTask], first: int) -> None:
         """Run a stage."""
-        size = max(4, WINDOW_PER_THREAD * sum(self.client.nthreads().values()))
+        with self._asking():
+            size = max(4, WINDOW_PER_THREAD * sum(self.client.nthreads().values()))
         fresh = (_Submitted(first + index, tasks[index], 1) for index in self._todo(first, len(tasks)))
         running = as_completed(loop=self.client.loop)
         try:
@@ -144,13 +151,43 @@ class _Window:
                 for block in islice(self._due(fresh), size - len(self.submitted)):
                     running.add(self._submit(block))
                 if self.submitted:
-                    self._take(next(running))
+                    if self._result_is_there(running):
+                        self._take(next(running))
                 elif self.waiting:
                     time.sleep(max(0.0, self.waiting[0][0] - time.monotonic()))
                 else:
                     return
         except BaseException:
-            self.client.cancel(list(running.futures), force=True)
+            with suppress(Exception):  # a client that is closed
+                self.client.cancel(list(running.futures), force=True)
+            raise
+
+    def _result_is_there(self, running: Any) -> bool:
+        """Wait for a result as long as there is a scheduler that may give one; False when a block is due again."""
+        heard = time.monotonic()
+        while not running.has_ready():
+            with running.thread_condition:
+                running.thread_condition.wait(LOOK_S)
+            if self.client.status != "running" and not running.has_ready():
+                raise ClusterLostError(LOST)
+            self.rules.check()
+            if time.monotonic() - heard > SILENCE_S:
+                with self._asking():
+                    self.client.sync(self.client.scheduler.ncores, callback_timeout=SILENCE_S)
+                heard = time.monotonic()
+            if self.waiting and self.waiting[0][0] <= time.monotonic():
+                return running.has_ready()  # type: ignore[no-any-return]
+        return True
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Say what it means when a client that has lost its scheduler is used."""
+        try:
+            yield
+        except Exception as error:
+            # dask's own CommClosedError and TimeoutError are OSErrors.
+            if isinstance(error, OSError) or self.client.status in ("closing", "closed"):
+                raise ClusterLostError(LOST) from error
             raise
 
     def show(self) -> None:
@@ -180,9 +217,10 @@ class _Window:
         doing, _, where = block.task.name.partition(", ")
         key = f"{doing}-{where.replace(' ', '_')}_{block.number}_{block.attempt}_{self.run_id}"
         task = self.rules.wrap(block.task, block.number)
-        future = self.client.submit(
-            run_block, task, block.number, block.attempt, self.rules.records, key=key, pure=False
-        )
+        with self._asking():
+            future = self.client.submit(
+                run_block, task, block.number, block.attempt, self.rules.records, key=key, pure=False
+            )
         self.submitted[future.key] = block
         return future
 
@@ -200,10 +238,7 @@ class _Window:
     def _result(self, future: Any) -> BlockResult | BlockError:
         if future.status in ("cancelled", "lost"):
             if self.client.status != "running":
-                raise ClusterLostError(
-                    "The connection to the cluster's scheduler is lost. What is written stays; the same call goes on "
-                    "with another cluster."
-                )
+                raise ClusterLostError(LOST)
             return BlockError("CancelledError: the block was cancelled", "", "passing")
         if (error := future.exception()) is not None:  # of dask's own: a killed worker, a result that got lost
             return BlockError(f"{type(error).__name__}: {error}", "", "passing")
