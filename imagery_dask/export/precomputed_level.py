@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from cloudvolume import chunks as codecs
 from numpy.typing import NDArray
 
 from imagery_dask.export.digests import digest_of, digest_of_bytes, join_digests
-from imagery_dask.files import Compression, Files
+from imagery_dask.files import Compression, Files, Put
 from imagery_dask.grid import XYZ
 from imagery_dask.plan import Region
 from imagery_dask.sources import channels_last
@@ -63,9 +64,11 @@ class PrecomputedLevel:
         if self.files.folder is not None:
             # Without its parents: a task that outlives its export would make again what that has removed.
             (self.files.folder / self.key).mkdir(exist_ok=True)
-            return self._digest(voxels, [self._put(name, part) for name, part in parts])
+            with self.files.together() as put:
+                return self._digest(voxels, [self._put(put, name, part) for name, part in parts])
         with ThreadPoolExecutor(PUTS_IN_FLIGHT) as threads:
-            return self._digest(voxels, list(threads.map(self._put, *zip(*parts, strict=True))))
+            put_each = partial(self._put, self.files.put)
+            return self._digest(voxels, list(threads.map(put_each, *zip(*parts, strict=True))))
 
     def digest_of(self, region: Region, voxels: NDArray[Any]) -> bytes:
         """Hash that `write` gives."""
@@ -111,10 +114,10 @@ class PrecomputedLevel:
         params = {} if self.quality is None else {"level": self.quality}
         return bytes(codecs.encode(np.asfortranarray(voxels), self.encoding, SEGMENTATION_BLOCK, params))
 
-    def _put(self, name: str, voxels: NDArray[Any]) -> bytes:
+    def _put(self, put: Put, name: str, voxels: NDArray[Any]) -> bytes:
         """Write a chunk; the hash of its bytes, where these are compared."""
         content = self._encoded(voxels)
-        self.files.put(name, content, "application/octet-stream", self.compress)
+        put(name, content, "application/octet-stream", self.compress)
         return digest_of_bytes(content) if self.lossy else b""
 
     def _digest(self, voxels: NDArray[Any], of_contents: list[bytes]) -> bytes:

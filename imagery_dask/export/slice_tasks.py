@@ -74,7 +74,8 @@ class SliceBlock:
 
     def __call__(self) -> Written:
         """Read and write; a file is written whole, so that doing it again does no harm."""
-        return self._make(lambda name, content: self.files.put(name, content, content_type=CONTENT_TYPES[self.form]))
+        with self.files.together() as put:
+            return self._make(lambda name, content: put(name, content, CONTENT_TYPES[self.form]))
 
     def stored(self) -> bytes:
         """Hash of the files that are there."""

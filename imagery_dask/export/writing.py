@@ -18,8 +18,8 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
@@ -36,6 +36,7 @@ from zarr.storage import LocalStore, StorePath, WrapperStore
 from imagery_dask.export.buckets import place_of
 from imagery_dask.export.stores import clear_errors, open_store
 from imagery_dask.export.zarr_shards import ShardEncoder, shard_encoder
+from imagery_dask.files import move_durably
 
 __all__ = ["BlockArray", "codec_threads", "open_array", "remove_partial"]
 
@@ -145,9 +146,10 @@ class BlockArray:
         with _configured(PIPELINE, self.threads):
             array = _array(self.flat, StorePath(LocalStore(scratch)))
         array[whole] = voxels
-        for position in self._positions(whole):
-            name, final = (array.metadata.encode_chunk_key(position), self.padded.encode_chunk_key(position))
-            _move(f"{scratch}/{name}", folder / final)
+        _move(
+            (scratch / array.metadata.encode_chunk_key(position), folder / self.padded.encode_chunk_key(position))
+            for position in self._positions(whole)
+        )
 
     def _write_shards(
         self, shards: ShardEncoder, folder: Path, scratch: Path, whole: tuple[slice, ...], voxels: NDArray[Any]
@@ -158,12 +160,12 @@ class BlockArray:
                 slice(at * size - axis.start, (at + 1) * size - axis.start)
                 for at, size, axis in zip(position, self.unit, whole, strict=True)
             )
-            source = f"{scratch}/shard"
+            source = scratch / "shard"
             with open(source, "wb") as file:
                 filled = shards.write(voxels[part], file)
             if not filled:
                 os.unlink(source)
-            _move(source, folder / self.padded.encode_chunk_key(position))
+            _move([(source, folder / self.padded.encode_chunk_key(position))])
 
     def _positions(self, whole: tuple[slice, ...]) -> Iterator[tuple[int, ...]]:
         """Positions of whole units among those of the array."""
@@ -283,13 +285,14 @@ def _configured(pipeline: str, threads: int) -> Iterator[None]:
         yield
 
 
-def _move(source: str, target: Path) -> None:
-    """Move a chunk's file into place; where none was written the chunk is empty, and an older one goes."""
-    with suppress(FileNotFoundError):
-        os.replace(source, target)
-        return
-    if os.path.exists(source):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(source, target)
-    else:
-        target.unlink(missing_ok=True)
+def _move(moves: Iterable[tuple[Path, Path]]) -> None:
+    """Move files of chunks into place; where none was written the chunk is empty, and an older one goes."""
+    written = []
+    for source, target in moves:
+        if source.exists():
+            written.append((source, target))
+        else:
+            target.unlink(missing_ok=True)
+    for folder in {target.parent for _, target in written}:
+        folder.mkdir(parents=True, exist_ok=True)
+    move_durably(written)
