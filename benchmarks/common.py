@@ -16,11 +16,13 @@ from imagery_dask.demo.volume import synthesize
 OFFSET = (4096, 2048, 512)
 
 
-def arguments(description: str | None) -> argparse.Namespace:
-    """Options that every benchmark has."""
+def arguments(description: str | None, **more: tuple[type, object, str]) -> argparse.Namespace:
+    """Options that every benchmark has, and more of a type, with a default and a help text."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("benchmarks/results/data"), help="folder for test volumes")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each, in turn with its peers")
+    for name, (kind, default, text) in more.items():
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
     return parser.parse_args()
 
 

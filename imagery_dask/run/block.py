@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -14,7 +15,7 @@ from imagery_dask.records.receipts import receipt
 from imagery_dask.sources import ReadCounts, collect_counts
 from imagery_dask.sources.counts import KEYS_KEPT
 
-__all__ = ["BlockError", "BlockResult", "BlockTask", "Outcome", "Written", "is_full", "run_block"]
+__all__ = ["BlockError", "BlockResult", "BlockTask", "Outcome", "Written", "is_full", "run_batch", "run_block"]
 
 # Whether another attempt can help, and whether any other block can go on.
 Outcome = Literal["passing", "lasting", "refused", "full"]
@@ -110,6 +111,16 @@ def is_full(error: BaseException) -> bool:
         return True
     # Rust (zarrs, obstore) has it as text, in errors of types of its own.
     return any(f"os error {number}" in str(error) for number in FULL)
+
+
+def run_batch(blocks: Sequence[tuple[BlockTask, int, int]], records: Records | None) -> list[BlockResult | BlockError]:
+    """Do some blocks, each with its number and attempt, one after another; what ends the run ends the batch."""
+    results: list[BlockResult | BlockError] = []
+    for task, number, attempt in blocks:
+        results.append(run_block(task, number, attempt, records))
+        if isinstance(results[-1], BlockError) and results[-1].outcome in ("refused", "full"):
+            break
+    return results
 
 
 def outcome_of(error: Exception) -> Outcome:

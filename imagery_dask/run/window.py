@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from imagery_dask.cluster import LOST
 from imagery_dask.errors import AccessRefusedError, ClusterLostError, TargetFullError, TooManyMissingError
 from imagery_dask.records.journal import Records
-from imagery_dask.run.block import BlockError, BlockResult, BlockTask, run_block
+from imagery_dask.run.block import BlockError, BlockResult, BlockTask, run_batch
 from imagery_dask.run.report import FailedBlock, RunReport
 from imagery_dask.sources import ReadCounts
 
@@ -28,6 +29,9 @@ __all__ = ["WINDOW_PER_THREAD", "Rules", "Stages", "run_blocks"]
 # Blocks that the scheduler knows of, per thread of the cluster: enough that none waits for the driver.
 WINDOW_PER_THREAD = 3
 FAILURES_KEPT = 1000
+# A task of dask costs driver and scheduler some milliseconds: short blocks are done several in one.
+BATCH_S = 1.0
+BATCH_MOST = 128
 # Attempts at a block, when each fails for a reason that may pass; within one, each request has attempts of its own.
 ATTEMPTS = 4
 PAUSES_S = (1.0, 4.0, 16.0)
@@ -137,19 +141,24 @@ class _Window:
     rules: Rules
     started: float = field(default_factory=time.perf_counter)
     run_id: str = field(default_factory=lambda: uuid4().hex)
-    submitted: dict[str, _Submitted] = field(default_factory=dict)
+    submitted: dict[str, list[_Submitted]] = field(default_factory=dict)
+    size: int = 1
+    left: int = 0
+    block_s: float = math.inf
     waiting: list[tuple[float, int, _Submitted]] = field(default_factory=list)
 
     def run(self, tasks: Sequence[BlockTask], first: int) -> None:
         """Run a stage."""
         with self._asking():
-            size = max(4, WINDOW_PER_THREAD * sum(self.client.nthreads().values()))
-        fresh = (_Submitted(first + index, tasks[index], 1) for index in self._todo(first, len(tasks)))
+            self.size = max(4, WINDOW_PER_THREAD * sum(self.client.nthreads().values()))
+        numbers = self._todo(first, len(tasks))
+        self.left = len(numbers)
+        fresh = (_Submitted(first + index, tasks[index], 1) for index in numbers)
         running = as_completed(loop=self.client.loop)
         try:
             while True:
-                for block in islice(self._due(fresh), size - len(self.submitted)):
-                    running.add(self._submit(block))
+                for batch in islice(self._batches(fresh), self.size - len(self.submitted)):
+                    running.add(self._submit(batch))
                 if self.submitted:
                     if self._result_is_there(running):
                         self._take(next(running))
@@ -176,7 +185,7 @@ class _Window:
                     self.client.sync(self.client.scheduler.ncores, callback_timeout=SILENCE_S)
                 heard = time.monotonic()
             if self.waiting and self.waiting[0][0] <= time.monotonic():
-                return running.has_ready()  # type: ignore[no-any-return]
+                return running.has_ready()
         return True
 
     @contextmanager
@@ -195,59 +204,65 @@ class _Window:
         self.report.seconds = time.perf_counter() - self.started
         self.on_progress(self.report)
 
-    def _todo(self, first: int, count: int) -> Iterator[int]:
+    def _todo(self, first: int, count: int) -> Sequence[int]:
         if self.rules.todo is None:
-            return iter(range(count))
-        return iter(np.flatnonzero(self.rules.todo[first : first + count]).tolist())
+            return range(count)
+        return np.flatnonzero(self.rules.todo[first : first + count]).tolist()
 
-    def _due(self, fresh: Iterator[_Submitted]) -> Iterator[_Submitted]:
-        """Blocks to submit: those whose pause is over before new ones."""
+    def _batches(self, fresh: Iterator[_Submitted]) -> Iterator[list[_Submitted]]:
+        """Blocks to submit: those whose pause is over, each by itself, before new ones."""
         while True:
             if self.waiting and self.waiting[0][0] <= time.monotonic():
-                yield heapq.heappop(self.waiting)[2]
+                yield [heapq.heappop(self.waiting)[2]]
                 continue
-            block = next(fresh, None)
-            if block is None:
+            # So many that their task is worth its scheduling, and that none is left over for one thread in the end.
+            most = min(BATCH_MOST, int(BATCH_S / self.block_s) if self.block_s else BATCH_MOST, self.left // self.size)
+            batch = list(islice(fresh, max(1, most)))
+            self.left -= len(batch)
+            if not batch:
                 return
-            yield block
+            yield batch
 
-    def _submit(self, block: _Submitted) -> Any:
+    def _submit(self, batch: list[_Submitted]) -> Any:
         # Up to the first dash a key is its group's name, which the scheduler and the dashboard keep for ever; the id
         # keeps a run apart from another of the same array on the same cluster.
-        doing, _, where = block.task.name.partition(", ")
-        key = f"{doing}-{where.replace(' ', '_')}_{block.number}_{block.attempt}_{self.run_id}"
-        task = self.rules.wrap(block.task, block.number)
+        doing, _, where = batch[0].task.name.partition(", ")
+        key = f"{doing}-{where.replace(' ', '_')}_{batch[0].number}_{batch[0].attempt}_{self.run_id}"
+        blocks = [(self.rules.wrap(block.task, block.number), block.number, block.attempt) for block in batch]
         with self._asking():
-            future = self.client.submit(
-                run_block, task, block.number, block.attempt, self.rules.records, key=key, pure=False
-            )
-        self.submitted[future.key] = block
+            future = self.client.submit(run_batch, blocks, self.rules.records, key=key, pure=False)
+        self.submitted[future.key] = batch
         return future
 
     def _take(self, future: Any) -> None:
-        block = self.submitted.pop(future.key)
-        result = self._result(future)
+        batch = self.submitted.pop(future.key)
+        results = self._results(future)
         future.release()
-        if isinstance(result, BlockResult):
-            self._done(block, result)
-        else:
-            self._failed(block, result)
-        self.show()
+        # Of a batch that got lost with its worker each block is done by itself: one of them may be the reason.
+        each = results if isinstance(results, list) else [results] * len(batch)
+        for block, result in zip(batch, each, strict=False):
+            if isinstance(result, BlockResult):
+                self._done(block, result)
+            else:
+                self._failed(block, result)
+            self.show()
         self.rules.check()
 
-    def _result(self, future: Any) -> BlockResult | BlockError:
+    def _results(self, future: Any) -> list[BlockResult | BlockError] | BlockError:
         if future.status in ("cancelled", "lost"):
             if self.client.status != "running":
                 raise ClusterLostError(LOST)
             return BlockError("CancelledError: the block was cancelled", "", "passing")
         if (error := future.exception()) is not None:  # of dask's own: a killed worker, a result that got lost
             return BlockError(f"{type(error).__name__}: {error}", "", "passing")
-        result: BlockResult | BlockError = future.result()
-        return result
+        results: list[BlockResult | BlockError] = future.result()
+        return results
 
     def _done(self, block: _Submitted, result: BlockResult) -> None:
         report = self.report
         report.done += 1
+        # A mean of the last few; the first one counts whole, and may have opened volumes and stores.
+        self.block_s = result.seconds if self.block_s == math.inf else 0.8 * self.block_s + 0.2 * result.seconds
         report.written_bytes += result.written_bytes
         report.counts.add(result.counts)
         report.counts_of.setdefault(block.task.volume, ReadCounts()).add(result.counts)
