@@ -185,7 +185,7 @@ class _Window:
                     self.client.sync(self.client.scheduler.ncores, callback_timeout=SILENCE_S)
                 heard = time.monotonic()
             if self.waiting and self.waiting[0][0] <= time.monotonic():
-                return running.has_ready()
+                return running.has_ready()  # type: ignore[no-any-return]
         return True
 
     @contextmanager
