@@ -1,0 +1,250 @@
+"""One process at a time writes a store, whoever else tries, dies, stands still or has another clock."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faults.conftest import World
+from faults.harness import CLI, SEEDS, Process, assert_same, driver, receipts_so_far, settled, wait_for
+
+pytestmark = pytest.mark.long
+
+RENEW_S, EXPIRES_S = 0.2, 2.0
+IMPATIENT = f"""
+from imagery_dask.records import lease
+lease.RENEW_S, lease.EXPIRES_S = {RENEW_S}, {EXPIRES_S}
+"""
+HERE = socket.gethostname()
+Start = Callable[..., Process]
+
+
+@pytest.fixture(autouse=True)
+def _faster(world: World) -> Iterator[None]:
+    before, world.server.latency_s = world.server.latency_s, 0.02
+    yield
+    world.server.latency_s = before
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start a driver; all are ended with the test."""
+    started: list[Process] = []
+
+    def run(arguments: list[str], code: str = CLI) -> Process:
+        started.append(driver(arguments, tmp_path / f"driver{len(started)}.log", code))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.send(signal.SIGCONT)
+        process.end()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "export"
+
+
+def arguments_of(world: World, folder: Path, kind: str = "zarr") -> list[str]:
+    return world.export(kind, folder, "--cluster", world.cluster.address)
+
+
+def some_blocks(folder: Path, process: Process, count: int = 5) -> None:
+    wait_for(lambda: receipts_so_far(folder) >= count or process.code is not None)
+    assert process.code is None, process.said
+
+
+# ------------------------------------------------------------------------------------------------------ two exports
+
+
+def test_the_second_of_two_is_refused(world: World, folder: Path, start: Start) -> None:
+    expected, arguments = world.expected("zarr"), arguments_of(world, folder)
+    first = start(arguments)
+    some_blocks(folder, first)
+    for more in ([], ["--overwrite"]):
+        second = start([*arguments, *more])
+        assert second.wait() == 2
+        assert f"is being written by process {first.pid} on {HERE}" in second.said
+        assert "Traceback" not in second.said
+    assert first.wait() == 0
+    assert_same(settled(folder), expected)
+
+
+def test_a_killed_holder_is_followed_at_once(world: World, folder: Path, start: Start) -> None:
+    expected, arguments = world.expected("zarr"), arguments_of(world, folder)
+    first = start(arguments)
+    some_blocks(folder, first)
+    first.kill()
+    assert (folder / "out.receipts" / "lease.json").exists()
+    before, started = receipts_so_far(folder), time.monotonic()
+    second = start(arguments)
+    # Long before the lease would have expired.
+    wait_for(lambda: receipts_so_far(folder) > before + 8, timeout=15)
+    assert time.monotonic() - started < 15
+    assert second.wait() == 0
+    assert_same(settled(folder), expected)
+
+
+# --------------------------------------------------------------------------------------------------- other machines
+
+
+def foreign(renewed: float) -> bytes:
+    lease = {"id": "0" * 32, "host": "elsewhere", "pid": os.getpid(), "machine": "another boot pid:[1]"}
+    return json.dumps(lease | {"renewed": renewed}).encode()
+
+
+@contextmanager
+def renewing(file: Path, off_s: float) -> Iterator[None]:
+    """Renew a lease as another machine does, whose clock is off by so many seconds."""
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.is_set():
+            partial = file.with_name("of another machine")
+            partial.write_bytes(foreign(time.time() + off_s))
+            partial.rename(file)
+            ended.wait(RENEW_S)
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_lease_of_another_machine_is_taken_over_when_it_has_expired(world: World, folder: Path, start: Start) -> None:
+    expected, arguments = world.expected("zarr"), arguments_of(world, folder)
+    lease = folder / "out.receipts" / "lease.json"
+    lease.parent.mkdir()
+    written = time.time()
+    lease.write_bytes(foreign(written))
+    refused = start(arguments, IMPATIENT + CLI)
+    assert refused.wait() == 2, refused.said
+    assert f"is being written by process {os.getpid()} on elsewhere" in refused.said
+    assert lease.read_bytes() == foreign(written)
+    time.sleep(max(0.0, written + EXPIRES_S - time.time()))
+    process = start(arguments, IMPATIENT + CLI)
+    assert process.wait() == 0, process.said
+    assert_same(settled(folder), expected)
+
+
+@pytest.mark.parametrize("off_s", [-1000.0, 0.0, 1000.0], ids=["late", "right", "early"])
+def test_a_lease_that_is_renewed_is_kept_whatever_the_clocks_say(
+    world: World, folder: Path, start: Start, off_s: float
+) -> None:
+    lease = folder / "out.receipts" / "lease.json"
+    arguments = arguments_of(world, folder)
+    lease.parent.mkdir()
+    with renewing(lease, off_s):
+        wait_for(lease.exists)
+        process = start(arguments, IMPATIENT + CLI)
+        assert process.wait() == 2, process.said
+        assert "on elsewhere" in process.said
+    assert sorted(path.name for path in folder.rglob("*")) == ["lease.json", "out.receipts"]
+
+
+def test_a_lease_of_a_clock_in_the_future_is_not_kept_for_ever(world: World, folder: Path, start: Start) -> None:
+    arguments = arguments_of(world, folder)
+    lease = folder / "out.receipts" / "lease.json"
+    lease.parent.mkdir()
+    lease.write_bytes(foreign(time.time() + 3600))
+    process = start(arguments, IMPATIENT + CLI)
+    assert process.wait() == 0, process.said
+
+
+# ---------------------------------------------------------------------------------------------------- all at once
+
+CONTEND = (
+    IMPATIENT
+    + """
+import os, sys, time
+from imagery_dask.errors import TargetBusyError
+from imagery_dask.files import Files
+from imagery_dask.records.lease import Lease
+folder, out, at = sys.argv[1:]
+time.sleep(max(0, float(at) - time.time()))
+try:
+    with Lease(Files.at(folder), "the store") as held:
+        for _ in range(10):
+            time.sleep(0.1)
+            held.check()
+        print("kept it")
+except TargetBusyError as error:
+    print(error)
+"""
+)
+
+
+@pytest.mark.parametrize("found", ["none", "of a dead process", "expired", "cut off"])
+def test_of_many_at_once_one_has_the_lease(tmp_path: Path, start: Start, found: str) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for number in range(SEEDS // 2):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        at = time.time() + 0.3
+        content = foreign(time.time() - 100)
+        if found == "of a dead process":
+            from imagery_dask.records.lease import _machine
+
+            content = json.dumps(json.loads(content) | {"machine": _machine(), "pid": dead.pid}).encode()
+        if found != "none":
+            (folder / "lease.json").write_bytes(content[: 20 if found == "cut off" else None])
+        processes = [start([str(folder), "out", str(at)], CONTEND) for _ in range(6)]
+        assert [process.wait() for process in processes] == [0] * 6
+        said = [process.said for process in processes]
+        assert sum("kept it" in words for words in said) == 1, said
+        assert sum("is being written" in words or "has taken over" in words for words in said) == 5, said
+        assert list(folder.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------- holders that stood still
+
+
+@pytest.mark.parametrize("how", ["goes on", "overwrites", "has ended"])
+def test_a_holder_that_stood_still_ends(world: World, folder: Path, start: Start, how: str) -> None:
+    """And what the other one writes stays as it is, also when that has ended and left no lease."""
+    kind = "shards" if how == "overwrites" else "zarr"
+    expected = world.expected(kind)
+    first = start(arguments_of(world, folder), IMPATIENT + CLI)
+    some_blocks(folder, first)
+    first.send(signal.SIGSTOP)
+    time.sleep(EXPIRES_S)
+    more = ["--overwrite"] if how == "overwrites" else []
+    second = start([*arguments_of(world, folder, kind), *more], IMPATIENT + CLI)
+    if how == "goes on":
+        before = receipts_so_far(folder)
+        some_blocks(folder, second, before + 8)
+    else:
+        assert second.wait() == 0, second.said
+    first.send(signal.SIGCONT)
+    assert first.wait() == 2, first.said
+    assert "another process has taken over" in first.said
+    assert "Traceback" not in first.said
+    assert second.wait() == 0, second.said
+    assert_same(settled(folder), expected)
+
+
+def test_what_a_lease_says(tmp_path: Path) -> None:
+    from imagery_dask.files import Files
+    from imagery_dask.records.lease import Lease, holder_of
+
+    files = Files.at(tmp_path / "records")
+    with Lease(files, "the store"):
+        held: Any = holder_of(files)
+        assert (held["pid"], held["host"]) == (os.getpid(), HERE)
+        assert abs(held["renewed"] - time.time()) < 5
+    assert holder_of(files) is None
