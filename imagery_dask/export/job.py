@@ -177,7 +177,7 @@ def _run(
         records=session.records, todo=todo, most_missing=most_missing(running.max_missing, session.plan),
         check=session.check, wrap=with_requests(running.max_requests),
     )  # fmt: skip
-    with shown(running.progress, session.plan.blocks) as on_progress:
+    with shown(running.progress, session.plan.blocks, report.before) as on_progress:
         run_blocks(client, tasks_of(export, session), report, on_progress, rules)
     return _close(export, session, report)
 
