@@ -10,6 +10,7 @@ from imagery_dask.cli.demo import demo
 from imagery_dask.cli.export import export
 from imagery_dask.cli.export_png import export_png
 from imagery_dask.cli.info import info
+from imagery_dask.cli.status import status
 from imagery_dask.errors import ImageryDaskError
 
 __all__ = ["main"]
@@ -27,6 +28,7 @@ commands.add_command(demo)
 commands.add_command(info)
 export.add_command(export_png)
 commands.add_command(export)
+commands.add_command(status)
 
 
 def main() -> None:
