@@ -97,7 +97,7 @@ def export_precomputed(
 
 def _export(write: Callable[..., RunReport], out: str, options: dict[str, Any], **of_format: Any) -> None:
     """Write the region that the options name."""
-    of_store = {name: options.pop(name) for name in (*STORE_OPTIONS, "cluster", "workers")}
+    of_store = {name: options.pop(name) for name in (*STORE_OPTIONS, "cluster", "workers", "report")}
     data = region_dataset(**options)
     left = "keeps what it had" if of_store["overwrite"] else "is incomplete: export again with --overwrite"
     run_export(lambda: write(data, out, **of_store, **of_format), out, left, print_report)

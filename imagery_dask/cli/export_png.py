@@ -15,7 +15,7 @@ __all__ = ["export_png"]
 
 PICTURE_OPTIONS = (
     "slice_axis", "names", "format", "window", "tile", "colors", "alpha", "outline", "merge_outline", "width",
-    "max_files", "overwrite",
+    "max_files", "overwrite", "report",
 )  # fmt: skip
 
 

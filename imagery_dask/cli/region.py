@@ -40,6 +40,8 @@ OPTIONS = (
     click.option("--cluster", default="local", show_default=True, metavar="local|FILE|ADDRESS", help="Where to run."),
     click.option("--missing", type=click.Choice(["fill", "error"]), default="fill", show_default=True,
                  help="What a storage chunk that does not exist becomes: 0 and counted, or a failed block."),
+    click.option("--report", metavar="FILE",
+                 help="Write a report as an HTML page: throughput, state of each block, pictures, failures."),
 )  # fmt: skip
 
 
@@ -62,7 +64,7 @@ def store_options(command: Command) -> Command:
 
 
 def region_options(command: Command) -> Command:
-    """Give a command the options of `region_dataset`, and ``--workers`` and ``--cluster``."""
+    """Give a command the options of `region_dataset`, and ``--workers``, ``--cluster`` and ``--report``."""
     for option in reversed(OPTIONS):
         command = option(command)
     return command
