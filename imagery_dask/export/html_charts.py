@@ -27,7 +27,8 @@ SIDE_BY_SIDE = 110  # pixels that a time of day takes, and some space
 
 MOST_SLABS = 64
 MOST_CELLS = 5000
-MAP_SIDE = 150
+MOST_ALONG = 100
+MAP_SIDE, ONLY_SIDE = 150, 600
 CELL = (2.0, 13.0)
 
 
@@ -53,7 +54,7 @@ def block_map(plan: BlockPlan, states: NDArray[np.uint8]) -> Markup:
     grid = states.reshape(z, y, x)
     slabs = np.unique(np.linspace(0, z, min(z, MOST_SLABS) + 1).astype(int))[:-1]
     step = 1
-    while -(-x // step) * -(-y // step) * len(slabs) > MOST_CELLS and step < max(x, y):
+    while -(-x // step) * -(-y // step) * len(slabs) > MOST_CELLS or -(-max(x, y) // step) > MOST_ALONG:
         step += 1
     cells = np.maximum.reduceat(grid, slabs, axis=0)
     cells = np.maximum.reduceat(cells, np.arange(0, y, step), axis=1)
@@ -61,7 +62,7 @@ def block_map(plan: BlockPlan, states: NDArray[np.uint8]) -> Markup:
     stops = [*slabs[1:].tolist(), z]
     edges = plan.edges[2]
     drawn = (
-        _slab(cell, f"z {edges[first]:,}–{edges[stop]:,}", grid[first:stop])
+        _slab(cell, f"z {edges[first]:,}–{edges[stop]:,}", grid[first:stop], MAP_SIDE if z > 1 else ONLY_SIDE)
         for cell, first, stop in zip(cells, slabs.tolist(), stops, strict=True)
     )
     merged = len(slabs) < z or step > 1
@@ -84,9 +85,9 @@ def legend(states: NDArray[np.uint8]) -> Markup:
 # ------------------------------------------------------------------------------------------------- blocks
 
 
-def _slab(cells: NDArray[np.uint8], label: str, blocks: NDArray[np.uint8]) -> Markup:
+def _slab(cells: NDArray[np.uint8], label: str, blocks: NDArray[np.uint8], most: int) -> Markup:
     rows, columns = cells.shape
-    side = min(max(MAP_SIDE / max(rows, columns), CELL[0]), CELL[1])
+    side = min(max(most / max(rows, columns), CELL[0]), CELL[1])
     counts = np.bincount(blocks.ravel(), minlength=len(STATES)).tolist()
     said = ", ".join(f"{count:,} {name}" for name, count in zip(STATES, counts, strict=True) if count)
     paths = "".join(
