@@ -91,7 +91,7 @@ def _next(found: Status) -> str:
 def _rate(found: Status) -> str:
     if found.blocks_per_second is None or found.bytes_per_second is None:
         return "; no block was done of late" if found.state == "running" else ""
-    when = "of late" if found.state == "running" else "at last"
+    when = "of late" if found.state == "running" else "at the end"
     rate = f"; {when} {human_bytes(found.bytes_per_second)}/s, {found.blocks_per_second:.3g} blocks/s"
     return rate + (f"; about {readable_time(found.seconds_left)} left" if found.seconds_left is not None else "")
 
