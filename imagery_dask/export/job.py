@@ -26,9 +26,11 @@ from numpy.typing import NDArray
 
 from imagery_dask.cluster import Room, connect, room_of
 from imagery_dask.errors import TargetFullError
+from imagery_dask.export.html_report import checked_report, reported
 from imagery_dask.export.inputs import Volume
 from imagery_dask.export.limits import most_missing, with_requests
 from imagery_dask.export.plans import ExportPlan, Part, described_volume
+from imagery_dask.export.previews import Preview
 from imagery_dask.export.progress import shown
 from imagery_dask.export.session import Session, Target, open_session
 from imagery_dask.export.source_reads import source_chunks
@@ -153,6 +155,11 @@ class Export(ABC):
         del plan
         return iter(())
 
+    def previews(self, place: str, session: Session, whole: Sequence[Part]) -> Iterator[Preview]:
+        """Give pictures of what is written, for a report; of `whole` parts of the plan all blocks are done."""
+        del place, session, whole
+        return iter(())
+
     def plan(self, room: Room, block_bytes: int | None) -> ExportPlan:
         """Plan for a cluster of some size."""
         stages = self.stages(room, block_bytes)
@@ -174,13 +181,16 @@ def execute(export: Export, running: Running) -> RunReport:
     BlockFailedError, AccessRefusedError, TargetFullError, TooManyMissingError, ClusterLostError
         As the run has it.
     """
+    page = checked_report(running.report, export.out)
     with _clear_when_full(export.out), open_session(export, running.overwrite) as session:
         todo = _todo(session, running.repair) if session.plan is not None else None
         if todo is not None and not todo.any():
-            report = _close(export, session, _report(session, todo))
+            report = _report(session, todo)
+            with reported(export, session, report, page):
+                _close(export, session, report)
         else:
             with connect(running.cluster, running.workers) as client:
-                report = _run(export, running, session, client, todo)
+                report = _run(export, running, session, client, todo, page)
     report.raise_for_failures()
     return report
 
@@ -205,7 +215,12 @@ def tasks_of(export: Export, session: Session) -> Sequence[Sequence[BlockTask]]:
 
 
 def _run(
-    export: Export, running: Running, session: Session, client: Client, todo: NDArray[np.bool_] | None
+    export: Export,
+    running: Running,
+    session: Session,
+    client: Client,
+    todo: NDArray[np.bool_] | None,
+    page: str | None,
 ) -> RunReport:
     export.check(client)
     if session.plan is None:
@@ -223,9 +238,11 @@ def _run(
         records=session.records, todo=todo, most_missing=most_missing(running.max_missing, session.plan),
         check=session.check, wrap=with_requests(running.max_requests), on_failure=partial(_set_aside, session.records),
     )  # fmt: skip
-    with shown(running.progress, session.plan.blocks) as on_progress:
-        run_blocks(client, tasks_of(export, session), report, on_progress, rules)
-    return _close(export, session, report)
+    with reported(export, session, report, page):
+        with shown(running.progress, session.plan.blocks, report.before) as on_progress:
+            run_blocks(client, tasks_of(export, session), report, on_progress, rules)
+        _close(export, session, report)
+    return report
 
 
 def _set_aside(records: Records | None, number: int, task: BlockTask, reason: str, attempts: int) -> None:
@@ -274,11 +291,11 @@ def _report(session: Session, todo: NDArray[np.bool_] | None) -> RunReport:
     return report
 
 
-def _close(export: Export, session: Session, report: RunReport) -> RunReport:
+def _close(export: Export, session: Session, report: RunReport) -> None:
     assert session.plan is not None
     report.notes += export.notes(session.plan)
     if session.finished and report.before == report.blocks:
-        return report
+        return
     session.check()
     export.tidy(session.place)
     session.tidy()
@@ -294,4 +311,3 @@ def _close(export: Export, session: Session, report: RunReport) -> RunReport:
         report.raise_for_failures()
     if report.ok:
         session.finish(now())
-    return report

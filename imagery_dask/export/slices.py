@@ -21,6 +21,7 @@ from imagery_dask.export.levels import BLOCK_BYTES, block_size
 from imagery_dask.export.limits import checked_missing, checked_requests
 from imagery_dask.export.pages import Format
 from imagery_dask.export.plans import ExportPlan, Part, fingerprint_of, voxels_decided_by
+from imagery_dask.export.previews import Preview, slice_previews
 from imagery_dask.export.session import Session
 from imagery_dask.export.slice_look import look_of
 from imagery_dask.export.slice_names import SliceNames, plane_axes
@@ -346,6 +347,10 @@ class SliceExport(Export):
     def tidy(self, place: str) -> None:
         """Remove what killed processes left half-written."""
         self.files.remove_partial(stem=self.names.stem)
+
+    def previews(self, place: str, session: Session, whole: Sequence[Part]) -> Iterator[Preview]:
+        """Give some of the pictures, smaller."""
+        yield from slice_previews(self.files, self.names, self._pages(session).kinds, self._plan(1).edges)
 
     def _plan(self, voxels: int) -> BlockPlan:
         return plan_slices(storage_edges(self.volumes), self.names.axis, self.tile, voxels)

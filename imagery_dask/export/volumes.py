@@ -13,6 +13,7 @@ from imagery_dask.cluster import Room
 from imagery_dask.export.job import Export
 from imagery_dask.export.levels import LevelStore, LevelTasks, level_notes, plan_levels
 from imagery_dask.export.plans import ExportPlan, Part, voxels_decided_by
+from imagery_dask.export.previews import Preview, level_previews
 from imagery_dask.export.session import Session
 from imagery_dask.export.stacks import Stack
 from imagery_dask.export.stores import records_of
@@ -115,6 +116,11 @@ class VolumeExport(Export):
         for stack in self.stacks:
             parts = [part for _, part in plan.parts if part.volume == stack.volume.name]
             yield from level_notes(stack.export, [part.blocks for part in parts])
+
+    def previews(self, place: str, session: Session, whole: Sequence[Part]) -> Iterator[Preview]:
+        """Give planes of each volume."""
+        for stack, stores in zip(self.stacks, self.places(place, session), strict=True):
+            yield from level_previews(stack.export, stores, whole)
 
     def _stage_of(self, part: Part) -> tuple[Any, int]:
         (export,) = (stack.export for stack in self.stacks if stack.volume.name == part.volume)

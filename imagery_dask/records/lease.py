@@ -22,7 +22,7 @@ from uuid import uuid4
 from imagery_dask.errors import TargetBusyError
 from imagery_dask.files import Files
 
-__all__ = ["Lease", "holder_of"]
+__all__ = ["Lease", "holder_of", "is_held"]
 
 NAME = "lease.json"
 RENEW_S = 10.0
@@ -199,6 +199,13 @@ def holder_of(files: Files) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError):  # cut off by a crash
         return None
     return held
+
+
+def is_held(held: dict[str, Any] | None) -> bool:
+    """Whether a holder seems to be at work, as far as its file says; clocks of other machines are believed."""
+    if held is None or (held.get("machine") == _machine() and not _alive(int(held["pid"]))):
+        return False
+    return time.time() - float(held["renewed"]) < EXPIRES_S
 
 
 def _machine() -> str:

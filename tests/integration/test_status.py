@@ -1,0 +1,318 @@
+"""How far an export is, as any process can find out from its records: states, rates, and what the command prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+from distributed import Client
+from numpy.typing import NDArray
+from support.volumes import coordinate_volume, delete_chunks, write_volume
+
+from imagery_dask import ImageryClient, to_png, to_precomputed, to_zarr
+from imagery_dask.cli import main
+from imagery_dask.errors import BlockFailedError
+from imagery_dask.export.block_states import bursts_of, recent_rate
+from imagery_dask.export.status import Status, status_of
+from imagery_dask.records.journal import Records, records_folder
+from imagery_dask.records.lease import Lease
+from imagery_dask.records.receipts import RECEIPT, receipt
+from imagery_dask.records.runs import runs_in
+from imagery_dask.run import RunReport
+from imagery_dask.sources import ReadCounts
+
+SHAPE = (64, 64, 32)
+BLOCK = (16, 16, 16)
+BLOCKS = 4 * 4 * 2
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 16**3)
+    monkeypatch.setattr("imagery_dask.export.levels.SMALL_BLOCK_BYTES", 16**3)
+
+
+@pytest.fixture(scope="module")
+def data() -> NDArray[np.uint8]:
+    return coordinate_volume(SHAPE, dtype=np.uint8)
+
+
+def stop_after(count: int) -> Callable[[RunReport], None]:
+    def stop(report: RunReport) -> None:
+        if report.done >= count:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def only(out: Any) -> Status:
+    (found,) = status_of(out)
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------- states
+
+
+def test_an_export_that_is_complete(tmp_path: Path, threads: Client, data: Any) -> None:
+    out = tmp_path / "out.zarr"
+    report = to_zarr(data, out, chunks=BLOCK, levels=2, cluster=threads, progress=False)
+    found = only(out)
+    assert (found.state, found.kind, found.out) == ("complete", "zarr", str(out))
+    assert found.blocks == found.done == report.blocks
+    assert (found.failed, found.missing, found.zero_roots, found.repeats) == (0, 0, 0, 0)
+    assert (found.written_bytes, found.voxels) == (report.written_bytes, data.size)
+    assert found.first is not None
+    assert found.last is not None
+    assert time.time() - 60 < found.first <= found.last <= time.time()
+    assert found.blocks_per_second is not None
+    assert found.blocks_per_second > 0
+    assert (found.seconds_left, found.holder, found.damaged, found.failures) == (None, None, (), ())
+    assert sum(stage.blocks for stage in found.stages) == report.blocks
+    assert all(stage.done == stage.blocks for stage in found.stages)
+    assert status_of(f"{out}.receipts") == status_of(f"{out}/") == status_of(f"file://{out}") == [found]
+
+
+def test_an_export_that_was_interrupted_and_goes_on(tmp_path: Path, threads: Client, data: Any) -> None:
+    out = tmp_path / "out.zarr"
+    seen: list[Status] = []
+
+    def look(report: RunReport) -> None:
+        if report.done == 5:
+            seen.extend(status_of(out))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        to_zarr(data, out, chunks=BLOCK, cluster=threads, progress=look)
+    (running,) = seen
+    assert running.state == "running"
+    assert running.holder is not None
+    assert running.holder.pid == os.getpid()
+    assert running.holder.heard_of_seconds_ago < 60
+    assert running.seconds_left is not None
+    assert 5 <= running.done < BLOCKS
+    found = only(out)
+    assert (found.state, found.holder, found.finished, found.seconds_left) == ("interrupted", None, None, None)
+    assert running.done <= found.done < BLOCKS
+    to_zarr(data, out, chunks=BLOCK, cluster=threads, progress=False)
+    assert only(out).state == "complete"
+
+
+def test_blocks_that_failed_and_were_done_again(tmp_path: Path, threads: Client, data: Any) -> None:
+    path = write_volume(tmp_path / "em", data, chunk_size=(32, 32, 16))
+    kept = (tmp_path / "em" / "8_8_40" / "32-64_0-32_16-32.gz").read_bytes()
+    delete_chunks(path, 0, lambda start: start == (32, 0, 16))
+    out, volume = tmp_path / "out", ImageryClient(image_source=path, missing="error").image_volume()
+    with pytest.raises(BlockFailedError):
+        to_precomputed(volume, out, chunks=(32, 32, 16), cluster=threads, progress=False)
+    found = only(f"precomputed://file://{out}")
+    assert (found.kind, found.state, found.failed, found.done) == ("precomputed", "failed", 1, found.blocks - 1)
+    (failure,) = found.failures
+    assert failure.reason.startswith("MissingChunkError: ")
+    assert failure.name.startswith("read+write ")
+    (tmp_path / "em" / "8_8_40" / "32-64_0-32_16-32.gz").write_bytes(kept)
+    to_precomputed(volume, out, chunks=(32, 32, 16), cluster=threads, progress=False)
+    found = only(out)
+    assert (found.state, found.failed, found.failures) == ("complete", 0, ())
+
+
+def test_missing_chunks_and_damage(tmp_path: Path, threads: Client, data: Any) -> None:
+    path = write_volume(tmp_path / "em", data, chunk_size=(32, 32, 16))
+    delete_chunks(path, 0, lambda start: start == (32, 0, 16))
+    out = tmp_path / "out.zarr"
+    to_zarr(ImageryClient(image_source=path).image_volume(), out, chunks=BLOCK, cluster=threads, progress=False)
+    found = only(out)
+    assert (found.state, found.missing > 0) == ("complete", True)
+    (run,) = runs_in(records_folder(str(out)))
+    run.records.put("damaged.json", {"blocks": [3, 1]})
+    found = only(out)
+    assert (found.state, found.damaged) == ("damaged", (1, 3))
+
+
+def test_what_is_to_replace_an_export_has_a_status_of_its_own(tmp_path: Path, threads: Client, data: Any) -> None:
+    out = tmp_path / "out.zarr"
+    to_zarr(data, out, chunks=BLOCK, cluster=threads, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        to_zarr(data, out, chunks=BLOCK, cluster=threads, overwrite=True, progress=stop_after(3))
+    assert [found.state for found in status_of(out)] == ["complete", "interrupted"]
+
+
+def test_slices_of_a_prefix(tmp_path: Path, threads: Client, data: Any) -> None:
+    ids = data.astype(np.uint64)
+    to_png(data, tmp_path / "em", cluster=threads, progress=False)
+    to_png(ids, tmp_path / "em", what="labels", cluster=threads, progress=False)
+    to_png(data, tmp_path / "em_imagery", cluster=threads, progress=False)
+    assert [found.kind for found in status_of(tmp_path / "em")] == ["png", "png"]
+    assert only(tmp_path / "em_imagery").out.endswith("/em_imagery")
+
+
+def test_slices_in_memory(data: Any) -> None:
+    with Client(processes=False, n_workers=1, dashboard_address="127.0.0.1:0") as client:
+        to_png(data, "memory://status/slices/em", cluster=client, progress=False)
+        to_precomputed(
+            data,
+            "memory://status/volume",
+            resolution_nm=(8, 8, 8),
+            translation_nm=(4, 4, 4),
+            cluster=client,
+            progress=False,
+        )
+    assert only("memory://status/slices/em").state == "complete"
+    assert only("memory://status/volume").state == "complete"
+
+
+def test_a_bucket(data: Any, s3_server: Any, threads: Client) -> None:
+    with s3_server.environment():
+        s3_server.create_bucket("asked-of")
+        to_zarr(data, "s3://asked-of/a/out.zarr", chunks=BLOCK, cluster=threads, progress=False)
+        to_png(data, "s3://asked-of/a/em", cluster=threads, progress=False)
+        assert only("s3://asked-of/a/out.zarr").done == BLOCKS
+        assert only("s3://asked-of/a/em").state == "complete"
+
+
+@pytest.mark.parametrize("name", ["nothing.zarr", "em", "there"])
+def test_where_there_is_no_export(tmp_path: Path, name: str) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(FileNotFoundError, match=f"{name} has no records of an export"):
+        status_of(tmp_path / name)
+
+
+# ---------------------------------------------------------------------------------------------------------- rates
+
+
+def receipts_at(finished: Any, seconds: float = 1.0) -> NDArray[Any]:
+    rows = np.zeros(len(finished), RECEIPT)
+    rows["block"], rows["finished"], rows["seconds"] = np.arange(len(finished)), finished, seconds
+    rows["written_bytes"], rows["attempts"] = 1_000_000, 1
+    return rows
+
+
+def test_pauses_between_calls_do_not_count() -> None:
+    day = 86_400.0
+    rows = receipts_at(np.concatenate([np.arange(1, 101), day + np.arange(1, 11) / 2]))
+    assert [(burst.start, burst.stop) for burst in bursts_of(rows)] == [(0, 100), (day - 0.5, day + 5)]
+    rate = recent_rate(rows)
+    assert rate is not None
+    np.testing.assert_allclose(rate, (10 / 5.5, 10e6 / 5.5))
+    assert recent_rate(rows, now=day + 600) is None
+    assert recent_rate(rows[:0]) is None
+
+
+def test_the_rate_is_that_of_the_last_minutes() -> None:
+    rows = receipts_at(np.concatenate([np.arange(0, 1000, 10), 1000 + np.arange(600)]))
+    rate = recent_rate(rows)
+    assert rate is not None
+    np.testing.assert_allclose(rate[0], 1, rtol=0.01)
+    slow = recent_rate(receipts_at(np.arange(10) * 200.0, seconds=190))
+    assert slow is not None
+    np.testing.assert_allclose(slow[0], 2 / 300, rtol=0.01)
+
+
+def test_a_million_receipts(tmp_path: Path, threads: Client, data: Any) -> None:
+    out = tmp_path / "out.zarr"
+    array = da.zeros((100, 100, 100), chunks=100, dtype=np.uint8)
+    to_zarr(array, out, chunks=(100, 100, 100), cluster=threads, progress=False)
+    (run,) = runs_in(records_folder(str(out)))
+    edges = list(range(101))
+    (stage,) = run.plan["stages"]
+    stage[0]["blocks"]["edges"] = [edges] * 3
+    run.saved()
+    one = receipt(0, bytes(16), 1, 1, ReadCounts(), 1, 1.0)
+    rows = np.frombuffer(one * 10**6, RECEIPT).copy()
+    rows["block"] = np.random.default_rng(0).permutation(10**6)
+    Records(run.records.files, run.records.run).append("receipts", with_checks(rows))
+    started = time.perf_counter()
+    found = only(out)
+    assert time.perf_counter() - started < 10
+    assert found.done == found.blocks == 10**6
+
+
+def with_checks(rows: NDArray[Any]) -> bytes:
+    raw = rows.view(np.uint8).reshape(len(rows), -1)[:, :-4].copy()
+    rows["crc"] = [zlib.crc32(row) for row in raw]
+    return rows.tobytes()
+
+
+# --------------------------------------------------------------------------------------------------- command line
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["imagery-dask", "status", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        out, error = capfd.readouterr()
+        return int(stopped.value.code or 0), out, error
+
+    return call
+
+
+def test_the_command(tmp_path: Path, threads: Client, data: Any, run: Run) -> None:
+    out = tmp_path / "out.zarr"
+    with pytest.raises(KeyboardInterrupt):
+        to_zarr(data, out, chunks=BLOCK, cluster=threads, progress=stop_after(4))
+    (of_run,) = runs_in(records_folder(str(out)))
+    last = of_run.plan["stages"][0][0]["blocks"]["edges"]
+    block = int(np.prod([len(edges) - 1 for edges in last])) - 1
+    failed = {"block": block, "name": "read+write data, z1", "reason": "OSError: gone", "attempts": 4, "when": 1.0}
+    of_run.records.append("failed", json.dumps(failed).encode() + b"\n")
+    code, text, error = run(out)
+    assert (code, error) == (0, "")
+    lines = text.splitlines()
+    assert lines[0].startswith(f"{out} (zarr): failed; no process is at work")
+    assert "1 failed, 3 repeats" in lines[1]
+    assert "    read+write data, z1: OSError: gone" in lines
+    assert "source chunks missing: 0" in text
+    with Lease(records_folder(str(out)), str(out)):
+        code, text, error = run(out)
+    assert (code, error) == (0, "")
+    assert text.splitlines()[0] == f"{out} (zarr): running"
+    assert f"process {os.getpid()} on " in text
+
+
+def test_json(tmp_path: Path, threads: Client, data: Any, run: Run) -> None:
+    out = tmp_path / "out.zarr"
+    to_zarr(data, out, chunks=BLOCK, cluster=threads, progress=False)
+    (of_run,) = runs_in(records_folder(str(out)))
+    large = receipt(0, bytes(16), 1, 2**60 + 1, ReadCounts(), 1, 0.1)
+    of_run.records.append("receipts", large)
+    code, text, error = run(out, "--json", "--watch", 1)
+    assert (code, error) == (0, "")
+    (found,) = json.loads(text)["exports"]
+    assert (found["state"], found["blocks"], found["done"]) == ("complete", BLOCKS, BLOCKS)
+    assert found["written_bytes"] == str(2**60 + 1 + 31 * 16**3)
+
+
+def test_no_export_is_code_2(tmp_path: Path, run: Run) -> None:
+    code, text, error = run(tmp_path / "none.zarr")
+    assert (code, text) == (2, "")
+    assert error.startswith("Error: ")
+    assert "Traceback" not in error
+
+
+def test_watching_ends_with_the_export(tmp_path: Path, threads: Client, data: Any, run: Run) -> None:
+    out = tmp_path / "out.zarr"
+    with pytest.raises(KeyboardInterrupt):
+        to_zarr(data, out, chunks=BLOCK, cluster=threads, progress=stop_after(4))
+    lease = Lease(records_folder(str(out)), str(out))
+    lease.__enter__()
+    threading.Timer(0.4, lease.__exit__, (None, None, None)).start()
+    code, text, _ = run(out, "--watch", 0.2)
+    states = [line.partition("): ")[2] for line in text.splitlines() if line.startswith(str(out))]
+    assert code == 0
+    assert states[0] == "running"
+    assert states[-1].startswith("interrupted")

@@ -1,0 +1,66 @@
+"""Progress where stderr is no terminal: lines now and then, none of short exports."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from imagery_dask.export import progress
+from imagery_dask.export.progress import readable_time, shown
+from imagery_dask.run import RunReport
+
+
+def report(done: int, **values: int) -> RunReport:
+    return RunReport(400, done=done, seconds=10.0, written_bytes=done * 10**6, **values)
+
+
+def test_short_exports_say_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    with shown(True, 400) as show:
+        assert show is not None
+        show(report(400))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_lines(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LINE_S", 0.05)
+    with shown(True, 400) as show:
+        assert show is not None
+        for done in range(100, 104):
+            show(report(done, before=90, before_bytes=90 * 10**6))
+        time.sleep(0.06)
+        one = report(120, before=100, before_bytes=100 * 10**6, repeats=2, failures=1)
+        one.counts.missing = 3
+        show(one)
+        show(report(399))
+    out, error = capfd.readouterr()
+    first, last = (line.partition("  ")[2] for line in error.splitlines())
+    assert out == ""
+    assert first == (
+        "120 of 400 blocks (30.0%), 2.0 MB/s, about 2 min 20 s left, 3 chunks missing, 2 repeats, 1 failed"
+    )
+    assert last.startswith("399 of 400 blocks (99.7%), 39.9 MB/s")
+
+
+def test_the_last_line_comes_once_and_after_an_interrupt(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINE_S", 0.0)
+
+    def interrupted() -> None:
+        with shown(True, 400) as show:
+            assert show is not None
+            show(report(7))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert len(capfd.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "0 s"), (59.6, "1 min"), (3600, "1 h"), (3661, "1 h 1 min"), (90_061, "1 d 1 h")],
+)
+def test_readable_time(seconds: float, text: str) -> None:
+    assert readable_time(seconds) == text
