@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from imagery_dask.export.job import Export
 from imagery_dask.export.plans import ExportPlan, data_of
 from imagery_dask.export.precomputed import PrecomputedExport
+from imagery_dask.export.record_folders import record_folders
 from imagery_dask.export.slices import SliceExport
-from imagery_dask.export.stores import records_of
 from imagery_dask.export.zarr import ZarrExport
-from imagery_dask.files import Files
 from imagery_dask.records.runs import Run, runs_in
 
-__all__ = ["KINDS", "export_of", "read_plan", "record_folders", "run_at"]
+__all__ = ["KINDS", "export_of", "read_plan", "run_at"]
 
 KINDS: dict[str, type[Export]] = {"zarr": ZarrExport, "precomputed": PrecomputedExport, "png": SliceExport}
-SUFFIX = ".receipts"
 
 
 def export_of(plan: ExportPlan) -> Export:
@@ -62,33 +58,8 @@ def run_at(out: str) -> Run:
     runs = [run for files in record_folders(out) for run in runs_in(files)]
     if not runs:
         raise FileNotFoundError(
-            f"There are no records of an export beside {out}. They lie in {out.rstrip('/')}{SUFFIX}, and may have been "
-            "removed, or the export was made by something else."
+            f"There are no records of an export beside {out}. They lie in {out.rstrip('/')}.receipts, and may have "
+            "been removed, or the export was made by something else."
         )
     # A run that is to replace another one is not what is there yet.
     return max(runs, key=lambda run: (".incoming-" not in run.place, run.created))
-
-
-def record_folders(out: str) -> Iterator[Files]:
-    """Find folders of records that belong to a store, or to slices with a prefix; or the folder itself."""
-    out = out.removeprefix("precomputed://")
-    if out.rstrip("/").endswith(SUFFIX):
-        yield Files.at(out)
-        return
-    own = records_of(out)
-    if own is not None and next(own.names(), None) is not None:
-        yield own
-        return
-    folder, _, stem = out.rpartition("/")
-    files = Files.at(folder or ".")
-    found: set[str] = set()
-    for name in files.names(f".{stem}"):
-        first = name.partition("/")[0]
-        if first.endswith(SUFFIX) and first not in found:
-            found.add(first)
-            yield Files.at(f"{files.url}/{first}")
-
-
-def plan_content(plan: ExportPlan, **more: Any) -> dict[str, Any]:
-    """Content of a plan file: the plan, and what is known of it besides."""
-    return plan.to_json() | more

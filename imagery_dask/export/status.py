@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 from imagery_dask.export.block_states import Outcomes, outcomes_of, recent_rate
 from imagery_dask.export.plans import ExportPlan
-from imagery_dask.export.slice_checks import place_of as prefix_place
+from imagery_dask.export.record_folders import record_folders
 from imagery_dask.export.stores import clear_errors
 from imagery_dask.files import Files
 from imagery_dask.records.journal import records_folder
@@ -23,9 +22,6 @@ __all__ = ["Failure", "Holder", "StageStatus", "State", "Status", "status_of"]
 
 State = Literal["running", "interrupted", "failed", "complete", "damaged"]
 FAILURES_KEPT = 10
-ENDING = ".receipts"
-# Of slices, records are named after what is shown, too: `SliceExport.records`.
-OF_SLICES = ("imagery", "masks", "labels", "overlay")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,39 +141,13 @@ def status_of(out: str | os.PathLike[str]) -> list[Status]:
     if not text:
         raise ValueError("OUT is empty; give the folder, URL or prefix that was exported to.")
     with clear_errors(text):
-        found = [status for files in _folders(text) for status in _statuses(files)]
+        found = [status for files in record_folders(text) for status in _statuses(files)]
     if not found:
         raise FileNotFoundError(
-            f"{text} has no records of an export ({records_folder(text).url}, or {Path(text).name}_WHAT.*{ENDING} of "
+            f"{text} has no records of an export ({records_folder(text).url}, or .{Path(text).name}_WHAT.*.receipts of "
             "slices). Give what was exported to; records that were removed cannot be made again."
         )
     return found
-
-
-def _folders(out: str) -> Iterator[Files]:
-    """List the records folders that belong to a place."""
-    if out.endswith(ENDING):
-        yield Files.at(out)
-        return
-    yield records_folder(out)
-    try:
-        files, stem = prefix_place(out)
-    except ValueError:  # the root of a bucket
-        return
-    for name in sorted(_names(files, stem)):
-        yield Files.at(f"{files.url}/{name}")
-
-
-def _names(files: Files, stem: str) -> set[str]:
-    """Names of the records folders of slices."""
-    pattern = re.compile(rf"{re.escape(stem)}_({'|'.join(OF_SLICES)})\.[0-9a-f]{{8}}{re.escape(ENDING)}")
-    if files.folder is not None:
-        if not files.folder.is_dir():
-            return set()
-        return {name for name in os.listdir(files.folder) if pattern.fullmatch(name)}
-    # By prefixes that none of the pictures has: there may be a million of them.
-    names = (name for what in OF_SLICES for name in files.names(f"{stem}_{what}."))
-    return {first for name in names if pattern.fullmatch(first := name.partition("/")[0])}
 
 
 def _statuses(files: Files) -> list[Status]:

@@ -292,7 +292,7 @@ def test_an_interrupt_ends_an_export_in_one_line(tmp_path: Path, world: World, f
         with contextlib.suppress(ProcessLookupError):
             os.killpg(started.pid, signal.SIGKILL)
     assert (started.returncode, text) == (130, "")
-    assert error == f"Interrupted; {out} is incomplete: export again with --overwrite.\n"
+    assert error == f"Interrupted; the same command goes on with {out}, --overwrite starts over.\n"
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
