@@ -12,7 +12,6 @@ from rich.table import Table
 from imagery_dask.cli.formats import FORMATS, Format
 from imagery_dask.cli.options import SizeType
 from imagery_dask.export.estimate import SAMPLES, PlannedExport, plan_export
-from imagery_dask.export.stacks import block_bytes_of
 
 __all__ = ["plan"]
 
@@ -50,7 +49,7 @@ def _command(form: Format) -> click.Command:
     ) -> None:  # fmt: skip
         planned = plan_export(
             form.build(out, options), workers=workers, worker_memory=worker_memory, samples=samples,
-            block_bytes=block_bytes_of(block_mib),
+            block_mib=block_mib,
         )  # fmt: skip
         if save is not None:
             planned.save(save)

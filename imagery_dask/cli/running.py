@@ -18,9 +18,7 @@ from imagery_dask.errors import (
     TooManyMissingError,
 )
 from imagery_dask.export.job import Export, Running, execute
-from imagery_dask.export.limits import checked_missing, checked_requests
 from imagery_dask.export.plans import ExportPlan
-from imagery_dask.export.stacks import block_bytes_of
 from imagery_dask.export.wording import human_bytes
 from imagery_dask.run import RunReport
 from imagery_dask.sources import ReadCounts
@@ -101,8 +99,8 @@ def run(
             built,
             Running(
                 cluster=cluster, workers=workers, overwrite=overwrite, repair=repair, plan=plan,
-                max_missing=checked_missing(max_missing), max_requests=checked_requests(max_requests), report=report,
-                block_bytes=block_bytes_of(block_mib),
+                max_missing=max_missing, max_requests=max_requests, report=report,
+                block_mib=block_mib,
             ),
         )  # fmt: skip
     except BlockFailedError as error:

@@ -11,7 +11,6 @@ from numpy.typing import ArrayLike
 
 from imagery_dask.export.estimate import SAMPLES, PlannedExport, plan_export
 from imagery_dask.export.kinds import KINDS
-from imagery_dask.export.stacks import block_bytes_of
 from imagery_dask.labels import RootIds
 from imagery_dask.moments import Moment
 
@@ -89,6 +88,6 @@ class PlansExports:
         )  # fmt: skip
         export = KINDS[format](data, url, **options)  # type: ignore[call-arg]
         return plan_export(
-            export, workers=workers, worker_memory=worker_memory, block_bytes=block_bytes_of(block_mib),
+            export, workers=workers, worker_memory=worker_memory, block_mib=block_mib,
             samples=samples,
         )  # fmt: skip

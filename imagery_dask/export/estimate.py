@@ -17,7 +17,7 @@ import psutil
 
 from imagery_dask.cluster import Room
 from imagery_dask.export.job import Export, Running, execute
-from imagery_dask.export.limits import checked_missing, checked_requests
+from imagery_dask.export.limits import block_bytes_of
 from imagery_dask.export.plans import ExportPlan
 from imagery_dask.export.sampling import Sample, Sampling, sample_blocks
 from imagery_dask.export.source_reads import chunk_reads
@@ -176,7 +176,7 @@ class PlannedExport:
         """Run the export, with the blocks as planned; arguments as of `to_zarr`."""
         return execute(self.export, Running(
             cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, report=report, plan=self.plan,
-            max_missing=checked_missing(max_missing), max_requests=checked_requests(max_requests),
+            max_missing=max_missing, max_requests=max_requests,
         ))  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
@@ -193,7 +193,7 @@ def plan_export(
     *,
     workers: int | None = None,
     worker_memory: int | None = None,
-    block_bytes: int | None = None,
+    block_mib: float | None = None,
     samples: int = SAMPLES,
     sampled: Callable[[Sampling], list[Sample]] = sample_blocks,
 ) -> PlannedExport:
@@ -207,8 +207,8 @@ def plan_export(
         Workers, of one thread each, to estimate for; one per core by default.
     worker_memory : int, optional
         Bytes that each of them has; by default this machine's, shared between them.
-    block_bytes : int, optional
-        Size of blocks.
+    block_mib : float, optional
+        Size of blocks in MiB.
     samples : int
         Blocks to measure, of each volume.
     sampled : callable
@@ -223,7 +223,7 @@ def plan_export(
     """
     workers = workers or os.cpu_count() or 1
     memory = worker_memory or psutil.virtual_memory().available // workers
-    plan = export.plan(Room(workers, memory), block_bytes)
+    plan = export.plan(Room(workers, memory), block_bytes_of(block_mib))
     export.target.check_writable()
     found = sampled(Sampling(export, plan, _spread(plan, samples)))
     estimate = _estimate(export, plan, found, workers)

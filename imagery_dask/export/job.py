@@ -28,7 +28,13 @@ from imagery_dask.cluster import Room, connect, room_of
 from imagery_dask.errors import TargetFullError
 from imagery_dask.export.html_report import checked_report, reported
 from imagery_dask.export.inputs import Volume
-from imagery_dask.export.limits import most_missing, with_requests
+from imagery_dask.export.limits import (
+    block_bytes_of,
+    checked_missing,
+    checked_requests,
+    most_missing,
+    with_requests,
+)
 from imagery_dask.export.plans import ExportPlan, Part, described_volume
 from imagery_dask.export.previews import Preview
 from imagery_dask.export.progress import shown
@@ -61,7 +67,7 @@ class Running:
         Start over where there is something.
     repair : bool
         Do the blocks again that `verify` found damaged.
-    block_bytes : int or None
+    block_mib : float or None
         Size of blocks.
     max_missing : float, int or None
         Share, or number, of storage chunks that may be missing.
@@ -71,6 +77,11 @@ class Running:
         File that an HTML report is written to.
     plan : ExportPlan or None
         Blocks that were planned before.
+
+    Raises
+    ------
+    ValueError
+        For a size or a limit that is none.
     """
 
     cluster: Any = None
@@ -78,11 +89,16 @@ class Running:
     progress: bool | Callable[[RunReport], None] = True
     overwrite: bool = False
     repair: bool = False
-    block_bytes: int | None = None
+    block_mib: float | None = None
     max_missing: float | None = None
     max_requests: int | None = None
     report: str | os.PathLike[str] | None = None
     plan: ExportPlan | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        block_bytes_of(self.block_mib)
+        checked_missing(self.max_missing)
+        checked_requests(self.max_requests)
 
 
 class Export(ABC):
@@ -225,7 +241,7 @@ def _run(
     export.check(client)
     if session.plan is None:
         room = room_of(client)
-        session.begin(running.plan or export.plan(room, running.block_bytes))
+        session.begin(running.plan or export.plan(room, block_bytes_of(running.block_mib)))
         try:
             export.create(session.place, session, client)
         except BaseException:

@@ -1,7 +1,8 @@
-"""Limits of a run that a user sets: chunks that may be missing, requests in flight."""
+"""Limits of a run that a user sets: size of blocks, chunks that may be missing, requests in flight."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,9 @@ from imagery_dask.export.plans import ExportPlan
 from imagery_dask.run import BlockTask, Written
 from imagery_dask.sources import limited_requests
 
-__all__ = ["checked_missing", "checked_requests", "most_missing", "with_requests"]
+__all__ = ["block_bytes_of", "checked_missing", "checked_requests", "most_missing", "with_requests"]
+
+MIB = 2**20
 
 
 def checked_missing(value: Any) -> float | int | None:
@@ -38,6 +41,21 @@ def checked_requests(value: Any) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise ValueError(f"max_requests must be a whole number from 1; got {value!r}.")
     return value
+
+
+def block_bytes_of(block_mib: float | None) -> int | None:
+    """Size of blocks in bytes.
+
+    Raises
+    ------
+    ValueError
+        For what is no size.
+    """
+    if block_mib is None:
+        return None
+    if isinstance(block_mib, bool) or not isinstance(block_mib, (int, float)) or not 0 < block_mib < math.inf:
+        raise ValueError(f"block_mib must be a number above 0; got {block_mib!r}.")
+    return max(1, int(block_mib * MIB))
 
 
 def most_missing(value: float | int | None, plan: ExportPlan) -> float | None:

@@ -22,12 +22,11 @@ from imagery_dask.export.inputs import Volume, as_volumes
 from imagery_dask.export.job import Running, execute
 from imagery_dask.export.layout import default_chunks
 from imagery_dask.export.levels import LevelStore
-from imagery_dask.export.limits import checked_missing, checked_requests
 from imagery_dask.export.plans import ExportPlan
 from imagery_dask.export.precomputed_level import SEGMENTATION_BLOCK, PrecomputedLevel
 from imagery_dask.export.provenance import KEY, provenance, what_was_missing
 from imagery_dask.export.session import Session
-from imagery_dask.export.stacks import Stack, block_bytes_of, stack_of
+from imagery_dask.export.stacks import Stack, stack_of
 from imagery_dask.export.stores import check_process, clear_errors
 from imagery_dask.export.target import VolumeTarget
 from imagery_dask.export.volumes import VolumeExport
@@ -122,8 +121,8 @@ def to_precomputed(
     )  # fmt: skip
     return execute(export, Running(
         cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, repair=repair,
-        block_bytes=block_bytes_of(block_mib), max_missing=checked_missing(max_missing),
-        max_requests=checked_requests(max_requests), report=report,
+        block_mib=block_mib, max_missing=max_missing,
+        max_requests=max_requests, report=report,
     ))  # fmt: skip
 
 

@@ -18,7 +18,6 @@ from imagery_dask.cluster import Room
 from imagery_dask.export import slice_checks as checks
 from imagery_dask.export.job import Export, Running, execute
 from imagery_dask.export.levels import BLOCK_BYTES, block_size
-from imagery_dask.export.limits import checked_missing, checked_requests
 from imagery_dask.export.pages import Format
 from imagery_dask.export.plans import ExportPlan, Part, fingerprint_of, voxels_decided_by
 from imagery_dask.export.previews import Preview, slice_previews
@@ -165,7 +164,7 @@ def to_png(
     )  # fmt: skip
     return execute(export, Running(
         cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, repair=repair,
-        max_missing=checked_missing(max_missing), max_requests=checked_requests(max_requests), report=report,
+        max_missing=max_missing, max_requests=max_requests, report=report,
     ))  # fmt: skip
 
 

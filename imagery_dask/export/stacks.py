@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +11,7 @@ from imagery_dask.export.levels import VolumeLevels
 from imagery_dask.grid import XYZ
 from imagery_dask.pyramid import Level, Levels, pyramid
 
-__all__ = ["Stack", "block_bytes_of", "stack_of"]
-
-MIB = 2**20
+__all__ = ["Stack", "stack_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +54,3 @@ def stack_of(volume: Volume, levels: Levels, chunks: XYZ | None, shards: Any = N
     laid_out = [lay_out([level], chunks, shards, volume.voxel_bytes) for level in geometry]
     stages = tuple(replace(stage, first=index, last=index) for index, (_, (stage,)) in enumerate(laid_out))
     return Stack(VolumeLevels(volumes, geometry, stages), tuple(layout for (layout,), _ in laid_out))
-
-
-def block_bytes_of(block_mib: float | None) -> int | None:
-    """Size of blocks in bytes.
-
-    Raises
-    ------
-    ValueError
-        For what is no size.
-    """
-    if block_mib is None:
-        return None
-    if isinstance(block_mib, bool) or not isinstance(block_mib, (int, float)) or not 0 < block_mib < math.inf:
-        raise ValueError(f"block_mib must be a number above 0; got {block_mib!r}.")
-    return max(1, int(block_mib * MIB))

@@ -22,11 +22,10 @@ from imagery_dask.export.display import display
 from imagery_dask.export.inputs import as_volumes
 from imagery_dask.export.job import Running, execute
 from imagery_dask.export.levels import LevelStore, VolumeLevels
-from imagery_dask.export.limits import checked_missing, checked_requests
 from imagery_dask.export.plans import ExportPlan
 from imagery_dask.export.provenance import KEY, provenance, what_was_missing
 from imagery_dask.export.session import Session
-from imagery_dask.export.stacks import Stack, block_bytes_of, stack_of
+from imagery_dask.export.stacks import Stack, stack_of
 from imagery_dask.export.stores import check_process, check_reachable, create_group, open_store
 from imagery_dask.export.target import StoreTarget
 from imagery_dask.export.volumes import VolumeExport
@@ -145,8 +144,8 @@ def to_zarr(
     )  # fmt: skip
     return execute(export, Running(
         cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, repair=repair,
-        block_bytes=block_bytes_of(block_mib), max_missing=checked_missing(max_missing),
-        max_requests=checked_requests(max_requests), report=report,
+        block_mib=block_mib, max_missing=max_missing,
+        max_requests=max_requests, report=report,
     ))  # fmt: skip
 
 
