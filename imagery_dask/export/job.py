@@ -239,9 +239,12 @@ def _run(
     page: str | None,
 ) -> RunReport:
     export.check(client)
+    room = room_of(client)
+    planned = session.plan or running.plan
+    if planned is not None:
+        _check_room(export, planned, room)
     if session.plan is None:
-        room = room_of(client)
-        session.begin(running.plan or export.plan(room, block_bytes_of(running.block_mib)))
+        session.begin(planned or export.plan(room, block_bytes_of(running.block_mib)))
         try:
             export.create(session.place, session, client)
         except BaseException:
@@ -259,6 +262,17 @@ def _run(
             run_blocks(client, tasks_of(export, session), report, on_progress, rules)
         _close(export, session, report)
     return report
+
+
+def _check_room(export: Export, plan: ExportPlan, room: Room) -> None:
+    """Refuse blocks that were planned for larger workers."""
+    needed = export.held_bytes(plan)
+    if needed > room.thread_memory:
+        raise ValueError(
+            f"{export.out}: the blocks were planned for workers with more memory: a task would hold {needed / 1e9:.3g} "
+            f"GB, and a worker here has {room.thread_memory / 1e9:.3g} GB for each thread. Take larger workers, or "
+            "start over with smaller blocks (overwrite=True, --overwrite --block-mib N)."
+        )
 
 
 def _set_aside(records: Records | None, number: int, task: BlockTask, reason: str, attempts: int) -> None:

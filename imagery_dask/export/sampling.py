@@ -90,6 +90,8 @@ class Sampling:
             with connect() as client:
                 export.create_sample(session, client, [self.plan.region(number) for number in self.numbers])
             (tasks, *_) = tasks_of(export, session)
+            for number in self.numbers[:1]:
+                tasks[number]()  # the first block opens volumes and stores, which no other one has to
             return [_sample(tasks[number], number, Path(folder), measured) for number in self.numbers]
 
 
@@ -123,13 +125,15 @@ def _sample(task: Any, number: int, folder: Path, measured: bool) -> Sample:
         written = task()
     seconds = time.perf_counter() - started
     after = _sizes(folder)
-    new = [size for name, size in after.items() if name not in before]
+    new = [size for name, (size, when) in after.items() if before.get(name) != (size, when)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if measured else 0
     return Sample(number, task.volume, seconds, written.voxels, sum(new), len(new), counts, peak)
 
 
-def _sizes(folder: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+def _sizes(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size of each file, and when it was written."""
+    found = ((str(path), path.stat()) for path in folder.rglob("*") if path.is_file())
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found}
 
 
 def _is_here(volume: Any) -> bool:
