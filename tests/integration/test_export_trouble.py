@@ -356,7 +356,11 @@ def test_two_exports_of_one_array_at_once(tmp_path: Path, threads: Client, data:
         np.testing.assert_array_equal(written(out), data)
 
 
-def test_an_interrupted_export_stops(tmp_path: Path, threads: Client, data: Any) -> None:
+def test_an_interrupted_export_stops(
+    tmp_path: Path, threads: Client, data: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagery_dask.run.window.BATCH_MOST", 1)
+
     def stop(report: RunReport) -> None:
         if report.done == 3:
             raise KeyboardInterrupt
