@@ -166,9 +166,9 @@ class Process:
                 child.kill()
 
 
-def driver(arguments: Sequence[str], said: Path, code: str = CLI, **more: str) -> Process:
+def driver(arguments: Sequence[str], said: Path, code: str = CLI, prefix: Sequence[str] = ()) -> Process:
     """Start the command line in a process of its own."""
-    return Process(code, arguments, said, **more)
+    return Process(code, arguments, said, prefix)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -184,6 +184,7 @@ class Cluster:
     workers: int = 2
     host: str = "127.0.0.1"
     more: Mapping[str, str] = field(default_factory=dict)
+    worker: str = WORKER
     # Before the command of each worker: in which network it is.
     prefixes: Sequence[Sequence[str]] = ()
     running: dict[str, Process] = field(default_factory=dict)
@@ -200,7 +201,7 @@ class Cluster:
             prefix = self.prefixes[number] if number < len(self.prefixes) else ()
             folder = self.folder / f"worker{number}"
             options = ["--no-nanny", "--nthreads", 1, "--memory-limit", "1GiB", "--local-directory", folder, *common]
-            self._start(f"worker{number}", WORKER, [self.address, *options], prefix)
+            self._start(f"worker{number}", self.worker, [self.address, *options], prefix)
 
     def _start(self, name: str, code: str, arguments: Sequence[Any], prefix: Sequence[str] = ()) -> None:
         if name not in self.running or self.running[name].code is not None:
