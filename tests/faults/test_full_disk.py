@@ -15,6 +15,7 @@ from faults.harness import SEEDS, assert_same, check_receipts, driver, receipts_
 from integration.stores import files_of
 
 pytestmark = pytest.mark.long
+LATENCY_S = 0.0
 
 SMALL, LARGE = "3m", "64m"
 
@@ -34,13 +35,6 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"mounting is not permitted here: {error}")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@pytest.fixture(autouse=True)
-def _fast(world: World) -> Iterator[None]:
-    before, world.server.latency_s = world.server.latency_s, 0.0
-    yield
-    world.server.latency_s = before
 
 
 def run(world: World, kind: str, folder: Path, said: Path) -> tuple[int, str]:

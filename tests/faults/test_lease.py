@@ -19,6 +19,7 @@ from faults.conftest import World
 from faults.harness import CLI, SEEDS, Process, assert_same, driver, receipts_so_far, settled, wait_for
 
 pytestmark = pytest.mark.long
+LATENCY_S = 0.02
 
 RENEW_S, EXPIRES_S = 0.2, 2.0
 IMPATIENT = f"""
@@ -27,13 +28,6 @@ lease.RENEW_S, lease.EXPIRES_S = {RENEW_S}, {EXPIRES_S}
 """
 HERE = socket.gethostname()
 Start = Callable[..., Process]
-
-
-@pytest.fixture(autouse=True)
-def _faster(world: World) -> Iterator[None]:
-    before, world.server.latency_s = world.server.latency_s, 0.02
-    yield
-    world.server.latency_s = before
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from faults.harness import CLI, SEEDS, assert_same, check_receipts, driver, rece
 from integration.stores import files_of
 
 pytestmark = pytest.mark.long
+LATENCY_S = 0.0
 
 # Kills itself at a rename of the swap: before or after it.
 DIES = """
@@ -27,13 +27,6 @@ def rename(source, target):
         os.kill(os.getpid(), signal.SIGKILL)
 os.rename = rename
 """
-
-
-@pytest.fixture(autouse=True)
-def _fast(world: World) -> Iterator[None]:
-    before, world.server.latency_s = world.server.latency_s, 0.0
-    yield
-    world.server.latency_s = before
 
 
 @pytest.fixture
