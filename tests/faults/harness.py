@@ -38,6 +38,10 @@ SCHEDULER = "from distributed.cli.dask_scheduler import main; main()"
 WORKER = "from distributed.cli.dask_worker import main; main()"
 SEEDS = int(os.environ.get("IMAGERY_DASK_FAULT_SEEDS", "2"))
 SHAPE = (128, 128, 64)
+# How long a client tries to reach a scheduler that is not there.
+CONNECT = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s"}
+# What takes longer and shows little more is for those who ask for many.
+MANY = SEEDS > 2
 # A scheduler that is killed is noticed long before this.
 BOUND_S = 60.0
 
@@ -70,7 +74,11 @@ def export(kind: str, out: Path, url: str, *more: Any) -> list[str]:
 
 def environment(**more: str) -> dict[str, str]:
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "PYTHONPATH": paths.rstrip(os.pathsep), "COLUMNS": "160", "OMP_NUM_THREADS": "1"} | more
+    return (
+        {**os.environ, "PYTHONPATH": paths.rstrip(os.pathsep), "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
+        | CONNECT
+        | more
+    )
 
 
 class Zygote:

@@ -13,6 +13,7 @@ from faults.conftest import World
 from faults.harness import (
     BOUND_S,
     CLI,
+    MANY,
     SEEDS,
     Cluster,
     Process,
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.long
 
 # Blocks that an export has at least; kills are spread over them.
 BLOCKS = 60
-KILLS = 3 if SEEDS <= 2 else 5
+KILLS = 5 if MANY else 2
 
 
 class Killer:
@@ -99,7 +100,7 @@ CASES += [(kind, seed) for kind in ("shards", "precomputed", "png") for seed in 
 @pytest.mark.parametrize(("kind", "seed"), CASES)
 def test_kills_of_anything_on_a_cluster(tmp_path: Path, world: World, kind: str, seed: int) -> None:
     expected, folder = world.expected(kind), tmp_path / "export"
-    with cluster(tmp_path / "cluster", more={"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "10s"}) as running:
+    with cluster(tmp_path / "cluster") as running:
         arguments = world.export(kind, folder, "--cluster", running.address)
         killer = Killer(f"{kind} {seed}", folder, lambda said: driver(arguments, said), running)
         killer.run()
