@@ -6,6 +6,7 @@ import heapq
 import math
 import random
 import time
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -146,6 +147,8 @@ class _Window:
     left: int = 0
     block_s: float = math.inf
     waiting: list[tuple[float, int, _Submitted]] = field(default_factory=list)
+    # When the scheduler was last heard of.
+    heard: float = field(default_factory=time.monotonic)
 
     def run(self, tasks: Sequence[BlockTask], first: int) -> None:
         """Run a stage."""
@@ -173,20 +176,23 @@ class _Window:
 
     def _result_is_there(self, running: Any) -> bool:
         """Wait for a result as long as there is a scheduler that may give one; False when a block is due again."""
-        heard = time.monotonic()
         while not running.has_ready():
             with running.thread_condition:
                 running.thread_condition.wait(LOOK_S)
             if self.client.status != "running" and not running.has_ready():
                 raise ClusterLostError(LOST)
             self.rules.check()
-            if time.monotonic() - heard > SILENCE_S:
-                with self._asking():
-                    self.client.sync(self.client.scheduler.ncores, callback_timeout=SILENCE_S)
-                heard = time.monotonic()
+            if time.monotonic() - self.heard > SILENCE_S:
+                self._ask()
             if self.waiting and self.waiting[0][0] <= time.monotonic():
                 return running.has_ready()  # type: ignore[no-any-return]
         return True
+
+    def _ask(self) -> None:
+        """Ask a scheduler that has been silent whether it is there."""
+        with self._asking():
+            self.client.sync(self.client.scheduler.ncores, callback_timeout=SILENCE_S)
+        self.heard = time.monotonic()
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
@@ -249,14 +255,17 @@ class _Window:
         self.rules.check()
 
     def _results(self, future: Any) -> list[BlockResult | BlockError] | BlockError:
-        if future.status in ("cancelled", "lost"):
+        try:
+            # Within a time: a result whose worker died meanwhile is computed again before it comes.
+            results: list[BlockResult | BlockError] = future.result(timeout=SILENCE_S)
+            self.heard = time.monotonic()
+            return results
+        except (CancelledError, Exception) as error:  # of dask's own: a killed worker, a result that got lost
             if self.client.status != "running":
-                raise ClusterLostError(LOST)
-            return BlockError("CancelledError: the block was cancelled", "", "passing")
-        if (error := future.exception()) is not None:  # of dask's own: a killed worker, a result that got lost
+                raise ClusterLostError(LOST) from error
+            if isinstance(error, TimeoutError):
+                self._ask()
             return BlockError(f"{type(error).__name__}: {error}", "", "passing")
-        results: list[BlockResult | BlockError] = future.result()
-        return results
 
     def _done(self, block: _Submitted, result: BlockResult) -> None:
         report = self.report
