@@ -367,7 +367,9 @@ class SliceExport(Export):
         dtype = "int64" if self.volumes[0].array.dtype.kind == "i" else "uint64"
         if self.table is not None:
             return IdTable(self.files, self.table, dtype, session.id)
-        return IdTable(self.records, f"{session.id}/ids.csv", dtype, session.id)
+        # Not this export's own folder: one made from a plan of a computed array has another name for it.
+        assert session.records is not None
+        return IdTable(session.records.files, f"{session.id}/ids.csv", dtype, session.id)
 
     def _label_ids(self, ids: NDArray[Any]) -> NDArray[Any]:
         """Ids that have a value in the table."""
