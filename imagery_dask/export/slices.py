@@ -19,6 +19,7 @@ from imagery_dask.export import slice_checks as checks
 from imagery_dask.export.job import Export, Running, execute
 from imagery_dask.export.levels import BLOCK_BYTES, block_size
 from imagery_dask.export.limits import checked_missing, checked_requests
+from imagery_dask.export.overlays import overlay_halo
 from imagery_dask.export.pages import Format
 from imagery_dask.export.plans import ExportPlan, Part, fingerprint_of, voxels_decided_by
 from imagery_dask.export.session import Session
@@ -37,6 +38,7 @@ from imagery_dask.export.slice_plan import BLOCKS_HELD, plan_slices, refuse_too_
 from imagery_dask.export.slice_target import SliceTarget
 from imagery_dask.export.slice_tasks import SLICES, SliceTasks, list_ids
 from imagery_dask.files import Files
+from imagery_dask.grid import XYZ
 from imagery_dask.labels import RootIds
 from imagery_dask.lazy import CutoutArray
 from imagery_dask.plan import BlockPlan, Region
@@ -282,6 +284,13 @@ class SliceExport(Export):
     def sources(self, part: Part) -> Sequence[CutoutArray | None]:
         """Give what the blocks read: all volumes."""
         return [volume.source for volume in self.volumes]
+
+    @property
+    def margin(self) -> XYZ:
+        """Voxels around a tile that decide its pixels too."""
+        around = overlay_halo(self.style.outline, self.style.width) if self.look.what == "overlay" else 0
+        x, y, z = (around if axis in plane_axes(self.names.axis) else 0 for axis in range(3))
+        return (x, y, z)
 
     def create(self, place: str, session: Session, client: Client) -> None:
         """Find the ids that are to be shown, where they are not listed; write their table."""
