@@ -41,6 +41,7 @@ from imagery_dask.export.progress import shown
 from imagery_dask.export.session import Session, Target, open_session
 from imagery_dask.export.source_reads import source_chunks
 from imagery_dask.files import Files
+from imagery_dask.grid import XYZ
 from imagery_dask.lazy import CutoutArray
 from imagery_dask.plan import Region
 from imagery_dask.records.journal import Records
@@ -133,6 +134,11 @@ class Export(ABC):
     def sources(self, part: Part) -> Sequence[CutoutArray | None]:
         """Give what the blocks of a part read of volumes; None stands for an array that is computed."""
 
+    @property
+    def margin(self) -> XYZ:
+        """Voxels around a block that are read with it."""
+        return (0, 0, 0)
+
     @abstractmethod
     def create(self, place: str, session: Session, client: Client) -> None:
         """Make the empty store."""
@@ -183,7 +189,9 @@ class Export(ABC):
             kind=self.kind, out=self.out, volumes=[described_volume(volume) for volume in self.volumes],
             options=self.options, decides=self.decides, stages=stages,
             voxels=sum(math.prod(map(int, volume.array.shape)) for volume in self.volumes),
-            source_chunks=source_chunks((part, self.sources(part)) for stage in stages for part in stage),
+            source_chunks=source_chunks(
+                ((part, self.sources(part)) for stage in stages for part in stage), self.margin
+            ),
         )  # fmt: skip
 
 
