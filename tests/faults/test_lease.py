@@ -64,7 +64,7 @@ def some_blocks(folder: Path, process: Process, count: int = 5) -> None:
 
 def test_the_second_of_two_is_refused(world: World, folder: Path, start: Start) -> None:
     expected, arguments = world.expected("zarr"), arguments_of(world, folder)
-    world.server.latency_s = 1.0  # it shall not end before the others have begun
+    world.server.latency_s = 0.4  # it shall not end before the others have begun
     first = start(arguments)
     some_blocks(folder, first, 2)
     for more in ([], ["--overwrite"]):
