@@ -64,13 +64,15 @@ def some_blocks(folder: Path, process: Process, count: int = 5) -> None:
 
 def test_the_second_of_two_is_refused(world: World, folder: Path, start: Start) -> None:
     expected, arguments = world.expected("zarr"), arguments_of(world, folder)
+    world.server.latency_s = 0.4  # it shall not end before the others have begun
     first = start(arguments)
-    some_blocks(folder, first)
+    some_blocks(folder, first, 2)
     for more in ([], ["--overwrite"]):
         second = start([*arguments, *more])
         assert second.wait() == 2
         assert f"is being written by process {first.pid} on {HERE}" in second.said
         assert "Traceback" not in second.said
+    world.server.latency_s = 0.0
     assert first.wait() == 0
     assert_same(settled(folder), expected)
 
