@@ -14,7 +14,7 @@ import math
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -232,8 +232,44 @@ def _run(
         check=session.check, wrap=with_requests(running.max_requests), on_failure=partial(_set_aside, session.records),
     )  # fmt: skip
     with shown(running.progress, session.plan.blocks) as on_progress:
-        run_blocks(client, tasks_of(export, session), report, on_progress, rules)
+        run_blocks(client, _stages(export, running, session, report, todo), report, on_progress, rules)
     return _close(export, session, report)
+
+
+def _stages(
+    export: Export, running: Running, session: Session, report: RunReport, todo: NDArray[np.bool_] | None
+) -> Iterator[Sequence[BlockTask]]:
+    """Tasks of the stages: where a repair wrote other voxels than there had been, what is made of them follows."""
+    for index, tasks in enumerate(tasks_of(export, session)):
+        if index and running.repair and todo is not None:
+            _make_again(session, report, todo)
+        yield tasks
+
+
+def _make_again(session: Session, report: RunReport, todo: NDArray[np.bool_]) -> None:
+    assert session.plan is not None
+    assert session.records is not None
+    before, now = session.digests_before(), session.records.receipts()
+    others = {
+        int(row["block"]) for row in now if before.get(str(row["block"])) not in (None, row["digest"].item().hex())
+    }
+    more = _made_of(session.plan, others) & ~todo
+    todo |= more
+    rows = session.receipts()
+    rows = rows[more[rows["block"].astype(np.int64)]]
+    report.done, report.before = report.done - len(rows), report.before - len(rows)
+    size = int(rows["written_bytes"].sum(dtype=np.uint64))
+    report.written_bytes, report.before_bytes = report.written_bytes - size, report.before_bytes - size
+
+
+def _made_of(plan: ExportPlan, numbers: Collection[int]) -> NDArray[np.bool_]:
+    """Blocks that are made of others: which are not known one by one, so that it is all of the volume."""
+    found = np.zeros(plan.blocks, bool)
+    volumes = {part.volume for first, part in plan.parts if any(0 <= n - first < len(part.blocks) for n in numbers)}
+    for first, part in plan.parts:
+        if part.volume in volumes and part.doing == "downsample":
+            found[first : first + len(part.blocks)] = True
+    return found
 
 
 def _set_aside(records: Records | None, number: int, task: BlockTask, reason: str, attempts: int) -> None:
@@ -247,16 +283,12 @@ def _set_aside(records: Records | None, number: int, task: BlockTask, reason: st
 def _todo(session: Session, repair: bool) -> NDArray[np.bool_]:
     """Which blocks an export that goes on has to do, by number."""
     assert session.plan is not None
-    todo, parts = np.ones(session.plan.blocks, bool), session.plan.parts
+    todo = np.ones(session.plan.blocks, bool)
     todo[session.receipts()["block"].astype(np.int64)] = False
     if repair:
         damaged, changed = session.damaged()
         todo[damaged + changed] = True
-        # What is made of blocks that become others is made again.
-        volumes = {part.volume for first, part in parts if any(0 <= n - first < len(part.blocks) for n in changed)}
-        for first, part in parts:
-            if part.volume in volumes and part.doing == "downsample":
-                todo[first : first + len(part.blocks)] = True
+        todo |= _made_of(session.plan, changed)
     return todo
 
 

@@ -6,7 +6,7 @@ import heapq
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -41,7 +41,7 @@ SILENCE_S = 60.0
 LOOK_S = 0.1
 
 # Blocks by number, made when they are asked for: stage by stage, none of which begins before the one before has ended.
-Stages = Sequence[Sequence[BlockTask]]
+Stages = Iterable[Sequence[BlockTask]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def run_blocks(
     ----------
     client : distributed.Client
         Where to run.
-    stages : sequence of sequences of BlockTask
+    stages : iterable of sequences of BlockTask
         Blocks, made as they are submitted; never held all at once. A stage begins when the one before it has ended, and
         not at all when a block of that failed: it would read what was not written.
     report : RunReport
