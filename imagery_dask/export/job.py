@@ -217,8 +217,9 @@ def _run(
 ) -> RunReport:
     export.check(client)
     if session.plan is None:
-        room = room_of(client)
-        session.begin(running.plan or export.plan(room, running.block_bytes))
+        plan = running.plan or export.plan(room_of(client), running.block_bytes)
+        most_missing(running.max_missing, plan)  # before there is anything that would be left behind
+        session.begin(plan)
         try:
             export.create(session.place, session, client)
         except BaseException:
@@ -304,6 +305,8 @@ def _report(session: Session, todo: NDArray[np.bool_] | None) -> RunReport:
     report.done = report.before = len(receipts)
     report.written_bytes = report.before_bytes = int(receipts["written_bytes"].sum(dtype=np.uint64))
     report.counts = counts_of(receipts)
+    if report.counts.missing:
+        report.counts.missing_keys = [key for keys in missing_first(session.records).values() for key in keys]
     for first, part in plan.parts:
         of_part = receipts[(receipts["block"] >= first) & (receipts["block"] < first + len(part.blocks))]
         counts = counts_of(of_part)

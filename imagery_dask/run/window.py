@@ -149,6 +149,7 @@ class _Window:
 
     def run(self, tasks: Sequence[BlockTask], first: int) -> None:
         """Run a stage."""
+        self._check_missing()  # earlier calls may have been allowed more
         with self._asking():
             self.size = max(4, WINDOW_PER_THREAD * sum(self.client.nthreads().values()))
         numbers = self._todo(first, len(tasks))
@@ -266,13 +267,18 @@ class _Window:
         report.written_bytes += result.written_bytes
         report.counts.add(result.counts)
         report.counts_of.setdefault(block.task.volume, ReadCounts()).add(result.counts)
-        most = self.rules.most_missing
-        if most is not None and report.counts.missing > most:
-            raise TooManyMissingError(
-                f"{report.counts.missing:,} storage chunks of the source do not exist, and max_missing (--max-missing) "
-                f"allows {most:,.0f}; the first: {report.counts.missing_keys[0]}. What is written stays; to go on, "
-                "allow more."
-            )
+        self._check_missing()
+
+    def _check_missing(self) -> None:
+        most, counts = self.rules.most_missing, self.report.counts
+        if most is None or counts.missing <= most:
+            return
+        # Where the records of earlier calls are incomplete, no key is known.
+        first = f"; the first: {counts.missing_keys[0]}" if counts.missing_keys else ""
+        raise TooManyMissingError(
+            f"{counts.missing:,} storage chunks of the source do not exist, and max_missing (--max-missing) allows "
+            f"{most:,.0f}{first}. What is written stays; to go on, allow more."
+        )
 
     def _failed(self, block: _Submitted, result: BlockError) -> None:
         if result.outcome == "refused":
