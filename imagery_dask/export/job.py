@@ -14,7 +14,7 @@ import math
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -252,7 +252,13 @@ def _run(
     if planned is not None:
         _check_room(export, planned, room)
     if session.plan is None:
+<<<<<<< HEAD
         session.begin(planned or export.plan(room, block_bytes_of(running.block_mib)))
+=======
+        plan = running.plan or export.plan(room_of(client), running.block_bytes)
+        most_missing(running.max_missing, plan)  # before there is anything that would be left behind
+        session.begin(plan)
+>>>>>>> a01ec842f2dbe919493b8547f2a2a602cad336d7
         try:
             export.create(session.place, session, client)
         except BaseException:
@@ -265,6 +271,7 @@ def _run(
         records=session.records, todo=todo, most_missing=most_missing(running.max_missing, session.plan),
         check=session.check, wrap=with_requests(running.max_requests), on_failure=partial(_set_aside, session.records),
     )  # fmt: skip
+<<<<<<< HEAD
     with reported(export, session, report, page):
         with shown(running.progress, session.plan.blocks, report.before) as on_progress:
             run_blocks(client, tasks_of(export, session), report, on_progress, rules)
@@ -281,6 +288,47 @@ def _check_room(export: Export, plan: ExportPlan, room: Room) -> None:
             f"GB, and a worker here has {room.thread_memory / 1e9:.3g} GB for each thread. Take larger workers, or "
             "start over with smaller blocks (overwrite=True, --overwrite --block-mib N)."
         )
+=======
+    with shown(running.progress, session.plan.blocks) as on_progress:
+        run_blocks(client, _stages(export, running, session, report, todo), report, on_progress, rules)
+    return _close(export, session, report)
+>>>>>>> a01ec842f2dbe919493b8547f2a2a602cad336d7
+
+
+def _stages(
+    export: Export, running: Running, session: Session, report: RunReport, todo: NDArray[np.bool_] | None
+) -> Iterator[Sequence[BlockTask]]:
+    """Tasks of the stages: where a repair wrote other voxels than there had been, what is made of them follows."""
+    for index, tasks in enumerate(tasks_of(export, session)):
+        if index and running.repair and todo is not None:
+            _make_again(session, report, todo)
+        yield tasks
+
+
+def _make_again(session: Session, report: RunReport, todo: NDArray[np.bool_]) -> None:
+    assert session.plan is not None
+    assert session.records is not None
+    before, now = session.digests_before(), session.records.receipts()
+    others = {
+        int(row["block"]) for row in now if before.get(str(row["block"])) not in (None, row["digest"].item().hex())
+    }
+    more = _made_of(session.plan, others) & ~todo
+    todo |= more
+    rows = session.receipts()
+    rows = rows[more[rows["block"].astype(np.int64)]]
+    report.done, report.before = report.done - len(rows), report.before - len(rows)
+    size = int(rows["written_bytes"].sum(dtype=np.uint64))
+    report.written_bytes, report.before_bytes = report.written_bytes - size, report.before_bytes - size
+
+
+def _made_of(plan: ExportPlan, numbers: Collection[int]) -> NDArray[np.bool_]:
+    """Blocks that are made of others: which are not known one by one, so that it is all of the volume."""
+    found = np.zeros(plan.blocks, bool)
+    volumes = {part.volume for first, part in plan.parts if any(0 <= n - first < len(part.blocks) for n in numbers)}
+    for first, part in plan.parts:
+        if part.volume in volumes and part.doing == "downsample":
+            found[first : first + len(part.blocks)] = True
+    return found
 
 
 def _set_aside(records: Records | None, number: int, task: BlockTask, reason: str, attempts: int) -> None:
@@ -294,16 +342,12 @@ def _set_aside(records: Records | None, number: int, task: BlockTask, reason: st
 def _todo(session: Session, repair: bool) -> NDArray[np.bool_]:
     """Which blocks an export that goes on has to do, by number."""
     assert session.plan is not None
-    todo, parts = np.ones(session.plan.blocks, bool), session.plan.parts
+    todo = np.ones(session.plan.blocks, bool)
     todo[session.receipts()["block"].astype(np.int64)] = False
     if repair:
         damaged, changed = session.damaged()
         todo[damaged + changed] = True
-        # What is made of blocks that become others is made again.
-        volumes = {part.volume for first, part in parts if any(0 <= n - first < len(part.blocks) for n in changed)}
-        for first, part in parts:
-            if part.volume in volumes and part.doing == "downsample":
-                todo[first : first + len(part.blocks)] = True
+        todo |= _made_of(session.plan, changed)
     return todo
 
 
@@ -319,6 +363,8 @@ def _report(session: Session, todo: NDArray[np.bool_] | None) -> RunReport:
     report.done = report.before = len(receipts)
     report.written_bytes = report.before_bytes = int(receipts["written_bytes"].sum(dtype=np.uint64))
     report.counts = counts_of(receipts)
+    if report.counts.missing:
+        report.counts.missing_keys = [key for keys in missing_first(session.records).values() for key in keys]
     for first, part in plan.parts:
         of_part = receipts[(receipts["block"] >= first) & (receipts["block"] < first + len(part.blocks))]
         counts = counts_of(of_part)

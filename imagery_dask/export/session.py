@@ -179,6 +179,11 @@ class Session:
         found = (None if self.records is None else self.records.get(DAMAGED)) or {"blocks": [], "source_changed": []}
         return found["blocks"], found["source_changed"]
 
+    def digests_before(self) -> dict[str, str]:
+        """Hash of what had been written of each damaged block, by its number as text."""
+        found = (None if self.records is None else self.records.get(DAMAGED)) or {}
+        return dict(found.get("digests", {}))
+
 
 @contextmanager
 def open_session(export: Planned, overwrite: bool) -> Iterator[Session]:

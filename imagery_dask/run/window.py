@@ -6,8 +6,12 @@ import heapq
 import math
 import random
 import time
+<<<<<<< HEAD
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Sequence
+=======
+from collections.abc import Callable, Iterable, Iterator, Sequence
+>>>>>>> a01ec842f2dbe919493b8547f2a2a602cad336d7
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -42,7 +46,7 @@ SILENCE_S = 60.0
 LOOK_S = 0.1
 
 # Blocks by number, made when they are asked for: stage by stage, none of which begins before the one before has ended.
-Stages = Sequence[Sequence[BlockTask]]
+Stages = Iterable[Sequence[BlockTask]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,7 @@ def run_blocks(
     ----------
     client : distributed.Client
         Where to run.
-    stages : sequence of sequences of BlockTask
+    stages : iterable of sequences of BlockTask
         Blocks, made as they are submitted; never held all at once. A stage begins when the one before it has ended, and
         not at all when a block of that failed: it would read what was not written.
     report : RunReport
@@ -152,6 +156,7 @@ class _Window:
 
     def run(self, tasks: Sequence[BlockTask], first: int) -> None:
         """Run a stage."""
+        self._check_missing()  # earlier calls may have been allowed more
         with self._asking():
             self.size = max(4, WINDOW_PER_THREAD * sum(self.client.nthreads().values()))
         numbers = self._todo(first, len(tasks))
@@ -275,13 +280,18 @@ class _Window:
         report.written_bytes += result.written_bytes
         report.counts.add(result.counts)
         report.counts_of.setdefault(block.task.volume, ReadCounts()).add(result.counts)
-        most = self.rules.most_missing
-        if most is not None and report.counts.missing > most:
-            raise TooManyMissingError(
-                f"{report.counts.missing:,} storage chunks of the source do not exist, and max_missing (--max-missing) "
-                f"allows {most:,.0f}; the first: {report.counts.missing_keys[0]}. What is written stays; to go on, "
-                "allow more."
-            )
+        self._check_missing()
+
+    def _check_missing(self) -> None:
+        most, counts = self.rules.most_missing, self.report.counts
+        if most is None or counts.missing <= most:
+            return
+        # Where the records of earlier calls are incomplete, no key is known.
+        first = f"; the first: {counts.missing_keys[0]}" if counts.missing_keys else ""
+        raise TooManyMissingError(
+            f"{counts.missing:,} storage chunks of the source do not exist, and max_missing (--max-missing) allows "
+            f"{most:,.0f}{first}. What is written stays; to go on, allow more."
+        )
 
     def _failed(self, block: _Submitted, result: BlockError) -> None:
         if result.outcome == "refused":
