@@ -252,13 +252,9 @@ def _run(
     if planned is not None:
         _check_room(export, planned, room)
     if session.plan is None:
-<<<<<<< HEAD
-        session.begin(planned or export.plan(room, block_bytes_of(running.block_mib)))
-=======
-        plan = running.plan or export.plan(room_of(client), running.block_bytes)
+        plan = planned or export.plan(room, block_bytes_of(running.block_mib))
         most_missing(running.max_missing, plan)  # before there is anything that would be left behind
         session.begin(plan)
->>>>>>> a01ec842f2dbe919493b8547f2a2a602cad336d7
         try:
             export.create(session.place, session, client)
         except BaseException:
@@ -271,10 +267,9 @@ def _run(
         records=session.records, todo=todo, most_missing=most_missing(running.max_missing, session.plan),
         check=session.check, wrap=with_requests(running.max_requests), on_failure=partial(_set_aside, session.records),
     )  # fmt: skip
-<<<<<<< HEAD
     with reported(export, session, report, page):
         with shown(running.progress, session.plan.blocks, report.before) as on_progress:
-            run_blocks(client, tasks_of(export, session), report, on_progress, rules)
+            run_blocks(client, _stages(export, running, session, report, todo), report, on_progress, rules)
         _close(export, session, report)
     return report
 
@@ -288,11 +283,6 @@ def _check_room(export: Export, plan: ExportPlan, room: Room) -> None:
             f"GB, and a worker here has {room.thread_memory / 1e9:.3g} GB for each thread. Take larger workers, or "
             "start over with smaller blocks (overwrite=True, --overwrite --block-mib N)."
         )
-=======
-    with shown(running.progress, session.plan.blocks) as on_progress:
-        run_blocks(client, _stages(export, running, session, report, todo), report, on_progress, rules)
-    return _close(export, session, report)
->>>>>>> a01ec842f2dbe919493b8547f2a2a602cad336d7
 
 
 def _stages(

@@ -6,12 +6,8 @@ import heapq
 import math
 import random
 import time
-<<<<<<< HEAD
 from asyncio import CancelledError
-from collections.abc import Callable, Iterator, Sequence
-=======
 from collections.abc import Callable, Iterable, Iterator, Sequence
->>>>>>> a01ec842f2dbe919493b8547f2a2a602cad336d7
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
