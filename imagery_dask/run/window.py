@@ -40,6 +40,8 @@ PAUSES_S = (1.0, 4.0, 16.0)
 # without a result, and given as long again to answer.
 SILENCE_S = 60.0
 LOOK_S = 0.1
+# Workers that all died may be replaced, by a batch system for instance.
+DESERTED_S = 600.0
 
 # Blocks by number, made when they are asked for: stage by stage, none of which begins before the one before has ended.
 Stages = Iterable[Sequence[BlockTask]]
@@ -149,6 +151,8 @@ class _Window:
     waiting: list[tuple[float, int, _Submitted]] = field(default_factory=list)
     # When the scheduler was last heard of.
     heard: float = field(default_factory=time.monotonic)
+    # When it was last known to have a worker.
+    manned: float = field(default_factory=time.monotonic)
 
     def run(self, tasks: Sequence[BlockTask], first: int) -> None:
         """Run a stage."""
@@ -192,8 +196,14 @@ class _Window:
     def _ask(self) -> None:
         """Ask a scheduler that has been silent whether it is there."""
         with self._asking():
-            self.client.sync(self.client.scheduler.ncores, callback_timeout=SILENCE_S)
+            workers = self.client.sync(self.client.scheduler.ncores, callback_timeout=SILENCE_S)
         self.heard = time.monotonic()
+        self.manned = self.heard if workers else self.manned
+        if self.heard - self.manned > DESERTED_S:
+            raise ClusterLostError(
+                f"The cluster has had no worker for {DESERTED_S / 60:.0f} minutes. What is written stays; the same call "
+                "goes on with workers."
+            )
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
@@ -259,7 +269,7 @@ class _Window:
         try:
             # Within a time: a result whose worker died meanwhile is computed again before it comes.
             results: list[BlockResult | BlockError] = future.result(timeout=SILENCE_S)
-            self.heard = time.monotonic()
+            self.heard = self.manned = time.monotonic()
             return results
         except (CancelledError, Exception) as error:  # of dask's own: a killed worker, a result that got lost
             if self.client.status != "running":
