@@ -201,8 +201,8 @@ class _Window:
         self.manned = self.heard if workers else self.manned
         if self.heard - self.manned > DESERTED_S:
             raise ClusterLostError(
-                f"The cluster has had no worker for {DESERTED_S / 60:.0f} minutes. What is written stays; the same call "
-                "goes on with workers."
+                f"The cluster has had no worker for {DESERTED_S / 60:.0f} minutes. What is written stays; the same "
+                "call goes on with workers."
             )
 
     @contextmanager
