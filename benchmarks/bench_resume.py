@@ -5,28 +5,28 @@ python benchmarks/bench_resume.py [--blocks N] [--only plan,run,receipts,resume]
 
 from __future__ import annotations
 
-import importlib
+import functools
 import json
 import os
+import pydoc
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-from common import arguments
+from common import arguments, em_volume, label_volume
 from distributed import Client, LocalCluster
 
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.cluster import Room
-from imagery_dask.demo.volume import synthesize
 from imagery_dask.export.job import Running, execute
 from imagery_dask.export.session import open_session
 from imagery_dask.export.zarr import ZarrExport
@@ -137,51 +137,63 @@ def run(blocks: int) -> None:
     )
 
 
-def receipts(repeats: int) -> None:
-    """Time an export with receipts, hashes and waiting for the disk, and without each of them."""
-    image, labels = synthesize((512, 512, 256))
-    for kind, data, options in (
-        ("image, shards", image, {"shards": (256, 256, 128)}),
-        ("image, chunks", image, {"shards": None}),
-        ("labels, shards", labels, {"shards": (128, 128, 128)}),
-        ("labels, chunks", labels, {"shards": None}),
+COSTS = {
+    "receipts": ("imagery_dask.records.journal.Records.append", "imagery_dask.run.block.receipt"),
+    "hashes": ("imagery_dask.export.zarr_level.digest_of",),
+    "waiting for the disk": ("imagery_dask.files._wait_for_disk",),
+}
+
+
+def receipts(repeats: int, folder: Path) -> None:
+    """Which share of the time of an export's blocks goes into receipts, hashes and waiting for the disk."""
+    image, labels = em_volume(folder, "raw"), label_volume(folder)
+    for kind, client, options in (
+        ("image, shards", ImageryClient(image_source=image), {"shards": (256, 256, 256)}),
+        ("image, chunks", ImageryClient(image_source=image), {"shards": None}),
+        ("labels, shards", ImageryClient(segmentation_source=labels), {"shards": (128, 128, 128)}),
+        ("labels, chunks", ImageryClient(segmentation_source=labels), {"shards": None}),
     ):
-        variants: dict[str, dict[str, Any]] = {
-            "all": {},
-            "no receipts": {"imagery_dask.run.block.receipt": lambda *_: b""},
-            "no hashes": {"imagery_dask.export.zarr_level.digest_of": lambda _: b"0123456789abcdef"},
-            "no waiting for the disk": {"imagery_dask.files._wait_for_disk": lambda _: None},
-        }
-        variants["none of them"] = {name: value for each in variants.values() for name, value in each.items()}
-        times: dict[str, list[float]] = {name: [] for name in variants}
-        with (
-            LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
-            Client(cluster) as client,
-        ):
-            for _ in range(repeats + 1):
-                for name, replaced in variants.items():
-                    times[name].append(_timed(data, client, replaced, options))
-        best = {name: min(values[1:]) for name, values in times.items()}
-        shown = ", ".join(f"{name} {value:.3f} s" for name, value in best.items())
-        print(f"\nreceipts, {kind}: {shown}; all costs {100 * (best['all'] / best['none of them'] - 1):.1f} %")
+        data = client.image_volume() if client.image_source else client.segmentation_volume()
+        shares = sorted((_shares(data, options) for _ in range(repeats)), key=lambda each: sum(each.values()))
+        shown = ", ".join(f"{name} {share:.2%}" for name, share in shares[repeats // 2].items())
+        print(
+            f"\nreceipts, {kind}: {shown}; all {sum(shares[repeats // 2].values()):.2%} of the blocks' time "
+            f"(median of {repeats}; {sum(shares[0].values()):.2%} to {sum(shares[-1].values()):.2%})",
+            flush=True,
+        )
 
 
-def _timed(data: Any, client: Client, replaced: dict[str, Any], options: dict[str, Any]) -> float:
-    kept = {}
-    for name, value in replaced.items():
-        module, _, attribute = name.rpartition(".")
-        kept[name] = getattr(importlib.import_module(module), attribute)
-        setattr(importlib.import_module(module), attribute, value)
-    folder = tempfile.mkdtemp()
-    try:
+def _shares(data: Any, options: dict[str, Any]) -> dict[str, float]:
+    """Seconds in each of these functions, over those of all blocks."""
+    spent: dict[str, float] = dict.fromkeys((*COSTS, "all"), 0.0)
+    with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
+        for name, functions in {**COSTS, "all": ("imagery_dask.run.block.run_block",)}.items():
+            for function in functions:
+                stack.enter_context(_timed(function, name, spent))
+        to_zarr(data, f"{folder}/out.zarr", progress=False, workers=2, **options)
+    return {name: spent[name] / spent["all"] for name in COSTS}
+
+
+@contextmanager
+def _timed(function: str, name: str, spent: dict[str, float]) -> Iterator[None]:
+    """Add up the time that threads of this process are in a function."""
+    place, _, attribute = function.rpartition(".")
+    owner = pydoc.locate(place)
+    kept = getattr(owner, attribute)
+
+    @functools.wraps(kept)
+    def timed(*args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
-        to_zarr(data, f"{folder}/out.zarr", cluster=client, progress=False, resolution_nm=(8, 8, 40), **options)
-        return time.perf_counter() - started
+        try:
+            return kept(*args, **kwargs)
+        finally:
+            spent[name] += time.perf_counter() - started
+
+    setattr(owner, attribute, timed)
+    try:
+        yield
     finally:
-        shutil.rmtree(folder)
-        for name, value in kept.items():
-            module, _, attribute = name.rpartition(".")
-            setattr(importlib.import_module(module), attribute, value)
+        setattr(owner, attribute, kept)
 
 
 def resume(blocks: int) -> None:
@@ -227,7 +239,7 @@ if __name__ == "__main__":
     if "plan" in chosen:
         plan(options.blocks)
     if "receipts" in chosen:
-        receipts(options.repeats)
+        receipts(options.repeats, options.data)
     if "resume" in chosen:
         resume(options.blocks)
     if "run" in chosen:

@@ -36,7 +36,7 @@ from zarr.storage import LocalStore, StorePath, WrapperStore
 from imagery_dask.export.buckets import place_of
 from imagery_dask.export.stores import clear_errors, open_store
 from imagery_dask.export.zarr_shards import ShardEncoder, shard_encoder
-from imagery_dask.files import move_durably
+from imagery_dask.files import move_durably, write_soon
 
 __all__ = ["BlockArray", "codec_threads", "open_array", "remove_partial"]
 
@@ -155,17 +155,20 @@ class BlockArray:
         self, shards: ShardEncoder, folder: Path, scratch: Path, whole: tuple[slice, ...], voxels: NDArray[Any]
     ) -> None:
         scratch.mkdir()
-        for position in self._positions(whole):
+        moves = []
+        for number, position in enumerate(self._positions(whole)):
             part = tuple(
                 slice(at * size - axis.start, (at + 1) * size - axis.start)
                 for at, size, axis in zip(position, self.unit, whole, strict=True)
             )
-            source = scratch / "shard"
+            source = scratch / str(number)
             with open(source, "wb") as file:
                 filled = shards.write(voxels[part], file)
+                write_soon(file)
             if not filled:
                 os.unlink(source)
-            _move([(source, folder / self.padded.encode_chunk_key(position))])
+            moves.append((source, folder / self.padded.encode_chunk_key(position)))
+        _move(moves)
 
     def _positions(self, whole: tuple[slice, ...]) -> Iterator[tuple[int, ...]]:
         """Positions of whole units among those of the array."""

@@ -16,9 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ShardingCodec, ZstdCodec
 
+from imagery_dask.files import write_soon
+
 __all__ = ["ShardEncoder", "shard_encoder"]
 
 NOT_THERE = 2**64 - 1
+WRITTEN_AT_ONCE = 4 * 2**20
 
 
 class ShardEncoder:
@@ -49,8 +52,11 @@ class ShardEncoder:
         for position in product(*(range(count) for count in self._counts)):
             content = self._encoded(voxels, position)
             if content is not None:
-                index[position] = offset, file.write(content)
-                offset += int(index[position][1])
+                size = file.write(content)
+                index[position] = offset, size
+                offset += size
+                if offset // WRITTEN_AT_ONCE > (offset - size) // WRITTEN_AT_ONCE:
+                    write_soon(file)
         if offset:
             table = index.tobytes()
             file.write(table)
