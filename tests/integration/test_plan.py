@@ -355,10 +355,9 @@ def chunks_along(cutout: Any, part: slice, axis: int) -> set[int]:
             needed |= {left, left + 1}
         else:
             needed.add(math.floor(centre))
-    inside = {voxel - grid.start[axis] for voxel in needed if grid.start[axis] <= voxel < grid.stop[axis]}
-    # A read is one box: chunks between voxels that are far apart are read too.
-    first, last = (min(inside, default=0), max(inside, default=-1))
-    return {voxel // cutout.mip.chunk_shape[axis] for voxel in range(first, last + 1)}
+    # A read is one box: voxels between those that are needed are read too, also where the last of these lie outside.
+    box = range(max(min(needed), grid.start[axis]), min(max(needed) + 1, grid.stop[axis]))
+    return {(voxel - grid.start[axis]) // cutout.mip.chunk_shape[axis] for voxel in box}
 
 
 def empty_volume(folder: Path, shape: Any, offset: Any, resolution: Any, chunk: Any, mips: int = 1) -> str:
