@@ -19,6 +19,7 @@ from imagery_dask.cluster.files import load_cluster_file
 from imagery_dask.cluster.joining import check_scheduler, scheduler_address
 from imagery_dask.cluster.starting import from_file, processes_here, threads_here
 from imagery_dask.cluster.waiting import wait_for_worker
+from imagery_dask.cluster.worker_plugin import prepare_workers
 from imagery_dask.errors import ClusterLostError, ImageryDaskError
 
 __all__ = ["LOST", "WAIT_S", "connect"]
@@ -57,6 +58,8 @@ def connect(spec: Any = None, workers: int | None = None, wait_s: float = WAIT_S
         For a specification that is not understood, a package that is not installed, an address that does not answer.
     TimeoutError
         When no worker came in time.
+    VersionMismatchError
+        When workers run other versions of packages.
     ClusterLostError
         When the scheduler was lost meanwhile.
     """
@@ -72,6 +75,7 @@ def connect(spec: Any = None, workers: int | None = None, wait_s: float = WAIT_S
     current = spec if isinstance(spec, Client) else _current_client() if spec is None else None
     if current is not None:
         with _lost_is_said(current):
+            prepare_workers(current)
             yield current
         return
     with ExitStack() as stack:
@@ -81,6 +85,7 @@ def connect(spec: Any = None, workers: int | None = None, wait_s: float = WAIT_S
         wait_for_worker(client, cluster, wait_s)
         try:
             with _lost_is_said(client):
+                prepare_workers(client)
                 yield client
         except ClusterLostError:
             logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it would log tracebacks as it closes
