@@ -33,6 +33,8 @@ logging.getLogger("distributed.worker.state_machine").setLevel(logging.ERROR)  #
 # dask's profiler samples frames from another thread, which can deadlock Python (seen in 3.11.7; python/cpython#106883);
 # a run has no use for it.
 NO_PROFILE = {"distributed.worker.profile.enabled": False}
+# SSHCluster sends dask's configuration along, and waits (for ever) for a line that processes log at this level.
+HEARD = {"logging.distributed": "info"}
 
 
 def threads_here(threads: int | None) -> LocalCluster:
@@ -101,7 +103,7 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[Any]:
 def _made(file: ClusterFile, arguments: dict[str, Any]) -> Iterator[Any]:
     name = getattr(file.cluster, "__name__", str(file.cluster))
     try:
-        with dask.config.set(NO_PROFILE):
+        with dask.config.set(NO_PROFILE | HEARD):
             cluster = file.cluster(**arguments)
     except (TypeError, ValueError, OSError, RuntimeError) as error:
         # One line: classes of dask answer with pages.

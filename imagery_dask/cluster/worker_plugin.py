@@ -17,7 +17,7 @@ import zarr
 from distributed import Client, WorkerPlugin
 
 from imagery_dask.cluster.versions import check_versions, differing, own_versions
-from imagery_dask.errors import VersionMismatchError
+from imagery_dask.errors import ImageryDaskError, VersionMismatchError
 
 __all__ = ["NAME", "WorkerSetup", "prepare_workers"]
 
@@ -106,5 +106,15 @@ def prepare_workers(client: Client) -> None:
     """
     if client in _prepared or all(address.startswith(IN_PROCESS) for address in client.nthreads()):
         return
-    client.register_plugin(WorkerSetup(check_versions(client)), name=NAME)
+    setup = WorkerSetup(check_versions(client))
+    try:
+        client.register_plugin(setup, name=NAME)
+    except (ImageryDaskError, OSError):
+        raise
+    except Exception as error:
+        # Of the same version by its number, as checkouts are.
+        raise VersionMismatchError(
+            f"A worker has other code of imagery_dask than this process: {error}. Install the same on all of them, and "
+            "start the workers anew."
+        ) from error
     _prepared.add(client)

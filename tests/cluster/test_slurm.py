@@ -45,11 +45,10 @@ def cluster_file(tmp_path: Path, batch_system: Slurm, monkeypatch: pytest.Monkey
     for name, value in batch_system.env.items():
         monkeypatch.setenv(name, value)
     content = yaml.safe_load(CONFIG.read_text())
-    content["workers"] = 2
+    content |= {"workers": 2, "worker_memory": "1GiB"}
     content["arguments"] |= {
         "queue": batch_system.partition,
         "walltime": "00:05:00",
-        "memory": "1GiB",
         "interface": "lo",
         "local_directory": str(tmp_path / "scratch"),
         "log_directory": str(tmp_path / "logs"),
