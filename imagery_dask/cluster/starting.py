@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import dask
-from distributed import LocalCluster
+from distributed import LocalCluster, SSHCluster
 from distributed.core import Status
 from distributed.security import Security
 
@@ -103,7 +103,7 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[Any]:
 def _made(file: ClusterFile, arguments: dict[str, Any]) -> Iterator[Any]:
     name = getattr(file.cluster, "__name__", str(file.cluster))
     try:
-        with dask.config.set(NO_PROFILE | HEARD):
+        with dask.config.set(NO_PROFILE | (HEARD if file.cluster is SSHCluster else {})):
             cluster = file.cluster(**arguments)
     except (TypeError, ValueError, OSError, RuntimeError) as error:
         # One line: classes of dask answer with pages.
