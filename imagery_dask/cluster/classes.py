@@ -23,7 +23,7 @@ from dask.utils import format_bytes
 from distributed import LocalCluster, Nanny, SSHCluster, Worker
 from distributed.deploy.spec import SpecCluster
 
-__all__ = ["EXTRAS", "UnfitError", "Wishes", "accepted_names", "fitted", "is_job_queue", "sized"]
+__all__ = ["EXTRAS", "UnfitError", "Wishes", "accepted_names", "fitted", "is_job_queue", "sized", "takes_security"]
 
 # Package, or class, to the extra of this package that installs it.
 EXTRAS = {
@@ -70,6 +70,11 @@ class UnfitError(ValueError):
 def is_job_queue(cluster_class: Any) -> bool:
     """Whether a class submits jobs to a batch system."""
     return any(base.__name__ == "JobQueueCluster" for base in getattr(cluster_class, "__mro__", ()))
+
+
+def takes_security(cluster_class: Any) -> bool:
+    """Whether a class hands certificates on to its scheduler and workers."""
+    return is_job_queue(cluster_class) or (inspect.isclass(cluster_class) and issubclass(cluster_class, LocalCluster))
 
 
 def accepted_names(cluster_class: Any) -> set[str] | None:

@@ -13,7 +13,7 @@ from dask.utils import parse_bytes
 from distributed import SSHCluster
 from distributed.security import Security
 
-from imagery_dask.cluster.classes import EXTRAS, UnfitError, Wishes, accepted_names, fitted
+from imagery_dask.cluster.classes import EXTRAS, UnfitError, Wishes, accepted_names, fitted, takes_security
 from imagery_dask.cluster.lines import Lines, close_word, read_lines
 
 __all__ = ["ClusterFile", "load_cluster_file"]
@@ -92,6 +92,12 @@ def load_cluster_file(path: Path) -> ClusterFile:
     wishes = Wishes(_environment(file), _preload(file), _memory(file))
     security = _security(file)
     cluster_class = _class(file)
+    if security is not None and not takes_security(cluster_class):
+        file.refuse(
+            "security",
+            f"{file.values['cluster']} takes no certificates from here; set distributed.comm.tls in dask's configuration"
+            ", or start scheduler and workers by hand and join them by 'address'.",
+        )
     if "arguments" in file.parts and (known := accepted_names(cluster_class)) is not None:
         file.parts["arguments"].check_names(known, "argument")
     try:

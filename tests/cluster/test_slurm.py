@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 import zarr
+from cluster.certificates import certificates
 from cluster.slurm import Slurm, SlurmUnavailable, slurm
 from integration.stores import files_of
 from support.volumes import coordinate_volume, random_labels, write_volume
@@ -133,6 +134,28 @@ def test_a_job_that_is_refused_is_an_error_at_once(cluster_file: Path) -> None:
     assert time.monotonic() - started < 15
     assert "invalid partition specified: absent" in str(caught.value)
     assert "#SBATCH -p absent" in str(caught.value)
+
+
+def test_jobs_have_the_certificates(cluster_file: Path, tmp_path: Path) -> None:
+    made = certificates(tmp_path / "certificates", "ours")
+    cluster_file.write_text(cluster_file.read_text() + made.yaml)
+    with connect(cluster_file, workers=1, wait_s=60) as client:
+        assert client.scheduler.address.startswith("tls://")
+        assert client.submit(sum, [1, 2]).result() == 3
+
+
+def test_a_job_that_is_cancelled_is_replaced_where_the_file_adapts(cluster_file: Path, batch_system: Slurm) -> None:
+    content = yaml.safe_load(cluster_file.read_text())
+    del content["workers"]
+    cluster_file.write_text(yaml.safe_dump(content | {"adapt": {"minimum": 1, "maximum": 2}}))
+    with connect(cluster_file, wait_s=60) as client:
+        (job,) = batch_system.jobs()
+        batch_system.run("scancel", job)
+        deadline = time.monotonic() + 60
+        while job in batch_system.jobs() or not client.nthreads():
+            assert time.monotonic() < deadline, batch_system.jobs()
+            time.sleep(0.2)
+        assert client.submit(sum, [1, 2]).result() == 3
 
 
 def test_the_log_of_a_job_that_died_is_shown(cluster_file: Path) -> None:
