@@ -95,7 +95,7 @@ def load_cluster_file(path: Path) -> ClusterFile:
     if security is not None and not takes_security(cluster_class):
         file.refuse(
             "security",
-            f"{file.values['cluster']} takes no certificates from here; set distributed.comm.tls in dask's configuration"
+            f"{file.values['cluster']} takes no certificates here; set distributed.comm.tls in dask's configuration"
             ", or start scheduler and workers by hand and join them by 'address'.",
         )
     if "arguments" in file.parts and (known := accepted_names(cluster_class)) is not None:

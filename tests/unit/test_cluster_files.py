@@ -106,7 +106,7 @@ def test_package_that_is_not_installed(tmp_path: Path) -> None:
         (LOCAL + "worker_memory: 0\n", 2, "'worker_memory' must be a size"),
         (LOCAL + "arguments: {memory_limit: 1GiB}\nworker_memory: 2GiB\n", 3, "said twice"),
         (LOCAL + "arguments: {processes: false}\nenvironment: {A: b}\n", 3, "no own environment"),
-        ("cluster: distributed.SpecCluster\nsecurity: temporary\n", 2, "takes no certificates from here"),
+        ("cluster: distributed.SpecCluster\nsecurity: temporary\n", 2, "takes no certificates here"),
         (LOCAL + "security: yes\n", 2, "'security' must be {ca: FILE, cert: FILE, key: FILE}, or 'temporary'"),
         (LOCAL + "security:\n  ca: absent.pem\n", 3, "'ca': there is no file"),
         (LOCAL + "security:\n  certificate: a\n", 3, "unknown key 'certificate'"),
