@@ -10,6 +10,7 @@ from imagery_dask.export.overlays import composite_overlay
 from imagery_dask.export.png import save_image_slices
 from imagery_dask.export.precomputed import to_precomputed
 from imagery_dask.export.slices import to_png
+from imagery_dask.export.verify import verify_export
 from imagery_dask.export.zarr import to_zarr
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "to_png",
     "to_precomputed",
     "to_zarr",
+    "verify_export",
 ]

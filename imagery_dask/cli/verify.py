@@ -58,16 +58,19 @@ def _show(report: VerifyReport, out: str) -> None:
     )
     if report.unwritten:
         click.echo(f"  {report.unwritten:,} blocks are not written yet: the export's own command goes on", err=True)
-    damaged, changed = len(report.damaged), len(report.source_changed)
-    if not (damaged or changed):
+    damaged, changed, unread = len(report.damaged), len(report.source_changed), len(report.unread)
+    if not (damaged or changed or unread):
         click.echo("  all as written")
         return
     if damaged:
         click.echo(f"  {damaged:,} blocks DAMAGED", err=True)
     if changed:
         click.echo(f"  {changed:,} blocks for which the SOURCE CHANGED", err=True)
+    if unread:
+        click.echo(f"  {unread:,} blocks could NOT BE READ: the store or the source did not answer", err=True)
     for each in report.named[:SHOWN]:
         click.echo(f"    {each.name}: {each.reason}", err=True)
     if len(report.named) > SHOWN:
         click.echo(f"    and {len(report.named) - SHOWN} more", err=True)
-    click.echo(f"  To do these again: imagery-dask export --plan {out} --repair", err=True)
+    if damaged or changed:
+        click.echo(f"  To do these again: imagery-dask export --plan {out} --repair", err=True)

@@ -16,6 +16,14 @@ from imagery_dask.moments import Moment
 
 __all__ = ["PlansExports"]
 
+# Writer, and the argument of it that the name of a format is.
+FORMATS: dict[str, tuple[str, dict[str, str]]] = {
+    "zarr": ("zarr", {}),
+    "precomputed": ("precomputed", {}),
+    "png": ("png", {"format": "png"}),
+    "tiff": ("png", {"format": "tiff"}),
+}
+
 
 class PlansExports:
     """Plans of exports of what a client has."""
@@ -29,7 +37,7 @@ class PlansExports:
         bounds: ArrayLike,
         url: str | os.PathLike[str],
         *,
-        format: Literal["zarr", "precomputed", "png"] = "zarr",
+        format: Literal["zarr", "precomputed", "png", "tiff"] = "zarr",
         image_mip: int | None = None,
         segmentation_mip: int | None = None,
         root_ids: RootIds = "all",
@@ -52,8 +60,8 @@ class PlansExports:
             Two corners (2 x 3), upper exclusive.
         url : str or path
             Where the export would be written; for slices their prefix.
-        format : {"zarr", "precomputed", "png"}
-            Whose writer: `to_zarr`, `to_precomputed`, `to_png`.
+        format : {"zarr", "precomputed", "png", "tiff"}
+            Whose writer: `to_zarr`, `to_precomputed`, `to_png` with files of the one or the other kind.
         image_mip, segmentation_mip, root_ids, resolution, timestamp
             As in `dataset`. The region has the voxels of the finer of the two mips.
         workers : int, optional
@@ -80,13 +88,14 @@ class PlansExports:
         AccessRefusedError, OSError
             The target cannot be written, or the source cannot be read.
         """
-        if format not in KINDS:
-            raise ValueError(f"format is one of {', '.join(KINDS)}; got {format!r}.")
+        if format not in FORMATS:
+            raise ValueError(f"format is one of {', '.join(FORMATS)}; got {format!r}.")
+        kind, more = FORMATS[format]
         data = self.dataset(
             bounds, image_mip=image_mip, segmentation_mip=segmentation_mip, root_ids=root_ids, resolution=resolution,
             timestamp=timestamp, scale_to_bounds=False,
         )  # fmt: skip
-        export = KINDS[format](data, url, **options)  # type: ignore[call-arg]
+        export = KINDS[kind](data, url, **more, **options)  # type: ignore[call-arg]
         return plan_export(
             export, workers=workers, worker_memory=worker_memory, block_mib=block_mib,
             samples=samples,

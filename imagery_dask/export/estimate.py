@@ -234,13 +234,14 @@ def _estimate(export: Export, plan: ExportPlan, found: Sequence[Sample], workers
     """Scale the samples of each volume, by voxels, to all of its blocks."""
     of_volume = {part.volume: [each for each in found if each.volume == part.volume] for _, part in plan.parts}
 
-    def of(value: Callable[[Sample], float], later: bool) -> Span:
+    def of(value: Callable[[Sample], float], reading: bool) -> Span:
         total = Span(0.0, 0.0, 0.0)
-        for stage in plan.stages if later else plan.stages[:1]:
-            for part in stage:
-                voxels = math.prod(edges[-1] for edges in part.blocks.edges) * max(1, len(export.sources(part)))
-                each = [value(sample) / sample.voxels for sample in of_volume[part.volume]]
-                total = total.plus(min(each) * voxels, float(np.mean(each)) * voxels, max(each) * voxels)
+        for _, part in plan.parts:
+            if reading and part.doing == "downsample":  # reads what was written
+                continue
+            voxels = math.prod(edges[-1] for edges in part.blocks.edges) * max(1, len(export.sources(part)))
+            each = [value(sample) / sample.voxels for sample in of_volume[part.volume]]
+            total = total.plus(min(each) * voxels, float(np.mean(each)) * voxels, max(each) * voxels)
         return total
 
     at_once = min(workers, plan.blocks)
@@ -248,13 +249,13 @@ def _estimate(export: Export, plan: ExportPlan, found: Sequence[Sample], workers
     return Estimate(
         workers=workers,
         samples=len(found),
-        read_bytes=of(lambda sample: sample.counts.stored_bytes, later=False),
-        written_bytes=of(lambda sample: sample.stored_bytes, later=True),
-        seconds=of(lambda sample: sample.seconds / at_once, later=True),
+        read_bytes=of(lambda sample: sample.counts.stored_bytes, reading=True),
+        written_bytes=of(lambda sample: sample.stored_bytes, reading=False),
+        seconds=of(lambda sample: sample.seconds / at_once, reading=False),
         source_chunks=plan.source_chunks,
         amplification=_amplification(export, plan),
-        root_requests=of(lambda sample: sample.counts.root_requests, later=False),
-        supervoxels=of(lambda sample: sample.counts.ids_sent, later=False),
+        root_requests=of(lambda sample: sample.counts.root_requests, reading=True),
+        supervoxels=of(lambda sample: sample.counts.ids_sent, reading=True),
         objects=export.objects(plan),
         peak_bytes=max(sample.peak_bytes for sample in found) or export.held_bytes(plan),
         missing=sum(sample.counts.missing for sample in found) / chunks if chunks else 0.0,

@@ -47,6 +47,8 @@ class Volume:
         Whether voxels are ids, which have a most frequent one but no mean.
     held : numpy.ndarray or None
         The voxels, when the caller has them in memory: a graph would carry all of them to every block.
+    variable : bool
+        Whether it was given as a variable of a dataset, which decides where some formats put it.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Volume:
     translation_nm: Triple
     labels: bool
     held: NDArray[Any] | None = None
+    variable: bool = False
 
     @property
     def shape(self) -> XYZ:
@@ -171,7 +174,7 @@ def as_volumes(
         if "segmentation" in data.data_vars:
             _check_labels(data["segmentation"])
         return [
-            _volume(data[name], name, groups[name], resolution_nm, translation_nm)
+            replace(_volume(data[name], name, groups[name], resolution_nm, translation_nm), variable=True)
             for name in groups
             if name in data.data_vars
         ]

@@ -14,7 +14,7 @@ import math
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,6 +41,7 @@ from imagery_dask.export.progress import shown
 from imagery_dask.export.session import Session, Target, open_session
 from imagery_dask.export.source_reads import source_chunks
 from imagery_dask.files import Files
+from imagery_dask.grid import XYZ
 from imagery_dask.lazy import CutoutArray
 from imagery_dask.plan import Region
 from imagery_dask.records.journal import Records
@@ -137,6 +138,11 @@ class Export(ABC):
     def sources(self, part: Part) -> Sequence[CutoutArray | None]:
         """Give what the blocks of a part read of volumes; None stands for an array that is computed."""
 
+    @property
+    def margin(self) -> XYZ:
+        """Voxels around a block that are read with it."""
+        return (0, 0, 0)
+
     @abstractmethod
     def create(self, place: str, session: Session, client: Client) -> None:
         """Make the empty store."""
@@ -187,7 +193,9 @@ class Export(ABC):
             kind=self.kind, out=self.out, volumes=[described_volume(volume) for volume in self.volumes],
             options=self.options, decides=self.decides, stages=stages,
             voxels=sum(math.prod(map(int, volume.array.shape)) for volume in self.volumes),
-            source_chunks=source_chunks((part, self.sources(part)) for stage in stages for part in stage),
+            source_chunks=source_chunks(
+                ((part, self.sources(part)) for stage in stages for part in stage), self.margin
+            ),
         )  # fmt: skip
 
 
@@ -250,7 +258,9 @@ def _run(
     if planned is not None:
         _check_room(export, planned, room)
     if session.plan is None:
-        session.begin(planned or export.plan(room, block_bytes_of(running.block_mib)))
+        plan = planned or export.plan(room, block_bytes_of(running.block_mib))
+        most_missing(running.max_missing, plan)  # before there is anything that would be left behind
+        session.begin(plan)
         try:
             export.create(session.place, session, client)
         except BaseException:
@@ -265,7 +275,7 @@ def _run(
     )  # fmt: skip
     with reported(export, session, report, page):
         with shown(running.progress, session.plan.blocks, report.before) as on_progress:
-            run_blocks(client, tasks_of(export, session), report, on_progress, rules)
+            run_blocks(client, _stages(export, running, session, report, todo), report, on_progress, rules)
         _close(export, session, report)
     return report
 
@@ -281,6 +291,42 @@ def _check_room(export: Export, plan: ExportPlan, room: Room) -> None:
         )
 
 
+def _stages(
+    export: Export, running: Running, session: Session, report: RunReport, todo: NDArray[np.bool_] | None
+) -> Iterator[Sequence[BlockTask]]:
+    """Tasks of the stages: where a repair wrote other voxels than there had been, what is made of them follows."""
+    for index, tasks in enumerate(tasks_of(export, session)):
+        if index and running.repair and todo is not None:
+            _make_again(session, report, todo)
+        yield tasks
+
+
+def _make_again(session: Session, report: RunReport, todo: NDArray[np.bool_]) -> None:
+    assert session.plan is not None
+    assert session.records is not None
+    before, now = session.digests_before(), session.records.receipts()
+    others = {
+        int(row["block"]) for row in now if before.get(str(row["block"])) not in (None, row["digest"].item().hex())
+    }
+    more = _made_of(session.plan, others) & ~todo
+    todo |= more
+    rows = session.receipts()
+    rows = rows[more[rows["block"].astype(np.int64)]]
+    report.done, report.before = report.done - len(rows), report.before - len(rows)
+    size = int(rows["written_bytes"].sum(dtype=np.uint64))
+    report.written_bytes, report.before_bytes = report.written_bytes - size, report.before_bytes - size
+
+
+def _made_of(plan: ExportPlan, numbers: Collection[int]) -> NDArray[np.bool_]:
+    """Blocks that are made of others: which are not known one by one, so that it is all of the volume."""
+    found = np.zeros(plan.blocks, bool)
+    volumes = {part.volume for first, part in plan.parts if any(0 <= n - first < len(part.blocks) for n in numbers)}
+    for first, part in plan.parts:
+        if part.volume in volumes and part.doing == "downsample":
+            found[first : first + len(part.blocks)] = True
+    return found
+
+
 def _set_aside(records: Records | None, number: int, task: BlockTask, reason: str, attempts: int) -> None:
     """Write down a block that failed."""
     if records is not None:
@@ -292,16 +338,12 @@ def _set_aside(records: Records | None, number: int, task: BlockTask, reason: st
 def _todo(session: Session, repair: bool) -> NDArray[np.bool_]:
     """Which blocks an export that goes on has to do, by number."""
     assert session.plan is not None
-    todo, parts = np.ones(session.plan.blocks, bool), session.plan.parts
+    todo = np.ones(session.plan.blocks, bool)
     todo[session.receipts()["block"].astype(np.int64)] = False
     if repair:
         damaged, changed = session.damaged()
         todo[damaged + changed] = True
-        # What is made of blocks that become others is made again.
-        volumes = {part.volume for first, part in parts if any(0 <= n - first < len(part.blocks) for n in changed)}
-        for first, part in parts:
-            if part.volume in volumes and part.doing == "downsample":
-                todo[first : first + len(part.blocks)] = True
+        todo |= _made_of(session.plan, changed)
     return todo
 
 
@@ -317,6 +359,8 @@ def _report(session: Session, todo: NDArray[np.bool_] | None) -> RunReport:
     report.done = report.before = len(receipts)
     report.written_bytes = report.before_bytes = int(receipts["written_bytes"].sum(dtype=np.uint64))
     report.counts = counts_of(receipts)
+    if report.counts.missing:
+        report.counts.missing_keys = [key for keys in missing_first(session.records).values() for key in keys]
     for first, part in plan.parts:
         of_part = receipts[(receipts["block"] >= first) & (receipts["block"] < first + len(part.blocks))]
         counts = counts_of(of_part)

@@ -153,7 +153,7 @@ def fingerprint_of(decides: Mapping[str, Any]) -> str:
 
 def described_volume(volume: Volume) -> dict[str, Any]:
     """Describe a volume as data, from which `data_of` makes it again."""
-    found: dict[str, Any] = {"name": volume.name}
+    found: dict[str, Any] = {"name": volume.name, "variable": volume.variable}
     if volume.source is not None:
         found["cutout"] = _without_user(to_json(volume.source.cutout))
     return found | {
@@ -167,7 +167,7 @@ def described_volume(volume: Volume) -> dict[str, Any]:
 def data_of(volumes: Sequence[dict[str, Any]]) -> xr.Dataset | xr.DataArray:
     """Give what a plan writes: cutouts as they were; of arrays that were computed, zeros of their shape."""
     arrays = {each["name"]: _array(each) for each in volumes}
-    return xr.Dataset(arrays) if set(arrays) <= {"image", "segmentation"} else next(iter(arrays.values()))
+    return xr.Dataset(arrays) if all(each["variable"] for each in volumes) else next(iter(arrays.values()))
 
 
 def voxels_decided_by(volume: Volume) -> dict[str, Any]:

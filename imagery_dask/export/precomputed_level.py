@@ -18,6 +18,7 @@ from imagery_dask.files import Compression, Files, Put
 from imagery_dask.grid import XYZ
 from imagery_dask.plan import Region
 from imagery_dask.sources import channels_last
+from imagery_dask.sources.segmentation_check import segmentation_damage
 
 __all__ = ["SEGMENTATION_BLOCK", "PrecomputedLevel"]
 
@@ -125,11 +126,14 @@ class PrecomputedLevel:
 
     def _get(self, part: Region) -> NDArray[Any]:
         content = self._content(part)
-        shape = tuple(axis.stop - axis.start for axis in part)
-        decoded = codecs.decode(
-            content, self.encoding, (*shape, self.channels), np.dtype(self.dtype), SEGMENTATION_BLOCK
-        )
-        return channels_last(np.asarray(decoded), (*shape, self.channels), self.encoding)
+        x, y, z = (axis.stop - axis.start for axis in part)
+        shape = (x, y, z, self.channels)
+        if self.encoding == "compressed_segmentation":  # what is damaged would end the process that decodes it
+            damage = segmentation_damage(content, shape, SEGMENTATION_BLOCK, np.dtype(self.dtype).itemsize)
+            if damage:
+                raise ValueError(f"{self.files.url}/{self._name(part)} does not decode: {damage}")
+        decoded = codecs.decode(content, self.encoding, shape, np.dtype(self.dtype), SEGMENTATION_BLOCK)
+        return channels_last(np.asarray(decoded), shape, self.encoding)
 
     def _content(self, part: Region) -> bytes:
         content = self.files.get(self._name(part))

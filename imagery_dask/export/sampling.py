@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +90,13 @@ class Sampling:
             with connect() as client:
                 export.create_sample(session, client, [self.plan.region(number) for number in self.numbers])
             (tasks, *_) = tasks_of(export, session)
-            for number in self.numbers[:1]:
-                tasks[number]()  # the first block opens volumes and stores, which no other one has to
-            return [_sample(tasks[number], number, Path(folder), measured) for number in self.numbers]
+            found = [_sample(tasks[number], number, Path(folder), measured) for number in self.numbers]
+            first = found[0]
+            if not first.counts.root_requests:  # whose answers are kept
+                # The first block opens volumes and stores, which no other one has to.
+                warm = _sample(tasks[first.number], first.number, Path(folder), measured)
+                found[0] = replace(first, seconds=min(first.seconds, warm.seconds))
+            return found
 
 
 def sample_blocks(sampling: Sampling) -> list[Sample]:

@@ -14,7 +14,7 @@ from imagery_dask.export.stores import clear_errors
 from imagery_dask.files import Files
 from imagery_dask.records.journal import Records
 from imagery_dask.records.lease import Lease
-from imagery_dask.records.runs import Run, now, runs_in
+from imagery_dask.records.runs import Run, now, remove_unplanned, runs_in
 
 __all__ = ["DAMAGED", "Planned", "Session", "Target", "open_session"]
 
@@ -127,9 +127,11 @@ class Session:
 
     def tidy(self) -> None:
         """Remove what killed processes left half-written among the records."""
+        if self._files is None:
+            return
         for folder in ("", self.id):
-            if self._files is not None:
-                self._files.remove_partial(folder)
+            self._files.remove_partial(folder)
+        remove_unplanned(self._files)
 
     def begin(self, plan: ExportPlan) -> None:
         """Write down what is going to be written."""
@@ -176,6 +178,11 @@ class Session:
         """Blocks that `verify` found damaged, and those that the source gives other voxels for now."""
         found = (None if self.records is None else self.records.get(DAMAGED)) or {"blocks": [], "source_changed": []}
         return found["blocks"], found["source_changed"]
+
+    def digests_before(self) -> dict[str, str]:
+        """Hash of what had been written of each damaged block, by its number as text."""
+        found = (None if self.records is None else self.records.get(DAMAGED)) or {}
+        return dict(found.get("digests", {}))
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def volumes_of(data: Any, what: str) -> list[Volume]:
                 f"what={what!r} needs the variable {NEEDS[what][0]!r}; the dataset has "
                 f"{list(map(str, data.data_vars))}."
             )
-        volumes = [replace(as_volumes(data[name])[0], name=name) for name in present]
+        volumes = [replace(as_volumes(data[name])[0], name=name, variable=True) for name in present]
     else:
         volumes = as_volumes(data)
     if what != "imagery":

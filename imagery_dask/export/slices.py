@@ -18,6 +18,7 @@ from imagery_dask.cluster import Room
 from imagery_dask.export import slice_checks as checks
 from imagery_dask.export.job import Export, Running, execute
 from imagery_dask.export.levels import BLOCK_BYTES, block_size
+from imagery_dask.export.overlays import overlay_halo
 from imagery_dask.export.pages import Format
 from imagery_dask.export.plans import ExportPlan, Part, fingerprint_of, voxels_decided_by
 from imagery_dask.export.previews import Preview, slice_previews
@@ -37,6 +38,7 @@ from imagery_dask.export.slice_plan import BLOCKS_HELD, plan_slices, refuse_too_
 from imagery_dask.export.slice_target import SliceTarget
 from imagery_dask.export.slice_tasks import SLICES, SliceTasks, list_ids
 from imagery_dask.files import Files
+from imagery_dask.grid import XYZ
 from imagery_dask.labels import RootIds
 from imagery_dask.lazy import CutoutArray
 from imagery_dask.plan import BlockPlan, Region
@@ -283,6 +285,13 @@ class SliceExport(Export):
         """Give what the blocks read: all volumes."""
         return [volume.source for volume in self.volumes]
 
+    @property
+    def margin(self) -> XYZ:
+        """Voxels around a tile that decide its pixels too."""
+        around = overlay_halo(self.style.outline, self.style.width) if self.look.what == "overlay" else 0
+        x, y, z = (around if axis in plane_axes(self.names.axis) else 0 for axis in range(3))
+        return (x, y, z)
+
     def create(self, place: str, session: Session, client: Client) -> None:
         """Find the ids that are to be shown, where they are not listed; write their table."""
         if self.look.what not in ("masks", "labels"):
@@ -371,7 +380,9 @@ class SliceExport(Export):
         dtype = "int64" if self.volumes[0].array.dtype.kind == "i" else "uint64"
         if self.table is not None:
             return IdTable(self.files, self.table, dtype, session.id)
-        return IdTable(self.records, f"{session.id}/ids.csv", dtype, session.id)
+        # Not this export's own folder: one made from a plan of a computed array has another name for it.
+        assert session.records is not None
+        return IdTable(session.records.files, f"{session.id}/ids.csv", dtype, session.id)
 
     def _label_ids(self, ids: NDArray[Any]) -> NDArray[Any]:
         """Ids that have a value in the table."""

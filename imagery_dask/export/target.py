@@ -18,6 +18,7 @@ import zarr
 from imagery_dask.export.buckets import place_of, s3_store
 from imagery_dask.export.stores import clear_errors, files_at, open_store
 from imagery_dask.files import Files
+from imagery_dask.records.journal import records_folder
 
 __all__ = ["FolderTarget", "StoreTarget", "VolumeTarget"]
 
@@ -97,7 +98,8 @@ class FolderTarget(ABC):
                 folder = next(each for each in Path(self.store).parents if each.exists())
                 with TemporaryFile(dir=folder):
                     return
-            files, probe = Files.at(f"{self.store}.receipts"), f".probe-{uuid4().hex}"
+            # In the folder of the records: of the root of a bucket that is in the bucket too.
+            files, probe = records_folder(self.store), f".probe-{uuid4().hex}"
             files.put(probe, b"")
             files.delete([probe])
 

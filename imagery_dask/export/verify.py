@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagery_dask.cluster import WAIT_S, connect
-from imagery_dask.errors import ImageryDaskError
+from imagery_dask.errors import ImageryDaskError, MissingChunkError
 from imagery_dask.export.job import tasks_of
 from imagery_dask.export.kinds import export_of, run_at
 from imagery_dask.export.plans import ExportPlan
@@ -19,6 +19,7 @@ from imagery_dask.export.progress import shown
 from imagery_dask.export.session import DAMAGED, Session
 from imagery_dask.run import BlockTask, FailedBlock, Rules, RunReport, Written, run_blocks
 from imagery_dask.run.chain import Chain
+from imagery_dask.sources.failures import brief, kind_of
 
 __all__ = ["DamagedBlockError", "VerifyReport", "verify_export"]
 
@@ -35,6 +36,11 @@ class DamagedBlockError(ImageryDaskError):
 
 class SourceChangedError(ImageryDaskError):
     """The source gives other voxels of a block than when it was exported."""
+
+
+FOUND = {f"{kind.__name__}: ": kind for kind in (DamagedBlockError, SourceChangedError)}
+# Packages whose errors are of a server or the way to it, and not of what is stored there.
+OF_SERVERS = {"botocore", "obstore", "gcsfs", "aiohttp", "requests", "urllib3", "google", "tenacity"}
 
 
 @dataclass(slots=True)
@@ -55,6 +61,8 @@ class VerifyReport:
         Numbers of blocks that are not what was written.
     source_changed : list of int
         Numbers of blocks that the source gives other voxels for now.
+    unread : list of int
+        Numbers of blocks that could not be looked at: the store or the source did not answer.
     named : list of FailedBlock
         Names and reasons of all these.
     seconds : float
@@ -69,14 +77,15 @@ class VerifyReport:
     from_source: int = 0
     damaged: list[int] = field(default_factory=list)
     source_changed: list[int] = field(default_factory=list)
+    unread: list[int] = field(default_factory=list)
     named: list[FailedBlock] = field(default_factory=list)
     seconds: float = 0.0
     read_bytes: int = 0
 
     @property
     def ok(self) -> bool:
-        """Whether all of it is there, and nothing that was looked at is damaged."""
-        return not (self.unwritten or self.damaged or self.source_changed)
+        """Whether all of it is there, and everything that was to be looked at is as it was written."""
+        return not (self.unwritten or self.damaged or self.source_changed or self.unread)
 
 
 def verify_export(
@@ -128,7 +137,7 @@ def verify_export(
     assert session.plan is not None
     receipts = session.receipts()
     report = VerifyReport(session.plan.blocks, session.plan.blocks - len(receipts))
-    chosen, again = _chosen(receipts["block"].astype(np.int64), sample, np.random.default_rng(seed))
+    chosen, again = _chosen(session.plan, receipts["block"].astype(np.int64), sample, np.random.default_rng(seed))
     if not source or session.plan.source_chunks is None:
         again = again[:0]
     digests = dict(zip(receipts["block"].tolist(), receipts["digest"].tolist(), strict=True))
@@ -140,9 +149,10 @@ def verify_export(
         return CheckBlock(task, bytes(digests[number]), number in making)
 
     def found(number: int, task: BlockTask, reason: str, attempts: int) -> None:
-        changed = reason.startswith(SourceChangedError.__name__)
-        (report.source_changed if changed else report.damaged).append(number)
-        report.named.append(FailedBlock(task.name, reason.partition(": ")[2] if changed else reason))
+        kind = next((kind for start, kind in FOUND.items() if reason.startswith(start)), None)
+        numbers = {DamagedBlockError: report.damaged, SourceChangedError: report.source_changed, None: report.unread}
+        numbers[kind].append(number)
+        report.named.append(FailedBlock(task.name, reason if kind is None else reason.partition(": ")[2]))
 
     rules = Rules(todo=todo, wrap=wrap, on_failure=found)
     if len(chosen):
@@ -151,7 +161,7 @@ def verify_export(
             ran = run_blocks(client, [Chain(tasks_of(export, session))], RunReport(len(chosen)), on_progress, rules)
         report.seconds, report.read_bytes = ran.seconds, ran.written_bytes
     report.checked, report.from_source = len(chosen), len(again)
-    _write_down(session, report, chosen)
+    _write_down(session, report, chosen, again)
     return report
 
 
@@ -186,12 +196,28 @@ class CheckBlock:
 
     def __call__(self) -> Written:
         """Compare; an error says what differs."""
-        stored = self.task.stored()
-        if stored != self.digest:
+        if self._look() != self.digest:
             raise DamagedBlockError("its bytes in the store are others than were written, or some are gone")
-        if self.again and self.task.expected() != self.digest:
+        if self.again and self._make_again() != self.digest:
             raise SourceChangedError("the source gives other voxels now than when this was exported")
-        return Written(0, 0, stored)
+        return Written(0, 0, self.digest)
+
+    def _look(self) -> bytes:
+        try:
+            return self.task.stored()
+        except Exception as error:
+            if isinstance(error, ImageryDaskError):
+                raise
+            if _is_of_a_server(error):
+                raise ConnectionError(brief(error)) from None
+            # What is gone, or does not decode, will not be better in a while.
+            raise DamagedBlockError(f"it cannot be read: {brief(error)}") from None
+
+    def _make_again(self) -> bytes:
+        try:
+            return self.task.expected()
+        except MissingChunkError as error:
+            raise SourceChangedError(f"the source does not have all of it any more: {error}") from None
 
     def stored(self) -> bytes:
         """Hash of what is in the store."""
@@ -202,24 +228,42 @@ class CheckBlock:
         return self.task.expected()
 
 
+def _is_of_a_server(error: Exception) -> bool:
+    if isinstance(error, (ConnectionError, TimeoutError)) or type(error).__module__.partition(".")[0] in OF_SERVERS:
+        return kind_of(error) != "not there"
+    # Of a disk that does not answer; decoders' own errors have no number.
+    return isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError)
+
+
 def _chosen(
-    blocks: NDArray[np.int64], sample: float | None, random: np.random.Generator
+    plan: ExportPlan, blocks: NDArray[np.int64], sample: float | None, random: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Blocks to look at, and those of them to make again."""
+    """Blocks to look at, and those of them to make again from the source."""
     count = len(blocks) if sample is None else min(len(blocks), max(SAMPLE_LEAST, round(sample * len(blocks))))
     chosen = np.sort(random.choice(blocks, count, replace=False)) if count < len(blocks) else blocks
+    reading = np.zeros(plan.blocks, bool)
+    for first, part in plan.parts:
+        reading[first : first + len(part.blocks)] = part.doing != "downsample"
     again = min(len(chosen), SOURCE_MOST, max(SOURCE_LEAST, round(SOURCE_SHARE * len(chosen))))
-    return chosen, np.sort(random.choice(chosen, again, replace=False)) if again else chosen[:0]
+    fitting = chosen[reading[chosen]]
+    return chosen, np.sort(random.choice(fitting, min(again, len(fitting)), replace=False))
 
 
-def _write_down(session: Session, report: VerifyReport, chosen: Sequence[int] | NDArray[np.int64]) -> None:
+def _write_down(session: Session, report: VerifyReport, chosen: NDArray[np.int64], again: NDArray[np.int64]) -> None:
     """Write down what is damaged; what was found before and not looked at now stays."""
     assert session.records is not None
-    looked_at = {int(number) for number in chosen}
+    read, made = set(chosen.tolist()) - set(report.unread), set(again.tolist()) - {*report.unread, *report.damaged}
     damaged, changed = session.damaged()
-    report_of = {"blocks": (damaged, report.damaged), "source_changed": (changed, report.source_changed)}
-    content = {name: sorted({*new, *(set(old) - looked_at)}) for name, (old, new) in report_of.items()}
+    digests = session.digests_before()
+    content = {
+        "blocks": sorted({*report.damaged, *(set(damaged) - read)}),
+        "source_changed": sorted({*report.source_changed, *(set(changed) - made)}),
+    }
     if any(content.values()):
-        session.records.put(DAMAGED, content)
+        # What was written of these: a repair that writes something else makes again what was made of it.
+        rows = session.receipts()
+        rows = rows[np.isin(rows["block"], content["blocks"])]
+        written = {str(row["block"]): row["digest"].item().hex() for row in rows}
+        session.records.put(DAMAGED, content | {"digests": written | {n: digests[n] for n in written if n in digests}})
     else:
         session.records.remove(DAMAGED)

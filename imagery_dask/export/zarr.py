@@ -205,12 +205,16 @@ class ZarrExport(VolumeExport):
 
     def objects(self, plan: ExportPlan) -> int:
         """Count shards, chunks that are objects of their own, and metadata; empty ones are not written."""
-        total = 1
+        groups, arrays, chunks = {""}, 0, 0
         for stack in self.stacks:
+            groups |= {"labels", stack.volume.group} if stack.volume.group else set()
+            arrays += len(stack.layouts)
             for layout in stack.layouts:
                 sizes = zip(layout.level.shape, layout.shard or layout.chunk, strict=True)
-                total += math.prod(-(-length // size) for length, size in sizes) + 1
-        return total
+                chunks += math.prod(-(-length // size) for length, size in sizes)
+        # zarr.json; or .zgroup or .zarray, and .zattrs.
+        each = 2 if self._layout.zarr_format == 2 else 1
+        return chunks + each * (len(groups) + arrays)
 
     def tidy(self, place: str) -> None:
         """Remove what killed processes left half-written."""

@@ -37,6 +37,8 @@ RECEIPT = np.dtype(
     ]
 )
 MARK = b"IDR1"
+# Receipts that are checked together at first, and again after a torn one; more and more where all are whole.
+LOOK_AHEAD = 8
 
 
 def receipt(
@@ -90,14 +92,16 @@ def counts_of(receipts: NDArray[Any]) -> ReadCounts:
 
 def _whole(content: bytes) -> NDArray[Any]:
     """Receipts of a file. After a torn one the next begins where its mark is: a file is appended to by one process."""
-    size, parts, at = RECEIPT.itemsize, [], 0
+    size, parts, at, ahead = RECEIPT.itemsize, [], 0, LOOK_AHEAD
     while len(content) - at >= size:
-        rows = np.frombuffer(content, RECEIPT, (len(content) - at) // size, at)
+        rows = np.frombuffer(content, RECEIPT, min(ahead, (len(content) - at) // size), at)
         good = _good(rows)
         count = len(good) if good.all() else int(np.argmin(good))
         parts.append(rows[:count])
         at += count * size
+        ahead *= 2
         if count < len(rows):
+            ahead = LOOK_AHEAD
             following = content.find(MARK, at + 1)
             if following < 0:
                 break

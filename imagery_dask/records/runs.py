@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from imagery_dask.files import Files
 from imagery_dask.records.journal import Records
 
-__all__ = ["Run", "now", "runs_in"]
+__all__ = ["Run", "now", "remove_unplanned", "runs_in"]
 
 PLAN = "plan.json"
 
@@ -57,6 +58,17 @@ def runs_in(files: Files) -> list[Run]:
     names = [name for name in files.names() if name.endswith(f"/{PLAN}")]
     records = [Records(files, name.partition("/")[0]) for name in names]
     return sorted((Run(records=each, **each.get(PLAN)) for each in records), key=lambda run: run.created)
+
+
+def remove_unplanned(files: Files) -> None:
+    """Remove folders of runs that ended before their plan was written, or after it was removed; nothing is in them."""
+    if files.folder is None or not files.folder.is_dir():
+        return
+    for folder in files.folder.iterdir():
+        if folder.is_dir() and not (folder / PLAN).exists():
+            files.remove_partial(folder.name)
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
 
 
 def now() -> str:

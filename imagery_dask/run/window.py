@@ -6,7 +6,8 @@ import heapq
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from asyncio import CancelledError
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -39,9 +40,11 @@ PAUSES_S = (1.0, 4.0, 16.0)
 # without a result, and given as long again to answer.
 SILENCE_S = 60.0
 LOOK_S = 0.1
+# Workers that all died may be replaced, by a batch system for instance.
+DESERTED_S = 600.0
 
 # Blocks by number, made when they are asked for: stage by stage, none of which begins before the one before has ended.
-Stages = Sequence[Sequence[BlockTask]]
+Stages = Iterable[Sequence[BlockTask]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ def run_blocks(
     ----------
     client : distributed.Client
         Where to run.
-    stages : sequence of sequences of BlockTask
+    stages : iterable of sequences of BlockTask
         Blocks, made as they are submitted; never held all at once. A stage begins when the one before it has ended, and
         not at all when a block of that failed: it would read what was not written.
     report : RunReport
@@ -146,9 +149,14 @@ class _Window:
     left: int = 0
     block_s: float = math.inf
     waiting: list[tuple[float, int, _Submitted]] = field(default_factory=list)
+    # When the scheduler was last heard of.
+    heard: float = field(default_factory=time.monotonic)
+    # When it was last known to have a worker.
+    manned: float = field(default_factory=time.monotonic)
 
     def run(self, tasks: Sequence[BlockTask], first: int) -> None:
         """Run a stage."""
+        self._check_missing()  # earlier calls may have been allowed more
         with self._asking():
             self.size = max(4, WINDOW_PER_THREAD * sum(self.client.nthreads().values()))
         numbers = self._todo(first, len(tasks))
@@ -173,20 +181,29 @@ class _Window:
 
     def _result_is_there(self, running: Any) -> bool:
         """Wait for a result as long as there is a scheduler that may give one; False when a block is due again."""
-        heard = time.monotonic()
         while not running.has_ready():
             with running.thread_condition:
                 running.thread_condition.wait(LOOK_S)
             if self.client.status != "running" and not running.has_ready():
                 raise ClusterLostError(LOST)
             self.rules.check()
-            if time.monotonic() - heard > SILENCE_S:
-                with self._asking():
-                    self.client.sync(self.client.scheduler.ncores, callback_timeout=SILENCE_S)
-                heard = time.monotonic()
+            if time.monotonic() - self.heard > SILENCE_S:
+                self._ask()
             if self.waiting and self.waiting[0][0] <= time.monotonic():
                 return running.has_ready()  # type: ignore[no-any-return]
         return True
+
+    def _ask(self) -> None:
+        """Ask a scheduler that has been silent whether it is there."""
+        with self._asking():
+            workers = self.client.sync(self.client.scheduler.ncores, callback_timeout=SILENCE_S)
+        self.heard = time.monotonic()
+        self.manned = self.heard if workers else self.manned
+        if self.heard - self.manned > DESERTED_S:
+            raise ClusterLostError(
+                f"The cluster has had no worker for {DESERTED_S / 60:.0f} minutes. What is written stays; the same "
+                "call goes on with workers."
+            )
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
@@ -249,14 +266,17 @@ class _Window:
         self.rules.check()
 
     def _results(self, future: Any) -> list[BlockResult | BlockError] | BlockError:
-        if future.status in ("cancelled", "lost"):
+        try:
+            # Within a time: a result whose worker died meanwhile is computed again before it comes.
+            results: list[BlockResult | BlockError] = future.result(timeout=SILENCE_S)
+            self.heard = self.manned = time.monotonic()
+            return results
+        except (CancelledError, Exception) as error:  # of dask's own: a killed worker, a result that got lost
             if self.client.status != "running":
-                raise ClusterLostError(LOST)
-            return BlockError("CancelledError: the block was cancelled", "", "passing")
-        if (error := future.exception()) is not None:  # of dask's own: a killed worker, a result that got lost
+                raise ClusterLostError(LOST) from error
+            if isinstance(error, TimeoutError):
+                self._ask()
             return BlockError(f"{type(error).__name__}: {error}", "", "passing")
-        results: list[BlockResult | BlockError] = future.result()
-        return results
 
     def _done(self, block: _Submitted, result: BlockResult) -> None:
         report = self.report
@@ -266,13 +286,18 @@ class _Window:
         report.written_bytes += result.written_bytes
         report.counts.add(result.counts)
         report.counts_of.setdefault(block.task.volume, ReadCounts()).add(result.counts)
-        most = self.rules.most_missing
-        if most is not None and report.counts.missing > most:
-            raise TooManyMissingError(
-                f"{report.counts.missing:,} storage chunks of the source do not exist, and max_missing (--max-missing) "
-                f"allows {most:,.0f}; the first: {report.counts.missing_keys[0]}. What is written stays; to go on, "
-                "allow more."
-            )
+        self._check_missing()
+
+    def _check_missing(self) -> None:
+        most, counts = self.rules.most_missing, self.report.counts
+        if most is None or counts.missing <= most:
+            return
+        # Where the records of earlier calls are incomplete, no key is known.
+        first = f"; the first: {counts.missing_keys[0]}" if counts.missing_keys else ""
+        raise TooManyMissingError(
+            f"{counts.missing:,} storage chunks of the source do not exist, and max_missing (--max-missing) allows "
+            f"{most:,.0f}{first}. What is written stays; to go on, allow more."
+        )
 
     def _failed(self, block: _Submitted, result: BlockError) -> None:
         if result.outcome == "refused":

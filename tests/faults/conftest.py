@@ -51,6 +51,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 @pytest.fixture(autouse=True)
-def _healthy(world: World) -> Iterator[None]:
+def _fast(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Serve at once where a test does not need a slow source."""
+    if request.module.__dict__.get("LATENCY_S") is None:
+        yield
+        return
+    world = request.getfixturevalue("world")
+    before, world.server.latency_s = world.server.latency_s, request.module.LATENCY_S
     yield
-    world.server.faults = None
+    world.server.latency_s = before

@@ -38,6 +38,10 @@ SCHEDULER = "from distributed.cli.dask_scheduler import main; main()"
 WORKER = "from distributed.cli.dask_worker import main; main()"
 SEEDS = int(os.environ.get("IMAGERY_DASK_FAULT_SEEDS", "2"))
 SHAPE = (128, 128, 64)
+# How long a client tries to reach a scheduler that is not there.
+CONNECT = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s"}
+# What takes longer and shows little more is for those who ask for many.
+MANY = SEEDS > 2
 # A scheduler that is killed is noticed long before this.
 BOUND_S = 60.0
 
@@ -70,7 +74,11 @@ def export(kind: str, out: Path, url: str, *more: Any) -> list[str]:
 
 def environment(**more: str) -> dict[str, str]:
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "PYTHONPATH": paths.rstrip(os.pathsep), "COLUMNS": "160", "OMP_NUM_THREADS": "1"} | more
+    return (
+        {**os.environ, "PYTHONPATH": paths.rstrip(os.pathsep), "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
+        | CONNECT
+        | more
+    )
 
 
 class Zygote:
@@ -166,9 +174,9 @@ class Process:
                 child.kill()
 
 
-def driver(arguments: Sequence[str], said: Path, code: str = CLI, **more: str) -> Process:
+def driver(arguments: Sequence[str], said: Path, code: str = CLI, prefix: Sequence[str] = ()) -> Process:
     """Start the command line in a process of its own."""
-    return Process(code, arguments, said, **more)
+    return Process(code, arguments, said, prefix)
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -184,6 +192,7 @@ class Cluster:
     workers: int = 2
     host: str = "127.0.0.1"
     more: Mapping[str, str] = field(default_factory=dict)
+    worker: str = WORKER
     # Before the command of each worker: in which network it is.
     prefixes: Sequence[Sequence[str]] = ()
     running: dict[str, Process] = field(default_factory=dict)
@@ -200,7 +209,7 @@ class Cluster:
             prefix = self.prefixes[number] if number < len(self.prefixes) else ()
             folder = self.folder / f"worker{number}"
             options = ["--no-nanny", "--nthreads", 1, "--memory-limit", "1GiB", "--local-directory", folder, *common]
-            self._start(f"worker{number}", WORKER, [self.address, *options], prefix)
+            self._start(f"worker{number}", self.worker, [self.address, *options], prefix)
 
     def _start(self, name: str, code: str, arguments: Sequence[Any], prefix: Sequence[str] = ()) -> None:
         if name not in self.running or self.running[name].code is not None:

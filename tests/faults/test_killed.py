@@ -12,6 +12,8 @@ import pytest
 from faults.conftest import World
 from faults.harness import (
     BOUND_S,
+    CLI,
+    MANY,
     SEEDS,
     Cluster,
     Process,
@@ -28,7 +30,7 @@ pytestmark = pytest.mark.long
 
 # Blocks that an export has at least; kills are spread over them.
 BLOCKS = 60
-KILLS = 3 if SEEDS <= 2 else 5
+KILLS = 5 if MANY else 2
 
 
 class Killer:
@@ -98,13 +100,32 @@ CASES += [(kind, seed) for kind in ("shards", "precomputed", "png") for seed in 
 @pytest.mark.parametrize(("kind", "seed"), CASES)
 def test_kills_of_anything_on_a_cluster(tmp_path: Path, world: World, kind: str, seed: int) -> None:
     expected, folder = world.expected(kind), tmp_path / "export"
-    with cluster(tmp_path / "cluster", more={"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "10s"}) as running:
+    with cluster(tmp_path / "cluster") as running:
         arguments = world.export(kind, folder, "--cluster", running.address)
         killer = Killer(f"{kind} {seed}", folder, lambda said: driver(arguments, said), running)
         killer.run()
     assert killer.killed
     check_receipts(folder)
     assert_same(settled(folder), expected)
+
+
+def test_a_scheduler_that_stands_still(tmp_path: Path, world: World) -> None:
+    """Its connections stay open, and nothing comes."""
+    folder = tmp_path / "export"
+    with cluster(tmp_path / "cluster") as running:
+        arguments = world.export("zarr", folder, "--cluster", running.address)
+        impatient = "from imagery_dask.run import window; window.SILENCE_S = 2.0\n"
+        process = driver(arguments, tmp_path / "driver.log", impatient + CLI)
+        wait_for(lambda: receipts_so_far(folder) >= 5 or process.code is not None)
+        running.running["scheduler"].send(signal.SIGSTOP)
+        assert process.wait(30) == 1, process.said
+        assert "scheduler is lost" in process.said
+        assert "Traceback" not in process.said
+        running.running["scheduler"].send(signal.SIGCONT)
+        again = driver(arguments, tmp_path / "again.log")
+        assert again.wait() == 0, again.said
+    check_receipts(folder)
+    assert_same(settled(folder), world.expected("zarr"))
 
 
 @pytest.mark.parametrize("seed", FEW)

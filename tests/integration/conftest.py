@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from distributed import Client, LocalCluster
+from support.programs import Done
 
+from imagery_dask.cli import main
 from imagery_dask.sources import handle
 
 
@@ -41,3 +45,19 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> int:
 def _nothing_open() -> None:
     """Forget the volumes that this process opened: a later server may get the address of an earlier one."""
     handle._volumes.clear()
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Run ``imagery-dask`` in this process, which saves the seconds that an interpreter takes to import everything."""
+
+    def call(*arguments: Any) -> Done:
+        monkeypatch.setenv("COLUMNS", "160")
+        monkeypatch.setattr(sys, "argv", ["imagery-dask", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capfd.readouterr()
+        return Done(int(stopped.value.code or 0), captured.out, captured.err)
+
+    return call

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from distributed import Client
+from distributed import Client, LocalCluster
 from integration.stores import placement, written
 from numpy.typing import NDArray
 from support.volumes import coordinate_volume, delete_chunks, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_zarr
-from imagery_dask.errors import BlockFailedError
+from imagery_dask.errors import BlockFailedError, ClusterLostError
 from imagery_dask.export.inputs import as_volumes
 from imagery_dask.run import RunReport
 
@@ -356,7 +356,11 @@ def test_two_exports_of_one_array_at_once(tmp_path: Path, threads: Client, data:
         np.testing.assert_array_equal(written(out), data)
 
 
-def test_an_interrupted_export_stops(tmp_path: Path, threads: Client, data: Any) -> None:
+def test_an_interrupted_export_stops(
+    tmp_path: Path, threads: Client, data: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagery_dask.run.window.BATCH_MOST", 1)
+
     def stop(report: RunReport) -> None:
         if report.done == 3:
             raise KeyboardInterrupt
@@ -369,3 +373,16 @@ def test_an_interrupted_export_stops(tmp_path: Path, threads: Client, data: Any)
         assert time.monotonic() < deadline, tasks_of(threads)
         time.sleep(0.02)
     assert 3 <= len(list(out.glob("0/c/*/*/*"))) <= 3 + 6
+
+
+def test_a_cluster_without_workers_is_not_waited_for_for_ever(
+    tmp_path: Path, data: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagery_dask.run.window.SILENCE_S", 0.2)
+    monkeypatch.setattr("imagery_dask.run.window.DESERTED_S", 0.5)
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
+        Client(cluster, set_as_default=False) as client,
+        pytest.raises(ClusterLostError, match="no worker"),
+    ):
+        to_zarr(data, tmp_path / "out.zarr", chunks=BLOCK, cluster=client, progress=False)

@@ -472,6 +472,7 @@ def test_exports_go_everywhere(location: str, ids: NDArray[np.uint64], monkeypat
 
     monkeypatch.setattr(Client, "submit", seen)
     monkeypatch.setattr("imagery_dask.export.levels.SMALL_BLOCK_BYTES", 2**18)
+    monkeypatch.setattr("imagery_dask.run.window.BATCH_MOST", 1)
     options: dict[str, Any] = {"chunks": (32, 32, 32), "progress": False}
     report = to_zarr(ids, location, **options)
     assert report.ok

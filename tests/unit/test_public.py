@@ -17,7 +17,7 @@ from imagery_dask import ImageryClient
 
 PUBLIC = [
     "ImageryClient", "bounds_from_center", "composite_overlay", "save_image_slices", "to_png", "to_precomputed",
-    "to_zarr",
+    "to_zarr", "verify_export",
 ]  # fmt: skip
 # The reference's, and ours: whole layers, datasets, questions about objects.
 METHODS = {

@@ -1,0 +1,349 @@
+"""What a run keeps to: chunks that may be missing, requests in flight; what it writes down; and whose export it is."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from distributed import Client
+from integration.stores import labels, written
+from support.dynamic import TOKEN, bounds, resolution, roots_at, served
+from support.http_server import FileServer
+from support.programs import Done
+from support.volumes import coordinate_volume, delete_chunks, random_labels, write_volume
+
+from imagery_dask import ImageryClient, to_png, to_precomputed, to_zarr
+from imagery_dask.demo.cave import World, make_world
+from imagery_dask.errors import TooManyMissingError
+from imagery_dask.export.kinds import read_plan, run_at
+from imagery_dask.export.provenance import KEY
+from imagery_dask.sources.counts import KEYS_KEPT
+
+SHAPE = (128, 96, 64)
+OFFSET = (-32, 48, 16)
+CHUNK = (32, 32, 16)
+BOUNDS = [[-20, 55, 20], [96, 144, 80]]
+CLI_BOUNDS = ("--bounds", -20, 55, 20, 96, 144, 80)
+
+Command = Callable[..., Done]
+
+
+@pytest.fixture(autouse=True)
+def _blocks_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 2**13)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    return write_volume(tmp_path / "em", coordinate_volume(SHAPE, OFFSET, np.uint8), voxel_offset=OFFSET)
+
+
+def is_gone(start: Any) -> bool:
+    """Which storage chunks are removed: about half of them."""
+    return int(np.dot((start - np.array(OFFSET)) // CHUNK, (3, 5, 7))) % 4 < 2
+
+
+# -------------------------------------------------------------------------------------------------------------- missing
+
+
+@pytest.mark.parametrize("limit", [3, "2%"])
+def test_too_many_missing_chunks_end_a_run(
+    tmp_path: Path, source: str, threads: Client, command: Command, limit: Any
+) -> None:
+    delete_chunks(source, 0, is_gone)
+    out = tmp_path / "out.zarr"
+    arguments = ("export", "zarr", out, "--image-source", source, *CLI_BOUNDS, "--chunks", "16,16,8",
+                 "--block-mib", "0.001", "--cluster", threads.scheduler_info()["address"])  # fmt: skip
+    done = command(*arguments, "--max-missing", limit)
+    assert done.code == 1
+    plan, receipts = read_plan(out), quiet_receipts(out)
+    most = limit if isinstance(limit, int) else 0.02 * (plan.source_chunks or 0)
+    assert re.fullmatch(
+        r"Error: [\d,]+ storage chunks of the source do not exist, and max_missing \(--max-missing\) allows "
+        rf"{most:,.0f}; the first: \S*8_8_40/\S+\. What is written stays; to go on, allow more\.\n",
+        done.error,
+    ), done.error
+    named = re.search(r"8_8_40/(-?\d+)-\d+_(-?\d+)-\d+_(-?\d+)-\d+\. What", done.error)
+    assert named
+    assert is_gone(tuple(int(value) for value in named.groups()))
+    # Long before the end: a window of blocks was under way.
+    assert most < receipts["missing"].sum()
+    assert len(receipts) < plan.blocks // 2
+    # The same limit ends the next call before it does anything.
+    again = command(*arguments, "--max-missing", limit)
+    assert (again.code, "allow more" in again.error, "the first: " in again.error) == (1, True, True)
+    assert len(run_at(str(out)).records.receipts()) == len(receipts)
+    # A larger one goes on, and what was missed before is in its counts.
+    done = command(*arguments, "--max-missing", "100%")
+    assert (done.code, done.error) == (0, "")
+    assert f"{len(receipts):,} blocks were there already" in done.out
+    total = int(run_at(str(out)).records.receipts()["missing"].sum())
+    assert f"source chunks missing: {total} (filled with 0)" in done.out
+    whole = to_zarr(
+        ImageryClient(image_source=source).image_cutout(BOUNDS), tmp_path / "whole.zarr", chunks=(16, 16, 8),
+        block_mib=0.001, cluster=threads, progress=False,
+    )  # fmt: skip
+    assert whole.counts.missing == total
+    np.testing.assert_array_equal(written(out), written(tmp_path / "whole.zarr"))
+    one, other = ((tmp_path / f"{name}.zarr.receipts" / "ledger.jsonl").read_bytes() for name in ("out", "whole"))
+    assert one == other
+    attributes = [dict(zarr.open_group(tmp_path / f"{name}.zarr", mode="r").attrs[KEY]) for name in ("out", "whole")]  # type: ignore[call-overload]
+    for each in attributes:
+        assert each["source_chunks_missing"] == total
+    assert attributes[0]["source_chunks_missing_first"] == attributes[1]["source_chunks_missing_first"]
+
+
+def quiet_receipts(out: Path) -> Any:
+    """Receipts, once the blocks that were under way are done."""
+    before = run_at(str(out)).records.receipts()
+    while True:
+        time.sleep(1.5)
+        found = run_at(str(out)).records.receipts()
+        if len(found) == len(before):
+            return found
+        before = found
+
+
+def test_as_many_as_allowed_may_be_missing(tmp_path: Path, source: str, threads: Client) -> None:
+    delete_chunks(source, 0, lambda start: start == OFFSET)
+    array = ImageryClient(image_source=source).image_cutout(BOUNDS)
+    options: dict[str, Any] = {"chunks": (64, 64, 32), "cluster": threads, "progress": False}
+    report = to_zarr(array, tmp_path / "a.zarr", max_missing=1, **options)
+    assert (report.ok, report.counts.missing) == (True, 1)
+    for limit in (0, 0.0, 0.001):
+        with pytest.raises(TooManyMissingError, match="allows 0; the first"):
+            to_zarr(array, tmp_path / f"{limit}.zarr", max_missing=limit, **options)
+    for wrong in (-1, 1.5, True, "1%"):
+        with pytest.raises(ValueError, match="max_missing is a share"):
+            to_zarr(array, tmp_path / "b.zarr", max_missing=wrong, **options)  # type: ignore[arg-type]
+
+
+def test_a_share_of_what_is_not_known_is_refused(tmp_path: Path, source: str, threads: Client) -> None:
+    array = ImageryClient(image_source=source).image_cutout(BOUNDS) + 1
+    with pytest.raises(ValueError, match="is not known; give a whole number"):
+        to_zarr(array, tmp_path / "out.zarr", max_missing=0.1, cluster=threads, progress=False)
+    assert not (tmp_path / "out.zarr").exists()
+    assert not (tmp_path / "out.zarr.receipts").exists()
+    to_zarr(array, tmp_path / "out.zarr", max_missing=1, cluster=threads, progress=False)
+
+
+def test_a_missing_chunk_fails_its_block_and_is_named(
+    tmp_path: Path, source: str, threads: Client, command: Command
+) -> None:
+    delete_chunks(source, 0, lambda start: start == (0, 80, 32))
+    done = command(
+        "export", "zarr", tmp_path / "out.zarr", "--image-source", source, *CLI_BOUNDS, "--chunks", "32,32,16",
+        "--block-mib", "0.01", "--missing", "error", "--cluster", threads.scheduler_info()["address"],
+    )  # fmt: skip
+    assert done.code == 1
+    plan = read_plan(tmp_path / "out.zarr")
+    failing = {
+        number for number in range(plan.blocks)
+        if (0, 80, 32) in chunks_of([(part.start, part.stop) for part in plan.region(number)])
+    }  # fmt: skip
+    assert f"{len(failing)} blocks FAILED" in done.error
+    assert done.error.count("8_8_40/0-32_80-112_32-48") == len(failing)
+    records = run_at(str(tmp_path / "out.zarr")).records
+    assert {line["block"] for line in records.lines("failed")} == failing
+    assert set(records.receipts()["block"].tolist()) == set(range(plan.blocks)) - failing
+    assert f"{plan.blocks - len(failing)} of {plan.blocks} blocks" in done.out
+
+
+def chunks_of(region: Any) -> list[tuple[int, ...]]:
+    """First voxels of the storage chunks that a region of the cutout crosses."""
+    axes = []
+    for (first, stop), begin, offset, size, length in zip(region, BOUNDS[0], OFFSET, CHUNK, SHAPE, strict=True):
+        voxels = range(max(begin + first, offset), min(begin + stop, offset + length))
+        axes.append(sorted({(voxel - offset) // size * size + offset for voxel in voxels}))
+    return list(product(*axes))
+
+
+# --------------------------------------------------------------------------------------------------------- the ledger
+
+
+@pytest.mark.parametrize("writer", [to_zarr, to_precomputed, to_png], ids=lambda each: each.__name__)
+def test_the_ledger_lists_what_was_missing(tmp_path: Path, source: str, threads: Client, writer: Any) -> None:
+    delete_chunks(source, 0, is_gone)
+    array = ImageryClient(image_source=source).image_cutout(BOUNDS)
+    out = tmp_path / "out" / "em"
+    options: dict[str, Any] = {"tile": 40} if writer is to_png else {"chunks": (16, 16, 8), "block_mib": 0.01}
+    report = writer(array, out, cluster=threads, progress=False, **options)
+    plan = read_plan(out)
+    expected = []
+    for number in range(plan.blocks):
+        region = [(part.start, part.stop) for part in plan.region(number)]
+        keys = sorted(
+            "8_8_40/" + "_".join(f"{at}-{at + size}" for at, size in zip(start, CHUNK, strict=True))
+            for start in chunks_of(region)
+            if is_gone(start)
+        )
+        expected += [(number, "missing chunk", key) for key in keys]
+    (ledger,) = (tmp_path / "out").rglob("ledger.jsonl")
+    rows = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert [(row["block"], row["kind"], row["key"]) for row in rows] == expected
+    assert len(expected) == report.counts.missing > 20
+    assert Counter(row["block"] for row in rows) == Counter(
+        {int(row["block"]): int(row["missing"]) for row in run_at(str(out)).records.receipts() if row["missing"]}
+    )
+    if writer is to_precomputed:
+        (step,) = json.loads((out / "provenance").read_text())["processing"]
+        assert step["method"][KEY]["source_chunks_missing"] == len(expected)
+        assert step["method"][KEY]["source_chunks_missing_first"] == first_few(expected)
+
+
+def first_few(rows: Any) -> list[str]:
+    return list(dict.fromkeys(key for _, _, key in rows))[:10]
+
+
+def test_the_ledger_lists_supervoxels_without_a_root(
+    tmp_path: Path, threads: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 2**17)
+    world = make_world(tmp_path / "world", (128, 128, 32))
+    with served(world) as server:
+        client = ImageryClient(segmentation_source=server.segmentation_source, auth_token=TOKEN)
+        moment = world.times["created"] - 1
+        array = client.segmentation_cutout(
+            bounds(world, ((3, 5, 1), (60, 50, 29))), mip=0, resolution=resolution(world), timestamp=moment
+        )
+        report = to_zarr(array, tmp_path / "out.zarr", chunks=(32, 32, 16), cluster=threads, progress=False)
+    plan = read_plan(tmp_path / "out.zarr")
+    assert plan.blocks > 4
+    assert plan.parts[0][1].blocks.inner is None
+    voxels = world.supervoxels[3:60, 5:50, 1:29]
+    rows = [json.loads(line) for line in (tmp_path / "out.zarr.receipts" / "ledger.jsonl").read_text().splitlines()]
+    found = {row["block"]: row for row in rows}
+    total = 0
+    for number in range(plan.blocks):
+        ids = set(np.unique(voxels[plan.region(number)]).tolist()) - {0}
+        total += len(ids)
+        assert found[number]["kind"] == "zero roots"
+        assert found[number]["supervoxels"] == len(ids)
+        assert {int(value) for value in found[number]["first"]} <= ids
+        assert len(found[number]["first"]) == min(KEYS_KEPT, len(ids))
+    assert len(rows) == plan.blocks
+    assert report.counts.zero_roots == total
+    group: Any = zarr.open_group(tmp_path / "out.zarr", mode="r")
+    assert group.attrs[KEY]["supervoxels_without_root"] == total
+    assert not written(tmp_path / "out.zarr").any()
+
+
+# ----------------------------------------------------------------------------------------------------------- requests
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_requests_in_flight_over_a_cluster(
+    tmp_path: Path, source: str, processes: Client, command: Command,
+    http_server_factory: Callable[..., FileServer], limit: int | None,
+) -> None:  # fmt: skip
+    server = http_server_factory(tmp_path, latency_s=0.02)
+    out = tmp_path / "out.zarr"
+    done = command(
+        "export", "zarr", out, "--image-source", f"precomputed://{server.url}/em", *CLI_BOUNDS, "--chunks", "32,32,16",
+        "--cluster", processes.scheduler_info()["address"], *(() if limit is None else ("--max-requests", limit)),
+    )  # fmt: skip
+    assert (done.code, done.error) == (0, "")
+    assert server.count("8_8_40/") == read_plan(out).source_chunks
+    if limit is None:
+        assert server.max_in_flight > 3
+    else:
+        assert 1 <= server.max_in_flight <= limit
+    part = np.s_[12:128, 7:96, 4:64]
+    np.testing.assert_array_equal(written(out), coordinate_volume(SHAPE, OFFSET, np.uint8)[part])
+    assert command("export", "zarr", out, *CLI_BOUNDS, "--max-requests", 0).code == 2
+
+
+# --------------------------------------------------------------------------------------------------- whose export it is
+
+
+def test_the_argument_that_differs_is_named(tmp_path: Path, source: str, threads: Client, command: Command) -> None:
+    ids = random_labels(SHAPE, n=30)
+    both = ("--image-source", write_volume(tmp_path / "mips", coordinate_volume(SHAPE, OFFSET, np.uint8),
+                                           voxel_offset=OFFSET, mips=2),
+            "--segmentation-source", write_volume(tmp_path / "ids", ids, voxel_offset=OFFSET,
+                                                  layer_type="segmentation", mips=2))  # fmt: skip
+    listed = [int(value) for value in np.unique(ids)[1:4]]
+    out = tmp_path / "out.zarr"
+    cluster = ("--cluster", threads.scheduler_info()["address"])
+    arguments = ("export", "zarr", out, *both, *CLI_BOUNDS, *cluster)
+    assert command(*arguments).code == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    for more, says in (
+        (("--bounds", -20, 55, 20, 96, 144, 79), "image bounds (voxels) was [116, 89, 60] and is [116, 89, 59]"),
+        (("--bounds", -19, 55, 20, 97, 144, 80), "bounds (first voxel) was [-20, 55, 20] and is [-19, 55, 20]"),
+        (("--image-mip", 1, "--segmentation-mip", 1), "image mip.level was 0 and is 1"),
+        (("--root-ids", ",".join(map(str, listed))), f'root_ids was not given and is ["{listed[0]}"'),
+        (("--missing", "error"), 'missing was "fill" and is "error"'),
+        (("--codec", "gzip"), 'codec was "blosc-zstd" and is "gzip"'),
+        (("--levels", "2"), "levels was 1 and is 2"),
+        (("--chunks", "32,32,16"), "chunk was"),
+        (("--image-source", source), "image source was"),
+    ):
+        done = command(*arguments, *more)
+        assert done.code == 2
+        assert says in done.error, (more, done.error)
+        assert len(done.error.splitlines()) == 1
+        assert "--overwrite" in done.error
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return make_world(tmp_path / "world", (128, 128, 32))
+
+
+def test_the_moment_that_differs_is_named(tmp_path: Path, world: World, threads: Client) -> None:
+    with served(world) as server:
+        client = ImageryClient(segmentation_source=server.segmentation_source, auth_token=TOKEN)
+        out = tmp_path / "out.zarr"
+        first, second = (world.times[edit] for edit in ("split_1", "split_2"))
+        to_zarr(client.segmentation_volume(timestamp=first), out, cluster=threads, progress=False)
+        with pytest.raises(FileExistsError, match=rf"segmentation timestamp was {int(np.ceil(first))} and is"):
+            to_zarr(client.segmentation_volume(timestamp=second), out, cluster=threads, progress=False)
+        roots = roots_at(world, first)[:2]
+        with pytest.raises(FileExistsError, match="segmentation root_ids was not given and is"):
+            to_zarr(client.segmentation_volume(timestamp=first, root_ids=roots), out, cluster=threads, progress=False)
+
+
+def test_the_command_goes_on_with_the_moment_of_the_export(
+    tmp_path: Path, world: World, threads: Client, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Now is another moment each time that it is asked for."""
+    monkeypatch.setenv("CAVE_TOKEN", TOKEN)
+    with served(world) as server:
+        start = np.array(world.voxel_offset)
+        out = tmp_path / "out.zarr"
+        arguments = ("export", "zarr", out, "--segmentation-source", server.segmentation_source, "--bounds", *start,
+                     *(start + (64, 64, 32)), "--resolution", *world.resolution, "--chunks", "16,16,16",
+                     "--block-mib", "0.02", "--cluster", threads.scheduler_info()["address"])  # fmt: skip
+        stopped = command(*arguments, "--max-missing", 0)
+        assert stopped.code == 0
+        moment = read_plan(out).decides["segmentation timestamp"]
+        # Some blocks are to be done again, a while later.
+        records = run_at(str(out)).records
+        for name in list(records.files.names(f"{records.run}/receipts-")):
+            held = records.files.get(name) or b""
+            records.files.put(name, held[: len(held) // 92 // 2 * 92])
+        done_before = len(records.receipts())
+        assert 0 < done_before < read_plan(out).blocks
+        now = time.time
+        monkeypatch.setattr("time.time", lambda: now() + 100)
+        done = command(*arguments)
+        assert (done.code, done.error) == (0, "")
+        assert f"{done_before} blocks were there already" in done.out
+        assert read_plan(out).decides["segmentation timestamp"] == moment
+        np.testing.assert_array_equal(labels(out), world.roots_volume(moment))
+        other = command(*arguments, "--timestamp", "2024-01-03T00:00:00Z")
+        assert (other.code, "segmentation timestamp was" in other.error) == (2, True)
+        again = command(*arguments, "--overwrite")
+        assert again.code == 0
+        assert read_plan(out).decides["segmentation timestamp"] > moment

@@ -1,0 +1,42 @@
+"""The command line and scripts, as processes of their own: another interpreter, another folder, another environment."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import imagery_dask
+
+PROGRAM = "from imagery_dask.cli import main; main()"
+
+
+class Done(NamedTuple):
+    """What a process left: its exit code, and what it said."""
+
+    code: int
+    out: str
+    error: str
+
+
+def environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Environment in which other processes find the package that is tested."""
+    found = os.pathsep.join([str(Path(imagery_dask.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": found.rstrip(os.pathsep), "COLUMNS": "160"} | dict(variables or {})
+
+
+def python(*arguments: Any, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Done:
+    """Run an interpreter."""
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True, text=True, timeout=180, check=False, cwd=cwd, env=environment(env),
+    )  # fmt: skip
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def program(*arguments: Any, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Done:
+    """Run ``imagery-dask``."""
+    return python("-c", PROGRAM, *arguments, cwd=cwd, env=env)
