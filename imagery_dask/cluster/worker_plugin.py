@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from typing import Any
 from weakref import WeakSet
 
@@ -37,16 +38,19 @@ class WorkerSetup(WorkerPlugin):
     ----------
     versions : dict
         Versions of the client.
+    home : tuple
+        Host and process of the client: its own threads keep the settings of its user.
     """
 
     name = NAME
 
-    def __init__(self, versions: dict[str, str]) -> None:
+    def __init__(self, versions: dict[str, str], home: tuple[str, int]) -> None:
         self.versions = versions
+        self.home = home
         self._limits: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.versions,)
+        return type(self), (self.versions, self.home)
 
     def setup(self, worker: Any) -> None:
         """Set a worker up.
@@ -56,8 +60,8 @@ class WorkerSetup(WorkerPlugin):
         VersionMismatchError
             It runs other versions; a worker that came later also leaves the cluster.
         """
-        if worker.address.startswith(IN_PROCESS):
-            return  # the settings would be those of the user's own process
+        if _here() == self.home:
+            return
         wrong = differing(own_versions(), self.versions)
         if wrong:
             reason = f"worker {worker.address} runs other versions than the client: {', '.join(wrong)}"
@@ -71,6 +75,10 @@ class WorkerSetup(WorkerPlugin):
         del worker
         if self._limits is not None:
             self._limits.restore_original_limits()
+
+
+def _here() -> tuple[str, int]:
+    return socket.gethostname(), os.getpid()
 
 
 def bound_threads(threads: int) -> Any:
@@ -104,9 +112,9 @@ def prepare_workers(client: Client) -> None:
     VersionMismatchError
         Which package, on which worker, and the remedy.
     """
-    if client in _prepared or all(address.startswith(IN_PROCESS) for address in client.nthreads()):
+    if client in _prepared or client.scheduler.address.startswith(IN_PROCESS):
         return
-    setup = WorkerSetup(check_versions(client))
+    setup = WorkerSetup(check_versions(client), _here())
     try:
         client.register_plugin(setup, name=NAME)
     except (ImageryDaskError, OSError):

@@ -66,6 +66,18 @@ def test_threads_of_this_process_are_left_alone() -> None:
     assert dict(os.environ) == before
 
 
+def test_threads_of_this_process_are_left_alone_by_any_address(tmp_path: Path) -> None:
+    before = dict(os.environ)
+    path = tmp_path / "cluster.yaml"
+    path.write_text(
+        "cluster: distributed.LocalCluster\nworkers: 1\narguments: {processes: false, protocol: 'tcp://', "
+        "threads_per_worker: 1, host: 127.0.0.1, dashboard_address: '127.0.0.1:0'}\n"
+    )
+    with connect(path) as client:
+        assert client.run(lambda dask_worker: list(dask_worker.plugins)).popitem()[1].count(NAME) == 1
+    assert dict(os.environ) == before
+
+
 def fake_package(folder: Path, name: str, version: str) -> None:
     info = folder / f"{name}-{version}.dist-info"
     info.mkdir(parents=True)
@@ -118,7 +130,7 @@ def test_no_credentials_are_in_it(tmp_path: Path) -> None:
     server = "graphene://https://cave.invalid/table"
     before = remember_token(server, "5ec2e7")
     try:
-        assert b"5ec2e7" not in pickle.dumps(WorkerSetup({"zarr": "3"}))
+        assert b"5ec2e7" not in pickle.dumps(WorkerSetup({"zarr": "3"}, ("host", 1)))
     finally:
         forget_token(server, before)
 
