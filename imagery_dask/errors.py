@@ -18,6 +18,7 @@ __all__ = [
     "TargetBusyError",
     "TargetFullError",
     "TooManyMissingError",
+    "VersionMismatchError",
 ]
 
 
@@ -63,6 +64,10 @@ class TargetFullError(ImageryDaskError, OSError):
 
 class ClusterLostError(ImageryDaskError, ConnectionError):
     """The scheduler of the cluster is gone; the same call goes on with another one."""
+
+
+class VersionMismatchError(ImageryDaskError, RuntimeError):
+    """Workers of the cluster run other versions of packages than the process that sends them blocks."""
 
 
 class TooManyMissingError(ImageryDaskError):

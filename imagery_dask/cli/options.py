@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
-__all__ = ["ColorsType", "LevelsType", "MissingType", "RootIdsType", "ShapeType", "SizeType", "WindowType"]
+__all__ = [
+    "ColorsType",
+    "DurationType",
+    "LevelsType",
+    "MissingType",
+    "RootIdsType",
+    "ShapeType",
+    "SizeType",
+    "WindowType",
+]
 
+SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
 UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
@@ -41,6 +52,20 @@ class ShapeType(click.ParamType[Any]):
         if min(x, y, z) < 1:
             self.fail(f"{value!r}: a shape has at least 1 voxel along each axis.", param, ctx)
         return (x, y, z)
+
+
+class DurationType(click.ParamType[Any]):
+    """A time such as 30s, 10m or 2h, in seconds; a number alone is seconds."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read the text."""
+        found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*(s|m|min|h|d)?", str(value).strip())
+        seconds = float(found[1]) * SECONDS[found[2] or "s"] if found else 0.0
+        if seconds <= 0:
+            self.fail(f"{value!r} is not a time such as 30s, 10m or 2h.", param, ctx)
+        return seconds
 
 
 class LevelsType(click.ParamType[Any]):

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+from distributed import Client
 
-from imagery_dask.cli.options import MissingType
+from imagery_dask.cli.options import DurationType, MissingType
+from imagery_dask.cluster import dashboard_address
 from imagery_dask.errors import (
     BlockFailedError,
     ClusterLostError,
@@ -35,6 +37,8 @@ CLUSTER = (
     click.option("--workers", type=click.IntRange(min=1), metavar="N",
                  help="Workers to start.  [default: one per core]"),
     click.option("--cluster", default="local", show_default=True, metavar="local|FILE|ADDRESS", help="Where to run."),
+    click.option("--wait", type=DurationType(), default="10m", show_default=True,
+                 help="How long to wait for the first worker: 30s, 10m, 2h."),
 )  # fmt: skip
 RUNNING = (
     *CLUSTER,
@@ -47,11 +51,11 @@ RUNNING = (
     click.option("--report", type=click.Path(dir_okay=False, writable=True), metavar="FILE",
                  help="HTML report to write at the end."),
 )  # fmt: skip
-RUNNING_OPTIONS = ("cluster", "workers", "overwrite", "repair", "max_missing", "max_requests", "report")
+RUNNING_OPTIONS = ("cluster", "workers", "wait", "overwrite", "repair", "max_missing", "max_requests", "report")
 
 
 def cluster_options(command: Command) -> Command:
-    """Give a command ``--workers`` and ``--cluster``."""
+    """Give a command ``--workers``, ``--cluster`` and ``--wait``."""
     for option in reversed(CLUSTER):
         command = option(command)
     return command
@@ -70,6 +74,7 @@ def run(
     *,
     cluster: str,
     workers: int | None,
+    wait: float,
     overwrite: bool,
     repair: bool,
     max_missing: float | None,
@@ -86,7 +91,7 @@ def run(
         Makes the export.
     out : str
         Where to, as the user calls it.
-    cluster, workers, overwrite, repair, max_missing, max_requests, report
+    cluster, workers, wait, overwrite, repair, max_missing, max_requests, report
         The options.
     block_mib : float, optional
         Size of blocks.
@@ -98,7 +103,8 @@ def run(
         made = execute(
             built,
             Running(
-                cluster=cluster, workers=workers, overwrite=overwrite, repair=repair, plan=plan,
+                cluster=cluster, workers=workers, wait_s=wait, connected=_say_dashboard, overwrite=overwrite,
+                repair=repair, plan=plan,
                 max_missing=max_missing, max_requests=max_requests, report=report,
                 block_mib=block_mib,
             ),
@@ -116,6 +122,11 @@ def run(
         click.echo(f"Interrupted; the same command goes on with {out}, --overwrite starts over.", err=True)
         sys.exit(INTERRUPTED)
     print_report(made, out)
+
+
+def _say_dashboard(client: Client) -> None:
+    if address := dashboard_address(client):
+        click.echo(f"dashboard: {address}", err=True)
 
 
 def print_report(report: RunReport, out: str) -> None:

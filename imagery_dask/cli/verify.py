@@ -27,7 +27,14 @@ SHOWN = 20
 @click.option("--seed", type=int, metavar="N", help="Choose the same blocks again.")
 @cluster_options
 def verify(
-    out: str, sample: Any, look_at_all: bool, source: bool, seed: int | None, cluster: str, workers: int | None
+    out: str,
+    sample: Any,
+    look_at_all: bool,
+    source: bool,
+    seed: int | None,
+    cluster: str,
+    workers: int | None,
+    wait: float,
 ) -> None:
     """Read the export OUT back and compare it with its receipts.
 
@@ -39,7 +46,7 @@ def verify(
     if isinstance(sample, int):
         raise click.UsageError(f"--sample is a share of the blocks, as 1%; got {sample}.")
     share = None if look_at_all else 0.01 if sample is None else sample
-    report = verify_export(out, sample=share, source=source, seed=seed, cluster=cluster, workers=workers)
+    report = verify_export(out, sample=share, source=source, seed=seed, cluster=cluster, workers=workers, wait_s=wait)
     _show(report, out)
     sys.exit(0 if report.ok else NOT_AS_WRITTEN)
 

@@ -24,7 +24,7 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
-from imagery_dask.cluster import Room, connect, room_of
+from imagery_dask.cluster import WAIT_S, Room, connect, room_of
 from imagery_dask.errors import TargetFullError
 from imagery_dask.export.html_report import checked_report, reported
 from imagery_dask.export.inputs import Volume
@@ -60,8 +60,10 @@ class Running:
 
     Parameters
     ----------
-    cluster, workers
+    cluster, workers, wait_s
         See `imagery_dask.cluster.connect`.
+    connected : callable or None
+        Called with the client when there are workers.
     progress : bool or callable
         Show progress, or call with the `RunReport` after each block.
     overwrite : bool
@@ -87,6 +89,8 @@ class Running:
 
     cluster: Any = None
     workers: int | None = None
+    wait_s: float = WAIT_S
+    connected: Callable[[Client], None] | None = field(default=None, repr=False)
     progress: bool | Callable[[RunReport], None] = True
     overwrite: bool = False
     repair: bool = False
@@ -213,7 +217,9 @@ def execute(export: Export, running: Running) -> RunReport:
             with reported(export, session, report, page):
                 _close(export, session, report)
         else:
-            with connect(running.cluster, running.workers) as client:
+            with connect(running.cluster, running.workers, running.wait_s) as client:
+                if running.connected is not None:
+                    running.connected(client)
                 report = _run(export, running, session, client, todo, page)
     report.raise_for_failures()
     return report

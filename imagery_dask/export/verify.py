@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imagery_dask.cluster import connect
+from imagery_dask.cluster import WAIT_S, connect
 from imagery_dask.errors import ImageryDaskError, MissingChunkError
 from imagery_dask.export.job import tasks_of
 from imagery_dask.export.kinds import export_of, run_at
@@ -96,6 +96,7 @@ def verify_export(
     seed: int | None = None,
     cluster: Any = None,
     workers: int | None = None,
+    wait_s: float = WAIT_S,
     progress: bool | Callable[[RunReport], None] = True,
 ) -> VerifyReport:
     """Read an export back and compare it with its receipts; make some blocks again from the source.
@@ -112,6 +113,8 @@ def verify_export(
         Chooses the same blocks again.
     cluster, workers, progress : optional
         As in `to_zarr`.
+    wait_s : float
+        Seconds to wait for the first worker.
 
     Returns
     -------
@@ -153,7 +156,7 @@ def verify_export(
 
     rules = Rules(todo=todo, wrap=wrap, on_failure=found)
     if len(chosen):
-        with connect(cluster, workers) as client, shown(progress, len(chosen)) as on_progress:
+        with connect(cluster, workers, wait_s) as client, shown(progress, len(chosen)) as on_progress:
             export.check(client)
             ran = run_blocks(client, [Chain(tasks_of(export, session))], RunReport(len(chosen)), on_progress, rules)
         report.seconds, report.read_bytes = ran.seconds, ran.written_bytes

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 import zarr
+from cluster.certificates import certificates
 from cluster.slurm import Slurm, SlurmUnavailable, slurm
 from integration.stores import files_of
 from support.volumes import coordinate_volume, random_labels, write_volume
@@ -45,11 +46,10 @@ def cluster_file(tmp_path: Path, batch_system: Slurm, monkeypatch: pytest.Monkey
     for name, value in batch_system.env.items():
         monkeypatch.setenv(name, value)
     content = yaml.safe_load(CONFIG.read_text())
-    content["workers"] = 2
+    content |= {"workers": 2, "worker_memory": "1GiB"}
     content["arguments"] |= {
         "queue": batch_system.partition,
         "walltime": "00:05:00",
-        "memory": "1GiB",
         "interface": "lo",
         "local_directory": str(tmp_path / "scratch"),
         "log_directory": str(tmp_path / "logs"),
@@ -62,10 +62,10 @@ def cluster_file(tmp_path: Path, batch_system: Slurm, monkeypatch: pytest.Monkey
 
 def test_the_shipped_file_is_understood() -> None:
     pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
-    cluster_class, arguments, workers = load_cluster_file(CONFIG)
-    assert cluster_class.__name__ == "SLURMCluster"
-    assert workers is not None
-    assert {"queue", "cores", "memory", "walltime"} <= set(arguments)
+    file = load_cluster_file(CONFIG)
+    assert file.cluster.__name__ == "SLURMCluster"
+    assert file.workers is not None
+    assert {"queue", "cores", "memory", "walltime"} <= set(file.arguments)
 
 
 def test_workers_are_jobs(cluster_file: Path, batch_system: Slurm) -> None:
@@ -108,7 +108,62 @@ def test_an_export_equals_one_in_this_process(
 def test_no_worker_in_time_is_an_error(cluster_file: Path, batch_system: Slurm) -> None:
     batch_system.run("scontrol", "update", f"PartitionName={batch_system.partition}", "State=DOWN")
     try:
-        with pytest.raises(TimeoutError, match="No worker came within 1 s.*queue"), connect(cluster_file, wait_s=1):
+        with pytest.raises(TimeoutError, match="No worker came within 1 s") as caught, connect(cluster_file, wait_s=1):
             pass
+        assert "PENDING (PartitionDown)" in str(caught.value)
+        assert "#SBATCH -p tests" in str(caught.value)
+        assert "distributed.cli.dask_worker tcp://127.0.0.1:" in str(caught.value)
     finally:
         batch_system.run("scontrol", "update", f"PartitionName={batch_system.partition}", "State=UP")
+
+
+def changed(cluster_file: Path, **arguments: Any) -> Path:
+    content = yaml.safe_load(cluster_file.read_text())
+    content["arguments"] |= arguments
+    cluster_file.write_text(yaml.safe_dump(content))
+    return cluster_file
+
+
+def test_a_job_that_is_refused_is_an_error_at_once(cluster_file: Path) -> None:
+    started = time.monotonic()
+    with (
+        pytest.raises(OSError, match="The batch system took no job") as caught,
+        connect(changed(cluster_file, queue="absent"), wait_s=60),
+    ):
+        pass
+    assert time.monotonic() - started < 15
+    assert "invalid partition specified: absent" in str(caught.value)
+    assert "#SBATCH -p absent" in str(caught.value)
+
+
+def test_jobs_have_the_certificates(cluster_file: Path, tmp_path: Path) -> None:
+    made = certificates(tmp_path / "certificates", "ours")
+    cluster_file.write_text(cluster_file.read_text() + made.yaml)
+    with connect(cluster_file, workers=1, wait_s=60) as client:
+        assert client.scheduler.address.startswith("tls://")
+        assert client.submit(sum, [1, 2]).result() == 3
+
+
+def test_a_job_that_is_cancelled_is_replaced_where_the_file_adapts(cluster_file: Path, batch_system: Slurm) -> None:
+    content = yaml.safe_load(cluster_file.read_text())
+    del content["workers"]
+    cluster_file.write_text(yaml.safe_dump(content | {"adapt": {"minimum": 1, "maximum": 2}}))
+    with connect(cluster_file, wait_s=60) as client:
+        (job,) = batch_system.jobs()
+        batch_system.run("scancel", job)
+        deadline = time.monotonic() + 60
+        while job in batch_system.jobs() or not client.nthreads():
+            assert time.monotonic() < deadline, batch_system.jobs()
+            time.sleep(0.2)
+        assert client.submit(sum, [1, 2]).result() == 3
+
+
+def test_the_log_of_a_job_that_died_is_shown(cluster_file: Path) -> None:
+    lines = ["echo there is no such python >&2", "exit 3"]
+    with (
+        pytest.raises(TimeoutError) as caught,
+        connect(changed(cluster_file, job_script_prologue=lines), workers=1, wait_s=6),
+    ):
+        pass
+    assert "there is no such python" in str(caught.value)
+    assert "JobState=FAILED Reason=NonZeroExitCode" in str(caught.value)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from distributed import Client, LocalCluster
 from support.programs import Done
+from support.streams import without_dashboard
 
 from imagery_dask.cli import main
 from imagery_dask.sources import handle
@@ -58,6 +59,6 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
         with pytest.raises(SystemExit) as stopped:
             main()
         captured = capfd.readouterr()
-        return Done(int(stopped.value.code or 0), captured.out, captured.err)
+        return Done(int(stopped.value.code or 0), captured.out, without_dashboard(captured.err))
 
     return call

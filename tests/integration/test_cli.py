@@ -20,6 +20,7 @@ from distributed import Client
 from integration.stores import labels, placement, stored, written
 from numpy.typing import NDArray
 from support.http_server import Fault, FileServer
+from support.streams import without_dashboard
 from support.volumes import coordinate_volume, delete_chunks, downsample, random_labels, write_volume
 
 from imagery_dask.cli import main
@@ -66,7 +67,7 @@ def script(*arguments: Any) -> tuple[int, str, str]:
     """Run the installed script in a process of its own; return exit code, stdout and stderr."""
     command = [str(Path(sys.executable).parent / "imagery-dask"), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    return done.returncode, done.stdout, done.stderr
+    return done.returncode, done.stdout, without_dashboard(done.stderr)
 
 
 @pytest.fixture
@@ -79,7 +80,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
         with pytest.raises(SystemExit) as stopped:
             main()
         captured = capfd.readouterr()
-        return int(stopped.value.code or 0), captured.out, captured.err
+        return int(stopped.value.code or 0), captured.out, without_dashboard(captured.err)
 
     return call
 
@@ -292,7 +293,7 @@ def test_an_interrupt_ends_an_export_in_one_line(tmp_path: Path, world: World, f
         with contextlib.suppress(ProcessLookupError):
             os.killpg(started.pid, signal.SIGKILL)
     assert (started.returncode, text) == (130, "")
-    assert error == f"Interrupted; the same command goes on with {out}, --overwrite starts over.\n"
+    assert without_dashboard(error) == f"Interrupted; the same command goes on with {out}, --overwrite starts over.\n"
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:

@@ -13,6 +13,7 @@ import zarr
 from distributed import Client
 from numpy.typing import NDArray
 from ome_zarr_models import v04, v05
+from support.streams import without_dashboard
 from support.volumes import coordinate_volume, random_labels, write_volume
 from support.volumes import downsample as every_other
 
@@ -59,7 +60,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], thre
         monkeypatch.setattr(sys, "argv", [str(word) for word in command])
         with pytest.raises(SystemExit) as stopped:
             main()
-        return int(stopped.value.code or 0), capfd.readouterr().err
+        return int(stopped.value.code or 0), without_dashboard(capfd.readouterr().err)
 
     return call
 

@@ -32,6 +32,7 @@ from support.dynamic import (
     roots_at,
     served,
 )  # fmt: skip
+from support.streams import without_dashboard
 from tblib import pickling_support
 
 from imagery_dask import ImageryClient, to_zarr
@@ -807,7 +808,7 @@ def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> A
         with pytest.raises(SystemExit) as stopped:
             main()
         out, errors = capfd.readouterr()
-        return int(stopped.value.code or 0), out, errors
+        return int(stopped.value.code or 0), out, without_dashboard(errors)
 
     return call
 

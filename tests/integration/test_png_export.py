@@ -16,6 +16,7 @@ import pytest
 import xarray as xr
 from distributed import Client
 from numpy.typing import NDArray
+from support.streams import without_dashboard
 from support.volumes import coordinate_volume, delete_chunks, fib25, random_labels, write_volume
 
 from imagery_dask import ImageryClient, kernels, to_png
@@ -562,7 +563,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], thre
         with pytest.raises(SystemExit) as stopped:
             main()
         captured = capfd.readouterr()
-        return int(stopped.value.code or 0), captured.out, captured.err
+        return int(stopped.value.code or 0), captured.out, without_dashboard(captured.err)
 
     return call
 

@@ -17,6 +17,7 @@ from cloudfiles import CloudFiles
 from cloudvolume import CloudVolume
 from distributed import Client
 from numpy.typing import NDArray
+from support.streams import without_dashboard
 from support.volumes import coordinate_volume, delete_chunks, random_labels, smooth_image, write_volume
 
 from imagery_dask import ImageryClient, to_precomputed, to_zarr
@@ -515,7 +516,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], thre
         monkeypatch.setattr(sys, "argv", ["imagery-dask", *map(str, arguments), "--cluster", address])
         with pytest.raises(SystemExit) as stopped:
             main()
-        return int(stopped.value.code or 0), capfd.readouterr().err
+        return int(stopped.value.code or 0), without_dashboard(capfd.readouterr().err)
 
     return call
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from distributed import Client
 from numpy.typing import NDArray
+from support.streams import without_dashboard
 from support.volumes import coordinate_volume, delete_chunks, write_volume
 
 from imagery_dask import ImageryClient, to_png, to_precomputed, to_zarr
@@ -256,7 +257,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
         with pytest.raises(SystemExit) as stopped:
             main()
         out, error = capfd.readouterr()
-        return int(stopped.value.code or 0), out, error
+        return int(stopped.value.code or 0), out, without_dashboard(error)
 
     return call
 

@@ -12,6 +12,7 @@ import pytest
 import zarr
 from cloudvolume import CloudVolume
 from distributed import LocalCluster
+from support.streams import without_dashboard
 
 from imagery_dask.cli import main
 from imagery_dask.cli.info import human_bytes
@@ -62,7 +63,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> A
         with pytest.raises(SystemExit) as stopped:
             main()
         captured = capfd.readouterr()
-        return int(stopped.value.code or 0), captured.out, captured.err
+        return int(stopped.value.code or 0), captured.out, without_dashboard(captured.err)
 
     return call
 

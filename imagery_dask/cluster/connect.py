@@ -1,0 +1,156 @@
+"""From a word, a YAML file or an address to a dask `Client`; what was opened here is closed here."""
+
+from __future__ import annotations
+
+import logging
+import os
+from asyncio import CancelledError
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from distributed import Client
+from distributed.client import default_client
+from distributed.comm import CommClosedError
+from distributed.security import Security
+
+from imagery_dask.cluster.files import load_cluster_file
+from imagery_dask.cluster.joining import check_scheduler, scheduler_address
+from imagery_dask.cluster.starting import from_file, processes_here, threads_here
+from imagery_dask.cluster.waiting import wait_for_worker
+from imagery_dask.cluster.worker_plugin import prepare_workers
+from imagery_dask.errors import ClusterLostError, ImageryDaskError
+
+__all__ = ["LOST", "WAIT_S", "connect"]
+
+WAIT_S = 600.0
+LOST = (
+    "The connection to the cluster's scheduler is lost. What is written stays; the same call goes on with another "
+    "cluster."
+)
+
+
+@contextmanager
+def connect(spec: Any = None, workers: int | None = None, wait_s: float = WAIT_S) -> Iterator[Client]:
+    """Client of the cluster that a specification names.
+
+    Parameters
+    ----------
+    spec : None, str, path, distributed.Client or cluster object
+        None uses the current client, or else starts a cluster of threads in this process. ``"local"`` starts one
+        worker process per core. An address (``tcp://...``, ``tls://...``) or a scheduler file (``.json``) is connected
+        to. A YAML file names a cluster class and its arguments (see ``cluster_configs/``). A client or cluster that
+        exists is used as it is.
+    workers : int, optional
+        Number of workers to ask for, where a cluster is started.
+    wait_s : float
+        Seconds to wait for the first worker.
+
+    Yields
+    ------
+    distributed.Client
+        Connected, with at least one worker. On leaving, only what was opened here is closed.
+
+    Raises
+    ------
+    ValueError, ImportError, OSError
+        For a specification that is not understood, a package that is not installed, an address that does not answer.
+    TimeoutError
+        When no worker came in time.
+    VersionMismatchError
+        When workers run other versions of packages.
+    ClusterLostError
+        When the scheduler was lost meanwhile.
+    """
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int)):
+        raise TypeError(f"workers must be a whole number; got {workers!r}.")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers must be at least 1; got {workers}.")
+    if not (spec is None or isinstance(spec, (str, os.PathLike, Client)) or hasattr(spec, "scheduler_address")):
+        raise TypeError(
+            f"cluster must be 'local', a file, an address, or a dask client or cluster; got {spec!r} "
+            f"({type(spec).__name__})."
+        )
+    current = spec if isinstance(spec, Client) else _current_client() if spec is None else None
+    if current is not None:
+        with _lost_is_said(current):
+            prepare_workers(current)
+            yield current
+        return
+    with ExitStack() as stack:
+        cluster, security = stack.enter_context(_cluster(spec, workers))
+        stack.enter_context(_loud_again())
+        client = stack.enter_context(Client(cluster, security=security, set_as_default=False))
+        wait_for_worker(client, cluster, wait_s)
+        try:
+            with _lost_is_said(client):
+                prepare_workers(client)
+                yield client
+        except ClusterLostError:
+            logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it would log tracebacks as it closes
+            raise
+
+
+@contextmanager
+def _loud_again() -> Iterator[None]:
+    logger = logging.getLogger("distributed.client")
+    level = logger.level
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _lost_is_said(client: Client) -> Iterator[None]:
+    """Turn what dask raises when the scheduler is gone, in whatever was asked of it, into one error that says so."""
+    try:
+        yield
+    except ImageryDaskError:
+        raise
+    except (Exception, CancelledError) as error:
+        if client.status == "running" and not isinstance(error, CommClosedError):
+            raise
+        raise ClusterLostError(LOST) from error
+
+
+@contextmanager
+def _cluster(spec: Any, workers: int | None) -> Iterator[tuple[Any, Security | None]]:
+    """Cluster object or address for a specification, and its certificates; closed when it was started here."""
+    if spec is not None and not isinstance(spec, (str, os.PathLike)):
+        yield spec, None
+        return
+    text = "" if spec is None else os.fspath(spec)
+    if text in ("", "local"):
+        with processes_here(workers) if text else threads_here(workers) as cluster:
+            yield cluster, None
+    elif "://" in text or text.endswith(".json"):
+        yield _running(text, None), None
+    elif text.endswith((".yaml", ".yml")):
+        file = load_cluster_file(Path(text))
+        if file.address is not None:
+            yield _running(file.address, file.security), file.security
+        else:
+            with from_file(file, workers) as cluster:
+                yield cluster, None
+    else:
+        raise ValueError(
+            f"A cluster is 'local', a YAML file, a scheduler file (.json) or an address (tcp://host:8786); got "
+            f"{text!r}."
+        )
+
+
+def _running(place: str, security: Security | None) -> str:
+    """Address of a scheduler that answers."""
+    found_in = None if "://" in place else Path(place)
+    address = place if found_in is None else scheduler_address(found_in)
+    check_scheduler(address, security, found_in)
+    return address
+
+
+def _current_client() -> Client | None:
+    try:
+        return default_client()
+    except ValueError:
+        return None

@@ -1,0 +1,58 @@
+"""What the workers of a cluster have at the moment."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+import psutil
+from distributed import Client
+
+__all__ = ["Room", "dashboard_address", "room_of", "thread_memory"]
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a cluster has.
+
+    Parameters
+    ----------
+    threads : int
+        Tasks that run at once.
+    thread_memory : int
+        Bytes that one of them may take.
+    """
+
+    threads: int
+    thread_memory: int
+
+
+def room_of(client: Client) -> Room:
+    """Say what the workers of a cluster have at the moment."""
+    return Room(int(sum(client.nthreads().values())), thread_memory(client))
+
+
+def dashboard_address(client: Client) -> str | None:
+    """Address of the scheduler's dashboard, or None where it has none (bokeh draws it)."""
+    try:
+        services = client.scheduler_info(n_workers=0).get("services") or {}
+        if "dashboard" not in services or importlib.util.find_spec("bokeh") is None:
+            return None
+        return client.dashboard_link or None
+    except (KeyError, ValueError, OSError):
+        return None
+
+
+def thread_memory(client: Client) -> int:
+    """Bytes that a task may take: the share of one thread in the smallest worker.
+
+    Workers without a limit, such as the threads of this process, share the memory that is free on this machine.
+    """
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    free = int(psutil.virtual_memory().available)
+    threads = sum(int(worker["nthreads"]) for worker in workers)
+    shares = [
+        int(worker["memory_limit"]) // int(worker["nthreads"]) if worker["memory_limit"] else free // threads
+        for worker in workers
+    ]
+    return min(shares, default=free)

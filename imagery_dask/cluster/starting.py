@@ -1,0 +1,161 @@
+"""Starting clusters: on this machine, and those of cluster files."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import dask
+from distributed import LocalCluster, SSHCluster
+from distributed.core import Status
+from distributed.security import Security
+
+from imagery_dask.cluster.classes import UnfitError, is_job_queue, sized
+from imagery_dask.cluster.files import ClusterFile
+from imagery_dask.cluster.waiting import job_words
+from imagery_dask.sources import tokens_for_own_workers
+
+__all__ = ["from_file", "processes_here", "threads_here"]
+
+# Loopback only: a dask scheduler runs any code that is sent to it.
+LOOPBACK = "127.0.0.1"
+DASHBOARD = f"{LOOPBACK}:0"
+# Ctrl-C reaches every process of a terminal; this process ends the others itself, without their tracebacks.
+LEAVE_INTERRUPTS = """
+import logging, signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+logging.getLogger("distributed.worker.state_machine").setLevel(logging.ERROR)  # cancelled blocks are no news
+"""
+# dask's profiler samples frames from another thread, which can deadlock Python (seen in 3.11.7; python/cpython#106883);
+# a run has no use for it.
+NO_PROFILE = {"distributed.worker.profile.enabled": False}
+# SSHCluster sends dask's configuration along, and waits (for ever) for a line that processes log at this level.
+HEARD = {"logging.distributed": "info"}
+
+
+def threads_here(threads: int | None) -> LocalCluster:
+    """Start a cluster of threads of this process."""
+    with dask.config.set(NO_PROFILE):
+        return LocalCluster(
+            n_workers=1, threads_per_worker=threads or _cores(), processes=False, dashboard_address=DASHBOARD
+        )
+
+
+def processes_here(workers: int | None) -> LocalCluster:
+    """Start a cluster of processes on this machine, with a thread each."""
+    with dask.config.set(NO_PROFILE):
+        return LocalCluster(
+            n_workers=workers or _cores(), threads_per_worker=1, host=LOOPBACK, dashboard_address=DASHBOARD,
+            **_own_processes({}),
+        )  # fmt: skip
+
+
+@contextmanager
+def from_file(file: ClusterFile, workers: int | None) -> Iterator[Any]:
+    """Start what a cluster file names, and close it at the end.
+
+    Parameters
+    ----------
+    file : ClusterFile
+        With a cluster class.
+    workers : int, optional
+        Takes the place of what the file has.
+
+    Yields
+    ------
+    cluster
+        Its workers may not be there yet.
+
+    Raises
+    ------
+    ValueError
+        The class refuses its arguments.
+    OSError
+        The batch system refuses a job: with its own words.
+    """
+    count = workers or file.workers
+    file = _secured(file)
+    arguments, scaled = dict(file.arguments), None
+    try:
+        if count:
+            scaled = sized(file.cluster, arguments, count)
+    except UnfitError as error:
+        raise ValueError(f"{file.path}: {error}") from None
+    if _is_local(file.cluster) and arguments.get("processes") is not False:
+        arguments |= _own_processes(arguments)
+        scaled = {**scaled, **_own_processes(arguments)} if scaled else None
+    if file.security is not None:
+        arguments["security"] = file.security
+        scaled = {**scaled, "security": file.security} if scaled else None
+    with _made(file, arguments if scaled is None else scaled) as cluster:
+        if file.adapt and not workers:
+            cluster.adapt(minimum=file.adapt[0], maximum=file.adapt[1])
+        elif count and scaled is None:
+            _scale(cluster, count)
+        yield cluster
+
+
+@contextmanager
+def _made(file: ClusterFile, arguments: dict[str, Any]) -> Iterator[Any]:
+    name = getattr(file.cluster, "__name__", str(file.cluster))
+    try:
+        with dask.config.set(NO_PROFILE | (HEARD if file.cluster is SSHCluster else {})):
+            cluster = file.cluster(**arguments)
+    except (TypeError, ValueError, OSError, RuntimeError) as error:
+        # One line: classes of dask answer with pages.
+        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+        raise ValueError(f"{file.path}: {name} did not start: {reason}") from error
+    with cluster:
+        yield cluster
+
+
+def _scale(cluster: Any, count: int) -> None:
+    if not is_job_queue(type(cluster)):
+        cluster.scale(count)
+        return
+
+    async def submitted() -> None:
+        # What scale() does in the background, where a job that is refused is only logged.
+        while len(cluster.worker_spec) * cluster._dummy_job.worker_processes < count:
+            cluster.worker_spec.update(cluster.new_worker_spec())
+        await cluster._correct_state()
+
+    try:
+        cluster.sync(submitted)
+    except (RuntimeError, OSError, ValueError) as error:
+        for job in cluster._created:
+            if job.status is Status.created:
+                job.status = Status.failed  # or it cannot be closed
+        raise OSError(f"The batch system took no job:\n{error}\n{job_words(cluster)}") from None
+
+
+def _own_processes(arguments: dict[str, Any]) -> dict[str, Any]:
+    preload = arguments.get("preload") or []
+    return {
+        # From nanny to worker: no token passes the scheduler.
+        "env": {**(arguments.get("env") or {}), **tokens_for_own_workers()},
+        "preload": [*([preload] if isinstance(preload, str) else preload), LEAVE_INTERRUPTS],
+    }
+
+
+def _secured(file: ClusterFile) -> ClusterFile:
+    """Encrypt a cluster of this machine that others can reach: who reaches a scheduler can run code."""
+    host = file.arguments.get("host")
+    inside = host is None or str(host).rpartition("://")[2].startswith(("127.", "localhost", "::1", "[::1]"))
+    reached = not inside or file.arguments.get("interface") not in (None, "lo")
+    if not (_is_local(file.cluster) and reached) or file.security or file.arguments.get("security"):
+        return file
+    logging.getLogger(__name__).info("The cluster can be reached from outside: encrypted with certificates of its own.")
+    return replace(file, security=Security.temporary())
+
+
+def _is_local(cluster_class: Any) -> bool:
+    return isinstance(cluster_class, type) and issubclass(cluster_class, LocalCluster)
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1

@@ -1,0 +1,105 @@
+"""What to say when no worker comes: the job's script, and what the batch system and the job's log say themselves."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from distributed import Client
+
+from imagery_dask.cluster.classes import is_job_queue
+
+__all__ = ["job_words", "wait_for_worker"]
+
+COMMAND_S = 10
+LOG_LINES = 15
+ANSWER_LINES = 20
+JOBS_SHOWN = 3
+# What each batch system says about jobs, by dask-jobqueue's name for it; the first that says something counts.
+QUESTIONS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "slurm": (("squeue", "--format=%i %P %T %R", "--jobs={ids}"), ("scontrol", "show", "job", "{id}")),
+    "pbs": (("qstat", "-f", "{id}"),),
+    "lsf": (("bjobs", "-p", "{id}"), ("bjobs", "-l", "{id}")),
+    "sge": (("qstat", "-j", "{id}"),),
+    "oar": (("oarstat", "-f", "-j", "{id}"),),
+    "moab": (("checkjob", "{id}"),),
+    "htcondor": (("condor_q", "-better-analyze", "{id}"),),
+}
+
+
+def wait_for_worker(client: Client, cluster: Any, wait_s: float) -> None:
+    """Wait for the first worker.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Of the cluster.
+    cluster : object
+        The cluster that was started, or what was joined.
+    wait_s : float
+        Seconds.
+
+    Raises
+    ------
+    TimeoutError
+        No worker came; with the job script and the batch system's words where there are such.
+    """
+    try:
+        client.wait_for_workers(1, timeout=wait_s)
+    except TimeoutError:
+        words = job_words(cluster)
+        where = words or (
+            "Start workers (dask worker ADDRESS), or look at the batch system's queue and at the logs of those that "
+            "were started."
+        )
+        raise TimeoutError(
+            f"No worker came within {wait_s:.3g} s (--wait).{chr(10) if words else ' '}{where}"
+        ) from None
+
+
+def job_words(cluster: Any) -> str:
+    """Script, state and log of the jobs of a cluster; empty for clusters without a batch system."""
+    if not is_job_queue(type(cluster)):
+        return ""
+    ids = [str(job.job_id) for job in cluster.workers.values() if getattr(job, "job_id", None)]
+    parts = [_said(cluster.job_cls.default_config_name(), ids)] if ids else ["No job was submitted."]
+    parts.append(_log(getattr(cluster._dummy_job, "log_directory", None), ids))
+    parts.append("The script of each job:\n" + _indented(cluster.job_script().splitlines()))
+    return "\n".join(part for part in parts if part)
+
+
+def _said(system: str, ids: Sequence[str]) -> str:
+    shown = ids[:JOBS_SHOWN]
+    for question in QUESTIONS.get(system, ()):
+        command = [word.format(ids=",".join(shown), id=shown[0]) for word in question]
+        if shutil.which(command[0]) is None:
+            continue
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_S, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return f"{' '.join(command)}: {error}"
+        lines = (done.stdout + done.stderr).strip().splitlines()
+        # A table with nothing but its head says that the jobs have ended.
+        if len(lines) > 1 or (lines and not question[1].startswith("--format")):
+            return f"{' '.join(command)} says:\n{_indented(lines[:ANSWER_LINES])}"
+    return f"The batch system says nothing about the jobs {', '.join(shown)}."
+
+
+def _log(folder: Any, ids: Sequence[str]) -> str:
+    """Last lines of the newest log of a job."""
+    if not folder or not ids or not Path(folder).is_dir():
+        return ""
+    numbers = [each.partition(".")[0] for each in ids]  # PBS: 123.server
+    logs = [file for file in Path(folder).iterdir() if file.is_file() and any(n in file.name for n in numbers)]
+    for log in sorted(logs, key=lambda file: file.stat().st_mtime, reverse=True):
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        if lines:
+            return f"The end of {log}:\n{_indented(lines[-LOG_LINES:])}"
+    return ""
+
+
+def _indented(lines: Sequence[str]) -> str:
+    return "\n".join(f"    {line}" for line in lines)

@@ -1,0 +1,114 @@
+"""What the command line says about clusters: where the dashboard is, and why there is none."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+from support.volumes import coordinate_volume, write_volume
+
+from imagery_dask.cli import main
+from imagery_dask.cli.options import DurationType
+
+BOUNDS = ("--bounds", 0, 0, 0, 32, 32, 16)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    return write_volume(tmp_path / "em", coordinate_volume((32, 32, 16), (0, 0, 0), np.uint8))
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
+    monkeypatch.setattr(sys, "argv", ["imagery-dask", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return int(stopped.value.code or 0)
+
+
+def test_the_dashboards_address_comes_first(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, source: str
+) -> None:
+    pytest.importorskip("bokeh", reason="needs bokeh: pip install 'imagery_dask[clusters]'")
+    pages: list[int] = []
+    said: list[str] = []
+
+    def looked(*arguments: Any, **options: Any) -> Any:
+        said.append(capfd.readouterr().err)
+        (address,) = re.findall(r"^dashboard: (http://127.0.0.1:\d+/status)$", said[0], re.MULTILINE)
+        with urlopen(address) as page:
+            pages.append(page.status)
+        return run_blocks(*arguments, **options)
+
+    from imagery_dask.export.job import run_blocks
+
+    monkeypatch.setattr("imagery_dask.export.job.run_blocks", looked)
+    code = run(monkeypatch, "export", "zarr", tmp_path / "o.zarr", "--image-source", source, *BOUNDS, "--workers", 1)
+    assert code == 0
+    assert pages == [200]
+    assert "dashboard: " not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("cluster: distributed.LocalCluster\nworker: 2\n", "line 2: unknown key 'worker' (did you mean 'workers'?)"),
+        ("cluster: distributed.LocalClutser\n", "line 1: 'cluster' names no class"),
+        ("cluster: moon.MoonCluster\n", "line 1: moon.MoonCluster needs the package 'moon'; pip install moon."),
+        ("address: tcp://127.0.0.1:1\n", "tcp://127.0.0.1:1: nothing listens there. Is the scheduler running?"),
+    ],
+)
+def test_a_cluster_file_that_will_not_do(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    source: str,
+    text: str,
+    line: str,
+) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(text)
+    started = time.monotonic()
+    out = tmp_path / "o.zarr"
+    code = run(monkeypatch, "export", "zarr", out, "--image-source", source, *BOUNDS, "--cluster", file)
+    assert code == 2
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert line in said[0]
+    assert time.monotonic() - started < 10
+    assert not out.exists()
+
+
+def test_no_worker_within_the_wait(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, source: str
+) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text(
+        "cluster: distributed.LocalCluster\n"
+        "arguments: {n_workers: 0, processes: false, dashboard_address: '127.0.0.1:0'}\n"
+    )
+    out = tmp_path / "o.zarr"
+    arguments = ("export", "zarr", out, "--image-source", source, *BOUNDS, "--cluster", file, "--wait", "1s")
+    assert run(monkeypatch, *arguments) == 2
+    assert "Error: No worker came within 1 s (--wait)." in capfd.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("30s", 30), ("10m", 600), ("10min", 600), ("1.5h", 5400), ("1d", 86400)]
+)
+def test_times(text: str, seconds: float) -> None:
+    assert DurationType().convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "0s", "-1m", "soon", "5 weeks", "m", "nan"])
+def test_times_that_are_none(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, text: str
+) -> None:
+    assert run(monkeypatch, "verify", tmp_path, "--wait", text) == 2
+    assert f"{text!r} is not a time such as 30s, 10m or 2h" in capfd.readouterr().err

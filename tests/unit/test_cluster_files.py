@@ -1,0 +1,236 @@
+"""Cluster files: what they say, under the names that each class has for it; and errors that name key and line."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import LocalCluster, SSHCluster
+
+from imagery_dask.cluster import connect, load_cluster_file
+from imagery_dask.cluster.starting import LEAVE_INTERRUPTS
+
+LOCAL = "cluster: distributed.LocalCluster\n"
+SSH = "cluster: distributed.SSHCluster\narguments: {hosts: [head, one, two]}\n"
+SLURM = "cluster: dask_jobqueue.SLURMCluster\narguments: {cores: 1, processes: 2%s}\n"
+WISHES = "environment: {A: 1, B: it's}\npreload: [one.py, two]\nworker_memory: 2GiB\n"
+
+
+def write(folder: Path, text: str, name: str = "cluster.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_file_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path, LOCAL + "arguments:\n  n_workers: 0\n  threads_per_worker: 3\nworkers: 7\n")
+    file = load_cluster_file(path)
+    assert file.cluster is LocalCluster
+    assert file.arguments == {"n_workers": 0, "threads_per_worker": 3}
+    assert file.workers == 7
+
+
+@pytest.mark.parametrize("text", [LOCAL, LOCAL + "arguments:\n", LOCAL + "arguments: {}\nworkers:\n"])
+def test_arguments_and_workers_are_optional(tmp_path: Path, text: str) -> None:
+    file = load_cluster_file(write(tmp_path, text))
+    assert (file.cluster, file.arguments, file.workers) == (LocalCluster, {}, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", ["must have a key 'cluster'"]),
+        ("- a\n- b\n", ["must have a key 'cluster'"]),
+        ("just words", ["must have a key 'cluster'"]),
+        ("arguments: {}\n", ["must have a key 'cluster'"]),
+        ("cluster: [unclosed\n", ["is not YAML"]),
+        (LOCAL + "argument: {}\n", ["unknown key 'argument'", "adapt, address, arguments, cluster"]),
+        (LOCAL + "n_workers: 3\n", ["unknown key 'n_workers'", "adapt, address, arguments, cluster"]),
+        (LOCAL + "1: 3\nextra: 4\n", ["line 2", "1 is an unknown key"]),
+        (LOCAL + "workers: 0\n", ["'workers' must be a whole number from 1", "got 0"]),
+        (LOCAL + "workers: -2\n", ["'workers' must be a whole number from 1", "got -2"]),
+        (LOCAL + "workers: 2.5\n", ["'workers' must be a whole number from 1", "got 2.5"]),
+        (LOCAL + "workers: true\n", ["'workers' must be a whole number from 1", "got True"]),
+        (LOCAL + "workers: many\n", ["'workers' must be a whole number from 1", "got 'many'"]),
+        (LOCAL + "arguments: [1, 2]\n", ["arguments", "[1, 2]"]),
+        (LOCAL + "arguments: words\n", ["arguments", "'words'"]),
+        ("cluster: distributed.LocalClutser\n", ["'cluster' names no class", "distributed.LocalClutser"]),
+        ("cluster: LocalCluster\n", ["'cluster' names no class", "LocalCluster"]),
+        ("cluster: 5\n", ["'cluster' names no class", "5"]),
+        ("cluster:\n", ["'cluster' names no class"]),
+        ("cluster: os.path\n", ["'cluster' names no class", "os.path"]),
+        ("cluster: .LocalCluster\n", ["'cluster' names no class", ".LocalCluster"]),
+    ],
+)
+def test_files_that_say_something_else(tmp_path: Path, text: str, words: list[str]) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ValueError, match="cluster.yaml") as caught:
+        load_cluster_file(path)
+    assert str(path) in str(caught.value)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_package_that_is_not_installed(tmp_path: Path) -> None:
+    path = write(tmp_path, "cluster: dask_of_the_moon.MoonCluster\n")
+    with pytest.raises(ImportError, match="dask_of_the_moon.*pip install") as caught:
+        load_cluster_file(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        (LOCAL + "workers: 2\nworker: 2\n", 3, "unknown key 'worker' (did you mean 'workers'?)"),
+        (LOCAL + "# why\n\nworkers: two\n", 4, "'workers' must be a whole number from 1; got 'two'"),
+        (LOCAL + "workers: 2\nworkers: 3\n", 3, "'workers' is there twice (line 2)"),
+        (LOCAL + "a: [\n", 3, "is not YAML"),
+        (
+            LOCAL + "arguments:\n  n_workers: 1\n  memory_limt: 1GiB\n",
+            4,
+            "'memory_limt' (did you mean 'memory_limit'?)",
+        ),
+        (SSH + "workers: 2\nadapt: {maximum: 3}\n", 4, "say one of them"),
+        (LOCAL + "adapt: 3\n", 2, "'adapt' must be {minimum: N, maximum: N}; got 3"),
+        (LOCAL + "adapt:\n  minimum: 1\n", 3, "'adapt' needs a 'maximum'"),
+        (LOCAL + "adapt:\n  minimum: 0\n  maximum: 3\n", 3, "'minimum' must be a whole number from 1; got 0"),
+        (LOCAL + "adapt:\n  minimum: 4\n  maximum: 3\n", 4, "less than 'minimum': 3 < 4"),
+        (LOCAL + "adapt:\n  maximal: 3\n", 3, "unknown key 'maximal' (did you mean 'maximum'?)"),
+        (LOCAL + "environment: [A]\n", 2, "'environment' must be names of variables with values"),
+        (LOCAL + "environment:\n  A: yes\n", 3, "the variable A must be text or a number; got True (quotes"),
+        (LOCAL + "environment:\n  A B: c\n", 3, "'A B' is no name of a variable"),
+        (LOCAL + "preload: 3\n", 2, "'preload' must be a module or a file, or a list of them; got 3"),
+        (LOCAL + "worker_memory: much\n", 2, "'worker_memory' must be a size such as 4GiB; got 'much'"),
+        (LOCAL + "worker_memory: 0\n", 2, "'worker_memory' must be a size"),
+        (LOCAL + "arguments: {memory_limit: 1GiB}\nworker_memory: 2GiB\n", 3, "said twice"),
+        (LOCAL + "arguments: {processes: false}\nenvironment: {A: b}\n", 3, "no own environment"),
+        ("cluster: distributed.SpecCluster\nsecurity: temporary\n", 2, "takes no certificates here"),
+        (LOCAL + "security: yes\n", 2, "'security' must be {ca: FILE, cert: FILE, key: FILE}, or 'temporary'"),
+        (LOCAL + "security:\n  ca: absent.pem\n", 3, "'ca': there is no file"),
+        (LOCAL + "security:\n  certificate: a\n", 3, "unknown key 'certificate'"),
+        (LOCAL + "security: {cert: a, key: b}\n", 2, "'security' needs 'ca'"),
+        (LOCAL + "address: tcp://host:1\n", 2, "'cluster' starts a cluster and 'address' joins one"),
+        ("address: tcp://host:1\nworkers: 3\n", 2, "'workers' is for clusters that are started"),
+        ("address: host\n", 1, "'address' must be tcp://HOST:PORT"),
+        ("address: tcp://host:1\nsecurity: temporary\n", 2, "'security' must be"),
+        ("cluster: distributed.deploy.Cluster\npreload: a\n", 2, "does not know what Cluster calls 'preload'"),
+        ("cluster: distributed.LocalClutser\n", 1, "(did you mean 'LocalCluster'?)"),
+        ("cluster: distributed.deplyo.LocalCluster\n", 1, "there is no module 'distributed.deplyo'"),
+    ],
+)
+def test_errors_name_the_line(tmp_path: Path, text: str, line: int, words: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ValueError, match="cluster.yaml") as caught:
+        load_cluster_file(path)
+    assert str(caught.value).startswith(f"{path}, line {line}"), str(caught.value)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [
+        ("dask_jobqueue.SLURMCluster", "dask_jobqueue", "imagery_dask[slurm]"),
+        ("dask_jobqueue.PBSCluster", "dask_jobqueue", "imagery_dask[pbs]"),
+        ("dask_jobqueue.OARCluster", "dask_jobqueue", "imagery_dask[clusters]"),
+        ("dask_kubernetes.operator.KubeCluster", "dask_kubernetes", "imagery_dask[kubernetes]"),
+        ("dask_gateway.GatewayCluster", "dask_gateway", "imagery_dask[gateway]"),
+        ("distributed.SSHCluster", "asyncssh", "imagery_dask[ssh]"),
+    ],
+)
+def test_a_missing_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str, extra: str
+) -> None:
+    for module in [each for each in sys.modules if each.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    path = write(tmp_path, f"# a comment\ncluster: {name}\n")
+    with pytest.raises(ImportError) as caught:
+        load_cluster_file(path)
+    assert str(caught.value) == (f"{path}, line 2: {name} needs the package {package!r}; pip install '{extra}'.")
+
+
+def test_wishes_of_a_local_cluster(tmp_path: Path) -> None:
+    file = load_cluster_file(write(tmp_path, LOCAL + "arguments: {env: {C: d, A: 0}, preload: three}\n" + WISHES))
+    assert file.arguments == {
+        "env": {"A": "1", "B": "it's", "C": "d"}, "preload": ["three", "one.py", "two"], "memory_limit": 2 * 2**30
+    }  # fmt: skip
+
+
+def test_wishes_of_ssh(tmp_path: Path) -> None:
+    pytest.importorskip("asyncssh", reason="needs asyncssh: pip install 'imagery_dask[ssh]'")
+    file = load_cluster_file(write(tmp_path, SSH + WISHES))
+    assert file.cluster is SSHCluster
+    assert file.arguments == {
+        "hosts": ["head", "one", "two"],
+        "worker_options": {
+            "env": {"A": "1", "B": "it's"}, "preload": ["one.py", "two"], "memory_limit": 2 * 2**30
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("own", ["", ", job_script_prologue: [activate], worker_extra_args: [--resources, GPU=1]"])
+def test_wishes_of_a_batch_system(tmp_path: Path, own: str) -> None:
+    pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
+    file = load_cluster_file(write(tmp_path, SLURM % own + WISHES))
+    exports = ["export A=1", """export B='it'"'"'s'"""]
+    flags = ["--preload", "one.py", "--preload", "two"]
+    assert file.arguments == {
+        "cores": 1, "processes": 2, "memory": "4.00GiB",
+        "job_script_prologue": [*exports, *(["activate"] if own else [])],
+        "worker_extra_args": [*(["--resources", "GPU=1"] if own else []), *flags],
+    }  # fmt: skip
+
+
+def test_a_class_without_a_shell_is_said(tmp_path: Path) -> None:
+    pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
+    path = write(tmp_path, "cluster: dask_jobqueue.HTCondorCluster\nenvironment: {A: 1}\n")
+    with pytest.raises(ValueError, match="line 2: this package does not know what HTCondorCluster calls 'environment'"):
+        load_cluster_file(path)
+
+
+def has_preloaded(dask_worker: Any) -> bool:
+    import os
+
+    return os.environ["COLOR"] == "green" and "preloaded_by_a_test" in os.environ
+
+
+def test_wishes_reach_workers(tmp_path: Path) -> None:
+    preload = write(tmp_path, "import os\nos.environ['preloaded_by_a_test'] = 'yes'\n", "own_preload.py")
+    text = LOCAL + "arguments: {threads_per_worker: 1, host: 127.0.0.1, dashboard_address: '127.0.0.1:0'}\n"
+    text += f"workers: 2\nenvironment: {{COLOR: green}}\npreload: {preload}\nworker_memory: 1GiB\n"
+    with connect(write(tmp_path, text)) as client:
+        client.wait_for_workers(2, timeout=30)
+        answers = client.run(has_preloaded)
+        assert list(answers.values()) == [True, True]
+        limits = {worker["memory_limit"] for worker in client.scheduler_info(n_workers=-1)["workers"].values()}
+        assert limits == {2**30}
+        assert LEAVE_INTERRUPTS in client.cluster.worker_spec[0]["options"]["preload"]
+
+
+def test_adapt_starts_with_the_smallest_number(tmp_path: Path) -> None:
+    text = LOCAL + "arguments: {processes: false, n_workers: 0, dashboard_address: '127.0.0.1:0'}\n"
+    with connect(write(tmp_path, text + "adapt: {minimum: 2, maximum: 4}\n"), wait_s=30) as client:
+        client.wait_for_workers(2, timeout=30)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # dask's half-made cluster
+def test_what_a_class_refuses_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
+    path = write(tmp_path, "cluster: dask_jobqueue.SLURMCluster\n")
+    words = "SLURMCluster did not start: You must specify how much cores"
+    with pytest.raises(ValueError, match=words) as caught, connect(path):
+        pass
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+    del caught
+    gc.collect()
+
+
+def test_ssh_has_as_many_workers_as_hosts(tmp_path: Path) -> None:
+    pytest.importorskip("asyncssh", reason="needs asyncssh: pip install 'imagery_dask[ssh]'")
+    path = write(tmp_path, SSH)
+    with pytest.raises(ValueError, match="5 workers need 6 hosts.*'hosts' has 3"), connect(path, workers=5):
+        pass
