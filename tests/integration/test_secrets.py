@@ -211,29 +211,36 @@ def test_a_token_is_nowhere(planted: Planted, tmp_path: Path, place: str) -> Non
     code, said = driver("verify", "out.zarr")
     assert code == 0, said
 
-    # The server takes the token, but not for everything.
-    server.faults = lambda name, n: Fault(403, body=TOKEN.encode()) if name == "roots_binary" else None
-    code, said = driver("export", "refused.zarr", later=1)
-    assert (code, "refused" in said) == (1, True), said
-    # It breaks, and quotes what it was sent.
-    server.faults = lambda name, n: Fault(400, body=f"Bearer {TOKEN}".encode()) if name == "roots_binary" else None
-    code, said = driver("export", "failing.zarr", later=2)
-    assert (code, "FAILED" in said or "blocks failed" in said) == (1, True), said
-    assert (tmp_path / "failing.zarr.receipts").exists()
-    server.faults = None
-    code, said = driver("export", "wrong.zarr", WRONG)
-    assert (code in (1, 2), "refused" in said) == (True, True), said
-    assert not (tmp_path / "wrong.zarr").exists()
-    code, said = driver("plan", "wrong.zarr", WRONG)
-    assert code in (1, 2), said
+    if place == "environment":  # where the token comes from changes nothing of what follows
+        _runs_that_end_badly(driver, tmp_path)
 
     # There was much to search.
-    assert sum(map(len, planted.cluster.recorded)) - said_before > 50_000
-    assert sum("200" in name.split() for name in driver.pages) > 20
+    assert sum(map(len, planted.cluster.recorded)) - said_before > 20_000
+    assert sum("200" in name.split() for name in driver.pages) > 10
     assert any(b"read+write" in stream for stream in planted.cluster.recorded)
     places = planted.places(tmp_path) | driver.pages
     assert any(name.startswith("file out.zarr.receipts/") for name in places)
     assert leaks(places, TOKEN, WRONG) == []
+
+
+def _runs_that_end_badly(driver: Driver, folder: Path) -> None:
+    # The server takes the token, but not for everything.
+    driver.planted.server.faults = lambda name, n: Fault(403, body=TOKEN.encode()) if name == "roots_binary" else None
+    code, said = driver("export", "refused.zarr", later=1)
+    assert (code, "refused" in said) == (1, True), said
+    # It breaks, and quotes what it was sent.
+    driver.planted.server.faults = lambda name, n: (
+        Fault(400, body=f"Bearer {TOKEN}".encode()) if name == "roots_binary" else None
+    )
+    code, said = driver("export", "failing.zarr", later=2)
+    assert (code, "FAILED" in said or "blocks failed" in said) == (1, True), said
+    assert (folder / "failing.zarr.receipts").exists()
+    driver.planted.server.faults = None
+    code, said = driver("export", "wrong.zarr", WRONG)
+    assert (code in (1, 2), "refused" in said) == (True, True), said
+    assert not (folder / "wrong.zarr").exists()
+    code, said = driver("plan", "wrong.zarr", WRONG)
+    assert code in (1, 2), said
 
 
 @pytest.mark.parametrize("form", ["plain", "base64", "quoted"])

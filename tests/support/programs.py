@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import imagery_dask
+from support.streams import without_dashboard
 
 PROGRAM = "from imagery_dask.cli import main; main()"
 
@@ -23,8 +24,9 @@ class Done(NamedTuple):
 
 
 def environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Environment in which other processes find the package that is tested."""
-    found = os.pathsep.join([str(Path(imagery_dask.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    """Environment in which other processes find the package that is tested, and what the tests send to them."""
+    places = (Path(imagery_dask.__file__).parents[1], Path(__file__).parents[1])
+    found = os.pathsep.join([*map(str, places), os.environ.get("PYTHONPATH", "")])
     return os.environ | {"PYTHONPATH": found.rstrip(os.pathsep), "COLUMNS": "160"} | dict(variables or {})
 
 
@@ -34,7 +36,7 @@ def python(*arguments: Any, cwd: Path | None = None, env: Mapping[str, str] | No
         [sys.executable, *map(str, arguments)],
         capture_output=True, text=True, timeout=180, check=False, cwd=cwd, env=environment(env),
     )  # fmt: skip
-    return Done(done.returncode, done.stdout, done.stderr)
+    return Done(done.returncode, done.stdout, without_dashboard(done.stderr))
 
 
 def program(*arguments: Any, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Done:
