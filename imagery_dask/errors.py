@@ -29,6 +29,9 @@ class ImageryDaskError(Exception):
 class SourceError(ImageryDaskError):
     """A volume could not be opened or read."""
 
+    # Whether asking again would be answered the same.
+    lasting = False
+
 
 class SourceNotFoundError(SourceError, FileNotFoundError):
     """There is no precomputed volume at the given path."""

@@ -129,6 +129,6 @@ def outcome_of(error: Exception) -> Outcome:
         return "refused"
     if is_full(error):
         return "full"
-    if isinstance(error, MissingChunkError):
+    if isinstance(error, MissingChunkError) or (isinstance(error, SourceError) and error.lasting):
         return "lasting"
     return "passing" if isinstance(error, (SourceError, OSError)) else "lasting"

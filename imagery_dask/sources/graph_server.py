@@ -97,9 +97,10 @@ class GraphServer:
                 raise
             except Exception as error:
                 if kind_of(error) == "final" or attempt == attempts - 1:
-                    message = self._failed(method, path, error)
+                    failed = ServerError(self._failed(method, path, error))
+                    failed.lasting = kind_of(error) == "final"
                     forget_request(error)
-                    raise ServerError(message) from None
+                    raise failed from None
                 time.sleep(pause_s(attempt, error))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
