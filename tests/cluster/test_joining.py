@@ -20,10 +20,6 @@ from imagery_dask.cluster import connect
 QUICKLY_S = 8.0
 
 
-def square(value: int) -> int:
-    return value * value
-
-
 def refused(spec: Any, error: type[Exception] = ConnectionError) -> str:
     """Connect where that is an error; return its text, which is one line and comes soon."""
     started = time.monotonic()
@@ -73,7 +69,7 @@ def test_a_scheduler_file_an_address_and_a_file_with_either(plain: Path, tmp_pat
     specs = [plain, where, cluster_file(tmp_path, f"address: {where}\n")]
     for spec in specs:
         with connect(spec, wait_s=30) as client:
-            assert client.submit(square, 12, pure=False).result() == 144
+            assert client.submit(pow, 12, 2, pure=False).result() == 144
     with connect(cluster_file(tmp_path, f"address: {plain}\n"), wait_s=30) as client:
         assert client.scheduler.address == where
 
@@ -82,7 +78,7 @@ def test_tls_by_a_cluster_file(encrypted: Path, ours: Certificates, tmp_path: Pa
     where = address(encrypted)
     assert where.startswith("tls://")
     with connect(cluster_file(tmp_path, f"address: {where}\n{ours.yaml}"), wait_s=30) as client:
-        assert client.submit(square, 12, pure=False).result() == 144
+        assert client.submit(pow, 12, 2, pure=False).result() == 144
 
 
 def test_tls_by_dasks_configuration(encrypted: Path, ours: Certificates) -> None:
@@ -91,7 +87,7 @@ def test_tls_by_dasks_configuration(encrypted: Path, ours: Certificates) -> None
         "distributed.comm.tls.client": {"cert": str(ours.cert), "key": str(ours.key)},
     }
     with dask.config.set(configuration), connect(encrypted, wait_s=30) as client:
-        assert client.submit(square, 12, pure=False).result() == 144
+        assert client.submit(pow, 12, 2, pure=False).result() == 144
 
 
 def test_tls_without_certificates(encrypted: Path) -> None:
@@ -179,4 +175,4 @@ def test_started_clusters_are_encrypted_too(ours: Certificates, tmp_path: Path) 
     for host, security in (("127.0.0.1", ours.yaml), ("127.0.0.1", "security: temporary\n"), ("0.0.0.0", "")):
         with connect(cluster_file(tmp_path, text % host + security), wait_s=30) as client:
             assert client.scheduler.address.startswith("tls://")
-            assert client.submit(square, 12, pure=False).result() == 144
+            assert client.submit(pow, 12, 2, pure=False).result() == 144

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import psutil
 from integration.stores import files_of
+from support.streams import without_dashboard
 from support.volumes import coordinate_volume, delete_chunks, random_labels, write_volume
 
 from imagery_dask.files import Files
@@ -148,7 +149,7 @@ class Process:
 
     @property
     def said(self) -> str:
-        return self._said.read_text() if self._said.exists() else ""
+        return without_dashboard(self._said.read_text()) if self._said.exists() else ""
 
     def send(self, number: int) -> None:
         """Send a signal to it, and to nothing that it started."""
