@@ -381,7 +381,7 @@ def test_a_cluster_without_workers_is_not_waited_for_for_ever(
     monkeypatch.setattr("imagery_dask.run.window.SILENCE_S", 0.2)
     monkeypatch.setattr("imagery_dask.run.window.DESERTED_S", 0.5)
     with (
-        LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster, set_as_default=False) as client,
         pytest.raises(ClusterLostError, match="no worker"),
     ):
