@@ -109,3 +109,9 @@ def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GcsServer]:
         except buckets.BucketUnavailable as reason:
             pytest.skip(str(reason))
         yield server
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try blocks again soon; what is tested is that they are, and processes of their own wait as users do."""
+    monkeypatch.setattr("imagery_dask.run.window.PAUSES_S", (0.05, 0.1, 0.2))

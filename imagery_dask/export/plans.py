@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import dask.array as da
@@ -15,6 +14,7 @@ import numpy as np
 import xarray as xr
 
 from imagery_dask.export.inputs import Volume
+from imagery_dask.export.provenance import PROGRAM
 from imagery_dask.grid import AXES
 from imagery_dask.lazy import lazy_dataarray
 from imagery_dask.plan import BlockPlan, Region
@@ -117,7 +117,7 @@ class ExportPlan:
     def to_json(self) -> dict[str, Any]:
         """Plain form, versioned."""
         names = ("kind", "out", "volumes", "options", "decides", "stages", "voxels", "source_chunks")
-        head = {"format": FORMAT, "version": VERSION, "program": version("imagery_dask")}
+        head = {"format": FORMAT, "version": VERSION, "program": PROGRAM}
         return head | {"fingerprint": self.fingerprint} | {name: to_json(getattr(self, name)) for name in names}
 
     @classmethod

@@ -14,16 +14,18 @@ from imagery_dask.lazy import described
 from imagery_dask.run import RunReport
 from imagery_dask.sources import ReadCounts
 
-__all__ = ["KEY", "provenance", "what_was_missing"]
+__all__ = ["KEY", "PROGRAM", "provenance", "what_was_missing"]
 
 # The attribute of groups, and of precomputed provenance, that holds it.
 KEY = "imagery_dask"
 IDS_LISTED = 1000
+# Read once, where the package is sure to be found.
+PROGRAM = version("imagery_dask")
 
 
 def provenance(volume: Volume) -> dict[str, Any]:
     """Source, mip, bounds, resolution, moment, objects, program and date, in plain values."""
-    found: dict[str, Any] = {"version": version("imagery_dask"), "created": _now()}
+    found: dict[str, Any] = {"version": PROGRAM, "created": _now()}
     if volume.source is None:
         return found
     cutout = volume.source.cutout
