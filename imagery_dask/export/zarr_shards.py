@@ -84,8 +84,8 @@ def shard_encoder(metadata: Any) -> ShardEncoder | None:
         return None
     sharding = metadata.codecs[0]
     first, *rest = sharding.codecs
-    little = isinstance(first, BytesCodec) and (first.endian is None or first.endian.value == "little")
-    if not little or len(rest) > 1 or metadata.fill_value != 0 or sharding.index_location.value != "end":
+    little = isinstance(first, BytesCodec) and (first.endian is None or _word(first.endian) == "little")
+    if not little or len(rest) > 1 or metadata.fill_value != 0 or _word(sharding.index_location) != "end":
         return None
     compressor = _compressor(rest[0]) if rest else None
     if rest and compressor is None:
@@ -97,7 +97,12 @@ def _compressor(codec: Any) -> Any:
     """Give the codec of numcodecs that writes what a codec of zarr describes."""
     if isinstance(codec, BloscCodec):
         shuffles = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
-        return numcodecs.Blosc(codec.cname.value, codec.clevel, shuffles[codec.shuffle.value], codec.blocksize)
+        return numcodecs.Blosc(_word(codec.cname), codec.clevel, shuffles[_word(codec.shuffle)], codec.blocksize)
     if isinstance(codec, ZstdCodec):
         return numcodecs.Zstd(codec.level, codec.checksum)
     return numcodecs.GZip(codec.level) if isinstance(codec, GzipCodec) else None
+
+
+def _word(value: Any) -> str:
+    """Give the word of an option: zarr has had enumerations of them, and has text since 3.2."""
+    return str(getattr(value, "value", value))
