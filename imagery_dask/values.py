@@ -6,13 +6,12 @@ import dataclasses
 import types
 import typing
 from functools import lru_cache
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, Union
 
 import numpy as np
 
 __all__ = ["flat", "from_json", "to_json"]
 
-Value = TypeVar("Value")
 # JSON readers that take numbers for floats (JavaScript, jq) keep integers up to here.
 EXACT_AS_FLOAT = 2**53
 

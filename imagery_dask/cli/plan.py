@@ -15,8 +15,6 @@ from imagery_dask.export.estimate import SAMPLES, PlannedExport, plan_export
 
 __all__ = ["plan"]
 
-WILL_NOT_FIT = 1
-
 
 @click.group()
 def plan() -> None:

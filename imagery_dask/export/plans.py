@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +13,9 @@ import numpy as np
 import xarray as xr
 
 from imagery_dask.export.inputs import Volume
-from imagery_dask.export.provenance import PROGRAM
+from imagery_dask.export.provenance import PROGRAM, without_user
 from imagery_dask.grid import AXES
-from imagery_dask.lazy import lazy_dataarray
+from imagery_dask.lazy import CutoutArray, lazy_dataarray
 from imagery_dask.plan import BlockPlan, Region
 from imagery_dask.request import Cutout
 from imagery_dask.values import flat, from_json, to_json
@@ -155,7 +154,7 @@ def described_volume(volume: Volume) -> dict[str, Any]:
     """Describe a volume as data, from which `data_of` makes it again."""
     found: dict[str, Any] = {"name": volume.name, "variable": volume.variable}
     if volume.source is not None:
-        found["cutout"] = _without_user(to_json(volume.source.cutout))
+        found["cutout"] = _cutout_of(volume.source)
     return found | {
         "shape": [int(n) for n in volume.array.shape],
         "dtype": str(volume.array.dtype),
@@ -177,7 +176,7 @@ def voxels_decided_by(volume: Volume) -> dict[str, Any]:
         # dask names an array by what it is computed from.
         found = {"array": volume.array.name, "shape": to_json(volume.array.shape), "dtype": str(volume.array.dtype)}
     else:
-        leaves = flat(_without_user(to_json(volume.source.cutout)))
+        leaves = flat(_cutout_of(volume.source))
         leaves = {name: value for name, value in leaves.items() if not name.startswith(DECIDE_NOTHING)}
         found = {CALLED.get(name, name): _short(value) for name, value in leaves.items()}
     return {f"{volume.name} {name}": value for name, value in (found | place).items()}
@@ -212,9 +211,10 @@ def _array(described: dict[str, Any]) -> xr.DataArray:
     return xr.DataArray(array, dims=dims, coords=coords, attrs=attrs, name=described["name"])
 
 
-def _without_user(cutout: dict[str, Any]) -> dict[str, Any]:
-    """Leave out a name and password before the host of a URL."""
-    return cutout | {"path": re.sub(r"://[^/@]*@", "://", cutout["path"])}
+def _cutout_of(source: CutoutArray) -> dict[str, Any]:
+    """Cutout of a volume as data, without a name and password before the host of its URL."""
+    cutout: dict[str, Any] = to_json(source.cutout)
+    return cutout | {"path": without_user(cutout["path"])}
 
 
 def _short(value: Any) -> Any:

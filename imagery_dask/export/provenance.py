@@ -14,7 +14,7 @@ from imagery_dask.lazy import described
 from imagery_dask.run import RunReport
 from imagery_dask.sources import ReadCounts
 
-__all__ = ["KEY", "PROGRAM", "provenance", "what_was_missing"]
+__all__ = ["KEY", "PROGRAM", "provenance", "what_was_missing", "without_user"]
 
 # The attribute of groups, and of precomputed provenance, that holds it.
 KEY = "imagery_dask"
@@ -31,7 +31,7 @@ def provenance(volume: Volume) -> dict[str, Any]:
     cutout = volume.source.cutout
     target = cutout.target
     found |= described(cutout) | {
-        "source": _without_user(cutout.path),
+        "source": without_user(cutout.path),
         "bounds_voxels": [list(target.start), list(target.stop)],
         "source_resolution_nm": list(cutout.mip.grid.resolution_nm),
         "missing_rule": cutout.missing,
@@ -51,7 +51,7 @@ def what_was_missing(report: RunReport, volume: str) -> dict[str, Any]:
     }
 
 
-def _without_user(path: str) -> str:
+def without_user(path: str) -> str:
     """Leave out a name and password before a URL's host: an export may be shown to others."""
     return re.sub(r"://[^/@]*@", "://", path)
 

@@ -91,17 +91,17 @@ class Session:
         Held while the session lasts.
     run : Run or None
         The run that goes on.
-    place : str, optional
-        Where a new run writes.
+    overwrites : bool
+        Whether what is there is to be replaced.
     """
 
     def __init__(
-        self, target: Target, files: Files | None, lease: Lease | None, run: Run | None, place: str | None = None
+        self, target: Target, files: Files | None, lease: Lease | None, run: Run | None, overwrites: bool = False
     ) -> None:
         self._target, self._files, self._lease, self._run = target, files, lease, run
         self.id = uuid4().hex[:8] if run is None else run.records.run
-        self.place = run.place if run is not None else target.store if place is None else place
-        self.overwrites = False
+        self.place = target.store if run is None else run.place
+        self.overwrites = overwrites
         self.plan = None if run is None else ExportPlan.from_json(run.plan)
         self._receipts: NDArray[Any] | None = None
 
@@ -203,9 +203,7 @@ def open_session(export: Planned, overwrite: bool) -> Iterator[Session]:
             raise target.refusal()
         if occupied:
             target.clear(target.store)
-        session = Session(target, None, None, None)
-        session.overwrites = overwrite
-        yield session
+        yield Session(target, None, None, None, overwrite)
         return
     with clear_errors(target.store):
         # Before anything is made: a place that holds something else is left as it is.
@@ -239,8 +237,7 @@ def _on(export: Planned, target: Target, files: Files, lease: Lease, runs: list[
 def _over(target: Target, files: Files, lease: Lease, runs: list[Run]) -> Session:
     """Begin anew; what is there stays until all of the new one is, where that can be."""
     _remove([run for run in runs if run.place != target.store or not run.begun], target)
-    session = Session(target, files, lease, None)
-    session.overwrites = True
+    session = Session(target, files, lease, None, overwrites=True)
     if not target.occupied():
         _remove([run for run in runs if run.place == target.store and run.begun], target)
         return session
