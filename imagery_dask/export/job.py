@@ -33,7 +33,6 @@ from imagery_dask.export.limits import (
     checked_missing,
     checked_requests,
     most_missing,
-    with_requests,
 )
 from imagery_dask.export.plans import ExportPlan, Part, described_volume
 from imagery_dask.export.previews import Preview
@@ -271,7 +270,7 @@ def _run(
     report = _report(session, todo)
     rules = Rules(
         records=session.records, todo=todo, most_missing=most_missing(running.max_missing, session.plan),
-        check=session.check, wrap=with_requests(running.max_requests), on_failure=partial(_set_aside, session.records),
+        check=session.check, max_requests=running.max_requests, on_failure=partial(_set_aside, session.records),
     )  # fmt: skip
     with reported(export, session, report, page):
         with shown(running.progress, session.plan.blocks, report.before) as on_progress:

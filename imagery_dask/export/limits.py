@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from imagery_dask.export.plans import ExportPlan
-from imagery_dask.run import BlockTask, Written
-from imagery_dask.sources import limited_requests
 
-__all__ = ["block_bytes_of", "checked_missing", "checked_requests", "most_missing", "with_requests"]
+__all__ = ["block_bytes_of", "checked_missing", "checked_requests", "most_missing"]
 
 MIB = 2**20
 
@@ -66,34 +62,3 @@ def most_missing(value: float | int | None, plan: ExportPlan) -> float | None:
             "whole number of them."
         )
     return value * plan.source_chunks if isinstance(value, float) and plan.source_chunks is not None else value
-
-
-def with_requests(count: int | None) -> Callable[[BlockTask, int], BlockTask]:
-    """Give what makes tasks keep to a number of requests in flight, over all workers."""
-    return (lambda task, number: task) if count is None else (lambda task, number: _Limited(task, count))
-
-
-@dataclass(frozen=True, slots=True)
-class _Limited:
-    """A task whose requests keep to a limit."""
-
-    task: BlockTask
-    requests: int
-
-    @property
-    def name(self) -> str:
-        return self.task.name
-
-    @property
-    def volume(self) -> str:
-        return self.task.volume
-
-    def __call__(self) -> Written:
-        with limited_requests(self.requests):
-            return self.task()
-
-    def stored(self) -> bytes:
-        return self.task.stored()
-
-    def expected(self) -> bytes:
-        return self.task.expected()

@@ -12,7 +12,7 @@ from imagery_dask.errors import AccessRefusedError, MissingChunkError, SourceErr
 from imagery_dask.records.journal import Records
 from imagery_dask.records.ledger import ledger_line
 from imagery_dask.records.receipts import receipt
-from imagery_dask.sources import ReadCounts, collect_counts
+from imagery_dask.sources import ReadCounts, collect_counts, limited_requests
 from imagery_dask.sources.counts import KEYS_KEPT
 
 __all__ = ["BlockError", "BlockResult", "BlockTask", "Outcome", "Written", "is_full", "run_batch", "run_block"]
@@ -113,13 +113,16 @@ def is_full(error: BaseException) -> bool:
     return any(f"os error {number}" in str(error) for number in FULL)
 
 
-def run_batch(blocks: Sequence[tuple[BlockTask, int, int]], records: Records | None) -> list[BlockResult | BlockError]:
+def run_batch(
+    blocks: Sequence[tuple[BlockTask, int, int]], records: Records | None, max_requests: int | None = None
+) -> list[BlockResult | BlockError]:
     """Do some blocks, each with its number and attempt, one after another; what ends the run ends the batch."""
     results: list[BlockResult | BlockError] = []
-    for task, number, attempt in blocks:
-        results.append(run_block(task, number, attempt, records))
-        if isinstance(results[-1], BlockError) and results[-1].outcome in ("refused", "full"):
-            break
+    with limited_requests(max_requests):
+        for task, number, attempt in blocks:
+            results.append(run_block(task, number, attempt, records))
+            if isinstance(results[-1], BlockError) and results[-1].outcome in ("refused", "full"):
+                break
     return results
 
 

@@ -59,6 +59,8 @@ class Rules:
         By number of a block, whether it is to be done; None is all of them.
     most_missing : float or None
         Storage chunks that may be missing before the run ends.
+    max_requests : int or None
+        Requests in flight to one server, from all workers together.
     check : callable
         Called after every block; raises what ends the run.
     wrap : callable
@@ -70,6 +72,7 @@ class Rules:
     records: Records | None = None
     todo: NDArray[np.bool_] | None = None
     most_missing: float | None = None
+    max_requests: int | None = None
     check: Callable[[], None] = lambda: None
     wrap: Callable[[BlockTask, int], BlockTask] = lambda task, number: task
     on_failure: Callable[[int, BlockTask, str, int], None] = lambda number, task, reason, attempts: None
@@ -247,7 +250,9 @@ class _Window:
         key = f"{doing}-{where.replace(' ', '_')}_{batch[0].number}_{batch[0].attempt}_{self.run_id}"
         blocks = [(self.rules.wrap(block.task, block.number), block.number, block.attempt) for block in batch]
         with self._asking():
-            future = self.client.submit(run_batch, blocks, self.rules.records, key=key, pure=False)
+            future = self.client.submit(
+                run_batch, blocks, self.rules.records, self.rules.max_requests, key=key, pure=False
+            )
         self.submitted[future.key] = batch
         return future
 
