@@ -27,7 +27,8 @@ from distributed import Client, LocalCluster
 
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.cluster import Room
-from imagery_dask.export.job import Running, execute
+from imagery_dask.export.execute import execute
+from imagery_dask.export.job import Running
 from imagery_dask.export.session import open_session
 from imagery_dask.export.zarr import ZarrExport
 from imagery_dask.run import Rules, RunReport, Written, run_blocks

@@ -7,8 +7,10 @@ from typing import Any
 import click
 
 from imagery_dask.cli.formats import FORMATS, Format
+from imagery_dask.cli.options import ShareType
 from imagery_dask.cli.running import RUNNING_OPTIONS, run, running_options
 from imagery_dask.export.kinds import export_of, read_plan
+from imagery_dask.records.shares import Share
 
 __all__ = ["export"]
 
@@ -16,19 +18,25 @@ __all__ = ["export"]
 @click.group(invoke_without_command=True)
 @click.option("--plan", "plan_file", metavar="FILE|OUT",
               help="Run what imagery-dask plan has saved; or go on with OUT, by the plan beside it.")  # fmt: skip
+@click.option("--part", "share", type=ShareType(),
+              help="Of a plan: only every N-th block, from the I-th. The last part closes the store.")  # fmt: skip
 @running_options
 @click.pass_context
-def export(context: click.Context, /, plan_file: str | None, **options: Any) -> None:
+def export(context: click.Context, /, plan_file: str | None, share: Share | None, **options: Any) -> None:
     """Write a region of imagery and segmentation.
 
     The same command again goes on with what was interrupted, and does nothing when all of it is there.
+
+    With --plan FILE --part I/N, jobs that know nothing of each other do a part each: a SLURM array, for example.
     """
     if context.invoked_subcommand is not None:
         default = click.core.ParameterSource.DEFAULT
         given = [name for name in options if context.get_parameter_source(name) is not default]
-        if plan_file is not None or given:
+        if plan_file is not None or share is not None or given:
             raise click.UsageError(f"Options come after {context.invoked_subcommand}; --plan takes its place.")
         return
+    if plan_file is None and share is not None:
+        raise click.UsageError("--part is of a plan, which all parts share: export --plan FILE --part I/N.")
     if plan_file is None:
         click.echo(context.get_help())
         return
@@ -38,7 +46,7 @@ def export(context: click.Context, /, plan_file: str | None, **options: Any) -> 
             f"{plan_file} is of an array that was computed, which a plan does not hold; call the writer again with it "
             "(overwrite=False goes on, repair=True repairs)."
         )
-    run(lambda: export_of(plan), plan.out, plan=plan, **options)
+    run(lambda: export_of(plan), plan.out, plan=plan, share=share, **options)
 
 
 def _command(form: Format) -> click.Command:

@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import click
 
+from imagery_dask.records.shares import Share
+
 __all__ = [
     "ColorsType",
     "DurationType",
@@ -16,6 +18,7 @@ __all__ = [
     "MissingType",
     "RootIdsType",
     "ShapeType",
+    "ShareType",
     "SizeType",
     "WindowType",
 ]
@@ -130,6 +133,21 @@ class MissingType(click.ParamType[float]):
         if not (0 <= found <= 1 if isinstance(found, float) else found >= 0):
             self.fail(f"{value!r}: a share is from 0% to 100%, a number at least 0.", param, ctx)
         return found
+
+
+class ShareType(click.ParamType[Share]):
+    """A part, as 3/8."""
+
+    name = "I/N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Share:
+        """Read the text."""
+        if isinstance(value, Share):
+            return value
+        try:
+            return Share.read(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class SizeType(click.ParamType[int]):

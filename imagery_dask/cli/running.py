@@ -19,9 +19,11 @@ from imagery_dask.errors import (
     TargetFullError,
     TooManyMissingError,
 )
-from imagery_dask.export.job import Export, Running, execute
+from imagery_dask.export.execute import execute
+from imagery_dask.export.job import Export, Running
 from imagery_dask.export.plans import ExportPlan
 from imagery_dask.export.wording import human_bytes
+from imagery_dask.records.shares import Share
 from imagery_dask.run import RunReport
 from imagery_dask.sources import ReadCounts
 
@@ -82,6 +84,7 @@ def run(
     report: str | None,
     block_mib: float | None = None,
     plan: ExportPlan | None = None,
+    share: Share | None = None,
 ) -> None:
     """Run an export, show its report, and leave with the exit code that says what went wrong.
 
@@ -97,6 +100,8 @@ def run(
         Size of blocks.
     plan : ExportPlan, optional
         Blocks that were planned before.
+    share : Share, optional
+        Which part of them to do.
     """
     built = export()
     try:
@@ -104,7 +109,7 @@ def run(
             built,
             Running(
                 cluster=cluster, workers=workers, wait_s=wait, connected=_say_dashboard, overwrite=overwrite,
-                repair=repair, plan=plan,
+                repair=repair, plan=plan, share=share,
                 max_missing=max_missing, max_requests=max_requests, report=report,
                 block_mib=block_mib,
             ),
@@ -132,7 +137,8 @@ def _say_dashboard(client: Client) -> None:
 def print_report(report: RunReport, out: str) -> None:
     """Say what was done, and everything that went wrong."""
     counts = report.counts
-    click.echo(f"{out}: {report.done} of {report.blocks} blocks, {report.voxels:,} voxels")
+    voxels = f", {report.voxels:,} voxels" if report.voxels else ""
+    click.echo(f"{out}: {report.done} of {report.blocks} blocks{voxels}")
     if report.before:
         left = report.blocks - report.before
         click.echo(f"  {report.before:,} blocks were there already; {left:,} were left to do")

@@ -17,6 +17,7 @@ from imagery_dask.values import to_json
 __all__ = ["status", "status_lines"]
 
 DAMAGED_SHOWN = 10
+HOLDERS_SHOWN = 10
 WHAT_NEXT = {
     "interrupted": "no process is at work; the same export, called again, goes on with the blocks that are left",
     "failed": "no process is at work; the same export, called again, does the blocks again that failed",
@@ -72,9 +73,12 @@ def status_lines(found: Status) -> Iterator[str]:
     yield f"  source chunks missing: {found.missing:,}; supervoxels without a root: {found.zero_roots:,}"
     if found.first is not None and found.last is not None:
         yield f"  blocks done from {_moment(found.first)} to {_moment(found.last)}"
-    if found.holder is not None:
-        holder = found.holder
-        yield f"  process {holder.pid} on {holder.host}, heard of {readable_time(holder.heard_of_seconds_ago)} ago"
+    for holder in found.holders[:HOLDERS_SHOWN]:
+        part = f"part {holder.part}: " if holder.part else ""
+        heard = f"heard of {readable_time(holder.heard_of_seconds_ago)} ago"
+        yield f"  {part}process {holder.pid} on {holder.host}, {heard}"
+    if len(found.holders) > HOLDERS_SHOWN:
+        yield f"  and {len(found.holders) - HOLDERS_SHOWN:,} more parts"
     if found.damaged:
         yield f"  damaged blocks: {_some(found.damaged)}"
     if found.failed:

@@ -16,7 +16,8 @@ import numpy as np
 import psutil
 
 from imagery_dask.cluster import Room
-from imagery_dask.export.job import Export, Running, execute
+from imagery_dask.export.execute import execute
+from imagery_dask.export.job import Export, Running
 from imagery_dask.export.limits import block_bytes_of
 from imagery_dask.export.plans import ExportPlan
 from imagery_dask.export.sampling import Sample, Sampling, sample_blocks

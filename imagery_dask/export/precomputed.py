@@ -18,8 +18,9 @@ from cloudvolume import CloudVolume
 from distributed import Client
 
 from imagery_dask.arguments import whole_triple
+from imagery_dask.export.execute import execute
 from imagery_dask.export.inputs import Volume, as_volumes
-from imagery_dask.export.job import Running, execute
+from imagery_dask.export.job import Running
 from imagery_dask.export.layout import default_chunks
 from imagery_dask.export.levels import LevelStore
 from imagery_dask.export.plans import ExportPlan

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Protocol
 from uuid import uuid4
 
@@ -13,10 +13,11 @@ from imagery_dask.export.plans import ExportPlan, difference, fingerprint_of
 from imagery_dask.export.stores import clear_errors
 from imagery_dask.files import Files
 from imagery_dask.records.journal import Records
-from imagery_dask.records.lease import Lease
+from imagery_dask.records.lease import Lease, brief_lease
 from imagery_dask.records.runs import Run, now, remove_unplanned, runs_in
+from imagery_dask.records.shares import Share, refuse_other_shares, refuse_shares
 
-__all__ = ["DAMAGED", "Planned", "Session", "Target", "open_session"]
+__all__ = ["DAMAGED", "Planned", "Session", "Target", "glance", "open_end", "open_session", "open_share"]
 
 DAMAGED = "damaged.json"
 
@@ -34,8 +35,8 @@ class Target(Protocol):
         """Error that says that there is something, and why it is in the way."""
         ...
 
-    def holds(self, place: str) -> bool:
-        """Whether what a run has begun is still there."""
+    def holds(self, place: str, written: bool) -> bool:
+        """Whether what a run has begun, and maybe written blocks to, is still there."""
         ...
 
     def beside(self, run: str) -> str:
@@ -125,6 +126,22 @@ class Session:
         if self._lease is not None:
             self._lease.check()
 
+    def hold(self, lease: Lease) -> None:
+        """Hold this lease from now on, in place of the one before."""
+        self._lease = lease
+
+    def keep(self) -> None:
+        """Hold the lease for what parts have left.
+
+        Raises
+        ------
+        TargetBusyError
+            A part is at work.
+        """
+        if self._lease is not None and self._files is not None:
+            refuse_shares(self._files, self._target.store)
+            self._lease.keep_for("close")
+
     def tidy(self) -> None:
         """Remove what killed processes left half-written among the records."""
         if self._files is None:
@@ -209,21 +226,102 @@ def open_session(export: Planned, overwrite: bool) -> Iterator[Session]:
         # Before anything is made: a place that holds something else is left as it is.
         if not runs_in(files) and target.occupied() and not overwrite:
             raise target.refusal()
-        with _lease(files, target.store) as lease:
+        refuse_shares(files, target.store)  # which are not disturbed by one that is refused
+        with _folder_of(files), Lease(files, target.store) as lease:
+            refuse_shares(files, target.store)
             target.recover()
             runs = _settled(runs_in(files), target)
             session = _over(target, files, lease, runs) if overwrite else _on(export, target, files, lease, runs)
             yield session
 
 
+@contextmanager
+def open_share(export: Planned, share: Share, begin: Callable[[Session], None]) -> Iterator[Session]:
+    """Hold the lease of a part of an export.
+
+    Parameters
+    ----------
+    export : Planned
+        The export.
+    share : Share
+        Which part.
+    begin : callable
+        Makes the empty store, where this is the first part.
+
+    Raises
+    ------
+    TargetBusyError
+        Another process does this part, or one of another number of parts, or all of the export.
+    FileExistsError
+        There is something else, or an export whose arguments were others.
+    """
+    target, files = export.target, _records_of(export)
+    with clear_errors(target.store):
+        if not runs_in(files) and target.occupied():
+            raise target.refusal()
+        with _folder_of(files), ExitStack() as stack:
+            with brief_lease(files, target.store) as lease:
+                refuse_other_shares(files, target.store, share)
+                target.recover()
+                session = _on(export, target, files, lease, _settled(runs_in(files), target))
+                if session.plan is None:
+                    begin(session)
+                own = Lease(files, f"{share} of {target.store}", share.file, "part")
+                session.hold(stack.enter_context(own))
+            yield session
+
+
+@contextmanager
+def open_end(export: Planned) -> Iterator[Session]:
+    """Hold the lease of an export for a look at what its parts have done; `Session.keep` holds it for the rest.
+
+    Raises
+    ------
+    TargetBusyError
+        Another process does the rest, or all of it.
+    """
+    target, files = export.target, _records_of(export)
+    with clear_errors(target.store), brief_lease(files, target.store) as lease:
+        yield _on(export, target, files, lease, _settled(runs_in(files), target))
+
+
+def glance(export: Planned) -> Session | None:
+    """Where an export stands, without the lease: nothing may be written with it; None where it was not begun."""
+    target, files = export.target, _records_of(export)
+    with clear_errors(target.store):
+        run = _going_on(export, target, runs_in(files))
+        return None if run is None else Session(target, files, None, run)
+
+
+def _records_of(export: Planned) -> Files:
+    files = export.records
+    if files is None:
+        raise ValueError(
+            f"{export.target.store} has no place for records, by which parts of an export know each other."
+        )
+    return files
+
+
+def _is_there(run: Run, target: Target) -> bool:
+    return target.holds(run.place, written=run.records.has("receipts"))
+
+
+def _going_on(export: Planned, target: Target, runs: list[Run]) -> Run | None:
+    """Run that is of this export, and was begun."""
+    fingerprint = fingerprint_of(export.decides)
+    # One that was to replace another comes first: it was asked for last.
+    for run in sorted(runs, key=lambda run: run.place == target.store):
+        if run.plan.get("fingerprint") == fingerprint and run.begun and _is_there(run, target):
+            return run
+    return None
+
+
 def _on(export: Planned, target: Target, files: Files, lease: Lease, runs: list[Run]) -> Session:
     """Go on with a run, or begin one where there is nothing."""
-    fingerprint = fingerprint_of(export.decides)
-    living = [run for run in runs if run.begun and target.holds(run.place)]
-    # One that was to replace another comes first: it was asked for last.
-    for run in sorted(living, key=lambda run: run.place == target.store):
-        if run.plan.get("fingerprint") == fingerprint:
-            return Session(target, files, lease, run)
+    going_on = _going_on(export, target, runs)
+    if going_on is not None:
+        return Session(target, files, lease, going_on)
+    living = [run for run in runs if run.begun and _is_there(run, target)]
     there = next((run for run in living if run.place == target.store), None)
     if there is not None:
         what = difference(there.plan["decides"], export.decides)
@@ -259,7 +357,9 @@ def _remove(runs: list[Run], target: Target) -> None:
 def _settled(runs: list[Run], target: Target) -> list[Run]:
     """Say where the store of each run is: one that took its place may have been killed before it could say so."""
     for run in runs:
-        if run.swapping and run.place != target.store and not target.holds(run.place) and target.holds(target.store):
+        if not run.swapping or run.place == target.store:
+            continue
+        if not target.holds(run.place, written=True) and target.holds(target.store, written=True):
             # What it replaced is gone: records of that must not be taken for those of what is there now.
             for other in runs:
                 if other.place == target.store:
@@ -270,12 +370,12 @@ def _settled(runs: list[Run], target: Target) -> list[Run]:
 
 
 @contextmanager
-def _lease(files: Files, out: str) -> Iterator[Lease]:
+def _folder_of(files: Files) -> Iterator[None]:
+    """Leave no folder behind that was made for a lease, and has nothing else in it."""
     folders = [] if files.folder is None else [files.folder, *files.folder.parents]
     made = [folder for folder in folders if not folder.exists()]
     try:
-        with Lease(files, out) as lease:
-            yield lease
+        yield
     finally:
         for folder in made:
             with suppress(OSError):  # only where nothing is in it

@@ -66,9 +66,11 @@ class SliceTarget:
         """Refuse a place that cannot be written."""
         checks.check_writable(self._export.files, self._export.names.stem)
 
-    def holds(self, place: str) -> bool:
-        """Whether files of a run are there: some, as long as not all have been removed."""
+    def holds(self, place: str, written: bool) -> bool:
+        """Whether files of a run are there, where it has written any: some, as long as not all have been removed."""
         del place
+        if not written:
+            return True
         names = checks.existing_names(self._export.files, self._export.names.stem)
         return any(name.endswith(f".{self._export.names.extension}") for name in names)
 

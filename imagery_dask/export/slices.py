@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from imagery_dask import kernels
 from imagery_dask.cluster import Room
 from imagery_dask.export import slice_checks as checks
-from imagery_dask.export.job import Export, Running, execute
+from imagery_dask.export.execute import execute
+from imagery_dask.export.job import Export, Running
 from imagery_dask.export.levels import BLOCK_BYTES, block_size
 from imagery_dask.export.overlays import overlay_halo
 from imagery_dask.export.pages import Format

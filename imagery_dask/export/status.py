@@ -17,6 +17,7 @@ from imagery_dask.files import Files
 from imagery_dask.records.journal import records_folder
 from imagery_dask.records.lease import holder_of, is_held
 from imagery_dask.records.runs import Run, runs_in
+from imagery_dask.records.shares import share_holders
 
 __all__ = ["Failure", "Holder", "StageStatus", "State", "Status", "status_of"]
 
@@ -26,11 +27,22 @@ FAILURES_KEPT = 10
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Process that has the lease on an export."""
+    """Process that has the lease on an export, or on a part of it.
+
+    Parameters
+    ----------
+    host, pid : str, int
+        Which process.
+    heard_of_seconds_ago : float
+        When it last renewed the lease.
+    part : str or None
+        Which part it does, as ``"3/8"``; None for all, and for what parts have left.
+    """
 
     host: str
     pid: int
     heard_of_seconds_ago: float
+    part: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +95,8 @@ class Status:
         Over the last five minutes in which blocks were worked on; pauses between calls do not count.
     seconds_left : float or None
         Until all blocks are done, at that rate; None where no process is at work, or has not finished a block yet.
-    holder : Holder or None
-        Who is at work.
+    holders : tuple of Holder
+        Who is at work: one process, or some that do a part each.
     damaged : tuple of int
         Blocks that `verify` found damaged.
     failures : tuple of Failure
@@ -112,7 +124,7 @@ class Status:
     blocks_per_second: float | None
     bytes_per_second: float | None
     seconds_left: float | None
-    holder: Holder | None
+    holders: tuple[Holder, ...]
     damaged: tuple[int, ...]
     failures: tuple[Failure, ...]
     stages: tuple[StageStatus, ...]
@@ -153,21 +165,26 @@ def status_of(out: str | os.PathLike[str]) -> list[Status]:
 def _statuses(files: Files) -> list[Status]:
     """Give the status of each run of a records folder; the last one is what a process is at."""
     runs = runs_in(files)
-    held = holder_of(files) if runs else None
     now = time.time()
-    holder = None
-    if held is not None and is_held(held):
-        ago = max(0.0, now - float(held["renewed"]))
-        holder = Holder(str(held["host"]), int(held["pid"]), ago)
-    return [_status(run, holder if run is runs[-1] else None, now) for run in runs]
+    holders = tuple(_holders(files, now)) if runs else ()
+    return [_status(run, holders if run is runs[-1] else (), now) for run in runs]
 
 
-def _status(run: Run, holder: Holder | None, now: float) -> Status:
+def _holders(files: Files, now: float) -> Iterator[Holder]:
+    """Give those who hold a lease."""
+    whole = holder_of(files)
+    parts = ((f"{share.part}/{share.of}", held) for share, held in share_holders(files))
+    for part, held in [*([(None, whole)] if whole is not None else []), *parts]:
+        if is_held(held):
+            yield Holder(str(held["host"]), int(held["pid"]), max(0.0, now - float(held["renewed"])), part)
+
+
+def _status(run: Run, holders: tuple[Holder, ...], now: float) -> Status:
     plan = ExportPlan.from_json(run.plan)
     outcomes = outcomes_of(run.records, plan.blocks)
     receipts = outcomes.receipts
     done, failed = len(receipts), len(outcomes.failed)
-    state = _state(run, outcomes, plan.blocks, holder)
+    state = _state(run, outcomes, plan.blocks, bool(holders))
     running = state == "running"
     rate = recent_rate(receipts, now if running else None)
     left = (plan.blocks - done - failed) / rate[0] if running and rate is not None and rate[0] else None
@@ -179,17 +196,17 @@ def _status(run: Run, holder: Holder | None, now: float) -> Status:
         first=float(receipts["finished"].min()) if done else None,
         last=float(receipts["finished"].max()) if done else None,
         blocks_per_second=None if rate is None else rate[0], bytes_per_second=None if rate is None else rate[1],
-        seconds_left=left, holder=holder if running else None, damaged=outcomes.damaged,
+        seconds_left=left, holders=holders if running else (), damaged=outcomes.damaged,
         failures=tuple(_failure(line) for line in list(outcomes.failed.values())[:FAILURES_KEPT]),
         stages=tuple(_stages(plan, outcomes)),
     )  # fmt: skip
 
 
-def _state(run: Run, outcomes: Outcomes, blocks: int, holder: Holder | None) -> State:
+def _state(run: Run, outcomes: Outcomes, blocks: int, held: bool) -> State:
     whole = run.finished is not None and len(outcomes.receipts) == blocks and not outcomes.damaged
     if whole:  # whoever holds the lease finds that nothing is to be done
         return "complete"
-    if holder is not None:
+    if held:
         return "running"
     if outcomes.damaged:
         return "damaged"

@@ -79,8 +79,9 @@ class FolderTarget(ABC):
         said = f"{self.store} exists already; choose another name, or pass overwrite=True (--overwrite)."
         return FileExistsError(f"{said} {why}".strip())
 
-    def holds(self, place: str) -> bool:
-        """Whether there is a store at a place of a run of this target."""
+    def holds(self, place: str, written: bool) -> bool:
+        """Whether there is a store at a place of a run of this target; there is one before any block is written."""
+        del written
         with clear_errors(place):
             return type(self)(place)._opens()
 

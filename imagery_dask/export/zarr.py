@@ -19,8 +19,9 @@ from imagery_dask.arguments import whole_triple
 from imagery_dask.export import ome
 from imagery_dask.export.codecs import Codec, checked_codec, compressor
 from imagery_dask.export.display import display
+from imagery_dask.export.execute import execute
 from imagery_dask.export.inputs import as_volumes
-from imagery_dask.export.job import Running, execute
+from imagery_dask.export.job import Running
 from imagery_dask.export.levels import LevelStore, VolumeLevels
 from imagery_dask.export.plans import ExportPlan
 from imagery_dask.export.provenance import KEY, provenance, what_was_missing

@@ -77,6 +77,10 @@ class Records:
             _segments[key] = (segment, held)
             self.files.put(f"{path}-{segment}.{SUFFIX[kind]}", b"".join(held), "application/octet-stream")
 
+    def has(self, kind: Kind) -> bool:
+        """Whether there is any record of a kind."""
+        return any(True for _ in self.files.names(f"{self.run}/{kind}-"))
+
     def contents(self, kind: Kind) -> list[bytes]:
         """All files of a kind."""
         names = sorted(self.files.names(f"{self.run}/{kind}-"))

@@ -9,28 +9,38 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
+import random
 import socket
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from imagery_dask.errors import TargetBusyError
 from imagery_dask.files import Files
 
-__all__ = ["Lease", "holder_of", "is_held"]
+__all__ = ["NAME", "Lease", "Purpose", "brief_lease", "holder_of", "is_held"]
 
 NAME = "lease.json"
+# What for: all of an export; a part's blocks; the empty store, or a look at what parts have done; what parts leave.
+Purpose = Literal["write", "part", "open", "close"]
+# A wait for one that is held for long is said.
+SAID_AFTER_S = 10.0
+TRY_AGAIN_S = 0.5
 RENEW_S = 10.0
 EXPIRES_S = 60.0
 # Longer than a file takes from one process to the other.
 LOOK_AGAIN_S = 0.5
 # What file systems without hard links answer.
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+_logger = logging.getLogger(__name__)
 
 
 class Lease:
@@ -42,6 +52,10 @@ class Lease:
         The records folder of the store.
     out : str
         The store, for messages.
+    name : str
+        File of the lease; that of a part is its own.
+    purpose : Purpose
+        What for; others read it.
 
     Raises
     ------
@@ -49,9 +63,10 @@ class Lease:
         Another process holds it.
     """
 
-    def __init__(self, files: Files, out: str) -> None:
-        self._files, self._out = files, out
+    def __init__(self, files: Files, out: str, name: str = NAME, purpose: Purpose = "write") -> None:
+        self._files, self._out, self._name = files, out, name
         self._mine = {"id": uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "machine": _machine()}
+        self._mine["purpose"] = purpose
         self._ended = threading.Event()
         self._lost = False
         self._looked = time.monotonic()
@@ -82,7 +97,15 @@ class Lease:
         with suppress(Exception):  # it expires
             held = self._read()
             if held is not None and held["id"] == self._mine["id"]:
-                self._files.delete([NAME])
+                self._files.delete([self._name])
+
+    def keep_for(self, purpose: Purpose) -> None:
+        """Say that the lease is held for something else from now on."""
+        self.check()
+        with self._looking:
+            self._mine["purpose"] = purpose
+        self._look()
+        self.check()
 
     def check(self) -> None:
         """Raise `TargetBusyError` when another process has taken the lease, because this one stood still for long.
@@ -105,12 +128,13 @@ class Lease:
         self._files.folder.mkdir(parents=True, exist_ok=True)
         # Linked and not opened: the file has its content from the moment it is there, or another process would take an
         # empty one for that of a crash.
-        whole = self._files.folder / f".{NAME}.{self._mine['id']}.partial"
+        whole = self._files.folder / f".{self._name}.{self._mine['id']}.partial"
         try:
             whole.write_bytes(self._content())
-            os.link(whole, self._files.folder / NAME)
+            os.link(whole, self._files.folder / self._name)
         except OSError as error:
-            if error.errno in NO_LINKS or isinstance(error, FileExistsError):
+            # Not found: taken for what a killed process left, by one that ends.
+            if error.errno in NO_LINKS or isinstance(error, (FileExistsError, FileNotFoundError)):
                 return False
             raise
         finally:
@@ -133,14 +157,14 @@ class Lease:
         if folder is None or held is None:
             self._write()
             return
-        taken = folder / f".{NAME}.{uuid4().hex}.partial"
+        taken = folder / f".{self._name}.{uuid4().hex}.partial"
         with suppress(FileNotFoundError):  # another process was faster
-            os.rename(folder / NAME, taken)
+            os.rename(folder / self._name, taken)
             try:
                 # Of two that found the same file the slower one may have taken away what the faster one put there.
                 if self._id_in(taken) != held["id"]:
                     with suppress(FileExistsError):
-                        os.link(taken, folder / NAME)
+                        os.link(taken, folder / self._name)
             finally:
                 taken.unlink()
         if not self._create() and self._read() is None:
@@ -172,10 +196,10 @@ class Lease:
             self._looked = time.monotonic()
 
     def _read(self) -> dict[str, Any] | None:
-        return holder_of(self._files)
+        return holder_of(self._files, self._name)
 
     def _write(self) -> None:
-        self._files.put(NAME, self._content(), "application/json")
+        self._files.put(self._name, self._content(), "application/json")
 
     def _content(self) -> bytes:
         return json.dumps(self._mine | {"renewed": time.time()}).encode()
@@ -188,9 +212,43 @@ class Lease:
         )
 
 
-def holder_of(files: Files) -> dict[str, Any] | None:
-    """Who holds the lease of a records folder: ``id``, ``host``, ``pid``, ``machine``, ``renewed`` (s since 1970)."""
-    content = files.get(NAME)
+@contextmanager
+def brief_lease(files: Files, out: str) -> Iterator[Lease]:
+    """Hold the lease for a moment ("open"), after those who hold it for a moment too.
+
+    Raises
+    ------
+    TargetBusyError
+        Another process writes all of it, or what parts have left.
+    """
+    since = time.monotonic()
+    said = False
+    with ExitStack() as stack:
+        while True:
+            lease = Lease(files, out, purpose="open")
+            try:
+                stack.enter_context(lease)
+                break
+            except TargetBusyError:
+                held = holder_of(files)
+                if held is not None and held.get("purpose") != "open":
+                    raise
+            if not said and held is not None and time.monotonic() - since > SAID_AFTER_S:
+                said = True
+                _logger.warning("%s is being opened by process %s on %s: waiting.", out, held["pid"], held["host"])
+            time.sleep(TRY_AGAIN_S * random.uniform(0.2, 1.0))
+        yield lease
+
+
+def holder_of(files: Files, name: str = NAME) -> dict[str, Any] | None:
+    """Who holds a lease of a records folder.
+
+    Returns
+    -------
+    dict or None
+        ``id``, ``host``, ``pid``, ``machine``, ``renewed`` (s since 1970), ``purpose``.
+    """
+    content = files.get(name)
     if content is None:
         return None
     try:

@@ -2,7 +2,7 @@
 
 from imagery_dask.run.block import BlockTask, Written, is_full
 from imagery_dask.run.report import FailedBlock, RunReport
-from imagery_dask.run.window import WINDOW_PER_THREAD, Rules, Stages, run_blocks
+from imagery_dask.run.window import WINDOW_PER_THREAD, Rules, Stages, check_missing, run_blocks
 
 __all__ = [
     "WINDOW_PER_THREAD",
@@ -12,6 +12,7 @@ __all__ = [
     "RunReport",
     "Stages",
     "Written",
+    "check_missing",
     "is_full",
     "run_blocks",
 ]

@@ -29,7 +29,7 @@ class RunReport:
     done : int
         Blocks that are written, by this call or by earlier ones that it went on from.
     voxels : int
-        Voxels in all.
+        Voxels in all; 0 where the report is of a part of an export.
     written_bytes : int
         Bytes of the voxels that were written, uncompressed.
     seconds : float

@@ -25,7 +25,7 @@ from imagery_dask.run.block import BlockError, BlockResult, BlockTask, run_batch
 from imagery_dask.run.report import FailedBlock, RunReport
 from imagery_dask.sources import ReadCounts
 
-__all__ = ["WINDOW_PER_THREAD", "Rules", "Stages", "run_blocks"]
+__all__ = ["WINDOW_PER_THREAD", "Rules", "Stages", "check_missing", "run_blocks"]
 
 # Blocks that the scheduler knows of, per thread of the cluster: enough that none waits for the driver.
 WINDOW_PER_THREAD = 3
@@ -294,15 +294,7 @@ class _Window:
         self._check_missing()
 
     def _check_missing(self) -> None:
-        most, counts = self.rules.most_missing, self.report.counts
-        if most is None or counts.missing <= most:
-            return
-        # Where the records of earlier calls are incomplete, no key is known.
-        first = f"; the first: {counts.missing_keys[0]}" if counts.missing_keys else ""
-        raise TooManyMissingError(
-            f"{counts.missing:,} storage chunks of the source do not exist, and max_missing (--max-missing) allows "
-            f"{most:,.0f}{first}. What is written stays; to go on, allow more."
-        )
+        check_missing(self.report, self.rules.most_missing)
 
     def _failed(self, block: _Submitted, result: BlockError) -> None:
         if result.outcome == "refused":
@@ -322,3 +314,16 @@ class _Window:
         if len(self.report.failed) < FAILURES_KEPT:
             self.report.failed.append(FailedBlock(block.task.name, result.reason))
         self.rules.on_failure(block.number, block.task, result.reason, block.attempt)
+
+
+def check_missing(report: RunReport, most: float | None) -> None:
+    """Raise `TooManyMissingError` when more storage chunks are missing than may be."""
+    counts = report.counts
+    if most is None or counts.missing <= most:
+        return
+    # Where the records of earlier calls are incomplete, no key is known.
+    first = f"; the first: {counts.missing_keys[0]}" if counts.missing_keys else ""
+    raise TooManyMissingError(
+        f"{counts.missing:,} storage chunks of the source do not exist, and max_missing (--max-missing) allows "
+        f"{most:,.0f}{first}. What is written stays; to go on, allow more."
+    )

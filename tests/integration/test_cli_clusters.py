@@ -45,9 +45,9 @@ def test_the_dashboards_address_comes_first(
             pages.append(page.status)
         return run_blocks(*arguments, **options)
 
-    from imagery_dask.export.job import run_blocks
+    from imagery_dask.export.steps import run_blocks
 
-    monkeypatch.setattr("imagery_dask.export.job.run_blocks", looked)
+    monkeypatch.setattr("imagery_dask.export.steps.run_blocks", looked)
     code = run(monkeypatch, "export", "zarr", tmp_path / "o.zarr", "--image-source", source, *BOUNDS, "--workers", 1)
     assert code == 0
     assert pages == [200]

@@ -77,7 +77,7 @@ def test_an_export_that_is_complete(tmp_path: Path, threads: Client, data: Any) 
     assert time.time() - 60 < found.first <= found.last <= time.time()
     assert found.blocks_per_second is not None
     assert found.blocks_per_second > 0
-    assert (found.seconds_left, found.holder, found.damaged, found.failures) == (None, None, (), ())
+    assert (found.seconds_left, found.holders, found.damaged, found.failures) == (None, (), (), ())
     assert sum(stage.blocks for stage in found.stages) == report.blocks
     assert all(stage.done == stage.blocks for stage in found.stages)
     assert status_of(f"{out}.receipts") == status_of(f"{out}/") == status_of(f"file://{out}") == [found]
@@ -96,13 +96,13 @@ def test_an_export_that_was_interrupted_and_goes_on(tmp_path: Path, threads: Cli
         to_zarr(data, out, chunks=BLOCK, cluster=threads, progress=look)
     (running,) = seen
     assert running.state == "running"
-    assert running.holder is not None
-    assert running.holder.pid == os.getpid()
-    assert running.holder.heard_of_seconds_ago < 60
+    (holder,) = running.holders
+    assert (holder.pid, holder.part) == (os.getpid(), None)
+    assert holder.heard_of_seconds_ago < 60
     assert running.seconds_left is not None
     assert 5 <= running.done < BLOCKS
     found = only(out)
-    assert (found.state, found.holder, found.finished, found.seconds_left) == ("interrupted", None, None, None)
+    assert (found.state, found.holders, found.finished, found.seconds_left) == ("interrupted", (), None, None)
     assert running.done <= found.done < BLOCKS
     to_zarr(data, out, chunks=BLOCK, cluster=threads, progress=False)
     assert only(out).state == "complete"

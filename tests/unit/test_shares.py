@@ -1,0 +1,65 @@
+"""Parts of a plan: which blocks each has, how they are said, and who is at work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imagery_dask.errors import TargetBusyError
+from imagery_dask.files import Files
+from imagery_dask.records.lease import Lease
+from imagery_dask.records.shares import Share, refuse_other_shares, refuse_shares, share_holders
+
+
+@given(blocks=st.integers(0, 500), of=st.integers(1, 60))
+def test_each_block_is_in_one_part(blocks: int, of: int) -> None:
+    parts = [Share(part, of).of_blocks(blocks) for part in range(1, of + 1)]
+    np.testing.assert_array_equal(np.sum(parts, axis=0), np.ones(blocks))
+    # As even as can be.
+    assert max(part.sum() for part in parts) - min(part.sum() for part in parts) <= 1
+
+
+def test_what_is_read_and_said() -> None:
+    share = Share.read("3/8")
+    assert (share, str(share), share.file) == (Share(3, 8), "part 3 of 8", "part-3-of-8.json")
+
+
+@pytest.mark.parametrize("text", ["0/8", "9/8", "1/0", "3", "3/", "/8", "a/b", "-1/8", "1.5/8", "3/8/9", ""])
+def test_what_is_no_part(text: str) -> None:
+    with pytest.raises(ValueError, match="A part is I/N"):
+        Share.read(text)
+
+
+def test_parts_at_work_keep_others_out(tmp_path: Path) -> None:
+    files = Files.at(tmp_path / "out.receipts")
+    refuse_shares(files, "OUT")
+    share = Share(3, 8)
+    with Lease(files, "part 3 of 8 of OUT", share.file, "part"):
+        ((found, held),) = share_holders(files)
+        assert (found, held["purpose"]) == (share, "part")
+        with pytest.raises(TargetBusyError, match="part 3 of 8 of OUT is being written by process"):
+            refuse_shares(files, "OUT")
+        refuse_other_shares(files, "OUT", Share(1, 8))
+        with pytest.raises(TargetBusyError, match="part 3 of 8 of OUT is being written by process"):
+            refuse_other_shares(files, "OUT", Share(1, 4))
+        with pytest.raises(TargetBusyError), Lease(files, "part 3 of 8 of OUT", share.file, "part"):
+            pass
+    assert list(share_holders(files)) == []
+
+
+def test_leases_of_dead_processes_are_removed(tmp_path: Path) -> None:
+    files = Files.at(tmp_path / "out.receipts")
+    lease = Lease(files, "OUT", Share(1, 2).file, "part")
+    lease.__enter__()
+    content = files.get("part-1-of-2.json")
+    lease.__exit__(None, None, None)
+    assert content is not None
+    # As it is after a kill: of a process of this machine that is not there.
+    files.put("part-1-of-2.json", content.replace(f'"pid": {os.getpid()}'.encode(), b'"pid": 4194000'))
+    refuse_shares(files, "OUT")
+    assert list(files.names()) == []
