@@ -11,6 +11,7 @@ from imagery_dask.cli.export import export
 from imagery_dask.cli.info import info
 from imagery_dask.cli.plan import plan
 from imagery_dask.cli.status import status
+from imagery_dask.cli.submit import submit
 from imagery_dask.cli.verify import verify
 from imagery_dask.errors import ImageryDaskError
 
@@ -29,6 +30,7 @@ commands.add_command(demo)
 commands.add_command(info)
 commands.add_command(plan)
 commands.add_command(export)
+commands.add_command(submit)
 commands.add_command(verify)
 commands.add_command(status)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -104,6 +106,7 @@ def run(
         Which part of them to do.
     """
     built = export()
+    _end_as_interrupted()
     try:
         made = execute(
             built,
@@ -127,6 +130,17 @@ def run(
         click.echo(f"Interrupted; the same command goes on with {out}, --overwrite starts over.", err=True)
         sys.exit(INTERRUPTED)
     print_report(made, out)
+
+
+def _end_as_interrupted() -> None:
+    """Close the cluster, and give back the lease, where a batch system ends this process (SIGTERM)."""
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is on its way
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
 
 
 def _say_dashboard(client: Client) -> None:

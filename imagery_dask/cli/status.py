@@ -9,9 +9,11 @@ from datetime import datetime
 
 import click
 
+from imagery_dask.cluster import said_of_jobs
 from imagery_dask.export.progress import readable_time
-from imagery_dask.export.status import Status, status_of
+from imagery_dask.export.status import Status, drivers_of, status_of
 from imagery_dask.export.wording import human_bytes
+from imagery_dask.records.drivers import Driver
 from imagery_dask.values import to_json
 
 __all__ = ["status", "status_lines"]
@@ -38,12 +40,19 @@ def status(out: str, as_json: bool, watch: float | None) -> None:
     script reads the state from --json.
     """
     while True:
-        found = status_of(out)
+        drivers = drivers_of(out)
+        try:
+            found = status_of(out)
+        except FileNotFoundError:
+            if not drivers:
+                raise
+            found = []  # it waits in a queue
         if as_json:
-            click.echo(json.dumps({"exports": to_json(found)}))
+            click.echo(json.dumps({"exports": to_json(found), "drivers": to_json(drivers)}))
         else:
-            click.echo("\n".join(line for one in found for line in status_lines(one)))
-        if watch is None or not any(one.state == "running" for one in found):
+            for line in _lines(out, found, drivers):
+                click.echo(line)
+        if watch is None or not (any(one.state == "running" for one in found) or (drivers and not found)):
             return
         try:
             time.sleep(watch)
@@ -51,6 +60,20 @@ def status(out: str, as_json: bool, watch: float | None) -> None:
             return
         if not as_json:
             click.echo()
+
+
+def _lines(out: str, found: Sequence[Status], drivers: Sequence[Driver]) -> Iterator[str]:
+    if not found:
+        yield f"{out}: not begun"
+    for one in found:
+        yield from status_lines(one)
+    if all(one.state == "complete" for one in found) and found:
+        return
+    for driver in drivers:
+        yield f"  driver: job {driver.job} ({driver.system}), submitted {driver.submitted[:19].replace('T', ' ')} UTC"
+        yield from (f"    {line}" for line in said_of_jobs(driver.system, [driver.job]).splitlines())
+        if driver.logs is not None:
+            yield f"    its output is in {driver.logs}"
 
 
 def status_lines(found: Status) -> Iterator[str]:

@@ -1,17 +1,23 @@
 """Clusters: from a word, a YAML file or an address to a dask `Client`, and what its workers have."""
 
 from imagery_dask.cluster.connect import LOST, WAIT_S, connect
+from imagery_dask.cluster.driver import DriverJob, driver_script, submit_driver
 from imagery_dask.cluster.files import ClusterFile, load_cluster_file
 from imagery_dask.cluster.room import Room, dashboard_address, room_of, thread_memory
+from imagery_dask.cluster.waiting import said_of_jobs
 
 __all__ = [
     "LOST",
     "WAIT_S",
     "ClusterFile",
+    "DriverJob",
     "Room",
     "connect",
     "dashboard_address",
+    "driver_script",
     "load_cluster_file",
     "room_of",
+    "said_of_jobs",
+    "submit_driver",
     "thread_memory",
 ]

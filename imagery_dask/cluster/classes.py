@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,17 @@ from dask.utils import format_bytes
 from distributed import LocalCluster, Nanny, SSHCluster, Worker
 from distributed.deploy.spec import SpecCluster
 
-__all__ = ["EXTRAS", "UnfitError", "Wishes", "accepted_names", "fitted", "is_job_queue", "sized", "takes_security"]
+__all__ = [
+    "EXTRAS",
+    "UnfitError",
+    "Wishes",
+    "accepted_names",
+    "fitted",
+    "is_job_queue",
+    "job_names",
+    "sized",
+    "takes_security",
+]
 
 # Package, or class, to the extra of this package that installs it.
 EXTRAS = {
@@ -31,6 +41,8 @@ EXTRAS = {
     "dask_jobqueue.SGECluster": "sge", "dask_jobqueue": "clusters", "asyncssh": "ssh", "dask_kubernetes": "kubernetes",
     "dask_gateway": "gateway",
 }  # fmt: skip
+# Arguments of a job that pass others on.
+OF_JOBQUEUE = ("base_class_kwargs",)
 # Its jobs have no script of a shell that variables could be set in.
 NO_SHELL = ("HTCondorCluster",)
 
@@ -80,8 +92,7 @@ def takes_security(cluster_class: Any) -> bool:
 def accepted_names(cluster_class: Any) -> set[str] | None:
     """Names of the keyword arguments that a class takes, or None where it passes them on to who knows what."""
     if is_job_queue(cluster_class):
-        classes = [*cluster_class.__mro__, *getattr(cluster_class.job_cls, "__mro__", ())]
-        takers = [each for each in classes if "__init__" in vars(each) and each is not object]
+        return _names_of(_with_own_arguments(cluster_class)) | job_names(cluster_class)
     elif inspect.isclass(cluster_class) and issubclass(cluster_class, LocalCluster):
         takers = [LocalCluster, Nanny, Worker]
     elif cluster_class is SSHCluster:
@@ -90,8 +101,21 @@ def accepted_names(cluster_class: Any) -> set[str] | None:
         takers = [cluster_class]
     else:
         return None
+    return _names_of(takers)
+
+
+def job_names(cluster_class: Any) -> set[str]:
+    """Names of the keyword arguments of a job of a batch system."""
+    return _names_of(_with_own_arguments(cluster_class.job_cls))
+
+
+def _with_own_arguments(kind: Any) -> list[Any]:
+    return [each for each in getattr(kind, "__mro__", ()) if "__init__" in vars(each) and each is not object]
+
+
+def _names_of(takers: Iterable[Any]) -> set[str]:
     names = {name for taker in takers for name in inspect.signature(taker).parameters}
-    return names - {"self", "args", "kwargs", "job_kwargs", "worker_kwargs", "loop", "asynchronous"}
+    return names - {"self", "args", "kwargs", "job_kwargs", "worker_kwargs", "loop", "asynchronous", *OF_JOBQUEUE}
 
 
 def fitted(cluster_class: Any, arguments: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,25 @@ from dask.utils import parse_bytes
 from distributed import SSHCluster
 from distributed.security import Security
 
-from imagery_dask.cluster.classes import EXTRAS, UnfitError, Wishes, accepted_names, fitted, takes_security
+from imagery_dask.cluster.classes import (
+    EXTRAS,
+    UnfitError,
+    Wishes,
+    accepted_names,
+    fitted,
+    is_job_queue,
+    job_names,
+    takes_security,
+)
 from imagery_dask.cluster.lines import Lines, close_word, read_lines
 
 __all__ = ["ClusterFile", "load_cluster_file"]
 
-KEYS = ("adapt", "address", "arguments", "cluster", "environment", "preload", "security", "worker_memory", "workers")
-STARTED_ONLY = ("adapt", "arguments", "environment", "preload", "worker_memory", "workers")
+KEYS = (
+    "adapt", "address", "arguments", "cluster", "driver", "environment", "preload", "security", "worker_memory",
+    "workers",
+)  # fmt: skip
+STARTED_ONLY = ("adapt", "arguments", "driver", "environment", "preload", "worker_memory", "workers")
 SECURITY = {"ca": "tls_ca_file", "cert": "tls_{role}_cert", "key": "tls_{role}_key"}
 ROLES = ("client", "scheduler", "worker")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -45,6 +57,8 @@ class ClusterFile:
         Scheduler to join.
     security : distributed.security.Security or None
         Certificates.
+    driver : dict
+        Arguments of the job that ``imagery-dask submit`` runs the driver in, where they differ from those of workers.
     """
 
     path: Path
@@ -54,6 +68,7 @@ class ClusterFile:
     adapt: tuple[int, int] | None = None
     address: str | None = None
     security: Security | None = None
+    driver: dict[str, Any] = field(default_factory=dict)
 
 
 def load_cluster_file(path: Path) -> ClusterFile:
@@ -68,6 +83,7 @@ def load_cluster_file(path: Path) -> ClusterFile:
         - ``workers`` (how many to ask for), or ``adapt`` (``{minimum: 1, maximum: 20}``);
         - ``environment`` (variables of the workers), ``preload`` (what they load first), ``worker_memory`` (of each);
         - ``security``: ``{ca: FILE, cert: FILE, key: FILE}``, or ``temporary`` for certificates made for this run;
+        - ``driver``: arguments of the driver's own job (``imagery-dask submit``), such as ``{walltime: "24:00:00"}``;
         - or ``address``, in place of ``cluster``: of a scheduler that runs, with ``security`` where it is encrypted.
 
     Raises
@@ -100,11 +116,12 @@ def load_cluster_file(path: Path) -> ClusterFile:
         )
     if "arguments" in file.parts and (known := accepted_names(cluster_class)) is not None:
         file.parts["arguments"].check_names(known, "argument")
+    driver = _driver(file, cluster_class)
     try:
         arguments = fitted(cluster_class, arguments, wishes)
     except UnfitError as error:
         file.refuse(error.key, str(error))
-    return ClusterFile(path, cluster_class, arguments, workers, adapt, security=security)
+    return ClusterFile(path, cluster_class, arguments, workers, adapt, security=security, driver=driver)
 
 
 def _arguments(file: Lines) -> dict[str, Any]:
@@ -112,6 +129,19 @@ def _arguments(file: Lines) -> dict[str, Any]:
     if not isinstance(arguments, dict):
         file.refuse("arguments", f"'arguments' must be names with values; got {arguments!r}.")
     return dict(arguments)
+
+
+def _driver(file: Lines, cluster_class: Any) -> dict[str, Any]:
+    given = file.values.get("driver")
+    if given is None:
+        return {}
+    if not is_job_queue(cluster_class):
+        file.refuse("driver", f"'driver' is the job of imagery-dask submit, and {file.values['cluster']} has no jobs.")
+    part = file.parts.get("driver")
+    if part is None:
+        file.refuse("driver", f"'driver' must be names with values, as 'arguments' are; got {given!r}.")
+    part.check_names(job_names(cluster_class), "argument")
+    return dict(part.values)
 
 
 def _count(file: Lines, name: str) -> int | None:
@@ -202,14 +232,14 @@ def _security(file: Lines) -> Security | None:
         )
     part.check_names(SECURITY)
     found: dict[str, str] = {}
-    for name, field in SECURITY.items():
+    for name, argument in SECURITY.items():
         value = part.values.get(name)
         if not isinstance(value, str):
             part.refuse(name if name in part.values else None, f"'security' needs {name!r}, the path of a PEM file.")
         path = _beside(file, value)
         if not path.is_file():
             part.refuse(name, f"{name!r}: there is no file {path}.")
-        found |= {field.format(role=role): str(path) for role in ROLES}
+        found |= {argument.format(role=role): str(path) for role in ROLES}
     return Security(require_encryption=True, **found)
 
 

@@ -12,7 +12,7 @@ from distributed import Client
 
 from imagery_dask.cluster.classes import is_job_queue
 
-__all__ = ["job_words", "wait_for_worker"]
+__all__ = ["job_words", "said_of_jobs", "system_of", "wait_for_worker"]
 
 COMMAND_S = 10
 LOG_LINES = 15
@@ -65,13 +65,19 @@ def job_words(cluster: Any) -> str:
     if not is_job_queue(type(cluster)):
         return ""
     ids = [str(job.job_id) for job in cluster.workers.values() if getattr(job, "job_id", None)]
-    parts = [_said(cluster.job_cls.default_config_name(), ids)] if ids else ["No job was submitted."]
+    parts = [said_of_jobs(system_of(type(cluster)), ids)] if ids else ["No job was submitted."]
     parts.append(_log(getattr(cluster._dummy_job, "log_directory", None), ids))
     parts.append("The script of each job:\n" + _indented(cluster.job_script().splitlines()))
     return "\n".join(part for part in parts if part)
 
 
-def _said(system: str, ids: Sequence[str]) -> str:
+def system_of(cluster_class: Any) -> str:
+    """Name of the batch system of a class of dask-jobqueue, as that calls it: ``"slurm"``."""
+    return str(cluster_class.job_cls.default_config_name())
+
+
+def said_of_jobs(system: str, ids: Sequence[str]) -> str:
+    """Say what a batch system says of jobs."""
     shown = ids[:JOBS_SHOWN]
     for question in QUESTIONS.get(system, ()):
         command = [word.format(ids=",".join(shown), id=shown[0]) for word in question]

@@ -14,12 +14,13 @@ from imagery_dask.export.plans import ExportPlan
 from imagery_dask.export.record_folders import record_folders
 from imagery_dask.export.stores import clear_errors
 from imagery_dask.files import Files
+from imagery_dask.records.drivers import Driver, driver_of
 from imagery_dask.records.journal import records_folder
 from imagery_dask.records.lease import holder_of, is_held
 from imagery_dask.records.runs import Run, runs_in
 from imagery_dask.records.shares import share_holders
 
-__all__ = ["Failure", "Holder", "StageStatus", "State", "Status", "status_of"]
+__all__ = ["Failure", "Holder", "StageStatus", "State", "Status", "drivers_of", "status_of"]
 
 State = Literal["running", "interrupted", "failed", "complete", "damaged"]
 FAILURES_KEPT = 10
@@ -160,6 +161,14 @@ def status_of(out: str | os.PathLike[str]) -> list[Status]:
             "slices). Give what was exported to; records that were removed cannot be made again."
         )
     return found
+
+
+def drivers_of(out: str | os.PathLike[str]) -> list[Driver]:
+    """Give the jobs that were submitted (``imagery-dask submit``) to export to a place, also before they begin."""
+    text = os.fspath(out).removeprefix("precomputed://").rstrip("/")
+    with clear_errors(text):
+        found = [driver_of(files) for files in record_folders(text)] if text else []
+    return [driver for driver in found if driver is not None]
 
 
 def _statuses(files: Files) -> list[Status]:

@@ -1,0 +1,74 @@
+"""``imagery-dask submit``: an export whose driver is a job of a batch system, as its workers are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from imagery_dask.cli.export import export
+from imagery_dask.cli.formats import FORMATS
+from imagery_dask.cluster import driver_script, load_cluster_file, submit_driver
+from imagery_dask.export.job import Export
+from imagery_dask.export.kinds import export_of, read_plan
+from imagery_dask.records.drivers import Driver
+from imagery_dask.records.runs import now
+
+__all__ = ["submit"]
+
+PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@")
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.option("--cluster", metavar="FILE", help="Cluster file of a batch system (cluster_configs/slurm.yaml).")
+@click.option("--dry-run", is_flag=True, help="Print the driver's script; submit nothing.")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="EXPORT...")
+def submit(cluster: str | None, dry_run: bool, arguments: tuple[str, ...]) -> None:
+    """Run an export in a job of a batch system, from which it submits the jobs of its workers.
+
+    EXPORT is what follows imagery-dask export: zarr OUT ..., or --plan FILE. The job id is printed; imagery-dask status
+    OUT says how far it is. Nodes must be able to submit jobs.
+    """
+    if not arguments:
+        raise click.UsageError("Say what to export: submit --cluster FILE zarr OUT --image-source URL ...")
+    if any(PASSWORD.search(each) for each in arguments):
+        raise ValueError(
+            "A script is read by others: leave the password out of the URL, and put it where the source's library "
+            "looks for it (CloudVolume's secrets, ~/.netrc)."
+        )
+    built, named = _export(arguments)
+    if cluster is None and named == "local":
+        raise click.UsageError("Say which batch system: --cluster FILE (cluster_configs/slurm.yaml).")
+    chosen = Path(cluster or named)
+    file = load_cluster_file(chosen)
+    command = ["export", *arguments, *(["--cluster", str(chosen.absolute())] if cluster else [])]
+    if dry_run:
+        click.echo(driver_script(file, command))
+        return
+    built.target.check_writable()
+    job = submit_driver(file, command)
+    if built.records is not None:
+        Driver(job.job, job.system, now(), job.script, job.logs).write(built.records)
+    click.echo(f"Submitted job {job.job} ({job.system}).")
+    click.echo(f"  its script: {job.script}" + (f"; its output: {job.logs}" if job.logs else ""))
+    click.echo(f"  how far it is: imagery-dask status {built.out}")
+
+
+def _export(arguments: Sequence[str]) -> tuple[Export, str]:
+    """Export that some arguments mean, so that errors come now and not in the job; and the cluster that they name."""
+    form = next((each for each in FORMATS if each.name == arguments[0]), None)
+    if form is not None:
+        options = _options(export.commands[form.name], form.name, arguments[1:])
+        return form.build(options["out"], options), options["cluster"]
+    options = _options(export, "export", arguments)
+    if options["plan_file"] is None:
+        names = ", ".join(each.name for each in FORMATS)
+        raise click.UsageError(f"What to export begins with one of {names}, or is --plan FILE; got {arguments[0]!r}.")
+    return export_of(read_plan(options["plan_file"])), options["cluster"]
+
+
+def _options(command: click.Command, name: str, arguments: Sequence[str]) -> dict[str, Any]:
+    return command.make_context(f"imagery-dask export {name}".removesuffix(" export"), list(arguments)).params

@@ -1,0 +1,47 @@
+"""Which job of a batch system runs, or is to run, the driver of an export."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+from imagery_dask.files import Files
+
+__all__ = ["Driver", "driver_of"]
+
+NAME = "driver.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """A job that was submitted.
+
+    Parameters
+    ----------
+    job : str
+        Its id.
+    system : str
+        Which batch system: ``"slurm"``.
+    submitted : str
+        When, ISO 8601.
+    script : str
+        Its script.
+    logs : str or None
+        Folder of its output.
+    """
+
+    job: str
+    system: str
+    submitted: str
+    script: str
+    logs: str | None
+
+    def write(self, files: Files) -> None:
+        """Write it down among the records of an export."""
+        files.put(NAME, json.dumps(asdict(self), indent=1).encode(), "application/json")
+
+
+def driver_of(files: Files) -> Driver | None:
+    """Job that was submitted last for an export; None where none was."""
+    content = files.get(NAME)
+    return None if content is None else Driver(**json.loads(content))
