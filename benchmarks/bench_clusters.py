@@ -1,0 +1,167 @@
+"""What more workers bring: where requests wait, where the CPU decides, and what the cluster itself costs.
+
+    python benchmarks/bench_clusters.py [--only latency,threads,cpu,overhead] [--latency SECONDS]
+
+Where requests wait: raw imagery in chunks of 64 x 64 x 64 from a server that waits before each answer, exported with 1,
+2, 4 and 8 workers; the time of the workers' start is not in it, that of opening the source is.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import numpy as np
+import psutil
+from common import OFFSET, arguments, em_volume, header, in_turn, label_volume, ratio, show
+from distributed import Client, LocalCluster
+
+from imagery_dask import ImageryClient, to_zarr
+from imagery_dask.cluster import connect
+from imagery_dask.files import Files
+from imagery_dask.records.runs import runs_in
+
+LATENCY_SIZE = (1024, 1024, 512)
+CPU_SIZE = (1024, 1024, 256)
+LABELS_SIZE = (512, 512, 256)
+WORKERS = (1, 2, 4, 8)
+# Blocks of 64 storage chunks: two rounds of the 32 requests that a worker has in flight.
+BLOCK = {"chunks": (128, 128, 128), "shards": None, "block_mib": 16}
+
+
+def main() -> None:
+    """Run what is asked for."""
+    given = arguments(
+        __doc__, only=(str, "latency,threads,cpu,overhead", "which"), latency=(float, 1.0, "seconds of a request")
+    )
+    for name in given.only.split(","):
+        {"latency": latency, "threads": threads, "cpu": cpu, "overhead": overhead}[name](given)
+
+
+@contextmanager
+def workers(count: int, threads_each: int = 1) -> Iterator[Client]:
+    """Cluster whose workers are there."""
+    made = LocalCluster(n_workers=count, threads_per_worker=threads_each, host="127.0.0.1", dashboard_address=None)
+    with made, Client(made) as client:
+        client.wait_for_workers(count)
+        yield client
+
+
+@contextmanager
+def slow(folder: Path, seconds: float) -> Iterator[str]:
+    """Run a server that waits so long for each request."""
+    command = [sys.executable, str(Path(__file__).with_name("slow_server.py")), str(folder), str(seconds)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        finally:
+            process.terminate()
+
+
+def exported(path: str, size: Sequence[int], client: Any, **options: Any) -> tuple[float, Any, float]:
+    """Seconds of an export, its report, and the mean of its blocks' seconds, by their receipts."""
+    bounds = [OFFSET, np.add(OFFSET, size)]
+    which = "segmentation" if "labels" in path else "image"
+    source = ImageryClient(**{f"{which}_source": path})
+    data = source.image_cutout(bounds) if which == "image" else source.segmentation_cutout(bounds)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.zarr"
+        started = time.perf_counter()
+        report = to_zarr(data, out, cluster=client, progress=False, **{**BLOCK, **options})
+        seconds = time.perf_counter() - started
+        assert report.ok
+        assert report.counts.missing == 0
+        (run,) = runs_in(Files.at(f"{out}.receipts"))
+        return seconds, report, float(np.mean(run.records.receipts()["seconds"]))
+
+
+def latency(given: Any) -> None:
+    """Export from a server that waits, with more and more workers."""
+    header(f"A server that waits {given.latency:g} s, raw imagery of {' x '.join(map(str, LATENCY_SIZE))}")
+    path = em_volume(given.data, "raw", LATENCY_SIZE, compress=False)
+    folder = Path(path.removeprefix("precomputed://file://"))
+    alone = 0.0
+    with slow(folder.parent, given.latency) as url:
+        for count in WORKERS:
+            with workers(count) as client:
+                urlopen(f"{url}/in-flight").read()
+                before = psutil.cpu_times()
+                seconds, report, _ = exported(f"precomputed://{url}/{folder.name}", LATENCY_SIZE, client)
+                after = psutil.cpu_times()
+                found = json.loads(urlopen(f"{url}/in-flight").read())
+            alone = alone or seconds
+            busy = (after.user + after.system - before.user - before.system) / seconds / psutil.cpu_count()
+            linear = alone / seconds / count
+            text = f"{seconds:.1f} s, {linear:.2f} of linear; {found['mean']:.0f} requests in flight (at most "
+            text += f"{found['most']}), {busy:.0%} of the CPU; {report.blocks} blocks"
+            show(f"{count} workers", text, ">= 0.9 of linear, at 8 under half of the CPU", linear >= 0.9)
+            if count == 1:
+                show("a worker's requests in flight", f"{found['most']}", ">= 32", found["most"] >= 32)
+
+
+def threads(given: Any) -> None:
+    """Compare threads with processes, for both kinds of source."""
+    header("Threads or processes: MB/s of voxels")
+    raw = em_volume(given.data, "raw", CPU_SIZE, compress=False)
+    jpeg = em_volume(given.data, "jpeg", CPU_SIZE)
+    folder = Path(raw.removeprefix("precomputed://file://"))
+    with slow(folder.parent, given.latency / 4) as url:
+        for name, path in (("waits", f"precomputed://{url}/{folder.name}"), ("jpeg", jpeg)):
+            for count, each in ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1)):
+                with workers(count, each) as client:
+                    exported(path, (128, 128, 128), client)
+                    seconds, report, _ = exported(path, CPU_SIZE, client)
+                speed = report.written_bytes / 1e6 / seconds
+                show(f"{name}: {count} processes of {each} threads", f"{speed:.0f} MB/s", "", met=True)
+
+
+def cpu(given: Any) -> None:
+    """Compare two worker processes with one, where decoding and encoding decide."""
+    header("Two worker processes of one")
+    sources = {
+        "jpeg": (em_volume(given.data, "jpeg", CPU_SIZE), CPU_SIZE, {}),
+        "raw (gzip)": (em_volume(given.data, "raw", CPU_SIZE), CPU_SIZE, {}),
+        "compressed_segmentation": (label_volume(given.data, LABELS_SIZE), LABELS_SIZE, {"chunks": (64, 64, 64)}),
+    }
+    with workers(1) as one, workers(2) as two:
+        for name, (path, size, options) in sources.items():
+            seconds = in_turn(
+                given.repeats,
+                one=lambda path=path, size=size, options=options: exported(path, size, one, **options),
+                two=lambda path=path, size=size, options=options: exported(path, size, two, **options),
+            )
+            times = ratio(seconds["one"], seconds["two"])
+            shown = ", ".join(f"{min(each):.2f} s" for each in seconds.values())
+            show(name, f"{times:.2f} times ({shown})", ">= 1.7", times >= 1.7)
+
+
+def overhead(given: Any) -> None:
+    """Measure what a cluster costs beside the blocks of a small export."""
+    header("An export of 128 blocks, cluster='local'")
+    path = em_volume(given.data, "raw", CPU_SIZE)
+    spent = []
+    for _ in range(given.repeats):
+        started = time.perf_counter()
+        with connect("local", workers=2) as client:
+            client.wait_for_workers(2)
+            up = time.perf_counter() - started
+            seconds, report, each = exported(path, CPU_SIZE, client, block_mib=2)
+        down = time.perf_counter() - started - up - seconds
+        blocks = each * report.blocks / 2
+        spent.append(seconds - blocks + down)
+        text = f"start {up:.2f} s, export {seconds:.2f} s (blocks {blocks:.2f} s: {report.blocks}), end {down:.2f} s"
+        show("export", text, "", met=True)
+    show("beyond the workers' start and the blocks", f"{min(spent):.2f} s", "< 3 s", min(spent) < 3)
+
+
+if __name__ == "__main__":
+    main()
