@@ -2,8 +2,8 @@
 
     python benchmarks/slow_server.py FOLDER SECONDS
 
-It prints its port, and answers ``/in-flight`` with the most requests that waited at once, and their mean over the time in
-which any did, both since it was last asked.
+It prints its port, and answers ``/in-flight`` with the most requests that waited at once, and their mean over the time
+in which any did, both since it was last asked.
 """
 
 from __future__ import annotations
