@@ -15,7 +15,7 @@ from pathlib import Path
 from distributed.comm import get_address_host_port
 from distributed.security import Security
 
-__all__ = ["check_scheduler", "scheduler_address"]
+__all__ = ["ANSWER_S", "check_scheduler", "open_connection", "scheduler_address"]
 
 ANSWER_S = 5.0
 # A scheduler that is just starting.
@@ -77,7 +77,7 @@ def check_scheduler(address: str, security: Security | None, found_in: Path | No
     except ValueError:
         raise ValueError(f"{said} is no address of a scheduler: {scheme}://HOST:PORT; got {rest!r}.") from None
     context = _context(said, security) if scheme == "tls" else None
-    with _opened(host, port, said) as connection:
+    with open_connection(host, port, said) as connection:
         try:
             if context is None:
                 greeting = connection.recv(1)
@@ -97,14 +97,21 @@ def check_scheduler(address: str, security: Security | None, found_in: Path | No
         raise ConnectionError(f"{said}: the connection was closed at once; is it the scheduler's port (8786)?")
 
 
-def _opened(host: str, port: int, said: str) -> socket.socket:
+def open_connection(host: str, port: int, said: str) -> socket.socket:
+    """Connect, with some patience for what is just starting.
+
+    Raises
+    ------
+    ConnectionError
+        Nothing listens there, or nothing answers; it begins with what `said` calls the place.
+    """
     deadline = time.monotonic() + REFUSED_S
     while True:
         try:
             return socket.create_connection((host, port), timeout=ANSWER_S)
         except ConnectionRefusedError:
             if time.monotonic() > deadline:
-                raise ConnectionError(f"{said}: nothing listens there. Is the scheduler running?") from None
+                raise ConnectionError(f"{said}: nothing listens there. Is it running?") from None
             time.sleep(0.2)
         except socket.gaierror:
             raise ConnectionError(f"{said}: there is no host {host!r}.") from None

@@ -16,6 +16,7 @@ from distributed.security import Security
 
 from imagery_dask.cluster.classes import UnfitError, is_job_queue, sized
 from imagery_dask.cluster.files import ClusterFile
+from imagery_dask.cluster.gateway import check_gateway, closed_for_good, is_gateway
 from imagery_dask.cluster.waiting import job_words
 from imagery_dask.sources import tokens_for_own_workers
 
@@ -72,10 +73,10 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[Any]:
 
     Raises
     ------
-    ValueError
+    ValueError, ImportError
         The class refuses its arguments.
     OSError
-        The batch system refuses a job: with its own words.
+        The batch system refuses a job, with its own words; a gateway does not answer, or refuses this user.
     """
     count = workers or file.workers
     file = _secured(file)
@@ -91,6 +92,8 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[Any]:
     if file.security is not None:
         arguments["security"] = file.security
         scaled = {**scaled, "security": file.security} if scaled else None
+    if is_gateway(file.cluster):
+        check_gateway(arguments, str(file.path))
     with _made(file, arguments if scaled is None else scaled) as cluster:
         if file.adapt and not workers:
             cluster.adapt(minimum=file.adapt[0], maximum=file.adapt[1])
@@ -105,12 +108,16 @@ def _made(file: ClusterFile, arguments: dict[str, Any]) -> Iterator[Any]:
     try:
         with dask.config.set(NO_PROFILE | (HEARD if file.cluster is SSHCluster else {})):
             cluster = file.cluster(**arguments)
-    except (TypeError, ValueError, OSError, RuntimeError) as error:
-        # One line: classes of dask answer with pages.
+    except Exception as error:
+        # One line: classes of dask answer with pages, in errors of types of their own.
         reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
         raise ValueError(f"{file.path}: {name} did not start: {reason}") from error
-    with cluster:
-        yield cluster
+    try:
+        with cluster:
+            yield cluster
+    finally:
+        if is_gateway(file.cluster):
+            closed_for_good(cluster)
 
 
 def _scale(cluster: Any, count: int) -> None:

@@ -19,7 +19,7 @@ from imagery_dask.lazy import CutoutArray, lazy_array, source_of
 from imagery_dask.plan import BlockPlan, Region, SourceChunks, plan_blocks
 from imagery_dask.sources import open_volume
 
-__all__ = ["Volume", "as_volumes", "source_levels"]
+__all__ = ["Volume", "as_volumes", "source_levels", "steps_of"]
 
 Triple = tuple[float, float, float]
 LABELS_GROUP = "labels/segmentation/"
@@ -179,6 +179,21 @@ def as_volumes(
             if name in data.data_vars
         ]
     return [_volume(data, None, "", resolution_nm, translation_nm)]
+
+
+def steps_of(volumes: Sequence[Volume]) -> str:
+    """Say what a task does that writes a block of some volumes: ``"read+remap+resize+write"``, or less of it.
+
+    Root ids are looked up for one of them (remap), or one is resampled to another resolution (resize).
+    """
+    cutouts = [volume.source.cutout for volume in volumes if volume.source is not None]
+    steps = {
+        "read": True,
+        "remap": any(cutout.query is not None for cutout in cutouts),
+        "resize": any(cutout.target.resolution_nm != cutout.mip.grid.resolution_nm for cutout in cutouts),
+        "write": True,
+    }
+    return "+".join(step for step, is_done in steps.items() if is_done)
 
 
 def source_levels(volume: Volume) -> tuple[Volume, ...]:

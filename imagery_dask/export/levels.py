@@ -19,7 +19,7 @@ from xxhash import xxh3_128
 from imagery_dask import kernels
 from imagery_dask.blocks import SPLIT_ABOVE
 from imagery_dask.cluster import Room
-from imagery_dask.export.inputs import Volume
+from imagery_dask.export.inputs import Volume, steps_of
 from imagery_dask.export.layout import StageLayout
 from imagery_dask.grid import XYZ
 from imagery_dask.plan import BlockPlan, Region, plan_blocks
@@ -239,9 +239,9 @@ class LevelTasks(Sequence[BlockTask]):
             for level in range(stage.first, stage.last + 1)
         )
         (x, y, z), region = self.plan[number]
-        doing = "read+write" if self.stage < len(export.volumes) else "downsample"
-        which = "" if len(export.levels) == 1 else f" level {stage.first}"
-        name = f"{doing} {volume.name}{which}, z{z} y{y} x{x}"
+        doing = steps_of([volume]) if self.stage < len(export.volumes) else "downsample"
+        which = f" level {stage.first}" if stage.first else ""
+        name = f"{doing} {volume.name}{which} z{z} y{y} x{x}"
         pieces = tuple((piece, _reader(export, self.stage, piece, stores)) for piece in self.plan.pieces(region))
         return LevelsBlock(name, volume.name, pieces, outputs, volume.labels)
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from imagery_dask import kernels
 from imagery_dask.export.digests import digest_of_bytes, join_digests
-from imagery_dask.export.inputs import Volume
+from imagery_dask.export.inputs import Volume, steps_of
 from imagery_dask.export.pages import Format, encode_page
 from imagery_dask.export.slice_names import SliceNames, plane_axes
 from imagery_dask.export.slice_pages import Pages
 from imagery_dask.files import Files
-from imagery_dask.grid import AXES, XYZ
+from imagery_dask.grid import XYZ
 from imagery_dask.plan import BlockPlan, Region
 from imagery_dask.run import WINDOW_PER_THREAD, Written
 
@@ -141,12 +141,11 @@ class SliceTasks(Sequence[SliceBlock]):
         return len(self.plan)
 
     def __getitem__(self, number: Any) -> Any:
-        _, region = self.plan[number]
+        (x_index, y_index, z_index), region = self.plan[number]
         outer = _grown(region, self.names.axis, self.pages.margin, self.names.shape)
         x, y, z = (slice(a.start - b.start, a.stop - b.start) for a, b in zip(region, outer, strict=True))
-        where = " ".join(f"{AXES[axis]}{region[axis].start}" for axis in (2, 1, 0))
         reads = tuple(volume.reader(outer) for volume in self.volumes)
-        name = f"read+write slices, {where}"
+        name = f"{steps_of(self.volumes)} {SLICES} z{z_index} y{y_index} x{x_index}"
         return SliceBlock(name, reads, region, (x, y, z), self.pages, self.names, self.files, self.form)
 
 

@@ -44,7 +44,7 @@ class BlockTask(Protocol):
 
     @property
     def name(self) -> str:
-        """Readable name: what is done, of what, where."""
+        """Readable name: what is done, of what, and in three words which block it is, ``z3 y1 x7``."""
         ...
 
     @property

@@ -246,8 +246,8 @@ class _Window:
     def _submit(self, batch: list[_Submitted]) -> Any:
         # Up to the first dash a key is its group's name, which the scheduler and the dashboard keep for ever; the id
         # keeps a run apart from another of the same array on the same cluster.
-        doing, _, where = batch[0].task.name.partition(", ")
-        key = f"{doing}-{where.replace(' ', '_')}_{batch[0].number}_{batch[0].attempt}_{self.run_id}"
+        doing, *where = batch[0].task.name.rsplit(maxsplit=3)
+        key = f"{doing}-{' '.join(where)}, block {batch[0].number}, attempt {batch[0].attempt}, {self.run_id}"
         blocks = [(self.rules.wrap(block.task, block.number), block.number, block.attempt) for block in batch]
         with self._asking():
             future = self.client.submit(

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 START_TIMEOUT_S = 30.0
 ROOT = Path(__file__).parents[2]
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """Find ports that nothing listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for free in sockets:
+            free.bind((host, 0))
+        return [free.getsockname()[1] for free in sockets]
 
 
 def environment() -> dict[str, str]:
@@ -32,7 +42,7 @@ def process(
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
-            yield
+            yield running
         finally:
             for number, patience in ((signal.SIGTERM, 5), (signal.SIGKILL, 5)):
                 if running.poll() is None:
@@ -44,7 +54,15 @@ def process(
 
 
 @contextmanager
-def dask_processes(folder: Path, *options: str, workers: int = 1, env: dict[str, str] | None = None) -> Iterator[Path]:
+def dask_processes(
+    folder: Path,
+    *options: str,
+    workers: int = 1,
+    env: dict[str, str] | None = None,
+    host: str = "127.0.0.1",
+    prefixes: Sequence[Sequence[str]] = (),
+    scheduler_env: dict[str, str] | None = None,
+) -> Iterator[Path]:
     """Run ``dask scheduler`` and some ``dask worker``; give the scheduler file.
 
     Parameters
@@ -57,23 +75,31 @@ def dask_processes(folder: Path, *options: str, workers: int = 1, env: dict[str,
         How many.
     env : dict, optional
         Variables of the workers.
+    host : str
+        Address of the scheduler.
+    prefixes : sequence of sequence of str
+        What the commands of the first workers begin with: the host that each runs on.
+    scheduler_env : dict, optional
+        Variables of the scheduler.
     """
     file = folder / "scheduler.json"
     dask = [sys.executable, "-m", "dask"]
     with ExitStack() as stack:
         stack.enter_context(
             process(
-                folder, "scheduler", *dask, "scheduler", "--scheduler-file", str(file), "--host", "127.0.0.1", "--port",
-                "0", "--dashboard-address", "127.0.0.1:0", *options,
+                folder, "scheduler", *dask, "scheduler", "--scheduler-file", str(file), "--host", host, "--port",
+                "0", "--dashboard-address", "127.0.0.1:0", *options, env=scheduler_env,
             )
         )  # fmt: skip
         wait_for(file, folder / "scheduler.log")
         for number in range(workers):
+            elsewhere = prefixes[number] if number < len(prefixes) else ()
+            command = [*elsewhere, *dask, "worker", "--scheduler-file", str(file), "--nthreads", "1"]
+            here = () if elsewhere else ("--host", host)
             stack.enter_context(
                 process(
-                    folder, f"worker-{number}", *dask, "worker", "--scheduler-file", str(file), "--nthreads", "1",
-                    "--memory-limit", "1GiB", "--local-directory", str(folder / "scratch"), "--host", "127.0.0.1",
-                    *options, env=env,
+                    folder, f"worker-{number}", *command, "--memory-limit", "1GiB", "--local-directory",
+                    str(folder / "scratch"), *here, *options, env=env,
                 )
             )  # fmt: skip
         yield file

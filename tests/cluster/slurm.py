@@ -17,6 +17,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.processes import free_ports
+
 START_TIMEOUT_S = 30.0
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "sinfo")
 PARTITION = "tests"
@@ -100,7 +102,7 @@ def slurm(folder: Path, cpus: int = 8) -> Iterator[Slurm]:
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
     configuration = folder / "slurm.conf"
-    controller_port, node_port = _free_ports(2)
+    controller_port, node_port = free_ports(2)
     configuration.write_text(
         CONFIGURATION.format(
             host=socket.gethostname().split(".")[0], user=_user(), folder=folder, cpus=cpus, partition=PARTITION,
@@ -176,11 +178,3 @@ def _program(name: str) -> str:
 
 def _user() -> str:
     return pwd.getpwuid(os.getuid()).pw_name
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for free in sockets:
-            free.bind(("127.0.0.1", 0))
-        return [free.getsockname()[1] for free in sockets]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cluster.hosts import HostsUnavailable, Network, network
 from faults.harness import (
     BOUND_S,
     MANY,
@@ -26,56 +24,27 @@ from faults.harness import (
 pytestmark = pytest.mark.long
 
 
-def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)
-
-
-@dataclass(frozen=True)
-class Link:
-    """A network of its own, and the two ends of what leads to it."""
-
-    name: str
-    here: str
-    address: str
-
-    def cut(self) -> None:
-        ip("link", "set", self.here, "down")
-
-
 @pytest.fixture
-def link() -> Iterator[Link]:
-    """Make a network namespace, linked with this one."""
-    number = os.getpid() % 250
-    made = Link(f"fault{os.getpid()}", f"vf{os.getpid()}", f"10.211.{number}.1")
+def beside() -> Iterator[Network]:
+    """Make one host beside this machine."""
     try:
-        ip("netns", "add", made.name)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"network namespaces are not permitted here, or there is no iproute2: {error}")
-    try:
-        inside = ("-n", made.name)
-        ip("link", "add", made.here, "type", "veth", "peer", "name", "there", "netns", made.name)
-        ip("addr", "add", f"{made.address}/24", "dev", made.here)
-        ip("link", "set", made.here, "up")
-        ip(*inside, "addr", "add", f"10.211.{number}.2/24", "dev", "there")
-        ip(*inside, "link", "set", "there", "up")
-        ip(*inside, "link", "set", "lo", "up")
-        yield made
-    finally:
-        subprocess.run(["ip", "link", "del", made.here], check=False, capture_output=True)
-        subprocess.run(["ip", "netns", "del", made.name], check=False, capture_output=True)
+        with network(1) as made:
+            yield made
+    except HostsUnavailable as reason:
+        pytest.skip(str(reason))
 
 
 def receipts_of(folder: Path, pid: int) -> int:
     return sum(file.stat().st_size for file in folder.glob(f"*.receipts/*/receipts-*-{pid}-*.bin"))
 
 
-def test_a_worker_that_cannot_be_reached(tmp_path: Path, link: Link) -> None:
+def test_a_worker_that_cannot_be_reached(tmp_path: Path, beside: Network) -> None:
     write_sources(tmp_path / "sources")
     (tmp_path / "expected").mkdir()
     (tmp_path / "export").mkdir()
     source = f"file://{tmp_path}/sources"
     with cluster(
-        tmp_path / "cluster", host=link.address, prefixes=[("ip", "netns", "exec", link.name)],
+        tmp_path / "cluster", host=beside.address, prefixes=[beside.hosts[0].prefix],
         more={"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "5s"},
     ) as running:  # fmt: skip
         far = running.running["worker0"]
@@ -87,7 +56,7 @@ def test_a_worker_that_cannot_be_reached(tmp_path: Path, link: Link) -> None:
         folder = tmp_path / "export"
         wait_for(lambda: receipts_so_far(folder) >= 5 and (receipts_of(folder, far.pid) or process.code is not None))
         assert process.code is None, process.said
-        link.cut()
+        beside.hosts[0].unplug()
         written, done = receipts_of(folder, far.pid), receipts_so_far(folder)
         assert process.wait(120) == 0, process.said
         assert "Traceback" not in process.said
@@ -98,17 +67,17 @@ def test_a_worker_that_cannot_be_reached(tmp_path: Path, link: Link) -> None:
 
 
 @pytest.mark.skipif(not MANY, reason="takes as long as TCP waits for an answer, 30 s")
-def test_a_driver_that_is_cut_off_ends(tmp_path: Path, link: Link) -> None:
+def test_a_driver_that_is_cut_off_ends(tmp_path: Path, beside: Network) -> None:
     """Its connection says nothing: no process has died that could close it."""
     write_sources(tmp_path / "sources")
     (tmp_path / "export").mkdir()
     source = f"file://{tmp_path}/sources"
-    with cluster(tmp_path / "cluster", host=link.address) as running:
+    with cluster(tmp_path / "cluster", host=beside.address) as running:
         arguments = export("zarr", tmp_path / "export" / "out", source, "--cluster", running.address)
-        process = driver(arguments, tmp_path / "driver.log", prefix=("ip", "netns", "exec", link.name))
+        process = driver(arguments, tmp_path / "driver.log", prefix=beside.hosts[0].prefix)
         wait_for(lambda: receipts_so_far(tmp_path / "export") >= 3 or process.code is not None)
         assert process.code is None, process.said
-        link.cut()
+        beside.hosts[0].unplug()
         assert process.wait(BOUND_S) == 1, process.said
         assert "scheduler is lost" in process.said
         assert "Traceback" not in process.said

@@ -60,7 +60,7 @@ def test_the_dashboards_address_comes_first(
         ("cluster: distributed.LocalCluster\nworker: 2\n", "line 2: unknown key 'worker' (did you mean 'workers'?)"),
         ("cluster: distributed.LocalClutser\n", "line 1: 'cluster' names no class"),
         ("cluster: moon.MoonCluster\n", "line 1: moon.MoonCluster needs the package 'moon'; pip install moon."),
-        ("address: tcp://127.0.0.1:1\n", "tcp://127.0.0.1:1: nothing listens there. Is the scheduler running?"),
+        ("address: tcp://127.0.0.1:1\n", "tcp://127.0.0.1:1: nothing listens there. Is it running?"),
     ],
 )
 def test_a_cluster_file_that_will_not_do(

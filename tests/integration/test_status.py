@@ -269,14 +269,14 @@ def test_the_command(tmp_path: Path, threads: Client, data: Any, run: Run) -> No
     (of_run,) = runs_in(records_folder(str(out)))
     last = of_run.plan["stages"][0][0]["blocks"]["edges"]
     block = int(np.prod([len(edges) - 1 for edges in last])) - 1
-    failed = {"block": block, "name": "read+write data, z1", "reason": "OSError: gone", "attempts": 4, "when": 1.0}
+    failed = {"block": block, "name": "read+write data z1 y0 x0", "reason": "OSError: gone", "attempts": 4, "when": 1.0}
     of_run.records.append("failed", json.dumps(failed).encode() + b"\n")
     code, text, error = run(out)
     assert (code, error) == (0, "")
     lines = text.splitlines()
     assert lines[0].startswith(f"{out} (zarr): failed; no process is at work")
     assert "1 failed, 3 repeats" in lines[1]
-    assert "    read+write data, z1: OSError: gone" in lines
+    assert "    read+write data z1 y0 x0: OSError: gone" in lines
     assert "source chunks missing: 0" in text
     with Lease(records_folder(str(out)), str(out)):
         code, text, error = run(out)

@@ -1,0 +1,124 @@
+"""What the tasks of an export are called: by what is done, of what, and which block of its grid it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+from support.volumes import coordinate_volume, random_labels, write_volume
+
+from imagery_dask import ImageryClient
+from imagery_dask.chunkedgraph import ChunkedGraph, RootQuery
+from imagery_dask.cluster import Room
+from imagery_dask.export.inputs import as_volumes
+from imagery_dask.export.layout import lay_out
+from imagery_dask.export.levels import LevelTasks, VolumeLevels, plan_levels
+from imagery_dask.export.slice_names import SliceNames
+from imagery_dask.export.slice_pages import ImageryPages
+from imagery_dask.export.slice_plan import plan_slices, storage_edges
+from imagery_dask.export.slice_tasks import SliceTasks
+from imagery_dask.files import Files
+from imagery_dask.labels import LabelRule
+from imagery_dask.lazy import lazy_array, source_of
+from imagery_dask.pyramid import pyramid
+
+SHAPE = (64, 64, 32)
+CHUNKS = (32, 32, 16)
+BLOCK_BYTES = 32 * 32 * 16
+ROOM = Room(1, 2**30)
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> ImageryClient:
+    """Open volumes of two resolutions: 8 and 16 nm along x and y."""
+    return ImageryClient(
+        image_source=write_volume(tmp_path / "em", coordinate_volume(SHAPE, dtype=np.uint8), resolution=(8, 8, 40)),
+        segmentation_source=write_volume(
+            tmp_path / "ids", random_labels((32, 32, 32)), resolution=(16, 16, 40), layer_type="segmentation"
+        ),
+        resolution=(8, 8, 40),
+    )
+
+
+def remapped(array: da.Array) -> da.Array:
+    """Give the same cutout of a dynamic segmentation; names are made without asking its server."""
+    source = source_of(array)
+    assert source is not None
+    graph = ChunkedGraph("https://graph.invalid", "t", (32, 32, 32), (0, 0, 0), (16.0, 16.0, 40.0), 5)
+    return lazy_array(replace(source.cutout, labels=LabelRule(query=RootQuery(graph, 1_700_000_000))))
+
+
+def names(data: Any, levels: int = 1) -> list[list[str]]:
+    """Names of the tasks of each stage of an export."""
+    (volume,) = as_volumes(data)
+    made = pyramid(volume.shape, volume.resolution_nm, volume.translation_nm, levels)
+    _, stages = lay_out(made, CHUNKS, None, volume.voxel_bytes)
+    export = VolumeLevels((volume,), made, stages)
+    (plans,) = plan_levels([export], ROOM, BLOCK_BYTES * volume.voxel_bytes)
+    stores: Any = [None] * levels
+    return [[task.name for task in LevelTasks(export, at, plan, stores)] for at, plan in enumerate(plans)]
+
+
+def first(data: Any) -> str:
+    return names(data)[0][0]
+
+
+BOUNDS = [[0, 0, 0], SHAPE]
+
+
+def test_each_block_by_its_place_in_the_grid(client: ImageryClient) -> None:
+    (found,) = names(client.image_cutout(BOUNDS))
+    assert found == [f"read+write image z{z} y{y} x{x}" for z in range(2) for y in range(2) for x in range(2)]
+
+
+def test_resampled(client: ImageryClient) -> None:
+    assert first(client.segmentation_cutout(BOUNDS)) == "read+resize+write segmentation z0 y0 x0"
+    coarse = client.image_cutout([[0, 0, 0], (32, 32, 32)], resolution=(16, 16, 40))
+    assert first(coarse) == "read+resize+write image z0 y0 x0"
+
+
+def test_remapped(client: ImageryClient) -> None:
+    resampled = remapped(client.segmentation_cutout(BOUNDS))
+    assert first(resampled) == "read+remap+resize+write segmentation z0 y0 x0"
+    stored = remapped(client.segmentation_cutout([[0, 0, 0], (32, 32, 32)], resolution=(16, 16, 40)))
+    assert first(stored) == "read+remap+write segmentation z0 y0 x0"
+
+
+def test_computed(client: ImageryClient) -> None:
+    assert first(client.segmentation_cutout(BOUNDS).rechunk(CHUNKS) + 1) == "read+write image z0 y0 x0"
+    assert first(np.zeros(SHAPE, np.uint8)) == "read+write image z0 y0 x0"
+    named = xr.DataArray(np.zeros(SHAPE, np.uint8), dims=("x", "y", "z"), name="nuclei, a-b 2")
+    assert first(named) == "read+write nuclei, a-b 2 z0 y0 x0"
+
+
+def test_coarser_levels(monkeypatch: pytest.MonkeyPatch, client: ImageryClient) -> None:
+    monkeypatch.setattr("imagery_dask.export.layout.SMALL_FUSED_BYTES", 2**14)
+    above, *below = names(client.image_cutout(BOUNDS), levels=3)
+    assert above[0] == "read+write image z0 y0 x0"
+    assert below
+    for found in below:
+        level = int(found[0].split()[3])
+        assert found[0] == f"downsample image level {level} z0 y0 x0"
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_slices_by_the_place_of_their_slab(client: ImageryClient, tmp_path: Path, axis: int) -> None:
+    volumes = as_volumes(client.image_cutout(BOUNDS))
+    plan = plan_slices(storage_edges(volumes), axis, 32, 1)
+    name = SliceNames("em", axis, SHAPE, (0, 0, 0), True, "png")
+    found = [task.name for task in SliceTasks(plan, volumes, ImageryPages(), name, Files.at(tmp_path), "png")]
+    counts = [len(edges) - 1 for edges in plan.edges]
+    assert found == [
+        f"read+write slices z{z} y{y} x{x}"
+        for z in range(counts[2])
+        for y in range(counts[1])
+        for x in range(counts[0])
+    ]
+    both = [*as_volumes(remapped(client.segmentation_cutout(BOUNDS))), *volumes]
+    over = SliceTasks(plan, both, ImageryPages(), name, Files.at(tmp_path), "png")
+    assert over[0].name == "read+remap+resize+write slices z0 y0 x0"
