@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,11 +11,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
 from uuid import uuid4
 
+from botocore.exceptions import ClientError
 from cloudfiles import CloudFiles
 from cloudfiles.compression import compress as compressed
+from google.api_core.exceptions import PreconditionFailed
 
 __all__ = ["Files", "move_durably", "write_soon"]
 
@@ -24,6 +27,8 @@ LOCAL = "file://"
 # Of Linux, and a hint: where there is no such function, or a file system does not heed it, nothing changes.
 _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
 SYNC_FILE_RANGE_WRITE = 2
+# What file systems without hard links answer.
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 MEMORY = "memory://"
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}([0-9a-f]{24})?\.partial")
 
@@ -108,6 +113,22 @@ class Files:
                 partial.unlink(missing_ok=True)
             raise
 
+    def create(self, name: str, content: bytes) -> bool | None:
+        """Write a file where there is none, of several processes that try it at once by one of them.
+
+        Returns
+        -------
+        bool or None
+            Whether it was written; None where the place cannot do so: file systems without links, some servers.
+        """
+        if self.folder is not None:
+            return _linked(self.folder, name, content)
+        if self.url.startswith(MEMORY):
+            return None
+        cloud = self._cloud()
+        with cloud._get_connection() as connection:
+            return _CREATES[cloud.protocol](connection, name, content) if cloud.protocol in _CREATES else None
+
     def get(self, name: str) -> bytes | None:
         """Content of a file, decompressed; None when there is none."""
         content = self._cloud().get(name)
@@ -141,6 +162,53 @@ class Files:
 
     def _cloud(self) -> CloudFiles:
         return _cloud_files(self.url, os.getpid())
+
+
+def _linked(folder: Path, name: str, content: bytes) -> bool | None:
+    """Write a file elsewhere and link it to its name: it has its content from the moment it is there."""
+    whole = folder / f".{name}.{uuid4().hex}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        whole.write_bytes(content)
+        os.link(whole, folder / name)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        # Not found: taken for what a killed process has left, by one that tidies.
+        if error.errno in NO_LINKS or isinstance(error, FileNotFoundError):
+            return None
+        raise
+    finally:
+        whole.unlink(missing_ok=True)
+    return True
+
+
+def _created_s3(connection: Any, name: str, content: bytes) -> bool | None:
+    try:
+        connection._conn.put_object(
+            Bucket=connection._path.bucket, Key=connection.get_path_to_file(name), Body=content,
+            ContentType="application/json", IfNoneMatch="*",
+        )  # fmt: skip
+    except ClientError as error:
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if status in (409, 412):  # another one is writing, or has written
+            return False
+        if status in (400, 501):
+            return None
+        raise
+    return True
+
+
+def _created_google(connection: Any, name: str, content: bytes) -> bool | None:
+    blob = connection._bucket.blob(connection.get_path_to_file(name))
+    try:
+        blob.upload_from_string(content, "application/json", if_generation_match=0)
+    except PreconditionFailed:
+        return False
+    return True
+
+
+_CREATES = {"s3": _created_s3, "gs": _created_google}
 
 
 def write_soon(file: IO[bytes]) -> None:

@@ -7,7 +7,6 @@ Machines' clocks are not compared where a glance at the file after a while will 
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -37,9 +36,6 @@ RENEW_S = 10.0
 EXPIRES_S = 60.0
 # Longer than a file takes from one process to the other.
 LOOK_AGAIN_S = 0.5
-# What file systems without hard links answer.
-NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-
 _logger = logging.getLogger(__name__)
 
 
@@ -122,24 +118,8 @@ class Lease:
             )
 
     def _create(self) -> bool:
-        """Write the file where there is none; True only where that is certain, which a bucket never is."""
-        if self._files.folder is None:
-            return False
-        self._files.folder.mkdir(parents=True, exist_ok=True)
-        # Linked and not opened: the file has its content from the moment it is there, or another process would take an
-        # empty one for that of a crash.
-        whole = self._files.folder / f".{self._name}.{self._mine['id']}.partial"
-        try:
-            whole.write_bytes(self._content())
-            os.link(whole, self._files.folder / self._name)
-        except OSError as error:
-            # Not found: taken for what a killed process left, by one that ends.
-            if error.errno in NO_LINKS or isinstance(error, (FileExistsError, FileNotFoundError)):
-                return False
-            raise
-        finally:
-            whole.unlink(missing_ok=True)
-        return True
+        """Write the file where there is none; True only where that is certain."""
+        return bool(self._files.create(self._name, self._content()))
 
     def _is_over(self, held: dict[str, Any]) -> bool:
         if held.get("machine") == self._mine["machine"] and not _alive(int(held["pid"])):
@@ -154,8 +134,11 @@ class Lease:
     def _take_over(self, held: dict[str, Any] | None) -> None:
         """Put a file of one's own in the place of one that is over."""
         folder = self._files.folder
+        if held is None and self._create():
+            return
         if folder is None or held is None:
-            self._write()
+            if held is not None or self._read() is None:
+                self._write()
             return
         taken = folder / f".{self._name}.{uuid4().hex}.partial"
         with suppress(FileNotFoundError):  # another process was faster

@@ -126,3 +126,29 @@ def test_google_is_read(tmp_path: Path, gcs_server: GcsServer, data: Any, sharde
         assert (counts.chunks, counts.missing, counts.missing_keys) == (12, 1, [GONE_KEY])
         with pytest.raises(SourceNotFoundError, match="nothing"):
             ImageryClient(image_source=f"precomputed://{url}/nothing")
+
+
+def test_of_many_who_want_a_lease_one_has_it(s3_server: S3Server) -> None:
+    """A bucket says who was first."""
+    with s3_server.environment():
+        files = Files.at(s3_server.upload(None, "lease", "records"))
+        together, held, had = threading.Barrier(12), threading.Event(), []
+
+        def want() -> None:
+            together.wait()
+            try:
+                with Lease(files, "the store"):
+                    had.append(True)
+                    held.wait(10)
+            except TargetBusyError:
+                had.append(False)
+            if len(had) == 12 - 1:
+                held.set()
+
+        threads = [threading.Thread(target=want) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(had) == [False] * 11 + [True]
+    assert files.create("lease.json", b"{}") is True  # it was given back
