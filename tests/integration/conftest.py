@@ -25,16 +25,6 @@ def processes() -> Iterator[Client]:
         yield client
 
 
-@pytest.fixture(scope="session")
-def threads() -> Iterator[Client]:
-    """Two worker threads of this process."""
-    with (
-        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
-
-
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> int:
     """Blocks of about 128 kB in exports, so that volumes of a megabyte have several; return that number."""
