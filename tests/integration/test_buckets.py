@@ -120,7 +120,7 @@ def test_a_refusal_of_files_comes_at_once(s3_server: S3Server) -> None:
         assert (list(files.names()), files.get("one")) == ([], None)
         with pytest.raises(ClientError, match="AccessDenied"):
             files.put("one", b"1")
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 20  # seven attempts at each took more than a minute
 
 
 def test_no_object_is_no_volume(s3_server: S3Server) -> None:
