@@ -38,6 +38,12 @@ def _nothing_open() -> None:
     handle._volumes.clear()
 
 
+@pytest.fixture(autouse=True)
+def _soon_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look again soon whether a lease in a bucket was kept: nobody else wants it (`tests/faults` has those who do)."""
+    monkeypatch.setattr("imagery_dask.records.lease.LOOK_AGAIN_S", 0.05)
+
+
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     """Run ``imagery-dask`` in this process, which saves the seconds that an interpreter takes to import everything."""
