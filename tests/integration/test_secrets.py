@@ -180,7 +180,7 @@ class Driver:
     def _look(self, ended: threading.Event) -> None:
         """Open the pages of the dashboard while blocks are under way."""
         number = 0
-        while not ended.wait(1.0):
+        while not ended.wait(2.0):  # drawing them keeps the scheduler from its work
             self.pages |= {f"{name} {self.count}.{number}": page for name, page in self.planted.cluster.pages().items()}
             number += 1
 

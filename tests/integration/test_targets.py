@@ -275,7 +275,7 @@ def test_refused_access_is_one_clear_error(s3_server: Any, in_s3: str, who: str)
         pytest.raises(AccessRefusedError, match=f"Access was refused to {in_s3} .*permission") as caught,
     ):
         stores.create_group(in_s3)
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 12  # asked again and again, it would be 15 s
     assert "-aws-secret.json" in str(caught.value)
     assert "planted-secret" not in f"{caught.value!r} {caught.value.__context__!r}"
 
