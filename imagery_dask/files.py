@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from botocore.exceptions import ClientError
 from cloudfiles import CloudFiles
+from cloudfiles.cloudfiles import get_interface_class
 from cloudfiles.compression import compress as compressed
 from google.api_core.exceptions import PreconditionFailed
 
@@ -30,6 +31,8 @@ SYNC_FILE_RANGE_WRITE = 2
 # What file systems without hard links answer.
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 MEMORY = "memory://"
+BUCKETS = ("s3", "gs")
+REFUSED_STATUS = (401, 403)
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}([0-9a-f]{24})?\.partial")
 
 
@@ -246,4 +249,30 @@ def _wait_for_disk(path: Path) -> None:
 @lru_cache(maxsize=16)
 def _cloud_files(url: str, process: int) -> CloudFiles:
     del process  # connections do not survive a fork
-    return CloudFiles(url.replace("memory://", "mem://", 1), progress=False)
+    files = CloudFiles(url.replace("memory://", "mem://", 1), progress=False)
+    if files.protocol in BUCKETS:
+        _refuse_at_once(files.protocol)
+        # A list is refused after seven attempts all the same, so something else is asked for first.
+        files.get(".is-access-refused")
+    return files
+
+
+@lru_cache(maxsize=len(BUCKETS))
+def _refuse_at_once(protocol: str) -> None:
+    """Let cloud-files ask once where it is refused; it would seven times, with pauses of half a minute in all."""
+    interface = get_interface_class(protocol)
+    for ask in (interface.get_file, interface.put_file, interface.delete_files):
+        _ask_again_unless_refused(ask.retry)
+
+
+def _ask_again_unless_refused(attempts: Any) -> None:
+    """Add to what decides about another attempt (a `tenacity.Retrying`) that a refusal is final."""
+    before = attempts.retry
+    attempts.retry = lambda attempt: not _is_refused(attempt.outcome.exception()) and before(attempt)
+
+
+def _is_refused(error: BaseException | None) -> bool:
+    answer = getattr(error, "response", None)
+    if isinstance(answer, dict):  # botocore
+        return answer.get("ResponseMetadata", {}).get("HTTPStatusCode") in REFUSED_STATUS
+    return getattr(error, "code", None) in REFUSED_STATUS  # google-cloud

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from distributed import Client
     from support.buckets import GcsServer, S3Server
     from support.http_server import FaultHook, FileServer
 
@@ -109,6 +110,18 @@ def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GcsServer]:
         except buckets.BucketUnavailable as reason:
             pytest.skip(str(reason))
         yield server
+
+
+@pytest.fixture(scope="session")
+def threads() -> Iterator[Client]:
+    """Two worker threads of this process; not the default client, so that a test has to name it."""
+    from distributed import Client, LocalCluster  # not for tests that use none
+
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
 
 
 @pytest.fixture(autouse=True)

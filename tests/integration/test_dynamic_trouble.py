@@ -236,7 +236,7 @@ def test_a_root_of_another_table_is_refused(client: ImageryClient, server: CaveS
         cut(client, world, root_ids=[stranger])
     assert_clean(refused.value)
     assert server.count("is_latest_roots") == 1
-    assert time.monotonic() - started < 1  # the server's answer, which no repetition changes
+    assert time.monotonic() - started < 3  # the server's answer, which no repetition changes
 
 
 def test_outdated_roots_are_named_with_their_successors(

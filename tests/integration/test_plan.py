@@ -99,7 +99,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_saved_plan_is_run_elsewhere(
-    tmp_path: Path, sources: dict[str, str], threads: Client, command: Command, kind: str
+    tmp_path: Path, sources: dict[str, str], threads: Client, processes: Client, command: Command, kind: str
 ) -> None:
     """By another process, in another folder; what comes out is what the command itself writes."""
     here, there = tmp_path / "here", tmp_path / "there"
@@ -111,7 +111,7 @@ def test_a_saved_plan_is_run_elsewhere(
     assert said.code == 0
     assert "Run it with: imagery-dask export --plan plan.json" in said.out
     assert [path.name for path in here.iterdir()] == ["plan.json"]
-    ran = program("export", "--plan", here / "plan.json", "--workers", 1, cwd=there)
+    ran = program("export", "--plan", here / "plan.json", "--cluster", processes.scheduler_info()["address"], cwd=there)
     assert (ran.code, ran.error) == (0, "")
     assert list(there.iterdir()) == []
     cluster = ("--cluster", threads.scheduler_info()["address"])

@@ -180,7 +180,7 @@ class Driver:
     def _look(self, ended: threading.Event) -> None:
         """Open the pages of the dashboard while blocks are under way."""
         number = 0
-        while not ended.wait(1.0):
+        while not ended.wait(2.0):  # drawing them keeps the scheduler from its work
             self.pages |= {f"{name} {self.count}.{number}": page for name, page in self.planted.cluster.pages().items()}
             number += 1
 
@@ -243,8 +243,14 @@ def _runs_that_end_badly(driver: Driver, folder: Path) -> None:
     assert code in (1, 2), said
 
 
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RecordedCluster]:
+    with recorded_cluster(tmp_path_factory.mktemp("searched") / "cluster", {}, workers=1) as cluster:
+        yield cluster
+
+
 @pytest.mark.parametrize("form", ["plain", "base64", "quoted"])
-def test_the_search_finds_a_token_in_a_task(tmp_path: Path, form: str) -> None:
+def test_the_search_finds_a_token_in_a_task(searched: RecordedCluster, form: str) -> None:
     """A control: what is searched above would have held it."""
     secret = f"c0ntrol/{form}+=of-the-search"
     value = {
@@ -252,21 +258,18 @@ def test_the_search_finds_a_token_in_a_task(tmp_path: Path, form: str) -> None:
         "base64": base64.b64encode(f"x{secret}y".encode()).decode(),
         "quoted": quote(secret, safe=""),
     }[form]
-    with (
-        recorded_cluster(tmp_path / "cluster", {}, workers=1) as cluster,
-        Client(cluster.address, set_as_default=False) as client,
-    ):
+    with Client(searched.address, set_as_default=False) as client:
         assert client.submit(len, {value: 1}, key=f"control-{form}").result(timeout=60) == 1
-        streams = {f"stream {n}": stream for n, stream in enumerate(cluster.recorded)}
+        streams = {f"stream {n}": stream for n, stream in enumerate(searched.recorded)}
         assert leaks(streams, secret)
         assert not leaks(streams, "n0t-there/" + secret)
-        assert not leaks({log.name: log.read_bytes() for log in cluster.logs}, secret)
+        assert not leaks({log.name: log.read_bytes() for log in searched.logs}, secret)
         client.run(print, value, flush=True)
-        assert leaks({log.name: log.read_bytes() for log in cluster.logs}, secret) == ["worker-0.log"]
+        assert leaks({log.name: log.read_bytes() for log in searched.logs}, secret) == ["worker-0.log"]
         future = client.submit(_failing, secret, key=f"failing-{form}")
         future.exception(timeout=60)
         key = quote(future.key, safe="")
-        page = requests.get(f"{cluster.dashboard}/info/task/{key}.html", timeout=10)
+        page = requests.get(f"{searched.dashboard}/info/task/{key}.html", timeout=10)
         assert page.status_code == 200
         assert leaks({"page": page.content}, secret)
 

@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +275,7 @@ def test_refused_access_is_one_clear_error(s3_server: Any, in_s3: str, who: str)
         pytest.raises(AccessRefusedError, match=f"Access was refused to {in_s3} .*permission") as caught,
     ):
         stores.create_group(in_s3)
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 12  # asked again and again, it would be 15 s
     assert "-aws-secret.json" in str(caught.value)
     assert "planted-secret" not in f"{caught.value!r} {caught.value.__context__!r}"
 
@@ -449,8 +450,12 @@ def test_objects_of_others_are_not_replaced(location: str) -> None:
 def test_many_objects_are_not_listed(s3_server: Any, in_s3: str) -> None:
     bucket, _, prefix = in_s3.removeprefix("s3://").partition("/")
     with s3_server._closing_client() as client:
-        for number in range(2100):
+
+        def put(number: int) -> None:
             client.put_object(Bucket=bucket, Key=f"{prefix}/{number}", Body=b"x")
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(put, range(2100)))
     with s3_server.environment():
         started = time.perf_counter()
         with pytest.raises(FileExistsError, match="is not a zarr store"):

@@ -7,11 +7,13 @@ import math
 from pathlib import Path
 from typing import Any
 from unittest import mock
+from uuid import uuid4
 
 import numpy as np
 import pytest
 import tinybrain
 import zarr
+from distributed import Client
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -211,6 +213,7 @@ def test_blocks_own_whole_chunks_of_every_level(
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_pyramid_equals_the_whole(
     tmp_path: Path,
+    threads: Client,
     shape: Xyz,
     chunks: Xyz,
     shards: Any,
@@ -223,7 +226,7 @@ def test_a_pyramid_equals_the_whole(
     if isinstance(shards, tuple):
         shards = None if version == "0.4" else tuple(c * n for c, n in zip(chunks, shards, strict=True))
     array = voxels_of(shape, np.uint64 if labels else np.uint8, seed, labels)
-    out = tmp_path / "out.zarr"
+    out = tmp_path / f"{uuid4().hex}.zarr"
     with (
         mock.patch.object(levels_module, "PIECE_BYTES", block),
         mock.patch("imagery_dask.export.layout.SMALL_FUSED_BYTES", block),
@@ -231,7 +234,7 @@ def test_a_pyramid_equals_the_whole(
     ):
         to_zarr(
             array, out, chunks=chunks, shards=shards, levels=4, ome_version=version, resolution_nm=resolution,
-            block_mib=block / 2**20, overwrite=True, progress=False,
+            block_mib=block / 2**20, cluster=threads, progress=False,
         )  # fmt: skip
     whole = array
     for index, level in enumerate(pyramid(shape, resolution, (0, 0, 0), 4)):
