@@ -70,11 +70,14 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, name="imagery_dask-lease", daemon=True)
 
     def __enter__(self) -> Lease:
-        if not self._create():
+        created = self._create()
+        if not created:
             held = self._read()
             if held is not None and not self._is_over(held):
                 raise TargetBusyError(self._busy(held))
             self._take_over(held)
+        if not created or self._files.folder is None:
+            # Of a bucket some servers look whether there is a file, and then write one, as others do meanwhile.
             time.sleep(LOOK_AGAIN_S)
             held = self._read()
             if held is None:  # removed by the one that was taken for dead
@@ -118,7 +121,7 @@ class Lease:
             )
 
     def _create(self) -> bool:
-        """Write the file where there is none; True only where that is certain."""
+        """Write the file where there is none."""
         return bool(self._files.create(self._name, self._content()))
 
     def _is_over(self, held: dict[str, Any]) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import dask.array as da
 import numpy as np
 import pytest
 import zarr
@@ -14,12 +17,20 @@ from integration.stores import written
 from support.volumes import coordinate_volume, delete_chunks, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_zarr
-from imagery_dask.errors import AccessRefusedError, SourceError, SourceNotFoundError
+from imagery_dask.cluster import Room
+from imagery_dask.errors import AccessRefusedError, SourceError, SourceNotFoundError, TargetBusyError
+from imagery_dask.export.execute import execute
+from imagery_dask.export.job import Running
+from imagery_dask.export.status import status_of
 from imagery_dask.export.stores import open_store
+from imagery_dask.export.zarr import ZarrExport
 from imagery_dask.files import Files
+from imagery_dask.records.lease import Lease
+from imagery_dask.records.shares import Share
 from imagery_dask.sources import collect_counts
 
 if TYPE_CHECKING:
+    from distributed import Client
     from support.buckets import GcsServer, S3Server
 
 SHAPE = (96, 64, 32)
@@ -150,7 +161,8 @@ def test_google_is_read(tmp_path: Path, gcs_server: GcsServer, data: Any, sharde
 def test_of_many_who_want_a_lease_one_has_it(s3_server: S3Server) -> None:
     """A bucket says who was first."""
     with s3_server.environment():
-        files = Files.at(s3_server.upload(None, "lease", "records"))
+        s3_server.create_bucket("lease")
+        files = Files.at("s3://lease/records")
         together, held, had = threading.Barrier(12), threading.Event(), []
 
         def want() -> None:
@@ -169,5 +181,28 @@ def test_of_many_who_want_a_lease_one_has_it(s3_server: S3Server) -> None:
             thread.start()
         for thread in threads:
             thread.join()
-    assert sorted(had) == [False] * 11 + [True]
-    assert files.create("lease.json", b"{}") is True  # it was given back
+        assert sorted(had) == [False] * 11 + [True]
+        assert files.create("lease.json", b"{}") is True  # it was given back
+        assert files.create("lease.json", b"{}") is False
+
+
+def test_parts_of_an_export_to_a_bucket(s3_server: S3Server, processes: Client, data: Any) -> None:
+    s3_server.create_bucket("parts")
+    with s3_server.environment():
+        chunked = da.from_array(data, chunks=(32, 32, 16))
+        export = ZarrExport(chunked, "s3://parts/out.zarr", chunks=(32, 32, 16), shards=None)
+        plan = export.plan(Room(2, 2**30), 2**15)
+        assert plan.blocks == 12
+
+        def run(part: int) -> str:
+            share = Running(cluster=processes, progress=False, plan=plan, share=Share(part, 3))
+            return execute(export, share).notes[-1]
+
+        with ThreadPoolExecutor(3) as threads:
+            notes = list(threads.map(run, (1, 2, 3)))
+        assert any("and so are all others" in note for note in notes)
+        (found,) = status_of("s3://parts/out.zarr")
+        assert (found.state, found.done) == ("complete", 12)
+        np.testing.assert_array_equal(
+            zarr.open_array(open_store("s3://parts/out.zarr"), path="0", mode="r")[...].T, data
+        )
