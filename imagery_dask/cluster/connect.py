@@ -18,6 +18,7 @@ from distributed.security import Security
 from imagery_dask.cluster.files import load_cluster_file
 from imagery_dask.cluster.joining import check_scheduler, scheduler_address
 from imagery_dask.cluster.starting import from_file, processes_here, threads_here
+from imagery_dask.cluster.topping_up import ToppingUp
 from imagery_dask.cluster.waiting import wait_for_worker
 from imagery_dask.cluster.worker_plugin import prepare_workers
 from imagery_dask.errors import ClusterLostError, ImageryDaskError
@@ -79,10 +80,10 @@ def connect(spec: Any = None, workers: int | None = None, wait_s: float = WAIT_S
             yield current
         return
     with ExitStack() as stack:
-        cluster, security = stack.enter_context(_cluster(spec, workers))
+        cluster, security, topping_up = stack.enter_context(_cluster(spec, workers))
         stack.enter_context(_loud_again())
         client = stack.enter_context(Client(cluster, security=security, set_as_default=False))
-        wait_for_worker(client, cluster, wait_s)
+        wait_for_worker(client, cluster, wait_s, topping_up)
         try:
             with _lost_is_said(client):
                 prepare_workers(client)
@@ -116,24 +117,24 @@ def _lost_is_said(client: Client) -> Iterator[None]:
 
 
 @contextmanager
-def _cluster(spec: Any, workers: int | None) -> Iterator[tuple[Any, Security | None]]:
-    """Cluster object or address for a specification, and its certificates; closed when it was started here."""
+def _cluster(spec: Any, workers: int | None) -> Iterator[tuple[Any, Security | None, ToppingUp | None]]:
+    """Cluster object or address for a specification, its certificates, who replaces workers; what starts is closed."""
     if spec is not None and not isinstance(spec, (str, os.PathLike)):
-        yield spec, None
+        yield spec, None, None
         return
     text = "" if spec is None else os.fspath(spec)
     if text in ("", "local"):
         with processes_here(workers) if text else threads_here(workers) as cluster:
-            yield cluster, None
+            yield cluster, None, None
     elif "://" in text or text.endswith(".json"):
-        yield _running(text, None), None
+        yield _running(text, None), None, None
     elif text.endswith((".yaml", ".yml")):
         file = load_cluster_file(Path(text))
         if file.address is not None:
-            yield _running(file.address, file.security), file.security
+            yield _running(file.address, file.security), file.security, None
         else:
-            with from_file(file, workers) as cluster:
-                yield cluster, None
+            with from_file(file, workers) as (cluster, topping_up):
+                yield cluster, None, topping_up
     else:
         raise ValueError(
             f"A cluster is 'local', a YAML file, a scheduler file (.json) or an address (tcp://host:8786); got "

@@ -16,6 +16,7 @@ from distributed.security import Security
 
 from imagery_dask.cluster.classes import UnfitError, is_job_queue, sized
 from imagery_dask.cluster.files import ClusterFile
+from imagery_dask.cluster.topping_up import ToppingUp, topped_up
 from imagery_dask.cluster.waiting import job_words
 from imagery_dask.sources import tokens_for_own_workers
 
@@ -55,8 +56,8 @@ def processes_here(workers: int | None) -> LocalCluster:
 
 
 @contextmanager
-def from_file(file: ClusterFile, workers: int | None) -> Iterator[Any]:
-    """Start what a cluster file names, and close it at the end.
+def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, ToppingUp | None]]:
+    """Start what a cluster file names, replace its workers that end, and close it at the end.
 
     Parameters
     ----------
@@ -67,8 +68,8 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[Any]:
 
     Yields
     ------
-    cluster
-        Its workers may not be there yet.
+    cluster, topping_up
+        The workers may not be there yet; who replaces those that end, where dask, or a server, does not by itself.
 
     Raises
     ------
@@ -94,9 +95,15 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[Any]:
     with _made(file, arguments if scaled is None else scaled) as cluster:
         if file.adapt and not workers:
             cluster.adapt(minimum=file.adapt[0], maximum=file.adapt[1])
-        elif count and scaled is None:
+            yield cluster, None
+            return
+        if count and scaled is None:
             _scale(cluster, count)
-        yield cluster
+        if is_job_queue(file.cluster) or file.cluster is SSHCluster:
+            with topped_up(cluster) as topping_up:
+                yield cluster, topping_up
+        else:
+            yield cluster, None
 
 
 @contextmanager

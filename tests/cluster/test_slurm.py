@@ -17,10 +17,12 @@ import zarr
 from cluster.certificates import certificates
 from cluster.slurm import Slurm, SlurmUnavailable, slurm
 from integration.stores import files_of
+from support.http_server import FileServer
 from support.volumes import coordinate_volume, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.cluster import connect, load_cluster_file
+from imagery_dask.run import RunReport
 
 CONFIG = Path(__file__).parents[2] / "cluster_configs" / "slurm.yaml"
 SHAPE = (96, 64, 48)
@@ -74,10 +76,7 @@ def test_workers_are_jobs(cluster_file: Path, batch_system: Slurm) -> None:
         variables = client.run(lambda: dict(os.environ))
         assert [env["SLURM_JOB_ID"] for env in variables.values()] == batch_system.jobs()
         assert {env["SLURM_JOB_PARTITION"] for env in variables.values()} == {batch_system.partition}
-    deadline = time.monotonic() + 30
-    while batch_system.jobs():
-        assert time.monotonic() < deadline, "jobs outlive the connection"
-        time.sleep(0.2)
+    assert_gone(batch_system)
 
 
 def test_an_export_equals_one_in_this_process(
@@ -158,12 +157,54 @@ def test_a_job_that_is_cancelled_is_replaced_where_the_file_adapts(cluster_file:
         assert client.submit(sum, [1, 2]).result() == 3
 
 
+def slow_export(tmp_path: Path, server: FileServer) -> tuple[Any, dict[str, Any]]:
+    """Imagery of 72 blocks whose reading takes a while, and the arguments of an export of it."""
+    image = coordinate_volume(SHAPE, OFFSET, np.uint8)
+    write_volume(tmp_path / "em", image, voxel_offset=OFFSET, chunk_size=(16, 16, 16), compress=False)
+    client = ImageryClient(image_source=f"precomputed://{server.url}/em")
+    data = client.image_cutout([OFFSET, [a + n for a, n in zip(OFFSET, SHAPE, strict=True)]])
+    options: dict[str, Any] = {"chunks": (16, 16, 16), "shards": None, "block_mib": 2**-8}
+    to_zarr(data, tmp_path / "here.zarr", progress=False, **options)
+    server.latency_s = 0.3
+    return data, options
+
+
+def test_jobs_that_are_cancelled_twice_are_replaced(
+    tmp_path: Path, cluster_file: Path, batch_system: Slurm, file_server: FileServer
+) -> None:
+    data, options = slow_export(tmp_path, file_server)
+    cancelled: list[list[str]] = []
+
+    def cancel(report: RunReport) -> None:
+        # All of them; then, of those that came in their place, all but one.
+        if len(cancelled) < 2 and report.done >= (10, 30)[len(cancelled)] and len(jobs := batch_system.jobs()) == 2:
+            cancelled.append(jobs[len(cancelled) :])
+            batch_system.run("scancel", *cancelled[-1])
+
+    report = to_zarr(data, tmp_path / "there.zarr", cluster=cluster_file, progress=cancel, **options)
+    assert list(map(len, cancelled)) == [2, 1]
+    assert not set(cancelled[0]) & set(cancelled[1])
+    assert report.ok
+    assert (report.blocks, report.failures, report.repeats) == (72, 0, 0)
+    assert files_of(tmp_path / "here.zarr") == files_of(tmp_path / "there.zarr")
+    assert_gone(batch_system)
+
+
+def assert_gone(batch_system: Slurm) -> None:
+    deadline = time.monotonic() + 30
+    while batch_system.jobs():
+        assert time.monotonic() < deadline, "jobs outlive the connection"
+        time.sleep(0.2)
+
+
 def test_the_log_of_a_job_that_died_is_shown(cluster_file: Path) -> None:
     lines = ["echo there is no such python >&2", "exit 3"]
+    started = time.monotonic()
     with (
-        pytest.raises(TimeoutError) as caught,
-        connect(changed(cluster_file, job_script_prologue=lines), workers=1, wait_s=6),
+        pytest.raises(TimeoutError, match="all of them ended before they connected") as caught,
+        connect(changed(cluster_file, job_script_prologue=lines), workers=2, wait_s=300),
     ):
         pass
+    assert time.monotonic() - started < 45
     assert "there is no such python" in str(caught.value)
     assert "JobState=FAILED Reason=NonZeroExitCode" in str(caught.value)
