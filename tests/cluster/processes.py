@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 START_TIMEOUT_S = 30.0
@@ -22,9 +22,7 @@ def environment() -> dict[str, str]:
 
 
 @contextmanager
-def process(
-    folder: Path, name: str, *command: str, env: dict[str, str] | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
+def process(folder: Path, name: str, *command: str, env: dict[str, str] | None = None) -> Iterator[None]:
     """Run a command, whose output goes to NAME.log in a folder, until the block ends."""
     with (folder / f"{name}.log").open("wb") as output:
         running = subprocess.Popen(
@@ -69,14 +67,19 @@ def dask_processes(folder: Path, *options: str, workers: int = 1, env: dict[str,
         )  # fmt: skip
         wait_for(file, folder / "scheduler.log")
         for number in range(workers):
-            stack.enter_context(
-                process(
-                    folder, f"worker-{number}", *dask, "worker", "--scheduler-file", str(file), "--nthreads", "1",
-                    "--memory-limit", "1GiB", "--local-directory", str(folder / "scratch"), "--host", "127.0.0.1",
-                    *options, env=env,
-                )
-            )  # fmt: skip
+            stack.enter_context(dask_worker(folder, f"worker-{number}", *options, env=env))
         yield file
+
+
+def dask_worker(
+    folder: Path, name: str, *options: str, threads: int = 1, env: dict[str, str] | None = None
+) -> AbstractContextManager[None]:
+    """Run a ``dask worker`` of the scheduler of `dask_processes`."""
+    return process(
+        folder, name, sys.executable, "-m", "dask", "worker", "--scheduler-file", str(folder / "scheduler.json"),
+        "--nthreads", str(threads), "--memory-limit", "1GiB", "--local-directory", str(folder / "scratch"), "--host",
+        "127.0.0.1", *options, env=env,
+    )  # fmt: skip
 
 
 def wait_for(file: Path, log: Path) -> None:
