@@ -59,7 +59,7 @@ class Running:
 
     Parameters
     ----------
-    cluster, workers, wait_s
+    cluster, workers, wait_s, retire_before_s
         See `imagery_dask.cluster.connect`.
     connected : callable or None
         Called with the client when there are workers.
@@ -89,6 +89,7 @@ class Running:
     cluster: Any = None
     workers: int | None = None
     wait_s: float = WAIT_S
+    retire_before_s: float | None = None
     connected: Callable[[Client], None] | None = field(default=None, repr=False)
     progress: bool | Callable[[RunReport], None] = True
     overwrite: bool = False
@@ -216,7 +217,7 @@ def execute(export: Export, running: Running) -> RunReport:
             with reported(export, session, report, page):
                 _close(export, session, report)
         else:
-            with connect(running.cluster, running.workers, running.wait_s) as client:
+            with connect(running.cluster, running.workers, running.wait_s, running.retire_before_s) as client:
                 if running.connected is not None:
                     running.connected(client)
                 report = _run(export, running, session, client, todo, page)

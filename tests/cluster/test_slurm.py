@@ -18,9 +18,11 @@ from cluster.certificates import certificates
 from cluster.slurm import Slurm, SlurmUnavailable, slurm
 from integration.stores import files_of
 from support.http_server import FileServer
+from support.streams import without_dashboard
 from support.volumes import coordinate_volume, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_zarr
+from imagery_dask.cli import main
 from imagery_dask.cluster import connect, load_cluster_file
 from imagery_dask.run import RunReport
 
@@ -48,7 +50,7 @@ def cluster_file(tmp_path: Path, batch_system: Slurm, monkeypatch: pytest.Monkey
     for name, value in batch_system.env.items():
         monkeypatch.setenv(name, value)
     content = yaml.safe_load(CONFIG.read_text())
-    content |= {"workers": 2, "worker_memory": "1GiB"}
+    content |= {"workers": 2, "worker_memory": "1GiB", "retire_before": "1m"}
     content["arguments"] |= {
         "queue": batch_system.partition,
         "walltime": "00:05:00",
@@ -187,6 +189,36 @@ def test_jobs_that_are_cancelled_twice_are_replaced(
     assert report.ok
     assert (report.blocks, report.failures, report.repeats) == (72, 0, 0)
     assert files_of(tmp_path / "here.zarr") == files_of(tmp_path / "there.zarr")
+    assert_gone(batch_system)
+
+
+def test_workers_that_retire_hand_their_blocks_over(
+    tmp_path: Path,
+    cluster_file: Path,
+    batch_system: Slurm,
+    file_server: FileServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    slow_export(tmp_path, file_server)
+    bounds = [*OFFSET, *(a + n for a, n in zip(OFFSET, SHAPE, strict=True))]
+    arguments = ["export", "zarr", tmp_path / "there.zarr", "--image-source", f"precomputed://{file_server.url}/em",
+                 "--bounds", *bounds, "--chunks", "16,16,16", "--shards", "none", "--block-mib", 2**-8, "--cluster",
+                 changed(cluster_file, walltime="00:01:00"), "--retire-before", "40s"]  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["imagery-dask", *map(str, arguments)])
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    done = capfd.readouterr()
+    assert not stopped.value.code, done.err
+    assert [line for line in without_dashboard(done.err).splitlines() if " of 72 blocks " not in line] == []
+    assert "72 of 72 blocks" in done.out
+    assert "tried again" not in done.out
+    assert files_of(tmp_path / "here.zarr") == files_of(tmp_path / "there.zarr")
+    # Workers of the first two jobs left, and the jobs ended by themselves; nobody else did it.
+    logs = sorted((tmp_path / "logs").glob("*.err"), key=lambda log: int(log.stem.rpartition("-")[2]))
+    assert len(logs) > 2, "no job was replaced"
+    assert "CANCELLED" not in "".join(log.read_text() for log in logs[:2])
     assert_gone(batch_system)
 
 
