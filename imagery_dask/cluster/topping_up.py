@@ -9,8 +9,9 @@ there are, but only while one of them has no worker.
 from __future__ import annotations
 
 import asyncio
-import getpass
 import logging
+import os
+import pwd
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -33,15 +34,29 @@ PAUSES_S = (2.0, 5.0, 15.0, 60.0, 300.0)
 FIRST_TRIES = 2
 # A submission that is under way is waited for: its job would stay in the queue.
 STOP_S = 60.0
-# Lists the jobs of a user that have not ended; the first word of a line is a job's id.
+# Lists the jobs of a user; the first word of a line is a job's id, and one of the others may say that it has ended.
 LISTS = {
-    "slurm": "squeue --noheader --format=%i --user={user}",
+    "slurm": "squeue --noheader --states=all --format=%i/%T --user={user}",
     "pbs": "qselect -u {user}",
-    "lsf": "bjobs -w",
+    "lsf": "bjobs -a -w -u {user}",
     "sge": "qstat -u {user}",
 }
+OVER = {
+    *(
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+    ),
+    *("TIMEOUT", "DONE", "EXIT"),
+}
 # What bjobs says of none, with or without an exit code, by its version.
-NO_JOBS = "No unfinished job"
+NO_JOBS = ("No unfinished job", "No job found")
 
 _logger = logging.getLogger(__name__)
 
@@ -90,13 +105,14 @@ class ToppingUp:
         self._came = self._said = False
         # Times that workers were started, the first time included, since a new one came.
         self._tries = 1
+        # Jobs that the batch system has listed: of those that it never has (another cluster's) nothing is known.
+        self._listed: set[str] = set()
         self._ask_s, self._asked = ASK_S[0], 0.0
+        self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Begin."""
-        self._stopping = asyncio.Event()
-        self._asked = asyncio.get_running_loop().time()
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
@@ -157,16 +173,19 @@ class ToppingUp:
         if not is_job_queue(type(cluster)):
             return dropped + [name for name, worker in cluster.workers.items() if _process_ended(worker)]
         refused = [name for name, job in cluster.workers.items() if job.job_id is None]
-        gone = {name: str(job.job_id) for name, job in cluster.workers.items() if job.job_id and self._lacks(name)}
-        if not gone:
+        lacking = {name: str(job.job_id) for name, job in cluster.workers.items() if job.job_id and self._lacks(name)}
+        if not lacking:
             return dropped + refused
         loop = asyncio.get_running_loop()
         if not now and loop.time() - self._asked < self._ask_s:
             return dropped + refused
-        listed = await _listed(cluster.job_cls)
+        found = await _found(cluster.job_cls)
         self._asked, self._ask_s = loop.time(), min(self._ask_s * ASK_GROWTH, ASK_S[1])
-        ended = [] if listed is None else [name for name, job_id in gone.items() if _number(job_id) not in listed]
-        return dropped + refused + ended
+        if found is None:
+            return dropped + refused
+        self._listed |= found.keys()
+        over = {number for number in self._listed if found.get(number, True)}
+        return dropped + refused + [name for name, job_id in lacking.items() if _number(job_id) in over]
 
     def _lacks(self, name: Any) -> bool:
         """Whether none of the workers of a job is there."""
@@ -185,6 +204,8 @@ class ToppingUp:
                 # Should it run nevertheless.
                 with suppress(Exception):
                     await worker.close()
+                if (connection := getattr(worker, "connection", None)) is not None:  # SSH: left open by close()
+                    connection.close()
                 worker.status = Status.closed
             if name in cluster.worker_spec:
                 # Another name: dask may still be about to drop the old one.
@@ -208,17 +229,19 @@ def _is_over(process: Any) -> bool:
     return process.exit_status is not None or bool(process.is_closing())
 
 
-async def _listed(job_class: Any) -> set[str] | None:
-    """Numbers of the jobs that have not ended; None where the batch system does not say."""
+async def _found(job_class: Any) -> dict[str, bool] | None:
+    """Numbers of the jobs that are listed, and whether they have ended; None where the batch system does not say."""
     command = LISTS.get(job_class.default_config_name())
     if command is None:
         return None
     try:
-        words = command.format(user=getpass.getuser()).split()
+        # Not from the environment: the jobs of somebody else would look as if these had ended.
+        words = command.format(user=pwd.getpwuid(os.getuid()).pw_name).split()
         output = await asyncio.wait_for(job_class._call(words), ANSWER_S)
     except (TimeoutError, RuntimeError, OSError, KeyError) as error:
-        return set() if NO_JOBS in str(error) else None
-    return {_number(line.split()[0]) for line in output.splitlines() if line.strip()}
+        return {} if any(text in str(error) for text in NO_JOBS) else None
+    lines = [line.replace("/", " ").split() for line in output.splitlines() if line.strip()]
+    return {_number(number): not OVER.isdisjoint(states) for number, *states in lines}
 
 
 def _number(job_id: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -118,6 +119,23 @@ def test_no_worker_in_time_is_an_error(cluster_file: Path, batch_system: Slurm) 
         batch_system.run("scontrol", "update", f"PartitionName={batch_system.partition}", "State=UP")
 
 
+def every_job(batch_system: Slurm) -> set[str]:
+    """Ids of all jobs, also of those that ended in the last minutes."""
+    return set(batch_system.run("squeue", "--noheader", "--states=all", "--format=%i").split())
+
+
+def test_a_job_that_waits_is_left_in_the_queue(cluster_file: Path, batch_system: Slurm) -> None:
+    batch_system.run("scontrol", "update", f"PartitionName={batch_system.partition}", "State=DOWN")
+    before = every_job(batch_system)
+    try:
+        with pytest.raises(TimeoutError, match="No worker came within 8 s"), connect(cluster_file, wait_s=8):
+            pass
+        assert len(every_job(batch_system) - before) == 2
+    finally:
+        batch_system.run("scontrol", "update", f"PartitionName={batch_system.partition}", "State=UP")
+    assert_gone(batch_system)
+
+
 def changed(cluster_file: Path, **arguments: Any) -> Path:
     content = yaml.safe_load(cluster_file.read_text())
     content["arguments"] |= arguments
@@ -229,7 +247,10 @@ def assert_gone(batch_system: Slurm) -> None:
         time.sleep(0.2)
 
 
-def test_the_log_of_a_job_that_died_is_shown(cluster_file: Path) -> None:
+def test_the_log_of_a_job_that_died_is_shown(
+    tmp_path: Path, cluster_file: Path, batch_system: Slurm, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = every_job(batch_system)
     lines = ["echo there is no such python >&2", "exit 3"]
     started = time.monotonic()
     with (
@@ -238,5 +259,8 @@ def test_the_log_of_a_job_that_died_is_shown(cluster_file: Path) -> None:
     ):
         pass
     assert time.monotonic() - started < 45
+    assert len(every_job(batch_system) - before) == 3 * 2, "two further tries, with two jobs each"
+    (warning,) = [each.message for each in caplog.records if each.name.startswith("imagery_dask")]
+    assert re.match("Workers were started 3 times in a row, and none of them connected: .*/logs", warning)
     assert "there is no such python" in str(caught.value)
     assert "JobState=FAILED Reason=NonZeroExitCode" in str(caught.value)

@@ -33,11 +33,13 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def one_worker() -> Iterator[Client]:
+def one_worker(threads: int = 1) -> Iterator[Client]:
     """Run a worker process, with a scheduler that gives a task up when the first worker died that had it."""
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
-        LocalCluster(n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster,
+        LocalCluster(
+            n_workers=1, threads_per_worker=threads, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+        ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
@@ -49,12 +51,16 @@ def test_a_block_that_kills_its_workers_fails_and_no_other(tmp_path: Path, monke
     data = coordinate_volume(SHAPE, dtype=np.uint8)
 
     def kill(block: Any, block_info: Any = None) -> Any:
+        import time
+
+        time.sleep(0.1)
         if block_info and block_info[0]["chunk-location"] == (1, 0, 0):
             os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.2)  # others die with it
         return block
 
     array = da.from_array(data, chunks=BLOCK).map_blocks(kill, dtype=data.dtype)
-    with one_worker() as client, pytest.raises(BlockFailedError) as caught:
+    with one_worker(threads=2) as client, pytest.raises(BlockFailedError) as caught:
         to_zarr(array, tmp_path / "out.zarr", chunks=BLOCK, cluster=client, progress=False)
     report = caught.value.report
     (failed,) = report.failed
