@@ -144,9 +144,12 @@ def _cluster(
         yield spec, None, None
         return
     text = "" if spec is None else os.fspath(spec)
-    if text in ("", "local"):
-        with processes_here(workers) if text else threads_here(workers) as cluster:
+    if not text:
+        with threads_here(workers) as cluster:
             yield cluster, None, None
+    elif text == "local":
+        with processes_here(workers) as (cluster, topping_up):
+            yield cluster, None, topping_up
     elif "://" in text or text.endswith(".json"):
         yield _running(text, None), None, None
     elif text.endswith(YAML):

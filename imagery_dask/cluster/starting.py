@@ -46,13 +46,16 @@ def threads_here(threads: int | None) -> LocalCluster:
         )
 
 
-def processes_here(workers: int | None) -> LocalCluster:
-    """Start a cluster of processes on this machine, with a thread each."""
+@contextmanager
+def processes_here(workers: int | None) -> Iterator[tuple[LocalCluster, ToppingUp]]:
+    """Start a cluster of processes on this machine, with a thread each, and replace those that end."""
     with dask.config.set(NO_PROFILE):
-        return LocalCluster(
+        started = LocalCluster(
             n_workers=workers or _cores(), threads_per_worker=1, host=LOOPBACK, dashboard_address=DASHBOARD,
             **_own_processes({}),
         )  # fmt: skip
+    with started as cluster, topped_up(cluster, NO_PROFILE) as topping_up:
+        yield cluster, topping_up
 
 
 @contextmanager
@@ -99,8 +102,8 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, Top
             return
         if count and scaled is None:
             _scale(cluster, count)
-        if is_job_queue(file.cluster) or file.cluster is SSHCluster:
-            with topped_up(cluster) as topping_up:
+        if is_job_queue(file.cluster) or file.cluster is SSHCluster or _is_local(file.cluster):
+            with topped_up(cluster, _configuration(file.cluster)) as topping_up:
                 yield cluster, topping_up
         else:
             yield cluster, None
@@ -110,7 +113,7 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, Top
 def _made(file: ClusterFile, arguments: dict[str, Any]) -> Iterator[Any]:
     name = getattr(file.cluster, "__name__", str(file.cluster))
     try:
-        with dask.config.set(NO_PROFILE | (HEARD if file.cluster is SSHCluster else {})):
+        with dask.config.set(_configuration(file.cluster)):
             cluster = file.cluster(**arguments)
     except (TypeError, ValueError, OSError, RuntimeError) as error:
         # One line: classes of dask answer with pages.
@@ -158,6 +161,10 @@ def _secured(file: ClusterFile) -> ClusterFile:
         return file
     logging.getLogger(__name__).info("The cluster can be reached from outside: encrypted with certificates of its own.")
     return replace(file, security=Security.temporary())
+
+
+def _configuration(cluster_class: Any) -> dict[str, Any]:
+    return NO_PROFILE | (HEARD if cluster_class is SSHCluster else {})
 
 
 def _is_local(cluster_class: Any) -> bool:

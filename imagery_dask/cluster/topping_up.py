@@ -1,9 +1,9 @@
 """New workers for those whose job or process ended: as many as were asked for, while a cluster is used.
 
-dask replaces none of them. Its ``SpecCluster`` drops a worker that has been away for a while and lets its place be
-empty; of a job that ended before its worker connected, and of jobs with several workers, it hears nothing; and its
-``Adaptive`` compares what is wanted with the places, not with the workers. Here the batch system is asked which jobs
-there are, but only while one of them has no worker.
+dask replaces none of them. Its ``SpecCluster`` drops a worker that has been away for a while, even one whose nanny is
+about to start it again, and lets its place be empty; of a job that ended before its worker connected, and of jobs with
+several workers, it hears nothing; and its ``Adaptive`` compares what is wanted with the places, not with the workers.
+Here the batch system is asked which jobs there are, but only while one of them has no worker.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import asyncio
 import logging
 import os
 import pwd
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import dask
 from distributed.core import Status
 
 from imagery_dask.cluster.classes import is_job_queue
@@ -62,20 +63,22 @@ _logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def topped_up(cluster: Any) -> Iterator[ToppingUp]:
+def topped_up(cluster: Any, configuration: Mapping[str, Any]) -> Iterator[ToppingUp]:
     """Replace the workers of a cluster that end, until the block is left.
 
     Parameters
     ----------
     cluster : distributed.SpecCluster
-        Of a batch system, or of SSH.
+        Of a batch system, of SSH, or of processes of this machine.
+    configuration : mapping
+        Of dask, while workers start.
 
     Yields
     ------
     ToppingUp
         Says whether there is hope.
     """
-    topping = ToppingUp(cluster)
+    topping = ToppingUp(cluster, configuration)
     cluster.sync(topping.start)
     try:
         yield topping
@@ -90,7 +93,9 @@ class ToppingUp:
     Parameters
     ----------
     cluster : distributed.SpecCluster
-        Of a batch system, or of SSH.
+        Of a batch system, of SSH, or of processes of this machine.
+    configuration : mapping
+        Of dask, while workers start.
 
     Attributes
     ----------
@@ -98,9 +103,10 @@ class ToppingUp:
         Everything that was started has ended, and will not be started again.
     """
 
-    def __init__(self, cluster: Any) -> None:
+    def __init__(self, cluster: Any, configuration: Mapping[str, Any]) -> None:
         self.hopeless = False
         self._cluster = cluster
+        self._configuration = configuration
         self._here: set[str] = set()
         self._came = self._said = False
         # Times that workers were started, the first time included, since a new one came.
@@ -213,20 +219,19 @@ class ToppingUp:
                 cluster.worker_spec[fresh] = cluster.worker_spec.pop(name)
         _logger.info("%d workers ended; new ones are started in their place.", len(names))
         try:
-            await cluster._correct_state()
+            with dask.config.set(self._configuration):
+                await cluster._correct_state()
         except Exception as error:
             # A batch system that refuses, a host that does not answer: tried again, after a pause.
             _logger.info("Workers could not be started: %s", " ".join(str(error).split()))
 
 
 def _process_ended(worker: Any) -> bool:
-    """Whether the process of a worker on another host has ended, or was never there."""
-    process = getattr(worker, "proc", None)
-    return worker.status is not Status.running or process is None or _is_over(process)
-
-
-def _is_over(process: Any) -> bool:
-    return process.exit_status is not None or bool(process.is_closing())
+    """Whether the process of a worker has ended, or was never there; a nanny starts a new one in its place."""
+    if not hasattr(worker, "proc"):
+        return worker.status in (Status.closed, Status.failed)
+    process = worker.proc  # of SSH
+    return worker.status is not Status.running or process.exit_status is not None or bool(process.is_closing())
 
 
 async def _found(job_class: Any) -> dict[str, bool] | None:

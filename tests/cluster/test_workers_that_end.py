@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from integration.stores import files_of, written
 from support.volumes import coordinate_volume
 
 from imagery_dask import to_zarr
+from imagery_dask.cluster import connect
 from imagery_dask.errors import BlockFailedError
 from imagery_dask.run import RunReport
 
@@ -98,6 +100,20 @@ def test_a_worker_that_is_killed_costs_no_attempt(tmp_path: Path, monkeypatch: p
     assert len(killed) == 3
     assert (report.done, report.failures, report.repeats) == (BLOCKS, 0, 0)
     np.testing.assert_array_equal(written(tmp_path / "out.zarr"), data)
+
+
+def test_a_worker_that_dask_drops_is_replaced() -> None:
+    # As on a machine where a nanny takes longer than dask waits to start its worker again.
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "100ms"}), connect("local", workers=2) as client:
+        client.wait_for_workers(2, timeout=60)
+        before = client.run(os.getpid)
+        os.kill(min(before.values()), signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while len(now := client.nthreads()) < 2 or set(now) == set(before):
+            assert time.monotonic() < deadline, now
+            time.sleep(0.2)
+        answers = client.run(lambda: dask.config.get("distributed.worker.profile.enabled"))
+        assert list(answers.values()) == [False, False]
 
 
 def test_workers_that_come_later_get_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
