@@ -48,7 +48,7 @@ def connect(
         to. A YAML file names a cluster class and its arguments (see ``cluster_configs/``). A client or cluster that
         exists is used as it is.
     workers : int, optional
-        Number of workers to ask for, where a cluster is started.
+        Number of workers to ask for, and to keep, where a cluster is started: others come for those that end.
     wait_s : float
         Seconds to wait for the first worker.
     retire_before_s : float, optional

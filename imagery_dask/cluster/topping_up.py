@@ -179,7 +179,7 @@ class ToppingUp:
         if not is_job_queue(type(cluster)):
             return dropped + [name for name, worker in cluster.workers.items() if _process_ended(worker)]
         refused = [name for name, job in cluster.workers.items() if job.job_id is None]
-        lacking = {name: str(job.job_id) for name, job in cluster.workers.items() if job.job_id and self._lacks(name)}
+        lacking = {name: str(cluster.workers[name].job_id) for name in self._without_worker() if name not in refused}
         if not lacking:
             return dropped + refused
         loop = asyncio.get_running_loop()
@@ -193,11 +193,14 @@ class ToppingUp:
         over = {number for number in self._listed if found.get(number, True)}
         return dropped + refused + [name for name, job_id in lacking.items() if _number(job_id) in over]
 
-    def _lacks(self, name: Any) -> bool:
-        """Whether none of the workers of a job is there."""
-        suffixes = self._cluster.worker_spec.get(name, {}).get("group") or [""]
-        own = {f"{name}{suffix}" for suffix in suffixes}
-        return not any(str(worker["name"]) in own for worker in self._cluster.scheduler_info["workers"].values())
+    def _without_worker(self) -> list[Any]:
+        """Names of jobs of which no worker is there."""
+        there = {str(worker["name"]) for worker in self._cluster.scheduler_info["workers"].values()}
+        suffixes = {name: spec.get("group") or [""] for name, spec in self._cluster.worker_spec.items()}
+        return [
+            name for name in self._cluster.workers
+            if there.isdisjoint(f"{name}{suffix}" for suffix in suffixes.get(name, [""]))
+        ]  # fmt: skip
 
     async def _replace(self, names: list[Any]) -> None:
         cluster = self._cluster
