@@ -210,6 +210,20 @@ def test_jobs_that_are_cancelled_twice_are_replaced(
     assert_gone(batch_system)
 
 
+def test_a_job_of_several_workers_is_replaced(cluster_file: Path, batch_system: Slurm) -> None:
+    file = changed(cluster_file, cores=2, processes=2)
+    with connect(file, workers=2, wait_s=60) as client:
+        client.wait_for_workers(2, timeout=60)
+        (job,) = batch_system.jobs()
+        batch_system.run("scancel", job)
+        deadline = time.monotonic() + 60
+        while job in batch_system.jobs() or len(client.nthreads()) < 2:
+            assert time.monotonic() < deadline, batch_system.jobs()
+            time.sleep(0.2)
+        assert len(batch_system.jobs()) == 1
+    assert_gone(batch_system)
+
+
 def test_workers_that_retire_hand_their_blocks_over(
     tmp_path: Path,
     cluster_file: Path,
