@@ -43,6 +43,9 @@ CLUSTER = (
     click.option("--cluster", default="local", show_default=True, metavar="local|FILE|ADDRESS", help="Where to run."),
     click.option("--wait", type=DurationType(), default="10m", show_default=True,
                  help="How long to wait for the first worker: 30s, 10m, 2h."),
+    click.option("--retire-before", type=DurationType(),
+                 help="On a batch system, how long before the walltime of their jobs workers leave.  "
+                      "[default: what the cluster file says, or a tenth of the walltime, 10m at most]"),
 )  # fmt: skip
 RUNNING = (
     *CLUSTER,
@@ -55,11 +58,13 @@ RUNNING = (
     click.option("--report", type=click.Path(dir_okay=False, writable=True), metavar="FILE",
                  help="HTML report to write at the end."),
 )  # fmt: skip
-RUNNING_OPTIONS = ("cluster", "workers", "wait", "overwrite", "repair", "max_missing", "max_requests", "report")
+RUNNING_OPTIONS = (
+    "cluster", "workers", "wait", "retire_before", "overwrite", "repair", "max_missing", "max_requests", "report",
+)  # fmt: skip
 
 
 def cluster_options(command: Command) -> Command:
-    """Give a command ``--workers``, ``--cluster`` and ``--wait``."""
+    """Give a command ``--workers``, ``--cluster``, ``--wait`` and ``--retire-before``."""
     for option in reversed(CLUSTER):
         command = option(command)
     return command
@@ -79,6 +84,7 @@ def run(
     cluster: str,
     workers: int | None,
     wait: float,
+    retire_before: float | None,
     overwrite: bool,
     repair: bool,
     max_missing: float | None,
@@ -96,7 +102,7 @@ def run(
         Makes the export.
     out : str
         Where to, as the user calls it.
-    cluster, workers, wait, overwrite, repair, max_missing, max_requests, report
+    cluster, workers, wait, retire_before, overwrite, repair, max_missing, max_requests, report
         The options.
     block_mib : float, optional
         Size of blocks.
@@ -111,8 +117,8 @@ def run(
         made = execute(
             built,
             Running(
-                cluster=cluster, workers=workers, wait_s=wait, connected=_say_dashboard, overwrite=overwrite,
-                repair=repair, plan=plan, share=share,
+                cluster=cluster, workers=workers, wait_s=wait, retire_before_s=retire_before,
+                connected=_say_dashboard, overwrite=overwrite, repair=repair, plan=plan, share=share,
                 max_missing=max_missing, max_requests=max_requests, report=report,
                 block_mib=block_mib,
             ),

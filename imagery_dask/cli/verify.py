@@ -35,6 +35,7 @@ def verify(
     cluster: str,
     workers: int | None,
     wait: float,
+    retire_before: float | None,
 ) -> None:
     """Read the export OUT back and compare it with its receipts.
 
@@ -46,7 +47,10 @@ def verify(
     if isinstance(sample, int):
         raise click.UsageError(f"--sample is a share of the blocks, as 1%; got {sample}.")
     share = None if look_at_all else 0.01 if sample is None else sample
-    report = verify_export(out, sample=share, source=source, seed=seed, cluster=cluster, workers=workers, wait_s=wait)
+    report = verify_export(
+        out, sample=share, source=source, seed=seed, cluster=cluster, workers=workers, wait_s=wait,
+        retire_before_s=retire_before,
+    )  # fmt: skip
     _show(report, out)
     sys.exit(0 if report.ok else NOT_AS_WRITTEN)
 

@@ -17,7 +17,9 @@ from distributed.security import Security
 
 from imagery_dask.cluster.files import load_cluster_file
 from imagery_dask.cluster.joining import check_scheduler, scheduler_address
+from imagery_dask.cluster.retiring import seconds_of
 from imagery_dask.cluster.starting import from_file, processes_here, threads_here
+from imagery_dask.cluster.topping_up import ToppingUp
 from imagery_dask.cluster.waiting import wait_for_worker
 from imagery_dask.cluster.worker_plugin import prepare_workers
 from imagery_dask.errors import ClusterLostError, ImageryDaskError
@@ -25,6 +27,7 @@ from imagery_dask.errors import ClusterLostError, ImageryDaskError
 __all__ = ["LOST", "WAIT_S", "connect"]
 
 WAIT_S = 600.0
+YAML = (".yaml", ".yml")
 LOST = (
     "The connection to the cluster's scheduler is lost. What is written stays; the same call goes on with another "
     "cluster."
@@ -32,7 +35,9 @@ LOST = (
 
 
 @contextmanager
-def connect(spec: Any = None, workers: int | None = None, wait_s: float = WAIT_S) -> Iterator[Client]:
+def connect(
+    spec: Any = None, workers: int | None = None, wait_s: float = WAIT_S, retire_before_s: float | None = None
+) -> Iterator[Client]:
     """Client of the cluster that a specification names.
 
     Parameters
@@ -43,9 +48,12 @@ def connect(spec: Any = None, workers: int | None = None, wait_s: float = WAIT_S
         to. A YAML file names a cluster class and its arguments (see ``cluster_configs/``). A client or cluster that
         exists is used as it is.
     workers : int, optional
-        Number of workers to ask for, where a cluster is started.
+        Number of workers to ask for, and to keep, where a cluster is started: others come for those that end.
     wait_s : float
         Seconds to wait for the first worker.
+    retire_before_s : float, optional
+        How many seconds before the walltime of their jobs workers leave, where a cluster file starts them on a batch
+        system; in place of what the file says. By default a tenth of the walltime, and 10 minutes at most.
 
     Yields
     ------
@@ -72,6 +80,8 @@ def connect(spec: Any = None, workers: int | None = None, wait_s: float = WAIT_S
             f"cluster must be 'local', a file, an address, or a dask client or cluster; got {spec!r} "
             f"({type(spec).__name__})."
         )
+    if retire_before_s is not None:
+        _check_retiring(spec, retire_before_s)
     current = spec if isinstance(spec, Client) else _current_client() if spec is None else None
     if current is not None:
         with _lost_is_said(current):
@@ -79,10 +89,10 @@ def connect(spec: Any = None, workers: int | None = None, wait_s: float = WAIT_S
             yield current
         return
     with ExitStack() as stack:
-        cluster, security = stack.enter_context(_cluster(spec, workers))
+        cluster, security, topping_up = stack.enter_context(_cluster(spec, workers, retire_before_s))
         stack.enter_context(_loud_again())
         client = stack.enter_context(Client(cluster, security=security, set_as_default=False))
-        wait_for_worker(client, cluster, wait_s)
+        wait_for_worker(client, cluster, wait_s, topping_up)
         try:
             with _lost_is_said(client):
                 prepare_workers(client)
@@ -90,6 +100,16 @@ def connect(spec: Any = None, workers: int | None = None, wait_s: float = WAIT_S
         except ClusterLostError:
             logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it would log tracebacks as it closes
             raise
+
+
+def _check_retiring(spec: Any, retire_before_s: float) -> None:
+    if isinstance(retire_before_s, str) or seconds_of(retire_before_s) is None:
+        raise ValueError(f"retire_before_s must be a number of seconds above 0; got {retire_before_s!r}.")
+    if not (isinstance(spec, (str, os.PathLike)) and os.fspath(spec).endswith(YAML)):
+        raise ValueError(
+            "retire_before_s (--retire-before) is for workers that a cluster file (YAML) starts on a batch system; the "
+            f"cluster is {('local' if spec is None else spec)!r}."
+        )
 
 
 @contextmanager
@@ -116,24 +136,29 @@ def _lost_is_said(client: Client) -> Iterator[None]:
 
 
 @contextmanager
-def _cluster(spec: Any, workers: int | None) -> Iterator[tuple[Any, Security | None]]:
-    """Cluster object or address for a specification, and its certificates; closed when it was started here."""
+def _cluster(
+    spec: Any, workers: int | None, retire_before_s: float | None
+) -> Iterator[tuple[Any, Security | None, ToppingUp | None]]:
+    """Cluster object or address for a specification, its certificates, who replaces workers; what starts is closed."""
     if spec is not None and not isinstance(spec, (str, os.PathLike)):
-        yield spec, None
+        yield spec, None, None
         return
     text = "" if spec is None else os.fspath(spec)
-    if text in ("", "local"):
-        with processes_here(workers) if text else threads_here(workers) as cluster:
-            yield cluster, None
+    if not text:
+        with threads_here(workers) as cluster:
+            yield cluster, None, None
+    elif text == "local":
+        with processes_here(workers) as (cluster, topping_up):
+            yield cluster, None, topping_up
     elif "://" in text or text.endswith(".json"):
-        yield _running(text, None), None
-    elif text.endswith((".yaml", ".yml")):
-        file = load_cluster_file(Path(text))
+        yield _running(text, None), None, None
+    elif text.endswith(YAML):
+        file = load_cluster_file(Path(text), retire_before_s)
         if file.address is not None:
-            yield _running(file.address, file.security), file.security
+            yield _running(file.address, file.security), file.security, None
         else:
-            with from_file(file, workers) as cluster:
-                yield cluster, None
+            with from_file(file, workers) as (cluster, topping_up):
+                yield cluster, None, topping_up
     else:
         raise ValueError(
             f"A cluster is 'local', a YAML file, a scheduler file (.json) or an address (tcp://host:8786); got "

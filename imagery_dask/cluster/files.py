@@ -24,14 +24,14 @@ from imagery_dask.cluster.classes import (
     takes_security,
 )
 from imagery_dask.cluster.lines import Lines, close_word, read_lines
+from imagery_dask.cluster.retiring import retiring, seconds_of
 
 __all__ = ["ClusterFile", "load_cluster_file"]
 
-KEYS = (
-    "adapt", "address", "arguments", "cluster", "driver", "environment", "preload", "security", "worker_memory",
-    "workers",
+STARTED_ONLY = (
+    "adapt", "arguments", "driver", "environment", "preload", "retire_before", "worker_memory", "workers",
 )  # fmt: skip
-STARTED_ONLY = ("adapt", "arguments", "driver", "environment", "preload", "worker_memory", "workers")
+KEYS = ("address", "cluster", "security", *STARTED_ONLY)
 SECURITY = {"ca": "tls_ca_file", "cert": "tls_{role}_cert", "key": "tls_{role}_key"}
 ROLES = ("client", "scheduler", "worker")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -71,7 +71,7 @@ class ClusterFile:
     driver: dict[str, Any] = field(default_factory=dict)
 
 
-def load_cluster_file(path: Path) -> ClusterFile:
+def load_cluster_file(path: Path, retire_before_s: float | None = None) -> ClusterFile:
     """Read a cluster file.
 
     Parameters
@@ -82,9 +82,12 @@ def load_cluster_file(path: Path) -> ClusterFile:
         - ``cluster`` (dotted name of a cluster class) and ``arguments`` (its keyword arguments);
         - ``workers`` (how many to ask for), or ``adapt`` (``{minimum: 1, maximum: 20}``);
         - ``environment`` (variables of the workers), ``preload`` (what they load first), ``worker_memory`` (of each);
+        - ``retire_before`` (so long before the walltime of their jobs they leave);
         - ``security``: ``{ca: FILE, cert: FILE, key: FILE}``, or ``temporary`` for certificates made for this run;
         - ``driver``: arguments of the driver's own job (``imagery-dask submit``), such as ``{walltime: "24:00:00"}``;
         - or ``address``, in place of ``cluster``: of a scheduler that runs, with ``security`` where it is encrypted.
+    retire_before_s : float, optional
+        Seconds, in place of the file's ``retire_before``.
 
     Raises
     ------
@@ -99,10 +102,15 @@ def load_cluster_file(path: Path) -> ClusterFile:
         for name in STARTED_ONLY:
             if name in file.values:
                 file.refuse(name, f"{name!r} is for clusters that are started; 'address' joins one that runs.")
+        if retire_before_s is not None:
+            file.refuse(
+                "address", "--retire-before (retire_before) is for clusters that are started; this file joins one."
+            )
         return ClusterFile(path, None, {}, address=_address(file), security=_security(file))
     if "cluster" not in file.values:
         file.refuse(None, "a cluster file must have a key 'cluster' with the name of a cluster class (or 'address').")
     arguments, workers, adapt = _arguments(file), _count(file, "workers"), _adapt(file)
+    before_s = _retire_before(file)
     if workers and adapt:
         file.refuse("adapt", "'workers' asks for a number and 'adapt' for one that follows the work; say one of them.")
     wishes = Wishes(_environment(file), _preload(file), _memory(file))
@@ -119,6 +127,7 @@ def load_cluster_file(path: Path) -> ClusterFile:
     driver = _driver(file, cluster_class)
     try:
         arguments = fitted(cluster_class, arguments, wishes)
+        arguments = retiring(cluster_class, arguments, before_s if retire_before_s is None else retire_before_s)
     except UnfitError as error:
         file.refuse(error.key, str(error))
     return ClusterFile(path, cluster_class, arguments, workers, adapt, security=security, driver=driver)
@@ -205,6 +214,14 @@ def _memory(file: Lines) -> int | None:
     if size < 1:
         file.refuse("worker_memory", f"'worker_memory' must be a size such as 4GiB; got {given!r}.")
     return int(size)
+
+
+def _retire_before(file: Lines) -> float | None:
+    given = file.values.get("retire_before")
+    seconds = seconds_of(given)
+    if given is not None and seconds is None:
+        file.refuse("retire_before", f"'retire_before' must be a time such as 90s, 10m or 1h; got {given!r}.")
+    return seconds
 
 
 def _address(file: Lines) -> str:

@@ -17,6 +17,7 @@ from distributed.security import Security
 from imagery_dask.cluster.classes import UnfitError, is_job_queue, sized
 from imagery_dask.cluster.files import ClusterFile
 from imagery_dask.cluster.gateway import check_gateway, closed_for_good, is_gateway
+from imagery_dask.cluster.topping_up import ToppingUp, topped_up
 from imagery_dask.cluster.waiting import job_words
 from imagery_dask.sources import tokens_for_own_workers
 
@@ -46,18 +47,21 @@ def threads_here(threads: int | None) -> LocalCluster:
         )
 
 
-def processes_here(workers: int | None) -> LocalCluster:
-    """Start a cluster of processes on this machine, with a thread each."""
+@contextmanager
+def processes_here(workers: int | None) -> Iterator[tuple[LocalCluster, ToppingUp]]:
+    """Start a cluster of processes on this machine, with a thread each, and replace those that end."""
     with dask.config.set(NO_PROFILE):
-        return LocalCluster(
+        started = LocalCluster(
             n_workers=workers or _cores(), threads_per_worker=1, host=LOOPBACK, dashboard_address=DASHBOARD,
             **_own_processes({}),
         )  # fmt: skip
+    with started as cluster, topped_up(cluster, NO_PROFILE) as topping_up:
+        yield cluster, topping_up
 
 
 @contextmanager
-def from_file(file: ClusterFile, workers: int | None) -> Iterator[Any]:
-    """Start what a cluster file names, and close it at the end.
+def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, ToppingUp | None]]:
+    """Start what a cluster file names, replace its workers that end, and close it at the end.
 
     Parameters
     ----------
@@ -68,8 +72,8 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[Any]:
 
     Yields
     ------
-    cluster
-        Its workers may not be there yet.
+    cluster, topping_up
+        The workers may not be there yet; who replaces those that end, where dask, or a server, does not by itself.
 
     Raises
     ------
@@ -97,16 +101,22 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[Any]:
     with _made(file, arguments if scaled is None else scaled) as cluster:
         if file.adapt and not workers:
             cluster.adapt(minimum=file.adapt[0], maximum=file.adapt[1])
-        elif count and scaled is None:
+            yield cluster, None
+            return
+        if count and scaled is None:
             _scale(cluster, count)
-        yield cluster
+        if is_job_queue(file.cluster) or file.cluster is SSHCluster or _is_local(file.cluster):
+            with topped_up(cluster, _configuration(file.cluster)) as topping_up:
+                yield cluster, topping_up
+        else:
+            yield cluster, None
 
 
 @contextmanager
 def _made(file: ClusterFile, arguments: dict[str, Any]) -> Iterator[Any]:
     name = getattr(file.cluster, "__name__", str(file.cluster))
     try:
-        with dask.config.set(NO_PROFILE | (HEARD if file.cluster is SSHCluster else {})):
+        with dask.config.set(_configuration(file.cluster)):
             cluster = file.cluster(**arguments)
     except Exception as error:
         # One line: classes of dask answer with pages, in errors of types of their own.
@@ -158,6 +168,10 @@ def _secured(file: ClusterFile) -> ClusterFile:
         return file
     logging.getLogger(__name__).info("The cluster can be reached from outside: encrypted with certificates of its own.")
     return replace(file, security=Security.temporary())
+
+
+def _configuration(cluster_class: Any) -> dict[str, Any]:
+    return NO_PROFILE | (HEARD if cluster_class is SSHCluster else {})
 
 
 def _is_local(cluster_class: Any) -> bool:

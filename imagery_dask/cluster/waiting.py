@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from distributed import Client
 
 from imagery_dask.cluster.classes import is_job_queue
+from imagery_dask.cluster.topping_up import ToppingUp
 
 __all__ = ["job_words", "said_of_jobs", "system_of", "wait_for_worker"]
 
 COMMAND_S = 10
+# How often is looked whether there is still hope for a worker.
+LOOK_S = 1.0
 LOG_LINES = 15
 ANSWER_LINES = 20
 JOBS_SHOWN = 3
@@ -30,7 +35,7 @@ QUESTIONS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 
 
-def wait_for_worker(client: Client, cluster: Any, wait_s: float) -> None:
+def wait_for_worker(client: Client, cluster: Any, wait_s: float, topping_up: ToppingUp | None = None) -> None:
     """Wait for the first worker.
 
     Parameters
@@ -41,23 +46,31 @@ def wait_for_worker(client: Client, cluster: Any, wait_s: float) -> None:
         The cluster that was started, or what was joined.
     wait_s : float
         Seconds.
+    topping_up : ToppingUp, optional
+        Who starts new workers for those that ended: when it gives up, nothing is waited for any longer.
 
     Raises
     ------
     TimeoutError
         No worker came; with the job script and the batch system's words where there are such.
     """
-    try:
-        client.wait_for_workers(1, timeout=wait_s)
-    except TimeoutError:
+    deadline = time.monotonic() + wait_s
+    while True:
+        with suppress(TimeoutError):
+            client.wait_for_workers(1, timeout=max(0.01, min(LOOK_S, deadline - time.monotonic())))
+            return
+        hopeless = topping_up is not None and topping_up.hopeless
+        if not (hopeless or time.monotonic() > deadline):
+            continue
         words = job_words(cluster)
         where = words or (
             "Start workers (dask worker ADDRESS), or look at the batch system's queue and at the logs of those that "
             "were started."
         )
-        raise TimeoutError(
-            f"No worker came within {wait_s:.3g} s (--wait).{chr(10) if words else ' '}{where}"
-        ) from None
+        when = (
+            ": each time, all of them ended before they connected" if hopeless else f" within {wait_s:.3g} s (--wait)"
+        )
+        raise TimeoutError(f"No worker came{when}.{chr(10) if words else ' '}{where}")
 
 
 def job_words(cluster: Any) -> str:

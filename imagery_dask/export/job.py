@@ -35,7 +35,7 @@ class Running:
 
     Parameters
     ----------
-    cluster, workers, wait_s
+    cluster, workers, wait_s, retire_before_s
         See `imagery_dask.cluster.connect`.
     connected : callable or None
         Called with the client when there are workers.
@@ -67,6 +67,7 @@ class Running:
     cluster: Any = None
     workers: int | None = None
     wait_s: float = WAIT_S
+    retire_before_s: float | None = None
     connected: Callable[[Client], None] | None = field(default=None, repr=False)
     progress: bool | Callable[[RunReport], None] = True
     overwrite: bool = False
@@ -89,7 +90,7 @@ class Running:
     @contextmanager
     def connect(self) -> Iterator[Client]:
         """Connect to the cluster (`imagery_dask.cluster.connect`)."""
-        with connect(self.cluster, self.workers, self.wait_s) as client:
+        with connect(self.cluster, self.workers, self.wait_s, self.retire_before_s) as client:
             if self.connected is not None:
                 self.connected(client)
             yield client

@@ -97,6 +97,7 @@ def verify_export(
     cluster: Any = None,
     workers: int | None = None,
     wait_s: float = WAIT_S,
+    retire_before_s: float | None = None,
     progress: bool | Callable[[RunReport], None] = True,
 ) -> VerifyReport:
     """Read an export back and compare it with its receipts; make some blocks again from the source.
@@ -113,8 +114,8 @@ def verify_export(
         Chooses the same blocks again.
     cluster, workers, progress : optional
         As in `to_zarr`.
-    wait_s : float
-        Seconds to wait for the first worker.
+    wait_s, retire_before_s : optional
+        As in `imagery_dask.cluster.connect`.
 
     Returns
     -------
@@ -156,7 +157,10 @@ def verify_export(
 
     rules = Rules(todo=todo, wrap=wrap, on_failure=found)
     if len(chosen):
-        with connect(cluster, workers, wait_s) as client, shown(progress, len(chosen)) as on_progress:
+        with (
+            connect(cluster, workers, wait_s, retire_before_s) as client,
+            shown(progress, len(chosen)) as on_progress,
+        ):
             export.check(client)
             ran = run_blocks(client, [Chain(tasks_of(export, session))], RunReport(len(chosen)), on_progress, rules)
         report.seconds, report.read_bytes = ran.seconds, ran.written_bytes

@@ -7,18 +7,19 @@ import math
 import random
 import time
 from asyncio import CancelledError
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 from uuid import uuid4
 
 import numpy as np
-from distributed import Client, as_completed
+from distributed import Client, KilledWorker, as_completed
 from numpy.typing import NDArray
 
-from imagery_dask.cluster import LOST
+from imagery_dask.cluster import LOST, job_words
 from imagery_dask.errors import AccessRefusedError, ClusterLostError, TargetFullError, TooManyMissingError
 from imagery_dask.records.journal import Records
 from imagery_dask.run.block import BlockError, BlockResult, BlockTask, run_batch
@@ -36,9 +37,14 @@ BATCH_MOST = 128
 # Attempts at a block, when each fails for a reason that may pass; within one, each request has attempts of its own.
 ATTEMPTS = 4
 PAUSES_S = (1.0, 4.0, 16.0)
-# A scheduler whose process died is noticed at once, by its connection; one that stands still is asked after so long
-# without a result, and given as long again to answer.
-SILENCE_S = 60.0
+# Workers that end are no failures of the blocks that they had, unless it is a block that ends them: so many, and it is.
+DEATHS_MOST = 16
+# How often the scheduler is asked how many threads its workers have: they come and go.
+ASK_S = 5.0
+# A scheduler whose process died is noticed at once, by its connection; one that stands still has so long to answer.
+SILENCE_S = 120.0
+# A result whose worker died before it was fetched is computed again.
+RESULT_S = 10.0
 LOOK_S = 0.1
 # Workers that all died may be replaced, by a batch system for instance.
 DESERTED_S = 600.0
@@ -135,6 +141,16 @@ class _Submitted:
     number: int
     task: BlockTask
     attempt: int
+    # Workers that died while they had it.
+    deaths: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Lost:
+    """An attempt that ended because workers did."""
+
+    deaths: int
+    last: str
 
 
 @dataclass(slots=True)
@@ -148,31 +164,33 @@ class _Window:
     started: float = field(default_factory=time.perf_counter)
     run_id: str = field(default_factory=lambda: uuid4().hex)
     submitted: dict[str, list[_Submitted]] = field(default_factory=dict)
-    size: int = 1
+    threads: int = 1
     left: int = 0
     block_s: float = math.inf
     waiting: list[tuple[float, int, _Submitted]] = field(default_factory=list)
-    # When the scheduler was last heard of.
-    heard: float = field(default_factory=time.monotonic)
-    # When it was last known to have a worker.
+    # Blocks whose workers died.
+    suspects: deque[_Submitted] = field(default_factory=deque)
+    # When the scheduler was last asked for its workers.
+    asked: float = -math.inf
+    # When it was last known to have one.
     manned: float = field(default_factory=time.monotonic)
 
     def run(self, tasks: Sequence[BlockTask], first: int) -> None:
         """Run a stage."""
         self._check_missing()  # earlier calls may have been allowed more
-        with self._asking():
-            self.size = max(4, WINDOW_PER_THREAD * sum(self.client.nthreads().values()))
         numbers = self._todo(first, len(tasks))
         self.left = len(numbers)
         fresh = (_Submitted(first + index, tasks[index], 1) for index in numbers)
         running = as_completed(loop=self.client.loop)
         try:
             while True:
-                for batch in islice(self._batches(fresh), self.size - len(self.submitted)):
+                if self._is_to_ask():
+                    self._ask()
+                for batch in islice(self._batches(fresh), max(0, self.size - len(self.submitted))):
                     running.add(self._submit(batch))
                 if self.submitted:
                     if self._result_is_there(running):
-                        self._take(next(running))
+                        self._take(next(running), running)
                 elif self.waiting:
                     time.sleep(max(0.0, self.waiting[0][0] - time.monotonic()))
                 else:
@@ -182,30 +200,38 @@ class _Window:
                 self.client.cancel(list(running.futures), force=True)
             raise
 
+    @property
+    def size(self) -> int:
+        """Tasks that the scheduler may know of at a time."""
+        return max(4, WINDOW_PER_THREAD * self.threads)
+
     def _result_is_there(self, running: Any) -> bool:
-        """Wait for a result as long as there is a scheduler that may give one; False when a block is due again."""
+        """Wait for a result as long as there is a scheduler that may give one; False when something else is due."""
         while not running.has_ready():
             with running.thread_condition:
                 running.thread_condition.wait(LOOK_S)
             if self.client.status != "running" and not running.has_ready():
                 raise ClusterLostError(LOST)
             self.rules.check()
-            if time.monotonic() - self.heard > SILENCE_S:
-                self._ask()
-            if self.waiting and self.waiting[0][0] <= time.monotonic():
+            if self._is_to_ask() or (self.waiting and self.waiting[0][0] <= time.monotonic()):
                 return running.has_ready()  # type: ignore[no-any-return]
         return True
 
+    def _is_to_ask(self) -> bool:
+        return time.monotonic() - self.asked > ASK_S
+
     def _ask(self) -> None:
-        """Ask a scheduler that has been silent whether it is there."""
+        """Ask the scheduler how many threads there are."""
         with self._asking():
-            workers = self.client.sync(self.client.scheduler.ncores, callback_timeout=SILENCE_S)
-        self.heard = time.monotonic()
-        self.manned = self.heard if workers else self.manned
-        if self.heard - self.manned > DESERTED_S:
+            found = self.client.sync(self.client.scheduler.identity, n_workers=0, callback_timeout=SILENCE_S)
+        self.asked = time.monotonic()
+        self.threads = int(found["total_threads"])
+        self.manned = self.asked if self.threads else self.manned
+        if self.asked - self.manned > DESERTED_S:
+            words = job_words(self.client.cluster)
             raise ClusterLostError(
                 f"The cluster has had no worker for {DESERTED_S / 60:.0f} minutes. What is written stays; the same "
-                "call goes on with workers."
+                "call goes on with workers." + (f"\n{words}" if words else "")
             )
 
     @contextmanager
@@ -230,8 +256,11 @@ class _Window:
         return np.flatnonzero(self.rules.todo[first : first + count]).tolist()
 
     def _batches(self, fresh: Iterator[_Submitted]) -> Iterator[list[_Submitted]]:
-        """Blocks to submit: those whose pause is over, each by itself, before new ones."""
+        """Blocks to submit: those that were tried before, each by itself, before new ones."""
         while True:
+            if self.suspects and self._may_suspect():
+                yield [self.suspects.popleft()]
+                continue
             if self.waiting and self.waiting[0][0] <= time.monotonic():
                 yield [heapq.heappop(self.waiting)[2]]
                 continue
@@ -243,11 +272,17 @@ class _Window:
                 return
             yield batch
 
+    def _may_suspect(self) -> bool:
+        """Whether another block whose workers died may be tried: few at once, so that none dies of its neighbour."""
+        under_way = sum(batch[0].deaths > 0 for batch in self.submitted.values())
+        return under_way < max(1, self.threads // 4)
+
     def _submit(self, batch: list[_Submitted]) -> Any:
         # Up to the first dash a key is its group's name, which the scheduler and the dashboard keep for ever; the id
         # keeps a run apart from another of the same array on the same cluster.
         doing, *where = batch[0].task.name.rsplit(maxsplit=3)
-        key = f"{doing}-{' '.join(where)}, block {batch[0].number}, attempt {batch[0].attempt}, {self.run_id}"
+        tries = f"attempt {batch[0].attempt}" + (f" after {batch[0].deaths} deaths" if batch[0].deaths else "")
+        key = f"{doing}-{' '.join(where)}, block {batch[0].number}, {tries}, {self.run_id}"
         blocks = [(self.rules.wrap(block.task, block.number), block.number, block.attempt) for block in batch]
         with self._asking():
             future = self.client.submit(
@@ -256,31 +291,41 @@ class _Window:
         self.submitted[future.key] = batch
         return future
 
-    def _take(self, future: Any) -> None:
-        batch = self.submitted.pop(future.key)
+    def _take(self, future: Any, running: Any) -> None:
         results = self._results(future)
+        if results is None:
+            running.add(future)
+            self.rules.check()
+            return
+        batch = self.submitted.pop(future.key)
         future.release()
         # Of a batch that got lost with its worker each block is done by itself: one of them may be the reason.
         each = results if isinstance(results, list) else [results] * len(batch)
         for block, result in zip(batch, each, strict=False):
             if isinstance(result, BlockResult):
                 self._done(block, result)
+            elif isinstance(result, _Lost):
+                self._lost(block, result)
             else:
                 self._failed(block, result)
             self.show()
         self.rules.check()
 
-    def _results(self, future: Any) -> list[BlockResult | BlockError] | BlockError:
+    def _results(self, future: Any) -> list[BlockResult | BlockError] | BlockError | _Lost | None:
+        """Fetch what a worker says; None where it is computed again, because its worker died meanwhile."""
         try:
-            # Within a time: a result whose worker died meanwhile is computed again before it comes.
-            results: list[BlockResult | BlockError] = future.result(timeout=SILENCE_S)
-            self.heard = self.manned = time.monotonic()
+            results: list[BlockResult | BlockError] = future.result(timeout=RESULT_S)
+            self.manned = time.monotonic()
             return results
         except (CancelledError, Exception) as error:  # of dask's own: a killed worker, a result that got lost
             if self.client.status != "running":
                 raise ClusterLostError(LOST) from error
-            if isinstance(error, TimeoutError):
-                self._ask()
+            if isinstance(error, KilledWorker):
+                return _Lost(error.allowed_failures + 1, error.last_worker.address)
+            if isinstance(error, CancelledError):
+                return _Lost(1, f"{type(error).__name__}: {error}")
+            if isinstance(error, TimeoutError) and future.status != "error":
+                return None
             return BlockError(f"{type(error).__name__}: {error}", "", "passing")
 
     def _done(self, block: _Submitted, result: BlockResult) -> None:
@@ -310,10 +355,24 @@ class _Window:
             again = _Submitted(block.number, block.task, block.attempt + 1)
             heapq.heappush(self.waiting, (time.monotonic() + pause, block.number, again))
             return
+        self._set_aside(block, result.reason)
+
+    def _lost(self, block: _Submitted, lost: _Lost) -> None:
+        """Try a block again whose workers died, at once; but not for ever."""
+        deaths = block.deaths + lost.deaths
+        if deaths < DEATHS_MOST:
+            self.suspects.append(replace(block, deaths=deaths))
+            return
+        self._set_aside(
+            block, f"its worker died {deaths} times; the last: {lost.last}. Is a worker's memory enough for it "
+            "(worker_memory)? The workers' logs may say why they died.",
+        )  # fmt: skip
+
+    def _set_aside(self, block: _Submitted, reason: str) -> None:
         self.report.failures += 1
         if len(self.report.failed) < FAILURES_KEPT:
-            self.report.failed.append(FailedBlock(block.task.name, result.reason))
-        self.rules.on_failure(block.number, block.task, result.reason, block.attempt)
+            self.report.failed.append(FailedBlock(block.task.name, reason))
+        self.rules.on_failure(block.number, block.task, reason, block.attempt)
 
 
 def check_missing(report: RunReport, most: float | None) -> None:

@@ -33,7 +33,7 @@ def cluster_file(tmp_path: Path, batch_system: Slurm, monkeypatch: pytest.Monkey
     for name, value in batch_system.env.items():
         monkeypatch.setenv(name, value)
     content = yaml.safe_load(SLURM_FILE.read_text())
-    content |= {"workers": 2, "worker_memory": "1GiB"}
+    content |= {"workers": 2, "worker_memory": "1GiB", "retire_before": "1m"}
     content["arguments"] |= {
         "queue": batch_system.partition,
         "walltime": "00:05:00",

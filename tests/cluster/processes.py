@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 START_TIMEOUT_S = 30.0
@@ -32,9 +32,7 @@ def environment() -> dict[str, str]:
 
 
 @contextmanager
-def process(
-    folder: Path, name: str, *command: str, env: dict[str, str] | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
+def process(folder: Path, name: str, *command: str, env: dict[str, str] | None = None) -> Iterator[None]:
     """Run a command, whose output goes to NAME.log in a folder, until the block ends."""
     with (folder / f"{name}.log").open("wb") as output:
         running = subprocess.Popen(
@@ -94,15 +92,27 @@ def dask_processes(
         wait_for(file, folder / "scheduler.log")
         for number in range(workers):
             elsewhere = prefixes[number] if number < len(prefixes) else ()
-            command = [*elsewhere, *dask, "worker", "--scheduler-file", str(file), "--nthreads", "1"]
-            here = () if elsewhere else ("--host", host)
-            stack.enter_context(
-                process(
-                    folder, f"worker-{number}", *command, "--memory-limit", "1GiB", "--local-directory",
-                    str(folder / "scratch"), *here, *options, env=env,
-                )
-            )  # fmt: skip
+            at = host if not elsewhere else None
+            worker = dask_worker(folder, f"worker-{number}", *options, env=env, host=at, prefix=elsewhere)
+            stack.enter_context(worker)
         yield file
+
+
+def dask_worker(
+    folder: Path,
+    name: str,
+    *options: str,
+    threads: int = 1,
+    env: dict[str, str] | None = None,
+    host: str | None = "127.0.0.1",
+    prefix: Sequence[str] = (),
+) -> AbstractContextManager[None]:
+    """Run a ``dask worker`` of the scheduler of `dask_processes`."""
+    return process(
+        folder, name, *prefix, sys.executable, "-m", "dask", "worker", "--scheduler-file",
+        str(folder / "scheduler.json"), "--nthreads", str(threads), "--memory-limit", "1GiB", "--local-directory",
+        str(folder / "scratch"), *(("--host", host) if host else ()), *options, env=env,
+    )  # fmt: skip
 
 
 def wait_for(file: Path, log: Path) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
+import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,54 +13,25 @@ import pytest
 import yaml
 import zarr
 from cluster.certificates import certificates
-from cluster.slurm import Slurm, SlurmUnavailable, slurm
+from cluster.conftest import SLURM_FILE
+from cluster.slurm import Slurm
 from integration.stores import files_of
+from support.http_server import FileServer
+from support.streams import without_dashboard
 from support.volumes import coordinate_volume, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_zarr
+from imagery_dask.cli import main
 from imagery_dask.cluster import connect, load_cluster_file
+from imagery_dask.run import RunReport
 
-CONFIG = Path(__file__).parents[2] / "cluster_configs" / "slurm.yaml"
 SHAPE = (96, 64, 48)
 OFFSET = (-32, 64, 16)
 
 
-@pytest.fixture(scope="module")
-def batch_system() -> Iterator[Slurm]:
-    pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
-    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # a socket's path has 108 characters at most
-    try:
-        with slurm(folder) as running:
-            yield running
-    except SlurmUnavailable as reason:
-        pytest.skip(str(reason))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture
-def cluster_file(tmp_path: Path, batch_system: Slurm, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Fill in the shipped file what it asks its reader to fill in, for this machine."""
-    for name, value in batch_system.env.items():
-        monkeypatch.setenv(name, value)
-    content = yaml.safe_load(CONFIG.read_text())
-    content |= {"workers": 2, "worker_memory": "1GiB"}
-    content["arguments"] |= {
-        "queue": batch_system.partition,
-        "walltime": "00:05:00",
-        "interface": "lo",
-        "local_directory": str(tmp_path / "scratch"),
-        "log_directory": str(tmp_path / "logs"),
-        "scheduler_options": {"dashboard_address": "127.0.0.1:0"},
-    }
-    file = tmp_path / "slurm.yaml"
-    file.write_text(yaml.safe_dump(content))
-    return file
-
-
 def test_the_shipped_file_is_understood() -> None:
     pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
-    file = load_cluster_file(CONFIG)
+    file = load_cluster_file(SLURM_FILE)
     assert file.cluster.__name__ == "SLURMCluster"
     assert file.workers is not None
     assert {"queue", "cores", "memory", "walltime"} <= set(file.arguments)
@@ -74,10 +43,7 @@ def test_workers_are_jobs(cluster_file: Path, batch_system: Slurm) -> None:
         variables = client.run(lambda: dict(os.environ))
         assert [env["SLURM_JOB_ID"] for env in variables.values()] == batch_system.jobs()
         assert {env["SLURM_JOB_PARTITION"] for env in variables.values()} == {batch_system.partition}
-    deadline = time.monotonic() + 30
-    while batch_system.jobs():
-        assert time.monotonic() < deadline, "jobs outlive the connection"
-        time.sleep(0.2)
+    assert_gone(batch_system)
 
 
 def test_an_export_equals_one_in_this_process(
@@ -115,6 +81,23 @@ def test_no_worker_in_time_is_an_error(cluster_file: Path, batch_system: Slurm) 
         assert "distributed.cli.dask_worker tcp://127.0.0.1:" in str(caught.value)
     finally:
         batch_system.run("scontrol", "update", f"PartitionName={batch_system.partition}", "State=UP")
+
+
+def every_job(batch_system: Slurm) -> set[str]:
+    """Ids of all jobs, also of those that ended in the last minutes."""
+    return set(batch_system.run("squeue", "--noheader", "--states=all", "--format=%i").split())
+
+
+def test_a_job_that_waits_is_left_in_the_queue(cluster_file: Path, batch_system: Slurm) -> None:
+    batch_system.run("scontrol", "update", f"PartitionName={batch_system.partition}", "State=DOWN")
+    before = every_job(batch_system)
+    try:
+        with pytest.raises(TimeoutError, match="No worker came within 8 s"), connect(cluster_file, wait_s=8):
+            pass
+        assert len(every_job(batch_system) - before) == 2
+    finally:
+        batch_system.run("scontrol", "update", f"PartitionName={batch_system.partition}", "State=UP")
+    assert_gone(batch_system)
 
 
 def changed(cluster_file: Path, **arguments: Any) -> Path:
@@ -158,12 +141,104 @@ def test_a_job_that_is_cancelled_is_replaced_where_the_file_adapts(cluster_file:
         assert client.submit(sum, [1, 2]).result() == 3
 
 
-def test_the_log_of_a_job_that_died_is_shown(cluster_file: Path) -> None:
+def slow_export(tmp_path: Path, server: FileServer) -> tuple[Any, dict[str, Any]]:
+    """Imagery of 72 blocks whose reading takes a while, and the arguments of an export of it."""
+    image = coordinate_volume(SHAPE, OFFSET, np.uint8)
+    write_volume(tmp_path / "em", image, voxel_offset=OFFSET, chunk_size=(16, 16, 16), compress=False)
+    client = ImageryClient(image_source=f"precomputed://{server.url}/em")
+    data = client.image_cutout([OFFSET, [a + n for a, n in zip(OFFSET, SHAPE, strict=True)]])
+    options: dict[str, Any] = {"chunks": (16, 16, 16), "shards": None, "block_mib": 2**-8}
+    to_zarr(data, tmp_path / "here.zarr", progress=False, **options)
+    server.latency_s = 0.3
+    return data, options
+
+
+def test_jobs_that_are_cancelled_twice_are_replaced(
+    tmp_path: Path, cluster_file: Path, batch_system: Slurm, file_server: FileServer
+) -> None:
+    data, options = slow_export(tmp_path, file_server)
+    cancelled: list[list[str]] = []
+
+    def cancel(report: RunReport) -> None:
+        # All of them; then, of those that came in their place, all but one.
+        if len(cancelled) < 2 and report.done >= (10, 30)[len(cancelled)] and len(jobs := batch_system.jobs()) == 2:
+            cancelled.append(jobs[len(cancelled) :])
+            batch_system.run("scancel", *cancelled[-1])
+
+    report = to_zarr(data, tmp_path / "there.zarr", cluster=cluster_file, progress=cancel, **options)
+    assert list(map(len, cancelled)) == [2, 1]
+    assert not set(cancelled[0]) & set(cancelled[1])
+    assert report.ok
+    assert (report.blocks, report.failures, report.repeats) == (72, 0, 0)
+    assert files_of(tmp_path / "here.zarr") == files_of(tmp_path / "there.zarr")
+    assert_gone(batch_system)
+
+
+def test_a_job_of_several_workers_is_replaced(cluster_file: Path, batch_system: Slurm) -> None:
+    file = changed(cluster_file, cores=2, processes=2)
+    with connect(file, workers=2, wait_s=60) as client:
+        client.wait_for_workers(2, timeout=60)
+        (job,) = batch_system.jobs()
+        batch_system.run("scancel", job)
+        deadline = time.monotonic() + 60
+        while job in batch_system.jobs() or len(client.nthreads()) < 2:
+            assert time.monotonic() < deadline, batch_system.jobs()
+            time.sleep(0.2)
+        assert len(batch_system.jobs()) == 1
+    assert_gone(batch_system)
+
+
+def test_workers_that_retire_hand_their_blocks_over(
+    tmp_path: Path,
+    cluster_file: Path,
+    batch_system: Slurm,
+    file_server: FileServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    slow_export(tmp_path, file_server)
+    bounds = [*OFFSET, *(a + n for a, n in zip(OFFSET, SHAPE, strict=True))]
+    arguments = ["export", "zarr", tmp_path / "there.zarr", "--image-source", f"precomputed://{file_server.url}/em",
+                 "--bounds", *bounds, "--chunks", "16,16,16", "--shards", "none", "--block-mib", 2**-8, "--cluster",
+                 changed(cluster_file, walltime="00:01:00"), "--retire-before", "40s"]  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["imagery-dask", *map(str, arguments)])
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    done = capfd.readouterr()
+    assert not stopped.value.code, done.err
+    assert [line for line in without_dashboard(done.err).splitlines() if " of 72 blocks " not in line] == []
+    assert "72 of 72 blocks" in done.out
+    assert "tried again" not in done.out
+    assert files_of(tmp_path / "here.zarr") == files_of(tmp_path / "there.zarr")
+    # Workers of the first two jobs left, and the jobs ended by themselves; nobody else did it.
+    logs = sorted((tmp_path / "logs").glob("*.err"), key=lambda log: int(log.stem.rpartition("-")[2]))
+    assert len(logs) > 2, "no job was replaced"
+    assert "CANCELLED" not in "".join(log.read_text() for log in logs[:2])
+    assert_gone(batch_system)
+
+
+def assert_gone(batch_system: Slurm) -> None:
+    deadline = time.monotonic() + 30
+    while batch_system.jobs():
+        assert time.monotonic() < deadline, "jobs outlive the connection"
+        time.sleep(0.2)
+
+
+def test_the_log_of_a_job_that_died_is_shown(
+    tmp_path: Path, cluster_file: Path, batch_system: Slurm, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = every_job(batch_system)
     lines = ["echo there is no such python >&2", "exit 3"]
+    started = time.monotonic()
     with (
-        pytest.raises(TimeoutError) as caught,
-        connect(changed(cluster_file, job_script_prologue=lines), workers=1, wait_s=6),
+        pytest.raises(TimeoutError, match="all of them ended before they connected") as caught,
+        connect(changed(cluster_file, job_script_prologue=lines), workers=2, wait_s=300),
     ):
         pass
+    assert time.monotonic() - started < 45
+    assert len(every_job(batch_system) - before) == 3 * 2, "two further tries, with two jobs each"
+    (warning,) = [each.message for each in caplog.records if each.name.startswith("imagery_dask")]
+    assert re.match("Workers were started 3 times in a row, and none of them connected: .*/logs", warning)
     assert "there is no such python" in str(caught.value)
     assert "JobState=FAILED Reason=NonZeroExitCode" in str(caught.value)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,19 @@ def test_an_export_equals_one_in_this_process(tmp_path: Path, server: Sshd) -> N
         assert to_zarr(data, tmp_path / "there.zarr", cluster=there, **options).ok
     np.testing.assert_array_equal(zarr.open_array(tmp_path / "there.zarr", path="0", mode="r")[...].T, image)
     assert files_of(tmp_path / "here.zarr") == files_of(tmp_path / "there.zarr")
+
+
+def test_a_worker_that_is_killed_is_started_again(tmp_path: Path, server: Sshd) -> None:
+    with connect(cluster_file(tmp_path, server), wait_s=60) as client:
+        client.wait_for_workers(2, timeout=60)
+        nannies = set(client.run(os.getppid).values())
+        assert len(nannies) == 2
+        os.kill(min(nannies), signal.SIGKILL)  # the process that ssh started
+        deadline = time.monotonic() + 60
+        while len(found := set(client.run(os.getppid, on_error="ignore").values())) < 2 or found == nannies:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.2)
+        assert found & nannies == {max(nannies)}
 
 
 def test_fewer_workers_than_hosts(tmp_path: Path, server: Sshd) -> None:

@@ -84,6 +84,19 @@ def test_a_cluster_file_that_will_not_do(
     assert not out.exists()
 
 
+def test_only_batch_systems_have_a_walltime(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, source: str
+) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text("cluster: distributed.LocalCluster\n")
+    for cluster, words in (("local", "the cluster is 'local'"), (file, "workers of LocalCluster have no walltime")):
+        arguments = ("export", "zarr", tmp_path / "o.zarr", "--image-source", source, *BOUNDS, "--cluster", cluster)
+        assert run(monkeypatch, *arguments, "--retire-before", "5m") == 2
+        (said,) = capfd.readouterr().err.splitlines()
+        assert words in said
+    assert not (tmp_path / "o.zarr").exists()
+
+
 def test_no_worker_within_the_wait(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, source: str
 ) -> None:

@@ -378,7 +378,7 @@ def test_an_interrupted_export_stops(
 def test_a_cluster_without_workers_is_not_waited_for_for_ever(
     tmp_path: Path, data: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imagery_dask.run.window.SILENCE_S", 0.2)
+    monkeypatch.setattr("imagery_dask.run.window.ASK_S", 0.2)
     monkeypatch.setattr("imagery_dask.run.window.DESERTED_S", 0.5)
     with (
         LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as cluster,

@@ -113,6 +113,13 @@ def test_package_that_is_not_installed(tmp_path: Path) -> None:
         (LOCAL + "security: {cert: a, key: b}\n", 2, "'security' needs 'ca'"),
         (LOCAL + "address: tcp://host:1\n", 2, "'cluster' starts a cluster and 'address' joins one"),
         ("address: tcp://host:1\nworkers: 3\n", 2, "'workers' is for clusters that are started"),
+        (LOCAL + "retire_before: 10m\n", 2, "workers of LocalCluster have no walltime"),
+        (SSH + "retire_before: 10m\n", 3, "workers of SSHCluster have no walltime"),
+        (LOCAL + "retire_before: soon\n", 2, "'retire_before' must be a time such as 90s, 10m or 1h; got 'soon'"),
+        (LOCAL + "retire_before: 0\n", 2, "'retire_before' must be a time such as 90s, 10m or 1h; got 0"),
+        (LOCAL + "retire_before: -5m\n", 2, "'retire_before' must be a time such as 90s, 10m or 1h; got '-5m'"),
+        (LOCAL + "retire_before: true\n", 2, "'retire_before' must be a time such as 90s, 10m or 1h; got True"),
+        ("address: tcp://host:1\nretire_before: 5m\n", 2, "'retire_before' is for clusters that are started"),
         ("address: host\n", 1, "'address' must be tcp://HOST:PORT"),
         ("address: tcp://host:1\nsecurity: temporary\n", 2, "'security' must be"),
         ("cluster: distributed.deploy.Cluster\npreload: a\n", 2, "does not know what Cluster calls 'preload'"),
@@ -180,8 +187,82 @@ def test_wishes_of_a_batch_system(tmp_path: Path, own: str) -> None:
     assert file.arguments == {
         "cores": 1, "processes": 2, "memory": "4.00GiB",
         "job_script_prologue": [*exports, *(["activate"] if own else [])],
-        "worker_extra_args": [*(["--resources", "GPU=1"] if own else []), *flags],
+        # Half an hour is dask-jobqueue's walltime where none is said, and a tenth of it is kept.
+        "worker_extra_args": [
+            *(["--resources", "GPU=1"] if own else []), *flags, "--lifetime", "1530s", "--lifetime-stagger", "90s"
+        ],
     }  # fmt: skip
+
+
+WALLTIME = "cluster: dask_jobqueue.%s\narguments: {cores: 1, memory: 1GB, walltime: '%s'}\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "walltime", "said", "wins", "flags"),
+    [
+        ("SLURMCluster", "04:00:00", "10m", None, ["13500s", "300s"]),
+        ("SLURMCluster", "04:00:00", "10m", 3600, ["9000s", "1800s"]),
+        ("SLURMCluster", "1-12", "1h", None, ["124200s", "1800s"]),
+        ("SLURMCluster", "90", "1m", None, ["5310s", "30s"]),
+        ("SLURMCluster", "10:30", "30", None, ["585s", "15s"]),
+        ("SLURMCluster", "00:01:00", "40s", None, ["15s", "5s"]),
+        ("SLURMCluster", "UNLIMITED", "", None, None),
+        ("LSFCluster", "4:00", "", None, ["13500s", "300s"]),
+        ("LSFCluster", "240/host1", "10m", None, ["13500s", "300s"]),
+        ("PBSCluster", "14400", "10m", None, ["13500s", "300s"]),
+        ("SGECluster", "00:10:00", "", None, ["510s", "30s"]),
+    ],
+)
+def test_workers_leave_before_the_walltime(
+    tmp_path: Path, kind: str, walltime: str, said: str, wins: float | None, flags: list[str] | None
+) -> None:
+    pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
+    text = WALLTIME % (kind, walltime) + (f"retire_before: {said}\n" if said else "")
+    found = load_cluster_file(write(tmp_path, text), wins).arguments.get("worker_extra_args")
+    assert found == (flags and ["--lifetime", flags[0], "--lifetime-stagger", flags[1]])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            WALLTIME % ("SLURMCluster", "00:10:00") + "retire_before: 10m\n",
+            "600 s before the end of a walltime of 600 s",
+        ),
+        (WALLTIME % ("SLURMCluster", "UNLIMITED") + "retire_before: 10m\n", "no walltime .* .walltime: 'UNLIMITED'."),
+        (
+            "cluster: dask_jobqueue.SLURMCluster\narguments:\n  {cores: 1, worker_extra_args: [--lifetime, 3h]}\n"
+            "retire_before: 10m\n",
+            "'--lifetime' in worker_extra_args says it too",
+        ),
+        ("cluster: dask_jobqueue.HTCondorCluster\narguments: {}\n\nretire_before: 5m\n", "no walltime"),
+    ],
+)
+def test_walltimes_that_leave_no_time(tmp_path: Path, text: str, words: str) -> None:
+    pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
+    path = write(tmp_path, text)
+    with pytest.raises(ValueError, match=words) as caught:
+        load_cluster_file(path)
+    assert str(caught.value).startswith(f"{path}, line {len(text.splitlines())}: 'retire_before' (--retire-before): ")
+
+
+def test_a_lifetime_that_a_file_says_by_itself_stays(tmp_path: Path) -> None:
+    pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
+    file = load_cluster_file(write(tmp_path, SLURM % ", worker_extra_args: [--lifetime, 3h]"))
+    assert file.arguments["worker_extra_args"] == ["--lifetime", "3h"]
+
+
+def test_only_workers_of_batch_systems_retire(tmp_path: Path) -> None:
+    path = write(tmp_path, "address: tcp://host:1\n")
+    for spec, seconds, words in (
+        ("local", 60, "cluster file .YAML. starts on a batch system; the cluster is 'local'"),
+        (None, 60, "the cluster is 'local'"),
+        (path, 60, "line 1: --retire-before .* this file joins one"),
+        (path, 0, "a number of seconds above 0; got 0"),
+        (path, "5m", "a number of seconds above 0; got '5m'"),
+    ):
+        with pytest.raises(ValueError, match=words), connect(spec, retire_before_s=seconds):  # type: ignore[arg-type]
+            pass
 
 
 def test_a_class_without_a_shell_is_said(tmp_path: Path) -> None:

@@ -7,4 +7,4 @@
 #PBS -e pbs-logs/
 #PBS -o pbs-logs/
 
-python -m distributed.cli.dask_worker tcp://10.1.2.3:40000 --name worker-0 --nthreads 1 --memory-limit 4.00GiB --nanny --death-timeout 60 --local-directory /tmp --lifetime 230m --lifetime-stagger 5m
+python -m distributed.cli.dask_worker tcp://10.1.2.3:40000 --name worker-0 --nthreads 1 --memory-limit 4.00GiB --nanny --death-timeout 60 --local-directory /tmp --lifetime 13500s --lifetime-stagger 300s

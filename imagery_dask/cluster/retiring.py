@@ -1,0 +1,129 @@
+"""Workers that leave by themselves before the batch system ends their jobs: at the walltime it kills."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import dask
+from dask.utils import parse_timedelta
+
+from imagery_dask.cluster.classes import UnfitError, is_job_queue
+
+__all__ = ["retiring", "seconds_of"]
+
+# When nothing is said: a tenth of the walltime, and no more than that.
+DEFAULT_SHARE, DEFAULT_MOST_S = 10, 600.0
+DAY, HOUR, MINUTE = 86_400, 3_600, 60
+# What the fields of a walltime are, by their number, for those that do not count seconds alone.
+FIELDS: dict[str, dict[int, tuple[int, ...]]] = {
+    # https://slurm.schedmd.com/sbatch.html#OPT_time
+    "slurm": {1: (MINUTE,), 2: (MINUTE, 1), 3: (HOUR, MINUTE, 1)},
+    # bsub -W [hour:]minute
+    "lsf": {1: (MINUTE,), 2: (HOUR, MINUTE)},
+    "oar": {1: (HOUR,), 2: (HOUR, MINUTE), 3: (HOUR, MINUTE, 1)},
+}
+OTHERS = {1: (1,), 2: (MINUTE, 1), 3: (HOUR, MINUTE, 1), 4: (DAY, HOUR, MINUTE, 1)}
+SLURM_AFTER_DAYS = {1: (HOUR,), 2: (HOUR, MINUTE), 3: (HOUR, MINUTE, 1)}
+
+
+def seconds_of(value: Any) -> float | None:
+    """Read a time such as 30s, 10m or 2h, or a number of seconds; None where it is none above 0."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return None
+    try:
+        seconds = float(parse_timedelta(value))
+    except (ValueError, KeyError):
+        return None
+    return seconds if 0 < seconds < float("inf") else None
+
+
+def retiring(cluster_class: Any, arguments: Mapping[str, Any], before_s: float | None) -> dict[str, Any]:
+    """Arguments of a class with which workers leave some time before their job's walltime.
+
+    They leave between once and twice that long before it, not all at once. A worker that leaves hands its blocks over.
+
+    Parameters
+    ----------
+    cluster_class : callable
+        The cluster class.
+    arguments : mapping
+        Its keyword arguments.
+    before_s : float or None
+        Seconds; None is a tenth of the walltime, 10 minutes at most, where there is one and `arguments` have no
+        lifetime.
+
+    Raises
+    ------
+    UnfitError
+        The class has no walltime, it is shorter, or `arguments` say it already.
+    """
+    if not is_job_queue(cluster_class):
+        if before_s is None:
+            return dict(arguments)
+        name = getattr(cluster_class, "__name__", cluster_class)
+        raise _unfit(f"workers of {name} have no walltime that they could leave before.")
+    section = arguments.get("config_name") or cluster_class.job_cls.default_config_name()
+
+    def said(name: str) -> Any:
+        own = arguments.get(name)
+        return dask.config.get(f"jobqueue.{section}.{name.replace('_', '-')}", None) if own is None else own
+
+    words = list(said("worker_extra_args") or [])
+    walltime_s = walltime_seconds(cluster_class.job_cls.default_config_name(), said("walltime"))
+    if any(str(word).startswith("--lifetime") for word in words):
+        if before_s is None:
+            return dict(arguments)
+        raise _unfit("'--lifetime' in worker_extra_args says it too; take that out.")
+    if walltime_s is None:
+        if before_s is None:
+            return dict(arguments)
+        raise _unfit(f"there is no walltime that workers could leave before (walltime: {said('walltime')!r}).")
+    if before_s is None:
+        before_s = min(walltime_s / DEFAULT_SHARE, DEFAULT_MOST_S)
+    if before_s >= walltime_s:
+        raise _unfit(
+            f"{before_s:g} s before the end of a walltime of {walltime_s:g} s ({said('walltime')!r}) workers have not "
+            "begun; say less, or ask for a longer walltime."
+        )
+    # dask draws from the middle, plus or minus the stagger.
+    stagger = min(before_s / 2, (walltime_s - before_s) / 4)
+    lifetime = walltime_s - before_s - stagger
+    flags = ["--lifetime", f"{lifetime:g}s", "--lifetime-stagger", f"{stagger:g}s"]
+    return {**arguments, "worker_extra_args": [*words, *flags]}
+
+
+def walltime_seconds(system: str, walltime: Any) -> float | None:
+    """Read a walltime as a batch system does; None where there is none, or it is written in another way.
+
+    Parameters
+    ----------
+    system : str
+        dask-jobqueue's name for it.
+    walltime : object
+        As the cluster class takes it.
+
+    Examples
+    --------
+    >>> walltime_seconds("slurm", "1-12"), walltime_seconds("slurm", "90"), walltime_seconds("pbs", "90")
+    (129600.0, 5400.0, 90.0)
+    """
+    text, fields = str(walltime).strip(), FIELDS.get(system, OTHERS)
+    days, dash, after = text.partition("-")
+    if system == "slurm" and dash:
+        text, fields = after, SLURM_AFTER_DAYS
+    elif system == "lsf":
+        days, text = "0", text.partition("/")[0]  # hours:minutes/host
+    else:
+        days = "0"
+    parts = text.split(":")
+    if len(parts) not in fields or not all(re.fullmatch(r"\d+", part) for part in [days, *parts]):
+        return None
+    units = fields[len(parts)]
+    seconds = int(days) * DAY + sum(int(part) * unit for part, unit in zip(parts, units, strict=True))
+    return float(seconds) if seconds else None
+
+
+def _unfit(message: str) -> UnfitError:
+    return UnfitError("retire_before", f"'retire_before' (--retire-before): {message}")

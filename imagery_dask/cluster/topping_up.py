@@ -1,0 +1,262 @@
+"""New workers for those whose job or process ended: as many as were asked for, while a cluster is used.
+
+dask replaces none of them. Its ``SpecCluster`` drops a worker that has been away for a while, even one whose nanny is
+about to start it again, and lets its place be empty; of a job that ended before its worker connected, and of jobs with
+several workers, it hears nothing; and its ``Adaptive`` compares what is wanted with the places, not with the workers.
+Here the batch system is asked which jobs there are, but only while one of them has no worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pwd
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import dask
+from distributed.core import Status
+
+from imagery_dask.cluster.classes import is_job_queue
+
+__all__ = ["ToppingUp", "topped_up"]
+
+# How often the workers are counted, which costs nothing, and how often the batch system is asked while one is missing:
+# soon after something happened, then ever less, since jobs may wait in the queue for days.
+COUNT_S = 1.0
+ASK_S = (2.0, 30.0)
+ASK_GROWTH = 1.5
+ANSWER_S = 30.0
+# Pauses before workers are replaced, when since the last time no new one came; after the last of them it ends. A
+# cluster that never had a worker has a broken environment, most likely: somebody waits to be told.
+PAUSES_S = (2.0, 5.0, 15.0, 60.0, 300.0)
+FIRST_TRIES = 2
+# A submission that is under way is waited for: its job would stay in the queue.
+STOP_S = 60.0
+# Lists the jobs of a user; the first word of a line is a job's id, and one of the others may say that it has ended.
+LISTS = {
+    "slurm": "squeue --noheader --states=all --format=%i/%T --user={user}",
+    "pbs": "qselect -u {user}",
+    "lsf": "bjobs -a -w -u {user}",
+    "sge": "qstat -u {user}",
+}
+OVER = {
+    *(
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+    ),
+    *("TIMEOUT", "DONE", "EXIT"),
+}
+# What bjobs says of none, with or without an exit code, by its version.
+NO_JOBS = ("No unfinished job", "No job found")
+
+_logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def topped_up(cluster: Any, configuration: Mapping[str, Any]) -> Iterator[ToppingUp]:
+    """Replace the workers of a cluster that end, until the block is left.
+
+    Parameters
+    ----------
+    cluster : distributed.SpecCluster
+        Of a batch system, of SSH, or of processes of this machine.
+    configuration : mapping
+        Of dask, while workers start.
+
+    Yields
+    ------
+    ToppingUp
+        Says whether there is hope.
+    """
+    topping = ToppingUp(cluster, configuration)
+    cluster.sync(topping.start)
+    try:
+        yield topping
+    finally:
+        with suppress(RuntimeError):  # a loop that has ended
+            cluster.sync(topping.stop)
+
+
+class ToppingUp:
+    """Looks after the workers of a cluster, in its event loop.
+
+    Parameters
+    ----------
+    cluster : distributed.SpecCluster
+        Of a batch system, of SSH, or of processes of this machine.
+    configuration : mapping
+        Of dask, while workers start.
+
+    Attributes
+    ----------
+    hopeless : bool
+        Everything that was started has ended, and will not be started again.
+    """
+
+    def __init__(self, cluster: Any, configuration: Mapping[str, Any]) -> None:
+        self.hopeless = False
+        self._cluster = cluster
+        self._configuration = configuration
+        self._here: set[str] = set()
+        self._came = self._said = False
+        # Times that workers were started, the first time included, since a new one came.
+        self._tries = 1
+        # Jobs that the batch system has listed: of those that it never has (another cluster's) nothing is known.
+        self._listed: set[str] = set()
+        self._ask_s, self._asked = ASK_S[0], 0.0
+        self._stopping = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin."""
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """End, when what is under way is done."""
+        assert self._task is not None
+        self._stopping.set()
+        with suppress(asyncio.TimeoutError, asyncio.CancelledError):
+            await asyncio.wait_for(self._task, STOP_S)
+
+    async def _run(self) -> None:
+        while not await self._stops_within(COUNT_S):
+            try:
+                await self._look()
+            except Exception:
+                # A look that failed is no reason to leave the workers alone from then on.
+                _logger.debug("Looking after the workers failed", exc_info=True)
+
+    async def _look(self) -> None:
+        """Replace what has ended, unless that has shown to be of no use."""
+        self._count()
+        if not (ended := await self._ended()):
+            return
+        if self._tries > (len(PAUSES_S) if self._came else FIRST_TRIES):
+            self._give_up(len(ended) == len(self._cluster.worker_spec))
+            return
+        if self._tries and await self._stops_within(PAUSES_S[self._tries - 1]):
+            return
+        self._count()
+        await self._replace(await self._ended(True))
+
+    def _give_up(self, all_ended: bool) -> None:
+        self.hopeless = all_ended
+        if self._said:
+            return
+        self._said = True
+        _logger.warning(
+            "Workers were started %d times in a row, and none of them connected: those that end are not replaced any "
+            "longer. Their logs may say why%s.", self._tries, _logs_in(self._cluster),
+        )  # fmt: skip
+
+    async def _stops_within(self, seconds: float) -> bool:
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+        return self._stopping.is_set()
+
+    def _count(self) -> None:
+        here = set(self._cluster.scheduler_info["workers"])
+        if here - self._here:
+            self._came, self._tries, self.hopeless = True, 0, False
+        if here != self._here:
+            self._ask_s = ASK_S[0]
+        self._here = here
+
+    async def _ended(self, now: bool = False) -> list[Any]:
+        """Names of workers that ended, or that dask has dropped."""
+        cluster = self._cluster
+        dropped = [name for name in cluster.worker_spec if name not in cluster.workers]
+        if not is_job_queue(type(cluster)):
+            return dropped + [name for name, worker in cluster.workers.items() if _process_ended(worker)]
+        refused = [name for name, job in cluster.workers.items() if job.job_id is None]
+        lacking = {name: str(cluster.workers[name].job_id) for name in self._without_worker() if name not in refused}
+        if not lacking:
+            return dropped + refused
+        loop = asyncio.get_running_loop()
+        if not now and loop.time() - self._asked < self._ask_s:
+            return dropped + refused
+        found = await _found(cluster.job_cls)
+        self._asked, self._ask_s = loop.time(), min(self._ask_s * ASK_GROWTH, ASK_S[1])
+        if found is None:
+            return dropped + refused
+        self._listed |= found.keys()
+        over = {number for number in self._listed if found.get(number, True)}
+        return dropped + refused + [name for name, job_id in lacking.items() if _number(job_id) in over]
+
+    def _without_worker(self) -> list[Any]:
+        """Names of jobs of which no worker is there."""
+        there = {str(worker["name"]) for worker in self._cluster.scheduler_info["workers"].values()}
+        suffixes = {name: spec.get("group") or [""] for name, spec in self._cluster.worker_spec.items()}
+        return [
+            name for name in self._cluster.workers
+            if there.isdisjoint(f"{name}{suffix}" for suffix in suffixes.get(name, [""]))
+        ]  # fmt: skip
+
+    async def _replace(self, names: list[Any]) -> None:
+        cluster = self._cluster
+        if not names:
+            return
+        self._tries, self._ask_s = self._tries + 1, ASK_S[0]
+        for name in names:
+            worker = cluster.workers.pop(name, None)
+            if worker is not None:
+                # Should it run nevertheless.
+                with suppress(Exception):
+                    await worker.close()
+                if (connection := getattr(worker, "connection", None)) is not None:  # SSH: left open by close()
+                    connection.close()
+                worker.status = Status.closed
+            if name in cluster.worker_spec:
+                # Another name: dask may still be about to drop the old one.
+                (fresh,) = cluster.new_worker_spec()
+                cluster.worker_spec[fresh] = cluster.worker_spec.pop(name)
+        _logger.info("%d workers ended; new ones are started in their place.", len(names))
+        try:
+            with dask.config.set(self._configuration):
+                await cluster._correct_state()
+        except Exception as error:
+            # A batch system that refuses, a host that does not answer: tried again, after a pause.
+            _logger.info("Workers could not be started: %s", " ".join(str(error).split()))
+
+
+def _process_ended(worker: Any) -> bool:
+    """Whether the process of a worker has ended, or was never there; a nanny starts a new one in its place."""
+    if not hasattr(worker, "proc"):
+        return worker.status in (Status.closed, Status.failed)
+    process = worker.proc  # of SSH
+    return worker.status is not Status.running or process.exit_status is not None or bool(process.is_closing())
+
+
+async def _found(job_class: Any) -> dict[str, bool] | None:
+    """Numbers of the jobs that are listed, and whether they have ended; None where the batch system does not say."""
+    command = LISTS.get(job_class.default_config_name())
+    if command is None:
+        return None
+    try:
+        # Not from the environment: the jobs of somebody else would look as if these had ended.
+        words = command.format(user=pwd.getpwuid(os.getuid()).pw_name).split()
+        output = await asyncio.wait_for(job_class._call(words), ANSWER_S)
+    except (TimeoutError, RuntimeError, OSError, KeyError) as error:
+        return {} if any(text in str(error) for text in NO_JOBS) else None
+    lines = [line.replace("/", " ").split() for line in output.splitlines() if line.strip()]
+    return {_number(number): not OVER.isdisjoint(states) for number, *states in lines}
+
+
+def _number(job_id: str) -> str:
+    """Give the part of an id that all commands of a batch system show: PBS adds its server."""
+    return job_id.partition(".")[0]
+
+
+def _logs_in(cluster: Any) -> str:
+    folder = getattr(getattr(cluster, "_dummy_job", None), "log_directory", None)
+    return f" (in {folder})" if folder else ""
