@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import time
@@ -197,6 +198,7 @@ def test_workers_that_retire_hand_their_blocks_over(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     slow_export(tmp_path, file_server)
+    file_server.latency_s = 0.7  # it takes longer than two workers live
     bounds = [*OFFSET, *(a + n for a, n in zip(OFFSET, SHAPE, strict=True))]
     arguments = ["export", "zarr", tmp_path / "there.zarr", "--image-source", f"precomputed://{file_server.url}/em",
                  "--bounds", *bounds, "--chunks", "16,16,16", "--shards", "none", "--block-mib", 2**-8, "--cluster",
@@ -226,8 +228,14 @@ def assert_gone(batch_system: Slurm) -> None:
 
 
 def test_the_log_of_a_job_that_died_is_shown(
-    tmp_path: Path, cluster_file: Path, batch_system: Slurm, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, cluster_file: Path, batch_system: Slurm, request: pytest.FixtureRequest
 ) -> None:
+    said: list[str] = []
+    listening = logging.Handler()  # not pytest's own, which dask-jobqueue silences where bokeh uses it
+    listening.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("imagery_dask")
+    logger.addHandler(listening)
+    request.addfinalizer(lambda: logger.removeHandler(listening))
     before = every_job(batch_system)
     lines = ["echo there is no such python >&2", "exit 3"]
     started = time.monotonic()
@@ -238,7 +246,7 @@ def test_the_log_of_a_job_that_died_is_shown(
         pass
     assert time.monotonic() - started < 45
     assert len(every_job(batch_system) - before) == 3 * 2, "two further tries, with two jobs each"
-    (warning,) = [each.message for each in caplog.records if each.name.startswith("imagery_dask")]
+    (warning,) = said
     assert re.match("Workers were started 3 times in a row, and none of them connected: .*/logs", warning)
     assert "there is no such python" in str(caught.value)
     assert "JobState=FAILED Reason=NonZeroExitCode" in str(caught.value)

@@ -123,7 +123,7 @@ def test_blocks_that_fail_are_named_and_done_by_the_next_run(tmp_path: Path, fau
     faulty.server.faults = lambda path, nth: PASSING[fault] if path in broken else None
     code, said = faulty.run(folder)
     assert code == 1, said
-    failed = re.findall(r"^ +read\+write (image|segmentation) level 0, (z\d+ y\d+ x\d+): (.*)$", said, re.MULTILINE)
+    failed = re.findall(r"^ +read\+write (image|segmentation) (z\d+ y\d+ x\d+): (.*)$", said, re.MULTILINE)
     assert {name for name, _, _ in failed} == {"image", "segmentation"}, said
     assert f"{len(failed)} blocks FAILED" in said
     assert all("8_8_40/32-64_0-32_16-32" in reason or "8_8_40/64-96_96-128_48-64" in reason for *_, reason in failed)

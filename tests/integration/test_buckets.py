@@ -173,7 +173,7 @@ def test_of_many_who_want_a_lease_one_has_it(s3_server: S3Server) -> None:
                     held.wait(10)
             except TargetBusyError:
                 had.append(False)
-            if len(had) == 12 - 1:
+            if len(had) == 12:
                 held.set()
 
         threads = [threading.Thread(target=want) for _ in range(12)]
@@ -186,7 +186,7 @@ def test_of_many_who_want_a_lease_one_has_it(s3_server: S3Server) -> None:
         assert files.create("lease.json", b"{}") is False
 
 
-def test_parts_of_an_export_to_a_bucket(s3_server: S3Server, processes: Client, data: Any) -> None:
+def test_parts_of_an_export_to_a_bucket(s3_server: S3Server, threads: Client, data: Any) -> None:
     s3_server.create_bucket("parts")
     with s3_server.environment():
         chunked = da.from_array(data, chunks=(32, 32, 16))
@@ -195,11 +195,11 @@ def test_parts_of_an_export_to_a_bucket(s3_server: S3Server, processes: Client, 
         assert plan.blocks == 12
 
         def run(part: int) -> str:
-            share = Running(cluster=processes, progress=False, plan=plan, share=Share(part, 3))
+            share = Running(cluster=threads, progress=False, plan=plan, share=Share(part, 3))
             return execute(export, share).notes[-1]
 
-        with ThreadPoolExecutor(3) as threads:
-            notes = list(threads.map(run, (1, 2, 3)))
+        with ThreadPoolExecutor(3) as parts:
+            notes = list(parts.map(run, (1, 2, 3)))
         assert any("and so are all others" in note for note in notes)
         (found,) = status_of("s3://parts/out.zarr")
         assert (found.state, found.done) == ("complete", 12)
