@@ -42,20 +42,9 @@ LISTS = {
     "lsf": "bjobs -a -w -u {user}",
     "sge": "qstat -u {user}",
 }
-OVER = {
-    *(
-        "BOOT_FAIL",
-        "CANCELLED",
-        "COMPLETED",
-        "DEADLINE",
-        "FAILED",
-        "NODE_FAIL",
-        "OUT_OF_MEMORY",
-        "PREEMPTED",
-        "REVOKED",
-    ),
-    *("TIMEOUT", "DONE", "EXIT"),
-}
+OVER = frozenset(
+    "BOOT_FAIL CANCELLED COMPLETED DEADLINE DONE EXIT FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
+)
 # What bjobs says of none, with or without an exit code, by its version.
 NO_JOBS = ("No unfinished job", "No job found")
 
