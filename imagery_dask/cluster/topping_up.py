@@ -42,9 +42,10 @@ LISTS = {
     "lsf": "bjobs -a -w -u {user}",
     "sge": "qstat -u {user}",
 }
-OVER = frozenset(
-    "BOOT_FAIL CANCELLED COMPLETED DEADLINE DONE EXIT FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
-)
+OVER = {
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "DONE", "EXIT", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+    "PREEMPTED", "REVOKED", "TIMEOUT",
+}  # fmt: skip
 # What bjobs says of none, with or without an exit code, by its version.
 NO_JOBS = ("No unfinished job", "No job found")
 
