@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from faults.conftest import World
 from faults.harness import CLI, MANY, SEEDS, Process, assert_same, driver, receipts_so_far, settled, wait_for
@@ -90,6 +91,19 @@ def test_a_killed_holder_is_followed_at_once(world: World, folder: Path, start: 
     assert time.monotonic() - started < 15
     assert second.wait() == 0
     assert_same(settled(folder), expected)
+
+
+def test_a_batch_system_that_ends_a_driver(world: World, folder: Path, start: Start) -> None:
+    """SIGTERM, which it sends first, is an interrupt: nothing is left behind, and the next one need not wait."""
+    first = start(world.export("zarr", folder, "--cluster", "local", "--workers", 1))
+    some_blocks(folder, first)
+    workers = psutil.Process(first.pid).children(recursive=True)
+    first.send(signal.SIGTERM)
+    assert first.wait() == 130
+    assert "Interrupted; the same command goes on with " in first.said
+    assert "Traceback" not in first.said
+    assert not (folder / "out.receipts" / "lease.json").exists()
+    wait_for(lambda: not any(worker.is_running() for worker in workers))
 
 
 # --------------------------------------------------------------------------------------------------- other machines
