@@ -30,8 +30,8 @@ from imagery_dask.files import Files
 from imagery_dask.records.runs import runs_in
 
 LATENCY_SIZE = (1024, 1024, 2048)
-CPU_SIZE = (1024, 1024, 512)
-LABELS_SIZE = (512, 512, 512)
+CPU_SIZE = (1024, 1024, 1024)
+LABELS_SIZE = (512, 512, 1024)
 WORKERS = (1, 2, 4, 8)
 # Blocks of 64 storage chunks: two rounds of the 32 requests that a worker has in flight.
 BLOCK = {"chunks": (128, 128, 128), "shards": None, "block_mib": 16}
