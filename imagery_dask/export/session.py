@@ -289,7 +289,7 @@ def glance(export: Planned) -> Session | None:
     """Where an export stands, without the lease: nothing may be written with it; None where it was not begun."""
     target, files = export.target, _records_of(export)
     with clear_errors(target.store):
-        run = _going_on(export, target, runs_in(files))
+        run = _going_on(export, target, _living(runs_in(files), target))
         return None if run is None else Session(target, files, None, run)
 
 
@@ -302,26 +302,27 @@ def _records_of(export: Planned) -> Files:
     return files
 
 
-def _is_there(run: Run, target: Target) -> bool:
-    return target.holds(run.place, written=run.records.has("receipts"))
+def _living(runs: list[Run], target: Target) -> list[Run]:
+    """List the runs that were begun, and whose store is still there."""
+    return [run for run in runs if run.begun and target.holds(run.place, written=run.records.has("receipts"))]
 
 
-def _going_on(export: Planned, target: Target, runs: list[Run]) -> Run | None:
-    """Run that is of this export, and was begun."""
+def _going_on(export: Planned, target: Target, living: list[Run]) -> Run | None:
+    """Run that is of this export."""
     fingerprint = fingerprint_of(export.decides)
     # One that was to replace another comes first: it was asked for last.
-    for run in sorted(runs, key=lambda run: run.place == target.store):
-        if run.plan.get("fingerprint") == fingerprint and run.begun and _is_there(run, target):
+    for run in sorted(living, key=lambda run: run.place == target.store):
+        if run.plan.get("fingerprint") == fingerprint:
             return run
     return None
 
 
 def _on(export: Planned, target: Target, files: Files, lease: Lease, runs: list[Run]) -> Session:
     """Go on with a run, or begin one where there is nothing."""
-    going_on = _going_on(export, target, runs)
+    living = _living(runs, target)
+    going_on = _going_on(export, target, living)
     if going_on is not None:
         return Session(target, files, lease, going_on)
-    living = [run for run in runs if run.begun and _is_there(run, target)]
     there = next((run for run in living if run.place == target.store), None)
     if there is not None:
         what = difference(there.plan["decides"], export.decides)
