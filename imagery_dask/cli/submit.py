@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def submit(cluster: str | None, dry_run: bool, arguments: tuple[str, ...]) -> No
     built.target.check_writable()
     job = submit_driver(file, command)
     if built.records is not None:
-        Driver(job.job, job.system, now(), job.script, job.logs).write(built.records)
+        Driver(**asdict(job), submitted=now()).write(built.records)
     click.echo(f"Submitted job {job.job} ({job.system}).")
     click.echo(f"  its script: {job.script}" + (f"; its output: {job.logs}" if job.logs else ""))
     click.echo(f"  how far it is: imagery-dask status {built.out}")

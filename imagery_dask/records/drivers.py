@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 
+from imagery_dask.cluster import DriverJob
 from imagery_dask.files import Files
 
 __all__ = ["Driver", "driver_of"]
@@ -13,28 +14,16 @@ NAME = "driver.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Driver:
-    """A job that was submitted.
+class Driver(DriverJob):
+    """A job that was submitted, and when.
 
     Parameters
     ----------
-    job : str
-        Its id.
-    system : str
-        Which batch system: ``"slurm"``.
     submitted : str
-        When, ISO 8601.
-    script : str
-        Its script.
-    logs : str or None
-        Folder of its output.
+        When, ISO 8601; the others are those of `DriverJob`.
     """
 
-    job: str
-    system: str
     submitted: str
-    script: str
-    logs: str | None
 
     def write(self, files: Files) -> None:
         """Write it down among the records of an export."""
