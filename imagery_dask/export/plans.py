@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import dask.array as da
@@ -107,6 +108,11 @@ class ExportPlan:
     def blocks(self) -> int:
         """Blocks of all stages."""
         return sum(len(part.blocks) for stage in self.stages for part in stage)
+
+    @property
+    def ends(self) -> list[int]:
+        """Number after that of the last block, of each stage."""
+        return list(accumulate(sum(len(part.blocks) for part in stage) for stage in self.stages))
 
     def region(self, number: int) -> Region:
         """Region of a block, in voxels of the level that it writes first."""

@@ -151,16 +151,11 @@ def _counted(session: Session, share: Share, left: NDArray[np.bool_]) -> NDArray
     """Blocks of a part, up to the end of the first stage in which any block is left."""
     assert session.plan is not None
     counted = share.of_blocks(session.plan.blocks)
-    end = 0
-    for stage in session.plan.stages:
-        first, end = end, end + sum(len(part.blocks) for part in stage)
-        if left[first:end].any():
-            break
-    counted[end:] = False
+    counted[next((end for end in session.plan.ends if left[:end].any()), len(counted)) :] = False
     return counted
 
 
 def _blocks_of_others(session: Session, left: NDArray[np.bool_]) -> int:
     """Blocks that are left of the first stage."""
     assert session.plan is not None
-    return int(left[: sum(len(part.blocks) for part in session.plan.stages[0])].sum())
+    return int(left[: session.plan.ends[0]].sum())
