@@ -10,9 +10,8 @@ from datetime import datetime
 import click
 
 from imagery_dask.cluster import said_of_jobs
-from imagery_dask.export.progress import readable_time
 from imagery_dask.export.status import Status, drivers_of, status_of
-from imagery_dask.export.wording import human_bytes
+from imagery_dask.export.wording import human_bytes, human_time
 from imagery_dask.records.drivers import Driver
 from imagery_dask.values import to_json
 
@@ -98,7 +97,7 @@ def status_lines(found: Status) -> Iterator[str]:
         yield f"  blocks done from {_moment(found.first)} to {_moment(found.last)}"
     for holder in found.holders[:HOLDERS_SHOWN]:
         part = f"part {holder.part}: " if holder.part else ""
-        heard = f"heard of {readable_time(holder.heard_of_seconds_ago)} ago"
+        heard = f"heard of {human_time(holder.heard_of_seconds_ago)} ago"
         yield f"  {part}process {holder.pid} on {holder.host}, {heard}"
     if len(found.holders) > HOLDERS_SHOWN:
         yield f"  and {len(found.holders) - HOLDERS_SHOWN:,} more parts"
@@ -120,7 +119,7 @@ def _rate(found: Status) -> str:
         return "; no block was done of late" if found.state == "running" else ""
     when = "of late" if found.state == "running" else "at the end"
     rate = f"; {when} {human_bytes(found.bytes_per_second)}/s, {found.blocks_per_second:.3g} blocks/s"
-    return rate + (f"; about {readable_time(found.seconds_left)} left" if found.seconds_left is not None else "")
+    return rate + (f"; about {human_time(found.seconds_left)} left" if found.seconds_left is not None else "")
 
 
 def _moment(seconds: float) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from imagery_dask.export.block_states import FAILED, STATES, Burst, bursts_of
 from imagery_dask.export.html_page import Markup
-from imagery_dask.export.progress import readable_time
+from imagery_dask.export.wording import human_time
 from imagery_dask.plan import BlockPlan
 
 __all__ = ["block_map", "legend", "throughput"]
@@ -173,7 +173,7 @@ def _pauses(bursts: Sequence[Burst], spans: Sequence[Span], height: int) -> Mark
     drawn = []
     for at in range(len(bursts) - 1):
         left, right = spans[at][1], spans[at + 1][0]
-        words = readable_time(bursts[at + 1].start - bursts[at].stop).split(" ")
+        words = human_time(bursts[at + 1].start - bursts[at].stop).split(" ")
         lines = ["pause", " ".join(words[:2]), " ".join(words[2:])]
         drawn.append(
             f'<rect x="{left + 3:.1f}" y="{TOP}" width="{right - left - 6:.1f}" height="{height - TOP - 22}" '

@@ -21,10 +21,10 @@ from imagery_dask.export.html_charts import block_map, legend, throughput
 from imagery_dask.export.html_page import Markup, items, numbers, page, section, table
 from imagery_dask.export.plans import ExportPlan, Part
 from imagery_dask.export.previews import Preview
-from imagery_dask.export.progress import readable_time
 from imagery_dask.export.session import Session
 from imagery_dask.export.slice_checks import check_writable
 from imagery_dask.export.slice_checks import place_of as file_place
+from imagery_dask.export.wording import human_time
 from imagery_dask.files import Files
 from imagery_dask.records.journal import Records
 from imagery_dask.records.ledger import ledger_rows
@@ -180,7 +180,7 @@ def _numbers(plan: ExportPlan, report: RunReport, outcomes: Outcomes | None) -> 
         ("voxels", _large(plan.voxels), False),
         ("written, uncompressed", _bytes(written), False),
         ("read from the source, as stored", _bytes(counts.stored_bytes), False),
-        ("in which blocks were done, all calls", readable_time(seconds), False),
+        ("in which blocks were done, all calls", human_time(seconds), False),
         ("MB/s in this time", f"{speed:,.1f}", False),
         ("source chunks missing", f"{counts.missing:,}", counts.missing > 0),
         ("supervoxels without a root", f"{counts.zero_roots:,}", counts.zero_roots > 0),
@@ -188,7 +188,7 @@ def _numbers(plan: ExportPlan, report: RunReport, outcomes: Outcomes | None) -> 
         ("blocks failed", f"{failed:,}", failed > 0),
         *([("blocks damaged", f"{damaged:,}", True)] if damaged else []),
     ]
-    here = f"Of these, the last call did {report.done - report.before:,} blocks in {readable_time(report.seconds)}."
+    here = f"Of these, the last call did {report.done - report.before:,} blocks in {human_time(report.seconds)}."
     return numbers(found) + (f'<p class="soft">{here}</p>' if report.before else "")
 
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from imagery_dask.export.wording import human_time
 from imagery_dask.run import RunReport
 
-__all__ = ["LINE_S", "progress_bar", "progress_lines", "readable_time", "shown"]
+__all__ = ["LINE_S", "progress_bar", "progress_lines", "shown"]
 
 # Between lines, where stderr is no terminal: a log of a day has a few thousand, and short exports say nothing.
 LINE_S = 10.0
@@ -69,27 +70,6 @@ def shown(
     return progress_bar(total, before) if Console(stderr=True).is_terminal else progress_lines()
 
 
-def readable_time(seconds: float) -> str:
-    """Give a time in the two units that matter.
-
-    Examples
-    --------
-    >>> readable_time(7.4), readable_time(125), readable_time(93_600)
-    ('7 s', '2 min 5 s', '1 d 2 h')
-    """
-    left = round(seconds)
-    parts: list[str] = []
-    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
-        count, left = divmod(left, size)
-        if count or (unit == "s" and not parts):
-            parts.append(f"{count} {unit}")
-        elif parts:
-            break
-        if len(parts) == 2:
-            break
-    return " ".join(parts)
-
-
 @dataclass(slots=True)
 class _Lines:
     """What has been written of a run."""
@@ -121,7 +101,7 @@ def _line(report: RunReport) -> str:
     parts = [f"{report.done:,} of {report.blocks:,} blocks ({int(1000 * share) / 10}%)", f"{report.mb_per_s:.1f} MB/s"]
     here, left = report.done - report.before, report.blocks - report.done - report.failures
     if here and left:
-        parts.append(f"about {readable_time(left * report.seconds / here)} left")
+        parts.append(f"about {human_time(left * report.seconds / here)} left")
     return ", ".join([*parts, *_trouble(report)])
 
 

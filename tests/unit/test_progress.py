@@ -7,7 +7,8 @@ import time
 import pytest
 
 from imagery_dask.export import progress
-from imagery_dask.export.progress import readable_time, shown
+from imagery_dask.export.progress import shown
+from imagery_dask.export.wording import human_time
 from imagery_dask.run import RunReport
 
 
@@ -60,7 +61,10 @@ def test_the_last_line_comes_once_and_after_an_interrupt(
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.2, "0 s"), (59.6, "1 min"), (3600, "1 h"), (3661, "1 h 1 min"), (90_061, "1 d 1 h")],
-)
-def test_readable_time(seconds: float, text: str) -> None:
-    assert readable_time(seconds) == text
+    [
+        (0, "0 s"), (0.23, "0.23 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.6, "1 min"), (3600, "1 h"),
+        (3661, "1 h 1 min"), (90_061, "1 d 1 h"),
+    ],
+)  # fmt: skip
+def test_human_time(seconds: float, text: str) -> None:
+    assert human_time(seconds) == text
