@@ -141,7 +141,7 @@ def test_it_takes_no_time(tmp_path: Path) -> None:
         client.run(lambda: __import__("imagery_dask"))  # as the first block would
         started = time.monotonic()
         prepare_workers(client)
-        assert time.monotonic() - started < 3.0
+        assert time.monotonic() - started < 10
         took = []
         for _ in range(5):
             started = time.monotonic()

@@ -98,7 +98,7 @@ def test_wrong_keys_are_refused(tmp_path: Path, s3_server: S3Server, data: Any, 
     started = time.perf_counter()
     with s3_server.environment(**wrong), pytest.raises(AccessRefusedError, match="Access was refused") as caught:
         ImageryClient(image_source=f"precomputed://{url}")
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 10  # asked again and again, it would be 15 s
     assert f"precomputed://{url}/info" in str(caught.value)
 
 

@@ -153,7 +153,7 @@ def test_the_server_says_when_to_come_back(data: Any, serve: Serve, status: int,
     server.faults = scheduled(CHUNK, n1=Fault(status, headers={"Retry-After": retry_after}))
     started = time.monotonic()
     np.testing.assert_array_equal(read(client), data)
-    assert at_least <= time.monotonic() - started < 5
+    assert at_least <= time.monotonic() - started < 20
     assert server.count(CHUNK) == 2
 
 
@@ -168,7 +168,7 @@ def test_no_server_may_ask_for_too_much_patience(
     server.faults = scheduled(CHUNK, n1=Fault(503, headers={"Retry-After": retry_after}))
     started = time.monotonic()
     np.testing.assert_array_equal(read(client), data)
-    assert 0.3 <= time.monotonic() - started < 5
+    assert 0.3 <= time.monotonic() - started < 20
 
 
 @sharded

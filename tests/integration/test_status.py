@@ -231,9 +231,9 @@ def test_a_million_receipts(tmp_path: Path, threads: Client, data: Any) -> None:
     rows = np.frombuffer(one * 10**6, RECEIPT).copy()
     rows["block"] = np.random.default_rng(0).permutation(10**6)
     Records(run.records.files, run.records.run).append("receipts", with_checks(rows))
-    started = time.perf_counter()
+    started = time.process_time()
     found = only(out)
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert found.done == found.blocks == 10**6
 
 

@@ -460,7 +460,7 @@ def test_many_objects_are_not_listed(s3_server: Any, in_s3: str) -> None:
         started = time.perf_counter()
         with pytest.raises(FileExistsError, match="is not a zarr store"):
             StoreTarget(in_s3).occupied()
-        assert time.perf_counter() - started < 2
+        assert time.perf_counter() - started < 5
 
 
 # ------------------------------------------------------------------------------------------------------------- exports
