@@ -10,9 +10,10 @@ from imagery_dask.cli.formats import FORMATS, Format
 from imagery_dask.cli.options import ShareType
 from imagery_dask.cli.running import RUNNING_OPTIONS, run, running_options
 from imagery_dask.export.kinds import export_of, read_plan
+from imagery_dask.export.plans import ExportPlan
 from imagery_dask.records.shares import Share
 
-__all__ = ["export"]
+__all__ = ["export", "planned"]
 
 
 @click.group(invoke_without_command=True)
@@ -40,13 +41,19 @@ def export(context: click.Context, /, plan_file: str | None, share: Share | None
     if plan_file is None:
         click.echo(context.get_help())
         return
+    plan = planned(plan_file)
+    run(lambda: export_of(plan), plan.out, plan=plan, share=share, **options)
+
+
+def planned(plan_file: str) -> ExportPlan:
+    """Read a plan that has everything it takes to run it."""
     plan = read_plan(plan_file)
     if any("cutout" not in volume for volume in plan.volumes):
         raise ValueError(
             f"{plan_file} is of an array that was computed, which a plan does not hold; call the writer again with it "
             "(overwrite=False goes on, repair=True repairs)."
         )
-    run(lambda: export_of(plan), plan.out, plan=plan, share=share, **options)
+    return plan
 
 
 def _command(form: Format) -> click.Command:

@@ -139,14 +139,17 @@ def run(
 
 
 def _end_as_interrupted() -> None:
-    """Close the cluster, and give back the lease, where a batch system ends this process (SIGTERM)."""
+    """Close the cluster, and give back the lease, where a batch system or somebody ends this process."""
 
     def interrupt(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is on its way
+        # It is on its way: LSF sends one after the other.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, interrupt)
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def _say_dashboard(client: Client) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 
 import click
 
-from imagery_dask.cli.export import export
+from imagery_dask.cli.export import export, planned
 from imagery_dask.cli.formats import FORMATS
-from imagery_dask.cluster import driver_script, load_cluster_file, submit_driver
-from imagery_dask.export.job import Export
-from imagery_dask.export.kinds import export_of, read_plan
-from imagery_dask.records.drivers import Driver
+from imagery_dask.cluster import ClusterFile, driver_script, is_listed, load_cluster_file, submit_driver, system_of
+from imagery_dask.export.job import Export, Running
+from imagery_dask.export.kinds import export_of
+from imagery_dask.records.drivers import Driver, driver_of
 from imagery_dask.records.runs import now
 
 __all__ = ["submit"]
@@ -40,35 +40,48 @@ def submit(cluster: str | None, dry_run: bool, arguments: tuple[str, ...]) -> No
             "A script is read by others: leave the password out of the URL, and put it where the source's library "
             "looks for it (CloudVolume's secrets, ~/.netrc)."
         )
-    built, named = _export(arguments)
-    if cluster is None and named == "local":
+    built, options = _export(arguments)
+    named = options["cluster"]
+    if (cluster or named) == "local":
         raise click.UsageError("Say which batch system: --cluster FILE (cluster_configs/slurm.yaml).")
     chosen = Path(cluster or named)
-    file = load_cluster_file(chosen)
+    file = load_cluster_file(chosen, options["retire_before"])
     command = ["export", *arguments, *(["--cluster", str(chosen.absolute())] if cluster else [])]
     if dry_run:
         click.echo(driver_script(file, command))
         return
     built.target.check_writable()
+    _refuse_second(built, file)
     job = submit_driver(file, command)
+    click.echo(f"Submitted job {job.job} ({job.system}).")
     if built.records is not None:
         Driver(**asdict(job), submitted=now()).write(built.records)
-    click.echo(f"Submitted job {job.job} ({job.system}).")
     click.echo(f"  its script: {job.script}" + (f"; its output: {job.logs}" if job.logs else ""))
     click.echo(f"  how far it is: imagery-dask status {built.out}")
 
 
-def _export(arguments: Sequence[str]) -> tuple[Export, str]:
-    """Export that some arguments mean, so that errors come now and not in the job; and the cluster that they name."""
+def _refuse_second(built: Export, file: ClusterFile) -> None:
+    """Refuse a driver beside another one, which waits in the queue or is at work."""
+    there = None if built.records is None or file.cluster is None else driver_of(built.records)
+    if there is not None and there.system == system_of(file.cluster) and is_listed(file.cluster, there.job):
+        raise ValueError(
+            f"Job {there.job} ({there.system}) is the driver of {built.out} already (imagery-dask status {built.out}); "
+            "end it first, or wait for it."
+        )
+
+
+def _export(arguments: Sequence[str]) -> tuple[Export, dict[str, Any]]:
+    """Export that some arguments mean, so that errors come now and not in the job; and the options of its run."""
     form = next((each for each in FORMATS if each.name == arguments[0]), None)
     if form is not None:
         options = _options(export.commands[form.name], form.name, arguments[1:])
-        return form.build(options["out"], options), options["cluster"]
+        return form.build(options["out"], options), options
     options = _options(export, "export", arguments)
     if options["plan_file"] is None:
         names = ", ".join(each.name for each in FORMATS)
         raise click.UsageError(f"What to export begins with one of {names}, or is --plan FILE; got {arguments[0]!r}.")
-    return export_of(read_plan(options["plan_file"])), options["cluster"]
+    Running(share=options["share"], overwrite=options["overwrite"], repair=options["repair"])
+    return export_of(planned(options["plan_file"])), options
 
 
 def _options(command: click.Command, name: str, arguments: Sequence[str]) -> dict[str, Any]:

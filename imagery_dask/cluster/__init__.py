@@ -4,7 +4,8 @@ from imagery_dask.cluster.connect import LOST, WAIT_S, connect
 from imagery_dask.cluster.driver import DriverJob, driver_script, submit_driver
 from imagery_dask.cluster.files import ClusterFile, load_cluster_file
 from imagery_dask.cluster.room import Room, dashboard_address, room_of, thread_memory
-from imagery_dask.cluster.waiting import job_words, said_of_jobs
+from imagery_dask.cluster.topping_up import is_listed
+from imagery_dask.cluster.waiting import job_words, said_of_jobs, system_of
 
 __all__ = [
     "LOST",
@@ -15,10 +16,12 @@ __all__ = [
     "connect",
     "dashboard_address",
     "driver_script",
+    "is_listed",
     "job_words",
     "load_cluster_file",
     "room_of",
     "said_of_jobs",
     "submit_driver",
+    "system_of",
     "thread_memory",
 ]

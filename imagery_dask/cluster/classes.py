@@ -25,6 +25,7 @@ from distributed.deploy.spec import SpecCluster
 
 __all__ = [
     "EXTRAS",
+    "NO_SHELL",
     "UnfitError",
     "Wishes",
     "accepted_names",

@@ -92,9 +92,9 @@ def connect(
         cluster, security, topping_up = stack.enter_context(_cluster(spec, workers, retire_before_s))
         stack.enter_context(_loud_again())
         client = stack.enter_context(Client(cluster, security=security, set_as_default=False))
-        wait_for_worker(client, cluster, wait_s, topping_up)
         try:
             with _lost_is_said(client):
+                wait_for_worker(client, cluster, wait_s, topping_up)
                 prepare_workers(client)
                 yield client
         except ClusterLostError:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shlex
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from imagery_dask.cluster.classes import is_job_queue, job_names
+import dask
+
+from imagery_dask.cluster.classes import NO_SHELL, is_job_queue, job_names
 from imagery_dask.cluster.files import ClusterFile
 from imagery_dask.cluster.waiting import system_of
 
@@ -21,6 +23,9 @@ __all__ = ["DriverJob", "driver_script", "submit_driver"]
 # Scheduler and client; a plan of a million blocks takes 0.3 GB.
 MEMORY = "4GiB"
 NAME = "imagery-dask"
+SUBMIT_S = 120.0
+# What batch systems take in place of cores and memory: it is the workers'.
+OF_WORKERS = {"job_cpu", "job_mem", "ncpus", "mem"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,8 @@ def driver_script(file: ClusterFile, command: Sequence[str]) -> str:
     ----------
     file : ClusterFile
         Of a batch system. The driver's job is one of one core and 4 GiB, in the same queue and for the same account as
-        the workers, but for what the file's ``driver`` says.
+        the workers, but for what the file's ``driver`` says. What ``job_extra_directives`` or ``resource_spec`` ask for
+        is asked for here, too.
     command : sequence of str
         Arguments of ``imagery-dask``.
 
@@ -78,25 +84,40 @@ def submit_driver(file: ClusterFile, command: Sequence[str]) -> DriverJob:
     script.touch(0o600)
     script.write_text(job.job_script())
     try:
-        said = asyncio.run(job._submit_job(str(script)))
-        found = str(job._job_id_from_submit_output(said))
-    except (RuntimeError, OSError, ValueError) as error:
-        raise OSError(f"The batch system did not take the driver's job ({script}):\n{error}") from None
+        found = str(job._job_id_from_submit_output(_submitted(job, script)))
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        words = getattr(error, "stderr", None) or error
+        script.unlink()
+        raise OSError(f"The batch system did not take the driver's job: {str(words).strip()}") from None
     return DriverJob(found, system_of(file.cluster), str(script), str(folder) if job.log_directory else None)
 
 
+def _submitted(job: Any, script: Path) -> str:
+    """Submit a script, and return what is said of it; not by dask's own, which hides what bsub says of a refusal."""
+    command = shlex.split(job.submit_command)
+    with script.open() as content:
+        given = {"stdin": content} if getattr(job, "use_stdin", False) else {"stdin": subprocess.DEVNULL}
+        words = command if getattr(job, "use_stdin", False) else [*command, str(script)]
+        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=SUBMIT_S, **given)
+    return done.stdout
+
+
 def _job(file: ClusterFile, command: Sequence[str]) -> Any:
-    if not is_job_queue(file.cluster):
+    if not is_job_queue(file.cluster) or file.cluster.__name__ in NO_SHELL:
         raise ValueError(
             f"{file.path}: submit is for batch systems (dask_jobqueue's SLURMCluster and its kin), and "
             f"{getattr(file.cluster, '__name__', 'a cluster that runs')} is none; run the export itself."
         )
     kind = file.cluster.job_cls
     given = {name: value for name, value in file.arguments.items() if name in job_names(file.cluster)}
-    python = given.get("python") or sys.executable
-    arguments = given | {"cores": 1, "processes": 1, "memory": MEMORY, "job_name": NAME} | dict(file.driver)
-    job = kind(scheduler="", name=NAME, **arguments)
-    words = [python, "-m", "imagery_dask", *command]
-    # What a worker's job does is one line, whose place the driver's takes; `exec` hands it the system's signals.
-    job._command_template = f"cd {shlex.quote(os.getcwd())}\nexec {shlex.join(words)}"
+    given = {name: value for name, value in given.items() if name not in OF_WORKERS}
+    size = {"cores": 1, "processes": 1, "memory": MEMORY, "job_name": NAME}
+    arguments = given | size | dict(file.driver) | {"scheduler": "", "name": NAME}
+    job = kind(**arguments)
+    section = arguments.get("config_name") or system_of(file.cluster)
+    python = arguments.get("python") or dask.config.get(f"jobqueue.{section}.python", None) or sys.executable
+    # What a worker's job does is one line, whose place the driver's takes; `exec` hands it the system's signals. Python
+    # may be several words, such as those of a container.
+    words = f"{python} -m imagery_dask {shlex.join(command)}"
+    job._command_template = f"cd {shlex.quote(os.getcwd())}\nexec {words}"
     return job

@@ -5,6 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +38,8 @@ STARTED_ONLY = (
 KEYS = ("address", "cluster", "security", *STARTED_ONLY)
 SECURITY = {"ca": "tls_ca_file", "cert": "tls_{role}_cert", "key": "tls_{role}_key"}
 ROLES = ("client", "scheduler", "worker")
+# Said by `imagery_dask.cluster.driver` itself.
+NOT_DRIVERS = {"name", "scheduler"}
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -99,6 +105,8 @@ def load_cluster_file(path: Path, retire_before_s: float | None = None) -> Clust
     if "cluster" in file.values and "address" in file.values:
         file.refuse("address", "'cluster' starts a cluster and 'address' joins one; a file has one of them.")
     if "address" in file.values:
+        if "security" in file.values and str(file.values["address"]).startswith("tcp://"):
+            file.refuse("address", "'security' is for an encrypted scheduler, whose address is tls://HOST:PORT.")
         for name in STARTED_ONLY:
             if name in file.values:
                 file.refuse(name, f"{name!r} is for clusters that are started; 'address' joins one that runs.")
@@ -149,7 +157,7 @@ def _driver(file: Lines, cluster_class: Any) -> dict[str, Any]:
     part = file.parts.get("driver")
     if part is None:
         file.refuse("driver", f"'driver' must be names with values, as 'arguments' are; got {given!r}.")
-    part.check_names(job_names(cluster_class), "argument")
+    part.check_names(job_names(cluster_class) - NOT_DRIVERS, "argument")
     return dict(part.values)
 
 
@@ -265,11 +273,23 @@ def _beside(file: Lines, name: str) -> Path:
     return (file.path.absolute().parent / Path(name).expanduser()).absolute()
 
 
+@contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Keep what Ctrl-C does: dask_jobqueue (0.9), as it is imported, lets it end the process as if all were done."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)
+
+
 def _class(file: Lines) -> Any:
     name = str(file.values["cluster"])
     module, _, attribute = name.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        with _interrupts_kept():
+            found = getattr(importlib.import_module(module), attribute)
         if found is SSHCluster and importlib.util.find_spec("asyncssh") is None:
             raise ModuleNotFoundError(name="asyncssh")
     except ModuleNotFoundError as error:

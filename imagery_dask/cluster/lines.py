@@ -71,6 +71,8 @@ def read_lines(path: Path) -> Lines:
     """
     try:
         text = path.read_text()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"There is no cluster file {path} (cluster_configs/ has some to begin with).") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text: {error.reason}.") from None
     loader = yaml.SafeLoader(text)
@@ -95,16 +97,20 @@ def read_lines(path: Path) -> Lines:
 
 
 def _mapping(path: Path, node: yaml.MappingNode, loader: yaml.SafeLoader) -> Lines:
-    loader.flatten_mapping(node)  # <<: *anchor
-    made = Lines(path, node.start_mark.line + 1, {}, {}, {})
+    own = {id(key) for key, _ in node.value}
+    loader.flatten_mapping(node)  # <<: *anchor comes first, and what follows may say something else
+    made, written = Lines(path, node.start_mark.line + 1, {}, {}, {}), set()
     for key, value in node.value:
         name, line = loader.construct_object(key, deep=True), key.start_mark.line + 1
         if not isinstance(name, str):
             raise ValueError(f"{path}, line {line}: {name!r} is an unknown key: names are text.")
-        if name in made.values:
+        if name in written:
             raise ValueError(f"{path}, line {line}: {name!r} is there twice (line {made.lines[name]}).")
+        if id(key) in own:
+            written.add(name)
+        made.parts.pop(name, None)
+        if isinstance(value, yaml.MappingNode):  # before it is constructed, which merges
+            made.parts[name] = _mapping(path, value, loader)
         made.values[name] = loader.construct_object(value, deep=True)
         made.lines[name] = line
-        if isinstance(value, yaml.MappingNode):
-            made.parts[name] = _mapping(path, value, loader)
     return made

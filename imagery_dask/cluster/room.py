@@ -46,13 +46,22 @@ def dashboard_address(client: Client) -> str | None:
 def thread_memory(client: Client) -> int:
     """Bytes that a task may take: the share of one thread in the smallest worker.
 
-    Workers without a limit, such as the threads of this process, share the memory that is free on this machine.
+    Workers without a limit share the memory that is free on this machine, such as the threads of this process; of those
+    on other machines each is taken to have as much as is free here.
     """
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    workers = client.scheduler_info(n_workers=-1)["workers"]
     free = int(psutil.virtual_memory().available)
-    threads = sum(int(worker["nthreads"]) for worker in workers)
+    of_host: dict[str, int] = {}
+    for address, worker in workers.items():
+        of_host[_host_of(address)] = of_host.get(_host_of(address), 0) + int(worker["nthreads"])
     shares = [
-        int(worker["memory_limit"]) // int(worker["nthreads"]) if worker["memory_limit"] else free // threads
-        for worker in workers
+        int(worker["memory_limit"]) // int(worker["nthreads"])
+        if worker["memory_limit"]
+        else free // of_host[_host_of(address)]
+        for address, worker in workers.items()
     ]
     return min(shares, default=free)
+
+
+def _host_of(address: str) -> str:
+    return address.partition("://")[2].rpartition(":")[0]

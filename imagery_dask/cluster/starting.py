@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -91,19 +93,25 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, Top
     except UnfitError as error:
         raise ValueError(f"{file.path}: {error}") from None
     if _is_local(file.cluster) and arguments.get("processes") is not False:
-        arguments |= _own_processes(arguments)
-        scaled = {**scaled, **_own_processes(arguments)} if scaled else None
+        own = _own_processes(arguments)
+        arguments |= own
+        scaled = {**scaled, **own} if scaled else None
     if file.security is not None:
         arguments["security"] = file.security
         scaled = {**scaled, "security": file.security} if scaled else None
+    if is_job_queue(file.cluster) and not (count or file.adapt or arguments.get("n_workers")):
+        raise ValueError(f"{file.path} asks for no workers: say how many ('workers' or 'adapt', or --workers N).")
     if is_gateway(file.cluster):
         check_gateway(arguments, str(file.path))
     with _made(file, arguments if scaled is None else scaled) as cluster:
         if file.adapt and not workers:
+            if is_job_queue(file.cluster):
+                _scale(cluster, file.adapt[0])
             cluster.adapt(minimum=file.adapt[0], maximum=file.adapt[1])
-            yield cluster, None
-            return
-        if count and scaled is None:
+            if not is_job_queue(file.cluster):
+                yield cluster, None
+                return
+        elif count and scaled is None:
             _scale(cluster, count)
         if is_job_queue(file.cluster) or file.cluster is SSHCluster or _is_local(file.cluster):
             with topped_up(cluster, _configuration(file.cluster)) as topping_up:
@@ -116,7 +124,9 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, Top
 def _made(file: ClusterFile, arguments: dict[str, Any]) -> Iterator[Any]:
     name = getattr(file.cluster, "__name__", str(file.cluster))
     try:
-        with dask.config.set(_configuration(file.cluster)):
+        with dask.config.set(_configuration(file.cluster)), warnings.catch_warnings():
+            # A dashboard of another user has it; where ours is, is printed.
+            warnings.filterwarnings("ignore", "Port .* is already in use", UserWarning)
             cluster = file.cluster(**arguments)
     except Exception as error:
         # One line: classes of dask answer with pages, in errors of types of their own.
@@ -124,7 +134,12 @@ def _made(file: ClusterFile, arguments: dict[str, Any]) -> Iterator[Any]:
         raise ValueError(f"{file.path}: {name} did not start: {reason}") from error
     try:
         with cluster:
-            yield cluster
+            try:
+                yield cluster
+            finally:
+                # dask-jobqueue's own never say that they are closed; as it closes, dask asserts that all of them are.
+                for job in getattr(cluster, "_created", ()) if is_job_queue(file.cluster) else ():
+                    job.status = Status.closing
     finally:
         if is_gateway(file.cluster):
             closed_for_good(cluster)
@@ -144,10 +159,9 @@ def _scale(cluster: Any, count: int) -> None:
     try:
         cluster.sync(submitted)
     except (RuntimeError, OSError, ValueError) as error:
-        for job in cluster._created:
-            if job.status is Status.created:
-                job.status = Status.failed  # or it cannot be closed
-        raise OSError(f"The batch system took no job:\n{error}\n{job_words(cluster)}") from None
+        taken = sum(job.job_id is not None for job in cluster._created)
+        said = f"took {taken} of {len(cluster.worker_spec)} jobs" if taken else "took no job"
+        raise OSError(f"The batch system {said}:\n{error}\n{job_words(cluster)}") from None
 
 
 def _own_processes(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -161,13 +175,23 @@ def _own_processes(arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _secured(file: ClusterFile) -> ClusterFile:
     """Encrypt a cluster of this machine that others can reach: who reaches a scheduler can run code."""
-    host = file.arguments.get("host")
-    inside = host is None or str(host).rpartition("://")[2].startswith(("127.", "localhost", "::1", "[::1]"))
-    reached = not inside or file.arguments.get("interface") not in (None, "lo")
+    places = [file.arguments, file.arguments.get("scheduler_kwargs") or {}]
+    reached = not all(_is_inside(each.get("host")) and each.get("interface") in (None, "lo") for each in places)
     if not (_is_local(file.cluster) and reached) or file.security or file.arguments.get("security"):
         return file
     logging.getLogger(__name__).info("The cluster can be reached from outside: encrypted with certificates of its own.")
     return replace(file, security=Security.temporary())
+
+
+def _is_inside(host: Any) -> bool:
+    """Whether a host is this machine by a name that no other reaches it by."""
+    if host is None:
+        return True
+    name = str(host).rpartition("://")[2].strip("[]")
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost"
 
 
 def _configuration(cluster_class: Any) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import asyncio
 import logging
 import os
 import pwd
+import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -21,7 +23,7 @@ from distributed.core import Status
 
 from imagery_dask.cluster.classes import is_job_queue
 
-__all__ = ["ToppingUp", "topped_up"]
+__all__ = ["ToppingUp", "is_listed", "topped_up"]
 
 # How often the workers are counted, which costs nothing, and how often the batch system is asked while one is missing:
 # soon after something happened, then ever less, since jobs may wait in the queue for days.
@@ -29,8 +31,9 @@ COUNT_S = 1.0
 ASK_S = (2.0, 30.0)
 ASK_GROWTH = 1.5
 ANSWER_S = 30.0
-# Pauses before workers are replaced, when since the last time no new one came; after the last of them it ends. A
-# cluster that never had a worker has a broken environment, most likely: somebody waits to be told.
+# Pauses before workers are replaced, when since the last time no new one came to stay; after the last of them it ends.
+# A cluster that never had a worker has a broken environment, most likely: somebody waits to be told.
+STAYS_S = 10.0
 PAUSES_S = (2.0, 5.0, 15.0, 60.0, 300.0)
 FIRST_TRIES = 2
 # A submission that is under way is waited for: its job would stay in the queue.
@@ -98,8 +101,10 @@ class ToppingUp:
         self._cluster = cluster
         self._configuration = configuration
         self._here: set[str] = set()
+        # Workers that came since some were last started, and when.
+        self._new: dict[str, float] = {}
         self._came = self._said = False
-        # Times that workers were started, the first time included, since a new one came.
+        # Times that workers were started, the first time included, since a new one came to stay.
         self._tries = 1
         # Jobs that the batch system has listed: of those that it never has (another cluster's) nothing is known.
         self._listed: set[str] = set()
@@ -145,8 +150,8 @@ class ToppingUp:
             return
         self._said = True
         _logger.warning(
-            "Workers were started %d times in a row, and none of them connected: those that end are not replaced any "
-            "longer. Their logs may say why%s.", self._tries, _logs_in(self._cluster),
+            "Workers were started %d times in a row, and none of them connected and stayed: those that end are not "
+            "replaced any longer. Their logs may say why%s.", self._tries, _logs_in(self._cluster),
         )  # fmt: skip
 
     async def _stops_within(self, seconds: float) -> bool:
@@ -155,9 +160,12 @@ class ToppingUp:
         return self._stopping.is_set()
 
     def _count(self) -> None:
-        here = set(self._cluster.scheduler_info["workers"])
-        if here - self._here:
-            self._came, self._tries, self.hopeless = True, 0, False
+        here, now = set(self._cluster.scheduler_info["workers"]), time.monotonic()
+        if come := here - self._here:
+            self._came, self.hopeless = True, False
+            self._new |= dict.fromkeys(come, now)
+        if any(address in here and now - since >= STAYS_S for address, since in self._new.items()):
+            self._tries = 0
         if here != self._here:
             self._ask_s = ASK_S[0]
         self._here = here
@@ -197,6 +205,7 @@ class ToppingUp:
         if not names:
             return
         self._tries, self._ask_s = self._tries + 1, ASK_S[0]
+        self._new.clear()
         for name in names:
             worker = cluster.workers.pop(name, None)
             if worker is not None:
@@ -235,11 +244,21 @@ async def _found(job_class: Any) -> dict[str, bool] | None:
     try:
         # Not from the environment: the jobs of somebody else would look as if these had ended.
         words = command.format(user=pwd.getpwuid(os.getuid()).pw_name).split()
-        output = await asyncio.wait_for(job_class._call(words), ANSWER_S)
-    except (TimeoutError, RuntimeError, OSError, KeyError) as error:
-        return {} if any(text in str(error) for text in NO_JOBS) else None
-    lines = [line.replace("/", " ").split() for line in output.splitlines() if line.strip()]
+        done = await asyncio.to_thread(
+            subprocess.run, words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=ANSWER_S
+        )
+    except (OSError, KeyError, subprocess.TimeoutExpired):
+        return None
+    if done.returncode:
+        return {} if any(text in done.stdout + done.stderr for text in NO_JOBS) else None
+    lines = [line.replace("/", " ").split() for line in done.stdout.splitlines() if line.strip()]
     return {_number(number): not OVER.isdisjoint(states) for number, *states in lines}
+
+
+def is_listed(cluster_class: Any, job_id: str) -> bool:
+    """Whether a batch system has a job in its queue, or runs it; False where it does not say."""
+    found = asyncio.run(_found(cluster_class.job_cls)) or {}
+    return not found.get(_number(job_id), True)
 
 
 def _number(job_id: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import time
@@ -112,7 +113,10 @@ def _log(folder: Any, ids: Sequence[str]) -> str:
     if not folder or not ids or not Path(folder).is_dir():
         return ""
     numbers = [each.partition(".")[0] for each in ids]  # PBS: 123.server
-    logs = [file for file in Path(folder).iterdir() if file.is_file() and any(n in file.name for n in numbers)]
+    of_them = re.compile(rf"(?<!\d)({'|'.join(map(re.escape, numbers))})(?!\d)")
+    # Scripts of `imagery-dask submit` lie there, too.
+    found = [file for file in Path(folder).iterdir() if file.is_file() and file.suffix != ".sh"]
+    logs = [file for file in found if of_them.search(file.name)]
     for log in sorted(logs, key=lambda file: file.stat().st_mtime, reverse=True):
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         if lines:

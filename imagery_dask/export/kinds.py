@@ -44,6 +44,8 @@ def read_plan(path: str | os.PathLike[str]) -> ExportPlan:
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)} is not JSON: {error}.") from error
         return ExportPlan.from_json(content.get("plan", content) if isinstance(content, dict) else content)
+    if os.fspath(path).endswith(".json"):
+        raise FileNotFoundError(f"There is no plan {os.fspath(path)}; imagery-dask plan ... --save FILE writes one.")
     return ExportPlan.from_json(run_at(os.fspath(path)).plan)
 
 

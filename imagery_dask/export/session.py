@@ -15,7 +15,7 @@ from imagery_dask.files import Files
 from imagery_dask.records.journal import Records
 from imagery_dask.records.lease import Lease, brief_lease
 from imagery_dask.records.runs import Run, now, remove_unplanned, runs_in
-from imagery_dask.records.shares import Share, refuse_other_shares, refuse_shares
+from imagery_dask.records.shares import Share, refuse_other_shares, refuse_shares, settle_share
 
 __all__ = ["DAMAGED", "Planned", "Session", "Target", "glance", "open_end", "open_session", "open_share"]
 
@@ -141,6 +141,7 @@ class Session:
         if self._lease is not None and self._files is not None:
             refuse_shares(self._files, self._target.store)
             self._lease.keep_for("close")
+            self._receipts = None  # parts may have ended meanwhile
 
     def tidy(self) -> None:
         """Remove what killed processes left half-written among the records."""
@@ -260,6 +261,8 @@ def open_share(export: Planned, share: Share, begin: Callable[[Session], None]) 
         if not runs_in(files) and target.occupied():
             raise target.refusal()
         with _folder_of(files), ExitStack() as stack:
+            # One that crashed takes some seconds to be found out; meanwhile nobody waits for this one.
+            settle_share(files, target.store, share)
             with brief_lease(files, target.store) as lease:
                 refuse_other_shares(files, target.store, share)
                 target.recover()

@@ -106,6 +106,7 @@ class _Work:
                     if others := _blocks_of_others(session, left):
                         return self._left(report, f"{others:,} blocks of other parts are left")
                     session.keep()
+                    left = left_to_do(session)
                 whole = report_of(session, left)
                 with reported(export, session, whole, self.page):
                     assert session.plan is not None

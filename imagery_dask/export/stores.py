@@ -165,10 +165,11 @@ def check_process(location: str, client: Client) -> None:
     """
     if place_of(location).scheme != "memory":
         return
-    if set(client.run(_process_name).values()) != {_process_name()}:
+    if others := set(client.run(_process_name).values()) - {_process_name()}:
+        host, number = min(others)
         raise ValueError(
-            f"{location} is memory of this process, which the cluster's workers do not share; write to a folder or a "
-            "bucket, or without a cluster."
+            f"{location} is memory of this process, which the cluster's workers do not share (process {number} on "
+            f"{host}); write to a folder or a bucket, or without a cluster."
         )
 
 

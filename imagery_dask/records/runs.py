@@ -57,7 +57,9 @@ def runs_in(files: Files) -> list[Run]:
     """List the runs whose records are in a folder, oldest first."""
     names = [name for name in files.names() if name.endswith(f"/{PLAN}")]
     records = [Records(files, name.partition("/")[0]) for name in names]
-    return sorted((Run(records=each, **each.get(PLAN)) for each in records), key=lambda run: run.created)
+    # One that is removed meanwhile is none.
+    found = [(each, plan) for each in records if (plan := each.get(PLAN)) is not None]
+    return sorted((Run(records=each, **plan) for each, plan in found), key=lambda run: run.created)
 
 
 def remove_unplanned(files: Files) -> None:

@@ -21,7 +21,7 @@ from imagery_dask.errors import TargetBusyError
 from imagery_dask.files import Files
 from imagery_dask.records.lease import Lease, holder_of
 
-__all__ = ["Share", "refuse_other_shares", "refuse_shares", "share_holders"]
+__all__ = ["Share", "refuse_other_shares", "refuse_shares", "settle_share", "share_holders"]
 
 WRITTEN = re.compile(r"part-(\d+)-of-(\d+)\.json")
 SAID = re.compile(r"(\d+)/(\d+)")
@@ -92,6 +92,13 @@ def refuse_shares(files: Files, out: str) -> None:
 def refuse_other_shares(files: Files, out: str, share: Share) -> None:
     """Raise `TargetBusyError` while a part of another number of parts is at work: it has blocks of this one."""
     _refuse(files, out, [name for name in _names(files) if _share_of(name).of != share.of])
+
+
+def settle_share(files: Files, out: str, share: Share) -> None:
+    """Raise `TargetBusyError` while another process does this part; its lease is removed where that crashed."""
+    if share.file in _names(files):
+        with Lease(files, f"{share} of {out}", share.file):
+            pass
 
 
 def _refuse(files: Files, out: str, names: list[str]) -> None:

@@ -247,6 +247,6 @@ def test_the_log_of_a_job_that_died_is_shown(
     assert time.monotonic() - started < 45
     assert len(every_job(batch_system) - before) == 3 * 2, "two further tries, with two jobs each"
     (warning,) = said
-    assert re.match("Workers were started 3 times in a row, and none of them connected: .*/logs", warning)
+    assert re.match("Workers were started 3 times in a row, and none of them connected and stayed: .*/logs", warning)
     assert "there is no such python" in str(caught.value)
     assert "JobState=FAILED Reason=NonZeroExitCode" in str(caught.value)

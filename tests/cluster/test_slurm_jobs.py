@@ -116,6 +116,11 @@ def test_a_driver_that_waits_and_one_that_is_cancelled(
         assert text.startswith("there.zarr: not begun\n")
         assert "PENDING (PartitionDown)" in text
         (job,) = batch_system.jobs()
+        said = command("submit", "zarr", "there.zarr", *options, "--cluster", cluster_file.name, code=2)
+        assert f"Job {job} (slurm) is the driver of there.zarr already" in said
+        batch_system.run("scancel", job)
+        command("submit", "zarr", "there.zarr", *options, "--cluster", cluster_file.name)
+        (job,) = batch_system.jobs()
         batch_system.run("scancel", job)
     finally:
         batch_system.run("scontrol", "update", f"PartitionName={batch_system.partition}", "State=UP")
@@ -126,7 +131,7 @@ def test_a_driver_that_is_refused(tmp_path: Path, cluster_file: Path, command: C
     content = yaml.safe_load(cluster_file.read_text())
     cluster_file.write_text(yaml.safe_dump(content | {"driver": {"queue": "absent"}}))
     said = command("submit", "--cluster", cluster_file, "zarr", "there.zarr", *region(tmp_path), code=2)
-    assert "Error: The batch system did not take the driver's job (" in said
+    assert "Error: The batch system did not take the driver's job: " in said
     assert "invalid partition specified: absent" in said
     assert not (tmp_path / "there.zarr.receipts").exists()
     cluster_file.write_text(yaml.safe_dump(content | {"driver": {"queues": "absent"}}))
@@ -152,6 +157,10 @@ def test_what_is_wrong_is_said_before_anything_is_submitted(
         return captured.out + captured.err
 
     options = region(tmp_path)
+    plan = tmp_path / "plan.json"
+    data = ImageryClient(image_source=f"precomputed://file://{tmp_path}/em").image_cutout([[0, 0, 0], SHAPE])
+    to_zarr(data, tmp_path / "other.zarr", chunks=(32, 32, 16), progress=False)
+    shutil.copy(next((tmp_path / "other.zarr.receipts").glob("*/plan.json")), plan)
     local = tmp_path / "local.yaml"
     local.write_text("cluster: distributed.LocalCluster\n")
     for arguments, words in (
@@ -162,6 +171,11 @@ def test_what_is_wrong_is_said_before_anything_is_submitted(
         (["--cluster", local, "zarr", "there.zarr", *options], "LocalCluster is none; run the export itself"),
         (["--cluster", cluster_file, "zarr", "there.zarr", "--image-source", "precomputed://https://me:word@host/em",
           "--bounds", 0, 0, 0, 1, 1, 1], "leave the password out of the URL"),
+        (["--cluster", cluster_file, "zarr", "there.zarr", *options, "--retire-before", "100h"], "ask for a longer"),
+        (["--cluster", cluster_file, "--plan", plan, "--part", "1/4", "--overwrite"], "is of all of an export"),
+        (["--cluster", cluster_file, "--plan", "nope.json"], "There is no plan nope.json"),
+        (["--cluster", "nope.yaml", "zarr", "there.zarr", *options], "There is no cluster file nope.yaml"),
+        (["--cluster", "local", "zarr", "there.zarr", *options], "Say which batch system: --cluster FILE"),
     ):  # fmt: skip
         assert words in said(*arguments)
     assert batch_system.jobs() == []

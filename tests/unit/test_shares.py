@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagery_dask.errors import TargetBusyError
+from imagery_dask.export.session import open_share
 from imagery_dask.files import Files
+from imagery_dask.records import lease as leases
 from imagery_dask.records.lease import Lease
 from imagery_dask.records.shares import Share, refuse_other_shares, refuse_shares, share_holders
 
@@ -63,3 +69,25 @@ def test_leases_of_dead_processes_are_removed(tmp_path: Path) -> None:
     files.put("part-1-of-2.json", content.replace(f'"pid": {os.getpid()}'.encode(), b'"pid": 4194000'))
     refuse_shares(files, "OUT")
     assert list(files.names()) == []
+
+
+def test_parts_that_crashed_are_found_out_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On other machines, of which only time tells; an array that is submitted again does not begin one by one."""
+    monkeypatch.setattr(leases, "RENEW_S", 2.0)
+    files = Files.at(str(tmp_path / "records"))
+    for part in range(1, 5):
+        held = {"id": "x", "host": "elsewhere", "pid": 1, "machine": "another", "purpose": "part", "renewed": 0.0}
+        files.put(Share(part, 4).file, json.dumps(held).encode(), "application/json")
+    target = SimpleNamespace(
+        store="OUT", occupied=lambda: False, recover=lambda: None, holds=lambda place, written: True
+    )
+    export = SimpleNamespace(target=target, records=files, decides={})
+
+    def begin(part: int) -> float:
+        with open_share(export, Share(part, 4), lambda session: None):
+            return time.monotonic()
+
+    started = time.monotonic()
+    with ThreadPoolExecutor(4) as threads:
+        begun = list(threads.map(begin, range(1, 5)))
+    assert 3 <= max(begun) - started < 9  # one after the other, it would be twelve

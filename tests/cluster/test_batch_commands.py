@@ -1,0 +1,223 @@
+"""Batch systems whose commands refuse, hang, or answer in their own way: scripts of a few lines stand for them.
+
+What a real SLURM does is in `test_slurm.py`; it takes no job and refuses the next, and never hangs, on demand.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask
+import psutil
+import pytest
+
+from imagery_dask.cluster import connect, driver_script, load_cluster_file, submit_driver, topping_up
+from imagery_dask.cluster.starting import _secured
+from imagery_dask.cluster.waiting import _log
+
+SLURM = "cluster: dask_jobqueue.SLURMCluster\n"
+LSF = "cluster: dask_jobqueue.LSFCluster\n"
+ARGUMENTS = "arguments: {cores: 1, memory: 1GiB, queue: tests, walltime: '00:30:00'"
+Command = Callable[[str, str], None]
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Put a script of a shell where programs are found."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    def make(name: str, body: str) -> None:
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+
+    return make
+
+
+def cluster_file(folder: Path, text: str) -> Path:
+    path = folder / "cluster.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_some_jobs_are_taken_and_one_is_refused(tmp_path: Path, program: Command) -> None:
+    program("squeue", "exit 0")
+    program("scancel", f"echo $* >> {tmp_path}/cancelled")
+    program(
+        "sbatch",
+        f"mkdir {tmp_path}/1 2>/dev/null || mkdir {tmp_path}/2 2>/dev/null || "
+        "{ echo QOSMaxSubmitJobPerUserLimit >&2; exit 1; }\n"
+        "echo Submitted batch job $$",
+    )
+    file = cluster_file(tmp_path, f"{SLURM}workers: 3\n{ARGUMENTS}}}\n")
+    with pytest.raises(OSError, match=r"took 2 of 3 jobs(.|\n)*QOSMaxSubmitJobPerUserLimit"), connect(file, wait_s=5):
+        pass
+    assert len((tmp_path / "cancelled").read_text().split()) == 2
+
+
+def test_a_batch_system_that_does_not_answer_is_not_asked_for_ever(
+    tmp_path: Path, program: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topping_up, "ANSWER_S", 0.5)
+    program("sbatch", "echo Submitted batch job 7")
+    program("scancel", "exit 0")
+    program("squeue", "exec sleep 600")
+    file = cluster_file(tmp_path, f"{SLURM}workers: 1\n{ARGUMENTS}}}\n")
+    with pytest.raises(TimeoutError, match="No worker came within 4 s"), connect(file, wait_s=4):
+        pass
+    left = [each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == ["sleep", "600"]]
+    assert not [each for each in left if str(tmp_path) in " ".join(each.environ().values())]
+
+
+def test_a_file_that_asks_for_no_workers(tmp_path: Path) -> None:
+    file = cluster_file(tmp_path, f"{SLURM}{ARGUMENTS}}}\n")
+    with pytest.raises(ValueError, match="cluster.yaml asks for no workers.*--workers"), connect(file, wait_s=60):
+        pass
+
+
+def test_what_bsub_says_of_a_driver(tmp_path: Path, program: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "my folder; exit"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    arguments = ARGUMENTS.replace("queue", "use_stdin: true, queue")
+    file = load_cluster_file(cluster_file(folder, f"{LSF}workers: 1\n{arguments}}}\n"))
+    program("bsub", f"cat > {tmp_path}/script; echo 'Job <31> is submitted to queue <tests>.'")
+    job = submit_driver(file, ["export", "zarr"])
+    assert (job.job, job.system) == ("31", "lsf")
+    assert (tmp_path / "script").read_text() == Path(job.script).read_text()
+    program("bsub", "echo 'tests: No such queue' >&2; exit 255")
+    before = sorted(folder.rglob("*.sh"))
+    with pytest.raises(OSError, match="did not take the driver's job: tests: No such queue$"):
+        submit_driver(file, ["export", "zarr"])
+    assert sorted(folder.rglob("*.sh")) == before, "the script of a job that was refused is left"
+    (tmp_path / "bin" / "bsub").unlink()
+    with pytest.raises(OSError, match="bsub"):
+        submit_driver(file, ["export", "zarr"])
+
+
+@pytest.mark.parametrize(
+    ("system", "more", "driver", "words", "not_words"),
+    [
+        (SLURM, "job_cpu: 16, job_mem: 128G", "", ["--cpus-per-task=1", "--mem=4G"], ["16", "128G"]),
+        (LSF, "ncpus: 8, mem: 64000000000", "", ["-n 1"], ["-n 8", "64000"]),
+        (SLURM, "name: mine", "", ["imagery_dask export zarr"], []),
+        (SLURM, "python: /workers/python", "python: /drivers/python", ["exec /drivers/python -m"], ["/workers"]),
+        (SLURM, "python: apptainer exec image.sif python", "", ["exec apptainer exec image.sif python -m"], []),
+    ],
+    ids=["slurm", "lsf", "name", "python", "container"],
+)
+def test_the_drivers_job_is_its_own(
+    tmp_path: Path, system: str, more: str, driver: str, words: list[str], not_words: list[str]
+) -> None:
+    text = f"{system}workers: 1\n{ARGUMENTS}, {more}}}\n" + (f"driver: {{{driver}}}\n" if driver else "")
+    script = driver_script(load_cluster_file(cluster_file(tmp_path, text)), ["export", "zarr"])
+    assert not [word for word in words if word not in script], script
+    assert not [word for word in not_words if word in script.replace(str(tmp_path), "")], script
+
+
+def test_the_drivers_python_of_dasks_configuration(tmp_path: Path) -> None:
+
+    file = load_cluster_file(cluster_file(tmp_path, f"{SLURM}workers: 1\n{ARGUMENTS}}}\n"))
+    with dask.config.set({"jobqueue.slurm.python": "/configured/python"}):
+        assert "exec /configured/python -m imagery_dask export" in driver_script(file, ["export"])
+
+
+def test_names_that_the_driver_has_by_itself(tmp_path: Path) -> None:
+    file = cluster_file(tmp_path, f"{SLURM}workers: 1\n{ARGUMENTS}}}\ndriver: {{name: x}}\n")
+    with pytest.raises(ValueError, match="line 4: unknown argument 'name'"):
+        load_cluster_file(file)
+
+
+def test_what_is_merged_may_be_said_anew(tmp_path: Path) -> None:
+    arguments = ARGUMENTS.replace("arguments: {", "arguments: &workers {")
+    driver = "driver: {<<: *workers, walltime: '48:00:00'}\n"
+    file = load_cluster_file(cluster_file(tmp_path, f"{SLURM}workers: 1\n{arguments}}}\n{driver}"))
+    assert (file.driver["walltime"], file.driver["queue"]) == ("48:00:00", "tests")
+    with pytest.raises(ValueError, match="'walltime' is there twice"):
+        load_cluster_file(cluster_file(tmp_path, f"{SLURM}driver: {{<<: {{queue: x}}, walltime: 1, walltime: 2}}\n"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "encrypted"),
+    [
+        ("{host: 127.0.0.2}", False),
+        ("{host: 'tcp://[::1]'}", False),
+        ("{host: localhost}", False),
+        ("{host: 127.0.0.1.example}", True),
+        ("{host: 0.0.0.0}", True),
+        ("{scheduler_kwargs: {host: 0.0.0.0}}", True),
+        ("{scheduler_kwargs: {interface: eth0}}", True),
+        ("{}", False),
+    ],
+)
+def test_who_is_reached_from_outside_is_encrypted(tmp_path: Path, arguments: str, encrypted: bool) -> None:
+    text = f"cluster: distributed.LocalCluster\nworkers: 1\narguments: {arguments}\n"
+    assert (_secured(load_cluster_file(cluster_file(tmp_path, text))).security is not None) == encrypted
+
+
+def test_the_log_of_a_job_is_not_that_of_another(tmp_path: Path) -> None:
+    for name in ("dask-worker-49.err", "imagery-dask-a4bc3de.sh", "imagery-dask-4.sh"):
+        (tmp_path / name).write_text("of another")
+    assert _log(str(tmp_path), ["4"]) == ""
+    (tmp_path / "dask-worker-4.err").write_text("its own")
+    assert "its own" in _log(str(tmp_path), ["4.server"])
+
+
+INTERRUPTED = """
+import importlib, os, signal, sys, time
+from pathlib import Path
+from imagery_dask.cli.running import _end_as_interrupted
+from imagery_dask.cluster import load_cluster_file
+
+_end_as_interrupted()
+load_cluster_file(Path(sys.argv[1]))
+try:
+    print("ready", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+    print("closed", flush=True)
+    sys.exit(130)
+"""
+
+
+def test_an_interrupt_is_one_whatever_is_imported(tmp_path: Path) -> None:
+    """dask_jobqueue ends the process with 0 by itself; LSF sends SIGTERM after SIGINT."""
+    file = cluster_file(tmp_path, f"{SLURM}workers: 1\n{ARGUMENTS}}}\n")
+    with subprocess.Popen([sys.executable, "-c", INTERRUPTED, str(file)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.read() == "closed\n"
+        assert process.wait(30) == 130
+
+
+class _Cluster:
+    """What `ToppingUp` asks of a cluster, to see when it replaces: workers that come and end at once."""
+
+    def __init__(self) -> None:
+        self.scheduler_info: dict[str, Any] = {"workers": {}}
+
+
+def test_workers_that_come_and_leave_at_once_are_replaced_after_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = _Cluster()
+    topping = topping_up.ToppingUp(cluster, {})
+    topping._tries = 3
+    cluster.scheduler_info["workers"] = {"tcp://one": {}}
+    topping._count()
+    assert topping._tries == 3
+    moment = time.monotonic() + topping_up.STAYS_S + 1
+    cluster.scheduler_info["workers"] = {"tcp://two": {}}  # one has left
+    topping._count()
+    monkeypatch.setattr(topping_up.time, "monotonic", lambda: moment)
+    topping._count()
+    assert topping._tries == 0  # two has stayed

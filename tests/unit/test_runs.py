@@ -1,0 +1,27 @@
+"""Runs among the records of a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from imagery_dask.files import Files
+from imagery_dask.records.journal import Records
+from imagery_dask.records.runs import Run, now, runs_in
+
+
+def test_one_that_is_removed_while_they_are_listed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = Files.at(str(tmp_path / "records"))
+    stays, goes = (Run(Records(files, name), "OUT", {}, now()).saved() for name in ("stays", "goes"))
+    assert {run.records.run for run in runs_in(files)} == {"stays", "goes"}
+    get = Records.get
+
+    def removed_first(self: Records, name: str) -> Any:
+        if self.run == "goes":
+            goes.records.remove()
+        return get(self, name)
+
+    monkeypatch.setattr(Records, "get", removed_first)
+    assert [run.records.run for run in runs_in(files)] == [stays.records.run]
