@@ -105,8 +105,6 @@ def load_cluster_file(path: Path, retire_before_s: float | None = None) -> Clust
     if "cluster" in file.values and "address" in file.values:
         file.refuse("address", "'cluster' starts a cluster and 'address' joins one; a file has one of them.")
     if "address" in file.values:
-        if "security" in file.values and str(file.values["address"]).startswith("tcp://"):
-            file.refuse("address", "'security' is for an encrypted scheduler, whose address is tls://HOST:PORT.")
         for name in STARTED_ONLY:
             if name in file.values:
                 file.refuse(name, f"{name!r} is for clusters that are started; 'address' joins one that runs.")
@@ -114,7 +112,10 @@ def load_cluster_file(path: Path, retire_before_s: float | None = None) -> Clust
             file.refuse(
                 "address", "--retire-before (retire_before) is for clusters that are started; this file joins one."
             )
-        return ClusterFile(path, None, {}, address=_address(file), security=_security(file))
+        address, security = _address(file), _security(file)
+        if security is not None and address.startswith("tcp://"):
+            file.refuse("address", "'security' is for an encrypted scheduler, whose address is tls://HOST:PORT.")
+        return ClusterFile(path, None, {}, address=address, security=security)
     if "cluster" not in file.values:
         file.refuse(None, "a cluster file must have a key 'cluster' with the name of a cluster class (or 'address').")
     arguments, workers, adapt = _arguments(file), _count(file, "workers"), _adapt(file)

@@ -73,6 +73,14 @@ def test_files_that_say_something_else(tmp_path: Path, text: str, words: list[st
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+def test_certificates_are_for_encrypted_schedulers(tmp_path: Path) -> None:
+    for name in ("ca", "cert", "key"):
+        (tmp_path / name).touch()
+    path = write(tmp_path, "address: tcp://host:1\nsecurity: {ca: ca, cert: cert, key: key}\n")
+    with pytest.raises(ValueError, match="line 1: 'security' is for an encrypted scheduler, whose address is tls://"):
+        load_cluster_file(path)
+
+
 def test_package_that_is_not_installed(tmp_path: Path) -> None:
     path = write(tmp_path, "cluster: dask_of_the_moon.MoonCluster\n")
     with pytest.raises(ImportError, match="dask_of_the_moon.*pip install") as caught:
@@ -300,7 +308,7 @@ def test_adapt_starts_with_the_smallest_number(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # dask's half-made cluster
 def test_what_a_class_refuses_is_one_line(tmp_path: Path) -> None:
     pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
-    path = write(tmp_path, "cluster: dask_jobqueue.SLURMCluster\n")
+    path = write(tmp_path, "cluster: dask_jobqueue.SLURMCluster\nworkers: 1\n")
     words = "SLURMCluster did not start: You must specify how much cores"
     with pytest.raises(ValueError, match=words) as caught, connect(path):
         pass
