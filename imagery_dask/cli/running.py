@@ -149,7 +149,8 @@ def _end_as_interrupted() -> None:
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, interrupt)
-        signal.signal(signal.SIGINT, interrupt)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored, as in the background
+            signal.signal(signal.SIGINT, interrupt)
 
 
 def _say_dashboard(client: Client) -> None:

@@ -104,16 +104,13 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, Top
     if is_gateway(file.cluster):
         check_gateway(arguments, str(file.path))
     with _made(file, arguments if scaled is None else scaled) as cluster:
-        if file.adapt and not workers:
-            if is_job_queue(file.cluster):
-                _scale(cluster, file.adapt[0])
-            cluster.adapt(minimum=file.adapt[0], maximum=file.adapt[1])
-            if not is_job_queue(file.cluster):
-                yield cluster, None
-                return
+        adapts = file.adapt is not None and not workers
+        if file.adapt is not None and adapts:
+            _adapt(cluster, *file.adapt)
         elif count and scaled is None:
             _scale(cluster, count)
-        if is_job_queue(file.cluster) or file.cluster is SSHCluster or _is_local(file.cluster):
+        # Where the number follows the work, dask starts others on this machine by itself.
+        if is_job_queue(file.cluster) or (not adapts and (file.cluster is SSHCluster or _is_local(file.cluster))):
             with topped_up(cluster, _configuration(file.cluster)) as topping_up:
                 yield cluster, topping_up
         else:
@@ -143,6 +140,12 @@ def _made(file: ClusterFile, arguments: dict[str, Any]) -> Iterator[Any]:
     finally:
         if is_gateway(file.cluster):
             closed_for_good(cluster)
+
+
+def _adapt(cluster: Any, least: int, most: int) -> None:
+    if is_job_queue(type(cluster)):
+        _scale(cluster, least)  # a job that is refused is an error, and no traceback in a log
+    cluster.adapt(minimum=least, maximum=most)
 
 
 def _scale(cluster: Any, count: int) -> None:

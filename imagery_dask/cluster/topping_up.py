@@ -31,9 +31,10 @@ COUNT_S = 1.0
 ASK_S = (2.0, 30.0)
 ASK_GROWTH = 1.5
 ANSWER_S = 30.0
+# A worker that leaves sooner has not come to stay: others would end as it did.
+STAYS_S = 10.0
 # Pauses before workers are replaced, when since the last time no new one came to stay; after the last of them it ends.
 # A cluster that never had a worker has a broken environment, most likely: somebody waits to be told.
-STAYS_S = 10.0
 PAUSES_S = (2.0, 5.0, 15.0, 60.0, 300.0)
 FIRST_TRIES = 2
 # A submission that is under way is waited for: its job would stay in the queue.

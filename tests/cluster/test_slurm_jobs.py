@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -126,6 +127,27 @@ def test_a_driver_that_waits_and_one_that_is_cancelled(
     finally:
         batch_system.run("scontrol", "update", f"PartitionName={batch_system.partition}", "State=UP")
     assert not (tmp_path / "there.zarr").exists()
+
+
+@pytest.mark.usefixtures("command")  # for its environment
+def test_ctrl_c_while_jobs_wait(tmp_path: Path, cluster_file: Path, batch_system: Slurm) -> None:
+    """dask_jobqueue, where it is imported, lets an interrupt end the process as if all had been done."""
+    options = ["zarr", "there.zarr", *map(str, region(tmp_path)), "--cluster", cluster_file.name]
+    batch_system.run("scontrol", "update", f"PartitionName={batch_system.partition}", "State=DOWN")
+    try:
+        words = [sys.executable, "-m", "imagery_dask", "export", *options]
+        with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+            deadline = time.monotonic() + TIMEOUT_S
+            while not batch_system.jobs():
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=TIMEOUT_S)
+        assert process.returncode == 130
+        assert without_dashboard(said).startswith("Interrupted; the same command goes on with there.zarr")
+        assert batch_system.jobs() == []
+    finally:
+        batch_system.run("scontrol", "update", f"PartitionName={batch_system.partition}", "State=UP")
 
 
 def test_a_driver_that_is_refused(tmp_path: Path, cluster_file: Path, command: Callable[..., Any]) -> None:
