@@ -25,6 +25,8 @@ from imagery_dask.cluster.waiting import _log
 SLURM = "cluster: dask_jobqueue.SLURMCluster\n"
 LSF = "cluster: dask_jobqueue.LSFCluster\n"
 ARGUMENTS = "arguments: {cores: 1, memory: 1GiB, queue: tests, walltime: '00:30:00'"
+# Of clusters that are started beside those of other tests.
+STARTED = f"{ARGUMENTS}, scheduler_options: {{dashboard_address: '127.0.0.1:0'}}"
 Command = Callable[[str, str], None]
 
 
@@ -57,10 +59,21 @@ def test_some_jobs_are_taken_and_one_is_refused(tmp_path: Path, program: Command
         "{ echo QOSMaxSubmitJobPerUserLimit >&2; exit 1; }\n"
         "echo Submitted batch job $$",
     )
-    file = cluster_file(tmp_path, f"{SLURM}workers: 3\n{ARGUMENTS}}}\n")
+    file = cluster_file(tmp_path, f"{SLURM}workers: 3\n{STARTED}}}\n")
     with pytest.raises(OSError, match=r"took 2 of 3 jobs(.|\n)*QOSMaxSubmitJobPerUserLimit"), connect(file, wait_s=5):
         pass
     assert len((tmp_path / "cancelled").read_text().split()) == 2
+
+
+@pytest.mark.parametrize("count", ["workers: 1", "adapt: {minimum: 1, maximum: 2}"], ids=["workers", "adapt"])
+def test_jobs_that_die_in_the_queue_are_submitted_again(tmp_path: Path, program: Command, count: str) -> None:
+    program("sbatch", f"echo $$ >> {tmp_path}/submitted; echo Submitted batch job $$")
+    program("scancel", "exit 0")
+    program("squeue", f"sed 's#$#/CANCELLED#' {tmp_path}/submitted")
+    file = cluster_file(tmp_path, f"{SLURM}{count}\n{STARTED}}}\n")
+    with pytest.raises(TimeoutError, match="all of them ended before they connected"), connect(file, wait_s=60):
+        pass
+    assert len((tmp_path / "submitted").read_text().split()) == 3
 
 
 def test_a_batch_system_that_does_not_answer_is_not_asked_for_ever(
@@ -70,7 +83,7 @@ def test_a_batch_system_that_does_not_answer_is_not_asked_for_ever(
     program("sbatch", "echo Submitted batch job 7")
     program("scancel", "exit 0")
     program("squeue", "exec sleep 600")
-    file = cluster_file(tmp_path, f"{SLURM}workers: 1\n{ARGUMENTS}}}\n")
+    file = cluster_file(tmp_path, f"{SLURM}workers: 1\n{STARTED}}}\n")
     with pytest.raises(TimeoutError, match="No worker came within 4 s"), connect(file, wait_s=4):
         pass
     left = [each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == ["sleep", "600"]]
