@@ -225,8 +225,7 @@ def open_session(export: Planned, overwrite: bool) -> Iterator[Session]:
         return
     with clear_errors(target.store):
         # Before anything is made: a place that holds something else is left as it is.
-        if not runs_in(files) and target.occupied() and not overwrite:
-            raise target.refusal()
+        _refuse_foreign(files, target, overwrite)
         refuse_shares(files, target.store)  # which are not disturbed by one that is refused
         with _folder_of(files), Lease(files, target.store) as lease:
             refuse_shares(files, target.store)
@@ -258,8 +257,7 @@ def open_share(export: Planned, share: Share, begin: Callable[[Session], None]) 
     """
     target, files = export.target, _records_of(export)
     with clear_errors(target.store):
-        if not runs_in(files) and target.occupied():
-            raise target.refusal()
+        _refuse_foreign(files, target)
         with _folder_of(files), ExitStack() as stack:
             # One that crashed takes some seconds to be found out; meanwhile nobody waits for this one.
             settle_share(files, target.store, share)
@@ -294,6 +292,18 @@ def glance(export: Planned) -> Session | None:
     with clear_errors(target.store):
         run = _going_on(export, target, _living(runs_in(files), target))
         return None if run is None else Session(target, files, None, run)
+
+
+def _refuse_foreign(files: Files, target: Target, overwrite: bool = False) -> None:
+    """Refuse a place that holds what no run has written; one may begin meanwhile: its plan comes before its store."""
+    if runs_in(files):
+        return
+    try:
+        refusal = target.refusal() if target.occupied() and not overwrite else None
+    except FileExistsError as error:
+        refusal = error
+    if refusal is not None and not runs_in(files):
+        raise refusal
 
 
 def _records_of(export: Planned) -> Files:

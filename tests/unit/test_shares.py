@@ -15,10 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagery_dask.errors import TargetBusyError
-from imagery_dask.export.session import open_share
+from imagery_dask.export.session import _refuse_foreign, open_share
 from imagery_dask.files import Files
 from imagery_dask.records import lease as leases
+from imagery_dask.records.journal import Records
 from imagery_dask.records.lease import Lease
+from imagery_dask.records.runs import Run, now, runs_in
 from imagery_dask.records.shares import Share, refuse_other_shares, refuse_shares, share_holders
 
 
@@ -91,3 +93,22 @@ def test_parts_that_crashed_are_found_out_side_by_side(tmp_path: Path, monkeypat
     with ThreadPoolExecutor(4) as threads:
         begun = list(threads.map(begin, range(1, 5)))
     assert 3 <= max(begun) - started < 9  # one after the other, it would be twelve
+
+
+def test_a_store_that_another_part_makes_meanwhile_is_not_foreign(tmp_path: Path) -> None:
+    """Between the look at the records and the one at the store: its plan is there before it."""
+    files = Files.at(str(tmp_path / "records"))
+
+    def occupied() -> bool:
+        if not runs_in(files):
+            Run(Records(files, "first"), "OUT", {"fingerprint": "x"}, now()).saved()
+        raise FileExistsError("it is half made")
+
+    target = SimpleNamespace(store="OUT", occupied=occupied, refusal=FileExistsError)
+    _refuse_foreign(files, target)
+    for run in runs_in(files):
+        run.records.remove()
+    target.occupied = lambda: True
+    with pytest.raises(FileExistsError):
+        _refuse_foreign(files, target)
+    _refuse_foreign(files, target, overwrite=True)
