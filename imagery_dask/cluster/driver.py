@@ -94,12 +94,12 @@ def submit_driver(file: ClusterFile, command: Sequence[str]) -> DriverJob:
 
 def _submitted(job: Any, script: Path) -> str:
     """Submit a script, and return what is said of it; not by dask's own, which hides what bsub says of a refusal."""
-    command = shlex.split(job.submit_command)
-    with script.open() as content:
-        given = {"stdin": content} if getattr(job, "use_stdin", False) else {"stdin": subprocess.DEVNULL}
-        words = command if getattr(job, "use_stdin", False) else [*command, str(script)]
-        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=SUBMIT_S, **given)
-    return done.stdout
+    words, content = shlex.split(job.submit_command), ""
+    if getattr(job, "use_stdin", False):
+        content = script.read_text()
+    else:
+        words.append(str(script))
+    return subprocess.run(words, input=content, capture_output=True, text=True, check=True, timeout=SUBMIT_S).stdout
 
 
 def _job(file: ClusterFile, command: Sequence[str]) -> Any:
@@ -109,8 +109,8 @@ def _job(file: ClusterFile, command: Sequence[str]) -> Any:
             f"{getattr(file.cluster, '__name__', 'a cluster that runs')} is none; run the export itself."
         )
     kind = file.cluster.job_cls
-    given = {name: value for name, value in file.arguments.items() if name in job_names(file.cluster)}
-    given = {name: value for name, value in given.items() if name not in OF_WORKERS}
+    taken = job_names(file.cluster) - OF_WORKERS
+    given = {name: value for name, value in file.arguments.items() if name in taken}
     size = {"cores": 1, "processes": 1, "memory": MEMORY, "job_name": NAME}
     arguments = given | size | dict(file.driver) | {"scheduler": "", "name": NAME}
     job = kind(**arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections import Counter
 from dataclasses import dataclass
 
 import psutil
@@ -51,9 +52,9 @@ def thread_memory(client: Client) -> int:
     """
     workers = client.scheduler_info(n_workers=-1)["workers"]
     free = int(psutil.virtual_memory().available)
-    of_host: dict[str, int] = {}
+    of_host: Counter[str] = Counter()
     for address, worker in workers.items():
-        of_host[_host_of(address)] = of_host.get(_host_of(address), 0) + int(worker["nthreads"])
+        of_host[_host_of(address)] += int(worker["nthreads"])
     shares = [
         int(worker["memory_limit"]) // int(worker["nthreads"])
         if worker["memory_limit"]
