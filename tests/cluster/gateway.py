@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from cluster.processes import START_TIMEOUT_S, free_ports, process
+from cluster.processes import START_TIMEOUT_S, process
+from support.ports import free_ports
 
 PACKAGES = ("dask_gateway", "dask_gateway_server", "sqlalchemy")
 PASSWORD = "of the tests"

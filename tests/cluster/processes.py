@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,15 +13,6 @@ from pathlib import Path
 
 START_TIMEOUT_S = 30.0
 ROOT = Path(__file__).parents[2]
-
-
-def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Find ports that nothing listens on."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for free in sockets:
-            free.bind((host, 0))
-        return [free.getsockname()[1] for free in sockets]
 
 
 def environment() -> dict[str, str]:

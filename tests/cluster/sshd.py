@@ -7,11 +7,12 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.processes import process
+from support.ports import free_port
 
 START_TIMEOUT_S = 20.0
 PRIVILEGES = Path("/run/sshd")  # sshd of Debian insists on it when it runs as root
@@ -76,9 +77,7 @@ def sshd(folder: Path) -> Iterator[Sshd]:
         key.write_public_key(folder / f"{name}.pub")
         (folder / name).chmod(0o600)
     shutil.copy(folder / "user_key.pub", folder / "authorized_keys")
-    with closing(socket.socket()) as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     known_hosts = folder / "known_hosts"
     known_hosts.write_text(f"[127.0.0.1]:{port} {(folder / 'host_key.pub').read_text()}")
     (folder / "sshd.conf").write_text(CONFIGURATION.format(port=port, folder=folder))

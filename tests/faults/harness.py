@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import psutil
 from integration.stores import files_of
+from support.ports import free_port
 from support.streams import without_dashboard
 from support.volumes import coordinate_volume, delete_chunks, random_labels, write_volume
 
@@ -178,11 +178,6 @@ class Process:
 def driver(arguments: Sequence[str], said: Path, code: str = CLI, prefix: Sequence[str] = ()) -> Process:
     """Start the command line in a process of its own."""
     return Process(code, arguments, said, prefix)
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    with socket.create_server((host, 0)) as server:
-        return int(server.getsockname()[1])
 
 
 @dataclass

@@ -7,7 +7,6 @@ import logging
 import os
 import pickle
 import re
-import socket
 import sys
 import time
 import traceback
@@ -32,6 +31,7 @@ from support.dynamic import (
     roots_at,
     served,
 )  # fmt: skip
+from support.ports import free_port
 from support.streams import without_dashboard
 from tblib import pickling_support
 
@@ -107,9 +107,7 @@ def assert_clean(error: BaseException) -> None:
 
 
 def closed_port() -> str:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{listening.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 # ------------------------------------------------------------------------------------------------------ the moment

@@ -57,8 +57,10 @@ def is_gone(start: Any) -> bool:
 
 @pytest.mark.parametrize("limit", [3, "2%"])
 def test_too_many_missing_chunks_end_a_run(
-    tmp_path: Path, source: str, threads: Client, command: Command, limit: Any
+    tmp_path: Path, source: str, threads: Client, command: Command, monkeypatch: pytest.MonkeyPatch, limit: Any
 ) -> None:
+    # So short blocks are done many in one, up to a second's; what is under way is then a matter of a machine's speed.
+    monkeypatch.setattr("imagery_dask.run.window.BATCH_MOST", 4)
     delete_chunks(source, 0, is_gone)
     out = tmp_path / "out.zarr"
     arguments = ("export", "zarr", out, "--image-source", source, *CLI_BOUNDS, "--chunks", "16,16,8",

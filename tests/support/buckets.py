@@ -11,7 +11,6 @@ import importlib.util
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,8 @@ import cloudfiles.interfaces
 import requests
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+
+from support.ports import free_port, free_ports
 
 START_TIMEOUT_S = 30.0
 READING = ("Read", "List")
@@ -156,7 +157,7 @@ def seaweedfs(folder: str | Path) -> Iterator[S3Server]:
     grpc_ports: list[int] = []
 
     def command() -> tuple[list[str], S3Server]:
-        master, volume, filer, s3, *grpc = _free_ports(8)
+        master, volume, filer, s3, *grpc = free_ports(8)
         grpc_ports.extend(grpc)
         server = S3Server(f"http://127.0.0.1:{s3}")
         identities = [
@@ -281,7 +282,7 @@ def gcs_emulator(folder: str | Path) -> Iterator[GcsServer]:
     folder.mkdir(parents=True, exist_ok=True)
 
     def command() -> tuple[list[str], GcsServer]:
-        (port,) = _free_ports(1)
+        port = free_port()
         start = ["-m", "gcp_storage_emulator", "-d", str(folder), "start", "-q", "-H", "127.0.0.1"]
         return [sys.executable, *start, "--port", str(port)], GcsServer(f"http://127.0.0.1:{port}")
 
@@ -330,15 +331,6 @@ def _process(arguments: Sequence[str], output: Any, folder: Path) -> Iterator[su
     finally:
         process.kill()  # what it stores is thrown away, and SeaweedFS takes 15 s to stop gracefully
         process.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    """Find ports that are free now; held together while choosing, so that they differ."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for free in sockets:
-            free.bind(("127.0.0.1", 0))
-        return [free.getsockname()[1] for free in sockets]
 
 
 def _installed_script(distribution: str, name: str) -> str:

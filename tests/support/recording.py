@@ -19,7 +19,7 @@ from urllib.parse import urljoin
 
 import requests
 
-from support.buckets import _free_ports
+from support.ports import free_ports
 from support.programs import environment
 
 START_S = 60.0
@@ -136,7 +136,7 @@ class RecordedCluster:
 def recorded_cluster(folder: Path, variables: Mapping[str, str], workers: int = 2) -> Iterator[RecordedCluster]:
     """Run a scheduler and workers of one thread each, with some environment, until the block ends."""
     folder.mkdir(parents=True)
-    scheduler, dashboard, *ports = _free_ports(2 + workers)
+    scheduler, dashboard, *ports = free_ports(2 + workers)
     with ExitStack() as stack:
         proxies = [stack.enter_context(RecordingProxy(port)) for port in (scheduler, *ports)]
         logs = [folder / name for name in ("scheduler.log", *(f"worker-{n}.log" for n in range(workers)))]
