@@ -18,6 +18,7 @@ from imagery_dask.errors import ImageryDaskError
 __all__ = ["main"]
 
 BAD_INPUT = 2
+INTERRUPTED = 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -36,9 +37,15 @@ commands.add_command(status)
 
 
 def main() -> None:
-    """Run the command line: exit code 0 done, 1 some blocks failed, 2 bad input."""
+    """Run the command line: exit code 0 done, 1 some blocks failed, 2 bad input, 130 interrupted."""
     try:
-        commands.main(standalone_mode=True)
+        sys.exit(commands.main(standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("Interrupted.", err=True)
+        sys.exit(INTERRUPTED)
     except (ImageryDaskError, ValueError, TypeError, OSError, ImportError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(BAD_INPUT)

@@ -169,7 +169,8 @@ def print_report(report: RunReport, out: str) -> None:
     if not report.before or report.before < report.blocks:
         written = human_bytes(report.written_bytes - report.before_bytes)
         click.echo(f"  {written} written in {report.seconds:.1f} s ({report.mb_per_s:.0f} MB/s)")
-    click.echo(f"  {counts.chunks:,} storage chunks read ({human_bytes(counts.stored_bytes)} stored)")
+    in_all = ", earlier calls included" if report.before else ""
+    click.echo(f"  {counts.chunks:,} storage chunks read ({human_bytes(counts.stored_bytes)} stored){in_all}")
     click.echo(f"  source chunks missing: {counts.missing}" + (" (filled with 0):" if counts.missing else ""))
     for key in counts.missing_keys[:FAILURES_SHOWN]:
         click.echo(f"    {key}")

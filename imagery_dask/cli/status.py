@@ -9,7 +9,7 @@ from datetime import datetime
 
 import click
 
-from imagery_dask.cluster import said_of_jobs
+from imagery_dask.cluster import is_listed, said_of_jobs
 from imagery_dask.export.status import Status, drivers_of, status_of
 from imagery_dask.export.wording import human_bytes, human_time
 from imagery_dask.records.drivers import Driver
@@ -30,7 +30,7 @@ WHAT_NEXT = {
 @click.argument("out")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object; integers above 2**53 are text.")
 @click.option("--watch", type=click.FloatRange(min=0.1), metavar="SECONDS",
-              help="Print again every so often, as long as a process is at work.")  # fmt: skip
+              help="Print again every so often, as long as a process is at work, or a job waits to be.")  # fmt: skip
 def status(out: str, as_json: bool, watch: float | None) -> None:
     """Show how far the exports to OUT are: a store, a volume, or a prefix of slices; from its records, at any time.
 
@@ -51,7 +51,7 @@ def status(out: str, as_json: bool, watch: float | None) -> None:
         else:
             for line in _lines(out, found, drivers):
                 click.echo(line)
-        if watch is None or not (any(one.state == "running" for one in found) or (drivers and not found)):
+        if watch is None or not _goes_on(found, drivers):
             return
         try:
             time.sleep(watch)
@@ -59,6 +59,16 @@ def status(out: str, as_json: bool, watch: float | None) -> None:
             return
         if not as_json:
             click.echo()
+
+
+def _goes_on(found: Sequence[Status], drivers: Sequence[Driver]) -> bool:
+    """Whether a process is at work, or a job that waits is about to be."""
+    if any(one.state == "running" for one in found):
+        return True
+    if found and all(one.state == "complete" for one in found):
+        return False
+    listed = [is_listed(driver.system, driver.job) for driver in drivers]
+    return True in listed or (not found and None in listed)
 
 
 def _lines(out: str, found: Sequence[Status], drivers: Sequence[Driver]) -> Iterator[str]:

@@ -63,7 +63,7 @@ def submit(cluster: str | None, dry_run: bool, arguments: tuple[str, ...]) -> No
 def _refuse_second(built: Export, file: ClusterFile) -> None:
     """Refuse a driver beside another one, which waits in the queue or is at work."""
     there = None if built.records is None or file.cluster is None else driver_of(built.records)
-    if there is not None and there.system == system_of(file.cluster) and is_listed(file.cluster, there.job):
+    if there is not None and there.system == system_of(file.cluster) and is_listed(there.system, there.job):
         raise ValueError(
             f"Job {there.job} ({there.system}) is the driver of {built.out} already (imagery-dask status {built.out}); "
             "end it first, or wait for it."

@@ -64,7 +64,7 @@ def _show(report: VerifyReport, out: str) -> None:
         click.echo(f"  {report.unwritten:,} blocks are not written yet: the export's own command goes on", err=True)
     damaged, changed, unread = len(report.damaged), len(report.source_changed), len(report.unread)
     if not (damaged or changed or unread):
-        click.echo("  all as written")
+        click.echo("  the others are as written" if report.unwritten else "  all as written")
         return
     if damaged:
         click.echo(f"  {damaged:,} blocks DAMAGED", err=True)

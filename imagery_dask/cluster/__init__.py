@@ -1,11 +1,12 @@
 """Clusters: from a word, a YAML file or an address to a dask `Client`, and what its workers have."""
 
+from imagery_dask.cluster.classes import system_of
 from imagery_dask.cluster.connect import LOST, WAIT_S, connect
 from imagery_dask.cluster.driver import DriverJob, driver_script, submit_driver
 from imagery_dask.cluster.files import ClusterFile, load_cluster_file
 from imagery_dask.cluster.room import Room, dashboard_address, room_of, thread_memory
 from imagery_dask.cluster.topping_up import is_listed
-from imagery_dask.cluster.waiting import job_words, said_of_jobs, system_of
+from imagery_dask.cluster.waiting import job_words, said_of_jobs
 
 __all__ = [
     "LOST",

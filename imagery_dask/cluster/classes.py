@@ -33,7 +33,9 @@ __all__ = [
     "is_job_queue",
     "job_names",
     "sized",
+    "system_of",
     "takes_security",
+    "with_lists",
 ]
 
 # Package, or class, to the extra of this package that installs it.
@@ -44,6 +46,8 @@ EXTRAS = {
 }  # fmt: skip
 # Arguments of a job that pass others on.
 OF_JOBQUEUE = ("base_class_kwargs",)
+# Lines of its jobs' script, and words of its workers' command.
+LISTS_OF_JOBQUEUE = ("job_directives_skip", "job_extra_directives", "job_script_prologue", "worker_extra_args")
 # Its jobs have no script of a shell that variables could be set in.
 NO_SHELL = ("HTCondorCluster",)
 
@@ -85,9 +89,23 @@ def is_job_queue(cluster_class: Any) -> bool:
     return any(base.__name__ == "JobQueueCluster" for base in getattr(cluster_class, "__mro__", ()))
 
 
+def system_of(cluster_class: Any) -> str:
+    """Name of the batch system of a class of dask-jobqueue, as that calls it: ``"slurm"``."""
+    return str(cluster_class.job_cls.default_config_name())
+
+
 def takes_security(cluster_class: Any) -> bool:
     """Whether a class hands certificates on to its scheduler and workers."""
     return is_job_queue(cluster_class) or (inspect.isclass(cluster_class) and issubclass(cluster_class, LocalCluster))
+
+
+def with_lists(cluster_class: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments in which text that stands for a list is one, of its lines: dask-jobqueue would take it by letters."""
+    made = dict(arguments)
+    for name in LISTS_OF_JOBQUEUE if is_job_queue(cluster_class) else ():
+        if isinstance(given := made.get(name), str):
+            made[name] = [line for line in given.splitlines() if line.strip()]
+    return made
 
 
 def accepted_names(cluster_class: Any) -> set[str] | None:
@@ -195,7 +213,7 @@ def _worker_options(options: Mapping[str, Any], wishes: Wishes) -> dict[str, Any
 
 
 def _job_queue(cluster_class: Any, arguments: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
-    section = arguments.get("config_name") or cluster_class.job_cls.default_config_name()
+    section = arguments.get("config_name") or system_of(cluster_class)
 
     def own(name: str) -> list[str]:
         given = arguments.get(name)

@@ -48,7 +48,8 @@ def connect(
         to. A YAML file names a cluster class and its arguments (see ``cluster_configs/``). A client or cluster that
         exists is used as it is.
     workers : int, optional
-        Number of workers to ask for, and to keep, where a cluster is started: others come for those that end.
+        Number of workers to ask for, and to keep, where a cluster is started: others come for those that end. An error
+        for a cluster that runs already.
     wait_s : float
         Seconds to wait for the first worker.
     retire_before_s : float, optional
@@ -84,6 +85,7 @@ def connect(
         _check_retiring(spec, retire_before_s)
     current = spec if isinstance(spec, Client) else _current_client() if spec is None else None
     if current is not None:
+        _refuse_workers(workers, current)
         with _lost_is_said(current):
             prepare_workers(current)
             yield current
@@ -109,6 +111,14 @@ def _check_retiring(spec: Any, retire_before_s: float) -> None:
         raise ValueError(
             "retire_before_s (--retire-before) is for workers that a cluster file (YAML) starts on a batch system; the "
             f"cluster is {('local' if spec is None else spec)!r}."
+        )
+
+
+def _refuse_workers(workers: int | None, running: Any) -> None:
+    if workers is not None:
+        raise ValueError(
+            f"workers (--workers) is for clusters that are started here; {running} runs, and has its own. Got "
+            f"{workers}: leave it out, or scale that cluster."
         )
 
 
@@ -141,6 +151,7 @@ def _cluster(
 ) -> Iterator[tuple[Any, Security | None, ToppingUp | None]]:
     """Cluster object or address for a specification, its certificates, who replaces workers; what starts is closed."""
     if spec is not None and not isinstance(spec, (str, os.PathLike)):
+        _refuse_workers(workers, spec)
         yield spec, None, None
         return
     text = "" if spec is None else os.fspath(spec)
@@ -151,10 +162,12 @@ def _cluster(
         with processes_here(workers) as (cluster, topping_up):
             yield cluster, None, topping_up
     elif "://" in text or text.endswith(".json"):
+        _refuse_workers(workers, text)
         yield _running(text, None), None, None
     elif text.endswith(YAML):
         file = load_cluster_file(Path(text), retire_before_s)
         if file.address is not None:
+            _refuse_workers(workers, file.address)
             yield _running(file.address, file.security), file.security, None
         else:
             with from_file(file, workers) as (cluster, topping_up):

@@ -26,6 +26,7 @@ from imagery_dask.cluster.classes import (
     is_job_queue,
     job_names,
     takes_security,
+    with_lists,
 )
 from imagery_dask.cluster.lines import Lines, close_word, read_lines
 from imagery_dask.cluster.retiring import retiring, seconds_of
@@ -135,7 +136,7 @@ def load_cluster_file(path: Path, retire_before_s: float | None = None) -> Clust
         file.parts["arguments"].check_names(known, "argument")
     driver = _driver(file, cluster_class)
     try:
-        arguments = fitted(cluster_class, arguments, wishes)
+        arguments = fitted(cluster_class, with_lists(cluster_class, arguments), wishes)
         arguments = retiring(cluster_class, arguments, before_s if retire_before_s is None else retire_before_s)
     except UnfitError as error:
         file.refuse(error.key, str(error))
@@ -159,7 +160,7 @@ def _driver(file: Lines, cluster_class: Any) -> dict[str, Any]:
     if part is None:
         file.refuse("driver", f"'driver' must be names with values, as 'arguments' are; got {given!r}.")
     part.check_names(job_names(cluster_class) - NOT_DRIVERS, "argument")
-    return dict(part.values)
+    return with_lists(cluster_class, part.values)
 
 
 def _count(file: Lines, name: str) -> int | None:

@@ -21,7 +21,7 @@ from typing import Any
 import dask
 from distributed.core import Status
 
-from imagery_dask.cluster.classes import is_job_queue
+from imagery_dask.cluster.classes import is_job_queue, system_of
 
 __all__ = ["ToppingUp", "is_listed", "topped_up"]
 
@@ -184,7 +184,7 @@ class ToppingUp:
         loop = asyncio.get_running_loop()
         if not now and loop.time() - self._asked < self._ask_s:
             return dropped + refused
-        found = await _found(cluster.job_cls)
+        found = await _found(system_of(type(cluster)))
         self._asked, self._ask_s = loop.time(), min(self._ask_s * ASK_GROWTH, ASK_S[1])
         if found is None:
             return dropped + refused
@@ -237,9 +237,9 @@ def _process_ended(worker: Any) -> bool:
     return worker.status is not Status.running or process.exit_status is not None or bool(process.is_closing())
 
 
-async def _found(job_class: Any) -> dict[str, bool] | None:
+async def _found(system: str) -> dict[str, bool] | None:
     """Numbers of the jobs that are listed, and whether they have ended; None where the batch system does not say."""
-    command = LISTS.get(job_class.default_config_name())
+    command = LISTS.get(system)
     if command is None:
         return None
     try:
@@ -256,10 +256,10 @@ async def _found(job_class: Any) -> dict[str, bool] | None:
     return {_number(number): not OVER.isdisjoint(states) for number, *states in lines}
 
 
-def is_listed(cluster_class: Any, job_id: str) -> bool:
-    """Whether a batch system has a job in its queue, or runs it; False where it does not say."""
-    found = asyncio.run(_found(cluster_class.job_cls)) or {}
-    return not found.get(_number(job_id), True)
+def is_listed(system: str, job_id: str) -> bool | None:
+    """Whether a batch system has a job in its queue, or runs it; None where it does not say."""
+    found = asyncio.run(_found(system))
+    return None if found is None else not found.get(_number(job_id), True)
 
 
 def _number(job_id: str) -> str:

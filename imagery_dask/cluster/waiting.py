@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import subprocess
@@ -13,14 +14,16 @@ from typing import Any
 
 from distributed import Client
 
-from imagery_dask.cluster.classes import is_job_queue
+from imagery_dask.cluster.classes import is_job_queue, system_of
 from imagery_dask.cluster.topping_up import ToppingUp
 
-__all__ = ["job_words", "said_of_jobs", "system_of", "wait_for_worker"]
+__all__ = ["job_words", "said_of_jobs", "wait_for_worker"]
 
 COMMAND_S = 10
 # How often is looked whether there is still hope for a worker.
 LOOK_S = 1.0
+# When it is said that there is none yet, the first time and from then on.
+SAY_S = (30.0, 300.0)
 LOG_LINES = 15
 ANSWER_LINES = 20
 JOBS_SHOWN = 3
@@ -34,6 +37,8 @@ QUESTIONS: dict[str, tuple[tuple[str, ...], ...]] = {
     "moab": (("checkjob", "{id}"),),
     "htcondor": (("condor_q", "-better-analyze", "{id}"),),
 }
+
+_logger = logging.getLogger(__name__)
 
 
 def wait_for_worker(client: Client, cluster: Any, wait_s: float, topping_up: ToppingUp | None = None) -> None:
@@ -55,13 +60,18 @@ def wait_for_worker(client: Client, cluster: Any, wait_s: float, topping_up: Top
     TimeoutError
         No worker came; with the job script and the batch system's words where there are such.
     """
-    deadline = time.monotonic() + wait_s
+    started = time.monotonic()
+    deadline, say_at = started + wait_s, started + SAY_S[0]
     while True:
         with suppress(TimeoutError):
             client.wait_for_workers(1, timeout=max(0.01, min(LOOK_S, deadline - time.monotonic())))
             return
-        hopeless = topping_up is not None and topping_up.hopeless
-        if not (hopeless or time.monotonic() > deadline):
+        hopeless, now = topping_up is not None and topping_up.hopeless, time.monotonic()
+        if not (hopeless or now > deadline):
+            if now > say_at:
+                say_at = now + SAY_S[1]
+                said = f"\n{_said_of(cluster, _ids(cluster))}" if is_job_queue(type(cluster)) else ""
+                _logger.warning("No worker yet, after %.0f s of %.0f (--wait).%s", now - started, wait_s, said)
             continue
         words = job_words(cluster)
         where = words or (
@@ -78,16 +88,18 @@ def job_words(cluster: Any) -> str:
     """Script, state and log of the jobs of a cluster; empty for clusters without a batch system."""
     if not is_job_queue(type(cluster)):
         return ""
-    ids = [str(job.job_id) for job in cluster.workers.values() if getattr(job, "job_id", None)]
-    parts = [said_of_jobs(system_of(type(cluster)), ids)] if ids else ["No job was submitted."]
-    parts.append(_log(getattr(cluster._dummy_job, "log_directory", None), ids))
+    ids = _ids(cluster)
+    parts = [_said_of(cluster, ids), _log(getattr(cluster._dummy_job, "log_directory", None), ids)]
     parts.append("The script of each job:\n" + _indented(cluster.job_script().splitlines()))
     return "\n".join(part for part in parts if part)
 
 
-def system_of(cluster_class: Any) -> str:
-    """Name of the batch system of a class of dask-jobqueue, as that calls it: ``"slurm"``."""
-    return str(cluster_class.job_cls.default_config_name())
+def _ids(cluster: Any) -> list[str]:
+    return [str(job.job_id) for job in cluster.workers.values() if getattr(job, "job_id", None)]
+
+
+def _said_of(cluster: Any, ids: Sequence[str]) -> str:
+    return said_of_jobs(system_of(type(cluster)), ids) if ids else "No job was submitted."
 
 
 def said_of_jobs(system: str, ids: Sequence[str]) -> str:

@@ -68,7 +68,7 @@ class VerifyReport:
     seconds : float
         Wall time.
     read_bytes : int
-        Voxel bytes that were looked at.
+        Voxel bytes, uncompressed, of the blocks that are as they were written.
     """
 
     blocks: int
@@ -141,18 +141,19 @@ def verify_export(
     chosen, again = _chosen(session.plan, receipts["block"].astype(np.int64), sample, np.random.default_rng(seed))
     if not source or session.plan.source_chunks is None:
         again = again[:0]
-    digests = dict(zip(receipts["block"].tolist(), receipts["digest"].tolist(), strict=True))
+    numbers = np.ascontiguousarray(receipts["block"])
     todo = np.zeros(session.plan.blocks, bool)
     todo[chosen] = True
     making = set(again.tolist())
 
     def wrap(task: BlockTask, number: int) -> BlockTask:
-        return CheckBlock(task, bytes(digests[number]), number in making)
+        receipt = receipts[numbers.searchsorted(numbers.dtype.type(number))]
+        return CheckBlock(task, bytes(receipt["digest"]), int(receipt["written_bytes"]), number in making)
 
     def found(number: int, task: BlockTask, reason: str, attempts: int) -> None:
         kind = next((kind for start, kind in FOUND.items() if reason.startswith(start)), None)
-        numbers = {DamagedBlockError: report.damaged, SourceChangedError: report.source_changed, None: report.unread}
-        numbers[kind].append(number)
+        of_kind = {DamagedBlockError: report.damaged, SourceChangedError: report.source_changed, None: report.unread}
+        of_kind[kind].append(number)
         report.named.append(FailedBlock(task.name, reason if kind is None else reason.partition(": ")[2]))
 
     rules = Rules(todo=todo, wrap=wrap, on_failure=found)
@@ -179,12 +180,15 @@ class CheckBlock:
         What has written it.
     digest : bytes
         Hash of what that wrote.
+    size : int
+        How many bytes that are, uncompressed.
     again : bool
         Whether to make it again from the source.
     """
 
     task: BlockTask
     digest: bytes
+    size: int
     again: bool
 
     @property
@@ -204,7 +208,7 @@ class CheckBlock:
             raise DamagedBlockError("its bytes in the store are others than were written, or some are gone")
         if self.again and self._make_again() != self.digest:
             raise SourceChangedError("the source gives other voxels now than when this was exported")
-        return Written(0, 0, self.digest)
+        return Written(0, self.size, self.digest)
 
     def _look(self) -> bytes:
         try:

@@ -5,12 +5,14 @@ What a real SLURM does is in `test_slurm.py`; it takes no job and refuses the ne
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import dask
 import psutil
 import pytest
 
-from imagery_dask.cluster import connect, driver_script, load_cluster_file, submit_driver, topping_up
+from imagery_dask.cluster import connect, driver_script, load_cluster_file, submit_driver, topping_up, waiting
 from imagery_dask.cluster.starting import _secured
 from imagery_dask.cluster.waiting import _log
 
@@ -88,6 +90,63 @@ def test_a_batch_system_that_does_not_answer_is_not_asked_for_ever(
         pass
     left = [each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == ["sleep", "600"]]
     assert not [each for each in left if str(tmp_path) in " ".join(each.environ().values())]
+
+
+@pytest.fixture
+def warnings_said() -> Iterator[list[str]]:
+    """Collect what this package warns of; pytest's own handler is silenced by dask-jobqueue where bokeh uses it."""
+    said: list[str] = []
+    listening = logging.Handler(logging.WARNING)
+    listening.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("imagery_dask")
+    logger.addHandler(listening)
+    yield said
+    logger.removeHandler(listening)
+
+
+def test_waiting_for_a_worker_is_said(
+    tmp_path: Path, program: Command, monkeypatch: pytest.MonkeyPatch, warnings_said: list[str]
+) -> None:
+    monkeypatch.setattr(waiting, "SAY_S", (1.0, 60.0))
+    program("sbatch", "echo Submitted batch job 7")
+    program("scancel", "exit 0")
+    program("squeue", "case $1 in --format*) echo JOBID STATE; echo 7 PENDING Resources;; *) echo 7/PENDING;; esac")
+    file = cluster_file(tmp_path, f"{SLURM}workers: 1\n{STARTED}}}\n")
+    with pytest.raises(TimeoutError, match="No worker came within 5 s"), connect(file, wait_s=5):
+        pass
+    (said,) = warnings_said
+    assert re.match(r"No worker yet, after \d s of 5 \(--wait\)\.\nsqueue (.|\n)*7 PENDING Resources$", said)
+
+
+def test_a_batch_system_is_asked_whether_it_has_a_job(program: Command) -> None:
+    program("squeue", "echo 7/PENDING; echo 8/CANCELLED")
+    assert [topping_up.is_listed("slurm", job) for job in ("7", "8", "9")] == [True, False, False]
+    program("squeue", "echo slurm_load_jobs error: Unable to contact slurm controller >&2; exit 1")
+    assert topping_up.is_listed("slurm", "7") is None
+    assert topping_up.is_listed("another", "7") is None
+
+
+def test_text_may_stand_for_a_list(tmp_path: Path) -> None:
+    text = """\
+arguments:
+  cores: 1
+  memory: 1GiB
+  job_script_prologue: |
+    module load python
+    source activate
+  job_extra_directives: --qos=high
+driver:
+  job_script_prologue: module load driver
+environment: {A: 1}
+workers: 1
+"""
+    file = load_cluster_file(cluster_file(tmp_path, SLURM + text))
+    assert file.arguments["job_script_prologue"] == ["export A=1", "module load python", "source activate"]
+    assert file.arguments["job_extra_directives"] == ["--qos=high"]
+    script = driver_script(file, ["export", "zarr"]).splitlines()
+    assert "#SBATCH --qos=high" in script
+    assert "module load driver" in script
+    assert "module load python" not in script
 
 
 def test_a_file_that_asks_for_no_workers(tmp_path: Path) -> None:

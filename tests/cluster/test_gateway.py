@@ -28,7 +28,7 @@ from imagery_dask.cluster import connect, dashboard_address
 CONFIG = Path(__file__).parents[2] / "cluster_configs" / "gateway.yaml"
 SHAPE = (96, 64, 48)
 OFFSET = (-32, 64, 16)
-QUICKLY_S = 8.0
+QUICKLY_S = 15.0
 USER = "somebody"
 
 

@@ -17,7 +17,7 @@ from cluster.processes import dask_processes
 
 from imagery_dask.cluster import connect
 
-QUICKLY_S = 8.0
+QUICKLY_S = 15.0
 
 
 def refused(spec: Any, error: type[Exception] = ConnectionError) -> str:

@@ -115,7 +115,7 @@ def test_a_job_that_is_refused_is_an_error_at_once(cluster_file: Path) -> None:
         connect(changed(cluster_file, queue="absent"), wait_s=60),
     ):
         pass
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 30
     assert "invalid partition specified: absent" in str(caught.value)
     assert "#SBATCH -p absent" in str(caught.value)
 
@@ -246,7 +246,7 @@ def test_the_log_of_a_job_that_died_is_shown(
         pass
     assert time.monotonic() - started < 45
     assert len(every_job(batch_system) - before) == 3 * 2, "two further tries, with two jobs each"
-    (warning,) = said
+    (warning,) = [each for each in said if not each.startswith("No worker yet")]
     assert re.match("Workers were started 3 times in a row, and none of them connected and stayed: .*/logs", warning)
     assert "there is no such python" in str(caught.value)
     assert "JobState=FAILED Reason=NonZeroExitCode" in str(caught.value)

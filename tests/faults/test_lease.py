@@ -87,8 +87,8 @@ def test_a_killed_holder_is_followed_at_once(world: World, folder: Path, start: 
     before, started = receipts_so_far(folder), time.monotonic()
     second = start(arguments)
     # Long before the lease would have expired.
-    wait_for(lambda: receipts_so_far(folder) > before + 8, timeout=15)
-    assert time.monotonic() - started < 15
+    wait_for(lambda: receipts_so_far(folder) > before + 8, timeout=40)
+    assert time.monotonic() - started < 40
     assert second.wait() == 0
     assert_same(settled(folder), expected)
 

@@ -442,7 +442,9 @@ def test_a_kept_connection_answers_at_once(server: CaveServer, client: CAVEclien
         started = time.monotonic()
         client.chunkedgraph.get_roots([1])
         took.append(time.monotonic() - started)
-    assert np.median(took) < 0.03  # with delayed acknowledgements it would be 0.04 s
+    assert (
+        np.quantile(took, 0.25) < 0.03
+    )  # most of them on a busy machine, too; with delayed acknowledgements it would be 0.04 s
 
 
 def test_closing_does_not_wait_for_latencies(world: World) -> None:

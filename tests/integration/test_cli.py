@@ -275,12 +275,15 @@ def test_lists_of_ids_that_are_none(run: Run, tmp_path: Path, world: World) -> N
         assert message in error
 
 
-def test_an_interrupt_ends_an_export_in_one_line(tmp_path: Path, world: World, file_server: FileServer) -> None:
+@pytest.mark.parametrize("name", ["export", "plan"])
+def test_an_interrupt_ends_a_command_in_one_line(
+    tmp_path: Path, world: World, file_server: FileServer, name: str
+) -> None:
     """Ctrl-C goes to every process of a terminal: here, to the process group."""
     write_volume(tmp_path / "em", world.image, voxel_offset=OFFSET)
     file_server.latency_s = 1.0
     out = tmp_path / "out.zarr"
-    command = [str(Path(sys.executable).parent / "imagery-dask"), "export", "zarr", str(out), "--image-source",
+    command = [str(Path(sys.executable).parent / "imagery-dask"), name, "zarr", str(out), "--image-source",
                f"precomputed://{file_server.url}/em", *map(str, BOUNDS), "--workers", "1"]  # fmt: skip
     started = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -293,7 +296,8 @@ def test_an_interrupt_ends_an_export_in_one_line(tmp_path: Path, world: World, f
         with contextlib.suppress(ProcessLookupError):
             os.killpg(started.pid, signal.SIGKILL)
     assert (started.returncode, text) == (130, "")
-    assert without_dashboard(error) == f"Interrupted; the same command goes on with {out}, --overwrite starts over.\n"
+    goes_on = f"; the same command goes on with {out}, --overwrite starts over" if name == "export" else ""
+    assert without_dashboard(error).lstrip("\n") == f"Interrupted{goes_on}.\n"
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:

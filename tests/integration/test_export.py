@@ -219,7 +219,7 @@ def test_every_cluster_writes_the_same(tmp_path: Path, world: World, processes: 
         assert transitions(processes) > before + report.blocks
     else:
         clusters = {"local": "local", "client": processes, "cluster": processes.cluster}
-        report = to_zarr(data, out, cluster=clusters[kind], workers=2, **options)
+        report = to_zarr(data, out, cluster=clusters[kind], **options)
     assert report.ok
     np.testing.assert_array_equal(written(out), world.image[PART])
     np.testing.assert_array_equal(labels(out), world.ids[PART])

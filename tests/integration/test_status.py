@@ -25,10 +25,11 @@ from imagery_dask.cli import main
 from imagery_dask.errors import BlockFailedError
 from imagery_dask.export.block_states import bursts_of, recent_rate
 from imagery_dask.export.status import Status, status_of
+from imagery_dask.records.drivers import Driver
 from imagery_dask.records.journal import Records, records_folder
 from imagery_dask.records.lease import Lease
 from imagery_dask.records.receipts import RECEIPT, receipt
-from imagery_dask.records.runs import runs_in
+from imagery_dask.records.runs import now, runs_in
 from imagery_dask.run import RunReport
 from imagery_dask.sources import ReadCounts
 
@@ -303,6 +304,30 @@ def test_no_export_is_code_2(tmp_path: Path, run: Run) -> None:
     assert (code, text) == (2, "")
     assert error.startswith("Error: ")
     assert "Traceback" not in error
+
+
+def test_watching_ends_with_a_driver_that_never_began(
+    tmp_path: Path, threads: Client, data: Any, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    squeue = tmp_path / "bin" / "squeue"
+    squeue.parent.mkdir()
+    squeue.write_text(f"#!/bin/sh\necho $(( $(cat {tmp_path}/asked) - 1 )) > {tmp_path}/asked\n"
+                      f"[ $(cat {tmp_path}/asked) -lt 0 ] || echo 7/PENDING\n")  # fmt: skip
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{squeue.parent}{os.pathsep}{os.environ['PATH']}")
+    out = tmp_path / "out.zarr"
+    driver = Driver("7", "slurm", "script.sh", None, submitted=now())
+    driver.write(records_folder(str(out)))
+    # Each look asks twice: what squeue says of the job is shown, too.
+    (tmp_path / "asked").write_text("5")
+    code, text, _ = run(out, "--watch", 0.1)
+    assert (code, text.count(f"{out}: not begun")) == (0, 3)
+    # The same of one that is to go on with what was interrupted.
+    with pytest.raises(KeyboardInterrupt):
+        to_zarr(data, out, chunks=BLOCK, cluster=threads, progress=stop_after(4))
+    (tmp_path / "asked").write_text("5")
+    code, text, _ = run(out, "--watch", 0.1)
+    assert (code, text.count("): interrupted")) == (0, 3)
 
 
 def test_watching_ends_with_the_export(tmp_path: Path, threads: Client, data: Any, run: Run) -> None:

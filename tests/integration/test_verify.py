@@ -235,6 +235,7 @@ def test_a_flipped_bit_is_found(world: World, threads: Client, form: str) -> Non
     assert report.ok
     assert report.checked == report.blocks == read_plan(out).blocks > 2
     assert report.from_source == min(4, report.blocks)
+    assert report.read_bytes == run_at(out).records.receipts()["written_bytes"].sum() > 0
     right, files, random = as_read(out), data_files(out), np.random.default_rng(len(form))
     assert isinstance(right, dict)
     found = 0
@@ -329,10 +330,10 @@ def test_what_is_gone_is_said_at_once(world: World, threads: Client) -> None:
         path.unlink()
     report = check(out, threads)
     assert len(report.damaged) > 3
-    assert report.seconds < 3
+    assert report.seconds < 10
     shutil.rmtree(Path(out) / "8_8_40")
     report = check(out, threads)
-    assert report.seconds < 5
+    assert report.seconds < 10
     assert report.checked - len(report.damaged) < 10
 
 

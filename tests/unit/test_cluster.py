@@ -44,6 +44,16 @@ def test_too_few_workers(workers: int) -> None:
         pass
 
 
+def test_what_runs_has_its_own_workers(tmp_path: Path) -> None:
+    with LocalCluster(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=PORT) as cluster:
+        address = cluster.scheduler_address
+        file = write(tmp_path, f"address: {address}\n")
+        with Client(cluster) as own:
+            for spec in (cluster, own, None, address, str(file)):
+                with pytest.raises(ValueError, match="that are started here; .* Got 3: leave it out"), connect(spec, 3):
+                    pass
+
+
 def square(value: int) -> int:
     return value * value
 
