@@ -110,7 +110,7 @@ def to_zarr(
         See `imagery_dask.cluster.connect`. By default the current dask client, or threads of this process. A script
         that starts worker processes (``"local"``) needs Python's ``if __name__ == "__main__":`` guard.
     workers : int, optional
-        How many workers to start, where a cluster is started.
+        How many workers to start, where a cluster is started; an error for one that runs already.
     progress : bool or callable
         Show a progress bar (default), or call with the `RunReport` after each block.
 
