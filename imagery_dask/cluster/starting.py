@@ -33,6 +33,9 @@ LEAVE_INTERRUPTS = """
 import logging, signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 logging.getLogger("distributed.worker.state_machine").setLevel(logging.ERROR)  # cancelled blocks are no news
+logging.getLogger("distributed.worker").addFilter(  # as the scheduler closes
+    lambda record: "communicate with scheduler during heartbeat" not in record.getMessage()
+)
 """
 # dask's profiler samples frames from another thread, which can deadlock Python (seen in 3.11.7; python/cpython#106883);
 # a run has no use for it.
@@ -52,12 +55,12 @@ def threads_here(threads: int | None) -> LocalCluster:
 @contextmanager
 def processes_here(workers: int | None) -> Iterator[tuple[LocalCluster, ToppingUp]]:
     """Start a cluster of processes on this machine, with a thread each, and replace those that end."""
-    with dask.config.set(NO_PROFILE):
+    with _killed_unsaid(), dask.config.set(NO_PROFILE):
         started = LocalCluster(
             n_workers=workers or _cores(), threads_per_worker=1, host=LOOPBACK, dashboard_address=DASHBOARD,
             **_own_processes({}),
         )  # fmt: skip
-    with started as cluster, topped_up(cluster, NO_PROFILE) as topping_up:
+    with _killed_unsaid(), started as cluster, topped_up(cluster, NO_PROFILE) as topping_up:
         yield cluster, topping_up
 
 
@@ -103,7 +106,7 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, Top
         raise ValueError(f"{file.path} asks for no workers: say how many ('workers' or 'adapt', or --workers N).")
     if is_gateway(file.cluster):
         check_gateway(arguments, str(file.path))
-    with _made(file, arguments if scaled is None else scaled) as cluster:
+    with _killed_unsaid(), _made(file, arguments if scaled is None else scaled) as cluster:
         adapts = file.adapt is not None and not workers
         if file.adapt is not None and adapts:
             _adapt(cluster, *file.adapt)
@@ -115,6 +118,21 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, Top
                 yield cluster, topping_up
         else:
             yield cluster, None
+
+
+@contextmanager
+def _killed_unsaid() -> Iterator[None]:
+    """Leave out that a process took seconds to end and was killed, which nannies warn of: that is how they close."""
+    logger = logging.getLogger("distributed.nanny")
+    logger.addFilter(_is_news)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "still alive after" not in record.getMessage()
 
 
 @contextmanager
