@@ -29,11 +29,21 @@ from imagery_dask.records.shares import Share
 from imagery_dask.run import RunReport
 from imagery_dask.sources import ReadCounts
 
-__all__ = ["RUNNING_OPTIONS", "cluster_options", "print_report", "run", "running_options"]
+__all__ = [
+    "RUNNING_OPTIONS",
+    "cluster_options",
+    "end_as_interrupted",
+    "print_report",
+    "run",
+    "running_of",
+    "running_options",
+]
 
 SOME_BLOCKS_FAILED = 1
 INTERRUPTED = 130
 FAILURES_SHOWN = 10
+# Besides Ctrl-C; the terminal of a connection that is lost hangs up.
+ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -77,23 +87,7 @@ def running_options(command: Command) -> Command:
     return command
 
 
-def run(
-    export: Callable[[], Export],
-    out: str,
-    *,
-    cluster: str,
-    workers: int | None,
-    wait: float,
-    retire_before: float | None,
-    overwrite: bool,
-    repair: bool,
-    max_missing: float | None,
-    max_requests: int | None,
-    report: str | None,
-    block_mib: float | None = None,
-    plan: ExportPlan | None = None,
-    share: Share | None = None,
-) -> None:
+def run(export: Callable[[], Export], out: str, **options: Any) -> None:
     """Run an export, show its report, and leave with the exit code that says what went wrong.
 
     Parameters
@@ -102,27 +96,13 @@ def run(
         Makes the export.
     out : str
         Where to, as the user calls it.
-    cluster, workers, wait, retire_before, overwrite, repair, max_missing, max_requests, report
-        The options.
-    block_mib : float, optional
-        Size of blocks.
-    plan : ExportPlan, optional
-        Blocks that were planned before.
-    share : Share, optional
-        Which part of them to do.
+    **options
+        Those of `running_of`.
     """
     built = export()
-    _end_as_interrupted()
+    end_as_interrupted()
     try:
-        made = execute(
-            built,
-            Running(
-                cluster=cluster, workers=workers, wait_s=wait, retire_before_s=retire_before,
-                connected=_say_dashboard, overwrite=overwrite, repair=repair, plan=plan, share=share,
-                max_missing=max_missing, max_requests=max_requests, report=report,
-                block_mib=block_mib,
-            ),
-        )  # fmt: skip
+        made = execute(built, running_of(**options))
     except BlockFailedError as error:
         print_report(error.report, out)
         click.echo("  The same command tries these blocks again, and only these.", err=True)
@@ -138,17 +118,43 @@ def run(
     print_report(made, out)
 
 
-def _end_as_interrupted() -> None:
-    """Close the cluster, and give back the lease, where a batch system or somebody ends this process."""
+def running_of(
+    *,
+    cluster: str,
+    workers: int | None,
+    wait: float,
+    retire_before: float | None,
+    overwrite: bool,
+    repair: bool,
+    max_missing: float | None,
+    max_requests: int | None,
+    report: str | None,
+    block_mib: float | None = None,
+    plan: ExportPlan | None = None,
+    share: Share | None = None,
+) -> Running:
+    """How an export runs, of the options that say so; ValueError for what they cannot be."""
+    return Running(
+        cluster=cluster, workers=workers, wait_s=wait, retire_before_s=retire_before, connected=_say_dashboard,
+        overwrite=overwrite, repair=repair, plan=plan, share=share, max_missing=max_missing,
+        max_requests=max_requests, report=report, block_mib=block_mib,
+    )  # fmt: skip
+
+
+def end_as_interrupted() -> None:
+    """Close the cluster, and give back the lease, where a batch system, a terminal or somebody ends this process."""
 
     def interrupt(number: int, frame: object) -> None:
         # It is on its way: LSF sends one after the other.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for other in ENDINGS:
+            signal.signal(other, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, interrupt)
+        for ending in ENDINGS:
+            if signal.getsignal(ending) is not signal.SIG_IGN:  # as nohup has it
+                signal.signal(ending, interrupt)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored, as in the background
             signal.signal(signal.SIGINT, interrupt)
 

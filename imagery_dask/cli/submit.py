@@ -6,15 +6,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import click
 
 from imagery_dask.cli.export import export, planned
 from imagery_dask.cli.formats import FORMATS
+from imagery_dask.cli.running import RUNNING_OPTIONS, running_of
 from imagery_dask.cluster import ClusterFile, driver_script, is_listed, load_cluster_file, submit_driver, system_of
 from imagery_dask.export.job import Export, Running
 from imagery_dask.export.kinds import export_of
+from imagery_dask.export.session import refuse_occupied
 from imagery_dask.records.drivers import Driver, driver_of
 from imagery_dask.records.runs import now
 
@@ -40,17 +41,23 @@ def submit(cluster: str | None, dry_run: bool, arguments: tuple[str, ...]) -> No
             "A script is read by others: leave the password out of the URL, and put it where the source's library "
             "looks for it (CloudVolume's secrets, ~/.netrc)."
         )
-    built, options = _export(arguments)
-    named = options["cluster"]
-    if (cluster or named) == "local":
+    built, running = _export(arguments)
+    if cluster and any(each.partition("=")[0] == "--cluster" for each in arguments):
+        raise click.UsageError("--cluster is said twice: once is enough, before what is exported or behind it.")
+    if (cluster or running.cluster) == "local":
         raise click.UsageError("Say which batch system: --cluster FILE (cluster_configs/slurm.yaml).")
-    chosen = Path(cluster or named)
-    file = load_cluster_file(chosen, options["retire_before"])
-    command = ["export", *arguments, *(["--cluster", str(chosen.absolute())] if cluster else [])]
+    chosen = Path(cluster or running.cluster)
+    file = load_cluster_file(chosen, running.retire_before_s)
+    file.check_count(running.workers)
+    # Right behind the name of the format: a "--" may come.
+    begin = 0 if running.plan else 1
+    added = ["--cluster", str(chosen.absolute())] if cluster else []
+    command = ["export", *arguments[:begin], *added, *arguments[begin:]]
     if dry_run:
         click.echo(driver_script(file, command))
         return
     built.target.check_writable()
+    refuse_occupied(built, running.overwrite)
     _refuse_second(built, file)
     job = submit_driver(file, command)
     click.echo(f"Submitted job {job.job} ({job.system}).")
@@ -70,19 +77,21 @@ def _refuse_second(built: Export, file: ClusterFile) -> None:
         )
 
 
-def _export(arguments: Sequence[str]) -> tuple[Export, dict[str, Any]]:
-    """Export that some arguments mean, so that errors come now and not in the job; and the options of its run."""
+def _export(arguments: Sequence[str]) -> tuple[Export, Running]:
+    """Export that some arguments mean, and how it runs, so that errors come now and not in the job."""
     form = next((each for each in FORMATS if each.name == arguments[0]), None)
+    command, rest = (export, arguments) if form is None else (export.commands[form.name], arguments[1:])
+    options = command.make_context(f"imagery-dask export {form.name if form else ''}".rstrip(), list(rest)).params
+    of_run = {name: options[name] for name in (*RUNNING_OPTIONS, "block_mib") if name in options}
     if form is not None:
-        options = _options(export.commands[form.name], form.name, arguments[1:])
-        return form.build(options["out"], options), options
-    options = _options(export, "export", arguments)
+        return form.build(options["out"], options), running_of(**of_run)
     if options["plan_file"] is None:
         names = ", ".join(each.name for each in FORMATS)
         raise click.UsageError(f"What to export begins with one of {names}, or is --plan FILE; got {arguments[0]!r}.")
-    Running(share=options["share"], overwrite=options["overwrite"], repair=options["repair"])
-    return export_of(planned(options["plan_file"])), options
-
-
-def _options(command: click.Command, name: str, arguments: Sequence[str]) -> dict[str, Any]:
-    return command.make_context(f"imagery-dask export {name}".removesuffix(" export"), list(arguments)).params
+    if options["share"] is not None:
+        raise click.UsageError(
+            "submit starts one driver for all of an export. Parts need none: let an array of jobs run imagery-dask "
+            "export --plan FILE --part I/N (docs/clusters.md)."
+        )
+    plan = planned(options["plan_file"])
+    return export_of(plan), running_of(**of_run, plan=plan)

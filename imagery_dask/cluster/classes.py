@@ -203,6 +203,8 @@ def _local(arguments: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
 def _worker_options(options: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
     made = dict(options)
     if wishes.environment:
+        if not isinstance(options.get("env") or {}, Mapping):
+            raise UnfitError("environment", f"'env' in 'arguments' is no names with values: {options['env']!r}.")
         made["env"] = {**(options.get("env") or {}), **wishes.environment}
     if wishes.preload:
         made["preload"] = [*_list(options.get("preload")), *wishes.preload]

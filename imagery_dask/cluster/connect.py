@@ -6,7 +6,7 @@ import logging
 import os
 from asyncio import CancelledError
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,25 @@ from imagery_dask.errors import ClusterLostError, ImageryDaskError
 __all__ = ["LOST", "WAIT_S", "connect"]
 
 WAIT_S = 600.0
+CLOSE_S = 2.0
 YAML = (".yaml", ".yml")
 LOST = (
     "The connection to the cluster's scheduler is lost. What is written stays; the same call goes on with another "
     "cluster."
 )
+
+
+class _Client(Client):
+    """A client that is closed at once where connecting is interrupted: Python would wait a minute for it as it ends."""
+
+    def start(self, **options: Any) -> Any:
+        try:
+            return super().start(**options)
+        except BaseException:
+            with suppress(Exception):
+                self.close(timeout=CLOSE_S)
+            self.status = "closed"
+            raise
 
 
 @contextmanager
@@ -81,6 +95,10 @@ def connect(
             f"cluster must be 'local', a file, an address, or a dask client or cluster; got {spec!r} "
             f"({type(spec).__name__})."
         )
+    if getattr(spec, "asynchronous", False):
+        raise TypeError(
+            f"cluster is asynchronous, which is for coroutines; start it without asynchronous=True: {spec}."
+        )
     if retire_before_s is not None:
         _check_retiring(spec, retire_before_s)
     current = spec if isinstance(spec, Client) else _current_client() if spec is None else None
@@ -93,7 +111,7 @@ def connect(
     with ExitStack() as stack:
         cluster, security, topping_up = stack.enter_context(_cluster(spec, workers, retire_before_s))
         stack.enter_context(_loud_again())
-        client = stack.enter_context(Client(cluster, security=security, set_as_default=False))
+        client = stack.enter_context(_Client(cluster, security=security, set_as_default=False))
         try:
             with _lost_is_said(client):
                 wait_for_worker(client, cluster, wait_s, topping_up)

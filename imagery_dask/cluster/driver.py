@@ -75,7 +75,7 @@ def submit_driver(file: ClusterFile, command: Sequence[str]) -> DriverJob:
     Raises
     ------
     OSError
-        The batch system does not take it; with its words.
+        The batch system does not take it, or does not say under which id; with its words.
     """
     job = _job(file, command)
     folder = Path(job.log_directory or ".").absolute()
@@ -83,11 +83,18 @@ def submit_driver(file: ClusterFile, command: Sequence[str]) -> DriverJob:
     script.touch(0o600)
     script.write_text(job.job_script())
     try:
-        found = str(job._job_id_from_submit_output(_submitted(job, script)))
+        said = _submitted(job, script)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         words = getattr(error, "stderr", None) or error
         script.unlink()
         raise OSError(f"The batch system did not take the driver's job: {str(words).strip()}") from None
+    try:
+        found = str(job._job_id_from_submit_output(said))
+    except ValueError:
+        raise OSError(
+            f"The driver's job {script} was submitted, but its id is not in what was said: {said.strip()!r}. Look at "
+            "the queue before it is submitted again."
+        ) from None
     return DriverJob(found, system_of(file.cluster), str(script), str(folder) if job.log_directory else None)
 
 

@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import re
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +40,8 @@ SECURITY = {"ca": "tls_ca_file", "cert": "tls_{role}_cert", "key": "tls_{role}_k
 ROLES = ("client", "scheduler", "worker")
 # Said by `imagery_dask.cluster.driver` itself.
 NOT_DRIVERS = {"name", "scheduler"}
+# Less is a number whose unit was left out.
+LEAST_MEMORY = 2**20
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -76,6 +77,13 @@ class ClusterFile:
     address: str | None = None
     security: Security | None = None
     driver: dict[str, Any] = field(default_factory=dict)
+
+    def check_count(self, workers: int | None) -> None:
+        """Refuse a batch system that is asked for no workers, neither here nor by a caller."""
+        if is_job_queue(self.cluster) and not (
+            workers or self.workers or self.adapt or self.arguments.get("n_workers")
+        ):
+            raise ValueError(f"{self.path} asks for no workers: say how many ('workers' or 'adapt', or --workers N).")
 
 
 def load_cluster_file(path: Path, retire_before_s: float | None = None) -> ClusterFile:
@@ -202,7 +210,7 @@ def _environment(file: Lines) -> dict[str, str]:
             part.refuse(name, f"{name!r} is no name of a variable.")
         if isinstance(value, bool) or not isinstance(value, (str, int, float)) or "\n" in str(value):
             part.refuse(name, f"the variable {name} must be text or a number; got {value!r} (quotes make it text).")
-    return {name: str(value) for name, value in part.values.items()}
+    return {name: part.texts[name] for name in part.values}
 
 
 def _preload(file: Lines) -> tuple[str, ...]:
@@ -221,8 +229,10 @@ def _memory(file: Lines) -> int | None:
         size = parse_bytes(given) if isinstance(given, (str, int)) and not isinstance(given, bool) else 0
     except ValueError:
         size = 0
-    if size < 1:
-        file.refuse("worker_memory", f"'worker_memory' must be a size such as 4GiB; got {given!r}.")
+    if size < LEAST_MEMORY:
+        file.refuse(
+            "worker_memory", f"'worker_memory' must be a size such as 4GiB; got {given!r}{' bytes' if size else ''}."
+        )
     return int(size)
 
 
@@ -277,18 +287,27 @@ def _beside(file: Lines, name: str) -> Path:
 
 @contextmanager
 def _interrupts_kept() -> Iterator[None]:
-    """Keep what Ctrl-C does: dask_jobqueue (0.9), as it is imported, lets it end the process as if all were done."""
-    before = signal.getsignal(signal.SIGINT)
+    """Keep what Ctrl-C does: dask_jobqueue (0.9), as it is imported, lets it end the process as if all were done.
+
+    In other threads than the main one it fails, since a handler cannot be set there.
+    """
+    own = signal.signal
+
+    def but_for_interrupts(number: int, handler: Any) -> Any:
+        return signal.getsignal(number) if number == signal.SIGINT else own(number, handler)
+
+    signal.signal = but_for_interrupts  # type: ignore[assignment]
     try:
         yield
     finally:
-        if before is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
+        signal.signal = own
 
 
 def _class(file: Lines) -> Any:
     name = str(file.values["cluster"])
     module, _, attribute = name.rpartition(".")
+    if not all(part.isidentifier() for part in name.split(".")) or not module:
+        file.refuse("cluster", f"'cluster' names no class: {name!r}; it is a dotted name (distributed.LocalCluster).")
     try:
         with _interrupts_kept():
             found = getattr(importlib.import_module(module), attribute)
@@ -308,8 +327,6 @@ def _class(file: Lines) -> Any:
             attribute, [each for each in dir(importlib.import_module(module)) if each.endswith("Cluster")]
         )
         file.refuse("cluster", f"'cluster' names no class: {name!r}{near}.")
-    except ValueError:
-        file.refuse("cluster", f"'cluster' names no class: {name!r}; it is a dotted name (distributed.LocalCluster).")
     if not callable(found):
         file.refuse("cluster", f"'cluster' names no class: {name!r} is a {type(found).__name__}.")
     return found

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
 __all__ = ["Lines", "close_word", "read_lines"]
+
+NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+TEXT = "tag:yaml.org,2002:str"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,8 @@ class Lines:
         Names to the lines that they stand on.
     parts : dict
         The same mappings, as `Lines`.
+    texts : dict
+        Names to values as they are written, where these are no mappings and no lists.
     """
 
     path: Path
@@ -36,6 +41,7 @@ class Lines:
     values: dict[str, Any]
     lines: dict[str, int]
     parts: dict[str, Lines]
+    texts: dict[str, str] = field(default_factory=dict)
 
     def refuse(self, name: str | None, message: str) -> NoReturn:
         """Raise the ValueError that says what is wrong, and on which line."""
@@ -90,6 +96,8 @@ def read_lines(path: Path) -> Lines:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise ValueError(f"{path}{line} is not YAML: {error.problem or error.context}.") from None
+    except RecursionError:
+        raise ValueError(f"{path}: an anchor (&) has its own alias (*) within.") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     finally:
@@ -111,6 +119,16 @@ def _mapping(path: Path, node: yaml.MappingNode, loader: yaml.SafeLoader) -> Lin
         made.parts.pop(name, None)
         if isinstance(value, yaml.MappingNode):  # before it is constructed, which merges
             made.parts[name] = _mapping(path, value, loader)
-        made.values[name] = loader.construct_object(value, deep=True)
+        elif isinstance(value, yaml.ScalarNode):
+            made.texts[name] = value.value
+            # YAML 1.1 reads 12:00:00 as a number of base 60, and nobody means that.
+            if ":" in value.value and value.tag in NUMBERS:
+                value.tag = TEXT
+        try:
+            made.values[name] = loader.construct_object(value, deep=True)
+        except ValueError as error:
+            raise ValueError(
+                f"{path}, line {line}: the value of {name!r} is none: {error} (quotes make it text)."
+            ) from None
         made.lines[name] = line
     return made

@@ -9,7 +9,7 @@ from typing import Any
 import dask
 from dask.utils import parse_timedelta
 
-from imagery_dask.cluster.classes import UnfitError, is_job_queue
+from imagery_dask.cluster.classes import UnfitError, is_job_queue, system_of
 
 __all__ = ["retiring", "seconds_of"]
 
@@ -64,15 +64,15 @@ def retiring(cluster_class: Any, arguments: Mapping[str, Any], before_s: float |
             return dict(arguments)
         name = getattr(cluster_class, "__name__", cluster_class)
         raise _unfit(f"workers of {name} have no walltime that they could leave before.")
-    section = arguments.get("config_name") or cluster_class.job_cls.default_config_name()
+    section = arguments.get("config_name") or system_of(cluster_class)
 
     def said(name: str) -> Any:
         own = arguments.get(name)
         return dask.config.get(f"jobqueue.{section}.{name.replace('_', '-')}", None) if own is None else own
 
     words = list(said("worker_extra_args") or [])
-    walltime_s = walltime_seconds(cluster_class.job_cls.default_config_name(), said("walltime"))
-    if any(str(word).startswith("--lifetime") for word in words):
+    walltime_s = walltime_seconds(system_of(cluster_class), said("walltime"))
+    if any(flag.startswith("--lifetime") for word in words for flag in str(word).split()):
         if before_s is None:
             return dict(arguments)
         raise _unfit("'--lifetime' in worker_extra_args says it too; take that out.")

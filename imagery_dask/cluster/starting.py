@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -90,6 +91,9 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, Top
     count = workers or file.workers
     file = _secured(file)
     arguments, scaled = dict(file.arguments), None
+    if is_job_queue(file.cluster) and count:
+        for name in ("n_workers", "n_jobs"):  # which would come first
+            arguments.pop(name, None)
     try:
         if count:
             scaled = sized(file.cluster, arguments, count)
@@ -102,8 +106,7 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, Top
     if file.security is not None:
         arguments["security"] = file.security
         scaled = {**scaled, "security": file.security} if scaled else None
-    if is_job_queue(file.cluster) and not (count or file.adapt or arguments.get("n_workers")):
-        raise ValueError(f"{file.path} asks for no workers: say how many ('workers' or 'adapt', or --workers N).")
+    file.check_count(workers)
     if is_gateway(file.cluster):
         check_gateway(arguments, str(file.path))
     with _killed_unsaid(), _made(file, arguments if scaled is None else scaled) as cluster:
@@ -152,12 +155,21 @@ def _made(file: ClusterFile, arguments: dict[str, Any]) -> Iterator[Any]:
             try:
                 yield cluster
             finally:
+                if is_job_queue(file.cluster):
+                    with suppress(RuntimeError):  # a loop that has ended
+                        cluster.sync(_submitted, cluster)
                 # dask-jobqueue's own never say that they are closed; as it closes, dask asserts that all of them are.
                 for job in getattr(cluster, "_created", ()) if is_job_queue(file.cluster) else ():
                     job.status = Status.closing
     finally:
         if is_gateway(file.cluster):
             closed_for_good(cluster)
+
+
+async def _submitted(cluster: Any) -> None:
+    """Wait for jobs that are being submitted, so that they are known, and cancelled with the others."""
+    async with cluster._lock:
+        pass
 
 
 def _adapt(cluster: Any, least: int, most: int) -> None:
@@ -175,7 +187,8 @@ def _scale(cluster: Any, count: int) -> None:
         # What scale() does in the background, where a job that is refused is only logged.
         while len(cluster.worker_spec) * cluster._dummy_job.worker_processes < count:
             cluster.worker_spec.update(cluster.new_worker_spec())
-        await cluster._correct_state()
+        # An interrupt cancels this, but no submission that is under way.
+        await asyncio.shield(cluster._correct_state())
 
     try:
         cluster.sync(submitted)

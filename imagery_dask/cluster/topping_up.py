@@ -33,7 +33,7 @@ ASK_GROWTH = 1.5
 ANSWER_S = 30.0
 # A worker that leaves sooner has not come to stay: others would end as it did.
 STAYS_S = 10.0
-# Pauses before workers are replaced, when since the last time no new one came to stay; after the last of them it ends.
+# Pauses before such workers are replaced, when since the last time none came to stay; after the last of them it ends.
 # A cluster that never had a worker has a broken environment, most likely: somebody waits to be told.
 PAUSES_S = (2.0, 5.0, 15.0, 60.0, 300.0)
 FIRST_TRIES = 2
@@ -101,11 +101,11 @@ class ToppingUp:
         self.hopeless = False
         self._cluster = cluster
         self._configuration = configuration
-        self._here: set[str] = set()
-        # Workers that came since some were last started, and when.
-        self._new: dict[str, float] = {}
+        # Names of workers that are here, since when, and of those that came to stay.
+        self._here: dict[str, float] = {}
+        self._stayed: set[str] = set()
         self._came = self._said = False
-        # Times that workers were started, the first time included, since a new one came to stay.
+        # Times that workers were started, the first time included, since one came to stay.
         self._tries = 1
         # Jobs that the batch system has listed: of those that it never has (another cluster's) nothing is known.
         self._listed: set[str] = set()
@@ -133,17 +133,22 @@ class ToppingUp:
                 _logger.debug("Looking after the workers failed", exc_info=True)
 
     async def _look(self) -> None:
-        """Replace what has ended, unless that has shown to be of no use."""
+        """Replace what has ended: at once what had come to stay, anything else unless that is of no use."""
         self._count()
-        if not (ended := await self._ended()):
+        ended = await self._ended()
+        if stayed := [name for name in ended if self._has_stayed(name)]:
+            await self._replace(stayed)
+        if len(stayed) == len(ended):
             return
         if self._tries > (len(PAUSES_S) if self._came else FIRST_TRIES):
-            self._give_up(len(ended) == len(self._cluster.worker_spec))
+            self._give_up(len(ended) - len(stayed) == len(self._cluster.worker_spec))
             return
         if self._tries and await self._stops_within(PAUSES_S[self._tries - 1]):
             return
         self._count()
-        await self._replace(await self._ended(True))
+        if ended := await self._ended(True):
+            self._tries += 1
+            await self._replace(ended)
 
     def _give_up(self, all_ended: bool) -> None:
         self.hopeless = all_ended
@@ -161,19 +166,30 @@ class ToppingUp:
         return self._stopping.is_set()
 
     def _count(self) -> None:
-        here, now = set(self._cluster.scheduler_info["workers"]), time.monotonic()
-        if come := here - self._here:
+        names, now = _names(self._cluster), time.monotonic()
+        if names - self._here.keys():
             self._came, self.hopeless = True, False
-            self._new |= dict.fromkeys(come, now)
-        if any(address in here and now - since >= STAYS_S for address, since in self._new.items()):
-            self._tries = 0
-        if here != self._here:
+        if names != self._here.keys():
             self._ask_s = ASK_S[0]
-        self._here = here
+        self._here = {name: self._here.get(name, now) for name in names}
+        stayed = {name for name, since in self._here.items() if now - since >= STAYS_S}
+        if stayed - self._stayed:
+            self._tries = 0
+        self._stayed |= stayed
+
+    def _has_stayed(self, name: Any) -> bool:
+        return not self._stayed.isdisjoint(self._workers_of(name))
+
+    def _workers_of(self, name: Any) -> list[str]:
+        """Names of the workers of a job, or of the one of a process."""
+        suffixes = self._cluster.worker_spec.get(name, {}).get("group") or [""]
+        return [f"{name}{suffix}" for suffix in suffixes]
 
     async def _ended(self, now: bool = False) -> list[Any]:
         """Names of workers that ended, or that dask has dropped."""
         cluster = self._cluster
+        if cluster._lock.locked() or cluster._correct_state_waiting:
+            return []  # dask is starting some: those have a place, and no worker yet
         dropped = [name for name in cluster.worker_spec if name not in cluster.workers]
         if not is_job_queue(type(cluster)):
             return dropped + [name for name, worker in cluster.workers.items() if _process_ended(worker)]
@@ -194,19 +210,12 @@ class ToppingUp:
 
     def _without_worker(self) -> list[Any]:
         """Names of jobs of which no worker is there."""
-        there = {str(worker["name"]) for worker in self._cluster.scheduler_info["workers"].values()}
-        suffixes = {name: spec.get("group") or [""] for name, spec in self._cluster.worker_spec.items()}
-        return [
-            name for name in self._cluster.workers
-            if there.isdisjoint(f"{name}{suffix}" for suffix in suffixes.get(name, [""]))
-        ]  # fmt: skip
+        there = _names(self._cluster)
+        return [name for name in self._cluster.workers if there.isdisjoint(self._workers_of(name))]
 
     async def _replace(self, names: list[Any]) -> None:
         cluster = self._cluster
-        if not names:
-            return
-        self._tries, self._ask_s = self._tries + 1, ASK_S[0]
-        self._new.clear()
+        self._ask_s = ASK_S[0]
         for name in names:
             worker = cluster.workers.pop(name, None)
             if worker is not None:
@@ -227,6 +236,11 @@ class ToppingUp:
         except Exception as error:
             # A batch system that refuses, a host that does not answer: tried again, after a pause.
             _logger.info("Workers could not be started: %s", " ".join(str(error).split()))
+
+
+def _names(cluster: Any) -> set[str]:
+    """Names of the workers that are there."""
+    return {str(worker["name"]) for worker in cluster.scheduler_info["workers"].values()}
 
 
 def _process_ended(worker: Any) -> bool:

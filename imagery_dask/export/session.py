@@ -17,7 +17,17 @@ from imagery_dask.records.lease import Lease, brief_lease
 from imagery_dask.records.runs import Run, now, remove_unplanned, runs_in
 from imagery_dask.records.shares import Share, refuse_other_shares, refuse_shares, settle_share
 
-__all__ = ["DAMAGED", "Planned", "Session", "Target", "glance", "open_end", "open_session", "open_share"]
+__all__ = [
+    "DAMAGED",
+    "Planned",
+    "Session",
+    "Target",
+    "glance",
+    "open_end",
+    "open_session",
+    "open_share",
+    "refuse_occupied",
+]
 
 DAMAGED = "damaged.json"
 
@@ -177,6 +187,8 @@ class Session:
             self._run = self._run.saved(swapping=True)
             self._target.swap(self.place)
         for run in others:
+            if run.place != self._target.store:
+                self._target.clear(run.place)
             run.records.remove()
         self.place = self._target.store
         if self._run is not None:
@@ -232,6 +244,8 @@ def open_session(export: Planned, overwrite: bool) -> Iterator[Session]:
             target.recover()
             runs = _settled(runs_in(files), target)
             session = _over(target, files, lease, runs) if overwrite else _on(export, target, files, lease, runs)
+            if runs:
+                lease.keep_of(session.id)
             yield session
 
 
@@ -267,7 +281,7 @@ def open_share(export: Planned, share: Share, begin: Callable[[Session], None]) 
                 session = _on(export, target, files, lease, _settled(runs_in(files), target))
                 if session.plan is None:
                     begin(session)
-                own = Lease(files, f"{share} of {target.store}", share.file, "part")
+                own = Lease(files, f"{share} of {target.store}", share.file, "part", session.id)
                 session.hold(stack.enter_context(own))
             yield session
 
@@ -292,6 +306,27 @@ def glance(export: Planned) -> Session | None:
     with clear_errors(target.store):
         run = _going_on(export, target, _living(runs_in(files), target))
         return None if run is None else Session(target, files, None, run)
+
+
+def refuse_occupied(export: Planned, overwrite: bool) -> None:
+    """Raise the FileExistsError that `open_session` would, without the lease and without a trace."""
+    target, files = export.target, export.records
+    with clear_errors(target.store):
+        if files is None:
+            if not overwrite and target.occupied():
+                raise target.refusal()
+            return
+        _refuse_foreign(files, target, overwrite)
+        living = _living(runs_in(files), target)
+        if not overwrite and _going_on(export, target, living) is None:
+            _refuse_different(export, target, living)
+
+
+def _refuse_different(export: Planned, target: Target, living: list[Run]) -> None:
+    there = next((run for run in living if run.place == target.store), None)
+    if there is not None:
+        what = difference(there.plan["decides"], export.decides)
+        raise target.refusal(f"It was written with other arguments: {what}.")
 
 
 def _refuse_foreign(files: Files, target: Target, overwrite: bool = False) -> None:
@@ -336,10 +371,7 @@ def _on(export: Planned, target: Target, files: Files, lease: Lease, runs: list[
     going_on = _going_on(export, target, living)
     if going_on is not None:
         return Session(target, files, lease, going_on)
-    there = next((run for run in living if run.place == target.store), None)
-    if there is not None:
-        what = difference(there.plan["decides"], export.decides)
-        raise target.refusal(f"It was written with other arguments: {what}.")
+    _refuse_different(export, target, living)
     _remove([run for run in runs if run not in living], target)
     if target.occupied():
         raise target.refusal()

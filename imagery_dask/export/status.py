@@ -172,20 +172,24 @@ def drivers_of(out: str | os.PathLike[str]) -> list[Driver]:
 
 
 def _statuses(files: Files) -> list[Status]:
-    """Give the status of each run of a records folder; the last one is what a process is at."""
+    """Give the status of each run of a records folder."""
     runs = runs_in(files)
     now = time.time()
-    holders = tuple(_holders(files, now)) if runs else ()
-    return [_status(run, holders if run is runs[-1] else (), now) for run in runs]
+    names = [run.records.run for run in runs]
+    of_run: dict[str, list[Holder]] = {name: [] for name in names}
+    for run, holder in _holders(files, now) if runs else ():
+        of_run[run if run in of_run else names[-1]].append(holder)  # the last one, where it was not said yet
+    return [_status(run, tuple(of_run[run.records.run]), now) for run in runs]
 
 
-def _holders(files: Files, now: float) -> Iterator[Holder]:
-    """Give those who hold a lease."""
+def _holders(files: Files, now: float) -> Iterator[tuple[str | None, Holder]]:
+    """Give those who hold a lease, and of which run."""
     whole = holder_of(files)
     parts = ((f"{share.part}/{share.of}", held) for share, held in share_holders(files))
     for part, held in [*([(None, whole)] if whole is not None else []), *parts]:
         if is_held(held):
-            yield Holder(str(held["host"]), int(held["pid"]), max(0.0, now - float(held["renewed"])), part)
+            heard_of = max(0.0, now - float(held["renewed"]))
+            yield held.get("run"), Holder(str(held["host"]), int(held["pid"]), heard_of, part)
 
 
 def _status(run: Run, holders: tuple[Holder, ...], now: float) -> Status:

@@ -33,4 +33,7 @@ class Driver(DriverJob):
 def driver_of(files: Files) -> Driver | None:
     """Job that was submitted last for an export; None where none was."""
     content = files.get(NAME)
-    return None if content is None else Driver(**json.loads(content))
+    try:
+        return None if content is None else Driver(**json.loads(content))
+    except (ValueError, TypeError):  # cut off by a crash, or of another version
+        return None

@@ -52,6 +52,8 @@ class Lease:
         File of the lease; that of a part is its own.
     purpose : Purpose
         What for; others read it.
+    run : str, optional
+        Run that is written.
 
     Raises
     ------
@@ -59,10 +61,17 @@ class Lease:
         Another process holds it.
     """
 
-    def __init__(self, files: Files, out: str, name: str = NAME, purpose: Purpose = "write") -> None:
+    def __init__(
+        self, files: Files, out: str, name: str = NAME, purpose: Purpose = "write", run: str | None = None
+    ) -> None:
         self._files, self._out, self._name = files, out, name
-        self._mine = {"id": uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "machine": _machine()}
-        self._mine["purpose"] = purpose
+        self._mine: dict[str, Any] = {
+            "id": uuid4().hex,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "machine": _machine(),
+        }
+        self._mine |= {"purpose": purpose, "run": run}
         self._ended = threading.Event()
         self._lost = False
         self._looked = time.monotonic()
@@ -70,6 +79,16 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, name="imagery_dask-lease", daemon=True)
 
     def __enter__(self) -> Lease:
+        try:
+            self._acquire()
+        except TargetBusyError:
+            raise
+        except BaseException:
+            self._release()  # an interrupt, of a process that may live on
+            raise
+        return self
+
+    def _acquire(self) -> None:
         created = self._create()
         if not created:
             held = self._read()
@@ -86,13 +105,17 @@ class Lease:
                 raise TargetBusyError(self._busy(held))
         self._looked = time.monotonic()
         self._thread.start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        self._thread.join()
+        try:
+            self._thread.join()
+        finally:
+            self._release()
+
+    def _release(self) -> None:
         with suppress(Exception):  # it expires
             held = self._read()
             if held is not None and held["id"] == self._mine["id"]:
@@ -100,9 +123,16 @@ class Lease:
 
     def keep_for(self, purpose: Purpose) -> None:
         """Say that the lease is held for something else from now on."""
+        self._say(purpose=purpose)
+
+    def keep_of(self, run: str) -> None:
+        """Say which run is written."""
+        self._say(run=run)
+
+    def _say(self, **what: str) -> None:
         self.check()
         with self._looking:
-            self._mine["purpose"] = purpose
+            self._mine |= what
         self._look()
         self.check()
 
@@ -232,7 +262,7 @@ def holder_of(files: Files, name: str = NAME) -> dict[str, Any] | None:
     Returns
     -------
     dict or None
-        ``id``, ``host``, ``pid``, ``machine``, ``renewed`` (s since 1970), ``purpose``.
+        ``id``, ``host``, ``pid``, ``machine``, ``renewed`` (s since 1970), ``purpose``, ``run``.
     """
     content = files.get(name)
     if content is None:

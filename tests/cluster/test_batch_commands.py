@@ -11,10 +11,8 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import dask
 import psutil
@@ -246,10 +244,10 @@ def test_the_log_of_a_job_is_not_that_of_another(tmp_path: Path) -> None:
 INTERRUPTED = """
 import importlib, os, signal, sys, time
 from pathlib import Path
-from imagery_dask.cli.running import _end_as_interrupted
+from imagery_dask.cli.running import end_as_interrupted
 from imagery_dask.cluster import load_cluster_file
 
-_end_as_interrupted()
+end_as_interrupted()
 load_cluster_file(Path(sys.argv[1]))
 try:
     print("ready", flush=True)
@@ -271,25 +269,3 @@ def test_an_interrupt_is_one_whatever_is_imported(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.stdout.read() == "closed\n"
         assert process.wait(30) == 130
-
-
-class _Cluster:
-    """What `ToppingUp` asks of a cluster, to see when it replaces: workers that come and end at once."""
-
-    def __init__(self) -> None:
-        self.scheduler_info: dict[str, Any] = {"workers": {}}
-
-
-def test_workers_that_come_and_leave_at_once_are_replaced_after_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = _Cluster()
-    topping = topping_up.ToppingUp(cluster, {})
-    topping._tries = 3
-    cluster.scheduler_info["workers"] = {"tcp://one": {}}
-    topping._count()
-    assert topping._tries == 3
-    moment = time.monotonic() + topping_up.STAYS_S + 1
-    cluster.scheduler_info["workers"] = {"tcp://two": {}}  # one has left
-    topping._count()
-    monkeypatch.setattr(topping_up.time, "monotonic", lambda: moment)
-    topping._count()
-    assert topping._tries == 0  # two has stayed

@@ -195,7 +195,7 @@ def test_what_is_wrong_is_said_before_anything_is_submitted(
         (["--cluster", cluster_file, "zarr", "there.zarr", "--image-source", "precomputed://https://me:word@host/em",
           "--bounds", 0, 0, 0, 1, 1, 1], "leave the password out of the URL"),
         (["--cluster", cluster_file, "zarr", "there.zarr", *options, "--retire-before", "100h"], "ask for a longer"),
-        (["--cluster", cluster_file, "--plan", plan, "--part", "1/4", "--overwrite"], "is of all of an export"),
+        (["--cluster", cluster_file, "--plan", plan, "--part", "1/4"], "Parts need none"),
         (["--cluster", cluster_file, "--plan", "nope.json"], "There is no plan nope.json"),
         (["--cluster", "nope.yaml", "zarr", "there.zarr", *options], "There is no cluster file nope.yaml"),
         (["--cluster", "local", "zarr", "there.zarr", *options], "Say which batch system: --cluster FILE"),
@@ -208,7 +208,7 @@ def test_what_is_wrong_is_said_before_anything_is_submitted(
 
 
 def _script(cluster_file: Path, options: Sequence[object]) -> str:
-    arguments = ["export", "zarr", "there.zarr", *map(str, options), "--cluster", str(cluster_file)]
+    arguments = ["export", "zarr", "--cluster", str(cluster_file), "there.zarr", *map(str, options)]
     return driver_script(load_cluster_file(cluster_file), arguments)
 
 

@@ -306,6 +306,33 @@ def test_no_export_is_code_2(tmp_path: Path, run: Run) -> None:
     assert "Traceback" not in error
 
 
+def test_who_is_at_work_is_of_the_run_that_goes_on(tmp_path: Path, threads: Client, data: Any, run: Run) -> None:
+    """Of what was to be replaced and goes on; what was to replace it leaves nothing behind then."""
+    out = tmp_path / "out.zarr"
+    options: dict[str, Any] = {"chunks": BLOCK, "cluster": threads}
+    for array, overwrite in ((data, False), (data[:32], True)):
+        with pytest.raises(KeyboardInterrupt):
+            to_zarr(array, out, overwrite=overwrite, progress=stop_after(3), **options)
+    assert [each.state for each in status_of(out)] == ["interrupted", "interrupted"]
+    seen: list[list[tuple[str, int, int]]] = []
+
+    def look(report: RunReport) -> None:
+        seen.append([(each.state, each.blocks, len(each.holders)) for each in status_of(out)])
+
+    to_zarr(data, out, progress=look, **options)
+    assert seen[0] == [("running", BLOCKS, 1), ("interrupted", BLOCKS // 2, 0)]
+    assert only(out).state == "complete"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.zarr", "out.zarr.receipts"]
+
+
+def test_a_record_of_a_driver_that_was_cut_off(tmp_path: Path, threads: Client, data: Any, run: Run) -> None:
+    out = tmp_path / "out.zarr"
+    to_zarr(data, out, chunks=BLOCK, cluster=threads, progress=False)
+    records_folder(str(out)).put("driver.json", b'{"job": "7"')
+    code, text, _ = run(out)
+    assert (code, text.splitlines()[0]) == (0, f"{out} (zarr): complete")
+
+
 def test_watching_ends_with_a_driver_that_never_began(
     tmp_path: Path, threads: Client, data: Any, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

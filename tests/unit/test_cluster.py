@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from pathlib import Path
@@ -52,6 +53,18 @@ def test_what_runs_has_its_own_workers(tmp_path: Path) -> None:
             for spec in (cluster, own, None, address, str(file)):
                 with pytest.raises(ValueError, match="that are started here; .* Got 3: leave it out"), connect(spec, 3):
                     pass
+
+
+def test_what_is_for_coroutines_is_refused() -> None:
+    async def asynchronous() -> None:
+        async with LocalCluster(processes=False, n_workers=1, dashboard_address=PORT, asynchronous=True) as cluster:
+            with pytest.raises(TypeError, match="start it without asynchronous=True"), connect(cluster):
+                pass
+            async with Client(cluster, asynchronous=True) as client:
+                with pytest.raises(TypeError, match="start it without asynchronous=True"), connect(client):
+                    pass
+
+    asyncio.run(asynchronous())
 
 
 def square(value: int) -> int:

@@ -111,6 +111,9 @@ def test_package_that_is_not_installed(tmp_path: Path) -> None:
         (LOCAL + "environment:\n  A B: c\n", 3, "'A B' is no name of a variable"),
         (LOCAL + "preload: 3\n", 2, "'preload' must be a module or a file, or a list of them; got 3"),
         (LOCAL + "worker_memory: much\n", 2, "'worker_memory' must be a size such as 4GiB; got 'much'"),
+        (LOCAL + "worker_memory: 4\n", 2, "'worker_memory' must be a size such as 4GiB; got 4 bytes."),
+        (LOCAL + "arguments: {env: [A]}\nenvironment: {A: 1}\n", 3, "'env' in 'arguments' is no names with values"),
+        (LOCAL + "environment:\n  D: 2024-13-45\n", 3, "the value of 'D' is none: month must be in 1..12"),
         (LOCAL + "worker_memory: 0\n", 2, "'worker_memory' must be a size"),
         (LOCAL + "arguments: {memory_limit: 1GiB}\nworker_memory: 2GiB\n", 3, "said twice"),
         (LOCAL + "arguments: {processes: false}\nenvironment: {A: b}\n", 3, "no own environment"),
@@ -254,10 +257,25 @@ def test_walltimes_that_leave_no_time(tmp_path: Path, text: str, words: str) -> 
     assert str(caught.value).startswith(f"{path}, line {len(text.splitlines())}: 'retire_before' (--retire-before): ")
 
 
-def test_a_lifetime_that_a_file_says_by_itself_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", ["[--lifetime, 3h]", "--resources GPU=1 --lifetime 3h"])
+def test_a_lifetime_that_a_file_says_by_itself_stays(tmp_path: Path, said: str) -> None:
     pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
-    file = load_cluster_file(write(tmp_path, SLURM % ", worker_extra_args: [--lifetime, 3h]"))
-    assert file.arguments["worker_extra_args"] == ["--lifetime", "3h"]
+    file = load_cluster_file(write(tmp_path, SLURM % f", worker_extra_args: {said}"))
+    assert file.arguments["worker_extra_args"] == (["--lifetime", "3h"] if said[0] == "[" else [said])
+
+
+def test_numbers_are_as_they_are_written(tmp_path: Path) -> None:
+    """YAML reads 12:00:00 as a number of base 60, and 0755 as one of base 8."""
+    pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
+    text = SLURM % ", walltime: 12:00:00" + "driver: {walltime: 1:00:00}\nenvironment: {MODE: 0755, T: 1:30, F: 1.50}\n"
+    file = load_cluster_file(write(tmp_path, text))
+    assert (file.arguments["walltime"], file.driver["walltime"]) == ("12:00:00", "1:00:00")
+    assert file.arguments["job_script_prologue"] == ["export MODE=0755", "export T=1:30", "export F=1.50"]
+
+
+def test_an_anchor_within_itself(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"cluster\.yaml: an anchor .* own alias"):
+        load_cluster_file(write(tmp_path, LOCAL + "arguments: &a {x: *a}\n"))
 
 
 def test_only_workers_of_batch_systems_retire(tmp_path: Path) -> None:

@@ -43,6 +43,27 @@ def test_what_is_no_part(text: str) -> None:
         Share.read(text)
 
 
+@pytest.mark.parametrize("how", ["enters", "leaves"])
+def test_an_interrupt_gives_the_lease_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Also in a process that lives on, such as that of a notebook."""
+    files = Files.at(tmp_path / "out.receipts")
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    lease = Lease(files, "OUT")
+    monkeypatch.setattr(lease._thread, "join", interrupted)
+    with monkeypatch.context() as patched:
+        if how == "enters":
+            files.put("lease.json", b"of one that was killed")
+            patched.setattr(leases.time, "sleep", interrupted)
+        with pytest.raises(KeyboardInterrupt), lease:
+            assert how == "leaves"
+    assert files.get("lease.json") is None
+    with Lease(files, "OUT"):
+        pass
+
+
 def test_parts_at_work_keep_others_out(tmp_path: Path) -> None:
     files = Files.at(tmp_path / "out.receipts")
     refuse_shares(files, "OUT")

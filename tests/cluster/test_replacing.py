@@ -1,0 +1,152 @@
+"""Which workers are replaced when: by the clock of a test, with what `ToppingUp` asks of a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from distributed.core import Status
+
+from imagery_dask.cluster import topping_up
+from imagery_dask.cluster.topping_up import PAUSES_S, STAYS_S, ToppingUp
+
+
+class Worker:
+    def __init__(self) -> None:
+        self.status = Status.running
+
+    async def close(self) -> None:
+        self.status = Status.closed
+
+
+class Cluster:
+    """Worker processes that come when a test says so."""
+
+    def __init__(self, count: int) -> None:
+        self.worker_spec: dict[Any, dict[str, Any]] = {name: {} for name in range(count)}
+        self.workers = {name: Worker() for name in self.worker_spec}
+        self.scheduler_info: dict[str, Any] = {"workers": {}}
+        self.fresh = count
+        self._lock, self._correct_state_waiting = asyncio.Lock(), None
+
+    def new_worker_spec(self) -> dict[Any, dict[str, Any]]:
+        self.fresh += 1
+        return {self.fresh - 1: {}}
+
+    async def _correct_state(self) -> None:
+        for name in self.worker_spec.keys() - self.workers.keys():
+            self.workers[name] = Worker()
+
+    def come(self, *names: int) -> None:
+        self.scheduler_info["workers"] |= {f"tcp://{name}": {"name": name} for name in names}
+
+    def end(self, name: int) -> None:
+        self.workers[name].status = Status.closed
+        self.scheduler_info["workers"].pop(f"tcp://{name}", None)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(topping_up, "time", made)
+    return made
+
+
+@pytest.fixture
+def watched(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Callable[[Cluster], tuple[ToppingUp, list[float]]]:
+    """Look after a cluster, and list the pauses that are made."""
+
+    def make(cluster: Cluster) -> tuple[ToppingUp, list[float]]:
+        topping, pauses = ToppingUp(cluster, {}), []
+
+        async def pass_by(seconds: float) -> bool:
+            pauses.append(seconds)
+            clock.now += seconds
+            return False
+
+        monkeypatch.setattr(topping, "_stops_within", pass_by)
+        return topping, pauses
+
+    return make
+
+
+def look(topping: ToppingUp) -> None:
+    asyncio.run(topping._look())
+
+
+def test_workers_that_had_come_to_stay_are_replaced_at_once(watched: Any, clock: Clock) -> None:
+    """However many leave one after the other, and whether or not others come in their place soon."""
+    cluster = Cluster(20)
+    topping, pauses = watched(cluster)
+    cluster.come(*range(20))
+    look(topping)
+    clock.now += STAYS_S + 1
+    for name in range(20):
+        look(topping)
+        cluster.end(name)
+        clock.now += 2
+        look(topping)
+        assert len(cluster.workers) == 20
+        assert name not in cluster.workers
+    assert pauses == []
+    assert not topping.hopeless
+
+
+def test_workers_that_come_and_leave_at_once_are_replaced_after_pauses(
+    watched: Any, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = Cluster(2)
+    topping, pauses = watched(cluster)
+    cluster.come(0, 1)
+    look(topping)
+    clock.now += STAYS_S + 1
+    look(topping)
+    cluster.end(0)
+    look(topping)
+    tried = []
+    for _ in range(len(PAUSES_S) + 3):
+        (name,) = cluster.workers.keys() - {1}
+        tried.append(name)
+        cluster.come(name)
+        look(topping)
+        clock.now += STAYS_S / 2
+        cluster.end(name)
+        look(topping)
+    # The first time at once: nothing has failed yet.
+    assert pauses == list(PAUSES_S)[: len(pauses)]
+    assert len(set(tried)) == len(pauses) + 2
+    assert not topping.hopeless, "the other worker is there"
+    # One that had come to stay is replaced all the same; and where its successor stays, all others are again.
+    cluster.end(1)
+    look(topping)
+    (name,) = cluster.workers.keys() - {tried[-1]}
+    cluster.come(name)
+    look(topping)
+    clock.now += STAYS_S + 1
+    look(topping)
+    look(topping)
+    assert tried[-1] not in cluster.workers
+    assert len(cluster.workers) == 2
+
+
+def test_what_dask_is_starting_is_not_taken_for_dropped(watched: Any) -> None:
+    cluster = Cluster(1)
+    topping, _ = watched(cluster)
+    cluster.worker_spec[7] = {}
+
+    async def looks() -> tuple[list[Any], list[Any]]:
+        async with cluster._lock:
+            meanwhile = await topping._ended()
+        return meanwhile, await topping._ended()
+
+    assert asyncio.run(looks()) == ([], [7])

@@ -1,0 +1,187 @@
+"""Jobs on their way to a batch system that takes its time: whoever ends a command leaves none in the queue.
+
+Scripts of a few lines stand for the batch system: what a real SLURM does is in `test_slurm_jobs.py`.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cluster.processes import environment
+from support.streams import without_dashboard
+from support.volumes import coordinate_volume, write_volume
+
+from imagery_dask import ImageryClient, to_zarr
+from imagery_dask.cli import main
+from imagery_dask.cluster import connect, load_cluster_file, submit_driver
+
+TEXT = """\
+cluster: dask_jobqueue.SLURMCluster
+arguments:
+  cores: 1
+  memory: 1GiB
+  walltime: 00:30:00
+  scheduler_options: {dashboard_address: '127.0.0.1:0'}
+"""
+SHAPE = (32, 32, 16)
+BOUNDS = ("--bounds", 0, 0, 0, *SHAPE)
+TIMEOUT_S = 90.0
+
+
+@pytest.fixture(autouse=True)
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder in which a queue lists what it was told: jobs in it wait for ever."""
+    folder = tmp_path / "queue"
+    folder.mkdir()
+    for name, body in {
+        "sbatch": f"touch {folder}/began; sleep $(cat {folder}/seconds); echo $$ >> {folder}/submitted; "
+                  "echo Submitted batch job $$",
+        "scancel": f"for job; do echo $job >> {folder}/cancelled; done",
+        "squeue": f"sed 's#$#/PENDING#' {folder}/submitted",
+    }.items():  # fmt: skip
+        (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+        (folder / name).chmod(0o755)
+    (folder / "seconds").write_text("0")
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    return write_volume(tmp_path / "em", coordinate_volume(SHAPE, (0, 0, 0), np.uint8))
+
+
+def cluster_file(folder: Path, more: str = "workers: 2\n") -> Path:
+    path = folder / "slurm.yaml"
+    path.write_text(TEXT + more)
+    return path
+
+
+def listed(queue: Path, name: str) -> list[str]:
+    path = queue / name
+    return sorted(path.read_text().split()) if path.exists() else []
+
+
+def wait_until(what: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_an_interrupt_while_jobs_are_submitted(tmp_path: Path, queue: Path) -> None:
+    (queue / "seconds").write_text("3")
+
+    def interrupt() -> None:
+        wait_until((queue / "began").exists)
+        _thread.interrupt_main()
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt), connect(cluster_file(tmp_path), wait_s=TIMEOUT_S):
+        pass
+    thread.join()
+    assert len(listed(queue, "submitted")) == 2
+    assert listed(queue, "cancelled") == listed(queue, "submitted")
+
+
+@pytest.mark.parametrize(("name", "ending"), [("export", signal.SIGHUP), ("verify", signal.SIGTERM)])
+def test_who_ends_a_command_that_waits_for_workers(
+    tmp_path: Path, queue: Path, source: str, name: str, ending: signal.Signals
+) -> None:
+    out = tmp_path / "out.zarr"
+    arguments = ["export", "zarr", out, "--image-source", source, *BOUNDS]
+    if name == "verify":
+        data = ImageryClient(image_source=source).image_cutout([[0, 0, 0], SHAPE])
+        to_zarr(data, out, progress=False)
+        arguments = ["verify", out]
+    command = [sys.executable, "-m", "imagery_dask", *arguments, "--cluster", cluster_file(tmp_path)]
+    with subprocess.Popen(
+        [str(each) for each in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
+    ) as process:
+        wait_until(lambda: len(listed(queue, "submitted")) == 2 or process.poll() is not None)
+        process.send_signal(ending)
+        _, error = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 130, error
+    assert without_dashboard(error).strip().startswith("Interrupted")
+    assert listed(queue, "cancelled") == listed(queue, "submitted")
+    assert not list(tmp_path.glob("*/lease.json"))
+
+
+def test_workers_that_are_asked_for_come_before_those_of_the_class(tmp_path: Path, queue: Path) -> None:
+    file = cluster_file(tmp_path, "  n_workers: 3\n")
+    with pytest.raises(TimeoutError), connect(file, workers=1, wait_s=0.1):
+        pass
+    assert len(listed(queue, "submitted")) == 1
+
+
+def test_an_id_that_cannot_be_read(tmp_path: Path, queue: Path) -> None:
+    (queue / "sbatch").write_text("#!/bin/sh\necho Your job is in the queue.\n")
+    file = load_cluster_file(cluster_file(tmp_path))
+    with pytest.raises(OSError, match=r"was submitted, but its id is not in .*'Your job is in the queue\.'") as caught:
+        submit_driver(file, ["export", "zarr"])
+    (script,) = tmp_path.glob("imagery-dask-*.sh")
+    assert str(script) in str(caught.value)
+
+
+def test_what_the_job_would_refuse_is_refused_now(
+    tmp_path: Path, queue: Path, source: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def submit(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["imagery-dask", "submit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return int(ended.value.code or 0), said.out + said.err
+
+    file = cluster_file(tmp_path)
+    (tmp_path / "other.zarr").mkdir()
+    (tmp_path / "other.zarr" / "notes.txt").write_text("mine")
+    data = ImageryClient(image_source=source).image_cutout([[0, 0, 0], SHAPE])
+    to_zarr(data[:16], tmp_path / "half.zarr", progress=False)
+    before = sorted(tmp_path.rglob("*"))
+    region = ["--image-source", source, *BOUNDS]
+    none = tmp_path / "none.yaml"
+    none.write_text(TEXT)
+    before = sorted(tmp_path.rglob("*"))
+    for arguments, words in (
+        (["--cluster", file, "zarr", "new.zarr", *region, "--block-mib", -5], "block_mib must be a number above 0"),
+        (["--cluster", file, "zarr", "half.zarr", *region], "It was written with other arguments: "),
+        (["--cluster", file, "zarr", "other.zarr", *region], "is not a zarr store"),
+        (["--cluster", none, "zarr", "new.zarr", *region], "asks for no workers: say how many"),
+        (["--cluster", file, "zarr", "new.zarr", *region, "--cluster", file], "--cluster is said twice"),
+    ):  # fmt: skip
+        code, said = submit(*arguments)
+        assert (code, words in said) == (2, True), said
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is submitted, and nothing is left"
+    # What would be replaced may be other.
+    assert submit("--cluster", none, "zarr", "half.zarr", *region, "--overwrite", "--workers", 2)[0] == 0
+    assert len(listed(queue, "submitted")) == 1
+    code, said = submit("--dry-run", "--cluster", file, "zarr", *region, "--", "new.zarr")
+    assert (code, f"export zarr --cluster {file} --image-source" in said, " -- new.zarr" in said) == (0, True, True)
+
+
+def test_a_batch_system_in_a_thread(tmp_path: Path) -> None:
+    """dask_jobqueue sets a handler as it is imported, which only the main thread may do."""
+    code = (
+        "import signal, sys, threading, pathlib\n"
+        "from imagery_dask.cluster import load_cluster_file\n"
+        "def load(): print(load_cluster_file(pathlib.Path(sys.argv[1])).cluster.__name__)\n"
+        "thread = threading.Thread(target=load); thread.start(); thread.join()\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+    )
+    command = [sys.executable, "-c", code, str(cluster_file(tmp_path))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
+    assert (done.returncode, done.stdout) == (0, "SLURMCluster\n"), done.stderr
