@@ -19,6 +19,9 @@ import pytest
 from faults.conftest import World
 from faults.harness import CLI, MANY, SEEDS, Process, assert_same, driver, receipts_so_far, settled, wait_for
 
+from imagery_dask.files import Files
+from imagery_dask.records import lease
+
 pytestmark = pytest.mark.long
 LATENCY_S = 0.02
 
@@ -236,8 +239,10 @@ def test_a_holder_that_stood_still_ends(world: World, folder: Path, start: Start
     more = ["--overwrite"] if how == "overwrites" else []
     second = start([*arguments_of(world, folder, kind), *more], IMPATIENT + CLI)
     if how == "goes on":
-        before = receipts_so_far(folder)
-        some_blocks(folder, second, before + 8)
+        # Workers still write blocks of the first one's, meanwhile.
+        records = Files.at(folder / "out.receipts")
+        wait_for(lambda: (lease.holder_of(records) or {}).get("pid") == second.pid or second.code is not None)
+        some_blocks(folder, second, receipts_so_far(folder) + 1)
     else:
         assert second.wait() == 0, second.said
     first.send(signal.SIGCONT)
@@ -249,12 +254,9 @@ def test_a_holder_that_stood_still_ends(world: World, folder: Path, start: Start
 
 
 def test_what_a_lease_says(tmp_path: Path) -> None:
-    from imagery_dask.files import Files
-    from imagery_dask.records.lease import Lease, holder_of
-
     files = Files.at(tmp_path / "records")
-    with Lease(files, "the store"):
-        held: Any = holder_of(files)
+    with lease.Lease(files, "the store"):
+        held: Any = lease.holder_of(files)
         assert (held["pid"], held["host"]) == (os.getpid(), HERE)
         assert abs(held["renewed"] - time.time()) < 5
-    assert holder_of(files) is None
+    assert lease.holder_of(files) is None
