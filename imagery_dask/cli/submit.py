@@ -15,7 +15,7 @@ from imagery_dask.cli.running import RUNNING_OPTIONS, running_of
 from imagery_dask.cluster import ClusterFile, driver_script, is_listed, load_cluster_file, submit_driver, system_of
 from imagery_dask.export.job import Export, Running
 from imagery_dask.export.kinds import export_of
-from imagery_dask.export.session import refuse_occupied
+from imagery_dask.export.opening import refuse_occupied
 from imagery_dask.records.drivers import Driver, driver_of
 from imagery_dask.records.runs import now
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from imagery_dask.export.html_report import checked_report, reported
 from imagery_dask.export.job import Export, Running
-from imagery_dask.export.session import open_session
+from imagery_dask.export.opening import open_session
 from imagery_dask.export.shares import execute_share
 from imagery_dask.export.steps import (
     begin,

@@ -18,7 +18,8 @@ from imagery_dask.errors import TargetBusyError
 from imagery_dask.export.html_report import reported
 from imagery_dask.export.job import Export, Running
 from imagery_dask.export.limits import most_missing
-from imagery_dask.export.session import Session, glance, open_end, open_share
+from imagery_dask.export.opening import glance, open_end, open_share
+from imagery_dask.export.session import Session
 from imagery_dask.export.steps import begin, check_workers, clear_when_full, close, left_to_do, report_of, run_left
 from imagery_dask.records.lease import holder_of, is_held
 from imagery_dask.records.shares import Share

@@ -230,7 +230,7 @@ class Lease:
 
 @contextmanager
 def brief_lease(files: Files, out: str) -> Iterator[Lease]:
-    """Hold the lease for a moment ("open"), after those who hold it for a moment too.
+    """Hold the lease for a moment ("open"), after those who hold it for a moment too, or who may have crashed.
 
     Raises
     ------
@@ -238,7 +238,7 @@ def brief_lease(files: Files, out: str) -> Iterator[Lease]:
         Another process writes all of it, or what parts have left.
     """
     since = time.monotonic()
-    said = False
+    said, silent = False, None
     with ExitStack() as stack:
         while True:
             lease = Lease(files, out, purpose="open")
@@ -248,10 +248,13 @@ def brief_lease(files: Files, out: str) -> Iterator[Lease]:
             except TargetBusyError:
                 held = holder_of(files)
                 if held is not None and held.get("purpose") != "open":
-                    raise
+                    # One that is late may have crashed: it is, or it is heard of before that is certain.
+                    if time.time() - float(held["renewed"]) < 2 * RENEW_S or held != (silent or held):
+                        raise
+                    silent = held
             if not said and held is not None and time.monotonic() - since > SAID_AFTER_S:
                 said = True
-                _logger.warning("%s is being opened by process %s on %s: waiting.", out, held["pid"], held["host"])
+                _logger.warning("%s is held by process %s on %s: waiting for it.", out, held["pid"], held["host"])
             time.sleep(TRY_AGAIN_S * random.uniform(0.2, 1.0))
         yield lease
 

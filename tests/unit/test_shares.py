@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagery_dask.errors import TargetBusyError
-from imagery_dask.export.session import _refuse_foreign, open_share
+from imagery_dask.export.opening import _refuse_foreign, open_share
 from imagery_dask.files import Files
 from imagery_dask.records import lease as leases
 from imagery_dask.records.journal import Records
@@ -62,6 +63,31 @@ def test_an_interrupt_gives_the_lease_back(tmp_path: Path, monkeypatch: pytest.M
     assert files.get("lease.json") is None
     with Lease(files, "OUT"):
         pass
+
+
+def _held_elsewhere(files: Files, age_s: float) -> None:
+    said = {"id": "other", "host": "other", "pid": 1, "machine": "other", "purpose": "close"}
+    files.put("lease.json", json.dumps(said | {"renewed": time.time() - age_s}).encode())
+
+
+def test_who_may_have_crashed_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else parts that are run again soon would all leave it to one that is dead to close the store."""
+    monkeypatch.setattr(leases, "RENEW_S", 0.5)
+    monkeypatch.setattr(leases, "EXPIRES_S", 3.0)
+    files = Files.at(tmp_path / "out.receipts")
+    _held_elsewhere(files, 0.1)
+    with pytest.raises(TargetBusyError, match="by process 1 on other"), leases.brief_lease(files, "OUT"):
+        pass
+    _held_elsewhere(files, 1.5)
+    with leases.brief_lease(files, "OUT"):
+        assert leases.holder_of(files)["pid"] == os.getpid()  # type: ignore[index]
+    # One that is late, or whose clock is, and is heard of.
+    _held_elsewhere(files, 2.0)
+    alive = threading.Timer(0.6, _held_elsewhere, (files, 2.0))
+    alive.start()
+    with pytest.raises(TargetBusyError, match="by process 1 on other"), leases.brief_lease(files, "OUT"):
+        pass
+    alive.join()
 
 
 def test_parts_at_work_keep_others_out(tmp_path: Path) -> None:
