@@ -107,6 +107,8 @@ class ToppingUp:
         self._came = self._said = False
         # Times that workers were started, the first time included, since one came to stay.
         self._tries = 1
+        # When those that ended and had not come to stay are replaced.
+        self._due: float | None = None
         # Jobs that the batch system has listed: of those that it never has (another cluster's) nothing is known.
         self._listed: set[str] = set()
         self._ask_s, self._asked = ASK_S[0], 0.0
@@ -135,20 +137,20 @@ class ToppingUp:
     async def _look(self) -> None:
         """Replace what has ended: at once what had come to stay, anything else unless that is of no use."""
         self._count()
-        ended = await self._ended()
+        is_due = self._due is not None and time.monotonic() >= self._due
+        ended = await self._ended(is_due)
         if stayed := [name for name in ended if self._has_stayed(name)]:
             await self._replace(stayed)
-        if len(stayed) == len(ended):
-            return
-        if self._tries > (len(PAUSES_S) if self._came else FIRST_TRIES):
-            self._give_up(len(ended) - len(stayed) == len(self._cluster.worker_spec))
-            return
-        if self._tries and await self._stops_within(PAUSES_S[self._tries - 1]):
-            return
-        self._count()
-        if ended := await self._ended(True):
-            self._tries += 1
-            await self._replace(ended)
+        fleeting = [name for name in ended if name not in stayed]
+        if fleeting and self._tries > (len(PAUSES_S) if self._came else FIRST_TRIES):
+            self._give_up(len(fleeting) == len(self._cluster.worker_spec))
+        elif fleeting and self._tries and self._due is None:
+            self._due = time.monotonic() + PAUSES_S[self._tries - 1]
+        elif fleeting and (is_due or not self._tries):
+            self._tries, self._due = self._tries + 1, None
+            await self._replace(fleeting)
+        elif is_due:
+            self._due = None
 
     def _give_up(self, all_ended: bool) -> None:
         self.hopeless = all_ended
@@ -174,7 +176,7 @@ class ToppingUp:
         self._here = {name: self._here.get(name, now) for name in names}
         stayed = {name for name, since in self._here.items() if now - since >= STAYS_S}
         if stayed - self._stayed:
-            self._tries = 0
+            self._tries, self._due = 0, None
         self._stayed |= stayed
 
     def _has_stayed(self, name: Any) -> bool:

@@ -118,8 +118,11 @@ def refuse_occupied(export: Planned, overwrite: bool) -> None:
                 raise target.refusal()
             return
         _refuse_foreign(files, target, overwrite)
-        living = _living(runs_in(files), target)
-        if not overwrite and _going_on(export, target, living) is None:
+        runs = runs_in(files)
+        if overwrite or any(run.swapping for run in runs):  # cut off: who holds the lease finds out
+            return
+        living = _living(runs, target)
+        if _going_on(export, target, living) is None:
             _refuse_different(export, target, living)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -62,32 +61,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-@pytest.fixture
-def watched(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Callable[[Cluster], tuple[ToppingUp, list[float]]]:
-    """Look after a cluster, and list the pauses that are made."""
-
-    def make(cluster: Cluster) -> tuple[ToppingUp, list[float]]:
-        topping, pauses = ToppingUp(cluster, {}), []
-
-        async def pass_by(seconds: float) -> bool:
-            pauses.append(seconds)
-            clock.now += seconds
-            return False
-
-        monkeypatch.setattr(topping, "_stops_within", pass_by)
-        return topping, pauses
-
-    return make
-
-
 def look(topping: ToppingUp) -> None:
     asyncio.run(topping._look())
 
 
-def test_workers_that_had_come_to_stay_are_replaced_at_once(watched: Any, clock: Clock) -> None:
+def test_workers_that_had_come_to_stay_are_replaced_at_once(clock: Clock) -> None:
     """However many leave one after the other, and whether or not others come in their place soon."""
     cluster = Cluster(20)
-    topping, pauses = watched(cluster)
+    topping = ToppingUp(cluster, {})
     cluster.come(*range(20))
     look(topping)
     clock.now += STAYS_S + 1
@@ -98,50 +79,70 @@ def test_workers_that_had_come_to_stay_are_replaced_at_once(watched: Any, clock:
         look(topping)
         assert len(cluster.workers) == 20
         assert name not in cluster.workers
-    assert pauses == []
     assert not topping.hopeless
 
 
-def test_workers_that_come_and_leave_at_once_are_replaced_after_pauses(
-    watched: Any, clock: Clock, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_workers_that_come_and_leave_at_once_are_replaced_after_pauses(clock: Clock) -> None:
     cluster = Cluster(2)
-    topping, pauses = watched(cluster)
+    topping = ToppingUp(cluster, {})
     cluster.come(0, 1)
     look(topping)
     clock.now += STAYS_S + 1
     look(topping)
     cluster.end(0)
     look(topping)
-    tried = []
-    for _ in range(len(PAUSES_S) + 3):
-        (name,) = cluster.workers.keys() - {1}
-        tried.append(name)
-        cluster.come(name)
+    pauses, bad = [], 2
+    while True:
+        cluster.come(bad)
         look(topping)
         clock.now += STAYS_S / 2
-        cluster.end(name)
+        cluster.end(bad)
         look(topping)
-    # The first time at once: nothing has failed yet.
-    assert pauses == list(PAUSES_S)[: len(pauses)]
-    assert len(set(tried)) == len(pauses) + 2
+        since = clock.now
+        while bad in cluster.workers and clock.now < since + 2 * PAUSES_S[-1]:
+            clock.now += 1
+            look(topping)
+        if bad in cluster.workers:
+            break
+        pauses.append(clock.now - since)
+        bad += 1
+    # The first time at once: nothing had failed by then.
+    assert pauses == [0.0, *PAUSES_S]
     assert not topping.hopeless, "the other worker is there"
-    # One that had come to stay is replaced all the same; and where its successor stays, all others are again.
+    # That is replaced all the same; and where its successor stays, all others are again.
     cluster.end(1)
     look(topping)
-    (name,) = cluster.workers.keys() - {tried[-1]}
-    cluster.come(name)
+    assert set(cluster.workers) == {bad, bad + 1}
+    cluster.come(bad + 1)
     look(topping)
     clock.now += STAYS_S + 1
     look(topping)
     look(topping)
-    assert tried[-1] not in cluster.workers
-    assert len(cluster.workers) == 2
+    assert set(cluster.workers) == {bad + 1, bad + 2}
 
 
-def test_what_dask_is_starting_is_not_taken_for_dropped(watched: Any) -> None:
+def test_nobody_waits_for_those_that_never_stay(clock: Clock) -> None:
+    cluster = Cluster(3)
+    topping = ToppingUp(cluster, {})
+    cluster.come(0, 1)
+    look(topping)
+    clock.now += STAYS_S + 1
+    look(topping)
+    cluster.end(2)  # which never came
+    for _ in range(2):
+        look(topping)
+        (bad,) = cluster.workers.keys() - {0, 1}
+        cluster.end(bad)
+        look(topping)
+    assert bad in cluster.workers, "it is replaced after a pause"
+    cluster.end(0)
+    look(topping)
+    assert set(cluster.workers) == {1, bad, bad + 1}
+
+
+def test_what_dask_is_starting_is_not_taken_for_dropped() -> None:
     cluster = Cluster(1)
-    topping, _ = watched(cluster)
+    topping = ToppingUp(cluster, {})
     cluster.worker_spec[7] = {}
 
     async def looks() -> tuple[list[Any], list[Any]]:
