@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
@@ -32,7 +33,7 @@ from imagery_dask.sources import ReadCounts
 __all__ = [
     "RUNNING_OPTIONS",
     "cluster_options",
-    "end_as_interrupted",
+    "ended_as_interrupted",
     "print_report",
     "run",
     "running_of",
@@ -100,9 +101,9 @@ def run(export: Callable[[], Export], out: str, **options: Any) -> None:
         Those of `running_of`.
     """
     built = export()
-    end_as_interrupted()
     try:
-        made = execute(built, running_of(**options))
+        with ended_as_interrupted():
+            made = execute(built, running_of(**options))
     except BlockFailedError as error:
         print_report(error.report, out)
         click.echo("  The same command tries these blocks again, and only these.", err=True)
@@ -141,22 +142,30 @@ def running_of(
     )  # fmt: skip
 
 
-def end_as_interrupted() -> None:
+@contextmanager
+def ended_as_interrupted() -> Iterator[None]:
     """Close the cluster, and give back the lease, where a batch system, a terminal or somebody ends this process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # What is ignored stays so: by nohup, or in the background.
+    ours = (signal.SIG_DFL, signal.default_int_handler)
+    before = {each: signal.getsignal(each) for each in (*ENDINGS, signal.SIGINT) if signal.getsignal(each) in ours}
 
     def interrupt(number: int, frame: object) -> None:
         # It is on its way: LSF sends one after the other.
-        for other in ENDINGS:
-            signal.signal(other, signal.SIG_IGN)
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         raise KeyboardInterrupt
 
-    if threading.current_thread() is threading.main_thread():
-        for ending in ENDINGS:
-            if signal.getsignal(ending) is not signal.SIG_IGN:  # as nohup has it
-                signal.signal(ending, interrupt)
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored, as in the background
-            signal.signal(signal.SIGINT, interrupt)
+    for each in before:
+        signal.signal(each, interrupt)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _say_dashboard(client: Client) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from imagery_dask.cli.options import MissingType
-from imagery_dask.cli.running import cluster_options, end_as_interrupted
+from imagery_dask.cli.running import cluster_options, ended_as_interrupted
 from imagery_dask.export.verify import VerifyReport, verify_export
 
 __all__ = ["verify"]
@@ -46,12 +46,12 @@ def verify(
         raise click.UsageError("--all and --sample are one or the other.")
     if isinstance(sample, int):
         raise click.UsageError(f"--sample is a share of the blocks, as 1%; got {sample}.")
-    end_as_interrupted()
     share = None if look_at_all else 0.01 if sample is None else sample
-    report = verify_export(
-        out, sample=share, source=source, seed=seed, cluster=cluster, workers=workers, wait_s=wait,
-        retire_before_s=retire_before,
-    )  # fmt: skip
+    with ended_as_interrupted():
+        report = verify_export(
+            out, sample=share, source=source, seed=seed, cluster=cluster, workers=workers, wait_s=wait,
+            retire_before_s=retire_before,
+        )  # fmt: skip
     _show(report, out)
     sys.exit(0 if report.ok else NOT_AS_WRITTEN)
 

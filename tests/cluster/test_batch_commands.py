@@ -244,19 +244,19 @@ def test_the_log_of_a_job_is_not_that_of_another(tmp_path: Path) -> None:
 INTERRUPTED = """
 import importlib, os, signal, sys, time
 from pathlib import Path
-from imagery_dask.cli.running import end_as_interrupted
+from imagery_dask.cli.running import ended_as_interrupted
 from imagery_dask.cluster import load_cluster_file
 
-end_as_interrupted()
-load_cluster_file(Path(sys.argv[1]))
-try:
-    print("ready", flush=True)
-    time.sleep(60)
-except KeyboardInterrupt:
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(0.2)
-    print("closed", flush=True)
-    sys.exit(130)
+with ended_as_interrupted():
+    load_cluster_file(Path(sys.argv[1]))
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except KeyboardInterrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        print("closed", flush=True)
+        sys.exit(130)
 """
 
 

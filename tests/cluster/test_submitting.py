@@ -108,16 +108,40 @@ def test_who_ends_a_command_that_waits_for_workers(
         to_zarr(data, out, progress=False)
         arguments = ["verify", out]
     command = [sys.executable, "-m", "imagery_dask", *arguments, "--cluster", cluster_file(tmp_path)]
-    with subprocess.Popen(
-        [str(each) for each in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    ) as process:
-        wait_until(lambda: len(listed(queue, "submitted")) == 2 or process.poll() is not None)
-        process.send_signal(ending)
-        _, error = process.communicate(timeout=TIMEOUT_S)
+    inherited = signal.signal(ending, signal.SIG_DFL)  # nohup, of all tests, has another
+    try:
+        process = subprocess.Popen(
+            [str(each) for each in command], stderr=subprocess.PIPE, text=True, env=environment()
+        )
+    finally:
+        signal.signal(ending, inherited)
+    with process:
+        try:
+            wait_until(lambda: len(listed(queue, "submitted")) == 2 or process.poll() is not None)
+            process.send_signal(ending)
+            _, error = process.communicate(timeout=TIMEOUT_S)
+        finally:
+            process.kill()
     assert process.returncode == 130, error
     assert without_dashboard(error).strip().startswith("Interrupted")
     assert listed(queue, "cancelled") == listed(queue, "submitted")
     assert not list(tmp_path.glob("*/lease.json"))
+
+
+def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
+    """And afterwards everything is as it was."""
+    code = (
+        "import os, signal\n"
+        "from imagery_dask.cli.running import ended_as_interrupted\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "with ended_as_interrupted(): os.kill(os.getpid(), signal.SIGHUP)\n"
+        "try:\n"
+        "    with ended_as_interrupted(): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "except KeyboardInterrupt: print('interrupted')\n"
+        "print(*(int(signal.getsignal(each)) for each in (signal.SIGHUP, signal.SIGTERM)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment())
+    assert (done.returncode, done.stdout) == (0, "interrupted\n1 0\n"), done.stderr
 
 
 def test_workers_that_are_asked_for_come_before_those_of_the_class(tmp_path: Path, queue: Path) -> None:
