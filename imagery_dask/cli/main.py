@@ -10,6 +10,7 @@ from imagery_dask.cli.demo import demo
 from imagery_dask.cli.export import export
 from imagery_dask.cli.info import info
 from imagery_dask.cli.plan import plan
+from imagery_dask.cli.running import INTERRUPTED
 from imagery_dask.cli.status import status
 from imagery_dask.cli.submit import submit
 from imagery_dask.cli.verify import verify
@@ -18,7 +19,6 @@ from imagery_dask.errors import ImageryDaskError
 __all__ = ["main"]
 
 BAD_INPUT = 2
-INTERRUPTED = 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

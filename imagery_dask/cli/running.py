@@ -31,6 +31,7 @@ from imagery_dask.run import RunReport
 from imagery_dask.sources import ReadCounts
 
 __all__ = [
+    "INTERRUPTED",
     "RUNNING_OPTIONS",
     "cluster_options",
     "ended_as_interrupted",

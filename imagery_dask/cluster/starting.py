@@ -56,13 +56,14 @@ def threads_here(threads: int | None) -> LocalCluster:
 @contextmanager
 def processes_here(workers: int | None) -> Iterator[tuple[LocalCluster, ToppingUp]]:
     """Start a cluster of processes on this machine, with a thread each, and replace those that end."""
-    with _killed_unsaid(), dask.config.set(NO_PROFILE):
-        started = LocalCluster(
-            n_workers=workers or _cores(), threads_per_worker=1, host=LOOPBACK, dashboard_address=DASHBOARD,
-            **_own_processes({}),
-        )  # fmt: skip
-    with _killed_unsaid(), started as cluster, topped_up(cluster, NO_PROFILE) as topping_up:
-        yield cluster, topping_up
+    with _killed_unsaid():
+        with dask.config.set(NO_PROFILE):
+            started = LocalCluster(
+                n_workers=workers or _cores(), threads_per_worker=1, host=LOOPBACK, dashboard_address=DASHBOARD,
+                **_own_processes({}),
+            )  # fmt: skip
+        with started as cluster, topped_up(cluster, NO_PROFILE) as topping_up:
+            yield cluster, topping_up
 
 
 @contextmanager

@@ -70,8 +70,9 @@ class Lease:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "machine": _machine(),
+            "purpose": purpose,
+            "run": run,
         }
-        self._mine |= {"purpose": purpose, "run": run}
         self._ended = threading.Event()
         self._lost = False
         self._looked = time.monotonic()

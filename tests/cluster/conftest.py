@@ -1,7 +1,8 @@
-"""A real SLURM for the tests of a module, and the shipped cluster file filled in for it."""
+"""A real SLURM for the tests of a module, the shipped cluster file filled in for it, and what is warned of."""
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -45,3 +46,15 @@ def cluster_file(tmp_path: Path, batch_system: Slurm, monkeypatch: pytest.Monkey
     file = tmp_path / "slurm.yaml"
     file.write_text(yaml.safe_dump(content))
     return file
+
+
+@pytest.fixture
+def warnings_said() -> Iterator[list[str]]:
+    """Collect what this package warns of; pytest's own handler is silenced by dask-jobqueue where bokeh uses it."""
+    said: list[str] = []
+    listening = logging.Handler(logging.WARNING)
+    listening.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("imagery_dask")
+    logger.addHandler(listening)
+    yield said
+    logger.removeHandler(listening)

@@ -5,13 +5,12 @@ What a real SLURM does is in `test_slurm.py`; it takes no job and refuses the ne
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import dask
@@ -88,18 +87,6 @@ def test_a_batch_system_that_does_not_answer_is_not_asked_for_ever(
         pass
     left = [each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == ["sleep", "600"]]
     assert not [each for each in left if str(tmp_path) in " ".join(each.environ().values())]
-
-
-@pytest.fixture
-def warnings_said() -> Iterator[list[str]]:
-    """Collect what this package warns of; pytest's own handler is silenced by dask-jobqueue where bokeh uses it."""
-    said: list[str] = []
-    listening = logging.Handler(logging.WARNING)
-    listening.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("imagery_dask")
-    logger.addHandler(listening)
-    yield said
-    logger.removeHandler(listening)
 
 
 def test_waiting_for_a_worker_is_said(

@@ -65,6 +65,17 @@ def look(topping: ToppingUp) -> None:
     asyncio.run(topping._look())
 
 
+def with_two_that_stay(clock: Clock, count: int) -> tuple[Cluster, ToppingUp]:
+    """Give a cluster of so many workers, of which 0 and 1 came to stay."""
+    cluster = Cluster(count)
+    topping = ToppingUp(cluster, {})
+    cluster.come(0, 1)
+    look(topping)
+    clock.now += STAYS_S + 1
+    look(topping)
+    return cluster, topping
+
+
 def test_workers_that_had_come_to_stay_are_replaced_at_once(clock: Clock) -> None:
     """However many leave one after the other, and whether or not others come in their place soon."""
     cluster = Cluster(20)
@@ -83,12 +94,7 @@ def test_workers_that_had_come_to_stay_are_replaced_at_once(clock: Clock) -> Non
 
 
 def test_workers_that_come_and_leave_at_once_are_replaced_after_pauses(clock: Clock) -> None:
-    cluster = Cluster(2)
-    topping = ToppingUp(cluster, {})
-    cluster.come(0, 1)
-    look(topping)
-    clock.now += STAYS_S + 1
-    look(topping)
+    cluster, topping = with_two_that_stay(clock, 2)
     cluster.end(0)
     look(topping)
     pauses, bad = [], 2
@@ -122,12 +128,7 @@ def test_workers_that_come_and_leave_at_once_are_replaced_after_pauses(clock: Cl
 
 
 def test_nobody_waits_for_those_that_never_stay(clock: Clock) -> None:
-    cluster = Cluster(3)
-    topping = ToppingUp(cluster, {})
-    cluster.come(0, 1)
-    look(topping)
-    clock.now += STAYS_S + 1
-    look(topping)
+    cluster, topping = with_two_that_stay(clock, 3)
     cluster.end(2)  # which never came
     for _ in range(2):
         look(topping)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import time
@@ -228,14 +227,8 @@ def assert_gone(batch_system: Slurm) -> None:
 
 
 def test_the_log_of_a_job_that_died_is_shown(
-    tmp_path: Path, cluster_file: Path, batch_system: Slurm, request: pytest.FixtureRequest
+    tmp_path: Path, cluster_file: Path, batch_system: Slurm, warnings_said: list[str]
 ) -> None:
-    said: list[str] = []
-    listening = logging.Handler()  # not pytest's own, which dask-jobqueue silences where bokeh uses it
-    listening.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("imagery_dask")
-    logger.addHandler(listening)
-    request.addfinalizer(lambda: logger.removeHandler(listening))
     before = every_job(batch_system)
     lines = ["echo there is no such python >&2", "exit 3"]
     started = time.monotonic()
@@ -246,7 +239,7 @@ def test_the_log_of_a_job_that_died_is_shown(
         pass
     assert time.monotonic() - started < 45
     assert len(every_job(batch_system) - before) == 3 * 2, "two further tries, with two jobs each"
-    (warning,) = [each for each in said if not each.startswith("No worker yet")]
+    (warning,) = [each for each in warnings_said if not each.startswith("No worker yet")]
     assert re.match("Workers were started 3 times in a row, and none of them connected and stayed: .*/logs", warning)
     assert "there is no such python" in str(caught.value)
     assert "JobState=FAILED Reason=NonZeroExitCode" in str(caught.value)
