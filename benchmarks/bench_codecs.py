@@ -15,8 +15,8 @@ from common import arguments
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, ZstdCodec
 
-from imagery_dask.demo.volume import synthesize
-from imagery_dask.export.writing import PIPELINE
+from imagery_dask.export.zarr.block_array import PIPELINE
+from imagery_dask.testing.volume import synthesize
 
 CODECS = {
     "blosc-zstd 1": BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"),

@@ -28,8 +28,8 @@ from imageryclient import ImageryClient as ReleasedClient
 from zarr.codecs import BloscCodec
 
 from imagery_dask import ImageryClient, to_zarr
-from imagery_dask.export.levels import BLOCK_BYTES
-from imagery_dask.export.writing import PIPELINE
+from imagery_dask.export.multiscale.levels import BLOCK_BYTES
+from imagery_dask.export.zarr.block_array import PIPELINE
 
 SIZE = (1024, 1024, 256)
 BOUNDS = [OFFSET, tuple(a + b for a, b in zip(OFFSET, SIZE, strict=True))]

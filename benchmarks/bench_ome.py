@@ -37,7 +37,7 @@ from imageryclient import ImageryClient as ReleasedClient
 from PIL import Image
 
 from imagery_dask import ImageryClient, to_png, to_precomputed, to_zarr
-from imagery_dask.export.levels import BLOCK_BYTES
+from imagery_dask.export.multiscale.levels import BLOCK_BYTES
 
 IMAGE: XYZ = (1024, 1024, 256)
 LABELS: XYZ = (512, 512, 256)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 import imagery_dask
-from imagery_dask.export.overlays import overlay_page
+from imagery_dask.render.overlays import overlay_page
 
 FIRST_ID = 864691135000000000
 STYLES = {

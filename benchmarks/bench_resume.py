@@ -26,11 +26,11 @@ from common import arguments, em_volume, label_volume
 from distributed import Client, LocalCluster
 
 from imagery_dask import ImageryClient, to_zarr
-from imagery_dask.cluster import Room
-from imagery_dask.export.execute import execute
-from imagery_dask.export.job import Running
-from imagery_dask.export.session import open_session
-from imagery_dask.export.zarr import ZarrExport
+from imagery_dask.cluster import WorkerResources
+from imagery_dask.export.core.base import RunOptions
+from imagery_dask.export.core.session import open_session
+from imagery_dask.export.execution.execute import execute
+from imagery_dask.export.zarr.writer import ZarrExport
 from imagery_dask.run import Rules, RunReport, Written, run_blocks
 from imagery_dask.run.block import run_block
 
@@ -97,7 +97,7 @@ def plan(blocks: int) -> None:
         export = export_of(Path(name), blocks)
         before = psutil.Process().memory_info().rss
         started = time.perf_counter()
-        planned = export.plan(Room(2, 8 * 2**30), 64**3)
+        planned = export.plan(WorkerResources(2, 8 * 2**30), 64**3)
         text = json.dumps(planned.to_json())
         seconds = time.perf_counter() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -140,8 +140,8 @@ def run(blocks: int) -> None:
 
 COSTS = {
     "receipts": ("imagery_dask.records.journal.Records.append", "imagery_dask.run.block.receipt"),
-    "hashes": ("imagery_dask.export.zarr_level.digest_of",),
-    "waiting for the disk": ("imagery_dask.files._wait_for_disk",),
+    "hashes": ("imagery_dask.export.zarr.zarr_level.digest_of",),
+    "waiting for the disk": ("imagery_dask.storage.files._wait_for_disk",),
 }
 
 
@@ -202,16 +202,16 @@ def resume(blocks: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         export = export_of(Path(name), blocks)
         with open_session(export, overwrite=False) as session:
-            session.begin(export.plan(Room(2, 8 * 2**30), 64**3))
+            session.begin(export.plan(WorkerResources(2, 8 * 2**30), 64**3))
             export.create(session.place, session, _NoClient())
             session.begun()
             assert session.plan is not None
             for number in range(session.plan.blocks):
                 run_block(NoBlock("read+write image, x"), number, 1, session.records)
             blocks = session.plan.blocks
-        execute(export_of(Path(name), blocks), Running(progress=False))  # says that it is complete
+        execute(export_of(Path(name), blocks), RunOptions(progress=False))  # says that it is complete
         started = time.perf_counter()
-        report = execute(export_of(Path(name), blocks), Running(progress=False))
+        report = execute(export_of(Path(name), blocks), RunOptions(progress=False))
         seconds = time.perf_counter() - started
         assert report.before == report.blocks == blocks
         script = "from imagery_dask.cli import main; main()"

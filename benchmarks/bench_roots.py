@@ -37,9 +37,9 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from imagery_dask import ImageryClient, kernels
-from imagery_dask.chunkedgraph import RootQuery
-from imagery_dask.demo.cave import CaveServer, ChunkedGraph, GraphLayout, World
+from imagery_dask.model.chunkedgraph import RootQuery
 from imagery_dask.sources import collect_counts, look_up_roots, open_volume, roots
+from imagery_dask.testing.cave import CaveServer, ChunkedGraph, GraphLayout, World
 
 Ids = NDArray[np.uint64]
 
@@ -139,7 +139,7 @@ def _serve(pipe: Connection, folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Place:
+class BucketUrl:
     """The region and its server, as its clients see them."""
 
     url: str
@@ -172,14 +172,14 @@ class Place:
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[Place]:
+def served(folder: Path) -> Iterator[BucketUrl]:
     """Serve the region from another process."""
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
     process = spawn.Process(target=_serve, args=(there, folder), daemon=True)
     process.start()
     try:
-        yield Place(*here.recv(), here)
+        yield BucketUrl(*here.recv(), here)
     finally:
         here.send("stop")
         process.join()
@@ -204,7 +204,7 @@ def blocks() -> list[NDArray[np.int64]]:
 # --------------------------------------------------------------------------- 1. everything
 
 
-def bench_all(place: Place, workers: dict[int, Client], repeats: int) -> None:
+def bench_all(place: BucketUrl, workers: dict[int, Client], repeats: int) -> None:
     """Measure the whole region, every object, against the released client."""
     header(f"{SUPERVOXELS:,} supervoxels in {BLOCKS} blocks, root_ids='all', {1000 * LATENCY_S:.0f} ms a call")
     ours, released = place.ours(), place.released()
@@ -288,7 +288,7 @@ def bench_remapping(repeats: int) -> None:
 # --------------------------------------------------------------------------- 3. a list
 
 
-def bench_list(place: Place) -> None:
+def bench_list(place: BucketUrl) -> None:
     """Count the calls for a list of roots."""
     header(f"A list of {LISTED:,} roots over {BLOCKS} blocks")
     client, moment = place.ours(), fresh_moment()
@@ -319,7 +319,7 @@ def bench_list(place: Place) -> None:
 # --------------------------------------------------------------------------- 4. masks
 
 
-def bench_masks(place: Place, folder: Path, repeats: int) -> None:
+def bench_masks(place: BucketUrl, folder: Path, repeats: int) -> None:
     """Measure a thousand masks, against the released client."""
     header("Masks of 1,024 objects in 512 x 256 x 2 voxels")
     ours, released = place.ours(), place.released()
@@ -391,7 +391,7 @@ def bench_masks(place: Place, folder: Path, repeats: int) -> None:
 class Asking:
     """Plain requests to the graph, with the bytes that travel counted."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: BucketUrl) -> None:
         self._path = f"{place.url}/segmentation/api/v1/table/{place.table}"
         self._session = requests.Session()
         self._session.headers = {"Authorization": f"Bearer {TOKEN}", "Accept-Encoding": "identity"}
@@ -421,7 +421,7 @@ class Asking:
         return int(layout().chunk_ids(ids[:1])[0]) + (1 << 56)
 
 
-def bench_asking(place: Place, repeats: int) -> None:
+def bench_asking(place: BucketUrl, repeats: int) -> None:
     """Compare the lookup of a block's supervoxels with that of its chunk's L2 ids."""
     header("Two ways of asking for a block's roots")
     asking = Asking(place)
@@ -468,7 +468,7 @@ def places(query: RootQuery, count: int) -> float:
     return 1e3 * statistics.median(_timed(one) for _ in range(count))
 
 
-def bench_bound(place: Place, workers: Client, repeats: int) -> None:
+def bench_bound(place: BucketUrl, workers: Client, repeats: int) -> None:
     """Measure what the bound on the cluster's requests costs."""
     header("The bound on a cluster's requests (distributed.Semaphore), two workers at once")
     ids = np.sort(supervoxels()[0][:32, :32, :16].ravel())

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from cloudvolume import CloudVolume
 
-from imagery_dask.demo.volume import synthesize
+from imagery_dask.testing.volume import synthesize
 
 OFFSET = (4096, 2048, 512)
 

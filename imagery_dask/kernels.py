@@ -82,7 +82,7 @@ def linear_taps(start: int, size: int, step: Fraction) -> tuple[NDArray[np.int64
     left : numpy.ndarray of int64, shape (size,)
         Absolute source voxel whose centre is at or before the target's centre.
     weight : numpy.ndarray of float64, shape (size,)
-        Share of the next source voxel, in [0, 1). Both come from integers, so that they do not depend on where a
+        Part of the next source voxel, in [0, 1). Both come from integers, so that they do not depend on where a
         block begins.
     """
     # Position in source voxels: (target + 1/2) * step - 1/2 = ((2 t + 1) p - q) / (2 q).

@@ -8,14 +8,14 @@ from typing import Any, get_args
 
 import click
 
-from imagery_dask.cli.options import ColorsType, LevelsType, ShapeType, WindowType
+from imagery_dask.cli.param_types import ColorsType, LevelsType, ShapeType, WindowType
 from imagery_dask.cli.region import REGION_OPTIONS, region_dataset, region_options, same_moment
-from imagery_dask.export.codecs import Codec
-from imagery_dask.export.job import Export
-from imagery_dask.export.ome import OmeVersion
-from imagery_dask.export.precomputed import IMAGE_ENCODINGS, LABEL_ENCODINGS, PrecomputedExport
-from imagery_dask.export.slices import MAX_FILES, WHATS, SliceExport
-from imagery_dask.export.zarr import ZarrExport
+from imagery_dask.export.core.base import Export
+from imagery_dask.export.images.slices import MAX_FILES, WHATS, SliceExport
+from imagery_dask.export.precomputed.volume_writer import IMAGE_ENCODINGS, LABEL_ENCODINGS, PrecomputedExport
+from imagery_dask.export.zarr.codecs import Codec
+from imagery_dask.export.zarr.ome import OmeVersion
+from imagery_dask.export.zarr.writer import ZarrExport
 
 __all__ = ["FORMATS", "Format"]
 

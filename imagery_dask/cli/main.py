@@ -6,14 +6,14 @@ import sys
 
 import click
 
-from imagery_dask.cli.demo import demo
-from imagery_dask.cli.export import export
-from imagery_dask.cli.info import info
-from imagery_dask.cli.plan import plan
-from imagery_dask.cli.running import INTERRUPTED
-from imagery_dask.cli.status import status
-from imagery_dask.cli.submit import submit
-from imagery_dask.cli.verify import verify
+from imagery_dask.cli.cmd_demo import demo
+from imagery_dask.cli.cmd_export import export
+from imagery_dask.cli.cmd_info import info
+from imagery_dask.cli.cmd_plan import plan
+from imagery_dask.cli.cmd_status import status
+from imagery_dask.cli.cmd_submit import submit
+from imagery_dask.cli.cmd_verify import verify
+from imagery_dask.cli.run_flags import INTERRUPTED
 from imagery_dask.errors import ImageryDaskError
 
 __all__ = ["main"]

@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 import click
 import xarray as xr
 
-from imagery_dask.cli.options import RootIdsType
-from imagery_dask.cli.sources import cave_options, source_client
-from imagery_dask.export.kinds import run_at
-from imagery_dask.lazy import source_of
+from imagery_dask.arrays.lazy import source_of
+from imagery_dask.cli.param_types import RootIdsType
+from imagery_dask.cli.source_flags import cave_options, source_client
+from imagery_dask.export.registry import run_at
 
 __all__ = ["REGION_OPTIONS", "region_dataset", "region_options", "same_moment"]
 

@@ -15,9 +15,9 @@ import requests
 from caveclient.base import AuthException
 from caveclient.endpoints import default_global_server_address
 
-from imagery_dask.chunkedgraph import RootQuery
 from imagery_dask.errors import AccessRefusedError, OutdatedRootsError, ServerError, SourceNotFoundError
-from imagery_dask.moments import describe_moment, resolve_moment
+from imagery_dask.model.chunkedgraph import RootQuery
+from imagery_dask.model.moments import describe_moment, resolve_moment
 from imagery_dask.sources import cave_token, graph_server, token_places
 from imagery_dask.sources.failures import forget_request
 

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from imagery_dask.export.estimate import SAMPLES, PlannedExport, plan_export
-from imagery_dask.export.kinds import KINDS
-from imagery_dask.labels import RootIds
-from imagery_dask.moments import Moment
+from imagery_dask.export.planning.estimate import SAMPLES, PlannedExport, plan_export
+from imagery_dask.export.registry import KINDS
+from imagery_dask.model.labels import RootIds
+from imagery_dask.model.moments import Moment
 
 __all__ = ["PlansExports"]
 

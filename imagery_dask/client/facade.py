@@ -9,17 +9,17 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from imagery_dask.arrays.lazy import lazy_array, lazy_dataarray
+from imagery_dask.arrays.masks import SegmentationMasks
 from imagery_dask.client.cave import StaleRoots, read_cave_client, version_moment
 from imagery_dask.client.exports import PlansExports
 from imagery_dask.client.objects import FindsObjects
+from imagery_dask.client.parameters import describe
 from imagery_dask.client.pictures import SavesPictures
 from imagery_dask.client.settings import DynamicSettings, open_settings
-from imagery_dask.labels import LabelRequest, RootIds
-from imagery_dask.lazy import lazy_array, lazy_dataarray
-from imagery_dask.masks import SegmentationMasks
-from imagery_dask.moments import Moment, describe_moment, resolve_moment
-from imagery_dask.parameters import describe
-from imagery_dask.request import dimensions_in, whole_layer
+from imagery_dask.model.cutout import dimensions_in, whole_layer
+from imagery_dask.model.labels import LabelRequest, RootIds
+from imagery_dask.model.moments import Moment, describe_moment, resolve_moment
 from imagery_dask.sources import Missing, cloud_volume
 
 __all__ = ["ImageryClient"]

@@ -8,15 +8,15 @@ import dask.array as da
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from imagery_dask.arguments import numbers
+from imagery_dask.arrays.lazy import lazy_array
+from imagery_dask.arrays.masks import count_ids
+from imagery_dask.arrays.points import stored_ids_at, voxels_of
+from imagery_dask.arrays.remap import relabel
+from imagery_dask.client.parameters import describe
 from imagery_dask.client.settings import ClientSettings
-from imagery_dask.labels import LabelRequest, RootIds
-from imagery_dask.lazy import lazy_array
-from imagery_dask.masks import count_ids
-from imagery_dask.moments import Moment
-from imagery_dask.objects import relabel
-from imagery_dask.parameters import describe
-from imagery_dask.points import stored_ids_at, voxels_of
+from imagery_dask.model.arguments import numbers
+from imagery_dask.model.labels import LabelRequest, RootIds
+from imagery_dask.model.moments import Moment
 
 __all__ = ["FindsObjects"]
 

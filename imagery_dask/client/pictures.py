@@ -8,14 +8,14 @@ from typing import Any
 import dask.array as da
 from numpy.typing import ArrayLike
 
+from imagery_dask.arrays.lazy import lazy_array
+from imagery_dask.arrays.masks import SegmentationMasks
+from imagery_dask.client.parameters import describe
 from imagery_dask.client.settings import ClientSettings
-from imagery_dask.export.png import check_masks, check_write_options, save_image_slices, save_masks
-from imagery_dask.labels import LabelRequest, RootIds
-from imagery_dask.lazy import lazy_array
-from imagery_dask.masks import SegmentationMasks
-from imagery_dask.moments import Moment
-from imagery_dask.parameters import describe
-from imagery_dask.request import Cutout
+from imagery_dask.model.cutout import Cutout
+from imagery_dask.model.labels import LabelRequest, RootIds
+from imagery_dask.model.moments import Moment
+from imagery_dask.render.save import check_masks, check_write_options, save_image_slices, save_masks
 
 __all__ = ["SavesPictures"]
 

@@ -8,15 +8,15 @@ from typing import Any, NoReturn
 
 from numpy.typing import ArrayLike
 
-from imagery_dask.arguments import Triple, triple
-from imagery_dask.chunkedgraph import RootQuery
+from imagery_dask.arrays.lazy import lazy_block_edges
 from imagery_dask.client.cave import StaleRoots, check_root_ids
-from imagery_dask.grid import VoxelGrid
-from imagery_dask.labels import LabelRequest, LabelRule, label_rule
-from imagery_dask.layer import Layer
-from imagery_dask.lazy import lazy_block_edges
-from imagery_dask.moments import resolve_moment
-from imagery_dask.request import Cutout, CutoutRequest, resolve, resolve_pair, whole_layer
+from imagery_dask.geometry.grid import VoxelGrid
+from imagery_dask.model.arguments import Triple, triple
+from imagery_dask.model.chunkedgraph import RootQuery
+from imagery_dask.model.cutout import Cutout, CutoutRequest, resolve, resolve_pair, whole_layer
+from imagery_dask.model.labels import LabelRequest, LabelRule, label_rule
+from imagery_dask.model.layer import Layer
+from imagery_dask.model.moments import resolve_moment
 from imagery_dask.sources import Missing, forget_token, normalize_path, open_volume, remember_token
 
 __all__ = ["ClientSettings", "DynamicSettings", "open_settings"]

@@ -15,11 +15,11 @@ from distributed.client import default_client
 from distributed.comm import CommClosedError
 from distributed.security import Security
 
-from imagery_dask.cluster.files import load_cluster_file
+from imagery_dask.cluster.cluster_file import load_cluster_file
 from imagery_dask.cluster.joining import check_scheduler, scheduler_address
+from imagery_dask.cluster.replacing import ToppingUp
 from imagery_dask.cluster.retiring import seconds_of
 from imagery_dask.cluster.starting import from_file, processes_here, threads_here
-from imagery_dask.cluster.topping_up import ToppingUp
 from imagery_dask.cluster.waiting import wait_for_worker
 from imagery_dask.cluster.worker_plugin import prepare_workers
 from imagery_dask.errors import ClusterLostError, ImageryDaskError

@@ -15,7 +15,7 @@ from uuid import uuid4
 import dask
 
 from imagery_dask.cluster.classes import NO_SHELL, is_job_queue, job_names, system_of
-from imagery_dask.cluster.files import ClusterFile
+from imagery_dask.cluster.cluster_file import ClusterFile
 
 __all__ = ["DriverJob", "driver_script", "submit_driver"]
 

@@ -18,9 +18,9 @@ from distributed.core import Status
 from distributed.security import Security
 
 from imagery_dask.cluster.classes import UnfitError, is_job_queue, sized
-from imagery_dask.cluster.files import ClusterFile
+from imagery_dask.cluster.cluster_file import ClusterFile
 from imagery_dask.cluster.gateway import check_gateway, closed_for_good, is_gateway
-from imagery_dask.cluster.topping_up import ToppingUp, topped_up
+from imagery_dask.cluster.replacing import ToppingUp, topped_up
 from imagery_dask.cluster.waiting import job_words
 from imagery_dask.sources import tokens_for_own_workers
 

@@ -15,7 +15,7 @@ from typing import Any
 from distributed import Client
 
 from imagery_dask.cluster.classes import is_job_queue, system_of
-from imagery_dask.cluster.topping_up import ToppingUp
+from imagery_dask.cluster.replacing import ToppingUp
 
 __all__ = ["job_words", "said_of_jobs", "wait_for_worker"]
 

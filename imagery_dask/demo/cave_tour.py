@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagery_dask.client import ImageryClient
-from imagery_dask.demo.cave import CaveServer, World, make_world
-from imagery_dask.export.zarr import to_zarr
+from imagery_dask.export.zarr.writer import to_zarr
 from imagery_dask.kernels import overlay
 from imagery_dask.run import RunReport
+from imagery_dask.testing.cave import CaveServer, World, make_world
 
 __all__ = ["CaveDemoResult", "run_cave_demo"]
 

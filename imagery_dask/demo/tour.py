@@ -9,12 +9,12 @@ from pathlib import Path
 import imageio.v2 as imageio
 import numpy as np
 
-from imagery_dask.arguments import bounds_from_center
 from imagery_dask.client import ImageryClient
-from imagery_dask.demo.volume import DemoVolumes, write_demo_volumes
-from imagery_dask.export.zarr import to_zarr
+from imagery_dask.export.zarr.writer import to_zarr
 from imagery_dask.kernels import overlay
+from imagery_dask.model.arguments import bounds_from_center
 from imagery_dask.run import RunReport
+from imagery_dask.testing.volume import DemoVolumes, write_demo_volumes
 
 __all__ = ["DemoResult", "run_demo"]
 

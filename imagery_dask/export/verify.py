@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from imagery_dask.cluster import WAIT_S, connect
 from imagery_dask.errors import ImageryDaskError, MissingChunkError
-from imagery_dask.export.job import tasks_of
-from imagery_dask.export.kinds import export_of, run_at
-from imagery_dask.export.plans import ExportPlan
-from imagery_dask.export.progress import shown
-from imagery_dask.export.session import DAMAGED, Session
+from imagery_dask.export.core.base import tasks_of
+from imagery_dask.export.core.plans import ExportPlan
+from imagery_dask.export.core.session import DAMAGED, Session
+from imagery_dask.export.registry import export_of, run_at
 from imagery_dask.run import BlockTask, FailedBlock, Rules, RunReport, Written, run_blocks
 from imagery_dask.run.chain import Chain
+from imagery_dask.run.progress import shown
 from imagery_dask.sources.failures import brief, kind_of
 
 __all__ = ["DamagedBlockError", "VerifyReport", "verify_export"]
@@ -107,7 +107,7 @@ def verify_export(
     url : str or path
         The export; for slices their prefix.
     sample : float or None
-        Share of the blocks to look at, chosen at random, above 0; None looks at all.
+        Part of the blocks to look at, chosen at random, above 0; None looks at all.
     source : bool
         Make one in a hundred of these (at least four) again from the source.
     seed : int, optional

@@ -19,10 +19,11 @@ from uuid import uuid4
 
 from numpy.typing import NDArray
 
-from imagery_dask.files import Files
 from imagery_dask.records.receipts import receipts_in
+from imagery_dask.storage.buckets import bucket_url
+from imagery_dask.storage.files import Files, records_folder
 
-__all__ = ["Kind", "Records", "records_folder"]
+__all__ = ["Kind", "Records", "records_of"]
 
 Kind = Literal["receipts", "ledger", "failed"]
 SUFFIX = {"receipts": "bin", "ledger": "jsonl", "failed": "jsonl"}
@@ -35,12 +36,11 @@ _segments: dict[tuple[str, str, str, int], tuple[str, list[bytes]]] = {}
 _names: dict[int, str] = {}
 
 
-def records_folder(out: str) -> Files:
-    """Folder of the records of a store: ``OUT.receipts``, or ``.receipts`` in a bucket that is the store."""
-    place = out.rstrip("/")
-    scheme, found, rest = place.partition("://")
-    root = found and scheme not in ("file", "memory") and "/" not in rest
-    return Files.at(f"{place}/.receipts" if root else f"{place}.receipts")
+def records_of(location: str) -> Files | None:
+    """Folder of the records of a store; None where whole files cannot be written and listed."""
+    if bucket_url(location).scheme not in ("file", "s3", "gs", "memory"):
+        return None
+    return records_folder(location)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from imagery_dask.errors import TargetBusyError
-from imagery_dask.files import Files
+from imagery_dask.storage.files import Files
 
 __all__ = ["NAME", "Lease", "Purpose", "brief_lease", "holder_of", "is_held"]
 

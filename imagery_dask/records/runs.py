@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from imagery_dask.files import Files
 from imagery_dask.records.journal import Records
+from imagery_dask.storage.files import Files
 
 __all__ = ["Run", "now", "remove_unplanned", "runs_in"]
 
@@ -26,7 +26,7 @@ class Run:
     place : str
         Where it writes: the store itself, or one beside it that takes its place in the end.
     plan : dict
-        What it writes (`imagery_dask.export.plans.ExportPlan` as JSON).
+        What it writes (`imagery_dask.export.core.plans.ExportPlan` as JSON).
     created : str
         When it was started, ISO 8601.
     begun : bool

@@ -1,4 +1,4 @@
-"""Running blocks on a cluster: a bounded window of them, receipts of those that are done, a report of all."""
+"""RunOptions blocks on a cluster: a bounded window of them, receipts of those that are done, a report of all."""
 
 from imagery_dask.run.block import BlockTask, Written, is_full
 from imagery_dask.run.report import FailedBlock, RunReport

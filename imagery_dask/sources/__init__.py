@@ -1,5 +1,6 @@
 """Readers: picklable handles to volumes, opened once per process, with credentials found where they are used."""
 
+from imagery_dask.sources.addresses import normalize_path
 from imagery_dask.sources.counts import ReadCounts, collect_counts
 from imagery_dask.sources.credentials import (
     cave_token,
@@ -10,10 +11,9 @@ from imagery_dask.sources.credentials import (
 )
 from imagery_dask.sources.graph_server import graph_server
 from imagery_dask.sources.handle import SourceHandle, cloud_volume, open_volume
-from imagery_dask.sources.limits import limited_requests, request_slots
-from imagery_dask.sources.paths import normalize_path
 from imagery_dask.sources.precomputed import Layout, Missing, PrecomputedVolume, channels_last
 from imagery_dask.sources.roots import look_up_roots, roots_from_leaves
+from imagery_dask.sources.throttle import limited_requests, request_slots
 
 __all__ = [
     "Layout",

@@ -14,8 +14,8 @@ import numpy as np
 import requests
 from numpy.typing import NDArray
 
-from imagery_dask.chunkedgraph import ChunkedGraph, graphene_address
 from imagery_dask.errors import AccessRefusedError, ServerError, SourceNotFoundError
+from imagery_dask.model.chunkedgraph import ChunkedGraph, graphene_address
 from imagery_dask.sources.credentials import Bearer, cave_token, token_places
 from imagery_dask.sources.failures import ATTEMPTS, brief, forget_request, kind_of, pause_s
 

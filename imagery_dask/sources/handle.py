@@ -13,11 +13,11 @@ from cloudvolume import CloudVolume
 from numpy.typing import NDArray
 
 from imagery_dask.errors import SourceError
-from imagery_dask.grid import VoxelGrid
-from imagery_dask.layer import Mip
+from imagery_dask.geometry.grid import VoxelGrid
+from imagery_dask.model.layer import Mip
+from imagery_dask.sources.addresses import normalize_path
 from imagery_dask.sources.counts import active_counts
 from imagery_dask.sources.memory import keep_freed_memory
-from imagery_dask.sources.paths import normalize_path
 from imagery_dask.sources.precomputed import Layout, Missing, PrecomputedVolume, Relabel
 from imagery_dask.sources.transport import reachable_path
 

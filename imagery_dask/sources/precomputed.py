@@ -20,15 +20,15 @@ from cloudvolume import CloudVolume, chunks
 from numpy.typing import NDArray
 
 from imagery_dask import kernels
-from imagery_dask.chunkedgraph import GRAPHENE, ChunkedGraph
 from imagery_dask.errors import CorruptChunkError, MissingChunkError, SourceError, SourceNotFoundError
-from imagery_dask.grid import XYZ, VoxelGrid
-from imagery_dask.layer import Layer
+from imagery_dask.geometry.grid import XYZ, VoxelGrid
+from imagery_dask.model.chunkedgraph import GRAPHENE, ChunkedGraph
+from imagery_dask.model.layer import Layer
+from imagery_dask.sources.addresses import normalize_path
 from imagery_dask.sources.counts import ReadCounts, counting_into
 from imagery_dask.sources.failures import pause_s
 from imagery_dask.sources.graph_server import read_graph_info
 from imagery_dask.sources.label_tables import LabelTables
-from imagery_dask.sources.paths import normalize_path
 from imagery_dask.sources.segmentation_check import segmentation_damage
 from imagery_dask.sources.shards import ShardedChunks
 from imagery_dask.sources.transport import Blob, Request, Transport

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imagery_dask.chunkedgraph import SUPERVOXEL_LAYER, RootQuery
-from imagery_dask.grid import VoxelGrid
+from imagery_dask.geometry.grid import VoxelGrid
+from imagery_dask.model.chunkedgraph import SUPERVOXEL_LAYER, RootQuery
 from imagery_dask.sources.counts import ReadCounts, active_counts
 from imagery_dask.sources.graph_server import graph_server
-from imagery_dask.sources.limits import request_slots
 from imagery_dask.sources.root_cache import RootCache
+from imagery_dask.sources.throttle import request_slots
 
 __all__ = ["BATCH", "look_up_roots", "roots_from_leaves"]
 

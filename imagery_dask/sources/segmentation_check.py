@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from imagery_dask.grid import XYZ
+from imagery_dask.geometry.grid import XYZ
 
 __all__ = ["segmentation_damage"]
 

@@ -18,7 +18,7 @@ from cloudvolume.datasource.precomputed.common import compressed_morton_code
 from cloudvolume.datasource.precomputed.sharding import ShardingSpecification, ShardReader
 from numpy.typing import NDArray
 
-from imagery_dask.grid import XYZ
+from imagery_dask.geometry.grid import XYZ
 from imagery_dask.sources.failures import brief
 from imagery_dask.sources.transport import Blob, Request, Transport
 

@@ -31,7 +31,7 @@ from imagery_dask.sources import credentials
 from imagery_dask.sources.checksums import checksum_damage, stored_checksum
 from imagery_dask.sources.counts import count_request
 from imagery_dask.sources.failures import ATTEMPTS, brief, forget_request, kind_of, pause_s
-from imagery_dask.sources.limits import request_slots
+from imagery_dask.sources.throttle import request_slots
 
 __all__ = ["Blob", "Request", "Transport"]
 

@@ -17,7 +17,7 @@ import dask
 import psutil
 import pytest
 
-from imagery_dask.cluster import connect, driver_script, load_cluster_file, submit_driver, topping_up, waiting
+from imagery_dask.cluster import connect, driver_script, load_cluster_file, replacing, submit_driver, waiting
 from imagery_dask.cluster.starting import _secured
 from imagery_dask.cluster.waiting import _log
 
@@ -78,7 +78,7 @@ def test_jobs_that_die_in_the_queue_are_submitted_again(tmp_path: Path, program:
 def test_a_batch_system_that_does_not_answer_is_not_asked_for_ever(
     tmp_path: Path, program: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(topping_up, "ANSWER_S", 0.5)
+    monkeypatch.setattr(replacing, "ANSWER_S", 0.5)
     program("sbatch", "echo Submitted batch job 7")
     program("scancel", "exit 0")
     program("squeue", "exec sleep 600")
@@ -105,10 +105,10 @@ def test_waiting_for_a_worker_is_said(
 
 def test_a_batch_system_is_asked_whether_it_has_a_job(program: Command) -> None:
     program("squeue", "echo 7/PENDING; echo 8/CANCELLED")
-    assert [topping_up.is_listed("slurm", job) for job in ("7", "8", "9")] == [True, False, False]
+    assert [replacing.is_listed("slurm", job) for job in ("7", "8", "9")] == [True, False, False]
     program("squeue", "echo slurm_load_jobs error: Unable to contact slurm controller >&2; exit 1")
-    assert topping_up.is_listed("slurm", "7") is None
-    assert topping_up.is_listed("another", "7") is None
+    assert replacing.is_listed("slurm", "7") is None
+    assert replacing.is_listed("another", "7") is None
 
 
 def test_text_may_stand_for_a_list(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_the_log_of_a_job_is_not_that_of_another(tmp_path: Path) -> None:
 INTERRUPTED = """
 import importlib, os, signal, sys, time
 from pathlib import Path
-from imagery_dask.cli.running import ended_as_interrupted
+from imagery_dask.cli.run_flags import ended_as_interrupted
 from imagery_dask.cluster import load_cluster_file
 
 with ended_as_interrupted():

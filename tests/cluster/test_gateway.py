@@ -103,7 +103,7 @@ def test_workers_are_the_gateways_and_end_with_the_connection(server: GatewaySer
 def test_an_export_equals_one_in_this_process(
     tmp_path: Path, server: GatewayServer, cluster_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 2**17)
+    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 2**17)
     image = coordinate_volume(SHAPE, OFFSET, np.uint8)
     ids = random_labels(SHAPE, n=40)
     client = ImageryClient(

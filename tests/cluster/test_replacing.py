@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from distributed.core import Status
 
-from imagery_dask.cluster import topping_up
-from imagery_dask.cluster.topping_up import PAUSES_S, STAYS_S, ToppingUp
+from imagery_dask.cluster import replacing
+from imagery_dask.cluster.replacing import PAUSES_S, STAYS_S, ToppingUp
 
 
 class Worker:
@@ -57,7 +57,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(topping_up, "time", made)
+    monkeypatch.setattr(replacing, "time", made)
     return made
 
 

@@ -100,8 +100,8 @@ def test_a_driver_that_is_a_job(
 
 
 def _submitted(records: Path) -> Sequence[Any]:
-    from imagery_dask.files import Files
     from imagery_dask.records.drivers import driver_of
+    from imagery_dask.storage.files import Files
 
     found = driver_of(Files.at(records))
     return [] if found is None else [found]

@@ -132,7 +132,7 @@ def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
     """And afterwards everything is as it was."""
     code = (
         "import os, signal\n"
-        "from imagery_dask.cli.running import ended_as_interrupted\n"
+        "from imagery_dask.cli.run_flags import ended_as_interrupted\n"
         "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         "with ended_as_interrupted(): os.kill(os.getpid(), signal.SIGHUP)\n"
         "try:\n"

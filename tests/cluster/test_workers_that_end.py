@@ -31,7 +31,7 @@ BLOCKS = 64
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 16**3)
+    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 16**3)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from support.dynamic import at, changed, forget_roots, roots_at, served
 
 import imagery_dask
-from imagery_dask.demo.cave import CaveServer, World, make_world
+from imagery_dask.testing.cave import CaveServer, World, make_world
 
 EDITS = ["created", "merge_1", "split_1", "merge_2", "split_2"]
 IMAGE = (256, 256, 32)

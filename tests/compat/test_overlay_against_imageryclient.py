@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import imagery_dask
-from imagery_dask import lazy
-from imagery_dask.export.palettes import discrete_colors
+from imagery_dask.arrays import lazy
+from imagery_dask.render.palettes import discrete_colors
 
 FIRST_ID = 2**60 + 1
 BOUNDS = [[44, 28, 9], [60, 40, 12]]

@@ -23,15 +23,15 @@ from support.ports import free_port
 from support.streams import without_dashboard
 from support.volumes import coordinate_volume, delete_chunks, random_labels, write_volume
 
-from imagery_dask.files import Files
 from imagery_dask.records.journal import Records
 from imagery_dask.records.receipts import RECEIPT
+from imagery_dask.storage.files import Files
 
 ROOT = Path(__file__).resolve().parents[2]
 # Small volumes in many blocks, and levels that are made of the level above: as in large ones.
 SMALL = """
-from imagery_dask.export import layout, levels
-layout.SMALL_FUSED_BYTES, layout.BLOCKS_AT_LEAST = 2**17, 64
+from imagery_dask.export.multiscale import level_layout, levels
+level_layout.SMALL_FUSED_BYTES, level_layout.BLOCKS_AT_LEAST = 2**17, 64
 levels.SMALL_BLOCK_BYTES, levels.BLOCKS_PER_THREAD = 2**17, 32
 """
 CLI = SMALL + "from imagery_dask.cli.main import main; main()"

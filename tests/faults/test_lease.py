@@ -19,8 +19,8 @@ import pytest
 from faults.conftest import World
 from faults.harness import CLI, MANY, SEEDS, Process, assert_same, driver, receipts_so_far, settled, wait_for
 
-from imagery_dask.files import Files
 from imagery_dask.records import lease
+from imagery_dask.storage.files import Files
 
 pytestmark = pytest.mark.long
 LATENCY_S = 0.02
@@ -185,7 +185,7 @@ CONTEND = (
     + """
 import os, sys, time
 from imagery_dask.errors import TargetBusyError
-from imagery_dask.files import Files
+from imagery_dask.storage.files import Files
 from imagery_dask.records.lease import Lease
 folder, out, at = sys.argv[1:]
 time.sleep(max(0, float(at) - time.time()))

@@ -26,7 +26,7 @@ from faults.harness import (
 )
 from faults.test_lease import IMPATIENT
 
-from imagery_dask.export.status import Status, status_of
+from imagery_dask.export.reports.status import Status, status_of
 
 pytestmark = pytest.mark.long
 LATENCY_S = 0.02

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagery_dask.files import Files
 from imagery_dask.records.journal import Records
 from imagery_dask.records.ledger import LEDGER, ledger_line, ledger_rows, missing_first, write_ledger
 from imagery_dask.records.receipts import MARK, RECEIPT, counts_of, receipt, receipts_in
 from imagery_dask.sources import ReadCounts
+from imagery_dask.storage.files import Files
 
 SIZE = RECEIPT.itemsize
 BLOCKS = st.lists(st.integers(0, 30), max_size=12)

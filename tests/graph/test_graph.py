@@ -23,7 +23,8 @@ from dask.base import tokenize
 from dask.blockwise import Blockwise
 from distributed import Client, LocalCluster
 
-from imagery_dask import ImageryClient, lazy, to_zarr
+from imagery_dask import ImageryClient, to_zarr
+from imagery_dask.arrays import lazy
 from imagery_dask.sources import SourceHandle, collect_counts, open_volume
 from imagery_dask.sources.transport import Request, Transport
 
@@ -313,7 +314,7 @@ def test_aligned_export_reads_every_chunk_once(
     client: ImageryClient, cluster: Client, fetched: Counter[str], tmp_path: Path, chunks: tuple[int, int, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 2**18)  # several blocks
+    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 2**18)  # several blocks
     volume = client.segmentation_volume()
     report = to_zarr(volume, tmp_path / "out.zarr", chunks=chunks, cluster=cluster, progress=False)
     assert report.ok
@@ -328,7 +329,7 @@ def test_export_of_a_part_reads_every_chunk_it_touches_once(
     client: ImageryClient, cluster: Client, fetched: Counter[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blocks begin where both grids have an edge, although the region begins within a chunk."""
-    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 2**18)
+    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 2**18)
     bounds = [[START[0] + 16, START[1], START[2] + 8], [a + n for a, n in zip(START, SHAPE, strict=True)]]
     cutout = client.segmentation_cutout(bounds, convert_to_int64=False)
     report = to_zarr(cutout, tmp_path / "out.zarr", chunks=(16, 32, 8), cluster=cluster, progress=False)

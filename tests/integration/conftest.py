@@ -28,7 +28,7 @@ def processes() -> Iterator[Client]:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> int:
     """Blocks of about 128 kB in exports, so that volumes of a megabyte have several; return that number."""
-    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 2**17)
+    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 2**17)
     return 2**17
 
 

@@ -17,17 +17,17 @@ from integration.stores import written
 from support.volumes import coordinate_volume, delete_chunks, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_zarr
-from imagery_dask.cluster import Room
+from imagery_dask.cluster import WorkerResources
 from imagery_dask.errors import AccessRefusedError, SourceError, SourceNotFoundError, TargetBusyError
-from imagery_dask.export.execute import execute
-from imagery_dask.export.job import Running
-from imagery_dask.export.status import status_of
-from imagery_dask.export.stores import open_store
-from imagery_dask.export.zarr import ZarrExport
-from imagery_dask.files import Files
+from imagery_dask.export.core.base import RunOptions
+from imagery_dask.export.execution.execute import execute
+from imagery_dask.export.reports.status import status_of
+from imagery_dask.export.zarr.writer import ZarrExport
 from imagery_dask.records.lease import Lease
-from imagery_dask.records.shares import Share
+from imagery_dask.records.parts import Part
 from imagery_dask.sources import collect_counts
+from imagery_dask.storage.files import Files
+from imagery_dask.storage.zarr_stores import open_store
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -191,11 +191,11 @@ def test_parts_of_an_export_to_a_bucket(s3_server: S3Server, threads: Client, da
     with s3_server.environment():
         chunked = da.from_array(data, chunks=(32, 32, 16))
         export = ZarrExport(chunked, "s3://parts/out.zarr", chunks=(32, 32, 16), shards=None)
-        plan = export.plan(Room(2, 2**30), 2**15)
+        plan = export.plan(WorkerResources(2, 2**30), 2**15)
         assert plan.blocks == 12
 
         def run(part: int) -> str:
-            share = Running(cluster=threads, progress=False, plan=plan, share=Share(part, 3))
+            share = RunOptions(cluster=threads, progress=False, plan=plan, share=Part(part, 3))
             return execute(export, share).notes[-1]
 
         with ThreadPoolExecutor(3) as parts:

@@ -23,7 +23,7 @@ import requests
 from caveclient import CAVEclient
 from cloudvolume import Bbox, CloudVolume
 
-from imagery_dask.demo.cave import CaveServer, Fault, World, make_world, world_from_arrays
+from imagery_dask.testing.cave import CaveServer, Fault, World, make_world, world_from_arrays
 
 HEX, BASE64 = "0123456789abcdef", "c2VjcmV0L3Rva2VuKw=="
 
@@ -576,7 +576,7 @@ def test_the_graph_may_be_edited_while_it_is_served(tmp_path: Path, serve: Calla
 
 
 def test_a_server_as_a_process(tmp_path: Path, world: World) -> None:
-    command = [sys.executable, "-m", "imagery_dask.demo.cave", str(tmp_path), "--token", HEX]
+    command = [sys.executable, "-m", "imagery_dask.testing.cave", str(tmp_path), "--token", HEX]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -14,7 +14,7 @@ import pytest
 from support.volumes import coordinate_volume, write_volume
 
 from imagery_dask.cli import main
-from imagery_dask.cli.options import DurationType
+from imagery_dask.cli.param_types import DurationType
 
 BOUNDS = ("--bounds", 0, 0, 0, 32, 32, 16)
 
@@ -45,9 +45,9 @@ def test_the_dashboards_address_comes_first(
             pages.append(page.status)
         return run_blocks(*arguments, **options)
 
-    from imagery_dask.export.steps import run_blocks
+    from imagery_dask.export.execution.steps import run_blocks
 
-    monkeypatch.setattr("imagery_dask.export.steps.run_blocks", looked)
+    monkeypatch.setattr("imagery_dask.export.execution.steps.run_blocks", looked)
     code = run(monkeypatch, "export", "zarr", tmp_path / "o.zarr", "--image-source", source, *BOUNDS, "--workers", 1)
     assert code == 0
     assert pages == [200]

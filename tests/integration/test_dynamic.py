@@ -39,10 +39,10 @@ from support.dynamic import (
 )  # fmt: skip
 
 from imagery_dask import ImageryClient, to_zarr
-from imagery_dask.demo.cave import CaveServer, World, make_world, world_from_arrays
-from imagery_dask.demo.cave.graph import ChunkedGraph
 from imagery_dask.sources import collect_counts
 from imagery_dask.sources.root_cache import RootCache
+from imagery_dask.testing.cave import CaveServer, World, make_world, world_from_arrays
+from imagery_dask.testing.cave.graph import ChunkedGraph
 
 WHOLE: Box = ((0, 0, 0), (128, 128, 32))
 BOXES: list[Box] = [
@@ -74,7 +74,7 @@ def client(server: CaveServer) -> ImageryClient:
 @pytest.fixture
 def small_lazy_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of one graph chunk, of which the whole volume has 32."""
-    monkeypatch.setattr("imagery_dask.lazy.BLOCK_BYTES", 32 * 32 * 16 * 8)
+    monkeypatch.setattr("imagery_dask.arrays.lazy.BLOCK_BYTES", 32 * 32 * 16 * 8)
 
 
 def client_of(server: CaveServer, **options: Any) -> ImageryClient:
@@ -290,7 +290,7 @@ def test_exports_where_graph_chunks_do_not_fit_into_memory(
     tmp_path: Path, processes: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A block is worked off in pieces, by one process, whose cache serves the next piece."""
-    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 8**3 * 8)
+    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 8**3 * 8)
     world = make_world(tmp_path / "world", (128, 128, 32), storage_chunk=(8, 8, 8))
     with served(world) as server, secrets_file(server):
         volume = client_of(server).segmentation_volume(timestamp=world.times["split_1"])
@@ -402,7 +402,7 @@ def test_now_is_when_the_array_is_made(server: CaveServer, now: Any) -> None:
     pinned = client_of(server, timestamp="now")
     first = pinned.segmentation_volume().attrs["timestamp_unix_s"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("imagery_dask.moments.time.time", lambda: before + 3600.0)
+        patch.setattr("imagery_dask.model.moments.time.time", lambda: before + 3600.0)
         assert pinned.segmentation_volume().attrs["timestamp_unix_s"] == first
         assert pinned.segmentation_volume(timestamp="now").attrs["timestamp_unix_s"] == before + 3600
         assert client_of(server).segmentation_volume().attrs["timestamp_unix_s"] == before + 3600
@@ -579,7 +579,7 @@ def test_a_second_pass_asks_nothing(
 def test_blocks_smaller_than_graph_chunks_share_what_they_found(
     server: CaveServer, client: ImageryClient, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imagery_dask.lazy.BLOCK_BYTES", 2048)
+    monkeypatch.setattr("imagery_dask.arrays.lazy.BLOCK_BYTES", 2048)
     nm = np.array(resolution(world)) / 4
     box = bounds(world, ((10, 10, 3), (40, 40, 9))) * 4
     array = client.segmentation_cutout(box, resolution=nm, timestamp=world.times["merge_1"], scale_to_bounds=True)
@@ -626,7 +626,7 @@ def test_few_roots_in_many_blocks_are_found_by_their_leaves(
 ) -> None:  # fmt: skip
     """As many requests as there are roots, instead of one for each block; the voxels are the same."""
     monkeypatch.setattr("imagery_dask.client.settings.PROCESSES", 1)
-    monkeypatch.setattr("imagery_dask.lazy.BLOCK_BYTES", 2**14)
+    monkeypatch.setattr("imagery_dask.arrays.lazy.BLOCK_BYTES", 2**14)
     moment, client = int(np.ceil(world.times[edit])), client_of(server)
     listed = [*changed(world, edit)[1][:2], roots_at(world, moment)[4]]
     for box in BOXES:
@@ -651,7 +651,7 @@ def test_leaves_of_scaled_cutouts(
     server: CaveServer, world: World, monkeypatch: pytest.MonkeyPatch, scale: float
 ) -> None:
     """The box within which leaves are fetched covers every voxel that is read."""
-    monkeypatch.setattr("imagery_dask.lazy.BLOCK_BYTES", 2**14)
+    monkeypatch.setattr("imagery_dask.arrays.lazy.BLOCK_BYTES", 2**14)
     nm = np.array(resolution(world)) * (scale, scale, 1)
     moment = int(world.times["split_1"])
     listed = changed(world, "split_1")[1]
@@ -676,7 +676,7 @@ def test_leaves_of_scaled_cutouts(
 def test_few_roots_of_a_volume_at_negative_coordinates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The service's bounds have no sign: such a box cannot be asked for, and the voxels must be right all the same."""
     monkeypatch.setattr("imagery_dask.client.settings.PROCESSES", 1)
-    monkeypatch.setattr("imagery_dask.lazy.BLOCK_BYTES", 2**12)
+    monkeypatch.setattr("imagery_dask.arrays.lazy.BLOCK_BYTES", 2**12)
     objects = np.arange(1, 31).reshape(2, 3, 5).repeat(20, 0).repeat(15, 1).repeat(7, 2)
     world = world_from_arrays(
         tmp_path, objects, chunk_size=(16, 16, 8), storage_chunk=(8, 16, 4), voxel_offset=(16, -32, 8), n_mips=1,

@@ -38,7 +38,6 @@ from tblib import pickling_support
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.cli import main
 from imagery_dask.client.cave import open_cave
-from imagery_dask.demo.cave import CaveServer, Fault, World, make_world
 from imagery_dask.errors import (
     AccessRefusedError,
     BlockFailedError,
@@ -48,6 +47,7 @@ from imagery_dask.errors import (
     SourceNotFoundError,
 )  # fmt: skip
 from imagery_dask.sources.failures import ATTEMPTS
+from imagery_dask.testing.cave import CaveServer, Fault, World, make_world
 
 # dask does this once its multiprocessing scheduler is used: errors then pickle with what they were raised from.
 pickling_support.install()
@@ -74,7 +74,7 @@ def client(server: CaveServer, world: World) -> ImageryClient:
 
 @pytest.fixture
 def small_lazy_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.lazy.BLOCK_BYTES", 32 * 32 * 16 * 8)
+    monkeypatch.setattr("imagery_dask.arrays.lazy.BLOCK_BYTES", 32 * 32 * 16 * 8)
 
 
 @pytest.fixture
@@ -463,7 +463,7 @@ def test_a_token_that_expires_ends_an_export_at_once(
     server: CaveServer, client: ImageryClient, world: World, tmp_path: Path, threads: Client,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 2**15)
+    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 2**15)
     volume = client.segmentation_volume()
     server.latency_s = 0.02
     server.faults = lambda name, n: Fault(status=401) if name == "roots_binary" and n > 3 else None

@@ -63,7 +63,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(autouse=True)
 def _several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 2**15)
+    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 2**15)
 
 
 # ---------------------------------------------------------------------------------------------------------- inputs

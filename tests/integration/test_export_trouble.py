@@ -22,7 +22,7 @@ from support.volumes import coordinate_volume, delete_chunks, random_labels, wri
 
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.errors import BlockFailedError, ClusterLostError
-from imagery_dask.export.inputs import as_volumes
+from imagery_dask.export.core.inputs import as_volumes
 from imagery_dask.run import RunReport
 
 SHAPE = (64, 64, 32)
@@ -32,7 +32,7 @@ BLOCKS = 4 * 4 * 2
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 16**3)
+    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 16**3)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def em() -> Fib25:
 
 @pytest.fixture(autouse=True)
 def _several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 2**22)
+    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 2**22)
 
 
 def write(folder: Path, data: NDArray[Any], kind: str, encoding: str, **options: Any) -> str:

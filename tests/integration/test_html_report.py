@@ -23,10 +23,10 @@ from support.volumes import coordinate_volume, delete_chunks, random_labels, wri
 from imagery_dask import ImageryClient, to_png, to_precomputed, to_zarr
 from imagery_dask.cli import main
 from imagery_dask.errors import BlockFailedError, TooManyMissingError
-from imagery_dask.export.block_states import STATES
-from imagery_dask.export.html_charts import block_map, throughput
-from imagery_dask.export.html_page import page
-from imagery_dask.plan import BlockPlan
+from imagery_dask.export.reports.block_states import STATES
+from imagery_dask.export.reports.html_charts import block_map, throughput
+from imagery_dask.export.reports.html_page import page
+from imagery_dask.geometry.block_plan import BlockPlan
 from imagery_dask.records.receipts import RECEIPT
 from imagery_dask.run import RunReport
 
@@ -38,8 +38,8 @@ EMPTY = {"meta", "br", "img"}
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 16**3)
-    monkeypatch.setattr("imagery_dask.export.levels.SMALL_BLOCK_BYTES", 16**3)
+    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 16**3)
+    monkeypatch.setattr("imagery_dask.export.multiscale.levels.SMALL_BLOCK_BYTES", 16**3)
 
 
 @pytest.fixture(scope="module")

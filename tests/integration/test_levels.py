@@ -14,8 +14,8 @@ from support.volumes import coordinate_volume, write_volume
 
 from imagery_dask import ImageryClient, to_precomputed, to_zarr
 from imagery_dask.errors import BlockFailedError
-from imagery_dask.export import levels as levels_module
-from imagery_dask.export.zarr import ZarrLevel
+from imagery_dask.export.multiscale import levels as levels_module
+from imagery_dask.export.zarr.writer import ZarrLevel
 
 SHAPE = (128, 96, 32)
 OFFSET = (64, -32, 16)
@@ -43,7 +43,7 @@ def test_each_chunk_is_read_once_for_all_levels(
         return read(level, region)
 
     monkeypatch.setattr(ZarrLevel, "read", reading)
-    monkeypatch.setattr("imagery_dask.export.layout.SMALL_FUSED_BYTES", 64 * 64 * 32)
+    monkeypatch.setattr("imagery_dask.export.multiscale.level_layout.SMALL_FUSED_BYTES", 64 * 64 * 32)
     monkeypatch.setattr(levels_module, "SMALL_BLOCK_BYTES", 1)
     report = to_zarr(image, tmp_path / "o.zarr", chunks=CHUNK, levels=4, progress=False, **options)
     assert report.counts.chunks == CHUNKS
@@ -54,7 +54,7 @@ def test_each_chunk_is_read_once_for_all_levels(
 
 
 def test_levels_are_not_made_of_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.export.layout.SMALL_FUSED_BYTES", 1)
+    monkeypatch.setattr("imagery_dask.export.multiscale.level_layout.SMALL_FUSED_BYTES", 1)
 
     def fail(block: Any, block_info: Any = None) -> Any:
         if block_info and block_info[0]["chunk-location"] == (1, 0, 0):

@@ -16,8 +16,8 @@ import pytest
 from distributed import Client, Future, LocalCluster, get_worker
 from support.http_server import Fault, FileServer
 
-from imagery_dask.sources import limits
-from imagery_dask.sources.limits import limited_requests, request_slots
+from imagery_dask.sources import throttle
+from imagery_dask.sources.throttle import limited_requests, request_slots
 from imagery_dask.sources.transport import Request, Transport
 
 FILES = 24
@@ -32,9 +32,9 @@ def server(tmp_path: Path, http_server_factory: Callable[..., FileServer]) -> Fi
 
 @pytest.fixture(autouse=True)
 def _no_slots() -> Iterator[None]:
-    limits.forget_slots()
+    throttle.forget_slots()
     yield
-    limits.forget_slots()
+    throttle.forget_slots()
 
 
 def read_files(url: str, limit: int | None, times: int = 1) -> list[str]:
@@ -212,4 +212,4 @@ def test_files_take_no_slot(tmp_path: Path) -> None:
     transport = Transport(f"file://{tmp_path}")
     with limited_requests(1):
         assert transport.get(Request("a")) is not None
-    assert not limits._of_process
+    assert not throttle._of_process

@@ -25,16 +25,16 @@ from support.programs import Done, program, python
 from support.volumes import coordinate_volume, delete_chunks, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_png, to_precomputed, to_zarr
-from imagery_dask.cluster import Room
-from imagery_dask.demo.cave import CaveServer, World, make_world
-from imagery_dask.export.kinds import KINDS, read_plan
-from imagery_dask.export.plans import ExportPlan
+from imagery_dask.cluster import WorkerResources
+from imagery_dask.export.core.plans import ExportPlan
+from imagery_dask.export.registry import KINDS, read_plan
+from imagery_dask.testing.cave import CaveServer, World, make_world
 
 SHAPE = (96, 80, 40)
 OFFSET = (-32, 48, 16)
 BOUNDS = [[-20, 60, 20], [50, 110, 50]]
 CLI_BOUNDS = ("--bounds", -20, 60, 20, 50, 110, 50)
-ROOM = Room(2, 2**31)
+ROOM = WorkerResources(2, 2**31)
 WRITERS: dict[str, Any] = {"zarr": to_zarr, "precomputed": to_precomputed, "png": to_png}
 
 Command = Callable[..., Done]
@@ -160,7 +160,10 @@ def test_a_plan_is_json_with_a_version_and_comes_back(tmp_path: Path, client: Im
         ("{", "is not JSON"),
         ("[]", "This is not a plan"),
         ('{"a": 1}', "This is not a plan"),
-        ('{"format": "imagery_dask.plan", "version": 2}', "The plan has version 2, and this program reads version 1"),
+        (
+            '{"format": "imagery_dask.plan", "version": 2}',
+            "The plan has version 2, and this program reads version 1",
+        ),
         ('{"format": "imagery_dask.plan", "version": 1}', "The plan is damaged"),
     ],
 )
@@ -295,7 +298,7 @@ def test_what_decides_no_voxel_is_not(client: ImageryClient, listed: list[int]) 
     export = KINDS["zarr"](data, "/nowhere/out.zarr", chunks=(32, 16, 8))  # type: ignore[call-arg]
     expected = export.plan(ROOM, None)
     for other in (
-        export.plan(Room(64, 2**33), None),
+        export.plan(WorkerResources(64, 2**33), None),
         export.plan(ROOM, 10_000),
         export.plan(ROOM, 2**28),
         planned(data, out="s3://bucket/out.zarr", chunks=(32, 16, 8)),
@@ -453,7 +456,7 @@ def report_files(export: Any) -> int:
 
 
 def test_graph_chunks_are_read_in_pieces(tmp_path: Path, threads: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 8**3 * 8)
+    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 8**3 * 8)
     world = make_world(tmp_path / "world", (128, 128, 32), storage_chunk=(8, 8, 8))
     with served(world) as server:
         client = ImageryClient(segmentation_source=server.segmentation_source, auth_token=TOKEN)

@@ -22,7 +22,7 @@ from support.volumes import coordinate_volume, delete_chunks, fib25, random_labe
 from imagery_dask import ImageryClient, kernels, to_png
 from imagery_dask.cli import main
 from imagery_dask.errors import AccessRefusedError, BlockFailedError
-from imagery_dask.files import Files
+from imagery_dask.storage.files import Files
 
 if TYPE_CHECKING:
     from support.buckets import S3Server
@@ -67,8 +67,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(autouse=True)
 def _several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 2**15)
-    monkeypatch.setattr("imagery_dask.export.levels.SMALL_BLOCK_BYTES", 2**15)
+    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 2**15)
+    monkeypatch.setattr("imagery_dask.export.multiscale.levels.SMALL_BLOCK_BYTES", 2**15)
 
 
 def listing(folder: Path) -> list[str]:
@@ -349,7 +349,7 @@ def test_tiles_of_an_overlay_are_the_whole(tmp_path: Path, world: World, threads
 
 @pytest.mark.parametrize("merge", [True, False])
 def test_outlines_in_tiles_are_those_of_the_whole(tmp_path: Path, world: World, threads: Client, merge: bool) -> None:
-    from imagery_dask.export import overlays
+    from imagery_dask.render import overlays
 
     data = world.client.dataset(BOUNDS)
     roots = distinct(world.ids[PART])

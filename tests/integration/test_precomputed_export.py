@@ -22,10 +22,10 @@ from support.volumes import coordinate_volume, delete_chunks, random_labels, smo
 
 from imagery_dask import ImageryClient, to_precomputed, to_zarr
 from imagery_dask.errors import BlockFailedError
-from imagery_dask.export.precomputed_level import PrecomputedLevel
-from imagery_dask.files import Files
+from imagery_dask.export.precomputed.precomputed_level import PrecomputedLevel
 from imagery_dask.kernels import downsample
 from imagery_dask.sources import handle
+from imagery_dask.storage.files import Files
 
 SHAPE = (75, 60, 29)
 OFFSET = (-33, 101, 7)

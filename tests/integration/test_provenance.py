@@ -22,7 +22,7 @@ from support.http_server import FileServer
 from support.volumes import coordinate_volume, delete_chunks, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_precomputed, to_zarr
-from imagery_dask.demo.cave import World, make_world
+from imagery_dask.testing.cave import World, make_world
 
 SHAPE = (64, 48, 16)
 OFFSET = (-32, 64, 7)

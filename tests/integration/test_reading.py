@@ -20,7 +20,7 @@ from support.volumes import Xyz, coordinate_volume, downsample, random_labels, s
 
 from imagery_dask import ImageryClient
 from imagery_dask.errors import SourceError
-from imagery_dask.grid import VoxelGrid
+from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.sources import SourceHandle, open_volume
 
 #: Not a multiple of the chunks (32, 32, 16), so that the last ones are cut short; nowhere near the origin.

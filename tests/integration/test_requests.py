@@ -92,7 +92,7 @@ def test_indices_of_shards_are_read_once_per_process(
     tmp_path: Path, file_server: FileServer, data: Any, processes: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One storage chunk per block: the worst that an export can ask for."""
-    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 32 * 32 * 16)
+    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 32 * 32 * 16)
     path = write_volume(tmp_path / "em", data, voxel_offset=OFFSET, sharding=True)
     sharding = CloudVolume(path, progress=False).scale["sharding"]
     shards = 2 ** sharding["shard_bits"]

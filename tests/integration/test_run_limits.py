@@ -22,11 +22,11 @@ from support.programs import Done
 from support.volumes import coordinate_volume, delete_chunks, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_png, to_precomputed, to_zarr
-from imagery_dask.demo.cave import World, make_world
 from imagery_dask.errors import TooManyMissingError
-from imagery_dask.export.kinds import read_plan, run_at
-from imagery_dask.export.provenance import KEY
+from imagery_dask.export.core.provenance import KEY
+from imagery_dask.export.registry import read_plan, run_at
 from imagery_dask.sources.counts import KEYS_KEPT
+from imagery_dask.testing.cave import World, make_world
 
 SHAPE = (128, 96, 64)
 OFFSET = (-32, 48, 16)
@@ -39,7 +39,7 @@ Command = Callable[..., Done]
 
 @pytest.fixture(autouse=True)
 def _blocks_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 2**13)
+    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 2**13)
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def first_few(rows: Any) -> list[str]:
 def test_the_ledger_lists_supervoxels_without_a_root(
     tmp_path: Path, threads: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 2**17)
+    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 2**17)
     world = make_world(tmp_path / "world", (128, 128, 32))
     with served(world) as server:
         client = ImageryClient(segmentation_source=server.segmentation_source, auth_token=TOKEN)
@@ -329,7 +329,7 @@ def test_the_command_goes_on_with_the_moment_of_the_export(
                      "--block-mib", "0.02", "--cluster", threads.scheduler_info()["address"])  # fmt: skip
         stopped = command(*arguments, "--max-missing", 0)
         assert stopped.code == 0
-        moment = read_plan(out).decides["segmentation timestamp"]
+        moment = read_plan(out).fingerprint_fields["segmentation timestamp"]
         # Some blocks are to be done again, a while later.
         records = run_at(str(out)).records
         for name in list(records.files.names(f"{records.run}/receipts-")):
@@ -342,10 +342,10 @@ def test_the_command_goes_on_with_the_moment_of_the_export(
         done = command(*arguments)
         assert (done.code, done.error) == (0, "")
         assert f"{done_before} blocks were there already" in done.out
-        assert read_plan(out).decides["segmentation timestamp"] == moment
+        assert read_plan(out).fingerprint_fields["segmentation timestamp"] == moment
         np.testing.assert_array_equal(labels(out), world.roots_volume(moment))
         other = command(*arguments, "--timestamp", "2024-01-03T00:00:00Z")
         assert (other.code, "segmentation timestamp was" in other.error) == (2, True)
         again = command(*arguments, "--overwrite")
         assert again.code == 0
-        assert read_plan(out).decides["segmentation timestamp"] > moment
+        assert read_plan(out).fingerprint_fields["segmentation timestamp"] > moment

@@ -21,8 +21,8 @@ from support.dynamic import served
 from support.programs import PROGRAM, environment
 from support.recording import PLAIN, RecordedCluster, recorded_cluster
 
-from imagery_dask.demo.cave import CaveServer, World, make_world
-from imagery_dask.demo.cave.serving import Fault
+from imagery_dask.testing.cave import CaveServer, World, make_world
+from imagery_dask.testing.cave.http_base import Fault
 
 #: With characters that URLs, JSON and base64 write differently.
 TOKEN = 'plant/ed+"f00d=baad&cafe7ac1e'

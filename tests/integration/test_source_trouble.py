@@ -19,7 +19,7 @@ from support.volumes import coordinate_volume, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.errors import AccessRefusedError, CorruptChunkError, MissingChunkError, SourceError
-from imagery_dask.grid import VoxelGrid
+from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.sources import collect_counts, failures, precomputed, transport
 from imagery_dask.sources.precomputed import DECODE_ATTEMPTS, PrecomputedVolume
 

@@ -23,15 +23,16 @@ from support.volumes import coordinate_volume, delete_chunks, write_volume
 from imagery_dask import ImageryClient, to_png, to_precomputed, to_zarr
 from imagery_dask.cli import main
 from imagery_dask.errors import BlockFailedError
-from imagery_dask.export.block_states import bursts_of, recent_rate
-from imagery_dask.export.status import Status, status_of
+from imagery_dask.export.reports.block_states import bursts_of, recent_rate
+from imagery_dask.export.reports.status import Status, status_of
 from imagery_dask.records.drivers import Driver
-from imagery_dask.records.journal import Records, records_folder
+from imagery_dask.records.journal import Records
 from imagery_dask.records.lease import Lease
 from imagery_dask.records.receipts import RECEIPT, receipt
 from imagery_dask.records.runs import now, runs_in
 from imagery_dask.run import RunReport
 from imagery_dask.sources import ReadCounts
+from imagery_dask.storage.files import records_folder
 
 SHAPE = (64, 64, 32)
 BLOCK = (16, 16, 16)
@@ -40,8 +41,8 @@ BLOCKS = 4 * 4 * 2
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 16**3)
-    monkeypatch.setattr("imagery_dask.export.levels.SMALL_BLOCK_BYTES", 16**3)
+    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 16**3)
+    monkeypatch.setattr("imagery_dask.export.multiscale.levels.SMALL_BLOCK_BYTES", 16**3)
 
 
 @pytest.fixture(scope="module")

@@ -32,8 +32,9 @@ from zarr.codecs import BloscCodec
 
 from imagery_dask import to_zarr
 from imagery_dask.errors import AccessRefusedError
-from imagery_dask.export import buckets, stores, writing
-from imagery_dask.export.target import StoreTarget
+from imagery_dask.export.zarr import block_array
+from imagery_dask.storage import buckets, zarr_stores
+from imagery_dask.storage.targets import StoreTarget
 
 SHAPE = (70, 100, 45)
 CHUNKS = (32, 32, 32)
@@ -77,24 +78,24 @@ def ids() -> NDArray[np.uint64]:
 
 def create(location: str, layout: str = "chunks", shape: tuple[int, ...] = SHAPE, dtype: Any = np.uint64) -> str:
     options = dict(LAYOUTS[layout])
-    group = stores.create_group(location, options.pop("zarr_format"))
+    group = zarr_stores.create_group(location, options.pop("zarr_format"))
     if layout != "zarr 2":
         options |= {"compressors": BloscCodec(cname="zstd", clevel=1), "dimension_names": ["z", "y", "x"]}
     group.create_array("0", shape=shape, dtype=dtype, fill_value=0, **options)
     return location
 
 
-def opened(location: str, layout: str = "chunks") -> writing.BlockArray:
-    return writing.open_array(location, "0", run=uuid.uuid4().hex, zarr_format=LAYOUTS[layout]["zarr_format"])
+def opened(location: str, layout: str = "chunks") -> block_array.BlockArray:
+    return block_array.open_array(location, "0", run=uuid.uuid4().hex, zarr_format=LAYOUTS[layout]["zarr_format"])
 
 
 def read(location: str) -> Any:
-    return zarr.open_array(stores.open_store(location), path="0", mode="r")[...]
+    return zarr.open_array(zarr_stores.open_store(location), path="0", mode="r")[...]
 
 
 def files(location: str) -> list[str]:
     """Names of all objects of the array."""
-    system, path = stores.files_at(location)
+    system, path = zarr_stores.files_at(location)
     system.invalidate_cache()
     found = system.find(f"{path}/0", detail=True)
     # SeaweedFS lists folders that became empty.
@@ -133,7 +134,7 @@ def test_nothing_is_read_before_it_is_written(location: str, ids: NDArray[np.uin
     """What is stored need not decode, at the array's edge either."""
     array = opened(create(location, layout), layout)
     array.write_block(WHOLE, ids)
-    system, path = stores.files_at(location)
+    system, path = zarr_stores.files_at(location)
     for name in files(location):
         if not name.endswith((".json", ".zarray", ".zattrs")):
             system.pipe_file(f"{path}/0/{name}", b"torn")
@@ -164,9 +165,9 @@ def test_parts_of_chunks_are_refused(tmp_path: Path, ids: NDArray[np.uint64], se
 
 def test_arrays_are_opened_once_for_a_run(tmp_path: Path) -> None:
     location = create(str(tmp_path / "out.zarr"))
-    first = writing.open_array(location, "0", run="a")
-    assert writing.open_array(location, "0", run="a") is first
-    assert writing.open_array(location, "0", run="b") is not first
+    first = block_array.open_array(location, "0", run="a")
+    assert block_array.open_array(location, "0", run="a") is first
+    assert block_array.open_array(location, "0", run="b") is not first
 
 
 def test_settings_of_zarr_stay(tmp_path: Path, ids: NDArray[np.uint64]) -> None:
@@ -185,9 +186,9 @@ def test_settings_of_zarr_stay(tmp_path: Path, ids: NDArray[np.uint64]) -> None:
 
 WRITER = """
     import sys, numpy as np
-    from imagery_dask.export import writing
+    from imagery_dask.export.zarr import block_array
 
-    array = writing.open_array(sys.argv[1], "0", run="killed")
+    array = block_array.open_array(sys.argv[1], "0", run="killed")
     noise = np.random.default_rng(0).integers(1, 2**60, array.shape, dtype=np.uint64)
     print("ready", flush=True)
     for n in range(int(sys.argv[2])):
@@ -236,9 +237,9 @@ def test_what_killed_runs_left_is_removed(tmp_path: Path, ids: NDArray[np.uint64
     left.mkdir()
     (left / "c.0.0.0").write_bytes(b"half")
     opened(location).write_block(WHOLE, ids)
-    assert writing.remove_partial(location, "0") == 1
+    assert block_array.remove_partial(location, "0") == 1
     assert sorted(path.name for path in (tmp_path / "out.zarr" / "0").iterdir()) == ["c", "zarr.json"]
-    assert writing.remove_partial("memory://nothing/there.zarr", "0") == 0
+    assert block_array.remove_partial("memory://nothing/there.zarr", "0") == 0
     np.testing.assert_array_equal(read(location), ids)
 
 
@@ -274,7 +275,7 @@ def test_refused_access_is_one_clear_error(s3_server: Any, in_s3: str, who: str)
         s3_server.environment(**overrides),
         pytest.raises(AccessRefusedError, match=f"Access was refused to {in_s3} .*permission") as caught,
     ):
-        stores.create_group(in_s3)
+        zarr_stores.create_group(in_s3)
     assert time.perf_counter() - started < 12  # asked again and again, it would be 15 s
     assert "-aws-secret.json" in str(caught.value)
     assert "planted-secret" not in f"{caught.value!r} {caught.value.__context__!r}"
@@ -289,20 +290,20 @@ def test_what_is_refused_is_no_free_place(s3_server: Any, in_s3: str) -> None:
 def test_a_folder_that_refuses_writing(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError, match="cannot be written"):
-        stores.create_group(str(tmp_path / "out.zarr"))
+        zarr_stores.create_group(str(tmp_path / "out.zarr"))
 
 
 def test_a_disk_that_cannot_be_written() -> None:
     error = OSError(errno.EROFS, "Read-only file system")
     says = r"^/mnt/out.zarr cannot be written: Read-only file system\.$"
-    with pytest.raises(AccessRefusedError, match=says), stores.clear_errors("/mnt/out.zarr"):
+    with pytest.raises(AccessRefusedError, match=says), zarr_stores.clear_errors("/mnt/out.zarr"):
         raise error
 
 
 def test_a_bucket_that_is_not_there_is_named(gcs_server: Any) -> None:
     pytest.importorskip("gcsfs")
     with gcs_server.environment(), pytest.raises(FileNotFoundError, match="there is no bucket 'never-made'"):
-        stores.create_group("gs://never-made/out.zarr")
+        zarr_stores.create_group("gs://never-made/out.zarr")
 
 
 def test_an_endpoint_that_does_not_answer(s3_server: Any, in_s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +312,7 @@ def test_an_endpoint_that_does_not_answer(s3_server: Any, in_s3: str, monkeypatc
         s3_server.environment(AWS_ENDPOINT_URL_S3="http://127.0.0.1:1"),
         pytest.raises(OSError, match=f"^{in_s3}: .*http://127.0.0.1:1/") as caught,
     ):
-        stores.create_group(in_s3)
+        zarr_stores.create_group(in_s3)
     assert "\n" not in str(caught.value)
 
 
@@ -319,31 +320,31 @@ def test_an_extra_that_is_not_installed_is_named(in_s3: str, monkeypatch: pytest
     buckets._needed.cache_clear()
     monkeypatch.setitem(sys.modules, "obstore.store", None)
     with pytest.raises(ImportError, match=r"pip install 'imagery_dask\[s3\]'"):
-        stores.create_group(in_s3)
+        zarr_stores.create_group(in_s3)
 
 
 def test_memory_is_of_one_process(processes: Client, threads: Client, tmp_path: Path) -> None:
-    stores.check_process("memory://here/out.zarr", threads)
-    stores.check_process(str(tmp_path / "out.zarr"), processes)
+    zarr_stores.check_process("memory://here/out.zarr", threads)
+    zarr_stores.check_process(str(tmp_path / "out.zarr"), processes)
     with pytest.raises(ValueError, match="memory://here/out.zarr is memory of this process.*bucket"):
-        stores.check_process("memory://here/out.zarr", processes)
+        zarr_stores.check_process("memory://here/out.zarr", processes)
 
 
 def test_workers_must_see_the_store(
     processes: Client, threads: Client, tmp_path: Path, s3_server: Any, in_s3: str
 ) -> None:
     """Workers of another environment have other credentials, or none."""
-    stores.check_reachable(create(str(tmp_path / "out.zarr")), processes)
+    zarr_stores.check_reachable(create(str(tmp_path / "out.zarr")), processes)
     assert [path.name for path in (tmp_path / "out.zarr").glob(".*")] == []
     with pytest.raises(FileNotFoundError, match="2 workers cannot write .*share"):
-        stores.check_reachable(str(tmp_path / "nowhere.zarr"), processes)
+        zarr_stores.check_reachable(str(tmp_path / "nowhere.zarr"), processes)
     with s3_server.environment():
         create(in_s3)
-        stores.check_reachable(in_s3, threads)
+        zarr_stores.check_reachable(in_s3, threads)
         processes.run(set_endpoint, s3_server.endpoint_url)
         try:
             with pytest.raises(AccessRefusedError, match=f"2 workers cannot write {in_s3}; tcp.*refused"):
-                stores.check_reachable(in_s3, processes)
+                zarr_stores.check_reachable(in_s3, processes)
         finally:
             processes.run(set_endpoint, None)
 
@@ -436,7 +437,7 @@ def test_a_neighbour_of_the_same_beginning_stays(location: str, ids: NDArray[np.
 
 
 def test_objects_of_others_are_not_replaced(location: str) -> None:
-    system, path = stores.files_at(location)
+    system, path = zarr_stores.files_at(location)
     system.makedirs(path, exist_ok=True)
     system.pipe_file(f"{path}/chapter.tex", b"years of work")
     with pytest.raises(FileExistsError, match="is not a zarr store"):
@@ -476,7 +477,7 @@ def test_exports_go_everywhere(location: str, ids: NDArray[np.uint64], monkeypat
         return submit(self, function, *args, **kwargs)
 
     monkeypatch.setattr(Client, "submit", seen)
-    monkeypatch.setattr("imagery_dask.export.levels.SMALL_BLOCK_BYTES", 2**18)
+    monkeypatch.setattr("imagery_dask.export.multiscale.levels.SMALL_BLOCK_BYTES", 2**18)
     monkeypatch.setattr("imagery_dask.run.window.BATCH_MOST", 1)
     options: dict[str, Any] = {"chunks": (32, 32, 32), "progress": False}
     report = to_zarr(ids, location, **options)

@@ -18,8 +18,8 @@ KEY = re.compile(r"(?P<group>[^-]+)-z\d+ y\d+ x\d+, block \d+, attempt 1, [0-9a-
 
 
 def test_names_and_groups_while_an_export_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.export.layout.SMALL_FUSED_BYTES", 2**14)
-    monkeypatch.setattr("imagery_dask.export.layout.BLOCKS_AT_LEAST", 2**10)
+    monkeypatch.setattr("imagery_dask.export.multiscale.level_layout.SMALL_FUSED_BYTES", 2**14)
+    monkeypatch.setattr("imagery_dask.export.multiscale.level_layout.BLOCKS_AT_LEAST", 2**10)
     client = ImageryClient(
         image_source=write_volume(tmp_path / "em", coordinate_volume(SHAPE, dtype=np.uint8), resolution=(8, 8, 40)),
         segmentation_source=write_volume(

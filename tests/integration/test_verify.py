@@ -24,8 +24,8 @@ from support.programs import Done
 from support.volumes import coordinate_volume, delete_chunks, random_labels, smooth_image, write_volume
 
 from imagery_dask import ImageryClient, to_png, to_precomputed, to_zarr, verify_export
-from imagery_dask.export.kinds import read_plan, run_at
-from imagery_dask.grid import XYZ
+from imagery_dask.export.registry import read_plan, run_at
+from imagery_dask.geometry.grid import XYZ
 from imagery_dask.sources import handle
 from imagery_dask.sources.segmentation_check import segmentation_damage
 
@@ -64,9 +64,9 @@ def world(tmp_path: Path) -> World:
 @pytest.fixture(autouse=True)
 def _blocks_of_several_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many blocks, and coarser levels that are made in a stage of their own."""
-    monkeypatch.setattr("imagery_dask.export.levels.BLOCK_BYTES", 2**15)
+    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 2**15)
     for name in ("FUSED_BYTES", "SMALL_FUSED_BYTES"):
-        monkeypatch.setattr(f"imagery_dask.export.layout.{name}", 2**16)
+        monkeypatch.setattr(f"imagery_dask.export.multiscale.level_layout.{name}", 2**16)
 
 
 Form = tuple[str, dict[str, Any], Callable[[World], Any]]

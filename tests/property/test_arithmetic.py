@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagery_dask.grid import VoxelGrid, edge_at_or_after, nearest_index, ratio
+from imagery_dask.geometry.block_plan import SourceChunks, plan_blocks
+from imagery_dask.geometry.grid import VoxelGrid, edge_at_or_after, nearest_index, ratio
 from imagery_dask.kernels import linear_taps
-from imagery_dask.plan import SourceChunks, plan_blocks
 
 steps = st.fractions(min_value=Fraction(1, 100), max_value=100, max_denominator=10_000)
 # Ratios of resolutions with many decimals, for which 64 bits do not hold the products.

@@ -17,8 +17,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from skimage.transform import resize
 
-from imagery_dask import ImageryClient, lazy
-from imagery_dask.request import Cutout
+from imagery_dask import ImageryClient
+from imagery_dask.arrays import lazy
+from imagery_dask.model.cutout import Cutout
 
 SHAPE = (40, 36, 24)
 CHUNK = (16, 8, 8)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from imagery_dask.errors import CorruptChunkError
-from imagery_dask.grid import VoxelGrid
+from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.sources.label_tables import LabelTables
 from imagery_dask.sources.precomputed import PrecomputedVolume
 

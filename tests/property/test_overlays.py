@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from imagery_dask import composite_overlay, kernels
-from imagery_dask.export import canvas
-from imagery_dask.export.overlays import overlay_halo, overlay_page
+from imagery_dask.render import canvas
+from imagery_dask.render.overlays import overlay_halo, overlay_page
 
 FIRST_ID = 2**60 + 1
 

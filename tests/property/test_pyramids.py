@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from imagery_dask import kernels, to_zarr
-from imagery_dask.export import levels as levels_module
-from imagery_dask.export.layout import CHUNKS_UNSHARDED, default_chunks, lay_out
-from imagery_dask.pyramid import pyramid
+from imagery_dask.export.multiscale import levels as levels_module
+from imagery_dask.export.multiscale.level_layout import CHUNKS_UNSHARDED, default_chunks, lay_out
+from imagery_dask.geometry.pyramid import pyramid
 
 Xyz = tuple[int, int, int]
 
@@ -229,8 +229,8 @@ def test_a_pyramid_equals_the_whole(
     out = tmp_path / f"{uuid4().hex}.zarr"
     with (
         mock.patch.object(levels_module, "PIECE_BYTES", block),
-        mock.patch("imagery_dask.export.layout.SMALL_FUSED_BYTES", block),
-        mock.patch("imagery_dask.export.layout.CHUNKS_UNSHARDED", 3),
+        mock.patch("imagery_dask.export.multiscale.level_layout.SMALL_FUSED_BYTES", block),
+        mock.patch("imagery_dask.export.multiscale.level_layout.CHUNKS_UNSHARDED", 3),
     ):
         to_zarr(
             array, out, chunks=chunks, shards=shards, levels=4, ome_version=version, resolution_nm=resolution,

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from support.dynamic import TOKEN, crop, expected, forget_roots, roots_at, served
 
-from imagery_dask import ImageryClient, lazy
-from imagery_dask.demo.cave import CaveServer, Fault, World, make_world
-from imagery_dask.demo.cave.graph import ChunkedGraph
-from imagery_dask.demo.cave.world import CREATED
+from imagery_dask import ImageryClient
+from imagery_dask.arrays import lazy
 from imagery_dask.sources.root_cache import RootCache
+from imagery_dask.testing.cave import CaveServer, Fault, World, make_world
+from imagery_dask.testing.cave.graph import ChunkedGraph
+from imagery_dask.testing.cave.world import CREATED
 
 HOUR = 3600
 SHAPE = (64, 64, 32)

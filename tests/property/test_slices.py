@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.volumes import coordinate_volume, random_labels
 
-from imagery_dask.export.inputs import as_volumes
-from imagery_dask.export.slice_names import SliceNames, plane_axes
-from imagery_dask.export.slice_pages import ImageryPages, MaskPages
-from imagery_dask.export.slice_plan import plan_slices, storage_edges
-from imagery_dask.export.slice_tasks import SliceTasks
-from imagery_dask.files import Files
+from imagery_dask.export.core.inputs import as_volumes
+from imagery_dask.export.images.slice_names import SliceNames, plane_axes
+from imagery_dask.export.images.slice_pages import ImageryPages, MaskPages
+from imagery_dask.export.images.slice_plan import plan_slices, storage_edges
+from imagery_dask.export.images.slice_tasks import SliceTasks
+from imagery_dask.storage.files import Files
 
 CHUNKS = st.lists(st.integers(1, 9), min_size=1, max_size=5).map(tuple)
 AXES = st.integers(0, 2)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from imagery_dask.demo.cave import CaveServer, World
-from imagery_dask.sources import credentials, handle, limits, roots
+from imagery_dask.sources import credentials, handle, roots, throttle
+from imagery_dask.testing.cave import CaveServer, World
 
 #: No other text in the tests contains it.
 TOKEN = "feedface0123456789abcdef00c0ffee"
@@ -30,7 +30,7 @@ def forget() -> None:
     handle._cloud_volume.cache_clear()
     graph_servers._graph_server.cache_clear()
     forget_roots()
-    limits.forget_slots()
+    throttle.forget_slots()
     credentials._tokens.clear()
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from imagery_dask.demo.cave import serving
-from imagery_dask.demo.cave.serving import FaultHook, Handler, LoggingServer, corrupted
+from imagery_dask.testing.cave import http_base
+from imagery_dask.testing.cave.http_base import FaultHook, Handler, LoggingServer, corrupted
 
 __all__ = ["Fault", "FaultHook", "FileServer", "Request"]
 
@@ -30,7 +30,7 @@ RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
 @dataclass(frozen=True)
-class Fault(serving.Fault):
+class Fault(http_base.Fault):
     """A fault that a file server may have too.
 
     Attributes
@@ -111,7 +111,7 @@ class _Handler(Handler):
 
     do_HEAD = do_GET
 
-    def _answer(self, owner: FileServer, path: str, fault: serving.Fault) -> tuple[int, Mapping[str, str], bytes]:
+    def _answer(self, owner: FileServer, path: str, fault: http_base.Fault) -> tuple[int, Mapping[str, str], bytes]:
         status, headers, body = self._read(owner, path)
         if fault.status is not None:
             status, headers, body = fault.status, {"Content-Type": "text/plain"}, fault.body

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagery_dask.demo.cave import ChunkedGraph, GraphError, GraphLayout
-from imagery_dask.demo.cave.history import to_ms
-from imagery_dask.demo.cave.supervoxels import cut_supervoxels
+from imagery_dask.testing.cave import ChunkedGraph, GraphError, GraphLayout
+from imagery_dask.testing.cave.history import to_ms
+from imagery_dask.testing.cave.supervoxels import cut_supervoxels
 
 CREATED = 1_700_000_000.5
 OFFSET = (40, 24, 8)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from imagery_dask.chunkedgraph import ChunkedGraph, RootQuery, graphene_address
 from imagery_dask.errors import SourceError
-from imagery_dask.grid import VoxelGrid
-from imagery_dask.labels import LabelRule, label_rule
-from imagery_dask.layer import Mip
-from imagery_dask.request import Cutout
+from imagery_dask.geometry.grid import VoxelGrid
+from imagery_dask.model.chunkedgraph import ChunkedGraph, RootQuery, graphene_address
+from imagery_dask.model.cutout import Cutout
+from imagery_dask.model.labels import LabelRule, label_rule
+from imagery_dask.model.layer import Mip
 
 PATH = "graphene://https://cave.example.org/segmentation/table/minnie3_v1"
 

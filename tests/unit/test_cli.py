@@ -15,8 +15,8 @@ from distributed import LocalCluster
 from support.streams import without_dashboard
 
 from imagery_dask.cli import main
-from imagery_dask.cli.info import human_bytes
-from imagery_dask.cli.options import RootIdsType, ShapeType
+from imagery_dask.cli.cmd_info import human_bytes
+from imagery_dask.cli.param_types import RootIdsType, ShapeType
 
 ROOT = 864691135000000001
 START = (-16, 8, 5)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from imagery_dask.grid import VoxelGrid, edge_at_or_after, nearest_index, ratio, voxel_bounds
+from imagery_dask.geometry.grid import VoxelGrid, edge_at_or_after, nearest_index, ratio, voxel_bounds
 
 EM = (8.0, 8.0, 40.0)
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from support.dynamic import TOKEN, forget, graph_servers, impatient
 
 from imagery_dask import kernels
-from imagery_dask.chunkedgraph import ChunkedGraph, RootQuery
+from imagery_dask.arrays.remap import apply_rule
 from imagery_dask.errors import ServerError
-from imagery_dask.labels import LabelRule
-from imagery_dask.objects import apply_rule
+from imagery_dask.model.chunkedgraph import ChunkedGraph, RootQuery
+from imagery_dask.model.labels import LabelRule
 from imagery_dask.sources import collect_counts, look_up_roots, remember_token
 from imagery_dask.sources import roots as lookups
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from imagery_dask.errors import SourceError
-from imagery_dask.grid import VoxelGrid
-from imagery_dask.layer import Layer
+from imagery_dask.geometry.grid import VoxelGrid
+from imagery_dask.model.layer import Layer
 
 PATH = "precomputed://gs://bucket/layer"
 INFO: dict[str, Any] = {

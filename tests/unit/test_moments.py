@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from imagery_dask.moments import as_unix_seconds, describe_moment, resolve_moment
+from imagery_dask.model.moments import as_unix_seconds, describe_moment, resolve_moment
 
 NOON = 1_714_564_800  # 2024-05-01T12:00:00Z
 LATER = float(NOON + 86_400)

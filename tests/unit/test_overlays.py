@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from imagery_dask import kernels
-from imagery_dask.export.overlays import overlay_halo, overlay_page
+from imagery_dask.render.overlays import overlay_halo, overlay_page
 
 A, B = 2**60 + 1, 2**60 + 2  # one float
 RED, BLUE = (255, 0, 0), (0, 0, 255)

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from imagery_dask import kernels
-from imagery_dask.export import pages, slice_plan
-from imagery_dask.export.pages import Window, encode_page, imagery_page, label_page, mask_page, values_of
-from imagery_dask.export.slice_names import SliceNames
+from imagery_dask.export.images import slice_plan
+from imagery_dask.export.images.slice_names import SliceNames
+from imagery_dask.render import pages
+from imagery_dask.render.pages import Window, encode_page, imagery_page, label_page, mask_page, values_of
 
 ROOT = 864691135000000001
 

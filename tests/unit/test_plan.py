@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from imagery_dask.plan import BlockPlan, SourceChunks, plan_blocks
+from imagery_dask.geometry.block_plan import BlockPlan, SourceChunks, plan_blocks
 
 
 def edges_along_x(size: int, chunk: int, source: SourceChunks | None, voxels: int) -> tuple[tuple[int, ...], bool]:

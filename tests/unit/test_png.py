@@ -15,7 +15,7 @@ import pytest
 from cloudvolume import CloudVolume
 
 from imagery_dask import ImageryClient, save_image_slices
-from imagery_dask.export import png
+from imagery_dask.render import save
 
 ROOT = 864691135000000001
 
@@ -174,20 +174,20 @@ def test_slabs_are_computed_one_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
     """Memory is bounded by a slab of blocks: when a slice is written, no block of a later slab has been computed."""
     counted = CountedBlocks(volume((6, 6, 9)), (3, 6, 3))
     computed_at: list[int] = []
-    write = png._write
+    write = save._write
 
     def record(*args: Any) -> None:
         computed_at.append(sum(counted.computed.values()))
         write(*args)
 
-    monkeypatch.setattr(png, "_write", record)
+    monkeypatch.setattr(save, "_write", record)
     save_image_slices(str(tmp_path / "em"), "imagery", counted.array, 2, "imagery")
     assert computed_at == [2, 2, 2, 4, 4, 4, 6, 6, 6]
 
 
 def test_slabs_are_within_the_bound_on_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = volume((8, 8, 7))
-    monkeypatch.setattr(png, "_slab_bytes", lambda: 2 * 64)
+    monkeypatch.setattr(save, "_slab_bytes", lambda: 2 * 64)
     shapes: list[tuple[int, ...]] = []
     compute = da.Array.compute
 
@@ -206,7 +206,7 @@ def test_slabs_are_within_the_bound_on_memory(tmp_path: Path, monkeypatch: pytes
 def test_slices_are_views(axis: int, order: Any) -> None:
     """Cutouts are in Fortran order; np.take would copy them whole for each slice."""
     image = np.array(volume(), order=order)
-    assert all(np.shares_memory(pixels, image) for _, pixels in png._slices(image, axis, image.shape[axis]))
+    assert all(np.shares_memory(pixels, image) for _, pixels in save._slices(image, axis, image.shape[axis]))
 
 
 def test_writer_and_options_give_the_same_pixels(tmp_path: Path) -> None:

@@ -6,10 +6,9 @@ import time
 
 import pytest
 
-from imagery_dask.export import progress
-from imagery_dask.export.progress import shown
-from imagery_dask.export.wording import human_time
-from imagery_dask.run import RunReport
+from imagery_dask.humanize import human_time
+from imagery_dask.run import RunReport, progress
+from imagery_dask.run.progress import shown
 
 
 def report(done: int, **values: int) -> RunReport:

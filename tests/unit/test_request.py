@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from imagery_dask.arguments import bounds_from_center
-from imagery_dask.grid import VoxelGrid
-from imagery_dask.labels import LabelRule, label_rule
-from imagery_dask.layer import Layer
-from imagery_dask.request import (
+from imagery_dask.geometry.grid import VoxelGrid
+from imagery_dask.model.arguments import bounds_from_center
+from imagery_dask.model.cutout import (
     CutoutRequest,
     dimensions_in,
     resolve,
@@ -20,6 +18,8 @@ from imagery_dask.request import (
     triple,
     whole_layer,
 )
+from imagery_dask.model.labels import LabelRule, label_rule
+from imagery_dask.model.layer import Layer
 
 EM = (8.0, 8.0, 40.0)
 BOX = [[100, 200, 10], [140, 260, 15]]

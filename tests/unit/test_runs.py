@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from imagery_dask.files import Files
 from imagery_dask.records.journal import Records
 from imagery_dask.records.runs import Run, now, runs_in
+from imagery_dask.storage.files import Files
 
 
 def test_one_that_is_removed_while_they_are_listed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

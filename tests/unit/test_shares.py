@@ -16,32 +16,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagery_dask.errors import TargetBusyError
-from imagery_dask.export.opening import _refuse_foreign, open_share
-from imagery_dask.files import Files
+from imagery_dask.export.core.resume import _refuse_foreign, open_part
 from imagery_dask.records import lease as leases
 from imagery_dask.records.journal import Records
 from imagery_dask.records.lease import Lease
+from imagery_dask.records.parts import Part, part_holders, refuse_other_parts, refuse_parts
 from imagery_dask.records.runs import Run, now, runs_in
-from imagery_dask.records.shares import Share, refuse_other_shares, refuse_shares, share_holders
+from imagery_dask.storage.files import Files
 
 
 @given(blocks=st.integers(0, 500), of=st.integers(1, 60))
 def test_each_block_is_in_one_part(blocks: int, of: int) -> None:
-    parts = [Share(part, of).of_blocks(blocks) for part in range(1, of + 1)]
+    parts = [Part(part, of).of_blocks(blocks) for part in range(1, of + 1)]
     np.testing.assert_array_equal(np.sum(parts, axis=0), np.ones(blocks))
     # As even as can be.
     assert max(part.sum() for part in parts) - min(part.sum() for part in parts) <= 1
 
 
 def test_what_is_read_and_said() -> None:
-    share = Share.read("3/8")
-    assert (share, str(share), share.file) == (Share(3, 8), "part 3 of 8", "part-3-of-8.json")
+    share = Part.read("3/8")
+    assert (share, str(share), share.file) == (Part(3, 8), "part 3 of 8", "part-3-of-8.json")
 
 
 @pytest.mark.parametrize("text", ["0/8", "9/8", "1/0", "3", "3/", "/8", "a/b", "-1/8", "1.5/8", "3/8/9", ""])
 def test_what_is_no_part(text: str) -> None:
     with pytest.raises(ValueError, match="A part is I/N"):
-        Share.read(text)
+        Part.read(text)
 
 
 @pytest.mark.parametrize("how", ["enters", "leaves"])
@@ -92,31 +92,31 @@ def test_who_may_have_crashed_is_waited_for(tmp_path: Path, monkeypatch: pytest.
 
 def test_parts_at_work_keep_others_out(tmp_path: Path) -> None:
     files = Files.at(tmp_path / "out.receipts")
-    refuse_shares(files, "OUT")
-    share = Share(3, 8)
+    refuse_parts(files, "OUT")
+    share = Part(3, 8)
     with Lease(files, "part 3 of 8 of OUT", share.file, "part"):
-        ((found, held),) = share_holders(files)
+        ((found, held),) = part_holders(files)
         assert (found, held["purpose"]) == (share, "part")
         with pytest.raises(TargetBusyError, match="part 3 of 8 of OUT is being written by process"):
-            refuse_shares(files, "OUT")
-        refuse_other_shares(files, "OUT", Share(1, 8))
+            refuse_parts(files, "OUT")
+        refuse_other_parts(files, "OUT", Part(1, 8))
         with pytest.raises(TargetBusyError, match="part 3 of 8 of OUT is being written by process"):
-            refuse_other_shares(files, "OUT", Share(1, 4))
+            refuse_other_parts(files, "OUT", Part(1, 4))
         with pytest.raises(TargetBusyError), Lease(files, "part 3 of 8 of OUT", share.file, "part"):
             pass
-    assert list(share_holders(files)) == []
+    assert list(part_holders(files)) == []
 
 
 def test_leases_of_dead_processes_are_removed(tmp_path: Path) -> None:
     files = Files.at(tmp_path / "out.receipts")
-    lease = Lease(files, "OUT", Share(1, 2).file, "part")
+    lease = Lease(files, "OUT", Part(1, 2).file, "part")
     lease.__enter__()
     content = files.get("part-1-of-2.json")
     lease.__exit__(None, None, None)
     assert content is not None
     # As it is after a kill: of a process of this machine that is not there.
     files.put("part-1-of-2.json", content.replace(f'"pid": {os.getpid()}'.encode(), b'"pid": 4194000'))
-    refuse_shares(files, "OUT")
+    refuse_parts(files, "OUT")
     assert list(files.names()) == []
 
 
@@ -126,14 +126,14 @@ def test_parts_that_crashed_are_found_out_side_by_side(tmp_path: Path, monkeypat
     files = Files.at(str(tmp_path / "records"))
     for part in range(1, 5):
         held = {"id": "x", "host": "elsewhere", "pid": 1, "machine": "another", "purpose": "part", "renewed": 0.0}
-        files.put(Share(part, 4).file, json.dumps(held).encode(), "application/json")
+        files.put(Part(part, 4).file, json.dumps(held).encode(), "application/json")
     target = SimpleNamespace(
         store="OUT", occupied=lambda: False, recover=lambda: None, holds=lambda place, written: True
     )
-    export = SimpleNamespace(target=target, records=files, decides={})
+    export = SimpleNamespace(target=target, records=files, fingerprint_fields={})
 
     def begin(part: int) -> float:
-        with open_share(export, Share(part, 4), lambda session: None):
+        with open_part(export, Part(part, 4), lambda session: None):
             return time.monotonic()
 
     started = time.monotonic()

@@ -13,24 +13,24 @@ import xarray as xr
 from support.volumes import coordinate_volume, random_labels, write_volume
 
 from imagery_dask import ImageryClient
-from imagery_dask.chunkedgraph import ChunkedGraph, RootQuery
-from imagery_dask.cluster import Room
-from imagery_dask.export.inputs import as_volumes
-from imagery_dask.export.layout import lay_out
-from imagery_dask.export.levels import LevelTasks, VolumeLevels, plan_levels
-from imagery_dask.export.slice_names import SliceNames
-from imagery_dask.export.slice_pages import ImageryPages
-from imagery_dask.export.slice_plan import plan_slices, storage_edges
-from imagery_dask.export.slice_tasks import SliceTasks
-from imagery_dask.files import Files
-from imagery_dask.labels import LabelRule
-from imagery_dask.lazy import lazy_array, source_of
-from imagery_dask.pyramid import pyramid
+from imagery_dask.arrays.lazy import lazy_array, source_of
+from imagery_dask.cluster import WorkerResources
+from imagery_dask.export.core.inputs import as_volumes
+from imagery_dask.export.images.slice_names import SliceNames
+from imagery_dask.export.images.slice_pages import ImageryPages
+from imagery_dask.export.images.slice_plan import plan_slices, storage_edges
+from imagery_dask.export.images.slice_tasks import SliceTasks
+from imagery_dask.export.multiscale.level_layout import lay_out
+from imagery_dask.export.multiscale.levels import LevelTasks, VolumeLevels, plan_levels
+from imagery_dask.geometry.pyramid import pyramid
+from imagery_dask.model.chunkedgraph import ChunkedGraph, RootQuery
+from imagery_dask.model.labels import LabelRule
+from imagery_dask.storage.files import Files
 
 SHAPE = (64, 64, 32)
 CHUNKS = (32, 32, 16)
 BLOCK_BYTES = 32 * 32 * 16
-ROOM = Room(1, 2**30)
+ROOM = WorkerResources(1, 2**30)
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def test_computed(client: ImageryClient) -> None:
 
 
 def test_coarser_levels(monkeypatch: pytest.MonkeyPatch, client: ImageryClient) -> None:
-    monkeypatch.setattr("imagery_dask.export.layout.SMALL_FUSED_BYTES", 2**14)
+    monkeypatch.setattr("imagery_dask.export.multiscale.level_layout.SMALL_FUSED_BYTES", 2**14)
     above, *below = names(client.image_cutout(BOUNDS), levels=3)
     assert above[0] == "read+write image z0 y0 x0"
     assert below

@@ -10,8 +10,8 @@ import pytest
 import zarr
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
-from imagery_dask.export.writing import open_array
-from imagery_dask.export.zarr_shards import shard_encoder
+from imagery_dask.export.zarr.block_array import open_array
+from imagery_dask.export.zarr.zarr_shards import shard_encoder
 
 SHAPE = (40, 70, 33)
 CODECS = [BloscCodec(cname="zstd", clevel=1), ZstdCodec(level=1), ZstdCodec(level=1, checksum=True), GzipCodec(), None]

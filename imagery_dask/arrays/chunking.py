@@ -1,0 +1,82 @@
+"""Where the blocks of a lazy array begin and end."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+
+from imagery_dask.geometry.block_plan import SPLIT_ABOVE
+from imagery_dask.geometry.grid import AXES, XYZ, edge_at_or_after, nearest_index
+from imagery_dask.model.cutout import Cutout
+
+__all__ = ["block_edges", "grow_block"]
+
+# Blocks along an axis: volumes have thousands, a mistaken unit makes millions, each with an edge in memory.
+MOST_BLOCKS = 2**20
+
+
+def block_edges(cutout: Cutout, block_bytes: int) -> tuple[list[int], list[int], list[int]]:
+    """Edges of blocks along x, y, z, in target voxels from the cutout's start.
+
+    Blocks are whole units (storage chunks, or graph chunks of them; doubled until a block holds `block_bytes`) wherever
+    the cutout's border does not cut them, so that no two blocks read the same chunk or look up the same supervoxel.
+    """
+    target = cutout.target
+    source = cutout.mip.grid
+    steps = target.steps_from(source.resolution_nm)
+    # Where the target is coarser, a block's source voxels are what fills the memory.
+    voxel_bytes = np.dtype(cutout.stored_dtype).itemsize * cutout.channels * max(1.0, float(math.prod(steps)))
+    voxels = block_bytes // voxel_bytes
+    unit = cutout.unit
+    if math.prod(n / step for n, step in zip(unit, steps, strict=True)) > SPLIT_ABOVE * voxels:
+        unit = cutout.mip.chunk_shape
+    shape = grow_block(unit, source.shape, steps, voxels)
+    for axis, name in enumerate(AXES):
+        if target.shape[axis] * steps[axis] / shape[axis] > MOST_BLOCKS:
+            raise ValueError(
+                f"The cutout is {target.shape[axis]:,} voxels long along {name}; the volume has "
+                f"{source.shape[axis]:,} there. Check the bounds, and the resolution that they are given in."
+            )
+    x, y, z = (
+        _axis_edges(target.start[axis], target.stop[axis], source.start[axis], shape[axis], steps[axis])
+        for axis in range(3)
+    )
+    return x, y, z
+
+
+def grow_block(
+    unit: XYZ, extent: XYZ, steps: tuple[Fraction, Fraction, Fraction], voxels: float
+) -> tuple[int, int, int]:
+    """Shape of a block in source voxels, near `voxels` target voxels.
+
+    A unit (a storage chunk) is doubled along its shortest axis while a block has at most that many. Only where one unit
+    becomes more than eight times as many, because the target is much finer, is it split, and read more than once.
+    """
+    block = list(unit)
+
+    def span(axis: int) -> Fraction:
+        return block[axis] / steps[axis]
+
+    most = SPLIT_ABOVE * max(voxels, math.prod(unit))
+    while math.prod(span(axis) for axis in range(3)) > most and max(block) > 1:
+        longest = max((axis for axis in range(3) if block[axis] > 1), key=span)
+        block[longest] = -(-block[longest] // 2)
+    while 2 * math.prod(span(axis) for axis in range(3)) <= voxels:
+        growing = [axis for axis in range(3) if block[axis] < extent[axis]]
+        if not growing:
+            break
+        block[min(growing, key=span)] *= 2
+    return block[0], block[1], block[2]
+
+
+def _axis_edges(start: int, stop: int, origin: int, size: int, step: Fraction) -> list[int]:
+    first = nearest_index(start, 1, step)[0]
+    last = nearest_index(stop - 1, 1, step)[0]
+    inner = range((int(first) - origin) // size + 1, (int(last) - origin) // size + 1)
+    if step == 1:
+        crossings = [origin + size * k for k in inner]
+    else:
+        crossings = [edge_at_or_after(origin + size * k, step) for k in inner]
+    return [0, *sorted({edge - start for edge in crossings if start < edge < stop}), stop - start]

@@ -1,0 +1,97 @@
+"""From the ids that are stored to the ids that were asked for, block by block.
+
+Root ids are looked up on source voxels, before resizing makes more of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagery_dask import kernels
+from imagery_dask.geometry.grid import VoxelGrid
+from imagery_dask.model.labels import LabelRule
+from imagery_dask.sources import Layout, SourceHandle, look_up_roots, roots_from_leaves
+
+__all__ = ["apply_rule", "ids_of", "read_objects", "relabel"]
+
+
+def read_objects(handle: SourceHandle, box: VoxelGrid, rule: LabelRule | None, layout: Layout) -> NDArray[Any]:
+    """Read a box of voxels, with what a rule makes of their ids.
+
+    Parameters
+    ----------
+    handle : SourceHandle
+        Level to read.
+    box : VoxelGrid
+        Voxels of that level, absolute.
+    rule : LabelRule or None
+        What becomes of stored ids; None leaves the voxels as they are.
+    layout : {"F", "C"}
+        Memory order of the result.
+
+    Returns
+    -------
+    numpy.ndarray, shape (x, y, z, channel)
+        Voxels, ids, int64 ids or a bool mask.
+    """
+    if rule is None:
+        return handle.read(box, layout)
+    if rule.query is None:
+        return apply_rule(handle.read(box, layout), rule)
+    return _finished(handle.read(box, layout, lambda stored: ids_of(stored, rule)), rule)
+
+
+def apply_rule(block: NDArray[Any], rule: LabelRule) -> NDArray[Any]:
+    """Do with a block of stored ids what a rule says; the block may be changed in place.
+
+    Parameters
+    ----------
+    block : numpy.ndarray of integers
+        Ids as stored.
+    rule : LabelRule
+        What becomes of them.
+
+    Returns
+    -------
+    numpy.ndarray
+        Ids, int64 ids or a bool mask.
+    """
+    if rule.query is not None:
+        stored = kernels.unique_ids(block)
+        return _finished(kernels.remap(block, stored, ids_of(stored, rule)), rule)
+    return _finished(block if rule.keep is None else kernels.keep_ids(block, rule.keep), rule)
+
+
+def relabel(ids: NDArray[Any], rule: LabelRule) -> NDArray[Any]:
+    """Give a new array of the ids that stored ids, of any shape and integer type, get by a rule."""
+    own = np.array(ids, dtype=np.uint64 if rule.query is not None else None, order="C", ndmin=1)
+    return apply_rule(own, rule).reshape(np.shape(ids))
+
+
+def ids_of(supervoxels: NDArray[np.uint64], rule: LabelRule) -> NDArray[np.uint64]:
+    """Ids that distinct, ascending supervoxels get by a rule with a query."""
+    query = rule.query
+    assert query is not None
+    if rule.keep is None:
+        return look_up_roots(query, supervoxels)
+    of_roots = replace(query, stop_layer=None)
+    if rule.leaves_within is not None:
+        roots = roots_from_leaves(of_roots, rule.keep, rule.leaves_within, supervoxels)
+    else:
+        roots = look_up_roots(of_roots, supervoxels) if rule.keep else np.zeros_like(supervoxels)
+    kept = np.isin(roots, np.array(rule.keep, dtype=np.uint64)) & (roots != 0)
+    roots[~kept] = 0
+    if query.stop_layer is not None:
+        roots[kept] = look_up_roots(query, supervoxels[kept])
+    return roots
+
+
+def _finished(ids: NDArray[Any], rule: LabelRule) -> NDArray[Any]:
+    """Compare or convert the ids that voxels got."""
+    if rule.mask_of is not None:
+        return kernels.is_id(ids, rule.mask_of)
+    return kernels.to_int64(ids) if rule.as_int64 else ids

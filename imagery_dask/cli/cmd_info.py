@@ -1,0 +1,83 @@
+"""``imagery-dask info``: what a volume is, before anything is read from it."""
+
+from __future__ import annotations
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from imagery_dask.cli.source_flags import cave_options, source_client
+from imagery_dask.humanize import human_bytes
+from imagery_dask.model.layer import Layer, Mip
+from imagery_dask.sources import open_volume
+
+__all__ = ["info"]
+
+WIDE = 250
+NARROW = 120
+
+
+@click.command()
+@click.argument("source", required=False)
+@cave_options
+def info(
+    source: str | None, datastack: str | None, server: str | None, version: int | None, timestamp: str | None
+) -> None:
+    """Show the mips of SOURCE, or of a datastack's layers: resolution, shape, chunks, encoding, bounds and size."""
+    if (source is None) == (datastack is None):
+        raise ValueError("Give a SOURCE, or a --datastack (and its --server).")
+    if source is not None:
+        if server is not None or version is not None or timestamp is not None:
+            raise ValueError("--server, --version and --timestamp need a --datastack.")
+        _show(open_volume(source).layer)
+        return
+    client = source_client(datastack, server, version, timestamp)
+    click.echo(f"{client!r}\n")
+    for path in (client.image_source, client.segmentation_source):
+        if path is not None:
+            _show(open_volume(path).layer)
+
+
+def _show(layer: Layer) -> None:
+    console = Console()
+    if not console.is_terminal or console.width < NARROW:
+        # A pipe or a file has no width, and terminals break long lines better than numbers: never break a row.
+        console = Console(width=WIDE)
+    console.print(f"[bold]{layer.path}[/bold]", highlight=False, soft_wrap=True)
+    channels = "" if layer.channels == 1 else f", {layer.channels} channels"
+    console.print(f"{layer.kind}, {layer.dtype}{channels}, {len(layer.mips)} mips", highlight=False)
+    if layer.graph is not None:
+        graph = layer.graph
+        console.print(
+            f"dynamic: table {graph.table} of {graph.server}, {graph.layers} layers, graph chunks of "
+            f"{'x'.join(map(str, graph.chunk_shape))} voxels at {'x'.join(f'{n:g}' for n in graph.resolution_nm)} nm",
+            highlight=False,
+        )
+    console.print(_table(layer))
+    console.print("Bounds (from, to) are in voxels of the mip, upper exclusive; size is uncompressed.", style="dim")
+
+
+def _table(layer: Layer) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("mip", "nm", "shape", "chunk", "encoding", "sharded", "from", "to", "size"):
+        table.add_column(heading, overflow="fold", justify="right" if heading in ("mip", "size") else "left")
+    for mip in layer.mips:
+        table.add_row(*_row(layer, mip))
+    return table
+
+
+def _row(layer: Layer, mip: Mip) -> tuple[str, ...]:
+    grid = mip.grid
+    size = grid.size * layer.channels * np.dtype(layer.dtype).itemsize
+    return (
+        str(mip.level),
+        "x".join(f"{value:g}" for value in grid.resolution_nm),
+        "x".join(map(str, grid.shape)),
+        "x".join(map(str, mip.chunk_shape)),
+        "placeholder" if mip.is_placeholder else mip.encoding,
+        "yes" if mip.is_sharded else "no",
+        ",".join(map(str, grid.start)),
+        ",".join(map(str, grid.stop)),
+        human_bytes(size),
+    )

@@ -1,0 +1,78 @@
+"""``imagery-dask plan``: what an export would take, before anything is spent."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from imagery_dask.cli.formats import FORMATS, Format
+from imagery_dask.cli.param_types import SizeType
+from imagery_dask.export.planning.estimate import SAMPLES, PlannedExport, plan_export
+
+__all__ = ["plan"]
+
+
+@click.group()
+def plan() -> None:
+    """Say what an export would take: blocks, bytes, requests, memory, time. Nothing is written to OUT.
+
+    A few blocks are done for real, into a folder that is removed.
+    """
+
+
+def _options(command: Any) -> Any:
+    for option in reversed((
+        click.option("--workers", type=click.IntRange(min=1), metavar="N",
+                     help="Workers of one thread each to estimate for.  [default: one per core]"),
+        click.option("--worker-memory", type=SizeType(),
+                     help="Memory of each of them.  [default: this machine's, shared between them]"),
+        click.option("--samples", type=click.IntRange(min=1), default=SAMPLES, show_default=True, metavar="N",
+                     help="Blocks of each volume to measure."),
+        click.option("--save", type=click.Path(dir_okay=False, writable=True), metavar="FILE",
+                     help="Write the plan to a file, for imagery-dask export --plan."),
+        click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON."),
+    )):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _command(form: Format) -> click.Command:
+    def callback(
+        out: str, workers: int | None, worker_memory: int | None, samples: int, save: str | None, as_json: bool,
+        block_mib: float | None = None, **options: Any,
+    ) -> None:  # fmt: skip
+        planned = plan_export(
+            form.build(out, options), workers=workers, worker_memory=worker_memory, samples=samples,
+            block_mib=block_mib,
+        )  # fmt: skip
+        if save is not None:
+            planned.save(save)
+        if as_json:
+            click.echo(json.dumps(planned.to_json(), indent=1))
+        else:
+            _show(planned)
+            if save is not None:
+                click.echo(f"Run it with: imagery-dask export --plan {save}")
+
+    return form.command(
+        callback, _options, f"Plan what export {form.name} with the same options writes to {form.place}."
+    )
+
+
+for _form in FORMATS:
+    plan.add_command(_command(_form))
+
+
+def _show(planned: PlannedExport) -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in planned.rows():
+        table.add_row(label, text)
+    Console().print(table)
+    for problem in planned.problems:
+        click.echo(f"Will not do well: {problem}", err=True)

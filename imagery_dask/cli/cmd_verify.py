@@ -1,0 +1,81 @@
+"""``imagery-dask verify``: whether an export is what was written."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from imagery_dask.cli.param_types import MissingType
+from imagery_dask.cli.run_flags import cluster_options, ended_as_interrupted
+from imagery_dask.export.verify import VerifyReport, verify_export
+
+__all__ = ["verify"]
+
+NOT_AS_WRITTEN = 1
+SHOWN = 20
+
+
+@click.command()
+@click.argument("out")
+@click.option("--sample", type=MissingType(), default=None, metavar="P%",
+              help="Part of the blocks to look at, chosen at random.  [default: 1%]")  # fmt: skip
+@click.option("--all", "look_at_all", is_flag=True, help="Look at all blocks.")
+@click.option("--source/--no-source", default=True, show_default=True,
+              help="Make one in a hundred of them, at least four, again from the source.")  # fmt: skip
+@click.option("--seed", type=int, metavar="N", help="Choose the same blocks again.")
+@cluster_options
+def verify(
+    out: str,
+    sample: Any,
+    look_at_all: bool,
+    source: bool,
+    seed: int | None,
+    cluster: str,
+    workers: int | None,
+    wait: float,
+    retire_before: float | None,
+) -> None:
+    """Read the export OUT back and compare it with its receipts.
+
+    Finds what changed since: bytes, chunks and files that are gone, and says which blocks. Exit code 1 when there are
+    such, or when blocks are not written yet.
+    """
+    if look_at_all and sample is not None:
+        raise click.UsageError("--all and --sample are one or the other.")
+    if isinstance(sample, int):
+        raise click.UsageError(f"--sample is a share of the blocks, as 1%; got {sample}.")
+    share = None if look_at_all else 0.01 if sample is None else sample
+    with ended_as_interrupted():
+        report = verify_export(
+            out, sample=share, source=source, seed=seed, cluster=cluster, workers=workers, wait_s=wait,
+            retire_before_s=retire_before,
+        )  # fmt: skip
+    _show(report, out)
+    sys.exit(0 if report.ok else NOT_AS_WRITTEN)
+
+
+def _show(report: VerifyReport, out: str) -> None:
+    click.echo(
+        f"{out}: {report.checked:,} of {report.blocks:,} blocks read back in {report.seconds:.1f} s, "
+        f"{report.from_source:,} of them made again from the source"
+    )
+    if report.unwritten:
+        click.echo(f"  {report.unwritten:,} blocks are not written yet: the export's own command goes on", err=True)
+    damaged, changed, unread = len(report.damaged), len(report.source_changed), len(report.unread)
+    if not (damaged or changed or unread):
+        click.echo("  the others are as written" if report.unwritten else "  all as written")
+        return
+    if damaged:
+        click.echo(f"  {damaged:,} blocks DAMAGED", err=True)
+    if changed:
+        click.echo(f"  {changed:,} blocks for which the SOURCE CHANGED", err=True)
+    if unread:
+        click.echo(f"  {unread:,} blocks could NOT BE READ: the store or the source did not answer", err=True)
+    for each in report.named[:SHOWN]:
+        click.echo(f"    {each.name}: {each.reason}", err=True)
+    if len(report.named) > SHOWN:
+        click.echo(f"    and {len(report.named) - SHOWN} more", err=True)
+    if damaged or changed:
+        click.echo(f"  To do these again: imagery-dask export --plan {out} --repair", err=True)

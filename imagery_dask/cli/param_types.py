@@ -1,0 +1,213 @@
+"""Values of options that need reading."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from imagery_dask.records.parts import Part
+
+__all__ = [
+    "ColorsType",
+    "DurationType",
+    "LevelsType",
+    "MissingType",
+    "RootIdsType",
+    "ShapeType",
+    "PartType",
+    "SizeType",
+    "WindowType",
+]
+
+SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
+UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+
+
+class ShapeType(click.ParamType[Any]):
+    """Three whole numbers above 0, as X,Y,Z, or one of some words; ``none`` is None.
+
+    Parameters
+    ----------
+    *words : str
+        Words that stand for a shape.
+    """
+
+    def __init__(self, *words: str) -> None:
+        self._words = words
+        self.name = "|".join(["X,Y,Z", *words])
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read the text."""
+        if not isinstance(value, str):
+            return value
+        if value in self._words:
+            return None if value == "none" else value
+        try:
+            x, y, z = (int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(
+                f"{value!r} is not three whole numbers X,Y,Z{''.join(f', or {w}' for w in self._words)}.", param, ctx
+            )
+        if min(x, y, z) < 1:
+            self.fail(f"{value!r}: a shape has at least 1 voxel along each axis.", param, ctx)
+        return (x, y, z)
+
+
+class DurationType(click.ParamType[Any]):
+    """A time such as 30s, 10m or 2h, in seconds; a number alone is seconds."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read the text."""
+        found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*(s|m|min|h|d)?", str(value).strip())
+        seconds = float(found[1]) * SECONDS[found[2] or "s"] if found else 0.0
+        if seconds <= 0:
+            self.fail(f"{value!r} is not a time such as 30s, 10m or 2h.", param, ctx)
+        return seconds
+
+
+class LevelsType(click.ParamType[Any]):
+    """A number of levels, ``auto`` or ``source``."""
+
+    name = "N|auto|source"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read the text."""
+        if isinstance(value, int) or value in ("auto", "source"):
+            return value
+        if not str(value).isdigit() or int(value) < 1:
+            self.fail(f"{value!r} is not a number of levels, auto or source.", param, ctx)
+        return int(value)
+
+
+class RootIdsType(click.ParamType[Any]):
+    """``all``, ``none``, ids separated by commas, or ``@FILE`` with ids separated by commas or white space."""
+
+    name = "all|none|ID,ID|@FILE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[int] | Literal["all"] | None:
+        """Read the text."""
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]
+        if value.lower() == "all":
+            return "all"
+        if value.lower() == "none":
+            return None
+        text = value
+        if value.startswith("@"):
+            try:
+                text = Path(value[1:]).read_text()
+            except OSError as error:
+                self.fail(f"Cannot read {value[1:]!r}: {error.strerror}.", param, ctx)
+            except UnicodeDecodeError:
+                self.fail(f"{value[1:]!r} is no text file of ids.", param, ctx)
+        try:
+            ids = [int(word) for word in text.replace(",", " ").split()]
+        except ValueError as error:
+            self.fail(f"Root ids must be whole numbers: {error}.", param, ctx)
+        if not ids:
+            self.fail(f"{value!r} names no ids; leave the option out to export every object.", param, ctx)
+        return ids
+
+
+class MissingType(click.ParamType[float]):
+    """A share, as 0.1%, or a whole number."""
+
+    name = "N|P%"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | int:
+        """Read the text."""
+        if not isinstance(value, str):
+            return value  # type: ignore[no-any-return]
+        try:
+            found: float | int = float(value[:-1]) / 100 if value.endswith("%") else int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a share, as 0.1%, nor a whole number.", param, ctx)
+        if not (0 <= found <= 1 if isinstance(found, float) else found >= 0):
+            self.fail(f"{value!r}: a share is from 0% to 100%, a number at least 0.", param, ctx)
+        return found
+
+
+class PartType(click.ParamType[Part]):
+    """A part, as 3/8."""
+
+    name = "I/N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Part:
+        """Read the text."""
+        if isinstance(value, Part):
+            return value
+        try:
+            return Part.read(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class SizeType(click.ParamType[int]):
+    """A size in bytes, as 4GB or 500MiB."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read the text."""
+        if isinstance(value, int):
+            return value
+        text = str(value).strip().lower()
+        unit = next((unit for unit in sorted(UNITS, key=len, reverse=True) if text.endswith(unit)), "")
+        try:
+            size = float(text.removesuffix(unit)) * UNITS.get(unit, 1)
+        except ValueError:
+            size = 0.0
+        if not 0 < size < math.inf:
+            self.fail(f"{value!r} is no size, as 4GB or 500MiB.", param, ctx)
+        return int(size)
+
+
+class WindowType(click.ParamType[tuple[float, float]]):
+    """Two numbers, as LOW,HIGH."""
+
+    name = "LOW,HIGH"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        """Read the text."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            low, high = (float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not two numbers LOW,HIGH.", param, ctx)
+        return (low, high)
+
+
+class ColorsType(click.ParamType[Any]):
+    """File with a line ``id,r,g,b`` or ``id,r,g,b,a`` for each object."""
+
+    name = "FILE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dict[int, tuple[int, ...]]:
+        """Read the file."""
+        if isinstance(value, dict):
+            return value
+        try:
+            lines = [line for line in Path(value).read_text().splitlines() if line.strip()]
+        except OSError as error:
+            self.fail(f"Cannot read {value!r}: {error.strerror}.", param, ctx)
+        except UnicodeDecodeError:
+            self.fail(f"{value!r} is no text file of colors.", param, ctx)
+        colors: dict[int, tuple[int, ...]] = {}
+        for line in lines:
+            try:
+                root_id, *color = (int(word) for word in line.split(","))
+            except ValueError:
+                self.fail(f"{value!r} has lines id,r,g,b; got {line!r}.", param, ctx)
+            colors[root_id] = tuple(color)
+        return colors

@@ -1,0 +1,213 @@
+"""Options that say how an export runs, its run, its report and its exit code."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+from distributed import Client
+
+from imagery_dask.cli.param_types import DurationType, MissingType
+from imagery_dask.cluster import dashboard_address
+from imagery_dask.errors import (
+    BlockFailedError,
+    ClusterLostError,
+    SourceError,
+    TargetBusyError,
+    TargetFullError,
+    TooManyMissingError,
+)
+from imagery_dask.export.core.base import Export, RunOptions
+from imagery_dask.export.core.plans import ExportPlan
+from imagery_dask.export.execution.execute import execute
+from imagery_dask.humanize import human_bytes
+from imagery_dask.records.parts import Part
+from imagery_dask.run import RunReport
+from imagery_dask.sources import ReadCounts
+
+__all__ = [
+    "INTERRUPTED",
+    "RUN_OPTIONS",
+    "cluster_options",
+    "ended_as_interrupted",
+    "print_report",
+    "run",
+    "run_options_of",
+    "run_options",
+]
+
+SOME_BLOCKS_FAILED = 1
+INTERRUPTED = 130
+FAILURES_SHOWN = 10
+# Besides Ctrl-C; the terminal of a connection that is lost hangs up.
+ENDINGS = (signal.SIGTERM, signal.SIGHUP)
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+CLUSTER = (
+    click.option("--workers", type=click.IntRange(min=1), metavar="N",
+                 help="Workers to start.  [default: one per core]"),
+    click.option("--cluster", default="local", show_default=True, metavar="local|FILE|ADDRESS", help="Where to run."),
+    click.option("--wait", type=DurationType(), default="10m", show_default=True,
+                 help="How long to wait for the first worker: 30s, 10m, 2h."),
+    click.option("--retire-before", type=DurationType(),
+                 help="On a batch system, how long before the walltime of their jobs workers leave.  "
+                      "[default: what the cluster file says, or a tenth of the walltime, 10m at most]"),
+)  # fmt: skip
+RUNNING = (
+    *CLUSTER,
+    click.option("--overwrite", is_flag=True, help="Start over, and replace what there is."),
+    click.option("--repair", is_flag=True, help="Do again the blocks that verify found damaged."),
+    click.option("--max-missing", type=MissingType(),
+                 help="End when more storage chunks do not exist: 0.1% of those to read, or a number."),
+    click.option("--max-requests", type=click.IntRange(min=1), metavar="N",
+                 help="Requests in flight to one server, from all workers together."),
+    click.option("--report", type=click.Path(dir_okay=False, writable=True), metavar="FILE",
+                 help="HTML report to write at the end."),
+)  # fmt: skip
+RUN_OPTIONS = (
+    "cluster", "workers", "wait", "retire_before", "overwrite", "repair", "max_missing", "max_requests", "report",
+)  # fmt: skip
+
+
+def cluster_options(command: Command) -> Command:
+    """Give a command ``--workers``, ``--cluster``, ``--wait`` and ``--retire-before``."""
+    for option in reversed(CLUSTER):
+        command = option(command)
+    return command
+
+
+def run_options(command: Command) -> Command:
+    """Give a command the options of `run`."""
+    for option in reversed(RUNNING):
+        command = option(command)
+    return command
+
+
+def run(export: Callable[[], Export], out: str, **options: Any) -> None:
+    """Run an export, show its report, and leave with the exit code that says what went wrong.
+
+    Parameters
+    ----------
+    export : callable
+        Makes the export.
+    out : str
+        Where to, as the user calls it.
+    **options
+        Those of `run_options_of`.
+    """
+    built = export()
+    try:
+        with ended_as_interrupted():
+            made = execute(built, run_options_of(**options))
+    except BlockFailedError as error:
+        print_report(error.report, out)
+        click.echo("  The same command tries these blocks again, and only these.", err=True)
+        sys.exit(SOME_BLOCKS_FAILED)
+    except TargetBusyError:
+        raise
+    except (SourceError, TargetFullError, TooManyMissingError, ClusterLostError) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(SOME_BLOCKS_FAILED)
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted; the same command goes on with {out}, --overwrite starts over.", err=True)
+        sys.exit(INTERRUPTED)
+    print_report(made, out)
+
+
+def run_options_of(
+    *,
+    cluster: str,
+    workers: int | None,
+    wait: float,
+    retire_before: float | None,
+    overwrite: bool,
+    repair: bool,
+    max_missing: float | None,
+    max_requests: int | None,
+    report: str | None,
+    block_mib: float | None = None,
+    plan: ExportPlan | None = None,
+    part: Part | None = None,
+) -> RunOptions:
+    """How an export runs, of the options that say so; ValueError for what they cannot be."""
+    return RunOptions(
+        cluster=cluster, workers=workers, wait_s=wait, retire_before_s=retire_before, connected=_say_dashboard,
+        overwrite=overwrite, repair=repair, plan=plan, part=part, max_missing=max_missing,
+        max_requests=max_requests, report=report, block_mib=block_mib,
+    )  # fmt: skip
+
+
+@contextmanager
+def ended_as_interrupted() -> Iterator[None]:
+    """Close the cluster, and give back the lease, where a batch system, a terminal or somebody ends this process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    # What is ignored stays so: by nohup, or in the background.
+    ours = (signal.SIG_DFL, signal.default_int_handler)
+    before = {each: signal.getsignal(each) for each in (*ENDINGS, signal.SIGINT) if signal.getsignal(each) in ours}
+
+    def interrupt(number: int, frame: object) -> None:
+        # It is on its way: LSF sends one after the other.
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt
+
+    for each in before:
+        signal.signal(each, interrupt)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+def _say_dashboard(client: Client) -> None:
+    if address := dashboard_address(client):
+        click.echo(f"dashboard: {address}", err=True)
+
+
+def print_report(report: RunReport, out: str) -> None:
+    """Say what was done, and everything that went wrong."""
+    counts = report.counts
+    voxels = f", {report.voxels:,} voxels" if report.voxels else ""
+    click.echo(f"{out}: {report.done} of {report.blocks} blocks{voxels}")
+    if report.before:
+        left = report.blocks - report.before
+        click.echo(f"  {report.before:,} blocks were there already; {left:,} were left to do")
+    if not report.before or report.before < report.blocks:
+        written = human_bytes(report.written_bytes - report.before_bytes)
+        click.echo(f"  {written} written in {report.seconds:.1f} s ({report.mb_per_s:.0f} MB/s)")
+    in_all = ", earlier calls included" if report.before else ""
+    click.echo(f"  {counts.chunks:,} storage chunks read ({human_bytes(counts.stored_bytes)} stored){in_all}")
+    click.echo(f"  source chunks missing: {counts.missing}" + (" (filled with 0):" if counts.missing else ""))
+    for key in counts.missing_keys[:FAILURES_SHOWN]:
+        click.echo(f"    {key}")
+    if counts.missing > FAILURES_SHOWN:
+        click.echo(f"    and {counts.missing - FAILURES_SHOWN} more: ledger.jsonl beside the store has all")
+    if counts.root_requests or counts.zero_roots:
+        _print_roots(counts)
+    if report.repeats:
+        click.echo(f"  blocks tried again: {report.repeats}")
+    for note in report.notes:
+        click.echo(f"  note: {note}")
+    if report.failures:
+        click.echo(f"  {report.failures} blocks FAILED:", err=True)
+        for failed in report.failed[:FAILURES_SHOWN]:
+            click.echo(f"    {failed.name}: {failed.reason}", err=True)
+        if report.failures > FAILURES_SHOWN:
+            click.echo(f"    and {report.failures - FAILURES_SHOWN} more", err=True)
+
+
+def _print_roots(counts: ReadCounts) -> None:
+    click.echo(f"  supervoxels looked up: {counts.ids_sent:,} in {counts.root_requests:,} requests")
+    ids = ", ".join(map(str, counts.zero_root_ids[:FAILURES_SHOWN]))
+    more = f" and {counts.zero_roots - FAILURES_SHOWN} more" if counts.zero_roots > FAILURES_SHOWN else ""
+    click.echo(f"  supervoxels without a root: {counts.zero_roots}" + (f" (written as 0): {ids}{more}" if ids else ""))

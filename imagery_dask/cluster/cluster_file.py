@@ -1,0 +1,332 @@
+"""Cluster files: YAML that names a cluster class and its arguments, or an address; read with errors that name lines."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dask.utils import parse_bytes
+from distributed import SSHCluster
+from distributed.security import Security
+
+from imagery_dask.cluster.classes import (
+    EXTRAS,
+    UnfitError,
+    Wishes,
+    accepted_names,
+    fitted,
+    is_job_queue,
+    job_names,
+    takes_security,
+    with_lists,
+)
+from imagery_dask.cluster.retiring import retiring, seconds_of
+from imagery_dask.cluster.yaml_lines import Lines, close_word, read_lines
+
+__all__ = ["ClusterFile", "load_cluster_file"]
+
+STARTED_ONLY = (
+    "adapt", "arguments", "driver", "environment", "preload", "retire_before", "worker_memory", "workers",
+)  # fmt: skip
+KEYS = ("address", "cluster", "security", *STARTED_ONLY)
+SECURITY = {"ca": "tls_ca_file", "cert": "tls_{role}_cert", "key": "tls_{role}_key"}
+ROLES = ("client", "scheduler", "worker")
+# Said by `imagery_dask.cluster.driver` itself.
+NOT_DRIVERS = {"name", "scheduler"}
+# Less is a number whose unit was left out.
+LEAST_MEMORY = 2**20
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterFile:
+    """What a cluster file says.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file.
+    cluster : callable or None
+        The cluster class; None where the file has the address of a cluster that runs.
+    arguments : dict
+        Its keyword arguments, with what the file says about workers under the names that the class has for it.
+    workers : int or None
+        How many to ask for.
+    adapt : tuple of int, or None
+        Smallest and largest number of workers, as there is work.
+    address : str or None
+        Scheduler to join.
+    security : distributed.security.Security or None
+        Certificates.
+    driver : dict
+        Arguments of the job that ``imagery-dask submit`` runs the driver in, where they differ from those of workers.
+    """
+
+    path: Path
+    cluster: Any
+    arguments: dict[str, Any]
+    workers: int | None = None
+    adapt: tuple[int, int] | None = None
+    address: str | None = None
+    security: Security | None = None
+    driver: dict[str, Any] = field(default_factory=dict)
+
+    def check_count(self, workers: int | None) -> None:
+        """Refuse a batch system that is asked for no workers, neither here nor by a caller."""
+        if is_job_queue(self.cluster) and not (
+            workers or self.workers or self.adapt or self.arguments.get("n_workers")
+        ):
+            raise ValueError(f"{self.path} asks for no workers: say how many ('workers' or 'adapt', or --workers N).")
+
+
+def load_cluster_file(path: Path, retire_before_s: float | None = None) -> ClusterFile:
+    """Read a cluster file.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        YAML with the keys
+
+        - ``cluster`` (dotted name of a cluster class) and ``arguments`` (its keyword arguments);
+        - ``workers`` (how many to ask for), or ``adapt`` (``{minimum: 1, maximum: 20}``);
+        - ``environment`` (variables of the workers), ``preload`` (what they load first), ``worker_memory`` (of each);
+        - ``retire_before`` (so long before the walltime of their jobs they leave);
+        - ``security``: ``{ca: FILE, cert: FILE, key: FILE}``, or ``temporary`` for certificates made for this run;
+        - ``driver``: arguments of the driver's own job (``imagery-dask submit``), such as ``{walltime: "24:00:00"}``;
+        - or ``address``, in place of ``cluster``: of a scheduler that runs, with ``security`` where it is encrypted.
+    retire_before_s : float, optional
+        Seconds, in place of the file's ``retire_before``.
+
+    Raises
+    ------
+    ValueError, ImportError, FileNotFoundError
+        Naming the file, the line and the key, or the package that is missing.
+    """
+    file = read_lines(path)
+    file.check_names(KEYS)
+    if "cluster" in file.values and "address" in file.values:
+        file.refuse("address", "'cluster' starts a cluster and 'address' joins one; a file has one of them.")
+    if "address" in file.values:
+        for name in STARTED_ONLY:
+            if name in file.values:
+                file.refuse(name, f"{name!r} is for clusters that are started; 'address' joins one that runs.")
+        if retire_before_s is not None:
+            file.refuse(
+                "address", "--retire-before (retire_before) is for clusters that are started; this file joins one."
+            )
+        address, security = _address(file), _security(file)
+        if security is not None and address.startswith("tcp://"):
+            file.refuse("address", "'security' is for an encrypted scheduler, whose address is tls://HOST:PORT.")
+        return ClusterFile(path, None, {}, address=address, security=security)
+    if "cluster" not in file.values:
+        file.refuse(None, "a cluster file must have a key 'cluster' with the name of a cluster class (or 'address').")
+    arguments, workers, adapt = _arguments(file), _count(file, "workers"), _adapt(file)
+    before_s = _retire_before(file)
+    if workers and adapt:
+        file.refuse("adapt", "'workers' asks for a number and 'adapt' for one that follows the work; say one of them.")
+    wishes = Wishes(_environment(file), _preload(file), _memory(file))
+    security = _security(file)
+    cluster_class = _class(file)
+    if security is not None and not takes_security(cluster_class):
+        file.refuse(
+            "security",
+            f"{file.values['cluster']} takes no certificates here; set distributed.comm.tls in dask's configuration"
+            ", or start scheduler and workers by hand and join them by 'address'.",
+        )
+    if "arguments" in file.parts and (known := accepted_names(cluster_class)) is not None:
+        file.parts["arguments"].check_names(known, "argument")
+    driver = _driver(file, cluster_class)
+    try:
+        arguments = fitted(cluster_class, with_lists(cluster_class, arguments), wishes)
+        arguments = retiring(cluster_class, arguments, before_s if retire_before_s is None else retire_before_s)
+    except UnfitError as error:
+        file.refuse(error.key, str(error))
+    return ClusterFile(path, cluster_class, arguments, workers, adapt, security=security, driver=driver)
+
+
+def _arguments(file: Lines) -> dict[str, Any]:
+    arguments = file.values.get("arguments") or {}
+    if not isinstance(arguments, dict):
+        file.refuse("arguments", f"'arguments' must be names with values; got {arguments!r}.")
+    return dict(arguments)
+
+
+def _driver(file: Lines, cluster_class: Any) -> dict[str, Any]:
+    given = file.values.get("driver")
+    if given is None:
+        return {}
+    if not is_job_queue(cluster_class):
+        file.refuse("driver", f"'driver' is the job of imagery-dask submit, and {file.values['cluster']} has no jobs.")
+    part = file.parts.get("driver")
+    if part is None:
+        file.refuse("driver", f"'driver' must be names with values, as 'arguments' are; got {given!r}.")
+    part.check_names(job_names(cluster_class) - NOT_DRIVERS, "argument")
+    return with_lists(cluster_class, part.values)
+
+
+def _count(file: Lines, name: str) -> int | None:
+    count = file.values.get(name)
+    if count is not None and not _is_count(count):
+        file.refuse(name, f"{name!r} must be a whole number from 1; got {count!r}.")
+    return count
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _adapt(file: Lines) -> tuple[int, int] | None:
+    if file.values.get("adapt") is None:
+        return None
+    part = file.parts.get("adapt")
+    if part is None or not part.values:
+        file.refuse("adapt", f"'adapt' must be {{minimum: N, maximum: N}}; got {file.values['adapt']!r}.")
+    part.check_names(("minimum", "maximum"))
+    # An export asks what its workers have before there is any work.
+    minimum, maximum = _count(part, "minimum") or 1, _count(part, "maximum")
+    if maximum is None:
+        part.refuse(None, "'adapt' needs a 'maximum'.")
+    if maximum < minimum:
+        part.refuse("maximum", f"'maximum' is less than 'minimum': {maximum} < {minimum}.")
+    return minimum, maximum
+
+
+def _environment(file: Lines) -> dict[str, str]:
+    given = file.values.get("environment")
+    if given is None:
+        return {}
+    part = file.parts.get("environment")
+    if part is None:
+        file.refuse("environment", f"'environment' must be names of variables with values; got {given!r}.")
+    for name, value in part.values.items():
+        if not VARIABLE.fullmatch(name):
+            part.refuse(name, f"{name!r} is no name of a variable.")
+        if isinstance(value, bool) or not isinstance(value, (str, int, float)) or "\n" in str(value):
+            part.refuse(name, f"the variable {name} must be text or a number; got {value!r} (quotes make it text).")
+    return {name: part.texts[name] for name in part.values}
+
+
+def _preload(file: Lines) -> tuple[str, ...]:
+    given = file.values.get("preload")
+    each = [] if given is None else [given] if isinstance(given, str) else given
+    if not isinstance(each, list) or not all(isinstance(one, str) and one for one in each):
+        file.refuse("preload", f"'preload' must be a module or a file, or a list of them; got {given!r}.")
+    return tuple(each)
+
+
+def _memory(file: Lines) -> int | None:
+    given = file.values.get("worker_memory")
+    if given is None:
+        return None
+    try:
+        size = parse_bytes(given) if isinstance(given, (str, int)) and not isinstance(given, bool) else 0
+    except ValueError:
+        size = 0
+    if size < LEAST_MEMORY:
+        file.refuse(
+            "worker_memory", f"'worker_memory' must be a size such as 4GiB; got {given!r}{' bytes' if size else ''}."
+        )
+    return int(size)
+
+
+def _retire_before(file: Lines) -> float | None:
+    given = file.values.get("retire_before")
+    seconds = seconds_of(given)
+    if given is not None and seconds is None:
+        file.refuse("retire_before", f"'retire_before' must be a time such as 90s, 10m or 1h; got {given!r}.")
+    return seconds
+
+
+def _address(file: Lines) -> str:
+    address = file.values["address"]
+    if isinstance(address, str) and address.endswith(".json"):
+        return str(_beside(file, address))
+    if not isinstance(address, str) or "://" not in address:
+        file.refuse(
+            "address", f"'address' must be tcp://HOST:PORT, tls://HOST:PORT or a scheduler file; got {address!r}."
+        )
+    return address
+
+
+def _security(file: Lines) -> Security | None:
+    given = file.values.get("security")
+    if given is None:
+        return None
+    if given == "temporary" and "address" not in file.values:
+        return Security.temporary()
+    part = file.parts.get("security")
+    if part is None:
+        file.refuse(
+            "security",
+            f"'security' must be {{ca: FILE, cert: FILE, key: FILE}}, or 'temporary' with 'cluster'; got {given!r}.",
+        )
+    part.check_names(SECURITY)
+    found: dict[str, str] = {}
+    for name, argument in SECURITY.items():
+        value = part.values.get(name)
+        if not isinstance(value, str):
+            part.refuse(name if name in part.values else None, f"'security' needs {name!r}, the path of a PEM file.")
+        path = _beside(file, value)
+        if not path.is_file():
+            part.refuse(name, f"{name!r}: there is no file {path}.")
+        found |= {argument.format(role=role): str(path) for role in ROLES}
+    return Security(require_encryption=True, **found)
+
+
+def _beside(file: Lines, name: str) -> Path:
+    """Path of a file that is named relative to the cluster file's folder."""
+    return (file.path.absolute().parent / Path(name).expanduser()).absolute()
+
+
+@contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Keep what Ctrl-C does: dask_jobqueue (0.9), as it is imported, lets it end the process as if all were done.
+
+    In other threads than the main one it fails, since a handler cannot be set there.
+    """
+    own = signal.signal
+
+    def but_for_interrupts(number: int, handler: Any) -> Any:
+        return signal.getsignal(number) if number == signal.SIGINT else own(number, handler)
+
+    signal.signal = but_for_interrupts  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        signal.signal = own
+
+
+def _class(file: Lines) -> Any:
+    name = str(file.values["cluster"])
+    module, _, attribute = name.rpartition(".")
+    if not all(part.isidentifier() for part in name.split(".")) or not module:
+        file.refuse("cluster", f"'cluster' names no class: {name!r}; it is a dotted name (distributed.LocalCluster).")
+    try:
+        with _interrupts_kept():
+            found = getattr(importlib.import_module(module), attribute)
+        if found is SSHCluster and importlib.util.find_spec("asyncssh") is None:
+            raise ModuleNotFoundError(name="asyncssh")
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if importlib.util.find_spec(package) is not None:
+            file.refuse("cluster", f"'cluster' names no class: there is no module {error.name!r}.")
+        extra = EXTRAS.get(name) or EXTRAS.get(package)
+        install = f"'imagery_dask[{extra}]'" if extra else package
+        raise ImportError(
+            f"{file.where('cluster')}: {name} needs the package {package!r}; pip install {install}."
+        ) from None
+    except AttributeError:
+        near = close_word(
+            attribute, [each for each in dir(importlib.import_module(module)) if each.endswith("Cluster")]
+        )
+        file.refuse("cluster", f"'cluster' names no class: {name!r}{near}.")
+    if not callable(found):
+        file.refuse("cluster", f"'cluster' names no class: {name!r} is a {type(found).__name__}.")
+    return found

@@ -1,0 +1,376 @@
+"""What writers take: cutouts, any dask array, xarray objects, all brought to one form."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from imagery_dask.arrays.lazy import CutoutArray, lazy_array, source_of
+from imagery_dask.geometry.block_plan import BlockPlan, Region, SourceChunks, plan_blocks
+from imagery_dask.geometry.grid import AXES, XYZ, VoxelGrid
+from imagery_dask.model.arguments import triple
+from imagery_dask.sources import open_volume
+
+__all__ = ["Volume", "as_volumes", "source_levels", "steps_of"]
+
+Triple = tuple[float, float, float]
+LABELS_GROUP = "labels/segmentation/"
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """An array to write: axes x, y, z(, channel), and where it is in the world.
+
+    Parameters
+    ----------
+    name : str
+        ``"image"`` or ``"segmentation"``, or the name of a DataArray.
+    array : dask.array.Array
+        Three axes, or four with channels last.
+    group : str
+        Group of the store that it goes to, "" for the root, ending in "/" otherwise.
+    source : CutoutArray or None
+        The cutout behind the array, when it is one as it was made: its blocks are then read without a graph.
+    resolution_nm : tuple of 3 float or None
+        Voxel size; None when the array has no place in the world.
+    translation_nm : tuple of 3 float
+        Centre of the first voxel.
+    labels : bool
+        Whether voxels are ids, which have a most frequent one but no mean.
+    held : numpy.ndarray or None
+        The voxels, when the caller has them in memory: a graph would carry all of them to every block.
+    variable : bool
+        Whether it was given as a variable of a dataset, which decides where some formats put it.
+    """
+
+    name: str
+    array: da.Array
+    group: str
+    source: CutoutArray | None
+    resolution_nm: Triple | None
+    translation_nm: Triple
+    labels: bool
+    held: NDArray[Any] | None = None
+    variable: bool = False
+
+    @property
+    def shape(self) -> XYZ:
+        """Voxels along x, y, z."""
+        x, y, z = self.array.shape[:3]
+        return (int(x), int(y), int(z))
+
+    @property
+    def voxel_bytes(self) -> int:
+        """Bytes of a voxel with all its channels."""
+        return int(self.array.dtype.itemsize * math.prod(self.array.shape[3:]))
+
+    @property
+    def read_bytes(self) -> float:
+        """Bytes that are held for a voxel of the result while it is read."""
+        return self.voxel_bytes * (1.0 if self.source is None else _amplification(self.source))
+
+    @property
+    def channels(self) -> bool:
+        """Whether there is a channel axis."""
+        return bool(self.array.ndim == 4)
+
+    def plan(self, output_chunks: XYZ, block_bytes: int, most_bytes: int | None = None) -> BlockPlan:
+        """Blocks for an output of these chunks, of `block_bytes`, or of `most_bytes` where that reads chunks once."""
+        chunks = [min(chunk, size) for chunk, size in zip(output_chunks, self.shape, strict=True)]
+        graph: Sequence[SourceChunks | None] = (None, None, None)
+        if self.source is None:
+            storage = [_dask_chunks(self.array.chunks[axis]) for axis in range(3)]
+        else:
+            cutout = self.source.cutout
+            storage = _grids(self.source, cutout.mip.chunk_shape)
+            if cutout.unit != cutout.mip.chunk_shape:
+                graph = _grids(self.source, cutout.unit)
+        voxels, most = _voxels(block_bytes, self.read_bytes), most_bytes and _voxels(most_bytes, self.read_bytes)
+        return plan_blocks(self.shape, chunks, storage, voxels, graph, most)
+
+    def held_bytes(self, plan: BlockPlan) -> int:
+        """Most bytes that a task holds at once: a block, what it is computed from, and what becomes of it."""
+        block = math.prod(plan.largest_piece) * self.voxel_bytes
+        if self.source is not None:
+            return int(math.prod(plan.largest_piece) * self.read_bytes) + 2 * block
+        if self.held is not None:
+            return 2 * block
+        crossed = [_longest(chunks, edges) for chunks, edges in zip(self.array.chunks[:3], plan.edges, strict=True)]
+        return math.prod(crossed) * self.voxel_bytes + 2 * block
+
+    def reader(self, region: Region) -> Callable[[], NDArray[Any]]:
+        """Picklable call that gives the voxels of a region."""
+        if self.source is not None:
+            return ReadCutout(self.source, region)
+        if self.held is not None:
+            return HeldBlock(np.array(self.held[region]))
+        (part,) = dask.optimize(self.array[region])
+        return ComputeBlock(part)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadCutout:
+    """Read a region of a cutout; nothing of dask is involved."""
+
+    source: CutoutArray
+    region: Region
+
+    def __call__(self) -> NDArray[Any]:
+        """Voxels of the region."""
+        cutout = self.source.cutout
+        offset, shape = zip(*((part.start, part.stop - part.start) for part in self.region), strict=True)
+        block = self.source.read(cutout.target.crop(offset, shape))
+        return block if cutout.channels > 1 else block[..., 0]
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeBlock:
+    """Compute a small dask array inside the task that holds it."""
+
+    part: da.Array
+
+    def __call__(self) -> NDArray[Any]:
+        """Voxels of the array."""
+        return np.asarray(self.part.compute(scheduler="synchronous"))
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBlock:
+    """Voxels that the caller had in memory, of one block."""
+
+    voxels: NDArray[Any]
+
+    def __call__(self) -> NDArray[Any]:
+        """Voxels of the block."""
+        return self.voxels
+
+
+def as_volumes(
+    data: Any, resolution_nm: Sequence[float] | None = None, translation_nm: Sequence[float] | None = None
+) -> list[Volume]:
+    """Bring anything that can be written to `Volume` form.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For something that is no array of voxels, with what is expected.
+    """
+    if isinstance(data, xr.Dataset):
+        unknown = sorted(set(map(str, data.data_vars)) - {"image", "segmentation"})
+        if unknown or not data.data_vars:
+            raise ValueError(
+                f"A dataset to write has the variables 'image' and 'segmentation'; got {list(data.data_vars)}. "
+                "Write other variables one at a time."
+            )
+        groups = {"image": "", "segmentation": LABELS_GROUP}
+        if "segmentation" in data.data_vars:
+            _check_labels(data["segmentation"])
+        return [
+            replace(_volume(data[name], name, groups[name], resolution_nm, translation_nm), variable=True)
+            for name in groups
+            if name in data.data_vars
+        ]
+    return [_volume(data, None, "", resolution_nm, translation_nm)]
+
+
+def steps_of(volumes: Sequence[Volume]) -> str:
+    """Say what a task does that writes a block of some volumes: ``"read+remap+resize+write"``, or less of it.
+
+    Root ids are looked up for one of them (remap), or one is resampled to another resolution (resize).
+    """
+    cutouts = [volume.source.cutout for volume in volumes if volume.source is not None]
+    steps = {
+        "read": True,
+        "remap": any(cutout.query is not None for cutout in cutouts),
+        "resize": any(cutout.target.resolution_nm != cutout.mip.grid.resolution_nm for cutout in cutouts),
+        "write": True,
+    }
+    return "+".join(step for step, is_done in steps.items() if is_done)
+
+
+def source_levels(volume: Volume) -> tuple[Volume, ...]:
+    """Give a volume, and the same region of every coarser mip of its source.
+
+    Raises
+    ------
+    ValueError
+        When it is no cutout, or its source has no coarser mip.
+    """
+    if volume.source is None:
+        raise ValueError(
+            f"levels='source' copies mips of a volume, and the {volume.name} is not a cutout as it was made; pass a "
+            "number of levels, or 'auto'."
+        )
+    cutout = volume.source.cutout
+    if cutout.labels is not None:  # leaves were to be asked for within the region as it is at the first level
+        cutout = replace(cutout, labels=replace(cutout.labels, leaves_within=None))
+    fine = cutout.target.resolution_nm
+    found = [volume]
+    for mip in open_volume(cutout.path).layer.mips:
+        coarse = mip.grid.resolution_nm
+        if mip.is_placeholder:  # has no data
+            continue
+        if mip.level >= cutout.mip.level and coarse != fine and all(c >= f for c, f in zip(coarse, fine, strict=True)):
+            target = cutout.target.at(coarse)
+            array = lazy_array(replace(cutout, mip=mip, target=target), squeeze=False)
+            source = source_of(array)
+            found.append(
+                replace(
+                    volume, array=_three_axes(array), source=source, resolution_nm=target.resolution_nm,
+                    translation_nm=target.translation_nm,
+                )
+            )  # fmt: skip
+    if len(found) == 1:
+        raise ValueError(f"levels='source': {cutout.path!r} has no mip coarser than {fine} nm; pass 'auto'.")
+    return tuple(found)
+
+
+def _volume(data: Any, name: str | None, group: str, resolution: Any, translation: Any) -> Volume:
+    own: tuple[Triple | None, Triple] = (None, (0.0, 0.0, 0.0))
+    if isinstance(data, xr.DataArray):
+        data = _ordered(data)
+        name, own = name or str(data.name or "image"), _place(data)
+        data = data.data
+    if isinstance(data, (np.ndarray, np.generic, da.Array)) and not data.dtype.isnative:
+        data = data.astype(data.dtype.newbyteorder("="))  # codecs take no other
+    held = None
+    if isinstance(data, (np.ndarray, np.generic)):
+        held = np.atleast_1d(data)
+        held = held.reshape(held.shape + (1,) * (3 - held.ndim))
+        data = da.from_array(held)
+    if not isinstance(data, da.Array):
+        raise TypeError(f"Expected a dask or numpy array, a DataArray or a Dataset; got {type(data).__name__}.")
+    source = source_of(data)
+    if source is not None:
+        data = lazy_array(source.cutout, squeeze=False)
+        source = source_of(data)
+        if source is not None:
+            own = _exact_place(own, source.cutout.target)
+    array = _three_axes(data)
+    _check(array)
+    resolution_nm = own[0] if resolution is None else triple("resolution_nm", resolution, positive=True)
+    translation_nm = own[1] if translation is None else triple("translation_nm", translation)
+    labels = _holds_ids(array.dtype, name, source)
+    kind = "segmentation" if source is not None and source.cutout.labels is not None else "image"
+    return Volume(name or kind, array, group, source, resolution_nm, translation_nm, labels, held)
+
+
+def _holds_ids(dtype: np.dtype[Any], name: str | None, source: CutoutArray | None) -> bool:
+    """Whether voxels are ids: a cutout knows; integers of 32 bits and more, and masks, are no imagery."""
+    if source is not None:
+        return source.cutout.labels is not None
+    return dtype.kind in "biu" and (name == "segmentation" or dtype.kind == "b" or dtype.itemsize >= 4)
+
+
+def _voxels(block_bytes: float, voxel_bytes: float) -> int:
+    return max(1, int(block_bytes / voxel_bytes))
+
+
+def _exact_place(own: tuple[Triple | None, Triple], target: VoxelGrid) -> tuple[Triple | None, Triple]:
+    """BucketUrl of a cutout: its own, which is exact, unless the caller's coordinates say another."""
+    said = own[0] is not None and not (
+        np.allclose(own[0], target.resolution_nm) and np.allclose(own[1], target.translation_nm)
+    )
+    return own if said else (target.resolution_nm, target.translation_nm)
+
+
+def _ordered(data: xr.DataArray) -> xr.DataArray:
+    missing = [axis for axis in AXES if axis not in data.dims]
+    if missing:
+        data = data.expand_dims(missing)
+    others = [dim for dim in data.dims if dim not in AXES]
+    if len(others) > 1:
+        raise ValueError(f"A DataArray to write has dims x, y, z and at most one more; got {data.dims}.")
+    return data.transpose(*AXES, *others)
+
+
+def _place(data: xr.DataArray) -> tuple[Triple | None, Triple]:
+    """Resolution and translation from a DataArray's coordinates (voxel centres, evenly spaced) and attributes."""
+    listed = data.attrs.get("resolution_nm")
+    resolution: list[float] = []
+    translation: list[float] = []
+    for axis, name in enumerate(AXES):
+        values = np.atleast_1d(data.coords[name].values) if name in data.coords else np.array([])
+        step = None if listed is None else float(listed[axis])
+        if len(values) > 1:
+            steps = np.diff(values.astype(np.float64))
+            if not np.allclose(steps, steps[0]) or steps[0] <= 0:
+                raise ValueError(f"Coordinate {name!r} is not evenly spaced upwards: it cannot be written as OME-Zarr.")
+            # The attribute is exact; coordinates of a strided or coarsened array tell another step, and win.
+            step = step if step is not None and np.isclose(steps[0], step) else float(steps[0])
+        if step is None:
+            return None, (0.0, 0.0, 0.0)
+        resolution.append(step)
+        translation.append(float(values[0]) if len(values) else 0.0)
+    return (resolution[0], resolution[1], resolution[2]), (translation[0], translation[1], translation[2])
+
+
+def _three_axes(array: da.Array) -> da.Array:
+    if not 1 <= array.ndim <= 4:
+        raise ValueError(f"An array to write has axes x, y, z and optionally channels; got shape {array.shape}.")
+    return array[(..., *[None] * (3 - array.ndim))] if array.ndim < 3 else array
+
+
+def _check_labels(labels: xr.DataArray) -> None:
+    if labels.dtype.kind not in "iu" or set(labels.dims) - set(AXES):
+        raise ValueError(
+            f"The variable 'segmentation' holds integer ids along x, y and z; got {labels.dtype} along "
+            f"{', '.join(map(str, labels.dims))}."
+        )
+
+
+def _check(array: da.Array) -> None:
+    if any(math.isnan(size) for size in array.shape):
+        raise ValueError("The array's shape is not known; call compute_chunk_sizes() first.")
+    if array.size == 0:
+        raise ValueError(f"The array is empty (shape {array.shape}); there is nothing to write.")
+    if isinstance(array._meta, np.ma.MaskedArray):
+        raise TypeError("The array is masked; say what is written under the mask: da.ma.filled(array, 0).")
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"Voxels are numbers; got dtype {array.dtype}.")
+
+
+def _grids(source: CutoutArray, chunk: XYZ) -> list[SourceChunks | None]:
+    """Grid of chunks of a cutout's source along each axis, where their edges fall on voxels of the target."""
+    grid, target = source.cutout.mip.grid, source.cutout.target
+    grids: list[SourceChunks | None] = []
+    for axis, step in enumerate(target.steps_from(grid.resolution_nm)):
+        size, origin = chunk[axis] / step, grid.start[axis] / step
+        if size.denominator != 1 or origin.denominator != 1:
+            grids.append(None)
+        else:
+            grids.append(SourceChunks(int(size), int(origin - target.start[axis]) % int(size)))
+    return grids
+
+
+def _longest(chunks: tuple[int, ...], edges: tuple[int, ...]) -> int:
+    """Most voxels along an axis of the chunks that a block crosses."""
+    stops = np.cumsum(chunks)
+    starts = stops - chunks
+    first = np.searchsorted(stops, edges[:-1], side="right")
+    last = np.searchsorted(starts, edges[1:], side="left") - 1
+    return int((stops[last] - starts[first]).max())
+
+
+def _dask_chunks(chunks: tuple[int, ...]) -> SourceChunks | None:
+    """Chunks of a dask array along an axis, where all but the first and the last (which may be cut) are equal."""
+    size = max(chunks)
+    if any(chunk != size for chunk in chunks[1:-1]) or len(chunks) == 1:
+        return SourceChunks(int(size)) if len(chunks) == 1 else None
+    return SourceChunks(int(size), int(chunks[0] % size))
+
+
+def _amplification(source: CutoutArray) -> float:
+    """Source bytes that are held for a byte of the result, at least 1."""
+    cutout = source.cutout
+    steps = cutout.target.steps_from(cutout.mip.grid.resolution_nm)
+    stored = np.dtype(cutout.stored_dtype).itemsize / cutout.dtype.itemsize
+    return max(1.0, stored * float(math.prod(steps)))

@@ -1,0 +1,247 @@
+"""A planned export as data: what is written, from what, in which blocks; JSON, and no secret in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+from imagery_dask.arrays.lazy import CutoutArray, lazy_dataarray
+from imagery_dask.export.core.inputs import Volume
+from imagery_dask.export.core.provenance import PROGRAM, without_user
+from imagery_dask.geometry.block_plan import BlockPlan, Region
+from imagery_dask.geometry.grid import AXES
+from imagery_dask.model.cutout import Cutout
+from imagery_dask.serialization import flat, from_json, to_json
+
+__all__ = [
+    "ExportPlan",
+    "StageBlocks",
+    "data_of",
+    "described_volume",
+    "difference",
+    "fingerprint_of",
+    "voxels_decided_by",
+]
+
+FORMAT = "imagery_dask.plan"
+VERSION = 1
+LISTED = 100
+# What a cutout's fields are called where a user says them.
+CALLED = {"path": "source", "target.start": "bounds (first voxel)", "target.shape": "bounds (voxels)",
+          "target.resolution_nm": "resolution", "labels.keep": "root_ids", "labels.query.timestamp": "timestamp",
+          "labels.query.stop_layer": "stop_layer", "labels.as_int64": "convert_to_int64"}  # fmt: skip
+# Decides how much is asked for at once, and no voxel.
+DECIDE_NOTHING = ("labels.query.max_requests", "labels.query.version", "labels.leaves_within")
+
+
+@dataclass(frozen=True, slots=True)
+class StageBlocks:
+    """Blocks of one volume in one stage.
+
+    Parameters
+    ----------
+    volume : str
+        What is written.
+    doing : str
+        ``"read+write"`` or ``"downsample"``.
+    level : int
+        First level that is written.
+    blocks : BlockPlan
+        The blocks.
+    """
+
+    volume: str
+    doing: str
+    level: int
+    blocks: BlockPlan
+
+
+@dataclass(frozen=True, slots=True)
+class ExportPlan:
+    """What an export writes, and in which blocks.
+
+    Parameters
+    ----------
+    kind : {"zarr", "precomputed", "png"}
+        Which writer.
+    out : str
+        Where to.
+    volumes : sequence of dict
+        What is written: cutouts, or the shape of arrays that were computed.
+    options : dict
+        Arguments of the writer.
+    fingerprint_fields : dict
+        Fields that determine the output voxels.
+    stages : tuple of tuples of StageBlocks
+        Blocks; their numbers go through all stages, parts, and in a part x first.
+    voxels : int
+        Voxels of the first level of all volumes.
+    source_chunks : int or None
+        Reads of storage chunks; None where what is read is not a cutout.
+    """
+
+    kind: str
+    out: str
+    volumes: Sequence[dict[str, Any]]
+    options: dict[str, Any]
+    fingerprint_fields: dict[str, Any]
+    stages: tuple[tuple[StageBlocks, ...], ...]
+    voxels: int
+    source_chunks: int | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides the voxels."""
+        return fingerprint_of(self.fingerprint_fields)
+
+    @property
+    def parts(self) -> list[tuple[int, StageBlocks]]:
+        """Parts of all stages, and the number of the first block of each."""
+        found, first = [], 0
+        for stage in self.stages:
+            for part in stage:
+                found.append((first, part))
+                first += len(part.blocks)
+        return found
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of all stages."""
+        return sum(len(part.blocks) for stage in self.stages for part in stage)
+
+    @property
+    def ends(self) -> list[int]:
+        """Number after that of the last block, of each stage."""
+        return list(accumulate(sum(len(part.blocks) for part in stage) for stage in self.stages))
+
+    def region(self, number: int) -> Region:
+        """Region of a block, in voxels of the level that it writes first."""
+        first, part = next(pair for pair in reversed(self.parts) if pair[0] <= number)
+        return part.blocks[number - first][1]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain form, versioned."""
+        head = {"format": FORMAT, "version": VERSION, "program": PROGRAM, "fingerprint": self.fingerprint}
+        return head | {
+            "kind": self.kind, "out": self.out, "volumes": to_json(self.volumes), "options": to_json(self.options),
+            "decides": to_json(self.fingerprint_fields), "stages": to_json(self.stages),
+            "voxels": self.voxels, "source_chunks": self.source_chunks,
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, content: Any) -> ExportPlan:
+        """Plan from its plain form.
+
+        Raises
+        ------
+        ValueError
+            For what is no plan, or one of another version.
+        """
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ValueError("This is not a plan of an export, as imagery-dask plan writes it.")
+        if content.get("version") != VERSION:
+            raise ValueError(
+                f"The plan has version {content.get('version')!r}, and this program reads version {VERSION}; plan "
+                "again, or use the program that made it."
+            )
+        try:
+            return cls(
+                kind=content["kind"], out=content["out"], volumes=content["volumes"], options=content["options"],
+                fingerprint_fields=content["decides"],
+                stages=from_json(tuple[tuple[StageBlocks, ...], ...], content["stages"]),
+                voxels=int(content["voxels"]), source_chunks=content["source_chunks"],
+            )  # fmt: skip
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"The plan is damaged: {error}.") from error
+
+
+def fingerprint_of(fields: Mapping[str, Any]) -> str:
+    """Return the hash of the fields that determine the voxels."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def described_volume(volume: Volume) -> dict[str, Any]:
+    """Describe a volume as data, from which `data_of` makes it again."""
+    found: dict[str, Any] = {"name": volume.name, "variable": volume.variable}
+    if volume.source is not None:
+        found["cutout"] = _cutout_of(volume.source)
+    return found | {
+        "shape": [int(n) for n in volume.array.shape],
+        "dtype": str(volume.array.dtype),
+        "resolution_nm": to_json(volume.resolution_nm),
+        "translation_nm": to_json(volume.translation_nm),
+    }
+
+
+def data_of(volumes: Sequence[dict[str, Any]]) -> xr.Dataset | xr.DataArray:
+    """Give what a plan writes: cutouts as they were; of arrays that were computed, zeros of their shape."""
+    arrays = {each["name"]: _array(each) for each in volumes}
+    return xr.Dataset(arrays) if all(each["variable"] for each in volumes) else next(iter(arrays.values()))
+
+
+def voxels_decided_by(volume: Volume) -> dict[str, Any]:
+    """Say what decides the voxels of a volume, by names that a user knows."""
+    place = {"resolution_nm": to_json(volume.resolution_nm), "translation_nm": to_json(volume.translation_nm)}
+    if volume.source is None:
+        # dask names an array by what it is computed from.
+        found = {"array": volume.array.name, "shape": to_json(volume.array.shape), "dtype": str(volume.array.dtype)}
+    else:
+        leaves = flat(_cutout_of(volume.source))
+        leaves = {name: value for name, value in leaves.items() if not name.startswith(DECIDE_NOTHING)}
+        found = {CALLED.get(name, name): _short(value) for name, value in leaves.items()}
+    return {f"{volume.name} {name}": value for name, value in (found | place).items()}
+
+
+def difference(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Say what differs between two exports, at most a few things."""
+    names = [name for name in {**now, **there} if there.get(name) != now.get(name)]
+    # What is not there in one of them follows from what is another value.
+    names = [name for name in names if name in there and name in now] or names
+    said = [
+        f"{name} is another one"
+        if name.endswith(" array")
+        else f"{name} was {_said(there.get(name))} and is {_said(now.get(name))}"
+        for name in names[:5]
+    ]
+    return "; ".join(said) + (f"; and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _array(described: dict[str, Any]) -> xr.DataArray:
+    if "cutout" in described:
+        return lazy_dataarray(from_json(Cutout, described["cutout"]), described["name"])
+    array = da.zeros(described["shape"], dtype=described["dtype"], chunks=-1)
+    coords, attrs = {}, {}
+    if described["resolution_nm"] is not None:
+        attrs["resolution_nm"] = described["resolution_nm"]
+        for axis, size, step, first in zip(
+            AXES, array.shape, described["resolution_nm"], described["translation_nm"], strict=False
+        ):
+            coords[axis] = first + step * np.arange(size)
+    dims = (*AXES, "channel")[: array.ndim]
+    return xr.DataArray(array, dims=dims, coords=coords, attrs=attrs, name=described["name"])
+
+
+def _cutout_of(source: CutoutArray) -> dict[str, Any]:
+    """Cutout of a volume as data, without a name and password before the host of its URL."""
+    cutout: dict[str, Any] = to_json(source.cutout)
+    return cutout | {"path": without_user(cutout["path"])}
+
+
+def _short(value: Any) -> Any:
+    """Hash of a long list of ids."""
+    if not isinstance(value, list) or len(value) <= LISTED:
+        return value
+    return f"{len(value)} ids, sha256 {hashlib.sha256(json.dumps(value).encode()).hexdigest()}"
+
+
+def _said(value: Any) -> str:
+    text = "not given" if value is None else json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

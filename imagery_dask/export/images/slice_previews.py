@@ -1,0 +1,89 @@
+"""Thumbnails of the slices that were exported."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from imagery_dask.export.core.preview import SIDE, Preview, evenly_spaced, thumbnail, window_for
+from imagery_dask.export.images.slice_names import SliceNames, plane_axes
+from imagery_dask.geometry.grid import AXES
+from imagery_dask.render.overlays import overlay_page
+from imagery_dask.render.pages import page_of
+from imagery_dask.sources.failures import brief
+from imagery_dask.storage.files import Files
+
+__all__ = ["slice_previews"]
+
+MOST_PIXELS = 2**26
+
+
+def slice_previews(
+    files: Files, names: SliceNames, kinds: Sequence[str], edges: Sequence[Sequence[int]]
+) -> Iterator[Preview]:
+    """Give pictures of an export of slices; of masks, those of the first objects; of tiles, the middle ones.
+
+    Parameters
+    ----------
+    files, names : Files, SliceNames
+        Where they are, and what they are called.
+    kinds : sequence of str
+        What each slice has a file of.
+    edges : sequence of 3 sequences of int
+        Edges of slabs and tiles.
+    """
+    columns, rows = plane_axes(names.axis)
+    origin = (_middle_edge(edges[columns]), _middle_edge(edges[rows]))
+    count = names.shape[names.axis]
+    for number, at in enumerate(evenly_spaced(count)):
+        if not kinds:
+            return
+        kind = kinds[min(number, len(kinds) - 1)]
+        name = names.name(kind, at, origin)
+        caption = f"{name} ({AXES[names.axis]} {at} of {count})"
+        try:
+            content = files.get(name)
+            if content is None:
+                yield Preview(caption, None, "it is not there")
+                continue
+            yield Preview(caption, thumbnail(_shown(_decoded(content), kind)))
+        except Exception as error:
+            yield Preview(caption, None, brief(error))
+
+
+def _middle_edge(edges: Sequence[int]) -> int:
+    return int(edges[(len(edges) - 2) // 2])
+
+
+def _shown(page: NDArray[Any], kind: str) -> NDArray[Any]:
+    """Page of a file as it can be looked at: values of labels have colors."""
+    if kind == "labels":
+        values: NDArray[Any] = page.astype(np.uint32)
+        if page.ndim == 3:
+            values = values[..., 0] << 16 | values[..., 1] << 8 | values[..., 2]
+        return overlay_page(values.T, alpha=1.0)
+    if page.dtype == np.uint8:
+        return page
+    return page_of(_windowed(page.T))
+
+
+def _windowed(plane: NDArray[Any]) -> NDArray[Any]:
+    window = window_for([plane])
+    return plane.astype(np.uint8) * np.uint8(255) if window is None else window.apply(plane)
+
+
+def _decoded(content: bytes) -> NDArray[Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is looked at here
+        with Image.open(io.BytesIO(content)) as picture:
+            if picture.width * picture.height > MOST_PIXELS:
+                raise ValueError(f"it has {picture.width:,} x {picture.height:,} pixels, too many for a small picture")
+            step = -(-max(picture.size) // SIDE)
+            page = np.asarray(picture)[::step, ::step]
+    return page if page.dtype in (np.uint8, np.bool_) else page.astype(np.uint16)

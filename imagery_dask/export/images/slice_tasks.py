@@ -1,0 +1,206 @@
+"""Tasks of a slice export: a slab is read once and all its slices are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from distributed import Client, as_completed
+from numpy.typing import NDArray
+
+from imagery_dask import kernels
+from imagery_dask.export.core.inputs import Volume, steps_of
+from imagery_dask.export.images.slice_names import SliceNames, plane_axes
+from imagery_dask.export.images.slice_pages import Pages
+from imagery_dask.geometry.block_plan import BlockPlan, Region
+from imagery_dask.geometry.grid import XYZ
+from imagery_dask.render.pages import Format, encode_page
+from imagery_dask.run import WINDOW_PER_THREAD, Written
+from imagery_dask.storage.digests import digest_of_bytes, join_digests
+from imagery_dask.storage.files import Files
+
+__all__ = ["SLICES", "SliceBlock", "SliceTasks", "list_ids"]
+
+Read = Callable[[], NDArray[Any]]
+
+# What is written: slices of one or two volumes.
+SLICES = "slices"
+CONTENT_TYPES = {"png": "image/png", "tiff": "image/tiff"}
+# Slices that are taken out of a slab together, where their voxels are far apart in memory.
+SLICES_TOGETHER = 8
+
+
+@dataclass(frozen=True, slots=True)
+class SliceBlock:
+    """Task that reads a slab, or a tile of one, and writes a file (or one per object) for each slice of it.
+
+    Parameters
+    ----------
+    name : str
+        Shown on the dashboard.
+    reads : tuple of callable
+        What gives the voxels as x, y, z(, c): of the labels, and of the imagery under them, or of one of the two.
+    region : tuple of 3 slice
+        Voxels that the pages show.
+    inner : tuple of 3 slice
+        Where these lie within what is read.
+    pages : Pages
+        What is written of them.
+    names : SliceNames
+        What the files are called.
+    files : Files
+        Where they go.
+    form : {"png", "tiff"}
+        What they are.
+    """
+
+    name: str
+    reads: tuple[Read, ...]
+    region: Region
+    inner: Region
+    pages: Pages
+    names: SliceNames
+    files: Files
+    form: Format
+
+    @property
+    def volume(self) -> str:
+        """What is written: slices of one or two volumes."""
+        return SLICES
+
+    def __call__(self) -> Written:
+        """Read and write; a file is written whole, so that doing it again does no harm."""
+        with self.files.together() as put:
+            return self._make(lambda name, content: put(name, content, CONTENT_TYPES[self.form]))
+
+    def stored(self) -> bytes:
+        """Hash of the files that are there."""
+        return join_digests([digest_of_bytes(self._content(name)) for name in self._file_names()])
+
+    def expected(self) -> bytes:
+        """Hash of the files that would be written now."""
+        return self._make(lambda name, content: None).digest
+
+    def _make(self, put: Callable[[str, bytes], None]) -> Written:
+        part = (self.inner[self._rows], self.inner[self._columns])
+        blocks = [read() for read in self.reads]
+        digests = []
+        for index, planes in _slices(blocks, self.names.axis):
+            for kind, page in self.pages(planes):
+                if page is None:
+                    shape = (part[0].stop - part[0].start, part[1].stop - part[1].start, 4)
+                    content = _transparent(shape, self.form)
+                else:
+                    content = encode_page(page[part], self.form, self.pages.flat)
+                put(self._name(kind, index), content)
+                digests.append(digest_of_bytes(content))
+        voxels = sum(math.prod(block.shape[:3]) for block in blocks)
+        return Written(voxels, sum(int(block.nbytes) for block in blocks), join_digests(digests))
+
+    @property
+    def _columns(self) -> int:
+        return plane_axes(self.names.axis)[0]
+
+    @property
+    def _rows(self) -> int:
+        return plane_axes(self.names.axis)[1]
+
+    def _file_names(self) -> Iterator[str]:
+        """Names in the order in which they are written."""
+        along = self.region[self.names.axis]
+        for index in range(along.stop - along.start):
+            yield from (self._name(kind, index) for kind in self.pages.kinds)
+
+    def _name(self, kind: str, index: int) -> str:
+        origin = (self.region[self._columns].start, self.region[self._rows].start)
+        return self.names.name(kind, self.region[self.names.axis].start + index, origin)
+
+    def _content(self, name: str) -> bytes:
+        content = self.files.get(name)
+        if content is None:
+            raise FileNotFoundError(f"{self.files.url}/{name} was written, and is not there any more.")
+        return content
+
+
+@dataclass(frozen=True, slots=True)
+class SliceTasks(Sequence[SliceBlock]):
+    """The tasks of a plan, each made when it is asked for; parameters as of `SliceBlock`."""
+
+    plan: BlockPlan
+    volumes: Sequence[Volume]
+    pages: Pages
+    names: SliceNames
+    files: Files
+    form: Format
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, number: Any) -> Any:
+        (x_index, y_index, z_index), region = self.plan[number]
+        outer = _grown(region, self.names.axis, self.pages.margin, self.names.shape)
+        x, y, z = (slice(a.start - b.start, a.stop - b.start) for a, b in zip(region, outer, strict=True))
+        reads = tuple(volume.reader(outer) for volume in self.volumes)
+        name = f"{steps_of(self.volumes)} {SLICES} z{z_index} y{y_index} x{x_index}"
+        return SliceBlock(name, reads, region, (x, y, z), self.pages, self.names, self.files, self.form)
+
+
+def list_ids(client: Client, volume: Volume, block_bytes: int) -> NDArray[Any]:
+    """Distinct ids of a volume, ascending, by one pass over it; 0 is not among them."""
+    plan = volume.plan((1, 1, 1), block_bytes, 8 * block_bytes)
+    regions = (piece for _, region in plan for piece in plan.pieces(region))
+    found: NDArray[Any] = np.array([], dtype=volume.array.dtype)
+    running = as_completed(loop=client.loop, with_results=True)
+    window = max(4, WINDOW_PER_THREAD * sum(client.nthreads().values()))
+
+    def submit(count: int) -> None:
+        for _, region in zip(range(count), regions, strict=False):
+            running.add(client.submit(_ids_of, volume.reader(region), pure=False))
+
+    submit(window)
+    try:
+        for future, ids in running:
+            found = np.union1d(found, ids)
+            future.release()
+            submit(1)
+    except BaseException:
+        client.cancel(list(running.futures))
+        raise
+    return np.asarray(found[found != 0])
+
+
+def _ids_of(read: Read) -> NDArray[Any]:
+    return kernels.unique_ids(read())
+
+
+def _slices(blocks: Sequence[NDArray[Any]], axis: int) -> Iterator[tuple[int, list[NDArray[Any]]]]:
+    """Each slice of some blocks, as planes in Fortran order."""
+    depth = blocks[0].shape[axis]
+    for first in range(0, depth, SLICES_TOGETHER):
+        # Neighbours along the first axis share cache lines: taken one by one, the slab is read for each of them.
+        group = [_last(block, axis, first) for block in blocks]
+        for index in range(min(SLICES_TOGETHER, depth - first)):
+            yield first + index, [planes[..., index] for planes in group]
+
+
+def _last(block: NDArray[Any], axis: int, first: int) -> NDArray[Any]:
+    part = np.moveaxis(block[(slice(None),) * axis + (slice(first, first + SLICES_TOGETHER),)], axis, -1)
+    return np.asfortranarray(part)
+
+
+def _grown(region: Region, axis: int, margin: int, shape: XYZ) -> Region:
+    x, y, z = (
+        part if along == axis else slice(max(0, part.start - margin), min(shape[along], part.stop + margin))
+        for along, part in enumerate(region)
+    )
+    return x, y, z
+
+
+@lru_cache(maxsize=64)
+def _transparent(shape: tuple[int, ...], form: Format) -> bytes:
+    """File with nothing on it: most objects are absent from most slices."""
+    return encode_page(np.zeros(shape, dtype=np.uint8), form, flat=True)

@@ -1,0 +1,408 @@
+"""Slices of a volume as picture files, written by a cluster: imagery, masks, labels and overlays."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from typing import Any, Literal, cast
+
+import numpy as np
+from distributed import Client
+from numpy.typing import NDArray
+
+from imagery_dask import kernels
+from imagery_dask.arrays.lazy import CutoutArray
+from imagery_dask.cluster import WorkerResources
+from imagery_dask.export.core.base import Export, RunOptions
+from imagery_dask.export.core.plans import ExportPlan, StageBlocks, fingerprint_of, voxels_decided_by
+from imagery_dask.export.core.preview import Preview
+from imagery_dask.export.core.session import Session
+from imagery_dask.export.execution.execute import execute
+from imagery_dask.export.images import slice_checks as checks
+from imagery_dask.export.images.slice_look import look_of
+from imagery_dask.export.images.slice_names import SliceNames, plane_axes
+from imagery_dask.export.images.slice_pages import (
+    IdTable,
+    ImageryPages,
+    LabelPages,
+    MaskPages,
+    OverlayPages,
+    OverlayStyle,
+    Pages,
+)
+from imagery_dask.export.images.slice_plan import BLOCKS_HELD, plan_slices, refuse_too_large, storage_edges
+from imagery_dask.export.images.slice_previews import slice_previews
+from imagery_dask.export.images.slice_target import SliceTarget
+from imagery_dask.export.images.slice_tasks import SLICES, SliceTasks, list_ids
+from imagery_dask.export.multiscale.levels import BLOCK_BYTES, block_size
+from imagery_dask.geometry.block_plan import BlockPlan, Region
+from imagery_dask.geometry.grid import XYZ
+from imagery_dask.model.labels import RootIds
+from imagery_dask.render.overlays import overlay_halo
+from imagery_dask.render.pages import Format
+from imagery_dask.run import BlockTask, RunReport
+from imagery_dask.serialization import to_json
+from imagery_dask.storage.files import Files, split_prefix
+
+__all__ = ["MAX_FILES", "WHATS", "SliceExport", "to_png"]
+
+What = Literal["imagery", "masks", "labels", "overlay"]
+WHATS = ("imagery", "masks", "labels", "overlay")
+MAX_FILES = 1_000_000
+EXTENSIONS = {"png": "png", "tiff": "tif"}
+MOST_16_BIT = 2**16 - 1
+MOST_PACKED = 2**24 - 1
+
+
+def to_png(
+    data: Any,
+    prefix: str | os.PathLike[str],
+    *,
+    what: What = "imagery",
+    slice_axis: int | Literal["x", "y", "z"] = 2,
+    names: Literal["reference", "absolute"] = "reference",
+    format: Format = "png",
+    root_ids: RootIds = "all",
+    colors: Mapping[int, Sequence[int]] | None = None,
+    window: Sequence[float] | None = None,
+    bits: Literal[8, 16] = 8,
+    tile: int | None = None,
+    alpha: float = 0.2,
+    outline: bool = False,
+    merge_outline: bool = True,
+    width: int = 10,
+    voxel_offset: Sequence[int] | None = None,
+    max_files: int = MAX_FILES,
+    overwrite: bool = False,
+    repair: bool = False,
+    max_missing: float | None = None,
+    max_requests: int | None = None,
+    report: str | os.PathLike[str] | None = None,
+    cluster: Any = None,
+    workers: int | None = None,
+    progress: bool | Callable[[RunReport], None] = True,
+) -> RunReport:
+    """Write each slice of a volume as a picture file (or one per object), over a dask cluster.
+
+    A task reads a slab as deep as the storage chunks and writes all of its slices, so that each chunk is read once; it
+    holds that slab in memory. Rows and columns of pictures are as in `save_image_slices`; imagery is grey where
+    `save_imagery` writes RGB, as the reference does.
+
+    Parameters
+    ----------
+    data : dask.array.Array, numpy.ndarray, xarray.DataArray or xarray.Dataset
+        Axes x, y, z and, for imagery, optionally channels of 8-bit RGB or RGBA. A dataset has the variables ``image``
+        and ``segmentation``; an overlay needs one with the segmentation at least.
+    prefix : str or path
+        A local path, ``s3://``, ``gs://`` or ``memory://`` URL; its last component is what the names begin with.
+    what : {"imagery", "masks", "labels", "overlay"}
+        Grey values; an RGBA picture of each object in each slice, transparent where the object is not; one picture of
+        each slice whose values stand for ids (see Notes); objects in colour over imagery.
+    slice_axis : int or {"x", "y", "z"}
+        Axis along which the volume is cut.
+    names : {"reference", "absolute"}
+        ``{prefix}_slice_{i}_imagery.png``, as the reference (and without a number for a single slice); or
+        ``{prefix}_imagery_z021360.png`` with the voxel index of the slice in the grid of `data`, which sorts.
+    format : {"png", "tiff"}
+        Kind of the files; TIFF files end in ``.tif``.
+    root_ids : sequence of int or "all"
+        Objects to show. Listed objects have their masks also where they do not occur; "all" takes one more pass over
+        the data for masks and labels, to find them (it is not in the report's counts).
+    colors : mapping of int to 3 or 4 int, optional
+        RGB or RGBA (0 to 255) by root id, for masks (white by default) and overlays.
+    window : two numbers, optional
+        Voxel values that become black and white. Needed for imagery that is not 8 or 16 bit.
+    bits : {8, 16}
+        Depth of the grey values that a window makes.
+    tile : int, optional
+        Write planes as tiles of at most so many rows and columns. Tiles end where storage chunks do, so that these are
+        read once; names end with the first row and column, ``_y4096_x0``, numbered as `names` says. By default planes
+        are whole.
+    alpha : float
+        Strength of an overlay's colours.
+    outline : bool
+        Draw outlines of objects instead of areas.
+    merge_outline : bool
+        Draw no outline between objects that touch.
+    width : int
+        Width of outlines in pixels.
+    voxel_offset : sequence of 3 int, optional
+        Voxel index of the first voxel, for ``names="absolute"`` of arrays that do not know it.
+    max_files : int
+        Refuse to write more files than this.
+    overwrite : bool
+        Start over, and replace files of the same names; others are left alone.
+    repair, max_missing, max_requests, report, cluster, workers, progress : optional
+        As in `to_zarr`; records lie in ``.{prefix}_{what}.{fingerprint}.receipts/``.
+        ``memory://`` is of one process, and needs a cluster of threads.
+
+    Returns
+    -------
+    RunReport
+        Blocks, voxels, bytes, seconds, storage chunks read and missing.
+
+    Raises
+    ------
+    FileExistsError
+        When files of these names exist and `overwrite` is False.
+    ValueError, TypeError, OSError
+        For data, options or a place that cannot be written. Nothing has been written then.
+    BlockFailedError
+        When blocks failed; all others have been written, and its ``report`` names the failed ones.
+    AccessRefusedError
+        When the source refuses access; the export ends at once.
+
+    Notes
+    -----
+    Values of ``what="labels"`` are 1, 2, ... for the ids in ascending order, the same in all slices, and 0 where there
+    is no object: 16-bit grey for up to 65,535 ids, above that RGB with value = 65536 R + 256 G + B. The table
+    ``{prefix}_labels.csv`` has the columns id and value; ids are decimal text.
+    """
+    export = SliceExport(
+        data, prefix, what=what, slice_axis=slice_axis, names=names, format=format, root_ids=root_ids, colors=colors,
+        window=window, bits=bits, tile=tile, alpha=alpha, outline=outline, merge_outline=merge_outline, width=width,
+        voxel_offset=voxel_offset, max_files=max_files,
+    )  # fmt: skip
+    return execute(export, RunOptions(
+        cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, repair=repair,
+        max_missing=max_missing, max_requests=max_requests, report=report,
+    ))  # fmt: skip
+
+
+class SliceExport(Export):
+    """An export of slices; arguments as for `to_png`."""
+
+    kind = "png"
+
+    def __init__(
+        self,
+        data: Any,
+        prefix: str | os.PathLike[str],
+        *,
+        what: What = "imagery",
+        slice_axis: int | Literal["x", "y", "z"] = 2,
+        names: Literal["reference", "absolute"] = "reference",
+        format: Format = "png",
+        root_ids: RootIds = "all",
+        colors: Mapping[int, Sequence[int]] | None = None,
+        window: Sequence[float] | None = None,
+        bits: Literal[8, 16] = 8,
+        tile: int | None = None,
+        alpha: float = 0.2,
+        outline: bool = False,
+        merge_outline: bool = True,
+        width: int = 10,
+        voxel_offset: Sequence[int] | None = None,
+        max_files: int = MAX_FILES,
+    ) -> None:
+        checks.choice("what", what, WHATS)
+        axis = checks.axis_of(slice_axis)
+        self.form = cast(Format, checks.choice("format", format, tuple(EXTENSIONS)))
+        self.volumes = checks.volumes_of(data, what)
+        self.look = look_of(what, self.volumes, root_ids, colors, checks.window_of(window, bits))
+        self.style = OverlayStyle(alpha, outline, merge_outline, width)
+        absolute = checks.choice("names", names, ("reference", "absolute")) == "absolute"
+        start = checks.start_of(self.volumes[0], voxel_offset) if absolute else None
+        self.files, stem = split_prefix(prefix)
+        self.names = SliceNames(stem, axis, self.volumes[0].shape, start, tile is not None, EXTENSIONS[self.form])
+        self.tile, self.max_files = _whole("tile", tile), _whole("max_files", max_files)
+        self.out = f"{self.files.url}/{stem}"
+        self.options = to_json({
+            "what": what, "slice_axis": axis, "names": names, "format": format,
+            "root_ids": "all" if self.look.keep is None else list(self.look.keep),
+            "colors": dict(self.look.colors) or None, "window": None if window is None else [*map(float, window)],
+            "bits": bits, "tile": self.tile, "alpha": alpha, "outline": outline, "merge_outline": merge_outline,
+            "width": width, "voxel_offset": start, "max_files": self.max_files,
+        })  # fmt: skip
+        self.target = self._slices = SliceTarget(self)
+        self.check_count(self.listed_kinds)
+
+    @property
+    def fingerprint_fields(self) -> dict[str, Any]:
+        """Everything that decides the pixels, by name."""
+        found: dict[str, Any] = {"format": self.kind}
+        for volume in self.volumes:
+            found |= voxels_decided_by(volume)
+        return found | {name: value for name, value in self.options.items() if name != "max_files"}
+
+    @property
+    def records(self) -> Files:
+        """Where records are kept: exports of other slices, or of something else, may have the same prefix."""
+        name = f".{self.names.stem}_{self.look.what}.{fingerprint_of(self.fingerprint_fields)[:8]}.receipts"
+        return Files.at(f"{self.files.url}/{name}")
+
+    @property
+    def table(self) -> str | None:
+        """Name of the table of values, where there is one."""
+        return f"{self.names.stem}_labels.csv" if self.look.what == "labels" else None
+
+    def kinds(self, ids: Sequence[int] | NDArray[Any] | None) -> list[str]:
+        """Kinds of the files of a slice, as far as they are known."""
+        if self.look.what != "masks":
+            return [self.look.what]
+        return [] if ids is None else [f"root_id_{value}" for value in np.asarray(ids).tolist()]
+
+    @property
+    def listed_kinds(self) -> list[str]:
+        """Kinds of the files of a slice, as far as they are known before anything is read."""
+        return self.kinds(self.look.keep)
+
+    def check_count(self, kinds: Sequence[str]) -> None:
+        """Refuse too many files."""
+        (slices, pages), count = self._pages_of_all(), self._count(kinds)
+        if self.max_files is not None and count > self.max_files:
+            raise ValueError(
+                f"This would write {count:,} files ({slices:,} slices, {pages:,} tiles, {len(kinds) or 1:,} files for "
+                f"each); max_files (--max-files) allows {self.max_files:,}. Take fewer slices or ids, or allow more."
+            )
+
+    def planned_names(self, kinds: Sequence[str]) -> Iterator[str]:
+        """Names of the files that are written."""
+        yield from [] if self.table is None else [self.table]
+        plan, (columns, rows) = self._plan(1), plane_axes(self.names.axis)
+        for index in range(self.names.shape[self.names.axis]):
+            for row in plan.edges[rows][:-1]:
+                for column in plan.edges[columns][:-1]:
+                    yield from (self.names.name(kind, index, (column, row)) for kind in kinds)
+
+    def check(self, client: Client) -> None:
+        """Refuse a cluster that cannot write there, and a place that cannot be written."""
+        if self.files.url.startswith("memory://") and not all(
+            address.startswith("inproc://") for address in client.nthreads()
+        ):
+            raise ValueError("memory:// is of one process: workers in other processes cannot write to it.")
+
+    def stages(self, resources: WorkerResources, block_bytes: int | None) -> tuple[tuple[StageBlocks, ...], ...]:
+        """Slabs and tiles, all in one stage."""
+        each = sum(volume.read_bytes for volume in self.volumes)
+        # Slabs of several storage chunks have no more than a block of other exports.
+        plan = self._plan(int((block_bytes or block_size(resources, int(each * math.prod(self.names.shape)))) / each))
+        refuse_too_large(plan, self.names.axis, each, resources.thread_memory)
+        return ((StageBlocks(SLICES, "read+write", 0, plan),),)
+
+    def sources(self, part: StageBlocks) -> Sequence[CutoutArray | None]:
+        """Give what the blocks read: all volumes."""
+        return [volume.source for volume in self.volumes]
+
+    @property
+    def margin(self) -> XYZ:
+        """Voxels around a tile that decide its pixels too."""
+        around = overlay_halo(self.style.outline, self.style.width) if self.look.what == "overlay" else 0
+        x, y, z = (around if axis in plane_axes(self.names.axis) else 0 for axis in range(3))
+        return (x, y, z)
+
+    def create(self, place: str, session: Session, client: Client) -> None:
+        """Find the ids that are to be shown, where they are not listed; write their table."""
+        if self.look.what not in ("masks", "labels"):
+            return
+        ids = list_ids(client, self.volumes[0], BLOCK_BYTES) if self.look.keep is None else self.look.keep
+        ids = np.array(ids, dtype=self.volumes[0].array.dtype if self.look.keep is None else np.uint64)
+        if self.look.what == "masks" and self.look.keep is None:
+            self.check_count(self.kinds(ids))
+            if not session.overwrites and (clash := self._slices.clash(self.kinds(ids))) is not None:
+                raise self._slices.refusal(clash)
+        if self.look.what == "labels":
+            ids = self._label_ids(ids)
+        self._id_table(session).write(ids)
+
+    def create_sample(self, session: Session, client: Client, regions: Sequence[Region]) -> None:
+        """Take the ids of the sample for all: to find all is a pass over the data."""
+        if self.look.what in ("masks", "labels") and self.look.keep is None:
+            read = [kernels.unique_ids(self.volumes[0].reader(region)()) for region in regions]
+            ids = np.unique(np.concatenate(read))
+            self._id_table(session).write(ids[ids != 0])
+        else:
+            self.create(session.place, session, client)
+
+    def at(self, place: str) -> Export:
+        """Return the same export to another place."""
+        other = copy(self)
+        other.files, stem = split_prefix(place)
+        other.names = replace(self.names, stem=stem)
+        other.out = f"{other.files.url}/{stem}"
+        other.target = other._slices = SliceTarget(other)
+        return other
+
+    def objects(self, plan: ExportPlan) -> int:
+        """Count pictures; masks of objects that are not listed count as one object."""
+        return self._count(self.listed_kinds)
+
+    def held_bytes(self, plan: ExportPlan) -> int:
+        """Estimate what a task holds at most."""
+        each = sum(volume.read_bytes for volume in self.volumes)
+        return int(BLOCKS_HELD * each * math.prod(plan.stages[0][0].blocks.largest))
+
+    def notes(self, plan: ExportPlan) -> Iterator[str]:
+        """Say what a reader of the report should know."""
+        if self.look.what in ("masks", "labels") and self.look.keep is None:
+            yield "The ids were found by one more pass over the data; it is not in these counts."
+
+    def tasks(
+        self, place: str, session: Session, stages: Sequence[Sequence[StageBlocks]]
+    ) -> Sequence[Sequence[BlockTask]]:
+        """Tasks of the slabs, made as they are asked for."""
+        ((part,),) = stages
+        return [SliceTasks(part.blocks, self.volumes, self._pages(session), self.names, self.files, self.form)]
+
+    def _pages_of_all(self) -> tuple[int, int]:
+        """Slices, and tiles of each."""
+        plan = self._plan(1)
+        tiles = math.prod(len(plan.edges[across]) - 1 for across in plane_axes(self.names.axis))
+        return self.names.shape[self.names.axis], tiles
+
+    def _count(self, kinds: Sequence[str]) -> int:
+        return math.prod(self._pages_of_all()) * max(1, len(kinds)) + (self.table is not None)
+
+    def tidy(self, place: str) -> None:
+        """Remove what killed processes left half-written."""
+        self.files.remove_partial(stem=self.names.stem)
+
+    def previews(self, place: str, session: Session, whole: Sequence[StageBlocks]) -> Iterator[Preview]:
+        """Give some of the pictures, smaller."""
+        yield from slice_previews(self.files, self.names, self._pages(session).kinds, self._plan(1).edges)
+
+    def _plan(self, voxels: int) -> BlockPlan:
+        return plan_slices(storage_edges(self.volumes), self.names.axis, self.tile, voxels)
+
+    def _pages(self, session: Session) -> Pages:
+        look = self.look
+        if look.what == "imagery":
+            return ImageryPages(look.window)
+        if look.what == "overlay":
+            rgb = {value: (r, g, b) for value, (r, g, b, _) in look.colors.items()}
+            return OverlayPages(self.style, look.keep, rgb, look.window)
+        table = self._id_table(session)
+        if look.what == "masks":
+            return MaskPages(table.ids(), look.colors)
+        return LabelPages(table, len(table.ids()) > MOST_16_BIT, look.keep is None)
+
+    def _id_table(self, session: Session) -> IdTable:
+        """Table of the ids that are shown: a result beside labels, a record beside masks."""
+        dtype = "int64" if self.volumes[0].array.dtype.kind == "i" else "uint64"
+        if self.table is not None:
+            return IdTable(self.files, self.table, dtype, session.id)
+        # Not this export's own folder: one made from a plan of a computed array has another name for it.
+        assert session.records is not None
+        return IdTable(session.records.files, f"{session.id}/ids.csv", dtype, session.id)
+
+    def _label_ids(self, ids: NDArray[Any]) -> NDArray[Any]:
+        """Ids that have a value in the table."""
+        dtype = self.volumes[0].array.dtype
+        ids = ids[ids != 0]
+        if len(ids) > MOST_PACKED:
+            raise ValueError(
+                f"{len(ids):,} ids do not fit the 24 bits of an RGB picture; list root_ids, or export a smaller region."
+            )
+        # An id that the data type cannot hold is nowhere.
+        return ids[ids <= np.array(np.iinfo(dtype).max).astype(ids.dtype)]
+
+
+def _whole(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+        raise ValueError(f"{name} must be a whole number from 1; got {value!r}.")
+    return int(value)

@@ -1,0 +1,166 @@
+"""How levels are cut into chunks and shards, and which of them one task makes together.
+
+A task that holds the voxels of a level makes the next coarser ones too, as long as its block is whole chunks (or
+shards) of each of them, so that they are neither read again nor touched by two tasks::
+
+    level 0   |---------------|---------------|---------------|     shards, each of 4 x 4 chunks
+    level 1   |-------|-------|-------|-------|-------|-------|     shards of 2 x 2 chunks: the same region
+    level 2   |---|---|---|---|---|---|---|---|---|---|---|---|     chunks: the same region
+              <--- a block --->
+
+Coarser levels are made from the last of these, in another stage.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from imagery_dask.geometry.grid import XYZ
+from imagery_dask.geometry.pyramid import Level
+from imagery_dask.model.arguments import whole_triple
+
+__all__ = ["LevelLayout", "StageLayout", "checked_shards", "default_chunks", "lay_out"]
+
+# Viewers fetch chunks of some hundred kilobytes (compressed); object stores and file systems want fewer, larger files.
+# With these, 10 TB of 8 bit imagery and its pyramid are 990,000 objects.
+SHARD_BYTES = 32 * 2**20
+SHARDS_AT_LEAST = 64
+# So many chunks of a level can be files of their own.
+CHUNKS_UNSHARDED = 1024
+# What a block may hold in order to make several levels at once; a small region is worked off in parallel instead.
+FUSED_BYTES = 32 * 2**20
+SMALL_FUSED_BYTES = 4 * 2**20
+BLOCKS_AT_LEAST = 16
+
+
+@dataclass(frozen=True, slots=True)
+class LevelLayout:
+    """Chunks of one level.
+
+    Parameters
+    ----------
+    level : Level
+        Its geometry.
+    chunk : tuple of 3 int
+        Voxels of a chunk along x, y, z, no more than the level has.
+    shard : tuple of 3 int or None
+        Voxels of a shard, whole chunks; None where every chunk is an object of its own.
+    """
+
+    level: Level
+    chunk: XYZ
+    shard: XYZ | None
+
+
+@dataclass(frozen=True, slots=True)
+class StageLayout:
+    """Levels ``first`` to ``last``, which one task makes together.
+
+    Parameters
+    ----------
+    first, last : int
+        Levels. The first stage makes level 0 from the source, a later one its first level from the level above.
+    unit : tuple of 3 int
+        Voxels of the first level that blocks are whole multiples of.
+    """
+
+    first: int
+    last: int
+    unit: XYZ
+
+
+def default_chunks(itemsize: int) -> XYZ:
+    """Chunk shape of about two megabytes: 128 voxels along each axis for imagery, 64 for ids."""
+    return (128, 128, 128) if itemsize <= 2 else (64, 64, 64)
+
+
+def lay_out(
+    levels: Sequence[Level], chunks: XYZ, shards: XYZ | Literal["auto"] | None, voxel_bytes: int
+) -> tuple[tuple[LevelLayout, ...], tuple[StageLayout, ...]]:
+    """Cut levels into chunks, shards and stages. Depends on nothing but its arguments.
+
+    Parameters
+    ----------
+    levels : sequence of Level
+        A pyramid.
+    chunks : tuple of 3 int
+        Chunk shape of all levels.
+    shards : tuple of 3 int, "auto" or None
+        Shard shape of the first level of each stage, further levels of which have shards of the same region; None makes
+        every chunk an object. ``"auto"`` makes shards of 32 MiB where there are more than 1,024 chunks.
+    voxel_bytes : int
+        Bytes of a voxel with all its channels.
+    """
+    total = math.prod(levels[0].shape) * voxel_bytes
+    fused = min(FUSED_BYTES, max(SMALL_FUSED_BYTES, total // BLOCKS_AT_LEAST)) // voxel_bytes
+    if shards == "auto":
+        count = math.prod(-(-size // chunk) for size, chunk in zip(levels[0].shape, chunks, strict=True))
+        wanted = min(SHARD_BYTES, total // SHARDS_AT_LEAST) // voxel_bytes
+        shards = None if count <= CHUNKS_UNSHARDED else _grown(chunks, levels[min(1, len(levels) - 1)].step, wanted)
+    found: list[LevelLayout] = []
+    stages: list[StageLayout] = []
+    while len(found) < len(levels):
+        first = len(found)
+        # In voxels of the stage's first level: what blocks are multiples of, and how much coarser the last level is.
+        unit, scale = chunks if shards is None else shards, (1, 1, 1)
+        found.append(_clipped(levels[first], chunks, shards))
+        for level in levels[first + 1 :]:
+            scale = _each(operator.mul, scale, level.step)
+            larger = _each(lambda size, times, chunk: math.lcm(size, times * chunk), unit, scale, chunks)
+            if math.prod(_each(min, larger, levels[first].shape)) > fused:
+                break
+            unit = larger
+            found.append(_clipped(level, chunks, None if shards is None else _each(operator.floordiv, unit, scale)))
+        stages.append(StageLayout(first, len(found) - 1, unit))
+    return tuple(found), tuple(stages)
+
+
+def checked_shards(shards: Any, chunks: XYZ) -> XYZ | Literal["auto"] | None:
+    """Give the shard shape that an argument means.
+
+    Raises
+    ------
+    ValueError
+        When it is no shape, or not whole chunks.
+    """
+    if shards is None or (isinstance(shards, str) and shards == "auto"):
+        return shards  # type: ignore[return-value]
+    shape = whole_triple("shards", shards)
+    if any(shard % chunk for shard, chunk in zip(shape, chunks, strict=True)):
+        fitting = tuple(-(-shard // chunk) * chunk for shard, chunk in zip(shape, chunks, strict=True))
+        raise ValueError(f"shards {shape} are not multiples of chunks {chunks}; {fitting} would be.")
+    return shape
+
+
+def _grown(chunk: XYZ, step: XYZ, voxels: int) -> XYZ:
+    """Double a chunk, first along the axes that the next level halves, up to a number of voxels."""
+    shape = list(chunk)
+    halved = [axis for axis in range(3) if step[axis] == 2]
+    while halved and math.prod(shape) * 2 ** len(halved) <= voxels:
+        for axis in halved:
+            shape[axis] *= 2
+    while 2 * math.prod(shape) <= voxels:
+        shape[int(np.argmin(shape))] *= 2
+    return (shape[0], shape[1], shape[2])
+
+
+def _clipped(level: Level, chunks: XYZ, shard: XYZ | None) -> LevelLayout:
+    """Chunks and shards no longer than the level, and no shards of one chunk."""
+    chunk = _each(min, chunks, level.shape)
+    if shard is None:
+        return LevelLayout(level, chunk, None)
+    whole = _each(
+        lambda size, part, length: min(size, -(-length // part) * part) // part * part, shard, chunk, level.shape
+    )
+    return LevelLayout(level, chunk, None if whole == chunk else whole)
+
+
+def _each(function: Callable[..., Any], *triples: XYZ) -> XYZ:
+    x, y, z = (int(function(*values)) for values in zip(*triples, strict=True))
+    return (x, y, z)

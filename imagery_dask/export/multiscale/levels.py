@@ -1,0 +1,324 @@
+"""Writing the levels of volumes, whatever the format: stages of tasks, each of which makes some levels of one block.
+
+The first stage of a volume reads its source and writes level 0, and the levels that fit to its blocks (see `layout`);
+later ones read the coarsest level that has been written.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from xxhash import xxh3_128
+
+from imagery_dask import kernels
+from imagery_dask.cluster import WorkerResources
+from imagery_dask.export.core.inputs import Volume, steps_of
+from imagery_dask.export.multiscale.level_layout import StageLayout
+from imagery_dask.geometry.block_plan import SPLIT_ABOVE, BlockPlan, Region, plan_blocks
+from imagery_dask.geometry.grid import XYZ
+from imagery_dask.geometry.pyramid import Level
+from imagery_dask.run import BlockTask, Written
+
+__all__ = [
+    "BLOCK_BYTES",
+    "LevelStore",
+    "LevelTasks",
+    "LevelsBlock",
+    "VolumeLevels",
+    "block_size",
+    "level_notes",
+    "plan_levels",
+]
+
+# Three blocks must fit beside each other in a worker with 1 GB and other things to do.
+BLOCK_BYTES = 32 * 2**20
+# A small export is cut finer than memory asks for, so that no thread waits for the last block of another.
+BLOCKS_PER_THREAD = 4
+SMALL_BLOCK_BYTES = 4 * 2**20
+# A later stage reads what it downsamples in pieces of about this size, and holds only what becomes of them.
+PIECE_BYTES = 16 * 2**20
+
+
+class LevelStore(Protocol):
+    """One level in its place. Picklable; opened by the process that uses it."""
+
+    def write(self, region: Region, voxels: NDArray[Any]) -> bytes:
+        """Write voxels x, y, z(, c) to a region of whole chunks; their hash."""
+        ...
+
+    def digest_of(self, region: Region, voxels: NDArray[Any]) -> bytes:
+        """Hash that `write` would give; nothing is written."""
+        ...
+
+    def digest(self, region: Region) -> bytes:
+        """Hash of what is stored in a region."""
+        ...
+
+    def read(self, region: Region) -> NDArray[Any]:
+        """Voxels of a region as x, y, z(, c)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeLevels:
+    """A volume, and the levels that are made of it.
+
+    Parameters
+    ----------
+    volumes : tuple of Volume
+        What level 0 is made of; or, where every level has a source of its own, what each is made of.
+    levels : tuple of Level
+        Geometry of the levels.
+    stages : tuple of StageLayout
+        Which levels are made together.
+    """
+
+    volumes: tuple[Volume, ...]
+    levels: tuple[Level, ...]
+    stages: tuple[StageLayout, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LevelsBlock:
+    """Task that makes a block of one level, and of coarser ones from it, and writes them.
+
+    Parameters
+    ----------
+    name, volume : str
+        Shown on the dashboard; what is written.
+    pieces : tuple of (region, callable)
+        Which voxels of the first level, x, y, z, and what gives them as x, y, z(, c); one after another.
+    outputs : tuple of (step, LevelStore)
+        The levels, finest first, and how many voxels of the one before become one voxel.
+    labels : bool
+        Whether voxels are ids.
+    """
+
+    name: str
+    volume: str
+    pieces: tuple[tuple[Region, Callable[[], NDArray[Any]]], ...]
+    outputs: tuple[tuple[XYZ, LevelStore], ...]
+    labels: bool
+
+    def __call__(self) -> Written:
+        """Compute and write; each piece covers whole chunks, so that no other task touches them."""
+        return self._make(lambda store, region, block: store.write(region, block))
+
+    def stored(self) -> bytes:
+        """Hash of what is in the store."""
+        digest = xxh3_128()
+        for region, _ in self.pieces:
+            for step, store in self.outputs:
+                region = _coarser(region, step)
+                digest.update(store.digest(region))
+        return digest.digest()
+
+    def expected(self) -> bytes:
+        """Hash of what would be written now."""
+        return self._make(lambda store, region, block: store.digest_of(region, block)).digest
+
+    def _make(self, put: Callable[[LevelStore, Region, NDArray[Any]], bytes]) -> Written:
+        digest, voxels, size = xxh3_128(), 0, 0
+        for region, read in self.pieces:
+            block = read()
+            voxels += math.prod(block.shape[:3])
+            for step, store in self.outputs:
+                block = kernels.downsample(block, step, self.labels)
+                region = _coarser(region, step)
+                digest.update(put(store, region, block))
+                size += int(block.nbytes)
+        return Written(voxels, size, digest.digest())
+
+
+@dataclass(frozen=True, slots=True)
+class ReadDownsampled:
+    """Read a region of a level from the level above it, which has been written.
+
+    Parameters
+    ----------
+    store : LevelStore
+        The level above.
+    above : tuple of 3 int
+        Its voxels along x, y, z.
+    region : Region
+        Voxels to give.
+    step : tuple of 3 int
+        Voxels of the level above for one of them.
+    unit : tuple of 3 int
+        Voxels of whole chunks of the level above, in voxels to give.
+    labels : bool
+        Whether voxels are ids.
+    """
+
+    store: LevelStore
+    above: XYZ
+    region: Region
+    step: XYZ
+    unit: XYZ
+    labels: bool
+
+    def __call__(self) -> NDArray[Any]:
+        """Voxels of the region; the level above is held a piece at a time."""
+        out: NDArray[Any] | None = None
+        start = [part.start for part in self.region]
+        for piece in _pieces(self.region, self.unit):
+            finer = tuple(
+                slice(part.start * step, min(part.stop * step, size))
+                for part, step, size in zip(piece, self.step, self.above, strict=True)
+            )
+            small = kernels.downsample(self.store.read((finer[0], finer[1], finer[2])), self.step, self.labels)
+            if out is None:
+                shape = [part.stop - part.start for part in self.region]
+                out = np.empty((*shape, *small.shape[3:]), small.dtype, order="F")
+            out[tuple(slice(p.start - s, p.stop - s) for p, s in zip(piece, start, strict=True))] = small
+        assert out is not None  # no region is empty
+        return out
+
+
+def plan_levels(
+    exports: Sequence[VolumeLevels], resources: WorkerResources, block_bytes: int | None
+) -> list[list[BlockPlan]]:
+    """Blocks of each stage of each volume, in voxels of the stage's first level.
+
+    Parameters
+    ----------
+    exports : sequence of VolumeLevels
+        What to write.
+    resources : WorkerResources
+        Where they will run.
+    block_bytes : int, optional
+        Size that blocks should have; by default 32 MiB, less where that leaves threads without work.
+
+    Raises
+    ------
+    ValueError
+        When a block would take more memory than a worker has.
+    """
+    wanted = block_bytes or block_size(resources, sum(int(export.volumes[0].array.nbytes) for export in exports))
+    plans = [_plans(export, wanted, max(wanted, BLOCK_BYTES) * SPLIT_ABOVE) for export in exports]
+    for export, of_volume in zip(exports, plans, strict=True):
+        for volume, plan in zip(export.volumes, of_volume, strict=False):
+            _refuse_too_large(volume, plan, resources.thread_memory)
+    return plans
+
+
+@dataclass(frozen=True, slots=True)
+class LevelTasks(Sequence[BlockTask]):
+    """The tasks of a stage of a volume, each made when it is asked for.
+
+    Parameters
+    ----------
+    export : VolumeLevels
+        What is written.
+    stage : int
+        Which stage.
+    plan : BlockPlan
+        Blocks, from `plan_levels`.
+    stores : sequence of LevelStore
+        Where each level is written.
+    """
+
+    export: VolumeLevels
+    stage: int
+    plan: BlockPlan
+    stores: Sequence[LevelStore]
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, number: Any) -> Any:
+        export, stores = self.export, self.stores
+        stage, volume = export.stages[self.stage], export.volumes[min(self.stage, len(export.volumes) - 1)]
+        outputs = tuple(
+            ((1, 1, 1) if level == stage.first else export.levels[level].step, stores[level])
+            for level in range(stage.first, stage.last + 1)
+        )
+        (x, y, z), region = self.plan[number]
+        doing = steps_of([volume]) if self.stage < len(export.volumes) else "downsample"
+        which = f" level {stage.first}" if stage.first else ""
+        name = f"{doing} {volume.name}{which} z{z} y{y} x{x}"
+        pieces = tuple((piece, _reader(export, self.stage, piece, stores)) for piece in self.plan.pieces(region))
+        return LevelsBlock(name, volume.name, pieces, outputs, volume.labels)
+
+
+def _refuse_too_large(volume: Volume, plan: BlockPlan, memory: int) -> None:
+    needed = volume.held_bytes(plan)
+    if needed <= memory:
+        return
+    shape = "x".join(f"{n:,}" for n in plan.largest_piece)
+    remedy = "Choose smaller chunks, shards or blocks, or workers with more memory."
+    if volume.source is None:
+        sizes = "x".join(f"{max(chunks):,}" for chunks in volume.array.chunks[:3])
+        remedy = f"It is computed from chunks of {sizes}: rechunk the array to blocks of that shape first (rechunk)."
+    raise ValueError(
+        f"{volume.name}: a task would hold {needed / 1e9:.3g} GB for a block of {shape} voxels, and a worker has "
+        f"{memory / 1e9:.3g} GB for each thread. {remedy}"
+    )
+
+
+def _plans(export: VolumeLevels, block_bytes: int, most: int) -> list[BlockPlan]:
+    plans = []
+    for index, stage in enumerate(export.stages):
+        if index < len(export.volumes):
+            plans.append(export.volumes[index].plan(stage.unit, block_bytes, most))
+        else:
+            voxels = max(1, block_bytes // export.volumes[0].voxel_bytes)
+            plans.append(plan_blocks(export.levels[stage.first].shape, stage.unit, (None, None, None), voxels))
+    return plans
+
+
+def _reader(
+    export: VolumeLevels, index: int, region: Region, stores: Sequence[LevelStore]
+) -> Callable[[], NDArray[Any]]:
+    if index < len(export.volumes):
+        return export.volumes[index].reader(region)
+    volume, stage, first = export.volumes[0], export.stages[index], export.stages[index].first
+    step = export.levels[first].step
+    voxels = max(1, PIECE_BYTES // (volume.voxel_bytes * math.prod(step)))
+    unit = _halved(stage.unit, voxels)
+    return ReadDownsampled(stores[first - 1], export.levels[first - 1].shape, region, step, unit, volume.labels)
+
+
+def level_notes(export: VolumeLevels, plans: Sequence[BlockPlan]) -> Iterator[str]:
+    """Say where blocks cut what they read."""
+    for volume, plan in zip(export.volumes, plans, strict=False):
+        cut = [axis for axis, once in zip("xyz", plan.reads_once, strict=True) if not once]
+        if cut:
+            yield (
+                f"{volume.name}: blocks of {plan.largest} voxels cut chunks of the source along {', '.join(cut)}: they "
+                "are read more than once. Choose chunks and shards, or bounds, that agree with them."
+            )
+
+
+def block_size(resources: WorkerResources, total: int) -> int:
+    """Bytes of a block of an export of so many: as large as memory allows, small enough that every thread gets some."""
+    return min(BLOCK_BYTES, max(SMALL_BLOCK_BYTES, total // (BLOCKS_PER_THREAD * max(1, resources.threads))))
+
+
+def _coarser(region: Region, step: XYZ) -> Region:
+    x, y, z = (slice(part.start // s, -(-part.stop // s)) for part, s in zip(region, step, strict=True))
+    return (x, y, z)
+
+
+def _halved(unit: XYZ, voxels: int) -> XYZ:
+    """Cut a shape in halves along its longest axis until it has no more than so many voxels."""
+    shape = list(unit)
+    while math.prod(shape) > voxels and max(shape) > 1:
+        axis = int(np.argmax(shape))
+        shape[axis] = -(-shape[axis] // 2)
+    return (shape[0], shape[1], shape[2])
+
+
+def _pieces(region: Region, unit: XYZ) -> Iterator[Region]:
+    spans = [
+        [slice(start, min(start + size, part.stop)) for start in range(part.start, part.stop, size)]
+        for part, size in zip(region, unit, strict=True)
+    ]
+    for z, y, x in itertools.product(spans[2], spans[1], spans[0]):
+        yield (x, y, z)

@@ -1,0 +1,324 @@
+"""What an export will take, before anything is spent: exact where it follows from the plan, else measured."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from imagery_dask.cluster import WorkerResources
+from imagery_dask.export.core.base import Export, RunOptions
+from imagery_dask.export.core.options import block_bytes_of
+from imagery_dask.export.core.plans import ExportPlan
+from imagery_dask.export.core.source_reads import chunk_reads
+from imagery_dask.export.execution.execute import execute
+from imagery_dask.export.planning.sampling import Sample, Sampling, sample_blocks
+from imagery_dask.geometry.block_plan import BlockPlan
+from imagery_dask.humanize import human_bytes, human_time
+from imagery_dask.run import RunReport
+from imagery_dask.serialization import to_json
+
+__all__ = ["Estimate", "PlannedExport", "Span", "plan_export"]
+
+SAMPLES = 3
+# Of a worker's memory, what dask lets its tasks take before it stops giving it more.
+MEMORY_USED = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A quantity that was measured on a few blocks.
+
+    Parameters
+    ----------
+    low, typical, high : float
+        By the least, the mean and the most of the samples.
+    """
+
+    low: float
+    typical: float
+    high: float
+
+    def said(self, shown: Callable[[float], str]) -> str:
+        """Typical value, and the spread where there is one."""
+        low, typical, high = shown(self.low), shown(self.typical), shown(self.high)
+        return typical if low == high else f"{typical} ({low} to {high})"
+
+    def plus(self, low: float, typical: float, high: float) -> Span:
+        """Sum of this and another one."""
+        return Span(self.low + low, self.typical + typical, self.high + high)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What an export will take.
+
+    Parameters
+    ----------
+    workers : int
+        Workers, of one thread each, that it is estimated for.
+    samples : int
+        Blocks that were measured.
+    read_bytes : Span
+        Bytes to receive from the source, as stored there.
+    written_bytes : Span
+        Bytes of the files to write.
+    seconds : Span
+        Time with so many workers, when the source and the target are as fast for all of them as for one.
+    source_chunks : int or None
+        Storage chunks to read, those that several blocks read as often.
+    amplification : float or None
+        Of these, how many are read for each one of the region: 1 where each is read once.
+    root_requests : Span
+        Requests to the chunked graph.
+    supervoxels : Span
+        Supervoxels to look up.
+    objects : int
+        Files or objects to write, at most.
+    peak_bytes : int
+        Memory of a worker: what a process that did the sample blocks had at most; or what a block holds, by its shape.
+    missing : float
+        Part of the storage chunks of the samples that do not exist.
+    """
+
+    workers: int
+    samples: int
+    read_bytes: Span
+    written_bytes: Span
+    seconds: Span
+    source_chunks: int | None
+    amplification: float | None
+    root_requests: Span
+    supervoxels: Span
+    objects: int
+    peak_bytes: int
+    missing: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedExport:
+    """A plan, and what it will take.
+
+    Parameters
+    ----------
+    export : Export
+        What is exported.
+    plan : ExportPlan
+        Its blocks.
+    estimate : Estimate
+        What they will take.
+    problems : tuple of str
+        What will not fit.
+    """
+
+    export: Export
+    plan: ExportPlan
+    estimate: Estimate
+    problems: tuple[str, ...]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Say what there is to know, as labels and text."""
+        plan, estimate = self.plan, self.estimate
+        rows = [("to", self.plan.out)]
+        for _, part in plan.parts:
+            shape = " x ".join(f"{n:,}" for n in part.blocks.largest)
+            rows.append((f"{part.doing} {part.volume}", f"{len(part.blocks):,} blocks of up to {shape} voxels"))
+        rows += [("blocks", f"{plan.blocks:,}"), ("voxels", f"{plan.voxels:,}")]
+        rows.append(("to read", estimate.read_bytes.said(human_bytes)))
+        if estimate.source_chunks is not None:
+            again = "" if estimate.amplification is None else f", each {estimate.amplification:.3g} times"
+            rows.append(("source requests", f"{estimate.source_chunks:,} storage chunks{again}"))
+        if estimate.missing:
+            rows.append(("missing", f"{estimate.missing:.2%} of the chunks of the sample blocks do not exist"))
+        if estimate.supervoxels.high:
+            asked = f"in {estimate.root_requests.said(_count)} requests"
+            rows.append(("root lookups", f"{estimate.supervoxels.said(_count)} supervoxels, {asked}"))
+        rows += [
+            ("to write", f"{estimate.written_bytes.said(human_bytes)} in at most {estimate.objects:,} files"),
+            ("memory of a worker", human_bytes(estimate.peak_bytes)),
+            ("time", f"{estimate.seconds.said(human_time)} with {estimate.workers:,} workers"),
+            ("measured on", f"{estimate.samples} blocks"),
+            ("fingerprint", plan.fingerprint[:16]),
+        ]
+        return rows
+
+    def __str__(self) -> str:
+        lines = [f"{label:<24}{text}" for label, text in self.rows()]
+        return "\n".join([*lines, *(f"Will not do well: {problem}" for problem in self.problems)])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{escape(label)}</th><td style='text-align:left'>{escape(text)}</td></tr>"
+            for label, text in self.rows()
+        )
+        problems = "".join(f"<p><b>Will not do well:</b> {escape(problem)}</p>" for problem in self.problems)
+        return f"<table>{rows}</table>{problems}"
+
+    def run(
+        self,
+        *,
+        cluster: Any = None,
+        workers: int | None = None,
+        progress: bool | Callable[[RunReport], None] = True,
+        overwrite: bool = False,
+        max_missing: float | None = None,
+        max_requests: int | None = None,
+        report: str | os.PathLike[str] | None = None,
+    ) -> RunReport:
+        """Run the export, with the blocks as planned; arguments as of `to_zarr`."""
+        return execute(self.export, RunOptions(
+            cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, report=report, plan=self.plan,
+            max_missing=max_missing, max_requests=max_requests,
+        ))  # fmt: skip
+
+    def to_json(self) -> dict[str, Any]:
+        """Plan and estimate as data, without secrets: what ``imagery-dask export --plan`` reads."""
+        return self.plan.to_json() | {"estimate": to_json(self.estimate), "problems": list(self.problems)}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan to a file."""
+        Path(path).write_text(json.dumps(self.to_json(), indent=1) + "\n")
+
+
+def plan_export(
+    export: Export,
+    *,
+    workers: int | None = None,
+    worker_memory: int | None = None,
+    block_mib: float | None = None,
+    samples: int = SAMPLES,
+    sampled: Callable[[Sampling], list[Sample]] = sample_blocks,
+) -> PlannedExport:
+    """Plan an export and measure a few of its blocks; nothing is written to its place.
+
+    Parameters
+    ----------
+    export : Export
+        What is exported.
+    workers : int, optional
+        Workers, of one thread each, to estimate for; one per core by default.
+    worker_memory : int, optional
+        Bytes that each of them has; by default this machine's, shared between them.
+    block_mib : float, optional
+        Size of blocks in MiB.
+    samples : int
+        Blocks to measure, of each volume.
+    sampled : callable
+        Does them.
+
+    Raises
+    ------
+    ValueError
+        A block does not fit into a worker.
+    AccessRefusedError, OSError
+        The target cannot be written, or the source cannot be read.
+    """
+    workers = workers or os.cpu_count() or 1
+    memory = worker_memory or psutil.virtual_memory().available // workers
+    plan = export.plan(WorkerResources(workers, memory), block_bytes_of(block_mib))
+    export.target.check_writable()
+    found = sampled(Sampling(export, plan, _spread(plan, samples)))
+    estimate = _estimate(export, plan, found, workers)
+    return PlannedExport(export, plan, estimate, tuple(_problems(export, estimate, memory)))
+
+
+def _estimate(export: Export, plan: ExportPlan, found: Sequence[Sample], workers: int) -> Estimate:
+    """Scale the samples of each volume, by voxels, to all of its blocks."""
+    of_volume = {part.volume: [each for each in found if each.volume == part.volume] for _, part in plan.parts}
+
+    def of(value: Callable[[Sample], float], reading: bool) -> Span:
+        total = Span(0.0, 0.0, 0.0)
+        for _, part in plan.parts:
+            if reading and part.doing == "downsample":  # reads what was written
+                continue
+            voxels = math.prod(edges[-1] for edges in part.blocks.edges) * max(1, len(export.sources(part)))
+            each = [value(sample) / sample.voxels for sample in of_volume[part.volume]]
+            total = total.plus(min(each) * voxels, float(np.mean(each)) * voxels, max(each) * voxels)
+        return total
+
+    at_once = min(workers, plan.blocks)
+    chunks = sum(sample.counts.chunks for sample in found)
+    return Estimate(
+        workers=workers,
+        samples=len(found),
+        read_bytes=of(lambda sample: sample.counts.stored_bytes, reading=True),
+        written_bytes=of(lambda sample: sample.stored_bytes, reading=False),
+        seconds=of(lambda sample: sample.seconds / at_once, reading=False),
+        source_chunks=plan.source_chunks,
+        amplification=_amplification(export, plan),
+        root_requests=of(lambda sample: sample.counts.root_requests, reading=True),
+        supervoxels=of(lambda sample: sample.counts.ids_sent, reading=True),
+        objects=export.objects(plan),
+        peak_bytes=max(sample.peak_bytes for sample in found) or export.held_bytes(plan),
+        missing=sum(sample.counts.missing for sample in found) / chunks if chunks else 0.0,
+    )
+
+
+def _amplification(export: Export, plan: ExportPlan) -> float | None:
+    """Count reads of storage chunks for each chunk of the region."""
+    if not plan.source_chunks:
+        return None
+    once = 0
+    for _, part in plan.parts:
+        size = tuple((0, edges[-1]) for edges in part.blocks.edges)
+        for source in export.sources(part):
+            assert source is not None
+            once += chunk_reads(source, BlockPlan((size[0], size[1], size[2]), part.blocks.reads_once))
+    return plan.source_chunks / once if once else None
+
+
+def _problems(export: Export, estimate: Estimate, memory: int) -> list[str]:
+    found = []
+    if estimate.peak_bytes > MEMORY_USED * memory:
+        found.append(
+            f"A worker would take {estimate.peak_bytes / 1e9:.2g} GB, and each of {estimate.workers} has "
+            f"{memory / 1e9:.2g} GB: take fewer workers, smaller blocks, or more memory."
+        )
+    folder = _folder(export.out)
+    if folder is not None:
+        free = shutil.disk_usage(folder).free
+        if estimate.written_bytes.high > free:
+            found.append(
+                f"{export.out} would have {estimate.written_bytes.typical / 1e9:.3g} GB (up to "
+                f"{estimate.written_bytes.high / 1e9:.3g} GB), and {folder} has {free / 1e9:.3g} GB free."
+            )
+    if estimate.amplification is not None and estimate.amplification > 1.5:
+        found.append(
+            f"Each storage chunk is read {estimate.amplification:.2g} times: chunks and shards, or bounds, that agree "
+            "with those of the source would read less."
+        )
+    return found
+
+
+def _folder(out: str) -> Path | None:
+    """Nearest folder of a local place that exists."""
+    out = out.removeprefix("file://")
+    if "://" in out:
+        return None
+    folder = Path(out)
+    while not folder.exists():
+        folder = folder.parent
+    return folder
+
+
+def _spread(plan: ExportPlan, samples: int) -> list[int]:
+    """Numbers of some blocks of each volume, from all over it."""
+    numbers, first = set(), 0
+    for part in plan.stages[0]:
+        count = len(part.blocks)
+        numbers |= {first + int((index + 0.5) * count / samples) for index in range(samples)}
+        first += count
+    return sorted(numbers)
+
+
+def _count(value: float) -> str:
+    return f"{value:,.0f}"

@@ -1,0 +1,161 @@
+"""A few blocks of an export, done for real into a folder that is removed: what they take, measured.
+
+Run as a program, so that the memory that is measured is that of blocks and of nothing else: a pickled `Sampling` comes
+on stdin, a pickled list of `Sample` goes to stdout.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from distributed.protocol.pickle import dumps, loads
+
+from imagery_dask.cluster import connect
+from imagery_dask.errors import ImageryDaskError
+from imagery_dask.export.core.base import Export, tasks_of
+from imagery_dask.export.core.session import Session
+from imagery_dask.sources import ReadCounts, collect_counts, tokens_for_own_workers
+
+__all__ = ["Sample", "Sampling", "sample_blocks"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one block took.
+
+    Parameters
+    ----------
+    number : int
+        Which block.
+    volume : str
+        Of what.
+    seconds : float
+        Reading, computing and writing.
+    voxels : int
+        Voxels of the block.
+    stored_bytes : int
+        Bytes of the files that it wrote.
+    files : int
+        How many of them.
+    counts : ReadCounts
+        What it read.
+    peak_bytes : int
+        Most memory that the process had so far; 0 where it was not measured.
+    """
+
+    number: int
+    volume: str
+    seconds: float
+    voxels: int
+    stored_bytes: int
+    files: int
+    counts: ReadCounts
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Blocks to do.
+
+    Parameters
+    ----------
+    export : Export
+        What is exported; its place is not touched.
+    plan : ExportPlan
+        Its blocks.
+    numbers : sequence of int
+        Which of them.
+    """
+
+    export: Export
+    plan: Any
+    numbers: Sequence[int]
+
+    def __call__(self, measured: bool) -> list[Sample]:
+        """Do them, one after another."""
+        with tempfile.TemporaryDirectory(prefix="imagery_dask-plan-") as folder:
+            export = self.export.at(os.path.join(folder, "sample"))
+            session = Session(export.target, export.records, None, None)
+            session.begin(self.plan)
+            with connect() as client:
+                export.create_sample(session, client, [self.plan.region(number) for number in self.numbers])
+            (tasks, *_) = tasks_of(export, session)
+            found = [_sample(tasks[number], number, Path(folder), measured) for number in self.numbers]
+            first = found[0]
+            if not first.counts.root_requests:  # whose answers are kept
+                # The first block opens volumes and stores, which no other one has to.
+                warm = _sample(tasks[first.number], first.number, Path(folder), measured)
+                found[0] = replace(first, seconds=min(first.seconds, warm.seconds))
+            return found
+
+
+def sample_blocks(sampling: Sampling) -> list[Sample]:
+    """Do some blocks in a process of their own, or in this one where they read what only this one has.
+
+    Raises
+    ------
+    ImageryDaskError, ValueError, OSError
+        What a block raises.
+    """
+    if any(_is_here(volume) for volume in sampling.export.volumes):
+        return sampling(measured=False)
+    ran = subprocess.run(
+        [sys.executable, "-m", "imagery_dask.export.planning.sampling"],
+        input=dumps(sampling), capture_output=True,
+        env=os.environ | dict(tokens_for_own_workers()), check=False,
+    )  # fmt: skip
+    if ran.returncode:
+        raise ImageryDaskError(f"The sample blocks could not be done: {ran.stderr.decode(errors='replace')[-2000:]}")
+    result: list[Sample] | Exception = pickle.loads(ran.stdout)
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _sample(task: Any, number: int, folder: Path, measured: bool) -> Sample:
+    before = _sizes(folder)
+    started = time.perf_counter()
+    with collect_counts() as counts:
+        written = task()
+    seconds = time.perf_counter() - started
+    after = _sizes(folder)
+    new = [size for name, (size, when) in after.items() if before.get(name) != (size, when)]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if measured else 0
+    return Sample(number, task.volume, seconds, written.voxels, sum(new), len(new), counts, peak)
+
+
+def _sizes(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size of each file, and when it was written."""
+    found = ((str(path), path.stat()) for path in folder.rglob("*") if path.is_file())
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found}
+
+
+def _is_here(volume: Any) -> bool:
+    """Whether a volume is memory of this process."""
+    return volume.source is None or volume.source.cutout.path.removeprefix("precomputed://").startswith("mem")
+
+
+def main() -> None:
+    """Do what comes on stdin."""
+    out = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whoever prints does not spoil the result
+    try:
+        result: Any = loads(sys.stdin.buffer.read())(measured=True)
+    except Exception as error:
+        result = error
+    with os.fdopen(out, "wb") as file:
+        file.write(pickle.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

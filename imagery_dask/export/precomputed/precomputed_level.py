@@ -1,0 +1,162 @@
+"""One mip of a precomputed volume, as its chunks: encoded by CloudVolume's codecs, written whole."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from cloudvolume import chunks as codecs
+from numpy.typing import NDArray
+
+from imagery_dask.geometry.block_plan import Region
+from imagery_dask.geometry.grid import XYZ
+from imagery_dask.sources import channels_last
+from imagery_dask.sources.segmentation_check import segmentation_damage
+from imagery_dask.storage.digests import digest_of, digest_of_bytes, join_digests
+from imagery_dask.storage.files import Compression, Files, Put
+
+__all__ = ["SEGMENTATION_BLOCK", "PrecomputedLevel"]
+
+SEGMENTATION_BLOCK = (8, 8, 8)
+PUTS_IN_FLIGHT = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PrecomputedLevel:
+    """One mip of a volume.
+
+    Parameters
+    ----------
+    files : Files
+        Folder of the volume.
+    key : str
+        Folder of the mip in it.
+    start, stop : tuple of 3 int
+        Absolute voxels of the mip.
+    chunk : tuple of 3 int
+        Storage chunk.
+    encoding, dtype, channels
+        Of the chunks.
+    compress : {"gzip", "br"} or None
+        Further compression.
+    quality : int or None
+        Of pictures.
+    """
+
+    files: Files
+    key: str
+    start: XYZ
+    stop: XYZ
+    chunk: XYZ
+    encoding: str
+    dtype: str
+    channels: int
+    compress: Compression | None
+    quality: int | None
+
+    def write(self, region: Region, voxels: NDArray[Any]) -> bytes:
+        """Write voxels x, y, z(, c) to a region of whole chunks; their hash, or that of pictures that lose bits."""
+        parts = self._parts(region, voxels)
+        if self.files.folder is not None:
+            # Without its parents: a task that outlives its export would make again what that has removed.
+            (self.files.folder / self.key).mkdir(exist_ok=True)
+            with self.files.together() as put:
+                return self._digest(voxels, [self._put(put, name, part) for name, part in parts])
+        with ThreadPoolExecutor(PUTS_IN_FLIGHT) as threads:
+            put_each = partial(self._put, self.files.put)
+            return self._digest(voxels, list(threads.map(put_each, *zip(*parts, strict=True))))
+
+    def digest_of(self, region: Region, voxels: NDArray[Any]) -> bytes:
+        """Hash that `write` gives."""
+        lossy = [digest_of_bytes(self._encoded(part)) for _, part in self._parts(region, voxels)] if self.lossy else []
+        return self._digest(voxels, lossy)
+
+    def digest(self, region: Region) -> bytes:
+        """Hash of what is stored in a region."""
+        if self.lossy:
+            return join_digests([digest_of_bytes(self._content(part)) for part in self._chunks(region)])
+        return digest_of(self.read(region))
+
+    @property
+    def lossy(self) -> bool:
+        """Whether the encoding loses bits, so that voxels that are read back are others."""
+        return self.encoding == "jpeg" or (self.encoding == "jxl" and self.quality != 100)
+
+    def read(self, region: Region) -> NDArray[Any]:
+        """Voxels of a region as x, y, z(, c)."""
+        out: NDArray[Any] | None = None
+        shape = tuple(part.stop - part.start for part in region)
+        for part in self._chunks(region):
+            voxels = self._get(part)
+            if out is None:
+                out = np.empty((*shape, voxels.shape[3]), self.dtype, order="F")
+            inside = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(part, region, strict=True))
+            common = (inside[0], inside[1], inside[2])
+            out[_within(region, common)] = voxels[_within(part, common)]
+        assert out is not None  # no region is empty
+        return out if out.shape[3] > 1 else out[..., 0]
+
+    def _parts(self, region: Region, voxels: NDArray[Any]) -> list[tuple[str, NDArray[Any]]]:
+        """Names and voxels of the chunks of a region."""
+        if voxels.dtype.kind == "i" and self.dtype.startswith("u") and int(voxels.min(initial=0)) < 0:
+            raise OverflowError(
+                f"Id {int(voxels.min())} is negative: a precomputed volume of {self.dtype} cannot hold it."
+            )
+        voxels = voxels.view(self.dtype) if voxels.dtype != self.dtype else voxels
+        voxels = voxels.reshape((*voxels.shape[:3], -1), order="F")
+        return [(self._name(part), voxels[_within(region, part)]) for part in self._chunks(region)]
+
+    def _encoded(self, voxels: NDArray[Any]) -> bytes:
+        params = {} if self.quality is None else {"level": self.quality}
+        return bytes(codecs.encode(np.asfortranarray(voxels), self.encoding, SEGMENTATION_BLOCK, params))
+
+    def _put(self, put: Put, name: str, voxels: NDArray[Any]) -> bytes:
+        """Write a chunk; the hash of its bytes, where these are compared."""
+        content = self._encoded(voxels)
+        put(name, content, "application/octet-stream", self.compress)
+        return digest_of_bytes(content) if self.lossy else b""
+
+    def _digest(self, voxels: NDArray[Any], of_contents: list[bytes]) -> bytes:
+        return join_digests(of_contents) if self.lossy else digest_of(voxels)
+
+    def _get(self, part: Region) -> NDArray[Any]:
+        content = self._content(part)
+        x, y, z = (axis.stop - axis.start for axis in part)
+        shape = (x, y, z, self.channels)
+        if self.encoding == "compressed_segmentation":  # what is damaged would end the process that decodes it
+            damage = segmentation_damage(content, shape, SEGMENTATION_BLOCK, np.dtype(self.dtype).itemsize)
+            if damage:
+                raise ValueError(f"{self.files.url}/{self._name(part)} does not decode: {damage}")
+        decoded = codecs.decode(content, self.encoding, shape, np.dtype(self.dtype), SEGMENTATION_BLOCK)
+        return channels_last(np.asarray(decoded), shape, self.encoding)
+
+    def _content(self, part: Region) -> bytes:
+        content = self.files.get(self._name(part))
+        if content is None:
+            raise FileNotFoundError(f"{self.files.url}/{self._name(part)} was written, and is not there any more.")
+        return content
+
+    def _chunks(self, region: Region) -> Iterator[Region]:
+        """Chunks that a region crosses, as regions of the level; at its end they are cut."""
+        spans = [
+            [
+                slice(first, min(first + size, stop - start))
+                for first in range(part.start // size * size, part.stop, size)
+            ]
+            for part, size, start, stop in zip(region, self.chunk, self.start, self.stop, strict=True)
+        ]
+        for z, y, x in itertools.product(spans[2], spans[1], spans[0]):
+            yield (x, y, z)
+
+    def _name(self, part: Region) -> str:
+        spans = (f"{axis.start + start}-{axis.stop + start}" for axis, start in zip(part, self.start, strict=True))
+        return f"{self.key}/{'_'.join(spans)}"
+
+
+def _within(region: Region, part: Region) -> tuple[slice, ...]:
+    return tuple(slice(p.start - r.start, p.stop - r.start) for p, r in zip(part, region, strict=True))

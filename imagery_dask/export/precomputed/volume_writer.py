@@ -1,0 +1,404 @@
+"""Neuroglancer precomputed volumes, encoded by CloudVolume's codecs, with mips by the same pyramid as OME-Zarr's.
+
+Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/volume.md
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+from cloudvolume import CloudVolume
+from distributed import Client
+
+from imagery_dask.export.core.base import RunOptions
+from imagery_dask.export.core.inputs import Volume, as_volumes
+from imagery_dask.export.core.plans import ExportPlan
+from imagery_dask.export.core.provenance import KEY, provenance, what_was_missing
+from imagery_dask.export.core.session import Session
+from imagery_dask.export.execution.execute import execute
+from imagery_dask.export.multiscale.laid_out import Multiscale, multiscale_of
+from imagery_dask.export.multiscale.level_layout import default_chunks
+from imagery_dask.export.multiscale.levels import LevelStore
+from imagery_dask.export.multiscale.volumes import VolumeExport
+from imagery_dask.export.precomputed.precomputed_level import SEGMENTATION_BLOCK, PrecomputedLevel
+from imagery_dask.geometry.pyramid import Level, Levels, checked_levels
+from imagery_dask.model.arguments import whole_triple
+from imagery_dask.run import RunReport
+from imagery_dask.sources import open_volume
+from imagery_dask.storage.files import Files
+from imagery_dask.storage.targets import VolumeTarget
+from imagery_dask.storage.zarr_stores import check_process, clear_errors
+
+__all__ = ["PrecomputedExport", "to_precomputed"]
+
+IMAGE_ENCODINGS = ("raw", "jpeg", "png", "jxl")
+LABEL_ENCODINGS = ("compressed_segmentation", "raw", "compresso", "crackle")
+# What CloudVolume compresses further; the others are dense already.
+GZIPPED = ("raw", "compressed_segmentation", "compresso", "crackle")
+QUALITIES = {"jpeg": (1, 100), "jxl": (0, 100), "png": (0, 9)}
+# Whatever its source calls the folder: that may be a path out of it.
+PROPERTIES = "segment_properties"
+STORED_AS = {"int64": "uint64", "int32": "uint32", "bool": "uint8"}
+DTYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "float32")
+
+
+def to_precomputed(
+    data: Any,
+    url: str | os.PathLike[str],
+    *,
+    encoding: str | Mapping[str, str] | None = None,
+    chunks: Sequence[int] | None = None,
+    levels: Levels = 1,
+    compress: Literal["auto", "gzip", "br"] | None = "auto",
+    quality: int | None = None,
+    block_mib: float | None = None,
+    resolution_nm: Sequence[float] | None = None,
+    translation_nm: Sequence[float] | None = None,
+    overwrite: bool = False,
+    repair: bool = False,
+    max_missing: float | None = None,
+    max_requests: int | None = None,
+    report: str | os.PathLike[str] | None = None,
+    cluster: Any = None,
+    workers: int | None = None,
+    progress: bool | Callable[[RunReport], None] = True,
+) -> RunReport:
+    """Write an array as a Neuroglancer precomputed volume, at the place in the world that it comes from.
+
+    Parameters
+    ----------
+    data : dask.array.Array, numpy.ndarray, xarray.DataArray or xarray.Dataset
+        As for `to_zarr`. Of a dataset, ``image`` and ``segmentation`` are written to folders of these names.
+    url : str or path
+        Where to write: a local folder, ``s3://``, ``gs://``, or ``memory://`` of this process; ``precomputed://``
+        before these means the same.
+    encoding : str or mapping of str to str, optional
+        Of imagery ``"raw"`` (default), ``"jpeg"``, ``"png"`` or ``"jxl"``; of labels ``"compressed_segmentation"``
+        (default), ``"raw"``, ``"compresso"`` or ``"crackle"``. A mapping names that of each variable of a dataset.
+    chunks : sequence of 3 int, optional
+        Storage chunk x, y, z. By default 128 voxels along each axis for 8 and 16 bit voxels, 64 for others.
+    levels : int, "auto" or "source"
+        As for `to_zarr`: mips of the volume. Their voxels lie at whole multiples of their size, so that a computed
+        pyramid needs bounds that begin at a multiple of its factor.
+    compress : {"auto", "gzip", "br"} or None
+        Further compression of chunks that are not pictures. By default gzip in buckets, which give such files back
+        decompressed, and none on a local disk, where only CloudVolume reads a chunk from a file named ``.gz``.
+    quality : int, optional
+        Quality of jpeg (1 to 100) and jxl (0 to 100, which is lossless), compression level of png (0 to 9).
+    block_mib : float, optional
+        Size of the blocks that tasks work on, in MiB.
+    resolution_nm, translation_nm : sequence of 3 float, optional
+        Voxel size, and centre of the first voxel, x, y, z in nm, of an array that has none of its own.
+    overwrite : bool
+        Start over where there is a precomputed volume.
+    repair, max_missing, max_requests, report, cluster, workers, progress
+        As for `to_zarr`.
+
+    Returns
+    -------
+    RunReport
+        Blocks, voxels, bytes, seconds, storage chunks missing.
+
+    Raises
+    ------
+    FileExistsError
+        When there is something at `url` and `overwrite` is False.
+    ValueError, TypeError
+        For an encoding that cannot hold the voxels, a place that is not at whole voxels, and other arguments that
+        cannot be. Nothing has been written then.
+    BlockFailedError, AccessRefusedError
+        As for `to_zarr`.
+    """
+    export = PrecomputedExport(
+        data, url, encoding=encoding, chunks=chunks, levels=levels, compress=compress, quality=quality,
+        resolution_nm=resolution_nm, translation_nm=translation_nm,
+    )  # fmt: skip
+    return execute(export, RunOptions(
+        cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, repair=repair,
+        block_mib=block_mib, max_missing=max_missing,
+        max_requests=max_requests, report=report,
+    ))  # fmt: skip
+
+
+class PrecomputedExport(VolumeExport):
+    """An export to precomputed volumes; arguments as for `to_precomputed`."""
+
+    kind = "precomputed"
+
+    def __init__(
+        self,
+        data: Any,
+        url: str | os.PathLike[str],
+        *,
+        encoding: str | Mapping[str, str] | None = None,
+        chunks: Sequence[int] | None = None,
+        levels: Levels = 1,
+        compress: Literal["auto", "gzip", "br"] | None = "auto",
+        quality: int | None = None,
+        resolution_nm: Sequence[float] | None = None,
+        translation_nm: Sequence[float] | None = None,
+    ) -> None:
+        several = isinstance(data, xr.Dataset)
+        if not (compress is None or (isinstance(compress, str) and compress in ("auto", "gzip", "br"))):
+            raise ValueError(f"compress must be 'auto', 'gzip', 'br' or None; got {compress!r}.")
+        options = _Options(encoding, chunks, checked_levels(levels), compress, quality)
+        volumes = as_volumes(data, resolution_nm, translation_nm)
+        _check_names(volumes, encoding)
+        self._layers = [_layer(volume, options) for volume in volumes]
+        _check_quality(quality, {layer.info["scales"][0]["encoding"] for layer in self._layers})
+        super().__init__(
+            [layer.multiscale for layer in self._layers],
+            asdict(options) | {"resolution_nm": resolution_nm, "translation_nm": translation_nm},
+        )
+        self._folders = [layer.multiscale.volume.name if several else "" for layer in self._layers]
+        self.target = VolumeTarget(url.removeprefix("precomputed://") if isinstance(url, str) else url)
+        self.out = self.target.store
+
+    @property
+    def fingerprint_fields(self) -> dict[str, Any]:
+        """Everything that decides the voxels, by name."""
+        layout = {
+            f"{layer.multiscale.volume.name} {name}": layer.info["scales"][0][key]
+            for layer in self._layers
+            for name, key in (("encoding", "encoding"), ("chunks", "chunk_sizes"))
+        }
+        options = {"compress": self.options["compress"], "quality": self.options["quality"]}
+        return super().fingerprint_fields | layout | options | {"folders": self._folders}
+
+    def check(self, client: Client) -> None:
+        """Refuse a cluster that cannot write there."""
+        check_process(self.target.store, client)
+
+    def create(self, place: str, session: Session, client: Client) -> None:
+        """Write what describes the volumes."""
+        with clear_errors(place):
+            for layer, files in self._filed(place):
+                layer.create(files)
+
+    def places(self, place: str, session: Session) -> list[list[LevelStore]]:
+        """Where each level of each volume is written."""
+        return [layer.stores(files) for layer, files in self._filed(place)]
+
+    def objects(self, plan: ExportPlan) -> int:
+        """Count chunks, and what describes the volumes."""
+        total = 0
+        for layer in self._layers:
+            for scale in layer.info["scales"]:
+                sizes = zip(scale["size"], scale["chunk_sizes"][0], strict=True)
+                total += math.prod(-(-length // size) for length, size in sizes)
+            total += 2 + len(layer.beside)
+        return total
+
+    def tidy(self, place: str) -> None:
+        """Remove what killed processes left half-written."""
+        for layer, files in self._filed(place):
+            for folder in ("", PROPERTIES, *(str(scale["key"]) for scale in layer.info["scales"])):
+                files.remove_partial(folder)
+
+    def close(self, place: str, report: RunReport) -> None:
+        """Say in the volumes what was missing."""
+        for layer, files in self._filed(place):
+            layer.describe(files, what_was_missing(report, layer.multiscale.volume.name))
+
+    def _filed(self, place: str) -> list[tuple[_Layer, Files]]:
+        folders = (Files.at(f"{place}/{folder}") for folder in self._folders)
+        return list(zip(self._layers, folders, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    encoding: str | Mapping[str, str] | None
+    chunks: Sequence[int] | None
+    levels: Levels
+    compress: Any
+    quality: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A volume to be written, its info, further files beside that, and where it comes from."""
+
+    multiscale: Multiscale
+    info: dict[str, Any]
+    beside: dict[str, bytes]
+    made: dict[str, Any]
+    options: _Options
+
+    def create(self, files: Files) -> None:
+        """Write what describes the volume."""
+        files.put("info", json.dumps(self.info, indent=1).encode(), "application/json")
+        for name, content in self.beside.items():
+            files.put(name, content, "application/json")
+        self.describe(files, {})
+
+    def describe(self, files: Files, results: dict[str, Any]) -> None:
+        """Write the provenance, as CloudVolume reads it."""
+        made = self.made
+        method = {"task": "imagery_dask.to_precomputed", KEY: made | results}
+        content = {
+            "description": "",
+            "owners": [],
+            "sources": [made["source"]] if "source" in made else [],
+            "processing": [{"method": method, "by": "", "date": made["created"]}],
+        }
+        files.put("provenance", json.dumps(content, indent=1).encode(), "application/json")
+
+    def stores(self, files: Files) -> list[LevelStore]:
+        """Places of the levels."""
+        gzips = self.info["scales"][0]["encoding"] in GZIPPED
+        compress = self.options.compress
+        if compress == "auto":
+            compress = "gzip" if files.folder is None else None
+        return [
+            PrecomputedLevel(
+                files=files,
+                key=scale["key"],
+                start=tuple(scale["voxel_offset"]),
+                stop=tuple(a + n for a, n in zip(scale["voxel_offset"], scale["size"], strict=True)),
+                chunk=tuple(scale["chunk_sizes"][0]),
+                encoding=scale["encoding"],
+                dtype=self.info["data_type"],
+                channels=self.info["num_channels"],
+                compress=compress if gzips else None,
+                quality=self.options.quality,
+            )
+            for scale in self.info["scales"]
+        ]
+
+
+def _layer(volume: Volume, options: _Options) -> _Layer:
+    """Check that a volume can be written, and say how."""
+    if volume.resolution_nm is None:
+        raise ValueError("A precomputed volume has a place in the world: pass resolution_nm (and translation_nm).")
+    chunks = None if options.chunks is None else whole_triple("chunks", options.chunks)
+    multiscale = multiscale_of(volume, options.levels, chunks)
+    encoding = _encoding(volume, options.encoding)
+    dtype = _stored_as(volume)
+    scales = [
+        {
+            "encoding": encoding,
+            "chunk_sizes": [list(chunks or default_chunks(volume.array.dtype.itemsize))],
+            "key": "_".join(map(str, resolution)),
+            "resolution": resolution,
+            "voxel_offset": _voxel_offset(level),
+            "size": list(level.shape),
+        }
+        | ({"compressed_segmentation_block_size": list(SEGMENTATION_BLOCK)} if encoding == LABEL_ENCODINGS[0] else {})
+        for level in multiscale.export.levels
+        for resolution in [[_number(value) for value in level.resolution_nm or ()]]
+    ]
+    info = CloudVolume.create_new_info(
+        num_channels=int(np.prod(volume.array.shape[3:], dtype=np.int64)),
+        layer_type="segmentation" if volume.labels else "image",
+        data_type=dtype, encoding=encoding, resolution=scales[0]["resolution"],
+        voxel_offset=scales[0]["voxel_offset"], volume_size=scales[0]["size"], chunk_size=scales[0]["chunk_sizes"][0],
+    )  # fmt: skip
+    properties = _segment_properties(volume)
+    if properties is not None:
+        info["segment_properties"] = PROPERTIES
+    beside = {} if properties is None else {f"{PROPERTIES}/info": properties}
+    return _Layer(multiscale, info | {"scales": scales}, beside, provenance(volume), options)
+
+
+def _check_names(volumes: Sequence[Volume], encoding: str | Mapping[str, str] | None) -> None:
+    """Refuse encodings of what is not written: a name that is mistyped would leave the default."""
+    if encoding is None or isinstance(encoding, str):
+        return
+    if not isinstance(encoding, Mapping):
+        raise ValueError(f"encoding must be a word, or a mapping of names to words; got {encoding!r}.")
+    names = {"image", "segmentation", *(volume.name for volume in volumes)}
+    unknown = [name for name in encoding if name not in names]
+    if unknown:
+        raise ValueError(f"encoding names {unknown}; there is {' and '.join(volume.name for volume in volumes)}.")
+
+
+def _check_quality(quality: int | None, encodings: set[str]) -> None:
+    if quality is None:
+        return
+    of_pictures = sorted(encodings & QUALITIES.keys())
+    if not of_pictures:
+        raise ValueError(
+            f"quality is of {', '.join(QUALITIES)}; the encoding is {' and '.join(sorted(encodings))}. Leave it out, "
+            "or choose such an encoding of the image."
+        )
+    for encoding in of_pictures:
+        low, high = QUALITIES[encoding]
+        if isinstance(quality, bool) or not isinstance(quality, (int, np.integer)) or not low <= quality <= high:
+            raise ValueError(f"quality of {encoding} is a whole number from {low} to {high}; got {quality!r}.")
+
+
+def _stored_as(volume: Volume) -> str:
+    dtype = str(volume.array.dtype)
+    return STORED_AS.get(dtype, f"u{dtype}" if volume.labels and dtype.startswith("int") else dtype)
+
+
+def _encoding(volume: Volume, encoding: str | Mapping[str, str] | None) -> str:
+    if isinstance(encoding, Mapping):
+        encoding = encoding.get(volume.name)
+    kind, possible = ("labels", LABEL_ENCODINGS) if volume.labels else ("imagery", IMAGE_ENCODINGS)
+    dtype = _stored_as(volume)
+    if dtype not in DTYPES:
+        raise TypeError(
+            f"Precomputed volumes hold {', '.join(DTYPES)}; got {dtype}. Convert it first: array.astype(...)."
+        )
+    channels = int(np.prod(volume.array.shape[3:], dtype=np.int64))
+    if encoding is None:
+        dense = volume.labels and dtype in ("uint32", "uint64") and channels == 1
+        return "compressed_segmentation" if dense else "raw"
+    if encoding not in possible:
+        why = " Pictures lose bits, and an id that lost one is another id." if encoding in IMAGE_ENCODINGS else ""
+        raise ValueError(f"The encoding of {kind} is one of {', '.join(possible)}; got {encoding!r}.{why}")
+    holds = {
+        "jpeg": dtype == "uint8" and channels in (1, 3),
+        "jxl": dtype == "uint8" and channels == 1,
+        "png": dtype == "uint8" and channels <= 4,  # pyspng, which CloudVolume encodes with, writes no other
+        # CloudVolume encodes one channel of these; of some it drops the others and says nothing.
+        "compressed_segmentation": dtype in ("uint32", "uint64") and channels == 1,
+        "compresso": channels == 1,
+        "crackle": channels == 1,
+    }
+    if not holds.get(encoding, True):
+        raise ValueError(
+            f"{encoding} cannot hold {dtype} with {channels} channels; choose another encoding, such as raw."
+        )
+    return encoding
+
+
+def _voxel_offset(level: Level) -> list[int]:
+    """First voxel of a level, which lies at a whole multiple of its size."""
+    resolution = level.resolution_nm or (1.0, 1.0, 1.0)
+    exact = [centre / size - 0.5 for centre, size in zip(level.translation_nm, resolution, strict=True)]
+    offset = [round(value) for value in exact]
+    if not np.allclose(exact, offset, rtol=0, atol=1e-3):
+        if level.step == (1, 1, 1):
+            raise ValueError(
+                f"The volume would begin at voxel {tuple(round(value, 3) for value in exact)} of {resolution} nm, and "
+                "precomputed volumes begin at whole voxels. translation_nm is the centre of the first voxel: "
+                f"{tuple(size / 2 for size in resolution)} of a volume that begins at voxel 0."
+            )
+        raise ValueError(
+            f"A level of {resolution} nm would begin at voxel {tuple(round(value, 3) for value in exact)}, and mips of "
+            "precomputed volumes begin at whole voxels. Choose bounds that begin at a multiple of the coarsest level's "
+            "factor, fewer levels, or levels='source'."
+        )
+    return offset
+
+
+def _number(value: float) -> float | int:
+    return int(value) if float(value).is_integer() else float(value)
+
+
+def _segment_properties(volume: Volume) -> bytes | None:
+    """Content of the source's segment properties, where the ids are the source's own."""
+    rule = None if volume.source is None else volume.source.cutout.labels
+    if volume.source is None or rule is None or rule.query is not None:
+        return None
+    found = open_volume(volume.source.cutout.path).segment_properties()
+    return None if found is None else found[1]

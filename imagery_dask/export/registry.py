@@ -1,0 +1,67 @@
+"""From a plan back to the export that it is of."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from imagery_dask.export.core.base import Export
+from imagery_dask.export.core.plans import ExportPlan, data_of
+from imagery_dask.export.images.slices import SliceExport
+from imagery_dask.export.precomputed.volume_writer import PrecomputedExport
+from imagery_dask.export.zarr.writer import ZarrExport
+from imagery_dask.records.discovery import record_folders
+from imagery_dask.records.runs import Run, runs_in
+
+__all__ = ["KINDS", "export_of", "read_plan", "run_at"]
+
+KINDS: dict[str, type[Export]] = {"zarr": ZarrExport, "precomputed": PrecomputedExport, "png": SliceExport}
+
+
+def export_of(plan: ExportPlan) -> Export:
+    """Make the export that a plan is of; arrays that were computed are zeros in it."""
+    options = dict(plan.options)
+    if plan.kind == "png":
+        if options["root_ids"] != "all":
+            options["root_ids"] = [int(value) for value in options["root_ids"]]
+        if options["colors"] is not None:
+            options["colors"] = {int(value): color for value, color in options["colors"].items()}
+    return KINDS[plan.kind](data_of(plan.volumes), plan.out, **options)  # type: ignore[call-arg]
+
+
+def read_plan(path: str | os.PathLike[str]) -> ExportPlan:
+    """Read a plan: from a file that ``imagery-dask plan`` wrote, or from the records of an export.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        For what is neither.
+    """
+    if os.path.isfile(path):
+        try:
+            content = json.loads(Path(path).read_text())
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)} is not JSON: {error}.") from error
+        return ExportPlan.from_json(content.get("plan", content) if isinstance(content, dict) else content)
+    if os.fspath(path).endswith(".json"):
+        raise FileNotFoundError(f"There is no plan {os.fspath(path)}; imagery-dask plan ... --save FILE writes one.")
+    return ExportPlan.from_json(run_at(os.fspath(path)).plan)
+
+
+def run_at(out: str) -> Run:
+    """Find the run that has written a store, the last one where there are several.
+
+    Raises
+    ------
+    FileNotFoundError
+        There are no records of one.
+    """
+    runs = [run for files in record_folders(out) for run in runs_in(files)]
+    if not runs:
+        raise FileNotFoundError(
+            f"There are no records of an export beside {out}. They lie in {out.rstrip('/')}.receipts, and may have "
+            "been removed, or the export was made by something else."
+        )
+    # A run that is to replace another one is not what is there yet.
+    return max(runs, key=lambda run: (".incoming-" not in run.place, run.created))

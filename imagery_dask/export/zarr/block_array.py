@@ -1,0 +1,301 @@
+"""Writing blocks into zarr arrays: whole chunks and shards only, each there or not there, never half of one.
+
+zarrs, which encodes three times as fast as zarr, opens a chunk's file under its final name and truncates it: a process
+that is killed leaves half of one, and a reader sees it meanwhile. On a local disk a block is therefore encoded into a
+folder of its own beside the chunks, from where each file is moved into place:
+
+    store.zarr/0/zarr.json
+    store.zarr/0/c/4/0/7                        <- os.replace
+    store.zarr/0/.partial-RUN-BLOCK/c.4.0.7
+
+Readers ask for chunks by name and never see such a folder; `remove_partial` removes those of runs that were killed.
+Shards go there by `zarr_shards`, which holds one encoded chunk of them at a time.
+In a bucket an object appears by its PUT.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import zarr
+from distributed import get_worker
+from numpy.typing import NDArray
+from zarr.storage import LocalStore, StorePath, WrapperStore
+
+from imagery_dask.export.zarr.zarr_shards import ShardEncoder, shard_encoder
+from imagery_dask.storage.buckets import bucket_url
+from imagery_dask.storage.files import move_durably, write_soon
+from imagery_dask.storage.zarr_stores import clear_errors, open_store
+
+__all__ = ["BlockArray", "codec_threads", "open_array", "remove_partial"]
+
+PIPELINE = "zarrs.ZarrsCodecPipeline"
+OWN_PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"
+PARTIAL = ".partial-"
+
+# zarr's settings belong to the process: two threads that set and restore them would leave those of one behind.
+_settings = threading.Lock()
+
+
+class _Unread(WrapperStore[Any]):
+    """A store to write to: zarr fetches a shard even when all of it is replaced."""
+
+    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> None:
+        """Find nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockArray:
+    """An array that exists, for writing blocks of whole chunks (or shards); safe to use from many threads.
+
+    Parameters
+    ----------
+    location, path : str
+        The store, and the array in it.
+    shape : tuple of int
+        Shape of the array.
+    unit : tuple of int
+        Shape of what is stored in one file: shards where there are, or else chunks.
+    padded : object
+        The array's metadata, with the shape of whole units: zarr then never takes a block at the edge for a part of a
+        chunk, which it would read before it writes.
+    flat : object
+        The same, with which all chunks lie in one folder: making and removing nested ones takes longer than a rename.
+    run : str
+        Names folders of blocks being written.
+    threads : int
+        Threads that encode.
+    """
+
+    location: str
+    path: str
+    shape: tuple[int, ...]
+    unit: tuple[int, ...]
+    padded: Any = field(repr=False)
+    flat: Any = field(repr=False)
+    run: str
+    threads: int
+    _array: Any = field(repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Opened anew where it arrives: a bucket that is open holds credentials.
+        return _arrived, (self.location, self.path, self.run, self.padded.zarr_format)
+
+    def write_block(self, selection: Sequence[slice], voxels: NDArray[Any]) -> None:
+        """Write a block: every file of it whole, none for units that are all zero.
+
+        Parameters
+        ----------
+        selection : sequence of slice
+            Voxels of the array, begin and end at units (or the array's edge).
+        voxels : ndarray
+            Of the selection's shape.
+
+        Raises
+        ------
+        ValueError
+            For a selection that cuts a unit, or another shape of voxels.
+        AccessRefusedError
+            The place refuses writing.
+        """
+        box = self._box(selection)
+        if voxels.shape != tuple(stop - start for start, stop in box):
+            raise ValueError(f"voxels of shape {voxels.shape} do not fit {tuple(selection)}.")
+        missing = [(0, -(stop - start) % size) for (start, stop), size in zip(box, self.unit, strict=True)]
+        whole = tuple(slice(start, stop + after) for (start, stop), (_, after) in zip(box, missing, strict=True))
+        shards = shard_encoder(self.padded) if self._array is None else None
+        if shards is None and any(after for _, after in missing):
+            voxels = np.pad(voxels, missing, constant_values=self.padded.fill_value)
+        with clear_errors(self.location):
+            if self._array is not None:
+                self._array[whole] = voxels
+                return
+            with self._scratch() as (folder, scratch):
+                if shards is None:
+                    self._write_chunks(folder, scratch, whole, voxels)
+                else:
+                    self._write_shards(shards, folder, scratch, whole, voxels)
+
+    def read(self, selection: tuple[slice, ...]) -> NDArray[Any]:
+        """Read voxels that have been written."""
+        with clear_errors(self.location):
+            return np.asarray(_readable(self.location, self.path, self.run, self.threads, os.getpid())[selection])
+
+    @contextmanager
+    def _scratch(self) -> Iterator[tuple[Path, Path]]:
+        """Folder of the array, and one in it for files that are being written."""
+        folder = Path(bucket_url(self.location).path) / self.path
+        scratch = folder / f"{PARTIAL}{self.run}-{uuid4().hex[:12]}"
+        try:
+            yield folder, scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _write_chunks(self, folder: Path, scratch: Path, whole: tuple[slice, ...], voxels: NDArray[Any]) -> None:
+        with _configured(PIPELINE, self.threads):
+            array = _array(self.flat, StorePath(LocalStore(scratch)))
+        array[whole] = voxels
+        _move(
+            (scratch / array.metadata.encode_chunk_key(position), folder / self.padded.encode_chunk_key(position))
+            for position in self._positions(whole)
+        )
+
+    def _write_shards(
+        self, shards: ShardEncoder, folder: Path, scratch: Path, whole: tuple[slice, ...], voxels: NDArray[Any]
+    ) -> None:
+        scratch.mkdir()
+        moves = []
+        for number, position in enumerate(self._positions(whole)):
+            part = tuple(
+                slice(at * size - axis.start, (at + 1) * size - axis.start)
+                for at, size, axis in zip(position, self.unit, whole, strict=True)
+            )
+            source = scratch / str(number)
+            with open(source, "wb") as file:
+                filled = shards.write(voxels[part], file)
+                write_soon(file)
+            if not filled:
+                os.unlink(source)
+            moves.append((source, folder / self.padded.encode_chunk_key(position)))
+        _move(moves)
+
+    def _positions(self, whole: tuple[slice, ...]) -> Iterator[tuple[int, ...]]:
+        """Positions of whole units among those of the array."""
+        ranges = (range(s.start // size, s.stop // size) for s, size in zip(whole, self.unit, strict=True))
+        return product(*ranges)
+
+    def _box(self, selection: Sequence[slice]) -> list[tuple[int, int]]:
+        box = []
+        for part, length, size in zip(selection, self.shape, self.unit, strict=True):
+            start, stop, step = part.indices(length)
+            if step != 1 or start % size or (stop % size and stop != length) or stop <= start:
+                raise ValueError(
+                    f"{tuple(selection)} of an array of shape {self.shape} does not cover whole units of {self.unit}."
+                )
+            box.append((start, stop))
+        return box
+
+
+def open_array(location: str, path: str, *, run: str, threads: int | None = None, zarr_format: Any = 3) -> BlockArray:
+    """Open an array of a store for writing blocks; each process opens it once for a run.
+
+    Parameters
+    ----------
+    location : str
+        Store: a local path or a URL.
+    path : str
+        The array in it.
+    run : str
+        Names the run: a store that is overwritten is another store, although its location is the same.
+    threads : int, optional
+        Threads that encode; by default those of the dask worker.
+    zarr_format : int
+        2 or 3.
+    """
+    return _open(location, path, run, threads or codec_threads(), zarr_format, os.getpid())
+
+
+def _arrived(location: str, path: str, run: str, zarr_format: Any) -> BlockArray:
+    return open_array(location, path, run=run, zarr_format=zarr_format)
+
+
+def codec_threads() -> int:
+    """Threads for encoding: those of the dask worker, since its own and the codecs' would multiply."""
+    try:
+        return int(get_worker().state.nthreads)
+    except ValueError:
+        return 1
+
+
+def remove_partial(location: str, path: str) -> int:
+    """Remove what killed processes left in the folder of an array or group: blocks, and metadata half written by zarr.
+
+    Not while another run writes it.
+
+    Returns
+    -------
+    int
+        How many folders and files were removed. Buckets have none.
+    """
+    place = bucket_url(location)
+    if place.scheme != "file":
+        return 0
+    folders = list((Path(place.path) / path).glob(f"{PARTIAL}*"))
+    files = list((Path(place.path) / path).glob("*.partial"))
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+    for file in files:
+        file.unlink(missing_ok=True)
+    return len(folders) + len(files)
+
+
+@lru_cache(maxsize=64)
+def _open(location: str, path: str, run: str, threads: int, zarr_format: Any, process: int) -> BlockArray:
+    del process  # part of the key: a parent's connections are not taken up again
+    local = bucket_url(location).scheme == "file"
+    with clear_errors(location), _configured(OWN_PIPELINE, threads):
+        array = zarr.open_array(open_store(location), path=path, mode="r+", zarr_format=zarr_format)
+        unit = array.shards or array.chunks
+        padded = array.metadata.update_shape(
+            tuple(-(-length // size) * size for length, size in zip(array.shape, unit, strict=True))
+        )
+        whole = None if local else _array(padded, StorePath(_Unread(array.store), array.path))
+    return BlockArray(location, path, array.shape, unit, padded, _flat(padded), run, threads, whole)
+
+
+@lru_cache(maxsize=64)
+def _readable(location: str, path: str, run: str, threads: int, process: int) -> Any:
+    del run, process
+    local = bucket_url(location).scheme == "file"
+    with _configured(PIPELINE if local else OWN_PIPELINE, threads):
+        return zarr.open_array(open_store(location), path=path, mode="r")
+
+
+def _array(metadata: Any, place: StorePath) -> Any:
+    return zarr.Array(zarr.AsyncArray(metadata, place))
+
+
+def _flat(metadata: Any) -> Any:
+    """Metadata with names of chunks that have no folders in them."""
+    if metadata.zarr_format == 2:
+        return replace(metadata, dimension_separator=".")
+    encoding = {"name": "default", "configuration": {"separator": "."}}
+    return type(metadata).from_dict(metadata.to_dict() | {"chunk_key_encoding": encoding})
+
+
+@contextmanager
+def _configured(pipeline: str, threads: int) -> Iterator[None]:
+    """Set what an array takes up when it is made."""
+    settings = {
+        "codec_pipeline.path": pipeline,
+        "threading.max_workers": threads,
+        # zarrs would encode four chunks at a time whatever the number of threads.
+        "codec_pipeline.chunk_concurrent_minimum": 1,
+        "codec_pipeline.chunk_concurrent_maximum": threads,
+    }
+    with _settings, zarr.config.set(settings):
+        yield
+
+
+def _move(moves: Iterable[tuple[Path, Path]]) -> None:
+    """Move files of chunks into place; where none was written the chunk is empty, and an older one goes."""
+    written = []
+    for source, target in moves:
+        if source.exists():
+            written.append((source, target))
+        else:
+            target.unlink(missing_ok=True)
+    for folder in {target.parent for _, target in written}:
+        folder.mkdir(parents=True, exist_ok=True)
+    move_durably(written)

@@ -1,0 +1,153 @@
+"""OME-Zarr metadata (https://ngff.openmicroscopy.org/0.5/ and /0.4/), made and validated by ome-zarr-models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+from ome_zarr_models.common.omero import Omero
+from ome_zarr_models.v04.axes import Axis as Axis04
+from ome_zarr_models.v04.image import ImageAttrs as Image04
+from ome_zarr_models.v04.image_label import ImageLabelAttrs as ImageLabel04
+from ome_zarr_models.v04.labels import LabelsAttrs as Labels04
+from ome_zarr_models.v04.multiscales import Dataset as Dataset04
+from ome_zarr_models.v04.multiscales import Multiscale as Multiscale04
+from ome_zarr_models.v05.axes import Axis as Axis05
+from ome_zarr_models.v05.image import ImageAttrs as Image05
+from ome_zarr_models.v05.image_label import ImageLabelAttrs as ImageLabel05
+from ome_zarr_models.v05.labels import LabelsAttrs as Labels05
+from ome_zarr_models.v05.multiscales import Dataset as Dataset05
+from ome_zarr_models.v05.multiscales import Multiscale as Multiscale05
+
+from imagery_dask.geometry.pyramid import Level
+
+__all__ = ["OmeVersion", "image_attributes", "label_attributes", "labels_attributes", "omero", "zarr_format_of"]
+
+OmeVersion = Literal["0.5", "0.4"]
+RGB = ("FF0000", "00FF00", "0000FF")
+WHITE = "FFFFFF"
+
+
+def zarr_format_of(version: OmeVersion) -> Literal[2, 3]:
+    """Zarr format of an OME-Zarr version: 2 for 0.4, 3 for 0.5.
+
+    Raises
+    ------
+    ValueError
+        For another version.
+    """
+    if version not in get_args(OmeVersion):
+        raise ValueError(f"ome_version must be '0.5' or '0.4'; got {version!r}.")
+    return 2 if version == "0.4" else 3
+
+
+def image_attributes(
+    version: OmeVersion,
+    name: str,
+    channels: bool,
+    levels: Sequence[Level],
+    shown: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Attributes of an image group with levels ``0``, ``1``, ...
+
+    Parameters
+    ----------
+    version : {"0.5", "0.4"}
+        Version of the specification.
+    name : str
+        Name of the image.
+    channels : bool
+        Whether there is a leading channel axis.
+    levels : sequence of Level
+        Their resolutions (None for an array that has no place in the world: axes without unit) and translations, the
+        centre of the first voxel.
+    shown : dict or None
+        What `omero` says of the display.
+
+    Returns
+    -------
+    dict
+        Attributes of the group; axes are (c,) z, y, x.
+    """
+    described = _multiscale(version, name, channels, levels)
+    if version == "0.4":
+        return _dump(Image04(multiscales=[described])) | ({} if shown is None else {"omero": shown})
+    found = _dump(Image05(version="0.5", multiscales=[described]))
+    return {"ome": found | ({} if shown is None else {"omero": shown})}
+
+
+def label_attributes(version: OmeVersion, name: str, levels: Sequence[Level], of_image: bool) -> dict[str, Any]:
+    """Attributes of a group of labels, with the image that they label two folders above when there is one."""
+    label: dict[str, Any] = {"source": {"image": "../../"}} if of_image else {}
+    found: dict[str, Any] = {"multiscales": [_multiscale(version, name, False, levels)], "image-label": label}
+    if version == "0.4":
+        found["image-label"] = {"version": "0.4"} | label
+        return _dump(ImageLabel04.model_validate(found))
+    return {"ome": _dump(ImageLabel05.model_validate({"version": "0.5"} | found))}
+
+
+def labels_attributes(version: OmeVersion, names: Sequence[str]) -> dict[str, Any]:
+    """Attributes of the group that lists an image's labels."""
+    if version == "0.4":
+        return _dump(Labels04(labels=list(names)))
+    return {"ome": _dump(Labels05(version="0.5", labels=list(names)))}
+
+
+def omero(names: Sequence[str], limits: tuple[float, float], window: tuple[float, float]) -> dict[str, Any]:
+    """Display of an image's channels.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Names of the channels.
+    limits : tuple of 2 float
+        Least and greatest value that voxels can have.
+    window : tuple of 2 float
+        Values that are shown black and white.
+    """
+    colors = RGB if len(names) == len(RGB) else (WHITE,) * len(names)
+    values = {"min": limits[0], "max": limits[1], "start": window[0], "end": window[1]}
+    channels = [
+        {"label": name, "color": color, "window": values, "active": True}
+        for name, color in zip(names, colors, strict=True)
+    ]
+    found = {"channels": channels}
+    Omero.model_validate(found)
+    return found
+
+
+def _multiscale(version: OmeVersion, name: str, channels: bool, levels: Sequence[Level]) -> Any:
+    old: dict[str, Any] = {"version": "0.4"} if version == "0.4" else {}
+    axis: Any = Axis04 if old else Axis05
+    dataset: Any = Dataset04 if old else Dataset05
+    multiscale: Any = Multiscale04 if old else Multiscale05
+    unit = None if levels[0].resolution_nm is None else "nanometer"
+    axes = [axis(name=letter, type="space", unit=unit) for letter in "zyx"]
+    if channels:
+        axes.insert(0, axis(name="c", type="channel"))
+    ahead = (1.0, 0.0) if channels else ()
+    sizes = _sizes(levels)
+    datasets = tuple(
+        dataset.build(
+            path=str(index),
+            scale=[*ahead[:1], *reversed(size)],
+            translation=[*ahead[1:], *reversed(level.translation_nm)],
+        )
+        for index, (level, size) in enumerate(zip(levels, sizes, strict=True))
+    )
+    return multiscale(axes=axes, datasets=datasets, name=name, **old)
+
+
+def _sizes(levels: Sequence[Level]) -> list[tuple[float, float, float]]:
+    """Voxel sizes of levels, in voxels of the first where nothing is known of the world."""
+    sizes, last = [], (1.0, 1.0, 1.0)
+    for level in levels:
+        x, y, z = (size * step for size, step in zip(last, level.step, strict=True))
+        last = (x, y, z) if level.resolution_nm is None else level.resolution_nm
+        sizes.append(last)
+    return sizes
+
+
+def _dump(model: Any) -> dict[str, Any]:
+    found: dict[str, Any] = model.model_dump(mode="json", exclude_none=True, by_alias=True)
+    return found

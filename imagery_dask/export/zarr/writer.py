@@ -1,0 +1,314 @@
+"""OME-Zarr: any dask array or xarray object, written block by block, with its pyramid.
+
+Arrays are stored with axes (c,) z, y, x. A block of a cutout is Fortran-ordered x, y, z, so that its transpose is what
+zarr wants, for free.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from distributed import Client
+
+from imagery_dask.export.core.base import RunOptions
+from imagery_dask.export.core.inputs import as_volumes
+from imagery_dask.export.core.plans import ExportPlan
+from imagery_dask.export.core.provenance import KEY, provenance, what_was_missing
+from imagery_dask.export.core.session import Session
+from imagery_dask.export.execution.execute import execute
+from imagery_dask.export.multiscale.laid_out import Multiscale, multiscale_of
+from imagery_dask.export.multiscale.levels import LevelStore, VolumeLevels
+from imagery_dask.export.multiscale.volumes import VolumeExport
+from imagery_dask.export.zarr import ome
+from imagery_dask.export.zarr.block_array import remove_partial
+from imagery_dask.export.zarr.codecs import Codec, checked_codec, compressor
+from imagery_dask.export.zarr.display import display
+from imagery_dask.export.zarr.zarr_level import ZarrLevel
+from imagery_dask.geometry.pyramid import Levels, checked_levels
+from imagery_dask.model.arguments import whole_triple
+from imagery_dask.run import RunReport
+from imagery_dask.serialization import to_json
+from imagery_dask.storage.targets import StoreTarget
+from imagery_dask.storage.zarr_stores import check_process, check_reachable, create_group, open_store
+
+__all__ = ["ZarrExport", "to_zarr"]
+
+
+def to_zarr(
+    data: Any,
+    url: str | os.PathLike[str],
+    *,
+    chunks: Sequence[int] | None = None,
+    shards: Sequence[int] | Literal["auto"] | None = "auto",
+    levels: Levels = 1,
+    codec: Codec = "blosc-zstd",
+    ome_version: ome.OmeVersion = "0.5",
+    block_mib: float | None = None,
+    resolution_nm: Sequence[float] | None = None,
+    translation_nm: Sequence[float] | None = None,
+    overwrite: bool = False,
+    repair: bool = False,
+    max_missing: float | None = None,
+    max_requests: int | None = None,
+    report: str | os.PathLike[str] | None = None,
+    cluster: Any = None,
+    workers: int | None = None,
+    progress: bool | Callable[[RunReport], None] = True,
+) -> RunReport:
+    """Write an array, or imagery with its segmentation, as OME-Zarr.
+
+    Reading, computing and writing a block is one task; a bounded window of them is on the cluster at a time.
+
+    Parameters
+    ----------
+    data : dask.array.Array, numpy.ndarray, xarray.DataArray or xarray.Dataset
+        Axes x, y, z (two or three of them; DataArrays in any order) and optionally channels. A dataset has the
+        variables ``image`` and ``segmentation``, either or both.
+    url : str or path
+        Where to write: a local folder or what fsspec opens. An array goes to the root of the store; a dataset's image
+        to the root and its segmentation under ``labels/segmentation``.
+    chunks : sequence of 3 int, optional
+        Chunk shape x, y, z of the output. By default 128 along each axis for 8 and 16 bit voxels, 64 for others.
+    shards : sequence of 3 int, "auto" or None
+        Shard shape, whole chunks: one object each. ``"auto"`` makes shards of about 32 MiB where there are more than
+        1,024 chunks; None makes every chunk an object. OME-Zarr 0.4 has no shards. Levels that are made together with
+        the one above them have shards of the same region.
+    levels : int, "auto" or "source"
+        How many levels the pyramid has. Each is the mean (imagery) or the most frequent id (labels) of two voxels of
+        the level above, along those axes whose voxels are finest. ``"auto"`` adds levels until none is longer than 512
+        voxels; ``"source"`` copies the source's own coarser mips.
+    codec : {"blosc-zstd", "zstd", "gzip", "none"}
+        Compression of chunks. Empty chunks are not stored.
+    ome_version : {"0.5", "0.4"}
+        OME-Zarr 0.5 is zarr v3; 0.4, for older readers, zarr v2.
+    block_mib : float, optional
+        Size of the blocks that tasks work on, in MiB. By default 32, less where that leaves workers idle. A block is at
+        least one shard.
+    resolution_nm, translation_nm : sequence of 3 float, optional
+        Voxel size, and centre of the first voxel, x, y, z in nm. Cutouts and DataArrays with coordinates have their
+        own; an array without any is written without units.
+    overwrite : bool
+        Start over where there is a zarr store. On a local disk the new one is written beside it and takes its place
+        when all of it is there, so that `data` may be read from what is replaced; in a bucket the old one is removed
+        first. Without it, the same call on an export that was interrupted goes on with the blocks that lack a receipt
+        (see Notes), and on one that is complete does nothing.
+    repair : bool
+        Do again the blocks that ``imagery-dask verify`` found damaged.
+    max_missing : float or int, optional
+        End early when more storage chunks of the source do not exist: a share of those that the export reads (0.001),
+        or a number of them (5).
+    max_requests : int, optional
+        Requests in flight to one server, from all workers together.
+    report : str or path, optional
+        HTML file to write at the end: throughput, states of the blocks, pictures, failures.
+    cluster : optional
+        See `imagery_dask.cluster.connect`. By default the current dask client, or threads of this process. A script
+        that starts worker processes (``"local"``) needs Python's ``if __name__ == "__main__":`` guard.
+    workers : int, optional
+        How many workers to start, where a cluster is started; an error for one that runs already.
+    progress : bool or callable
+        Show a progress bar (default), or call with the `RunReport` after each block.
+
+    Returns
+    -------
+    RunReport
+        Blocks, voxels, bytes, seconds, storage chunks missing.
+
+    Raises
+    ------
+    FileExistsError
+        When there is something at `url` that is not this export, and `overwrite` is False; the message names the
+        arguments that differ. `TargetBusyError` when another process is writing it.
+    ValueError, TypeError
+        For chunks, shards, levels or data that cannot be written. Nothing has been written then.
+    BlockFailedError
+        When blocks failed; all others of their level have been written, and its ``report`` names the failed ones.
+    AccessRefusedError
+        When the source refuses access; the export ends at once.
+    TargetFullError, TooManyMissingError, ClusterLostError
+        When no space is left, more is missing than `max_missing`, the scheduler is gone: the same call goes on.
+
+    Notes
+    -----
+    Beside the store, in ``OUT.receipts/``, lie the plan, a receipt for each block that was written, and a ledger of
+    storage chunks that were missing (``ledger.jsonl``). They may be removed when the export is not to be gone on with,
+    verified or repaired.
+    """
+    export = ZarrExport(
+        data, url, chunks=chunks, shards=shards, levels=levels, codec=codec, ome_version=ome_version,
+        resolution_nm=resolution_nm, translation_nm=translation_nm,
+    )  # fmt: skip
+    return execute(export, RunOptions(
+        cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, repair=repair,
+        block_mib=block_mib, max_missing=max_missing,
+        max_requests=max_requests, report=report,
+    ))  # fmt: skip
+
+
+class ZarrExport(VolumeExport):
+    """An export to a zarr store; arguments as for `to_zarr`."""
+
+    kind = "zarr"
+
+    def __init__(
+        self,
+        data: Any,
+        url: str | os.PathLike[str],
+        *,
+        chunks: Sequence[int] | None = None,
+        shards: Sequence[int] | Literal["auto"] | None = "auto",
+        levels: Levels = 1,
+        codec: Codec = "blosc-zstd",
+        ome_version: ome.OmeVersion = "0.5",
+        resolution_nm: Sequence[float] | None = None,
+        translation_nm: Sequence[float] | None = None,
+    ) -> None:
+        self._layout = layout = _Options(chunks, shards, checked_levels(levels), checked_codec(codec), ome_version)
+        multiscales = [
+            multiscale_of(volume, layout.levels, layout.chunks, layout.shards)
+            for volume in as_volumes(data, resolution_nm, translation_nm)
+        ]
+        options = {"chunks": chunks, "shards": shards, "levels": levels, "codec": codec, "ome_version": ome_version}
+        super().__init__(multiscales, options | {"resolution_nm": resolution_nm, "translation_nm": translation_nm})
+        self.target = StoreTarget(url)
+        self.out = self.target.store
+
+    @property
+    def fingerprint_fields(self) -> dict[str, Any]:
+        """Everything that decides the voxels, by name."""
+        layout = {
+            f"{multiscale.volume.name} level {index} {what}": to_json(getattr(layout, what))
+            for multiscale in self.multiscales
+            for index, layout in enumerate(multiscale.layouts)
+            for what in ("chunk", "shard")
+        }
+        return super().fingerprint_fields | layout | {"codec": self._layout.codec, "ome_version": self._layout.version}
+
+    def check(self, client: Client) -> None:
+        """Refuse a cluster that cannot write there."""
+        check_process(self.target.store, client)
+
+    def create(self, place: str, session: Session, client: Client) -> None:
+        """Make the groups, their metadata and the empty arrays."""
+        # Looked at before anything is made: a source that cannot be read leaves no store behind.
+        shown_as = [None if multiscale.volume.labels else display(multiscale.volume) for multiscale in self.multiscales]
+        _create(place, self.multiscales, shown_as, self._layout)
+        check_reachable(place, client)
+
+    def places(self, place: str, session: Session) -> list[list[LevelStore]]:
+        """Where each level of each volume is written."""
+        return [_stores(place, multiscale, self._layout, session.id) for multiscale in self.multiscales]
+
+    def objects(self, plan: ExportPlan) -> int:
+        """Count shards, chunks that are objects of their own, and metadata; empty ones are not written."""
+        groups, arrays, chunks = {""}, 0, 0
+        for multiscale in self.multiscales:
+            groups |= {"labels", multiscale.volume.group} if multiscale.volume.group else set()
+            arrays += len(multiscale.layouts)
+            for layout in multiscale.layouts:
+                sizes = zip(layout.level.shape, layout.shard or layout.chunk, strict=True)
+                chunks += math.prod(-(-length // size) for length, size in sizes)
+        # zarr.json; or .zgroup or .zarray, and .zattrs.
+        each = 2 if self._layout.zarr_format == 2 else 1
+        return chunks + each * (len(groups) + arrays)
+
+    def tidy(self, place: str) -> None:
+        """Remove what killed processes left half-written."""
+        groups = {multiscale.volume.group for multiscale in self.multiscales}
+        arrays = {
+            f"{multiscale.volume.group}{index}"
+            for multiscale in self.multiscales
+            for index in range(len(multiscale.layouts))
+        }
+        for path in {"", *(group.partition("/")[0] for group in groups), *groups, *arrays}:
+            remove_partial(place, path)
+
+    def close(self, place: str, report: RunReport) -> None:
+        """Say in the store what was missing."""
+        for multiscale in self.multiscales:
+            group = zarr.open_group(open_store(place), path=multiscale.volume.group.rstrip("/"), mode="r+")
+            made: Any = group.attrs[KEY]
+            group.attrs[KEY] = made | what_was_missing(report, multiscale.volume.name)
+
+    def notes(self, plan: ExportPlan) -> Iterator[str]:
+        """Say what a reader of the report should know."""
+        yield from super().notes(plan)
+        yield from _unseen(multiscale.export for multiscale in self.multiscales)
+
+
+class _Options:
+    """What `to_zarr` was asked for, checked as far as it can be without the data."""
+
+    def __init__(self, chunks: Any, shards: Any, levels: Levels, codec: Codec, version: ome.OmeVersion) -> None:
+        self.chunks = None if chunks is None else whole_triple("chunks", chunks)
+        self.shards, self.levels, self.codec, self.version = shards, levels, codec, version
+        self.zarr_format = ome.zarr_format_of(version)
+        if self.zarr_format == 2:
+            if shards not in (None, "auto"):
+                raise ValueError("OME-Zarr 0.4 (zarr v2) has no shards; pass shards=None, or ome_version='0.5'.")
+            self.shards = None
+
+
+# --------------------------------------------------------------------------- the store
+
+
+def _stores(store: str, multiscale: Multiscale, options: _Options, run: str) -> list[LevelStore]:
+    paths = [f"{multiscale.volume.group}{index}" for index in range(len(multiscale.layouts))]
+    return [ZarrLevel(store, path, options.zarr_format, run) for path in paths]
+
+
+def _create(
+    store: str, multiscales: list[Multiscale], shown_as: list[dict[str, Any] | None], options: _Options
+) -> None:
+    """Make the groups, their metadata and the empty arrays."""
+    version = options.version
+    labels = [multiscale for multiscale in multiscales if multiscale.volume.group]
+    images = [pair for pair in zip(multiscales, shown_as, strict=True) if not pair[0].volume.group]
+    root = create_group(store, options.zarr_format)
+    for multiscale, omero in images:
+        volume, levels = multiscale.volume, multiscale.export.levels
+        if volume.labels and not volume.channels:
+            attributes = ome.label_attributes(version, volume.name, levels, of_image=False)
+        else:
+            attributes = ome.image_attributes(version, volume.name, volume.channels, levels, omero)
+        _create_levels(root, multiscale, attributes, options)
+    if labels:
+        folder = root.create_group("labels")
+        folder.attrs.update(ome.labels_attributes(version, [multiscale.volume.name for multiscale in labels]))
+        for multiscale in labels:
+            attributes = ome.label_attributes(version, multiscale.volume.name, multiscale.export.levels, bool(images))
+            _create_levels(folder.create_group(multiscale.volume.name), multiscale, attributes, options)
+
+
+def _create_levels(group: Any, multiscale: Multiscale, attributes: dict[str, Any], options: _Options) -> None:
+    volume = multiscale.volume
+    group.attrs.update(attributes | {KEY: provenance(volume)})
+    ahead = tuple(int(n) for n in volume.array.shape[3:])
+    for index, layout in enumerate(multiscale.layouts):
+        group.create_array(
+            str(index),
+            shape=(*ahead, *reversed(layout.level.shape)),
+            chunks=(*ahead, *reversed(layout.chunk)),
+            shards=None if layout.shard is None else (*ahead, *reversed(layout.shard)),
+            dtype=volume.array.dtype,
+            compressors=compressor(options.codec, options.zarr_format),
+            fill_value=0,
+            chunk_key_encoding=None if options.zarr_format == 3 else {"name": "v2", "separator": "/"},
+            dimension_names=None if options.zarr_format == 2 else [*"c" * len(ahead), "z", "y", "x"],
+        )
+
+
+def _unseen(exports: Iterable[VolumeLevels]) -> Iterator[str]:
+    """Say what viewers do not show."""
+    for export in exports:
+        volume = export.volumes[0]
+        if volume.array.dtype in (np.int64, np.bool_):
+            yield (
+                f"{volume.name}: Neuroglancer shows no zarr array of {volume.array.dtype}; it shows ids as uint64 "
+                "(convert_to_int64=False) and masks as uint8."
+            )

@@ -1,0 +1,189 @@
+"""Which blocks an export computes: aligned to the output's chunks and the source's storage chunks.
+
+Every output chunk belongs to one block, so that no two tasks write to it. Where the region allows, every storage chunk
+belongs to one block too, so that it is read once::
+
+    output chunks      |---------|---------|---------|---------|--
+    storage chunks   |----|----|----|----|----|----|----|----|----
+    blocks             |---------|-------------------|------------     edges where both grids have one
+
+A block of a dynamic segmentation is whole graph chunks as well, so that each supervoxel is looked up once. Where these
+do not fit into memory, the block is worked off in pieces, one after another::
+
+    graph chunks       |---------------------------------------|----
+    pieces of a block  |---------|-------------------|---------|----
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from imagery_dask.geometry.grid import XYZ
+
+__all__ = ["SPLIT_ABOVE", "BlockPlan", "Region", "SourceChunks", "plan_blocks"]
+
+# How many times the wanted size a block may have, so that it need not cut a chunk.
+SPLIT_ABOVE = 8
+
+Region = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceChunks:
+    """Storage chunks along one axis, in voxels of the region that is exported.
+
+    Parameters
+    ----------
+    size : int
+        Voxels of a chunk.
+    phase : int
+        Voxels from the region's start to the first edge between chunks, from 0 to ``size - 1``.
+    """
+
+    size: int
+    phase: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPlan:
+    """Blocks of a region, as edges along x, y and z.
+
+    Parameters
+    ----------
+    edges : tuple of 3 tuples of int
+        Edges from 0 to the region's size.
+    reads_once : tuple of 3 bool
+        Whether, along each axis, no storage chunk is cut by an edge between blocks.
+    inner : tuple of 3 tuples of int, optional
+        Edges at which blocks are cut into pieces that fit into memory.
+    """
+
+    edges: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    reads_once: tuple[bool, bool, bool]
+    inner: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None = None
+
+    def __len__(self) -> int:
+        return math.prod(len(edges) - 1 for edges in self.edges)
+
+    @property
+    def counts(self) -> XYZ:
+        """Blocks along x, y, z."""
+        x, y, z = (len(edges) - 1 for edges in self.edges)
+        return (x, y, z)
+
+    def __iter__(self) -> Iterator[tuple[XYZ, Region]]:
+        """Index and region of each block, x fastest; nothing is held."""
+        return (self[number] for number in range(len(self)))
+
+    def __getitem__(self, number: int) -> tuple[XYZ, Region]:
+        """Index and region of a block by number."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"There is no block {number}; there are {len(self)}.")
+        nx, ny, _ = self.counts
+        index = (number % nx, number // nx % ny, number // (nx * ny))
+        x, y, z = (slice(edges[at], edges[at + 1]) for edges, at in zip(self.edges, index, strict=True))
+        return index, (x, y, z)
+
+    def pieces(self, region: Region) -> Iterator[Region]:
+        """Regions that a block is worked off in, x fastest: the block itself where it need not be cut."""
+        if self.inner is None:
+            yield region
+            return
+        spans = [
+            [part.start, *(edge for edge in edges if part.start < edge < part.stop), part.stop]
+            for part, edges in zip(region, self.inner, strict=True)
+        ]
+        x, y, z = (tuple(span) for span in spans)
+        yield from (piece for _, piece in BlockPlan((x, y, z), self.reads_once))
+
+    @property
+    def largest_piece(self) -> XYZ:
+        """Shape of the largest piece that is worked on at once."""
+        return self.largest if self.inner is None else BlockPlan(self.inner, self.reads_once).largest
+
+    @property
+    def largest(self) -> XYZ:
+        """Shape of the largest block."""
+        x, y, z = (max(b - a for a, b in pairwise(edges)) for edges in self.edges)
+        return (x, y, z)
+
+
+def plan_blocks(
+    shape: Sequence[int],
+    output_chunks: Sequence[int],
+    source_chunks: Sequence[SourceChunks | None],
+    voxels: int,
+    graph_chunks: Sequence[SourceChunks | None] = (None, None, None),
+    most: int | None = None,
+) -> BlockPlan:
+    """Blocks for a region.
+
+    Parameters
+    ----------
+    shape : sequence of 3 int
+        Voxels of the region.
+    output_chunks : sequence of 3 int
+        Chunk shape of the output, whose grid begins at the region's start.
+    source_chunks : sequence of 3 SourceChunks or None
+        Grid of storage chunks along each axis; None where it does not fall on voxels of the region.
+    voxels : int
+        Voxels that a block should hold. A block is at least one output chunk.
+    graph_chunks : sequence of 3 SourceChunks or None
+        Grid, of whole storage chunks, that blocks are aligned to as well, at the price of being cut into pieces.
+    most : int, optional
+        Voxels that a block may hold in order to be aligned to the source; by default eight times `voxels`.
+
+    Examples
+    --------
+    >>> plan = plan_blocks((300, 128, 64), (128, 128, 64), [SourceChunks(64)] * 3, 128 * 128 * 64)
+    >>> plan.edges[0], len(plan)
+    ((0, 128, 256, 300), 3)
+    """
+    most = SPLIT_ABOVE * voxels if most is None else most
+    storage = _aligned(shape, output_chunks, source_chunks, voxels, most)
+    if not all(graph_chunks):
+        return storage
+    chunk = math.prod(grid.size for grid in graph_chunks if grid is not None)
+    graph = _aligned(shape, output_chunks, graph_chunks, voxels, SPLIT_ABOVE * chunk)
+    fits = math.prod(graph.largest) <= most
+    return graph if fits else replace(graph, inner=storage.edges)
+
+
+def _aligned(
+    shape: Sequence[int],
+    output_chunks: Sequence[int],
+    grids: Sequence[SourceChunks | None],
+    voxels: int,
+    most: int,
+) -> BlockPlan:
+    """Blocks whose edges are edges of the output's chunks and of a grid, where that takes at most `most` voxels."""
+    units = [_unit(chunk, grid) for chunk, grid in zip(output_chunks, grids, strict=True)]
+    if math.prod(unit for unit, _ in units) > most:
+        units = [(chunk, None) for chunk in output_chunks]
+    block = [min(unit, size) for (unit, _), size in zip(units, shape, strict=True)]
+    while 2 * math.prod(block) <= voxels:
+        growing = [axis for axis in range(3) if block[axis] < shape[axis]]
+        if not growing:
+            break
+        block[min(growing, key=lambda axis: block[axis])] *= 2
+    edges, once = [], []
+    for axis, (unit, first) in enumerate(units):
+        step = unit * -(-block[axis] // unit)
+        inner = range(step if first is None or first == 0 else first, shape[axis], step)
+        edges.append((0, *inner, shape[axis]))
+        once.append(first is not None or len(inner) == 0)
+    return BlockPlan((edges[0], edges[1], edges[2]), (once[0], once[1], once[2]))
+
+
+def _unit(chunk: int, source: SourceChunks | None) -> tuple[int, int | None]:
+    """Distance between edges that both grids share, and the first of them; None where they share none."""
+    if source is None:
+        return chunk, None
+    unit = math.lcm(chunk, source.size)
+    for edge in range(0, unit, chunk):
+        if (edge - source.phase) % source.size == 0:
+            return unit, edge
+    return chunk, None

@@ -1,0 +1,301 @@
+"""From what a caller asks for to exact numbers: the only place for defaults and conflicts between arguments.
+
+`resolve` turns a `CutoutRequest` and a `Layer` into a `Cutout`: a frozen value in which nothing is left open, and from
+which every block, in a notebook, on a cluster or in a resumed export, computes the same voxels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from imagery_dask.geometry.grid import AXES, XYZ, VoxelGrid, voxel_bounds
+from imagery_dask.model.arguments import Triple, corners, sizes, triple
+from imagery_dask.model.chunkedgraph import RootQuery
+from imagery_dask.model.labels import LabelRule
+from imagery_dask.model.layer import Layer, Mip
+
+__all__ = [
+    "Cutout",
+    "CutoutRequest",
+    "dimensions_in",
+    "resolve",
+    "resolve_pair",
+    "whole_layer",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Cutout:
+    """A resolved cutout: everything that decides its voxels, and nothing else.
+
+    Parameters
+    ----------
+    path : str
+        CloudVolume path of the layer.
+    mip : Mip
+        Level that is read.
+    stored_dtype : str
+        Data type of the layer.
+    channels : int
+        Values per voxel.
+    target : VoxelGrid
+        Voxels of the result.
+    missing : {"fill", "error"}
+        What a storage chunk that does not exist becomes.
+    order : {0, 1}
+        0 takes the voxel under the target's centre, 1 interpolates linearly (imagery only).
+    labels : LabelRule or None
+        None for imagery.
+    """
+
+    path: str
+    mip: Mip
+    stored_dtype: str
+    channels: int
+    target: VoxelGrid
+    missing: Literal["fill", "error"] = "fill"
+    order: int = 0
+    labels: LabelRule | None = None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Data type of the result, known without reading."""
+        if self.labels is None:
+            return np.dtype(self.stored_dtype)
+        if self.labels.mask_of is not None:
+            return np.dtype(bool)
+        return np.dtype(np.int64 if self.labels.as_int64 else self.stored_dtype)
+
+    @property
+    def query(self) -> RootQuery | None:
+        """Question to a chunked graph that decides the ids, or None."""
+        return None if self.labels is None else self.labels.query
+
+    @property
+    def unit(self) -> XYZ:
+        """Smallest box, in voxels of the mip from its first on, of which blocks are made to read everything once.
+
+        A storage chunk; in a dynamic segmentation also a graph chunk, so that no two blocks ask for one supervoxel.
+        """
+        chunk = self.mip.chunk_shape
+        chunks = None if self.query is None else self.query.graph.chunks_at(self.mip.grid)
+        if chunks is None:
+            return chunk
+        shape, origin = chunks
+        if any((a - b) % n for a, b, n in zip(self.mip.grid.start, origin, shape, strict=True)):
+            return chunk
+        x, y, z = (math.lcm(a, b) for a, b in zip(chunk, shape, strict=True))
+        return (x, y, z)
+
+    def mask(self, root_id: int) -> Cutout:
+        """Cutout of the voxels that have one id."""
+        rule = replace(self.labels or LabelRule(), mask_of=int(root_id), as_int64=False)
+        return replace(self, labels=rule)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutoutRequest:
+    """What a caller asks of one layer; `resolve` gives the meaning of each field.
+
+    Parameters
+    ----------
+    bounds : array-like
+        Two corners (2 x 3), or a center when a size is given.
+    bbox_size : array-like or None
+        2 or 3 sizes in voxels of `resolution`.
+    image_size : array-like or None
+        2 or 3 sizes in pixels of the mip.
+    mip : int or None
+        Level; None takes `default_mip` and rescales to the bounds.
+    default_mip : int
+        The client's level.
+    resolution : tuple of 3 float
+        Resolution of `bounds` and `bbox_size`, nm.
+    scale_to_bounds : bool or None
+        Whether the result has the voxels of `resolution`; None decides by `mip`.
+    """
+
+    bounds: ArrayLike
+    default_mip: int
+    resolution: Triple
+    bbox_size: ArrayLike | None = None
+    image_size: ArrayLike | None = None
+    mip: int | None = None
+    scale_to_bounds: bool | None = None
+
+    @property
+    def scales(self) -> bool:
+        """Whether the result is on the grid of the bounds rather than of the mip."""
+        if self.scale_to_bounds is None:
+            # A size in pixels names the size of the result: there is nothing left to rescale to.
+            return self.mip is None and self.image_size is None
+        return bool(self.scale_to_bounds)
+
+
+def resolve(
+    request: CutoutRequest,
+    layer: Layer,
+    *,
+    labels: LabelRule | None = None,
+    missing: Literal["fill", "error"] = "fill",
+    order: int = 0,
+) -> Cutout:
+    """Exact cutout that a request means on a layer.
+
+    Parameters
+    ----------
+    request : CutoutRequest
+        What was asked for.
+    layer : Layer
+        The layer to read.
+    labels : LabelRule or None
+        What becomes of ids; None for imagery.
+    missing : {"fill", "error"}
+        What a storage chunk that does not exist becomes.
+    order : {0, 1}
+        Nearest or linear resampling.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For arguments that are wrong or contradict each other, with the values and the remedy.
+    """
+    _check_options(missing, order)
+    mip = layer.mip(request.default_mip if request.mip is None else request.mip)
+    target = _target(request, mip)
+    return Cutout(layer.path, mip, layer.dtype, layer.channels, target, missing, int(order), labels)
+
+
+def whole_layer(
+    layer: Layer, level: int, *, labels: LabelRule | None = None, missing: Literal["fill", "error"] = "fill"
+) -> Cutout:
+    """Cutout of all voxels of a level."""
+    mip = layer.mip(level)
+    return Cutout(layer.path, mip, layer.dtype, layer.channels, mip.grid, missing, 0, labels)
+
+
+def resolve_pair(
+    request: CutoutRequest,
+    image: Layer,
+    segmentation: Layer,
+    mips: tuple[int | None, int | None],
+    *,
+    default_mips: tuple[int, int],
+    labels: LabelRule,
+    resize: bool = True,
+    missing: Literal["fill", "error"] = "fill",
+    order: int = 0,
+) -> tuple[Cutout, Cutout]:
+    """Cutouts of imagery and segmentation for one request.
+
+    The finer layer decides the voxels; with `resize` the coarser one is brought to the same voxels.
+
+    Parameters
+    ----------
+    request : CutoutRequest
+        What was asked for; its mips are not used.
+    image, segmentation : Layer
+        The layers.
+    mips : pair of int or None
+        Levels of imagery and segmentation as the caller gave them.
+    default_mips : pair of int
+        Levels to use for those that are None.
+    labels : LabelRule
+        What becomes of ids.
+    resize : bool
+        Whether both share one target grid.
+    missing, order
+        As in `resolve`.
+
+    Returns
+    -------
+    image, segmentation : Cutout
+        Resolved cutouts.
+    """
+    scales = request.scale_to_bounds
+    if scales is None:
+        scales = mips == (None, None)
+    levels = [default if mip is None else mip for mip, default in zip(mips, default_mips, strict=True)]
+    image_nm = image.mip(levels[0]).grid.resolution_nm
+    segmentation_nm = segmentation.mip(levels[1]).grid.resolution_nm
+    segmentation_is_finer = all(a >= b for a, b in zip(image_nm, segmentation_nm, strict=True))
+    finer = segmentation if segmentation_is_finer else image
+    _check_options(missing, order)
+
+    def cut(layer: Layer, level: int, target: VoxelGrid | None = None) -> Cutout:
+        mip = layer.mip(level)
+        scaled = bool(scales) and (layer is finer or image_nm == segmentation_nm)
+        own = replace(request, mip=level, scale_to_bounds=scaled)
+        is_image = layer is image
+        return Cutout(
+            path=layer.path, mip=mip, stored_dtype=layer.dtype, channels=layer.channels,
+            target=_target(own, mip) if target is None else target, missing=missing,
+            order=order if is_image else 0, labels=None if is_image else labels,
+        )  # fmt: skip
+
+    # The coarser layer may have no voxel of its own in the bounds; on the finer one's grid it has a value for each.
+    target = cut(finer, levels[int(segmentation_is_finer)]).target if resize else None
+    return cut(image, levels[0], target), cut(segmentation, levels[1], target)
+
+
+def _check_options(missing: str, order: int) -> None:
+    if missing not in ("fill", "error"):
+        raise ValueError(f"missing is 'fill' or 'error'; got {missing!r}.")
+    if order not in (0, 1):
+        raise ValueError(f"order is 0 (nearest) or 1 (linear); got {order!r}.")
+
+
+def _target(request: CutoutRequest, mip: Mip) -> VoxelGrid:
+    """Voxels of the result: the mip's own, or those of the bounds when the cutout is scaled to them."""
+    voxel_nm = mip.grid.resolution_nm
+    lower, upper = _corners(request, voxel_nm)
+    target_nm = request.resolution if request.scales else voxel_nm
+    start, stop = voxel_bounds(lower, upper, request.resolution, target_nm)
+    if request.image_size is not None and not request.scales:
+        # The size in pixels is what was asked for: no rounding of corners may change it.
+        size = sizes("image_size", request.image_size)
+        stop = tuple(a + int(n) for a, n in zip(start, size, strict=True))  # type: ignore[assignment]
+    empty = [name for name, a, b in zip(AXES, start, stop, strict=True) if b <= a]
+    if empty:
+        raise ValueError(
+            f"The bounds {_plain(lower)} to {_plain(upper)} at {_plain(request.resolution)} nm cover no voxel along "
+            f"{', '.join(empty)}: they are voxels {start} to {stop} at {_plain(target_nm)} nm. The upper corner is "
+            "exclusive; make the bounds larger, or check the resolution they are given in."
+        )
+    return VoxelGrid.between(start, stop, target_nm)
+
+
+def _corners(request: CutoutRequest, voxel_nm: Triple) -> tuple[Triple, Triple]:
+    if request.bbox_size is not None and request.image_size is not None:
+        raise ValueError(
+            f"Give bbox_size or image_size, not both: each sets the size of the cutout; got bbox_size="
+            f"{request.bbox_size!r} and image_size={request.image_size!r}."
+        )
+    if request.bbox_size is not None:
+        size = sizes("bbox_size", request.bbox_size)
+    elif request.image_size is not None:
+        size = dimensions_in(request.image_size, voxel_nm, request.resolution)
+    else:
+        return corners(request.bounds)
+    center = np.asarray(triple("bounds (the center, since a size is given)", request.bounds))
+    lower = center - np.floor_divide(size, 2)
+    x0, y0, z0 = lower.tolist()
+    x1, y1, z1 = (lower + np.asarray(size)).tolist()
+    return (x0, y0, z0), (x1, y1, z1)
+
+
+def dimensions_in(image_size: ArrayLike, voxel_nm: Triple, resolution: Triple) -> Triple:
+    """Size in voxels of `resolution` that spans `image_size` pixels of `voxel_nm`; z is 1 for a 2-element size."""
+    size = sizes("image_size", image_size, whole=True)
+    x, y, z = (n * own / of for n, own, of in zip(size, voxel_nm, resolution, strict=True))
+    return (x, y, z if np.size(np.asarray(image_size)) == 3 else 1.0)
+
+
+def _plain(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(int(v) if float(v).is_integer() else float(v) for v in values)

@@ -1,0 +1,98 @@
+"""What becomes of the ids of a segmentation, as a value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from imagery_dask.geometry.grid import VoxelGrid
+from imagery_dask.model.arguments import root_id
+from imagery_dask.model.chunkedgraph import RootQuery
+
+__all__ = ["LabelRequest", "LabelRule", "RootIds", "label_rule"]
+
+RootIds = Sequence[int] | Literal["all"] | None
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRule:
+    """What becomes of the ids of a segmentation, in this order: looked up, kept or not, compared or converted.
+
+    Parameters
+    ----------
+    keep : tuple of int or None
+        Ids to keep, all others become 0; None keeps every id.
+    as_int64 : bool
+        Whether the result is int64 (an id that does not fit is an error) or the stored dtype.
+    mask_of : int or None
+        When given, the result is bool: True where the voxel has this id.
+    query : RootQuery or None
+        Whom to ask which root a stored supervoxel has; None takes ids as they are stored.
+    leaves_within : VoxelGrid or None
+        When given, the supervoxels of `keep` are fetched once for this box (in voxels of the graph), rather than the
+        roots of every block's supervoxels.
+    """
+
+    keep: tuple[int, ...] | None = None
+    as_int64: bool = False
+    mask_of: int | None = None
+    query: RootQuery | None = None
+    leaves_within: VoxelGrid | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRequest:
+    """What a caller asks of the ids of a segmentation.
+
+    Parameters
+    ----------
+    root_ids : sequence of int, None or "all"
+        Objects to keep.
+    as_int64 : bool
+        Whether the result is int64.
+    timestamp : datetime, str, number or None
+        Moment of a dynamic segmentation; None takes the client's.
+    stop_layer : int or None
+        Layer of the ids to give, for a dynamic segmentation.
+    version : int or None
+        Materialization version that `timestamp` is the moment of.
+    """
+
+    root_ids: RootIds = "all"
+    as_int64: bool = False
+    timestamp: Any = None
+    stop_layer: int | None = None
+    version: int | None = None
+
+
+def label_rule(root_ids: Any, *, as_int64: bool, query: RootQuery | None = None) -> LabelRule:
+    """Rule for the ``root_ids`` argument.
+
+    Parameters
+    ----------
+    root_ids : sequence of int, None or "all"
+        Ids to keep; None keeps the ids as they are stored. A flat segmentation stores its ids, so that None and "all"
+        are the same.
+    as_int64 : bool
+        Whether results are int64.
+    query : RootQuery, optional
+        Whom to ask which object a stored id belongs to; not asked for ``root_ids=None``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For another string, or ids that are not integers from 0 to 2**64 - 1.
+    """
+    if root_ids is None:
+        return LabelRule(as_int64=as_int64)
+    if isinstance(root_ids, str) and root_ids == "all":
+        return LabelRule(as_int64=as_int64, query=query)
+    if isinstance(root_ids, (str, bytes)):
+        raise ValueError(f"root_ids must be 'all', None or a sequence of ids; got {root_ids!r}.")
+    if not isinstance(root_ids, Iterable) or (isinstance(root_ids, np.ndarray) and root_ids.ndim == 0):
+        raise TypeError(f"root_ids must be 'all', None or a sequence of ids; got {root_ids!r}. Put one id in a list.")
+    keep = tuple(sorted({root_id(value) for value in root_ids}))
+    return LabelRule(keep=keep, as_int64=as_int64, query=query)

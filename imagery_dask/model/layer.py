@@ -1,0 +1,147 @@
+"""What a volume's ``info`` says, as values: its mips, their voxel grids and how they are stored.
+
+The format is Neuroglancer's precomputed volume format
+(https://github.com/google/neuroglancer/tree/master/src/datasource/precomputed).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from imagery_dask.errors import SourceError
+from imagery_dask.geometry.grid import XYZ, VoxelGrid
+from imagery_dask.model.chunkedgraph import ChunkedGraph
+
+__all__ = ["Layer", "Mip"]
+
+
+@dataclass(frozen=True, slots=True)
+class Mip:
+    """One resolution level of a layer.
+
+    Parameters
+    ----------
+    level : int
+        Index of the level; 0 is the finest.
+    key : str
+        Folder of the level below the layer.
+    grid : VoxelGrid
+        All voxels of the level.
+    chunk_shape : tuple of 3 int
+        Voxels of one storage chunk along x, y, z.
+    encoding : str
+        For instance ``"raw"``, ``"jpeg"`` or ``"compressed_segmentation"``.
+    minishard_chunks : int or None
+        Storage chunks in one minishard, or None for a level that is not sharded.
+    """
+
+    level: int
+    key: str
+    grid: VoxelGrid
+    chunk_shape: XYZ
+    encoding: str
+    minishard_chunks: int | None = None
+
+    @property
+    def is_placeholder(self) -> bool:
+        """Whether the level is only named and holds no data."""
+        return "placeholder" in self.key.lower()
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether storage chunks are packed into shard files."""
+        return self.minishard_chunks is not None
+
+    @property
+    def chunk_count(self) -> int:
+        """Number of storage chunks that cover the level."""
+        return math.prod(-(-n // c) for n, c in zip(self.grid.shape, self.chunk_shape, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A precomputed layer: imagery or segmentation at several mips.
+
+    Parameters
+    ----------
+    path : str
+        CloudVolume path.
+    kind : str
+        ``"image"`` or ``"segmentation"``.
+    dtype : str
+        Data type of the voxels.
+    channels : int
+        Values per voxel.
+    mips : tuple of Mip
+        Levels, finest first.
+    graph : ChunkedGraph or None
+        The graph that says which objects the voxels' supervoxels belong to; None for a flat layer.
+    """
+
+    path: str
+    kind: str
+    dtype: str
+    channels: int
+    mips: tuple[Mip, ...]
+    graph: ChunkedGraph | None = None
+
+    @classmethod
+    def from_info(cls, path: str, info: Mapping[str, Any], graph: ChunkedGraph | None = None) -> Layer:
+        """Read the parsed ``info`` JSON of a volume.
+
+        Raises
+        ------
+        SourceError
+            When it is the info of something else (a mesh, an annotation layer) or is not complete.
+        """
+        try:
+            mips = tuple(_mip(level, scale) for level, scale in enumerate(info["scales"]))
+            if not mips:
+                raise ValueError("scales")
+            return cls(path, str(info["type"]), str(info["data_type"]), int(info["num_channels"]), mips, graph)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise SourceError(
+                f"{path!r} is not an image or segmentation volume: its info has no usable {error}. "
+                "Give the folder that holds a precomputed volume's info file."
+            ) from error
+
+    @property
+    def first_mip(self) -> int:
+        """First level that holds data."""
+        for mip in self.mips:
+            if not mip.is_placeholder:
+                return mip.level
+        raise SourceError(f"Every mip of {self.path!r} is a placeholder: the layer holds no data.")
+
+    def mip(self, level: int) -> Mip:
+        """Return a level by its index.
+
+        Raises
+        ------
+        ValueError
+            When there is no such level, or it is a placeholder.
+        """
+        if isinstance(level, bool) or not hasattr(level, "__index__"):
+            raise TypeError(f"mip must be an integer; got {level!r}.")
+        if not 0 <= int(level) < len(self.mips):
+            raise ValueError(f"mip {level} does not exist in {self.path!r}, which has mips 0 to {len(self.mips) - 1}.")
+        mip = self.mips[int(level)]
+        if mip.is_placeholder:
+            raise ValueError(
+                f"mip {level} of {self.path!r} is a placeholder without data; "
+                f"the first mip with data is {self.first_mip}."
+            )
+        return mip
+
+
+def _mip(level: int, scale: Mapping[str, Any]) -> Mip:
+    x, y, z = (float(value) for value in scale["resolution"])
+    start = scale.get("voxel_offset") or (0, 0, 0)
+    grid = VoxelGrid(start, scale["size"], (x, y, z))
+    chunk_x, chunk_y, chunk_z = (int(value) for value in scale["chunk_sizes"][0])
+    sharding = scale.get("sharding")
+    per_minishard = 2 ** int(sharding["preshift_bits"]) if sharding else None
+    return Mip(level, str(scale["key"]), grid, (chunk_x, chunk_y, chunk_z), str(scale["encoding"]), per_minishard)

@@ -1,0 +1,364 @@
+"""Objects in color over imagery: pictures for a notebook (`composite_overlay`), pages for exports (`overlay_page`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import dask
+import fastremap
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from imagery_dask import kernels
+from imagery_dask.arrays.masks import SegmentationMasks
+from imagery_dask.render.canvas import Canvas, Rgba, Style, draw_masks, draw_numbers, over, packed, unpacked
+from imagery_dask.render.palettes import DEFAULT_H, DEFAULT_L, DEFAULT_PALETTE, DEFAULT_S, discrete_colors
+from imagery_dask.render.save import mask_color
+
+__all__ = ["composite_overlay", "overlay_halo", "overlay_page"]
+
+Shape = tuple[int, ...]
+# Rows that are laid over imagery at a time: what lies in between stays in a processor's cache.
+STRIP = 64
+
+
+def composite_overlay(
+    segs: Any,
+    colors: Any = None,
+    alpha: float = 0.2,
+    imagery: Any = None,
+    outline: bool = False,
+    merge_outline: bool = True,
+    overlap: bool = True,
+    width: int = 10,
+    side: str = "out",
+    dim: int = 2,
+    palette: Any = DEFAULT_PALETTE,
+    h: float = DEFAULT_H,
+    l: float = DEFAULT_L,  # noqa: E741  # the reference's name
+    s: float = DEFAULT_S,
+) -> Any:
+    """Draw objects in color, filled or as outlines, alone or over imagery.
+
+    Parameters
+    ----------
+    segs : mapping of id to mask, sequence of masks, or array of ids
+        What to draw, later objects over earlier ones. Masks and ids have axes x, y or x, y, z, are numpy or dask
+        arrays, and are computed here; a mask is where its values are above 0. Of an array of ids every id but 0 is
+        drawn, in ascending order. The masks of `split_segmentation_cutout` are computed by one pass over the cutout.
+    colors : mapping of id to color, or sequence of colors, optional
+        A mapping where `segs` has ids, else a sequence with a color for each mask. A color is red, green and blue
+        from 0 to 1 (a fourth number is not used). By default they are from `palette`.
+    alpha : float
+        Opacity of the colors, 0 to 1.
+    imagery : numpy.ndarray, dask.array.Array or PIL.Image.Image, optional
+        What to draw over: an array of uint8 of the masks' shape; for masks of x, y also an image.
+    outline : bool
+        Draw outlines rather than filled objects.
+    merge_outline : bool
+        Outline the objects as a whole, not where they touch.
+    overlap : bool
+        Whether later objects may be drawn over earlier ones.
+    width : int
+        Width of outlines in pixels.
+    side : {"out", "in"}
+        Whether outlines lie around objects or within them.
+    dim : {0, 1, 2}
+        Axis along which a volume is cut into pictures.
+    palette : str or sequence
+        ``"husl"`` or ``"hls"``; anything else is given to seaborn's ``color_palette`` (which must be installed).
+    h, l, s : float
+        First hue, lightness and saturation of the palettes ``"husl"`` and ``"hls"``, 0 to 1.
+
+    Returns
+    -------
+    PIL.Image.Image or list of PIL.Image.Image
+        An RGBA picture of masks of x, y: rows are y, columns are x. Of volumes a list of them, one for each place
+        along `dim`; rows are the last of the axes that are left.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For arguments that cannot be drawn; before anything is computed, except for ids that `colors` lacks in an
+        array of ids.
+    """
+    style = _style(alpha, outline, merge_outline, width, side, overlap)
+    if isinstance(dim, bool) or not hasattr(dim, "__index__") or dim not in (0, 1, 2):
+        raise ValueError(f"dim is 0 (x), 1 (y) or 2 (z); got {dim!r}.")
+    objects = _objects(segs, imagery)
+    background = None if imagery is None else _checked_imagery(imagery, objects.shape)
+    if colors is None:
+        fractions: Any = discrete_colors(len(objects.keys), palette, h, l, s)
+    else:
+        fractions = _colors_in_order(colors, objects)
+    # Cut off rather than rounded, as in the reference.
+    bytes_ = np.array([[int(255 * value) for value in color[:3]] for color in fractions], np.uint8).reshape(-1, 3)
+    pixels = packed(bytes_, style.alpha)
+    if background is not None and not isinstance(background, Image.Image):
+        background = _computed(background)
+
+    def picture(place: tuple[Any, ...]) -> Image.Image:
+        page = unpacked(objects.draw(place, pixels, style))
+        return Image.fromarray(page if background is None else over(_rgba(background, place), page))
+
+    if len(objects.shape) == 2:
+        return picture(())
+    return [picture((slice(None),) * dim + (index,)) for index in range(objects.shape[dim])]
+
+
+def overlay_page(
+    labels: NDArray[Any],
+    image: NDArray[Any] | None = None,
+    *,
+    colors: Mapping[int, Sequence[int]] | None = None,
+    alpha: float = 0.2,
+    outline: bool = False,
+    merge_outline: bool = True,
+    width: int = 10,
+    side: str = "out",
+) -> NDArray[np.uint8]:
+    """Draw a page of labels: the picture that `composite_overlay` gives, without a mask for each object.
+
+    Pages can be drawn tile by tile: with `overlay_halo` pixels more around each tile, the tiles are those of the whole.
+
+    Parameters
+    ----------
+    labels : numpy.ndarray of integers, shape (x, y)
+        Ids; 0 is no object. Objects are drawn by ascending id.
+    image : numpy.ndarray of uint8, shape (x, y), optional
+        What to draw over.
+    colors : mapping of int to 3 or 4 int, optional
+        Id -> RGB, 0 to 255; a fourth number is not used. Other ids have the color of `kernels.colors_of`, which is the
+        same in every page and every run.
+    alpha : float
+        Opacity of the colors, 0 to 1.
+    outline, merge_outline, width, side
+        As for `composite_overlay`.
+
+    Returns
+    -------
+    numpy.ndarray of uint8, shape (y, x, 3) or (y, x, 4)
+        RGB over an image (nothing of it is transparent), RGBA without.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For arguments that cannot be drawn.
+    """
+    style = _style(alpha, outline, merge_outline, width, side)
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or 0 in labels.shape:
+        raise ValueError(f"labels has axes x and y, and a pixel at least; got shape {labels.shape}.")
+    _check_ids(labels.dtype)
+    image = None if image is None else np.asarray(_checked_imagery(image, labels.shape))
+    numbers, ids = _numbered(labels)
+    table = np.zeros((len(ids) + 1, 3), dtype=np.uint8)
+    table[1:] = kernels.colors_of(ids)
+    for number, root_id in enumerate(ids.tolist(), 1):
+        if colors and root_id in colors:
+            table[number] = mask_color(colors[root_id])[:3]
+    page = unpacked(draw_numbers(numbers.T, np.argsort(ids) + 1, packed(table, style.alpha), style))
+    return page if image is None else _over_image(image, page)
+
+
+def overlay_halo(outline: bool, width: int = 10) -> int:
+    """How many pixels around a tile `overlay_page` must see for the tile to be that of the whole page.
+
+    Parameters
+    ----------
+    outline, width
+        As for `overlay_page`.
+
+    Returns
+    -------
+    int
+        Pixels on each side, to be cut off from the picture again. None are needed at the edges of the page.
+    """
+    return _style(1.0, outline, True, width, "out").width if outline else 0
+
+
+class _Masks:
+    """Masks, named by ids or not."""
+
+    def __init__(self, segs: Any, fallback: Shape | None) -> None:
+        self.named = isinstance(segs, Mapping)
+        self._masks = list(segs.values() if self.named else segs)
+        self._masks = [mask if hasattr(mask, "shape") else np.asarray(mask) for mask in self._masks]
+        self.keys: list[Any] = list(segs) if self.named else list(range(len(self._masks)))
+        shapes = {tuple(int(n) for n in mask.shape) for mask in self._masks}
+        if not shapes and fallback is None:
+            raise ValueError("segs has no masks, and there is no imagery: nothing says how large the picture is.")
+        if len(shapes) > 1:
+            raise ValueError(f"Masks must be of one shape; got {', '.join(map(str, sorted(shapes)))}.")
+        self.shape = _checked_shape(shapes.pop() if shapes else fallback)
+
+    @cached_property
+    def _loaded(self) -> list[NDArray[np.bool_]]:
+        # In one go: masks that are made of the same blocks share them.
+        return [np.asarray(mask) > 0 for mask in dask.compute(*self._masks)]
+
+    def draw(self, place: tuple[Any, ...], pixels: Canvas, style: Style) -> Canvas:
+        """Canvas of a slice."""
+        pages = [mask[place].T for mask in self._loaded]
+        columns, rows = (n for axis, n in enumerate(self.shape) if axis != len(place) - 1)
+        return draw_masks(pages, pixels, style, (rows, columns))
+
+
+class _Labels:
+    """Ids at each voxel: masks that do not overlap."""
+
+    named = True
+
+    def __init__(self, segs: Any) -> None:
+        self._masks = segs if isinstance(segs, SegmentationMasks) else None
+        self._source = segs if self._masks is None else self._masks.labels
+        _check_ids(self._source.dtype)
+        self.shape = _checked_shape(tuple(int(n) for n in self._source.shape))
+
+    @cached_property
+    def _loaded(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        # 0 is an object where masks were asked for with it.
+        labels = _computed(self._source)
+        numbers, ids = _numbered(labels, with_null=self._masks is not None and bool(self._masks.select([0])))
+        if self._masks is not None:
+            self._masks.remember(ids.tolist())
+        return numbers, ids
+
+    @cached_property
+    def keys(self) -> list[int]:
+        """Ids, ascending."""
+        return sorted(self._loaded[1].tolist())
+
+    def draw(self, place: tuple[Any, ...], pixels: Canvas, style: Style) -> Canvas:
+        """Canvas of a slice."""
+        numbers, ids = self._loaded
+        order = np.argsort(ids) + 1
+        table = np.zeros(len(ids) + 1, dtype=np.uint32)
+        table[order] = pixels
+        return draw_numbers(numbers[place].T, order, table, style)
+
+
+def _objects(segs: Any, imagery: Any) -> _Masks | _Labels:
+    if isinstance(segs, SegmentationMasks) or (hasattr(segs, "dtype") and hasattr(segs, "shape")):
+        return _Labels(segs)
+    if isinstance(segs, (str, bytes)) or not isinstance(segs, (Mapping, Iterable)):
+        raise TypeError(
+            f"segs is a mapping of id to mask, a sequence of masks, or an array of ids; got a {type(segs).__name__}."
+        )
+    fallback = None
+    if imagery is not None:
+        fallback = imagery.size if isinstance(imagery, Image.Image) else tuple(int(n) for n in np.shape(imagery))
+    return _Masks(segs, fallback)
+
+
+def _numbered(labels: NDArray[Any], with_null: bool = False) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Numbers 1, 2, ... instead of ids, and the id of each; 0 stays 0 unless it is an object too."""
+    if labels.dtype == np.bool_:
+        labels = labels.view(np.uint8)
+    numbers, found = fastremap.renumber(labels, preserve_zero=not with_null, in_place=False)
+    ids = sorted((root_id for root_id, number in found.items() if number != 0), key=found.__getitem__)
+    return np.asarray(numbers), np.array(ids, dtype=labels.dtype)
+
+
+def _style(
+    alpha: float, outline: bool, merge_outline: bool, width: int, side: str, overlap: bool = True
+) -> Style:  # fmt: skip
+    if not isinstance(alpha, (int, float, np.number)) or not 0 <= alpha <= 1:
+        raise ValueError(f"alpha is a number from 0 (invisible) to 1 (opaque); got {alpha!r}.")
+    if side not in ("out", "in"):
+        raise ValueError(f"side is 'out' or 'in'; got {side!r}.")
+    if not isinstance(width, (int, float, np.number)) or not 1 <= width < 2**31 or int(width) != width:
+        raise ValueError(f"width is a whole number of pixels, 1 at least; got {width!r}.")
+    return Style(
+        int(alpha * 255), bool(outline), bool(merge_outline), bool(overlap), int(width), inside=side == "in"
+    )  # fmt: skip
+
+
+def _colors_in_order(colors: Any, objects: _Masks | _Labels) -> list[list[Any]]:
+    """Colors in the order of the objects."""
+    if objects.named != isinstance(colors, Mapping):
+        raise TypeError(
+            f"colors must map ids to colors where segs has ids, and be a sequence where segs is one; got a "
+            f"{type(colors).__name__}."
+        )
+    if objects.named:
+        missing = [key for key in objects.keys if key not in colors]
+        if missing:
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise ValueError(f"colors has none for {', '.join(map(repr, missing[:5]))}{more}.")
+        chosen = [colors[key] for key in objects.keys]
+    else:
+        chosen = list(colors)[: len(objects.keys)]
+        if len(chosen) < len(objects.keys):
+            raise ValueError(f"colors needs one for each mask; got {len(chosen)} for {len(objects.keys)} masks.")
+    return [_fractions(color) for color in chosen]
+
+
+def _fractions(color: Any) -> list[Any]:
+    try:
+        values = list(color)
+        right = len(values) in (3, 4) and all(0 <= value <= 1 for value in values)
+    except TypeError:
+        right = False
+    if not right:
+        raise ValueError(f"A color is 3 (RGB) or 4 numbers from 0 to 1; got {color!r}. Divide bytes by 255.")
+    return values
+
+
+def _check_ids(dtype: Any) -> None:
+    if dtype != np.bool_ and not np.issubdtype(dtype, np.integer):
+        raise TypeError(
+            f"Ids are integers; got an array of {dtype}. They exceed 2**53: a float has already rounded them. Give "
+            "masks as a list or a mapping."
+        )
+
+
+def _checked_shape(shape: Shape | None) -> Shape:
+    if shape is None or len(shape) not in (2, 3) or 0 in shape:
+        raise ValueError(f"Masks and ids have axes x, y or x, y, z, and a voxel at least; got shape {shape}.")
+    return shape
+
+
+def _checked_imagery(imagery: Any, shape: Shape) -> Any:
+    """Imagery that can lie below masks of a shape."""
+    if isinstance(imagery, Image.Image):
+        if imagery.size != shape:
+            raise ValueError(f"imagery is an image of {imagery.size} pixels, the masks are {shape}.")
+        return imagery
+    imagery = imagery if hasattr(imagery, "dtype") else np.asarray(imagery)
+    if tuple(imagery.shape) != shape:
+        raise ValueError(f"imagery has shape {tuple(imagery.shape)}, the masks {shape}.")
+    if imagery.dtype not in (np.uint8, np.bool_):
+        raise TypeError(
+            f"imagery is uint8; got {imagery.dtype}. Scale it first, for example "
+            "(255 * (image - low) / (high - low)).astype('uint8')."
+        )
+    return imagery
+
+
+def _computed(array: Any) -> NDArray[Any]:
+    return np.asarray(array.compute() if dask.is_dask_collection(array) else array)
+
+
+def _over_image(image: NDArray[Any], page: Rgba) -> NDArray[np.uint8]:
+    """Page over imagery of x, y, as RGB."""
+    out = np.empty((*page.shape[:2], 3), dtype=np.uint8)
+    for start in range(0, len(page), STRIP):
+        rows = slice(start, start + STRIP)
+        out[rows] = over(_rgba(image[:, rows], ()), page[rows])[..., :3]
+    return out
+
+
+def _rgba(imagery: Any, place: tuple[Any, ...]) -> Rgba:
+    """Slice of imagery as opaque grey pixels, rows first; an image as it is."""
+    if isinstance(imagery, Image.Image):
+        return np.asarray(imagery.convert("RGBA"))
+    grey = imagery[place].T
+    if grey.dtype == np.bool_:
+        grey = grey * np.uint8(255)
+    page = np.full((*grey.shape, 4), 255, dtype=np.uint8)
+    page[..., :3] = grey[..., np.newaxis]
+    return page

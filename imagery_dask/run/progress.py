@@ -1,0 +1,110 @@
+"""How far a run of blocks is, on stderr: a bar in a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from imagery_dask.humanize import human_time
+from imagery_dask.run import RunReport
+
+__all__ = ["LINE_S", "progress_bar", "progress_lines", "shown"]
+
+# Between lines, where stderr is no terminal: a log of a day has a few thousand, and short exports say nothing.
+LINE_S = 10.0
+
+
+@contextmanager
+def progress_bar(total: int, before: int = 0) -> Iterator[Callable[[RunReport], None]]:
+    """Show blocks done, rate, time left and trouble as a bar.
+
+    Parameters
+    ----------
+    total : int
+        Blocks in all.
+    before : int
+        Blocks that earlier calls have done: the bar begins there, and they do not count as fast.
+    """
+    columns = (
+        TextColumn("[progress.description]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("blocks", total=total, completed=before, note="")
+
+        def show(report: RunReport) -> None:
+            note = ", ".join([f"{report.mb_per_s:.0f} MB/s", *_trouble(report)])
+            progress.update(bar, completed=report.done + report.failures, note=note)
+
+        yield show
+
+
+@contextmanager
+def progress_lines() -> Iterator[Callable[[RunReport], None]]:
+    """Write a line at most every `LINE_S` seconds, and one at the end when there was one before."""
+    lines = _Lines()
+    try:
+        yield lines.show
+    finally:
+        lines.end()
+
+
+def shown(
+    progress: bool | Callable[[RunReport], None], total: int, before: int = 0
+) -> AbstractContextManager[Callable[[RunReport], None] | None]:
+    """Context manager of the callback that a writer's `progress` argument means."""
+    if callable(progress):
+        return nullcontext(progress)
+    if not progress:
+        return nullcontext(None)
+    return progress_bar(total, before) if Console(stderr=True).is_terminal else progress_lines()
+
+
+@dataclass(slots=True)
+class _Lines:
+    """What has been written of a run."""
+
+    last: float = field(default_factory=time.monotonic)
+    report: RunReport | None = None
+    begun: bool = False
+    told: bool = True
+
+    def show(self, report: RunReport) -> None:
+        self.report, self.told = report, False
+        if time.monotonic() - self.last >= LINE_S:
+            self._write()
+
+    def end(self) -> None:
+        if self.begun and not self.told:
+            self._write()
+
+    def _write(self) -> None:
+        assert self.report is not None
+        self.last, self.begun, self.told = time.monotonic(), True, True
+        sys.stderr.write(f"{time.strftime('%H:%M:%S')}  {_line(self.report)}\n")
+        sys.stderr.flush()
+
+
+def _line(report: RunReport) -> str:
+    share = report.done / report.blocks if report.blocks else 1.0
+    # Rounded down: 100% is all of it.
+    parts = [f"{report.done:,} of {report.blocks:,} blocks ({int(1000 * share) / 10}%)", f"{report.mb_per_s:.1f} MB/s"]
+    here, left = report.done - report.before, report.blocks - report.done - report.failures
+    if here and left:
+        parts.append(f"about {human_time(left * report.seconds / here)} left")
+    return ", ".join([*parts, *_trouble(report)])
+
+
+def _trouble(report: RunReport) -> list[str]:
+    counts = ((report.counts.missing, "chunks missing"), (report.repeats, "repeats"), (report.failures, "failed"))
+    return [f"{count:,} {what}" for count, what in counts if count]

@@ -1,0 +1,330 @@
+"""Whole files in a folder or bucket: there or not there, never half of one."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, Any, Literal, Protocol
+from uuid import uuid4
+
+from botocore.exceptions import ClientError
+from cloudfiles import CloudFiles
+from cloudfiles.cloudfiles import get_interface_class
+from cloudfiles.compression import compress as compressed
+from google.api_core.exceptions import PreconditionFailed
+
+__all__ = ["Files", "check_writable", "existing_names", "move_durably", "records_folder", "split_prefix", "write_soon"]
+
+Compression = Literal["gzip", "br"]
+EXTENSIONS = {None: "", "gzip": ".gz", "br": ".br"}
+LOCAL = "file://"
+# Of Linux, and a hint: where there is no such function, or a file system does not heed it, nothing changes.
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
+SYNC_FILE_RANGE_WRITE = 2
+# What file systems without hard links answer.
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+MEMORY = "memory://"
+BUCKETS = ("s3", "gs")
+REFUSED_STATUS = (401, 403)
+PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}([0-9a-f]{24})?\.partial")
+
+
+class Put(Protocol):
+    """Writes a file."""
+
+    def __call__(
+        self, name: str, content: bytes, content_type: str | None = None, compress: Compression | None = None
+    ) -> None:
+        """Write it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Files below a place, by name; small and picklable: credentials are found where it is used.
+
+    Parameters
+    ----------
+    url : str
+        ``file://``, ``s3://``, ``gs://``, ``memory://`` (of this process) or what else CloudFiles writes to; without a
+        scheme, a local folder.
+    """
+
+    url: str
+
+    @classmethod
+    def at(cls, url: str | os.PathLike[str]) -> Files:
+        """Files at a URL or a local path."""
+        text = os.fspath(url)
+        if "://" not in text:
+            text = LOCAL + str(Path(text).expanduser().resolve())
+        return cls(text.rstrip("/"))
+
+    @property
+    def folder(self) -> Path | None:
+        """Local folder, or None."""
+        return Path(self.url.removeprefix(LOCAL)) if self.url.startswith(LOCAL) else None
+
+    def put(
+        self, name: str, content: bytes, content_type: str | None = None, compress: Compression | None = None
+    ) -> None:
+        """Write a file whole: by rename on a local disk, by one PUT in a bucket.
+
+        Compressed content is stored as CloudVolume stores it: with a suffix on a disk, with an encoding in a bucket.
+        """
+        if self.folder is None:
+            self._cloud().put(name, content, content_type=content_type, compress=compress, raw=False)
+            return
+        with self.together() as put:
+            put(name, content, content_type, compress)
+
+    @contextmanager
+    def together(self) -> Iterator[Put]:
+        """Give what writes files as `put` does; on a local disk they appear when the context ends, on the disk itself.
+
+        That is one wait for the disk rather than one for each file.
+        """
+        if self.folder is None:
+            yield self.put
+            return
+        folder, written = self.folder, list[tuple[Path, Path]]()
+
+        def put(
+            name: str, content: bytes, content_type: str | None = None, compress: Compression | None = None
+        ) -> None:
+            del content_type
+            path = folder / (name + EXTENSIONS[compress])
+            partial = path.with_name(f".{path.name}.{uuid4().hex[:8]}.partial")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            written.append((partial, path))
+            with open(partial, "wb") as file:
+                file.write(compressed(content, compress) if compress else content)
+                write_soon(file)
+
+        try:
+            yield put
+            move_durably(written)
+        except BaseException:
+            for partial, _ in written:
+                partial.unlink(missing_ok=True)
+            raise
+
+    def create(self, name: str, content: bytes) -> bool | None:
+        """Write a file where there is none, of several processes that try it at once by one of them.
+
+        Returns
+        -------
+        bool or None
+            Whether it was written; None where the place cannot do so: file systems without links, some servers.
+        """
+        if self.folder is not None:
+            return _linked(self.folder, name, content)
+        if self.url.startswith(MEMORY):
+            return None
+        cloud = self._cloud()
+        with cloud._get_connection() as connection:
+            return _CREATES[cloud.protocol](connection, name, content) if cloud.protocol in _CREATES else None
+
+    def get(self, name: str) -> bytes | None:
+        """Content of a file, decompressed; None when there is none."""
+        content = self._cloud().get(name)
+        return None if content is None else bytes(content)
+
+    def names(self, prefix: str = "") -> Iterator[str]:
+        """Names of all files that begin with a prefix."""
+        if self.folder is not None and not self.folder.exists():
+            return
+        if not self.url.startswith(MEMORY):
+            yield from self._cloud().list(prefix=prefix)
+            return
+        # CloudFiles lists all of a bucket's memory, whichever folder it was opened at.
+        bucket, _, folder = self.url.removeprefix(MEMORY).partition("/")
+        within = f"{folder}/" if folder else ""
+        for name in _cloud_files(MEMORY + bucket, os.getpid()).list(prefix=within + prefix):
+            yield name.removeprefix(within)
+
+    def remove_partial(self, folder: str = "", stem: str = "") -> None:
+        """Remove what processes that were killed while they wrote left in a folder, of files whose names begin so."""
+        if self.folder is None:
+            return
+        with suppress(FileNotFoundError), os.scandir(self.folder / folder) as entries:
+            for name in [entry.name for entry in entries if entry.name.startswith(f".{stem}")]:
+                if PARTIAL.fullmatch(name):
+                    (self.folder / folder / name).unlink(missing_ok=True)
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Remove files; those that are not there do not matter."""
+        self._cloud().delete(list(names))
+
+    def _cloud(self) -> CloudFiles:
+        return _cloud_files(self.url, os.getpid())
+
+
+def _linked(folder: Path, name: str, content: bytes) -> bool | None:
+    """Write a file elsewhere and link it to its name: it has its content from the moment it is there."""
+    whole = folder / f".{name}.{uuid4().hex}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        whole.write_bytes(content)
+        os.link(whole, folder / name)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        # Not found: taken for what a killed process has left, by one that tidies.
+        if error.errno in NO_LINKS or isinstance(error, FileNotFoundError):
+            return None
+        raise
+    finally:
+        whole.unlink(missing_ok=True)
+    return True
+
+
+def _created_s3(connection: Any, name: str, content: bytes) -> bool | None:
+    try:
+        connection._conn.put_object(
+            Bucket=connection._path.bucket, Key=connection.get_path_to_file(name), Body=content,
+            ContentType="application/json", IfNoneMatch="*",
+        )  # fmt: skip
+    except ClientError as error:
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if status in (409, 412):  # another one is writing, or has written
+            return False
+        if status in (400, 501):
+            return None
+        raise
+    return True
+
+
+def _created_google(connection: Any, name: str, content: bytes) -> bool | None:
+    blob = connection._bucket.blob(connection.get_path_to_file(name))
+    try:
+        blob.upload_from_string(content, "application/json", if_generation_match=0)
+    except PreconditionFailed:
+        return False
+    return True
+
+
+_CREATES = {"s3": _created_s3, "gs": _created_google}
+
+
+def write_soon(file: IO[bytes]) -> None:
+    """Let the disk begin to write what a file has so far, while more is made: waiting for it then takes a third."""
+    if _sync_file_range is not None:
+        file.flush()
+        _sync_file_range(file.fileno(), ctypes.c_int64(0), ctypes.c_int64(0), SYNC_FILE_RANGE_WRITE)
+
+
+def move_durably(moves: Sequence[tuple[Path, Path]]) -> None:
+    """Move files into their places so that neither they nor their names are lost when a machine loses its power.
+
+    Their content is on the disk before they are moved; then one folder is waited for, and with it the journal of the
+    file system, which has all the names.
+    """
+    for source, _ in moves[:-1]:
+        with open(source, "rb") as file:
+            write_soon(file)
+    for source, _ in moves:
+        _wait_for_disk(source)
+    for source, target in moves:
+        os.replace(source, target)
+    if moves:
+        _wait_for_disk(moves[-1][1].parent)
+
+
+def _wait_for_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@lru_cache(maxsize=16)
+def _cloud_files(url: str, process: int) -> CloudFiles:
+    del process  # connections do not survive a fork
+    files = CloudFiles(url.replace("memory://", "mem://", 1), progress=False)
+    if files.protocol in BUCKETS:
+        _refuse_at_once(files.protocol)
+        # A list is refused after seven attempts all the same, so something else is asked for first.
+        files.get(".is-access-refused")
+    return files
+
+
+@lru_cache(maxsize=len(BUCKETS))
+def _refuse_at_once(protocol: str) -> None:
+    """Let cloud-files ask once where it is refused; it would seven times, with pauses of half a minute in all."""
+    interface = get_interface_class(protocol)
+    for ask in (interface.get_file, interface.put_file, interface.delete_files):
+        _ask_again_unless_refused(ask.retry)
+
+
+def _ask_again_unless_refused(attempts: Any) -> None:
+    """Add to what decides about another attempt (a `tenacity.Retrying`) that a refusal is final."""
+    before = attempts.retry
+    attempts.retry = lambda attempt: not _is_refused(attempt.outcome.exception()) and before(attempt)
+
+
+def _is_refused(error: BaseException | None) -> bool:
+    answer = getattr(error, "response", None)
+    if isinstance(answer, dict):  # botocore
+        return answer.get("ResponseMetadata", {}).get("HTTPStatusCode") in REFUSED_STATUS
+    return getattr(error, "code", None) in REFUSED_STATUS  # google-cloud
+
+
+def split_prefix(prefix: Any) -> tuple[Files, str]:
+    """Files of the folder or bucket, and what the names begin with."""
+    if not isinstance(prefix, (str, os.PathLike)):
+        raise TypeError(f"prefix must be a path or a URL that ends with the beginning of the names; got {prefix!r}.")
+    text = os.fspath(prefix)
+    folder, slash, stem = text.rpartition("/")
+    if not stem or folder.endswith(":/"):
+        raise ValueError(f"prefix must end with the beginning of the files' names, as in 'folder/em'; got {text!r}.")
+    return Files.at(folder or ("/" if slash else ".")), stem
+
+
+def existing_names(files: Files, stem: str) -> set[str]:
+    """Names of files that begin with a stem."""
+    if files.folder is None:
+        return set(files.names(stem))
+    if not files.folder.is_dir():
+        return set()
+    with os.scandir(files.folder) as entries:  # what lies in folders below does not matter
+        return {entry.name for entry in entries if entry.name.startswith(stem)}
+
+
+def check_writable(files: Files, stem: str) -> None:
+    """Refuse a place that files cannot be written to, by writing one that is gone at once."""
+    try:
+        if files.folder is None:
+            probe = f".{stem}.{uuid4().hex[:8]}.probe"
+            files.put(probe, b"")
+            files.delete([probe])
+            return
+        with TemporaryFile(dir=_nearest_folder(files.folder)):
+            pass
+    except Exception as error:  # every store has its own
+        raise OSError(f"Cannot write to {files.url}: {error}") from error
+
+
+def _nearest_folder(folder: Path) -> Path:
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file")
+    return folder
+
+
+def records_folder(out: str) -> Files:
+    """Folder of the records of a store: ``OUT.receipts``, or ``.receipts`` in a bucket that is the store."""
+    place = out.rstrip("/")
+    scheme, found, rest = place.partition("://")
+    root = found and scheme not in ("file", "memory") and "/" not in rest
+    return Files.at(f"{place}/.receipts" if root else f"{place}.receipts")

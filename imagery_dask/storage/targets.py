@@ -1,0 +1,275 @@
+"""Where a store is written: what may be replaced, and when it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from abc import ABC, abstractmethod
+from contextlib import suppress
+from glob import escape
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+from uuid import uuid4
+
+import zarr
+
+from imagery_dask.storage.buckets import bucket_url, s3_store
+from imagery_dask.storage.files import Files, records_folder
+from imagery_dask.storage.zarr_stores import clear_errors, files_at, open_store
+
+__all__ = ["FolderTarget", "StoreTarget", "VolumeTarget"]
+
+# In the root of a bucket the records of an export lie among its store.
+RECORDS = ".receipts"
+METADATA = {"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"}
+
+
+class FolderTarget(ABC):
+    """A place for a store.
+
+    A local store that is replaced stays as it is until the new one, which is written beside it, takes its place.
+    Buckets have no renaming: there the old store is removed before the new one is written.
+
+    Parameters
+    ----------
+    url : str or path
+        A local folder, a bucket, or memory.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When `url` is no place.
+    """
+
+    KIND = "store"
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        self.store = _location(url)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the place is on a disk."""
+        return "://" not in self.store
+
+    def occupied(self) -> bool:
+        """Whether there is a store of this kind.
+
+        Of a store only the names at its root are listed; of anything else it is enough that there is something.
+
+        Raises
+        ------
+        FileExistsError
+            There is something else.
+        """
+        with clear_errors(self.store):
+            is_store = self._opens()
+            if not is_store and not self._anything():
+                return False
+            strange = self._stranger() if is_store else None
+        if not is_store or strange is not None:
+            what = f"holds {strange!r}, which is not of a {self.KIND}" if is_store else f"is not a {self.KIND}"
+            raise FileExistsError(f"{self.store} exists and {what}: it will not be replaced; choose another name.")
+        return True
+
+    def refusal(self, why: str = "") -> FileExistsError:
+        """Error that says that there is a store."""
+        said = f"{self.store} exists already; choose another name, or pass overwrite=True (--overwrite)."
+        return FileExistsError(f"{said} {why}".strip())
+
+    def holds(self, place: str, written: bool) -> bool:
+        """Whether there is a store at a place of a run of this target; there is one before any block is written."""
+        del written
+        with clear_errors(place):
+            return type(self)(place)._opens()
+
+    def beside(self, run: str) -> str:
+        """Where a run writes what is to replace a store: beside it, or in its place where nothing can be renamed."""
+        if not self.is_local:
+            return self.store
+        path = Path(self.store)
+        return str(path.with_name(f".{path.name}.incoming-{run}"))
+
+    def check_writable(self) -> None:
+        """Refuse a place that cannot be written, by writing a file beside it that is gone at once."""
+        with clear_errors(self.store):
+            if self.is_local:
+                folder = next(each for each in Path(self.store).parents if each.exists())
+                with TemporaryFile(dir=folder):
+                    return
+            # In the folder of the records: of the root of a bucket that is in the bucket too.
+            files, probe = records_folder(self.store), f".probe-{uuid4().hex}"
+            files.put(probe, b"")
+            files.delete([probe])
+
+    def recover(self) -> None:
+        """Undo a replacement that was cut off between its two renames, and remove what one has left behind."""
+        if not self.is_local:
+            return
+        path = Path(self.store)
+        for old in path.parent.glob(f".{escape(path.name)}.replaced-*"):
+            if path.exists():
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.rename(old, path)
+
+    def swap(self, place: str) -> None:
+        """Let a store that was written beside take its place."""
+        old = place.replace(".incoming-", ".replaced-")
+        if os.path.exists(self.store):
+            os.rename(self.store, old)
+        os.rename(place, self.store)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def clear(self, place: str) -> None:
+        """Remove the store at a place, or what there is of it."""
+        if self.is_local:
+            shutil.rmtree(place, ignore_errors=True)
+            return
+        with clear_errors(place):
+            type(self)(place)._remove()
+
+    def _stranger(self) -> str | None:
+        files, path = files_at(self.store)
+        files.invalidate_cache()
+        names = sorted(str(name).rstrip("/").rpartition("/")[2] for name in files.ls(path, detail=False))
+        # What a process that was killed was writing has a name of its own.
+        names = [name for name in names if not (name.startswith(".") and (".partial" in name or name == RECORDS))]
+        return next((name for name in names if not self._owns(files, f"{path}/{name}", name)), None)
+
+    def _anything(self) -> bool:
+        return _anything_at(self.store)
+
+    @abstractmethod
+    def _opens(self) -> bool:
+        """Whether there is a store of this kind."""
+
+    @abstractmethod
+    def _owns(self, files: Any, path: str, name: str) -> bool:
+        """Whether a name at the store's root is part of it."""
+
+    @abstractmethod
+    def _remove(self) -> None:
+        """Remove the store."""
+
+
+class StoreTarget(FolderTarget):
+    """A place for a zarr store."""
+
+    KIND = "zarr store"
+
+    def _opens(self) -> bool:
+        try:
+            zarr.open(open_store(self.store), mode="r")
+        except (FileNotFoundError, ValueError, NotADirectoryError):
+            return False
+        return True
+
+    def _owns(self, files: Any, path: str, name: str) -> bool:
+        if name in METADATA or any(files.exists(f"{path}/{metadata}") for metadata in METADATA):
+            return True
+        if not _is_chunk(name):
+            return False
+        if files.isdir(path):  # what a removal that was cut off has left of an array, and nothing else
+            inside = (str(entry).rstrip("/").rpartition("/")[2] for entry in files.ls(path, detail=False))
+            return all(_is_chunk(entry) for entry in inside)
+        return bool(files.exists(f"{path.rpartition('/')[0]}/.zarray"))
+
+    def _remove(self) -> None:
+        _remove(self.store, METADATA)
+
+
+class VolumeTarget(FolderTarget):
+    """A place for a precomputed volume, or for two of them in folders."""
+
+    KIND = "precomputed volume"
+    FOLDERS = ("image", "segmentation")
+
+    def _opens(self) -> bool:
+        return any(self._infos())
+
+    def _infos(self) -> list[dict[str, Any]]:
+        """Contents of info files, at the root and in the folders."""
+        files, found = Files.at(self.store), []
+        for name in ("info", *(f"{folder}/info" for folder in self.FOLDERS)):
+            with suppress(ValueError, NotADirectoryError):
+                info = json.loads(files.get(name) or b"null")
+                if isinstance(info, dict) and "scales" in info:
+                    found.append(info)
+        return found
+
+    def _owns(self, files: Any, path: str, name: str) -> bool:
+        if name in self.FOLDERS:
+            return bool(files.exists(f"{path}/info"))
+        known = {"info", "provenance", "segment_properties"}
+        for info in self._infos():
+            known |= {str(scale["key"]).split("/")[0] for scale in info["scales"]}
+            known.add(str(info.get("segment_properties", "")))
+        return name in known
+
+    def _stranger(self) -> str | None:
+        return None if self._in_memory() else super()._stranger()
+
+    def _anything(self) -> bool:
+        if self._in_memory():
+            return next(Files.at(self.store).names(), None) is not None
+        return super()._anything()
+
+    def _remove(self) -> None:
+        if self._in_memory():
+            files = Files.at(self.store)
+            files.delete(files.names())
+        else:
+            _remove(self.store, {"info"})
+
+    def _in_memory(self) -> bool:
+        # Files and zarr stores are different memories of a process.
+        return bucket_url(self.store).scheme == "memory"
+
+
+def _is_chunk(name: str) -> bool:
+    """Whether chunks of an array have such a name: they lie in "c", or (zarr v2) in files and folders of numbers."""
+    return name == "c" or name.replace(".", "").isdigit()
+
+
+def _anything_at(location: str) -> bool:
+    place = bucket_url(location)
+    if place.scheme == "s3":  # one object is enough: there may be millions
+        entries = (entry for batch in s3_store(place).list(chunk_size=10) for entry in batch)
+        return any(not entry["path"].startswith(RECORDS) for entry in entries)
+    if place.scheme == "file" and os.path.isdir(place.path):
+        return bool(os.listdir(place.path))
+    files, path = files_at(location)
+    files.invalidate_cache()
+    return bool(files.exists(path))
+
+
+def _remove(location: str, last: set[str]) -> None:
+    """Remove a store; what makes it one goes last, so that a removal that was cut off can be repeated."""
+    place = bucket_url(location)
+    if place.scheme == "s3":
+        bucket = s3_store(place)
+        for batch in bucket.list(chunk_size=1000):
+            names = [entry["path"] for entry in batch]
+            bucket.delete([name for name in names if name not in last and not name.startswith(RECORDS)])
+        bucket.delete(sorted(last))
+        return
+    files, path = files_at(location)
+    files.invalidate_cache()
+    names = [str(name).rstrip("/") for name in files.ls(path, detail=False)]
+    names = [name for name in names if name.rpartition("/")[2] != RECORDS]
+    metadata = [name for name in names if name.rpartition("/")[2] in last]
+    for name in [name for name in names if name not in metadata] + metadata:
+        files.rm(name, recursive=True)
+
+
+def _location(url: str | os.PathLike[str]) -> str:
+    if not isinstance(url, (str, os.PathLike)):
+        raise TypeError(f"url must be a folder or a URL to write to; got {url!r}.")
+    text = os.fspath(url)
+    if not text:
+        raise ValueError("url is empty; give a folder or a URL to write to.")
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+    return text if "://" in text else str(Path(text).expanduser().resolve())

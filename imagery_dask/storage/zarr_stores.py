@@ -1,0 +1,238 @@
+"""Zarr stores by location: a local path, ``s3://``, ``gs://``, ``memory://``, or what else fsspec opens."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import zarr
+from distributed import Client
+from zarr.abc.store import Store
+from zarr.storage import FsspecStore, LocalStore, ObjectStore
+
+from imagery_dask.errors import AccessRefusedError
+from imagery_dask.sources.failures import brief, kind_of
+from imagery_dask.storage.buckets import bucket_url, credential_places, google_files, s3_files, s3_store
+
+__all__ = [
+    "GoogleObjects",
+    "WholeObjects",
+    "check_process",
+    "check_reachable",
+    "clear_errors",
+    "create_group",
+    "files_at",
+    "open_store",
+]
+
+ROOTS = ("zarr.json", ".zgroup", ".zarray")
+REFUSED = ("PermissionDeniedError", "UnauthenticatedError", "RefreshError", "DefaultCredentialsError")
+
+
+class WholeObjects(ObjectStore[Any]):
+    """Objects of a bucket, each written by one PUT: parts of an upload that was cut off would stay, unseen and paid."""
+
+    async def set(self, key: str, value: Any) -> None:
+        """Write an object whole."""
+        self._check_writable()
+        await self.store.put_async(key, value.as_buffer_like(), use_multipart=False)
+
+
+class _Body(io.BytesIO):
+    """Bytes to send, which stay open for another attempt."""
+
+    def close(self) -> None:
+        """Stay open: aiohttp closes what it has sent."""
+
+
+class GoogleObjects(FsspecStore):
+    """Objects of Google Cloud Storage, each written by one request that holds nothing but its bytes.
+
+    gcsfs frames a small object as a part of a multipart message, with a line break that a server may take, together
+    with a last byte of 13, for the frame's own: one object in 256 then loses that byte.
+    """
+
+    async def set(self, key: str, value: Any, byte_range: tuple[int, int] | None = None) -> None:
+        """Write an object whole."""
+        if byte_range is not None:
+            raise NotImplementedError("objects are written whole")
+        self._check_writable()
+        bucket, _, prefix = self.path.partition("/")
+        await self.fs._call(
+            "POST",
+            f"{self.fs._location}/upload/storage/v1/b/{bucket}/o",
+            uploadType="media",
+            name=f"{prefix}/{key}".lstrip("/"),
+            headers={"Content-Type": "application/octet-stream"},
+            data=_Body(value.to_bytes()),
+        )
+
+
+def open_store(location: str) -> Store:
+    """Open a location as a zarr store, with the credentials that this process finds.
+
+    Parameters
+    ----------
+    location : str
+        A local path or a URL.
+
+    Returns
+    -------
+    zarr.abc.store.Store
+        Takes everything that zarr and xarray do with a store. It holds credentials: it must not be pickled.
+    """
+    place = bucket_url(location)
+    if place.scheme == "file":
+        return LocalStore(place.path)
+    if place.scheme == "s3":
+        return WholeObjects(s3_store(place))
+    if place.scheme == "gs":
+        return GoogleObjects(google_files(place, asynchronous=True), path=f"{place.bucket}/{place.path}".rstrip("/"))
+    return FsspecStore.from_url(location)
+
+
+def files_at(location: str) -> tuple[Any, str]:
+    """Open a location as a file system of fsspec, and the path in it."""
+    place = bucket_url(location)
+    if place.scheme == "s3":
+        return s3_files(place), f"{place.bucket}/{place.path}".rstrip("/")
+    if place.scheme == "gs":
+        return google_files(place, asynchronous=False), f"{place.bucket}/{place.path}".rstrip("/")
+    return fsspec.url_to_fs(place.path if place.scheme == "file" else location)  # type: ignore[no-any-return]
+
+
+def create_group(location: str, zarr_format: Any = 3) -> zarr.Group:
+    """Make the root group of a new store; this is also how a place that refuses writing is found before any work.
+
+    Raises
+    ------
+    AccessRefusedError
+        The bucket or the folder refuses writing.
+    FileNotFoundError
+        There is no such bucket.
+    """
+    place = bucket_url(location)
+    try:
+        with clear_errors(location):
+            return zarr.create_group(open_store(location), zarr_format=zarr_format)
+    except FileNotFoundError:
+        if not place.bucket:
+            raise
+        raise FileNotFoundError(f"{location} cannot be written: there is no bucket {place.bucket!r}.") from None
+
+
+@contextmanager
+def clear_errors(location: str) -> Iterator[None]:
+    """Turn refused access into one error that says where and what to do; of others keep one line, not the request."""
+    try:
+        yield
+    except AccessRefusedError:
+        raise
+    except Exception as error:
+        if _is_refusal(error):
+            raise _refusal(location, error) from None
+        if isinstance(error, OSError) or not type(error).__module__.startswith("obstore"):
+            raise
+        region = " Set AWS_DEFAULT_REGION to the bucket's region." if "without LOCATION" in str(error) else ""
+        raise OSError(f"{location}: {str(error).splitlines()[0]}.{region}") from None
+
+
+def check_process(location: str, client: Client) -> None:
+    """Refuse a store in memory when workers are other processes: each would write into its own.
+
+    Raises
+    ------
+    ValueError
+        Names what to do.
+    """
+    if bucket_url(location).scheme != "memory":
+        return
+    if others := set(client.run(_process_name).values()) - {_process_name()}:
+        host, number = min(others)
+        raise ValueError(
+            f"{location} is memory of this process, which the cluster's workers do not share (process {number} on "
+            f"{host}); write to a folder or a bucket, or without a cluster."
+        )
+
+
+def check_reachable(location: str, client: Client) -> None:
+    """Refuse a store, whose root was made here, that a worker does not see: before it computes for nothing.
+
+    Raises
+    ------
+    AccessRefusedError, FileNotFoundError, ImportError, OSError
+        What the first of such workers says.
+    """
+    answers = {worker: said for worker, said in client.run(_look, location).items() if said is not None}
+    for worker, (kind, text) in sorted(answers.items()):
+        errors: dict[str, Callable[[str], Exception]] = {
+            "refused": AccessRefusedError,
+            "not there": FileNotFoundError,
+            "not installed": ImportError,
+        }
+        raise errors.get(kind, OSError)(f"{len(answers)} workers cannot write {location}; {worker}: {text}")
+
+
+def _look(location: str) -> tuple[str, str] | None:
+    """Say why the root of a store is not seen from here; None when it is."""
+    try:
+        with clear_errors(location):
+            zarr.open_group(open_store(location), mode="r")
+    except AccessRefusedError as error:
+        return "refused", str(error)
+    except FileNotFoundError:
+        return "not there", "it is not there; a folder must be on a disk that all workers share."
+    except ImportError as error:
+        return "not installed", str(error)
+    except Exception as error:
+        return "failed", brief(error)
+    if bucket_url(location).scheme == "file":
+        return _try_folder(Path(bucket_url(location).path))
+    return None
+
+
+def _try_folder(folder: Path) -> tuple[str, str] | None:
+    probe = folder / f".probe-{uuid.uuid4().hex}.partial"
+    try:
+        probe.touch()
+    except OSError as error:
+        return "refused", f"{error.strerror}; it must be allowed to write there."
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return None
+
+
+def _process_name() -> tuple[str, int]:
+    return socket.gethostname(), os.getpid()
+
+
+def _is_refusal(error: Exception) -> bool:
+    text = str(error)
+    return (
+        type(error).__name__ in REFUSED
+        or (isinstance(error, OSError) and error.errno == errno.EROFS)
+        or kind_of(error) == "refused"
+        or (isinstance(error, OSError) and text.startswith(("Forbidden", "Unauthorized")))
+        or "Anonymous caller" in text
+    )
+
+
+def _refusal(location: str, error: Exception) -> AccessRefusedError:
+    place = bucket_url(location)
+    if place.scheme == "file":
+        return AccessRefusedError(f"{location} cannot be written: {getattr(error, 'strerror', None) or brief(error)}.")
+    # Not the store's own words: they quote the request.
+    status = next((code for code in ("401", "403") if code in str(error)), type(error).__name__)
+    return AccessRefusedError(
+        f"Access was refused to {location} ({status}). Check the credentials that this process finds: "
+        f"{credential_places(place)}; they need permission to list, read and write there."
+    )

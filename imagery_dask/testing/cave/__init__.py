@@ -1,0 +1,25 @@
+"""A local CAVE server over a small dynamic segmentation, for tests, notebooks and the demo.
+
+It speaks the services' wire protocol, for clients that know nothing of it. Simpler than in the services are:
+an object has one node of layer 2 in a chunk, whether its supervoxels there touch or not; a split takes the
+supervoxels that it is given and computes no cut; a root is up to date from its own millisecond on, where
+PyChunkedGraph's ``is_latest_roots`` says so from the next one; and there are no meshes, tables or skeletons.
+"""
+
+from imagery_dask.testing.cave.graph import ChunkedGraph, GraphError
+from imagery_dask.testing.cave.graph_layout import GraphLayout
+from imagery_dask.testing.cave.server import CaveServer, Fault, Request
+from imagery_dask.testing.cave.world import Version, World, make_world, world_from_arrays
+
+__all__ = [
+    "CaveServer",
+    "ChunkedGraph",
+    "Fault",
+    "GraphError",
+    "GraphLayout",
+    "Request",
+    "Version",
+    "World",
+    "make_world",
+    "world_from_arrays",
+]

@@ -1,0 +1,271 @@
+"""A small dynamic segmentation on disk: volumes, a chunked graph over them, and a history of edits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import tinybrain
+from cloudvolume import CloudVolume
+
+from imagery_dask.testing.cave.graph import ChunkedGraph
+from imagery_dask.testing.cave.graph_layout import GraphLayout, Ids, Triple
+from imagery_dask.testing.cave.supervoxels import cut_supervoxels
+from imagery_dask.testing.volume import synthesize
+
+__all__ = ["Version", "World", "make_world", "world_from_arrays"]
+
+CREATED = 1_704_067_200.0  # 2024-01-01 00:00 UTC
+_DAY = 86_400.0
+
+
+class Version(NamedTuple):
+    """A materialization version: frozen at ``timestamp``, kept until ``expires`` (unix seconds).
+
+    A version that is not ``valid`` any more is listed only when expired ones are asked for.
+    """
+
+    timestamp: float
+    expires: float
+    valid: bool = True
+
+
+@dataclass(slots=True)
+class World:
+    """A dynamic segmentation and what a CAVE server says about it.
+
+    Attributes
+    ----------
+    graph : ChunkedGraph
+        Which supervoxels belong together, and when. It may be edited while it is served.
+    image_source, watershed_source : str
+        Precomputed volumes of the form ``precomputed://file:///...``.
+    watershed_info : dict
+        The watershed's info file.
+    mips : list of numpy.ndarray
+        The watershed at each mip: uint64 (x, y, z), Fortran-ordered.
+    voxel_offset, resolution : tuple of int
+        Of the watershed at mip 0, in voxels and in nm.
+    image_resolution : tuple of int
+        Of the image at mip 0, in nm: the resolution in which the datastack's positions are.
+    times : dict
+        Names of moments, and their unix seconds: ``created``, and one for each edit.
+    versions : dict
+        The materialization versions.
+    datastack, aligned_volume, table : str
+        Names: of the dataset, of its image, of the graph.
+    """
+
+    graph: ChunkedGraph
+    image_source: str
+    watershed_source: str
+    mips: list[Ids] = field(repr=False)
+    watershed_info: dict[str, Any] = field(repr=False)
+    voxel_offset: Triple
+    resolution: Triple
+    image_resolution: Triple
+    times: dict[str, float]
+    versions: dict[int, Version]
+    datastack: str = "demo_datastack"
+    aligned_volume: str = "demo_volume"
+    table: str = "demo_v1"
+
+    @property
+    def supervoxels(self) -> Ids:
+        """The watershed at mip 0: uint64 (x, y, z), the first voxel of which is at `voxel_offset`."""
+        return self.mips[0]
+
+    def roots_volume(self, timestamp: float | None = None, mip: int = 0, stop_layer: int | None = None) -> Ids:
+        """Look up the root of every voxel, without any server.
+
+        Parameters
+        ----------
+        timestamp, stop_layer
+            As in `ChunkedGraph.roots`.
+        mip : int
+            A mip of the watershed.
+
+        Returns
+        -------
+        numpy.ndarray
+            uint64 (x, y, z), Fortran-ordered; the first voxel is at the watershed's voxel offset.
+        """
+        found, voxels = np.unique(self.mips[mip], return_inverse=True)
+        roots = self.graph.roots(found, timestamp, stop_layer)
+        return np.asfortranarray(roots[voxels.reshape(self.mips[mip].shape)])
+
+
+def make_world(folder: str | Path, shape: Triple = (256, 256, 32), seed: int = 0, **options: Any) -> World:
+    """Make a world of synthetic tissue, in about a second.
+
+    Parameters
+    ----------
+    folder : path
+        Receives the volumes.
+    shape : tuple of int
+        Of the image, as in `imagery_dask.testing.volume.synthesize`; the segmentation has half of it in x and y.
+    seed : int
+        The same shape, seed and options give the same world, ids included.
+    **options
+        As in `world_from_arrays`.
+
+    Returns
+    -------
+    World
+        With a history of four edits and three materialization versions.
+    """
+    image, objects = synthesize(shape, seed)
+    return world_from_arrays(folder, objects, image, seed=seed, **options)
+
+
+def world_from_arrays(
+    folder: str | Path,
+    objects: npt.NDArray[np.integer],
+    image: npt.NDArray[Any] | None = None,
+    *,
+    chunk_size: Triple = (32, 32, 16),
+    storage_chunk: Triple = (32, 32, 16),
+    voxel_offset: Triple = (6144, 4096, 1024),
+    resolution: Triple = (16, 16, 40),
+    n_mips: int = 3,
+    pieces: int = 2,
+    seed: int = 0,
+    n_layers: int | None = None,
+    created: float = CREATED,
+    edited: bool = True,
+) -> World:
+    """Make a world of given objects.
+
+    Parameters
+    ----------
+    folder : path
+        Receives the folders ``image`` and ``watershed``.
+    objects : numpy.ndarray
+        Labels (x, y, z) of what are objects at first; 0 is background.
+    image : numpy.ndarray, optional
+        Of the objects' shape times an integer along each axis; by default gray values made from the objects.
+    chunk_size, storage_chunk : tuple of int
+        Chunk size of the graph, and of the volumes' files, in voxels.
+    voxel_offset, resolution : tuple of int
+        Of the objects, in voxels and in nm: those of the image follow.
+    n_mips : int
+        Mips of the watershed and the image, each half as fine in x and y as the one before.
+    pieces : int
+        Most supervoxels that an object's part of a graph chunk is cut into.
+    seed : int
+        Of the cut.
+    n_layers : int, optional
+        Layers of the graph; by default as few as it takes.
+    created : float
+        When the graph began, in unix seconds.
+    edited : bool
+        Whether to add a history of edits; without, there is just what the graph was at first.
+
+    Returns
+    -------
+    World
+        To be served by a `CaveServer`.
+
+    Raises
+    ------
+    ValueError
+        If the image's shape does not fit the objects', or there are fewer than 4 objects to edit.
+    """
+    layout = GraphLayout.for_volume(objects.shape, chunk_size, voxel_offset, n_layers)
+    cut = cut_supervoxels(objects, layout, pieces, seed)
+    graph = ChunkedGraph(layout, cut.ids, cut.objects, created)
+    if image is None:
+        image = (np.asarray(objects) % 251).astype(np.uint8)
+    zoom = _zoom(image.shape, objects.shape)
+    image_resolution = _triple(r // f for r, f in zip(resolution, zoom, strict=True))
+    image_offset = _triple(o * f for o, f in zip(voxel_offset, zoom, strict=True))
+    mips = [cut.volume, *tinybrain.downsample_segmentation(cut.volume, (2, 2, 1), num_mips=n_mips - 1)]
+    image_mips = [image, *tinybrain.downsample_with_averaging(image, (2, 2, 1), num_mips=n_mips - 1)]
+    image_source = _write(Path(folder) / "image", image_mips, "raw", image_resolution, image_offset, storage_chunk)
+    watershed = _write(
+        Path(folder) / "watershed", mips, "compressed_segmentation", resolution, voxel_offset, storage_chunk
+    )
+    return World(
+        graph=graph,
+        image_source=image_source,
+        watershed_source=watershed,
+        watershed_info=CloudVolume(watershed, progress=False).info,
+        mips=mips,
+        voxel_offset=voxel_offset,
+        resolution=resolution,
+        image_resolution=image_resolution,
+        times=_edit(graph, created) if edited else {"created": created},
+        versions=_versions(created),
+    )
+
+
+def _zoom(image: tuple[int, ...], objects: tuple[int, ...]) -> list[int]:
+    """Return how many voxels of the image lie along one of the objects."""
+    zoom = [n // m for n, m in zip(image, objects, strict=True)]
+    if any(n != m * factor for n, m, factor in zip(image, objects, zoom, strict=True)):
+        raise ValueError(f"an image of shape {image} does not fit objects of shape {objects}")
+    return zoom
+
+
+def _edit(graph: ChunkedGraph, created: float) -> dict[str, float]:
+    """Merge and split the largest objects on four days, at moments that whole seconds miss."""
+    ranked = _ranked_roots(graph, created)
+    if len(ranked) < 4:
+        raise ValueError(f"a history of edits needs 4 objects or more, not {len(ranked)}: pass edited=False")
+    times = {
+        "created": created,
+        "merge_1": created + _DAY + 0.25,
+        "split_1": created + 2 * _DAY,
+        "merge_2": created + 3 * _DAY + 0.999,
+        "split_2": created + 4 * _DAY + 0.5,
+    }
+    merged = graph.merge(ranked[0], ranked[1], times["merge_1"])
+    supervoxels = graph.leaves(ranked[2])  # in the order of chunks, x slowest: one end of the object
+    _, end = graph.split(ranked[2], supervoxels[: len(supervoxels) // 2], times["split_1"])
+    graph.merge(end, ranked[3], times["merge_2"])
+    graph.split(merged, graph.leaves(merged)[::2], times["split_2"])  # within chunks, too
+    return times
+
+
+def _ranked_roots(graph: ChunkedGraph, timestamp: float) -> list[int]:
+    """Sort the roots by their number of supervoxels, largest first."""
+    roots, sizes = np.unique(graph.roots(graph.supervoxels, timestamp), return_counts=True)
+    return [int(root) for root in roots[np.argsort(-sizes, kind="stable")]]
+
+
+def _versions(created: float) -> dict[int, Version]:
+    kept = created + 3650 * _DAY
+    return {
+        1: Version(created + 1.5 * _DAY + 0.25, created + 30 * _DAY, valid=False),
+        2: Version(created + 2.5 * _DAY + 0.123456, kept),
+        3: Version(created + 4.5 * _DAY, kept),
+    }
+
+
+def _write(
+    folder: Path, mips: list[npt.NDArray[Any]], encoding: str, resolution: Triple, offset: Triple, chunk_size: Triple
+) -> str:
+    info = CloudVolume.create_new_info(
+        num_channels=1,
+        layer_type="image" if encoding == "raw" else "segmentation",
+        data_type=str(mips[0].dtype),
+        encoding=encoding,
+        resolution=resolution,
+        voxel_offset=offset,
+        volume_size=mips[0].shape[:3],
+        chunk_size=chunk_size,
+        max_mip=len(mips) - 1,
+    )
+    source = f"precomputed://file://{folder.resolve()}"
+    CloudVolume(source, info=info, progress=False).commit_info()
+    for mip, voxels in enumerate(mips):
+        CloudVolume(source, mip=mip, progress=False)[:] = voxels
+    return source
+
+
+def _triple(values: Any) -> Triple:
+    x, y, z = (int(value) for value in values)
+    return x, y, z
