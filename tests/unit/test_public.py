@@ -7,6 +7,8 @@ import importlib
 import inspect
 import pkgutil
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -96,9 +98,16 @@ def test_properties_are_documented(name: str) -> None:
     assert inspect.getdoc(inspect.getattr_static(ImageryClient, name))
 
 
-@pytest.mark.parametrize("name", ["arguments", "grid", "plan"])
+def modules_with_examples() -> Iterator[str]:
+    folder = Path(imagery_dask.__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        if ">>> " in path.read_text():
+            yield ".".join(("imagery_dask", *path.relative_to(folder).with_suffix("").parts))
+
+
+@pytest.mark.parametrize("name", modules_with_examples())
 def test_examples_are_right(name: str) -> None:
-    module: ModuleType = importlib.import_module(f"imagery_dask.{name}")
+    module: ModuleType = importlib.import_module(name)
     result = doctest.testmod(module)
     assert result.attempted > 0
     assert result.failed == 0
