@@ -105,7 +105,7 @@ def modules_with_examples() -> Iterator[str]:
             yield ".".join(("imagery_dask", *path.relative_to(folder).with_suffix("").parts))
 
 
-@pytest.mark.parametrize("name", modules_with_examples())
+@pytest.mark.parametrize("name", list(modules_with_examples()))
 def test_examples_are_right(name: str) -> None:
     module: ModuleType = importlib.import_module(name)
     result = doctest.testmod(module)
