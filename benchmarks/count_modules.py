@@ -1,0 +1,125 @@
+"""Count the modules of imagery_dask that one call passes through, and its moves between modules.
+
+``python -m benchmarks.count_modules`` (or this file) makes a small volume and traces two calls on the driver: a cutout,
+and an export of one block with `to_zarr` on threads of this process. A *module* counts when
+a function of it runs on any thread, block included; a *move* is a call from a function of one module to a function of
+another, whatever foreign code lies between, on the driver's thread before the first block. Code that runs at import is
+not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+from cloudvolume import CloudVolume
+
+import imagery_dask
+from imagery_dask import ImageryClient, to_zarr
+from imagery_dask.run.block import run_batch  # noqa: F401 (imported, so that importing it is no part of what is traced)
+
+PACKAGE = str(Path(imagery_dask.__file__).parent)
+
+
+class Traced:
+    """Counts of one call."""
+
+    def __init__(self) -> None:
+        self.modules: Counter[str] = Counter()
+        self.moves: Counter[tuple[str, str]] = Counter()
+        self.submitted = False
+        self.thread = 0
+
+    def run(self, call: Callable[[], object]) -> Traced:
+        """Trace a call on this thread."""
+        self.thread = threading.get_ident()
+        threading.setprofile(self._on_event)  # for threads that start from now on
+        sys.setprofile(self._on_event)
+        try:
+            call()
+        finally:
+            sys.setprofile(None)
+            threading.setprofile(None)  # type: ignore[arg-type]
+        return self
+
+    def _on_event(self, frame: FrameType, event: str, _argument: object) -> None:
+        if event != "call":
+            return
+        module = _module(frame)
+        if module is None or frame.f_code.co_name == "<module>":
+            return
+        self.modules[module] += 1
+        if module == "run.window" and frame.f_code.co_name == "_submit":
+            self.submitted = True
+        if self.submitted or threading.get_ident() != self.thread:
+            return
+        caller = frame.f_back
+        while caller is not None and _module(caller) is None:
+            caller = caller.f_back
+        origin = None if caller is None else _module(caller)
+        if origin is not None and origin != module and caller is not None and caller.f_code.co_name != "<module>":
+            self.moves[origin, module] += 1
+
+    def to_json(self) -> dict[str, int]:
+        """Return the two counts."""
+        return {"modules": len(self.modules), "moves": sum(self.moves.values()), "pairs": len(self.moves)}
+
+
+def _module(frame: FrameType) -> str | None:
+    """Return the name of the frame's module within the package, or None."""
+    name = frame.f_code.co_filename
+    if not name.startswith(PACKAGE):
+        return None
+    return name[len(PACKAGE) + 1 :].removesuffix(".py").removesuffix("/__init__").replace("/", ".") or "__init__"
+
+
+def count(folder: Path) -> dict[str, Traced]:
+    """Trace a cutout and an export of one block in a folder that is empty."""
+    source = f"precomputed://file://{folder}/image"
+    voxels = np.arange(64**3, dtype=np.uint8).reshape(64, 64, 64)
+    CloudVolume.from_numpy(
+        voxels, source, resolution=(8, 8, 40), chunk_size=(64, 64, 64), compress=None, progress=False
+    )
+    bounds = [[0, 0, 0], [64, 64, 64]]
+
+    def cut() -> object:
+        return ImageryClient(image_source=source).image_cutout(bounds, mip=0)
+
+    image = cut()
+    to_zarr(image, folder / "before.zarr", progress=False)  # what is done once in a process is not counted
+    return {
+        "cutout": Traced().run(cut),
+        "export": Traced().run(lambda: to_zarr(image, folder / "out.zarr", progress=False)),
+    }
+
+
+def main() -> None:
+    """Print the counts, and with ``--list`` the modules and moves."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--list", action="store_true", help="list modules, and moves by number")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        counted = count(Path(folder))
+    if options.json:
+        print(json.dumps({name: traced.to_json() for name, traced in counted.items()}))
+        return
+    for name, traced in counted.items():
+        numbers = traced.to_json()
+        print(f"{name}: {numbers['modules']} modules, {numbers['moves']} moves ({numbers['pairs']} pairs of modules)")
+        if options.list:
+            print("  " + " ".join(sorted(traced.modules)))
+            for (origin, module), times in traced.moves.most_common():
+                print(f"  {times:4d} {origin} -> {module}")
+
+
+if __name__ == "__main__":
+    main()
