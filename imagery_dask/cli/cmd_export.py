@@ -42,7 +42,7 @@ def export(context: click.Context, /, plan_file: str | None, part: Part | None, 
         click.echo(context.get_help())
         return
     plan = planned(plan_file)
-    run(lambda: export_of(plan), plan.out, plan=plan, part=part, **options)
+    run(lambda: export_of(plan), plan.url, plan=plan, part=part, **options)
 
 
 def planned(plan_file: str) -> ExportPlan:

@@ -64,7 +64,7 @@ def submit(cluster: str | None, dry_run: bool, arguments: tuple[str, ...]) -> No
     if built.records is not None:
         Driver(**asdict(job), submitted=now()).write(built.records)
     click.echo(f"  its script: {job.script}" + (f"; its output: {job.logs}" if job.logs else ""))
-    click.echo(f"  how far it is: imagery-dask status {built.out}")
+    click.echo(f"  how far it is: imagery-dask status {built.url}")
 
 
 def _refuse_second(built: Export, file: ClusterFile) -> None:
@@ -72,7 +72,7 @@ def _refuse_second(built: Export, file: ClusterFile) -> None:
     there = None if built.records is None or file.cluster is None else driver_of(built.records)
     if there is not None and there.system == system_of(file.cluster) and is_listed(there.system, there.job):
         raise ValueError(
-            f"Job {there.job} ({there.system}) is the driver of {built.out} already (imagery-dask status {built.out}); "
+            f"Job {there.job} ({there.system}) is the driver of {built.url} already (imagery-dask status {built.url}); "
             "end it first, or wait for it."
         )
 

@@ -27,7 +27,7 @@ def export_of(plan: ExportPlan) -> Export:
             options["root_ids"] = [int(value) for value in options["root_ids"]]
         if options["colors"] is not None:
             options["colors"] = {int(value): color for value, color in options["colors"].items()}
-    return KINDS[plan.kind](data_of(plan.volumes), plan.out, **options)  # type: ignore[call-arg]
+    return KINDS[plan.kind](data_of(plan.volumes), plan.url, **options)  # type: ignore[call-arg]
 
 
 def read_plan(path: str | os.PathLike[str]) -> ExportPlan:
@@ -64,4 +64,4 @@ def run_at(out: str) -> Run:
             "been removed, or the export was made by something else."
         )
     # A run that is to replace another one is not what is there yet.
-    return max(runs, key=lambda run: (".incoming-" not in run.place, run.created))
+    return max(runs, key=lambda run: (".incoming-" not in run.url, run.created))

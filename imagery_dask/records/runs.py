@@ -13,6 +13,8 @@ from imagery_dask.storage.files import Files
 __all__ = ["Run", "now", "remove_unplanned", "runs_in"]
 
 PLAN = "plan.json"
+# Keys of the file, and the fields of `Run` that they hold.
+KEYS = {name: name for name in ("place", "created", "begun", "finished", "swapping", "plan")} | {"place": "url"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +25,8 @@ class Run:
     ----------
     records : Records
         Its records.
-    place : str
-        Where it writes: the store itself, or one beside it that takes its place in the end.
+    url : str
+        Where it writes: the target, or a store beside it that replaces the target in the end.
     plan : dict
         What it writes (`imagery_dask.export.core.plans.ExportPlan` as JSON).
     created : str
@@ -38,7 +40,7 @@ class Run:
     """
 
     records: Records
-    place: str
+    url: str
     plan: dict[str, Any]
     created: str
     begun: bool = False
@@ -48,7 +50,7 @@ class Run:
     def saved(self, **changes: Any) -> Run:
         """Write down what has changed."""
         run = replace(self, **changes)
-        content = {name: getattr(run, name) for name in ("place", "created", "begun", "finished", "swapping", "plan")}
+        content = {key: getattr(run, name) for key, name in KEYS.items()}
         run.records.put(PLAN, content)
         return run
 
@@ -56,10 +58,11 @@ class Run:
 def runs_in(files: Files) -> list[Run]:
     """List the runs whose records are in a folder, oldest first."""
     names = [name for name in files.names() if name.endswith(f"/{PLAN}")]
-    records = [Records(files, name.partition("/")[0]) for name in names]
-    # One that is removed meanwhile is none.
-    found = [(each, plan) for each in records if (plan := each.get(PLAN)) is not None]
-    return sorted((Run(records=each, **plan) for each, plan in found), key=lambda run: run.created)
+    of_runs = [Records(files, name.partition("/")[0]) for name in names]
+    # A run may be removed meanwhile.
+    written = [(records, plan) for records in of_runs if (plan := records.get(PLAN)) is not None]
+    known = [Run(records=records, **{KEYS[key]: value for key, value in plan.items()}) for records, plan in written]
+    return sorted(known, key=lambda run: run.created)
 
 
 def remove_unplanned(files: Files) -> None:

@@ -46,12 +46,12 @@ class FolderTarget(ABC):
     KIND = "store"
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
-        self.store = _location(url)
+        self.url = _location(url)
 
     @property
     def is_local(self) -> bool:
         """Whether the place is on a disk."""
-        return "://" not in self.store
+        return "://" not in self.url
 
     def occupied(self) -> bool:
         """Whether there is a store of this kind.
@@ -63,19 +63,19 @@ class FolderTarget(ABC):
         FileExistsError
             There is something else.
         """
-        with clear_errors(self.store):
+        with clear_errors(self.url):
             is_store = self._opens()
             if not is_store and not self._anything():
                 return False
             strange = self._stranger() if is_store else None
         if not is_store or strange is not None:
             what = f"holds {strange!r}, which is not of a {self.KIND}" if is_store else f"is not a {self.KIND}"
-            raise FileExistsError(f"{self.store} exists and {what}: it will not be replaced; choose another name.")
+            raise FileExistsError(f"{self.url} exists and {what}: it will not be replaced; choose another name.")
         return True
 
     def refusal(self, why: str = "") -> FileExistsError:
         """Error that says that there is a store."""
-        said = f"{self.store} exists already; choose another name, or pass overwrite=True (--overwrite)."
+        said = f"{self.url} exists already; choose another name, or pass overwrite=True (--overwrite)."
         return FileExistsError(f"{said} {why}".strip())
 
     def holds(self, place: str, written: bool) -> bool:
@@ -87,19 +87,19 @@ class FolderTarget(ABC):
     def beside(self, run: str) -> str:
         """Where a run writes what is to replace a store: beside it, or in its place where nothing can be renamed."""
         if not self.is_local:
-            return self.store
-        path = Path(self.store)
+            return self.url
+        path = Path(self.url)
         return str(path.with_name(f".{path.name}.incoming-{run}"))
 
     def check_writable(self) -> None:
         """Refuse a place that cannot be written, by writing a file beside it that is gone at once."""
-        with clear_errors(self.store):
+        with clear_errors(self.url):
             if self.is_local:
-                folder = next(each for each in Path(self.store).parents if each.exists())
+                folder = next(each for each in Path(self.url).parents if each.exists())
                 with TemporaryFile(dir=folder):
                     return
             # In the folder of the records: of the root of a bucket that is in the bucket too.
-            files, probe = records_folder(self.store), f".probe-{uuid4().hex}"
+            files, probe = records_folder(self.url), f".probe-{uuid4().hex}"
             files.put(probe, b"")
             files.delete([probe])
 
@@ -107,7 +107,7 @@ class FolderTarget(ABC):
         """Undo a replacement that was cut off between its two renames, and remove what one has left behind."""
         if not self.is_local:
             return
-        path = Path(self.store)
+        path = Path(self.url)
         for old in path.parent.glob(f".{escape(path.name)}.replaced-*"):
             if path.exists():
                 shutil.rmtree(old, ignore_errors=True)
@@ -117,9 +117,9 @@ class FolderTarget(ABC):
     def swap(self, place: str) -> None:
         """Let a store that was written beside take its place."""
         old = place.replace(".incoming-", ".replaced-")
-        if os.path.exists(self.store):
-            os.rename(self.store, old)
-        os.rename(place, self.store)
+        if os.path.exists(self.url):
+            os.rename(self.url, old)
+        os.rename(place, self.url)
         shutil.rmtree(old, ignore_errors=True)
 
     def clear(self, place: str) -> None:
@@ -131,7 +131,7 @@ class FolderTarget(ABC):
             type(self)(place)._remove()
 
     def _stranger(self) -> str | None:
-        files, path = files_at(self.store)
+        files, path = files_at(self.url)
         files.invalidate_cache()
         names = sorted(str(name).rstrip("/").rpartition("/")[2] for name in files.ls(path, detail=False))
         # What a process that was killed was writing has a name of its own.
@@ -139,7 +139,7 @@ class FolderTarget(ABC):
         return next((name for name in names if not self._owns(files, f"{path}/{name}", name)), None)
 
     def _anything(self) -> bool:
-        return _anything_at(self.store)
+        return _anything_at(self.url)
 
     @abstractmethod
     def _opens(self) -> bool:
@@ -161,7 +161,7 @@ class StoreTarget(FolderTarget):
 
     def _opens(self) -> bool:
         try:
-            zarr.open(open_store(self.store), mode="r")
+            zarr.open(open_store(self.url), mode="r")
         except (FileNotFoundError, ValueError, NotADirectoryError):
             return False
         return True
@@ -177,7 +177,7 @@ class StoreTarget(FolderTarget):
         return bool(files.exists(f"{path.rpartition('/')[0]}/.zarray"))
 
     def _remove(self) -> None:
-        _remove(self.store, METADATA)
+        _remove(self.url, METADATA)
 
 
 class VolumeTarget(FolderTarget):
@@ -191,7 +191,7 @@ class VolumeTarget(FolderTarget):
 
     def _infos(self) -> list[dict[str, Any]]:
         """Contents of info files, at the root and in the folders."""
-        files, found = Files.at(self.store), []
+        files, found = Files.at(self.url), []
         for name in ("info", *(f"{folder}/info" for folder in self.FOLDERS)):
             with suppress(ValueError, NotADirectoryError):
                 info = json.loads(files.get(name) or b"null")
@@ -213,19 +213,19 @@ class VolumeTarget(FolderTarget):
 
     def _anything(self) -> bool:
         if self._in_memory():
-            return next(Files.at(self.store).names(), None) is not None
+            return next(Files.at(self.url).names(), None) is not None
         return super()._anything()
 
     def _remove(self) -> None:
         if self._in_memory():
-            files = Files.at(self.store)
+            files = Files.at(self.url)
             files.delete(files.names())
         else:
-            _remove(self.store, {"info"})
+            _remove(self.url, {"info"})
 
     def _in_memory(self) -> bool:
         # Files and zarr stores are different memories of a process.
-        return bucket_url(self.store).scheme == "memory"
+        return bucket_url(self.url).scheme == "memory"
 
 
 def _is_chunk(name: str) -> bool:

@@ -748,4 +748,4 @@ def test_a_plan_prints_as_json(tmp_path: Path, sources: dict[str, str], command:
     assert done.code == 0
     content = json.loads(done.out)
     assert content["estimate"]["source_chunks"] == content["source_chunks"]
-    assert ExportPlan.from_json(content).out == f"{tmp_path}/out.zarr"
+    assert ExportPlan.from_json(content).url == f"{tmp_path}/out.zarr"

@@ -128,7 +128,7 @@ def test_parts_that_crashed_are_found_out_side_by_side(tmp_path: Path, monkeypat
         held = {"id": "x", "host": "elsewhere", "pid": 1, "machine": "another", "purpose": "part", "renewed": 0.0}
         files.put(Part(part, 4).file, json.dumps(held).encode(), "application/json")
     target = SimpleNamespace(
-        store="OUT", occupied=lambda: False, recover=lambda: None, holds=lambda place, written: True
+        url="OUT", occupied=lambda: False, recover=lambda: None, holds=lambda place, written: True
     )
     export = SimpleNamespace(target=target, records=files, fingerprint_fields={})
 
@@ -151,7 +151,7 @@ def test_a_store_that_another_part_makes_meanwhile_is_not_foreign(tmp_path: Path
             Run(Records(files, "first"), "OUT", {"fingerprint": "x"}, now()).saved()
         raise FileExistsError("it is half made")
 
-    target = SimpleNamespace(store="OUT", occupied=occupied, refusal=FileExistsError)
+    target = SimpleNamespace(url="OUT", occupied=occupied, refusal=FileExistsError)
     _refuse_foreign(files, target)
     for run in runs_in(files):
         run.records.remove()

@@ -100,7 +100,7 @@ class Export(ABC):
     """What is written: a format, its options, and the volumes."""
 
     kind: ClassVar[str]
-    out: str
+    url: str
     volumes: Sequence[Volume]
     target: Target
     # Arguments of the constructor besides data and place, as JSON has them.
@@ -182,7 +182,7 @@ class Export(ABC):
         """Plan for a cluster of some size."""
         stages = self.stages(resources, block_bytes)
         return ExportPlan(
-            kind=self.kind, out=self.out, volumes=[described_volume(volume) for volume in self.volumes],
+            kind=self.kind, url=self.url, volumes=[described_volume(volume) for volume in self.volumes],
             options=self.options, fingerprint_fields=self.fingerprint_fields, stages=stages,
             voxels=sum(math.prod(map(int, volume.array.shape)) for volume in self.volumes),
             source_chunks=source_chunks(

@@ -72,7 +72,7 @@ class ExportPlan:
     ----------
     kind : {"zarr", "precomputed", "png"}
         Which writer.
-    out : str
+    url : str
         Where to.
     volumes : sequence of dict
         What is written: cutouts, or the shape of arrays that were computed.
@@ -89,7 +89,7 @@ class ExportPlan:
     """
 
     kind: str
-    out: str
+    url: str
     volumes: Sequence[dict[str, Any]]
     options: dict[str, Any]
     fingerprint_fields: dict[str, Any]
@@ -131,7 +131,7 @@ class ExportPlan:
         """Plain form, versioned."""
         head = {"format": FORMAT, "version": VERSION, "program": PROGRAM, "fingerprint": self.fingerprint}
         return head | {
-            "kind": self.kind, "out": self.out, "volumes": to_json(self.volumes), "options": to_json(self.options),
+            "kind": self.kind, "out": self.url, "volumes": to_json(self.volumes), "options": to_json(self.options),
             "decides": to_json(self.fingerprint_fields), "stages": to_json(self.stages),
             "voxels": self.voxels, "source_chunks": self.source_chunks,
         }  # fmt: skip
@@ -154,7 +154,7 @@ class ExportPlan:
             )
         try:
             return cls(
-                kind=content["kind"], out=content["out"], volumes=content["volumes"], options=content["options"],
+                kind=content["kind"], url=content["out"], volumes=content["volumes"], options=content["options"],
                 fingerprint_fields=content["decides"],
                 stages=from_json(tuple[tuple[StageBlocks, ...], ...], content["stages"]),
                 voxels=int(content["voxels"]), source_chunks=content["source_chunks"],

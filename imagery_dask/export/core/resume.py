@@ -33,15 +33,15 @@ def open_session(export: Planned, overwrite: bool) -> Iterator[Session]:
         if occupied and not overwrite:
             raise target.refusal()
         if occupied:
-            target.clear(target.store)
+            target.clear(target.url)
         yield Session(target, None, None, None, overwrite)
         return
-    with clear_errors(target.store):
+    with clear_errors(target.url):
         # Before anything is made: a place that holds something else is left as it is.
         _refuse_foreign(files, target, overwrite)
-        refuse_parts(files, target.store)  # which are not disturbed by one that is refused
-        with _folder_of(files), Lease(files, target.store) as lease:
-            refuse_parts(files, target.store)
+        refuse_parts(files, target.url)  # which are not disturbed by one that is refused
+        with _folder_of(files), Lease(files, target.url) as lease:
+            refuse_parts(files, target.url)
             target.recover()
             runs = _settled(runs_in(files), target)
             session = _over(target, files, lease, runs) if overwrite else _on(export, target, files, lease, runs)
@@ -71,18 +71,18 @@ def open_part(export: Planned, part: Part, begin: Callable[[Session], None]) -> 
         There is something else, or an export whose arguments were others.
     """
     target, files = export.target, _records_of(export)
-    with clear_errors(target.store):
+    with clear_errors(target.url):
         _refuse_foreign(files, target)
         with _folder_of(files), ExitStack() as stack:
             # One that crashed takes some seconds to be found out; meanwhile nobody waits for this one.
-            settle_part(files, target.store, part)
-            with brief_lease(files, target.store) as lease:
-                refuse_other_parts(files, target.store, part)
+            settle_part(files, target.url, part)
+            with brief_lease(files, target.url) as lease:
+                refuse_other_parts(files, target.url, part)
                 target.recover()
                 session = _on(export, target, files, lease, _settled(runs_in(files), target))
                 if session.plan is None:
                     begin(session)
-                own = Lease(files, f"{part} of {target.store}", part.file, "part", session.id)
+                own = Lease(files, f"{part} of {target.url}", part.file, "part", session.id)
                 session.hold(stack.enter_context(own))
             yield session
 
@@ -97,14 +97,14 @@ def open_end(export: Planned) -> Iterator[Session]:
         Another process does the rest, or all of it.
     """
     target, files = export.target, _records_of(export)
-    with clear_errors(target.store), brief_lease(files, target.store) as lease:
+    with clear_errors(target.url), brief_lease(files, target.url) as lease:
         yield _on(export, target, files, lease, _settled(runs_in(files), target))
 
 
 def glance(export: Planned) -> Session | None:
     """Where an export stands, without the lease: nothing may be written with it; None where it was not begun."""
     target, files = export.target, _records_of(export)
-    with clear_errors(target.store):
+    with clear_errors(target.url):
         run = _going_on(export, target, _living(runs_in(files), target))
         return None if run is None else Session(target, files, None, run)
 
@@ -112,7 +112,7 @@ def glance(export: Planned) -> Session | None:
 def refuse_occupied(export: Planned, overwrite: bool) -> None:
     """Raise the FileExistsError that `open_session` would, without the lease and without a trace."""
     target, files = export.target, export.records
-    with clear_errors(target.store):
+    with clear_errors(target.url):
         if files is None:
             if not overwrite and target.occupied():
                 raise target.refusal()
@@ -127,7 +127,7 @@ def refuse_occupied(export: Planned, overwrite: bool) -> None:
 
 
 def _refuse_different(export: Planned, target: Target, living: list[Run]) -> None:
-    there = next((run for run in living if run.place == target.store), None)
+    there = next((run for run in living if run.url == target.url), None)
     if there is not None:
         what = difference(there.plan["decides"], export.fingerprint_fields)
         raise target.refusal(f"It was written with other arguments: {what}.")
@@ -148,22 +148,20 @@ def _refuse_foreign(files: Files, target: Target, overwrite: bool = False) -> No
 def _records_of(export: Planned) -> Files:
     files = export.records
     if files is None:
-        raise ValueError(
-            f"{export.target.store} has no place for records, by which parts of an export know each other."
-        )
+        raise ValueError(f"{export.target.url} has no place for records, by which parts of an export know each other.")
     return files
 
 
 def _living(runs: list[Run], target: Target) -> list[Run]:
     """List the runs that were begun, and whose store is still there."""
-    return [run for run in runs if run.begun and target.holds(run.place, written=run.records.has("receipts"))]
+    return [run for run in runs if run.begun and target.holds(run.url, written=run.records.has("receipts"))]
 
 
 def _going_on(export: Planned, target: Target, living: list[Run]) -> Run | None:
     """Run that is of this export."""
     fingerprint = fingerprint_of(export.fingerprint_fields)
     # One that was to replace another comes first: it was asked for last.
-    for run in sorted(living, key=lambda run: run.place == target.store):
+    for run in sorted(living, key=lambda run: run.url == target.url):
         if run.plan.get("fingerprint") == fingerprint:
             return run
     return None
@@ -184,38 +182,38 @@ def _on(export: Planned, target: Target, files: Files, lease: Lease, runs: list[
 
 def _over(target: Target, files: Files, lease: Lease, runs: list[Run]) -> Session:
     """Begin anew; what is there stays until all of the new one is, where that can be."""
-    _remove([run for run in runs if run.place != target.store or not run.begun], target)
+    _remove([run for run in runs if run.url != target.url or not run.begun], target)
     session = Session(target, files, lease, None, overwrites=True)
     if not target.occupied():
-        _remove([run for run in runs if run.place == target.store and run.begun], target)
+        _remove([run for run in runs if run.url == target.url and run.begun], target)
         return session
     session.place = target.beside(session.id)
     if not session.replaces:
-        target.clear(target.store)
-        _remove([run for run in runs if run.place == target.store and run.begun], target)
+        target.clear(target.url)
+        _remove([run for run in runs if run.url == target.url and run.begun], target)
     return session
 
 
 def _remove(runs: list[Run], target: Target) -> None:
     """Remove runs that nobody goes on with; of a store in its place only what had not been begun."""
     for run in runs:
-        if run.place != target.store or not run.begun:
-            target.clear(run.place)
+        if run.url != target.url or not run.begun:
+            target.clear(run.url)
         run.records.remove()
 
 
 def _settled(runs: list[Run], target: Target) -> list[Run]:
     """Say where the store of each run is: one that took its place may have been killed before it could say so."""
     for run in runs:
-        if not run.swapping or run.place == target.store:
+        if not run.swapping or run.url == target.url:
             continue
-        if not target.holds(run.place, written=True) and target.holds(target.store, written=True):
+        if not target.holds(run.url, written=True) and target.holds(target.url, written=True):
             # What it replaced is gone: records of that must not be taken for those of what is there now.
             for other in runs:
-                if other.place == target.store:
+                if other.url == target.url:
                     other.records.remove()
-            others = [other for other in runs if other is not run and other.place != target.store]
-            return [*others, run.saved(place=target.store, swapping=False)]
+            others = [other for other in runs if other is not run and other.url != target.url]
+            return [*others, run.saved(url=target.url, swapping=False)]
     return runs
 
 

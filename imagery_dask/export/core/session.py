@@ -23,7 +23,7 @@ DAMAGED = "damaged.json"
 class Target(Protocol):
     """Where an export is written, and what may be there already."""
 
-    store: str
+    url: str
 
     def occupied(self) -> bool:
         """Whether there is something that can be replaced; FileExistsError for anything else."""
@@ -99,7 +99,7 @@ class Session:
     ) -> None:
         self._target, self._files, self._lease, self._run = target, files, lease, run
         self.id = uuid4().hex[:8] if run is None else run.records.run
-        self.place = target.store if run is None else run.place
+        self.place = target.url if run is None else run.url
         self.overwrites = overwrites
         self.plan = None if run is None else ExportPlan.from_json(run.plan)
         self._receipts: NDArray[Any] | None = None
@@ -112,7 +112,7 @@ class Session:
     @property
     def replaces(self) -> bool:
         """Whether what is replaced is still there."""
-        return self.place != self._target.store
+        return self.place != self._target.url
 
     @property
     def finished(self) -> bool:
@@ -137,7 +137,7 @@ class Session:
             A part is at work.
         """
         if self._lease is not None and self._files is not None:
-            refuse_parts(self._files, self._target.store)
+            refuse_parts(self._files, self._target.url)
             self._lease.keep_for("close")
             self._receipts = None  # parts may have ended meanwhile
 
@@ -175,12 +175,12 @@ class Session:
             self._run = self._run.saved(swapping=True)
             self._target.swap(self.place)
         for run in others:
-            if run.place != self._target.store:
-                self._target.clear(run.place)
+            if run.url != self._target.url:
+                self._target.clear(run.url)
             run.records.remove()
-        self.place = self._target.store
+        self.place = self._target.url
         if self._run is not None:
-            self._run = self._run.saved(place=self.place, finished=when, swapping=False)
+            self._run = self._run.saved(url=self.place, finished=when, swapping=False)
             self._run.records.remove(DAMAGED)
 
     def receipts(self) -> NDArray[Any]:

@@ -30,10 +30,10 @@ def execute(export: Export, run_options: RunOptions) -> RunReport:
     BlockFailedError, AccessRefusedError, TargetFullError, TooManyMissingError, ClusterLostError
         As the run has it.
     """
-    page = checked_report(run_options.report, export.out)
+    page = checked_report(run_options.report, export.url)
     if run_options.part is not None:
         return execute_part(export, run_options, run_options.part, page)
-    with clear_when_full(export.out), open_session(export, run_options.overwrite) as session:
+    with clear_when_full(export.url), open_session(export, run_options.overwrite) as session:
         todo = left_to_do(session, run_options.repair) if session.plan is not None else None
         if todo is not None and not todo.any():
             report = report_of(session, todo)

@@ -55,7 +55,7 @@ def execute_part(export: Export, run_options: RunOptions, part: Part, page: str 
     RunReport
         Of the part's blocks, or of all of them where this call has closed the store; its notes say which.
     """
-    with clear_when_full(export.out), ExitStack() as stack:
+    with clear_when_full(export.url), ExitStack() as stack:
         work = _Work(export, run_options, part, page, stack)
         there = glance(export)
         report = _report_of(there, part) if there is not None else None

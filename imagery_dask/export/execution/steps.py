@@ -93,7 +93,7 @@ def _check_memory(export: Export, plan: ExportPlan, resources: WorkerResources) 
     needed = export.held_bytes(plan)
     if needed > resources.thread_memory:
         raise ValueError(
-            f"{export.out}: the blocks were planned for workers with more memory: a task would hold {needed / 1e9:.3g} "
+            f"{export.url}: the blocks were planned for workers with more memory: a task would hold {needed / 1e9:.3g} "
             f"GB, and a worker here has {resources.thread_memory / 1e9:.3g} GB for each thread. Take larger workers, "
             "or start over with smaller blocks (overwrite=True, --overwrite --block-mib N)."
         )

@@ -14,7 +14,7 @@ __all__ = ["SliceTarget"]
 class _Slices(Protocol):
     """What a place needs to know of an export."""
 
-    out: str
+    url: str
     files: Files
     names: SliceNames
 
@@ -39,7 +39,7 @@ class SliceTarget:
 
     def __init__(self, export: _Slices) -> None:
         self._export = export
-        self.store = export.out
+        self.url = export.url
 
     def occupied(self) -> bool:
         """Whether files of these names exist; and refuse a place that cannot be written."""
@@ -76,7 +76,7 @@ class SliceTarget:
     def beside(self, run: str) -> str:
         """Files take their places one by one."""
         del run
-        return self.store
+        return self.url
 
     def recover(self) -> None:
         """Nothing is renamed but single files."""

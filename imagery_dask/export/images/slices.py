@@ -209,7 +209,7 @@ class SliceExport(Export):
         self.files, stem = split_prefix(prefix)
         self.names = SliceNames(stem, axis, self.volumes[0].shape, start, tile is not None, EXTENSIONS[self.form])
         self.tile, self.max_files = _whole("tile", tile), _whole("max_files", max_files)
-        self.out = f"{self.files.url}/{stem}"
+        self.url = f"{self.files.url}/{stem}"
         self.options = to_json({
             "what": what, "slice_axis": axis, "names": names, "format": format,
             "root_ids": "all" if self.look.keep is None else list(self.look.keep),
@@ -322,7 +322,7 @@ class SliceExport(Export):
         other = copy(self)
         other.files, stem = split_prefix(place)
         other.names = replace(self.names, stem=stem)
-        other.out = f"{other.files.url}/{stem}"
+        other.url = f"{other.files.url}/{stem}"
         other.target = other._slices = SliceTarget(other)
         return other
 

@@ -50,7 +50,7 @@ class VolumeExport(Export):
         """Return the same export to another place."""
         other = copy(self)
         other.target = type(self.target)(place)
-        other.out = other.target.store
+        other.url = other.target.url
         return other
 
     def held_bytes(self, plan: ExportPlan) -> int:
@@ -78,7 +78,7 @@ class VolumeExport(Export):
     @property
     def records(self) -> Files | None:
         """Where records are kept."""
-        return records_of(self.target.store)
+        return records_of(self.target.url)
 
     def stages(self, resources: WorkerResources, block_bytes: int | None) -> tuple[tuple[StageBlocks, ...], ...]:
         """Blocks of each stage: of all volumes, one after another."""

@@ -128,7 +128,7 @@ class PlannedExport:
     def rows(self) -> list[tuple[str, str]]:
         """Say what there is to know, as labels and text."""
         plan, estimate = self.plan, self.estimate
-        rows = [("to", self.plan.out)]
+        rows = [("to", self.plan.url)]
         for _, part in plan.parts:
             shape = " x ".join(f"{n:,}" for n in part.blocks.largest)
             rows.append((f"{part.doing} {part.volume}", f"{len(part.blocks):,} blocks of up to {shape} voxels"))
@@ -283,12 +283,12 @@ def _problems(export: Export, estimate: Estimate, memory: int) -> list[str]:
             f"A worker would take {estimate.peak_bytes / 1e9:.2g} GB, and each of {estimate.workers} has "
             f"{memory / 1e9:.2g} GB: take fewer workers, smaller blocks, or more memory."
         )
-    folder = _folder(export.out)
+    folder = _folder(export.url)
     if folder is not None:
         free = shutil.disk_usage(folder).free
         if estimate.written_bytes.high > free:
             found.append(
-                f"{export.out} would have {estimate.written_bytes.typical / 1e9:.3g} GB (up to "
+                f"{export.url} would have {estimate.written_bytes.typical / 1e9:.3g} GB (up to "
                 f"{estimate.written_bytes.high / 1e9:.3g} GB), and {folder} has {free / 1e9:.3g} GB free."
             )
     if estimate.amplification is not None and estimate.amplification > 1.5:

@@ -159,7 +159,7 @@ class PrecomputedExport(VolumeExport):
         )
         self._folders = [layer.multiscale.volume.name if several else "" for layer in self._layers]
         self.target = VolumeTarget(url.removeprefix("precomputed://") if isinstance(url, str) else url)
-        self.out = self.target.store
+        self.url = self.target.url
 
     @property
     def fingerprint_fields(self) -> dict[str, Any]:
@@ -174,7 +174,7 @@ class PrecomputedExport(VolumeExport):
 
     def check(self, client: Client) -> None:
         """Refuse a cluster that cannot write there."""
-        check_process(self.target.store, client)
+        check_process(self.target.url, client)
 
     def create(self, place: str, session: Session, client: Client) -> None:
         """Write what describes the volumes."""

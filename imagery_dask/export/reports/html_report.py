@@ -135,11 +135,11 @@ def write_html(
         *([] if records is None or outcomes is None else _gaps(records, outcomes)),
         *_settings(plan),
     ]
-    files.put(name, page(f"Export to {plan.out}", body).encode(), "text/html; charset=utf-8")
+    files.put(name, page(f"Export to {plan.url}", body).encode(), "text/html; charset=utf-8")
 
 
 def _head(plan: ExportPlan, records: Records | None) -> Iterator[Markup]:
-    yield f"<header><h1>{escape(plan.out)}</h1>"
+    yield f"<header><h1>{escape(plan.url)}</h1>"
     run = None if records is None else records.get("plan.json")
     begun = "" if run is None else f", begun {_moment(run['created'])}"
     written = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"

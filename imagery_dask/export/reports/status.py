@@ -201,7 +201,7 @@ def _status(run: Run, holders: tuple[Holder, ...], now: float) -> Status:
     rate = recent_rate(receipts, now if running else None)
     left = (plan.blocks - done - failed) / rate[0] if running and rate is not None and rate[0] else None
     return Status(
-        out=plan.out, kind=plan.kind, run=run.records.run, state=state, created=run.created, finished=run.finished,
+        out=plan.url, kind=plan.kind, run=run.records.run, state=state, created=run.created, finished=run.finished,
         blocks=plan.blocks, done=done, failed=failed, missing=outcomes.total("missing"),
         zero_roots=outcomes.total("zero_roots"), repeats=outcomes.repeats,
         written_bytes=outcomes.total("written_bytes"), voxels=plan.voxels,

@@ -176,7 +176,7 @@ class ZarrExport(VolumeExport):
         options = {"chunks": chunks, "shards": shards, "levels": levels, "codec": codec, "ome_version": ome_version}
         super().__init__(multiscales, options | {"resolution_nm": resolution_nm, "translation_nm": translation_nm})
         self.target = StoreTarget(url)
-        self.out = self.target.store
+        self.url = self.target.url
 
     @property
     def fingerprint_fields(self) -> dict[str, Any]:
@@ -191,7 +191,7 @@ class ZarrExport(VolumeExport):
 
     def check(self, client: Client) -> None:
         """Refuse a cluster that cannot write there."""
-        check_process(self.target.store, client)
+        check_process(self.target.url, client)
 
     def create(self, place: str, session: Session, client: Client) -> None:
         """Make the groups, their metadata and the empty arrays."""
