@@ -28,7 +28,7 @@ from imageryclient import ImageryClient as ReleasedClient
 from zarr.codecs import BloscCodec
 
 from imagery_dask import ImageryClient, to_zarr
-from imagery_dask.export.multiscale.levels import BLOCK_BYTES
+from imagery_dask.config import config
 from imagery_dask.export.zarr.block_array import PIPELINE
 
 SIZE = (1024, 1024, 256)
@@ -144,7 +144,7 @@ def bench(encoding: str, peers: bool) -> None:
     if peers:
         dask_times = runs["dask"][0] / ours_s
         show("times cloudvolume.dask -> da.to_zarr, same cluster", f"{dask_times:.1f}", ">= 5", dask_times >= 5)
-    blocks = (memory.peak - memory.idle) / BLOCK_BYTES
+    blocks = (memory.peak - memory.idle) / config.get("export.block_bytes")
     show("peak memory of a worker over idle, in blocks", f"{blocks:.1f}", "<= 3", blocks <= 3)
 
 

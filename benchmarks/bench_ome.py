@@ -37,7 +37,7 @@ from imageryclient import ImageryClient as ReleasedClient
 from PIL import Image
 
 from imagery_dask import ImageryClient, to_png, to_precomputed, to_zarr
-from imagery_dask.export.multiscale.levels import BLOCK_BYTES
+from imagery_dask.config import config
 
 IMAGE: XYZ = (1024, 1024, 256)
 LABELS: XYZ = (512, 512, 256)
@@ -275,7 +275,7 @@ def memory(workers: Workers, what: str, run: Callable[[Path], object]) -> None:
             run(folder / "out")
     finally:
         shutil.rmtree(folder)
-    blocks = (meter.peak - meter.idle) / BLOCK_BYTES
+    blocks = (meter.peak - meter.idle) / config.get("export.block_bytes")
     show(f"peak memory of a worker over idle, in blocks of 32 MiB: {what}", f"{blocks:.1f}", "<= 3", blocks <= 3)
 
 

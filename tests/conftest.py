@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+from support.settings import Configure
+
+from imagery_dask.config import config
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -124,7 +127,14 @@ def threads() -> Iterator[Client]:
         yield client
 
 
+@pytest.fixture
+def configure() -> Iterator[Configure]:
+    """Return a function that changes a setting of `imagery_dask.config`, by its name, until the test ends."""
+    with ExitStack() as stack:
+        yield lambda name, value: stack.enter_context(config.set({name: value}))
+
+
 @pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_pauses(configure: Configure) -> None:
     """Try blocks again soon; what is tested is that they are, and processes of their own wait as users do."""
-    monkeypatch.setattr("imagery_dask.run.window.PAUSES_S", (0.05, 0.1, 0.2))
+    configure("run.pauses_s", (0.05, 0.1, 0.2))

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from imagery_dask import kernels
 from imagery_dask.arrays.chunking import block_edges
 from imagery_dask.arrays.remap import read_objects
+from imagery_dask.config import config
 from imagery_dask.geometry.grid import AXES, VoxelGrid, nearest_index
 from imagery_dask.model.cutout import Cutout
 from imagery_dask.model.moments import describe_moment
@@ -34,7 +35,6 @@ from imagery_dask.sources import Layout, SourceHandle
 __all__ = ["CutoutArray", "described", "lazy_array", "lazy_block_edges", "lazy_dataarray", "source_of"]
 
 # Large enough that a task is worth its scheduling (milliseconds), small enough to spread a cutout over workers.
-BLOCK_BYTES = 16 * 2**20
 
 Part = slice | int | NDArray[np.int64]
 
@@ -220,7 +220,7 @@ def lazy_array(cutout: Cutout, *, squeeze: bool = True) -> da.Array:
 
 def lazy_block_edges(cutout: Cutout) -> tuple[list[int], list[int], list[int]]:
     """Edges of the blocks of a lazy array along x, y, z, in voxels from its start."""
-    return block_edges(cutout, BLOCK_BYTES)
+    return block_edges(cutout, config.get("lazy.block_bytes"))
 
 
 def source_of(array: da.Array) -> CutoutArray | None:

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from imagery_dask.arrays.lazy import lazy_block_edges
 from imagery_dask.client.cave import StaleRoots, check_root_ids
+from imagery_dask.config import config
 from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.model.arguments import Triple, triple
 from imagery_dask.model.chunkedgraph import RootQuery
@@ -20,11 +21,6 @@ from imagery_dask.model.moments import resolve_moment
 from imagery_dask.sources import Missing, forget_token, normalize_path, open_volume, remember_token
 
 __all__ = ["ClientSettings", "DynamicSettings", "open_settings"]
-
-
-# Fetching the supervoxels of listed roots costs a request for each root and process, looking them up one for each
-# block: the former is chosen where it is fewer even with so many processes.
-PROCESSES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +178,7 @@ class ClientSettings:
             return cutout
         keep, within = check_root_ids(rule.query, rule.keep, self.dynamic.stale_roots), None
         blocks = prod(len(edges) - 1 for edges in lazy_block_edges(cutout))
-        if leaves and 0 < len(keep) * PROCESSES <= blocks:
+        if leaves and 0 < len(keep) * config.get("graph.processes") <= blocks:
             box = self._leaf_box(cutout, rule.query)
             within = box if min(box.start) >= 0 else None  # the service's bounds have no sign
         return replace(cutout, labels=replace(rule, keep=keep, leaves_within=within))

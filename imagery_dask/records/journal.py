@@ -19,6 +19,7 @@ from uuid import uuid4
 
 from numpy.typing import NDArray
 
+from imagery_dask.config import config
 from imagery_dask.records.receipts import receipts_in
 from imagery_dask.storage.buckets import bucket_url
 from imagery_dask.storage.files import Files, records_folder
@@ -28,7 +29,6 @@ __all__ = ["Kind", "Records", "records_of"]
 Kind = Literal["receipts", "ledger", "failed"]
 SUFFIX = {"receipts": "bin", "ledger": "jsonl", "failed": "jsonl"}
 # A segment of receipts has 380 kB at most, a hundredth of a block; a million receipts are 250 segments.
-SEGMENT_RECORDS = 4096
 GETS_IN_FLIGHT = 16
 
 _lock = threading.Lock()
@@ -71,7 +71,7 @@ class Records:
                 return
             key = (self.files.url, self.run, kind, process)
             segment, held = _segments.get(key, ("", []))
-            if not held or len(held) >= SEGMENT_RECORDS:
+            if not held or len(held) >= config.get("records.segment_records"):
                 segment, held = uuid4().hex[:8], []
             held.append(content)
             _segments[key] = (segment, held)

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Literal
 from uuid import uuid4
 
+from imagery_dask.config import config
 from imagery_dask.errors import TargetBusyError
 from imagery_dask.storage.files import Files
 
@@ -32,10 +33,6 @@ Purpose = Literal["write", "part", "open", "close"]
 # A wait for one that is held for long is said.
 SAID_AFTER_S = 10.0
 TRY_AGAIN_S = 0.5
-RENEW_S = 10.0
-EXPIRES_S = 60.0
-# Longer than a file takes from one process to the other.
-LOOK_AGAIN_S = 0.5
 _logger = logging.getLogger(__name__)
 
 
@@ -98,7 +95,7 @@ class Lease:
             self._take_over(held)
         if not created or self._files.folder is None:
             # Of a bucket some servers look whether there is a file, and then write one, as others do meanwhile.
-            time.sleep(LOOK_AGAIN_S)
+            time.sleep(config.get("lease.look_again_s"))
             held = self._read()
             if held is None:  # removed by the one that was taken for dead
                 self._write()
@@ -142,13 +139,13 @@ class Lease:
 
         A process that was stopped and goes on looks at once, before it does anything else.
         """
-        if time.monotonic() - self._looked > 1.5 * RENEW_S:
+        if time.monotonic() - self._looked > 1.5 * config.get("lease.renew_s"):
             with suppress(Exception):
                 self._look()
         if self._lost:
             raise TargetBusyError(
                 f"{self._out}: another process has taken over this export, because this one had not been heard of for "
-                f"{EXPIRES_S:.0f} s. This one ends; the other one goes on from what is written."
+                f"{config.get('lease.expires_s'):.0f} s. This one ends; the other one goes on from what is written."
             )
 
     def _create(self) -> bool:
@@ -159,9 +156,10 @@ class Lease:
         if held.get("machine") == self._mine["machine"] and not _alive(int(held["pid"])):
             return True
         age = time.time() - float(held["renewed"])
-        if abs(age) < EXPIRES_S:
+        if abs(age) < config.get("lease.expires_s"):
             return False
-        time.sleep(1.5 * RENEW_S)  # the other machine's clock may be wrong; that it does not renew is certain
+        # The other machine's clock may be wrong; that it does not renew is certain.
+        time.sleep(1.5 * config.get("lease.renew_s"))
         after = self._read()
         return after is None or after == held
 
@@ -193,7 +191,7 @@ class Lease:
         return None
 
     def _renew(self) -> None:
-        while not self._ended.wait(RENEW_S):
+        while not self._ended.wait(config.get("lease.renew_s")):
             with suppress(Exception):  # once more in ten seconds
                 self._look()
             if self._lost:
@@ -225,7 +223,7 @@ class Lease:
         return (
             f"{self._out} is being written by process {held['pid']} on {held['host']} "
             f"(last heard of {max(0.0, time.time() - float(held['renewed'])):.0f} s ago). Wait for it, or end it; if "
-            f"it crashed, try again in {EXPIRES_S:.0f} s."
+            f"it crashed, try again in {config.get('lease.expires_s'):.0f} s."
         )
 
 
@@ -250,7 +248,8 @@ def brief_lease(files: Files, out: str) -> Iterator[Lease]:
                 held = holder_of(files)
                 if held is not None and held.get("purpose") != "open":
                     # One that is late may have crashed: it is, or it is heard of before that is certain.
-                    if time.time() - float(held["renewed"]) < 2 * RENEW_S or held != (silent or held):
+                    recent = time.time() - float(held["renewed"]) < 2 * config.get("lease.renew_s")
+                    if recent or held != (silent or held):
                         raise
                     silent = held
             if not said and held is not None and time.monotonic() - since > SAID_AFTER_S:
@@ -283,7 +282,8 @@ def is_held(held: dict[str, Any] | None) -> bool:
     """Whether a holder seems to be at work, as far as its file says; clocks of other machines are believed."""
     if held is None or (held.get("machine") == _machine() and not _alive(int(held["pid"]))):
         return False
-    return time.time() - float(held["renewed"]) < EXPIRES_S
+    expires_s: float = config.get("lease.expires_s")
+    return time.time() - float(held["renewed"]) < expires_s
 
 
 def _machine() -> str:

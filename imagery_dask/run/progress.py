@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from imagery_dask.config import config
 from imagery_dask.humanize import human_time
 from imagery_dask.run import RunReport
 
-__all__ = ["LINE_S", "progress_bar", "progress_lines", "shown"]
+__all__ = ["progress_bar", "progress_lines", "shown"]
 
 # Between lines, where stderr is no terminal: a log of a day has a few thousand, and short exports say nothing.
-LINE_S = 10.0
 
 
 @contextmanager
@@ -81,7 +81,7 @@ class _Lines:
 
     def show(self, report: RunReport) -> None:
         self.report, self.told = report, False
-        if time.monotonic() - self.last >= LINE_S:
+        if time.monotonic() - self.last >= config.get("run.progress_line_s"):
             self._write()
 
     def end(self) -> None:

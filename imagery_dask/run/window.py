@@ -20,6 +20,7 @@ from distributed import Client, KilledWorker, as_completed
 from numpy.typing import NDArray
 
 from imagery_dask.cluster import LOST, job_words
+from imagery_dask.config import config
 from imagery_dask.errors import AccessRefusedError, ClusterLostError, TargetFullError, TooManyMissingError
 from imagery_dask.records.journal import Records
 from imagery_dask.run.block import BlockError, BlockResult, BlockTask, run_batch
@@ -33,21 +34,11 @@ WINDOW_PER_THREAD = 3
 FAILURES_KEPT = 1000
 # A task of dask costs driver and scheduler some milliseconds: short blocks are done several in one.
 BATCH_S = 1.0
-BATCH_MOST = 128
-# Attempts at a block, when each fails for a reason that may pass; within one, each request has attempts of its own.
-ATTEMPTS = 4
-PAUSES_S = (1.0, 4.0, 16.0)
-# Workers that end are no failures of the blocks that they had, unless it is a block that ends them: so many, and it is.
-DEATHS_MOST = 16
-# How often the scheduler is asked how many threads its workers have: they come and go.
-ASK_S = 5.0
 # A scheduler whose process died is noticed at once, by its connection; one that stands still has so long to answer.
 SILENCE_S = 120.0
 # A result whose worker died before it was fetched is computed again.
 RESULT_S = 10.0
 LOOK_S = 0.1
-# Workers that all died may be replaced, by a batch system for instance.
-DESERTED_S = 600.0
 
 # Blocks by number, made when they are asked for: stage by stage, none of which begins before the one before has ended.
 Stages = Iterable[Sequence[BlockTask]]
@@ -218,7 +209,8 @@ class _Window:
         return True
 
     def _is_to_ask(self) -> bool:
-        return time.monotonic() - self.asked > ASK_S
+        ask_s: float = config.get("run.ask_s")
+        return time.monotonic() - self.asked > ask_s
 
     def _ask(self) -> None:
         """Ask the scheduler how many threads there are."""
@@ -227,10 +219,11 @@ class _Window:
         self.asked = time.monotonic()
         self.threads = int(found["total_threads"])
         self.manned = self.asked if self.threads else self.manned
-        if self.asked - self.manned > DESERTED_S:
+        if self.asked - self.manned > config.get("run.no_worker_s"):
+            minutes = config.get("run.no_worker_s") / 60
             words = job_words(self.client.cluster)
             raise ClusterLostError(
-                f"The cluster has had no worker for {DESERTED_S / 60:.0f} minutes. What is written stays; the same "
+                f"The cluster has had no worker for {minutes:.0f} minutes. What is written stays; the same "
                 "call goes on with workers." + (f"\n{words}" if words else "")
             )
 
@@ -265,7 +258,8 @@ class _Window:
                 yield [heapq.heappop(self.waiting)[2]]
                 continue
             # So many that their task is worth its scheduling, and that none is left over for one thread in the end.
-            most = min(BATCH_MOST, int(BATCH_S / self.block_s) if self.block_s else BATCH_MOST, self.left // self.size)
+            most = min(config.get("run.batch_blocks"), self.left // self.size)
+            most = min(most, int(BATCH_S / self.block_s)) if self.block_s else most
             batch = list(islice(fresh, max(1, most)))
             self.left -= len(batch)
             if not batch:
@@ -349,9 +343,10 @@ class _Window:
                 f"No space is left: {result.reason}. {self.report.done} of {self.report.blocks} blocks are written; "
                 "make room, and the same call goes on."
             )
-        if result.outcome == "passing" and block.attempt < ATTEMPTS:
+        if result.outcome == "passing" and block.attempt < config.get("run.attempts"):
             self.report.repeats += 1
-            pause = PAUSES_S[min(block.attempt, len(PAUSES_S)) - 1] * random.uniform(0.5, 1.5)
+            pauses_s = config.get("run.pauses_s")
+            pause = pauses_s[min(block.attempt, len(pauses_s)) - 1] * random.uniform(0.5, 1.5)
             again = _Submitted(block.number, block.task, block.attempt + 1)
             heapq.heappush(self.waiting, (time.monotonic() + pause, block.number, again))
             return
@@ -360,7 +355,7 @@ class _Window:
     def _lost(self, block: _Submitted, lost: _Lost) -> None:
         """Try a block again whose workers died, at once; but not for ever."""
         deaths = block.deaths + lost.deaths
-        if deaths < DEATHS_MOST:
+        if deaths < config.get("run.worker_deaths"):
             self.suspects.append(replace(block, deaths=deaths))
             return
         self._set_aside(

@@ -9,13 +9,10 @@ from typing import Any
 
 import requests
 
-__all__ = ["ATTEMPTS", "PASSING_STATUS", "brief", "forget_request", "kind_of", "pause_s", "retry_after_s"]
+from imagery_dask.config import config
 
-ATTEMPTS = 5
-FIRST_PAUSE_S = 0.3
-LONGEST_PAUSE_S = 8.0
-# A server that asks for more patience than this is asked again after this.
-LONGEST_RETRY_AFTER_S = 120.0
+__all__ = ["PASSING_STATUS", "brief", "forget_request", "kind_of", "pause_s", "retry_after_s"]
+
 REFUSED_CODES = {
     "401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken",
     "Forbidden", "Unauthorized",
@@ -49,10 +46,12 @@ def pause_s(attempt: int, error: Exception | None = None) -> float:
     """Seconds to wait before the next attempt, the first of which is number 0.
 
     Exponential with full jitter: processes that failed together come back apart. What the server asks for comes
-    first, up to `LONGEST_RETRY_AFTER_S`.
+    first, up to ``requests.longest_retry_after_s`` (`imagery_dask.config`).
     """
     asked = retry_after_s(_headers(error)) or 0.0
-    return min(LONGEST_RETRY_AFTER_S, asked) + random.uniform(0.0, min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0**attempt))
+    longest: float = min(config.get("requests.longest_pause_s"), config.get("requests.first_pause_s") * 2.0**attempt)
+    asked = min(config.get("requests.longest_retry_after_s"), asked)
+    return asked + random.uniform(0.0, longest)
 
 
 def retry_after_s(headers: Any) -> float | None:

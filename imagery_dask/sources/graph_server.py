@@ -14,16 +14,15 @@ import numpy as np
 import requests
 from numpy.typing import NDArray
 
+from imagery_dask.config import config
 from imagery_dask.errors import AccessRefusedError, ServerError, SourceNotFoundError
 from imagery_dask.model.chunkedgraph import ChunkedGraph, graphene_address
 from imagery_dask.sources.credentials import Bearer, cave_token, token_places
-from imagery_dask.sources.failures import ATTEMPTS, brief, forget_request, kind_of, pause_s
+from imagery_dask.sources.failures import brief, forget_request, kind_of, pause_s
 
 __all__ = ["GraphServer", "graph_server", "read_graph_info"]
 
 # Looking 100,000 ids up takes a server seconds; one that says nothing for longer than this is not coming back.
-TIMEOUT_S = (10, 120)
-GZIP_ABOVE = 1_000_000
 CONNECTIONS = 64
 
 
@@ -48,7 +47,9 @@ class GraphServer:
         """Answer of a GET request."""
         return self._call("GET", path, _json, params=params or {})
 
-    def post_json(self, path: str, content: Any, params: dict[str, Any] | None = None, attempts: int = ATTEMPTS) -> Any:
+    def post_json(
+        self, path: str, content: Any, params: dict[str, Any] | None = None, attempts: int | None = None
+    ) -> Any:
         """Answer of a POST request with a JSON body."""
         return self._call("POST", path, _json, attempts, params=params or {}, json=content)
 
@@ -73,7 +74,7 @@ class GraphServer:
             Told what was sent and what came; an answer that is not valid is asked for again.
         """
         body, headers = np.ascontiguousarray(ids, dtype="<u8").tobytes(), {"Accept-Encoding": "identity"}
-        if len(body) > GZIP_ABOVE:
+        if len(body) > config.get("graph.gzip_above"):
             body = gzip.compress(body, 1)
             headers = {"Content-Encoding": "gzip", "Accept-Encoding": "gzip"}
 
@@ -88,8 +89,9 @@ class GraphServer:
         return np.asarray(self._call("POST", path, read, params=params, data=body, headers=headers))
 
     def _call(
-        self, method: str, path: str, read: Callable[[bytes], Any], attempts: int = ATTEMPTS, **request: Any
+        self, method: str, path: str, read: Callable[[bytes], Any], attempts: int | None = None, **request: Any
     ) -> Any:
+        attempts = attempts or config.get("graph.attempts")
         for attempt in range(attempts):
             try:
                 return read(self._call_once(method, path, **request))
@@ -111,7 +113,7 @@ class GraphServer:
             self.server + path,
             headers=headers,
             auth=Bearer(token),
-            timeout=TIMEOUT_S,
+            timeout=config.get("graph.timeout_s"),
             allow_redirects=False,
             **content,
         ) as response:
@@ -137,7 +139,8 @@ class GraphServer:
 
     def _failed(self, method: str, path: str, error: Exception) -> str:
         if isinstance(error, requests.ConnectionError):
-            return f"{self.server} does not answer ({method} {path}, {ATTEMPTS} attempts): {brief(error)}"
+            attempts = config.get("graph.attempts")
+            return f"{self.server} does not answer ({method} {path}, {attempts} attempts): {brief(error)}"
         return f"{method} {path} failed at {self.server}: {brief(error)}"
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imagery_dask.config import config
 from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.model.chunkedgraph import SUPERVOXEL_LAYER, RootQuery
 from imagery_dask.sources.counts import ReadCounts, active_counts
@@ -24,11 +25,10 @@ from imagery_dask.sources.graph_server import graph_server
 from imagery_dask.sources.root_cache import RootCache
 from imagery_dask.sources.throttle import request_slots
 
-__all__ = ["BATCH", "look_up_roots", "roots_from_leaves"]
+__all__ = ["look_up_roots", "roots_from_leaves"]
 
 Ids = NDArray[np.uint64]
 
-BATCH = 100_000
 LEAF_TABLES_KEPT = 16
 LEAF_REQUESTS_IN_FLIGHT = 8
 
@@ -110,8 +110,9 @@ def _fetch(query: RootQuery, supervoxels: Ids, counts: ReadCounts) -> Ids:
         params["stop_layer"] = query.stop_layer
     answers = []
     slots = request_slots(graph.server, query.max_requests)
-    for start in range(0, len(supervoxels), BATCH):
-        batch = supervoxels[start : start + BATCH]
+    most = config.get("graph.batch_ids")
+    for start in range(0, len(supervoxels), most):
+        batch = supervoxels[start : start + most]
         with slots:
             answers.append(graph_server(graph.server).post_ids(path, batch, params, valid=_is_answer(query)))
         counts.root_requests += 1

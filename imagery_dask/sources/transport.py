@@ -26,18 +26,18 @@ from cloudfiles import CloudFiles
 from cloudfiles.compression import decompress
 from cloudvolume.paths import to_https_protocol
 
+from imagery_dask.config import config
 from imagery_dask.errors import AccessRefusedError, SourceError
 from imagery_dask.sources import credentials
 from imagery_dask.sources.checksums import checksum_damage, stored_checksum
 from imagery_dask.sources.counts import count_request
-from imagery_dask.sources.failures import ATTEMPTS, brief, forget_request, kind_of, pause_s
+from imagery_dask.sources.failures import brief, forget_request, kind_of, pause_s
 from imagery_dask.sources.throttle import request_slots
 
 __all__ = ["Blob", "Request", "Transport"]
 
 # Enough to hide the latency of object stores from one process; a local disk needs none.
 REQUESTS_IN_FLIGHT = 32
-TIMEOUT_S = (10, 60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,8 @@ class Transport:
         SourceError
             The read failed for another reason, after retries where these could help.
         """
-        for attempt in range(ATTEMPTS):
+        attempts = config.get("requests.attempts")
+        for attempt in range(attempts):
             count_request(repeated=attempt > 0 or request.fresh)
             try:
                 with self._slots():
@@ -130,7 +131,7 @@ class Transport:
                     refused = self._refused(request.key, error)
                     forget_request(error)
                     raise refused from error
-                if kind in ("final", "outside") or attempt == ATTEMPTS - 1:
+                if kind in ("final", "outside") or attempt == attempts - 1:
                     failed = SourceError(f"Reading {self._name(request.key)} failed: {brief(error)}")
                     forget_request(error)
                     raise failed from error
@@ -200,7 +201,9 @@ class Transport:
         if request.fresh:
             headers["Cache-Control"] = "no-cache"
         url = connection.get_path_to_file(request.key)
-        with connection.session.get(url, headers=headers, auth=auth, stream=True, timeout=TIMEOUT_S) as response:
+        with connection.session.get(
+            url, headers=headers, auth=auth, stream=True, timeout=config.get("requests.timeout_s")
+        ) as response:
             if response.status_code in (404, 410):
                 return None
             if response.status_code in (401, 403):

@@ -20,6 +20,7 @@ import yaml
 from cluster.gateway import GatewayServer, GatewayUnavailable, gateway_server
 from integration.stores import files_of
 from support.http_server import FileServer
+from support.settings import Configure
 from support.volumes import coordinate_volume, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_zarr
@@ -101,9 +102,9 @@ def test_workers_are_the_gateways_and_end_with_the_connection(server: GatewaySer
 
 @pytest.mark.usefixtures("authenticated")
 def test_an_export_equals_one_in_this_process(
-    tmp_path: Path, server: GatewayServer, cluster_file: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, server: GatewayServer, cluster_file: Path, configure: Configure
 ) -> None:
-    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 2**17)
+    configure("export.block_bytes", 2**17)
     image = coordinate_volume(SHAPE, OFFSET, np.uint8)
     ids = random_labels(SHAPE, n=40)
     client = ImageryClient(

@@ -17,6 +17,7 @@ from cluster.conftest import SLURM_FILE
 from cluster.slurm import Slurm
 from integration.stores import files_of
 from support.http_server import FileServer
+from support.settings import Configure
 from support.streams import without_dashboard
 from support.volumes import coordinate_volume, random_labels, write_volume
 
@@ -47,9 +48,9 @@ def test_workers_are_jobs(cluster_file: Path, batch_system: Slurm) -> None:
 
 
 def test_an_export_equals_one_in_this_process(
-    tmp_path: Path, cluster_file: Path, batch_system: Slurm, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, cluster_file: Path, batch_system: Slurm, configure: Configure
 ) -> None:
-    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 2**17)
+    configure("export.block_bytes", 2**17)
     image = coordinate_volume(SHAPE, OFFSET, np.uint8)
     ids = random_labels(SHAPE, n=40)
     client = ImageryClient(

@@ -17,6 +17,7 @@ import pytest
 from cluster.processes import dask_processes, dask_worker
 from distributed import Client, LocalCluster
 from integration.stores import files_of, written
+from support.settings import Configure
 from support.volumes import coordinate_volume
 
 from imagery_dask import to_zarr
@@ -30,8 +31,8 @@ BLOCKS = 64
 
 
 @pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 16**3)
+def _small_blocks(configure: Configure) -> None:
+    configure("export.block_bytes", 16**3)
 
 
 @contextmanager
@@ -47,9 +48,9 @@ def one_worker(threads: int = 1) -> Iterator[Client]:
         yield client
 
 
-def test_a_block_that_kills_its_workers_fails_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.run.window.DEATHS_MOST", 3)
-    monkeypatch.setattr("imagery_dask.run.window.BATCH_MOST", 1)
+def test_a_block_that_kills_its_workers_fails_and_no_other(tmp_path: Path, configure: Configure) -> None:
+    configure("run.worker_deaths", 3)
+    configure("run.batch_blocks", 1)
     data = coordinate_volume(SHAPE, dtype=np.uint8)
 
     def kill(block: Any, block_info: Any = None) -> Any:
@@ -75,9 +76,9 @@ def test_a_block_that_kills_its_workers_fails_and_no_other(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("batch", [1, 128])
-def test_a_worker_that_is_killed_costs_no_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
-    monkeypatch.setattr("imagery_dask.run.window.BATCH_MOST", batch)
-    monkeypatch.setattr("imagery_dask.run.window.ATTEMPTS", 1)
+def test_a_worker_that_is_killed_costs_no_attempt(tmp_path: Path, configure: Configure, batch: int) -> None:
+    configure("run.batch_blocks", batch)
+    configure("run.attempts", 1)
     data = coordinate_volume(SHAPE, dtype=np.uint8)
     killed: list[int | None] = [None]
 
@@ -116,9 +117,9 @@ def test_a_worker_that_dask_drops_is_replaced() -> None:
         assert list(answers.values()) == [False, False]
 
 
-def test_workers_that_come_later_get_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.run.window.BATCH_MOST", 1)
-    monkeypatch.setattr("imagery_dask.run.window.ASK_S", 0.5)
+def test_workers_that_come_later_get_blocks(tmp_path: Path, configure: Configure) -> None:
+    configure("run.batch_blocks", 1)
+    configure("run.ask_s", 0.5)
     data = coordinate_volume((64, 64, 96), dtype=np.uint8)
     spans = tmp_path / "spans"
     spans.mkdir()

@@ -30,9 +30,9 @@ from imagery_dask.storage.files import Files
 ROOT = Path(__file__).resolve().parents[2]
 # Small volumes in many blocks, and levels that are made of the level above: as in large ones.
 SMALL = """
-from imagery_dask.export.multiscale import level_layout, levels
-level_layout.SMALL_FUSED_BYTES, level_layout.BLOCKS_AT_LEAST = 2**17, 64
-levels.SMALL_BLOCK_BYTES, levels.BLOCKS_PER_THREAD = 2**17, 32
+from imagery_dask.config import config
+config.set({"export.small_fused_bytes": 2**17, "export.fused_blocks_at_least": 64})
+config.set({"export.small_block_bytes": 2**17, "export.blocks_per_thread": 32})
 """
 CLI = SMALL + "from imagery_dask.cli.main import main; main()"
 SCHEDULER = "from distributed.cli.dask_scheduler import main; main()"

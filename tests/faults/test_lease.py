@@ -27,8 +27,8 @@ LATENCY_S = 0.02
 
 RENEW_S, EXPIRES_S = 0.2, 2.0
 IMPATIENT = f"""
-from imagery_dask.records import lease
-lease.RENEW_S, lease.EXPIRES_S = {RENEW_S}, {EXPIRES_S}
+from imagery_dask.config import config
+config.set({{"lease.renew_s": {RENEW_S}, "lease.expires_s": {EXPIRES_S}}})
 """
 HERE = socket.gethostname()
 Start = Callable[..., Process]

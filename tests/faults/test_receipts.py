@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.settings import Configure
 
 from imagery_dask.records.journal import Records
 from imagery_dask.records.ledger import LEDGER, ledger_line, ledger_rows, missing_first, write_ledger
@@ -179,8 +180,8 @@ def test_many_threads_append_at_once(tmp_path: Path, place: str) -> None:
     check_all(Records(Files.at(url), "run"), 16 * 40)
 
 
-def test_a_segment_ends_and_another_begins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.records.journal.SEGMENT_RECORDS", 7)
+def test_a_segment_ends_and_another_begins(configure: Configure) -> None:
+    configure("records.segment_records", 7)
     records = Records(Files.at(f"memory://bucket-{uuid4().hex}/out.receipts"), "run")
     for block in range(30):
         records.append("receipts", one(block))

@@ -31,10 +31,10 @@ pytestmark = pytest.mark.long
 
 # Pauses between attempts as short as the tests are.
 HASTY = """
-from imagery_dask.sources import failures, transport
-failures.LONGEST_PAUSE_S, transport.TIMEOUT_S = 0.05, (2, 0.7)
+from imagery_dask.config import config
+config.set({"requests.longest_pause_s": 0.05, "requests.timeout_s": (2, 0.7)})
 """
-HASTY_DRIVER = HASTY + "from imagery_dask.run import window; window.PAUSES_S = (0.1, 0.2, 0.4)\n" + CLI
+HASTY_DRIVER = HASTY + 'config.set({"run.pauses_s": (0.1, 0.2, 0.4)})\n' + CLI
 
 
 @dataclass

@@ -22,9 +22,11 @@ from cloudvolume import CloudVolume
 from dask.base import tokenize
 from dask.blockwise import Blockwise
 from distributed import Client, LocalCluster
+from support.settings import Configure
 
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.arrays import lazy
+from imagery_dask.config import config
 from imagery_dask.sources import SourceHandle, collect_counts, open_volume
 from imagery_dask.sources.transport import Request, Transport
 
@@ -173,8 +175,8 @@ def test_blocks_are_a_bounded_size_on_both_sides_of_resampling(tmp_path: Path) -
         source_ = lazy.source_of(array)
         assert source_ is not None
         block = source_.cutout.target.crop((0, 0, 0), array.chunksize)
-        assert block.size <= 2 * lazy.BLOCK_BYTES
-        assert block.at((8, 8, 40)).size <= 8 * lazy.BLOCK_BYTES, resolution
+        assert block.size <= 2 * config.get("lazy.block_bytes")
+        assert block.at((8, 8, 40)).size <= 8 * config.get("lazy.block_bytes"), resolution
 
 
 @pytest.mark.parametrize("resolution", [(4, 4, 40), (1, 1, 10), (0.5, 0.5, 1)])
@@ -182,7 +184,7 @@ def test_blocks_of_a_much_finer_result_are_a_bounded_size(tmp_path: Path, resolu
     """One storage chunk may become gigabytes of a finer result: then blocks are parts of a chunk."""
     client = ImageryClient(image_source=write_info(tmp_path / "em", 64_000))
     array = client.image_cutout([[0] * 3, [20_000] * 3], resolution=resolution, scale_to_bounds=True)
-    assert np.prod([int(n) for n in array.chunksize], dtype=object) <= 8 * lazy.BLOCK_BYTES
+    assert np.prod([int(n) for n in array.chunksize], dtype=object) <= 8 * config.get("lazy.block_bytes")
     assert sum(array.chunks[0]) == 20_000
 
 
@@ -312,9 +314,9 @@ def test_opening_reads_nothing(client: ImageryClient, fetched: Counter[str]) -> 
 @pytest.mark.parametrize("chunks", [(32, 32, 16), (64, 32, 64), (16, 16, 16), (128, 96, 64)])
 def test_aligned_export_reads_every_chunk_once(
     client: ImageryClient, cluster: Client, fetched: Counter[str], tmp_path: Path, chunks: tuple[int, int, int],
-    monkeypatch: pytest.MonkeyPatch,
+    configure: Configure,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 2**18)  # several blocks
+    configure("export.block_bytes", 2**18)  # several blocks
     volume = client.segmentation_volume()
     report = to_zarr(volume, tmp_path / "out.zarr", chunks=chunks, cluster=cluster, progress=False)
     assert report.ok
@@ -326,10 +328,10 @@ def test_aligned_export_reads_every_chunk_once(
 
 
 def test_export_of_a_part_reads_every_chunk_it_touches_once(
-    client: ImageryClient, cluster: Client, fetched: Counter[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: ImageryClient, cluster: Client, fetched: Counter[str], tmp_path: Path, configure: Configure
 ) -> None:
     """Blocks begin where both grids have an edge, although the region begins within a chunk."""
-    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 2**18)
+    configure("export.block_bytes", 2**18)
     bounds = [[START[0] + 16, START[1], START[2] + 8], [a + n for a, n in zip(START, SHAPE, strict=True)]]
     cutout = client.segmentation_cutout(bounds, convert_to_int64=False)
     report = to_zarr(cutout, tmp_path / "out.zarr", chunks=(16, 32, 8), cluster=cluster, progress=False)
@@ -341,17 +343,17 @@ def test_export_of_a_part_reads_every_chunk_it_touches_once(
 
 
 def test_computing_an_aligned_cutout_reads_every_chunk_once(
-    client: ImageryClient, fetched: Counter[str], monkeypatch: pytest.MonkeyPatch
+    client: ImageryClient, fetched: Counter[str], configure: Configure
 ) -> None:
-    monkeypatch.setattr(lazy, "BLOCK_BYTES", 2**18)
+    configure("lazy.block_bytes", 2**18)
     volume = client.segmentation_volume().data
     assert volume.npartitions > 4
     np.testing.assert_array_equal(volume.compute(), coordinates())
     assert fetched == {key_of(x, y, z): 1 for x in range(4) for y in range(3) for z in range(4)}
 
 
-def test_smallest_blocks_are_the_storage_chunks(client: ImageryClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lazy, "BLOCK_BYTES", 1)
+def test_smallest_blocks_are_the_storage_chunks(client: ImageryClient, configure: Configure) -> None:
+    configure("lazy.block_bytes", 1)
     assert client.segmentation_volume().data.chunks == ((32,) * 4, (32,) * 3, (16,) * 4)
     start = [START[0] + 20, START[1] + 32, START[2] - 5]
     bounds = [start, [start[0] + 50, start[1] + 64, start[2] + 40]]
@@ -362,10 +364,10 @@ def test_smallest_blocks_are_the_storage_chunks(client: ImageryClient, monkeypat
 
 @pytest.mark.parametrize("resolution", [(4, 4, 40), (16, 16, 80), (12, 9.7, 33.3), (4.3, 8, 120)])
 def test_computing_a_resized_cutout_reads_every_chunk_once(
-    client: ImageryClient, fetched: Counter[str], monkeypatch: pytest.MonkeyPatch, resolution: Any
+    client: ImageryClient, fetched: Counter[str], configure: Configure, resolution: Any
 ) -> None:
     """Blocks end where the voxels of a storage chunk do, on whatever grid."""
-    monkeypatch.setattr(lazy, "BLOCK_BYTES", 2**16)
+    configure("lazy.block_bytes", 2**16)
     corners = np.array([START, [a + n for a, n in zip(START, SHAPE, strict=True)]]) * (8, 8, 40) / resolution
     bounds = [np.floor(corners[0]).astype(int) - 3, np.ceil(corners[1]).astype(int) + 3]
     cutout = client.segmentation_cutout(bounds, resolution=resolution, scale_to_bounds=True)
@@ -389,10 +391,10 @@ def test_export_finds_the_cutout_behind_an_array_as_long_as_the_array_lives(clie
 
 @pytest.mark.parametrize("scheduler", ["threads", "synchronous", "processes"])
 def test_a_cutout_computed_alone_equals_its_blocks_and_reads_each_chunk_once(
-    client: ImageryClient, fetched: Counter[str], monkeypatch: pytest.MonkeyPatch, scheduler: str
+    client: ImageryClient, fetched: Counter[str], configure: Configure, scheduler: str
 ) -> None:
     """A whole cutout takes a way of its own through dask; voxels and reads are those of any array."""
-    monkeypatch.setattr(lazy, "BLOCK_BYTES", 8 * 32 * 32 * 16)
+    configure("lazy.block_bytes", 8 * 32 * 32 * 16)
     stop = [a + n for a, n in zip(START, SHAPE, strict=True)]
     for bounds in ([START, stop], [[a - 3 for a in START], [b - 5 for b in stop]]):
         array = client.segmentation_cutout(bounds, mip=0, convert_to_int64=False)
@@ -408,9 +410,9 @@ def test_a_cutout_computed_alone_equals_its_blocks_and_reads_each_chunk_once(
         assert voxels.flags.f_contiguous == (scheduler != "processes")
 
 
-def test_a_cutout_is_in_memory_once(client: ImageryClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cutout_is_in_memory_once(client: ImageryClient, configure: Configure) -> None:
     """Blocks go into the result one by one; dask's own joining needs all of them beside it."""
-    monkeypatch.setattr(lazy, "BLOCK_BYTES", 8 * 32 * 32 * 16)
+    configure("lazy.block_bytes", 8 * 32 * 32 * 16)
     array = client.segmentation_cutout([START, [a + n for a, n in zip(START, SHAPE, strict=True)]], mip=0)
     array.compute(scheduler="synchronous")
     tracemalloc.start()
@@ -423,9 +425,9 @@ def test_a_cutout_is_in_memory_once(client: ImageryClient, monkeypatch: pytest.M
 
 
 def test_a_cutout_computed_on_a_cluster_comes_block_by_block(
-    client: ImageryClient, fetched: Counter[str], cluster: Client, monkeypatch: pytest.MonkeyPatch
+    client: ImageryClient, fetched: Counter[str], cluster: Client, monkeypatch: pytest.MonkeyPatch, configure: Configure
 ) -> None:
-    monkeypatch.setattr(lazy, "BLOCK_BYTES", 8 * 32 * 32 * 16)
+    configure("lazy.block_bytes", 8 * 32 * 32 * 16)
     array = client.segmentation_cutout([START, [a + n for a, n in zip(START, SHAPE, strict=True)]], mip=0)
     keys: list[Any] = []
     compute = Client.compute
@@ -444,9 +446,9 @@ def test_a_cutout_computed_on_a_cluster_comes_block_by_block(
 
 
 def test_a_block_that_fails_on_a_cluster_says_why(
-    source: str, cluster: Client, monkeypatch: pytest.MonkeyPatch
+    source: str, cluster: Client, monkeypatch: pytest.MonkeyPatch, configure: Configure
 ) -> None:
-    monkeypatch.setattr(lazy, "BLOCK_BYTES", 8 * 32 * 32 * 16)
+    configure("lazy.block_bytes", 8 * 32 * 32 * 16)
     array = ImageryClient(segmentation_source=source).segmentation_cutout(
         [START, [a + n for a, n in zip(START, SHAPE, strict=True)]], mip=0
     )

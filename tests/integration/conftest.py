@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from distributed import Client, LocalCluster
 from support.programs import Done
+from support.settings import Configure
 from support.streams import without_dashboard
 
 from imagery_dask.cli import main
@@ -26,9 +27,9 @@ def processes() -> Iterator[Client]:
 
 
 @pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> int:
+def small_blocks(configure: Configure) -> int:
     """Blocks of about 128 kB in exports, so that volumes of a megabyte have several; return that number."""
-    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 2**17)
+    configure("export.block_bytes", 2**17)
     return 2**17
 
 
@@ -39,9 +40,9 @@ def _nothing_open() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _soon_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def _soon_alone(configure: Configure) -> None:
     """Look again soon whether a lease in a bucket was kept: nobody else wants it (`tests/faults` has those who do)."""
-    monkeypatch.setattr("imagery_dask.records.lease.LOOK_AGAIN_S", 0.05)
+    configure("lease.look_again_s", 0.05)
 
 
 @pytest.fixture

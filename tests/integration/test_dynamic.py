@@ -37,6 +37,7 @@ from support.dynamic import (
     roots_at,
     served,
 )  # fmt: skip
+from support.settings import Configure
 
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.sources import collect_counts
@@ -72,9 +73,9 @@ def client(server: CaveServer) -> ImageryClient:
 
 
 @pytest.fixture
-def small_lazy_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_lazy_blocks(configure: Configure) -> None:
     """Blocks of one graph chunk, of which the whole volume has 32."""
-    monkeypatch.setattr("imagery_dask.arrays.lazy.BLOCK_BYTES", 32 * 32 * 16 * 8)
+    configure("lazy.block_bytes", 32 * 32 * 16 * 8)
 
 
 def client_of(server: CaveServer, **options: Any) -> ImageryClient:
@@ -287,10 +288,10 @@ def test_exports(server: CaveServer, world: World, tmp_path: Path, small_blocks:
 
 
 def test_exports_where_graph_chunks_do_not_fit_into_memory(
-    tmp_path: Path, processes: Client, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, processes: Client, configure: Configure
 ) -> None:
     """A block is worked off in pieces, by one process, whose cache serves the next piece."""
-    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 8**3 * 8)
+    configure("export.block_bytes", 8**3 * 8)
     world = make_world(tmp_path / "world", (128, 128, 32), storage_chunk=(8, 8, 8))
     with served(world) as server, secrets_file(server):
         volume = client_of(server).segmentation_volume(timestamp=world.times["split_1"])
@@ -577,9 +578,9 @@ def test_a_second_pass_asks_nothing(
 
 
 def test_blocks_smaller_than_graph_chunks_share_what_they_found(
-    server: CaveServer, client: ImageryClient, world: World, monkeypatch: pytest.MonkeyPatch
+    server: CaveServer, client: ImageryClient, world: World, configure: Configure
 ) -> None:
-    monkeypatch.setattr("imagery_dask.arrays.lazy.BLOCK_BYTES", 2048)
+    configure("lazy.block_bytes", 2048)
     nm = np.array(resolution(world)) / 4
     box = bounds(world, ((10, 10, 3), (40, 40, 9))) * 4
     array = client.segmentation_cutout(box, resolution=nm, timestamp=world.times["merge_1"], scale_to_bounds=True)
@@ -592,9 +593,9 @@ def test_blocks_smaller_than_graph_chunks_share_what_they_found(
 
 
 def test_requests_are_small_where_a_batch_is(
-    server: CaveServer, client: ImageryClient, world: World, monkeypatch: pytest.MonkeyPatch
+    server: CaveServer, client: ImageryClient, world: World, configure: Configure
 ) -> None:
-    monkeypatch.setattr("imagery_dask.sources.roots.BATCH", 50)
+    configure("graph.batch_ids", 50)
     server.reset()
     got = cut(client, world, WHOLE, timestamp=world.times["split_1"])
     np.testing.assert_array_equal(got, expected(world, world.times["split_1"], WHOLE))
@@ -621,12 +622,12 @@ def test_listed_roots_are_checked_by_one_request(
 @pytest.mark.parametrize("layer", [None, 2])
 @pytest.mark.parametrize("edit", ["created", "merge_1", "split_2"])
 def test_few_roots_in_many_blocks_are_found_by_their_leaves(
-    server: CaveServer, world: World, small_lazy_blocks: None, monkeypatch: pytest.MonkeyPatch,
+    server: CaveServer, world: World, small_lazy_blocks: None, configure: Configure,
     mip: int, layer: Any, edit: str,
 ) -> None:  # fmt: skip
     """As many requests as there are roots, instead of one for each block; the voxels are the same."""
-    monkeypatch.setattr("imagery_dask.client.settings.PROCESSES", 1)
-    monkeypatch.setattr("imagery_dask.arrays.lazy.BLOCK_BYTES", 2**14)
+    configure("graph.processes", 1)
+    configure("lazy.block_bytes", 2**14)
     moment, client = int(np.ceil(world.times[edit])), client_of(server)
     listed = [*changed(world, edit)[1][:2], roots_at(world, moment)[4]]
     for box in BOXES:
@@ -647,17 +648,15 @@ def test_few_roots_in_many_blocks_are_found_by_their_leaves(
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.5, 3])
-def test_leaves_of_scaled_cutouts(
-    server: CaveServer, world: World, monkeypatch: pytest.MonkeyPatch, scale: float
-) -> None:
+def test_leaves_of_scaled_cutouts(server: CaveServer, world: World, configure: Configure, scale: float) -> None:
     """The box within which leaves are fetched covers every voxel that is read."""
-    monkeypatch.setattr("imagery_dask.arrays.lazy.BLOCK_BYTES", 2**14)
+    configure("lazy.block_bytes", 2**14)
     nm = np.array(resolution(world)) * (scale, scale, 1)
     moment = int(world.times["split_1"])
     listed = changed(world, "split_1")[1]
     results = []
     for processes in (1, 10**6):
-        monkeypatch.setattr("imagery_dask.client.settings.PROCESSES", processes)
+        configure("graph.processes", processes)
         client = client_of(server)
         server.reset()
         for box in BOXES:
@@ -673,10 +672,10 @@ def test_leaves_of_scaled_cutouts(
     assert any(result.any() for result in results)
 
 
-def test_few_roots_of_a_volume_at_negative_coordinates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_roots_of_a_volume_at_negative_coordinates(tmp_path: Path, configure: Configure) -> None:
     """The service's bounds have no sign: such a box cannot be asked for, and the voxels must be right all the same."""
-    monkeypatch.setattr("imagery_dask.client.settings.PROCESSES", 1)
-    monkeypatch.setattr("imagery_dask.arrays.lazy.BLOCK_BYTES", 2**12)
+    configure("graph.processes", 1)
+    configure("lazy.block_bytes", 2**12)
     objects = np.arange(1, 31).reshape(2, 3, 5).repeat(20, 0).repeat(15, 1).repeat(7, 2)
     world = world_from_arrays(
         tmp_path, objects, chunk_size=(16, 16, 8), storage_chunk=(8, 16, 4), voxel_offset=(16, -32, 8), n_mips=1,
@@ -740,9 +739,9 @@ def test_all_masks_together_look_each_block_up_once(
 @pytest.mark.parametrize("limit", [1, 3])
 @pytest.mark.parametrize("way", ["blocks", "leaves"])
 def test_requests_in_flight_are_bounded_in_a_process(
-    server: CaveServer, world: World, small_lazy_blocks: None, monkeypatch: pytest.MonkeyPatch, limit: int, way: str
+    server: CaveServer, world: World, small_lazy_blocks: None, configure: Configure, limit: int, way: str
 ) -> None:
-    monkeypatch.setattr("imagery_dask.client.settings.PROCESSES", 1 if way == "leaves" else 100)
+    configure("graph.processes", 1 if way == "leaves" else 100)
     client = client_of(server, max_requests=limit)
     moment = int(world.times["split_1"])
     array = cut(client, world, WHOLE, timestamp=moment, root_ids=roots_at(world, moment)[:12])
@@ -756,10 +755,10 @@ def test_requests_in_flight_are_bounded_in_a_process(
 
 @pytest.mark.parametrize("way", ["blocks", "leaves"])
 def test_requests_in_flight_are_bounded_over_a_cluster(
-    server: CaveServer, world: World, small_lazy_blocks: None, processes: Client, monkeypatch: pytest.MonkeyPatch,
+    server: CaveServer, world: World, small_lazy_blocks: None, processes: Client, configure: Configure,
     way: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("imagery_dask.client.settings.PROCESSES", 1 if way == "leaves" else 100)
+    configure("graph.processes", 1 if way == "leaves" else 100)
     moment = int(world.times["split_1"])
     client = client_of(server, max_requests=1)
     array = cut(client, world, WHOLE, timestamp=moment, root_ids=roots_at(world, moment)[:6])

@@ -26,18 +26,19 @@ from support.dynamic import (
     bounds,
     changed,
     expected,
-    graph_servers,
     impatient,
     roots_at,
     served,
 )  # fmt: skip
 from support.ports import free_port
+from support.settings import Configure
 from support.streams import without_dashboard
 from tblib import pickling_support
 
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.cli import main
 from imagery_dask.client.cave import open_cave
+from imagery_dask.config import config
 from imagery_dask.errors import (
     AccessRefusedError,
     BlockFailedError,
@@ -46,7 +47,6 @@ from imagery_dask.errors import (
     SourceError,
     SourceNotFoundError,
 )  # fmt: skip
-from imagery_dask.sources.failures import ATTEMPTS
 from imagery_dask.testing.cave import CaveServer, Fault, World, make_world
 
 # dask does this once its multiprocessing scheduler is used: errors then pickle with what they were raised from.
@@ -73,8 +73,8 @@ def client(server: CaveServer, world: World) -> ImageryClient:
 
 
 @pytest.fixture
-def small_lazy_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.arrays.lazy.BLOCK_BYTES", 32 * 32 * 16 * 8)
+def small_lazy_blocks(configure: Configure) -> None:
+    configure("lazy.block_bytes", 32 * 32 * 16 * 8)
 
 
 @pytest.fixture
@@ -291,9 +291,9 @@ def test_only_some_of_many_are_named(client: ImageryClient, server: CaveServer, 
 
 @pytest.mark.parametrize("way", ["blocks", "leaves"])
 def test_outdated_roots_with_a_warning_match_nothing(
-    server: CaveServer, world: World, monkeypatch: pytest.MonkeyPatch, small_lazy_blocks: None, way: str
+    server: CaveServer, world: World, configure: Configure, small_lazy_blocks: None, way: str
 ) -> None:
-    monkeypatch.setattr("imagery_dask.client.settings.PROCESSES", 1 if way == "leaves" else 100)
+    configure("graph.processes", 1 if way == "leaves" else 100)
     client = client_of(server, timestamp=world.times["split_1"], stale_roots="warn")
     (first, _), (merged,) = changed(world, "merge_1")
     whole, later = changed(world, "split_1")[0][0], changed(world, "split_2")[1][0]
@@ -327,9 +327,9 @@ def test_a_warning_points_at_the_caller(server: CaveServer, world: World) -> Non
 @pytest.mark.parametrize("ids", [[], (), np.array([], np.uint64), [0], iter([])])
 def test_no_ids_are_no_objects_and_no_requests(
     client: ImageryClient, server: CaveServer, world: World, small_lazy_blocks: None, ids: Any,
-    monkeypatch: pytest.MonkeyPatch,
+    configure: Configure,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("imagery_dask.client.settings.PROCESSES", 1)
+    configure("graph.processes", 1)
     server.reset()
     array = cut(client, world, WHOLE, root_ids=ids)
     assert array.shape == (128, 128, 32)
@@ -366,20 +366,20 @@ PASSING = {
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
 @pytest.mark.parametrize("way", ["blocks", "leaves", "a check", "opening"])
 def test_failures_that_pass_end_right(
-    server: CaveServer, world: World, small_lazy_blocks: None, no_pauses: None, monkeypatch: pytest.MonkeyPatch,
+    server: CaveServer, world: World, small_lazy_blocks: None, no_pauses: None, configure: Configure,
     fault: Fault, way: str,
 ) -> None:  # fmt: skip
     endpoint = {"blocks": "roots_binary", "leaves": "leaves", "a check": "is_latest_roots", "opening": "info"}[way]
-    monkeypatch.setattr("imagery_dask.client.settings.PROCESSES", 1)
+    configure("graph.processes", 1)
     moment = int(world.times["split_1"])
     if fault.corrupt and way == "leaves":
         fault = Fault(status=200, body=b'{"leaf_ids": [1, 2')
-    server.faults = first_times(endpoint, ATTEMPTS - 1, fault)
+    server.faults = first_times(endpoint, config.get("graph.attempts") - 1, fault)
     keep: Any = roots_at(world, moment)[:2] if way in ("leaves", "a check") else "all"
     array = cut(client_of(server), world, WHOLE, timestamp=moment, root_ids=keep)
     np.testing.assert_array_equal(array.compute(scheduler="sync"), expected(world, moment, WHOLE, keep=keep))
     if not fault.delay_s:
-        assert server.count(endpoint) >= ATTEMPTS
+        assert server.count(endpoint) >= config.get("graph.attempts")
 
 
 def test_a_burst_of_failures_on_threads(
@@ -387,7 +387,9 @@ def test_a_burst_of_failures_on_threads(
 ) -> None:
     array = cut(client, world, WHOLE)
     kinds = [PASSING[name] for name in ("503", "cut", "429", "corrupt")]
-    server.faults = lambda name, n: kinds[n - 1] if name == "roots_binary" and n < ATTEMPTS else None
+    server.faults = lambda name, n: (
+        kinds[n - 1] if name == "roots_binary" and n < config.get("graph.attempts") else None
+    )
     server.reset()
     np.testing.assert_array_equal(array, expected(world, world.times["split_1"], WHOLE))
 
@@ -403,9 +405,9 @@ def test_the_server_says_when_to_come_back(server: CaveServer, client: ImageryCl
 @pytest.mark.parametrize("way", ["blocks", "leaves"])
 def test_failures_that_stay_name_the_path_and_the_status(
     server: CaveServer, client: ImageryClient, world: World, small_lazy_blocks: None, no_pauses: None,
-    monkeypatch: pytest.MonkeyPatch, status: int, way: str,
+    configure: Configure, status: int, way: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("imagery_dask.client.settings.PROCESSES", 1)
+    configure("graph.processes", 1)
     root = roots_at(world, world.times["split_1"])[0]
     array = cut(client, world, WHOLE, root_ids=[root] if way == "leaves" else "all")
     endpoint, path = ("leaves", f"/node/{root}/leaves") if way == "leaves" else ("roots_binary", "/roots_binary")
@@ -416,7 +418,7 @@ def test_failures_that_stay_name_the_path_and_the_status(
     assert "the reason of the server" in str(failed.value)
     assert server.url in str(failed.value)
     assert_clean(failed.value)
-    assert server.count(endpoint) == (ATTEMPTS if status in (500, 503) else 1)
+    assert server.count(endpoint) == (config.get("graph.attempts") if status in (500, 503) else 1)
     server.faults = None
     np.testing.assert_array_equal(  # nothing wrong is remembered
         array, expected(world, world.times["split_1"], WHOLE, keep=[root] if way == "leaves" else "all")
@@ -433,7 +435,7 @@ def test_wrong_answers_that_stay_are_an_error(
     with pytest.raises(ServerError, match="roots_binary") as failed:
         array.compute()
     assert_clean(failed.value)
-    assert server.count("roots_binary") == ATTEMPTS
+    assert server.count("roots_binary") == config.get("graph.attempts")
 
 
 def test_a_server_that_fails_is_the_failure_of_a_block(
@@ -461,9 +463,9 @@ def test_a_server_that_fails_is_the_failure_of_a_block(
 
 def test_a_token_that_expires_ends_an_export_at_once(
     server: CaveServer, client: ImageryClient, world: World, tmp_path: Path, threads: Client,
-    monkeypatch: pytest.MonkeyPatch,
+    configure: Configure,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 2**15)
+    configure("export.block_bytes", 2**15)
     volume = client.segmentation_volume()
     server.latency_s = 0.02
     server.faults = lambda name, n: Fault(status=401) if name == "roots_binary" and n > 3 else None
@@ -629,10 +631,10 @@ def test_a_server_that_goes_away(world: World, no_pauses: None) -> None:
 
 
 def test_a_server_that_is_silent(
-    server: CaveServer, client: ImageryClient, world: World, no_pauses: None, monkeypatch: pytest.MonkeyPatch
+    server: CaveServer, client: ImageryClient, world: World, no_pauses: None, configure: Configure
 ) -> None:
-    monkeypatch.setattr(graph_servers, "TIMEOUT_S", (1, 0.05))
-    monkeypatch.setattr(graph_servers, "ATTEMPTS", 2)
+    configure("graph.timeout_s", (1, 0.05))
+    configure("graph.attempts", 2)
     server.faults = lambda name, n: Fault(delay_s=30) if name == "roots_binary" else None
     with pytest.raises(ServerError, match="roots_binary") as failed:
         cut(client, world).compute()
@@ -720,13 +722,13 @@ def test_a_caveclient_whose_services_fail(server: CaveServer, status: int, endpo
 
 def test_the_token_is_nowhere(
     server: CaveServer, world: World, tmp_path: Path, processes: Client, caplog: pytest.LogCaptureFixture,
-    small_blocks: int, small_lazy_blocks: None, monkeypatch: pytest.MonkeyPatch,
+    small_blocks: int, small_lazy_blocks: None, monkeypatch: pytest.MonkeyPatch, configure: Configure,
 ) -> None:  # fmt: skip
     """Not in pickles, graphs, reprs, names, attrs, logs, or what is written."""
     caplog.set_level(logging.DEBUG)
     moment = int(world.times["split_1"])
     client = ImageryClient(client=server.client(), timestamp=moment)
-    monkeypatch.setattr("imagery_dask.client.settings.PROCESSES", 1)
+    configure("graph.processes", 1)
     box = bounds(world, SOME) * (2, 2, 1)
     roots = roots_at(world, moment)[:2]
     arrays = [

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ome_zarr_models.v05.image import Image
 from ome_zarr_models.v05.image_label import ImageLabel
 from ome_zarr_models.v05.labels import Labels
+from support.settings import Configure
 from support.volumes import coordinate_volume, downsample, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_zarr
@@ -62,8 +63,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(autouse=True)
-def _several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 2**15)
+def _several_blocks(configure: Configure) -> None:
+    configure("export.block_bytes", 2**15)
 
 
 # ---------------------------------------------------------------------------------------------------------- inputs

@@ -18,6 +18,7 @@ import zarr
 from distributed import Client, LocalCluster
 from integration.stores import placement, written
 from numpy.typing import NDArray
+from support.settings import Configure
 from support.volumes import coordinate_volume, delete_chunks, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_zarr
@@ -31,8 +32,8 @@ BLOCKS = 4 * 4 * 2
 
 
 @pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 16**3)
+def _small_blocks(configure: Configure) -> None:
+    configure("export.block_bytes", 16**3)
 
 
 @pytest.fixture(scope="module")
@@ -356,10 +357,8 @@ def test_two_exports_of_one_array_at_once(tmp_path: Path, threads: Client, data:
         np.testing.assert_array_equal(written(out), data)
 
 
-def test_an_interrupted_export_stops(
-    tmp_path: Path, threads: Client, data: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("imagery_dask.run.window.BATCH_MOST", 1)
+def test_an_interrupted_export_stops(tmp_path: Path, threads: Client, data: Any, configure: Configure) -> None:
+    configure("run.batch_blocks", 1)
 
     def stop(report: RunReport) -> None:
         if report.done == 3:
@@ -375,11 +374,9 @@ def test_an_interrupted_export_stops(
     assert 3 <= len(list(out.glob("0/c/*/*/*"))) <= 3 + 6
 
 
-def test_a_cluster_without_workers_is_not_waited_for_for_ever(
-    tmp_path: Path, data: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("imagery_dask.run.window.ASK_S", 0.2)
-    monkeypatch.setattr("imagery_dask.run.window.DESERTED_S", 0.5)
+def test_a_cluster_without_workers_is_not_waited_for_for_ever(tmp_path: Path, data: Any, configure: Configure) -> None:
+    configure("run.ask_s", 0.2)
+    configure("run.no_worker_s", 0.5)
     with (
         LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster, set_as_default=False) as client,

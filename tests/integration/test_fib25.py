@@ -11,6 +11,7 @@ from cloudvolume import CloudVolume
 from distributed import Client
 from integration.stores import labels, placement, written
 from numpy.typing import NDArray
+from support.settings import Configure
 from support.volumes import Fib25, downsample, fib25, write_volume
 
 from imagery_dask import ImageryClient, to_zarr
@@ -29,8 +30,8 @@ def em() -> Fib25:
 
 
 @pytest.fixture(autouse=True)
-def _several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 2**22)
+def _several_blocks(configure: Configure) -> None:
+    configure("export.block_bytes", 2**22)
 
 
 def write(folder: Path, data: NDArray[Any], kind: str, encoding: str, **options: Any) -> str:

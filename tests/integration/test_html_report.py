@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from distributed import Client
 from numpy.typing import NDArray
+from support.settings import Configure
 from support.streams import without_dashboard
 from support.volumes import coordinate_volume, delete_chunks, random_labels, write_volume
 
@@ -37,9 +38,9 @@ EMPTY = {"meta", "br", "img"}
 
 
 @pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 16**3)
-    monkeypatch.setattr("imagery_dask.export.multiscale.levels.SMALL_BLOCK_BYTES", 16**3)
+def _small_blocks(configure: Configure) -> None:
+    configure("export.block_bytes", 16**3)
+    configure("export.small_block_bytes", 16**3)
 
 
 @pytest.fixture(scope="module")

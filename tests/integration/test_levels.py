@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import zarr
 from integration.stores import files_of
+from support.settings import Configure
 from support.volumes import coordinate_volume, write_volume
 
 from imagery_dask import ImageryClient, to_precomputed, to_zarr
 from imagery_dask.errors import BlockFailedError
-from imagery_dask.export.multiscale import levels as levels_module
 from imagery_dask.export.zarr.writer import ZarrLevel
 
 SHAPE = (128, 96, 32)
@@ -33,7 +33,7 @@ def image(tmp_path: Path) -> Any:
 
 @pytest.mark.parametrize("options", [{"shards": (64, 64, 32)}, {"shards": None}, {"ome_version": "0.4"}])
 def test_each_chunk_is_read_once_for_all_levels(
-    image: Any, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    image: Any, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, configure: Configure
 ) -> None:
     again: list[str] = []
     read = ZarrLevel.read
@@ -43,8 +43,8 @@ def test_each_chunk_is_read_once_for_all_levels(
         return read(level, region)
 
     monkeypatch.setattr(ZarrLevel, "read", reading)
-    monkeypatch.setattr("imagery_dask.export.multiscale.level_layout.SMALL_FUSED_BYTES", 64 * 64 * 32)
-    monkeypatch.setattr(levels_module, "SMALL_BLOCK_BYTES", 1)
+    configure("export.small_fused_bytes", 64 * 64 * 32)
+    configure("export.small_block_bytes", 1)
     report = to_zarr(image, tmp_path / "o.zarr", chunks=CHUNK, levels=4, progress=False, **options)
     assert report.counts.chunks == CHUNKS
     assert report.notes == []
@@ -53,8 +53,8 @@ def test_each_chunk_is_read_once_for_all_levels(
     assert "0" not in again
 
 
-def test_levels_are_not_made_of_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.export.multiscale.level_layout.SMALL_FUSED_BYTES", 1)
+def test_levels_are_not_made_of_what_failed(tmp_path: Path, configure: Configure) -> None:
+    configure("export.small_fused_bytes", 1)
 
     def fail(block: Any, block_info: Any = None) -> Any:
         if block_info and block_info[0]["chunk-location"] == (1, 0, 0):

@@ -22,6 +22,7 @@ from integration.stores import files_of
 from support.dynamic import TOKEN, roots_at, served
 from support.http_server import Fault, FileServer
 from support.programs import Done, program, python
+from support.settings import Configure
 from support.volumes import coordinate_volume, delete_chunks, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_png, to_precomputed, to_zarr
@@ -455,8 +456,8 @@ def report_files(export: Any) -> int:
     return int(export.objects(export.plan(ROOM, None))) - (export.table is not None)
 
 
-def test_graph_chunks_are_read_in_pieces(tmp_path: Path, threads: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 8**3 * 8)
+def test_graph_chunks_are_read_in_pieces(tmp_path: Path, threads: Client, configure: Configure) -> None:
+    configure("export.block_bytes", 8**3 * 8)
     world = make_world(tmp_path / "world", (128, 128, 32), storage_chunk=(8, 8, 8))
     with served(world) as server:
         client = ImageryClient(segmentation_source=server.segmentation_source, auth_token=TOKEN)

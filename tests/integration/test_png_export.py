@@ -16,6 +16,7 @@ import pytest
 import xarray as xr
 from distributed import Client
 from numpy.typing import NDArray
+from support.settings import Configure
 from support.streams import without_dashboard
 from support.volumes import coordinate_volume, delete_chunks, fib25, random_labels, write_volume
 
@@ -66,9 +67,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture(autouse=True)
-def _several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 2**15)
-    monkeypatch.setattr("imagery_dask.export.multiscale.levels.SMALL_BLOCK_BYTES", 2**15)
+def _several_blocks(configure: Configure) -> None:
+    configure("export.block_bytes", 2**15)
+    configure("export.small_block_bytes", 2**15)
 
 
 def listing(folder: Path) -> list[str]:

@@ -12,6 +12,7 @@ from cloudvolume import CloudVolume
 from distributed import Client
 from integration.stores import labels, written
 from support.http_server import FileServer
+from support.settings import Configure
 from support.volumes import coordinate_volume, downsample, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_zarr
@@ -89,10 +90,10 @@ def test_an_aligned_export_of_resized_layers_requests_each_chunk_once(
 
 
 def test_indices_of_shards_are_read_once_per_process(
-    tmp_path: Path, file_server: FileServer, data: Any, processes: Client, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, file_server: FileServer, data: Any, processes: Client, configure: Configure
 ) -> None:
     """One storage chunk per block: the worst that an export can ask for."""
-    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 32 * 32 * 16)
+    configure("export.block_bytes", 32 * 32 * 16)
     path = write_volume(tmp_path / "em", data, voxel_offset=OFFSET, sharding=True)
     sharding = CloudVolume(path, progress=False).scale["sharding"]
     shards = 2 ** sharding["shard_bits"]

@@ -19,6 +19,7 @@ from integration.stores import labels, written
 from support.dynamic import TOKEN, bounds, resolution, roots_at, served
 from support.http_server import FileServer
 from support.programs import Done
+from support.settings import Configure
 from support.volumes import coordinate_volume, delete_chunks, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_png, to_precomputed, to_zarr
@@ -38,8 +39,8 @@ Command = Callable[..., Done]
 
 
 @pytest.fixture(autouse=True)
-def _blocks_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 2**13)
+def _blocks_of_a_chunk(configure: Configure) -> None:
+    configure("export.block_bytes", 2**13)
 
 
 @pytest.fixture
@@ -57,10 +58,10 @@ def is_gone(start: Any) -> bool:
 
 @pytest.mark.parametrize("limit", [3, "2%"])
 def test_too_many_missing_chunks_end_a_run(
-    tmp_path: Path, source: str, threads: Client, command: Command, monkeypatch: pytest.MonkeyPatch, limit: Any
+    tmp_path: Path, source: str, threads: Client, command: Command, configure: Configure, limit: Any
 ) -> None:
     # So short blocks are done many in one, up to a second's; what is under way is then a matter of a machine's speed.
-    monkeypatch.setattr("imagery_dask.run.window.BATCH_MOST", 4)
+    configure("run.batch_blocks", 4)
     delete_chunks(source, 0, is_gone)
     out = tmp_path / "out.zarr"
     arguments = ("export", "zarr", out, "--image-source", source, *CLI_BOUNDS, "--chunks", "16,16,8",
@@ -206,10 +207,8 @@ def first_few(rows: Any) -> list[str]:
     return list(dict.fromkeys(key for _, _, key in rows))[:10]
 
 
-def test_the_ledger_lists_supervoxels_without_a_root(
-    tmp_path: Path, threads: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 2**17)
+def test_the_ledger_lists_supervoxels_without_a_root(tmp_path: Path, threads: Client, configure: Configure) -> None:
+    configure("export.block_bytes", 2**17)
     world = make_world(tmp_path / "world", (128, 128, 32))
     with served(world) as server:
         client = ImageryClient(segmentation_source=server.segmentation_source, auth_token=TOKEN)

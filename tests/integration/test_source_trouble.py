@@ -15,12 +15,13 @@ import pytest
 from distributed import Client
 from integration.stores import written
 from support.http_server import Fault, FileServer
+from support.settings import Configure
 from support.volumes import coordinate_volume, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.errors import AccessRefusedError, CorruptChunkError, MissingChunkError, SourceError
 from imagery_dask.geometry.grid import VoxelGrid
-from imagery_dask.sources import collect_counts, failures, precomputed, transport
+from imagery_dask.sources import collect_counts, precomputed
 from imagery_dask.sources.precomputed import DECODE_ATTEMPTS, PrecomputedVolume
 
 SHAPE = (96, 64, 32)  # 3 x 2 x 2 chunks
@@ -41,8 +42,8 @@ sharded = pytest.mark.parametrize("sharded", [False, True], ids=["files", "shard
 
 
 @pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(failures, "FIRST_PAUSE_S", 0.01)
+def _impatient(configure: Configure) -> None:
+    configure("requests.first_pause_s", 0.01)
 
 
 @pytest.fixture
@@ -100,9 +101,9 @@ PASSING = {
 @sharded
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
 def test_what_may_pass_is_tried_again(
-    data: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch, fault: Fault, sharded: bool
+    data: Any, serve: Serve, configure: Configure, fault: Fault, sharded: bool
 ) -> None:
-    monkeypatch.setattr(transport, "TIMEOUT_S", (5, 0.4))
+    configure("requests.timeout_s", (5, 0.4))
     server, url = serve(sharding=sharded)
     client = ImageryClient(image_source=url)
     server.reset()
@@ -130,9 +131,9 @@ def test_a_burst_of_different_failures(data: Any, serve: Serve) -> None:
     [BUSY, Fault(429), Fault(reset=True), Fault(cut=5), Fault(delay_s=1.5)],
     ids=["503", "429", "reset", "cut", "hang"],
 )
-def test_what_does_not_pass_names_the_chunk(serve: Serve, monkeypatch: pytest.MonkeyPatch, fault: Fault) -> None:
-    monkeypatch.setattr(transport, "TIMEOUT_S", (5, 0.1))
-    monkeypatch.setattr(transport, "ATTEMPTS", 3)
+def test_what_does_not_pass_names_the_chunk(serve: Serve, configure: Configure, fault: Fault) -> None:
+    configure("requests.timeout_s", (5, 0.1))
+    configure("requests.attempts", 3)
     server, url = serve()
     client = ImageryClient(image_source=url)
     server.faults = scheduled(CHUNK, always=fault)
@@ -158,10 +159,8 @@ def test_the_server_says_when_to_come_back(data: Any, serve: Serve, status: int,
 
 
 @pytest.mark.parametrize("form", ["86400", "date"])
-def test_no_server_may_ask_for_too_much_patience(
-    data: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch, form: str
-) -> None:
-    monkeypatch.setattr(failures, "LONGEST_RETRY_AFTER_S", 0.3)
+def test_no_server_may_ask_for_too_much_patience(data: Any, serve: Serve, configure: Configure, form: str) -> None:
+    configure("requests.longest_retry_after_s", 0.3)
     server, url = serve()
     client = ImageryClient(image_source=url)
     retry_after = in_seconds(86400) if form == "date" else form

@@ -28,6 +28,7 @@ import zarr
 from cloudfiles.secrets import secretpath
 from distributed import Client
 from numpy.typing import NDArray
+from support.settings import Configure
 from zarr.codecs import BloscCodec
 
 from imagery_dask import to_zarr
@@ -467,7 +468,9 @@ def test_many_objects_are_not_listed(s3_server: Any, in_s3: str) -> None:
 # ------------------------------------------------------------------------------------------------------------- exports
 
 
-def test_exports_go_everywhere(location: str, ids: NDArray[np.uint64], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exports_go_everywhere(
+    location: str, ids: NDArray[np.uint64], monkeypatch: pytest.MonkeyPatch, configure: Configure
+) -> None:
     """And no task of one carries credentials."""
     sent: list[bytes] = []
     submit = Client.submit
@@ -477,8 +480,8 @@ def test_exports_go_everywhere(location: str, ids: NDArray[np.uint64], monkeypat
         return submit(self, function, *args, **kwargs)
 
     monkeypatch.setattr(Client, "submit", seen)
-    monkeypatch.setattr("imagery_dask.export.multiscale.levels.SMALL_BLOCK_BYTES", 2**18)
-    monkeypatch.setattr("imagery_dask.run.window.BATCH_MOST", 1)
+    configure("export.small_block_bytes", 2**18)
+    configure("run.batch_blocks", 1)
     options: dict[str, Any] = {"chunks": (32, 32, 32), "progress": False}
     report = to_zarr(ids, location, **options)
     assert report.ok

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
+from support.settings import Configure
 from support.volumes import coordinate_volume, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_zarr
@@ -17,9 +17,9 @@ SHAPE = (128, 128, 64)
 KEY = re.compile(r"(?P<group>[^-]+)-z\d+ y\d+ x\d+, block \d+, attempt 1, [0-9a-f]{32}")
 
 
-def test_names_and_groups_while_an_export_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("imagery_dask.export.multiscale.level_layout.SMALL_FUSED_BYTES", 2**14)
-    monkeypatch.setattr("imagery_dask.export.multiscale.level_layout.BLOCKS_AT_LEAST", 2**10)
+def test_names_and_groups_while_an_export_runs(tmp_path: Path, configure: Configure) -> None:
+    configure("export.small_fused_bytes", 2**14)
+    configure("export.fused_blocks_at_least", 2**10)
     client = ImageryClient(
         image_source=write_volume(tmp_path / "em", coordinate_volume(SHAPE, dtype=np.uint8), resolution=(8, 8, 40)),
         segmentation_source=write_volume(

@@ -21,6 +21,7 @@ from integration.stores import files_of
 from numpy.typing import NDArray
 from support.http_server import Fault, FileServer
 from support.programs import Done
+from support.settings import Configure
 from support.volumes import coordinate_volume, delete_chunks, random_labels, smooth_image, write_volume
 
 from imagery_dask import ImageryClient, to_png, to_precomputed, to_zarr, verify_export
@@ -62,11 +63,11 @@ def world(tmp_path: Path) -> World:
 
 
 @pytest.fixture(autouse=True)
-def _blocks_of_several_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+def _blocks_of_several_stages(configure: Configure) -> None:
     """Many blocks, and coarser levels that are made in a stage of their own."""
-    monkeypatch.setattr("imagery_dask.export.multiscale.levels.BLOCK_BYTES", 2**15)
-    for name in ("FUSED_BYTES", "SMALL_FUSED_BYTES"):
-        monkeypatch.setattr(f"imagery_dask.export.multiscale.level_layout.{name}", 2**16)
+    configure("export.block_bytes", 2**15)
+    for name in ("fused_bytes", "small_fused_bytes"):
+        configure(f"export.{name}", 2**16)
 
 
 Form = tuple[str, dict[str, Any], Callable[[World], Any]]
@@ -439,9 +440,13 @@ def test_chunks_of_the_source_that_are_gone_since(world: World, threads: Client)
 
 
 def test_a_source_that_does_not_answer_is_no_damage(
-    tmp_path: Path, threads: Client, http_server_factory: Callable[..., FileServer], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    threads: Client,
+    http_server_factory: Callable[..., FileServer],
+    monkeypatch: pytest.MonkeyPatch,
+    configure: Configure,
 ) -> None:
-    monkeypatch.setattr("imagery_dask.run.window.PAUSES_S", (0.0,))
+    configure("run.pauses_s", (0.0,))
     monkeypatch.setattr("imagery_dask.sources.transport.pause_s", lambda attempt, error=None: 0.0)
     write_volume(tmp_path / "em", smooth_image(SHAPE), voxel_offset=OFFSET)
     server = http_server_factory(tmp_path)

@@ -7,7 +7,6 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from skimage.transform import resize
 
 from imagery_dask import ImageryClient
 from imagery_dask.arrays import lazy
+from imagery_dask.config import config
 from imagery_dask.model.cutout import Cutout
 
 SHAPE = (40, 36, 24)
@@ -109,7 +109,7 @@ block_bytes = st.sampled_from([1, 2_000, 20_000, 200_000])
 
 @given(target=targets(), size=block_bytes)
 def test_labels_of_any_blocking_are_an_exact_gather(client: ImageryClient, target: Any, size: int) -> None:
-    with mock.patch.object(lazy, "BLOCK_BYTES", size):
+    with config.set({"lazy.block_bytes": size}):
         array = cut(client, "labels", target)
     whole = expected(labels(), target)
     assert array.dtype == np.int64
@@ -119,7 +119,7 @@ def test_labels_of_any_blocking_are_an_exact_gather(client: ImageryClient, targe
 
 @given(target=targets(), size=block_bytes)
 def test_nearest_imagery_of_any_blocking_is_an_exact_gather(client: ImageryClient, target: Any, size: int) -> None:
-    with mock.patch.object(lazy, "BLOCK_BYTES", size):
+    with config.set({"lazy.block_bytes": size}):
         array = cut(client, "image", target)
     np.testing.assert_array_equal(computed(array), expected(grey(), target))
 
@@ -129,7 +129,7 @@ def test_any_partition_equals_one_block(
     client: ImageryClient, target: Any, size: int, order: int, data: st.DataObject
 ) -> None:
     """One read of everything, dask's blocks, and blocks at arbitrary edges."""
-    with mock.patch.object(lazy, "BLOCK_BYTES", size):
+    with config.set({"lazy.block_bytes": size}):
         array = cut(client, "image", target, order=order)
     cutout = cutout_of(array)
     source = lazy.CutoutArray(cutout)
@@ -155,7 +155,7 @@ def test_any_partition_equals_one_block(
     size=block_bytes,
 )
 def test_kept_ids_are_kept_and_others_are_zero(client: ImageryClient, target: Any, keep: set[int], size: int) -> None:
-    with mock.patch.object(lazy, "BLOCK_BYTES", size):
+    with config.set({"lazy.block_bytes": size}):
         array = cut(client, "labels", target, root_ids=sorted(keep), convert_to_int64=False)
     whole = expected(labels(), target)
     listed = np.array([*keep, 0], dtype=np.uint64)  # of another type, numpy would compare floats
@@ -177,7 +177,7 @@ def test_slicing_commutes_with_computing(
     client: ImageryClient, target: Any, kind: str, order: int, size: int, data: st.DataObject
 ) -> None:
     options = {"order": order} if kind == "image" else {}
-    with mock.patch.object(lazy, "BLOCK_BYTES", size):
+    with config.set({"lazy.block_bytes": size}):
         array = cut(client, kind, target, **options)
     whole = computed(array)
     key = data.draw(keys(array.shape), label="first slice")
@@ -194,7 +194,7 @@ def test_picking_by_index_commutes_with_computing(
     client: ImageryClient, target: Any, size: int, axis: int, data: st.DataObject
 ) -> None:
     """Lists of indices (in any order, repeated, negative) and masks along one axis, slices along the others."""
-    with mock.patch.object(lazy, "BLOCK_BYTES", size):
+    with config.set({"lazy.block_bytes": size}):
         array = cut(client, "labels", target)
     whole = computed(array)
     n = array.shape[axis]
@@ -270,7 +270,7 @@ def test_linear_equals_scikit_image(tmp_path: Path, start: Any, size: tuple[int,
     assert all(Fraction(repr(float(step))) == step for step in exact), "voxel sizes must be decimal numbers"
     first = [int(value) for value in lower]
     bounds = [first, [a + n for a, n in zip(first, size, strict=True)]]
-    with mock.patch.object(lazy, "BLOCK_BYTES", 1):
+    with config.set({"lazy.block_bytes": 1}):
         array = client.image_cutout(bounds, resolution=[float(s) for s in exact], scale_to_bounds=True, order=1)
     result = computed(array)
     theirs = resize(

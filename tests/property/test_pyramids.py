@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from imagery_dask import kernels, to_zarr
+from imagery_dask.config import config
 from imagery_dask.export.multiscale import levels as levels_module
 from imagery_dask.export.multiscale.level_layout import CHUNKS_UNSHARDED, default_chunks, lay_out
 from imagery_dask.geometry.pyramid import pyramid
@@ -229,7 +230,7 @@ def test_a_pyramid_equals_the_whole(
     out = tmp_path / f"{uuid4().hex}.zarr"
     with (
         mock.patch.object(levels_module, "PIECE_BYTES", block),
-        mock.patch("imagery_dask.export.multiscale.level_layout.SMALL_FUSED_BYTES", block),
+        config.set({"export.small_fused_bytes": block}),
         mock.patch("imagery_dask.export.multiscale.level_layout.CHUNKS_UNSHARDED", 3),
     ):
         to_zarr(

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from support.dynamic import TOKEN, crop, expected, forget_roots, roots_at, served
 
 from imagery_dask import ImageryClient
-from imagery_dask.arrays import lazy
+from imagery_dask.config import config
 from imagery_dask.sources.root_cache import RootCache
 from imagery_dask.testing.cave import CaveServer, Fault, World, make_world
 from imagery_dask.testing.cave.graph import ChunkedGraph
@@ -106,7 +106,7 @@ def test_edits_during_a_computation_are_not_seen(
 
     # As many processes would be: nobody knows what another has looked up.
     no_cache = mock.patch("imagery_dask.sources.roots._cache_of", side_effect=lambda query: RootCache())
-    with mock.patch.object(lazy, "BLOCK_BYTES", 32 * 32 * 16 * 8), no_cache:
+    with config.set({"lazy.block_bytes": 32 * 32 * 16 * 8}), no_cache:
         array = client_of(server).segmentation_cutout(bounds(world, *box), root_ids=listed, timestamp=moment)
         assert array.npartitions == 8
         server.faults = edits
@@ -146,7 +146,7 @@ def test_blocks_equal_the_whole(server: CaveServer, box: Any, block: int, mip: i
         layer = None
     forget_roots()
     x, y, z = world.resolution
-    with mock.patch.object(lazy, "BLOCK_BYTES", block), mock.patch("imagery_dask.client.settings.PROCESSES", 1):
+    with config.set({"lazy.block_bytes": block}), config.set({"graph.processes": 1}):
         array = client_of(server).segmentation_cutout(
             np.array([low, high]) + offset, root_ids=listed, mip=mip, timestamp=moment, stop_layer=layer,
             resolution=(x * 2**mip, y * 2**mip, z), convert_to_int64=False,

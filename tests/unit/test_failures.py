@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import requests
+from support.settings import Configure
 from urllib3.exceptions import IncompleteRead, ReadTimeoutError
 
-from imagery_dask.sources import failures
+from imagery_dask.config import config
 from imagery_dask.sources.failures import kind_of, pause_s, retry_after_s
 
 NOW = 1_800_000_000
@@ -89,7 +90,7 @@ def test_a_date_without_the_servers_clock_is_by_this_one(date: dict[str, str]) -
 
 def test_pauses_grow_and_are_spread() -> None:
     for attempt in range(12):
-        longest = min(failures.LONGEST_PAUSE_S, failures.FIRST_PAUSE_S * 2**attempt)
+        longest = min(config.get("requests.longest_pause_s"), config.get("requests.first_pause_s") * 2**attempt)
         pauses = [pause_s(attempt) for _ in range(300)]
         assert 0 <= min(pauses) < 0.1 * longest
         assert 0.9 * longest < max(pauses) <= longest
@@ -99,11 +100,11 @@ def test_pauses_grow_and_are_spread() -> None:
 def test_the_server_comes_first(error: Exception) -> None:
     pauses = [pause_s(1, error) for _ in range(100)]
     assert min(pauses) >= 20
-    assert max(pauses) <= 20 + 2 * failures.FIRST_PAUSE_S
+    assert max(pauses) <= 20 + 2 * config.get("requests.first_pause_s")
     assert len(set(pauses)) > 50
 
 
-def test_the_server_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert failures.LONGEST_RETRY_AFTER_S == 120
-    monkeypatch.setattr(failures, "LONGEST_RETRY_AFTER_S", 5.0)
+def test_the_server_is_not_waited_for_for_ever(configure: Configure) -> None:
+    assert config.get("requests.longest_retry_after_s") == 120
+    configure("requests.longest_retry_after_s", 5.0)
     assert 5 <= pause_s(0, answered(503, Retry_After="86400")) < 6

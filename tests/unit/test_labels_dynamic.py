@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from support.dynamic import TOKEN, forget, graph_servers, impatient
+from support.settings import Configure
 
 from imagery_dask import kernels
 from imagery_dask.arrays.remap import apply_rule
@@ -159,11 +160,9 @@ def test_a_layer_between(server: _Server, query: RootQuery) -> None:
     assert len(server.asked) == 2
 
 
-def test_many_ids_travel_in_batches_and_compressed(
-    server: _Server, query: RootQuery, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lookups, "BATCH", 4)
-    monkeypatch.setattr(graph_servers, "GZIP_ABOVE", 30)
+def test_many_ids_travel_in_batches_and_compressed(server: _Server, query: RootQuery, configure: Configure) -> None:
+    configure("graph.batch_ids", 4)
+    configure("graph.gzip_above", 30)
     ids = supervoxels()
     with collect_counts() as counts:
         assert look_up_roots(query, ids).tolist() == root_of(ids).tolist()

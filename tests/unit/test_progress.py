@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
+from support.settings import Configure
 
 from imagery_dask.humanize import human_time
-from imagery_dask.run import RunReport, progress
+from imagery_dask.run import RunReport
 from imagery_dask.run.progress import shown
 
 
@@ -22,8 +23,8 @@ def test_short_exports_say_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-def test_lines(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "LINE_S", 0.05)
+def test_lines(capfd: pytest.CaptureFixture[str], configure: Configure) -> None:
+    configure("run.progress_line_s", 0.05)
     with shown(True, 400) as show:
         assert show is not None
         for done in range(100, 104):
@@ -43,9 +44,9 @@ def test_lines(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_last_line_comes_once_and_after_an_interrupt(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capfd: pytest.CaptureFixture[str], configure: Configure
 ) -> None:
-    monkeypatch.setattr(progress, "LINE_S", 0.0)
+    configure("run.progress_line_s", 0.0)
 
     def interrupted() -> None:
         with shown(True, 400) as show:

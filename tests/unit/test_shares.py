@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.settings import Configure
 
 from imagery_dask.errors import TargetBusyError
 from imagery_dask.export.core.resume import _refuse_foreign, open_part
@@ -70,10 +71,10 @@ def _held_elsewhere(files: Files, age_s: float) -> None:
     files.put("lease.json", json.dumps(said | {"renewed": time.time() - age_s}).encode())
 
 
-def test_who_may_have_crashed_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_may_have_crashed_is_waited_for(tmp_path: Path, configure: Configure) -> None:
     """Else parts that are run again soon would all leave it to one that is dead to close the store."""
-    monkeypatch.setattr(leases, "RENEW_S", 0.5)
-    monkeypatch.setattr(leases, "EXPIRES_S", 3.0)
+    configure("lease.renew_s", 0.5)
+    configure("lease.expires_s", 3.0)
     files = Files.at(tmp_path / "out.receipts")
     _held_elsewhere(files, 0.1)
     with pytest.raises(TargetBusyError, match="by process 1 on other"), leases.brief_lease(files, "OUT"):
@@ -120,9 +121,9 @@ def test_leases_of_dead_processes_are_removed(tmp_path: Path) -> None:
     assert list(files.names()) == []
 
 
-def test_parts_that_crashed_are_found_out_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_that_crashed_are_found_out_side_by_side(tmp_path: Path, configure: Configure) -> None:
     """On other machines, of which only time tells; an array that is submitted again does not begin one by one."""
-    monkeypatch.setattr(leases, "RENEW_S", 2.0)
+    configure("lease.renew_s", 2.0)
     files = Files.at(str(tmp_path / "records"))
     for part in range(1, 5):
         held = {"id": "x", "host": "elsewhere", "pid": 1, "machine": "another", "purpose": "part", "renewed": 0.0}

@@ -10,6 +10,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
+from support.settings import Configure
 from support.volumes import coordinate_volume, random_labels, write_volume
 
 from imagery_dask import ImageryClient
@@ -96,8 +97,8 @@ def test_computed(client: ImageryClient) -> None:
     assert first(named) == "read+write nuclei, a-b 2 z0 y0 x0"
 
 
-def test_coarser_levels(monkeypatch: pytest.MonkeyPatch, client: ImageryClient) -> None:
-    monkeypatch.setattr("imagery_dask.export.multiscale.level_layout.SMALL_FUSED_BYTES", 2**14)
+def test_coarser_levels(configure: Configure, client: ImageryClient) -> None:
+    configure("export.small_fused_bytes", 2**14)
     above, *below = names(client.image_cutout(BOUNDS), levels=3)
     assert above[0] == "read+write image z0 y0 x0"
     assert below

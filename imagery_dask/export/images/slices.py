@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from imagery_dask import kernels
 from imagery_dask.arrays.lazy import CutoutArray
 from imagery_dask.cluster import WorkerResources
+from imagery_dask.config import config
 from imagery_dask.export.core.base import Export, RunOptions
 from imagery_dask.export.core.plans import ExportPlan, StageBlocks, fingerprint_of, voxels_decided_by
 from imagery_dask.export.core.preview import Preview
@@ -37,7 +38,7 @@ from imagery_dask.export.images.slice_plan import BLOCKS_HELD, plan_slices, refu
 from imagery_dask.export.images.slice_previews import slice_previews
 from imagery_dask.export.images.slice_target import SliceTarget
 from imagery_dask.export.images.slice_tasks import SLICES, SliceTasks, list_ids
-from imagery_dask.export.multiscale.levels import BLOCK_BYTES, block_size
+from imagery_dask.export.multiscale.levels import block_size
 from imagery_dask.geometry.block_plan import BlockPlan, Region
 from imagery_dask.geometry.grid import XYZ
 from imagery_dask.model.labels import RootIds
@@ -298,7 +299,11 @@ class SliceExport(Export):
         """Find the ids that are to be shown, where they are not listed; write their table."""
         if self.look.what not in ("masks", "labels"):
             return
-        ids = list_ids(client, self.volumes[0], BLOCK_BYTES) if self.look.keep is None else self.look.keep
+        ids = (
+            list_ids(client, self.volumes[0], config.get("export.block_bytes"))
+            if self.look.keep is None
+            else self.look.keep
+        )
         ids = np.array(ids, dtype=self.volumes[0].array.dtype if self.look.keep is None else np.uint64)
         if self.look.what == "masks" and self.look.keep is None:
             self.check_count(self.kinds(ids))

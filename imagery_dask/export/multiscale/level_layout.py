@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from imagery_dask.config import config
 from imagery_dask.geometry.grid import XYZ
 from imagery_dask.geometry.pyramid import Level
 from imagery_dask.model.arguments import whole_triple
@@ -33,10 +34,6 @@ SHARD_BYTES = 32 * 2**20
 SHARDS_AT_LEAST = 64
 # So many chunks of a level can be files of their own.
 CHUNKS_UNSHARDED = 1024
-# What a block may hold in order to make several levels at once; a small region is worked off in parallel instead.
-FUSED_BYTES = 32 * 2**20
-SMALL_FUSED_BYTES = 4 * 2**20
-BLOCKS_AT_LEAST = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +95,8 @@ def lay_out(
         Bytes of a voxel with all its channels.
     """
     total = math.prod(levels[0].shape) * voxel_bytes
-    fused = min(FUSED_BYTES, max(SMALL_FUSED_BYTES, total // BLOCKS_AT_LEAST)) // voxel_bytes
+    least, most = config.get("export.small_fused_bytes"), config.get("export.fused_bytes")
+    fused = min(most, max(least, total // config.get("export.fused_blocks_at_least"))) // voxel_bytes
     if shards == "auto":
         count = math.prod(-(-size // chunk) for size, chunk in zip(levels[0].shape, chunks, strict=True))
         wanted = min(SHARD_BYTES, total // SHARDS_AT_LEAST) // voxel_bytes

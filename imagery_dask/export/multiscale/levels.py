@@ -18,6 +18,7 @@ from xxhash import xxh3_128
 
 from imagery_dask import kernels
 from imagery_dask.cluster import WorkerResources
+from imagery_dask.config import config
 from imagery_dask.export.core.inputs import Volume, steps_of
 from imagery_dask.export.multiscale.level_layout import StageLayout
 from imagery_dask.geometry.block_plan import SPLIT_ABOVE, BlockPlan, Region, plan_blocks
@@ -26,7 +27,6 @@ from imagery_dask.geometry.pyramid import Level
 from imagery_dask.run import BlockTask, Written
 
 __all__ = [
-    "BLOCK_BYTES",
     "LevelStore",
     "LevelTasks",
     "LevelsBlock",
@@ -36,11 +36,6 @@ __all__ = [
     "plan_levels",
 ]
 
-# Three blocks must fit beside each other in a worker with 1 GB and other things to do.
-BLOCK_BYTES = 32 * 2**20
-# A small export is cut finer than memory asks for, so that no thread waits for the last block of another.
-BLOCKS_PER_THREAD = 4
-SMALL_BLOCK_BYTES = 4 * 2**20
 # A later stage reads what it downsamples in pieces of about this size, and holds only what becomes of them.
 PIECE_BYTES = 16 * 2**20
 
@@ -201,7 +196,7 @@ def plan_levels(
         When a block would take more memory than a worker has.
     """
     wanted = block_bytes or block_size(resources, sum(int(export.volumes[0].array.nbytes) for export in exports))
-    plans = [_plans(export, wanted, max(wanted, BLOCK_BYTES) * SPLIT_ABOVE) for export in exports]
+    plans = [_plans(export, wanted, max(wanted, config.get("export.block_bytes")) * SPLIT_ABOVE) for export in exports]
     for export, of_volume in zip(exports, plans, strict=True):
         for volume, plan in zip(export.volumes, of_volume, strict=False):
             _refuse_too_large(volume, plan, resources.thread_memory)
@@ -298,7 +293,9 @@ def level_notes(export: VolumeLevels, plans: Sequence[BlockPlan]) -> Iterator[st
 
 def block_size(resources: WorkerResources, total: int) -> int:
     """Bytes of a block of an export of so many: as large as memory allows, small enough that every thread gets some."""
-    return min(BLOCK_BYTES, max(SMALL_BLOCK_BYTES, total // (BLOCKS_PER_THREAD * max(1, resources.threads))))
+    least: int = config.get("export.small_block_bytes")
+    most: int = config.get("export.block_bytes")
+    return min(most, max(least, total // (config.get("export.blocks_per_thread") * max(1, resources.threads))))
 
 
 def _coarser(region: Region, step: XYZ) -> Region:
