@@ -50,8 +50,8 @@ def pause_s(attempt: int, error: Exception | None = None) -> float:
     """
     asked = retry_after_s(_headers(error)) or 0.0
     longest: float = min(config.get("requests.longest_pause_s"), config.get("requests.first_pause_s") * 2.0**attempt)
-    asked = min(config.get("requests.longest_retry_after_s"), asked)
-    return asked + random.uniform(0.0, longest)
+    patience: float = min(config.get("requests.longest_retry_after_s"), asked)
+    return patience + random.uniform(0.0, longest)
 
 
 def retry_after_s(headers: Any) -> float | None:

@@ -295,7 +295,8 @@ def block_size(resources: WorkerResources, total: int) -> int:
     """Bytes of a block of an export of so many: as large as memory allows, small enough that every thread gets some."""
     least: int = config.get("export.small_block_bytes")
     most: int = config.get("export.block_bytes")
-    return min(most, max(least, total // (config.get("export.blocks_per_thread") * max(1, resources.threads))))
+    blocks: int = config.get("export.blocks_per_thread") * max(1, resources.threads)
+    return min(most, max(least, total // blocks))
 
 
 def _coarser(region: Region, step: XYZ) -> Region:
