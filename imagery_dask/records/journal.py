@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from imagery_dask.config import config
 from imagery_dask.records.receipts import receipts_in
-from imagery_dask.storage.buckets import bucket_url
+from imagery_dask.storage.buckets import parse_bucket_url
 from imagery_dask.storage.files import Files, records_folder
 
 __all__ = ["Kind", "Records", "records_of"]
@@ -38,7 +38,7 @@ _names: dict[int, str] = {}
 
 def records_of(location: str) -> Files | None:
     """Folder of the records of a store; None where whole files cannot be written and listed."""
-    if bucket_url(location).scheme not in ("file", "s3", "gs", "memory"):
+    if parse_bucket_url(location).scheme not in ("file", "s3", "gs", "memory"):
         return None
     return records_folder(location)
 

@@ -22,7 +22,7 @@ import botocore.session
 from cloudfiles import paths
 from cloudfiles.secrets import secretpath
 
-__all__ = ["BucketUrl", "credential_places", "google_files", "bucket_url", "s3_files", "s3_store"]
+__all__ = ["BucketUrl", "credential_places", "google_files", "parse_bucket_url", "s3_files", "s3_store"]
 
 # An endpoint that does not answer is given up after about 15 s; a busy one gets that long to recover.
 RETRIES = 7
@@ -33,7 +33,7 @@ CREDENTIALS_FOR = timedelta(minutes=15)
 
 @dataclass(frozen=True, slots=True)
 class BucketUrl:
-    """Where a location is.
+    """A parsed URL: which bucket or folder, and how it is reached.
 
     Parameters
     ----------
@@ -56,17 +56,17 @@ class BucketUrl:
     service: str = ""
 
 
-def bucket_url(location: str) -> BucketUrl:
-    """Say where a location is.
+def parse_bucket_url(url: str) -> BucketUrl:
+    """Parse a path or URL into the bucket or folder that it names.
 
     Parameters
     ----------
-    location : str
+    url : str
         A local path or a URL; aliases of cloud-files (``matrix://bucket/...``) are S3 with a host of their own.
     """
-    if "://" not in location:
-        return BucketUrl("file", "", location)
-    scheme, _, rest = location.partition("://")
+    if "://" not in url:
+        return BucketUrl("file", "", url)
+    scheme, _, rest = url.partition("://")
     scheme = {"gcs": "gs", "mem": "memory"}.get(scheme, scheme)
     if scheme == "file":
         return BucketUrl("file", "", rest)
@@ -77,37 +77,37 @@ def bucket_url(location: str) -> BucketUrl:
         return BucketUrl(scheme, "", rest.strip("/"))
     bucket, _, path = rest.partition("/")
     if not bucket:
-        raise ValueError(f"{location!r} names no bucket; give {scheme}://bucket/path.")
+        raise ValueError(f"{url!r} names no bucket; give {scheme}://bucket/path.")
     return BucketUrl(scheme, bucket, path.strip("/"), host, service or {"s3": "aws", "gs": "google"}[scheme])
 
 
-def s3_store(place: BucketUrl) -> Any:
+def s3_store(url: BucketUrl) -> Any:
     """Open an S3 bucket as an obstore store whose keys begin below the place's path."""
     store = _needed("obstore.store", "s3")
-    return store.S3Store(place.bucket, prefix=place.path or None, **_s3_options(place))
+    return store.S3Store(url.bucket, prefix=url.path or None, **_s3_options(url))
 
 
-def s3_files(place: BucketUrl) -> Any:
+def s3_files(url: BucketUrl) -> Any:
     """Open an S3 bucket as a file system of fsspec."""
     files = _needed("obstore.fsspec", "s3")
-    options = _s3_options(place)
+    options = _s3_options(url)
     return files.FsspecStore("s3", skip_instance_cache=True, **options)
 
 
-def google_files(place: BucketUrl, asynchronous: bool) -> Any:
+def google_files(url: BucketUrl, asynchronous: bool) -> Any:
     """Open Google Cloud Storage as a file system of fsspec."""
     _needed("gcsfs", "gcs")
     core = import_module("gcsfs.core")  # without the package's extensions, which ask for every bucket's layout
     options = {"asynchronous": asynchronous, "skip_instance_cache": True, "use_listings_cache": False}
-    return core.GCSFileSystem(token=_google_token(place), **options)
+    return core.GCSFileSystem(token=_google_token(url), **options)
 
 
-def credential_places(place: BucketUrl) -> str:
+def credential_places(url: BucketUrl) -> str:
     """Say where credentials for a place are looked for, for errors."""
-    files = " or ".join(str(secretpath(name)) for name in _secret_names(place))
-    if place.scheme == "gs":
+    files = " or ".join(str(secretpath(name)) for name in _secret_names(url))
+    if url.scheme == "gs":
         return f"{files}, or Google's default credentials (gcloud auth application-default login)"
-    if place.scheme == "s3":
+    if url.scheme == "s3":
         return f"{files}, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
     return "the permissions of the folder"
 
@@ -119,13 +119,13 @@ def _alias(scheme: str) -> tuple[str, str]:
     return (url.removeprefix("s3://").rstrip("/"), scheme) if url.startswith("s3://") else ("", "")
 
 
-def _secret_names(place: BucketUrl) -> tuple[str, ...]:
-    return (f"{place.bucket}-{place.service}-secret.json", f"{place.service}-secret.json")
+def _secret_names(url: BucketUrl) -> tuple[str, ...]:
+    return (f"{url.bucket}-{url.service}-secret.json", f"{url.service}-secret.json")
 
 
-def _secret(place: BucketUrl) -> dict[str, Any]:
+def _secret(url: BucketUrl) -> dict[str, Any]:
     """Content of the secret file that cloud-files would take: the bucket's own before the general one."""
-    for name in _secret_names(place):
+    for name in _secret_names(url):
         with suppress(FileNotFoundError):
             content = json.loads(Path(secretpath(name)).read_text())
             return content if isinstance(content, dict) else {}
@@ -145,15 +145,15 @@ class _Keys:
         return keys | {"token": now.token or None, "expires_at": expires}
 
 
-def _s3_options(place: BucketUrl) -> dict[str, Any]:
-    secret, session = _secret(place), _session()
+def _s3_options(url: BucketUrl) -> dict[str, Any]:
+    secret, session = _secret(url), _session()
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
     keys = [secret.get(name) or None for name in names]
     if any(keys):
         session.set_credentials(*keys)
     region = str(secret.get("AWS_DEFAULT_REGION") or session.get_config_variable("region") or "us-east-1")
     # botocore knows every place where an endpoint can be configured: variables, profiles, ~/.aws/config.
-    endpoint = place.host or str(session.create_client("s3", region_name=region).meta.endpoint_url)
+    endpoint = url.host or str(session.create_client("s3", region_name=region).meta.endpoint_url)
     credentials = session.get_credentials()
     plain = endpoint.startswith("http://")
     return {
@@ -181,10 +181,10 @@ def _service_models() -> Any:
     return botocore.session.get_session().get_component("data_loader")
 
 
-def _google_token(place: BucketUrl) -> Any:
+def _google_token(url: BucketUrl) -> Any:
     if os.environ.get("STORAGE_EMULATOR_HOST"):
         return "anon"
-    return _secret(place) or None
+    return _secret(url) or None
 
 
 @lru_cache(maxsize=8)

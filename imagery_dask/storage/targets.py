@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import zarr
 
-from imagery_dask.storage.buckets import bucket_url, s3_store
+from imagery_dask.storage.buckets import parse_bucket_url, s3_store
 from imagery_dask.storage.files import Files, records_folder
 from imagery_dask.storage.zarr_stores import clear_errors, files_at, open_store
 
@@ -78,11 +78,11 @@ class FolderTarget(ABC):
         said = f"{self.url} exists already; choose another name, or pass overwrite=True (--overwrite)."
         return FileExistsError(f"{said} {why}".strip())
 
-    def holds(self, place: str, written: bool) -> bool:
+    def holds(self, url: str, written: bool) -> bool:
         """Whether there is a store at a place of a run of this target; there is one before any block is written."""
         del written
-        with clear_errors(place):
-            return type(self)(place)._opens()
+        with clear_errors(url):
+            return type(self)(url)._opens()
 
     def beside(self, run: str) -> str:
         """Where a run writes what is to replace a store: beside it, or in its place where nothing can be renamed."""
@@ -114,21 +114,21 @@ class FolderTarget(ABC):
             else:
                 os.rename(old, path)
 
-    def swap(self, place: str) -> None:
+    def swap(self, url: str) -> None:
         """Let a store that was written beside take its place."""
-        old = place.replace(".incoming-", ".replaced-")
+        old = url.replace(".incoming-", ".replaced-")
         if os.path.exists(self.url):
             os.rename(self.url, old)
-        os.rename(place, self.url)
+        os.rename(url, self.url)
         shutil.rmtree(old, ignore_errors=True)
 
-    def clear(self, place: str) -> None:
+    def clear(self, url: str) -> None:
         """Remove the store at a place, or what there is of it."""
         if self.is_local:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(url, ignore_errors=True)
             return
-        with clear_errors(place):
-            type(self)(place)._remove()
+        with clear_errors(url):
+            type(self)(url)._remove()
 
     def _stranger(self) -> str | None:
         files, path = files_at(self.url)
@@ -225,7 +225,7 @@ class VolumeTarget(FolderTarget):
 
     def _in_memory(self) -> bool:
         # Files and zarr stores are different memories of a process.
-        return bucket_url(self.url).scheme == "memory"
+        return parse_bucket_url(self.url).scheme == "memory"
 
 
 def _is_chunk(name: str) -> bool:
@@ -233,29 +233,29 @@ def _is_chunk(name: str) -> bool:
     return name == "c" or name.replace(".", "").isdigit()
 
 
-def _anything_at(location: str) -> bool:
-    place = bucket_url(location)
-    if place.scheme == "s3":  # one object is enough: there may be millions
-        entries = (entry for batch in s3_store(place).list(chunk_size=10) for entry in batch)
+def _anything_at(url: str) -> bool:
+    parsed = parse_bucket_url(url)
+    if parsed.scheme == "s3":  # one object is enough: there may be millions
+        entries = (entry for batch in s3_store(parsed).list(chunk_size=10) for entry in batch)
         return any(not entry["path"].startswith(RECORDS) for entry in entries)
-    if place.scheme == "file" and os.path.isdir(place.path):
-        return bool(os.listdir(place.path))
-    files, path = files_at(location)
+    if parsed.scheme == "file" and os.path.isdir(parsed.path):
+        return bool(os.listdir(parsed.path))
+    files, path = files_at(url)
     files.invalidate_cache()
     return bool(files.exists(path))
 
 
-def _remove(location: str, last: set[str]) -> None:
+def _remove(url: str, last: set[str]) -> None:
     """Remove a store; what makes it one goes last, so that a removal that was cut off can be repeated."""
-    place = bucket_url(location)
-    if place.scheme == "s3":
-        bucket = s3_store(place)
+    parsed = parse_bucket_url(url)
+    if parsed.scheme == "s3":
+        bucket = s3_store(parsed)
         for batch in bucket.list(chunk_size=1000):
             names = [entry["path"] for entry in batch]
             bucket.delete([name for name in names if name not in last and not name.startswith(RECORDS)])
         bucket.delete(sorted(last))
         return
-    files, path = files_at(location)
+    files, path = files_at(url)
     files.invalidate_cache()
     names = [str(name).rstrip("/") for name in files.ls(path, detail=False)]
     names = [name for name in names if name.rpartition("/")[2] != RECORDS]

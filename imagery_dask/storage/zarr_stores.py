@@ -1,4 +1,4 @@
-"""Zarr stores by location: a local path, ``s3://``, ``gs://``, ``memory://``, or what else fsspec opens."""
+"""Zarr stores by url: a local path, ``s3://``, ``gs://``, ``memory://``, or what else fsspec opens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
 from imagery_dask.errors import AccessRefusedError
 from imagery_dask.sources.failures import brief, kind_of
-from imagery_dask.storage.buckets import bucket_url, credential_places, google_files, s3_files, s3_store
+from imagery_dask.storage.buckets import credential_places, google_files, parse_bucket_url, s3_files, s3_store
 
 __all__ = [
     "GoogleObjects",
@@ -76,12 +76,12 @@ class GoogleObjects(FsspecStore):
         )
 
 
-def open_store(location: str) -> Store:
-    """Open a location as a zarr store, with the credentials that this process finds.
+def open_store(url: str) -> Store:
+    """Open a url as a zarr store, with the credentials that this process finds.
 
     Parameters
     ----------
-    location : str
+    url : str
         A local path or a URL.
 
     Returns
@@ -89,27 +89,27 @@ def open_store(location: str) -> Store:
     zarr.abc.store.Store
         Takes everything that zarr and xarray do with a store. It holds credentials: it must not be pickled.
     """
-    place = bucket_url(location)
-    if place.scheme == "file":
-        return LocalStore(place.path)
-    if place.scheme == "s3":
-        return WholeObjects(s3_store(place))
-    if place.scheme == "gs":
-        return GoogleObjects(google_files(place, asynchronous=True), path=f"{place.bucket}/{place.path}".rstrip("/"))
-    return FsspecStore.from_url(location)
+    parsed = parse_bucket_url(url)
+    if parsed.scheme == "file":
+        return LocalStore(parsed.path)
+    if parsed.scheme == "s3":
+        return WholeObjects(s3_store(parsed))
+    if parsed.scheme == "gs":
+        return GoogleObjects(google_files(parsed, asynchronous=True), path=f"{parsed.bucket}/{parsed.path}".rstrip("/"))
+    return FsspecStore.from_url(url)
 
 
-def files_at(location: str) -> tuple[Any, str]:
-    """Open a location as a file system of fsspec, and the path in it."""
-    place = bucket_url(location)
-    if place.scheme == "s3":
-        return s3_files(place), f"{place.bucket}/{place.path}".rstrip("/")
-    if place.scheme == "gs":
-        return google_files(place, asynchronous=False), f"{place.bucket}/{place.path}".rstrip("/")
-    return fsspec.url_to_fs(place.path if place.scheme == "file" else location)  # type: ignore[no-any-return]
+def files_at(url: str) -> tuple[Any, str]:
+    """Open a url as a file system of fsspec, and the path in it."""
+    parsed = parse_bucket_url(url)
+    if parsed.scheme == "s3":
+        return s3_files(parsed), f"{parsed.bucket}/{parsed.path}".rstrip("/")
+    if parsed.scheme == "gs":
+        return google_files(parsed, asynchronous=False), f"{parsed.bucket}/{parsed.path}".rstrip("/")
+    return fsspec.url_to_fs(parsed.path if parsed.scheme == "file" else url)  # type: ignore[no-any-return]
 
 
-def create_group(location: str, zarr_format: Any = 3) -> zarr.Group:
+def create_group(url: str, zarr_format: Any = 3) -> zarr.Group:
     """Make the root group of a new store; this is also how a place that refuses writing is found before any work.
 
     Raises
@@ -119,18 +119,18 @@ def create_group(location: str, zarr_format: Any = 3) -> zarr.Group:
     FileNotFoundError
         There is no such bucket.
     """
-    place = bucket_url(location)
+    parsed = parse_bucket_url(url)
     try:
-        with clear_errors(location):
-            return zarr.create_group(open_store(location), zarr_format=zarr_format)
+        with clear_errors(url):
+            return zarr.create_group(open_store(url), zarr_format=zarr_format)
     except FileNotFoundError:
-        if not place.bucket:
+        if not parsed.bucket:
             raise
-        raise FileNotFoundError(f"{location} cannot be written: there is no bucket {place.bucket!r}.") from None
+        raise FileNotFoundError(f"{url} cannot be written: there is no bucket {parsed.bucket!r}.") from None
 
 
 @contextmanager
-def clear_errors(location: str) -> Iterator[None]:
+def clear_errors(url: str) -> Iterator[None]:
     """Turn refused access into one error that says where and what to do; of others keep one line, not the request."""
     try:
         yield
@@ -138,14 +138,14 @@ def clear_errors(location: str) -> Iterator[None]:
         raise
     except Exception as error:
         if _is_refusal(error):
-            raise _refusal(location, error) from None
+            raise _refusal(url, error) from None
         if isinstance(error, OSError) or not type(error).__module__.startswith("obstore"):
             raise
         region = " Set AWS_DEFAULT_REGION to the bucket's region." if "without LOCATION" in str(error) else ""
-        raise OSError(f"{location}: {str(error).splitlines()[0]}.{region}") from None
+        raise OSError(f"{url}: {str(error).splitlines()[0]}.{region}") from None
 
 
-def check_process(location: str, client: Client) -> None:
+def check_process(url: str, client: Client) -> None:
     """Refuse a store in memory when workers are other processes: each would write into its own.
 
     Raises
@@ -153,17 +153,17 @@ def check_process(location: str, client: Client) -> None:
     ValueError
         Names what to do.
     """
-    if bucket_url(location).scheme != "memory":
+    if parse_bucket_url(url).scheme != "memory":
         return
     if others := set(client.run(_process_name).values()) - {_process_name()}:
         host, number = min(others)
         raise ValueError(
-            f"{location} is memory of this process, which the cluster's workers do not share (process {number} on "
+            f"{url} is memory of this process, which the cluster's workers do not share (process {number} on "
             f"{host}); write to a folder or a bucket, or without a cluster."
         )
 
 
-def check_reachable(location: str, client: Client) -> None:
+def check_reachable(url: str, client: Client) -> None:
     """Refuse a store, whose root was made here, that a worker does not see: before it computes for nothing.
 
     Raises
@@ -171,21 +171,21 @@ def check_reachable(location: str, client: Client) -> None:
     AccessRefusedError, FileNotFoundError, ImportError, OSError
         What the first of such workers says.
     """
-    answers = {worker: said for worker, said in client.run(_look, location).items() if said is not None}
+    answers = {worker: said for worker, said in client.run(_look, url).items() if said is not None}
     for worker, (kind, text) in sorted(answers.items()):
         errors: dict[str, Callable[[str], Exception]] = {
             "refused": AccessRefusedError,
             "not there": FileNotFoundError,
             "not installed": ImportError,
         }
-        raise errors.get(kind, OSError)(f"{len(answers)} workers cannot write {location}; {worker}: {text}")
+        raise errors.get(kind, OSError)(f"{len(answers)} workers cannot write {url}; {worker}: {text}")
 
 
-def _look(location: str) -> tuple[str, str] | None:
+def _look(url: str) -> tuple[str, str] | None:
     """Say why the root of a store is not seen from here; None when it is."""
     try:
-        with clear_errors(location):
-            zarr.open_group(open_store(location), mode="r")
+        with clear_errors(url):
+            zarr.open_group(open_store(url), mode="r")
     except AccessRefusedError as error:
         return "refused", str(error)
     except FileNotFoundError:
@@ -194,8 +194,8 @@ def _look(location: str) -> tuple[str, str] | None:
         return "not installed", str(error)
     except Exception as error:
         return "failed", brief(error)
-    if bucket_url(location).scheme == "file":
-        return _try_folder(Path(bucket_url(location).path))
+    if parse_bucket_url(url).scheme == "file":
+        return _try_folder(Path(parse_bucket_url(url).path))
     return None
 
 
@@ -226,13 +226,13 @@ def _is_refusal(error: Exception) -> bool:
     )
 
 
-def _refusal(location: str, error: Exception) -> AccessRefusedError:
-    place = bucket_url(location)
-    if place.scheme == "file":
-        return AccessRefusedError(f"{location} cannot be written: {getattr(error, 'strerror', None) or brief(error)}.")
+def _refusal(url: str, error: Exception) -> AccessRefusedError:
+    parsed = parse_bucket_url(url)
+    if parsed.scheme == "file":
+        return AccessRefusedError(f"{url} cannot be written: {getattr(error, 'strerror', None) or brief(error)}.")
     # Not the store's own words: they quote the request.
     status = next((code for code in ("401", "403") if code in str(error)), type(error).__name__)
     return AccessRefusedError(
-        f"Access was refused to {location} ({status}). Check the credentials that this process finds: "
-        f"{credential_places(place)}; they need permission to list, read and write there."
+        f"Access was refused to {url} ({status}). Check the credentials that this process finds: "
+        f"{credential_places(parsed)}; they need permission to list, read and write there."
     )

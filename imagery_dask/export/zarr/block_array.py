@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from zarr.storage import LocalStore, StorePath, WrapperStore
 
 from imagery_dask.export.zarr.zarr_shards import ShardEncoder, shard_encoder
-from imagery_dask.storage.buckets import bucket_url
+from imagery_dask.storage.buckets import parse_bucket_url
 from imagery_dask.storage.files import move_durably, write_soon
 from imagery_dask.storage.zarr_stores import clear_errors, open_store
 
@@ -135,7 +135,7 @@ class BlockArray:
     @contextmanager
     def _scratch(self) -> Iterator[tuple[Path, Path]]:
         """Folder of the array, and one in it for files that are being written."""
-        folder = Path(bucket_url(self.location).path) / self.path
+        folder = Path(parse_bucket_url(self.location).path) / self.path
         scratch = folder / f"{PARTIAL}{self.run}-{uuid4().hex[:12]}"
         try:
             yield folder, scratch
@@ -228,7 +228,7 @@ def remove_partial(location: str, path: str) -> int:
     int
         How many folders and files were removed. Buckets have none.
     """
-    place = bucket_url(location)
+    place = parse_bucket_url(location)
     if place.scheme != "file":
         return 0
     folders = list((Path(place.path) / path).glob(f"{PARTIAL}*"))
@@ -243,7 +243,7 @@ def remove_partial(location: str, path: str) -> int:
 @lru_cache(maxsize=64)
 def _open(location: str, path: str, run: str, threads: int, zarr_format: Any, process: int) -> BlockArray:
     del process  # part of the key: a parent's connections are not taken up again
-    local = bucket_url(location).scheme == "file"
+    local = parse_bucket_url(location).scheme == "file"
     with clear_errors(location), _configured(OWN_PIPELINE, threads):
         array = zarr.open_array(open_store(location), path=path, mode="r+", zarr_format=zarr_format)
         unit = array.shards or array.chunks
@@ -257,7 +257,7 @@ def _open(location: str, path: str, run: str, threads: int, zarr_format: Any, pr
 @lru_cache(maxsize=64)
 def _readable(location: str, path: str, run: str, threads: int, process: int) -> Any:
     del run, process
-    local = bucket_url(location).scheme == "file"
+    local = parse_bucket_url(location).scheme == "file"
     with _configured(PIPELINE if local else OWN_PIPELINE, threads):
         return zarr.open_array(open_store(location), path=path, mode="r")
 
