@@ -30,7 +30,8 @@ from imagery_dask.cluster import WorkerResources
 from imagery_dask.export.core.base import RunOptions
 from imagery_dask.export.core.session import open_session
 from imagery_dask.export.execution.execute import execute
-from imagery_dask.export.zarr.writer import ZarrExport
+from imagery_dask.export.zarr.to_zarr import ZarrExport
+from imagery_dask.export.zarr.zarr_options import ZarrOptions
 from imagery_dask.run import Rules, RunReport, Written, run_blocks
 from imagery_dask.run.block import run_block
 
@@ -88,7 +89,7 @@ def export_of(folder: Path, blocks: int) -> ZarrExport:
     """Make an export of blocks of one chunk."""
     source = str(folder / "volume") if (folder / "volume").exists() else volume_of_blocks(folder / "volume", blocks)
     volume = ImageryClient(image_source=source.removeprefix("precomputed://file://")).image_volume()
-    return ZarrExport(volume, folder / "out.zarr", chunks=(64, 64, 64), shards=None)
+    return ZarrExport(volume, folder / "out.zarr", ZarrOptions(chunks=(64, 64, 64), shards=None))
 
 
 def plan(blocks: int) -> None:
@@ -140,7 +141,7 @@ def run(blocks: int) -> None:
 
 COSTS = {
     "receipts": ("imagery_dask.records.journal.Records.append", "imagery_dask.run.block.receipt"),
-    "hashes": ("imagery_dask.export.zarr.zarr_level.digest_of",),
+    "hashes": ("imagery_dask.export.zarr.block_array.digest_of",),
     "waiting for the disk": ("imagery_dask.storage.files._wait_for_disk",),
 }
 

@@ -6,9 +6,9 @@ array or xarray object as OME-Zarr over a dask cluster, `to_png` as pictures of 
 
 from imagery_dask.client import ImageryClient
 from imagery_dask.export.images.slices import to_png
-from imagery_dask.export.precomputed.volume_writer import to_precomputed
+from imagery_dask.export.precomputed.to_precomputed import to_precomputed
 from imagery_dask.export.verify import verify_export
-from imagery_dask.export.zarr.writer import to_zarr
+from imagery_dask.export.zarr.to_zarr import to_zarr
 from imagery_dask.model.arguments import bounds_from_center
 from imagery_dask.render.overlays import composite_overlay
 from imagery_dask.render.save import save_image_slices

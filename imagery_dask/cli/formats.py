@@ -12,10 +12,10 @@ from imagery_dask.cli.param_types import ColorsType, LevelsType, ShapeType, Wind
 from imagery_dask.cli.region import REGION_OPTIONS, region_dataset, region_options, same_moment
 from imagery_dask.export.core.base import Export
 from imagery_dask.export.images.slices import MAX_FILES, WHATS, SliceExport
-from imagery_dask.export.precomputed.volume_writer import IMAGE_ENCODINGS, LABEL_ENCODINGS, PrecomputedExport
-from imagery_dask.export.zarr.codecs import Codec
-from imagery_dask.export.zarr.ome import OmeVersion
-from imagery_dask.export.zarr.writer import ZarrExport
+from imagery_dask.export.precomputed.precomputed_options import IMAGE_ENCODINGS, LABEL_ENCODINGS, PrecomputedOptions
+from imagery_dask.export.precomputed.to_precomputed import PrecomputedExport
+from imagery_dask.export.zarr.to_zarr import ZarrExport
+from imagery_dask.export.zarr.zarr_options import Codec, OmeVersion, ZarrOptions
 
 __all__ = ["FORMATS", "Format"]
 
@@ -193,7 +193,7 @@ def _region(out: str, options: Options) -> Any:
 
 def _zarr(out: str, options: Options) -> Export:
     of_format = _taken(options, "chunks", "levels", "shards", "codec", "ome_version")
-    return ZarrExport(_region(out, options), out, **of_format)
+    return ZarrExport(_region(out, options), out, ZarrOptions(**of_format))
 
 
 def _precomputed(out: str, options: Options) -> Export:
@@ -201,7 +201,7 @@ def _precomputed(out: str, options: Options) -> Export:
     encoding = {name: value for name, value in given.items() if value is not None}
     of_format = _taken(options, "chunks", "levels", "quality", "compress")
     of_format["compress"] = None if of_format["compress"] == "none" else of_format["compress"]
-    return PrecomputedExport(_region(out, options), out, encoding=encoding, **of_format)
+    return PrecomputedExport(_region(out, options), out, PrecomputedOptions(encoding=encoding, **of_format))
 
 
 def _png(out: str, options: Options) -> Export:

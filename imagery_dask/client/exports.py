@@ -95,7 +95,7 @@ class PlansExports:
             bounds, image_mip=image_mip, segmentation_mip=segmentation_mip, root_ids=root_ids, resolution=resolution,
             timestamp=timestamp, scale_to_bounds=False,
         )  # fmt: skip
-        export = KINDS[kind](data, url, **more, **options)  # type: ignore[call-arg]
+        export = KINDS[kind](data, url, **more, **options)
         return plan_export(
             export, workers=workers, worker_memory=worker_memory, block_mib=block_mib,
             samples=samples,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagery_dask.client import ImageryClient
-from imagery_dask.export.zarr.writer import to_zarr
+from imagery_dask.export.zarr.to_zarr import to_zarr
 from imagery_dask.kernels import overlay
 from imagery_dask.run import RunReport
 from imagery_dask.testing.cave import CaveServer, World, make_world

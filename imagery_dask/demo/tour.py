@@ -10,7 +10,7 @@ import imageio.v2 as imageio
 import numpy as np
 
 from imagery_dask.client import ImageryClient
-from imagery_dask.export.zarr.writer import to_zarr
+from imagery_dask.export.zarr.to_zarr import to_zarr
 from imagery_dask.kernels import overlay
 from imagery_dask.model.arguments import bounds_from_center
 from imagery_dask.run import RunReport

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from imagery_dask.export.core.base import Export
 from imagery_dask.export.core.plans import ExportPlan, data_of
 from imagery_dask.export.images.slices import SliceExport
-from imagery_dask.export.precomputed.volume_writer import PrecomputedExport
-from imagery_dask.export.zarr.writer import ZarrExport
+from imagery_dask.export.precomputed.precomputed_options import PrecomputedOptions
+from imagery_dask.export.precomputed.to_precomputed import PrecomputedExport
+from imagery_dask.export.zarr.to_zarr import ZarrExport
+from imagery_dask.export.zarr.zarr_options import ZarrOptions
 from imagery_dask.records.discovery import record_folders
 from imagery_dask.records.runs import Run, runs_in
 
 __all__ = ["KINDS", "export_of", "read_plan", "run_at"]
 
-KINDS: dict[str, type[Export]] = {"zarr": ZarrExport, "precomputed": PrecomputedExport, "png": SliceExport}
+KINDS: dict[str, Callable[..., Export]] = {
+    "zarr": lambda data, url, **options: ZarrExport(data, url, ZarrOptions(**options)),
+    "precomputed": lambda data, url, **options: PrecomputedExport(data, url, PrecomputedOptions(**options)),
+    "png": lambda data, url, **options: SliceExport(data, url, **options),
+}
 
 
 def export_of(plan: ExportPlan) -> Export:
@@ -27,7 +34,7 @@ def export_of(plan: ExportPlan) -> Export:
             options["root_ids"] = [int(value) for value in options["root_ids"]]
         if options["colors"] is not None:
             options["colors"] = {int(value): color for value, color in options["colors"].items()}
-    return KINDS[plan.kind](data_of(plan.volumes), plan.url, **options)  # type: ignore[call-arg]
+    return KINDS[plan.kind](data_of(plan.volumes), plan.url, **options)
 
 
 def read_plan(path: str | os.PathLike[str]) -> ExportPlan:

@@ -22,7 +22,8 @@ from imagery_dask.errors import AccessRefusedError, SourceError, SourceNotFoundE
 from imagery_dask.export.core.base import RunOptions
 from imagery_dask.export.execution.execute import execute
 from imagery_dask.export.reports.status import status_of
-from imagery_dask.export.zarr.writer import ZarrExport
+from imagery_dask.export.zarr.to_zarr import ZarrExport
+from imagery_dask.export.zarr.zarr_options import ZarrOptions
 from imagery_dask.records.lease import Lease
 from imagery_dask.records.parts import Part
 from imagery_dask.sources import collect_counts
@@ -190,12 +191,12 @@ def test_parts_of_an_export_to_a_bucket(s3_server: S3Server, threads: Client, da
     s3_server.create_bucket("parts")
     with s3_server.environment():
         chunked = da.from_array(data, chunks=(32, 32, 16))
-        export = ZarrExport(chunked, "s3://parts/out.zarr", chunks=(32, 32, 16), shards=None)
+        export = ZarrExport(chunked, "s3://parts/out.zarr", ZarrOptions(chunks=(32, 32, 16), shards=None))
         plan = export.plan(WorkerResources(2, 2**30), 2**15)
         assert plan.blocks == 12
 
         def run(part: int) -> str:
-            share = RunOptions(cluster=threads, progress=False, plan=plan, share=Part(part, 3))
+            share = RunOptions(cluster=threads, progress=False, plan=plan, part=Part(part, 3))
             return execute(export, share).notes[-1]
 
         with ThreadPoolExecutor(3) as parts:

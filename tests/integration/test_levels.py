@@ -15,7 +15,7 @@ from support.volumes import coordinate_volume, write_volume
 
 from imagery_dask import ImageryClient, to_precomputed, to_zarr
 from imagery_dask.errors import BlockFailedError
-from imagery_dask.export.zarr.writer import ZarrLevel
+from imagery_dask.export.zarr.block_array import ZarrLevel
 
 SHAPE = (128, 96, 32)
 OFFSET = (64, -32, 16)

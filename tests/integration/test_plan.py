@@ -81,7 +81,7 @@ def options_of(sources: dict[str, str]) -> tuple[Any, ...]:
 
 def planned(data: Any, kind: str = "zarr", out: Any = "/nowhere/out", block: int | None = None, **options: Any) -> Any:
     """Plan without measuring anything."""
-    return KINDS[kind](data, out, **options).plan(ROOM, block)  # type: ignore[call-arg]
+    return KINDS[kind](data, out, **options).plan(ROOM, block)
 
 
 def everything(folder: Path) -> dict[str, tuple[int, int]]:
@@ -296,7 +296,7 @@ def test_everything_that_decides_voxels_is_in_the_fingerprint(
 
 def test_what_decides_no_voxel_is_not(client: ImageryClient, listed: list[int]) -> None:
     data = client.dataset(BOUNDS, root_ids=listed)
-    export = KINDS["zarr"](data, "/nowhere/out.zarr", chunks=(32, 16, 8))  # type: ignore[call-arg]
+    export = KINDS["zarr"](data, "/nowhere/out.zarr", chunks=(32, 16, 8))
     expected = export.plan(ROOM, None)
     for other in (
         export.plan(WorkerResources(64, 2**33), None),
@@ -467,7 +467,7 @@ def test_graph_chunks_are_read_in_pieces(tmp_path: Path, threads: Client, config
                 np.array(box) + start, mip=0, timestamp=world.times["split_1"], resolution=world.resolution
             )
             out = tmp_path / f"{number}.zarr"
-            export: Any = KINDS["zarr"](array, out, chunks=(8, 8, 8))  # type: ignore[call-arg]
+            export: Any = KINDS["zarr"](array, out, chunks=(8, 8, 8))
             report = to_zarr(array, out, chunks=(8, 8, 8), cluster=threads, progress=False)
             plan = read_plan(out)
             assert (plan.parts[0][1].blocks.inner is not None) == (number == 0)

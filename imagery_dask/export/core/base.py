@@ -24,6 +24,7 @@ from imagery_dask.geometry.block_plan import Region
 from imagery_dask.geometry.grid import XYZ
 from imagery_dask.records.parts import Part
 from imagery_dask.run import BlockTask, RunReport
+from imagery_dask.serialization import to_json
 from imagery_dask.storage.files import Files
 
 __all__ = ["Export", "RunOptions", "tasks_of"]
@@ -103,8 +104,8 @@ class Export(ABC):
     url: str
     volumes: Sequence[Volume]
     target: Target
-    # Arguments of the constructor besides data and place, as JSON has them.
-    options: dict[str, Any]
+    #: Options of the format: a dataclass.
+    options: Any
 
     @property
     @abstractmethod
@@ -183,7 +184,7 @@ class Export(ABC):
         stages = self.stages(resources, block_bytes)
         return ExportPlan(
             kind=self.kind, url=self.url, volumes=[described_volume(volume) for volume in self.volumes],
-            options=self.options, fingerprint_fields=self.fingerprint_fields, stages=stages,
+            options=to_json(self.options), fingerprint_fields=self.fingerprint_fields, stages=stages,
             voxels=sum(math.prod(map(int, volume.array.shape)) for volume in self.volumes),
             source_chunks=source_chunks(
                 ((part, self.sources(part)) for stage in stages for part in stage), self.margin

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from typing import Any
-
-import numpy as np
 
 from imagery_dask.arrays.lazy import CutoutArray
 from imagery_dask.cluster import WorkerResources
@@ -18,6 +16,7 @@ from imagery_dask.export.core.session import Session
 from imagery_dask.export.multiscale.laid_out import Multiscale
 from imagery_dask.export.multiscale.level_previews import level_previews
 from imagery_dask.export.multiscale.levels import LevelStore, LevelTasks, level_notes, plan_levels
+from imagery_dask.export.multiscale.volume_options import VolumeOptions
 from imagery_dask.records.journal import records_of
 from imagery_dask.run import BlockTask
 from imagery_dask.run.chain import Chain
@@ -35,16 +34,16 @@ class VolumeExport(Export):
     ----------
     multiscales : sequence of Multiscale
         What is written.
-    options : dict
-        Arguments of the constructor besides data and place.
+    options : VolumeOptions
+        Options of the format.
     """
 
     target: FolderTarget
 
-    def __init__(self, multiscales: Sequence[Multiscale], options: dict[str, Any]) -> None:
+    def __init__(self, multiscales: Sequence[Multiscale], options: VolumeOptions) -> None:
         self.multiscales = list(multiscales)
         self.volumes = [multiscale.volume for multiscale in multiscales]
-        self.options = to_json({name: _plain(value) for name, value in options.items()})
+        self.options = options
 
     def at(self, place: str) -> Export:
         """Return the same export to another place."""
@@ -130,8 +129,3 @@ class VolumeExport(Export):
         (export,) = (multiscale.export for multiscale in self.multiscales if multiscale.volume.name == part.volume)
         (index,) = (at for at, stage in enumerate(export.stages) if stage.first == part.level)
         return export, index
-
-
-def _plain(value: Any) -> Any:
-    """Give the sequence that an array is."""
-    return value.tolist() if isinstance(value, np.ndarray) else dict(value) if isinstance(value, Mapping) else value

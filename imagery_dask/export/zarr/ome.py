@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
+import numpy as np
 from ome_zarr_models.common.omero import Omero
 from ome_zarr_models.v04.axes import Axis as Axis04
 from ome_zarr_models.v04.image import ImageAttrs as Image04
@@ -19,26 +20,18 @@ from ome_zarr_models.v05.labels import LabelsAttrs as Labels05
 from ome_zarr_models.v05.multiscales import Dataset as Dataset05
 from ome_zarr_models.v05.multiscales import Multiscale as Multiscale05
 
+from imagery_dask.errors import AccessRefusedError
+from imagery_dask.export.core.inputs import Volume
+from imagery_dask.export.zarr.zarr_options import OmeVersion
 from imagery_dask.geometry.pyramid import Level
 
-__all__ = ["OmeVersion", "image_attributes", "label_attributes", "labels_attributes", "omero", "zarr_format_of"]
+__all__ = ["display", "image_attributes", "label_attributes", "labels_attributes", "omero"]
 
-OmeVersion = Literal["0.5", "0.4"]
 RGB = ("FF0000", "00FF00", "0000FF")
 WHITE = "FFFFFF"
-
-
-def zarr_format_of(version: OmeVersion) -> Literal[2, 3]:
-    """Zarr format of an OME-Zarr version: 2 for 0.4, 3 for 0.5.
-
-    Raises
-    ------
-    ValueError
-        For another version.
-    """
-    if version not in get_args(OmeVersion):
-        raise ValueError(f"ome_version must be '0.5' or '0.4'; got {version!r}.")
-    return 2 if version == "0.4" else 3
+# Voxels along x, y, z that are looked at in the middle of a volume.
+SAMPLE = (256, 256, 1)
+SHARE = (0.1, 99.9)
 
 
 def image_attributes(
@@ -91,6 +84,29 @@ def labels_attributes(version: OmeVersion, names: Sequence[str]) -> dict[str, An
     if version == "0.4":
         return _dump(Labels04(labels=list(names)))
     return {"ome": _dump(Labels05(version="0.5", labels=list(names)))}
+
+
+def display(volume: Volume) -> dict[str, Any]:
+    """Display range of a volume: all of 8 bit, what a sample in its middle has of other types."""
+    channels = int(volume.array.shape[3]) if volume.channels else 1
+    names = [volume.name] if channels == 1 else [str(index) for index in range(channels)]
+    dtype = np.dtype(volume.array.dtype)
+    if dtype == np.uint8:
+        return omero(names, (0, 255), (0, 255))
+    sample = _sample(volume)
+    low, high = (0.0, 0.0) if sample.size == 0 else (float(sample.min()), float(sample.max()))
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        limits = (float(info.min), float(info.max))
+    elif low < high:
+        limits = (low, high)
+    else:  # viewers divide by the width of a window
+        limits = (low, low + max(1.0, abs(low)))
+    if low == high:
+        return omero(names, limits, limits)
+    first, last = (float(value) for value in np.percentile(sample, SHARE))
+    # Where few voxels differ from the others, percentiles do not differ.
+    return omero(names, limits, (first, last) if first < last else (low, high))
 
 
 def omero(names: Sequence[str], limits: tuple[float, float], window: tuple[float, float]) -> dict[str, Any]:
@@ -151,3 +167,18 @@ def _sizes(levels: Sequence[Level]) -> list[tuple[float, float, float]]:
 def _dump(model: Any) -> dict[str, Any]:
     found: dict[str, Any] = model.model_dump(mode="json", exclude_none=True, by_alias=True)
     return found
+
+
+def _sample(volume: Volume) -> Any:
+    """Finite values of part of the middle slice; none where it cannot be read, which is for its block to report."""
+    x, y, z = (
+        slice(start := max(0, (length - size) // 2), start + min(size, length))
+        for length, size in zip(volume.shape, SAMPLE, strict=True)
+    )
+    try:
+        voxels = volume.reader((x, y, z))()
+    except AccessRefusedError:
+        raise
+    except Exception:
+        return np.empty(0, volume.array.dtype)
+    return voxels[np.isfinite(voxels)]

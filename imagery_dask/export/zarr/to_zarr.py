@@ -11,9 +11,11 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
+import numcodecs
 import numpy as np
 import zarr
 from distributed import Client
+from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
 from imagery_dask.export.core.base import RunOptions
 from imagery_dask.export.core.inputs import as_volumes
@@ -25,18 +27,20 @@ from imagery_dask.export.multiscale.laid_out import Multiscale, multiscale_of
 from imagery_dask.export.multiscale.levels import LevelStore, VolumeLevels
 from imagery_dask.export.multiscale.volumes import VolumeExport
 from imagery_dask.export.zarr import ome
-from imagery_dask.export.zarr.block_array import remove_partial
-from imagery_dask.export.zarr.codecs import Codec, checked_codec, compressor
-from imagery_dask.export.zarr.display import display
-from imagery_dask.export.zarr.zarr_level import ZarrLevel
-from imagery_dask.geometry.pyramid import Levels, checked_levels
-from imagery_dask.model.arguments import whole_triple
+from imagery_dask.export.zarr.block_array import ZarrLevel, remove_partial
+from imagery_dask.export.zarr.zarr_options import Codec, OmeVersion, ZarrOptions
+from imagery_dask.geometry.pyramid import Levels
 from imagery_dask.run import RunReport
 from imagery_dask.serialization import to_json
 from imagery_dask.storage.targets import StoreTarget
 from imagery_dask.storage.zarr_stores import check_process, check_reachable, create_group, open_store
 
 __all__ = ["ZarrExport", "to_zarr"]
+
+# Level 1 costs a third of zarr's default, and EM hardly compresses better with more.
+LEVEL = 1
+# Blosc's own choice at level 1 is 32 KiB: larger blocks are encoded and decoded faster, and ids take less space.
+BLOSC_BLOCK = 256 * 2**10
 
 
 def to_zarr(
@@ -47,7 +51,7 @@ def to_zarr(
     shards: Sequence[int] | Literal["auto"] | None = "auto",
     levels: Levels = 1,
     codec: Codec = "blosc-zstd",
-    ome_version: ome.OmeVersion = "0.5",
+    ome_version: OmeVersion = "0.5",
     block_mib: float | None = None,
     resolution_nm: Sequence[float] | None = None,
     translation_nm: Sequence[float] | None = None,
@@ -139,11 +143,11 @@ def to_zarr(
     storage chunks that were missing (``ledger.jsonl``). They may be removed when the export is not to be gone on with,
     verified or repaired.
     """
-    export = ZarrExport(
-        data, url, chunks=chunks, shards=shards, levels=levels, codec=codec, ome_version=ome_version,
-        resolution_nm=resolution_nm, translation_nm=translation_nm,
+    options = ZarrOptions(
+        chunks=chunks, shards=shards, levels=levels, codec=codec, ome_version=ome_version, resolution_nm=resolution_nm,
+        translation_nm=translation_nm,
     )  # fmt: skip
-    return execute(export, RunOptions(
+    return execute(ZarrExport(data, url, options), RunOptions(
         cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, repair=repair,
         block_mib=block_mib, max_missing=max_missing,
         max_requests=max_requests, report=report,
@@ -151,30 +155,19 @@ def to_zarr(
 
 
 class ZarrExport(VolumeExport):
-    """An export to a zarr store; arguments as for `to_zarr`."""
+    """An export to a zarr store."""
 
     kind = "zarr"
 
-    def __init__(
-        self,
-        data: Any,
-        url: str | os.PathLike[str],
-        *,
-        chunks: Sequence[int] | None = None,
-        shards: Sequence[int] | Literal["auto"] | None = "auto",
-        levels: Levels = 1,
-        codec: Codec = "blosc-zstd",
-        ome_version: ome.OmeVersion = "0.5",
-        resolution_nm: Sequence[float] | None = None,
-        translation_nm: Sequence[float] | None = None,
-    ) -> None:
-        self._layout = layout = _Options(chunks, shards, checked_levels(levels), checked_codec(codec), ome_version)
-        multiscales = [
-            multiscale_of(volume, layout.levels, layout.chunks, layout.shards)
-            for volume in as_volumes(data, resolution_nm, translation_nm)
-        ]
-        options = {"chunks": chunks, "shards": shards, "levels": levels, "codec": codec, "ome_version": ome_version}
-        super().__init__(multiscales, options | {"resolution_nm": resolution_nm, "translation_nm": translation_nm})
+    def __init__(self, data: Any, url: str | os.PathLike[str], options: ZarrOptions) -> None:
+        self._layout = options
+        super().__init__(
+            [
+                multiscale_of(volume, options.levels, options.chunk, options.shard)
+                for volume in as_volumes(data, options.resolution_nm, options.translation_nm)
+            ],
+            options,
+        )
         self.target = StoreTarget(url)
         self.url = self.target.url
 
@@ -187,7 +180,9 @@ class ZarrExport(VolumeExport):
             for index, layout in enumerate(multiscale.layouts)
             for what in ("chunk", "shard")
         }
-        return super().fingerprint_fields | layout | {"codec": self._layout.codec, "ome_version": self._layout.version}
+        return (
+            super().fingerprint_fields | layout | {"codec": self._layout.codec, "ome_version": self._layout.ome_version}
+        )
 
     def check(self, client: Client) -> None:
         """Refuse a cluster that cannot write there."""
@@ -196,7 +191,9 @@ class ZarrExport(VolumeExport):
     def create(self, place: str, session: Session, client: Client) -> None:
         """Make the groups, their metadata and the empty arrays."""
         # Looked at before anything is made: a source that cannot be read leaves no store behind.
-        shown_as = [None if multiscale.volume.labels else display(multiscale.volume) for multiscale in self.multiscales]
+        shown_as = [
+            None if multiscale.volume.labels else ome.display(multiscale.volume) for multiscale in self.multiscales
+        ]
         _create(place, self.multiscales, shown_as, self._layout)
         check_reachable(place, client)
 
@@ -241,32 +238,19 @@ class ZarrExport(VolumeExport):
         yield from _unseen(multiscale.export for multiscale in self.multiscales)
 
 
-class _Options:
-    """What `to_zarr` was asked for, checked as far as it can be without the data."""
-
-    def __init__(self, chunks: Any, shards: Any, levels: Levels, codec: Codec, version: ome.OmeVersion) -> None:
-        self.chunks = None if chunks is None else whole_triple("chunks", chunks)
-        self.shards, self.levels, self.codec, self.version = shards, levels, codec, version
-        self.zarr_format = ome.zarr_format_of(version)
-        if self.zarr_format == 2:
-            if shards not in (None, "auto"):
-                raise ValueError("OME-Zarr 0.4 (zarr v2) has no shards; pass shards=None, or ome_version='0.5'.")
-            self.shards = None
-
-
 # --------------------------------------------------------------------------- the store
 
 
-def _stores(store: str, multiscale: Multiscale, options: _Options, run: str) -> list[LevelStore]:
+def _stores(store: str, multiscale: Multiscale, options: ZarrOptions, run: str) -> list[LevelStore]:
     paths = [f"{multiscale.volume.group}{index}" for index in range(len(multiscale.layouts))]
     return [ZarrLevel(store, path, options.zarr_format, run) for path in paths]
 
 
 def _create(
-    store: str, multiscales: list[Multiscale], shown_as: list[dict[str, Any] | None], options: _Options
+    store: str, multiscales: list[Multiscale], shown_as: list[dict[str, Any] | None], options: ZarrOptions
 ) -> None:
     """Make the groups, their metadata and the empty arrays."""
-    version = options.version
+    version = options.ome_version
     labels = [multiscale for multiscale in multiscales if multiscale.volume.group]
     images = [pair for pair in zip(multiscales, shown_as, strict=True) if not pair[0].volume.group]
     root = create_group(store, options.zarr_format)
@@ -285,7 +269,7 @@ def _create(
             _create_levels(folder.create_group(multiscale.volume.name), multiscale, attributes, options)
 
 
-def _create_levels(group: Any, multiscale: Multiscale, attributes: dict[str, Any], options: _Options) -> None:
+def _create_levels(group: Any, multiscale: Multiscale, attributes: dict[str, Any], options: ZarrOptions) -> None:
     volume = multiscale.volume
     group.attrs.update(attributes | {KEY: provenance(volume)})
     ahead = tuple(int(n) for n in volume.array.shape[3:])
@@ -296,11 +280,28 @@ def _create_levels(group: Any, multiscale: Multiscale, attributes: dict[str, Any
             chunks=(*ahead, *reversed(layout.chunk)),
             shards=None if layout.shard is None else (*ahead, *reversed(layout.shard)),
             dtype=volume.array.dtype,
-            compressors=compressor(options.codec, options.zarr_format),
+            compressors=_compressor(options.codec, options.zarr_format),
             fill_value=0,
             chunk_key_encoding=None if options.zarr_format == 3 else {"name": "v2", "separator": "/"},
             dimension_names=None if options.zarr_format == 2 else [*"c" * len(ahead), "z", "y", "x"],
         )
+
+
+def _compressor(codec: Codec, zarr_format: int) -> Any:
+    """Compressor for zarr v2 or v3, or None."""
+    if codec == "none":
+        return None
+    if zarr_format == 2:
+        return {
+            "blosc-zstd": numcodecs.Blosc("zstd", LEVEL, numcodecs.Blosc.SHUFFLE, BLOSC_BLOCK),
+            "zstd": numcodecs.Zstd(level=LEVEL),
+            "gzip": numcodecs.GZip(level=LEVEL),
+        }[codec]
+    return {
+        "blosc-zstd": BloscCodec(cname="zstd", clevel=LEVEL, shuffle="shuffle", blocksize=BLOSC_BLOCK),
+        "zstd": ZstdCodec(level=LEVEL),
+        "gzip": GzipCodec(level=LEVEL),
+    }[codec]
 
 
 def _unseen(exports: Iterable[VolumeLevels]) -> Iterator[str]:

@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -28,9 +28,10 @@ from imagery_dask.export.multiscale.level_layout import default_chunks
 from imagery_dask.export.multiscale.levels import LevelStore
 from imagery_dask.export.multiscale.volumes import VolumeExport
 from imagery_dask.export.precomputed.precomputed_level import SEGMENTATION_BLOCK, PrecomputedLevel
-from imagery_dask.geometry.pyramid import Level, Levels, checked_levels
-from imagery_dask.model.arguments import whole_triple
+from imagery_dask.export.precomputed.precomputed_options import COMPRESSIBLE, LABEL_ENCODINGS, PrecomputedOptions
+from imagery_dask.geometry.pyramid import Level, Levels
 from imagery_dask.run import RunReport
+from imagery_dask.serialization import to_json
 from imagery_dask.sources import open_volume
 from imagery_dask.storage.files import Files
 from imagery_dask.storage.targets import VolumeTarget
@@ -38,11 +39,6 @@ from imagery_dask.storage.zarr_stores import check_process, clear_errors
 
 __all__ = ["PrecomputedExport", "to_precomputed"]
 
-IMAGE_ENCODINGS = ("raw", "jpeg", "png", "jxl")
-LABEL_ENCODINGS = ("compressed_segmentation", "raw", "compresso", "crackle")
-# What CloudVolume compresses further; the others are dense already.
-GZIPPED = ("raw", "compressed_segmentation", "compresso", "crackle")
-QUALITIES = {"jpeg": (1, 100), "jxl": (0, 100), "png": (0, 9)}
 # Whatever its source calls the folder: that may be a path out of it.
 PROPERTIES = "segment_properties"
 STORED_AS = {"int64": "uint64", "int32": "uint32", "bool": "uint8"}
@@ -116,11 +112,11 @@ def to_precomputed(
     BlockFailedError, AccessRefusedError
         As for `to_zarr`.
     """
-    export = PrecomputedExport(
-        data, url, encoding=encoding, chunks=chunks, levels=levels, compress=compress, quality=quality,
+    options = PrecomputedOptions(
+        encoding=encoding, chunks=chunks, levels=levels, compress=compress, quality=quality,
         resolution_nm=resolution_nm, translation_nm=translation_nm,
     )  # fmt: skip
-    return execute(export, RunOptions(
+    return execute(PrecomputedExport(data, url, options), RunOptions(
         cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, repair=repair,
         block_mib=block_mib, max_missing=max_missing,
         max_requests=max_requests, report=report,
@@ -128,36 +124,19 @@ def to_precomputed(
 
 
 class PrecomputedExport(VolumeExport):
-    """An export to precomputed volumes; arguments as for `to_precomputed`."""
+    """An export to precomputed volumes."""
 
     kind = "precomputed"
 
-    def __init__(
-        self,
-        data: Any,
-        url: str | os.PathLike[str],
-        *,
-        encoding: str | Mapping[str, str] | None = None,
-        chunks: Sequence[int] | None = None,
-        levels: Levels = 1,
-        compress: Literal["auto", "gzip", "br"] | None = "auto",
-        quality: int | None = None,
-        resolution_nm: Sequence[float] | None = None,
-        translation_nm: Sequence[float] | None = None,
-    ) -> None:
-        several = isinstance(data, xr.Dataset)
-        if not (compress is None or (isinstance(compress, str) and compress in ("auto", "gzip", "br"))):
-            raise ValueError(f"compress must be 'auto', 'gzip', 'br' or None; got {compress!r}.")
-        options = _Options(encoding, chunks, checked_levels(levels), compress, quality)
-        volumes = as_volumes(data, resolution_nm, translation_nm)
-        _check_names(volumes, encoding)
+    def __init__(self, data: Any, url: str | os.PathLike[str], options: PrecomputedOptions) -> None:
+        volumes = as_volumes(data, options.resolution_nm, options.translation_nm)
+        options.check_names([volume.name for volume in volumes])
         self._layers = [_layer(volume, options) for volume in volumes]
-        _check_quality(quality, {layer.info["scales"][0]["encoding"] for layer in self._layers})
-        super().__init__(
-            [layer.multiscale for layer in self._layers],
-            asdict(options) | {"resolution_nm": resolution_nm, "translation_nm": translation_nm},
-        )
+        options.check_quality({layer.info["scales"][0]["encoding"] for layer in self._layers})
+        super().__init__([layer.multiscale for layer in self._layers], options)
+        several = isinstance(data, xr.Dataset)
         self._folders = [layer.multiscale.volume.name if several else "" for layer in self._layers]
+        self._fingerprint_options = {"compress": options.compress, "quality": to_json(options.quality)}
         self.target = VolumeTarget(url.removeprefix("precomputed://") if isinstance(url, str) else url)
         self.url = self.target.url
 
@@ -169,8 +148,7 @@ class PrecomputedExport(VolumeExport):
             for layer in self._layers
             for name, key in (("encoding", "encoding"), ("chunks", "chunk_sizes"))
         }
-        options = {"compress": self.options["compress"], "quality": self.options["quality"]}
-        return super().fingerprint_fields | layout | options | {"folders": self._folders}
+        return super().fingerprint_fields | layout | self._fingerprint_options | {"folders": self._folders}
 
     def check(self, client: Client) -> None:
         """Refuse a cluster that cannot write there."""
@@ -213,15 +191,6 @@ class PrecomputedExport(VolumeExport):
 
 
 @dataclass(frozen=True, slots=True)
-class _Options:
-    encoding: str | Mapping[str, str] | None
-    chunks: Sequence[int] | None
-    levels: Levels
-    compress: Any
-    quality: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class _Layer:
     """A volume to be written, its info, further files beside that, and where it comes from."""
 
@@ -229,7 +198,7 @@ class _Layer:
     info: dict[str, Any]
     beside: dict[str, bytes]
     made: dict[str, Any]
-    options: _Options
+    options: PrecomputedOptions
 
     def create(self, files: Files) -> None:
         """Write what describes the volume."""
@@ -252,7 +221,7 @@ class _Layer:
 
     def stores(self, files: Files) -> list[LevelStore]:
         """Places of the levels."""
-        gzips = self.info["scales"][0]["encoding"] in GZIPPED
+        gzips = self.info["scales"][0]["encoding"] in COMPRESSIBLE
         compress = self.options.compress
         if compress == "auto":
             compress = "gzip" if files.folder is None else None
@@ -273,18 +242,18 @@ class _Layer:
         ]
 
 
-def _layer(volume: Volume, options: _Options) -> _Layer:
+def _layer(volume: Volume, options: PrecomputedOptions) -> _Layer:
     """Check that a volume can be written, and say how."""
     if volume.resolution_nm is None:
         raise ValueError("A precomputed volume has a place in the world: pass resolution_nm (and translation_nm).")
-    chunks = None if options.chunks is None else whole_triple("chunks", options.chunks)
-    multiscale = multiscale_of(volume, options.levels, chunks)
-    encoding = _encoding(volume, options.encoding)
+    multiscale = multiscale_of(volume, options.levels, options.chunk)
     dtype = _stored_as(volume)
+    channels = int(np.prod(volume.array.shape[3:], dtype=np.int64))
+    encoding = options.encoding_of(volume.name, volume.labels, dtype, channels)
     scales = [
         {
             "encoding": encoding,
-            "chunk_sizes": [list(chunks or default_chunks(volume.array.dtype.itemsize))],
+            "chunk_sizes": [list(options.chunk or default_chunks(volume.array.dtype.itemsize))],
             "key": "_".join(map(str, resolution)),
             "resolution": resolution,
             "voxel_offset": _voxel_offset(level),
@@ -295,7 +264,7 @@ def _layer(volume: Volume, options: _Options) -> _Layer:
         for resolution in [[_number(value) for value in level.resolution_nm or ()]]
     ]
     info = CloudVolume.create_new_info(
-        num_channels=int(np.prod(volume.array.shape[3:], dtype=np.int64)),
+        num_channels=channels,
         layer_type="segmentation" if volume.labels else "image",
         data_type=dtype, encoding=encoding, resolution=scales[0]["resolution"],
         voxel_offset=scales[0]["voxel_offset"], volume_size=scales[0]["size"], chunk_size=scales[0]["chunk_sizes"][0],
@@ -307,68 +276,21 @@ def _layer(volume: Volume, options: _Options) -> _Layer:
     return _Layer(multiscale, info | {"scales": scales}, beside, provenance(volume), options)
 
 
-def _check_names(volumes: Sequence[Volume], encoding: str | Mapping[str, str] | None) -> None:
-    """Refuse encodings of what is not written: a name that is mistyped would leave the default."""
-    if encoding is None or isinstance(encoding, str):
-        return
-    if not isinstance(encoding, Mapping):
-        raise ValueError(f"encoding must be a word, or a mapping of names to words; got {encoding!r}.")
-    names = {"image", "segmentation", *(volume.name for volume in volumes)}
-    unknown = [name for name in encoding if name not in names]
-    if unknown:
-        raise ValueError(f"encoding names {unknown}; there is {' and '.join(volume.name for volume in volumes)}.")
-
-
-def _check_quality(quality: int | None, encodings: set[str]) -> None:
-    if quality is None:
-        return
-    of_pictures = sorted(encodings & QUALITIES.keys())
-    if not of_pictures:
-        raise ValueError(
-            f"quality is of {', '.join(QUALITIES)}; the encoding is {' and '.join(sorted(encodings))}. Leave it out, "
-            "or choose such an encoding of the image."
-        )
-    for encoding in of_pictures:
-        low, high = QUALITIES[encoding]
-        if isinstance(quality, bool) or not isinstance(quality, (int, np.integer)) or not low <= quality <= high:
-            raise ValueError(f"quality of {encoding} is a whole number from {low} to {high}; got {quality!r}.")
-
-
 def _stored_as(volume: Volume) -> str:
+    """Return the data type in which voxels are stored.
+
+    Raises
+    ------
+    TypeError
+        Precomputed volumes cannot hold the data type.
+    """
     dtype = str(volume.array.dtype)
-    return STORED_AS.get(dtype, f"u{dtype}" if volume.labels and dtype.startswith("int") else dtype)
-
-
-def _encoding(volume: Volume, encoding: str | Mapping[str, str] | None) -> str:
-    if isinstance(encoding, Mapping):
-        encoding = encoding.get(volume.name)
-    kind, possible = ("labels", LABEL_ENCODINGS) if volume.labels else ("imagery", IMAGE_ENCODINGS)
-    dtype = _stored_as(volume)
+    dtype = STORED_AS.get(dtype, f"u{dtype}" if volume.labels and dtype.startswith("int") else dtype)
     if dtype not in DTYPES:
         raise TypeError(
             f"Precomputed volumes hold {', '.join(DTYPES)}; got {dtype}. Convert it first: array.astype(...)."
         )
-    channels = int(np.prod(volume.array.shape[3:], dtype=np.int64))
-    if encoding is None:
-        dense = volume.labels and dtype in ("uint32", "uint64") and channels == 1
-        return "compressed_segmentation" if dense else "raw"
-    if encoding not in possible:
-        why = " Pictures lose bits, and an id that lost one is another id." if encoding in IMAGE_ENCODINGS else ""
-        raise ValueError(f"The encoding of {kind} is one of {', '.join(possible)}; got {encoding!r}.{why}")
-    holds = {
-        "jpeg": dtype == "uint8" and channels in (1, 3),
-        "jxl": dtype == "uint8" and channels == 1,
-        "png": dtype == "uint8" and channels <= 4,  # pyspng, which CloudVolume encodes with, writes no other
-        # CloudVolume encodes one channel of these; of some it drops the others and says nothing.
-        "compressed_segmentation": dtype in ("uint32", "uint64") and channels == 1,
-        "compresso": channels == 1,
-        "crackle": channels == 1,
-    }
-    if not holds.get(encoding, True):
-        raise ValueError(
-            f"{encoding} cannot hold {dtype} with {channels} channels; choose another encoding, such as raw."
-        )
-    return encoding
+    return dtype
 
 
 def _voxel_offset(level: Level) -> list[int]:

@@ -1,0 +1,121 @@
+"""Options of precomputed volumes: encodings, compression, quality, chunks, levels.
+
+Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/volume.md
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from imagery_dask.export.core.writer_arguments import Flag, option, option_by_name
+from imagery_dask.export.multiscale.volume_options import VolumeOptions
+
+__all__ = ["COMPRESSIBLE", "IMAGE_ENCODINGS", "LABEL_ENCODINGS", "PrecomputedOptions"]
+
+IMAGE_ENCODINGS = ("raw", "jpeg", "png", "jxl")
+LABEL_ENCODINGS = ("compressed_segmentation", "raw", "compresso", "crackle")
+# CloudVolume compresses chunks of these further; the other encodings are dense already.
+COMPRESSIBLE = ("raw", "compressed_segmentation", "compresso", "crackle")
+QUALITIES = {"jpeg": (1, 100), "jxl": (0, 100), "png": (0, 9)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecomputedOptions(VolumeOptions):
+    """Options of `imagery_dask.to_precomputed` that say what is written.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option is not valid, whatever the data.
+    """
+
+    encoding: str | Mapping[str, str] | None = option_by_name(
+        None,
+        image=Flag("Encoding of imagery.", choices=IMAGE_ENCODINGS, default="raw"),
+        segmentation=Flag(
+            "Encoding of segmentation.  [default: compressed_segmentation; raw for ids of 8 and 16 bits]",
+            choices=LABEL_ENCODINGS,
+        ),
+    )
+    compress: Literal["auto", "gzip", "br"] | None = option(
+        "auto", "Further compression of chunks; auto is gzip in buckets, none on a disk."
+    )
+    quality: int | None = option(None, "Of jpeg and jxl; compression of png.", minimum=0, maximum=100)
+
+    def __post_init__(self) -> None:
+        VolumeOptions.__post_init__(self)
+        if not (self.encoding is None or isinstance(self.encoding, (str, Mapping))):
+            raise ValueError(f"encoding must be a word, or a mapping of names to words; got {self.encoding!r}.")
+        if isinstance(self.encoding, Mapping):
+            self._set("encoding", dict(self.encoding))
+        if not (self.compress is None or (isinstance(self.compress, str) and self.compress in ("auto", "gzip", "br"))):
+            raise ValueError(f"compress must be 'auto', 'gzip', 'br' or None; got {self.compress!r}.")
+
+    def check_names(self, names: Sequence[str]) -> None:
+        """Raise if `encoding` names volumes that are not written: after a typo, the default would be used silently."""
+        named = self.encoding if isinstance(self.encoding, Mapping) else {}
+        unknown = [name for name in named if name not in {"image", "segmentation", *names}]
+        if unknown:
+            raise ValueError(f"encoding names {unknown}; there is {' and '.join(names)}.")
+
+    def encoding_of(self, name: str, labels: bool, dtype: str, channels: int) -> str:
+        """Return the encoding of a volume.
+
+        Parameters
+        ----------
+        name : str
+            Name of the volume.
+        labels : bool
+            True for ids, False for imagery.
+        dtype : str
+            Data type in which voxels are stored.
+        channels : int
+            Number of channels.
+
+        Raises
+        ------
+        ValueError
+            There is no such encoding for ids or imagery, or it cannot hold the voxels.
+        """
+        encoding = self.encoding.get(name) if isinstance(self.encoding, Mapping) else self.encoding
+        if encoding is None:
+            dense = labels and dtype in ("uint32", "uint64") and channels == 1
+            return "compressed_segmentation" if dense else "raw"
+        kind, possible = ("labels", LABEL_ENCODINGS) if labels else ("imagery", IMAGE_ENCODINGS)
+        if encoding not in possible:
+            why = " Pictures lose bits, and an id that lost one is another id." if encoding in IMAGE_ENCODINGS else ""
+            raise ValueError(f"The encoding of {kind} is one of {', '.join(possible)}; got {encoding!r}.{why}")
+        can_hold = {
+            "jpeg": dtype == "uint8" and channels in (1, 3),
+            "jxl": dtype == "uint8" and channels == 1,
+            "png": dtype == "uint8" and channels <= 4,  # pyspng, which CloudVolume encodes with, writes no other
+            # CloudVolume encodes one channel of these; of some it drops the others without an error.
+            "compressed_segmentation": dtype in ("uint32", "uint64") and channels == 1,
+            "compresso": channels == 1,
+            "crackle": channels == 1,
+        }
+        if not can_hold.get(encoding, True):
+            raise ValueError(
+                f"{encoding} cannot hold {dtype} with {channels} channels; choose another encoding, such as raw."
+            )
+        return encoding
+
+    def check_quality(self, encodings: Set[str]) -> None:
+        """Raise if `quality` does not apply to the encodings of the volumes, or is outside their range."""
+        if self.quality is None:
+            return
+        with_quality = sorted(encodings & QUALITIES.keys())
+        if not with_quality:
+            raise ValueError(
+                f"quality is of {', '.join(QUALITIES)}; the encoding is {' and '.join(sorted(encodings))}. Leave it "
+                "out, or choose such an encoding of the image."
+            )
+        for encoding in with_quality:
+            low, high = QUALITIES[encoding]
+            whole = isinstance(self.quality, (int, np.integer)) and not isinstance(self.quality, bool)
+            if not (whole and low <= self.quality <= high):
+                raise ValueError(f"quality of {encoding} is a whole number from {low} to {high}; got {self.quality!r}.")

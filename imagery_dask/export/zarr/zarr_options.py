@@ -1,0 +1,59 @@
+"""Options of OME-Zarr stores: chunks, shards, levels, codec, version."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+from imagery_dask.export.core.writer_arguments import option
+from imagery_dask.export.multiscale.volume_options import VolumeOptions
+from imagery_dask.geometry.grid import XYZ
+from imagery_dask.model.arguments import whole_triple
+
+__all__ = ["Codec", "OmeVersion", "ZarrOptions"]
+
+Codec = Literal["blosc-zstd", "zstd", "gzip", "none"]
+OmeVersion = Literal["0.5", "0.4"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZarrOptions(VolumeOptions):
+    """Options of `imagery_dask.to_zarr` that say what is written.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option is not valid, whatever the data.
+    """
+
+    shards: Sequence[int] | Literal["auto"] | None = option(
+        "auto",
+        "Chunks that make one file: a shape in voxels, auto (32 MiB where there are many chunks), none.",
+        syntax="shape",
+        choices=("auto", "none"),
+    )
+    codec: Codec = option("blosc-zstd", "Compression of chunks.")
+    ome_version: OmeVersion = option("0.5", "0.5 is zarr v3; 0.4, for older readers, zarr v2.")
+
+    def __post_init__(self) -> None:
+        VolumeOptions.__post_init__(self)
+        if self.codec not in get_args(Codec):
+            raise ValueError(f"codec must be one of {', '.join(get_args(Codec))}; got {self.codec!r}.")
+        if self.ome_version not in get_args(OmeVersion):
+            raise ValueError(f"ome_version must be '0.5' or '0.4'; got {self.ome_version!r}.")
+        if self.shards is None or (isinstance(self.shards, str) and self.shards == "auto"):
+            return
+        if self.zarr_format == 2:
+            raise ValueError("OME-Zarr 0.4 (zarr v2) has no shards; pass shards=None, or ome_version='0.5'.")
+        self._set("shards", whole_triple("shards", self.shards))
+
+    @property
+    def shard(self) -> XYZ | Literal["auto"] | None:
+        """Shard shape x, y, z, "auto", or None where every chunk is an object; zarr v2 has no shards."""
+        return None if self.zarr_format == 2 else cast(XYZ | Literal["auto"] | None, self.shards)
+
+    @property
+    def zarr_format(self) -> Literal[2, 3]:
+        """Zarr format: 2 for OME-Zarr 0.4, 3 for 0.5."""
+        return 2 if self.ome_version == "0.4" else 3
