@@ -20,6 +20,7 @@ from imagery_dask.model.chunkedgraph import RootQuery
 from imagery_dask.model.moments import describe_moment, resolve_moment
 from imagery_dask.sources import cave_token, graph_server, token_places
 from imagery_dask.sources.failures import forget_request
+from imagery_dask.validate import integer
 
 __all__ = ["CaveConfiguration", "StaleRoots", "check_root_ids", "open_cave", "read_cave_client", "version_moment"]
 
@@ -97,8 +98,7 @@ def version_moment(client: Any, version: int) -> int:
     ValueError
         When there is no such version; the message names those that exist.
     """
-    if isinstance(version, bool) or not hasattr(version, "__index__"):
-        raise TypeError(f"version must be a whole number; got {version!r}.")
+    integer("version", version)
     with _one_line_errors(f"materialization versions of datastack {client.datastack_name!r}"):
         existing = sorted(int(number) for number in client.materialize.get_versions(expired=True))
         if int(version) not in existing:

@@ -13,6 +13,7 @@ from imagery_dask.export.planning.estimate import SAMPLES, PlannedExport, plan_e
 from imagery_dask.export.registry import KINDS
 from imagery_dask.model.labels import RootIds
 from imagery_dask.model.moments import Moment
+from imagery_dask.validate import choice
 
 __all__ = ["PlansExports"]
 
@@ -88,9 +89,7 @@ class PlansExports:
         AccessRefusedError, OSError
             The target cannot be written, or the source cannot be read.
         """
-        if format not in FORMATS:
-            raise ValueError(f"format is one of {', '.join(FORMATS)}; got {format!r}.")
-        kind, more = FORMATS[format]
+        kind, more = FORMATS[choice("format", format, tuple(FORMATS))]
         data = self.dataset(
             bounds, image_mip=image_mip, segmentation_mip=segmentation_mip, root_ids=root_ids, resolution=resolution,
             timestamp=timestamp, scale_to_bounds=False,

@@ -14,9 +14,9 @@ from imagery_dask.arrays.points import stored_ids_at, voxels_of
 from imagery_dask.arrays.remap import relabel
 from imagery_dask.client.parameters import describe
 from imagery_dask.client.settings import ClientSettings
-from imagery_dask.model.arguments import numbers
 from imagery_dask.model.labels import LabelRequest, RootIds
 from imagery_dask.model.moments import Moment
+from imagery_dask.validate import numbers
 
 __all__ = ["FindsObjects"]
 

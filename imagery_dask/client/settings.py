@@ -12,13 +12,14 @@ from imagery_dask.arrays.lazy import lazy_block_edges
 from imagery_dask.client.cave import StaleRoots, check_root_ids
 from imagery_dask.config import config
 from imagery_dask.geometry.grid import VoxelGrid
-from imagery_dask.model.arguments import Triple, triple
+from imagery_dask.model.arguments import Triple
 from imagery_dask.model.chunkedgraph import RootQuery
 from imagery_dask.model.cutout import Cutout, CutoutRequest, resolve, resolve_pair, whole_layer
 from imagery_dask.model.labels import LabelRequest, LabelRule, label_rule
 from imagery_dask.model.layer import Layer
 from imagery_dask.model.moments import resolve_moment
 from imagery_dask.sources import Missing, forget_token, normalize_path, open_volume, remember_token
+from imagery_dask.validate import choice, triple, whole_number
 
 __all__ = ["ClientSettings", "DynamicSettings", "open_settings"]
 
@@ -45,10 +46,8 @@ class DynamicSettings:
     version: int | None = None
 
     def __post_init__(self) -> None:
-        if self.stale_roots not in ("error", "warn"):
-            raise ValueError(f"stale_roots is 'error' or 'warn'; got {self.stale_roots!r}.")
-        if isinstance(self.max_requests, bool) or not isinstance(self.max_requests, int) or self.max_requests < 1:
-            raise ValueError(f"max_requests must be a whole number from 1; got {self.max_requests!r}.")
+        choice("stale_roots", self.stale_roots, ("error", "warn"))
+        whole_number("max_requests", self.max_requests)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from imagery_dask.cluster.starting import from_file, processes_here, threads_her
 from imagery_dask.cluster.waiting import wait_for_worker
 from imagery_dask.cluster.worker_plugin import prepare_workers
 from imagery_dask.errors import ClusterLostError, ImageryDaskError
+from imagery_dask.validate import integer, whole_number
 
 __all__ = ["LOST", "WAIT_S", "connect"]
 
@@ -86,10 +87,8 @@ def connect(
     ClusterLostError
         When the scheduler was lost meanwhile.
     """
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int)):
-        raise TypeError(f"workers must be a whole number; got {workers!r}.")
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1; got {workers}.")
+    if workers is not None:
+        whole_number("workers", integer("workers", workers))
     if not (spec is None or isinstance(spec, (str, os.PathLike, Client)) or hasattr(spec, "scheduler_address")):
         raise TypeError(
             f"cluster must be 'local', a file, an address, or a dask client or cluster; got {spec!r} "

@@ -10,12 +10,12 @@ of the difference of their sizes further.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from imagery_dask.geometry.grid import XYZ
+from imagery_dask.validate import whole_number
 
 __all__ = ["Level", "Levels", "checked_levels", "pyramid"]
 
@@ -57,11 +57,14 @@ def checked_levels(levels: Any) -> Levels:
     ValueError
         For anything else.
     """
-    if levels in ("auto", "source"):
-        return levels  # type: ignore[no-any-return]
-    if isinstance(levels, bool) or not hasattr(levels, "__index__") or not 1 <= levels <= MOST_LEVELS:
-        raise ValueError(f"levels must be 'auto', 'source' or a number from 1 to {MOST_LEVELS}; got {levels!r}.")
-    return operator.index(levels)
+    if isinstance(levels, str) and levels in ("auto", "source"):
+        return levels  # type: ignore[return-value]
+    try:
+        return whole_number("levels", levels, 1, MOST_LEVELS)
+    except ValueError:
+        raise ValueError(
+            f"levels must be 'auto', 'source' or a whole number from 1 to {MOST_LEVELS}; got {levels!r}."
+        ) from None
 
 
 def pyramid(

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from imagery_dask.geometry.grid import AXES
+from imagery_dask.validate import LARGEST, numbers, triple
 
-__all__ = ["Triple", "bounds_from_center", "corners", "numbers", "root_id", "sizes", "triple", "whole_triple"]
+__all__ = ["Triple", "bounds_from_center", "corners"]
 
 Triple = tuple[float, float, float]
-# Above, float64 does not tell neighbouring voxels apart.
-LARGEST = 2.0**53
 
 
 def bounds_from_center(ctr: ArrayLike, width: float = 1, height: float = 1, depth: float = 1) -> Any:
@@ -47,55 +44,6 @@ def bounds_from_center(ctr: ArrayLike, width: float = 1, height: float = 1, dept
     return np.array([lower, lower + size])
 
 
-def triple(name: str, value: Any, *, positive: bool = False) -> Triple:
-    """Three finite numbers as a tuple.
-
-    Raises
-    ------
-    ValueError, TypeError
-        When they are not three, not numbers, not finite, or (with `positive`) not above 0.
-    """
-    array = numbers(name, value, "three numbers x, y, z")
-    if array.shape == (1, 3):
-        array = array[0]
-    if array.shape != (3,):
-        raise ValueError(f"{name} must be three numbers x, y, z; got {value!r} of shape {array.shape}.")
-    if not np.isfinite(array).all() or (np.abs(array) >= LARGEST).any():
-        raise ValueError(f"{name} must be finite, and below 2**53; got {value!r}.")
-    if positive and not (array > 0).all():
-        raise ValueError(f"{name} must be positive; got {value!r}.")
-    x, y, z = array.tolist()
-    return (x, y, z)
-
-
-def whole_triple(name: str, value: Any) -> tuple[int, int, int]:
-    """Three whole numbers above 0 as a tuple.
-
-    Raises
-    ------
-    ValueError
-        When they are not.
-    """
-    values = np.asarray(value)
-    if values.shape != (3,) or not np.issubdtype(values.dtype, np.integer) or not (values > 0).all():
-        raise ValueError(f"{name} must be three whole numbers above 0 (x, y, z); got {value!r}.")
-    x, y, z = (int(number) for number in values)
-    return (x, y, z)
-
-
-def sizes(name: str, value: Any, whole: bool = False) -> Triple:
-    """Size along x, y, z from 2 numbers (one voxel in z) or 3, all positive."""
-    array = numbers(name, value, "2 or 3 numbers")
-    if array.shape == (2,):
-        array = np.append(array, 1)
-    elif array.shape != (3,):
-        raise ValueError(f"{name} must be 2 or 3 numbers; got {value!r}.")
-    size = triple(name, array, positive=True)
-    if whole and any(n != math.floor(n) for n in size):
-        raise ValueError(f"{name} is a number of pixels and must be whole; got {value!r}.")
-    return (size[0], size[1], size[2])
-
-
 def corners(value: Any) -> tuple[Triple, Triple]:
     """Lower and upper corner of bounds given as 2 x 3 numbers."""
     if value is None:
@@ -119,28 +67,6 @@ def corners(value: Any) -> tuple[Triple, Triple]:
         )
     (x0, y0, z0), (x1, y1, z1) = array.tolist()
     return (x0, y0, z0), (x1, y1, z1)
-
-
-def root_id(value: Any) -> int:
-    """Id as an integer from 0 to 2**64 - 1; floats are refused, since they have rounded it already."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(
-            f"root_ids must be integers; got {value!r} ({type(value).__name__}). Ids exceed 2**53: a float has already "
-            "rounded them."
-        ) from None
-    if isinstance(value, (bool, np.bool_)) or not 0 <= number < 2**64:
-        raise ValueError(f"root_ids must be integers from 0 to 2**64 - 1; got {value!r}.")
-    return number
-
-
-def numbers(name: str, value: Any, expected: str) -> NDArray[np.float64]:
-    """Array of numbers, or an error that says what was expected."""
-    try:
-        return np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be {expected}; got {value!r}.") from error
 
 
 def _is_whole(value: Any) -> bool:

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from imagery_dask.geometry.grid import AXES, XYZ, VoxelGrid, voxel_bounds
-from imagery_dask.model.arguments import Triple, corners, sizes, triple
+from imagery_dask.model.arguments import Triple, corners
 from imagery_dask.model.chunkedgraph import RootQuery
 from imagery_dask.model.labels import LabelRule
 from imagery_dask.model.layer import Layer, Mip
+from imagery_dask.validate import sizes, triple
 
 __all__ = [
     "Cutout",

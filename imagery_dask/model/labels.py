@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from imagery_dask.geometry.grid import VoxelGrid
-from imagery_dask.model.arguments import root_id
 from imagery_dask.model.chunkedgraph import RootQuery
+from imagery_dask.validate import root_id
 
 __all__ = ["LabelRequest", "LabelRule", "RootIds", "label_rule"]
 
@@ -94,5 +94,5 @@ def label_rule(root_ids: Any, *, as_int64: bool, query: RootQuery | None = None)
         raise ValueError(f"root_ids must be 'all', None or a sequence of ids; got {root_ids!r}.")
     if not isinstance(root_ids, Iterable) or (isinstance(root_ids, np.ndarray) and root_ids.ndim == 0):
         raise TypeError(f"root_ids must be 'all', None or a sequence of ids; got {root_ids!r}. Put one id in a list.")
-    keep = tuple(sorted({root_id(value) for value in root_ids}))
+    keep = tuple(sorted({root_id("root_ids", value) for value in root_ids}))
     return LabelRule(keep=keep, as_int64=as_int64, query=query)

@@ -14,6 +14,7 @@ from typing import Any
 from imagery_dask.errors import SourceError
 from imagery_dask.geometry.grid import XYZ, VoxelGrid
 from imagery_dask.model.chunkedgraph import ChunkedGraph
+from imagery_dask.validate import integer
 
 __all__ = ["Layer", "Mip"]
 
@@ -124,9 +125,7 @@ class Layer:
         ValueError
             When there is no such level, or it is a placeholder.
         """
-        if isinstance(level, bool) or not hasattr(level, "__index__"):
-            raise TypeError(f"mip must be an integer; got {level!r}.")
-        if not 0 <= int(level) < len(self.mips):
+        if not 0 <= integer("mip", level) < len(self.mips):
             raise ValueError(f"mip {level} does not exist in {self.path!r}, which has mips 0 to {len(self.mips) - 1}.")
         mip = self.mips[int(level)]
         if mip.is_placeholder:

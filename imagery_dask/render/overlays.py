@@ -17,6 +17,7 @@ from imagery_dask.arrays.masks import SegmentationMasks
 from imagery_dask.render.canvas import Canvas, Rgba, Style, draw_masks, draw_numbers, over, packed, unpacked
 from imagery_dask.render.palettes import DEFAULT_H, DEFAULT_L, DEFAULT_PALETTE, DEFAULT_S, discrete_colors
 from imagery_dask.render.save import mask_color
+from imagery_dask.validate import choice
 
 __all__ = ["composite_overlay", "overlay_halo", "overlay_page"]
 
@@ -268,8 +269,7 @@ def _style(
 ) -> Style:  # fmt: skip
     if not isinstance(alpha, (int, float, np.number)) or not 0 <= alpha <= 1:
         raise ValueError(f"alpha is a number from 0 (invisible) to 1 (opaque); got {alpha!r}.")
-    if side not in ("out", "in"):
-        raise ValueError(f"side is 'out' or 'in'; got {side!r}.")
+    choice("side", side, ("out", "in"))
     if not isinstance(width, (int, float, np.number)) or not 1 <= width < 2**31 or int(width) != width:
         raise ValueError(f"width is a whole number of pixels, 1 at least; got {width!r}.")
     return Style(

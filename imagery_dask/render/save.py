@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from imagery_dask import kernels
 from imagery_dask.arrays.masks import SegmentationMasks
 from imagery_dask.render.pages import encode_page, mask_page
+from imagery_dask.validate import axis, choice
 
 __all__ = ["check_masks", "check_write_options", "save_image_slices", "save_masks"]
 
@@ -63,8 +64,7 @@ def save_image_slices(
         For an unknown image type, an axis that does not exist, or data that PNG cannot hold.
     """
     check_write_options(kwargs)
-    if image_type not in ("imagery", "mask"):
-        raise ValueError(f"image_type is 'imagery' or 'mask'; got {image_type!r}.")
+    choice("image_type", image_type, ("imagery", "mask"))
     img = img if isinstance(img, da.Array) else np.asarray(img)
     count = _slice_count(img, slice_axis, image_type)
     if image_type == "imagery":
@@ -171,12 +171,11 @@ def _save_cutout_masks(
 
 
 def _slice_count(img: Any, slice_axis: int, image_type: str) -> int:
-    if isinstance(slice_axis, bool) or not hasattr(slice_axis, "__index__") or slice_axis not in (0, 1, 2):
-        raise ValueError(f"slice_axis is 0 (x), 1 (y) or 2 (z); got {slice_axis!r}.")
+    index = axis("slice_axis", slice_axis, letters=False)
     if img.ndim not in (2, 3, 4) or (img.ndim == 4 and image_type == "mask"):
         raise ValueError(f"Images have axes x, y and z, or two of them; got an array of shape {img.shape}.")
     # Two axes are one picture, whichever axis it was cut along.
-    return 1 if img.ndim == 2 else int(img.shape[slice_axis])
+    return 1 if img.ndim == 2 else int(img.shape[index])
 
 
 def _slices(img: Any, axis: int, count: int) -> Iterator[tuple[int, Pixels]]:

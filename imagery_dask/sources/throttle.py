@@ -22,6 +22,8 @@ from weakref import WeakKeyDictionary
 
 from distributed import Semaphore, Worker, get_worker
 
+from imagery_dask.validate import whole_number
+
 __all__ = ["limited_requests", "request_slots"]
 
 # A lease that no request of this process has used for so long goes back.
@@ -56,8 +58,8 @@ def limited_requests(count: int | None) -> Iterator[None]:
     ValueError
         When `count` is less than 1.
     """
-    if count is not None and count < 1:
-        raise ValueError(f"The limit of requests in flight must be a whole number from 1; got {count!r}.")
+    if count is not None:
+        whole_number("The limit of requests in flight", count)
     token = _count.set(_smaller(count, _count.get()))
     try:
         yield

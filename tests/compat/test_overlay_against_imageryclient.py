@@ -252,7 +252,7 @@ def test_every_mask_of_an_overlay_has_a_color() -> None:
         ({"width": 0}, "width is a whole number of pixels, 1 at least"),
         ({"width": 2.5}, "width"),
         ({"width": -1}, "width"),
-        ({"side": "outside"}, "side is 'out' or 'in'"),
+        ({"side": "outside"}, "side must be 'out' or 'in'"),
         ({"dim": 3}, "dim is 0"),
         ({"dim": -1}, "dim"),
         ({"palette": "no such palette"}, "not a valid palette"),

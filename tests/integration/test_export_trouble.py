@@ -206,7 +206,7 @@ def test_objects_below_a_url_are_never_removed(data: Any, overwrite: bool) -> No
         ({"resolution_nm": (8, 0, 40)}, ValueError, "resolution_nm must be positive"),
         ({"resolution_nm": (8, 40)}, ValueError, "resolution_nm must be three"),
         ({"translation_nm": (8, float("nan"), 40)}, ValueError, "translation_nm must be finite"),
-        ({"workers": 0}, ValueError, "workers must be at least 1"),
+        ({"workers": 0}, ValueError, "workers must be a whole number from 1"),
         ({"cluster": "locla"}, ValueError, "'locla'"),
         ({"chnks": (16, 16, 16)}, TypeError, "chnks"),
     ],

@@ -74,8 +74,8 @@ def test_ids_of_several_channels_are_refused_by_encodings_of_one(tmp_path: Path,
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"encoding": "jpeg", "quality": -5}, "quality of jpeg is a whole number from .* to 100"),
-        ({"encoding": "png", "quality": 50}, "quality of png is a whole number from .* to 9"),
+        ({"encoding": "jpeg", "quality": -5}, "quality of jpeg must be a whole number from .* to 100"),
+        ({"encoding": "png", "quality": 50}, "quality of png must be a whole number from .* to 9"),
         ({"encoding": {"imagery": "jpeg"}}, "encoding names .*imagery"),
     ],
 )

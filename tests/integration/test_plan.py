@@ -196,7 +196,7 @@ def test_a_plan_runs_from_python(tmp_path: Path, client: ImageryClient, threads:
 def test_a_typo_in_an_option_is_a_type_error(tmp_path: Path, client: ImageryClient) -> None:
     with pytest.raises(TypeError, match="chunk"):
         client.plan_export(BOUNDS, tmp_path / "out.zarr", chunk=(32, 16, 8))
-    with pytest.raises(ValueError, match="format is one of zarr, precomputed, png, tiff; got 'jpeg'"):
+    with pytest.raises(ValueError, match="format must be 'zarr', 'precomputed', 'png' or 'tiff'; got 'jpeg'"):
         client.plan_export(BOUNDS, tmp_path / "out", format="jpeg")  # type: ignore[arg-type]
 
 

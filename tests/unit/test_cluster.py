@@ -41,7 +41,10 @@ def test_unknown_words(spec: str) -> None:
 
 @pytest.mark.parametrize("workers", [0, -1])
 def test_too_few_workers(workers: int) -> None:
-    with pytest.raises(ValueError, match=f"workers must be at least 1; got {workers}"), connect("local", workers):
+    with (
+        pytest.raises(ValueError, match=f"workers must be a whole number from 1; got {workers}"),
+        connect("local", workers),
+    ):
         pass
 
 

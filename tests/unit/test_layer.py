@@ -94,7 +94,7 @@ def test_mip_that_does_not_exist(level: int) -> None:
 
 @pytest.mark.parametrize("level", [True, False, np.True_, 1.0, "1", None, [1]])
 def test_mip_that_is_no_integer(level: Any) -> None:
-    with pytest.raises(TypeError, match="mip must be an integer") as caught:
+    with pytest.raises(TypeError, match="mip must be a whole number") as caught:
         Layer.from_info(PATH, INFO).mip(level)
     assert repr(level) in str(caught.value)
 

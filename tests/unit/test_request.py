@@ -157,7 +157,7 @@ def test_placeholder_mip() -> None:
 
 @pytest.mark.parametrize("mip", [True, False, np.True_, 1.0, "1"])
 def test_mip_that_is_no_integer(mip: Any) -> None:
-    refuses(TypeError, ["mip must be an integer", repr(mip)], mip=mip)
+    refuses(TypeError, ["mip must be a whole number", repr(mip)], mip=mip)
 
 
 @pytest.mark.parametrize("missing", ["zero", None, True])

@@ -128,9 +128,7 @@ def test_parts_that_crashed_are_found_out_side_by_side(tmp_path: Path, configure
     for part in range(1, 5):
         held = {"id": "x", "host": "elsewhere", "pid": 1, "machine": "another", "purpose": "part", "renewed": 0.0}
         files.put(Part(part, 4).file, json.dumps(held).encode(), "application/json")
-    target = SimpleNamespace(
-        url="OUT", occupied=lambda: False, recover=lambda: None, holds=lambda place, written: True
-    )
+    target = SimpleNamespace(url="OUT", occupied=lambda: False, recover=lambda: None, holds=lambda place, written: True)
     export = SimpleNamespace(target=target, records=files, fingerprint_fields={})
 
     def begin(part: int) -> float:

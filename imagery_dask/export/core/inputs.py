@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from imagery_dask.arrays.lazy import CutoutArray, lazy_array, source_of
 from imagery_dask.geometry.block_plan import BlockPlan, Region, SourceChunks, plan_blocks
 from imagery_dask.geometry.grid import AXES, XYZ, VoxelGrid
-from imagery_dask.model.arguments import triple
 from imagery_dask.sources import open_volume
+from imagery_dask.validate import triple
 
 __all__ = ["Volume", "as_volumes", "source_levels", "steps_of"]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from imagery_dask.export.core.plans import ExportPlan
+from imagery_dask.validate import number, whole_number
 
 __all__ = ["block_bytes_of", "checked_missing", "checked_requests", "most_missing"]
 
@@ -34,9 +34,7 @@ def checked_missing(value: Any) -> float | int | None:
 
 def checked_requests(value: Any) -> int | None:
     """Check a number of requests in flight to one server."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"max_requests must be a whole number from 1; got {value!r}.")
-    return value
+    return None if value is None else whole_number("max_requests", value)
 
 
 def block_bytes_of(block_mib: float | None) -> int | None:
@@ -49,9 +47,7 @@ def block_bytes_of(block_mib: float | None) -> int | None:
     """
     if block_mib is None:
         return None
-    if isinstance(block_mib, bool) or not isinstance(block_mib, (int, float)) or not 0 < block_mib < math.inf:
-        raise ValueError(f"block_mib must be a number above 0; got {block_mib!r}.")
-    return max(1, int(block_mib * MIB))
+    return max(1, int(number("block_mib", block_mib) * MIB))
 
 
 def most_missing(value: float | int | None, plan: ExportPlan) -> float | None:

@@ -10,14 +10,14 @@ import numpy as np
 import xarray as xr
 
 from imagery_dask.export.core.inputs import Volume, as_volumes
-from imagery_dask.geometry.grid import AXES, XYZ
-from imagery_dask.model.arguments import root_id
+from imagery_dask.geometry.grid import XYZ
 from imagery_dask.model.labels import label_rule
 from imagery_dask.render.pages import Window
 from imagery_dask.render.save import mask_color
+from imagery_dask.validate import root_id, whole_triple
 
 __all__ = [
-    "axis_of", "check_grey", "check_overlay", "choice", "colors_of_ids", "kept_ids", "start_of", "volumes_of",
+    "check_grey", "check_overlay", "colors_of_ids", "kept_ids", "start_of", "volumes_of",
     "window_of",
 ]  # fmt: skip
 
@@ -27,22 +27,6 @@ NEEDS = {
     "labels": ("segmentation",),
     "overlay": ("segmentation", "image"),
 }
-
-
-def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
-    """Return one of a few words."""
-    if value not in allowed:
-        raise ValueError(f"{name} is one of {', '.join(map(repr, allowed))}; got {value!r}.")
-    return str(value)
-
-
-def axis_of(slice_axis: Any) -> int:
-    """Axis from its number or its name."""
-    if isinstance(slice_axis, str) and slice_axis in AXES:
-        return AXES.index(slice_axis)
-    if isinstance(slice_axis, (bool, str)) or not hasattr(slice_axis, "__index__") or slice_axis not in (0, 1, 2):
-        raise ValueError(f"slice_axis is 0 (x), 1 (y) or 2 (z); got {slice_axis!r}.")
-    return int(slice_axis)
 
 
 def volumes_of(data: Any, what: str) -> list[Volume]:
@@ -126,7 +110,7 @@ def colors_of_ids(
         return {}
     if not isinstance(colors, Mapping):
         raise TypeError(f"colors must map root ids to RGB or RGBA; got a {type(colors).__name__}.")
-    found = {root_id(value): mask_color(color) for value, color in colors.items()}
+    found = {root_id("root_ids", value): mask_color(color) for value, color in colors.items()}
     limit = int(np.iinfo(dtype).max)
     strange = sorted(
         value for value in found if value > limit or (value not in keep if keep is not None else value == 0)
@@ -140,11 +124,7 @@ def colors_of_ids(
 def start_of(volume: Volume, voxel_offset: Any) -> XYZ:
     """Voxel index of a volume's first voxel in its grid."""
     if voxel_offset is not None:
-        values = np.asarray(voxel_offset)
-        if values.shape != (3,) or not np.issubdtype(values.dtype, np.integer):
-            raise ValueError(f"voxel_offset must be three whole numbers x, y, z; got {voxel_offset!r}.")
-        x, y, z = (int(value) for value in values)
-        return (x, y, z)
+        return whole_triple("voxel_offset", voxel_offset, least=None)
     if volume.source is not None:
         return volume.source.cutout.target.start
     remedy = "Give voxel_offset=(x, y, z), the voxel index of the first voxel."

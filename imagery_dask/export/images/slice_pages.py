@@ -15,6 +15,7 @@ from imagery_dask import kernels
 from imagery_dask.render.overlays import overlay_halo, overlay_page
 from imagery_dask.render.pages import Window, imagery_page, label_page, mask_page, values_of
 from imagery_dask.storage.files import Files
+from imagery_dask.validate import number, whole_number
 
 __all__ = [
     "IdTable",
@@ -198,10 +199,8 @@ class OverlayStyle:
     width: int = 10
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha must be from 0 to 1; got {self.alpha!r}.")
-        if isinstance(self.width, bool) or not isinstance(self.width, int) or self.width < 1:
-            raise ValueError(f"width must be a whole number of pixels from 1; got {self.width!r}.")
+        number("alpha", self.alpha, 0, 1)
+        whole_number("width", self.width)
 
 
 @dataclass(frozen=True, slots=True)

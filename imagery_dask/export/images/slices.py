@@ -47,6 +47,7 @@ from imagery_dask.render.pages import Format
 from imagery_dask.run import BlockTask, RunReport
 from imagery_dask.serialization import to_json
 from imagery_dask.storage.files import Files, split_prefix
+from imagery_dask.validate import axis, choice, whole_number
 
 __all__ = ["MAX_FILES", "WHATS", "SliceExport", "to_png"]
 
@@ -199,20 +200,21 @@ class SliceExport(Export):
         voxel_offset: Sequence[int] | None = None,
         max_files: int = MAX_FILES,
     ) -> None:
-        checks.choice("what", what, WHATS)
-        axis = checks.axis_of(slice_axis)
-        self.form = cast(Format, checks.choice("format", format, tuple(EXTENSIONS)))
+        choice("what", what, WHATS)
+        axis_index = axis("slice_axis", slice_axis)
+        self.form = cast(Format, choice("format", format, tuple(EXTENSIONS)))
         self.volumes = checks.volumes_of(data, what)
         self.look = look_of(what, self.volumes, root_ids, colors, checks.window_of(window, bits))
         self.style = OverlayStyle(alpha, outline, merge_outline, width)
-        absolute = checks.choice("names", names, ("reference", "absolute")) == "absolute"
+        absolute = choice("names", names, ("reference", "absolute")) == "absolute"
         start = checks.start_of(self.volumes[0], voxel_offset) if absolute else None
         self.files, stem = split_prefix(prefix)
-        self.names = SliceNames(stem, axis, self.volumes[0].shape, start, tile is not None, EXTENSIONS[self.form])
-        self.tile, self.max_files = _whole("tile", tile), _whole("max_files", max_files)
+        self.names = SliceNames(stem, axis_index, self.volumes[0].shape, start, tile is not None, EXTENSIONS[self.form])
+        self.tile = None if tile is None else whole_number("tile", tile)
+        self.max_files = None if max_files is None else whole_number("max_files", max_files)
         self.url = f"{self.files.url}/{stem}"
         self.options = to_json({
-            "what": what, "slice_axis": axis, "names": names, "format": format,
+            "what": what, "slice_axis": axis_index, "names": names, "format": format,
             "root_ids": "all" if self.look.keep is None else list(self.look.keep),
             "colors": dict(self.look.colors) or None, "window": None if window is None else [*map(float, window)],
             "bits": bits, "tile": self.tile, "alpha": alpha, "outline": outline, "merge_outline": merge_outline,
@@ -403,11 +405,3 @@ class SliceExport(Export):
             )
         # An id that the data type cannot hold is nowhere.
         return ids[ids <= np.array(np.iinfo(dtype).max).astype(ids.dtype)]
-
-
-def _whole(name: str, value: Any) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-        raise ValueError(f"{name} must be a whole number from 1; got {value!r}.")
-    return int(value)

@@ -24,7 +24,7 @@ import numpy as np
 from imagery_dask.config import config
 from imagery_dask.geometry.grid import XYZ
 from imagery_dask.geometry.pyramid import Level
-from imagery_dask.model.arguments import whole_triple
+from imagery_dask.validate import whole_triple
 
 __all__ = ["LevelLayout", "StageLayout", "checked_shards", "default_chunks", "lay_out"]
 

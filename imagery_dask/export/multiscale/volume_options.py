@@ -11,7 +11,7 @@ import numpy as np
 from imagery_dask.export.core.writer_arguments import option
 from imagery_dask.geometry.grid import XYZ
 from imagery_dask.geometry.pyramid import Levels, checked_levels
-from imagery_dask.model.arguments import triple, whole_triple
+from imagery_dask.validate import triple, whole_triple
 
 __all__ = ["VolumeOptions"]
 

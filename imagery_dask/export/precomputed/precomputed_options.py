@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from imagery_dask.export.core.writer_arguments import Flag, option, option_by_name
 from imagery_dask.export.multiscale.volume_options import VolumeOptions
+from imagery_dask.validate import choice, whole_number
 
 __all__ = ["COMPRESSIBLE", "IMAGE_ENCODINGS", "LABEL_ENCODINGS", "PrecomputedOptions"]
 
@@ -52,8 +51,7 @@ class PrecomputedOptions(VolumeOptions):
             raise ValueError(f"encoding must be a word, or a mapping of names to words; got {self.encoding!r}.")
         if isinstance(self.encoding, Mapping):
             self._set("encoding", dict(self.encoding))
-        if not (self.compress is None or (isinstance(self.compress, str) and self.compress in ("auto", "gzip", "br"))):
-            raise ValueError(f"compress must be 'auto', 'gzip', 'br' or None; got {self.compress!r}.")
+        choice("compress", self.compress, ("auto", "gzip", "br", None))
 
     def check_names(self, names: Sequence[str]) -> None:
         """Raise if `encoding` names volumes that are not written: after a typo, the default would be used silently."""
@@ -116,6 +114,4 @@ class PrecomputedOptions(VolumeOptions):
             )
         for encoding in with_quality:
             low, high = QUALITIES[encoding]
-            whole = isinstance(self.quality, (int, np.integer)) and not isinstance(self.quality, bool)
-            if not (whole and low <= self.quality <= high):
-                raise ValueError(f"quality of {encoding} is a whole number from {low} to {high}; got {self.quality!r}.")
+            whole_number(f"quality of {encoding}", self.quality, low, high)

@@ -9,7 +9,7 @@ from typing import Literal, cast, get_args
 from imagery_dask.export.core.writer_arguments import option
 from imagery_dask.export.multiscale.volume_options import VolumeOptions
 from imagery_dask.geometry.grid import XYZ
-from imagery_dask.model.arguments import whole_triple
+from imagery_dask.validate import choice, whole_triple
 
 __all__ = ["Codec", "OmeVersion", "ZarrOptions"]
 
@@ -38,10 +38,8 @@ class ZarrOptions(VolumeOptions):
 
     def __post_init__(self) -> None:
         VolumeOptions.__post_init__(self)
-        if self.codec not in get_args(Codec):
-            raise ValueError(f"codec must be one of {', '.join(get_args(Codec))}; got {self.codec!r}.")
-        if self.ome_version not in get_args(OmeVersion):
-            raise ValueError(f"ome_version must be '0.5' or '0.4'; got {self.ome_version!r}.")
+        choice("codec", self.codec, get_args(Codec))
+        choice("ome_version", self.ome_version, get_args(OmeVersion))
         if self.shards is None or (isinstance(self.shards, str) and self.shards == "auto"):
             return
         if self.zarr_format == 2:
