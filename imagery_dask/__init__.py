@@ -5,7 +5,7 @@ array or xarray object as OME-Zarr over a dask cluster, `to_png` as pictures of 
 """
 
 from imagery_dask.client import ImageryClient
-from imagery_dask.export.images.slices import to_png
+from imagery_dask.export.images.to_png import to_png
 from imagery_dask.export.precomputed.to_precomputed import to_precomputed
 from imagery_dask.export.verify import verify_export
 from imagery_dask.export.zarr.to_zarr import to_zarr

@@ -11,7 +11,8 @@ import click
 from imagery_dask.cli.param_types import ColorsType, LevelsType, ShapeType, WindowType
 from imagery_dask.cli.region import REGION_OPTIONS, region_dataset, region_options, same_moment
 from imagery_dask.export.core.base import Export
-from imagery_dask.export.images.slices import MAX_FILES, WHATS, SliceExport
+from imagery_dask.export.images.image_options import MAX_FILES, ImageOptions
+from imagery_dask.export.images.to_png import SliceExport
 from imagery_dask.export.precomputed.precomputed_options import IMAGE_ENCODINGS, LABEL_ENCODINGS, PrecomputedOptions
 from imagery_dask.export.precomputed.to_precomputed import PrecomputedExport
 from imagery_dask.export.zarr.to_zarr import ZarrExport
@@ -84,7 +85,7 @@ PRECOMPUTED = (
 PNG = (
     click.option(
         "--what",
-        type=click.Choice(WHATS),
+        type=click.Choice(("imagery", "masks", "labels", "overlay")),
         default="imagery",
         show_default=True,
         help="Grey values; a picture of each object; ids as values, with a table; objects over imagery.",
@@ -223,7 +224,7 @@ def _png(out: str, options: Options) -> Export:
     bits = int(options.pop("bits"))
     if of_format["what"] != "imagery":
         of_format["root_ids"] = options["root_ids"]
-    return SliceExport(_region(out, options), out, bits=bits, **of_format)  # type: ignore[arg-type]
+    return SliceExport(_region(out, options), out, ImageOptions(bits=bits, **of_format))  # type: ignore[arg-type]
 
 
 FORMATS = (

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from imagery_dask.export.core.base import Export
 from imagery_dask.export.core.plans import ExportPlan, data_of
-from imagery_dask.export.images.slices import SliceExport
+from imagery_dask.export.images.image_options import ImageOptions
+from imagery_dask.export.images.to_png import SliceExport
 from imagery_dask.export.precomputed.precomputed_options import PrecomputedOptions
 from imagery_dask.export.precomputed.to_precomputed import PrecomputedExport
 from imagery_dask.export.zarr.to_zarr import ZarrExport
@@ -22,19 +23,16 @@ __all__ = ["KINDS", "export_of", "read_plan", "run_at"]
 KINDS: dict[str, Callable[..., Export]] = {
     "zarr": lambda data, url, **options: ZarrExport(data, url, ZarrOptions(**options)),
     "precomputed": lambda data, url, **options: PrecomputedExport(data, url, PrecomputedOptions(**options)),
-    "png": lambda data, url, **options: SliceExport(data, url, **options),
+    "png": lambda data, url, **options: SliceExport(data, url, ImageOptions(**options)),
 }
 
 
 def export_of(plan: ExportPlan) -> Export:
     """Make the export that a plan is of; arrays that were computed are zeros in it."""
-    options = dict(plan.options)
+    data = data_of(plan.volumes)
     if plan.kind == "png":
-        if options["root_ids"] != "all":
-            options["root_ids"] = [int(value) for value in options["root_ids"]]
-        if options["colors"] is not None:
-            options["colors"] = {int(value): color for value, color in options["colors"].items()}
-    return KINDS[plan.kind](data_of(plan.volumes), plan.url, **options)
+        return SliceExport(data, plan.url, ImageOptions.from_json(plan.options))
+    return KINDS[plan.kind](data, plan.url, **plan.options)
 
 
 def read_plan(path: str | os.PathLike[str]) -> ExportPlan:

@@ -15,8 +15,7 @@ from PIL import Image
 from imagery_dask import kernels
 from imagery_dask.arrays.masks import SegmentationMasks
 from imagery_dask.render.canvas import Canvas, Rgba, Style, draw_masks, draw_numbers, over, packed, unpacked
-from imagery_dask.render.palettes import DEFAULT_H, DEFAULT_L, DEFAULT_PALETTE, DEFAULT_S, discrete_colors
-from imagery_dask.render.save import mask_color
+from imagery_dask.render.palettes import DEFAULT_H, DEFAULT_L, DEFAULT_PALETTE, DEFAULT_S, discrete_colors, mask_color
 from imagery_dask.validate import choice
 
 __all__ = ["composite_overlay", "overlay_halo", "overlay_page"]

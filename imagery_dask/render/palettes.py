@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import colorsys
 import math
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-__all__ = ["DEFAULT_H", "DEFAULT_L", "DEFAULT_PALETTE", "DEFAULT_S", "discrete_colors"]
+__all__ = ["DEFAULT_H", "DEFAULT_L", "DEFAULT_PALETTE", "DEFAULT_S", "discrete_colors", "mask_color"]
 
 # The reference's defaults.
 DEFAULT_PALETTE = "husl"
@@ -61,6 +62,20 @@ def discrete_colors(count: int, palette: Any, h: float, l: float, s: float) -> l
         return [colorsys.hls_to_rgb(hue, float(l), float(s)) for hue in hues]
     # 359 degrees and 99 percent, as seaborn has it: other numbers would be other colors.
     return [_husl_to_rgb(hue * 359, float(s) * 99, float(l) * 99) for hue in hues]
+
+
+def mask_color(color: Sequence[int] | None) -> tuple[int, int, int, int]:
+    """RGBA of a mask: white by default, opaque when no alpha is given."""
+    if color is None:
+        return (255, 255, 255, 255)
+    try:
+        values = [int(value) for value in color]
+    except (TypeError, ValueError):
+        values = []
+    if len(values) not in (3, 4) or not all(0 <= value <= 255 for value in values):
+        raise ValueError(f"A mask's color is 3 (RGB) or 4 (RGBA) numbers from 0 to 255; got {color!r}.")
+    r, g, b, a = (*values, 255)[:4]
+    return (r, g, b, a)
 
 
 def _seaborn_palette(count: int, palette: Any) -> list[Color]:

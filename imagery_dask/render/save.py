@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from imagery_dask import kernels
 from imagery_dask.arrays.masks import SegmentationMasks
 from imagery_dask.render.pages import encode_page, mask_page
+from imagery_dask.render.palettes import mask_color
 from imagery_dask.validate import axis, choice
 
 __all__ = ["check_masks", "check_write_options", "save_image_slices", "save_masks"]
@@ -125,20 +126,6 @@ def check_masks(masks: Mapping[int, Any], slice_axis: int, colormap: Mapping[int
         mask_color(color)
     for mask in [masks.labels] if isinstance(masks, SegmentationMasks) else masks.values():
         _slice_count(mask, slice_axis, "mask")
-
-
-def mask_color(color: Sequence[int] | None) -> tuple[int, int, int, int]:
-    """RGBA of a mask: white by default, opaque when no alpha is given."""
-    if color is None:
-        return (255, 255, 255, 255)
-    try:
-        values = [int(value) for value in color]
-    except (TypeError, ValueError):
-        values = []
-    if len(values) not in (3, 4) or not all(0 <= value <= 255 for value in values):
-        raise ValueError(f"A mask's color is 3 (RGB) or 4 (RGBA) numbers from 0 to 255; got {color!r}.")
-    r, g, b, a = (*values, 255)[:4]
-    return (r, g, b, a)
 
 
 def _save_cutout_masks(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support.volumes import coordinate_volume, random_labels
 
 from imagery_dask.export.core.inputs import as_volumes
-from imagery_dask.export.images.slice_names import SliceNames, plane_axes
+from imagery_dask.export.images.slice_files import SliceNames, plane_axes
 from imagery_dask.export.images.slice_pages import ImageryPages, MaskPages
 from imagery_dask.export.images.slice_plan import plan_slices, storage_edges
 from imagery_dask.export.images.slice_tasks import SliceTasks

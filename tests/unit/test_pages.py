@@ -12,7 +12,7 @@ from PIL import Image
 
 from imagery_dask import kernels
 from imagery_dask.export.images import slice_plan
-from imagery_dask.export.images.slice_names import SliceNames
+from imagery_dask.export.images.slice_files import SliceNames
 from imagery_dask.render import pages
 from imagery_dask.render.pages import Window, encode_page, imagery_page, label_page, mask_page, values_of
 

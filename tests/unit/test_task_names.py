@@ -17,7 +17,7 @@ from imagery_dask import ImageryClient
 from imagery_dask.arrays.lazy import lazy_array, source_of
 from imagery_dask.cluster import WorkerResources
 from imagery_dask.export.core.inputs import as_volumes
-from imagery_dask.export.images.slice_names import SliceNames
+from imagery_dask.export.images.slice_files import SliceNames
 from imagery_dask.export.images.slice_pages import ImageryPages
 from imagery_dask.export.images.slice_plan import plan_slices, storage_edges
 from imagery_dask.export.images.slice_tasks import SliceTasks

@@ -15,7 +15,6 @@ from imagery_dask import kernels
 from imagery_dask.render.overlays import overlay_halo, overlay_page
 from imagery_dask.render.pages import Window, imagery_page, label_page, mask_page, values_of
 from imagery_dask.storage.files import Files
-from imagery_dask.validate import number, whole_number
 
 __all__ = [
     "IdTable",
@@ -197,10 +196,6 @@ class OverlayStyle:
     outline: bool = False
     merge_outline: bool = True
     width: int = 10
-
-    def __post_init__(self) -> None:
-        number("alpha", self.alpha, 0, 1)
-        whole_number("width", self.width)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imagery_dask.export.core.preview import SIDE, Preview, evenly_spaced, thumbnail, window_for
-from imagery_dask.export.images.slice_names import SliceNames, plane_axes
+from imagery_dask.export.images.slice_files import SliceNames, plane_axes
 from imagery_dask.geometry.grid import AXES
 from imagery_dask.render.overlays import overlay_page
 from imagery_dask.render.pages import page_of

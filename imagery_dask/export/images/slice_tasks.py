@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from imagery_dask import kernels
 from imagery_dask.export.core.inputs import Volume, steps_of
-from imagery_dask.export.images.slice_names import SliceNames, plane_axes
+from imagery_dask.export.images.slice_files import SliceNames, plane_axes
 from imagery_dask.export.images.slice_pages import Pages
 from imagery_dask.geometry.block_plan import BlockPlan, Region
 from imagery_dask.geometry.grid import XYZ

@@ -7,9 +7,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
+import xarray as xr
 from distributed import Client
 from numpy.typing import NDArray
 
@@ -18,13 +19,13 @@ from imagery_dask.arrays.lazy import CutoutArray
 from imagery_dask.cluster import WorkerResources
 from imagery_dask.config import config
 from imagery_dask.export.core.base import Export, RunOptions
+from imagery_dask.export.core.inputs import Volume, as_volumes
 from imagery_dask.export.core.plans import ExportPlan, StageBlocks, fingerprint_of, voxels_decided_by
 from imagery_dask.export.core.preview import Preview
 from imagery_dask.export.core.session import Session
 from imagery_dask.export.execution.execute import execute
-from imagery_dask.export.images import slice_checks as checks
-from imagery_dask.export.images.slice_look import look_of
-from imagery_dask.export.images.slice_names import SliceNames, plane_axes
+from imagery_dask.export.images.image_options import MAX_FILES, ImageOptions, What
+from imagery_dask.export.images.slice_files import SliceNames, SliceTarget, plane_axes
 from imagery_dask.export.images.slice_pages import (
     IdTable,
     ImageryPages,
@@ -36,7 +37,6 @@ from imagery_dask.export.images.slice_pages import (
 )
 from imagery_dask.export.images.slice_plan import BLOCKS_HELD, plan_slices, refuse_too_large, storage_edges
 from imagery_dask.export.images.slice_previews import slice_previews
-from imagery_dask.export.images.slice_target import SliceTarget
 from imagery_dask.export.images.slice_tasks import SLICES, SliceTasks, list_ids
 from imagery_dask.export.multiscale.levels import block_size
 from imagery_dask.geometry.block_plan import BlockPlan, Region
@@ -47,14 +47,17 @@ from imagery_dask.render.pages import Format
 from imagery_dask.run import BlockTask, RunReport
 from imagery_dask.serialization import to_json
 from imagery_dask.storage.files import Files, split_prefix
-from imagery_dask.validate import axis, choice, whole_number
 
-__all__ = ["MAX_FILES", "WHATS", "SliceExport", "to_png"]
+__all__ = ["SliceExport", "to_png"]
 
-What = Literal["imagery", "masks", "labels", "overlay"]
-WHATS = ("imagery", "masks", "labels", "overlay")
-MAX_FILES = 1_000_000
 EXTENSIONS = {"png": "png", "tiff": "tif"}
+# Variables of a dataset that are shown, the one that must be there first.
+NEEDS = {
+    "imagery": ("image",),
+    "masks": ("segmentation",),
+    "labels": ("segmentation",),
+    "overlay": ("segmentation", "image"),
+}
 MOST_16_BIT = 2**16 - 1
 MOST_PACKED = 2**24 - 1
 
@@ -163,63 +166,33 @@ def to_png(
     is no object: 16-bit grey for up to 65,535 ids, above that RGB with value = 65536 R + 256 G + B. The table
     ``{prefix}_labels.csv`` has the columns id and value; ids are decimal text.
     """
-    export = SliceExport(
-        data, prefix, what=what, slice_axis=slice_axis, names=names, format=format, root_ids=root_ids, colors=colors,
+    options = ImageOptions(
+        what=what, slice_axis=slice_axis, names=names, format=format, root_ids=root_ids, colors=colors,
         window=window, bits=bits, tile=tile, alpha=alpha, outline=outline, merge_outline=merge_outline, width=width,
         voxel_offset=voxel_offset, max_files=max_files,
     )  # fmt: skip
-    return execute(export, RunOptions(
+    return execute(SliceExport(data, prefix, options), RunOptions(
         cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, repair=repair,
         max_missing=max_missing, max_requests=max_requests, report=report,
     ))  # fmt: skip
 
 
 class SliceExport(Export):
-    """An export of slices; arguments as for `to_png`."""
+    """An export of slices."""
 
     kind = "png"
+    options: ImageOptions
 
-    def __init__(
-        self,
-        data: Any,
-        prefix: str | os.PathLike[str],
-        *,
-        what: What = "imagery",
-        slice_axis: int | Literal["x", "y", "z"] = 2,
-        names: Literal["reference", "absolute"] = "reference",
-        format: Format = "png",
-        root_ids: RootIds = "all",
-        colors: Mapping[int, Sequence[int]] | None = None,
-        window: Sequence[float] | None = None,
-        bits: Literal[8, 16] = 8,
-        tile: int | None = None,
-        alpha: float = 0.2,
-        outline: bool = False,
-        merge_outline: bool = True,
-        width: int = 10,
-        voxel_offset: Sequence[int] | None = None,
-        max_files: int = MAX_FILES,
-    ) -> None:
-        choice("what", what, WHATS)
-        axis_index = axis("slice_axis", slice_axis)
-        self.form = cast(Format, choice("format", format, tuple(EXTENSIONS)))
-        self.volumes = checks.volumes_of(data, what)
-        self.look = look_of(what, self.volumes, root_ids, colors, checks.window_of(window, bits))
-        self.style = OverlayStyle(alpha, outline, merge_outline, width)
-        absolute = choice("names", names, ("reference", "absolute")) == "absolute"
-        start = checks.start_of(self.volumes[0], voxel_offset) if absolute else None
+    def __init__(self, data: Any, prefix: str | os.PathLike[str], options: ImageOptions) -> None:
+        self.volumes = _volumes_of(data, options.what)
+        self.options = options = options.for_volumes(self.volumes)
         self.files, stem = split_prefix(prefix)
-        self.names = SliceNames(stem, axis_index, self.volumes[0].shape, start, tile is not None, EXTENSIONS[self.form])
-        self.tile = None if tile is None else whole_number("tile", tile)
-        self.max_files = None if max_files is None else whole_number("max_files", max_files)
+        self.names = SliceNames(
+            stem, options.axis, self.volumes[0].shape, options.start, options.tile is not None,
+            EXTENSIONS[options.format],
+        )  # fmt: skip
         self.url = f"{self.files.url}/{stem}"
-        self.options = to_json({
-            "what": what, "slice_axis": axis_index, "names": names, "format": format,
-            "root_ids": "all" if self.look.keep is None else list(self.look.keep),
-            "colors": dict(self.look.colors) or None, "window": None if window is None else [*map(float, window)],
-            "bits": bits, "tile": self.tile, "alpha": alpha, "outline": outline, "merge_outline": merge_outline,
-            "width": width, "voxel_offset": start, "max_files": self.max_files,
-        })  # fmt: skip
+        self._fingerprint_options = {name: value for name, value in to_json(options).items() if name != "max_files"}
         self.target = self._slices = SliceTarget(self)
         self.check_count(self.listed_kinds)
 
@@ -229,37 +202,38 @@ class SliceExport(Export):
         found: dict[str, Any] = {"format": self.kind}
         for volume in self.volumes:
             found |= voxels_decided_by(volume)
-        return found | {name: value for name, value in self.options.items() if name != "max_files"}
+        return found | self._fingerprint_options
 
     @property
     def records(self) -> Files:
         """Where records are kept: exports of other slices, or of something else, may have the same prefix."""
-        name = f".{self.names.stem}_{self.look.what}.{fingerprint_of(self.fingerprint_fields)[:8]}.receipts"
+        name = f".{self.names.stem}_{self.options.what}.{fingerprint_of(self.fingerprint_fields)[:8]}.receipts"
         return Files.at(f"{self.files.url}/{name}")
 
     @property
     def table(self) -> str | None:
         """Name of the table of values, where there is one."""
-        return f"{self.names.stem}_labels.csv" if self.look.what == "labels" else None
+        return f"{self.names.stem}_labels.csv" if self.options.what == "labels" else None
 
     def kinds(self, ids: Sequence[int] | NDArray[Any] | None) -> list[str]:
         """Kinds of the files of a slice, as far as they are known."""
-        if self.look.what != "masks":
-            return [self.look.what]
+        if self.options.what != "masks":
+            return [self.options.what]
         return [] if ids is None else [f"root_id_{value}" for value in np.asarray(ids).tolist()]
 
     @property
     def listed_kinds(self) -> list[str]:
         """Kinds of the files of a slice, as far as they are known before anything is read."""
-        return self.kinds(self.look.keep)
+        return self.kinds(self.options.keep)
 
     def check_count(self, kinds: Sequence[str]) -> None:
         """Refuse too many files."""
         (slices, pages), count = self._pages_of_all(), self._count(kinds)
-        if self.max_files is not None and count > self.max_files:
+        limit = self.options.max_files
+        if limit is not None and count > limit:
             raise ValueError(
                 f"This would write {count:,} files ({slices:,} slices, {pages:,} tiles, {len(kinds) or 1:,} files for "
-                f"each); max_files (--max-files) allows {self.max_files:,}. Take fewer slices or ids, or allow more."
+                f"each); max_files (--max-files) allows {limit:,}. Take fewer slices or ids, or allow more."
             )
 
     def planned_names(self, kinds: Sequence[str]) -> Iterator[str]:
@@ -293,31 +267,31 @@ class SliceExport(Export):
     @property
     def margin(self) -> XYZ:
         """Voxels around a tile that decide its pixels too."""
-        around = overlay_halo(self.style.outline, self.style.width) if self.look.what == "overlay" else 0
+        around = overlay_halo(self.options.outline, self.options.width) if self.options.what == "overlay" else 0
         x, y, z = (around if axis in plane_axes(self.names.axis) else 0 for axis in range(3))
         return (x, y, z)
 
     def create(self, place: str, session: Session, client: Client) -> None:
         """Find the ids that are to be shown, where they are not listed; write their table."""
-        if self.look.what not in ("masks", "labels"):
+        if self.options.what not in ("masks", "labels"):
             return
         ids = (
             list_ids(client, self.volumes[0], config.get("export.block_bytes"))
-            if self.look.keep is None
-            else self.look.keep
+            if self.options.keep is None
+            else self.options.keep
         )
-        ids = np.array(ids, dtype=self.volumes[0].array.dtype if self.look.keep is None else np.uint64)
-        if self.look.what == "masks" and self.look.keep is None:
+        ids = np.array(ids, dtype=self.volumes[0].array.dtype if self.options.keep is None else np.uint64)
+        if self.options.what == "masks" and self.options.keep is None:
             self.check_count(self.kinds(ids))
             if not session.overwrites and (clash := self._slices.clash(self.kinds(ids))) is not None:
                 raise self._slices.refusal(clash)
-        if self.look.what == "labels":
+        if self.options.what == "labels":
             ids = self._label_ids(ids)
         self._id_table(session).write(ids)
 
     def create_sample(self, session: Session, client: Client, regions: Sequence[Region]) -> None:
         """Take the ids of the sample for all: to find all is a pass over the data."""
-        if self.look.what in ("masks", "labels") and self.look.keep is None:
+        if self.options.what in ("masks", "labels") and self.options.keep is None:
             read = [kernels.unique_ids(self.volumes[0].reader(region)()) for region in regions]
             ids = np.unique(np.concatenate(read))
             self._id_table(session).write(ids[ids != 0])
@@ -344,7 +318,7 @@ class SliceExport(Export):
 
     def notes(self, plan: ExportPlan) -> Iterator[str]:
         """Say what a reader of the report should know."""
-        if self.look.what in ("masks", "labels") and self.look.keep is None:
+        if self.options.what in ("masks", "labels") and self.options.keep is None:
             yield "The ids were found by one more pass over the data; it is not in these counts."
 
     def tasks(
@@ -352,7 +326,9 @@ class SliceExport(Export):
     ) -> Sequence[Sequence[BlockTask]]:
         """Tasks of the slabs, made as they are asked for."""
         ((part,),) = stages
-        return [SliceTasks(part.blocks, self.volumes, self._pages(session), self.names, self.files, self.form)]
+        return [
+            SliceTasks(part.blocks, self.volumes, self._pages(session), self.names, self.files, self.options.format)
+        ]
 
     def _pages_of_all(self) -> tuple[int, int]:
         """Slices, and tiles of each."""
@@ -372,19 +348,20 @@ class SliceExport(Export):
         yield from slice_previews(self.files, self.names, self._pages(session).kinds, self._plan(1).edges)
 
     def _plan(self, voxels: int) -> BlockPlan:
-        return plan_slices(storage_edges(self.volumes), self.names.axis, self.tile, voxels)
+        return plan_slices(storage_edges(self.volumes), self.names.axis, self.options.tile, voxels)
 
     def _pages(self, session: Session) -> Pages:
-        look = self.look
-        if look.what == "imagery":
-            return ImageryPages(look.window)
-        if look.what == "overlay":
-            rgb = {value: (r, g, b) for value, (r, g, b, _) in look.colors.items()}
-            return OverlayPages(self.style, look.keep, rgb, look.window)
+        options = self.options
+        if options.what == "imagery":
+            return ImageryPages(options.grey)
+        if options.what == "overlay":
+            rgb = {value: (r, g, b) for value, (r, g, b, _) in options.rgba.items()}
+            style = OverlayStyle(options.alpha, options.outline, options.merge_outline, options.width)
+            return OverlayPages(style, options.keep, rgb, options.grey)
         table = self._id_table(session)
-        if look.what == "masks":
-            return MaskPages(table.ids(), look.colors)
-        return LabelPages(table, len(table.ids()) > MOST_16_BIT, look.keep is None)
+        if options.what == "masks":
+            return MaskPages(table.ids(), options.rgba)
+        return LabelPages(table, len(table.ids()) > MOST_16_BIT, options.keep is None)
 
     def _id_table(self, session: Session) -> IdTable:
         """Table of the ids that are shown: a result beside labels, a record beside masks."""
@@ -405,3 +382,27 @@ class SliceExport(Export):
             )
         # An id that the data type cannot hold is nowhere.
         return ids[ids <= np.array(np.iinfo(dtype).max).astype(ids.dtype)]
+
+
+def _volumes_of(data: Any, what: str) -> list[Volume]:
+    """Return the volumes that pages are made of, in the order of `NEEDS`; an overlay may do without imagery."""
+    if isinstance(data, xr.Dataset):
+        present = [name for name in NEEDS[what] if name in data.data_vars]
+        if not present or NEEDS[what][0] not in present:
+            raise ValueError(
+                f"what={what!r} needs the variable {NEEDS[what][0]!r}; the dataset has "
+                f"{list(map(str, data.data_vars))}."
+            )
+        volumes = [replace(as_volumes(data[name])[0], name=name, variable=True) for name in present]
+    else:
+        volumes = as_volumes(data)
+    if what != "imagery":
+        labels = volumes[0]
+        if labels.array.dtype.kind not in "iu" or labels.channels:
+            raise TypeError(
+                f"what={what!r} needs integer ids along x, y and z; got {labels.array.dtype} of shape "
+                f"{labels.array.shape}. Write a single mask with what='imagery'."
+            )
+    if len({volume.shape for volume in volumes}) > 1:
+        raise ValueError(f"Imagery and segmentation have different shapes: {[volume.shape for volume in volumes]}.")
+    return volumes
