@@ -75,6 +75,8 @@ def from_json(kind: Any, value: Any) -> Any:
     if origin is tuple:
         kinds = [inner[0]] * len(value) if len(inner) == 2 and inner[1] is Ellipsis else inner
         return tuple(from_json(each, one) for each, one in zip(kinds, value, strict=True))
+    if isinstance(origin, type) and issubclass(origin, tuple):  # a generic named tuple
+        return origin(*(from_json(inner[0], each) for each in value))
     if kind is int and not isinstance(value, (bool, float)):
         return int(value)
     if kind is float and not isinstance(value, (bool, str)):

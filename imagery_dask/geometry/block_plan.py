@@ -21,14 +21,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from imagery_dask.geometry.grid import XYZ
+from imagery_dask.geometry.region import Region
+from imagery_dask.geometry.vec import Vec3
 
-__all__ = ["SPLIT_ABOVE", "BlockPlan", "Region", "SourceChunks", "plan_blocks"]
+__all__ = ["SPLIT_ABOVE", "BlockPlan", "SourceChunks", "plan_blocks"]
 
 # How many times the wanted size a block may have, so that it need not cut a chunk.
 SPLIT_ABOVE = 8
-
-Region = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,46 +68,42 @@ class BlockPlan:
         return math.prod(len(edges) - 1 for edges in self.edges)
 
     @property
-    def counts(self) -> XYZ:
-        """Blocks along x, y, z."""
-        x, y, z = (len(edges) - 1 for edges in self.edges)
-        return (x, y, z)
+    def counts(self) -> Vec3[int]:
+        """Number of blocks along x, y, z."""
+        return Vec3.of(self.edges).map(len) - 1
 
-    def __iter__(self) -> Iterator[tuple[XYZ, Region]]:
+    def __iter__(self) -> Iterator[tuple[Vec3[int], Region]]:
         """Index and region of each block, x fastest; nothing is held."""
         return (self[number] for number in range(len(self)))
 
-    def __getitem__(self, number: int) -> tuple[XYZ, Region]:
+    def __getitem__(self, number: int) -> tuple[Vec3[int], Region]:
         """Index and region of a block by number."""
         if not 0 <= number < len(self):
             raise IndexError(f"There is no block {number}; there are {len(self)}.")
         nx, ny, _ = self.counts
-        index = (number % nx, number // nx % ny, number // (nx * ny))
-        x, y, z = (slice(edges[at], edges[at + 1]) for edges, at in zip(self.edges, index, strict=True))
-        return index, (x, y, z)
+        index = Vec3(number % nx, number // nx % ny, number // (nx * ny))
+        return index, index.map(lambda at, edges: slice(edges[at], edges[at + 1]), self.edges)
 
     def pieces(self, region: Region) -> Iterator[Region]:
         """Regions that a block is worked off in, x fastest: the block itself where it need not be cut."""
         if self.inner is None:
             yield region
             return
-        spans = [
-            [part.start, *(edge for edge in edges if part.start < edge < part.stop), part.stop]
-            for part, edges in zip(region, self.inner, strict=True)
-        ]
-        x, y, z = (tuple(span) for span in spans)
-        yield from (piece for _, piece in BlockPlan((x, y, z), self.reads_once))
+
+        def cut(part: slice, edges: tuple[int, ...]) -> tuple[int, ...]:
+            return (part.start, *(edge for edge in edges if part.start < edge < part.stop), part.stop)
+
+        yield from (piece for _, piece in BlockPlan(Vec3.of(region).map(cut, self.inner), self.reads_once))
 
     @property
-    def largest_piece(self) -> XYZ:
-        """Shape of the largest piece that is worked on at once."""
+    def largest_piece(self) -> Vec3[int]:
+        """Shape of the largest piece of a block, or of the largest block where blocks are not cut."""
         return self.largest if self.inner is None else BlockPlan(self.inner, self.reads_once).largest
 
     @property
-    def largest(self) -> XYZ:
-        """Shape of the largest block."""
-        x, y, z = (max(b - a for a, b in pairwise(edges)) for edges in self.edges)
-        return (x, y, z)
+    def largest(self) -> Vec3[int]:
+        """Longest block along x, y, z."""
+        return Vec3.of(self.edges).map(lambda edges: max(b - a for a, b in pairwise(edges)))
 
 
 def plan_blocks(
@@ -160,10 +155,10 @@ def _aligned(
     most: int,
 ) -> BlockPlan:
     """Blocks whose edges are edges of the output's chunks and of a grid, where that takes at most `most` voxels."""
-    units = [_unit(chunk, grid) for chunk, grid in zip(output_chunks, grids, strict=True)]
+    units = list(map(_unit, output_chunks, grids))
     if math.prod(unit for unit, _ in units) > most:
         units = [(chunk, None) for chunk in output_chunks]
-    block = [min(unit, size) for (unit, _), size in zip(units, shape, strict=True)]
+    block = [min(unit, shape[axis]) for axis, (unit, _) in enumerate(units)]
     while 2 * math.prod(block) <= voxels:
         growing = [axis for axis in range(3) if block[axis] < shape[axis]]
         if not growing:

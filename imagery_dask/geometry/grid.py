@@ -27,6 +27,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from imagery_dask.geometry.vec import Vec3
+
 __all__ = ["AXES", "VoxelGrid", "XYZ", "edge_at_or_after", "nearest_index", "ratio", "voxel_bounds"]
 
 XYZ = tuple[int, int, int]
@@ -109,7 +111,7 @@ def edge_at_or_after(source_edge: int, step: Fraction) -> int:
 
 def voxel_bounds(
     lower: Sequence[float], upper: Sequence[float], bounds_nm: Resolution, voxel_nm: Resolution
-) -> tuple[XYZ, XYZ]:
+) -> tuple[Vec3[int], Vec3[int]]:
     """Voxels that bounds given in one resolution mean in another, as CloudVolume reads them.
 
     Parameters
@@ -133,14 +135,11 @@ def voxel_bounds(
     in float32, and is off where these exceed 2**24.)
     """
 
-    def convert(corner: Sequence[float]) -> XYZ:
-        x, y, z = (
-            math.trunc(float(math.trunc(value)) / (voxel / own))
-            for value, own, voxel in zip(corner, bounds_nm, voxel_nm, strict=True)
-        )
-        return (x, y, z)
+    def convert(value: float, own_nm: float, other_nm: float) -> int:
+        return math.trunc(float(math.trunc(value)) / (other_nm / own_nm))
 
-    return convert(lower), convert(upper)
+    start, stop = (Vec3.of(corner).map(convert, bounds_nm, voxel_nm) for corner in (lower, upper))
+    return start, stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,55 +169,53 @@ class VoxelGrid:
     (5, 5, 0)
     """
 
-    start: XYZ
-    shape: XYZ
-    resolution_nm: Resolution
+    start: Vec3[int]
+    shape: Vec3[int]
+    resolution_nm: Vec3[float]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "start", _ints(self.start))
         object.__setattr__(self, "shape", _ints(self.shape))
-        object.__setattr__(self, "resolution_nm", tuple(float(value) for value in self.resolution_nm))
-        if any(size < 0 for size in self.shape):
+        resolution_nm = tuple(float(value) for value in self.resolution_nm)
+        if min(self.shape) < 0:
             raise ValueError(f"A voxel grid's shape cannot be negative; got {self.shape}.")
-        if len(self.resolution_nm) != 3 or not all(0 < value < math.inf for value in self.resolution_nm):
-            raise ValueError(f"A resolution is three positive numbers in nm; got {self.resolution_nm}.")
+        if len(resolution_nm) != 3 or not all(0 < value < math.inf for value in resolution_nm):
+            raise ValueError(f"A resolution is three positive numbers in nm; got {resolution_nm}.")
+        object.__setattr__(self, "resolution_nm", Vec3.of(resolution_nm))
 
     @classmethod
     def between(cls, start: Sequence[int], stop: Sequence[int], resolution_nm: Resolution) -> VoxelGrid:
         """Grid of the half-open box ``[start, stop)``; empty along an axis whose stop is not after its start."""
-        shape = [max(0, int(b) - int(a)) for a, b in zip(start, stop, strict=True)]
-        return cls(_ints(start), _ints(shape), resolution_nm)
+        first = _ints(start)
+        return cls(first, (_ints(stop) - first).maximum(0), Vec3.of(resolution_nm))
 
     @property
-    def stop(self) -> XYZ:
+    def stop(self) -> Vec3[int]:
         """One past the last voxel along x, y, z."""
-        return _ints([start + size for start, size in zip(self.start, self.shape, strict=True)])
+        return self.start + self.shape
 
     @property
     def size(self) -> int:
         """Number of voxels (a Python integer: it does not overflow)."""
-        return math.prod(self.shape)
+        return self.shape.prod
 
     @property
-    def translation_nm(self) -> Resolution:
+    def translation_nm(self) -> Vec3[float]:
         """Centre of the first voxel, in nm."""
-        x, y, z = (float(self._centre(axis, 0)) for axis in range(3))
-        return (x, y, z)
+        return Vec3.of(range(3)).map(self._first_centre_nm)
 
     def centres_nm(self, axis: int) -> NDArray[np.float64]:
         """Centres of the voxels along an axis, in nm: float64 of shape ``(shape[axis],)``."""
         index = np.arange(self.start[axis], self.stop[axis], dtype=np.int64)
         return np.asarray((index + 0.5) * self.resolution_nm[axis], dtype=np.float64)
 
-    def steps_from(self, source_nm: Resolution) -> tuple[Fraction, Fraction, Fraction]:
+    def steps_from(self, source_nm: Resolution) -> Vec3[Fraction]:
         """Size of this grid's voxels in voxels of another resolution, along x, y, z."""
-        x, y, z = (ratio(own, other) for own, other in zip(self.resolution_nm, source_nm, strict=True))
-        return (x, y, z)
+        return self.resolution_nm.map(ratio, source_nm)
 
     def crop(self, offset: Sequence[int], shape: Sequence[int]) -> VoxelGrid:
         """Part of the grid, `offset` voxels after its start."""
-        start = [own + by for own, by in zip(self.start, offset, strict=True)]
-        return VoxelGrid(_ints(start), _ints(shape), self.resolution_nm)
+        return VoxelGrid(self.start + _ints(offset), _ints(shape), self.resolution_nm)
 
     def intersection(self, other: VoxelGrid) -> VoxelGrid:
         """Voxels in both grids, which must share a resolution; empty where they do not meet."""
@@ -226,9 +223,7 @@ class VoxelGrid:
             raise ValueError(
                 f"Grids of {self.resolution_nm} and {other.resolution_nm} nm share no voxels; convert with at()."
             )
-        start = [max(a, b) for a, b in zip(self.start, other.start, strict=True)]
-        stop = [min(a, b) for a, b in zip(self.stop, other.stop, strict=True)]
-        return VoxelGrid.between(start, stop, self.resolution_nm)
+        return VoxelGrid.between(self.start.maximum(other.start), self.stop.minimum(other.stop), self.resolution_nm)
 
     def contains(self, other: VoxelGrid) -> bool:
         """Whether every voxel of `other` (of the same resolution) is in this grid."""
@@ -252,15 +247,14 @@ class VoxelGrid:
         for z in range(0, self.shape[2], block[2]):
             for y in range(0, self.shape[1], block[1]):
                 for x in range(0, self.shape[0], block[0]):
-                    offset = (x, y, z)
-                    shape = [min(b, n - o) for b, n, o in zip(block, self.shape, offset, strict=True)]
-                    yield self.crop(offset, shape)
+                    offset = Vec3(x, y, z)
+                    yield self.crop(offset, (self.shape - offset).minimum(_ints(block)))
 
-    def _centre(self, axis: int, index: int) -> Fraction:
-        """Exact centre of a voxel in nm."""
-        return (Fraction(self.start[axis] + index) + Fraction(1, 2)) * ratio(self.resolution_nm[axis], 1.0)
+    def _first_centre_nm(self, axis: int) -> float:
+        """Centre of the first voxel along an axis, computed in exact fractions."""
+        return float((self.start[axis] + Fraction(1, 2)) * ratio(self.resolution_nm[axis], 1.0))
 
 
-def _ints(values: Sequence[float]) -> XYZ:
-    x, y, z = (int(value) for value in values)
-    return (x, y, z)
+def _ints(values: Sequence[float]) -> Vec3[int]:
+    x, y, z = values
+    return Vec3(int(x), int(y), int(z))

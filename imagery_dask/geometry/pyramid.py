@@ -10,11 +10,11 @@ of the difference of their sizes further.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from imagery_dask.geometry.grid import XYZ
+from imagery_dask.geometry.vec import Vec3
 from imagery_dask.validate import whole_number
 
 __all__ = ["Level", "Levels", "checked_levels", "pyramid"]
@@ -43,10 +43,10 @@ class Level:
         Centre of the first voxel (in voxels of the first level where `resolution_nm` is None).
     """
 
-    shape: XYZ
-    step: XYZ
-    resolution_nm: Triple | None
-    translation_nm: Triple
+    shape: Vec3[int]
+    step: Vec3[int]
+    resolution_nm: Vec3[float] | None
+    translation_nm: Vec3[float]
 
 
 def checked_levels(levels: Any) -> Levels:
@@ -89,37 +89,27 @@ def pyramid(
     >>> [level.shape for level in pyramid((4097, 2048, 100), (8, 8, 40), (4, 4, 20), "auto")]
     [(4097, 2048, 100), (2049, 1024, 100), (1025, 512, 100), (513, 256, 50), (257, 128, 25)]
     """
-    found = [Level(shape, (1, 1, 1), resolution_nm, translation_nm)]
-    size = resolution_nm or (1.0, 1.0, 1.0)
-    while len(found) < (MOST_LEVELS if levels == "auto" else levels):
-        last = found[-1]
-        if max(last.shape) == 1 or (levels == "auto" and max(last.shape) <= AUTO_VOXELS):
+    voxel = Vec3(1.0, 1.0, 1.0) if resolution_nm is None else Vec3.of(resolution_nm)
+    world = None if resolution_nm is None else voxel
+    pyramid_levels = [Level(Vec3.of(shape), Vec3(1, 1, 1), world, Vec3.of(translation_nm))]
+    while len(pyramid_levels) < (MOST_LEVELS if levels == "auto" else levels):
+        above = pyramid_levels[-1]
+        if max(above.shape) == 1 or (levels == "auto" and max(above.shape) <= AUTO_VOXELS):
             break
-        step = _step(last.shape, size)
-        size = _mul(size, step)
-        below = tuple(-(-n // s) for n, s in zip(last.shape, step, strict=True))
-        centre = tuple(
-            c + (s - 1) / 2 * r
-            for c, s, r in zip(last.translation_nm, step, last.resolution_nm or _over(size, step), strict=True)
-        )
-        found.append(Level(_three(below), step, None if resolution_nm is None else size, _three(centre)))
-    return tuple(found)
+        step = _step(above.shape, voxel)
+        centre = above.translation_nm.map(_centre, step, voxel)
+        voxel = voxel * step
+        world = None if resolution_nm is None else voxel
+        pyramid_levels.append(Level(above.shape.ceil_div(step), step, world, centre))
+    return tuple(pyramid_levels)
 
 
-def _step(shape: XYZ, size: Triple) -> XYZ:
+def _step(shape: Vec3[int], voxel: Vec3[float]) -> Vec3[int]:
     """Halve the axes whose voxels are less than twice the finest, among those that are longer than one voxel."""
-    finest = min(s for s, n in zip(size, shape, strict=True) if n > 1)
-    return _three([2 if n > 1 and s < 2 * finest else 1 for s, n in zip(size, shape, strict=True)])
+    finest = min(voxel[axis] for axis in range(3) if shape[axis] > 1)
+    return shape.map(lambda length, size: 2 if length > 1 and size < 2 * finest else 1, voxel)
 
 
-def _mul(size: Triple, step: XYZ) -> Triple:
-    return _three([r * s for r, s in zip(size, step, strict=True)])
-
-
-def _over(size: Triple, step: XYZ) -> Triple:
-    return _three([r / s for r, s in zip(size, step, strict=True)])
-
-
-def _three(values: Sequence[Any]) -> tuple[Any, Any, Any]:
-    x, y, z = values
-    return (x, y, z)
+def _centre(centre: float, step: int, voxel: float) -> float:
+    """Centre of the first voxel of the next level: half the difference of the voxel sizes further."""
+    return centre + (step - 1) / 2 * voxel

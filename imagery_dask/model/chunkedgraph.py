@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 from imagery_dask.errors import SourceError
 from imagery_dask.geometry.grid import XYZ, VoxelGrid, ratio
+from imagery_dask.geometry.vec import Vec3
 
 __all__ = ["GRAPHENE", "ChunkedGraph", "RootQuery", "graphene_address"]
 
@@ -104,20 +106,19 @@ class ChunkedGraph:
         try:
             graph = info["graph"]
             scale = info["scales"][int(graph.get("cv_mip", 0))]
-            x, y, z = (int(n) for n in graph["chunk_size"])
-            offset = scale.get("voxel_offset") or (0, 0, 0)
-            origin = tuple(int(n) for n in offset) if info.get("chunks_start_at_voxel_offset") else (0, 0, 0)
-            nm_x, nm_y, nm_z = (float(n) for n in scale["resolution"])
-            found = cls(
-                server, table, (x, y, z), (origin[0], origin[1], origin[2]), (nm_x, nm_y, nm_z),
-                int(graph["n_layers"]), int(graph.get("n_bits_for_layer_id", 8)),
+            starts_at_offset = info.get("chunks_start_at_voxel_offset")
+            origin = (scale.get("voxel_offset") if starts_at_offset else None) or (0, 0, 0)
+            chunked_graph = cls(
+                server, table, Vec3.of(graph["chunk_size"]).map(int), Vec3.of(origin).map(int),
+                Vec3.of(scale["resolution"]).map(float), int(graph["n_layers"]),
+                int(graph.get("n_bits_for_layer_id", 8)),
             )  # fmt: skip
             supported = info["app"]["supported_api_versions"]
         except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
             raise SourceError(f"{path!r} has no info of a chunked graph: there is no usable {error} in it.") from error
         if 1 not in supported:
             raise SourceError(f"{path!r} is served by API versions {supported}; only version 1 is supported.")
-        return found
+        return chunked_graph
 
     @property
     def host(self) -> str:
@@ -132,17 +133,13 @@ class ChunkedGraph:
         """Whether an id is of the layer of root ids."""
         return root_id >> (ID_BITS - self.layer_bits) == self.layers
 
-    def chunks_at(self, level: VoxelGrid) -> tuple[XYZ, XYZ] | None:
+    def chunks_at(self, level: VoxelGrid) -> tuple[Vec3[int], Vec3[int]] | None:
         """Shape of graph chunks, and first voxel of one of them, in voxels of a level; None where they cut voxels."""
-        shape, origin = [], []
-        for axis in range(3):
-            step = ratio(level.resolution_nm[axis], self.resolution_nm[axis])
-            size, start = self.chunk_shape[axis] / step, self.origin[axis] / step
-            if size.denominator != 1 or start.denominator != 1:
-                return None
-            shape.append(int(size))
-            origin.append(int(start))
-        return (shape[0], shape[1], shape[2]), (origin[0], origin[1], origin[2])
+        factors = Vec3.of(self.resolution_nm).map(ratio, level.resolution_nm)
+        shape, origin = (factors * Vec3.of(voxels).map(Fraction) for voxels in (self.chunk_shape, self.origin))
+        if any(value.denominator != 1 for value in (*shape, *origin)):
+            return None
+        return shape.map(int), origin.map(int)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from imagery_dask.geometry.grid import AXES, XYZ, VoxelGrid, voxel_bounds
+from imagery_dask.geometry.grid import AXES, VoxelGrid, voxel_bounds
+from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.arguments import Triple, corners
 from imagery_dask.model.chunkedgraph import RootQuery
 from imagery_dask.model.labels import LabelRule
@@ -79,7 +80,7 @@ class Cutout:
         return None if self.labels is None else self.labels.query
 
     @property
-    def unit(self) -> XYZ:
+    def unit(self) -> Vec3[int]:
         """Smallest box, in voxels of the mip from its first on, of which blocks are made to read everything once.
 
         A storage chunk; in a dynamic segmentation also a graph chunk, so that no two blocks ask for one supervoxel.
@@ -89,10 +90,9 @@ class Cutout:
         if chunks is None:
             return chunk
         shape, origin = chunks
-        if any((a - b) % n for a, b, n in zip(self.mip.grid.start, origin, shape, strict=True)):
+        if any((self.mip.grid.start - origin) % shape):
             return chunk
-        x, y, z = (math.lcm(a, b) for a, b in zip(chunk, shape, strict=True))
-        return (x, y, z)
+        return chunk.map(math.lcm, shape)
 
     def mask(self, root_id: int) -> Cutout:
         """Cutout of the voxels that have one id."""
@@ -222,10 +222,12 @@ def resolve_pair(
     scales = request.scale_to_bounds
     if scales is None:
         scales = mips == (None, None)
-    levels = [default if mip is None else mip for mip, default in zip(mips, default_mips, strict=True)]
-    image_nm = image.mip(levels[0]).grid.resolution_nm
-    segmentation_nm = segmentation.mip(levels[1]).grid.resolution_nm
-    segmentation_is_finer = all(a >= b for a, b in zip(image_nm, segmentation_nm, strict=True))
+    image_mip, segmentation_mip = mips
+    image_level = default_mips[0] if image_mip is None else image_mip
+    segmentation_level = default_mips[1] if segmentation_mip is None else segmentation_mip
+    image_nm = image.mip(image_level).grid.resolution_nm
+    segmentation_nm = segmentation.mip(segmentation_level).grid.resolution_nm
+    segmentation_is_finer = segmentation_nm.all_le(image_nm)
     finer = segmentation if segmentation_is_finer else image
     _check_options(missing, order)
 
@@ -241,8 +243,9 @@ def resolve_pair(
         )  # fmt: skip
 
     # The coarser layer may have no voxel of its own in the bounds; on the finer one's grid it has a value for each.
-    target = cut(finer, levels[int(segmentation_is_finer)]).target if resize else None
-    return cut(image, levels[0], target), cut(segmentation, levels[1], target)
+    finer_level = segmentation_level if segmentation_is_finer else image_level
+    target = cut(finer, finer_level).target if resize else None
+    return cut(image, image_level, target), cut(segmentation, segmentation_level, target)
 
 
 def _check_options(missing: str, order: int) -> None:
@@ -260,9 +263,8 @@ def _target(request: CutoutRequest, mip: Mip) -> VoxelGrid:
     start, stop = voxel_bounds(lower, upper, request.resolution, target_nm)
     if request.image_size is not None and not request.scales:
         # The size in pixels is what was asked for: no rounding of corners may change it.
-        size = sizes("image_size", request.image_size)
-        stop = tuple(a + int(n) for a, n in zip(start, size, strict=True))  # type: ignore[assignment]
-    empty = [name for name, a, b in zip(AXES, start, stop, strict=True) if b <= a]
+        stop = start + Vec3.of(sizes("image_size", request.image_size)).map(int)
+    empty = [name for axis, name in enumerate(AXES) if stop[axis] <= start[axis]]
     if empty:
         raise ValueError(
             f"The bounds {_plain(lower)} to {_plain(upper)} at {_plain(request.resolution)} nm cover no voxel along "
@@ -294,7 +296,7 @@ def _corners(request: CutoutRequest, voxel_nm: Triple) -> tuple[Triple, Triple]:
 def dimensions_in(image_size: ArrayLike, voxel_nm: Triple, resolution: Triple) -> Triple:
     """Size in voxels of `resolution` that spans `image_size` pixels of `voxel_nm`; z is 1 for a 2-element size."""
     size = sizes("image_size", image_size, whole=True)
-    x, y, z = (n * own / of for n, own, of in zip(size, voxel_nm, resolution, strict=True))
+    x, y, z = Vec3.of(size).map(lambda pixels, own_nm, other_nm: pixels * own_nm / other_nm, voxel_nm, resolution)
     return (x, y, z if np.size(np.asarray(image_size)) == 3 else 1.0)
 
 

@@ -6,13 +6,13 @@ The format is Neuroglancer's precomputed volume format
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from imagery_dask.errors import SourceError
-from imagery_dask.geometry.grid import XYZ, VoxelGrid
+from imagery_dask.geometry.grid import VoxelGrid
+from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.chunkedgraph import ChunkedGraph
 from imagery_dask.validate import integer
 
@@ -42,9 +42,12 @@ class Mip:
     level: int
     key: str
     grid: VoxelGrid
-    chunk_shape: XYZ
+    chunk_shape: Vec3[int]
     encoding: str
     minishard_chunks: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "chunk_shape", Vec3.of(self.chunk_shape))
 
     @property
     def is_placeholder(self) -> bool:
@@ -59,7 +62,7 @@ class Mip:
     @property
     def chunk_count(self) -> int:
         """Number of storage chunks that cover the level."""
-        return math.prod(-(-n // c) for n, c in zip(self.grid.shape, self.chunk_shape, strict=True))
+        return self.grid.shape.ceil_div(self.chunk_shape).prod
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +140,9 @@ class Layer:
 
 
 def _mip(level: int, scale: Mapping[str, Any]) -> Mip:
-    x, y, z = (float(value) for value in scale["resolution"])
-    start = scale.get("voxel_offset") or (0, 0, 0)
-    grid = VoxelGrid(start, scale["size"], (x, y, z))
-    chunk_x, chunk_y, chunk_z = (int(value) for value in scale["chunk_sizes"][0])
+    resolution_nm = Vec3.of(scale["resolution"]).map(float)
+    grid = VoxelGrid(scale.get("voxel_offset") or Vec3(0, 0, 0), scale["size"], resolution_nm)
+    chunk_shape = Vec3.of(scale["chunk_sizes"][0]).map(int)
     sharding = scale.get("sharding")
     per_minishard = 2 ** int(sharding["preshift_bits"]) if sharding else None
-    return Mip(level, str(scale["key"]), grid, (chunk_x, chunk_y, chunk_z), str(scale["encoding"]), per_minishard)
+    return Mip(level, str(scale["key"]), grid, chunk_shape, str(scale["encoding"]), per_minishard)

@@ -20,8 +20,8 @@ from imagery_dask.export.core.plans import ExportPlan, StageBlocks, described_vo
 from imagery_dask.export.core.preview import Preview
 from imagery_dask.export.core.session import Session, Target
 from imagery_dask.export.core.source_reads import source_chunks
-from imagery_dask.geometry.block_plan import Region
 from imagery_dask.geometry.grid import XYZ
+from imagery_dask.geometry.region import Region
 from imagery_dask.records.parts import Part
 from imagery_dask.run import BlockTask, RunReport
 from imagery_dask.serialization import to_json

@@ -14,8 +14,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from imagery_dask.arrays.lazy import CutoutArray, lazy_array, source_of
-from imagery_dask.geometry.block_plan import BlockPlan, Region, SourceChunks, plan_blocks
+from imagery_dask.geometry.block_plan import BlockPlan, SourceChunks, plan_blocks
 from imagery_dask.geometry.grid import AXES, XYZ, VoxelGrid
+from imagery_dask.geometry.region import Region, start_of, stop_of
+from imagery_dask.geometry.vec import Vec3
 from imagery_dask.sources import open_volume
 from imagery_dask.validate import triple
 
@@ -55,17 +57,16 @@ class Volume:
     array: da.Array
     group: str
     source: CutoutArray | None
-    resolution_nm: Triple | None
-    translation_nm: Triple
+    resolution_nm: Vec3[float] | None
+    translation_nm: Vec3[float]
     labels: bool
     held: NDArray[Any] | None = None
     variable: bool = False
 
     @property
-    def shape(self) -> XYZ:
+    def shape(self) -> Vec3[int]:
         """Voxels along x, y, z."""
-        x, y, z = self.array.shape[:3]
-        return (int(x), int(y), int(z))
+        return Vec3.of(self.array.shape[:3]).map(int)
 
     @property
     def voxel_bytes(self) -> int:
@@ -84,7 +85,7 @@ class Volume:
 
     def plan(self, output_chunks: XYZ, block_bytes: int, most_bytes: int | None = None) -> BlockPlan:
         """Blocks for an output of these chunks, of `block_bytes`, or of `most_bytes` where that reads chunks once."""
-        chunks = [min(chunk, size) for chunk, size in zip(output_chunks, self.shape, strict=True)]
+        chunks = self.shape.minimum(output_chunks)
         graph: Sequence[SourceChunks | None] = (None, None, None)
         if self.source is None:
             storage = [_dask_chunks(self.array.chunks[axis]) for axis in range(3)]
@@ -98,13 +99,13 @@ class Volume:
 
     def held_bytes(self, plan: BlockPlan) -> int:
         """Most bytes that a task holds at once: a block, what it is computed from, and what becomes of it."""
-        block = math.prod(plan.largest_piece) * self.voxel_bytes
+        block = plan.largest_piece.prod * self.voxel_bytes
         if self.source is not None:
-            return int(math.prod(plan.largest_piece) * self.read_bytes) + 2 * block
+            return int(plan.largest_piece.prod * self.read_bytes) + 2 * block
         if self.held is not None:
             return 2 * block
-        crossed = [_longest(chunks, edges) for chunks, edges in zip(self.array.chunks[:3], plan.edges, strict=True)]
-        return math.prod(crossed) * self.voxel_bytes + 2 * block
+        crossed = Vec3.of(self.array.chunks[:3]).map(_longest, plan.edges)
+        return crossed.prod * self.voxel_bytes + 2 * block
 
     def reader(self, region: Region) -> Callable[[], NDArray[Any]]:
         """Picklable call that gives the voxels of a region."""
@@ -126,8 +127,8 @@ class ReadCutout:
     def __call__(self) -> NDArray[Any]:
         """Voxels of the region."""
         cutout = self.source.cutout
-        offset, shape = zip(*((part.start, part.stop - part.start) for part in self.region), strict=True)
-        block = self.source.read(cutout.target.crop(offset, shape))
+        offset = start_of(self.region)
+        block = self.source.read(cutout.target.crop(offset, stop_of(self.region) - offset))
         return block if cutout.channels > 1 else block[..., 0]
 
 
@@ -218,7 +219,7 @@ def source_levels(volume: Volume) -> tuple[Volume, ...]:
         coarse = mip.grid.resolution_nm
         if mip.is_placeholder:  # has no data
             continue
-        if mip.level >= cutout.mip.level and coarse != fine and all(c >= f for c, f in zip(coarse, fine, strict=True)):
+        if mip.level >= cutout.mip.level and coarse != fine and fine.all_le(coarse):
             target = cutout.target.at(coarse)
             array = lazy_array(replace(cutout, mip=mip, target=target), squeeze=False)
             source = source_of(array)
@@ -257,10 +258,11 @@ def _volume(data: Any, name: str | None, group: str, resolution: Any, translatio
     array = _three_axes(data)
     _check(array)
     resolution_nm = own[0] if resolution is None else triple("resolution_nm", resolution, positive=True)
-    translation_nm = own[1] if translation is None else triple("translation_nm", translation)
+    translation_nm = Vec3.of(own[1] if translation is None else triple("translation_nm", translation))
     labels = _holds_ids(array.dtype, name, source)
     kind = "segmentation" if source is not None and source.cutout.labels is not None else "image"
-    return Volume(name or kind, array, group, source, resolution_nm, translation_nm, labels, held)
+    voxel_nm = None if resolution_nm is None else Vec3.of(resolution_nm)
+    return Volume(name or kind, array, group, source, voxel_nm, translation_nm, labels, held)
 
 
 def _holds_ids(dtype: np.dtype[Any], name: str | None, source: CutoutArray | None) -> bool:

@@ -16,8 +16,9 @@ import xarray as xr
 from imagery_dask.arrays.lazy import CutoutArray, lazy_dataarray
 from imagery_dask.export.core.inputs import Volume
 from imagery_dask.export.core.provenance import PROGRAM, without_user
-from imagery_dask.geometry.block_plan import BlockPlan, Region
+from imagery_dask.geometry.block_plan import BlockPlan
 from imagery_dask.geometry.grid import AXES
+from imagery_dask.geometry.region import Region
 from imagery_dask.model.cutout import Cutout
 from imagery_dask.serialization import flat, from_json, to_json
 

@@ -10,6 +10,7 @@ from imagery_dask.export.multiscale.level_layout import LevelLayout, checked_sha
 from imagery_dask.export.multiscale.levels import VolumeLevels
 from imagery_dask.geometry.grid import XYZ
 from imagery_dask.geometry.pyramid import Level, Levels, pyramid
+from imagery_dask.geometry.vec import Vec3
 
 __all__ = ["Multiscale", "multiscale_of"]
 
@@ -50,7 +51,7 @@ def multiscale_of(volume: Volume, levels: Levels, chunks: XYZ | None, shards: An
         layouts, stages = lay_out(geometry, chunks, shards, volume.voxel_bytes)
         return Multiscale(VolumeLevels((volume,), geometry, stages), layouts)
     volumes = source_levels(volume)
-    geometry = tuple(Level(each.shape, (1, 1, 1), each.resolution_nm, each.translation_nm) for each in volumes)
+    geometry = tuple(Level(one.shape, Vec3(1, 1, 1), one.resolution_nm, one.translation_nm) for one in volumes)
     laid_out = [lay_out([level], chunks, shards, volume.voxel_bytes) for level in geometry]
     stages = tuple(replace(stage, first=index, last=index) for index, (_, (stage,)) in enumerate(laid_out))
     return Multiscale(VolumeLevels(volumes, geometry, stages), tuple(layout for (layout,), _ in laid_out))

@@ -21,9 +21,10 @@ from imagery_dask.cluster import WorkerResources
 from imagery_dask.config import config
 from imagery_dask.export.core.inputs import Volume, steps_of
 from imagery_dask.export.multiscale.level_layout import StageLayout
-from imagery_dask.geometry.block_plan import SPLIT_ABOVE, BlockPlan, Region, plan_blocks
+from imagery_dask.geometry.block_plan import SPLIT_ABOVE, BlockPlan, plan_blocks
 from imagery_dask.geometry.grid import XYZ
 from imagery_dask.geometry.pyramid import Level
+from imagery_dask.geometry.region import Region
 from imagery_dask.run import BlockTask, Written
 
 __all__ = [

@@ -13,8 +13,8 @@ import numpy as np
 from cloudvolume import chunks as codecs
 from numpy.typing import NDArray
 
-from imagery_dask.geometry.block_plan import Region
 from imagery_dask.geometry.grid import XYZ
+from imagery_dask.geometry.region import Region
 from imagery_dask.sources import channels_last
 from imagery_dask.sources.segmentation_check import segmentation_damage
 from imagery_dask.storage.digests import digest_of, digest_of_bytes, join_digests

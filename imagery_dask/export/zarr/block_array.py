@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from zarr.storage import LocalStore, StorePath, WrapperStore
 
 from imagery_dask.export.zarr.zarr_shards import ShardEncoder, shard_encoder
-from imagery_dask.geometry.block_plan import Region
+from imagery_dask.geometry.region import Region
 from imagery_dask.storage.buckets import parse_bucket_url
 from imagery_dask.storage.digests import digest_of
 from imagery_dask.storage.files import move_durably, write_soon
