@@ -82,7 +82,8 @@ class BlockPlan:
             raise IndexError(f"There is no block {number}; there are {len(self)}.")
         nx, ny, _ = self.counts
         index = Vec3(number % nx, number // nx % ny, number // (nx * ny))
-        return index, index.map(lambda at, edges: slice(edges[at], edges[at + 1]), self.edges)
+        x, y, z = index.map(lambda at, edges: slice(edges[at], edges[at + 1]), self.edges)
+        return index, (x, y, z)
 
     def pieces(self, region: Region) -> Iterator[Region]:
         """Regions that a block is worked off in, x fastest: the block itself where it need not be cut."""

@@ -1,6 +1,7 @@
 """Regions: three slices, along x, y and z, that select a box of an array.
 
-Their start and stop are given and not negative, and they have no step.
+Their start and stop are given and not negative, and they have no step. They are plain tuples, not `Vec3`: dask
+concatenates indices.
 """
 
 from __future__ import annotations

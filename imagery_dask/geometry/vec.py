@@ -32,8 +32,6 @@ class Vec3(NamedTuple, Generic[T]):
     ((12, 20, 12), True, True)
     >>> Vec3.of([1.0, 2.5, 3.0]).map(int)
     (1, 2, 3)
-    >>> start.map(slice, stop)
-    (slice(10, 300, None), slice(20, 148, None), slice(0, 64, None))
     """
 
     x: T
