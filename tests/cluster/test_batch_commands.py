@@ -65,6 +65,7 @@ def test_some_jobs_are_taken_and_one_is_refused(tmp_path: Path, program: Command
 
 
 @pytest.mark.parametrize("count", ["workers: 1", "adapt: {minimum: 1, maximum: 2}"], ids=["workers", "adapt"])
+@pytest.mark.long
 def test_jobs_that_die_in_the_queue_are_submitted_again(tmp_path: Path, program: Command, count: str) -> None:
     program("sbatch", f"echo $$ >> {tmp_path}/submitted; echo Submitted batch job $$")
     program("scancel", "exit 0")

@@ -26,6 +26,8 @@ from support.volumes import coordinate_volume, random_labels, write_volume
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.cluster import connect, dashboard_address
 
+pytestmark = pytest.mark.long
+
 CONFIG = Path(__file__).parents[2] / "cluster_configs" / "gateway.yaml"
 SHAPE = (96, 64, 48)
 OFFSET = (-32, 64, 16)

@@ -29,6 +29,8 @@ from support.volumes import coordinate_volume, write_volume
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.run import RunReport
 
+pytestmark = pytest.mark.long
+
 SHAPE = (128, 128, 64)
 BLOCK = (16, 32, 16)
 # Blocks that are written before a host is cut off, of 128.

@@ -17,6 +17,8 @@ from cluster.processes import dask_processes
 
 from imagery_dask.cluster import connect
 
+pytestmark = pytest.mark.long
+
 QUICKLY_S = 15.0
 
 

@@ -26,6 +26,8 @@ from imagery_dask.cli import main
 from imagery_dask.cluster import connect, load_cluster_file
 from imagery_dask.run import RunReport
 
+pytestmark = pytest.mark.long
+
 SHAPE = (96, 64, 48)
 OFFSET = (-32, 64, 16)
 

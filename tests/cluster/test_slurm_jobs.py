@@ -27,6 +27,8 @@ from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.cli.main import main
 from imagery_dask.cluster import driver_script, load_cluster_file
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 SHAPE = (96, 64, 48)
 TIMEOUT_S = 120.0

@@ -22,6 +22,8 @@ from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.cluster import connect
 from imagery_dask.errors import VersionMismatchError
 
+pytestmark = pytest.mark.long
+
 CONFIG = Path(__file__).parents[2] / "cluster_configs" / "ssh.yaml"
 ROOT = Path(__file__).parents[2]
 SHAPE = (64, 64, 32)

@@ -104,6 +104,7 @@ def test_other_versions_are_named(tmp_path: Path) -> None:
     assert "\n" not in said
 
 
+@pytest.mark.long
 def test_a_worker_that_comes_later_with_other_versions_leaves(tmp_path: Path) -> None:
     import sys
 

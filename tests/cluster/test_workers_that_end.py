@@ -25,6 +25,8 @@ from imagery_dask.cluster import connect
 from imagery_dask.errors import BlockFailedError
 from imagery_dask.run import RunReport
 
+pytestmark = pytest.mark.long
+
 SHAPE = (64, 64, 64)
 BLOCK = (16, 16, 16)
 BLOCKS = 64

@@ -23,6 +23,8 @@ from imagery_dask.records.receipts import MARK, RECEIPT, counts_of, receipt, rec
 from imagery_dask.sources import ReadCounts
 from imagery_dask.storage.files import Files
 
+pytestmark = pytest.mark.long
+
 SIZE = RECEIPT.itemsize
 BLOCKS = st.lists(st.integers(0, 30), max_size=12)
 # Marks occur by chance in digests and numbers.

@@ -88,6 +88,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
 # ------------------------------------------------------------------------------------------------- processes of its own
 
 
+@pytest.mark.long
 def test_the_script_exports_on_processes_of_its_own(tmp_path: Path, world: World) -> None:
     out = tmp_path / "out.zarr"
     code, text, error = script("export", "zarr", out, *world.both, *BOUNDS, "--chunks", "32,16,8", "--workers", 1)
@@ -276,6 +277,7 @@ def test_lists_of_ids_that_are_none(run: Run, tmp_path: Path, world: World) -> N
 
 
 @pytest.mark.parametrize("name", ["export", "plan"])
+@pytest.mark.long
 def test_an_interrupt_ends_a_command_in_one_line(
     tmp_path: Path, world: World, file_server: FileServer, name: str
 ) -> None:

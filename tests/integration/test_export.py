@@ -209,6 +209,7 @@ def test_a_dataset_of_labels_alone(tmp_path: Path, world: World, threads: Client
 
 
 @pytest.mark.parametrize("kind", ["local", "current", "client", "cluster"])
+@pytest.mark.long
 def test_every_cluster_writes_the_same(tmp_path: Path, world: World, processes: Client, kind: str) -> None:
     data = world.client.dataset(BOUNDS)
     out = tmp_path / "out.zarr"

@@ -521,6 +521,7 @@ MEASURED: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", MEASURED)
+@pytest.mark.long
 def test_bytes_and_files_are_near(tmp_path: Path, noise: ImageryClient, threads: Client, case: str) -> None:
     kind, options = MEASURED[case]
     block = {} if kind in ("png", "tiff") else {"block_mib": 0.1}

@@ -191,6 +191,7 @@ def homes_of(planted: Planted) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("place", PLACES)
+@pytest.mark.long
 def test_a_token_is_nowhere(planted: Planted, tmp_path: Path, place: str) -> None:
     driver, server = Driver(planted, place, tmp_path), planted.server
     server.faults, server.latency_s = None, 0.05
@@ -250,6 +251,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RecordedClust
 
 
 @pytest.mark.parametrize("form", ["plain", "base64", "quoted"])
+@pytest.mark.long
 def test_the_search_finds_a_token_in_a_task(searched: RecordedCluster, form: str) -> None:
     """A control: what is searched above would have held it."""
     secret = f"c0ntrol/{form}+=of-the-search"

@@ -211,6 +211,7 @@ def is_of_one_writing(chunk: Any, noise: Any) -> bool:
 
 
 @pytest.mark.parametrize("layout", ["chunks", "shards"])
+@pytest.mark.long
 def test_a_killed_process_leaves_whole_chunks(tmp_path: Path, layout: str) -> None:
     shape = (64, 128, 128)
     noise = np.random.default_rng(0).integers(1, 2**60, shape, dtype=np.uint64)

@@ -17,6 +17,7 @@ SHAPE = (128, 128, 64)
 KEY = re.compile(r"(?P<group>[^-]+)-z\d+ y\d+ x\d+, block \d+, attempt 1, [0-9a-f]{32}")
 
 
+@pytest.mark.long
 def test_names_and_groups_while_an_export_runs(tmp_path: Path, configure: Configure) -> None:
     configure("export.small_fused_bytes", 2**14)
     configure("export.fused_blocks_at_least", 2**10)

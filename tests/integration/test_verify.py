@@ -294,6 +294,7 @@ def flip(files: list[Path]) -> list[Path]:
 @pytest.mark.parametrize(
     "form", ["zarr shards", "zarr pyramid", "zarr 2", "raw", "jpeg", "gzip", "png", "masks", "labels"]
 )
+@pytest.mark.long
 def test_damage_is_found_named_and_repaired(
     world: World, threads: Client, command: Command, form: str, damage: Callable[[list[Path]], list[Path]]
 ) -> None:
