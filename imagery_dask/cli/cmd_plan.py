@@ -59,7 +59,7 @@ def _command(form: Format) -> click.Command:
                 click.echo(f"Run it with: imagery-dask export --plan {save}")
 
     return form.command(
-        callback, _options, f"Plan what export {form.name} with the same options writes to {form.place}."
+        callback, _options, f"Plan what export {form.name} with the same options writes to {form.argument}."
     )
 
 

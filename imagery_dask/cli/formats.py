@@ -1,230 +1,152 @@
-"""The formats that a region can be exported to: their options, and the export that these mean."""
+"""The formats that a region can be exported to; their flags are made from the fields of the formats' options."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, get_args
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import Field, dataclass, fields
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
 
 from imagery_dask.cli.param_types import ColorsType, LevelsType, ShapeType, WindowType
 from imagery_dask.cli.region import REGION_OPTIONS, region_dataset, region_options, same_moment
 from imagery_dask.export.core.base import Export
-from imagery_dask.export.images.image_options import MAX_FILES, ImageOptions
+from imagery_dask.export.core.writer_arguments import Flag, flags_of
+from imagery_dask.export.images.image_options import ImageOptions
 from imagery_dask.export.images.to_png import SliceExport
-from imagery_dask.export.precomputed.precomputed_options import IMAGE_ENCODINGS, LABEL_ENCODINGS, PrecomputedOptions
+from imagery_dask.export.precomputed.precomputed_options import PrecomputedOptions
 from imagery_dask.export.precomputed.to_precomputed import PrecomputedExport
 from imagery_dask.export.zarr.to_zarr import ZarrExport
-from imagery_dask.export.zarr.zarr_options import Codec, OmeVersion, ZarrOptions
+from imagery_dask.export.zarr.zarr_options import ZarrOptions
 
 __all__ = ["FORMATS", "Format"]
 
-Options = dict[str, Any]
+Given = dict[str, Any]
+Decorator = Callable[[Any], Any]
+Options = TypeVar("Options")
 
-STORE = (
-    click.option(
-        "--chunks",
-        type=ShapeType(),
-        help="Chunks of the output.  [default: 128,128,128; 64,64,64 for 32 and 64 bit voxels]",
-    ),
-    click.option(
-        "--levels",
-        type=LevelsType(),
-        default="1",
-        show_default=True,
-        help="Levels of the pyramid; auto: down to 512 voxels; source: the mips of the source.",
-    ),
-    click.option("--block-mib", type=float, metavar="MIB", help="Size of a task's block.  [default: 32]"),
-)
-ZARR = (
-    click.option(
-        "--shards",
-        type=ShapeType("auto", "none"),
-        default="auto",
-        show_default=True,
-        help="Chunks that make one file: a shape in voxels, auto (32 MiB where there are many chunks), none.",
-    ),
-    click.option(
-        "--codec",
-        type=click.Choice(get_args(Codec)),
-        default="blosc-zstd",
-        show_default=True,
-        help="Compression of chunks.",
-    ),
-    click.option(
-        "--ome-version",
-        type=click.Choice(get_args(OmeVersion)),
-        default="0.5",
-        show_default=True,
-        help="0.5 is zarr v3; 0.4, for older readers, zarr v2.",
-    ),
-)
-PRECOMPUTED = (
-    click.option(
-        "--image-encoding",
-        type=click.Choice(IMAGE_ENCODINGS),
-        default="raw",
-        show_default=True,
-        help="Encoding of imagery.",
-    ),
-    click.option(
-        "--segmentation-encoding",
-        type=click.Choice(LABEL_ENCODINGS),
-        help="Encoding of segmentation.  [default: compressed_segmentation; raw for ids of 8 and 16 bits]",
-    ),
-    click.option("--quality", type=click.IntRange(0, 100), metavar="N", help="Of jpeg and jxl; compression of png."),
-    click.option(
-        "--compress",
-        type=click.Choice(["auto", "gzip", "br", "none"]),
-        default="auto",
-        show_default=True,
-        help="Further compression of chunks; auto is gzip in buckets, none on a disk.",
-    ),
-)
-PNG = (
-    click.option(
-        "--what",
-        type=click.Choice(("imagery", "masks", "labels", "overlay")),
-        default="imagery",
-        show_default=True,
-        help="Grey values; a picture of each object; ids as values, with a table; objects over imagery.",
-    ),
-    click.option(
-        "--slice-axis",
-        type=click.Choice(["x", "y", "z"]),
-        default="z",
-        show_default=True,
-        help="Axis along which the region is cut.",
-    ),
-    click.option(
-        "--names",
-        type=click.Choice(["reference", "absolute"]),
-        default="reference",
-        show_default=True,
-        help="PREFIX_slice_0_imagery.png, or PREFIX_imagery_z021360.png with the slice's voxel index.",
-    ),
-    click.option(
-        "--format", type=click.Choice(["png", "tiff"]), default="png", show_default=True, help="Kind of the files."
-    ),
-    click.option("--window", type=WindowType(), help="Voxel values that become black and white."),
-    click.option(
-        "--bits",
-        type=click.Choice(["8", "16"]),
-        default="8",
-        show_default=True,
-        help="Depth of the grey values that --window makes.",
-    ),
-    click.option(
-        "--tile",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Write tiles of at most N rows and columns.  [default: whole planes]",
-    ),
-    click.option("--colors", type=ColorsType(), help="Colors of masks and overlays: lines id,r,g,b."),
-    click.option("--alpha", type=float, default=0.2, show_default=True, help="Strength of an overlay's colors."),
-    click.option("--outline", is_flag=True, help="Draw outlines of objects."),
-    click.option(
-        "--merge-outline/--no-merge-outline",
-        default=True,
-        show_default=True,
-        help="Draw no outline between objects that touch.",
-    ),
-    click.option(
-        "--width",
-        type=click.IntRange(min=1),
-        default=10,
-        show_default=True,
-        metavar="N",
-        help="Width of outlines in pixels.",
-    ),
-    click.option(
-        "--max-files",
-        type=click.IntRange(min=1),
-        default=MAX_FILES,
-        show_default=True,
-        metavar="N",
-        help="Refuse to write more files.",
-    ),
-)
+SYNTAX: dict[str, Callable[..., click.ParamType[Any]]] = {
+    "shape": ShapeType, "levels": LevelsType, "window": WindowType, "colors": ColorsType,
+}  # fmt: skip
+NONE = "none"
+BLOCK_MIB = click.option("--block-mib", type=float, metavar="MIB", help="Size of a task's block.  [default: 32]")
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A format of exports on the command line.
+    """A format of exports on the command line."""
 
-    Parameters
-    ----------
-    name : str
-        Name of the command.
-    place : str
-        Name of its argument.
-    text : str
-        What it writes.
-    options : tuple of callable
-        Decorators of its own options.
-    build : callable
-        Makes the export from the place and all options; it takes those that are its own.
-    """
-
+    #: Name of the command.
     name: str
-    place: str
+    #: Name of its argument in the help text.
+    argument: str
+    #: What it writes, as help text.
     text: str
-    options: Sequence[Callable[[Any], Any]]
-    build: Callable[[str, Options], Export]
+    #: Dataclass of its options.
+    options: type
+    #: Makes the export from the URL and all options given; it removes those of the format and of the region.
+    build: Callable[[str, Given], Export]
+    #: Further flags of its own.
+    more: tuple[Decorator, ...] = ()
 
-    def command(self, run: Any, more: Callable[[Any], Any], text: str) -> click.Command:
-        """Make a command of the format's options and others, that calls ``run(out, **options)``."""
+    def command(self, run: Any, more: Decorator, text: str) -> click.Command:
+        """Make a command of the format's flags and more of them, that calls ``run(out, **options)``."""
         run = more(run)
-        for option in reversed(self.options):
+        for option in reversed([*_click_options(self.options), *self.more]):
             run = option(run)
-        return click.command(self.name, help=text)(click.argument("out", metavar=self.place)(region_options(run)))
+        return click.command(self.name, help=text)(click.argument("out", metavar=self.argument)(region_options(run)))
 
 
-def _taken(options: Options, *names: str) -> Options:
-    return {name: options.pop(name) for name in names}
+# ------------------------------------------------------------------------------------------- flags from fields and back
 
 
-def _region(out: str, options: Options) -> Any:
-    region = _taken(options, *REGION_OPTIONS)
-    if not options.get("overwrite"):
+def _click_options(options: type) -> Iterator[Decorator]:
+    """Make the click options of a dataclass."""
+    for field, kind in _typed_fields(options):
+        for name, flag in flags_of(field.metadata).items():
+            yield _click_option(_dashed(name, field.name), kind, field.default, flag)
+
+
+def _click_option(name: str, kind: Any, default: Any, flag: Flag) -> Decorator:
+    if kind is bool:
+        on = f"--{name}/--no-{name}" if default else f"--{name}"
+        return click.option(on, is_flag=True, default=default, show_default=bool(default), help=flag.help)
+    if flag.default is not None:
+        default = flag.default
+    more: dict[str, Any] = {}
+    words = flag.choices or tuple(_words(kind, default))
+    if flag.syntax:
+        more["type"] = SYNTAX[flag.syntax](*flag.choices)
+    elif words:
+        more["type"], default = click.Choice(words), None if default is None else str(default)
+    elif int in _alternatives(kind):
+        more |= {"type": click.IntRange(flag.minimum, flag.maximum), "metavar": "N"}
+    else:
+        more["type"] = float
+    return click.option(f"--{name}", default=default, show_default=default is not None, help=flag.help, **more)
+
+
+def _options_from(options: type[Options], given: Given, **more: Any) -> Options:
+    """Make a dataclass of the flags that are its own, which are removed from those given."""
+    values = dict(more)
+    for field, kind in _typed_fields(options):
+        flags = flags_of(field.metadata)
+        read = {name: given.pop(_dashed(name, field.name).replace("-", "_")) for name in flags}
+        if "" in flags:
+            values[field.name] = _words(kind, field.default).get(read[""], read[""])
+        elif flags:
+            values[field.name] = {name: word for name, word in read.items() if word is not None}
+    return options(**values)
+
+
+def _typed_fields(options: type) -> list[tuple[Field[Any], Any]]:
+    hints = get_type_hints(options)
+    return [(field, hints[field.name]) for field in fields(options)]
+
+
+def _dashed(name: str, field: str) -> str:
+    return "-".join(filter(None, (name, field))).replace("_", "-")
+
+
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the type itself."""
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+
+
+def _words(kind: Any, default: Any) -> dict[Any, Any]:
+    """Return what the words of a literal type mean; ``none`` is None where that is not the default."""
+    kinds = _alternatives(kind)
+    if not all(get_origin(each) is Literal or each is type(None) for each in kinds):
+        return {}
+    words: dict[Any, Any] = {str(value): value for each in kinds for value in get_args(each)}
+    return words | ({NONE: None} if type(None) in kinds and default is not None else {})
+
+
+# ---------------------------------------------------------------------------------------------------------- the formats
+
+
+def _region(out: str, given: Given) -> Any:
+    region = {name: given.pop(name) for name in REGION_OPTIONS}
+    if not given.get("overwrite"):
         region = same_moment(out, region)
     return region_dataset(**region)
 
 
-def _zarr(out: str, options: Options) -> Export:
-    of_format = _taken(options, "chunks", "levels", "shards", "codec", "ome_version")
-    return ZarrExport(_region(out, options), out, ZarrOptions(**of_format))
+def _zarr(out: str, given: Given) -> Export:
+    options = _options_from(ZarrOptions, given)
+    return ZarrExport(_region(out, given), out, options)
 
 
-def _precomputed(out: str, options: Options) -> Export:
-    given = {name: options.pop(f"{name}_encoding") for name in ("image", "segmentation")}
-    encoding = {name: value for name, value in given.items() if value is not None}
-    of_format = _taken(options, "chunks", "levels", "quality", "compress")
-    of_format["compress"] = None if of_format["compress"] == "none" else of_format["compress"]
-    return PrecomputedExport(_region(out, options), out, PrecomputedOptions(encoding=encoding, **of_format))
+def _precomputed(out: str, given: Given) -> Export:
+    options = _options_from(PrecomputedOptions, given)
+    return PrecomputedExport(_region(out, given), out, options)
 
 
-def _png(out: str, options: Options) -> Export:
-    of_format = _taken(
-        options,
-        "what",
-        "slice_axis",
-        "names",
-        "format",
-        "window",
-        "tile",
-        "colors",
-        "alpha",
-        "outline",
-        "merge_outline",
-        "width",
-        "max_files",
-    )
-    bits = int(options.pop("bits"))
-    if of_format["what"] != "imagery":
-        of_format["root_ids"] = options["root_ids"]
-    return SliceExport(_region(out, options), out, ImageOptions(bits=bits, **of_format))  # type: ignore[arg-type]
+def _png(out: str, given: Given) -> Export:
+    root_ids = {} if given["what"] == "imagery" else {"root_ids": given["root_ids"]}
+    options = _options_from(ImageOptions, given, **root_ids)
+    return SliceExport(_region(out, given), out, options)
 
 
 FORMATS = (
@@ -234,15 +156,17 @@ FORMATS = (
         """Write a region as OME-Zarr to OUT: imagery at the root, segmentation under labels/segmentation.
 
         Both are on one grid: that of the finer of the two at the mips that are read.""",
-        (*STORE, *ZARR),
+        ZarrOptions,
         _zarr,
+        (BLOCK_MIB,),
     ),
     Format(
         "precomputed",
         "OUT",
         "Write a region as Neuroglancer precomputed volumes to OUT; of two layers, to OUT/image and OUT/segmentation.",
-        (*STORE, *PRECOMPUTED),
+        PrecomputedOptions,
         _precomputed,
+        (BLOCK_MIB,),
     ),
     Format(
         "png",
@@ -251,7 +175,7 @@ FORMATS = (
 
         With both sources given, pictures of either are on one grid: that of the finer of the two at the mips that are
         read.""",
-        PNG,
+        ImageOptions,
         _png,
     ),
 )

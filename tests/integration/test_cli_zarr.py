@@ -143,7 +143,7 @@ def test_levels_of_the_source(run: Run, tmp_path: Path, image: Any) -> None:
         (("--levels", "0"), "is not a number of levels"),
         (("--levels", "-1"), "is not a number of levels"),
         (("--levels", "2.5"), "is not a number of levels"),
-        (("--levels", "99"), "a number from 1 to 32"),
+        (("--levels", "99"), "a whole number from 1 to 32"),
         (("--levels", "source"), "has no mip coarser than"),
         (("--block-mib", "0"), "block_mib must be a number above 0"),
         (("--block-mib", "nan"), "block_mib must be a number above 0"),
