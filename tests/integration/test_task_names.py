@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from support.settings import Configure
 from support.volumes import coordinate_volume, random_labels, write_volume
 
