@@ -8,7 +8,8 @@ from fractions import Fraction
 import numpy as np
 
 from imagery_dask.geometry.block_plan import SPLIT_ABOVE
-from imagery_dask.geometry.grid import AXES, XYZ, edge_at_or_after, nearest_index
+from imagery_dask.geometry.grid import AXES, edge_at_or_after, nearest_index
+from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.cutout import Cutout
 
 __all__ = ["block_edges", "grow_block"]
@@ -27,10 +28,10 @@ def block_edges(cutout: Cutout, block_bytes: int) -> tuple[list[int], list[int],
     source = cutout.mip.grid
     steps = target.steps_from(source.resolution_nm)
     # Where the target is coarser, a block's source voxels are what fills the memory.
-    voxel_bytes = np.dtype(cutout.stored_dtype).itemsize * cutout.channels * max(1.0, float(math.prod(steps)))
+    voxel_bytes = np.dtype(cutout.stored_dtype).itemsize * cutout.channels * max(1.0, float(steps.prod))
     voxels = block_bytes // voxel_bytes
     unit = cutout.unit
-    if math.prod(n / step for n, step in zip(unit, steps, strict=True)) > SPLIT_ABOVE * voxels:
+    if unit.prod / steps.prod > SPLIT_ABOVE * voxels:
         unit = cutout.mip.chunk_shape
     shape = grow_block(unit, source.shape, steps, voxels)
     for axis, name in enumerate(AXES):
@@ -39,16 +40,10 @@ def block_edges(cutout: Cutout, block_bytes: int) -> tuple[list[int], list[int],
                 f"The cutout is {target.shape[axis]:,} voxels long along {name}; the volume has "
                 f"{source.shape[axis]:,} there. Check the bounds, and the resolution that they are given in."
             )
-    x, y, z = (
-        _axis_edges(target.start[axis], target.stop[axis], source.start[axis], shape[axis], steps[axis])
-        for axis in range(3)
-    )
-    return x, y, z
+    return target.start.map(_axis_edges, target.stop, source.start, shape, steps)
 
 
-def grow_block(
-    unit: XYZ, extent: XYZ, steps: tuple[Fraction, Fraction, Fraction], voxels: float
-) -> tuple[int, int, int]:
+def grow_block(unit: Vec3[int], extent: Vec3[int], steps: Vec3[Fraction], voxels: float) -> Vec3[int]:
     """Shape of a block in source voxels, near `voxels` target voxels.
 
     A unit (a storage chunk) is doubled along its shortest axis while a block has at most that many. Only where one unit
@@ -59,7 +54,7 @@ def grow_block(
     def span(axis: int) -> Fraction:
         return block[axis] / steps[axis]
 
-    most = SPLIT_ABOVE * max(voxels, math.prod(unit))
+    most = SPLIT_ABOVE * max(voxels, unit.prod)
     while math.prod(span(axis) for axis in range(3)) > most and max(block) > 1:
         longest = max((axis for axis in range(3) if block[axis] > 1), key=span)
         block[longest] = -(-block[longest] // 2)
@@ -68,7 +63,7 @@ def grow_block(
         if not growing:
             break
         block[min(growing, key=span)] *= 2
-    return block[0], block[1], block[2]
+    return Vec3.of(block)
 
 
 def _axis_edges(start: int, stop: int, origin: int, size: int, step: Fraction) -> list[int]:

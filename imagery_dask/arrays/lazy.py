@@ -28,6 +28,7 @@ from imagery_dask.arrays.chunking import block_edges
 from imagery_dask.arrays.remap import read_objects
 from imagery_dask.config import config
 from imagery_dask.geometry.grid import AXES, VoxelGrid, nearest_index
+from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.cutout import Cutout
 from imagery_dask.model.moments import describe_moment
 from imagery_dask.sources import Layout, SourceHandle
@@ -75,9 +76,10 @@ class CutoutArray:
         parts = self._parts(key)
         full = (*self.cutout.target.shape, self.cutout.channels)
         spans = [_span(parts.get(axis, slice(None)), full[axis]) for axis in range(4)]
-        offset, shape = zip(*((first, last - first) for first, last, _ in spans[:3]), strict=True)
+        first = Vec3.of(first for first, _, _ in spans[:3])
+        stop = Vec3.of(stop for _, stop, _ in spans[:3])
         # Chunks hold all channels, so that these are read whole.
-        block = self.read(self.cutout.target.crop(offset, shape), self.layout)[..., slice(*spans[3][:2])]
+        block = self.read(self.cutout.target.crop(first, stop - first), self.layout)[..., slice(*spans[3][:2])]
         # One axis at a time: dask's selections are orthogonal, numpy's index arrays are not.
         for axis in range(4):
             block = block[(slice(None),) * axis + (spans[axis][2],)]

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from imagery_dask.geometry.vec import Vec3
 
-__all__ = ["AXES", "VoxelGrid", "XYZ", "edge_at_or_after", "nearest_index", "ratio", "voxel_bounds"]
+__all__ = ["AXES", "VoxelGrid", "XYZ", "bounds_key", "edge_at_or_after", "nearest_index", "ratio", "voxel_bounds"]
 
 XYZ = tuple[int, int, int]
 Resolution = tuple[float, float, float]
@@ -142,6 +142,18 @@ def voxel_bounds(
     return start, stop
 
 
+def bounds_key(start: Sequence[int], stop: Sequence[int]) -> str:
+    """Return a voxel box as precomputed chunk names and graph servers write it.
+
+    Examples
+    --------
+    >>> bounds_key((0, 64, 0), (64, 128, 16))
+    '0-64_64-128_0-16'
+    """
+    (x0, y0, z0), (x1, y1, z1) = start, stop
+    return f"{x0}-{x1}_{y0}-{y1}_{z0}-{z1}"
+
+
 @dataclass(frozen=True, slots=True)
 class VoxelGrid:
     """A box of voxels in the world: where it starts, how many voxels, how large each is.
@@ -223,7 +235,8 @@ class VoxelGrid:
             raise ValueError(
                 f"Grids of {self.resolution_nm} and {other.resolution_nm} nm share no voxels; convert with at()."
             )
-        return VoxelGrid.between(self.start.maximum(other.start), self.stop.minimum(other.stop), self.resolution_nm)
+        start, stop = self.start.maximum(other.start), self.stop.minimum(other.stop)
+        return VoxelGrid(start, (stop - start).maximum(0), self.resolution_nm)
 
     def contains(self, other: VoxelGrid) -> bool:
         """Whether every voxel of `other` (of the same resolution) is in this grid."""

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagery_dask.geometry.grid import XYZ
+from imagery_dask.geometry.vec import Vec3
 
 __all__ = ["LabelTables"]
 
@@ -54,7 +55,7 @@ class LabelTables:
             tables overlap. The usual encoders do not.
         """
         words: NDArray[np.uint32] = np.frombuffer(content[: len(content) // 4 * 4], "<u4")
-        blocks = int(np.prod([-(-n // size) for n, size in zip(shape, block_size, strict=True)], dtype=np.int64))
+        blocks = int(Vec3.of(shape).ceil_div(block_size).prod)  # the info may give numpy integers
         base = int(words[0]) if len(words) else 0
         if blocks == 0 or base == 0 or base + 2 * blocks > len(words):
             return None

@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 
 from imagery_dask import kernels
 from imagery_dask.errors import CorruptChunkError, MissingChunkError, SourceError, SourceNotFoundError
-from imagery_dask.geometry.grid import XYZ, VoxelGrid
+from imagery_dask.geometry.grid import VoxelGrid, bounds_key
+from imagery_dask.geometry.region import Region, region_between
+from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.chunkedgraph import GRAPHENE, ChunkedGraph
 from imagery_dask.model.layer import Layer
 from imagery_dask.sources.addresses import normalize_path
@@ -219,7 +221,7 @@ class PrecomputedVolume:
             return None
         return LabelTables.parse(content, grid.shape, tuple(block_size))
 
-    def _chunks(self, mip: int, cells: list[XYZ]) -> Iterator[tuple[XYZ, Blob | None]]:
+    def _chunks(self, mip: int, cells: list[Vec3[int]]) -> Iterator[tuple[Vec3[int], Blob | None]]:
         level = self.layer.mips[mip]
         if level.is_sharded:
             yield from self._sharded(mip).get_many(cells)
@@ -232,16 +234,14 @@ class PrecomputedVolume:
         with self._lock:
             if mip not in self._shards:
                 level = self.layer.mips[mip]
-                x, y, z = (-(-n // c) for n, c in zip(level.grid.shape, level.chunk_shape, strict=True))
+                cells = level.grid.shape.ceil_div(level.chunk_shape)
                 sharding = self.info["scales"][mip]["sharding"]
-                self._shards[mip] = ShardedChunks(self._transport, level.key, sharding, (x, y, z))
+                self._shards[mip] = ShardedChunks(self._transport, level.key, sharding, cells)
             return self._shards[mip]
 
     def _key(self, mip: int, grid: VoxelGrid) -> str:
         level = self.layer.mips[mip]
-        stop = [min(a, b) for a, b in zip(grid.stop, level.grid.stop, strict=True)]
-        spans = (f"{start}-{end}" for start, end in zip(grid.start, stop, strict=True))
-        return f"{level.key}/{'_'.join(spans)}"
+        return f"{level.key}/{bounds_key(grid.start, grid.stop.minimum(level.grid.stop))}"
 
     def _healed(self, reading: _Reading, grid: VoxelGrid, blob: Blob) -> NDArray[Any] | None:
         """Voxels of a chunk, which is fetched again while it does not decode; None when it is gone by then."""
@@ -262,8 +262,7 @@ class PrecomputedVolume:
         level = self.layer.mips[mip]
         if not level.is_sharded:
             return self._transport.get(Request(self._key(mip, grid), fresh=True))
-        x, y, z = ((a - o) // c for a, o, c in zip(grid.start, level.grid.start, level.chunk_shape, strict=True))
-        return self._sharded(mip).get_again((x, y, z))
+        return self._sharded(mip).get_again((grid.start - level.grid.start) // level.chunk_shape)
 
     def _decode(self, reading: _Reading, grid: VoxelGrid, blob: Blob) -> NDArray[Any]:
         level = self.layer.mips[reading.mip]
@@ -327,17 +326,15 @@ def _check_readable(layer: Layer) -> None:
         )
 
 
-def _cells(box: VoxelGrid, volume: VoxelGrid, chunk_shape: XYZ) -> list[XYZ]:
+def _cells(box: VoxelGrid, volume: VoxelGrid, chunk_shape: Vec3[int]) -> list[Vec3[int]]:
     """Positions, in the grid of storage chunks, of the chunks that a box inside the volume crosses."""
-    spans = [
-        range((start - origin) // size, -(-(stop - origin) // size))
-        for start, stop, origin, size in zip(box.start, box.stop, volume.start, chunk_shape, strict=True)
-    ]
-    return [(x, y, z) for z, y, x in itertools.product(spans[2], spans[1], spans[0])]
+    first = (box.start - volume.start) // chunk_shape
+    along_x, along_y, along_z = first.map(range, (box.stop - volume.start).ceil_div(chunk_shape))
+    return [Vec3(x, y, z) for z, y, x in itertools.product(along_z, along_y, along_x)]
 
 
-def _chunk_grid(cell: XYZ, volume: VoxelGrid, chunk_shape: XYZ) -> VoxelGrid:
-    return volume.crop([c * s for c, s in zip(cell, chunk_shape, strict=True)], chunk_shape)
+def _chunk_grid(cell: Vec3[int], volume: VoxelGrid, chunk_shape: Vec3[int]) -> VoxelGrid:
+    return volume.crop(cell * chunk_shape, chunk_shape)
 
 
 def channels_last(voxels: NDArray[Any], shape: tuple[int, ...], encoding: str) -> NDArray[Any]:
@@ -362,9 +359,7 @@ def _paste(out: NDArray[Any], box: VoxelGrid, voxels: NDArray[Any], grid: VoxelG
             target[x : x + TILE, :, z : z + TILE] = part[x : x + TILE, :, z : z + TILE]
 
 
-def _within(box: VoxelGrid, other: VoxelGrid) -> tuple[slice, ...]:
+def _within(box: VoxelGrid, other: VoxelGrid) -> Region:
     """Slices of a box's array that select what it has in common with another."""
-    return tuple(
-        slice(max(a, b) - a, min(c, d) - a)
-        for a, b, c, d in zip(box.start, other.start, box.stop, other.stop, strict=True)
-    )
+    start = box.start
+    return region_between(start.maximum(other.start) - start, box.stop.minimum(other.stop) - start)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagery_dask.config import config
-from imagery_dask.geometry.grid import VoxelGrid
+from imagery_dask.geometry.grid import VoxelGrid, bounds_key
 from imagery_dask.model.chunkedgraph import SUPERVOXEL_LAYER, RootQuery
 from imagery_dask.sources.counts import ReadCounts, active_counts
 from imagery_dask.sources.graph_server import graph_server
@@ -150,7 +150,7 @@ def _cache_of(query: RootQuery) -> RootCache:
 @lru_cache(maxsize=LEAF_TABLES_KEPT)
 def _leaf_table(query: RootQuery, keep: tuple[int, ...], within: VoxelGrid) -> tuple[Ids, Ids]:
     """Supervoxels of roots within a box, ascending, and the root of each."""
-    bounds = "_".join(f"{start}-{stop}" for start, stop in zip(within.start, within.stop, strict=True))
+    bounds = bounds_key(within.start, within.stop)
     collecting, slots = active_counts(), request_slots(query.graph.server, query.max_requests)
     counts = ReadCounts()
 

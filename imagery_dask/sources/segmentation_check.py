@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagery_dask.geometry.grid import XYZ
+from imagery_dask.geometry.vec import Vec3
 
 __all__ = ["segmentation_damage"]
 
@@ -71,8 +72,8 @@ def _channel_damage(
 
 def _extents(shape: tuple[int, ...], block_size: XYZ) -> NDArray[np.int64]:
     """Voxels along x, y, z of each block, of which the last ones may be cut by the chunk; x varies fastest."""
-    along = [np.minimum(size, n - np.arange(0, n, size)) for n, size in zip(shape, block_size, strict=True)]
-    z, y, x = np.meshgrid(*along[::-1], indexing="ij")
+    along = Vec3.of(shape).map(lambda n, size: np.minimum(size, n - np.arange(0, n, size)), block_size)
+    z, y, x = np.meshgrid(*along.zyx, indexing="ij")
     return np.stack([x.ravel(), y.ravel(), z.ravel()], axis=1).astype(np.int64)
 
 

@@ -18,7 +18,7 @@ from cloudvolume.datasource.precomputed.common import compressed_morton_code
 from cloudvolume.datasource.precomputed.sharding import ShardingSpecification, ShardReader
 from numpy.typing import NDArray
 
-from imagery_dask.geometry.grid import XYZ
+from imagery_dask.geometry.vec import Vec3
 from imagery_dask.sources.failures import brief
 from imagery_dask.sources.transport import Blob, Request, Transport
 
@@ -41,7 +41,7 @@ _Place = tuple[str, int, int]
 class _Piece:
     """Where one storage chunk lies in a shard file."""
 
-    cell: XYZ
+    cell: Vec3[int]
     start: int
     stop: int
 
@@ -85,7 +85,7 @@ class _Indices(ShardReader):
         By the name of a shard file, what is wrong with it: of its chunks that are not found, nothing is known.
     """
 
-    def __init__(self, transport: Transport, spec: ShardingSpecification, cells: XYZ, fresh: bool) -> None:
+    def __init__(self, transport: Transport, spec: ShardingSpecification, cells: Vec3[int], fresh: bool) -> None:
         fetcher = _IndexFetcher(transport, fresh)
         super().__init__(transport.cloudpath, fetcher, spec, SHARD_INDICES_KEPT, MINISHARD_INDICES_KEPT)
         self.broken: dict[str, str] = {}
@@ -151,7 +151,7 @@ class ShardedChunks:
         Number of storage chunks along x, y, z.
     """
 
-    def __init__(self, transport: Transport, key: str, sharding: dict[str, Any], cells: XYZ) -> None:
+    def __init__(self, transport: Transport, key: str, sharding: dict[str, Any], cells: Vec3[int]) -> None:
         self._transport = transport
         self._key = key
         self._spec = ShardingSpecification.from_dict(sharding)
@@ -160,7 +160,7 @@ class ShardedChunks:
         # CloudVolume's index caches are linked lists without a lock.
         self._lock = threading.Lock()
 
-    def get_many(self, cells: Sequence[XYZ]) -> Iterator[tuple[XYZ, Blob | None]]:
+    def get_many(self, cells: Sequence[Vec3[int]]) -> Iterator[tuple[Vec3[int], Blob | None]]:
         """Bytes of each storage chunk, named by its position in the grid of chunks; None where there is none.
 
         Where an index, or what it points to, is broken, the bytes have a `Blob.damage`.
@@ -185,7 +185,7 @@ class ShardedChunks:
                 content = blob.content[offset : offset + piece.stop - piece.start]
                 yield piece.cell, Blob(content, self._data_encoding, blob.damage)
 
-    def get_again(self, cell: XYZ) -> Blob | None:
+    def get_again(self, cell: Vec3[int]) -> Blob | None:
         """One storage chunk that did not decode: past all caches, where indices that are read anew say it is.
 
         The indices that were kept are dropped, since what is out of date for one chunk is so for others.
@@ -205,11 +205,11 @@ class ShardedChunks:
     def _data_encoding(self) -> str | None:
         return None if self._spec.data_encoding == "raw" else str(self._spec.data_encoding)
 
-    def _places(self, index: _Indices, cells: Sequence[XYZ]) -> dict[XYZ, _Place | str | None]:
+    def _places(self, index: _Indices, cells: Sequence[Vec3[int]]) -> dict[Vec3[int], _Place | str | None]:
         """Where each chunk lies, None where no index names it, or what is wrong with the index that would."""
         codes = [int(code) for code in compressed_morton_code(list(cells), self._cells)]
         found = index.exists(codes, self._key, return_byte_range=True, progress=False)
-        places: dict[XYZ, _Place | str | None] = {}
+        places: dict[Vec3[int], _Place | str | None] = {}
         for code, cell in zip(codes, cells, strict=True):
             place = found.get(code)
             if place is None and index.broken:
