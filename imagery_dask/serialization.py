@@ -1,23 +1,30 @@
-"""Frozen values (dataclasses) as JSON and back, by their type hints; ids stay integers, whatever reads the JSON."""
+"""Frozen dataclasses as JSON and back, by their type hints; ids stay exact integers in every JSON reader."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
-from functools import lru_cache
-from typing import Any, Literal, Union
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
 
 __all__ = ["flat", "from_json", "to_json"]
 
 # JSON readers that take numbers for floats (JavaScript, jq) keep integers up to here.
 EXACT_AS_FLOAT = 2**53
+DIGITS = re.compile(r"-?[0-9]+")
+ERRORS_SHOWN = 3
 
 
 def to_json(value: Any) -> Any:
-    """Plain form of a value: dicts, lists, text, numbers; integers above 2**53 as text.
+    """Return the plain form of a value: dicts, lists, text, numbers; integers above 2**53 as text.
 
     Examples
     --------
@@ -26,10 +33,10 @@ def to_json(value: Any) -> Any:
     """
     if dataclasses.is_dataclass(value):
         return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {str(key): to_json(each) for key, each in value.items()}
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [to_json(each) for each in value]
+        return [to_json(item) for item in value]
     if isinstance(value, bool) or value is None or isinstance(value, (str, float)):
         return value
     if isinstance(value, np.floating):
@@ -41,53 +48,41 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(kind: Any, value: Any) -> Any:
-    """Value of a type from its plain form.
+    """Return a value of a type from its plain form.
+
+    Nothing is converted but lists to tuples, decimal text to int, and int to float: a bool is not an int, a float is
+    not an int, and fields that the type does not have are refused.
 
     Parameters
     ----------
     kind : type or type hint
-        A dataclass of fields that are such again; tuples, optional values, literals, text and numbers.
+        A dataclass, a tuple, an optional type, a literal, ``str``, ``int``, ``float`` or ``bool``.
     value : object
-        What `to_json` made.
+        What `to_json` returned.
 
     Raises
     ------
     ValueError
-        For what is no such value, with both.
+        When the value does not have the type; the message names the fields and their values.
 
     Examples
     --------
     >>> from_json(tuple[int, ...], [1, '1152921504606846976'])
     (1, 1152921504606846976)
+    >>> from_json(tuple[int, ...], [1, True])
+    Traceback (most recent call last):
+    ValueError: [1]: Input should be a valid integer; got True.
     """
-    if dataclasses.is_dataclass(kind):
-        return _dataclass(kind, value)
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in inner:
-            return None
-        (only,) = (each for each in inner if each is not type(None))
-        return from_json(only, value)
-    if origin is Literal:
-        if value not in inner:
-            raise ValueError(f"{value!r} is none of {inner}.")
-        return value
-    if origin is tuple:
-        kinds = [inner[0]] * len(value) if len(inner) == 2 and inner[1] is Ellipsis else inner
-        return tuple(from_json(each, one) for each, one in zip(kinds, value, strict=True))
-    if isinstance(origin, type) and issubclass(origin, tuple):  # a generic named tuple
-        return origin(*(from_json(inner[0], each) for each in value))
-    if kind is int and not isinstance(value, (bool, float)):
-        return int(value)
-    if kind is float and not isinstance(value, (bool, str)):
-        return float(value)
-    if kind in (str, bool) and isinstance(value, kind):
-        return value
-    raise ValueError(f"{value!r} is no {kind}.")
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(kind).validate_python((value,))[0]
+    except ValidationError as error:
+        raise ValueError(_message(kind, error)) from None
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Leaves of nested dicts by dotted name; lists are leaves.
+    """Return the leaves of nested dicts by dotted name; lists are leaves.
 
     Examples
     --------
@@ -96,22 +91,88 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """
     if not isinstance(value, dict):
         return {prefix: value}
-    found: dict[str, Any] = {}
-    for key, each in value.items():
-        found |= flat(each, f"{prefix}.{key}" if prefix else str(key))
-    return found
+    leaves: dict[str, Any] = {}
+    for key, item in value.items():
+        leaves |= flat(item, f"{prefix}.{key}" if prefix else str(key))
+    return leaves
 
 
-def _dataclass(kind: Any, value: Any) -> Any:
-    if not isinstance(value, dict):
-        raise ValueError(f"{value!r} is no {kind.__name__}.")
-    hints = _hints(kind)
-    unknown = sorted(value.keys() - hints.keys())
-    if unknown:
-        raise ValueError(f"{kind.__name__} has no {', '.join(unknown)}.")
-    return kind(**{name: from_json(hints[name], each) for name, each in value.items()})
+# ------------------------------------------------------------------------------------------------- types for pydantic
 
 
-@lru_cache(maxsize=64)
-def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    # Imported when the first value is read: pydantic takes longer to import than all of this package's light modules.
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(tuple[_hint(kind)])
+
+
+def _hint(kind: Any) -> Any:
+    """Return the type hint that makes pydantic read a plain form strictly.
+
+    Pydantic's strict mode refuses lists for tuples and text for integers, and its other mode takes bools and floats for
+    integers: neither is this form.
+    """
+    from pydantic import AfterValidator, BeforeValidator, Strict
+
+    if dataclasses.is_dataclass(kind):
+        return Annotated[_fields(kind), AfterValidator(_maker(kind))]
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        return Union[tuple(_hint(option) for option in inner)]  # noqa: UP007  # of options in a tuple
+    if origin is Literal or kind is type(None):
+        return kind
+    if origin is tuple:
+        return tuple[tuple(option if option is Ellipsis else _hint(option) for option in inner)]  # type: ignore[misc]
+    if isinstance(origin, type) and issubclass(origin, tuple):  # a named tuple of values of one type
+        (item,) = inner
+        plain = tuple[(_hint(item),) * len(origin._fields)]  # type: ignore[attr-defined, misc]
+        return Annotated[plain, AfterValidator(lambda values: origin(*values))]
+    if kind is int:
+        return Annotated[int, Strict(), BeforeValidator(_digits)]
+    if kind in (str, float, bool):
+        return Annotated[kind, Strict()]
+    raise TypeError(f"{kind} has no form in JSON.")
+
+
+def _fields(kind: Any) -> Any:
+    """Return a TypedDict with the fields of a dataclass."""
+    from pydantic import ConfigDict, with_config
+    from typing_extensions import NotRequired, TypedDict
+
+    hints = typing.get_type_hints(kind)
+    read = {}
+    for field in dataclasses.fields(kind):
+        hint = _hint(hints[field.name])
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        read[field.name] = hint if required else NotRequired[hint]
+    return with_config(ConfigDict(extra="forbid"))(TypedDict(kind.__name__, read))  # type: ignore[operator]
+
+
+def _maker(kind: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda fields: kind(**fields)
+
+
+def _digits(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and DIGITS.fullmatch(value) else value
+
+
+def _message(kind: Any, error: ValidationError) -> str:
+    errors = error.errors(include_url=False, include_context=False)
+    lines = [f"{_path(kind, item['loc'][1:])}: {item['msg']}; got {_short(item['input'])}" for item in errors]
+    more = f"; and {len(lines) - ERRORS_SHOWN} more" if len(lines) > ERRORS_SHOWN else ""
+    return f"{'; '.join(lines[:ERRORS_SHOWN])}{more}."
+
+
+def _path(kind: Any, keys: Sequence[int | str]) -> str:
+    """Return where a value stands, as in ``Cutout.target.start[2]``."""
+    name = kind.__name__ if dataclasses.is_dataclass(kind) else ""
+    for key in keys:
+        name += f"[{key}]" if isinstance(key, int) else f"{'.' if name else ''}{key}"
+    return name or "value"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
