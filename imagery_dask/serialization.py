@@ -105,7 +105,7 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     # Imported when the first value is read: pydantic takes longer to import than all of this package's light modules.
     from pydantic import TypeAdapter
 
-    return TypeAdapter(tuple[_hint(kind)])
+    return TypeAdapter(tuple[_hint(kind)])  # type: ignore[misc]
 
 
 def _hint(kind: Any) -> Any:
@@ -127,7 +127,7 @@ def _hint(kind: Any) -> Any:
         return tuple[tuple(option if option is Ellipsis else _hint(option) for option in inner)]  # type: ignore[misc]
     if isinstance(origin, type) and issubclass(origin, tuple):  # a named tuple of values of one type
         (item,) = inner
-        plain = tuple[(_hint(item),) * len(origin._fields)]  # type: ignore[attr-defined, misc]
+        plain = tuple[(_hint(item),) * len(origin._fields)]  # type: ignore[attr-defined, misc, valid-type]
         return Annotated[plain, AfterValidator(lambda values: origin(*values))]
     if kind is int:
         return Annotated[int, Strict(), BeforeValidator(_digits)]
@@ -138,8 +138,10 @@ def _hint(kind: Any) -> Any:
 
 def _fields(kind: Any) -> Any:
     """Return a TypedDict with the fields of a dataclass."""
+    from typing import NotRequired
+
     from pydantic import ConfigDict, with_config
-    from typing_extensions import NotRequired, TypedDict
+    from typing_extensions import TypedDict
 
     hints = typing.get_type_hints(kind)
     read = {}
@@ -167,7 +169,7 @@ def _message(kind: Any, error: ValidationError) -> str:
 
 def _path(kind: Any, keys: Sequence[int | str]) -> str:
     """Return where a value stands, as in ``Cutout.target.start[2]``."""
-    name = kind.__name__ if dataclasses.is_dataclass(kind) else ""
+    name = kind.__name__ if isinstance(kind, type) and dataclasses.is_dataclass(kind) else ""
     for key in keys:
         name += f"[{key}]" if isinstance(key, int) else f"{'.' if name else ''}{key}"
     return name or "value"

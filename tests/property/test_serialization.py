@@ -98,11 +98,13 @@ def test_other_json_is_refused_or_means_itself(kind: Any, data: st.DataObject) -
     try:
         value = from_json(kind, damaged)
     except ValueError as error:
-        assert "; got " in str(error)
-        assert "\n" not in str(error).replace(repr(damaged), "")
+        refusal = str(error)
     else:
-        # What is read is what is written: nothing was converted or left out, but for the type of a number.
+        # What is read is what was written: nothing was converted but numbers.
         assert from_json(kind, to_json(value)) == value
+        return
+    assert "; got " in refusal
+    assert "\n" not in refusal
 
 
 CUTOUT = {

@@ -160,8 +160,8 @@ class ExportPlan:
                 stages=from_json(tuple[tuple[StageBlocks, ...], ...], content["stages"]),
                 voxels=int(content["voxels"]), source_chunks=content["source_chunks"],
             )  # fmt: skip
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"The plan is damaged: {error}.") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"The plan is damaged: {str(error).removesuffix('.')}.") from error
 
 
 def fingerprint_of(fields: Mapping[str, Any]) -> str:
