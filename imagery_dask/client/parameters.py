@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import TypeVar
+
+from imagery_dask.docstrings import fill_parameters
 
 __all__ = ["describe"]
 
@@ -68,9 +69,4 @@ PROSE = {
 
 def describe(function: Function) -> Function:
     """Fill ``{parameters}`` in a docstring with the prose of the function's parameters."""
-    names = [name for name in inspect.signature(function).parameters if name in PROSE]
-    document = inspect.cleandoc(function.__doc__ or "")
-    own = {line.split(" : ")[0].strip() for line in document.splitlines() if " : " in line}
-    prose = "\n".join(PROSE[name] for name in names if name not in own)
-    function.__doc__ = document.replace("{parameters}", prose)
-    return function
+    return fill_parameters(function, PROSE)

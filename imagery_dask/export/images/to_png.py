@@ -1,4 +1,4 @@
-"""Slices of a volume as picture files, written by a cluster: imagery, masks, labels and overlays."""
+"""Write slices of a volume as picture files on a cluster: imagery, masks, labels and overlays."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from imagery_dask.export.core.inputs import Volume, as_volumes
 from imagery_dask.export.core.plans import ExportPlan, StageBlocks, fingerprint_of, voxels_decided_by
 from imagery_dask.export.core.preview import Preview
 from imagery_dask.export.core.session import Session
+from imagery_dask.export.core.writer_arguments import describe_run
 from imagery_dask.export.execution.execute import execute
 from imagery_dask.export.images.image_options import MAX_FILES, ImageOptions, What
 from imagery_dask.export.images.slice_files import SliceNames, SliceTarget, plane_axes
@@ -63,6 +64,7 @@ MOST_16_BIT = 2**16 - 1
 MOST_PACKED = 2**24 - 1
 
 
+@describe_run
 def to_png(
     data: Any,
     prefix: str | os.PathLike[str],
@@ -93,30 +95,31 @@ def to_png(
 ) -> RunReport:
     """Write each slice of a volume as a picture file (or one per object), over a dask cluster.
 
-    A task reads a slab as deep as the storage chunks and writes all of its slices, so that each chunk is read once; it
-    holds that slab in memory. Rows and columns of pictures are as in `save_image_slices`; imagery is grey where
-    `save_imagery` writes RGB, as the reference does.
+    A task reads a slab as deep as the storage chunks into memory and writes all of its slices, so that each chunk is
+    read once. Rows and columns of pictures are as in `save_image_slices`. Imagery is written as grey, whereas
+    `save_imagery` writes RGB, as imageryclient does.
 
     Parameters
     ----------
     data : dask.array.Array, numpy.ndarray, xarray.DataArray or xarray.Dataset
         Axes x, y, z and, for imagery, optionally channels of 8-bit RGB or RGBA. A dataset has the variables ``image``
-        and ``segmentation``; an overlay needs one with the segmentation at least.
+        and ``segmentation``; an overlay needs a dataset that has at least the segmentation.
     prefix : str or path
-        A local path, ``s3://``, ``gs://`` or ``memory://`` URL; its last component is what the names begin with.
+        A local path, or a URL that begins with ``s3://``, ``gs://`` or ``memory://``. File names begin with its last
+        component.
     what : {"imagery", "masks", "labels", "overlay"}
-        Grey values; an RGBA picture of each object in each slice, transparent where the object is not; one picture of
-        each slice whose values stand for ids (see Notes); objects in colour over imagery.
+        Grey values; an RGBA picture of each object in each slice, transparent outside the object; a picture of each
+        slice whose values stand for ids (see Notes); objects in color over imagery.
     slice_axis : int or {"x", "y", "z"}
         Axis along which the volume is cut.
     names : {"reference", "absolute"}
-        ``{prefix}_slice_{i}_imagery.png``, as the reference (and without a number for a single slice); or
-        ``{prefix}_imagery_z021360.png`` with the voxel index of the slice in the grid of `data`, which sorts.
+        ``{prefix}_slice_{i}_imagery.png``, as imageryclient names them (without a number for a single slice); or
+        ``{prefix}_imagery_z021360.png`` with the voxel index of the slice in the grid of `data`, so that names sort.
     format : {"png", "tiff"}
         Kind of the files; TIFF files end in ``.tif``.
     root_ids : sequence of int or "all"
-        Objects to show. Listed objects have their masks also where they do not occur; "all" takes one more pass over
-        the data for masks and labels, to find them (it is not in the report's counts).
+        Objects to show. Listed objects have a mask in every slice, empty where they do not occur. "all" reads the data
+        once more for masks and labels, to find the ids; the report does not count these reads.
     colors : mapping of int to 3 or 4 int, optional
         RGB or RGBA (0 to 255) by root id, for masks (white by default) and overlays.
     window : two numbers, optional
@@ -124,11 +127,11 @@ def to_png(
     bits : {8, 16}
         Depth of the grey values that a window makes.
     tile : int, optional
-        Write planes as tiles of at most so many rows and columns. Tiles end where storage chunks do, so that these are
-        read once; names end with the first row and column, ``_y4096_x0``, numbered as `names` says. By default planes
-        are whole.
+        Write planes as tiles of at most this many rows and columns; by default planes are whole. Tiles end at edges of
+        storage chunks, so that each chunk is read once. Names end with the first row and column, ``_y4096_x0``,
+        numbered according to `names`.
     alpha : float
-        Strength of an overlay's colours.
+        Opacity of an overlay's colors, 0 to 1.
     outline : bool
         Draw outlines of objects instead of areas.
     merge_outline : bool
@@ -136,14 +139,12 @@ def to_png(
     width : int
         Width of outlines in pixels.
     voxel_offset : sequence of 3 int, optional
-        Voxel index of the first voxel, for ``names="absolute"`` of arrays that do not know it.
+        Voxel index of the first voxel, for ``names="absolute"`` and arrays without coordinates.
     max_files : int
-        Refuse to write more files than this.
+        Raise if there would be more files.
     overwrite : bool
-        Start over, and replace files of the same names; others are left alone.
-    repair, max_missing, max_requests, report, cluster, workers, progress : optional
-        As in `to_zarr`; records lie in ``.{prefix}_{what}.{fingerprint}.receipts/``.
-        ``memory://`` is of one process, and needs a cluster of threads.
+        Replace files of the same names; other files are left alone.
+    {parameters}
 
     Returns
     -------
@@ -153,19 +154,22 @@ def to_png(
     Raises
     ------
     FileExistsError
-        When files of these names exist and `overwrite` is False.
+        Files of these names exist, and `overwrite` is False.
     ValueError, TypeError, OSError
-        For data, options or a place that cannot be written. Nothing has been written then.
+        The data, an option or the prefix cannot be written. Nothing has been written.
     BlockFailedError
-        When blocks failed; all others have been written, and its ``report`` names the failed ones.
+        Some blocks failed. All others have been written; the ``report`` of the error names the failed ones.
     AccessRefusedError
-        When the source refuses access; the export ends at once.
+        The source refuses access; the export ends at once.
 
     Notes
     -----
-    Values of ``what="labels"`` are 1, 2, ... for the ids in ascending order, the same in all slices, and 0 where there
-    is no object: 16-bit grey for up to 65,535 ids, above that RGB with value = 65536 R + 256 G + B. The table
+    Values of ``what="labels"`` are 1, 2, ... for the ids in ascending order, the same in all slices, and 0 outside
+    objects: 16-bit grey for up to 65,535 ids, above that RGB with value = 65536 R + 256 G + B. The table
     ``{prefix}_labels.csv`` has the columns id and value; ids are decimal text.
+
+    Records lie in ``.{prefix}_{what}.{fingerprint}.receipts/``. A ``memory://`` prefix belongs to one process and needs
+    a cluster of threads.
     """
     options = ImageOptions(
         what=what, slice_axis=slice_axis, names=names, format=format, root_ids=root_ids, colors=colors,

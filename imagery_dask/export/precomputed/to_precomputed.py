@@ -1,4 +1,4 @@
-"""Neuroglancer precomputed volumes, encoded by CloudVolume's codecs, with mips by the same pyramid as OME-Zarr's.
+"""Write Neuroglancer precomputed volumes, encoded by CloudVolume's codecs, with the same pyramid as OME-Zarr.
 
 Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/volume.md
 """
@@ -22,6 +22,7 @@ from imagery_dask.export.core.inputs import Volume, as_volumes
 from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.export.core.provenance import KEY, provenance, what_was_missing
 from imagery_dask.export.core.session import Session
+from imagery_dask.export.core.writer_arguments import describe_run
 from imagery_dask.export.execution.execute import execute
 from imagery_dask.export.multiscale.laid_out import Multiscale, multiscale_of
 from imagery_dask.export.multiscale.level_layout import default_chunks
@@ -45,6 +46,7 @@ STORED_AS = {"int64": "uint64", "int32": "uint32", "bool": "uint8"}
 DTYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "float32")
 
 
+@describe_run
 def to_precomputed(
     data: Any,
     url: str | os.PathLike[str],
@@ -66,7 +68,7 @@ def to_precomputed(
     workers: int | None = None,
     progress: bool | Callable[[RunReport], None] = True,
 ) -> RunReport:
-    """Write an array as a Neuroglancer precomputed volume, at the place in the world that it comes from.
+    """Write an array as a Neuroglancer precomputed volume, at the voxel offset that it comes from.
 
     Parameters
     ----------
@@ -88,14 +90,9 @@ def to_precomputed(
         decompressed, and none on a local disk, where only CloudVolume reads a chunk from a file named ``.gz``.
     quality : int, optional
         Quality of jpeg (1 to 100) and jxl (0 to 100, which is lossless), compression level of png (0 to 9).
-    block_mib : float, optional
-        Size of the blocks that tasks work on, in MiB.
     resolution_nm, translation_nm : sequence of 3 float, optional
         Voxel size, and centre of the first voxel, x, y, z in nm, of an array that has none of its own.
-    overwrite : bool
-        Start over where there is a precomputed volume.
-    repair, max_missing, max_requests, report, cluster, workers, progress
-        As for `to_zarr`.
+    {parameters}
 
     Returns
     -------
@@ -105,10 +102,10 @@ def to_precomputed(
     Raises
     ------
     FileExistsError
-        When there is something at `url` and `overwrite` is False.
+        There is something else at `url`, and `overwrite` is False.
     ValueError, TypeError
-        For an encoding that cannot hold the voxels, a place that is not at whole voxels, and other arguments that
-        cannot be. Nothing has been written then.
+        An encoding cannot hold the voxels, the first voxel is not at a whole voxel, or another argument is not valid.
+        Nothing has been written.
     BlockFailedError, AccessRefusedError
         As for `to_zarr`.
     """

@@ -1,7 +1,7 @@
-"""OME-Zarr: any dask array or xarray object, written block by block, with its pyramid.
+"""Write any dask array or xarray object as OME-Zarr, block by block, with its pyramid.
 
-Arrays are stored with axes (c,) z, y, x. A block of a cutout is Fortran-ordered x, y, z, so that its transpose is what
-zarr wants, for free.
+Arrays are stored with axes (c,) z, y, x. Blocks of cutouts are x, y, z in Fortran order, so that their transposes are
+in the C order that zarr expects, without a copy.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from imagery_dask.export.core.inputs import as_volumes
 from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.export.core.provenance import KEY, provenance, what_was_missing
 from imagery_dask.export.core.session import Session
+from imagery_dask.export.core.writer_arguments import describe_run
 from imagery_dask.export.execution.execute import execute
 from imagery_dask.export.multiscale.laid_out import Multiscale, multiscale_of
 from imagery_dask.export.multiscale.levels import LevelStore, VolumeLevels
@@ -43,6 +44,7 @@ LEVEL = 1
 BLOSC_BLOCK = 256 * 2**10
 
 
+@describe_run
 def to_zarr(
     data: Any,
     url: str | os.PathLike[str],
@@ -66,7 +68,7 @@ def to_zarr(
 ) -> RunReport:
     """Write an array, or imagery with its segmentation, as OME-Zarr.
 
-    Reading, computing and writing a block is one task; a bounded window of them is on the cluster at a time.
+    One task reads, computes and writes a block; the cluster holds a bounded number of tasks at a time.
 
     Parameters
     ----------
@@ -79,44 +81,21 @@ def to_zarr(
     chunks : sequence of 3 int, optional
         Chunk shape x, y, z of the output. By default 128 along each axis for 8 and 16 bit voxels, 64 for others.
     shards : sequence of 3 int, "auto" or None
-        Shard shape, whole chunks: one object each. ``"auto"`` makes shards of about 32 MiB where there are more than
-        1,024 chunks; None makes every chunk an object. OME-Zarr 0.4 has no shards. Levels that are made together with
-        the one above them have shards of the same region.
+        Shard shape, a multiple of `chunks`; a shard is one object. ``"auto"`` makes shards of about 32 MiB where there
+        are more than 1,024 chunks; None makes every chunk an object. OME-Zarr 0.4 has no shards. Levels that one task
+        makes together have shards of the same region.
     levels : int, "auto" or "source"
-        How many levels the pyramid has. Each is the mean (imagery) or the most frequent id (labels) of two voxels of
-        the level above, along those axes whose voxels are finest. ``"auto"`` adds levels until none is longer than 512
-        voxels; ``"source"`` copies the source's own coarser mips.
+        Number of levels of the pyramid. Each halves the axes whose voxels are finest, by the mean (imagery) or the most
+        frequent id (labels). ``"auto"`` adds levels until no axis is longer than 512 voxels; ``"source"`` copies the
+        coarser mips of the source.
     codec : {"blosc-zstd", "zstd", "gzip", "none"}
         Compression of chunks. Empty chunks are not stored.
     ome_version : {"0.5", "0.4"}
         OME-Zarr 0.5 is zarr v3; 0.4, for older readers, zarr v2.
-    block_mib : float, optional
-        Size of the blocks that tasks work on, in MiB. By default 32, less where that leaves workers idle. A block is at
-        least one shard.
     resolution_nm, translation_nm : sequence of 3 float, optional
         Voxel size, and centre of the first voxel, x, y, z in nm. Cutouts and DataArrays with coordinates have their
         own; an array without any is written without units.
-    overwrite : bool
-        Start over where there is a zarr store. On a local disk the new one is written beside it and takes its place
-        when all of it is there, so that `data` may be read from what is replaced; in a bucket the old one is removed
-        first. Without it, the same call on an export that was interrupted goes on with the blocks that lack a receipt
-        (see Notes), and on one that is complete does nothing.
-    repair : bool
-        Do again the blocks that ``imagery-dask verify`` found damaged.
-    max_missing : float or int, optional
-        End early when more storage chunks of the source do not exist: a share of those that the export reads (0.001),
-        or a number of them (5).
-    max_requests : int, optional
-        Requests in flight to one server, from all workers together.
-    report : str or path, optional
-        HTML file to write at the end: throughput, states of the blocks, pictures, failures.
-    cluster : optional
-        See `imagery_dask.cluster.connect`. By default the current dask client, or threads of this process. A script
-        that starts worker processes (``"local"``) needs Python's ``if __name__ == "__main__":`` guard.
-    workers : int, optional
-        How many workers to start, where a cluster is started; an error for one that runs already.
-    progress : bool or callable
-        Show a progress bar (default), or call with the `RunReport` after each block.
+    {parameters}
 
     Returns
     -------
@@ -126,22 +105,25 @@ def to_zarr(
     Raises
     ------
     FileExistsError
-        When there is something at `url` that is not this export, and `overwrite` is False; the message names the
-        arguments that differ. `TargetBusyError` when another process is writing it.
+        There is something else at `url`, and `overwrite` is False; the message names the arguments that differ.
+    TargetBusyError
+        Another process is writing to `url`.
     ValueError, TypeError
-        For chunks, shards, levels or data that cannot be written. Nothing has been written then.
+        Chunks, shards, levels or data cannot be written. Nothing has been written.
     BlockFailedError
-        When blocks failed; all others of their level have been written, and its ``report`` names the failed ones.
+        Some blocks failed. All others of their level have been written; the ``report`` of the error names the failed
+        ones.
     AccessRefusedError
-        When the source refuses access; the export ends at once.
+        The source refuses access; the export ends at once.
     TargetFullError, TooManyMissingError, ClusterLostError
-        When no space is left, more is missing than `max_missing`, the scheduler is gone: the same call goes on.
+        The disk is full, more chunks than `max_missing` are missing, or the scheduler is gone. Call again with the same
+        arguments to resume.
 
     Notes
     -----
-    Beside the store, in ``OUT.receipts/``, lie the plan, a receipt for each block that was written, and a ledger of
-    storage chunks that were missing (``ledger.jsonl``). They may be removed when the export is not to be gone on with,
-    verified or repaired.
+    The folder ``OUT.receipts/`` beside the store holds the plan, a receipt for each block that was written, and a
+    ledger of the storage chunks that were missing (``ledger.jsonl``). Remove it when the export will not be resumed,
+    verified or repaired any more.
     """
     options = ZarrOptions(
         chunks=chunks, shards=shards, levels=levels, codec=codec, ome_version=ome_version, resolution_nm=resolution_nm,
