@@ -1,8 +1,12 @@
-"""Numbers as people read them."""
+"""Sizes and times as people read and write them."""
 
 from __future__ import annotations
 
-__all__ = ["human_bytes", "human_time"]
+import math
+import re
+from typing import Any
+
+__all__ = ["human_bytes", "human_time", "size_in_bytes", "time_in_seconds"]
 
 
 def human_bytes(count: float) -> str:
@@ -35,3 +39,56 @@ def human_time(seconds: float) -> str:
         if len(parts) == 2:
             break
     return " ".join(parts)
+
+
+def size_in_bytes(value: Any) -> int | None:
+    """Read a size such as ``4GiB`` (2**30 each) or ``4G`` (10**9 each, as ``4GB``); None if it is not one above 0.
+
+    Cluster files and the command line both read sizes by this function.
+
+    Examples
+    --------
+    >>> size_in_bytes("4G"), size_in_bytes("4GiB"), size_in_bytes("1.5 kB"), size_in_bytes(512), size_in_bytes("much")
+    (4000000000, 4294967296, 1500, 512, None)
+    """
+    from dask.utils import parse_bytes  # here, so that `imagery-dask --help` does not import dask
+
+    number = _number_with_unit(value)
+    try:
+        size = int(parse_bytes(number)) if number is not None else 0
+    except (ValueError, OverflowError):
+        return None
+    return size if size > 0 else None
+
+
+def time_in_seconds(value: Any) -> float | None:
+    """Read a time such as ``30s``, ``10 min`` or ``1 hour``, or a number of seconds; None if it is not one above 0.
+
+    Cluster files and the command line both read times by this function.
+
+    Examples
+    --------
+    >>> time_in_seconds("10 min"), time_in_seconds("1 hour"), time_in_seconds("90"), time_in_seconds("soon")
+    (600.0, 3600.0, 90.0, None)
+    """
+    from dask.utils import parse_timedelta
+
+    number = _number_with_unit(value)
+    if isinstance(number, str):
+        # dask reads "m" and "minutes", and not "min", which `human_time` writes.
+        number = re.sub(r"\s*mins?$", "m", number, flags=re.IGNORECASE)
+    try:
+        seconds = float(parse_timedelta(number)) if number is not None else 0.0
+    except (ValueError, KeyError, OverflowError):
+        return None
+    return seconds if 0 < seconds < math.inf else None
+
+
+def _number_with_unit(value: Any) -> str | int | float | None:
+    """Return a number, or text that begins with a digit or a point: dask reads a unit alone as one of it."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return None
+    if isinstance(value, str):
+        text = value.strip()
+        return text if re.match(r"[\d.]", text) else None
+    return value if math.isfinite(value) else None

@@ -29,7 +29,8 @@ def _options(command: Any) -> Any:
         click.option("--workers", type=click.IntRange(min=1), metavar="N",
                      help="Workers of one thread each to estimate for.  [default: one per core]"),
         click.option("--worker-memory", type=SizeType(),
-                     help="Memory of each of them.  [default: this machine's, shared between them]"),
+                     help="Memory of each of them: 4GiB is 4 x 2**30 bytes, 4G or 4GB is 4 x 10**9.  "
+                          "[default: this machine's, shared between them]"),
         click.option("--samples", type=click.IntRange(min=1), default=SAMPLES, show_default=True, metavar="N",
                      help="Blocks of each volume to measure."),
         click.option("--save", type=click.Path(dir_okay=False, writable=True), metavar="FILE",

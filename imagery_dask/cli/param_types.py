@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-import re
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
+from imagery_dask.humanize import size_in_bytes, time_in_seconds
 from imagery_dask.records.parts import Part
 
 __all__ = [
@@ -22,9 +21,6 @@ __all__ = [
     "SizeType",
     "WindowType",
 ]
-
-SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400}
-UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
 
 class ShapeType(click.ParamType[Any]):
@@ -64,9 +60,8 @@ class DurationType(click.ParamType[Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Read the text."""
-        found = re.fullmatch(r"(\d+(?:\.\d*)?)\s*(s|m|min|h|d)?", str(value).strip())
-        seconds = float(found[1]) * SECONDS[found[2] or "s"] if found else 0.0
-        if seconds <= 0:
+        seconds = time_in_seconds(value)
+        if seconds is None:
             self.fail(f"{value!r} is not a time such as 30s, 10m or 2h.", param, ctx)
         return seconds
 
@@ -151,23 +146,16 @@ class PartType(click.ParamType[Part]):
 
 
 class SizeType(click.ParamType[int]):
-    """A size in bytes, as 4GB or 500MiB."""
+    """A size in bytes, such as 4GiB (2**30 each) or 4G (10**9 each)."""
 
     name = "SIZE"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Read the text."""
-        if isinstance(value, int):
-            return value
-        text = str(value).strip().lower()
-        unit = next((unit for unit in sorted(UNITS, key=len, reverse=True) if text.endswith(unit)), "")
-        try:
-            size = float(text.removesuffix(unit)) * UNITS.get(unit, 1)
-        except ValueError:
-            size = 0.0
-        if not 0 < size < math.inf:
-            self.fail(f"{value!r} is no size, as 4GB or 500MiB.", param, ctx)
-        return int(size)
+        size = size_in_bytes(value)
+        if size is None:
+            self.fail(f"{value!r} is not a size such as 4GiB or 500MB.", param, ctx)
+        return size
 
 
 class WindowType(click.ParamType[tuple[float, float]]):

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dask.utils import parse_bytes
 from distributed import SSHCluster
 from distributed.security import Security
 
@@ -27,8 +26,9 @@ from imagery_dask.cluster.classes import (
     takes_security,
     with_lists,
 )
-from imagery_dask.cluster.retiring import retiring, seconds_of
+from imagery_dask.cluster.retiring import retiring
 from imagery_dask.cluster.yaml_lines import Lines, close_word, read_lines
+from imagery_dask.humanize import size_in_bytes, time_in_seconds
 
 __all__ = ["ClusterFile", "load_cluster_file"]
 
@@ -225,20 +225,17 @@ def _memory(file: Lines) -> int | None:
     given = file.values.get("worker_memory")
     if given is None:
         return None
-    try:
-        size = parse_bytes(given) if isinstance(given, (str, int)) and not isinstance(given, bool) else 0
-    except ValueError:
-        size = 0
-    if size < LEAST_MEMORY:
+    size = size_in_bytes(given)
+    if size is None or size < LEAST_MEMORY:
         file.refuse(
             "worker_memory", f"'worker_memory' must be a size such as 4GiB; got {given!r}{' bytes' if size else ''}."
         )
-    return int(size)
+    return size
 
 
 def _retire_before(file: Lines) -> float | None:
     given = file.values.get("retire_before")
-    seconds = seconds_of(given)
+    seconds = time_in_seconds(given)
     if given is not None and seconds is None:
         file.refuse("retire_before", f"'retire_before' must be a time such as 90s, 10m or 1h; got {given!r}.")
     return seconds

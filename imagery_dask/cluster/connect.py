@@ -18,11 +18,11 @@ from distributed.security import Security
 from imagery_dask.cluster.cluster_file import load_cluster_file
 from imagery_dask.cluster.joining import check_scheduler, scheduler_address
 from imagery_dask.cluster.replacing import ToppingUp
-from imagery_dask.cluster.retiring import seconds_of
 from imagery_dask.cluster.starting import from_file, processes_here, threads_here
 from imagery_dask.cluster.waiting import wait_for_worker
 from imagery_dask.cluster.worker_plugin import prepare_workers
 from imagery_dask.errors import ClusterLostError, ImageryDaskError
+from imagery_dask.humanize import time_in_seconds
 from imagery_dask.validate import integer, whole_number
 
 __all__ = ["LOST", "WAIT_S", "connect"]
@@ -122,7 +122,7 @@ def connect(
 
 
 def _check_retiring(spec: Any, retire_before_s: float) -> None:
-    if isinstance(retire_before_s, str) or seconds_of(retire_before_s) is None:
+    if isinstance(retire_before_s, str) or time_in_seconds(retire_before_s) is None:
         raise ValueError(f"retire_before_s must be a number of seconds above 0; got {retire_before_s!r}.")
     if not (isinstance(spec, (str, os.PathLike)) and os.fspath(spec).endswith(YAML)):
         raise ValueError(

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import dask
-from dask.utils import parse_timedelta
 
 from imagery_dask.cluster.classes import UnfitError, is_job_queue, system_of
 
-__all__ = ["retiring", "seconds_of"]
+__all__ = ["retiring"]
 
 # When nothing is said: a tenth of the walltime, and no more than that.
 DEFAULT_SHARE, DEFAULT_MOST_S = 10, 600.0
@@ -26,17 +25,6 @@ FIELDS: dict[str, dict[int, tuple[int, ...]]] = {
 }
 OTHERS = {1: (1,), 2: (MINUTE, 1), 3: (HOUR, MINUTE, 1), 4: (DAY, HOUR, MINUTE, 1)}
 SLURM_AFTER_DAYS = {1: (HOUR,), 2: (HOUR, MINUTE), 3: (HOUR, MINUTE, 1)}
-
-
-def seconds_of(value: Any) -> float | None:
-    """Read a time such as 30s, 10m or 2h, or a number of seconds; None where it is none above 0."""
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        return None
-    try:
-        seconds = float(parse_timedelta(value))
-    except (ValueError, KeyError):
-        return None
-    return seconds if 0 < seconds < float("inf") else None
 
 
 def retiring(cluster_class: Any, arguments: Mapping[str, Any], before_s: float | None) -> dict[str, Any]:

@@ -1,58 +1,51 @@
-"""A YAML file whose values know their lines, so that an error can say where."""
+"""Mappings of a YAML file with the line of each key, for errors that name it."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, ScalarNode
+from ruamel.yaml.resolver import VersionedResolver
+from ruamel.yaml.tag import Tag
 
 __all__ = ["Lines", "close_word", "read_lines"]
 
-NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
-TEXT = "tag:yaml.org,2002:str"
+BOOLEANS = {form for word in ("yes", "no", "on", "off") for form in (word, word.title(), word.upper())}
 
 
 @dataclass(frozen=True, slots=True)
 class Lines:
-    """A mapping of a YAML file.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        The file.
-    line : int
-        Where the mapping begins, from 1.
-    values : dict
-        Names to values; a mapping among them is a dict.
-    lines : dict
-        Names to the lines that they stand on.
-    parts : dict
-        The same mappings, as `Lines`.
-    texts : dict
-        Names to values as they are written, where these are no mappings and no lists.
-    """
+    """A mapping of a YAML file, and the lines of its keys."""
 
     path: Path
+    # Line where the mapping begins, from 1.
     line: int
+    # Values by name; nested mappings are dicts.
     values: dict[str, Any]
+    # Lines by name, from 1.
     lines: dict[str, int]
+    # Nested mappings by name.
     parts: dict[str, Lines]
-    texts: dict[str, str] = field(default_factory=dict)
+    # Scalars by name, as the file spells them: "0755", "1.50".
+    texts: dict[str, str]
 
     def refuse(self, name: str | None, message: str) -> NoReturn:
-        """Raise the ValueError that says what is wrong, and on which line."""
+        """Raise a ValueError that begins with the file and the line of a key."""
         raise ValueError(f"{self.where(name)}: {message}")
 
     def where(self, name: str | None) -> str:
-        """Name the file and the line."""
+        """Return the file and the line of a key; without a name, the line where the mapping begins."""
         return f"{self.path}, line {self.lines.get(name, self.line) if name else self.line}"
 
     def check_names(self, known: Collection[str], what: str = "key") -> None:
-        """Refuse names that are not known, with the one that was probably meant."""
+        """Raise ValueError for a name that is not among the known ones, and suggest the closest."""
         for name in self.values:
             if name not in known:
                 keys = ", ".join(sorted(known))
@@ -60,75 +53,119 @@ class Lines:
 
 
 def close_word(name: str, known: Collection[str]) -> str:
-    """Ask whether a word that is close was meant; nothing where none is."""
+    """Return " (did you mean 'WORD'?)" for the most similar known word, or "" if none is similar."""
     close = difflib.get_close_matches(name, known, 1, 0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def read_lines(path: Path) -> Lines:
-    """Read a YAML file that is a mapping.
+    """Read a YAML file whose top level is a mapping.
+
+    Text is read by YAML 1.2, so that ``12:00:00`` is text; ``yes``, ``no``, ``on`` and ``off`` are booleans too, as in
+    YAML 1.1.
 
     Raises
     ------
     ValueError
-        For what is not YAML, no mapping, or has a name twice.
+        If the file is not valid YAML, is not a mapping, or has a duplicate key.
     FileNotFoundError
-        For a file that is not there.
+        If the file does not exist.
     """
     try:
         text = path.read_text()
     except FileNotFoundError:
-        raise FileNotFoundError(f"There is no cluster file {path} (cluster_configs/ has some to begin with).") from None
+        raise FileNotFoundError(f"There is no cluster file {path} (cluster_configs/ has examples to copy).") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text: {error.reason}.") from None
-    loader = yaml.SafeLoader(text)
+        raise ValueError(f"{path} is not a text file: {error.reason}.") from None
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor, yaml.Resolver = _Constructor, _Resolver
     try:
-        node = loader.get_single_node()
-        if node is None:
-            return Lines(path, 1, {}, {}, {})
-        if not isinstance(node, yaml.MappingNode):
+        content = yaml.load(text)
+        if content is None:
+            return Lines(path, 1, {}, {}, {}, {})
+        if not isinstance(content, _Mapping):
             raise ValueError(
-                f"{path}, line {node.start_mark.line + 1}: a cluster file is a mapping, and must have a key 'cluster' "
-                "with the name of a cluster class (see cluster_configs/)."
+                f"{path}, line 1: a cluster file is a mapping, and must have a key 'cluster' with the name of a "
+                "cluster class (see cluster_configs/)."
             )
-        return _mapping(path, node, loader)
-    except yaml.MarkedYAMLError as error:
+        return _lines(path, content)
+    except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
+        if isinstance(error, _ValueError):
+            raise ValueError(f"{path}{line}: {error.problem}.") from None
         raise ValueError(f"{path}{line} is not YAML: {error.problem or error.context}.") from None
     except RecursionError:
-        raise ValueError(f"{path}: an anchor (&) has its own alias (*) within.") from None
-    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: an anchor (&) contains its own alias (*).") from None
+    except YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-    finally:
-        loader.dispose()
 
 
-def _mapping(path: Path, node: yaml.MappingNode, loader: yaml.SafeLoader) -> Lines:
-    own = {id(key) for key, _ in node.value}
-    loader.flatten_mapping(node)  # <<: *anchor comes first, and what follows may say something else
-    made, written = Lines(path, node.start_mark.line + 1, {}, {}, {}), set()
-    for key, value in node.value:
-        name, line = loader.construct_object(key, deep=True), key.start_mark.line + 1
-        if not isinstance(name, str):
-            raise ValueError(f"{path}, line {line}: {name!r} is an unknown key: names are text.")
-        if name in written:
-            raise ValueError(f"{path}, line {line}: {name!r} is there twice (line {made.lines[name]}).")
-        if id(key) in own:
-            written.add(name)
-        made.parts.pop(name, None)
-        if isinstance(value, yaml.MappingNode):  # before it is constructed, which merges
-            made.parts[name] = _mapping(path, value, loader)
-        elif isinstance(value, yaml.ScalarNode):
-            made.texts[name] = value.value
-            # YAML 1.1 reads 12:00:00 as a number of base 60, and nobody means that.
-            if ":" in value.value and value.tag in NUMBERS:
-                value.tag = TEXT
-        try:
-            made.values[name] = loader.construct_object(value, deep=True)
-        except ValueError as error:
-            raise ValueError(
-                f"{path}, line {line}: the value of {name!r} is none: {error} (quotes make it text)."
-            ) from None
-        made.lines[name] = line
-    return made
+class _Mapping(dict[Any, Any]):
+    """A dict with the lines and the spelling of its entries."""
+
+    line: int
+    lines: dict[Any, int]
+    texts: dict[Any, str]
+
+
+class _ValueError(ConstructorError):  # type: ignore[misc]
+    """An entry whose key or value is wrong, in YAML that is well formed."""
+
+
+class _Resolver(VersionedResolver):  # type: ignore[misc]
+    """Resolves scalars by YAML 1.2, and the other booleans of YAML 1.1."""
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        if kind is ScalarNode and implicit[0] and value in BOOLEANS:
+            return Tag(suffix="tag:yaml.org,2002:bool")
+        return super().resolve(kind, value, implicit)
+
+
+class _Constructor(SafeConstructor):  # type: ignore[misc]
+    """Makes mappings that know the lines of their keys."""
+
+    def construct_lined_map(self, node: MappingNode) -> Iterator[_Mapping]:
+        """Construct a mapping; its content comes second, so that it may refer to itself."""
+        mapping = _Mapping()
+        yield mapping
+        self.flatten_mapping(node)  # moves the entries of `<<: *anchor` to the front
+        merged = len(getattr(node, "merge", None) or ())
+        own: dict[Any, int] = {}
+        mapping.lines, mapping.texts = {}, {}
+        for index, (key, value) in enumerate(node.value):
+            name, line = self.construct_object(key, deep=True), key.start_mark.line + 1
+            if not isinstance(name, str):
+                raise _ValueError(None, None, f"{name!r} is an unknown key: keys are text", key.start_mark)
+            if name in own:
+                raise _ValueError(None, None, f"duplicate key {name!r} (first on line {own[name]})", key.start_mark)
+            if index >= merged:
+                own[name] = line
+            try:
+                self.construct_object(value)
+            except ValueError as error:
+                problem = f"the value of {name!r} is invalid: {error} (in quotes it is text)"
+                raise _ValueError(None, None, problem, key.start_mark) from None
+            mapping.lines[name] = line
+            if isinstance(value, ScalarNode):
+                mapping.texts[name] = value.value
+            else:
+                mapping.texts.pop(name, None)
+        mapping.line = node.start_mark.line + 1
+        mapping.update(self.construct_mapping(node))
+
+
+_Constructor.add_constructor("tag:yaml.org,2002:map", _Constructor.construct_lined_map)
+
+
+def _lines(path: Path, mapping: _Mapping) -> Lines:
+    parts = {name: _lines(path, value) for name, value in mapping.items() if isinstance(value, _Mapping)}
+    values = {name: _plain(value) for name, value in mapping.items()}
+    return Lines(path, mapping.line, values, mapping.lines, parts, mapping.texts)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value whose mappings are plain dicts."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value

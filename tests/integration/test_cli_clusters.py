@@ -14,7 +14,6 @@ import pytest
 from support.volumes import coordinate_volume, write_volume
 
 from imagery_dask.cli import main
-from imagery_dask.cli.param_types import DurationType
 
 BOUNDS = ("--bounds", 0, 0, 0, 32, 32, 16)
 
@@ -112,14 +111,7 @@ def test_no_worker_within_the_wait(
     assert not out.exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "seconds"), [("90", 90), ("30s", 30), ("10m", 600), ("10min", 600), ("1.5h", 5400), ("1d", 86400)]
-)
-def test_times(text: str, seconds: float) -> None:
-    assert DurationType().convert(text, None, None) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "0", "0s", "-1m", "soon", "5 weeks", "m", "nan"])
+@pytest.mark.parametrize("text", ["", "0", "0s", "-1m", "soon", "5 fortnights", "m", "nan"])
 def test_times_that_are_none(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, text: str
 ) -> None:

@@ -93,7 +93,7 @@ def test_package_that_is_not_installed(tmp_path: Path) -> None:
     [
         (LOCAL + "workers: 2\nworker: 2\n", 3, "unknown key 'worker' (did you mean 'workers'?)"),
         (LOCAL + "# why\n\nworkers: two\n", 4, "'workers' must be a whole number from 1; got 'two'"),
-        (LOCAL + "workers: 2\nworkers: 3\n", 3, "'workers' is there twice (line 2)"),
+        (LOCAL + "workers: 2\nworkers: 3\n", 3, "duplicate key 'workers' (first on line 2)"),
         (LOCAL + "a: [\n", 3, "is not YAML"),
         (
             LOCAL + "arguments:\n  n_workers: 1\n  memory_limt: 1GiB\n",
@@ -113,7 +113,7 @@ def test_package_that_is_not_installed(tmp_path: Path) -> None:
         (LOCAL + "worker_memory: much\n", 2, "'worker_memory' must be a size such as 4GiB; got 'much'"),
         (LOCAL + "worker_memory: 4\n", 2, "'worker_memory' must be a size such as 4GiB; got 4 bytes."),
         (LOCAL + "arguments: {env: [A]}\nenvironment: {A: 1}\n", 3, "'env' in 'arguments' is no names with values"),
-        (LOCAL + "environment:\n  D: 2024-13-45\n", 3, "the value of 'D' is none: month must be in 1..12"),
+        (LOCAL + "environment:\n  D: 2024-13-45\n", 3, "the value of 'D' is invalid: month must be in 1..12"),
         (LOCAL + "worker_memory: 0\n", 2, "'worker_memory' must be a size"),
         (LOCAL + "arguments: {memory_limit: 1GiB}\nworker_memory: 2GiB\n", 3, "said twice"),
         (LOCAL + "arguments: {processes: false}\nenvironment: {A: b}\n", 3, "no own environment"),
@@ -273,8 +273,21 @@ def test_numbers_are_as_they_are_written(tmp_path: Path) -> None:
     assert file.arguments["job_script_prologue"] == ["export MODE=0755", "export T=1:30", "export F=1.50"]
 
 
+def test_booleans_of_yaml_1_1_are_booleans(tmp_path: Path) -> None:
+    file = load_cluster_file(write(tmp_path, LOCAL + "arguments: {processes: no, silence_logs: Off, host: 'no'}\n"))
+    assert file.arguments == {"processes": False, "silence_logs": False, "host": "no"}
+
+
+def test_merged_mappings(tmp_path: Path) -> None:
+    """Names of an anchor may be given again; duplicates beside it are refused."""
+    base = LOCAL + "environment: &base {A: 01, B: 2}\narguments:\n  env:\n    <<: *base\n    B: 3\n"
+    assert load_cluster_file(write(tmp_path, base)).arguments["env"] == {"A": "01", "B": "2"}
+    with pytest.raises(ValueError, match=r"line 7: duplicate key 'B' \(first on line 6\)"):
+        load_cluster_file(write(tmp_path, base + "    B: 4\n"))
+
+
 def test_an_anchor_within_itself(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"cluster\.yaml: an anchor .* own alias"):
+    with pytest.raises(ValueError, match=r"cluster\.yaml: an anchor .* its own alias"):
         load_cluster_file(write(tmp_path, LOCAL + "arguments: &a {x: *a}\n"))
 
 
