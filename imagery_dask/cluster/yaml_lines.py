@@ -109,11 +109,11 @@ class _Mapping(dict[Any, Any]):
     texts: dict[Any, str]
 
 
-class _ValueError(ConstructorError):  # type: ignore[misc]
+class _ValueError(ConstructorError):
     """An entry whose key or value is wrong, in YAML that is well formed."""
 
 
-class _Resolver(VersionedResolver):  # type: ignore[misc]
+class _Resolver(VersionedResolver):
     """Resolves scalars by YAML 1.2, and the other booleans of YAML 1.1."""
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
@@ -122,7 +122,7 @@ class _Resolver(VersionedResolver):  # type: ignore[misc]
         return super().resolve(kind, value, implicit)
 
 
-class _Constructor(SafeConstructor):  # type: ignore[misc]
+class _Constructor(SafeConstructor):
     """Makes mappings that know the lines of their keys."""
 
     def construct_lined_map(self, node: MappingNode) -> Iterator[_Mapping]:
