@@ -27,9 +27,10 @@ from distributed import Client, LocalCluster
 
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.cluster import WorkerResources
-from imagery_dask.export.core.base import RunOptions
-from imagery_dask.export.core.session import open_session
+from imagery_dask.export.core.run_options import RunOptions
+from imagery_dask.export.core.run_states import NewRun
 from imagery_dask.export.execution.execute import execute
+from imagery_dask.export.execution.resume import open_run
 from imagery_dask.export.zarr.to_zarr import ZarrExport
 from imagery_dask.export.zarr.zarr_options import ZarrOptions
 from imagery_dask.run import Rules, RunReport, Written, run_blocks
@@ -202,14 +203,14 @@ def resume(blocks: int) -> None:
     """Time going on with an export of which nothing is left to do: the command, from its start to its end."""
     with tempfile.TemporaryDirectory() as name:
         export = export_of(Path(name), blocks)
-        with open_session(export, overwrite=False) as session:
-            session.begin(export.plan(WorkerResources(2, 8 * 2**30), 64**3))
-            export.create(session.place, session, _NoClient())
-            session.begun()
-            assert session.plan is not None
-            for number in range(session.plan.blocks):
-                run_block(NoBlock("read+write image, x"), number, 1, session.records)
-            blocks = session.plan.blocks
+        with open_run(export, overwrite=False) as new:
+            assert isinstance(new, NewRun)
+            run = new.start(export.plan(WorkerResources(2, 8 * 2**30), 64**3))
+            export.create(run, _NoClient())
+            run.begun()
+            for number in range(run.plan.blocks):
+                run_block(NoBlock("read+write image, x"), number, 1, run.records)
+            blocks = run.plan.blocks
         execute(export_of(Path(name), blocks), RunOptions(progress=False))  # says that it is complete
         started = time.perf_counter()
         report = execute(export_of(Path(name), blocks), RunOptions(progress=False))

@@ -13,8 +13,9 @@ from imagery_dask.cli.cmd_export import export, planned
 from imagery_dask.cli.formats import FORMATS
 from imagery_dask.cli.run_flags import RUN_OPTIONS, run_options_of
 from imagery_dask.cluster import ClusterFile, driver_script, is_listed, load_cluster_file, submit_driver, system_of
-from imagery_dask.export.core.base import Export, RunOptions
-from imagery_dask.export.core.resume import refuse_occupied
+from imagery_dask.export.core.base import Export
+from imagery_dask.export.core.run_options import RunOptions
+from imagery_dask.export.execution.resume import refuse_occupied
 from imagery_dask.export.registry import export_of
 from imagery_dask.records.drivers import Driver, driver_of
 from imagery_dask.records.runs import now

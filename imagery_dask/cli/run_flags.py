@@ -22,8 +22,9 @@ from imagery_dask.errors import (
     TargetFullError,
     TooManyMissingError,
 )
-from imagery_dask.export.core.base import Export, RunOptions
+from imagery_dask.export.core.base import Export
 from imagery_dask.export.core.plans import ExportPlan
+from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.execution.execute import execute
 from imagery_dask.humanize import human_bytes
 from imagery_dask.records.parts import Part

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from imagery_dask.cluster import WAIT_S, connect
 from imagery_dask.errors import ImageryDaskError, MissingChunkError
-from imagery_dask.export.core.base import tasks_of
 from imagery_dask.export.core.plans import ExportPlan
-from imagery_dask.export.core.session import DAMAGED, Session
+from imagery_dask.export.core.run_states import DAMAGED, StartedRun
 from imagery_dask.export.registry import export_of, run_at
+from imagery_dask.records.lease import NoLease
 from imagery_dask.run import BlockTask, FailedBlock, Rules, RunReport, Written, run_blocks
 from imagery_dask.run.chain import Chain
 from imagery_dask.run.progress import shown
@@ -38,7 +38,7 @@ class SourceChangedError(ImageryDaskError):
     """The source gives other voxels of a block than when it was exported."""
 
 
-FOUND = {f"{kind.__name__}: ": kind for kind in (DamagedBlockError, SourceChangedError)}
+KINDS = {f"{kind.__name__}: ": kind for kind in (DamagedBlockError, SourceChangedError)}
 # Packages whose errors are of a server or the way to it, and not of what is stored there.
 OF_SERVERS = {"botocore", "obstore", "gcsfs", "aiohttp", "requests", "urllib3", "google", "tenacity"}
 
@@ -132,17 +132,17 @@ def verify_export(
     """
     if sample is not None and not 0 < sample <= 1:
         raise ValueError(f"sample is a share of the blocks, above 0 and up to 1; got {sample!r}.")
-    run = run_at(os.fspath(url))
-    export = export_of(ExportPlan.from_json(run.plan))
-    session = Session(export.target, run.records.files, None, run)
-    assert session.plan is not None
-    receipts = session.receipts()
-    report = VerifyReport(session.plan.blocks, session.plan.blocks - len(receipts))
-    chosen, again = _chosen(session.plan, receipts["block"].astype(np.int64), sample, np.random.default_rng(seed))
-    if not source or session.plan.source_chunks is None:
+    record = run_at(os.fspath(url))
+    plan = ExportPlan.from_json(record.plan)
+    export = export_of(plan)
+    run = StartedRun(export.target, record, plan, NoLease())
+    receipts = run.receipts
+    report = VerifyReport(plan.blocks, plan.blocks - len(receipts))
+    chosen, again = _chosen(plan, receipts["block"].astype(np.int64), sample, np.random.default_rng(seed))
+    if not source or plan.source_chunks is None:
         again = again[:0]
     numbers = np.ascontiguousarray(receipts["block"])
-    todo = np.zeros(session.plan.blocks, bool)
+    todo = np.zeros(plan.blocks, bool)
     todo[chosen] = True
     making = set(again.tolist())
 
@@ -150,23 +150,23 @@ def verify_export(
         receipt = receipts[numbers.searchsorted(numbers.dtype.type(number))]
         return CheckBlock(task, bytes(receipt["digest"]), int(receipt["written_bytes"]), number in making)
 
-    def found(number: int, task: BlockTask, reason: str, attempts: int) -> None:
-        kind = next((kind for start, kind in FOUND.items() if reason.startswith(start)), None)
+    def note(number: int, task: BlockTask, reason: str, attempts: int) -> None:
+        kind = next((kind for start, kind in KINDS.items() if reason.startswith(start)), None)
         of_kind = {DamagedBlockError: report.damaged, SourceChangedError: report.source_changed, None: report.unread}
         of_kind[kind].append(number)
         report.named.append(FailedBlock(task.name, reason if kind is None else reason.partition(": ")[2]))
 
-    rules = Rules(todo=todo, wrap=wrap, on_failure=found)
+    rules = Rules(todo=todo, wrap=wrap, on_failure=note)
     if len(chosen):
         with (
             connect(cluster, workers, wait_s, retire_before_s) as client,
             shown(progress, len(chosen)) as on_progress,
         ):
-            export.check(client)
-            ran = run_blocks(client, [Chain(tasks_of(export, session))], RunReport(len(chosen)), on_progress, rules)
+            export.target.check_workers(client)
+            ran = run_blocks(client, [Chain(export.tasks(run))], RunReport(len(chosen)), on_progress, rules)
         report.seconds, report.read_bytes = ran.seconds, ran.written_bytes
     report.checked, report.from_source = len(chosen), len(again)
-    _write_down(session, report, chosen, again)
+    _write_down(run, report, chosen, again)
     return report
 
 
@@ -257,21 +257,20 @@ def _chosen(
     return chosen, np.sort(random.choice(fitting, min(again, len(fitting)), replace=False))
 
 
-def _write_down(session: Session, report: VerifyReport, chosen: NDArray[np.int64], again: NDArray[np.int64]) -> None:
+def _write_down(run: StartedRun, report: VerifyReport, chosen: NDArray[np.int64], again: NDArray[np.int64]) -> None:
     """Write down what is damaged; what was found before and not looked at now stays."""
-    assert session.records is not None
     read, made = set(chosen.tolist()) - set(report.unread), set(again.tolist()) - {*report.unread, *report.damaged}
-    damaged, changed = session.damaged()
-    digests = session.digests_before()
+    damaged, changed = run.damaged()
+    digests = run.digests_before()
     content = {
         "blocks": sorted({*report.damaged, *(set(damaged) - read)}),
         "source_changed": sorted({*report.source_changed, *(set(changed) - made)}),
     }
     if any(content.values()):
         # What was written of these: a repair that writes something else makes again what was made of it.
-        rows = session.receipts()
+        rows = run.receipts
         rows = rows[np.isin(rows["block"], content["blocks"])]
         written = {str(row["block"]): row["digest"].item().hex() for row in rows}
-        session.records.put(DAMAGED, content | {"digests": written | {n: digests[n] for n in written if n in digests}})
+        run.records.put(DAMAGED, content | {"digests": written | {n: digests[n] for n in written if n in digests}})
     else:
-        session.records.remove(DAMAGED)
+        run.records.remove(DAMAGED)

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from imagery_dask.records.receipts import receipts_in
 from imagery_dask.storage.buckets import parse_bucket_url
 from imagery_dask.storage.files import Files, records_folder
 
-__all__ = ["Kind", "Records", "records_of"]
+__all__ = ["Kind", "NoRecords", "Records", "records_of"]
 
 Kind = Literal["receipts", "ledger", "failed"]
 SUFFIX = {"receipts": "bin", "ledger": "jsonl", "failed": "jsonl"}
@@ -57,6 +57,11 @@ class Records:
 
     files: Files
     run: str
+
+    @property
+    def kept(self) -> bool:
+        """Return True if records are kept."""
+        return True
 
     def append(self, kind: Kind, content: bytes) -> None:
         """Add a record; when this returns, another process finds it."""
@@ -119,6 +124,44 @@ class Records:
         self.files.delete([each for each in names if each == last])
         if self.files.folder is not None and not name:
             (self.files.folder / self.run).rmdir()
+
+
+class _NoFiles(Files):
+    """Files of a place that keeps none."""
+
+    __slots__ = ()
+
+    def put(self, name: str, content: bytes, content_type: Any = None, compress: Any = None) -> None:
+        """Keep nothing."""
+
+    def get(self, name: str) -> None:
+        """Return None."""
+
+    def names(self, prefix: str = "") -> Iterator[str]:
+        """List nothing."""
+        return iter(())
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Do nothing."""
+
+
+class NoRecords(Records):
+    """Records of a run on a target that has no place for records: they are not kept."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, run: str) -> NoRecords:
+        """Return the records of a run."""
+        return cls(_NoFiles(""), run)
+
+    @property
+    def kept(self) -> bool:
+        """Return False."""
+        return False
+
+    def append(self, kind: Kind, content: bytes) -> None:
+        """Keep nothing."""
 
 
 def _append(path: Any, content: bytes) -> None:

@@ -25,7 +25,7 @@ from imagery_dask.config import config
 from imagery_dask.errors import TargetBusyError
 from imagery_dask.storage.files import Files
 
-__all__ = ["NAME", "Lease", "Purpose", "brief_lease", "holder_of", "is_held"]
+__all__ = ["NAME", "HeldLease", "Lease", "NoLease", "Purpose", "brief_lease", "holder_of", "is_held"]
 
 NAME = "lease.json"
 # What for: all of an export; a part's blocks; the empty store, or a look at what parts have done; what parts leave.
@@ -225,6 +225,22 @@ class Lease:
             f"(last heard of {max(0.0, time.time() - float(held['renewed'])):.0f} s ago). Wait for it, or end it; if "
             f"it crashed, try again in {config.get('lease.expires_s'):.0f} s."
         )
+
+
+class NoLease:
+    """Lease of a run that nobody else can write, or that is only read."""
+
+    def keep_for(self, purpose: Purpose) -> None:
+        """Do nothing."""
+
+    def keep_of(self, run: str) -> None:
+        """Do nothing."""
+
+    def check(self) -> None:
+        """Do nothing."""
+
+
+HeldLease = Lease | NoLease
 
 
 @contextmanager

@@ -10,14 +10,15 @@ from contextlib import suppress
 from glob import escape
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 import zarr
+from distributed import Client
 
 from imagery_dask.storage.buckets import parse_bucket_url, s3_store
 from imagery_dask.storage.files import Files, records_folder
-from imagery_dask.storage.zarr_stores import clear_errors, files_at, open_store
+from imagery_dask.storage.zarr_stores import check_process, clear_errors, files_at, open_store
 
 __all__ = ["FolderTarget", "StoreTarget", "VolumeTarget"]
 
@@ -103,6 +104,14 @@ class FolderTarget(ABC):
             files.put(probe, b"")
             files.delete([probe])
 
+    def at(self, url: str) -> Self:
+        """Return a target of the same kind at another URL."""
+        return type(self)(url)
+
+    def check_workers(self, client: Client) -> None:
+        """Raise if the workers cannot write to the target."""
+        check_process(self.url, client)
+
     def recover(self) -> None:
         """Undo a replacement that was cut off between its two renames, and remove what one has left behind."""
         if not self.is_local:
@@ -115,7 +124,7 @@ class FolderTarget(ABC):
                 os.rename(old, path)
 
     def swap(self, url: str) -> None:
-        """Let a store that was written beside take its place."""
+        """Replace the target by a store that was written beside it."""
         old = url.replace(".incoming-", ".replaced-")
         if os.path.exists(self.url):
             os.rename(self.url, old)

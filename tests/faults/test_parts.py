@@ -182,7 +182,7 @@ def test_what_parts_cannot_do(parts: Plan) -> None:
     for more in ("--overwrite", "--repair"):
         refused = of.run("1/2", more)
         assert refused.code == 2
-        assert f"{more}) is of all of an export, and part 1 of 2 is a part of one" in refused.said
+        assert f"{more}) concerns a whole export and cannot be combined with part 1 of 2" in refused.said
     (of.folder / "out").mkdir()
     (of.folder / "out" / "something else").write_text("")
     refused = of.run("1/2")

@@ -19,7 +19,7 @@ from support.volumes import coordinate_volume, delete_chunks, random_labels, wri
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.cluster import WorkerResources
 from imagery_dask.errors import AccessRefusedError, SourceError, SourceNotFoundError, TargetBusyError
-from imagery_dask.export.core.base import RunOptions
+from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.execution.execute import execute
 from imagery_dask.export.reports.status import status_of
 from imagery_dask.export.zarr.to_zarr import ZarrExport

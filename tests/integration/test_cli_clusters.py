@@ -44,9 +44,9 @@ def test_the_dashboards_address_comes_first(
             pages.append(page.status)
         return run_blocks(*arguments, **options)
 
-    from imagery_dask.export.execution.steps import run_blocks
+    from imagery_dask.export.execution.execute import run_blocks
 
-    monkeypatch.setattr("imagery_dask.export.execution.steps.run_blocks", looked)
+    monkeypatch.setattr("imagery_dask.export.execution.execute.run_blocks", looked)
     code = run(monkeypatch, "export", "zarr", tmp_path / "o.zarr", "--image-source", source, *BOUNDS, "--workers", 1)
     assert code == 0
     assert pages == [200]

@@ -337,7 +337,7 @@ def chunks_read(plan: ExportPlan, export: Any) -> int:
     """Count by enumeration: every piece of every block, and the storage chunks of the voxels that it needs."""
     total = 0
     for _, part in plan.parts:
-        for source in export.sources(part):
+        for source in export.format.reads(export, part).sources:
             cutout = source.cutout
             for _, region in part.blocks:
                 for piece in part.blocks.pieces(region):
@@ -453,7 +453,7 @@ def test_slices_read_what_is_planned(
 
 
 def report_files(export: Any) -> int:
-    return int(export.objects(export.plan(ROOM, None))) - (export.table is not None)
+    return int(export.format.objects(export)) - (export.target.table is not None)
 
 
 def test_graph_chunks_are_read_in_pieces(tmp_path: Path, threads: Client, configure: Configure) -> None:
@@ -482,7 +482,8 @@ def test_amplification_counts_reads_of_one_chunk(client: ImageryClient, threads:
     # Two blocks along each of three axes, each of which crosses two chunks where the region has three.
     assert across.estimate.amplification == pytest.approx((4 / 3) * (4 / 3) * (4 / 3), rel=0.3)
     export = across.export
-    whole = {axis: chunks_along(export.sources(across.plan.parts[0][1])[0].cutout, slice(0, size), axis)
+    reads = export.format.reads(export, across.plan.parts[0][1])
+    whole = {axis: chunks_along(reads.sources[0].cutout, slice(0, size), axis)
              for axis, size in enumerate((64, 64, 32))}  # fmt: skip
     once = 2 * math.prod(map(len, whole.values()))
     assert across.estimate.amplification == chunks_read(across.plan, export) / once
@@ -556,7 +557,7 @@ def test_files_of_datasets_are_counted(
         export: Any = KINDS[kind](data, tmp_path / f"{number}", **options)
         WRITERS[kind](data, tmp_path / f"{number}", cluster=threads, progress=False, **options)
         files, _ = size_of((tmp_path / f"{number}").rglob("*"))
-        assert export.objects(export.plan(ROOM, None)) == files
+        assert export.format.objects(export) == files
 
 
 def test_empty_chunks_are_no_files(tmp_path: Path, threads: Client) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from imagery_dask.arrays.lazy import CutoutArray, lazy_dataarray
 from imagery_dask.export.core.inputs import Volume
@@ -122,6 +123,26 @@ class ExportPlan:
     def ends(self) -> list[int]:
         """Number after that of the last block, of each stage."""
         return list(accumulate(sum(len(part.blocks) for part in stage) for stage in self.stages))
+
+    def made_of(self, numbers: Collection[int]) -> NDArray[np.bool_]:
+        """Mark the blocks that are downsampled from others: all of a volume, since they are not known one by one."""
+        marked = np.zeros(self.blocks, bool)
+        volumes = {part.volume for first, part in self.parts if any(0 <= n - first < len(part.blocks) for n in numbers)}
+        for first, part in self.parts:
+            if part.volume in volumes and part.doing == "downsample":
+                marked[first : first + len(part.blocks)] = True
+        return marked
+
+    def notes(self) -> Iterator[str]:
+        """Tell which blocks cut chunks of what they read."""
+        for _, part in self.parts:
+            cut = [axis for axis, once in zip(AXES, part.blocks.reads_once, strict=True) if not once]
+            if cut and part.doing != "downsample":
+                yield (
+                    f"{part.volume}: blocks of {part.blocks.largest} voxels cut chunks of the source along "
+                    f"{', '.join(cut)}: they are read more than once. Choose chunks and shards, or bounds, that agree "
+                    "with them."
+                )
 
     def region(self, number: int) -> Region:
         """Region of a block, in voxels of the level that it writes first."""

@@ -1,4 +1,4 @@
-"""How many storage chunks of its sources an export reads: exact, from the edges of its blocks, without a request."""
+"""Count the storage chunks of its sources that an export reads: exactly, from the edges of its blocks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from imagery_dask.arrays.lazy import CutoutArray
-from imagery_dask.export.core.plans import StageBlocks
 from imagery_dask.geometry.block_plan import BlockPlan
 from imagery_dask.geometry.grid import XYZ, VoxelGrid
 from imagery_dask.kernels import linear_taps
@@ -15,29 +14,31 @@ from imagery_dask.kernels import linear_taps
 __all__ = ["chunk_reads", "source_chunks"]
 
 
-def source_chunks(
-    parts: Iterable[tuple[StageBlocks, Sequence[CutoutArray | None]]], margin: XYZ = (0, 0, 0)
-) -> int | None:
-    """Storage chunks that all blocks read, those that several of them read as often; None where that is not known.
+def source_chunks(reads: Iterable[tuple[BlockPlan, Sequence[CutoutArray | None], XYZ]]) -> int | None:
+    """Count the reads of storage chunks by all blocks; None where an array is computed.
 
-    Each block is read with a margin of voxels around it, as far as the region goes.
+    Parameters
+    ----------
+    reads : iterable of (BlockPlan, sequence of CutoutArray or None, tuple of 3 int)
+        Blocks, what each of them reads, and the margin of voxels around a block that is read with it. Margins end
+        where the region does.
     """
     total = 0
-    for part, sources in parts:
+    for blocks, sources, margin in reads:
         for source in sources:
             if source is None:
                 return None
-            total += chunk_reads(source, part.blocks, margin)
+            total += chunk_reads(source, blocks, margin)
     return total
 
 
 def chunk_reads(source: CutoutArray, blocks: BlockPlan, margin: XYZ = (0, 0, 0)) -> int:
-    """Storage chunks that blocks of a cutout cross, each counted in every piece of a block that does."""
+    """Count the storage chunks that blocks of a cutout cross, once for every piece of a block."""
     return math.prod(_along(source, blocks, axis, margin[axis]) for axis in range(3))
 
 
 def _along(source: CutoutArray, blocks: BlockPlan, axis: int, margin: int) -> int:
-    """Chunks that the pieces of blocks cross along an axis: what pieces cross in all is the product of these."""
+    """Count the chunks that the pieces of blocks cross along an axis; the product over the axes is the total."""
     cutout = source.cutout
     grid, chunk = cutout.mip.grid, cutout.mip.chunk_shape[axis]
     inner = () if blocks.inner is None else blocks.inner[axis]
@@ -58,13 +59,13 @@ def _interpolates(source: CutoutArray) -> bool:
 
 
 def _nearest(source: CutoutArray, box: VoxelGrid, axis: int) -> tuple[int, int]:
-    """First voxel of the source that a box takes along an axis, and the one after the last."""
+    """Return the first voxel of the source that a box takes along an axis, and the one after the last."""
     within = box.at(source.cutout.mip.grid.resolution_nm)
     return within.start[axis], within.stop[axis]
 
 
 def _linear(source: CutoutArray, box: VoxelGrid, axis: int) -> tuple[int, int]:
-    """Do the same where two voxels make one."""
+    """Return the same for linear interpolation, which takes two voxels for one."""
     step = box.steps_from(source.cutout.mip.grid.resolution_nm)[axis]
     first, last = (int(linear_taps(at, 1, step)[0][0]) for at in (box.start[axis], box.stop[axis] - 1))
     return first, last + 2

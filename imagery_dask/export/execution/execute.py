@@ -1,52 +1,290 @@
-"""RunOptions an export, or a part of one."""
+"""Run an export, or a part of one.
+
+The order in which things are written makes it safe to kill a process at any moment::
+
+    lease -> plan -> empty store -> "begun" -> blocks, each with its receipt -> ledger, attributes -> "finished"
+
+A run with a plan that was not begun is removed and started again; one that was begun is resumed with the blocks that
+have no receipt.
+
+A part of an export is run by a process that knows of the others by their records alone. Blocks of a later stage read
+what an earlier one has written, so a part writes its blocks of the first stage in which any block is left. The process
+that ends last, and finds that stage complete and no other part running, does all that follows and closes the store.
+"""
 
 from __future__ import annotations
 
-from imagery_dask.export.core.base import Export, RunOptions
-from imagery_dask.export.core.resume import open_session
-from imagery_dask.export.execution.part_run import execute_part
-from imagery_dask.export.execution.steps import (
-    begin,
-    check_workers,
-    clear_when_full,
-    close,
-    left_to_do,
-    report_of,
-    run_left,
-)
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from distributed import Client
+from numpy.typing import NDArray
+
+from imagery_dask.cluster import resources_of
+from imagery_dask.errors import TargetBusyError, TargetFullError
+from imagery_dask.export.core.base import Export, held_bytes
+from imagery_dask.export.core.plans import ExportPlan
+from imagery_dask.export.core.run_options import RunOptions
+from imagery_dask.export.core.run_states import NewRun, StartedRun
+from imagery_dask.export.execution.resume import look_at, open_end, open_part, open_run
 from imagery_dask.export.reports.html_report import checked_report, reported
-from imagery_dask.run import RunReport
+from imagery_dask.records.lease import holder_of, is_held
+from imagery_dask.records.ledger import missing_first, write_ledger
+from imagery_dask.records.parts import Part
+from imagery_dask.run import BlockTask, Rules, RunReport, check_missing, is_full, run_blocks
+from imagery_dask.run.progress import shown
+from imagery_dask.sources import ReadCounts
 
 __all__ = ["execute"]
 
 
-def execute(export: Export, run_options: RunOptions) -> RunReport:
-    """Run an export, or go on with one.
+def execute(export: Export, options: RunOptions) -> RunReport:
+    """Run an export, or resume it.
 
     Raises
     ------
     FileExistsError
-        When there is something that is neither this export nor to be replaced, or another process writes it.
+        The target holds something else that is not to be replaced, or another process writes there.
     BlockFailedError, AccessRefusedError, TargetFullError, TooManyMissingError, ClusterLostError
-        As the run has it.
+        See `imagery_dask.run.run_blocks`.
     """
-    page = checked_report(run_options.report, export.url)
-    if run_options.part is not None:
-        return execute_part(export, run_options, run_options.part, page)
-    with clear_when_full(export.url), open_session(export, run_options.overwrite) as session:
-        todo = left_to_do(session, run_options.repair) if session.plan is not None else None
-        if todo is not None and not todo.any():
-            report = report_of(session, todo)
-            with reported(export, session, report, page):
-                close(export, session, report)
-        else:
-            with run_options.connect() as client:
-                check_workers(export, run_options, session, client)
-                if session.plan is None:
-                    begin(export, run_options, session, client)
-                report = report_of(session, todo)
-                with reported(export, session, report, page):
-                    run_left(export, run_options, session, client, report, todo)
-                    close(export, session, report)
-    report.raise_for_failures()
-    return report
+    page = checked_report(options.report, export.url)
+    work = _Work(export, options, page)
+    if options.part is not None:
+        with _clear_when_full(export.url), work:
+            return _PartRun(work, options.part).run()
+    with _clear_when_full(export.url), open_run(export, options.overwrite) as opened, work:  # lease
+        run = start(work, opened) if isinstance(opened, NewRun) else opened
+        execution = Execution(work, run, todo := run.left_to_do(options.repair), run.report(todo))
+        execution.check_workers()
+        with execution.reported():
+            execution.run_blocks()
+            execution.close()
+    execution.report.raise_for_failures()
+    return execution.report
+
+
+def start(work: _Work, new: NewRun) -> StartedRun:
+    """Plan a new run and make its empty store."""
+    export, options, client = work.export, work.options, work.client
+    if options.plan is not None:
+        _check_memory(export, options.plan, client)
+    plan = options.plan or export.plan(resources_of(client), options.block_bytes)
+    options.most_missing(plan)  # raises before anything is written
+    run = new.start(plan)  # plan
+    try:
+        export.create(run, client)  # empty store
+    except BaseException:
+        run.abandon()
+        raise
+    run.begun()  # begun
+    return run
+
+
+@dataclass
+class Execution:
+    """The work of this process on a run that was started."""
+
+    work: _Work
+    run: StartedRun
+    # Blocks to write, by number.
+    todo: NDArray[np.bool_]
+    report: RunReport
+
+    def check_workers(self) -> None:
+        """Connect, where blocks are left, and raise if they do not fit into the workers."""
+        if self.todo.any():
+            _check_memory(self.work.export, self.run.plan, self.work.client)
+
+    @contextmanager
+    def reported(self) -> Iterator[None]:
+        """Write the HTML report at the end, whether that is a failure or not."""
+        with reported(self.work.export, self.run, self.report, self.work.page):
+            yield
+
+    def run_blocks(self) -> None:
+        """Write the blocks that are to be done, stage by stage."""
+        if not self.todo.any():
+            return
+        options = self.work.options
+        rules = Rules(
+            records=self.run.records, todo=self.todo, most_missing=options.most_missing(self.run.plan),
+            check=self.run.lease.check, max_requests=options.max_requests, on_failure=self._set_aside,
+        )  # fmt: skip
+        with shown(options.progress, self.report.blocks, self.report.before) as on_progress:
+            run_blocks(self.work.client, self._stages(), self.report, on_progress, rules)
+
+    def close(self) -> None:
+        """Write into the store what was missing, and let it replace the target."""
+        export, run, report = self.work.export, self.run, self.report
+        report.notes += [*run.plan.notes(), *export.format.notes(export)]
+        if run.finished and report.before == report.blocks:
+            return
+        run.lease.check()
+        run.tidy()
+        if run.records.kept:
+            # In the order of the blocks, however often the run was interrupted.
+            first = missing_first(run.records)
+            for volume, keys in first.items():
+                report.counts_of.setdefault(volume, ReadCounts()).missing_keys = keys
+            report.counts.missing_keys = [key for keys in first.values() for key in keys]
+        write_ledger(run.records)  # ledger
+        export.close(run, report)  # attributes
+        if run.replaces:  # a complete store is not replaced by one with failed blocks
+            report.raise_for_failures()
+        if report.ok:
+            run.finish()  # finished
+
+    def _stages(self) -> Iterator[Sequence[BlockTask]]:
+        """Tasks of the stages; where a repair wrote other voxels than before, what is made of them is made again."""
+        for index, tasks in enumerate(self.work.export.tasks(self.run)):
+            if index and self.work.options.repair:
+                self._make_again()
+            yield tasks
+
+    def _make_again(self) -> None:
+        run, report = self.run, self.report
+        before = run.digests_before()
+        changed = {
+            int(row["block"])
+            for row in run.records.receipts()
+            if before.get(str(row["block"])) not in (None, row["digest"].item().hex())
+        }
+        more = run.plan.made_of(changed) & ~self.todo
+        self.todo |= more
+        rows = run.receipts[more[run.receipts["block"].astype(np.int64)]]
+        report.done, report.before = report.done - len(rows), report.before - len(rows)
+        size = int(rows["written_bytes"].sum(dtype=np.uint64))
+        report.written_bytes, report.before_bytes = report.written_bytes - size, report.before_bytes - size
+
+    def _set_aside(self, number: int, task: BlockTask, reason: str, attempts: int) -> None:
+        """Write down a block that failed."""
+        line = {"block": number, "name": task.name, "volume": task.volume, "reason": reason}
+        line |= {"attempts": attempts, "when": time.time()}
+        self.run.records.append("failed", json.dumps(line).encode() + b"\n")
+
+
+class _Work(ExitStack):
+    """What is run and how; the cluster is started, or connected to, when it is first used, and left at the end."""
+
+    def __init__(self, export: Export, options: RunOptions, page: str | None) -> None:
+        super().__init__()
+        # The page is the file of the HTML report.
+        self.export, self.options, self.page = export, options, page
+
+    @cached_property
+    def client(self) -> Client:
+        """Client of workers that can write to the target."""
+        client = self.enter_context(self.options.connect())
+        self.export.target.check_workers(client)
+        return client
+
+
+def _check_memory(export: Export, plan: ExportPlan, client: Client) -> None:
+    """Raise if blocks were planned for larger workers."""
+    needed, available = held_bytes(export, plan), resources_of(client).thread_memory
+    if needed > available:
+        raise ValueError(
+            f"{export.url}: the blocks were planned for workers with more memory: a task would hold {needed / 1e9:.3g} "
+            f"GB, and a worker here has {available / 1e9:.3g} GB for each thread. Take larger workers, or start over "
+            "with smaller blocks (overwrite=True, --overwrite --block-mib N)."
+        )
+
+
+@contextmanager
+def _clear_when_full(url: str) -> Iterator[None]:
+    """Raise TargetFullError where there is no space for the records or the empty store."""
+    try:
+        yield
+    except TargetFullError:
+        raise
+    except OSError as error:
+        if not is_full(error):
+            raise
+        raise TargetFullError(
+            f"No space is left for {url}: {error}. Make room, and run the same command again to resume."
+        ) from None
+
+
+# ---------------------------------------------------------------------------------------------- a part of an export
+
+
+@dataclass
+class _PartRun:
+    """Run of a part of an export; where it is the last to end, of all blocks that are left.
+
+    The cluster is connected to before a lease is taken: that of the export is held for a moment only.
+    """
+
+    work: _Work
+    part: Part
+
+    def run(self) -> RunReport:
+        """Return the report of the part's blocks, or of all where this closes the store; its notes say which."""
+        before = look_at(self.work.export)
+        report = None if before is None else self._execution(before).report
+        if report is None or not report.ok:
+            try:
+                report = self._write_own()
+            except TargetBusyError:
+                if report is None or not self._is_closed_by_another():
+                    raise
+            report.raise_for_failures()
+        return self._write_rest(report)
+
+    def _write_own(self) -> RunReport:
+        """Write the blocks of this part."""
+        _ = self.work.client
+        with open_part(self.work.export, self.part, lambda new: start(self.work, new)) as run:
+            execution = self._execution(run)
+            execution.check_workers()
+            with execution.reported():
+                execution.run_blocks()
+        return execution.report
+
+    def _write_rest(self, own: RunReport) -> RunReport:
+        """Write what all parts have left and close the store, unless another process will."""
+        try:
+            with open_end(self.work.export) as run:
+                if not run.finished:
+                    if left := int(run.left_to_do()[: run.plan.ends[0]].sum()):
+                        return self._left(own, f"{left:,} blocks of other parts are left")
+                    run.keep()
+                execution = Execution(self.work, run, todo := run.left_to_do(), run.report(todo))
+                with execution.reported():
+                    check_missing(execution.report, self.work.options.most_missing(run.plan))
+                    execution.check_workers()
+                    execution.run_blocks()
+                    execution.close()
+        except TargetBusyError:
+            return self._left(own, "other parts are running, and the last of them to end closes the store")
+        whole = execution.report
+        # What this call has written of its part is not work of an earlier call.
+        whole.before -= own.done - own.before
+        whole.before_bytes -= own.written_bytes - own.before_bytes
+        whole.seconds += own.seconds
+        whole.repeats += own.repeats
+        whole.raise_for_failures()
+        whole.notes.append(f"{self.part} is done, and so are all others.")
+        return whole
+
+    def _execution(self, run: StartedRun) -> Execution:
+        """Return the work on this part: its blocks up to the end of the first stage in which any block is left."""
+        left = run.left_to_do()
+        counted = self.part.of_blocks(run.plan.blocks)
+        counted[next((end for end in run.plan.ends if left[:end].any()), len(counted)) :] = False
+        return Execution(self.work, run, left & counted, run.report(left & counted, counted))
+
+    def _is_closed_by_another(self) -> bool:
+        files = self.work.export.records
+        holder = None if files is None else holder_of(files)
+        return is_held(holder) and holder is not None and holder.get("purpose") == "close"
+
+    def _left(self, report: RunReport, what: str) -> RunReport:
+        report.notes.append(f"{self.part} is done; {what}.")
+        return report

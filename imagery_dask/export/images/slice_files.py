@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+
+from distributed import Client
 
 from imagery_dask.geometry.grid import AXES, XYZ
-from imagery_dask.storage.files import Files, check_writable, existing_names
+from imagery_dask.storage.files import Files, check_writable, existing_names, split_prefix
 
 __all__ = ["SliceNames", "SliceTarget", "plane_axes"]
 
@@ -90,79 +91,92 @@ class SliceNames:
         return max(DIGITS, len(str(abs(first))), len(str(abs(first + self.shape[axis] - 1))))
 
 
-class _Slices(Protocol):
-    """What a place needs to know of an export."""
+@dataclass(frozen=True, slots=True)
+class SliceTarget:
+    """Files of slices with a common prefix."""
 
-    url: str
+    # Their folder or bucket.
     files: Files
     names: SliceNames
+    # Edges of slabs and tiles along x, y, z.
+    edges: tuple[Sequence[int], Sequence[int], Sequence[int]]
+    # What each slice has a file of, as far as that is known before anything is read.
+    kinds: tuple[str, ...]
+    # Whether there is a table of the values of labels.
+    has_table: bool
 
     @property
-    def listed_kinds(self) -> list[str]:
-        """Kinds of the files of a slice, as far as they are known."""
-        ...
+    def url(self) -> str:
+        """Folder or bucket, and prefix of the names."""
+        return f"{self.files.url}/{self.names.stem}"
+
+    @property
+    def table(self) -> str | None:
+        """Name of the table of values."""
+        return f"{self.names.stem}_labels.csv" if self.has_table else None
+
+    def at(self, url: str) -> SliceTarget:
+        """Return a target for the same slices with another prefix."""
+        files, stem = split_prefix(url)
+        return replace(self, files=files, names=replace(self.names, stem=stem))
 
     def planned_names(self, kinds: Sequence[str]) -> Iterator[str]:
-        """Names of the files that are written."""
-        ...
-
-
-class SliceTarget:
-    """Where slices are written: files among others, each of which is replaced by itself.
-
-    Parameters
-    ----------
-    export : SliceExport
-        What is written there.
-    """
-
-    def __init__(self, export: _Slices) -> None:
-        self._export = export
-        self.url = export.url
+        """Names of the files that are written, of some kinds."""
+        yield from [] if self.table is None else [self.table]
+        columns, rows = plane_axes(self.names.axis)
+        for index in range(self.names.shape[self.names.axis]):
+            for row in self.edges[rows][:-1]:
+                for column in self.edges[columns][:-1]:
+                    yield from (self.names.name(kind, index, (column, row)) for kind in kinds)
 
     def occupied(self) -> bool:
-        """Whether files of these names exist; and refuse a place that cannot be written."""
-        export = self._export
-        found = self.clash(export.listed_kinds) is not None
+        """Return True if files of these names exist; raise if the target cannot be written."""
+        exist = self.clash(self.kinds) is not None
         self.check_writable()
-        return found
+        return exist
 
     def refusal(self, why: str = "") -> FileExistsError:
-        """Error that says that files are there."""
-        clash = why or self.clash(self._export.listed_kinds)
+        """Return the error for files that exist."""
+        clash = why or self.clash(self.kinds)
         return FileExistsError(
-            f"{clash} exists already in {self._export.files.url}; choose another prefix, or pass overwrite=True "
-            "(--overwrite)."
+            f"{clash} exists already in {self.files.url}; choose another prefix, or pass overwrite=True (--overwrite)."
         )
 
     def clash(self, kinds: Sequence[str]) -> str | None:
-        """First of the planned files of some kinds that is there, or None."""
-        found = existing_names(self._export.files, self._export.names.stem)
-        return next((name for name in self._export.planned_names(kinds) if name in found), None) if found else None
+        """Return the first of the planned files of some kinds that exists, or None."""
+        exist = existing_names(self.files, self.names.stem)
+        return next((name for name in self.planned_names(kinds) if name in exist), None) if exist else None
 
     def check_writable(self) -> None:
-        """Refuse a place that cannot be written."""
-        check_writable(self._export.files, self._export.names.stem)
+        """Raise if this process cannot write files there."""
+        check_writable(self.files, self.names.stem)
 
-    def holds(self, place: str, written: bool) -> bool:
-        """Whether files of a run are there, where it has written any: some, as long as not all have been removed."""
-        del place
+    def check_workers(self, client: Client) -> None:
+        """Raise if the workers cannot write to the target."""
+        if self.files.url.startswith("memory://") and not all(
+            address.startswith("inproc://") for address in client.nthreads()
+        ):
+            raise ValueError("memory:// is of one process: workers in other processes cannot write to it.")
+
+    def holds(self, url: str, written: bool) -> bool:
+        """Return True if a run has written no file yet, or if not all have been removed."""
+        del url
         if not written:
             return True
-        names = existing_names(self._export.files, self._export.names.stem)
-        return any(name.endswith(f".{self._export.names.extension}") for name in names)
+        names = existing_names(self.files, self.names.stem)
+        return any(name.endswith(f".{self.names.extension}") for name in names)
 
     def beside(self, run: str) -> str:
-        """Files take their places one by one."""
+        """Return the target: each file is replaced by itself."""
         del run
         return self.url
 
     def recover(self) -> None:
-        """Nothing is renamed but single files."""
+        """Do nothing: only single files are renamed."""
 
-    def swap(self, place: str) -> None:
-        """Nothing is renamed but single files."""
+    def swap(self, url: str) -> None:
+        """Do nothing: only single files are renamed."""
 
-    def clear(self, place: str) -> None:
-        """Leave files until they are replaced."""
-        del place
+    def clear(self, url: str) -> None:
+        """Do nothing: files stay until they are replaced."""
+        del url

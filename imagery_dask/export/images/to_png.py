@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -15,14 +14,14 @@ from distributed import Client
 from numpy.typing import NDArray
 
 from imagery_dask import kernels
-from imagery_dask.arrays.lazy import CutoutArray
 from imagery_dask.cluster import WorkerResources
 from imagery_dask.config import config
-from imagery_dask.export.core.base import Export, RunOptions
+from imagery_dask.export.core.base import BlockReads, Export, OutputFormat, plan_of
 from imagery_dask.export.core.inputs import Volume, as_volumes
 from imagery_dask.export.core.plans import ExportPlan, StageBlocks, fingerprint_of, voxels_decided_by
 from imagery_dask.export.core.preview import Preview
-from imagery_dask.export.core.session import Session
+from imagery_dask.export.core.run_options import RunOptions
+from imagery_dask.export.core.run_states import StartedRun
 from imagery_dask.export.core.writer_arguments import describe_run
 from imagery_dask.export.execution.execute import execute
 from imagery_dask.export.images.image_options import MAX_FILES, ImageOptions, What
@@ -40,8 +39,6 @@ from imagery_dask.export.images.slice_plan import BLOCKS_HELD, plan_slices, refu
 from imagery_dask.export.images.slice_previews import slice_previews
 from imagery_dask.export.images.slice_tasks import SLICES, SliceTasks, list_ids
 from imagery_dask.export.multiscale.levels import block_size
-from imagery_dask.geometry.block_plan import BlockPlan
-from imagery_dask.geometry.grid import XYZ
 from imagery_dask.geometry.region import Region
 from imagery_dask.model.labels import RootIds
 from imagery_dask.render.overlays import overlay_halo
@@ -182,180 +179,145 @@ def to_png(
     ))  # fmt: skip
 
 
+def _reads(export: SliceExport, part: StageBlocks) -> BlockReads:
+    """Return what the blocks read: all volumes, and around a tile the voxels that determine its outlines."""
+    options = export.options
+    each = sum(volume.read_bytes for volume in export.volumes)
+    halo = overlay_halo(options.outline, options.width) if options.what == "overlay" else 0
+    x, y, z = (halo if axis in plane_axes(options.axis) else 0 for axis in range(3))
+    held = int(BLOCKS_HELD * each * math.prod(part.blocks.largest))
+    return BlockReads(tuple(volume.source for volume in export.volumes), held, (x, y, z))
+
+
+def _objects(export: SliceExport) -> int:
+    """Count pictures; masks of objects that are not listed count as one object."""
+    return export.count(export.target.kinds)
+
+
+def _notes(export: SliceExport) -> Iterator[str]:
+    """Tell which reads are not counted."""
+    if export.options.what in ("masks", "labels") and export.options.keep is None:
+        yield "The ids were found by one more pass over the data; it is not in these counts."
+
+
+def _previews(export: SliceExport, run: StartedRun, whole: Sequence[StageBlocks]) -> Iterator[Preview]:
+    """Return some of the pictures, smaller."""
+    yield from slice_previews(export.files, export.names, export.pages(run).kinds, export.target.edges)
+
+
 class SliceExport(Export):
     """An export of slices."""
 
     kind = "png"
+    format = OutputFormat(_reads, _objects, _notes, _previews)
+    target: SliceTarget
     options: ImageOptions
 
     def __init__(self, data: Any, prefix: str | os.PathLike[str], options: ImageOptions) -> None:
         self.volumes = _volumes_of(data, options.what)
         self.options = options = options.for_volumes(self.volumes)
-        self.files, stem = split_prefix(prefix)
-        self.names = SliceNames(
+        files, stem = split_prefix(prefix)
+        file_names = SliceNames(
             stem, options.axis, self.volumes[0].shape, options.start, options.tile is not None,
             EXTENSIONS[options.format],
         )  # fmt: skip
-        self.url = f"{self.files.url}/{stem}"
+        self._edges = storage_edges(self.volumes)
+        edges = plan_slices(self._edges, options.axis, options.tile, 1).edges
+        kinds = self.kinds(options.keep)
+        self.target = SliceTarget(files, file_names, edges, tuple(kinds), options.what == "labels")
         self._fingerprint_options = {name: value for name, value in to_json(options).items() if name != "max_files"}
-        self.target = self._slices = SliceTarget(self)
-        self.check_count(self.listed_kinds)
+        self.check_count(kinds)
+
+    @property
+    def files(self) -> Files:
+        """Folder or bucket of the files."""
+        return self.target.files
+
+    @property
+    def names(self) -> SliceNames:
+        """Names of the files."""
+        return self.target.names
 
     @property
     def fingerprint_fields(self) -> dict[str, Any]:
-        """Everything that decides the pixels, by name."""
-        found: dict[str, Any] = {"format": self.kind}
+        """Fields that determine the pixels, by name."""
+        fields: dict[str, Any] = {"format": self.kind}
         for volume in self.volumes:
-            found |= voxels_decided_by(volume)
-        return found | self._fingerprint_options
+            fields |= voxels_decided_by(volume)
+        return fields | self._fingerprint_options
 
     @property
     def records(self) -> Files:
-        """Where records are kept: exports of other slices, or of something else, may have the same prefix."""
+        """Folder of the records: exports of other slices, or of something else, may have the same prefix."""
         name = f".{self.names.stem}_{self.options.what}.{fingerprint_of(self.fingerprint_fields)[:8]}.receipts"
         return Files.at(f"{self.files.url}/{name}")
 
-    @property
-    def table(self) -> str | None:
-        """Name of the table of values, where there is one."""
-        return f"{self.names.stem}_labels.csv" if self.options.what == "labels" else None
-
     def kinds(self, ids: Sequence[int] | NDArray[Any] | None) -> list[str]:
-        """Kinds of the files of a slice, as far as they are known."""
+        """Return the kinds of files of a slice, as far as they are known."""
         if self.options.what != "masks":
             return [self.options.what]
         return [] if ids is None else [f"root_id_{value}" for value in np.asarray(ids).tolist()]
 
-    @property
-    def listed_kinds(self) -> list[str]:
-        """Kinds of the files of a slice, as far as they are known before anything is read."""
-        return self.kinds(self.options.keep)
-
     def check_count(self, kinds: Sequence[str]) -> None:
-        """Refuse too many files."""
-        (slices, pages), count = self._pages_of_all(), self._count(kinds)
+        """Raise ValueError if there are more files than `max_files`."""
+        (slices, tiles), count = self._slices_and_tiles(), self.count(kinds)
         limit = self.options.max_files
         if limit is not None and count > limit:
             raise ValueError(
-                f"This would write {count:,} files ({slices:,} slices, {pages:,} tiles, {len(kinds) or 1:,} files for "
+                f"This would write {count:,} files ({slices:,} slices, {tiles:,} tiles, {len(kinds) or 1:,} files for "
                 f"each); max_files (--max-files) allows {limit:,}. Take fewer slices or ids, or allow more."
             )
 
-    def planned_names(self, kinds: Sequence[str]) -> Iterator[str]:
-        """Names of the files that are written."""
-        yield from [] if self.table is None else [self.table]
-        plan, (columns, rows) = self._plan(1), plane_axes(self.names.axis)
-        for index in range(self.names.shape[self.names.axis]):
-            for row in plan.edges[rows][:-1]:
-                for column in plan.edges[columns][:-1]:
-                    yield from (self.names.name(kind, index, (column, row)) for kind in kinds)
+    def count(self, kinds: Sequence[str]) -> int:
+        """Count the files; masks of objects that are not listed count as one object."""
+        return math.prod(self._slices_and_tiles()) * max(1, len(kinds)) + self.target.has_table
 
-    def check(self, client: Client) -> None:
-        """Refuse a cluster that cannot write there, and a place that cannot be written."""
-        if self.files.url.startswith("memory://") and not all(
-            address.startswith("inproc://") for address in client.nthreads()
-        ):
-            raise ValueError("memory:// is of one process: workers in other processes cannot write to it.")
-
-    def stages(self, resources: WorkerResources, block_bytes: int | None) -> tuple[tuple[StageBlocks, ...], ...]:
-        """Slabs and tiles, all in one stage."""
+    def plan(self, resources: WorkerResources, block_bytes: int | None) -> ExportPlan:
+        """Plan slabs and tiles, all in one stage."""
         each = sum(volume.read_bytes for volume in self.volumes)
-        # Slabs of several storage chunks have no more than a block of other exports.
-        plan = self._plan(int((block_bytes or block_size(resources, int(each * math.prod(self.names.shape)))) / each))
-        refuse_too_large(plan, self.names.axis, each, resources.thread_memory)
-        return ((StageBlocks(SLICES, "read+write", 0, plan),),)
+        # Slabs of several storage chunks have no more voxels than a block of other exports.
+        voxels = int((block_bytes or block_size(resources, int(each * math.prod(self.names.shape)))) / each)
+        blocks = plan_slices(self._edges, self.names.axis, self.options.tile, voxels)
+        refuse_too_large(blocks, self.names.axis, each, resources.thread_memory)
+        return plan_of(self, ((StageBlocks(SLICES, "read+write", 0, blocks),),))
 
-    def sources(self, part: StageBlocks) -> Sequence[CutoutArray | None]:
-        """Give what the blocks read: all volumes."""
-        return [volume.source for volume in self.volumes]
+    def create(self, run: StartedRun, client: Client, regions: Sequence[Region] | None = None) -> None:
+        """Find the ids that are to be shown, where they are not listed, and write their table.
 
-    @property
-    def margin(self) -> XYZ:
-        """Voxels around a tile that decide its pixels too."""
-        around = overlay_halo(self.options.outline, self.options.width) if self.options.what == "overlay" else 0
-        x, y, z = (around if axis in plane_axes(self.names.axis) else 0 for axis in range(3))
-        return (x, y, z)
-
-    def create(self, place: str, session: Session, client: Client) -> None:
-        """Find the ids that are to be shown, where they are not listed; write their table."""
-        if self.options.what not in ("masks", "labels"):
+        Of some regions only their ids are taken: to find all is a pass over the data.
+        """
+        what, keep, volume = self.options.what, self.options.keep, self.volumes[0]
+        if what not in ("masks", "labels"):
             return
-        ids = (
-            list_ids(client, self.volumes[0], config.get("export.block_bytes"))
-            if self.options.keep is None
-            else self.options.keep
-        )
-        ids = np.array(ids, dtype=self.volumes[0].array.dtype if self.options.keep is None else np.uint64)
-        if self.options.what == "masks" and self.options.keep is None:
-            self.check_count(self.kinds(ids))
-            if not session.overwrites and (clash := self._slices.clash(self.kinds(ids))) is not None:
-                raise self._slices.refusal(clash)
-        if self.options.what == "labels":
-            ids = self._label_ids(ids)
-        self._id_table(session).write(ids)
-
-    def create_sample(self, session: Session, client: Client, regions: Sequence[Region]) -> None:
-        """Take the ids of the sample for all: to find all is a pass over the data."""
-        if self.options.what in ("masks", "labels") and self.options.keep is None:
-            read = [kernels.unique_ids(self.volumes[0].reader(region)()) for region in regions]
+        if keep is not None:
+            ids = np.array(keep, dtype=np.uint64)
+        elif regions is not None:
+            read = [kernels.unique_ids(volume.reader(region)()) for region in regions]
             ids = np.unique(np.concatenate(read))
-            self._id_table(session).write(ids[ids != 0])
+            self._id_table(run).write(ids[ids != 0])
+            return
         else:
-            self.create(session.place, session, client)
+            ids = np.array(list_ids(client, volume, config.get("export.block_bytes")), dtype=volume.array.dtype)
+        if what == "masks" and keep is None:
+            kinds = self.kinds(ids)
+            self.check_count(kinds)
+            if not run.overwrites and (clash := self.target.clash(kinds)) is not None:
+                raise self.target.refusal(clash)
+        if what == "labels":
+            ids = self._label_ids(ids)
+        self._id_table(run).write(ids)
 
-    def at(self, place: str) -> Export:
-        """Return the same export to another place."""
-        other = copy(self)
-        other.files, stem = split_prefix(place)
-        other.names = replace(self.names, stem=stem)
-        other.url = f"{other.files.url}/{stem}"
-        other.target = other._slices = SliceTarget(other)
-        return other
+    def tasks(self, run: StartedRun) -> Sequence[Sequence[BlockTask]]:
+        """Return the tasks of the slabs; each is made when it is taken."""
+        ((part,),) = run.plan.stages
+        return [SliceTasks(part.blocks, self.volumes, self.pages(run), self.names, self.files, self.options.format)]
 
-    def objects(self, plan: ExportPlan) -> int:
-        """Count pictures; masks of objects that are not listed count as one object."""
-        return self._count(self.listed_kinds)
-
-    def held_bytes(self, plan: ExportPlan) -> int:
-        """Estimate what a task holds at most."""
-        each = sum(volume.read_bytes for volume in self.volumes)
-        return int(BLOCKS_HELD * each * math.prod(plan.stages[0][0].blocks.largest))
-
-    def notes(self, plan: ExportPlan) -> Iterator[str]:
-        """Say what a reader of the report should know."""
-        if self.options.what in ("masks", "labels") and self.options.keep is None:
-            yield "The ids were found by one more pass over the data; it is not in these counts."
-
-    def tasks(
-        self, place: str, session: Session, stages: Sequence[Sequence[StageBlocks]]
-    ) -> Sequence[Sequence[BlockTask]]:
-        """Tasks of the slabs, made as they are asked for."""
-        ((part,),) = stages
-        return [
-            SliceTasks(part.blocks, self.volumes, self._pages(session), self.names, self.files, self.options.format)
-        ]
-
-    def _pages_of_all(self) -> tuple[int, int]:
-        """Slices, and tiles of each."""
-        plan = self._plan(1)
-        tiles = math.prod(len(plan.edges[across]) - 1 for across in plane_axes(self.names.axis))
-        return self.names.shape[self.names.axis], tiles
-
-    def _count(self, kinds: Sequence[str]) -> int:
-        return math.prod(self._pages_of_all()) * max(1, len(kinds)) + (self.table is not None)
-
-    def tidy(self, place: str) -> None:
+    def close(self, run: StartedRun, report: RunReport) -> None:
         """Remove what killed processes left half-written."""
         self.files.remove_partial(stem=self.names.stem)
 
-    def previews(self, place: str, session: Session, whole: Sequence[StageBlocks]) -> Iterator[Preview]:
-        """Give some of the pictures, smaller."""
-        yield from slice_previews(self.files, self.names, self._pages(session).kinds, self._plan(1).edges)
-
-    def _plan(self, voxels: int) -> BlockPlan:
-        return plan_slices(storage_edges(self.volumes), self.names.axis, self.options.tile, voxels)
-
-    def _pages(self, session: Session) -> Pages:
+    def pages(self, run: StartedRun) -> Pages:
+        """Return what the pages of a run show."""
         options = self.options
         if options.what == "imagery":
             return ImageryPages(options.grey)
@@ -363,19 +325,23 @@ class SliceExport(Export):
             rgb = {value: (r, g, b) for value, (r, g, b, _) in options.rgba.items()}
             style = OverlayStyle(options.alpha, options.outline, options.merge_outline, options.width)
             return OverlayPages(style, options.keep, rgb, options.grey)
-        table = self._id_table(session)
+        table = self._id_table(run)
         if options.what == "masks":
             return MaskPages(table.ids(), options.rgba)
         return LabelPages(table, len(table.ids()) > MOST_16_BIT, options.keep is None)
 
-    def _id_table(self, session: Session) -> IdTable:
-        """Table of the ids that are shown: a result beside labels, a record beside masks."""
+    def _slices_and_tiles(self) -> tuple[int, int]:
+        """Return the number of slices, and of tiles of each."""
+        tiles = math.prod(len(self.target.edges[across]) - 1 for across in plane_axes(self.names.axis))
+        return self.names.shape[self.names.axis], tiles
+
+    def _id_table(self, run: StartedRun) -> IdTable:
+        """Return the table of the ids that are shown: a result beside labels, a record beside masks."""
         dtype = "int64" if self.volumes[0].array.dtype.kind == "i" else "uint64"
-        if self.table is not None:
-            return IdTable(self.files, self.table, dtype, session.id)
-        # Not this export's own folder: one made from a plan of a computed array has another name for it.
-        assert session.records is not None
-        return IdTable(session.records.files, f"{session.id}/ids.csv", dtype, session.id)
+        if self.target.table is not None:
+            return IdTable(self.files, self.target.table, dtype, run.id)
+        # Not `self.records`: an export made from the plan of a computed array has another fingerprint.
+        return IdTable(run.records.files, f"{run.id}/ids.csv", dtype, run.id)
 
     def _label_ids(self, ids: NDArray[Any]) -> NDArray[Any]:
         """Ids that have a value in the table."""

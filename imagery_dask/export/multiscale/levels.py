@@ -33,7 +33,6 @@ __all__ = [
     "LevelsBlock",
     "VolumeLevels",
     "block_size",
-    "level_notes",
     "plan_levels",
 ]
 
@@ -279,17 +278,6 @@ def _reader(
     voxels = max(1, PIECE_BYTES // (volume.voxel_bytes * math.prod(step)))
     unit = _halved(stage.unit, voxels)
     return ReadDownsampled(stores[first - 1], export.levels[first - 1].shape, region, step, unit, volume.labels)
-
-
-def level_notes(export: VolumeLevels, plans: Sequence[BlockPlan]) -> Iterator[str]:
-    """Say where blocks cut what they read."""
-    for volume, plan in zip(export.volumes, plans, strict=False):
-        cut = [axis for axis, once in zip("xyz", plan.reads_once, strict=True) if not once]
-        if cut:
-            yield (
-                f"{volume.name}: blocks of {plan.largest} voxels cut chunks of the source along {', '.join(cut)}: they "
-                "are read more than once. Choose chunks and shards, or bounds, that agree with them."
-            )
 
 
 def block_size(resources: WorkerResources, total: int) -> int:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from copy import copy
 from typing import Any
 
-from imagery_dask.arrays.lazy import CutoutArray
 from imagery_dask.cluster import WorkerResources
-from imagery_dask.export.core.base import Export
+from imagery_dask.export.core.base import BlockReads, Export, plan_of
 from imagery_dask.export.core.plans import ExportPlan, StageBlocks, voxels_decided_by
 from imagery_dask.export.core.preview import Preview
-from imagery_dask.export.core.session import Session
+from imagery_dask.export.core.run_states import StartedRun
 from imagery_dask.export.multiscale.laid_out import Multiscale
 from imagery_dask.export.multiscale.level_previews import level_previews
-from imagery_dask.export.multiscale.levels import LevelStore, LevelTasks, level_notes, plan_levels
+from imagery_dask.export.multiscale.levels import LevelStore, LevelTasks, VolumeLevels, plan_levels
 from imagery_dask.export.multiscale.volume_options import VolumeOptions
 from imagery_dask.records.journal import records_of
 from imagery_dask.run import BlockTask
@@ -24,7 +22,7 @@ from imagery_dask.serialization import to_json
 from imagery_dask.storage.files import Files
 from imagery_dask.storage.targets import FolderTarget
 
-__all__ = ["VolumeExport"]
+__all__ = ["VolumeExport", "volume_previews", "volume_reads"]
 
 
 class VolumeExport(Export):
@@ -45,25 +43,13 @@ class VolumeExport(Export):
         self.volumes = [multiscale.volume for multiscale in multiscales]
         self.options = options
 
-    def at(self, place: str) -> Export:
-        """Return the same export to another place."""
-        other = copy(self)
-        other.target = type(self.target)(place)
-        other.url = other.target.url
-        return other
-
-    def held_bytes(self, plan: ExportPlan) -> int:
-        """Estimate what a task holds at most."""
-        volumes = {volume.name: volume for volume in self.volumes}
-        return max(volumes[part.volume].held_bytes(part.blocks) for part in plan.stages[0])
-
     @abstractmethod
-    def places(self, place: str, session: Session) -> Sequence[Sequence[LevelStore]]:
-        """Where each level of each volume is written."""
+    def stores(self, run: StartedRun) -> Sequence[Sequence[LevelStore]]:
+        """Return where each level of each volume is written."""
 
     @property
     def fingerprint_fields(self) -> dict[str, Any]:
-        """Everything that decides the voxels, by name."""
+        """Fields that determine the output voxels, by name."""
         found: dict[str, Any] = {"format": self.kind}
         for multiscale in self.multiscales:
             found |= voxels_decided_by(multiscale.volume)
@@ -76,13 +62,13 @@ class VolumeExport(Export):
 
     @property
     def records(self) -> Files | None:
-        """Where records are kept."""
+        """Folder of the records."""
         return records_of(self.target.url)
 
-    def stages(self, resources: WorkerResources, block_bytes: int | None) -> tuple[tuple[StageBlocks, ...], ...]:
-        """Blocks of each stage: of all volumes, one after another."""
+    def plan(self, resources: WorkerResources, block_bytes: int | None) -> ExportPlan:
+        """Plan the blocks of each stage: of all volumes, one after another."""
         plans = plan_levels([multiscale.export for multiscale in self.multiscales], resources, block_bytes)
-        return tuple(
+        stages = tuple(
             tuple(
                 StageBlocks(
                     multiscale.volume.name,
@@ -95,37 +81,32 @@ class VolumeExport(Export):
             )
             for index in range(max(len(of_volume) for of_volume in plans))
         )
+        return plan_of(self, stages)
 
-    def sources(self, part: StageBlocks) -> Sequence[CutoutArray | None]:
-        """Give what the blocks of a part read of volumes."""
-        export, index = self._stage_of(part)
-        return [] if part.doing == "downsample" else [export.volumes[index].source]
-
-    def tasks(
-        self, place: str, session: Session, stages: Sequence[Sequence[StageBlocks]]
-    ) -> Sequence[Sequence[BlockTask]]:
-        """Tasks of the blocks, made as they are asked for."""
-        of_volume = {
-            multiscale.volume.name: stores
-            for multiscale, stores in zip(self.multiscales, self.places(place, session), strict=True)
-        }
+    def tasks(self, run: StartedRun) -> Sequence[Sequence[BlockTask]]:
+        """Return the tasks of each stage; each is made when it is taken."""
+        of_volume = dict(zip((volume.name for volume in self.volumes), self.stores(run), strict=True))
         return [
-            Chain([LevelTasks(*self._stage_of(part), part.blocks, of_volume[part.volume]) for part in stage])
-            for stage in stages
+            Chain([LevelTasks(*_stage_of(self, part), part.blocks, of_volume[part.volume]) for part in stage])
+            for stage in run.plan.stages
         ]
 
-    def notes(self, plan: ExportPlan) -> Iterator[str]:
-        """Say what a reader of the report should know."""
-        for multiscale in self.multiscales:
-            parts = [part for _, part in plan.parts if part.volume == multiscale.volume.name]
-            yield from level_notes(multiscale.export, [part.blocks for part in parts])
 
-    def previews(self, place: str, session: Session, whole: Sequence[StageBlocks]) -> Iterator[Preview]:
-        """Give planes of each volume."""
-        for multiscale, stores in zip(self.multiscales, self.places(place, session), strict=True):
-            yield from level_previews(multiscale.export, stores, whole)
+def volume_reads(export: VolumeExport, part: StageBlocks) -> BlockReads:
+    """Return what the blocks of a stage of a volume read."""
+    levels, index = _stage_of(export, part)
+    if part.doing == "downsample":
+        return BlockReads((), 0)
+    return BlockReads((levels.volumes[index].source,), levels.volumes[0].held_bytes(part.blocks))
 
-    def _stage_of(self, part: StageBlocks) -> tuple[Any, int]:
-        (export,) = (multiscale.export for multiscale in self.multiscales if multiscale.volume.name == part.volume)
-        (index,) = (at for at, stage in enumerate(export.stages) if stage.first == part.level)
-        return export, index
+
+def volume_previews(export: VolumeExport, run: StartedRun, whole: Sequence[StageBlocks]) -> Iterator[Preview]:
+    """Return planes of each volume."""
+    for multiscale, stores in zip(export.multiscales, export.stores(run), strict=True):
+        yield from level_previews(multiscale.export, stores, whole)
+
+
+def _stage_of(export: VolumeExport, part: StageBlocks) -> tuple[VolumeLevels, int]:
+    (levels,) = (multiscale.export for multiscale in export.multiscales if multiscale.volume.name == part.volume)
+    (index,) = (at for at, stage in enumerate(levels.stages) if stage.first == part.level)
+    return levels, index

@@ -16,9 +16,9 @@ import numpy as np
 import psutil
 
 from imagery_dask.cluster import WorkerResources
-from imagery_dask.export.core.base import Export, RunOptions
-from imagery_dask.export.core.options import block_bytes_of
-from imagery_dask.export.core.plans import ExportPlan
+from imagery_dask.export.core.base import Export, held_bytes
+from imagery_dask.export.core.plans import ExportPlan, StageBlocks
+from imagery_dask.export.core.run_options import RunOptions, block_bytes_of
 from imagery_dask.export.core.source_reads import chunk_reads
 from imagery_dask.export.execution.execute import execute
 from imagery_dask.export.planning.sampling import Sample, Sampling, sample_blocks
@@ -240,7 +240,7 @@ def _estimate(export: Export, plan: ExportPlan, found: Sequence[Sample], workers
         for _, part in plan.parts:
             if reading and part.doing == "downsample":  # reads what was written
                 continue
-            voxels = math.prod(edges[-1] for edges in part.blocks.edges) * max(1, len(export.sources(part)))
+            voxels = math.prod(edges[-1] for edges in part.blocks.edges) * _volumes_read(export, part)
             each = [value(sample) / sample.voxels for sample in of_volume[part.volume]]
             total = total.plus(min(each) * voxels, float(np.mean(each)) * voxels, max(each) * voxels)
         return total
@@ -257,10 +257,14 @@ def _estimate(export: Export, plan: ExportPlan, found: Sequence[Sample], workers
         amplification=_amplification(export, plan),
         root_requests=of(lambda sample: sample.counts.root_requests, reading=True),
         supervoxels=of(lambda sample: sample.counts.ids_sent, reading=True),
-        objects=export.objects(plan),
-        peak_bytes=max(sample.peak_bytes for sample in found) or export.held_bytes(plan),
+        objects=export.format.objects(export),
+        peak_bytes=max(sample.peak_bytes for sample in found) or held_bytes(export, plan),
         missing=sum(sample.counts.missing for sample in found) / chunks if chunks else 0.0,
     )
+
+
+def _volumes_read(export: Export, part: StageBlocks) -> int:
+    return max(1, len(export.format.reads(export, part).sources))
 
 
 def _amplification(export: Export, plan: ExportPlan) -> float | None:
@@ -270,9 +274,9 @@ def _amplification(export: Export, plan: ExportPlan) -> float | None:
     once = 0
     for _, part in plan.parts:
         size = tuple((0, edges[-1]) for edges in part.blocks.edges)
-        for source in export.sources(part):
-            assert source is not None
-            once += chunk_reads(source, BlockPlan((size[0], size[1], size[2]), part.blocks.reads_once))
+        for source in export.format.reads(export, part).sources:
+            if source is not None:
+                once += chunk_reads(source, BlockPlan((size[0], size[1], size[2]), part.blocks.reads_once))
     return plan.source_chunks / once if once else None
 
 

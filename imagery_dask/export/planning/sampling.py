@@ -22,9 +22,13 @@ from distributed.protocol.pickle import dumps, loads
 
 from imagery_dask.cluster import connect
 from imagery_dask.errors import ImageryDaskError
-from imagery_dask.export.core.base import Export, tasks_of
-from imagery_dask.export.core.session import Session
+from imagery_dask.export.core.base import Export
+from imagery_dask.export.core.plans import ExportPlan
+from imagery_dask.export.core.run_states import NewRun
+from imagery_dask.records.journal import Records
+from imagery_dask.records.lease import NoLease
 from imagery_dask.sources import ReadCounts, collect_counts, tokens_for_own_workers
+from imagery_dask.storage.files import records_folder
 
 __all__ = ["Sample", "Sampling", "sample_blocks"]
 
@@ -78,25 +82,25 @@ class Sampling:
     """
 
     export: Export
-    plan: Any
+    plan: ExportPlan
     numbers: Sequence[int]
 
     def __call__(self, measured: bool) -> list[Sample]:
         """Do them, one after another."""
         with tempfile.TemporaryDirectory(prefix="imagery_dask-plan-") as folder:
-            export = self.export.at(os.path.join(folder, "sample"))
-            session = Session(export.target, export.records, None, None)
-            session.begin(self.plan)
+            export = self.export.copied_to(os.path.join(folder, "sample"))
+            records = Records(records_folder(os.path.join(folder, "sample")), "sample")
+            run = NewRun(export.target, records, NoLease(), export.url).start(self.plan)
             with connect() as client:
-                export.create_sample(session, client, [self.plan.region(number) for number in self.numbers])
-            (tasks, *_) = tasks_of(export, session)
-            found = [_sample(tasks[number], number, Path(folder), measured) for number in self.numbers]
-            first = found[0]
+                export.create(run, client, [self.plan.region(number) for number in self.numbers])
+            (tasks, *_) = export.tasks(run)
+            samples = [_sample(tasks[number], number, Path(folder), measured) for number in self.numbers]
+            first = samples[0]
             if not first.counts.root_requests:  # whose answers are kept
                 # The first block opens volumes and stores, which no other one has to.
                 warm = _sample(tasks[first.number], first.number, Path(folder), measured)
-                found[0] = replace(first, seconds=min(first.seconds, warm.seconds))
-            return found
+                samples[0] = replace(first, seconds=min(first.seconds, warm.seconds))
+            return samples
 
 
 def sample_blocks(sampling: Sampling) -> list[Sample]:

@@ -17,26 +17,27 @@ import xarray as xr
 from cloudvolume import CloudVolume
 from distributed import Client
 
-from imagery_dask.export.core.base import RunOptions
+from imagery_dask.export.core.base import OutputFormat
 from imagery_dask.export.core.inputs import Volume, as_volumes
-from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.export.core.provenance import KEY, provenance, what_was_missing
-from imagery_dask.export.core.session import Session
+from imagery_dask.export.core.run_options import RunOptions
+from imagery_dask.export.core.run_states import StartedRun
 from imagery_dask.export.core.writer_arguments import describe_run
 from imagery_dask.export.execution.execute import execute
 from imagery_dask.export.multiscale.laid_out import Multiscale, multiscale_of
 from imagery_dask.export.multiscale.level_layout import default_chunks
 from imagery_dask.export.multiscale.levels import LevelStore
-from imagery_dask.export.multiscale.volumes import VolumeExport
+from imagery_dask.export.multiscale.volumes import VolumeExport, volume_previews, volume_reads
 from imagery_dask.export.precomputed.precomputed_level import SEGMENTATION_BLOCK, PrecomputedLevel
 from imagery_dask.export.precomputed.precomputed_options import COMPRESSIBLE, LABEL_ENCODINGS, PrecomputedOptions
 from imagery_dask.geometry.pyramid import Level, Levels
+from imagery_dask.geometry.region import Region
 from imagery_dask.run import RunReport
 from imagery_dask.serialization import to_json
 from imagery_dask.sources import open_volume
 from imagery_dask.storage.files import Files
 from imagery_dask.storage.targets import VolumeTarget
-from imagery_dask.storage.zarr_stores import check_process, clear_errors
+from imagery_dask.storage.zarr_stores import clear_errors
 
 __all__ = ["PrecomputedExport", "to_precomputed"]
 
@@ -120,71 +121,64 @@ def to_precomputed(
     ))  # fmt: skip
 
 
+def _objects(export: PrecomputedExport) -> int:
+    """Count chunks, and what describes the volumes."""
+    total = 0
+    for layer in export.layers:
+        for scale in layer.info["scales"]:
+            sizes = zip(scale["size"], scale["chunk_sizes"][0], strict=True)
+            total += math.prod(-(-length // size) for length, size in sizes)
+        total += 2 + len(layer.beside)
+    return total
+
+
 class PrecomputedExport(VolumeExport):
     """An export to precomputed volumes."""
 
     kind = "precomputed"
+    format = OutputFormat(volume_reads, _objects, lambda export: (), volume_previews)
 
     def __init__(self, data: Any, url: str | os.PathLike[str], options: PrecomputedOptions) -> None:
         volumes = as_volumes(data, options.resolution_nm, options.translation_nm)
         options.check_names([volume.name for volume in volumes])
-        self._layers = [_layer(volume, options) for volume in volumes]
-        options.check_quality({layer.info["scales"][0]["encoding"] for layer in self._layers})
-        super().__init__([layer.multiscale for layer in self._layers], options)
+        self.layers = [_layer(volume, options) for volume in volumes]
+        options.check_quality({layer.info["scales"][0]["encoding"] for layer in self.layers})
+        super().__init__([layer.multiscale for layer in self.layers], options)
         several = isinstance(data, xr.Dataset)
-        self._folders = [layer.multiscale.volume.name if several else "" for layer in self._layers]
+        self._folders = [layer.multiscale.volume.name if several else "" for layer in self.layers]
         self._fingerprint_options = {"compress": options.compress, "quality": to_json(options.quality)}
         self.target = VolumeTarget(url.removeprefix("precomputed://") if isinstance(url, str) else url)
-        self.url = self.target.url
 
     @property
     def fingerprint_fields(self) -> dict[str, Any]:
-        """Everything that decides the voxels, by name."""
+        """Fields that determine the output voxels, by name."""
         layout = {
             f"{layer.multiscale.volume.name} {name}": layer.info["scales"][0][key]
-            for layer in self._layers
+            for layer in self.layers
             for name, key in (("encoding", "encoding"), ("chunks", "chunk_sizes"))
         }
         return super().fingerprint_fields | layout | self._fingerprint_options | {"folders": self._folders}
 
-    def check(self, client: Client) -> None:
-        """Refuse a cluster that cannot write there."""
-        check_process(self.target.url, client)
-
-    def create(self, place: str, session: Session, client: Client) -> None:
+    def create(self, run: StartedRun, client: Client, regions: Sequence[Region] | None = None) -> None:
         """Write what describes the volumes."""
-        with clear_errors(place):
-            for layer, files in self._filed(place):
+        with clear_errors(run.url):
+            for layer, files in self._filed(run.url):
                 layer.create(files)
 
-    def places(self, place: str, session: Session) -> list[list[LevelStore]]:
-        """Where each level of each volume is written."""
-        return [layer.stores(files) for layer, files in self._filed(place)]
+    def stores(self, run: StartedRun) -> list[list[LevelStore]]:
+        """Return where each level of each volume is written."""
+        return [layer.stores(files) for layer, files in self._filed(run.url)]
 
-    def objects(self, plan: ExportPlan) -> int:
-        """Count chunks, and what describes the volumes."""
-        total = 0
-        for layer in self._layers:
-            for scale in layer.info["scales"]:
-                sizes = zip(scale["size"], scale["chunk_sizes"][0], strict=True)
-                total += math.prod(-(-length // size) for length, size in sizes)
-            total += 2 + len(layer.beside)
-        return total
-
-    def tidy(self, place: str) -> None:
-        """Remove what killed processes left half-written."""
-        for layer, files in self._filed(place):
+    def close(self, run: StartedRun, report: RunReport) -> None:
+        """Remove what killed processes left half-written, and write into the volumes what was missing."""
+        for layer, files in self._filed(run.url):
             for folder in ("", PROPERTIES, *(str(scale["key"]) for scale in layer.info["scales"])):
                 files.remove_partial(folder)
-
-    def close(self, place: str, report: RunReport) -> None:
-        """Say in the volumes what was missing."""
-        for layer, files in self._filed(place):
             layer.describe(files, what_was_missing(report, layer.multiscale.volume.name))
 
-    def _filed(self, place: str) -> list[tuple[_Layer, Files]]:
-        folders = (Files.at(f"{place}/{folder}") for folder in self._folders)
-        return list(zip(self._layers, folders, strict=True))
+    def _filed(self, url: str) -> list[tuple[_Layer, Files]]:
+        folders = (Files.at(f"{url}/{folder}") for folder in self._folders)
+        return list(zip(self.layers, folders, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imagery_dask.export.core.session import DAMAGED
+from imagery_dask.export.core.run_states import DAMAGED
 from imagery_dask.records.journal import Records
 
 __all__ = ["STATES", "Burst", "Outcomes", "bursts_of", "outcomes_of", "recent_rate"]

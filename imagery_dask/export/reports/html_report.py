@@ -9,16 +9,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from html import escape
 from importlib.metadata import version
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from imagery_dask.export.core.base import Export
 from imagery_dask.export.core.plans import ExportPlan, StageBlocks
 from imagery_dask.export.core.preview import Preview
-from imagery_dask.export.core.session import Session
+from imagery_dask.export.core.run_states import StartedRun
 from imagery_dask.export.reports.block_states import NOT_DONE, Outcomes, bursts_of, outcomes_of
 from imagery_dask.export.reports.html_charts import block_map, legend, throughput
 from imagery_dask.export.reports.html_page import Markup, items, numbers, page, section, table
@@ -36,14 +38,6 @@ Previews = Callable[[Sequence[StageBlocks]], Iterable[Preview]]
 FAILURES_SHOWN = 100
 MISSING_SHOWN = 100
 LONG = 300
-
-
-class Shown(Protocol):
-    """What a report needs to know of an export."""
-
-    def previews(self, place: str, session: Session, whole: Sequence[StageBlocks]) -> Iterator[Preview]:
-        """Pictures of what is written."""
-        ...
 
 
 def checked_report(path: str | os.PathLike[str] | None, out: str) -> str | None:
@@ -72,19 +66,15 @@ def checked_report(path: str | os.PathLike[str] | None, out: str) -> str | None:
 
 
 @contextmanager
-def reported(export: Shown, session: Session, report: RunReport, path: str | None) -> Iterator[None]:
+def reported(export: Export, run: StartedRun, report: RunReport, path: str | None) -> Iterator[None]:
     """Write the report of what is done within, however that ends."""
     if path is None:
         yield
         return
 
     def write(ended: str | None = None) -> None:
-        assert session.plan is not None
-
-        def previews(whole: Sequence[StageBlocks]) -> Iterator[Preview]:
-            return export.previews(session.place, session, whole)
-
-        write_html(path, session.plan, session.records, report, previews=previews, ended=ended)
+        records = run.records if run.records.kept else None
+        write_html(path, run.plan, records, report, previews=partial(export.format.previews, export, run), ended=ended)
 
     try:
         yield

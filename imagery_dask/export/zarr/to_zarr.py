@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numcodecs
@@ -17,24 +17,25 @@ import zarr
 from distributed import Client
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
-from imagery_dask.export.core.base import RunOptions
+from imagery_dask.export.core.base import OutputFormat
 from imagery_dask.export.core.inputs import as_volumes
-from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.export.core.provenance import KEY, provenance, what_was_missing
-from imagery_dask.export.core.session import Session
+from imagery_dask.export.core.run_options import RunOptions
+from imagery_dask.export.core.run_states import StartedRun
 from imagery_dask.export.core.writer_arguments import describe_run
 from imagery_dask.export.execution.execute import execute
 from imagery_dask.export.multiscale.laid_out import Multiscale, multiscale_of
-from imagery_dask.export.multiscale.levels import LevelStore, VolumeLevels
-from imagery_dask.export.multiscale.volumes import VolumeExport
+from imagery_dask.export.multiscale.levels import LevelStore
+from imagery_dask.export.multiscale.volumes import VolumeExport, volume_previews, volume_reads
 from imagery_dask.export.zarr import ome
 from imagery_dask.export.zarr.block_array import ZarrLevel, remove_partial
 from imagery_dask.export.zarr.zarr_options import Codec, OmeVersion, ZarrOptions
 from imagery_dask.geometry.pyramid import Levels
+from imagery_dask.geometry.region import Region
 from imagery_dask.run import RunReport
 from imagery_dask.serialization import to_json
 from imagery_dask.storage.targets import StoreTarget
-from imagery_dask.storage.zarr_stores import check_process, check_reachable, create_group, open_store
+from imagery_dask.storage.zarr_stores import check_reachable, create_group, open_store
 
 __all__ = ["ZarrExport", "to_zarr"]
 
@@ -136,13 +137,38 @@ def to_zarr(
     ))  # fmt: skip
 
 
+def _objects(export: ZarrExport) -> int:
+    """Count shards, chunks that are objects of their own, and metadata; empty ones are not written."""
+    groups, arrays, chunks = {""}, 0, 0
+    for multiscale in export.multiscales:
+        groups |= {"labels", multiscale.volume.group} if multiscale.volume.group else set()
+        arrays += len(multiscale.layouts)
+        for layout in multiscale.layouts:
+            sizes = zip(layout.level.shape, layout.shard or layout.chunk, strict=True)
+            chunks += math.prod(-(-length // size) for length, size in sizes)
+    # zarr.json; or .zgroup or .zarray, and .zattrs.
+    each = 2 if export.options.zarr_format == 2 else 1
+    return chunks + each * (len(groups) + arrays)
+
+
+def _notes(export: ZarrExport) -> Iterator[str]:
+    """Tell what viewers do not show."""
+    for volume in export.volumes:
+        if volume.array.dtype in (np.int64, np.bool_):
+            yield (
+                f"{volume.name}: Neuroglancer shows no zarr array of {volume.array.dtype}; it shows ids as uint64 "
+                "(convert_to_int64=False) and masks as uint8."
+            )
+
+
 class ZarrExport(VolumeExport):
     """An export to a zarr store."""
 
     kind = "zarr"
+    format = OutputFormat(volume_reads, _objects, _notes, volume_previews)
+    options: ZarrOptions
 
     def __init__(self, data: Any, url: str | os.PathLike[str], options: ZarrOptions) -> None:
-        self._layout = options
         super().__init__(
             [
                 multiscale_of(volume, options.levels, options.chunk, options.shard)
@@ -151,11 +177,10 @@ class ZarrExport(VolumeExport):
             options,
         )
         self.target = StoreTarget(url)
-        self.url = self.target.url
 
     @property
     def fingerprint_fields(self) -> dict[str, Any]:
-        """Everything that decides the voxels, by name."""
+        """Fields that determine the output voxels, by name."""
         layout = {
             f"{multiscale.volume.name} level {index} {what}": to_json(getattr(layout, what))
             for multiscale in self.multiscales
@@ -163,61 +188,34 @@ class ZarrExport(VolumeExport):
             for what in ("chunk", "shard")
         }
         return (
-            super().fingerprint_fields | layout | {"codec": self._layout.codec, "ome_version": self._layout.ome_version}
+            super().fingerprint_fields | layout | {"codec": self.options.codec, "ome_version": self.options.ome_version}
         )
 
-    def check(self, client: Client) -> None:
-        """Refuse a cluster that cannot write there."""
-        check_process(self.target.url, client)
-
-    def create(self, place: str, session: Session, client: Client) -> None:
+    def create(self, run: StartedRun, client: Client, regions: Sequence[Region] | None = None) -> None:
         """Make the groups, their metadata and the empty arrays."""
         # Looked at before anything is made: a source that cannot be read leaves no store behind.
-        shown_as = [
-            None if multiscale.volume.labels else ome.display(multiscale.volume) for multiscale in self.multiscales
-        ]
-        _create(place, self.multiscales, shown_as, self._layout)
-        check_reachable(place, client)
+        shown_as = [None if volume.labels else ome.display(volume) for volume in self.volumes]
+        _create(run.url, self.multiscales, shown_as, self.options)
+        check_reachable(run.url, client)
 
-    def places(self, place: str, session: Session) -> list[list[LevelStore]]:
-        """Where each level of each volume is written."""
-        return [_stores(place, multiscale, self._layout, session.id) for multiscale in self.multiscales]
+    def stores(self, run: StartedRun) -> list[list[LevelStore]]:
+        """Return where each level of each volume is written."""
+        return [_stores(run.url, multiscale, self.options, run.id) for multiscale in self.multiscales]
 
-    def objects(self, plan: ExportPlan) -> int:
-        """Count shards, chunks that are objects of their own, and metadata; empty ones are not written."""
-        groups, arrays, chunks = {""}, 0, 0
-        for multiscale in self.multiscales:
-            groups |= {"labels", multiscale.volume.group} if multiscale.volume.group else set()
-            arrays += len(multiscale.layouts)
-            for layout in multiscale.layouts:
-                sizes = zip(layout.level.shape, layout.shard or layout.chunk, strict=True)
-                chunks += math.prod(-(-length // size) for length, size in sizes)
-        # zarr.json; or .zgroup or .zarray, and .zattrs.
-        each = 2 if self._layout.zarr_format == 2 else 1
-        return chunks + each * (len(groups) + arrays)
-
-    def tidy(self, place: str) -> None:
-        """Remove what killed processes left half-written."""
-        groups = {multiscale.volume.group for multiscale in self.multiscales}
+    def close(self, run: StartedRun, report: RunReport) -> None:
+        """Remove what killed processes left half-written, and write into the store what was missing."""
+        groups = {volume.group for volume in self.volumes}
         arrays = {
             f"{multiscale.volume.group}{index}"
             for multiscale in self.multiscales
             for index in range(len(multiscale.layouts))
         }
         for path in {"", *(group.partition("/")[0] for group in groups), *groups, *arrays}:
-            remove_partial(place, path)
-
-    def close(self, place: str, report: RunReport) -> None:
-        """Say in the store what was missing."""
-        for multiscale in self.multiscales:
-            group = zarr.open_group(open_store(place), path=multiscale.volume.group.rstrip("/"), mode="r+")
+            remove_partial(run.url, path)
+        for volume in self.volumes:
+            group = zarr.open_group(open_store(run.url), path=volume.group.rstrip("/"), mode="r+")
             made: Any = group.attrs[KEY]
-            group.attrs[KEY] = made | what_was_missing(report, multiscale.volume.name)
-
-    def notes(self, plan: ExportPlan) -> Iterator[str]:
-        """Say what a reader of the report should know."""
-        yield from super().notes(plan)
-        yield from _unseen(multiscale.export for multiscale in self.multiscales)
+            group.attrs[KEY] = made | what_was_missing(report, volume.name)
 
 
 # --------------------------------------------------------------------------- the store
@@ -284,14 +282,3 @@ def _compressor(codec: Codec, zarr_format: int) -> Any:
         "zstd": ZstdCodec(level=LEVEL),
         "gzip": GzipCodec(level=LEVEL),
     }[codec]
-
-
-def _unseen(exports: Iterable[VolumeLevels]) -> Iterator[str]:
-    """Say what viewers do not show."""
-    for export in exports:
-        volume = export.volumes[0]
-        if volume.array.dtype in (np.int64, np.bool_):
-            yield (
-                f"{volume.name}: Neuroglancer shows no zarr array of {volume.array.dtype}; it shows ids as uint64 "
-                "(convert_to_int64=False) and masks as uint8."
-            )

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from support.settings import Configure
 
 from imagery_dask.errors import TargetBusyError
-from imagery_dask.export.core.resume import _refuse_foreign, open_part
+from imagery_dask.export.execution.resume import _refuse_foreign, open_part
 from imagery_dask.records import lease as leases
 from imagery_dask.records.journal import Records
 from imagery_dask.records.lease import Lease
@@ -132,7 +132,7 @@ def test_parts_that_crashed_are_found_out_side_by_side(tmp_path: Path, configure
     export = SimpleNamespace(target=target, records=files, fingerprint_fields={})
 
     def begin(part: int) -> float:
-        with open_part(export, Part(part, 4), lambda session: None):
+        with open_part(export, Part(part, 4), lambda new: SimpleNamespace(id=new.id)):
             return time.monotonic()
 
     started = time.monotonic()

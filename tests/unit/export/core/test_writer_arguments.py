@@ -15,7 +15,7 @@ import pytest
 from imagery_dask import to_png, to_precomputed, to_zarr
 from imagery_dask.cli.cmd_export import export
 from imagery_dask.cli.formats import FORMATS
-from imagery_dask.export.core.base import RunOptions
+from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.core.writer_arguments import RUN_PROSE, flags_of
 from imagery_dask.export.images.image_options import ImageOptions
 from imagery_dask.export.precomputed.precomputed_options import PrecomputedOptions

@@ -1,0 +1,125 @@
+"""How an export runs: the cluster, and limits that the user sets. Nothing here determines a voxel."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from distributed import Client
+
+from imagery_dask.cluster import WAIT_S, connect
+from imagery_dask.export.core.plans import ExportPlan
+from imagery_dask.records.parts import Part
+from imagery_dask.run import RunReport
+from imagery_dask.validate import number, whole_number
+
+__all__ = ["RunOptions", "block_bytes_of"]
+
+MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How an export runs.
+
+    Parameters
+    ----------
+    cluster, workers, wait_s, retire_before_s
+        See `imagery_dask.cluster.connect`.
+    connected : callable or None
+        Called with the client when there are workers.
+    progress : bool or callable
+        Show progress, or call with the `RunReport` after each block.
+    overwrite : bool
+        Replace what the target holds.
+    repair : bool
+        Write the blocks again that `verify` found damaged.
+    block_mib : float or None
+        Size of blocks.
+    max_missing : float, int or None
+        Fraction (float) or number (int) of storage chunks that may be missing.
+    max_requests : int or None
+        Requests in flight to one server, from all workers together.
+    report : str, path or None
+        File that an HTML report is written to.
+    plan : ExportPlan or None
+        A plan that was made before.
+    part : Part or None
+        Write only this part of the blocks; the last part to end closes the store.
+
+    Raises
+    ------
+    ValueError
+        A size or limit is out of range, or `overwrite` or `repair` is combined with `part`.
+    """
+
+    cluster: Any = None
+    workers: int | None = None
+    wait_s: float = WAIT_S
+    retire_before_s: float | None = None
+    connected: Callable[[Client], None] | None = field(default=None, repr=False)
+    progress: bool | Callable[[RunReport], None] = True
+    overwrite: bool = False
+    repair: bool = False
+    block_mib: float | None = None
+    max_missing: float | None = None
+    max_requests: int | None = None
+    report: str | os.PathLike[str] | None = None
+    plan: ExportPlan | None = field(default=None, repr=False)
+    part: Part | None = None
+
+    def __post_init__(self) -> None:
+        if self.part is not None and (self.overwrite or self.repair):
+            what = "overwrite (--overwrite)" if self.overwrite else "repair (--repair)"
+            raise ValueError(f"{what} concerns a whole export and cannot be combined with {self.part}: omit one.")
+        block_bytes_of(self.block_mib)
+        _check_missing(self.max_missing)
+        if self.max_requests is not None:
+            whole_number("max_requests", self.max_requests)
+
+    @property
+    def block_bytes(self) -> int | None:
+        """Size of blocks in bytes."""
+        return block_bytes_of(self.block_mib)
+
+    def most_missing(self, plan: ExportPlan) -> float | None:
+        """Return how many storage chunks of a plan's source may be missing; None for any number."""
+        if not isinstance(self.max_missing, float):
+            return self.max_missing
+        if plan.source_chunks is None:
+            raise ValueError(
+                "max_missing is a fraction of the storage chunks that are read, and it is not known how many these "
+                "are, because an array is computed; give a whole number of chunks."
+            )
+        return self.max_missing * plan.source_chunks
+
+    @contextmanager
+    def connect(self) -> Iterator[Client]:
+        """Start the cluster, or connect to it (`imagery_dask.cluster.connect`)."""
+        with connect(self.cluster, self.workers, self.wait_s, self.retire_before_s) as client:
+            if self.connected is not None:
+                self.connected(client)
+            yield client
+
+
+def _check_missing(value: object) -> None:
+    """Raise ValueError unless this is None, a float from 0 to 1, or a number of chunks."""
+    if value is None:
+        return
+    count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    fraction = isinstance(value, float) and 0 <= value <= 1
+    if not (count or fraction):
+        raise ValueError(
+            f"max_missing is a fraction of the storage chunks that are read, from 0.0 to 1.0, or a number of them; "
+            f"got {value!r}."
+        )
+
+
+def block_bytes_of(block_mib: float | None) -> int | None:
+    """Return a size of blocks in bytes; ValueError where `block_mib` is not a positive number."""
+    if block_mib is None:
+        return None
+    return max(1, int(number("block_mib", block_mib) * MIB))

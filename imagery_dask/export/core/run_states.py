@@ -1,0 +1,247 @@
+"""The two states of a run that this process writes.
+
+A `NewRun` holds the lease on the target, and nothing has been planned. `NewRun.start` writes the plan down and returns
+a `StartedRun`, which has a plan and records.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from distributed import Client
+from numpy.typing import NDArray
+
+from imagery_dask.export.core.plans import ExportPlan
+from imagery_dask.records.journal import Records
+from imagery_dask.records.lease import HeldLease
+from imagery_dask.records.ledger import missing_first
+from imagery_dask.records.parts import refuse_parts
+from imagery_dask.records.receipts import counts_of, receipts_in
+from imagery_dask.records.runs import Run, now, remove_unplanned, runs_in
+from imagery_dask.run import RunReport
+
+__all__ = ["DAMAGED", "NewRun", "StartedRun", "Target"]
+
+DAMAGED = "damaged.json"
+
+
+class Target(Protocol):
+    """What an export is written to: a store, a volume, or files with a common prefix."""
+
+    @property
+    def url(self) -> str:
+        """Local path or URL."""
+        ...
+
+    def at(self, url: str) -> Any:
+        """Return a target of the same kind at another URL."""
+        ...
+
+    def occupied(self) -> bool:
+        """Return True if there is something that can be replaced; raise FileExistsError for anything else."""
+        ...
+
+    def refusal(self, why: str = "") -> FileExistsError:
+        """Return the error for a target that is occupied, with the reason."""
+        ...
+
+    def holds(self, url: str, written: bool) -> bool:
+        """Return True if the store of a run still exists; `written` tells whether it has blocks."""
+        ...
+
+    def beside(self, run: str) -> str:
+        """Return the URL to which a run writes the store that replaces the target."""
+        ...
+
+    def check_writable(self) -> None:
+        """Raise if this process cannot write to the target."""
+        ...
+
+    def check_workers(self, client: Client) -> None:
+        """Raise if the workers cannot write to the target."""
+        ...
+
+    def recover(self) -> None:
+        """Undo a replacement that was interrupted."""
+        ...
+
+    def swap(self, url: str) -> None:
+        """Replace the target by the store that was written beside it."""
+        ...
+
+    def clear(self, url: str) -> None:
+        """Remove the store of a run."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """A run that holds the lease and has no plan yet."""
+
+    target: Target
+    # Of the run; they are empty.
+    records: Records
+    lease: HeldLease
+    # Where the run writes: the target, or a store beside it that replaces the target in the end.
+    url: str
+    # Whether an earlier export is replaced.
+    overwrites: bool = False
+
+    @property
+    def id(self) -> str:
+        """Name of the run among the records."""
+        return self.records.run
+
+    @property
+    def replaces(self) -> bool:
+        """Return True if the store that is replaced exists until the end of the run."""
+        return self.url != self.target.url
+
+    def start(self, plan: ExportPlan) -> StartedRun:
+        """Write the plan down."""
+        record = Run(self.records, self.url, plan.to_json(), now()).saved()
+        started = StartedRun(self.target, record, plan, self.lease, self.overwrites)
+        started.receipts = receipts_in([])
+        return started
+
+
+@dataclass
+class StartedRun:
+    """A run with a plan and records."""
+
+    target: Target
+    record: Run
+    plan: ExportPlan
+    lease: HeldLease
+    # Whether an earlier export is replaced.
+    overwrites: bool = False
+
+    @classmethod
+    def of(cls, target: Target, record: Run, lease: HeldLease) -> StartedRun:
+        """Return the run that a record describes."""
+        return cls(target, record, ExportPlan.from_json(record.plan), lease)
+
+    @property
+    def id(self) -> str:
+        """Name of the run among the records."""
+        return self.record.records.run
+
+    @property
+    def url(self) -> str:
+        """Where the run writes: the target, or a store beside it."""
+        return self.record.url
+
+    @property
+    def records(self) -> Records:
+        """Records of the run."""
+        return self.record.records
+
+    @property
+    def replaces(self) -> bool:
+        """Return True if the store that is replaced still exists."""
+        return self.url != self.target.url
+
+    @property
+    def finished(self) -> bool:
+        """Return True if the store is complete."""
+        return self.record.finished is not None
+
+    @cached_property
+    def receipts(self) -> NDArray[Any]:
+        """Receipts of earlier calls, sorted by block."""
+        receipts = self.records.receipts()
+        return receipts[receipts["block"] < self.plan.blocks]
+
+    def begun(self) -> None:
+        """Write down that the empty store exists."""
+        self.record = self.record.saved(begun=True)
+
+    def abandon(self) -> None:
+        """Remove a store that could not be made, and its records."""
+        with suppress(Exception):  # the caller raises the error that led here
+            self.target.clear(self.url)
+            self.records.remove()
+
+    def keep(self) -> None:
+        """Hold the lease for the blocks that parts have left.
+
+        Raises
+        ------
+        TargetBusyError
+            A part is running.
+        """
+        refuse_parts(self.records.files, self.target.url)
+        self.lease.keep_for("close")
+        self.__dict__.pop("receipts", None)  # parts may have ended meanwhile
+
+    def tidy(self) -> None:
+        """Remove what killed processes left half-written among the records."""
+        for folder in ("", self.id):
+            self.records.files.remove_partial(folder)
+        remove_unplanned(self.records.files)
+
+    def finish(self) -> None:
+        """Let the store replace the target, and write down that it is complete."""
+        others = [run for run in runs_in(self.records.files) if run.records.run != self.id]
+        if self.replaces:
+            self.record = self.record.saved(swapping=True)
+            self.target.swap(self.url)
+        for run in others:
+            if run.url != self.target.url:
+                self.target.clear(run.url)
+            run.records.remove()
+        self.record = self.record.saved(url=self.target.url, finished=now(), swapping=False)
+        self.records.remove(DAMAGED)
+
+    def damaged(self) -> tuple[list[int], list[int]]:
+        """Blocks that `verify` found damaged, and blocks of which the source has other voxels now."""
+        written = self.records.get(DAMAGED) or {"blocks": [], "source_changed": []}
+        return written["blocks"], written["source_changed"]
+
+    def digests_before(self) -> dict[str, str]:
+        """Hash of what had been written of each damaged block, by its number as text."""
+        written = self.records.get(DAMAGED) or {}
+        return dict(written.get("digests", {}))
+
+    def left_to_do(self, repair: bool = False) -> NDArray[np.bool_]:
+        """Mark the blocks, by number, that have no receipt or are to be repaired."""
+        todo = np.ones(self.plan.blocks, bool)
+        todo[self.receipts["block"].astype(np.int64)] = False
+        if repair:
+            damaged, changed = self.damaged()
+            todo[damaged + changed] = True
+            todo |= self.plan.made_of(changed)
+        return todo
+
+    def report(self, todo: NDArray[np.bool_], counted: NDArray[np.bool_] | None = None) -> RunReport:
+        """Return a report that begins with the blocks of earlier calls.
+
+        Parameters
+        ----------
+        todo : ndarray of bool
+            Blocks that are left to do, by number.
+        counted : ndarray of bool, optional
+            Blocks that the report counts; all by default.
+        """
+        plan = self.plan
+        report = RunReport(plan.blocks, voxels=plan.voxels) if counted is None else RunReport(int(counted.sum()))
+        receipts = self.receipts
+        numbers = receipts["block"].astype(np.int64)
+        receipts = receipts[~todo[numbers] & (True if counted is None else counted[numbers])]
+        report.done = report.before = len(receipts)
+        report.written_bytes = report.before_bytes = int(receipts["written_bytes"].sum(dtype=np.uint64))
+        report.counts = counts_of(receipts)
+        if report.counts.missing:
+            report.counts.missing_keys = [key for keys in missing_first(self.records).values() for key in keys]
+        for first, part in plan.parts:
+            of_part = receipts[(receipts["block"] >= first) & (receipts["block"] < first + len(part.blocks))]
+            counts = counts_of(of_part)
+            if part.volume in report.counts_of:
+                report.counts_of[part.volume].add(counts)
+            else:
+                report.counts_of[part.volume] = counts
+        return report

@@ -1,0 +1,241 @@
+"""Find out how far an export is, and hold its lease: a new run, one to resume, or one that must not start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from uuid import uuid4
+
+from imagery_dask.export.core.base import Export
+from imagery_dask.export.core.plans import difference, fingerprint_of
+from imagery_dask.export.core.run_states import NewRun, StartedRun, Target
+from imagery_dask.records.journal import NoRecords, Records
+from imagery_dask.records.lease import HeldLease, Lease, NoLease, brief_lease
+from imagery_dask.records.parts import Part, refuse_other_parts, refuse_parts, settle_part
+from imagery_dask.records.runs import Run, runs_in
+from imagery_dask.storage.files import Files
+from imagery_dask.storage.zarr_stores import clear_errors
+
+__all__ = ["look_at", "open_end", "open_part", "open_run", "refuse_occupied"]
+
+
+@contextmanager
+def open_run(export: Export, overwrite: bool) -> Iterator[NewRun | StartedRun]:
+    """Hold the lease on an export, and find out how far it is.
+
+    Raises
+    ------
+    TargetBusyError
+        Another process writes there.
+    FileExistsError
+        The target is something else, or an export with other arguments; the message names them.
+    """
+    target, files = export.target, export.records
+    if files is None:
+        if target.occupied():
+            if not overwrite:
+                raise target.refusal()
+            target.clear(target.url)
+        yield NewRun(target, NoRecords.of(_new_id()), NoLease(), target.url, overwrite)
+        return
+    with clear_errors(target.url):
+        # Before anything is made: a target that is something else is left as it is.
+        _refuse_foreign(files, target, overwrite)
+        refuse_parts(files, target.url)  # before the lease, so that running parts do not meet it
+        with _folder_of(files), Lease(files, target.url) as lease:
+            refuse_parts(files, target.url)
+            target.recover()
+            runs = _settled(runs_in(files), target)
+            run = _start_over(target, files, lease, runs) if overwrite else _resume(export, files, lease, runs)
+            if runs:
+                lease.keep_of(run.id)
+            yield run
+
+
+@contextmanager
+def open_part(export: Export, part: Part, start: Callable[[NewRun], StartedRun]) -> Iterator[StartedRun]:
+    """Hold the lease on a part of an export.
+
+    Parameters
+    ----------
+    export : Export
+        The export.
+    part : Part
+        Which part.
+    start : callable
+        Starts the run and makes the empty store, where this is the first part.
+
+    Raises
+    ------
+    TargetBusyError
+        Another process does this part, or a part of another number of parts, or all of the export.
+    FileExistsError
+        The target is something else, or an export with other arguments.
+    """
+    target, files = export.target, _records_of(export)
+    with clear_errors(target.url):
+        _refuse_foreign(files, target)
+        with _folder_of(files), ExitStack() as stack:
+            # To find out that the process of a part has crashed takes seconds; no other part waits meanwhile.
+            settle_part(files, target.url, part)
+            with brief_lease(files, target.url) as lease:
+                refuse_other_parts(files, target.url, part)
+                target.recover()
+                run = _resume(export, files, lease, _settled(runs_in(files), target))
+                started = start(run) if isinstance(run, NewRun) else run
+                own = Lease(files, f"{part} of {target.url}", part.file, "part", started.id)
+                started.lease = stack.enter_context(own)
+            yield started
+
+
+@contextmanager
+def open_end(export: Export) -> Iterator[StartedRun]:
+    """Hold the lease on an export to see what its parts have done; `StartedRun.keep` holds it for the rest.
+
+    Raises
+    ------
+    TargetBusyError
+        Another process does the rest, or all of the export.
+    FileNotFoundError
+        The export has been removed meanwhile.
+    """
+    target, files = export.target, _records_of(export)
+    with clear_errors(target.url), brief_lease(files, target.url) as lease:
+        run = _resume(export, files, lease, _settled(runs_in(files), target))
+        if isinstance(run, NewRun):
+            raise FileNotFoundError(f"{target.url} has been removed while its parts were written.")
+        yield run
+
+
+def look_at(export: Export) -> StartedRun | None:
+    """Return the run of an export without its lease, so that nothing may be written; None if it was not started."""
+    target, files = export.target, _records_of(export)
+    with clear_errors(target.url):
+        record = _record_of(export, _living(runs_in(files), target))
+        return None if record is None else StartedRun.of(target, record, NoLease())
+
+
+def refuse_occupied(export: Export, overwrite: bool) -> None:
+    """Raise the FileExistsError that `open_run` would raise, without taking the lease."""
+    target, files = export.target, export.records
+    with clear_errors(target.url):
+        if files is None:
+            if not overwrite and target.occupied():
+                raise target.refusal()
+            return
+        _refuse_foreign(files, target, overwrite)
+        runs = runs_in(files)
+        if overwrite or any(run.swapping for run in runs):  # interrupted: the holder of the lease finds out
+            return
+        living = _living(runs, target)
+        if _record_of(export, living) is None:
+            _refuse_different(export, living)
+
+
+def _refuse_different(export: Export, living: list[Run]) -> None:
+    target = export.target
+    other = next((run for run in living if run.url == target.url), None)
+    if other is not None:
+        what = difference(other.plan["decides"], export.fingerprint_fields)
+        raise target.refusal(f"It was written with other arguments: {what}.")
+
+
+def _refuse_foreign(files: Files, target: Target, overwrite: bool = False) -> None:
+    """Raise if the target holds what no run has written; a run that starts meanwhile writes its plan first."""
+    if runs_in(files):
+        return
+    try:
+        refusal = target.refusal() if target.occupied() and not overwrite else None
+    except FileExistsError as error:
+        refusal = error
+    if refusal is not None and not runs_in(files):
+        raise refusal
+
+
+def _records_of(export: Export) -> Files:
+    files = export.records
+    if files is None:
+        raise ValueError(f"{export.target.url} has no place for records, which the parts of an export need.")
+    return files
+
+
+def _living(runs: list[Run], target: Target) -> list[Run]:
+    """List the runs that were begun and whose store still exists."""
+    return [run for run in runs if run.begun and target.holds(run.url, written=run.records.has("receipts"))]
+
+
+def _record_of(export: Export, living: list[Run]) -> Run | None:
+    """Return the run with the fingerprint of an export."""
+    fingerprint = fingerprint_of(export.fingerprint_fields)
+    # A run that is to replace the target comes first: it was asked for last.
+    for run in sorted(living, key=lambda run: run.url == export.target.url):
+        if run.plan.get("fingerprint") == fingerprint:
+            return run
+    return None
+
+
+def _resume(export: Export, files: Files, lease: HeldLease, runs: list[Run]) -> NewRun | StartedRun:
+    """Return the run to resume, or a new one where the target is free."""
+    target = export.target
+    living = _living(runs, target)
+    record = _record_of(export, living)
+    if record is not None:
+        return StartedRun.of(target, record, lease)
+    _refuse_different(export, living)
+    _remove([run for run in runs if run not in living], target)
+    if target.occupied():
+        raise target.refusal()
+    return NewRun(target, Records(files, _new_id()), lease, target.url)
+
+
+def _start_over(target: Target, files: Files, lease: HeldLease, runs: list[Run]) -> NewRun:
+    """Return a new run; where stores can be renamed, the old store stays until the new one is complete."""
+    _remove([run for run in runs if run.url != target.url or not run.begun], target)
+    run_id, occupied = _new_id(), target.occupied()
+    url = target.beside(run_id) if occupied else target.url
+    new = NewRun(target, Records(files, run_id), lease, url, overwrites=True)
+    if not new.replaces:
+        if occupied:
+            target.clear(target.url)
+        _remove([run for run in runs if run.url == target.url and run.begun], target)
+    return new
+
+
+def _new_id() -> str:
+    return uuid4().hex[:8]
+
+
+def _remove(runs: list[Run], target: Target) -> None:
+    """Remove runs that are not resumed; the store at the target only if it had not been begun."""
+    for run in runs:
+        if run.url != target.url or not run.begun:
+            target.clear(run.url)
+        run.records.remove()
+
+
+def _settled(runs: list[Run], target: Target) -> list[Run]:
+    """Correct the URL of a run that replaced the target and was killed before it could write that down."""
+    for run in runs:
+        if not run.swapping or run.url == target.url:
+            continue
+        if not target.holds(run.url, written=True) and target.holds(target.url, written=True):
+            # The store that it replaced is gone, so its records must not be taken for those of the new one.
+            for other in runs:
+                if other.url == target.url:
+                    other.records.remove()
+            others = [other for other in runs if other is not run and other.url != target.url]
+            return [*others, run.saved(url=target.url, swapping=False)]
+    return runs
+
+
+@contextmanager
+def _folder_of(files: Files) -> Iterator[None]:
+    """Remove folders that were made for a lease and are empty at the end."""
+    folders = [] if files.folder is None else [files.folder, *files.folder.parents]
+    made = [folder for folder in folders if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in made:
+            with suppress(OSError):  # not empty
+                folder.rmdir()
