@@ -14,8 +14,6 @@ import pytest
 from hypothesis import settings
 from support.settings import Configure
 
-from imagery_dask.config import config
-
 if TYPE_CHECKING:
     from distributed import Client
     from support.buckets import GcsServer, S3Server
@@ -130,6 +128,8 @@ def threads() -> Iterator[Client]:
 @pytest.fixture
 def configure() -> Iterator[Configure]:
     """Return a function that changes a setting of `imagery_dask.config`, by its name, until the test ends."""
+    from imagery_dask.config import config  # imports the package: not before the environment is set
+
     with ExitStack() as stack:
         yield lambda name, value: stack.enter_context(config.set({name: value}))
 
