@@ -1,19 +1,26 @@
-"""What the tests of dynamic segmentations share: an oracle, and processes that forget what they looked up."""
+"""Helpers of the tests of dynamic segmentations: an oracle, clients and cutouts, and forgetting what was looked up."""
 
 from __future__ import annotations
 
+import json
+import os
+import pickle
 import sys
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from imagery_dask import ImageryClient
 from imagery_dask.sources import credentials, handle, roots, throttle
-from imagery_dask.testing.cave import CaveServer, World
+from imagery_dask.testing.cave import CaveServer, Fault, World
+from support.ports import free_port
 
 #: No other text in the tests contains it.
 TOKEN = "feedface0123456789abcdef00c0ffee"
@@ -22,6 +29,17 @@ TOKEN = "feedface0123456789abcdef00c0ffee"
 graph_servers = sys.modules["imagery_dask.sources.graph_server"]
 
 Box = tuple[Sequence[int], Sequence[int]]
+
+# Boxes of the world of `tests/integration/dynamic`.
+WHOLE: Box = ((0, 0, 0), (128, 128, 32))
+SOME: Box = ((5, 9, 3), (77, 70, 29))
+BOXES: list[Box] = [
+    WHOLE,
+    ((5, 9, 3), (77, 70, 29)),  # across graph chunks
+    ((31, 31, 15), (33, 33, 17)),  # around a corner of eight
+    ((40, 40, 4), (64, 64, 12)),  # within one
+    ((-20, 100, -3), (40, 150, 20)),  # partly outside
+]
 
 
 def forget() -> None:
@@ -110,3 +128,69 @@ def changed(world: World, edit: str) -> tuple[list[int], list[int]]:
     moment = world.times[edit]
     before, after = set(roots_at(world, moment - 0.001)), set(roots_at(world, moment))
     return sorted(before - after), sorted(after - before)
+
+
+def client_of(server: CaveServer, **options: Any) -> ImageryClient:
+    """Return a client of the server's segmentation, which has its token."""
+    return ImageryClient(segmentation_source=server.segmentation_source, **{"auth_token": TOKEN, **options})
+
+
+def cut(client: ImageryClient, world: World, box: Box = SOME, mip: int = 0, **options: Any) -> Any:
+    """Return the cutout of a box in voxels of a mip."""
+    return client.segmentation_cutout(
+        bounds(world, box, mip), mip=mip, resolution=resolution(world, mip), **{"convert_to_int64": False, **options}
+    )
+
+
+def at_mip(box: Box, mip: int) -> Box:
+    """Box in voxels of a mip, of the same place."""
+    return tuple(np.floor_divide(corner, (2**mip, 2**mip, 1)).tolist() for corner in box)  # type: ignore[return-value]
+
+
+def squeezed(voxels: Any) -> np.ndarray:
+    """Drop axes of length 1, as cutouts do."""
+    return np.asarray(voxels).squeeze()
+
+
+def moments(world: World) -> list[float]:
+    """Each edit's own time, and a second before."""
+    return [moment for edit in world.times.values() for moment in (edit - 1, edit)]
+
+
+@contextmanager
+def secrets_file(server: CaveServer) -> Iterator[Path]:
+    """Put the token where processes look for it."""
+    folder = Path(os.environ["CLOUD_VOLUME_DIR"]) / "secrets"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{server.url.removeprefix('http://')}-cave-secret.json"
+    file.write_text(json.dumps({"token": TOKEN}))
+    try:
+        yield file
+    finally:
+        file.unlink()
+
+
+def first_times(endpoint: str, times: int, fault: Fault) -> Callable[[str, int], Fault | None]:
+    """Return faults of a server: this one, the first times that an endpoint is asked."""
+    return lambda name, n: fault if name == endpoint and n <= times else None
+
+
+def whole_of(error: BaseException) -> str:
+    """Everything that an error shows or carries: its text, its causes', its traceback, its pickle."""
+    shown = "".join(traceback.format_exception(error))
+    causes, each = [], error.__cause__
+    while each is not None:
+        causes.append(repr(each))
+        each = each.__cause__
+    return shown + repr(error) + str(error) + "".join(causes) + pickle.dumps(error).decode("latin1")
+
+
+def assert_clean(error: BaseException) -> None:
+    """One line that does not tell the token."""
+    assert "\n" not in str(error).strip()
+    assert TOKEN not in whole_of(error)
+
+
+def closed_port() -> str:
+    """Return an address at which nothing answers."""
+    return f"http://127.0.0.1:{free_port()}"

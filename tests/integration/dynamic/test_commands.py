@@ -1,0 +1,156 @@
+"""Dynamic segmentations on the command line: moments, versions, root ids, and refusals."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from distributed import Client
+from integration.stores import labels
+from support.dynamic import SOME, TOKEN, Box, bounds, changed, closed_port, expected
+from support.streams import without_dashboard
+
+from imagery_dask.cli import main
+from imagery_dask.testing.cave import CaveServer, World
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run the command line and return exit code, stdout and stderr."""
+
+    def call(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(sys, "argv", ["imagery-dask", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        out, errors = capfd.readouterr()
+        return int(stopped.value.code or 0), out, without_dashboard(errors)
+
+    return call
+
+
+def options_of(server: CaveServer, world: World, box: Box = SOME) -> list[Any]:
+    low, high = bounds(world, box) * (2, 2, 1)
+    return ["--datastack", server.datastack, "--server", server.url, "--bounds", *low, *high, "--chunks", "32,32,16"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "moment"),
+    [
+        (["--timestamp", "2024-01-03T00:00:00Z"], "split_1"),
+        (["--timestamp", "1704240000"], "split_1"),
+        (["--version", "2"], "split_1"),
+        ([], "split_2"),
+        (["--timestamp", "now"], "split_2"),
+    ],
+)
+def test_exports_by_command(
+    run: Any, server: CaveServer, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: Client,
+    arguments: list[str], moment: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("CAVE_TOKEN", TOKEN)
+    out = tmp_path / "out.zarr"
+    address = threads.scheduler.address
+    code, text, errors = run("export", "zarr", out, *options_of(server, world), "--cluster", address, *arguments)
+    assert code == 0, errors
+    right = expected(world, np.ceil(world.times[moment]), SOME)
+    np.testing.assert_array_equal(labels(out)[::2, ::2], right)
+    assert re.search(r"supervoxels without a root: 0$", text, re.MULTILINE)
+    assert re.search(r"supervoxels looked up: \d+ in \d+ requests", text)
+    assert TOKEN not in text + errors
+
+
+def test_listed_roots_by_command(
+    run: Any, server: CaveServer, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: Client
+) -> None:
+    monkeypatch.setenv("CAVE_TOKEN", TOKEN)
+    address = threads.scheduler.address
+    (first, _), (merged,) = changed(world, "merge_1")
+    common = [*options_of(server, world), "--cluster", address, "--version", "2"]
+    code, text, errors = run("export", "zarr", tmp_path / "a.zarr", *common, "--root-ids", f"{merged}")
+    assert code == 0, errors
+    right = expected(world, world.times["split_1"], SOME, keep=[merged])
+    np.testing.assert_array_equal(labels(tmp_path / "a.zarr")[::2, ::2], right)
+    code, text, errors = run("export", "zarr", tmp_path / "b.zarr", *common, "--root-ids", f"{first},{merged}")
+    assert code == 2
+    assert f"1 of 2 were no root ids at 2024-01-03T12:00:01Z: {first} " in errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "b.zarr").exists()
+    with pytest.warns(UserWarning, match=f"{first} "):
+        code, text, errors = run(
+            "export", "zarr", tmp_path / "b.zarr", *common, "--root-ids", f"{first},{merged}", "--stale-roots", "warn"
+        )
+    assert code == 0, errors
+    np.testing.assert_array_equal(labels(tmp_path / "b.zarr")[::2, ::2], right)
+
+
+def test_zero_roots_by_command(
+    run: Any, server: CaveServer, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: Client
+) -> None:
+    monkeypatch.setenv("CAVE_TOKEN", TOKEN)
+    address = threads.scheduler.address
+    code, text, errors = run(
+        "export", "zarr", tmp_path / "a.zarr", *options_of(server, world), "--cluster", address, "--timestamp",
+        "2023-12-31",
+    )  # fmt: skip
+    assert code == 0, errors
+    assert re.search(r"supervoxels without a root: [1-9]\d* \(written as 0\): \d+, ", text)
+    assert not labels(tmp_path / "a.zarr").any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--timestamp", "2100-01-01"], "future"),
+        (["--timestamp", "soon"], "date and time"),
+        (["--version", "9"], "Version 9 of datastack"),
+        (["--version", "2", "--timestamp", "now"], "no timestamp beside it"),
+        (["--root-ids", "1.5"], "whole numbers"),
+        (["--root-ids", "-5"], "root_ids"),
+        (["--root-ids", "123"], "no root ids of table"),
+        (["--stale-roots", "maybe"], "maybe"),
+        (["--datastack", "other"], "no datastack 'other'"),
+    ],
+)
+def test_bad_input_by_command(
+    run: Any, server: CaveServer, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str],
+    message: str,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("CAVE_TOKEN", TOKEN)
+    code, text, errors = run("export", "zarr", tmp_path / "out.zarr", *options_of(server, world), *arguments)
+    assert code == 2, text + errors
+    assert message in " ".join(errors.split())
+    assert "Traceback" not in errors
+    assert TOKEN not in text + errors
+    assert not (tmp_path / "out.zarr").exists()
+
+
+def test_refusals_by_command(
+    run: Any, server: CaveServer, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, common = tmp_path / "out.zarr", options_of(server, world)
+    code, text, errors = run("export", "zarr", out, *common)
+    assert (code, "CAVE_TOKEN" in errors, "Traceback" in errors) == (2, True, False)
+    monkeypatch.setenv("CAVE_TOKEN", "badbadbad0123456789")
+    code, text, errors = run("export", "zarr", out, *common)
+    assert (code, "refused" in errors, "badbadbad" in errors, "Traceback" in errors) == (2, True, False, False)
+    monkeypatch.setenv("CAVE_TOKEN", TOKEN)
+    code, text, errors = run("export", "zarr", out, *common[:3], closed_port(), *common[4:])
+    assert (code, "does not answer" in errors, TOKEN in errors, "Traceback" in errors) == (2, True, False, False)
+    assert not out.exists()
+
+
+def test_info_by_command(run: Any, server: CaveServer, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAVE_TOKEN", TOKEN)
+    code, text, errors = run("info", "--datastack", server.datastack, "--server", server.url)
+    assert code == 0, errors
+    assert server.segmentation_source in text
+    assert world.image_source in text
+    code, text, errors = run("info", server.segmentation_source)
+    assert code == 0, errors
+    assert TOKEN not in text + errors

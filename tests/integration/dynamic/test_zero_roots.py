@@ -1,0 +1,65 @@
+"""Supervoxels that have no root at the moment become 0, and are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from distributed import Client
+from integration.stores import written
+from support.dynamic import WHOLE, bounds, client_of, distinct, served
+
+from imagery_dask import ImageryClient, to_zarr
+from imagery_dask.sources import collect_counts
+from imagery_dask.testing.cave import CaveServer, World, make_world
+from imagery_dask.testing.cave.graph import ChunkedGraph
+
+
+@pytest.fixture
+def holes(tmp_path: Path) -> Iterator[tuple[CaveServer, World, np.ndarray]]:
+    """A world whose graph does not know every third supervoxel."""
+    world = make_world(tmp_path / "world", (128, 128, 32), edited=False)
+    graph = world.graph
+    known = np.arange(len(graph.supervoxels)) % 3 > 0
+    objects = graph.roots(graph.supervoxels, world.times["created"])
+    world.graph = ChunkedGraph(graph.layout, graph.supervoxels[known], objects[known], world.times["created"])
+    with served(world) as server:
+        yield server, world, graph.supervoxels[~known]
+
+
+def test_unknown_supervoxels_become_zero_and_are_counted(
+    holes: tuple[CaveServer, World, np.ndarray], tmp_path: Path, small_lazy_blocks: None, threads: Client
+) -> None:
+    server, world, unknown = holes
+    volume = client_of(server).segmentation_volume()
+    right = np.where(np.isin(world.supervoxels, unknown), 0, world.roots_volume())
+    assert right.any()
+    for _ in range(2):  # found, and remembered
+        with collect_counts() as counts:
+            np.testing.assert_array_equal(volume.compute(scheduler="sync"), right)
+        assert counts.zero_roots == len(unknown)
+        assert set(counts.zero_root_ids) <= set(unknown.tolist())
+        assert len(counts.zero_root_ids) == min(20, len(unknown))
+    report = to_zarr(volume, tmp_path / "out.zarr", chunks=(32, 32, 16), cluster=threads, progress=False)
+    assert report.counts.zero_roots == len(unknown)
+    np.testing.assert_array_equal(written(tmp_path / "out.zarr"), right)
+    some = int(np.unique(right)[1])
+    listed = client_of(server).segmentation_volume(root_ids=[some])
+    np.testing.assert_array_equal(listed, np.where(right == some, right, 0))
+
+
+@pytest.mark.parametrize("layer", [None, 2])
+def test_before_the_graph_existed_there_are_no_objects(
+    server: CaveServer, client: ImageryClient, world: World, tmp_path: Path, threads: Client, layer: Any
+) -> None:
+    """The server answers supervoxels with themselves; these are no roots."""
+    volume = client.segmentation_volume(timestamp=world.times["created"] - 1, stop_layer=layer)
+    with collect_counts() as counts:
+        assert not volume.compute(scheduler="sync").any()
+    assert counts.zero_roots == distinct(world)
+    report = to_zarr(volume, tmp_path / "out.zarr", cluster=threads, progress=False)
+    assert (report.counts.zero_roots, report.ok) == (distinct(world), True)
+    assert len(client.split_segmentation_cutout(bounds(world, WHOLE), timestamp=world.times["created"] - 1)) == 0
