@@ -1,15 +1,20 @@
 """Lazy arrays: a resolved cutout behind dask's and xarray's interfaces.
 
 The only place that builds source graphs. Each is one symbolic layer over a small array-like (`CutoutArray`): opening
-costs the same for ten blocks or ten billion, and dask pushes slices into the array-like, which reads what they cross
-and no more.
+costs the same for ten blocks or ten billion, and slices reach the array-like, which reads the storage chunks that they
+cross and no more.
+
+dask has two kinds of arrays, chosen when it is imported: graphs, and expressions (``array.query-planning``). Both are
+made by `dask.array.from_array`. In a graph dask merges a slice with the task that reads; an expression reads whole
+blocks and slices them afterwards, so there `LazyCutout` selects from the array-like before dask sees the slice.
 """
 
 from __future__ import annotations
 
+import math
+import operator
 import weakref
-from collections.abc import Hashable
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 from uuid import uuid4
 
@@ -19,161 +24,86 @@ import numpy as np
 import xarray as xr
 from dask.array.core import slices_from_chunks
 from dask.base import get_scheduler, tokenize
-from dask.core import flatten
+from dask.delayed import Delayed
+from dask.highlevelgraph import HighLevelGraph
 from distributed import Client, as_completed
 from numpy.typing import NDArray
 
-from imagery_dask import kernels
 from imagery_dask.arrays.chunking import block_edges
-from imagery_dask.arrays.remap import read_objects
+from imagery_dask.arrays.cutout_array import CutoutArray, CutoutSlice
 from imagery_dask.config import config
-from imagery_dask.geometry.grid import AXES, VoxelGrid, nearest_index
-from imagery_dask.geometry.vec import Vec3
+from imagery_dask.geometry.grid import AXES
 from imagery_dask.model.cutout import Cutout
 from imagery_dask.model.moments import describe_moment
-from imagery_dask.sources import Layout, SourceHandle
 
-__all__ = ["CutoutArray", "described", "lazy_array", "lazy_block_edges", "lazy_dataarray", "source_of"]
+__all__ = ["block_reads", "described", "lazy_array", "lazy_block_edges", "lazy_dataarray", "source_of"]
 
-# Large enough that a task is worth its scheduling (milliseconds), small enough to spread a cutout over workers.
-
-Part = slice | int | NDArray[np.int64]
+Chunks = tuple[tuple[int, ...], ...]
+Region = tuple[slice, ...]
 
 # The array-likes behind arrays made in this process, so that an export can read blocks without a graph.
 _sources: weakref.WeakValueDictionary[str, CutoutArray] = weakref.WeakValueDictionary()
 
 
-class CutoutArray:
-    """Array-like whose slices are read from the volume: what a block of a lazy array computes.
-
-    Parameters
-    ----------
-    cutout : Cutout
-        What to read.
-    squeeze : bool
-        Drop axes of length 1, as the reference's cutouts do.
-    layout : {"C", "F"}
-        Memory order of what slices give. dask joins blocks in C order; decoders give Fortran order.
-    """
-
-    def __init__(self, cutout: Cutout, squeeze: bool = False, layout: Layout = "C") -> None:
-        self.cutout, self.squeeze, self.layout = cutout, squeeze, layout
-        full = (*cutout.target.shape, cutout.channels)
-        # One channel is no axis; several are the last one, and stay.
-        axes = [0, 1, 2, 3] if cutout.channels > 1 else [0, 1, 2]
-        self.axes = tuple(axis for axis in axes if not (squeeze and full[axis] == 1))
-        self.shape = tuple(full[axis] for axis in self.axes)
-        self.dtype = cutout.dtype
-        self.ndim = len(self.axes)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.cutout, self.squeeze, self.layout)
-
-    def __dask_tokenize__(self) -> tuple[Hashable, ...]:
-        return ("imagery_dask.CutoutArray", repr(self.cutout), self.axes, self.layout)
-
-    def __getitem__(self, key: Any) -> NDArray[Any]:
-        parts = self._parts(key)
-        full = (*self.cutout.target.shape, self.cutout.channels)
-        spans = [_span(parts.get(axis, slice(None)), full[axis]) for axis in range(4)]
-        first = Vec3.of(first for first, _, _ in spans[:3])
-        stop = Vec3.of(stop for _, stop, _ in spans[:3])
-        # Chunks hold all channels, so that these are read whole.
-        block = self.read(self.cutout.target.crop(first, stop - first), self.layout)[..., slice(*spans[3][:2])]
-        # One axis at a time: dask's selections are orthogonal, numpy's index arrays are not.
-        for axis in range(4):
-            block = block[(slice(None),) * axis + (spans[axis][2],)]
-        dropped = tuple(a for a in range(4) if a not in self.axes or not isinstance(parts[a], (slice, np.ndarray)))
-        return block.squeeze(axis=dropped)
-
-    def with_layout(self, layout: Layout) -> CutoutArray:
-        """Return the same voxels in another memory order."""
-        return CutoutArray(self.cutout, self.squeeze, layout)
-
-    def read(self, target: VoxelGrid, layout: Layout = "F") -> NDArray[Any]:
-        """Voxels of a box of the target grid as (x, y, z, channel), in Fortran or C order."""
-        cutout = self.cutout
-        source_nm = cutout.mip.grid.resolution_nm
-        handle = SourceHandle(cutout.path, cutout.mip, cutout.missing)
-        if target.resolution_nm == source_nm:
-            return read_objects(handle, target, cutout.labels, layout)
-        if cutout.order == 1:
-            return _read_linear(handle, target, cutout.mip.grid, layout)
-        box = target.at(source_nm)
-        # Ids are masked and converted on source voxels, before there are more of them.
-        block = read_objects(handle, box, cutout.labels, layout)
-        steps = target.steps_from(source_nm)
-        indices = [
-            nearest_index(target.start[axis], target.shape[axis], steps[axis]) - box.start[axis] for axis in range(3)
-        ]
-        return kernels.gather(block, indices)
-
-    def _parts(self, key: Any) -> dict[int, Part]:
-        """Return what is selected along each axis of the volume: a slice, an index array or an integer."""
-        given = list(key) if isinstance(key, tuple) else [key]
-        for at, part in enumerate(given):
-            if part is Ellipsis:
-                given[at : at + 1] = [slice(None)] * (self.ndim - len(given) + 1)
-                break
-        if len(given) > self.ndim:
-            raise IndexError(f"{len(given)} indices for an array of {self.ndim} axes.")
-        given += [slice(None)] * (self.ndim - len(given))
-        parts: dict[int, Part] = {}
-        for axis, part, size in zip(self.axes, given, self.shape, strict=True):
-            if not isinstance(part, slice):
-                part = np.arange(size)[part]  # negative indices, lists and masks, with numpy's own checks
-                part = part if part.ndim else int(part)
-            parts[axis] = part
-        return parts
-
-
 class LazyCutout(da.Array):
     """The dask array of a cutout.
 
-    Like any other, but when it is computed alone and whole, each block is put into the result as soon as it is there,
-    in the decoders' order. dask's own way holds all blocks beside the result (on a cluster: on one worker) and joins
-    them at the end, in C order, which takes as long as decoding where codecs are as fast as memory.
+    Like any other, but when it is computed alone and whole, each block is written into the result when it has been
+    read, in the decoders' memory order. dask's own way holds all blocks beside the result (on a cluster: on one worker)
+    and joins them at the end, in C order, which takes as long as decoding where codecs are as fast as memory.
     """
 
     def compute(self, **kwargs: Any) -> NDArray[Any]:
         """Read the cutout; where it has several blocks, the result is in Fortran order."""
         source = source_of(self)
         scheduler = get_scheduler(collections=[self], scheduler=kwargs.get("scheduler"))
-        if source is not None and self.npartitions > 1:
+        if source is not None and math.prod(self.numblocks) > 1:
+            source = source.with_layout("F")
             if scheduler in (dask.threaded.get, dask.local.get_sync):
-                name, filling = f"{self.name}-{uuid4().hex}", _Filling(source)
-                return np.asarray(_from_source(_Filled, name, filling, self.chunks).compute(**kwargs))
+                kwargs = {name: value for name, value in kwargs.items() if name not in NOT_OF_SCHEDULERS}
+                return _fill(scheduler, self, source, kwargs)
             client = getattr(scheduler, "__self__", None)
             if isinstance(client, Client):
                 return _gather(client, self, source)
         return np.asarray(super().compute(**kwargs))
 
+    def __getitem__(self, index: Any) -> Any:
+        source = source_of(self)
+        if source is None or not da.array_expr_enabled():
+            return super().__getitem__(index)
+        split = _split_index(index, source.shape)
+        if split is None or split[0] == tuple(map(range, source.shape)):
+            return super().__getitem__(index)
+        parts, rest = split
+        chunks = tuple(
+            _chunks_of(part, edges) for part, edges in zip(parts, self.chunks, strict=True) if isinstance(part, range)
+        )
+        selected = _from_source(CutoutSlice(source, parts), chunks)
+        return selected[rest]
 
-class _Filling:
-    """Array-like that puts what it reads into one array of its own."""
 
-    def __init__(self, source: CutoutArray) -> None:
-        self._source = source.with_layout("F")
-        self.shape, self.dtype, self.ndim = source.shape, source.dtype, source.ndim
-        self.voxels: NDArray[Any] = np.empty(self.shape, self.dtype, order="F")
-
-    def __getitem__(self, key: Any) -> _Filling:
-        self.voxels[key] = self._source[key]
-        return self
+# Options of ``compute`` that dask takes for itself; the others are the scheduler's.
+NOT_OF_SCHEDULERS = ("scheduler", "optimize_graph", "traverse")
 
 
-class _Filled(da.Array):
-    """Dask array over `_Filling`, whose result is there when its blocks have been computed."""
+def _fill(scheduler: Any, array: da.Array, source: CutoutArray, options: dict[str, Any]) -> NDArray[Any]:
+    """Voxels of a cutout whose blocks this process reads into one array."""
+    voxels = np.empty(array.shape, array.dtype, order="F")
 
-    def __dask_postcompute__(self) -> tuple[Any, tuple[Any, ...]]:
-        return _filled_voxels, ()
+    def read(region: Region) -> None:
+        voxels[region] = source[region]
+
+    name = f"{array.name}-{uuid4().hex}"
+    tasks = {(name, n): (read, region) for n, region in enumerate(slices_from_chunks(array.chunks))}
+    scheduler(tasks, list(tasks), **options)
+    return voxels
 
 
 def _gather(client: Client, array: da.Array, source: CutoutArray) -> NDArray[Any]:
-    """Voxels of a cutout whose blocks a cluster reads, put in their places as they arrive."""
-    decoded = _from_source(da.Array, f"{array.name}-decoded", source.with_layout("F"), array.chunks)
-    blocks = client.compute(list(decoded.to_delayed().ravel()))
-    places = {block.key: place for block, place in zip(blocks, slices_from_chunks(array.chunks), strict=True)}
+    """Voxels of a cutout whose blocks a cluster reads, written into one array as they arrive."""
+    regions = slices_from_chunks(array.chunks)
+    blocks = client.compute(block_reads(array, source))
+    places = {block.key: region for block, region in zip(blocks, regions, strict=True)}
     voxels = np.empty(array.shape, array.dtype, order="F")
     for block, part in as_completed(blocks, with_results=True, loop=client.loop):
         voxels[places[block.key]] = part
@@ -181,16 +111,64 @@ def _gather(client: Client, array: da.Array, source: CutoutArray) -> NDArray[Any
     return voxels
 
 
-def _filled_voxels(blocks: Any) -> NDArray[Any]:
-    first: _Filling = next(iter(flatten(blocks, container=list)))
-    return first.voxels
+def block_reads(array: da.Array, source: CutoutArray) -> list[Delayed]:
+    """Return reads of each block of a cutout's array as delayed values, last axis fastest."""
+    name = f"{_name_of(source)}-blocks-{tokenize(array.chunks, source.layout)}"
+    tasks = {(name, n): (operator.getitem, source, region) for n, region in enumerate(slices_from_chunks(array.chunks))}
+    graph = HighLevelGraph.from_collections(name, tasks)
+    return [Delayed(key, graph, layer=name) for key in tasks]
 
 
-def _from_source(kind: type[da.Array], name: str, source: CutoutArray | _Filling, chunks: Any) -> da.Array:
-    """One symbolic layer over an array-like, as an array of a class."""
+def _from_source(source: CutoutArray | CutoutSlice, chunks: Chunks, name: str | None = None) -> da.Array:
+    """One symbolic layer over an array-like."""
     meta = np.empty((0,) * source.ndim, dtype=source.dtype)
-    plain = da.from_array(source, chunks=chunks, name=name, asarray=False, inline_array=True, meta=meta)
-    return kind(plain.dask, plain.name, plain.chunks, meta=meta)
+    return da.from_array(source, chunks=chunks, name=name, asarray=False, inline_array=True, meta=meta)
+
+
+def _split_index(index: Any, shape: tuple[int, ...]) -> tuple[tuple[range | int, ...], tuple[Any, ...]] | None:
+    """Split an index into what slices and integers select, and what remains to be selected from that.
+
+    Returns
+    -------
+    parts : tuple of range or int
+        Voxels along each axis.
+    rest : tuple
+        Index of the result, where new axes and lists remain.
+    None
+        The index is left to dask: it is out of bounds, or spans several axes.
+    """
+    given = index if isinstance(index, tuple) else (index,)
+    missing = len(shape) - sum(part is not None and part is not Ellipsis for part in given)
+    dots = next((n for n, part in enumerate(given) if part is Ellipsis), len(given))
+    given = (*given[:dots], *[slice(None)] * missing, *given[dots + 1 :])
+    parts: list[range | int] = []
+    rest: list[Any] = []
+    for part in given:
+        whole = range(shape[len(parts)]) if len(parts) < len(shape) else range(0)
+        if part is None:
+            rest.append(part)
+        elif isinstance(part, slice):
+            parts.append(whole[part])
+            rest.append(slice(None))
+        elif isinstance(part, (int, np.integer)) and not isinstance(part, bool) and -len(whole) <= part < len(whole):
+            parts.append(whole[part])
+        elif isinstance(part, list) or getattr(part, "ndim", 0) == 1:
+            parts.append(whole)
+            rest.append(part)
+        else:
+            return None
+    return (tuple(parts), tuple(rest)) if len(parts) == len(shape) else None
+
+
+def _chunks_of(picked: range, chunks: tuple[int, ...]) -> tuple[int, ...]:
+    """Chunks of a slice along an axis: what each block of the whole holds of it, empty ones left out."""
+    ascending = picked if picked.step > 0 else picked[::-1]
+    below = [
+        min(max(-((ascending.start - edge) // ascending.step), 0), len(picked))
+        for edge in accumulate(chunks, initial=0)
+    ]
+    held = [b - a for a, b in pairwise(below) if b > a] or [0]
+    return tuple(held if picked.step > 0 else reversed(held))
 
 
 def lazy_array(cutout: Cutout, *, squeeze: bool = True) -> da.Array:
@@ -212,12 +190,21 @@ def lazy_array(cutout: Cutout, *, squeeze: bool = True) -> da.Array:
     source = CutoutArray(cutout, squeeze, "C" if cutout.query is None else "F")
     edges = [*lazy_block_edges(cutout), [0, cutout.channels]]
     chunks = tuple(tuple(b - a for a, b in pairwise(edges[axis])) for axis in source.axes)
-    kind = "image" if cutout.labels is None else "mask" if cutout.labels.mask_of is not None else "segmentation"
-    moment = "" if cutout.query is None else f"-{describe_moment(cutout.query.timestamp)}"
-    name = f"{kind}-mip{cutout.mip.level}{moment}-{tokenize(source)}"
+    name = _name_of(source)
     # Equal arrays share one array-like. Their graphs hold it, so that this entry lives as long as any of them.
     source = _sources.setdefault(name, source)
-    return _from_source(LazyCutout, name, source, chunks)
+    plain = _from_source(source, chunks, name)
+    _sources[plain.name] = source  # expressions have names of their own
+    if da.array_expr_enabled():
+        return LazyCutout(plain.expr)
+    return LazyCutout(plain.dask, plain.name, plain.chunks, meta=plain._meta)
+
+
+def _name_of(source: CutoutArray) -> str:
+    cutout = source.cutout
+    kind = "image" if cutout.labels is None else "mask" if cutout.labels.mask_of is not None else "segmentation"
+    moment = "" if cutout.query is None else f"-{describe_moment(cutout.query.timestamp)}"
+    return f"{kind}-mip{cutout.mip.level}{moment}-{tokenize(source)}"
 
 
 def lazy_block_edges(cutout: Cutout) -> tuple[list[int], list[int], list[int]]:
@@ -254,36 +241,3 @@ def described(cutout: Cutout) -> dict[str, Any]:
         found |= {"timestamp": describe_moment(query.timestamp), "timestamp_unix_s": query.timestamp}
         found |= {} if query.version is None else {"materialization_version": query.version}
     return found
-
-
-def _span(part: Part, size: int) -> tuple[int, int, slice | NDArray[np.int64]]:
-    """First voxel to read, one past the last, and what to take of the voxels between."""
-    if isinstance(part, int):
-        return part, part + 1, slice(None)
-    picked = part if isinstance(part, np.ndarray) else range(*part.indices(size))
-    if len(picked) == 0:
-        return 0, 0, slice(None)
-    if isinstance(picked, range):
-        low, high = sorted((picked[0], picked[-1]))
-        return low, high + 1, slice(None, None, picked.step)
-    return int(picked.min()), int(picked.max()) + 1, picked - picked.min()
-
-
-def _read_linear(handle: SourceHandle, target: VoxelGrid, volume: VoxelGrid, layout: Layout) -> NDArray[Any]:
-    """Interpolate a block; it reads one voxel of halo, clamped to the volume, so that blocks equal the whole."""
-    steps = target.steps_from(volume.resolution_nm)
-    taps = [kernels.linear_taps(target.start[axis], target.shape[axis], steps[axis]) for axis in range(3)]
-    start = [int(max(volume.start[axis], left[0])) if len(left) else 0 for axis, (left, _) in enumerate(taps)]
-    stop = [int(min(volume.stop[axis], left[-1] + 2)) if len(left) else 0 for axis, (left, _) in enumerate(taps)]
-    box = VoxelGrid.between(start, stop, volume.resolution_nm)
-    block = handle.read(box, layout)
-    if block.size == 0:
-        return np.zeros((*target.shape, block.shape[3]), dtype=block.dtype, order=layout)
-    local = [(left - box.start[axis], weight) for axis, (left, weight) in enumerate(taps)]
-    out = kernels.interpolate(block, local)
-    for axis in range(3):
-        nearest = nearest_index(target.start[axis], target.shape[axis], steps[axis])
-        outside = (nearest < volume.start[axis]) | (nearest >= volume.stop[axis])
-        if outside.any():
-            out[(slice(None),) * axis + (outside,)] = 0
-    return out

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagery_dask import kernels
-from imagery_dask.arrays.lazy import lazy_array
+from imagery_dask.arrays.lazy import block_reads, lazy_array, source_of
 from imagery_dask.model.cutout import Cutout
 
 __all__ = ["SegmentationMasks", "count_ids"]
@@ -114,7 +114,9 @@ class SegmentationMasks(Mapping[int, da.Array]):
 
 def count_ids(labels: da.Array) -> dict[int, int]:
     """Distinct ids of a lazy array, ascending, and how many voxels have each, by a tree of block-wise reductions."""
-    parts = [dask.delayed(kernels.unique_counts)(block) for block in labels.to_delayed().ravel()]
+    source = source_of(labels)
+    blocks = labels.to_delayed().ravel() if source is None else block_reads(labels, source)
+    parts = [dask.delayed(kernels.unique_counts)(block) for block in blocks]
     while len(parts) > 1:
         parts = [dask.delayed(_merge)(parts[i : i + FAN_IN]) for i in range(0, len(parts), FAN_IN)]
     ((ids, counts),) = dask.compute(*parts)

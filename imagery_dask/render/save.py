@@ -187,7 +187,7 @@ def _slabs(img: Any, axis: int, count: int) -> list[tuple[int, int]]:
         return [(0, count)]
     stops = list(accumulate(int(n) for n in img.chunks[axis]))
     starts = [0, *stops[:-1]]
-    per_slice = max(1, int(img.nbytes) // max(1, count))
+    per_slice = max(1, int(img.size * img.dtype.itemsize) // max(1, count))
     depth = max(1, _slab_bytes() // per_slice)
     return [
         (first, min(first + depth, stop))

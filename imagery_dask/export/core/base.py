@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from distributed import Client
 
-from imagery_dask.arrays.lazy import CutoutArray
+from imagery_dask.arrays.cutout_array import CutoutArray
 from imagery_dask.cluster import WorkerResources
 from imagery_dask.export.core.inputs import Volume
 from imagery_dask.export.core.plans import ExportPlan, StageBlocks, described_volume

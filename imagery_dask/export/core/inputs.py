@@ -13,7 +13,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from imagery_dask.arrays.lazy import CutoutArray, lazy_array, source_of
+from imagery_dask.arrays.cutout_array import CutoutArray
+from imagery_dask.arrays.lazy import lazy_array, source_of
 from imagery_dask.geometry.block_plan import BlockPlan, SourceChunks, plan_blocks
 from imagery_dask.geometry.grid import AXES, XYZ, VoxelGrid
 from imagery_dask.geometry.region import Region, start_of, stop_of
@@ -72,6 +73,11 @@ class Volume:
     def voxel_bytes(self) -> int:
         """Bytes of a voxel with all its channels."""
         return int(self.array.dtype.itemsize * math.prod(self.array.shape[3:]))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all voxels."""
+        return self.voxel_bytes * math.prod(self.shape)
 
     @property
     def read_bytes(self) -> float:

@@ -14,7 +14,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from imagery_dask.arrays.lazy import CutoutArray, lazy_dataarray
+from imagery_dask.arrays.cutout_array import CutoutArray
+from imagery_dask.arrays.lazy import lazy_dataarray
 from imagery_dask.export.core.inputs import Volume
 from imagery_dask.export.core.provenance import PROGRAM, without_user
 from imagery_dask.geometry.block_plan import BlockPlan

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from imagery_dask.arrays.lazy import CutoutArray
+from imagery_dask.arrays.cutout_array import CutoutArray
 from imagery_dask.geometry.block_plan import BlockPlan
 from imagery_dask.geometry.grid import XYZ, VoxelGrid
 from imagery_dask.kernels import linear_taps

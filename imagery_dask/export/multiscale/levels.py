@@ -195,7 +195,7 @@ def plan_levels(
     ValueError
         When a block would take more memory than a worker has.
     """
-    wanted = block_bytes or block_size(resources, sum(int(export.volumes[0].array.nbytes) for export in exports))
+    wanted = block_bytes or block_size(resources, sum(export.volumes[0].nbytes for export in exports))
     plans = [_plans(export, wanted, max(wanted, config.get("export.block_bytes")) * SPLIT_ABOVE) for export in exports]
     for export, of_volume in zip(exports, plans, strict=True):
         for volume, plan in zip(export.volumes, of_volume, strict=False):

@@ -1,0 +1,172 @@
+"""Array-likes over a resolved cutout: their slices are read from the volume, and nothing else is."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagery_dask import kernels
+from imagery_dask.arrays.remap import read_objects
+from imagery_dask.geometry.grid import VoxelGrid, nearest_index
+from imagery_dask.geometry.vec import Vec3
+from imagery_dask.model.cutout import Cutout
+from imagery_dask.sources import Layout, SourceHandle
+
+__all__ = ["CutoutArray", "CutoutSlice"]
+
+Part = slice | int | NDArray[np.int64]
+
+
+class CutoutArray:
+    """Array-like whose slices are read from the volume: what a block of a lazy array computes.
+
+    Parameters
+    ----------
+    cutout : Cutout
+        What to read.
+    squeeze : bool
+        Drop axes of length 1, as the reference's cutouts do.
+    layout : {"C", "F"}
+        Memory order of what slices give. dask joins blocks in C order; decoders give Fortran order.
+    """
+
+    def __init__(self, cutout: Cutout, squeeze: bool = False, layout: Layout = "C") -> None:
+        self.cutout, self.squeeze, self.layout = cutout, squeeze, layout
+        full = (*cutout.target.shape, cutout.channels)
+        # One channel is no axis; several are the last one, and stay.
+        axes = [0, 1, 2, 3] if cutout.channels > 1 else [0, 1, 2]
+        self.axes = tuple(axis for axis in axes if not (squeeze and full[axis] == 1))
+        self.shape = tuple(full[axis] for axis in self.axes)
+        self.dtype = cutout.dtype
+        self.ndim = len(self.axes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.cutout, self.squeeze, self.layout)
+
+    def __dask_tokenize__(self) -> tuple[Hashable, ...]:
+        return ("imagery_dask.CutoutArray", repr(self.cutout), self.axes, self.layout)
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        parts = self._parts(key)
+        full = (*self.cutout.target.shape, self.cutout.channels)
+        spans = [_span(parts.get(axis, slice(None)), full[axis]) for axis in range(4)]
+        first = Vec3.of(first for first, _, _ in spans[:3])
+        stop = Vec3.of(stop for _, stop, _ in spans[:3])
+        # Chunks hold all channels, so that these are read whole.
+        block = self.read(self.cutout.target.crop(first, stop - first), self.layout)[..., slice(*spans[3][:2])]
+        # One axis at a time: dask's selections are orthogonal, numpy's index arrays are not.
+        for axis in range(4):
+            block = block[(slice(None),) * axis + (spans[axis][2],)]
+        dropped = tuple(a for a in range(4) if a not in self.axes or not isinstance(parts[a], (slice, np.ndarray)))
+        return block.squeeze(axis=dropped)
+
+    def with_layout(self, layout: Layout) -> CutoutArray:
+        """Return the same voxels in another memory order."""
+        return CutoutArray(self.cutout, self.squeeze, layout)
+
+    def read(self, target: VoxelGrid, layout: Layout = "F") -> NDArray[Any]:
+        """Voxels of a box of the target grid as (x, y, z, channel), in Fortran or C order."""
+        cutout = self.cutout
+        source_nm = cutout.mip.grid.resolution_nm
+        handle = SourceHandle(cutout.path, cutout.mip, cutout.missing)
+        if target.resolution_nm == source_nm:
+            return read_objects(handle, target, cutout.labels, layout)
+        if cutout.order == 1:
+            return _read_linear(handle, target, cutout.mip.grid, layout)
+        box = target.at(source_nm)
+        # Ids are masked and converted on source voxels, before there are more of them.
+        block = read_objects(handle, box, cutout.labels, layout)
+        steps = target.steps_from(source_nm)
+        indices = [
+            nearest_index(target.start[axis], target.shape[axis], steps[axis]) - box.start[axis] for axis in range(3)
+        ]
+        return kernels.gather(block, indices)
+
+    def _parts(self, key: Any) -> dict[int, Part]:
+        """Return what is selected along each axis of the volume: a slice, an index array or an integer."""
+        given = list(key) if isinstance(key, tuple) else [key]
+        for at, part in enumerate(given):
+            if part is Ellipsis:
+                given[at : at + 1] = [slice(None)] * (self.ndim - len(given) + 1)
+                break
+        if len(given) > self.ndim:
+            raise IndexError(f"{len(given)} indices for an array of {self.ndim} axes.")
+        given += [slice(None)] * (self.ndim - len(given))
+        parts: dict[int, Part] = {}
+        for axis, part, size in zip(self.axes, given, self.shape, strict=True):
+            if not isinstance(part, slice):
+                part = np.arange(size)[part]  # negative indices, lists and masks, with numpy's own checks
+                part = part if part.ndim else int(part)
+            parts[axis] = part
+        return parts
+
+
+class CutoutSlice:
+    """Array-like of a part of a `CutoutArray`, selected by slices and integers; it reads nothing when it is made.
+
+    Parameters
+    ----------
+    source : CutoutArray
+        The whole.
+    parts : tuple of range or int
+        Voxels along each axis of the whole; an integer drops the axis.
+    """
+
+    def __init__(self, source: CutoutArray, parts: tuple[range | int, ...]) -> None:
+        self.source, self.parts = source, parts
+        self.shape = tuple(len(part) for part in parts if isinstance(part, range))
+        self.dtype = source.dtype
+        self.ndim = len(self.shape)
+
+    def __dask_tokenize__(self) -> tuple[Hashable, ...]:
+        return ("imagery_dask.CutoutSlice", self.source.__dask_tokenize__(), self.parts)
+
+    def __getitem__(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        inner = iter(key)
+        return self.source[
+            tuple(_slice_of(part[next(inner)]) if isinstance(part, range) else part for part in self.parts)
+        ]
+
+
+def _slice_of(picked: range) -> slice:
+    """Return the slice that selects the indices of a range."""
+    if not picked:
+        return slice(0, 0)
+    # One past index 0, backwards, is written None: -1 is the last voxel.
+    return slice(picked.start, None if picked.stop < 0 else picked.stop, picked.step)
+
+
+def _span(part: Part, size: int) -> tuple[int, int, slice | NDArray[np.int64]]:
+    """First voxel to read, one past the last, and what to take of the voxels between."""
+    if isinstance(part, int):
+        return part, part + 1, slice(None)
+    picked = part if isinstance(part, np.ndarray) else range(*part.indices(size))
+    if len(picked) == 0:
+        return 0, 0, slice(None)
+    if isinstance(picked, range):
+        low, high = sorted((picked[0], picked[-1]))
+        return low, high + 1, slice(None, None, picked.step)
+    return int(picked.min()), int(picked.max()) + 1, picked - picked.min()
+
+
+def _read_linear(handle: SourceHandle, target: VoxelGrid, volume: VoxelGrid, layout: Layout) -> NDArray[Any]:
+    """Interpolate a block; it reads one voxel of halo, clamped to the volume, so that blocks equal the whole."""
+    steps = target.steps_from(volume.resolution_nm)
+    taps = [kernels.linear_taps(target.start[axis], target.shape[axis], steps[axis]) for axis in range(3)]
+    start = [int(max(volume.start[axis], left[0])) if len(left) else 0 for axis, (left, _) in enumerate(taps)]
+    stop = [int(min(volume.stop[axis], left[-1] + 2)) if len(left) else 0 for axis, (left, _) in enumerate(taps)]
+    box = VoxelGrid.between(start, stop, volume.resolution_nm)
+    block = handle.read(box, layout)
+    if block.size == 0:
+        return np.zeros((*target.shape, block.shape[3]), dtype=block.dtype, order=layout)
+    local = [(left - box.start[axis], weight) for axis, (left, weight) in enumerate(taps)]
+    out = kernels.interpolate(block, local)
+    for axis in range(3):
+        nearest = nearest_index(target.start[axis], target.shape[axis], steps[axis])
+        outside = (nearest < volume.start[axis]) | (nearest >= volume.stop[axis])
+        if outside.any():
+            out[(slice(None),) * axis + (outside,)] = 0
+    return out
