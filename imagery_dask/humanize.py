@@ -6,11 +6,17 @@ import math
 import re
 from typing import Any
 
-__all__ = ["human_bytes", "human_time", "size_in_bytes", "time_in_seconds"]
+__all__ = ["human_bytes", "human_count", "human_time", "size_in_bytes", "time_in_seconds"]
 
 
 def human_bytes(count: float) -> str:
-    """Bytes in decimal units, for people."""
+    """Return a number of bytes in decimal units.
+
+    Examples
+    --------
+    >>> human_bytes(512), human_bytes(1_536_000)
+    ('512 B', '1.54 MB')
+    """
     for unit in ("B", "kB", "MB", "GB", "TB", "PB"):
         if count < 1000 or unit == "PB":
             break
@@ -18,8 +24,22 @@ def human_bytes(count: float) -> str:
     return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
 
 
+def human_count(count: int) -> str:
+    """Return a count with the word for its power of a thousand.
+
+    Examples
+    --------
+    >>> human_count(65_536), human_count(4_294_967_296)
+    ('65,536', '4.29 billion')
+    """
+    for unit, size in (("trillion", 10**12), ("billion", 10**9), ("million", 10**6)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:,}"
+
+
 def human_time(seconds: float) -> str:
-    """Time in the two units that matter; below 10 s with two digits.
+    """Return a time in its two largest units; below 10 s with two digits.
 
     Examples
     --------

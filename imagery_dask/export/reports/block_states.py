@@ -51,6 +51,11 @@ class Outcomes:
         attempts = int((self.receipts["attempts"].astype(np.int64) - 1).clip(0).sum())
         return attempts + sum(max(0, int(line.get("attempts", 1)) - 1) for line in self.failed.values())
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of blocks in each of `STATES`."""
+        return dict(zip(STATES, np.bincount(self.states, minlength=len(STATES)).tolist(), strict=True))
+
     def total(self, name: str) -> int:
         """Sum of a field of the receipts."""
         return int(self.receipts[name].sum(dtype=np.uint64))

@@ -1,4 +1,4 @@
-"""A report of an export as one HTML file, from its records: what was written, how fast, and all that went wrong."""
+"""Write a report of an export as one HTML file, from its records: what was written, how fast, and what went wrong."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
-from html import escape
+from functools import cache, partial
 from importlib.metadata import version
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,14 +22,17 @@ from imagery_dask.export.core.plans import ExportPlan, StageBlocks
 from imagery_dask.export.core.preview import Preview
 from imagery_dask.export.core.run_states import StartedRun
 from imagery_dask.export.reports.block_states import NOT_DONE, Outcomes, bursts_of, outcomes_of
-from imagery_dask.export.reports.html_charts import block_map, legend, throughput
-from imagery_dask.export.reports.html_page import Markup, items, numbers, page, section, table
-from imagery_dask.humanize import human_time
+from imagery_dask.export.reports.html_charts import COLORS, block_map, throughput
+from imagery_dask.humanize import human_bytes, human_count, human_time
 from imagery_dask.records.journal import Records
 from imagery_dask.records.ledger import ledger_rows
 from imagery_dask.records.receipts import counts_of
 from imagery_dask.run import RunReport
 from imagery_dask.storage.files import Files, check_writable, split_prefix
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from markupsafe import Markup
 
 __all__ = ["Previews", "checked_report", "reported", "write_html"]
 
@@ -79,7 +82,7 @@ def reported(export: Export, run: StartedRun, report: RunReport, path: str | Non
     try:
         yield
     except BaseException as error:
-        with suppress(Exception):  # why it ended is more than that nothing can be said of it
+        with suppress(Exception):  # the first error matters more than one of its report
             write("It was interrupted." if isinstance(error, KeyboardInterrupt) else str(error))
         raise
     write()
@@ -113,48 +116,83 @@ def write_html(
     """
     files, name = split_prefix(path)
     outcomes = None if records is None else outcomes_of(records, plan.blocks)
-    body = [
-        *_head(plan, records),
-        *_verdict(report, outcomes, ended),
-        _numbers(plan, report, outcomes),
-        *_notes(report),
-        *([] if outcomes is None else _speed(outcomes)),
-        *([] if outcomes is None else _blocks(plan, outcomes)),
-        *_pictures(previews(_whole(plan, outcomes))),
-        *_failures(report, outcomes),
-        *([] if records is None or outcomes is None else _gaps(records, outcomes)),
-        *_settings(plan),
-    ]
-    files.put(name, page(f"Export to {plan.url}", body).encode(), "text/html; charset=utf-8")
+    pictures, no_pictures = _pictures(previews(_whole(plan, outcomes)))
+    page = _template().render(
+        url=plan.url,
+        colors=COLORS,
+        made_by=_made_by(plan, records),
+        verdict=_verdict(report, outcomes, ended),
+        numbers=_numbers(plan, report, outcomes),
+        last_call=_last_call(report),
+        notes=report.notes,
+        throughput=throughput(outcomes.receipts) if outcomes is not None and len(outcomes.receipts) else "",
+        states={} if outcomes is None else outcomes.counts,
+        maps=[] if outcomes is None else _maps(plan, outcomes),
+        previews=pictures,
+        no_previews=no_pictures,
+        failures=_failures(report, outcomes),
+        gaps=[] if records is None or outcomes is None else _gaps(records, outcomes),
+        volumes=_volumes(plan),
+        settings=_settings(plan),
+        fingerprint=plan.fingerprint,
+    )
+    files.put(name, page.encode(), "text/html; charset=utf-8")
 
 
-def _head(plan: ExportPlan, records: Records | None) -> Iterator[Markup]:
-    yield f"<header><h1>{escape(plan.url)}</h1>"
+@cache
+def _template() -> Template:
+    # Imported when the first report is written.
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("imagery_dask.export.reports", ".")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
+    return environment.get_template("report.html.j2")
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """Table of a report, of which at most some rows are shown."""
+
+    # Names of the columns, and whether they hold whole numbers, which are aligned at the right.
+    heads: Sequence[tuple[bool, str]]
+    rows: Sequence[Sequence[Any]]
+    # Number of rows, including those that are not shown.
+    count: int
+    title: str = ""
+
+
+def _table(names: Sequence[str], rows: Sequence[Sequence[Any]], count: int | None = None, title: str = "") -> _Table:
+    whole = [bool(rows) and all(isinstance(row[at], int) for row in rows) for at in range(len(names))]
+    return _Table(list(zip(whole, names, strict=True)), rows, len(rows) if count is None else count, title)
+
+
+def _made_by(plan: ExportPlan, records: Records | None) -> str:
     run = None if records is None else records.get("plan.json")
     begun = "" if run is None else f", begun {_moment(run['created'])}"
     written = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-    said = f"{plan.kind} export by imagery_dask {version('imagery_dask')}{begun}; this report is of {written}"
-    yield f'<p class="soft">{escape(said)}</p></header>'
+    return f"{plan.kind} export by imagery_dask {version('imagery_dask')}{begun}; this report is of {written}"
 
 
-def _verdict(report: RunReport, outcomes: Outcomes | None, ended: str | None) -> Iterator[Markup]:
-    # Blocks that were at work when a call ended early have a receipt, and are in no report.
+def _verdict(report: RunReport, outcomes: Outcomes | None, ended: str | None) -> dict[str, Any]:
+    # Blocks that were in progress when a call ended early have a receipt, and are in no report.
     left = report.blocks - (report.done if outcomes is None else len(outcomes.receipts))
     damaged = () if outcomes is None else outcomes.damaged
     if left:
-        said = f"Incomplete: {left:,} of {report.blocks:,} blocks are not written. The same export, called again, "
-        said += "goes on."
+        text = f"Incomplete: {left:,} of {report.blocks:,} blocks are not written. Run the same export again to resume."
     elif damaged:
-        said = f"Damaged: {len(damaged):,} of {report.blocks:,} blocks are not what was written. Repair them."
+        text = f"Damaged: {len(damaged):,} of {report.blocks:,} blocks are not what was written. Repair them."
     elif ended:
-        said = f"All {report.blocks:,} blocks are written, and the export is not closed: call it again."
+        text = f"All {report.blocks:,} blocks are written, but the export is not closed. Run it again to close it."
     else:
-        said = f"Complete: all {report.blocks:,} blocks are written."
-    yield f'<p class="verdict{" bad" if left or damaged or ended else ""}"><b>{escape(said)}</b>'
-    yield f"<br>{escape(ended)}</p>" if ended else "</p>"
+        text = f"Complete: all {report.blocks:,} blocks are written."
+    return {"text": text, "bad": bool(left or damaged or ended), "ended": ended}
 
 
-def _numbers(plan: ExportPlan, report: RunReport, outcomes: Outcomes | None) -> Markup:
+def _numbers(plan: ExportPlan, report: RunReport, outcomes: Outcomes | None) -> list[tuple[str, str, bool]]:
+    """Return headline numbers: what each counts, its text, and whether it is bad news."""
     done, written, seconds = report.done, report.written_bytes, report.seconds
     counts, repeats, failed, damaged = report.counts, report.repeats, report.failures, 0
     speed = report.mb_per_s
@@ -163,11 +201,11 @@ def _numbers(plan: ExportPlan, report: RunReport, outcomes: Outcomes | None) -> 
         repeats, failed, damaged = outcomes.repeats, len(outcomes.failed), len(outcomes.damaged)
         seconds = sum(burst.seconds for burst in bursts_of(outcomes.receipts))
         speed = written / 1e6 / seconds if seconds else 0.0
-    found = [
+    return [
         ("blocks written", f"{done:,} of {report.blocks:,}", done < report.blocks),
-        ("voxels", _large(plan.voxels), False),
-        ("written, uncompressed", _bytes(written), False),
-        ("read from the source, as stored", _bytes(counts.stored_bytes), False),
+        ("voxels", human_count(plan.voxels), False),
+        ("written, uncompressed", human_bytes(written), False),
+        ("read from the source, as stored", human_bytes(counts.stored_bytes), False),
         ("in which blocks were done, all calls", human_time(seconds), False),
         ("MB/s in this time", f"{speed:,.1f}", False),
         ("source chunks missing", f"{counts.missing:,}", counts.missing > 0),
@@ -176,109 +214,98 @@ def _numbers(plan: ExportPlan, report: RunReport, outcomes: Outcomes | None) -> 
         ("blocks failed", f"{failed:,}", failed > 0),
         *([("blocks damaged", f"{damaged:,}", True)] if damaged else []),
     ]
-    here = f"Of these, the last call did {report.done - report.before:,} blocks in {human_time(report.seconds)}."
-    return numbers(found) + (f'<p class="soft">{here}</p>' if report.before else "")
 
 
-def _notes(report: RunReport) -> Iterator[Markup]:
-    if report.notes:
-        yield section("Notes", items(report.notes))
+def _last_call(report: RunReport) -> str:
+    if not report.before:
+        return ""
+    return f"Of these, the last call did {report.done - report.before:,} blocks in {human_time(report.seconds)}."
 
 
-def _speed(outcomes: Outcomes) -> Iterator[Markup]:
-    if len(outcomes.receipts):
-        note = '<p class="soft">Bytes are uncompressed, and counted when their block is done. Times are UTC.</p>'
-        yield section("Throughput", throughput(outcomes.receipts), note)
-
-
-def _blocks(plan: ExportPlan, outcomes: Outcomes) -> Iterator[Markup]:
-    parts = [legend(outcomes.states)]
+def _maps(plan: ExportPlan, outcomes: Outcomes) -> list[tuple[str, Markup]]:
+    maps = []
     for first, part in plan.parts:
         x, y, z = part.blocks.counts
         states = outcomes.states[first : first + len(part.blocks)]
         done = int((states != NOT_DONE).sum()) - sum(first <= n < first + len(states) for n in outcomes.failed)
-        title = f"{part.volume}, from level {part.level} ({part.doing}): {done:,} of {len(states):,} blocks written"
-        parts += [f"<h3>{escape(f'{title}; {x:,} x {y:,} x {z:,} along x, y, z')}</h3>"]
-        parts += [block_map(part.blocks, states)]
-    yield section("Blocks", *parts)
+        heading = (
+            f"{part.volume}, from level {part.level} ({part.doing}): {done:,} of {len(states):,} blocks written; "
+            f"{x:,} x {y:,} x {z:,} along x, y, z"
+        )
+        maps.append((heading, block_map(part.blocks, states)))
+    return maps
 
 
-def _pictures(previews: Iterable[Preview]) -> Iterator[Markup]:
-    figures = []
+def _pictures(previews: Iterable[Preview]) -> tuple[list[Preview], str]:
+    """Return previews, and why there are no more of them."""
+    pictures = []
     try:
         for preview in previews:
-            if preview.png is None:
-                shown = f'<div class="none">No picture: {escape(preview.why)}</div>'
-            else:
-                content = base64.b64encode(preview.png).decode()
-                shown = f'<img alt="{escape(preview.caption)}" src="data:image/png;base64,{content}">'
-            figures.append(f"<figure>{shown}<figcaption>{escape(preview.caption)}</figcaption></figure>")
-    except Exception as error:  # pictures are an extra
-        figures.append(f'<p class="soft">{escape(f"No pictures: {error}")}</p>')
-    if figures:
-        yield section("What is written", f'<div class="previews">{"".join(figures)}</div>')
+            pictures.append(preview)
+    except Exception as error:  # a report is written without pictures rather than not at all
+        return pictures, str(error) or type(error).__name__
+    return pictures, ""
 
 
-def _failures(report: RunReport, outcomes: Outcomes | None) -> Iterator[Markup]:
+def _failures(report: RunReport, outcomes: Outcomes | None) -> _Table | None:
     if outcomes is None:
-        rows: list[list[Any]] = [[each.name, each.reason] for each in report.failed[:FAILURES_SHOWN]]
-        count = report.failures
-        heads = ["block", "reason"]
-    else:
-        count, heads = len(outcomes.failed), ["number", "block", "reason", "attempts", "when (UTC)"]
-        rows = [
-            [number, line.get("name", ""), line.get("reason", ""), int(line.get("attempts", 1)), _when(line)]
-            for number, line in islice(outcomes.failed.items(), FAILURES_SHOWN)
-        ]
-    if count:
-        yield section(f"Blocks that failed: {count:,}", table(heads, rows), _more(count, len(rows)))
+        rows: list[list[Any]] = [[failed.name, failed.reason] for failed in report.failed[:FAILURES_SHOWN]]
+        return _table(["block", "reason"], rows, report.failures) if report.failures else None
+    rows = [
+        [number, line.get("name", ""), line.get("reason", ""), int(line.get("attempts", 1)), _when(line)]
+        for number, line in islice(outcomes.failed.items(), FAILURES_SHOWN)
+    ]
+    names = ["number", "block", "reason", "attempts", "when (UTC)"]
+    return _table(names, rows, len(outcomes.failed)) if rows else None
 
 
-def _gaps(records: Records, outcomes: Outcomes) -> Iterator[Markup]:
+def _gaps(records: Records, outcomes: Outcomes) -> list[_Table]:
     """List what the source did not have."""
     done = set(outcomes.receipts["block"].tolist())
     rows: dict[str, list[list[Any]]] = {"missing chunk": [], "zero roots": []}
     counts: Counter[str] = Counter()
     for row in ledger_rows(records.lines("ledger"), done):
-        kind, what = row["kind"], row.get("key")
+        kind, gap = row["kind"], row.get("key")
         counts[kind] += 1
-        if what is None:
-            what = f"{row['supervoxels']:,} supervoxels; {', '.join(row['first'])}"
+        if gap is None:
+            gap = f"{row['supervoxels']:,} supervoxels; {', '.join(row['first'])}"
         if len(rows[kind]) < MISSING_SHOWN:
-            rows[kind].append([row["block"], row["name"], what])
+            rows[kind].append([row["block"], row["name"], gap])
+    columns = {"missing chunk": "chunk", "zero roots": "how many, and the first"}
     titles = {"missing chunk": "Missing chunks of the source", "zero roots": "Supervoxels without a root"}
-    for kind, found in rows.items():
-        if found:
-            note = '<p class="soft">They were written as 0.</p>'
-            heads = ["number", "block", "chunk" if kind == "missing chunk" else "how many, and the first"]
-            yield section(titles[kind], note, table(heads, found), _more(counts[kind], len(found)))
-
-
-def _settings(plan: ExportPlan) -> Iterator[Markup]:
-    volumes = [
-        [each["name"], " x ".join(f"{n:,}" for n in each["shape"]), each["dtype"], _resolution(each), _source(each)]
-        for each in plan.volumes
+    return [
+        _table(["number", "block", columns[kind]], shown, counts[kind], titles[kind])
+        for kind, shown in rows.items()
+        if shown
     ]
-    settings = [[name, _said(value)] for name, value in sorted(plan.fingerprint_fields.items())]
-    yield section(
-        "Export",
-        table(["volume", "voxels x, y, z", "type", "nm", "source"], volumes),
-        f"<details><summary>All that decides the voxels</summary>{table(['what', 'value'], settings)}</details>",
-        f'<p class="soft">Fingerprint of these settings: <code>{escape(plan.fingerprint)}</code></p>',
-    )
+
+
+def _volumes(plan: ExportPlan) -> _Table:
+    rows = [
+        [
+            volume["name"],
+            " x ".join(f"{n:,}" for n in volume["shape"]),
+            volume["dtype"],
+            _resolution(volume),
+            _source(volume),
+        ]
+        for volume in plan.volumes
+    ]
+    return _table(["volume", "voxels x, y, z", "type", "nm", "source"], rows)
+
+
+def _settings(plan: ExportPlan) -> _Table:
+    rows = [[name, _value(value)] for name, value in sorted(plan.fingerprint_fields.items())]
+    return _table(["what", "value"], rows)
 
 
 def _whole(plan: ExportPlan, outcomes: Outcomes | None) -> list[StageBlocks]:
-    """Parts of which all blocks are done."""
+    """Return the parts of the plan of which all blocks are done."""
     if outcomes is None:
         return [part for _, part in plan.parts]
     done = np.zeros(plan.blocks, bool)
     done[outcomes.receipts["block"].astype(np.int64)] = True
     return [part for first, part in plan.parts if done[first : first + len(part.blocks)].all()]
-
-
-def _more(count: int, shown: int) -> Markup:
-    return f'<p class="soft">and {count - shown:,} more</p>' if count > shown else ""
 
 
 def _moment(text: str) -> str:
@@ -297,21 +324,6 @@ def _source(volume: dict[str, Any]) -> str:
     return str(volume["cutout"]["path"]) if "cutout" in volume else "an array that was computed"
 
 
-def _said(value: Any) -> str:
+def _value(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= LONG else f"{text[: LONG - 3]}..."
-
-
-def _large(count: int) -> str:
-    for unit, size in (("trillion", 10**12), ("billion", 10**9), ("million", 10**6)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count:,}"
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} PB"
