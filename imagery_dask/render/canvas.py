@@ -1,7 +1,7 @@
-"""Pixels of overlays: what of an object is drawn, and layers upon layers. Pure functions on pages.
+"""Draw filled objects and outlines, and composite pages. Pure functions on arrays of pixels.
 
-A page has rows along its first axis. A canvas is a page of RGBA pixels, four bytes in one uint32, so that a color is
-placed by one assignment; 0 is a pixel on which nothing has been drawn.
+A page has rows along its first axis. A canvas is a page of RGBA pixels with the four bytes in one uint32, so that one
+assignment sets a color; 0 is a pixel on which nothing has been drawn.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Mask = NDArray[np.bool_]
 Canvas = NDArray[np.uint32]
 Rgba = NDArray[np.uint8]
 
-# Objects are outlined within squares of this many pixels: few enough for a processor's cache, and a long thin object
-# costs the squares that it crosses rather than the box around it.
+# Side of the squares, in pixels, in which objects are outlined: a square fits into the processor's cache, and a long
+# thin object costs only the squares that it crosses, not its whole bounding box.
 CELL = 512
 
 
@@ -34,15 +34,15 @@ class Style:
     alpha : int
         Opacity, 0 to 255.
     outline : bool
-        Outlines, rather than filled objects.
+        Draw outlines rather than filled objects.
     merge_outline : bool
-        Only where all objects together have an outline: not where they touch.
+        Outline the union of all objects, so that no line is drawn where they touch.
     overlap : bool
-        Whether later objects are drawn over earlier ones.
+        Draw later objects over earlier ones.
     width : int
-        Of outlines: pixels, counted along rows and columns.
+        Width of outlines in pixels, counted along rows and columns.
     inside : bool
-        Outlines lie within the objects, rather than around them.
+        Draw outlines inside the objects rather than around them.
     """
 
     alpha: int
@@ -54,9 +54,10 @@ class Style:
 
 
 def grown(mask: Mask, width: int) -> Mask:
-    """Pixels at most `width` steps along rows and columns from a mask.
+    """Return the pixels at most `width` steps along rows and columns from a mask.
 
-    That is ``ndimage.binary_dilation(mask, iterations=width)``, with ever longer steps: five for a width of 10.
+    The result is that of ``ndimage.binary_dilation(mask, iterations=width)``, in fewer, longer steps: five for a width
+    of 10.
     """
     out, reach = mask.copy(), 0
     while reach < width:
@@ -74,26 +75,26 @@ def grown(mask: Mask, width: int) -> Mask:
 
 
 def outlined(mask: Mask, style: Style) -> Mask:
-    """Outline of a mask. The edges of the page are no boundary: what lies beyond may be the same object."""
+    """Return the outline of a mask. Edges of the page are not outlined: the object may continue beyond them."""
     if style.inside:
         return mask & grown(~mask, style.width)
     return grown(mask, style.width) & ~mask
 
 
 def packed(colors: NDArray[np.uint8], alpha: int) -> Canvas:
-    """Colors, shape (n, 3), as pixels of a canvas; shape (n,)."""
+    """Return colors of shape (n, 3) as pixels of a canvas, shape (n,)."""
     rgba = np.full((len(colors), 4), alpha, dtype=np.uint8)
     rgba[:, :3] = colors
     return rgba.view(np.uint32)[:, 0]
 
 
 def unpacked(canvas: Canvas) -> Rgba:
-    """Bytes of a canvas, shape (rows, columns, 4)."""
+    """Return the bytes of a canvas, shape (rows, columns, 4)."""
     return canvas.view(np.uint8).reshape(*canvas.shape, 4)
 
 
 def over(below: Rgba, above: Rgba) -> Rgba:
-    """One page over another, shape (rows, columns, 4), rounded as Pillow does it."""
+    """Return one page over another, shape (rows, columns, 4), with Pillow's rounding."""
     return np.asarray(Image.alpha_composite(Image.fromarray(below), Image.fromarray(above)))
 
 
@@ -107,7 +108,7 @@ def draw_masks(masks: Sequence[Mask], colors: Canvas, style: Style, shape: tuple
     colors : numpy.ndarray of uint32, shape (number of masks,)
         From `packed`.
     style : Style
-        How.
+        How to draw.
     shape : tuple of 2 int
         Rows and columns.
 
@@ -127,25 +128,25 @@ def draw_masks(masks: Sequence[Mask], colors: Canvas, style: Style, shape: tuple
 def draw_numbers(
     numbers: NDArray[np.integer], order: Sequence[int] | NDArray[np.integer], colors: Canvas, style: Style
 ) -> Canvas:
-    """Draw the objects of a page of labels; the same picture as `draw_masks` of their masks, without the masks.
+    """Draw the objects of a page of labels: the picture that `draw_masks` gives, without making a mask for each.
 
     Parameters
     ----------
     numbers : numpy.ndarray of integers, shape (rows, columns)
-        0 for no object, else an object's number from 1 to n.
+        Number of the object at each pixel, from 1 to n; 0 outside objects.
     order : sequence of int, shape (n,)
         Numbers in the order of drawing.
     colors : numpy.ndarray of uint32, shape (n + 1,)
-        Color of each number, from `packed`; that of 0 is not used.
+        Color of each number, from `packed`; the color of 0 is not used.
     style : Style
-        How.
+        How to draw.
 
     Returns
     -------
     numpy.ndarray of uint32, shape (rows, columns)
         The canvas.
     """
-    # Small numbers are turned from x, y to rows and columns here, rather than the four bytes of pixels.
+    # Copy to C order now: the numbers are smaller than the four-byte pixels made of them.
     numbers = np.ascontiguousarray(numbers)
     table = colors.copy()
     table[0] = 0
@@ -163,7 +164,7 @@ def draw_numbers(
 
 
 def _borders(numbers: NDArray[np.integer]) -> Mask:
-    """Pixels beside one of another number. A pixel w steps from another number is w - 1 steps from these."""
+    """Return pixels that touch another number; a pixel w steps from another number is w - 1 steps from these."""
     out = np.zeros(numbers.shape, dtype=bool)
     for axis in (0, 1):
         low, high = ((slice(None),) * axis + (part,) for part in (slice(None, -1), slice(1, None)))
@@ -176,7 +177,7 @@ def _borders(numbers: NDArray[np.integer]) -> Mask:
 def _outer_outlines(
     numbers: NDArray[np.integer], order: Sequence[int] | NDArray[np.integer], colors: Canvas, style: Style
 ) -> Canvas:
-    """Outlines around objects: they lie on other objects, and on each other, so that the order matters."""
+    """Draw outlines around objects. They cover other objects and each other, so that the order matters."""
     rank = np.empty(len(colors), dtype=np.int64)
     rank[np.asarray(order, dtype=np.int64)] = np.arange(len(order))
     canvas = np.zeros(numbers.shape, dtype=np.uint32)
@@ -204,7 +205,7 @@ def _draw_cell(
 
 
 def _lay(canvas: Canvas, where: Mask, color: np.uint32, style: Style) -> None:
-    """Draw one color where a mask is, in place."""
+    """Draw one color on the pixels of a mask, in place."""
     if style.alpha == 0:
         return
     if not style.overlap:
@@ -218,5 +219,5 @@ def _lay(canvas: Canvas, where: Mask, color: np.uint32, style: Style) -> None:
 
 
 def _keep(canvas: Canvas, where: Mask) -> None:
-    """Make all other pixels transparent, in place. Their color stays, as in the reference."""
+    """Make all other pixels transparent, in place. Their colors stay, as in imageryclient."""
     unpacked(canvas)[..., 3][~where] = 0

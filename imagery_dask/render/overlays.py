@@ -1,4 +1,4 @@
-"""Objects in color over imagery: pictures for a notebook (`composite_overlay`), pages for exports (`overlay_page`)."""
+"""Draw objects in color over imagery: `composite_overlay` for notebooks, `overlay_page` for exports."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from imagery_dask.validate import choice
 __all__ = ["composite_overlay", "overlay_halo", "overlay_page"]
 
 Shape = tuple[int, ...]
-# Rows that are laid over imagery at a time: what lies in between stays in a processor's cache.
+# Rows that are composited at a time, so that intermediate values stay in the processor's cache.
 STRIP = 64
 
 
@@ -38,7 +38,7 @@ def composite_overlay(
     dim: int = 2,
     palette: Any = DEFAULT_PALETTE,
     h: float = DEFAULT_H,
-    l: float = DEFAULT_L,  # noqa: E741  # the reference's name
+    l: float = DEFAULT_L,  # noqa: E741  # the name in imageryclient
     s: float = DEFAULT_S,
 ) -> Any:
     """Draw objects in color, filled or as outlines, alone or over imagery.
@@ -46,26 +46,26 @@ def composite_overlay(
     Parameters
     ----------
     segs : mapping of id to mask, sequence of masks, or array of ids
-        What to draw, later objects over earlier ones. Masks and ids have axes x, y or x, y, z, are numpy or dask
-        arrays, and are computed here; a mask is where its values are above 0. Of an array of ids every id but 0 is
-        drawn, in ascending order. The masks of `split_segmentation_cutout` are computed by one pass over the cutout.
+        What to draw, later objects over earlier ones. Masks and ids have axes x, y or x, y, z and are numpy or dask
+        arrays, which are computed. A mask covers the voxels above 0. Every id but 0 of an array of ids is drawn, in
+        ascending order. The masks of `split_segmentation_cutout` are computed in one pass over the cutout.
     colors : mapping of id to color, or sequence of colors, optional
-        A mapping where `segs` has ids, else a sequence with a color for each mask. A color is red, green and blue
-        from 0 to 1 (a fourth number is not used). By default they are from `palette`.
+        A mapping if `segs` has ids, else a sequence with a color for each mask. A color is red, green and blue
+        from 0 to 1 (a fourth number is ignored). By default colors come from `palette`.
     alpha : float
         Opacity of the colors, 0 to 1.
     imagery : numpy.ndarray, dask.array.Array or PIL.Image.Image, optional
-        What to draw over: an array of uint8 of the masks' shape; for masks of x, y also an image.
+        What to draw over: an array of uint8 in the shape of the masks, or an image for masks of x, y.
     outline : bool
         Draw outlines rather than filled objects.
     merge_outline : bool
-        Outline the objects as a whole, not where they touch.
+        Draw no outline where objects touch.
     overlap : bool
-        Whether later objects may be drawn over earlier ones.
+        Draw later objects over earlier ones.
     width : int
         Width of outlines in pixels.
     side : {"out", "in"}
-        Whether outlines lie around objects or within them.
+        Draw outlines around objects or inside them.
     dim : {0, 1, 2}
         Axis along which a volume is cut into pictures.
     palette : str or sequence
@@ -76,14 +76,13 @@ def composite_overlay(
     Returns
     -------
     PIL.Image.Image or list of PIL.Image.Image
-        An RGBA picture of masks of x, y: rows are y, columns are x. Of volumes a list of them, one for each place
-        along `dim`; rows are the last of the axes that are left.
+        An RGBA picture of masks of x, y: rows are y, columns are x. For volumes a list of pictures, one for each index
+        along `dim`; columns and rows are the other two axes, in this order.
 
     Raises
     ------
     ValueError, TypeError
-        For arguments that cannot be drawn; before anything is computed, except for ids that `colors` lacks in an
-        array of ids.
+        An argument cannot be drawn. Raised before anything is computed, unless `colors` lacks ids of an array.
     """
     style = _style(alpha, outline, merge_outline, width, side, overlap)
     if isinstance(dim, bool) or not hasattr(dim, "__index__") or dim not in (0, 1, 2):
@@ -94,7 +93,7 @@ def composite_overlay(
         fractions: Any = discrete_colors(len(objects.keys), palette, h, l, s)
     else:
         fractions = _colors_in_order(colors, objects)
-    # Cut off rather than rounded, as in the reference.
+    # Truncated rather than rounded, as in imageryclient.
     bytes_ = np.array([[int(255 * value) for value in color[:3]] for color in fractions], np.uint8).reshape(-1, 3)
     pixels = packed(bytes_, style.alpha)
     if background is not None and not isinstance(background, Image.Image):
@@ -120,19 +119,19 @@ def overlay_page(
     width: int = 10,
     side: str = "out",
 ) -> NDArray[np.uint8]:
-    """Draw a page of labels: the picture that `composite_overlay` gives, without a mask for each object.
+    """Draw a page of labels: the picture that `composite_overlay` gives, without making a mask for each object.
 
-    Pages can be drawn tile by tile: with `overlay_halo` pixels more around each tile, the tiles are those of the whole.
+    A page may be drawn tile by tile if each tile is read with `overlay_halo` more pixels on each side.
 
     Parameters
     ----------
     labels : numpy.ndarray of integers, shape (x, y)
-        Ids; 0 is no object. Objects are drawn by ascending id.
+        Ids; 0 is no object. Objects are drawn in ascending order.
     image : numpy.ndarray of uint8, shape (x, y), optional
         What to draw over.
     colors : mapping of int to 3 or 4 int, optional
-        Id -> RGB, 0 to 255; a fourth number is not used. Other ids have the color of `kernels.colors_of`, which is the
-        same in every page and every run.
+        RGB (0 to 255) by id; a fourth number is ignored. Other ids have the color of `kernels.colors_of`, the same in
+        every page and every run.
     alpha : float
         Opacity of the colors, 0 to 1.
     outline, merge_outline, width, side
@@ -141,12 +140,12 @@ def overlay_page(
     Returns
     -------
     numpy.ndarray of uint8, shape (y, x, 3) or (y, x, 4)
-        RGB over an image (nothing of it is transparent), RGBA without.
+        RGB over an image, RGBA without one.
 
     Raises
     ------
     ValueError, TypeError
-        For arguments that cannot be drawn.
+        An argument cannot be drawn.
     """
     style = _style(alpha, outline, merge_outline, width, side)
     labels = np.asarray(labels)
@@ -165,7 +164,7 @@ def overlay_page(
 
 
 def overlay_halo(outline: bool, width: int = 10) -> int:
-    """How many pixels around a tile `overlay_page` must see for the tile to be that of the whole page.
+    """Return how many pixels around a tile `overlay_page` needs to draw the tile as part of the whole page.
 
     Parameters
     ----------
@@ -175,13 +174,13 @@ def overlay_halo(outline: bool, width: int = 10) -> int:
     Returns
     -------
     int
-        Pixels on each side, to be cut off from the picture again. None are needed at the edges of the page.
+        Pixels on each side, which are cut off the picture again. None are needed at the edges of the page.
     """
     return _style(1.0, outline, True, width, "out").width if outline else 0
 
 
 class _Masks:
-    """Masks, named by ids or not."""
+    """Masks, with or without ids."""
 
     def __init__(self, segs: Any, fallback: Shape | None) -> None:
         self.named = isinstance(segs, Mapping)
@@ -190,25 +189,25 @@ class _Masks:
         self.keys: list[Any] = list(segs) if self.named else list(range(len(self._masks)))
         shapes = {tuple(int(n) for n in mask.shape) for mask in self._masks}
         if not shapes and fallback is None:
-            raise ValueError("segs has no masks, and there is no imagery: nothing says how large the picture is.")
+            raise ValueError("segs has no masks and there is no imagery, so the size of the picture is unknown.")
         if len(shapes) > 1:
             raise ValueError(f"Masks must be of one shape; got {', '.join(map(str, sorted(shapes)))}.")
         self.shape = _checked_shape(shapes.pop() if shapes else fallback)
 
     @cached_property
     def _loaded(self) -> list[NDArray[np.bool_]]:
-        # In one go: masks that are made of the same blocks share them.
+        # Together, because masks made of the same blocks share them.
         return [np.asarray(mask) > 0 for mask in dask.compute(*self._masks)]
 
     def draw(self, place: tuple[Any, ...], pixels: Canvas, style: Style) -> Canvas:
-        """Canvas of a slice."""
+        """Return the canvas of a slice."""
         pages = [mask[place].T for mask in self._loaded]
         columns, rows = (n for axis, n in enumerate(self.shape) if axis != len(place) - 1)
         return draw_masks(pages, pixels, style, (rows, columns))
 
 
 class _Labels:
-    """Ids at each voxel: masks that do not overlap."""
+    """Array of ids: masks that do not overlap."""
 
     named = True
 
@@ -220,7 +219,7 @@ class _Labels:
 
     @cached_property
     def _loaded(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        # 0 is an object where masks were asked for with it.
+        # 0 is an object if the masks were made with include_null_root.
         labels = _computed(self._source)
         numbers, ids = _numbered(labels, with_null=self._masks is not None and bool(self._masks.select([0])))
         if self._masks is not None:
@@ -229,11 +228,11 @@ class _Labels:
 
     @cached_property
     def keys(self) -> list[int]:
-        """Ids, ascending."""
+        """Return the ids, ascending."""
         return sorted(self._loaded[1].tolist())
 
     def draw(self, place: tuple[Any, ...], pixels: Canvas, style: Style) -> Canvas:
-        """Canvas of a slice."""
+        """Return the canvas of a slice."""
         numbers, ids = self._loaded
         order = np.argsort(ids) + 1
         table = np.zeros(len(ids) + 1, dtype=np.uint32)
@@ -255,7 +254,7 @@ def _objects(segs: Any, imagery: Any) -> _Masks | _Labels:
 
 
 def _numbered(labels: NDArray[Any], with_null: bool = False) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Numbers 1, 2, ... instead of ids, and the id of each; 0 stays 0 unless it is an object too."""
+    """Replace ids by numbers 1, 2, ... and return the id of each; 0 stays 0 unless it is an object."""
     if labels.dtype == np.bool_:
         labels = labels.view(np.uint8)
     numbers, found = fastremap.renumber(labels, preserve_zero=not with_null, in_place=False)
@@ -277,7 +276,7 @@ def _style(
 
 
 def _colors_in_order(colors: Any, objects: _Masks | _Labels) -> list[list[Any]]:
-    """Colors in the order of the objects."""
+    """Return the colors in the order of the objects."""
     if objects.named != isinstance(colors, Mapping):
         raise TypeError(
             f"colors must map ids to colors where segs has ids, and be a sequence where segs is one; got a "
@@ -310,7 +309,7 @@ def _fractions(color: Any) -> list[Any]:
 def _check_ids(dtype: Any) -> None:
     if dtype != np.bool_ and not np.issubdtype(dtype, np.integer):
         raise TypeError(
-            f"Ids are integers; got an array of {dtype}. They exceed 2**53: a float has already rounded them. Give "
+            f"Ids are integers; got an array of {dtype}. Ids exceed 2**53, and a float has already rounded them. Pass "
             "masks as a list or a mapping."
         )
 
@@ -322,14 +321,14 @@ def _checked_shape(shape: Shape | None) -> Shape:
 
 
 def _checked_imagery(imagery: Any, shape: Shape) -> Any:
-    """Imagery that can lie below masks of a shape."""
+    """Return imagery of the shape of the masks, or raise."""
     if isinstance(imagery, Image.Image):
         if imagery.size != shape:
-            raise ValueError(f"imagery is an image of {imagery.size} pixels, the masks are {shape}.")
+            raise ValueError(f"imagery is an image of {imagery.size} pixels, but the masks have shape {shape}.")
         return imagery
     imagery = imagery if hasattr(imagery, "dtype") else np.asarray(imagery)
     if tuple(imagery.shape) != shape:
-        raise ValueError(f"imagery has shape {tuple(imagery.shape)}, the masks {shape}.")
+        raise ValueError(f"imagery has shape {tuple(imagery.shape)}, but the masks have shape {shape}.")
     if imagery.dtype not in (np.uint8, np.bool_):
         raise TypeError(
             f"imagery is uint8; got {imagery.dtype}. Scale it first, for example "
@@ -343,7 +342,7 @@ def _computed(array: Any) -> NDArray[Any]:
 
 
 def _over_image(image: NDArray[Any], page: Rgba) -> NDArray[np.uint8]:
-    """Page over imagery of x, y, as RGB."""
+    """Return a page over imagery of x, y, as RGB."""
     out = np.empty((*page.shape[:2], 3), dtype=np.uint8)
     for start in range(0, len(page), STRIP):
         rows = slice(start, start + STRIP)
@@ -352,7 +351,7 @@ def _over_image(image: NDArray[Any], page: Rgba) -> NDArray[np.uint8]:
 
 
 def _rgba(imagery: Any, place: tuple[Any, ...]) -> Rgba:
-    """Slice of imagery as opaque grey pixels, rows first; an image as it is."""
+    """Return a slice of imagery as opaque grey pixels, rows first; an image unchanged."""
     if isinstance(imagery, Image.Image):
         return np.asarray(imagery.convert("RGBA"))
     grey = imagery[place].T

@@ -1,7 +1,7 @@
-"""From a plane of voxels to a picture, and from a picture to the bytes of a file.
+"""Turn a plane of voxels into a page of pixels, and a page into the bytes of a file.
 
-A plane has the two axes that are left of x, y, z, in that order, and optionally channels. A page is what viewers show:
-rows are the second of these axes and columns the first, so that the page of a Fortran-ordered plane is no copy.
+A plane has two of the axes x, y, z, in that order, and optionally channels. The rows of a page are the second of these
+axes and the columns the first, as viewers show it, so that the page of a Fortran-ordered plane is a view.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ COLOR_TYPES = {1: 0, 3: 2, 4: 6}
 UP_FILTER = 2
 # A chunk of a PNG file is shorter than 2**31 bytes.
 IDAT_BYTES = 2**30
-# Voxels whose grey values are computed together: floats of a large plane would not fit beside it.
+# Grey values of this many voxels are computed at once, because the floats of a whole plane may not fit into memory.
 WINDOW_VOXELS = 2**22
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Linear scale from voxels to grey values: `low` and below become 0, `high` and above become the largest.
+    """Linear scale from voxels to grey values: `low` and below become 0, `high` and above the largest grey value.
 
     Parameters
     ----------
@@ -69,11 +69,11 @@ class Window:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Data type of the grey values."""
+        """Return the data type of the grey values."""
         return np.dtype(f"uint{self.bits}")
 
     def apply(self, voxels: Plane) -> Plane:
-        """Grey values of voxels, rounded to the nearest; what is no number becomes 0."""
+        """Return grey values, rounded to the nearest; NaN becomes 0."""
         out = np.empty(voxels.shape, self.dtype, order="F")
         rows = max(1, WINDOW_VOXELS // max(1, math.prod(voxels.shape) // max(1, voxels.shape[1])))
         for first in range(0, voxels.shape[1], rows):
@@ -85,19 +85,19 @@ class Window:
 
 
 def page_of(plane: Plane) -> Page:
-    """Rows and columns of a plane (see the module), in C order."""
+    """Return the page of a plane, in C order."""
     return np.ascontiguousarray(np.swapaxes(plane, 0, 1))
 
 
 def imagery_page(plane: Plane, window: Window | None = None) -> Page:
-    """Grey or colour page of imagery: 8 or 16 bits as stored, bool as 0 and 255, anything by a window."""
+    """Return the page of imagery: 8 and 16 bit values as they are, bool as 0 and 255, or grey values by a window."""
     if window is not None:
         return page_of(window.apply(plane))
     return page_of(plane.view(np.uint8) * np.uint8(255) if plane.dtype == np.bool_ else plane)
 
 
 def mask_page(shape: tuple[int, int], places: NDArray[np.intp], rgba: Sequence[int]) -> Page:
-    """RGBA page of one object, transparent where it is not.
+    """Return the RGBA page of one object, transparent outside it.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def mask_page(shape: tuple[int, int], places: NDArray[np.intp], rgba: Sequence[i
     places : numpy.ndarray of int
         Pixels of the object, as flat indices into the page.
     rgba : sequence of 4 int
-        Its colour, 0 to 255.
+        Its color, 0 to 255.
     """
     # Four bytes at a time: indexing a palette costs ten times as much.
     page = np.zeros(shape, dtype=np.uint32)
@@ -115,7 +115,7 @@ def mask_page(shape: tuple[int, int], places: NDArray[np.intp], rgba: Sequence[i
 
 
 def values_of(plane: Plane, ids: NDArray[Any], complete: bool) -> NDArray[Any]:
-    """Values 1, 2, ... that a plane's ids have in a table, 0 for id 0 and for those that are not in the table.
+    """Return the values 1, 2, ... that ids have in a table; 0 for id 0 and for ids that the table lacks.
 
     Parameters
     ----------
@@ -124,26 +124,26 @@ def values_of(plane: Plane, ids: NDArray[Any], complete: bool) -> NDArray[Any]:
     ids : numpy.ndarray of int64 or uint64
         Ids of the table, ascending.
     complete : bool
-        Whether all ids of the plane must be in the table.
+        Raise if an id of the plane is not in the table.
 
     Raises
     ------
     ValueError
-        Naming an id that is not in a table which should be complete.
+        An id is not in a complete table; the message names it.
     """
     wide = np.array(plane, dtype=ids.dtype, order="F")
-    found = kernels.unique_ids(wide)
-    at = np.searchsorted(ids, found)
-    known = (at < len(ids)) & (found != 0)
-    known[known] = ids[at[known]] == found[known]
-    if complete and not (known | (found == 0)).all():
-        strange = int(found[~known & (found != 0)][0])
-        raise ValueError(f"Id {strange} is not in the table of ids: the data has changed since it was made.")
-    return kernels.remap(wide, found, np.where(known, at + 1, 0).astype(ids.dtype))
+    present = kernels.unique_ids(wide)
+    at = np.searchsorted(ids, present)
+    known = (at < len(ids)) & (present != 0)
+    known[known] = ids[at[known]] == present[known]
+    if complete and not (known | (present == 0)).all():
+        unknown = int(present[~known & (present != 0)][0])
+        raise ValueError(f"Id {unknown} is not in the table of ids: the data has changed since it was made.")
+    return kernels.remap(wide, present, np.where(known, at + 1, 0).astype(ids.dtype))
 
 
 def label_page(values: NDArray[Any], packed: bool) -> Page:
-    """16-bit grey page of values; where `packed`, an RGB page with value = 65536 R + 256 G + B."""
+    """Return a 16-bit grey page of values, or with `packed` an RGB page with value = 65536 R + 256 G + B."""
     page = page_of(values)
     if not packed:
         return page.astype(np.uint16)
@@ -152,16 +152,16 @@ def label_page(values: NDArray[Any], packed: bool) -> Page:
 
 
 def encode_page(page: Page, form: Format = "png", flat: bool = False) -> bytes:
-    """Bytes of a file with one page.
+    """Return the bytes of a file with one page.
 
     Parameters
     ----------
     page : numpy.ndarray of uint8 or uint16, shape (rows, columns) or (rows, columns, 3 or 4)
         The picture.
     form : {"png", "tiff"}
-        Which file.
+        Kind of the file.
     flat : bool
-        Whether the page has large areas of one value, as labels and masks have.
+        True for pages with large areas of one value, such as labels and masks.
     """
     if form == "tiff":
         out = io.BytesIO()
@@ -177,7 +177,7 @@ def encode_page(page: Page, form: Format = "png", flat: bool = False) -> bytes:
 
 
 def _filtered(page: Page) -> NDArray[np.uint8]:
-    """Scanlines as differences to the one above: fast in numpy, and smaller than others for sections of tissue."""
+    """Return scanlines as differences to the line above: fast in numpy, and small for sections of tissue."""
     big_endian = page.astype(">u2") if page.dtype.itemsize == 2 else page
     lines = np.ascontiguousarray(big_endian).view(np.uint8).reshape(page.shape[0], -1)
     out = np.empty((lines.shape[0], lines.shape[1] + 1), dtype=np.uint8)
@@ -188,7 +188,7 @@ def _filtered(page: Page) -> NDArray[np.uint8]:
 
 
 def _deflated(lines: Any, flat: bool) -> bytes:
-    # libdeflate is four times as fast as the PNG libraries on imagery; on flat pages zlib-ng is eight times faster yet.
+    # libdeflate is four times as fast as PNG libraries on imagery; zlib-ng is eight times as fast on flat pages.
     if flat and imagecodecs.ZLIBNG.available:
         return bytes(imagecodecs.zlibng_encode(lines, level=2))
     return bytes(imagecodecs.deflate_encode(lines, level=1, raw=False))

@@ -1,4 +1,4 @@
-"""Colors for objects that were given none: hues at even distances, or a palette of seaborn's by name."""
+"""Colors of objects: evenly spaced hues, a seaborn palette by name, or the RGBA that a caller gives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 __all__ = ["DEFAULT_H", "DEFAULT_L", "DEFAULT_PALETTE", "DEFAULT_S", "discrete_colors", "mask_color"]
 
-# The reference's defaults.
+# The defaults of imageryclient.
 DEFAULT_PALETTE = "husl"
 DEFAULT_H = 0.01
 DEFAULT_L = 0.65
@@ -28,29 +28,29 @@ KAPPA, EPSILON = 903.3, 0.008856
 
 
 def discrete_colors(count: int, palette: Any, h: float, l: float, s: float) -> list[Color]:  # noqa: E741
-    """Colors that differ as much as `count` colors can.
+    """Return `count` colors that are easy to tell apart.
 
     Parameters
     ----------
     count : int
-        How many.
+        Number of colors.
     palette : str or sequence
-        ``"husl"`` (even hues to the eye), ``"hls"``, or anything else that seaborn's ``color_palette`` takes; only for
-        the last seaborn must be installed.
+        ``"husl"`` (perceptually even hues), ``"hls"``, or anything else that seaborn's ``color_palette`` takes, for
+        which seaborn must be installed.
     h, l, s : float
         First hue, lightness and saturation of ``"husl"`` and ``"hls"``; `l` and `s` are 0 to 1.
 
     Returns
     -------
     list of tuple of 3 float
-        Red, green and blue, 0 to 1; the same numbers that seaborn's ``husl_palette`` and ``hls_palette`` give.
+        Red, green and blue, 0 to 1; the numbers of seaborn's ``husl_palette`` and ``hls_palette``.
 
     Raises
     ------
     ValueError
-        For a palette that is not known, or numbers that are none.
+        The palette is unknown, or `h`, `l` or `s` is not a number in range.
     ImportError
-        For one of seaborn's, without seaborn.
+        The palette needs seaborn, which is not installed.
     """
     if not (isinstance(palette, str) and palette in ("husl", "hls")):
         return _seaborn_palette(count, palette)
@@ -60,12 +60,12 @@ def discrete_colors(count: int, palette: Any, h: float, l: float, s: float) -> l
     hues = [float(hue) for hue in (np.linspace(0, 1, count + 1)[:-1] + h) % 1]
     if palette == "hls":
         return [colorsys.hls_to_rgb(hue, float(l), float(s)) for hue in hues]
-    # 359 degrees and 99 percent, as seaborn has it: other numbers would be other colors.
+    # 359 degrees and 99 percent, as in seaborn.
     return [_husl_to_rgb(hue * 359, float(s) * 99, float(l) * 99) for hue in hues]
 
 
 def mask_color(color: Sequence[int] | None) -> tuple[int, int, int, int]:
-    """RGBA of a mask: white by default, opaque when no alpha is given."""
+    """Return the RGBA of a mask: white by default, opaque if no alpha is given."""
     if color is None:
         return (255, 255, 255, 255)
     try:
@@ -80,18 +80,18 @@ def mask_color(color: Sequence[int] | None) -> tuple[int, int, int, int]:
 
 def _seaborn_palette(count: int, palette: Any) -> list[Color]:
     try:
-        # Only here: plotting libraries are no dependency of an export.
+        # Imported here because seaborn is not a dependency.
         seaborn = import_module("seaborn")
     except ImportError as error:
         raise ImportError(
-            f"palette {palette!r} is looked up by seaborn, which is not installed (pip install seaborn); 'husl' and "
-            "'hls' need nothing, and neither do colors of your own."
+            f"palette {palette!r} needs seaborn, which is not installed (pip install seaborn). 'husl', 'hls' and "
+            "colors of your own do not need it."
         ) from error
     return [(float(r), float(g), float(b)) for r, g, b in seaborn.color_palette(palette=palette, n_colors=count)]
 
 
 def _husl_to_rgb(hue: float, saturation: float, lightness: float) -> Color:
-    """HUSL (A. Boronine, hsluv.org, revision 2) to sRGB: CIE LCh(uv) whose chroma is a share of what sRGB can show."""
+    """Convert HUSL (hsluv.org, revision 2) to sRGB: CIE LCh(uv) whose chroma is a fraction of what sRGB can show."""
     if lightness < 1e-8:
         return (0.0, 0.0, 0.0)
     angle = math.radians(hue)
@@ -108,7 +108,7 @@ def _husl_to_rgb(hue: float, saturation: float, lightness: float) -> Color:
 
 
 def _largest_chroma(lightness: float, angle: float) -> float:
-    """Chroma at which a color of this lightness and hue leaves sRGB: the nearest of its six faces."""
+    """Return the largest chroma of this lightness and hue in sRGB: where the nearest of its six faces is reached."""
     cubed = (lightness + 16) ** 3 / 1560896  # 116**3
     y = cubed if cubed > EPSILON else lightness / KAPPA
     sin, cos = math.sin(angle), math.cos(angle)
@@ -124,6 +124,6 @@ def _largest_chroma(lightness: float, angle: float) -> float:
 
 
 def _gamma(linear: float) -> float:
-    """Transfer function of sRGB, IEC 61966-2-1, cut to 0..1."""
+    """Apply the transfer function of sRGB, IEC 61966-2-1, clipped to 0..1."""
     value = 12.92 * linear if linear <= 0.0031308 else 1.055 * linear ** (1 / 2.4) - 0.055
     return min(max(value, 0.0), 1.0)

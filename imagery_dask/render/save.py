@@ -1,4 +1,4 @@
-"""Slices as image files, streamed: no more than one slab of blocks is held at a time."""
+"""Save slices of an array as PNG files, holding at most one slab of blocks in memory."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def save_image_slices(
     Raises
     ------
     ValueError, TypeError
-        For an unknown image type, an axis that does not exist, or data that PNG cannot hold.
+        The image type is unknown, the axis does not exist, or PNG cannot hold the data.
     """
     check_write_options(kwargs)
     choice("image_type", image_type, ("imagery", "mask"))
@@ -78,12 +78,12 @@ def save_image_slices(
 
 
 def check_write_options(kwargs: Mapping[str, Any], *also: str) -> None:
-    """Refuse keyword arguments that no PNG writer takes: Pillow would ignore a typo in silence.
+    """Raise for keyword arguments that no PNG writer takes; Pillow would silently ignore a typo.
 
     Raises
     ------
     TypeError
-        Naming the argument, and the ones that exist.
+        An argument is unknown; the message lists those that exist.
     """
     unknown = sorted(set(kwargs) - WRITE_OPTIONS - set(also))
     if unknown:
@@ -103,7 +103,7 @@ def save_masks(
 ) -> None:
     """Save the mask of every object, as `save_image_slices` does for one.
 
-    The masks of a cutout are written by one pass over its labels, however many objects there are.
+    The masks of a cutout are written in one pass over its labels, whatever the number of objects.
     """
     check_write_options(kwargs)
     check_masks(masks, slice_axis, colormap)
@@ -118,7 +118,7 @@ def save_masks(
 
 
 def check_masks(masks: Mapping[int, Any], slice_axis: int, colormap: Mapping[int, Sequence[int]]) -> None:
-    """Refuse masks, an axis or colors that cannot be written, before anything is."""
+    """Raise if masks, an axis or colors cannot be written."""
     for name, value in (("masks", masks), ("segmentation_colormap", colormap)):
         if not isinstance(value, Mapping):
             raise TypeError(f"{name} must map root ids to what belongs to them; got a {type(value).__name__}.")
@@ -146,7 +146,7 @@ def _save_cutout_masks(
         empty = _content(np.zeros((*shape, 4), dtype=np.uint8), kwargs, flat=True)
         for root_id in masks.select(set(places) - seen):
             seen.add(root_id)
-            # An object first met here was absent before: every object has a file for every slice.
+            # Every object has a file for every slice: write the earlier slices, where this object did not occur.
             for earlier in range(index):
                 _write(_slice_name(prefix, f"root_id_{root_id}", earlier, count), empty, verbose, kwargs)
         for root_id in sorted(seen):
@@ -161,12 +161,12 @@ def _slice_count(img: Any, slice_axis: int, image_type: str) -> int:
     index = axis("slice_axis", slice_axis, letters=False)
     if img.ndim not in (2, 3, 4) or (img.ndim == 4 and image_type == "mask"):
         raise ValueError(f"Images have axes x, y and z, or two of them; got an array of shape {img.shape}.")
-    # Two axes are one picture, whichever axis it was cut along.
+    # An array of two axes is one picture.
     return 1 if img.ndim == 2 else int(img.shape[index])
 
 
 def _slices(img: Any, axis: int, count: int) -> Iterator[tuple[int, Pixels]]:
-    """Each slice as an array, computing whole slabs of blocks so that blocks are read once (see `_slabs`)."""
+    """Yield each slice as an array; whole slabs of blocks are computed so that blocks are read once (see `_slabs`)."""
     if img.ndim == 2:
         yield 0, np.asarray(img.compute() if isinstance(img, da.Array) else img)
         return
@@ -174,14 +174,14 @@ def _slices(img: Any, axis: int, count: int) -> Iterator[tuple[int, Pixels]]:
         slab = img[(slice(None),) * axis + (slice(start, stop),)]
         values = np.asarray(slab.compute() if isinstance(slab, da.Array) else slab)
         for index in range(start, stop):
-            # A view: np.take would copy the whole slab, which is in Fortran order, for each slice.
+            # A view; np.take would copy the whole Fortran-ordered slab for each slice.
             yield index, values[(slice(None),) * axis + (index - start,)]
 
 
 def _slabs(img: Any, axis: int, count: int) -> list[tuple[int, int]]:
-    """Ranges of slices that are computed together: the depth of the blocks, where that fits into memory.
+    """Return ranges of slices to compute together: as deep as the blocks, if that fits into memory.
 
-    Where it does not, blocks are read again for each range: a quarter of the free memory is taken before that.
+    If it does not fit into a quarter of the free memory, blocks are read again for each range.
     """
     if not isinstance(img, da.Array):
         return [(0, count)]
@@ -215,7 +215,7 @@ def _check_imagery(img: Any) -> None:
 
 
 def _grey(pixels: Pixels) -> Pixels:
-    """Rows are y and columns x in a picture; 8 bit grey is written as RGB, as the reference does."""
+    """Return a page with rows y and columns x; 8 bit grey is written as RGB, as imageryclient does."""
     if pixels.ndim == 3:
         return np.ascontiguousarray(np.swapaxes(pixels, 0, 1))
     if pixels.dtype == np.uint16:
@@ -231,7 +231,7 @@ def _mask_page(pixels: Pixels, rgba: tuple[int, int, int, int]) -> Pixels:
 
 
 def _content(page: Pixels, kwargs: dict[str, Any], flat: bool = False) -> Pixels | bytes:
-    """Bytes of a page's file; the page itself where imageio is to write it, because its options were given."""
+    """Return the bytes of a page's file, or the page itself if imageio must write it with the caller's options."""
     return page if kwargs else encode_page(page, flat=flat)
 
 
@@ -241,4 +241,4 @@ def _write(name: str, page: Pixels | bytes, verbose: bool, kwargs: dict[str, Any
     else:
         imageio.imwrite(name, page, **kwargs)
     if verbose:
-        print(f"Saved {name}...")  # noqa: T201  # the reference's contract for verbose
+        print(f"Saved {name}...")  # noqa: T201  # what imageryclient prints for verbose

@@ -16,34 +16,34 @@ DIGITS = 6
 
 
 def plane_axes(axis: int) -> tuple[int, int]:
-    """Axes of a picture: its columns and its rows."""
+    """Return the axes of the columns and rows of a picture."""
     columns, rows = (other for other in range(3) if other != axis)
     return columns, rows
 
 
 @dataclass(frozen=True, slots=True)
 class SliceNames:
-    """How the files of an export are called.
+    """Names of the files of an export.
 
-    Slices are numbered from 0 in the cutout, as the reference does (``em_slice_3_imagery.png``), or by their voxel
-    index (``em_imagery_z021360.png``), padded so that names sort as slices do. Minus signs do not sort: where the first
-    index is negative, the number in the cutout stands before it (``em_imagery_000003_z-000013.png``). Tiles end with
-    their first row and column, counted as slices are: ``_y4096_x0``, or ``_y004096_x000000``.
+    Slices are numbered from 0 in the cutout, as imageryclient does (``em_slice_3_imagery.png``), or by their voxel
+    index (``em_imagery_z021360.png``), padded so that names sort like slices. Negative numbers do not sort: if the
+    first index is negative, the number in the cutout precedes it (``em_imagery_000003_z-000013.png``). Names of tiles
+    end with the first row and column, counted like slices: ``_y4096_x0``, or ``_y004096_x000000``.
 
     Parameters
     ----------
     stem : str
-        What all names begin with.
+        Beginning of all names.
     axis : int
-        Axis that is cut into slices.
+        Axis along which the volume is cut.
     shape : tuple of 3 int
-        Voxels of the cutout.
+        Shape of the cutout in voxels.
     start : tuple of 3 int or None
-        Voxel index of the cutout's first voxel; None numbers from 0.
+        Voxel index of the first voxel; None numbers slices from 0.
     tiled : bool
-        Whether names say where in the plane a page begins.
+        Include the first row and column of a page in its name.
     extension : str
-        Without the dot.
+        Extension without the dot.
     """
 
     stem: str
@@ -54,14 +54,14 @@ class SliceNames:
     extension: str
 
     def name(self, kind: str, index: int, origin: tuple[int, int] = (0, 0)) -> str:
-        """Name of a file.
+        """Return the name of a file.
 
         Parameters
         ----------
         kind : str
             ``"imagery"``, ``"root_id_..."`` and so on.
         index : int
-            Slice in the cutout.
+            Index of the slice in the cutout.
         origin : tuple of 2 int
             First column and first row of the page in the cutout.
         """

@@ -1,4 +1,4 @@
-"""What pages of a slice export show: imagery, masks, labels or overlays. Small and picklable: they go with tasks."""
+"""Make the pages of a slice: imagery, masks, labels or overlays. The classes are small and are pickled with tasks."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ TABLE_HEADER = "id,value"
 
 
 class Pages(Protocol):
-    """What a slice becomes."""
+    """Makes the pages of a slice."""
 
     @property
     def flat(self) -> bool:
-        """Whether pages have large areas of one value."""
+        """Return True if pages have large areas of one value."""
         ...
 
     @property
     def margin(self) -> int:
-        """Voxels around a tile that decide its pixels too."""
+        """Return how many voxels around a tile are needed to draw it."""
         ...
 
     @property
     def kinds(self) -> Sequence[str]:
-        """Kinds of the pages of a slice, in their order."""
+        """Return the kinds of the pages of a slice, in order."""
         ...
 
     def __call__(self, planes: Sequence[Plane]) -> Iterator[tuple[str, Page | None]]:
-        """Kind of each page (for its name) and the page; None is a transparent one."""
+        """Yield the kind of each page, for its name, and the page; None is a transparent one."""
         ...
 
 
@@ -61,7 +61,7 @@ class ImageryPages:
     Parameters
     ----------
     window : Window or None
-        How voxels become grey values; None takes them as they are.
+        Scale from voxels to grey values; None takes voxels as they are.
     """
 
     window: Window | None = None
@@ -76,14 +76,14 @@ class ImageryPages:
 
 @dataclass(frozen=True, slots=True)
 class MaskPages:
-    """A page of each object, transparent where it is not: every object has one in every slice.
+    """A page of each object, transparent outside it; every object has one in every slice.
 
     Parameters
     ----------
     ids : numpy.ndarray of integers, shape (n,)
-        Objects.
+        Objects to show.
     colors : mapping of int to 4 int
-        RGBA of some of them; the others are white.
+        RGBA of objects; those without a color are white.
     """
 
     ids: NDArray[Any]
@@ -110,18 +110,18 @@ class MaskPages:
 
 @dataclass(frozen=True, slots=True)
 class IdTable:
-    """Table id -> value of an export, in a file beside its pictures: tasks read it, once per process.
+    """Table of the value of each id, in a file beside the pictures; tasks read it once per process.
 
     Parameters
     ----------
     files : Files
-        Where it is.
+        Folder of the table.
     name : str
-        Its name.
+        Name of the file.
     dtype : str
         ``"int64"`` or ``"uint64"``.
     run : str
-        Names the run: a table that is overwritten is another table.
+        Id of the run: a table that was overwritten is another table.
     """
 
     files: Files
@@ -136,16 +136,16 @@ class IdTable:
         self.files.put(self.name, text.encode(), content_type="text/csv")
 
     def ids(self) -> NDArray[Any]:
-        """Ids by value, ascending; 0 is not among them."""
+        """Return the ids in ascending order, without 0; the value of the first is 1."""
         return _table_ids(self, os.getpid())
 
 
 @lru_cache(maxsize=2)
 def _table_ids(table: IdTable, process: int) -> NDArray[Any]:
-    del process  # connections do not survive a fork
+    del process  # part of the cache key: a forked process must not use the connections of its parent
     content = table.files.get(table.name)
     if content is None:
-        raise FileNotFoundError(f"The table of ids, {table.name} in {table.files.url}, is gone.")
+        raise FileNotFoundError(f"The table of ids, {table.name} in {table.files.url}, is missing.")
     rows = content.decode().split()[2:]
     return np.array([int(row.partition(",")[0]) for row in rows], dtype=table.dtype)
 
@@ -157,11 +157,11 @@ class LabelPages:
     Parameters
     ----------
     table : IdTable
-        Which value each id has.
+        Value of each id.
     packed : bool
-        RGB instead of 16-bit grey.
+        Write RGB instead of 16-bit grey.
     complete : bool
-        Whether the table has every id of the data; an id that it lacks is 0 otherwise.
+        The table must have every id of the data; otherwise ids that it lacks become 0.
     """
 
     table: IdTable
@@ -183,13 +183,13 @@ class OverlayStyle:
     Parameters
     ----------
     alpha : float
-        Strength of the colours, 0 to 1.
+        Opacity of the colors, 0 to 1.
     outline : bool
         Draw outlines instead of areas.
     merge_outline : bool
         Draw no outline between objects that touch.
     width : int
-        Of outlines, in pixels.
+        Width of outlines in pixels.
     """
 
     alpha: float = 0.2
@@ -200,18 +200,18 @@ class OverlayStyle:
 
 @dataclass(frozen=True, slots=True)
 class OverlayPages:
-    """One page of objects over imagery (the second plane, where there is one).
+    """One page of objects over imagery, which is the second plane, if any.
 
     Parameters
     ----------
     style : OverlayStyle
-        How they are drawn.
+        How objects are drawn.
     keep : tuple of int or None
         Objects to show; None shows all.
     colors : mapping of int to 3 int
-        RGB of some of them; the others have a colour by their id.
+        RGB of objects; those without a color have one that depends on the id.
     window : Window or None
-        How voxels of the imagery become grey values.
+        Scale from voxels of the imagery to grey values.
     """
 
     style: OverlayStyle
@@ -223,7 +223,7 @@ class OverlayPages:
 
     @property
     def margin(self) -> int:
-        """Outlines are drawn around what may lie in the next tile."""
+        """Return how many voxels around a tile are needed: outlines of objects in the next tile reach into it."""
         return overlay_halo(self.style.outline, self.style.width)
 
     def __call__(self, planes: Sequence[Plane]) -> Iterator[tuple[str, Page | None]]:

@@ -1,12 +1,12 @@
-"""Which slabs of slices, and which tiles of their planes, the tasks of a slice export own.
+"""Cut a region into slabs of slices and tiles of planes, one of each for a task.
 
-A slab is as deep as the storage chunks, so that each is read once, and a task writes all of its slices::
+A slab is as deep as the storage chunks, so that each chunk is read once, and a task writes all slices of a slab::
 
     storage chunks   |----------|----------|----------|------    along the slice axis
     slabs            |----------|---------------------|------    several chunks where these are small
     slices           ||||||||||||||||||||||||||||||||||||||||
 
-Tiles end where storage chunks do, and are as large as that allows::
+Tiles end at edges of storage chunks and are as large as that allows::
 
     storage chunks     |---|------|------|------|------|---      across
     tiles of 15        |----------|-------------|----------
@@ -30,19 +30,19 @@ from imagery_dask.geometry.grid import AXES, XYZ
 __all__ = ["plan_slices", "refuse_too_large", "storage_edges"]
 
 Edges = Sequence[int]
-# The voxels of a slab, what their pages are made of, and what a codec holds.
+# Copies of a slab in memory: its voxels, the planes of its pages, and the buffers of the codec.
 BLOCKS_HELD = 3
 
 
 def storage_edges(volumes: Sequence[Volume]) -> tuple[Edges, Edges, Edges]:
-    """Edges along x, y, z that cut no chunk of any volume; where they share none, those of the last volume."""
+    """Return edges along x, y, z that cut no chunk of any volume, or if there are none, those of the last volume."""
     own = [_own_edges(volume) for volume in volumes]
     x, y, z = (_shared([edges[axis] for edges in own]) for axis in range(3))
     return x, y, z
 
 
 def plan_slices(edges: tuple[Edges, Edges, Edges], axis: int, tile: int | None, voxels: int) -> BlockPlan:
-    """Slabs and tiles.
+    """Return the slabs and tiles of a region.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def plan_slices(edges: tuple[Edges, Edges, Edges], axis: int, tile: int | None, 
     tile : int or None
         Largest number of rows and columns of a page; None for whole planes.
     voxels : int
-        Voxels that a task may hold: slabs of several chunks have no more.
+        Largest number of voxels of a slab that is several chunks deep.
 
     Examples
     --------
@@ -71,12 +71,12 @@ def plan_slices(edges: tuple[Edges, Edges, Edges], axis: int, tile: int | None, 
 
 
 def refuse_too_large(plan: BlockPlan, axis: int, bytes_each: float, memory: int | None) -> None:
-    """Refuse slabs that do not fit into a worker, before anything is written.
+    """Raise if a slab does not fit into a worker.
 
     Raises
     ------
     ValueError
-        Naming both sizes, and the tile that would fit.
+        A slab is too large; the message names both sizes and a tile that fits.
     """
     largest = plan.largest
     needed = BLOCKS_HELD * bytes_each * math.prod(largest)
@@ -98,7 +98,7 @@ def refuse_too_large(plan: BlockPlan, axis: int, bytes_each: float, memory: int 
 def _own_edges(volume: Volume) -> tuple[Edges, Edges, Edges]:
     shape: XYZ = volume.shape
     if volume.source is not None:
-        return block_edges(volume.source.cutout, 1)  # blocks of a byte are single storage chunks
+        return block_edges(volume.source.cutout, 1)  # with a limit of one byte, blocks are single storage chunks
     if volume.held is not None:
         x, y, z = (range(n + 1) for n in shape)
         return x, y, z
@@ -112,7 +112,7 @@ def _shared(edges: Sequence[Edges]) -> Edges:
 
 
 def _grouped(edges: Edges, most: int, cut: bool) -> list[int]:
-    """Join neighbouring spans up to a length; spans that are longer stay, or are cut into equal parts."""
+    """Join neighboring spans up to a length; longer spans stay, or with `cut` are cut into equal parts."""
     out = [0]
     while out[-1] < edges[-1]:
         start = out[-1]

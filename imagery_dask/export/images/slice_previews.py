@@ -1,4 +1,4 @@
-"""Thumbnails of the slices that were exported."""
+"""Make thumbnails of exported slices, for the report."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ MOST_PIXELS = 2**26
 def slice_previews(
     files: Files, names: SliceNames, kinds: Sequence[str], edges: Sequence[Sequence[int]]
 ) -> Iterator[Preview]:
-    """Give pictures of an export of slices; of masks, those of the first objects; of tiles, the middle ones.
+    """Yield thumbnails of some slices: of the first objects for masks, of the middle tiles for tiles.
 
     Parameters
     ----------
     files, names : Files, SliceNames
-        Where they are, and what they are called.
+        Folder and names of the files.
     kinds : sequence of str
-        What each slice has a file of.
+        Kinds of the files of a slice.
     edges : sequence of 3 sequences of int
         Edges of slabs and tiles.
     """
@@ -50,7 +50,7 @@ def slice_previews(
         try:
             content = files.get(name)
             if content is None:
-                yield Preview(caption, None, "it is not there")
+                yield Preview(caption, None, "the file is missing")
                 continue
             yield Preview(caption, thumbnail(_shown(_decoded(content), kind)))
         except Exception as error:
@@ -62,7 +62,7 @@ def _middle_edge(edges: Sequence[int]) -> int:
 
 
 def _shown(page: NDArray[Any], kind: str) -> NDArray[Any]:
-    """Page of a file as it can be looked at: values of labels have colors."""
+    """Return a page as it is shown: 8 bit grey or color; values of labels in colors."""
     if kind == "labels":
         values: NDArray[Any] = page.astype(np.uint32)
         if page.ndim == 3:
@@ -80,7 +80,7 @@ def _windowed(plane: NDArray[Any]) -> NDArray[Any]:
 
 def _decoded(content: bytes) -> NDArray[Any]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is looked at here
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked below
         with Image.open(io.BytesIO(content)) as picture:
             if picture.width * picture.height > MOST_PIXELS:
                 raise ValueError(f"it has {picture.width:,} x {picture.height:,} pixels, too many for a small picture")

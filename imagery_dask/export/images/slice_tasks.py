@@ -1,4 +1,4 @@
-"""Tasks of a slice export: a slab is read once and all its slices are written."""
+"""Tasks of a slice export: each reads a slab once and writes all its slices."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ __all__ = ["SLICES", "SliceBlock", "SliceTasks", "list_ids"]
 
 Read = Callable[[], NDArray[Any]]
 
-# What is written: slices of one or two volumes.
+# Name of the volume in plans and reports: slices show one or two volumes.
 SLICES = "slices"
 CONTENT_TYPES = {"png": "image/png", "tiff": "image/tiff"}
-# Slices that are taken out of a slab together, where their voxels are far apart in memory.
+# Slices that are copied out of a slab together, because their voxels may be far apart in memory.
 SLICES_TOGETHER = 8
 
 
@@ -42,21 +42,21 @@ class SliceBlock:
     Parameters
     ----------
     name : str
-        Shown on the dashboard.
+        Name on the dashboard.
     reads : tuple of callable
-        What gives the voxels as x, y, z(, c): of the labels, and of the imagery under them, or of one of the two.
+        Return voxels as x, y, z(, c): of the labels and the imagery below them, or of one of the two.
     region : tuple of 3 slice
         Voxels that the pages show.
     inner : tuple of 3 slice
-        Where these lie within what is read.
+        These voxels within those that are read.
     pages : Pages
-        What is written of them.
+        Makes the pages of a slice.
     names : SliceNames
-        What the files are called.
+        Names of the files.
     files : Files
-        Where they go.
+        Folder of the files.
     form : {"png", "tiff"}
-        What they are.
+        Kind of the files.
     """
 
     name: str
@@ -70,20 +70,20 @@ class SliceBlock:
 
     @property
     def volume(self) -> str:
-        """What is written: slices of one or two volumes."""
+        """Return the name of the volume in plans and reports."""
         return SLICES
 
     def __call__(self) -> Written:
-        """Read and write; a file is written whole, so that doing it again does no harm."""
+        """Read and write; files are written whole, so that the task may be repeated."""
         with self.files.together() as put:
             return self._make(lambda name, content: put(name, content, CONTENT_TYPES[self.form]))
 
     def stored(self) -> bytes:
-        """Hash of the files that are there."""
+        """Return the hash of the files that are stored."""
         return join_digests([digest_of_bytes(self._content(name)) for name in self._file_names()])
 
     def expected(self) -> bytes:
-        """Hash of the files that would be written now."""
+        """Return the hash of the files that would be written now."""
         return self._make(lambda name, content: None).digest
 
     def _make(self, put: Callable[[str, bytes], None]) -> Written:
@@ -111,7 +111,7 @@ class SliceBlock:
         return plane_axes(self.names.axis)[1]
 
     def _file_names(self) -> Iterator[str]:
-        """Names in the order in which they are written."""
+        """Yield the names of the files in the order in which they are written."""
         along = self.region[self.names.axis]
         for index in range(along.stop - along.start):
             yield from (self._name(kind, index) for kind in self.pages.kinds)
@@ -123,13 +123,13 @@ class SliceBlock:
     def _content(self, name: str) -> bytes:
         content = self.files.get(name)
         if content is None:
-            raise FileNotFoundError(f"{self.files.url}/{name} was written, and is not there any more.")
+            raise FileNotFoundError(f"{self.files.url}/{name} was written, but is missing now.")
         return content
 
 
 @dataclass(frozen=True, slots=True)
 class SliceTasks(Sequence[SliceBlock]):
-    """The tasks of a plan, each made when it is asked for; parameters as of `SliceBlock`."""
+    """Tasks of a plan, each made on access; for the parameters see `SliceBlock`."""
 
     plan: BlockPlan
     volumes: Sequence[Volume]
@@ -151,10 +151,10 @@ class SliceTasks(Sequence[SliceBlock]):
 
 
 def list_ids(client: Client, volume: Volume, block_bytes: int) -> NDArray[Any]:
-    """Distinct ids of a volume, ascending, by one pass over it; 0 is not among them."""
+    """Return the distinct ids of a volume in ascending order, without 0, in one pass over it."""
     plan = volume.plan((1, 1, 1), block_bytes, 8 * block_bytes)
     regions = (piece for _, region in plan for piece in plan.pieces(region))
-    found: NDArray[Any] = np.array([], dtype=volume.array.dtype)
+    distinct: NDArray[Any] = np.array([], dtype=volume.array.dtype)
     running = as_completed(loop=client.loop, with_results=True)
     window = max(4, WINDOW_PER_THREAD * sum(client.nthreads().values()))
 
@@ -165,13 +165,13 @@ def list_ids(client: Client, volume: Volume, block_bytes: int) -> NDArray[Any]:
     submit(window)
     try:
         for future, ids in running:
-            found = np.union1d(found, ids)
+            distinct = np.union1d(distinct, ids)
             future.release()
             submit(1)
     except BaseException:
         client.cancel(list(running.futures))
         raise
-    return np.asarray(found[found != 0])
+    return np.asarray(distinct[distinct != 0])
 
 
 def _ids_of(read: Read) -> NDArray[Any]:
@@ -179,10 +179,10 @@ def _ids_of(read: Read) -> NDArray[Any]:
 
 
 def _slices(blocks: Sequence[NDArray[Any]], axis: int) -> Iterator[tuple[int, list[NDArray[Any]]]]:
-    """Each slice of some blocks, as planes in Fortran order."""
+    """Yield each slice of some blocks, as planes in Fortran order."""
     depth = blocks[0].shape[axis]
     for first in range(0, depth, SLICES_TOGETHER):
-        # Neighbours along the first axis share cache lines: taken one by one, the slab is read for each of them.
+        # Neighbors along the first axis share cache lines: copied one by one, each would read the whole slab.
         group = [_last(block, axis, first) for block in blocks]
         for index in range(min(SLICES_TOGETHER, depth - first)):
             yield first + index, [planes[..., index] for planes in group]
@@ -203,5 +203,5 @@ def _grown(region: Region, axis: int, margin: int, shape: XYZ) -> Region:
 
 @lru_cache(maxsize=64)
 def _transparent(shape: tuple[int, ...], form: Format) -> bytes:
-    """File with nothing on it: most objects are absent from most slices."""
+    """Return the file of a transparent page, cached because most objects are absent from most slices."""
     return encode_page(np.zeros(shape, dtype=np.uint8), form, flat=True)

@@ -1,4 +1,4 @@
-"""One mip of a precomputed volume, as its chunks: encoded by CloudVolume's codecs, written whole."""
+"""Read and write the chunks of one mip of a precomputed volume, with CloudVolume's codecs."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class PrecomputedLevel:
     key : str
         Folder of the mip in it.
     start, stop : tuple of 3 int
-        Absolute voxels of the mip.
+        First and last (exclusive) voxel of the mip.
     chunk : tuple of 3 int
-        Storage chunk.
+        Chunk shape.
     encoding, dtype, channels
-        Of the chunks.
+        Encoding, data type and number of channels of the chunks.
     compress : {"gzip", "br"} or None
-        Further compression.
+        Further compression of chunks.
     quality : int or None
-        Of pictures.
+        Quality of pictures.
     """
 
     files: Files
@@ -60,10 +60,10 @@ class PrecomputedLevel:
     quality: int | None
 
     def write(self, region: Region, voxels: NDArray[Any]) -> bytes:
-        """Write voxels x, y, z(, c) to a region of whole chunks; their hash, or that of pictures that lose bits."""
+        """Write voxels x, y, z(, c) to a region of whole chunks; return their hash, or that of the files if lossy."""
         parts = self._parts(region, voxels)
         if self.files.folder is not None:
-            # Without its parents: a task that outlives its export would make again what that has removed.
+            # Without parents, so that a task that outlives its export does not restore a folder that was removed.
             (self.files.folder / self.key).mkdir(exist_ok=True)
             with self.files.together() as put:
                 return self._digest(voxels, [self._put(put, name, part) for name, part in parts])
@@ -72,23 +72,23 @@ class PrecomputedLevel:
             return self._digest(voxels, list(threads.map(put_each, *zip(*parts, strict=True))))
 
     def digest_of(self, region: Region, voxels: NDArray[Any]) -> bytes:
-        """Hash that `write` gives."""
+        """Return the hash that `write` returns, without writing."""
         lossy = [digest_of_bytes(self._encoded(part)) for _, part in self._parts(region, voxels)] if self.lossy else []
         return self._digest(voxels, lossy)
 
     def digest(self, region: Region) -> bytes:
-        """Hash of what is stored in a region."""
+        """Return the hash of the chunks that are stored in a region, comparable to that of `write`."""
         if self.lossy:
             return join_digests([digest_of_bytes(self._content(part)) for part in self._chunks(region)])
         return digest_of(self.read(region))
 
     @property
     def lossy(self) -> bool:
-        """Whether the encoding loses bits, so that voxels that are read back are others."""
+        """Return True if voxels that are read back may differ from those written."""
         return self.encoding == "jpeg" or (self.encoding == "jxl" and self.quality != 100)
 
     def read(self, region: Region) -> NDArray[Any]:
-        """Voxels of a region as x, y, z(, c)."""
+        """Return the voxels of a region as x, y, z(, c)."""
         out: NDArray[Any] | None = None
         shape = tuple(part.stop - part.start for part in region)
         for part in self._chunks(region):
@@ -102,7 +102,7 @@ class PrecomputedLevel:
         return out if out.shape[3] > 1 else out[..., 0]
 
     def _parts(self, region: Region, voxels: NDArray[Any]) -> list[tuple[str, NDArray[Any]]]:
-        """Names and voxels of the chunks of a region."""
+        """Return names and voxels of the chunks of a region."""
         if voxels.dtype.kind == "i" and self.dtype.startswith("u") and int(voxels.min(initial=0)) < 0:
             raise OverflowError(
                 f"Id {int(voxels.min())} is negative: a precomputed volume of {self.dtype} cannot hold it."
@@ -116,7 +116,7 @@ class PrecomputedLevel:
         return bytes(codecs.encode(np.asfortranarray(voxels), self.encoding, SEGMENTATION_BLOCK, params))
 
     def _put(self, put: Put, name: str, voxels: NDArray[Any]) -> bytes:
-        """Write a chunk; the hash of its bytes, where these are compared."""
+        """Write a chunk; return the hash of its bytes if the encoding is lossy."""
         content = self._encoded(voxels)
         put(name, content, "application/octet-stream", self.compress)
         return digest_of_bytes(content) if self.lossy else b""
@@ -128,7 +128,7 @@ class PrecomputedLevel:
         content = self._content(part)
         x, y, z = (axis.stop - axis.start for axis in part)
         shape = (x, y, z, self.channels)
-        if self.encoding == "compressed_segmentation":  # what is damaged would end the process that decodes it
+        if self.encoding == "compressed_segmentation":  # the decoder crashes on damaged data
             damage = segmentation_damage(content, shape, SEGMENTATION_BLOCK, np.dtype(self.dtype).itemsize)
             if damage:
                 raise ValueError(f"{self.files.url}/{self._name(part)} does not decode: {damage}")
@@ -138,11 +138,11 @@ class PrecomputedLevel:
     def _content(self, part: Region) -> bytes:
         content = self.files.get(self._name(part))
         if content is None:
-            raise FileNotFoundError(f"{self.files.url}/{self._name(part)} was written, and is not there any more.")
+            raise FileNotFoundError(f"{self.files.url}/{self._name(part)} was written, but is missing now.")
         return content
 
     def _chunks(self, region: Region) -> Iterator[Region]:
-        """Chunks that a region crosses, as regions of the level; at its end they are cut."""
+        """Yield the chunks that overlap a region, as regions of the level, clipped to it."""
         spans = [
             [
                 slice(first, min(first + size, stop - start))

@@ -1,16 +1,15 @@
-"""Writing blocks into zarr arrays: whole chunks and shards only, each there or not there, never half of one.
+"""Write blocks of whole chunks and shards into zarr arrays, so that a reader never sees a partial chunk.
 
-zarrs, which encodes three times as fast as zarr, opens a chunk's file under its final name and truncates it: a process
-that is killed leaves half of one, and a reader sees it meanwhile. On a local disk a block is therefore encoded into a
-folder of its own beside the chunks, from where each file is moved into place:
+zarrs encodes three times as fast as zarr, but it opens the file of a chunk under its final name and truncates it: a
+reader may see a partial chunk, and a killed process leaves one behind. On a local disk a block is therefore encoded
+into a folder of its own beside the chunks, and each file is then moved into place:
 
     store.zarr/0/zarr.json
     store.zarr/0/c/4/0/7                        <- os.replace
     store.zarr/0/.partial-RUN-BLOCK/c.4.0.7
 
-Readers ask for chunks by name and never see such a folder; `remove_partial` removes those of runs that were killed.
-Shards go there by `zarr_shards`, which holds one encoded chunk of them at a time.
-In a bucket an object appears by its PUT.
+Readers ask for chunks by name and never see such a folder; `remove_partial` removes the folders of killed processes.
+`zarr_shards` writes shards into the folder, one encoded chunk at a time. In a bucket, PUT makes a whole object appear.
 """
 
 from __future__ import annotations
@@ -46,20 +45,20 @@ PIPELINE = "zarrs.ZarrsCodecPipeline"
 OWN_PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 PARTIAL = ".partial-"
 
-# zarr's settings belong to the process: two threads that set and restore them would leave those of one behind.
+# zarr's settings belong to the process: if two threads set and restore them, those of one may stay.
 _settings = threading.Lock()
 
 
 class _Unread(WrapperStore[Any]):
-    """A store to write to: zarr fetches a shard even when all of it is replaced."""
+    """A store that is only written to: zarr would fetch a shard even when all of it is replaced."""
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> None:
-        """Find nothing."""
+        """Return None, as for a missing object."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockArray:
-    """An array that exists, for writing blocks of whole chunks (or shards); safe to use from many threads.
+    """An existing array into which blocks of whole chunks (or shards) are written; safe to use from many threads.
 
     Parameters
     ----------
@@ -68,16 +67,17 @@ class BlockArray:
     shape : tuple of int
         Shape of the array.
     unit : tuple of int
-        Shape of what is stored in one file: shards where there are, or else chunks.
+        Shape of what one file stores: a shard, or a chunk if there are no shards.
     padded : object
-        The array's metadata, with the shape of whole units: zarr then never takes a block at the edge for a part of a
-        chunk, which it would read before it writes.
+        The array's metadata with a shape of whole units, so that zarr does not treat a block at the edge as part of a
+        chunk, which it would read before writing.
     flat : object
-        The same, with which all chunks lie in one folder: making and removing nested ones takes longer than a rename.
+        The same metadata with all chunks in one folder, because making and removing nested folders takes longer than a
+        rename.
     run : str
-        Names folders of blocks being written.
+        Id of the run, part of the names of scratch folders.
     threads : int
-        Threads that encode.
+        Number of threads that encode.
     """
 
     location: str
@@ -91,25 +91,25 @@ class BlockArray:
     _array: Any = field(repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Opened anew where it arrives: a bucket that is open holds credentials.
+        # Opened again in the receiving process, because an open bucket holds credentials.
         return _arrived, (self.location, self.path, self.run, self.padded.zarr_format)
 
     def write_block(self, selection: Sequence[slice], voxels: NDArray[Any]) -> None:
-        """Write a block: every file of it whole, none for units that are all zero.
+        """Write all files of a block; units that are all zero have none.
 
         Parameters
         ----------
         selection : sequence of slice
-            Voxels of the array, begin and end at units (or the array's edge).
+            Voxels of the array; begins and ends at edges of units or of the array.
         voxels : ndarray
             Of the selection's shape.
 
         Raises
         ------
         ValueError
-            For a selection that cuts a unit, or another shape of voxels.
+            The selection cuts a unit, or the voxels have another shape.
         AccessRefusedError
-            The place refuses writing.
+            The store refuses writing.
         """
         box = self._box(selection)
         if voxels.shape != tuple(stop - start for start, stop in box):
@@ -130,13 +130,13 @@ class BlockArray:
                     self._write_shards(shards, folder, scratch, whole, voxels)
 
     def read(self, selection: tuple[slice, ...]) -> NDArray[Any]:
-        """Read voxels that have been written."""
+        """Return voxels that have been written."""
         with clear_errors(self.location):
             return np.asarray(_readable(self.location, self.path, self.run, self.threads, os.getpid())[selection])
 
     @contextmanager
     def _scratch(self) -> Iterator[tuple[Path, Path]]:
-        """Folder of the array, and one in it for files that are being written."""
+        """Make a scratch folder in the folder of the array; yield both."""
         folder = Path(parse_bucket_url(self.location).path) / self.path
         scratch = folder / f"{PARTIAL}{self.run}-{uuid4().hex[:12]}"
         try:
@@ -173,7 +173,7 @@ class BlockArray:
         _move(moves)
 
     def _positions(self, whole: tuple[slice, ...]) -> Iterator[tuple[int, ...]]:
-        """Positions of whole units among those of the array."""
+        """Yield the positions of the units of a selection among the units of the array."""
         ranges = (range(s.start // size, s.stop // size) for s, size in zip(whole, self.unit, strict=True))
         return product(*ranges)
 
@@ -191,16 +191,16 @@ class BlockArray:
 
 @dataclass(frozen=True, slots=True)
 class ZarrLevel:
-    """One array of a store.
+    """One array of a store, as a level of a pyramid.
 
     Parameters
     ----------
     store, path : str
-        Where the array is.
+        URL of the store, and the array in it.
     zarr_format : int
         2 or 3.
     run : str
-        Names the run: a store that is overwritten is another store, although its path is the same.
+        Id of the run: a store that was overwritten is another store, although its path is the same.
     """
 
     store: str
@@ -209,22 +209,22 @@ class ZarrLevel:
     run: str
 
     def write(self, region: Region, voxels: NDArray[Any]) -> bytes:
-        """Write voxels x, y, z(, c) to a region of whole chunks; their hash."""
+        """Write voxels x, y, z(, c) to a region of whole chunks and return their hash."""
         array = self._array()
         array.write_block(self._selection(region, array.shape), voxels.T)
         return digest_of(voxels)
 
     def digest_of(self, region: Region, voxels: NDArray[Any]) -> bytes:
-        """Hash of voxels."""
+        """Return the hash of voxels."""
         del region
         return digest_of(voxels)
 
     def digest(self, region: Region) -> bytes:
-        """Hash of the voxels that are stored in a region."""
+        """Return the hash of the voxels that are stored in a region."""
         return digest_of(self.read(region))
 
     def read(self, region: Region) -> NDArray[Any]:
-        """Voxels of a region as x, y, z(, c)."""
+        """Return the voxels of a region as x, y, z(, c)."""
         array = self._array()
         return array.read(self._selection(region, array.shape)).T
 
@@ -237,18 +237,18 @@ class ZarrLevel:
 
 
 def open_array(location: str, path: str, *, run: str, threads: int | None = None, zarr_format: Any = 3) -> BlockArray:
-    """Open an array of a store for writing blocks; each process opens it once for a run.
+    """Open an array of a store for writing blocks; a process opens it once for each run.
 
     Parameters
     ----------
     location : str
-        Store: a local path or a URL.
+        Local path or URL of the store.
     path : str
         The array in it.
     run : str
-        Names the run: a store that is overwritten is another store, although its location is the same.
+        Id of the run: a store that was overwritten is another store, although its URL is the same.
     threads : int, optional
-        Threads that encode; by default those of the dask worker.
+        Number of threads that encode; by default that of the dask worker.
     zarr_format : int
         2 or 3.
     """
@@ -260,7 +260,7 @@ def _arrived(location: str, path: str, run: str, zarr_format: Any) -> BlockArray
 
 
 def codec_threads() -> int:
-    """Threads for encoding: those of the dask worker, since its own and the codecs' would multiply."""
+    """Return the number of threads of the dask worker, so that its tasks and the codecs share the cores."""
     try:
         return int(get_worker().state.nthreads)
     except ValueError:
@@ -268,14 +268,14 @@ def codec_threads() -> int:
 
 
 def remove_partial(location: str, path: str) -> int:
-    """Remove what killed processes left in the folder of an array or group: blocks, and metadata half written by zarr.
+    """Remove files of killed processes from the folder of an array or group: scratch folders and partial metadata.
 
-    Not while another run writes it.
+    Must not be called while another run writes to the array.
 
     Returns
     -------
     int
-        How many folders and files were removed. Buckets have none.
+        Number of folders and files removed. Buckets have none.
     """
     place = parse_bucket_url(location)
     if place.scheme != "file":
@@ -291,7 +291,7 @@ def remove_partial(location: str, path: str) -> int:
 
 @lru_cache(maxsize=64)
 def _open(location: str, path: str, run: str, threads: int, zarr_format: Any, process: int) -> BlockArray:
-    del process  # part of the key: a parent's connections are not taken up again
+    del process  # part of the cache key: a forked process must not use the connections of its parent
     local = parse_bucket_url(location).scheme == "file"
     with clear_errors(location), _configured(OWN_PIPELINE, threads):
         array = zarr.open_array(open_store(location), path=path, mode="r+", zarr_format=zarr_format)
@@ -316,7 +316,7 @@ def _array(metadata: Any, place: StorePath) -> Any:
 
 
 def _flat(metadata: Any) -> Any:
-    """Metadata with names of chunks that have no folders in them."""
+    """Return metadata whose chunk names contain no folders."""
     if metadata.zarr_format == 2:
         return replace(metadata, dimension_separator=".")
     encoding = {"name": "default", "configuration": {"separator": "."}}
@@ -325,11 +325,11 @@ def _flat(metadata: Any) -> Any:
 
 @contextmanager
 def _configured(pipeline: str, threads: int) -> Iterator[None]:
-    """Set what an array takes up when it is made."""
+    """Set the zarr settings that an array reads when it is made."""
     settings = {
         "codec_pipeline.path": pipeline,
         "threading.max_workers": threads,
-        # zarrs would encode four chunks at a time whatever the number of threads.
+        # By default zarrs encodes four chunks at a time, whatever the number of threads.
         "codec_pipeline.chunk_concurrent_minimum": 1,
         "codec_pipeline.chunk_concurrent_maximum": threads,
     }
@@ -338,7 +338,7 @@ def _configured(pipeline: str, threads: int) -> Iterator[None]:
 
 
 def _move(moves: Iterable[tuple[Path, Path]]) -> None:
-    """Move files of chunks into place; where none was written the chunk is empty, and an older one goes."""
+    """Move files of chunks into place; a chunk without a file is empty, so an older file of it is removed."""
     written = []
     for source, target in moves:
         if source.exists():

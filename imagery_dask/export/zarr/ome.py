@@ -29,9 +29,9 @@ __all__ = ["display", "image_attributes", "label_attributes", "labels_attributes
 
 RGB = ("FF0000", "00FF00", "0000FF")
 WHITE = "FFFFFF"
-# Voxels along x, y, z that are looked at in the middle of a volume.
+# Shape x, y, z of the sample in the middle of a volume whose range is displayed, and the percentiles of that range.
 SAMPLE = (256, 256, 1)
-SHARE = (0.1, 99.9)
+PERCENTILES = (0.1, 99.9)
 
 
 def image_attributes(
@@ -41,7 +41,7 @@ def image_attributes(
     levels: Sequence[Level],
     shown: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """Attributes of an image group with levels ``0``, ``1``, ...
+    """Return the attributes of an image group with levels ``0``, ``1``, ...
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ def image_attributes(
 
 
 def label_attributes(version: OmeVersion, name: str, levels: Sequence[Level], of_image: bool) -> dict[str, Any]:
-    """Attributes of a group of labels, with the image that they label two folders above when there is one."""
+    """Return the attributes of a labels group; `of_image` refers to an image two folders above."""
     label: dict[str, Any] = {"source": {"image": "../../"}} if of_image else {}
     found: dict[str, Any] = {"multiscales": [_multiscale(version, name, False, levels)], "image-label": label}
     if version == "0.4":
@@ -80,14 +80,14 @@ def label_attributes(version: OmeVersion, name: str, levels: Sequence[Level], of
 
 
 def labels_attributes(version: OmeVersion, names: Sequence[str]) -> dict[str, Any]:
-    """Attributes of the group that lists an image's labels."""
+    """Return the attributes of the group that lists an image's labels."""
     if version == "0.4":
         return _dump(Labels04(labels=list(names)))
     return {"ome": _dump(Labels05(version="0.5", labels=list(names)))}
 
 
 def display(volume: Volume) -> dict[str, Any]:
-    """Display range of a volume: all of 8 bit, what a sample in its middle has of other types."""
+    """Return the display range of a volume: 0 to 255 for 8 bit, else the range of a sample in its middle."""
     channels = int(volume.array.shape[3]) if volume.channels else 1
     names = [volume.name] if channels == 1 else [str(index) for index in range(channels)]
     dtype = np.dtype(volume.array.dtype)
@@ -104,20 +104,20 @@ def display(volume: Volume) -> dict[str, Any]:
         limits = (low, low + max(1.0, abs(low)))
     if low == high:
         return omero(names, limits, limits)
-    first, last = (float(value) for value in np.percentile(sample, SHARE))
-    # Where few voxels differ from the others, percentiles do not differ.
+    first, last = (float(value) for value in np.percentile(sample, PERCENTILES))
+    # Percentiles are equal if few voxels differ from the others.
     return omero(names, limits, (first, last) if first < last else (low, high))
 
 
 def omero(names: Sequence[str], limits: tuple[float, float], window: tuple[float, float]) -> dict[str, Any]:
-    """Display of an image's channels.
+    """Return the display settings of an image's channels.
 
     Parameters
     ----------
     names : sequence of str
         Names of the channels.
     limits : tuple of 2 float
-        Least and greatest value that voxels can have.
+        Smallest and largest value of the data type.
     window : tuple of 2 float
         Values that are shown black and white.
     """
@@ -155,7 +155,7 @@ def _multiscale(version: OmeVersion, name: str, channels: bool, levels: Sequence
 
 
 def _sizes(levels: Sequence[Level]) -> list[tuple[float, float, float]]:
-    """Voxel sizes of levels, in voxels of the first where nothing is known of the world."""
+    """Return the voxel sizes of levels, in voxels of the first level if the resolution is unknown."""
     sizes, last = [], (1.0, 1.0, 1.0)
     for level in levels:
         x, y, z = (size * step for size, step in zip(last, level.step, strict=True))
@@ -170,7 +170,7 @@ def _dump(model: Any) -> dict[str, Any]:
 
 
 def _sample(volume: Volume) -> Any:
-    """Finite values of part of the middle slice; none where it cannot be read, which is for its block to report."""
+    """Return finite values of part of the middle slice; none if it cannot be read, which its block will report."""
     x, y, z = (
         slice(start := max(0, (length - size) // 2), start + min(size, length))
         for length, size in zip(volume.shape, SAMPLE, strict=True)

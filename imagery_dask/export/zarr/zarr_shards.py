@@ -1,6 +1,6 @@
-"""Encoding shards of zarr v3, chunk by chunk into a file, so that a task holds one encoded chunk and not all of them.
+"""Encode shards of zarr v3 chunk by chunk into a file, so that a task holds only one encoded chunk in memory.
 
-zarr calls this "sharding_indexed", here with the index at the end:
+The format is zarr's "sharding_indexed" codec with the index at the end:
 
     | chunk | chunk | chunk | ... | offset, size of each chunk in C order, as uint64 | crc32c of these |
 """
@@ -20,7 +20,7 @@ from imagery_dask.storage.files import write_soon
 
 __all__ = ["ShardEncoder", "shard_encoder"]
 
-NOT_THERE = 2**64 - 1
+EMPTY_CHUNK = 2**64 - 1
 WRITTEN_AT_ONCE = 4 * 2**20
 
 
@@ -30,7 +30,7 @@ class ShardEncoder:
     Parameters
     ----------
     chunk, shard : tuple of int
-        Voxels of each.
+        Shape of each in voxels.
     compressor : numcodecs codec or None
         Compression of chunks.
     """
@@ -40,14 +40,14 @@ class ShardEncoder:
         self._counts = tuple(size // part for size, part in zip(shard, chunk, strict=True))
 
     def write(self, voxels: NDArray[Any], file: BinaryIO) -> bool:
-        """Write a shard, which may end early along each axis where the array does.
+        """Write a shard, which may be cut off at the edge of the array.
 
         Returns
         -------
         bool
-            Whether any chunk of it is not empty; nothing has been written where none is.
+            False if all chunks are empty; nothing has been written then.
         """
-        index = np.full((*self._counts, 2), NOT_THERE, dtype="<u8")
+        index = np.full((*self._counts, 2), EMPTY_CHUNK, dtype="<u8")
         offset = 0
         for position in product(*(range(count) for count in self._counts)):
             content = self._encoded(voxels, position)
@@ -72,14 +72,14 @@ class ShardEncoder:
             whole = np.zeros(self._chunk, part.dtype)
             whole[tuple(slice(0, size) for size in part.shape)] = part
             part = whole
-        # By bytes: -0.0 is no fill value.
+        # Bytes are compared, because -0.0 is not the fill value.
         if not part.reshape(-1).view(np.uint8).any():
             return None
         return part.data if self._compressor is None else self._compressor.encode(part)
 
 
 def shard_encoder(metadata: Any) -> ShardEncoder | None:
-    """Give the encoder of an array's shards; None where it has none, or is encoded otherwise than we do."""
+    """Return the encoder of an array's shards; None if it has no shards, or shards of another encoding than ours."""
     if metadata.zarr_format != 3 or len(metadata.codecs) != 1 or not isinstance(metadata.codecs[0], ShardingCodec):
         return None
     sharding = metadata.codecs[0]
@@ -94,7 +94,7 @@ def shard_encoder(metadata: Any) -> ShardEncoder | None:
 
 
 def _compressor(codec: Any) -> Any:
-    """Give the codec of numcodecs that writes what a codec of zarr describes."""
+    """Return the numcodecs codec for a zarr codec, or None."""
     if isinstance(codec, BloscCodec):
         shuffles = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
         return numcodecs.Blosc(_word(codec.cname), codec.clevel, shuffles[_word(codec.shuffle)], codec.blocksize)
@@ -104,5 +104,5 @@ def _compressor(codec: Any) -> Any:
 
 
 def _word(value: Any) -> str:
-    """Give the word of an option: zarr has had enumerations of them, and has text since 3.2."""
+    """Return the word of a codec option: an enumeration before zarr 3.2, text since."""
     return str(getattr(value, "value", value))
