@@ -15,8 +15,7 @@ from imagery_dask.export.precomputed.precomputed_options import PrecomputedOptio
 from imagery_dask.export.precomputed.to_precomputed import PrecomputedExport
 from imagery_dask.export.zarr.to_zarr import ZarrExport
 from imagery_dask.export.zarr.zarr_options import ZarrOptions
-from imagery_dask.records.discovery import record_folders
-from imagery_dask.records.runs import Run, runs_in
+from imagery_dask.records.runs import Run, record_folders, runs_in
 
 __all__ = ["KINDS", "export_of", "read_plan", "run_at"]
 

@@ -1,9 +1,9 @@
-"""Shares of a run's blocks, done by processes that know nothing of each other, and which of them are at work.
+"""Parts of an export, written by processes that know nothing of each other, and the leases on them.
 
-The process that does part I of N holds a lease of its own, ``part-I-of-N.json``, while it writes blocks. The lease on
-all of the export is held for a moment by each part that begins or ends, so that one of them makes the empty store and
-the last one finds that it is the last; and for as long as it takes by who writes all of it, which is refused while a
-part is at work.
+The process that does part I of N holds a lease of its own, ``part-I-of-N.json``, while it writes blocks. Each part
+holds the lease on the export for a moment when it starts and when it ends, so that one of them makes the empty store
+and the last one knows that it is the last. A process that writes a whole export holds that lease all the time; it is
+refused while a part is running.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from imagery_dask.storage.files import Files
 
 __all__ = ["Part", "refuse_other_parts", "refuse_parts", "settle_part", "part_holders"]
 
-WRITTEN = re.compile(r"part-(\d+)-of-(\d+)\.json")
-SAID = re.compile(r"(\d+)/(\d+)")
+LEASE_NAME = re.compile(r"part-(\d+)-of-(\d+)\.json")
+TEXT = re.compile(r"(\d+)/(\d+)")
 LOOKS_IN_FLIGHT = 64
 
 
@@ -56,10 +56,10 @@ class Part:
     @classmethod
     def read(cls, text: str) -> Part:
         """Part from text such as ``3/8``."""
-        found = SAID.fullmatch(text.strip())
-        if found is None:
+        numbers = TEXT.fullmatch(text.strip())
+        if numbers is None:
             raise ValueError(f"A part is I/N, two whole numbers such as 3/8; got {text!r}.")
-        return cls(int(found[1]), int(found[2]))
+        return cls(int(numbers[1]), int(numbers[2]))
 
     def __str__(self) -> str:
         return f"part {self.part} of {self.of}"
@@ -70,57 +70,53 @@ class Part:
         return f"part-{self.part}-of-{self.of}.json"
 
     def of_blocks(self, blocks: int) -> NDArray[np.bool_]:
-        """Which of so many blocks it has, by number."""
-        found = np.zeros(blocks, bool)
-        found[self.part - 1 :: self.of] = True
-        return found
+        """Mark the blocks of this part, by number."""
+        mask = np.zeros(blocks, bool)
+        mask[self.part - 1 :: self.of] = True
+        return mask
 
 
 def part_holders(files: Files) -> Iterator[tuple[Part, dict[str, Any]]]:
-    """Parts with a lease, and who holds it or held it until a crash (`holder_of`)."""
-    for name in _names(files):
-        held = holder_of(files, name)
+    """Return the parts with a lease, and the process that holds it or held it until it crashed (`holder_of`)."""
+    for part in _parts(files):
+        held = holder_of(files, part.file)
         if held is not None:
-            yield _part_of(name), held
+            yield part, held
 
 
-def refuse_parts(files: Files, out: str) -> None:
-    """Raise `TargetBusyError` while a part is at work; leases of parts that crashed are removed."""
-    _refuse(files, out, _names(files))
+def refuse_parts(files: Files, url: str) -> None:
+    """Raise `TargetBusyError` while a part is running; remove the leases of parts that crashed."""
+    _refuse(files, url, _parts(files))
 
 
-def refuse_other_parts(files: Files, out: str, share: Part) -> None:
-    """Raise `TargetBusyError` while a part of another number of parts is at work: it has blocks of this one."""
-    _refuse(files, out, [name for name in _names(files) if _part_of(name).of != share.of])
+def refuse_other_parts(files: Files, url: str, part: Part) -> None:
+    """Raise `TargetBusyError` while a part of another number of parts is running: it has blocks of this one."""
+    _refuse(files, url, [other for other in _parts(files) if other.of != part.of])
 
 
-def settle_part(files: Files, out: str, share: Part) -> None:
-    """Raise `TargetBusyError` while another process does this part; its lease is removed where that crashed."""
-    if share.file in _names(files):
-        with Lease(files, f"{share} of {out}", share.file):
+def settle_part(files: Files, url: str, part: Part) -> None:
+    """Raise `TargetBusyError` while another process does this part; remove its lease if that process crashed."""
+    if part in _parts(files):
+        with Lease(files, f"{part} of {url}", part.file):
             pass
 
 
-def _refuse(files: Files, out: str, names: list[str]) -> None:
-    def look(name: str) -> None:
-        with Lease(files, f"{_part_of(name)} of {out}", name):
-            pass  # it was over, and is gone now
+def _refuse(files: Files, url: str, parts: list[Part]) -> None:
+    def settle(part: Part) -> None:
+        with Lease(files, f"{part} of {url}", part.file):
+            pass  # the process had crashed; the lease is removed at the end
 
-    if names:
+    if parts:
         with ThreadPoolExecutor(LOOKS_IN_FLIGHT) as threads:
             try:
-                list(threads.map(look, names))
+                list(threads.map(settle, parts))
             except TargetBusyError as error:
                 raise TargetBusyError(
-                    f"{error} All of an export, or another number of parts, waits for them."
+                    f"{error} A whole export, or another number of parts, has to wait for them."
                 ) from None
 
 
-def _names(files: Files) -> list[str]:
-    return sorted(name for name in files.names("part-") if WRITTEN.fullmatch(name))
-
-
-def _part_of(name: str) -> Part:
-    found = WRITTEN.fullmatch(name)
-    assert found is not None
-    return Part(int(found[1]), int(found[2]))
+def _parts(files: Files) -> list[Part]:
+    """List the parts whose leases exist."""
+    names = (LEASE_NAME.fullmatch(name) for name in files.names("part-"))
+    return sorted((Part(int(name[1]), int(name[2])) for name in names if name), key=lambda part: part.file)

@@ -1,18 +1,24 @@
-"""Which runs have written to a store, and how far each came."""
+"""Runs that have written to a target: where their records are, and how far they came."""
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from imagery_dask.records.journal import Records
-from imagery_dask.storage.files import Files
+from imagery_dask.storage.files import Files, records_folder, split_prefix
 
-__all__ = ["Run", "now", "remove_unplanned", "runs_in"]
+__all__ = ["Run", "now", "record_folders", "remove_unplanned", "runs_in"]
 
 PLAN = "plan.json"
+ENDING = ".receipts"
+# Of slices, records are named after what is shown, too: `SliceExport.records`.
+OF_SLICES = ("imagery", "masks", "labels", "overlay")
 # Keys of the file, and the fields of `Run` that they hold.
 KEYS = {name: name for name in ("place", "created", "begun", "finished", "swapping", "plan")} | {"place": "url"}
 
@@ -53,6 +59,33 @@ class Run:
         content = {key: getattr(run, name) for key, name in KEYS.items()}
         run.records.put(PLAN, content)
         return run
+
+
+def record_folders(url: str) -> Iterator[Files]:
+    """List the records folders of a target."""
+    url = url.removeprefix("precomputed://").rstrip("/")
+    if url.endswith(ENDING):
+        yield Files.at(url)
+        return
+    yield records_folder(url)
+    try:
+        files, stem = split_prefix(url)
+    except ValueError:  # the root of a bucket
+        return
+    for name in sorted(_names(files, stem)):
+        yield Files.at(f"{files.url}/{name}")
+
+
+def _names(files: Files, stem: str) -> set[str]:
+    """Names of the records folders of slices."""
+    pattern = re.compile(rf"\.{re.escape(stem)}_({'|'.join(OF_SLICES)})\.[0-9a-f]{{8}}{re.escape(ENDING)}")
+    if files.folder is not None:
+        if not files.folder.is_dir():
+            return set()
+        return {name for name in os.listdir(files.folder) if pattern.fullmatch(name)}
+    # By prefixes that none of the pictures has: there may be a million of them.
+    names = (name for what in OF_SLICES for name in files.names(f".{stem}_{what}."))
+    return {first for name in names if pattern.fullmatch(first := name.partition("/")[0])}
 
 
 def runs_in(files: Files) -> list[Run]:

@@ -160,20 +160,22 @@ class ReadDownsampled:
 
     def __call__(self) -> NDArray[Any]:
         """Voxels of the region; the level above is held a piece at a time."""
-        out: NDArray[Any] | None = None
         start = [part.start for part in self.region]
-        for piece in _pieces(self.region, self.unit):
-            finer = tuple(
-                slice(part.start * step, min(part.stop * step, size))
-                for part, step, size in zip(piece, self.step, self.above, strict=True)
-            )
-            small = kernels.downsample(self.store.read((finer[0], finer[1], finer[2])), self.step, self.labels)
-            if out is None:
-                shape = [part.stop - part.start for part in self.region]
-                out = np.empty((*shape, *small.shape[3:]), small.dtype, order="F")
-            out[tuple(slice(p.start - s, p.stop - s) for p, s in zip(piece, start, strict=True))] = small
-        assert out is not None  # no region is empty
+        first, *others = _pieces(self.region, self.unit)  # no region is empty
+        shape = [part.stop - part.start for part in self.region]
+        small = self._piece(first)
+        out = np.empty((*shape, *small.shape[3:]), small.dtype, order="F")
+        for piece, voxels in itertools.chain([(first, small)], ((piece, self._piece(piece)) for piece in others)):
+            out[tuple(slice(p.start - s, p.stop - s) for p, s in zip(piece, start, strict=True))] = voxels
         return out
+
+    def _piece(self, piece: Region) -> NDArray[Any]:
+        """Voxels of a part of the region."""
+        x, y, z = (
+            slice(part.start * step, min(part.stop * step, size))
+            for part, step, size in zip(piece, self.step, self.above, strict=True)
+        )
+        return kernels.downsample(self.store.read((x, y, z)), self.step, self.labels)
 
 
 def plan_levels(

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from imagery_dask.cluster import WorkerResources
 from imagery_dask.export.core.base import BlockReads, Export, plan_of
+from imagery_dask.export.core.inputs import Volume, source_levels
 from imagery_dask.export.core.plans import ExportPlan, StageBlocks, voxels_decided_by
 from imagery_dask.export.core.preview import Preview
 from imagery_dask.export.core.run_states import StartedRun
-from imagery_dask.export.multiscale.laid_out import Multiscale
+from imagery_dask.export.multiscale.level_layout import LevelLayout, checked_shards, default_chunks, lay_out
 from imagery_dask.export.multiscale.level_previews import level_previews
 from imagery_dask.export.multiscale.levels import LevelStore, LevelTasks, VolumeLevels, plan_levels
 from imagery_dask.export.multiscale.volume_options import VolumeOptions
+from imagery_dask.geometry.grid import XYZ
+from imagery_dask.geometry.pyramid import Level, Levels, pyramid
+from imagery_dask.geometry.vec import Vec3
 from imagery_dask.records.journal import records_of
 from imagery_dask.run import BlockTask
 from imagery_dask.run.chain import Chain
@@ -22,7 +27,49 @@ from imagery_dask.serialization import to_json
 from imagery_dask.storage.files import Files
 from imagery_dask.storage.targets import FolderTarget
 
-__all__ = ["VolumeExport", "volume_previews", "volume_reads"]
+__all__ = ["Multiscale", "VolumeExport", "multiscale_of", "volume_previews", "volume_reads"]
+
+
+@dataclass(frozen=True, slots=True)
+class Multiscale:
+    """The levels of a volume, with their chunks.
+
+    Parameters
+    ----------
+    export : VolumeLevels
+        What is computed.
+    layouts : tuple of LevelLayout
+        Chunks and shards of each level.
+    """
+
+    export: VolumeLevels
+    layouts: tuple[LevelLayout, ...]
+
+    @property
+    def volume(self) -> Volume:
+        """What level 0 is made of."""
+        return self.export.volumes[0]
+
+
+def multiscale_of(volume: Volume, levels: Levels, chunks: XYZ | None, shards: Any = None) -> Multiscale:
+    """Lay out the levels of a volume.
+
+    Raises
+    ------
+    ValueError
+        For shards that are not whole chunks, and levels of a source that has none.
+    """
+    chunks = chunks or default_chunks(volume.array.dtype.itemsize)
+    shards = checked_shards(shards, chunks)
+    if levels != "source":
+        geometry = pyramid(volume.shape, volume.resolution_nm, volume.translation_nm, levels)
+        layouts, stages = lay_out(geometry, chunks, shards, volume.voxel_bytes)
+        return Multiscale(VolumeLevels((volume,), geometry, stages), layouts)
+    volumes = source_levels(volume)
+    geometry = tuple(Level(one.shape, Vec3(1, 1, 1), one.resolution_nm, one.translation_nm) for one in volumes)
+    laid_out = [lay_out([level], chunks, shards, volume.voxel_bytes) for level in geometry]
+    stages = tuple(replace(stage, first=index, last=index) for index, (_, (stage,)) in enumerate(laid_out))
+    return Multiscale(VolumeLevels(volumes, geometry, stages), tuple(layout for (layout,), _ in laid_out))
 
 
 class VolumeExport(Export):
@@ -50,15 +97,15 @@ class VolumeExport(Export):
     @property
     def fingerprint_fields(self) -> dict[str, Any]:
         """Fields that determine the output voxels, by name."""
-        found: dict[str, Any] = {"format": self.kind}
+        fields: dict[str, Any] = {"format": self.kind}
         for multiscale in self.multiscales:
-            found |= voxels_decided_by(multiscale.volume)
-            found[f"{multiscale.volume.name} levels"] = len(multiscale.export.levels)
+            fields |= voxels_decided_by(multiscale.volume)
+            fields[f"{multiscale.volume.name} levels"] = len(multiscale.export.levels)
             for index, level in enumerate(multiscale.export.levels):
-                found[f"{multiscale.volume.name} level {index} shape"] = list(level.shape)
-                found[f"{multiscale.volume.name} level {index} step"] = list(level.step)
-                found[f"{multiscale.volume.name} level {index} resolution_nm"] = to_json(level.resolution_nm)
-        return found
+                fields[f"{multiscale.volume.name} level {index} shape"] = list(level.shape)
+                fields[f"{multiscale.volume.name} level {index} step"] = list(level.step)
+                fields[f"{multiscale.volume.name} level {index} resolution_nm"] = to_json(level.resolution_nm)
+        return fields
 
     @property
     def records(self) -> Files | None:

@@ -1,1 +1,5 @@
-"""planning."""
+"""Estimate what an export takes before it is run: `plan_export`.
+
+May import `export.core` and `export.execution`. Begin with `estimate`, which scales what `sampling` measures on a few
+blocks, in a process of their own.
+"""

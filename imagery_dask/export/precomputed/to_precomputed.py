@@ -24,10 +24,15 @@ from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.core.run_states import StartedRun
 from imagery_dask.export.core.writer_arguments import describe_run
 from imagery_dask.export.execution.execute import execute
-from imagery_dask.export.multiscale.laid_out import Multiscale, multiscale_of
 from imagery_dask.export.multiscale.level_layout import default_chunks
 from imagery_dask.export.multiscale.levels import LevelStore
-from imagery_dask.export.multiscale.volumes import VolumeExport, volume_previews, volume_reads
+from imagery_dask.export.multiscale.volumes import (
+    Multiscale,
+    VolumeExport,
+    multiscale_of,
+    volume_previews,
+    volume_reads,
+)
 from imagery_dask.export.precomputed.precomputed_level import SEGMENTATION_BLOCK, PrecomputedLevel
 from imagery_dask.export.precomputed.precomputed_options import COMPRESSIBLE, LABEL_ENCODINGS, PrecomputedOptions
 from imagery_dask.geometry.pyramid import Level, Levels

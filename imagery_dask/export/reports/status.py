@@ -11,11 +11,10 @@ from typing import Any, Literal
 
 from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.export.reports.block_states import Outcomes, outcomes_of, recent_rate
-from imagery_dask.records.discovery import record_folders
 from imagery_dask.records.drivers import Driver, driver_of
 from imagery_dask.records.lease import holder_of, is_held
 from imagery_dask.records.parts import part_holders
-from imagery_dask.records.runs import Run, runs_in
+from imagery_dask.records.runs import Run, record_folders, runs_in
 from imagery_dask.storage.files import Files, records_folder
 from imagery_dask.storage.zarr_stores import clear_errors
 

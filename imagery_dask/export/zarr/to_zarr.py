@@ -24,9 +24,14 @@ from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.core.run_states import StartedRun
 from imagery_dask.export.core.writer_arguments import describe_run
 from imagery_dask.export.execution.execute import execute
-from imagery_dask.export.multiscale.laid_out import Multiscale, multiscale_of
 from imagery_dask.export.multiscale.levels import LevelStore
-from imagery_dask.export.multiscale.volumes import VolumeExport, volume_previews, volume_reads
+from imagery_dask.export.multiscale.volumes import (
+    Multiscale,
+    VolumeExport,
+    multiscale_of,
+    volume_previews,
+    volume_reads,
+)
 from imagery_dask.export.zarr import ome
 from imagery_dask.export.zarr.block_array import ZarrLevel, remove_partial
 from imagery_dask.export.zarr.zarr_options import Codec, OmeVersion, ZarrOptions
