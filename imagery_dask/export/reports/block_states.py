@@ -1,4 +1,4 @@
-"""What the records of a run say of each block, and of when the run worked: arrays of a million blocks, in a second."""
+"""Read the state of each block, and the times of work, from the records of a run; vectorised for millions of blocks."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from imagery_dask.records.journal import Records
 
 __all__ = ["STATES", "Burst", "Outcomes", "bursts_of", "outcomes_of", "recent_rate"]
 
-# Each hides those before it, where one colour or word has to do for several blocks.
+# In ascending order: where one colour stands for several blocks, it is that of the last state among them.
 STATES = ("done", "repeated", "zero roots", "missing chunks", "not done", "failed", "damaged")
 DONE, REPEATED, ZERO_ROOTS, MISSING, NOT_DONE, FAILED, BROKEN = range(len(STATES))
 
-# Longer than a run waits between blocks: nobody was at work.
+# A longer time without a block is a pause between calls.
 PAUSE_S = 60.0
-# What is called the rate now.
+# The current rate is that of the last so many seconds.
 RECENT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """What became of the blocks of a run so far.
+    """State of the blocks of a run.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class Outcomes:
     damaged : tuple of int
         Blocks that `verify` found damaged.
     states : ndarray of uint8
-        By number of a block, which of `STATES` it is in.
+        Index into `STATES` for each block.
     """
 
     receipts: NDArray[Any]
@@ -47,7 +47,7 @@ class Outcomes:
 
     @property
     def repeats(self) -> int:
-        """Attempts at blocks that were repeated."""
+        """Number of repeated attempts at blocks."""
         attempts = int((self.receipts["attempts"].astype(np.int64) - 1).clip(0).sum())
         return attempts + sum(max(0, int(line.get("attempts", 1)) - 1) for line in self.failed.values())
 
@@ -57,25 +57,25 @@ class Outcomes:
         return dict(zip(STATES, np.bincount(self.states, minlength=len(STATES)).tolist(), strict=True))
 
     def total(self, name: str) -> int:
-        """Sum of a field of the receipts."""
+        """Return the sum of a field of the receipts."""
         return int(self.receipts[name].sum(dtype=np.uint64))
 
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """A time in which blocks were worked on without a pause, s since 1970."""
+    """Time in which blocks were processed without a pause, in seconds since 1970."""
 
     start: float
     stop: float
 
     @property
     def seconds(self) -> float:
-        """How long it was."""
+        """Duration in seconds."""
         return self.stop - self.start
 
 
 def outcomes_of(records: Records, blocks: int) -> Outcomes:
-    """Read what became of the blocks of a run of so many."""
+    """Read the state of all blocks of a run from its records."""
     receipts = records.receipts()
     receipts = receipts[receipts["block"] < blocks]
     done = np.zeros(blocks, bool)
@@ -98,12 +98,12 @@ def outcomes_of(records: Records, blocks: int) -> Outcomes:
 
 
 def bursts_of(receipts: NDArray[Any]) -> list[Burst]:
-    """Find times of work, oldest first: blocks of one overlap, or follow each other within a minute."""
+    """Return times of work, oldest first; pauses between them are longer than a minute."""
     if not len(receipts):
         return []
     by_time = receipts[np.argsort(receipts["finished"], kind="stable")]
     stops = by_time["finished"]
-    # When the first of this block and all that finished later was begun.
+    # Earliest start among this block and all that finished later.
     begun = np.minimum.accumulate((stops - by_time["seconds"])[::-1])[::-1]
     first = np.concatenate([[0], np.flatnonzero(begun[1:] - stops[:-1] > PAUSE_S) + 1])
     last = np.concatenate([first[1:] - 1, [len(stops) - 1]])
@@ -111,19 +111,19 @@ def bursts_of(receipts: NDArray[Any]) -> list[Burst]:
 
 
 def recent_rate(receipts: NDArray[Any], now: float | None = None) -> tuple[float, float] | None:
-    """Blocks and bytes per second over the last minutes of the last time of work.
+    """Return blocks and bytes per second over the last minutes of the last time of work.
 
     Parameters
     ----------
     receipts : ndarray of RECEIPT
         Receipts of a run.
     now : float, optional
-        The moment that counts as the end, of a run that goes on.
+        Current time, for a run in progress.
 
     Returns
     -------
     tuple of float or None
-        None where nothing was done, or where a run that goes on has not finished a block since its last pause.
+        None if no block is done, or if a run in progress has not finished a block since its last pause.
     """
     bursts = bursts_of(receipts)
     if not bursts:
@@ -131,15 +131,15 @@ def recent_rate(receipts: NDArray[Any], now: float | None = None) -> tuple[float
     last = bursts[-1]
     stop = last.stop if now is None else max(now, last.stop)
     start = max(last.start, last.stop - RECENT_S)
-    of_late = receipts[receipts["finished"] > start]
-    if stop - last.stop > PAUSE_S + 2 * float(of_late["seconds"].max(initial=0)):
+    recent = receipts[receipts["finished"] > start]
+    if stop - last.stop > PAUSE_S + 2 * float(recent["seconds"].max(initial=0)):
         return None
     seconds = max(stop - start, 1e-3)
-    return len(of_late) / seconds, int(of_late["written_bytes"].sum(dtype=np.uint64)) / seconds
+    return len(recent) / seconds, int(recent["written_bytes"].sum(dtype=np.uint64)) / seconds
 
 
 def _failures(lines: Iterable[dict[str, Any]], done: NDArray[np.bool_]) -> dict[int, dict[str, Any]]:
-    """Last failure of each block that is not done."""
+    """Return the last failure of each block that is not done."""
     last: dict[int, dict[str, Any]] = {}
     for line in lines:
         block = int(line["block"])

@@ -1,4 +1,4 @@
-"""Pictures of a run as SVG: how fast it was over time, and in which state each of its blocks is."""
+"""Draw a run as SVG: its throughput over time, and the state of each block."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CELL = (2.0, 13.0)
 
 
 def throughput(receipts: NDArray[Any]) -> Markup:
-    """Draw bytes and blocks per second over time; pauses between calls are cut short, and say how long they were."""
+    """Draw bytes and blocks per second over time; pauses between calls are shortened and labelled."""
     bursts = _fewer(bursts_of(receipts))
     spans = _spans(bursts)
     edges = [np.linspace(b.start, b.stop, _bins(b, bursts, len(receipts)) + 1) for b in bursts]
@@ -87,7 +87,7 @@ def _slab(cells: NDArray[np.uint8], label: str, blocks: NDArray[np.uint8], most:
     paths = "".join(
         f'<path class="{STATES[state].split()[0]}" d="{_squares(cells == state)}"/>' for state in np.unique(cells)
     )
-    # Not by color alone: what is wrong is crossed out.
+    # Failed and damaged blocks are crossed out too, for readers who do not see the colours.
     paths += f'<path class="cross" d="{_crosses(cells >= FAILED)}"/>' if (cells >= FAILED).any() else ""
     return (
         f'<div class="slab"><svg viewBox="0 0 {columns} {rows}" width="{columns * side:.0f}" height="{rows * side:.0f}"'

@@ -44,12 +44,12 @@ LONG = 300
 
 
 def checked_report(path: str | os.PathLike[str] | None, out: str) -> str | None:
-    """Refuse a place that no report can be written to, before any work.
+    """Return the path of the report as text; raise if no report can be written there.
 
     Raises
     ------
     ValueError, OSError
-        It is a folder, within the store, or cannot be written.
+        The path is a folder, is inside the store, or cannot be written.
     """
     if path is None:
         return None
@@ -70,7 +70,7 @@ def checked_report(path: str | os.PathLike[str] | None, out: str) -> str | None:
 
 @contextmanager
 def reported(export: Export, run: StartedRun, report: RunReport, path: str | None) -> Iterator[None]:
-    """Write the report of what is done within, however that ends."""
+    """Write a report when the block ends, also if it ends with an error."""
     if path is None:
         yield
         return
