@@ -264,3 +264,9 @@ def test_every_type_is_exact(tmp_path: Path, threads: Client, dtype: str) -> Non
     data = coordinate_volume((50, 40, 30)).astype(dtype)
     to_zarr(data, f"file://{tmp_path}/out.zarr", chunks=CHUNKS, cluster=threads, progress=False)
     np.testing.assert_array_equal(written(tmp_path / "out.zarr"), data, strict=True)
+
+
+def test_voxels_of_another_byte_order_are_written(tmp_path: Path) -> None:
+    voxels = np.arange(512, dtype=">u2").reshape(8, 8, 8)
+    to_zarr(voxels, tmp_path / "o.zarr", levels=2, progress=False)
+    np.testing.assert_array_equal(np.asarray(zarr.open_array(tmp_path / "o.zarr", path="0", mode="r")[...]).T, voxels)

@@ -125,3 +125,16 @@ def test_masked_arrays_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"masked.*da\.ma\.filled"):
         to_zarr(masked, tmp_path / "out", progress=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_levels_of_the_source_leave_placeholders_out(tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(1, 2**60, size=(32, 32, 16), dtype=np.uint64)
+    segmentation = write_volume(tmp_path / "seg", ids, layer_type="segmentation", mips=3, placeholder_mip=True)
+    image = write_volume(tmp_path / "em", np.ones((64, 64, 16), np.uint8), resolution=(4, 4, 40), mips=2)
+    client = ImageryClient(image_source=image, segmentation_source=segmentation)
+    data = client.dataset([[0, 0, 0], [64, 64, 16]], image_mip=0, segmentation_mip=1)
+    report = to_zarr(data, tmp_path / "o.zarr", levels="source", progress=False)
+    levels = dict(zarr.open_group(tmp_path / "o.zarr", path="labels/segmentation", mode="r").arrays())
+    assert [levels[name].shape for name in sorted(levels)] == [(16, 64, 64), (16, 16, 16), (16, 8, 8)]
+    assert all((np.asarray(level[...]) != 0).all() for level in levels.values())
+    assert report.counts.missing == 0

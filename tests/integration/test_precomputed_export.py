@@ -13,6 +13,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
+from click.testing import CliRunner
 from cloudfiles import CloudFiles
 from cloudvolume import CloudVolume
 from distributed import Client
@@ -21,6 +22,7 @@ from support.streams import without_dashboard
 from support.volumes import coordinate_volume, delete_chunks, random_labels, smooth_image, write_volume
 
 from imagery_dask import ImageryClient, to_precomputed, to_zarr
+from imagery_dask.cli.main import commands
 from imagery_dask.errors import BlockFailedError
 from imagery_dask.export.precomputed.precomputed_level import PrecomputedLevel
 from imagery_dask.kernels import downsample
@@ -586,3 +588,45 @@ def test_a_store_of_another_kind_is_no_volume(tmp_path: Path, image: Any) -> Non
     with pytest.raises(FileExistsError, match="is not a precomputed volume"):
         to_precomputed(image, tmp_path / "out", overwrite=True, **PLACE, **OPTIONS)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("folder", ["image", "segmentation"])
+def test_a_precomputed_volume_with_a_foreign_folder_is_not_replaced(tmp_path: Path, folder: str) -> None:
+    to_precomputed(np.ones((8, 8, 8), np.uint8), tmp_path / "o", progress=False, **PLACE)
+    foreign = tmp_path / "o" / folder / "notes.txt"
+    foreign.parent.mkdir()
+    foreign.write_text("mine")
+    with pytest.raises(FileExistsError, match=f"holds '{folder}'"):
+        to_precomputed(np.ones((8, 8, 8), np.uint8), tmp_path / "o", overwrite=True, progress=False, **PLACE)
+    assert foreign.read_text() == "mine"
+
+
+@pytest.mark.parametrize("encoding", ["compressed_segmentation", "compresso", "crackle"])
+def test_ids_of_several_channels_are_refused_by_encodings_of_one(tmp_path: Path, encoding: str) -> None:
+    ids = np.ones((8, 8, 8, 3), np.uint64)
+    with pytest.raises(ValueError, match=f"{encoding} cannot hold uint64 with 3 channels"):
+        to_precomputed(ids, tmp_path / "o", encoding=encoding, progress=False, **PLACE)
+    assert not (tmp_path / "o").exists()
+    to_precomputed(ids, tmp_path / "o", progress=False, **PLACE)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"encoding": "jpeg", "quality": -5}, "quality of jpeg must be a whole number from .* to 100"),
+        ({"encoding": "png", "quality": 50}, "quality of png must be a whole number from .* to 9"),
+        ({"encoding": {"imagery": "jpeg"}}, "encoding names .*imagery"),
+    ],
+)
+def test_options_are_refused_before_anything_is_written(tmp_path: Path, options: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        to_precomputed(np.ones((8, 8, 8), np.uint8), tmp_path / "o", progress=False, **PLACE, **options)
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_command_line_writes_small_ids(tmp_path: Path) -> None:
+    source = write_volume(tmp_path / "seg", np.ones((16, 16, 16), np.uint16), layer_type="segmentation")
+    bounds = [str(value) for value in (0, 0, 0, 16, 16, 16)]
+    arguments = ["export", "precomputed", str(tmp_path / "o"), "--segmentation-source", source, "--bounds", *bounds]
+    result = CliRunner().invoke(commands, arguments)
+    assert result.exit_code == 0, result.output

@@ -507,3 +507,24 @@ def test_an_export_that_is_refused_computes_nothing(
         to_zarr(array, in_s3, progress=False)
     with pytest.raises(ValueError, match="memory of this process"):
         to_zarr(array, "memory://nowhere/out.zarr", cluster=processes, progress=False)
+
+
+@pytest.mark.parametrize("folder", ["2024", "c"])
+def test_a_zarr_store_with_a_foreign_folder_is_not_replaced(tmp_path: Path, folder: str) -> None:
+    to_zarr(np.ones((8, 8, 8), np.uint8), tmp_path / "o.zarr", progress=False)
+    foreign = tmp_path / "o.zarr" / folder / "notes.txt"
+    foreign.parent.mkdir()
+    foreign.write_text("mine")
+    with pytest.raises(FileExistsError, match=f"holds '{folder}'"):
+        to_zarr(np.ones((8, 8, 8), np.uint8), tmp_path / "o.zarr", overwrite=True, progress=False)
+    assert foreign.read_text() == "mine"
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_an_array_that_zarr_wrote_is_replaced(tmp_path: Path, zarr_format: Any) -> None:
+    encoding = {"name": "v2", "separator": "."} if zarr_format == 2 else None
+    zarr.create_array(
+        tmp_path / "o.zarr", data=np.ones((8, 8, 8)), chunks=(4, 4, 4), zarr_format=zarr_format,
+        chunk_key_encoding=encoding,
+    )  # fmt: skip
+    to_zarr(np.ones((8, 8, 8), np.uint8), tmp_path / "o.zarr", overwrite=True, progress=False)
