@@ -15,8 +15,6 @@ from distributed import LocalCluster
 from support.streams import without_dashboard
 
 from imagery_dask.cli import main
-from imagery_dask.cli.cmd_info import human_bytes
-from imagery_dask.cli.param_types import RootIdsType, ShapeType
 
 ROOT = 864691135000000001
 START = (-16, 8, 5)
@@ -211,26 +209,3 @@ def test_what_exists_is_kept(run: Any, sources: dict[str, str], cluster: str, tm
 def test_unknown_command_is_code_2(run: Any) -> None:
     assert run("exprot")[0] == 2
     assert run("export", "tiff", "out")[0] == 2
-
-
-def test_root_ids_are_read(tmp_path: Path) -> None:
-    file = tmp_path / "ids.txt"
-    file.write_text(f"{ROOT}, {ROOT + 1}\n{2**64 - 1}\t5\n")
-    read = RootIdsType().convert
-    assert read("all", None, None) == "all"
-    assert read("none", None, None) is None
-    assert read(f"{ROOT}", None, None) == [ROOT]
-    assert read(f"{ROOT},{ROOT + 1}", None, None) == [ROOT, ROOT + 1]
-    assert read(f"@{file}", None, None) == [ROOT, ROOT + 1, 2**64 - 1, 5]
-
-
-def test_chunks_are_read() -> None:
-    assert ShapeType().convert("128,64,16", None, None) == (128, 64, 16)
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (131072, "131 kB"), (3.4e12, "3.4 TB"), (5e18, "5e+03 PB")],
-)
-def test_bytes_for_people(count: float, text: str) -> None:
-    assert human_bytes(count) == text

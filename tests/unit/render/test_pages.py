@@ -1,4 +1,4 @@
-"""Pages and their bytes, read back with Pillow and imageio; names and plans of slice exports."""
+"""Pages and their bytes, read back with Pillow and imageio."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import pytest
 from PIL import Image
 
 from imagery_dask import kernels
-from imagery_dask.export.images import slice_plan
-from imagery_dask.export.images.slice_files import SliceNames
 from imagery_dask.render import pages
 from imagery_dask.render.pages import Window, encode_page, imagery_page, label_page, mask_page, values_of
 
@@ -119,54 +117,3 @@ def test_labels_are_packed() -> None:
     assert label_page(values[:2, :1], False).dtype == np.uint16
     page = label_page(values, True).astype(int)
     np.testing.assert_array_equal(page[..., 0] * 65_536 + page[..., 1] * 256 + page[..., 2], values.T)
-
-
-def names(axis: int = 2, start: Any = None, tiled: bool = False, shape: Any = (100, 80, 40)) -> SliceNames:
-    return SliceNames("em", axis, shape, start, tiled, "png")
-
-
-@pytest.mark.parametrize(
-    ("called", "expected"),
-    [
-        (names(), "em_slice_3_imagery.png"),
-        (names(shape=(9, 9, 1)), "em_imagery.png"),
-        (names(tiled=True), "em_slice_3_imagery_y20_x10.png"),
-        (names(0, tiled=True), "em_slice_3_imagery_z20_y10.png"),
-        (names(1, tiled=True), "em_slice_3_imagery_z20_x10.png"),
-        (names(start=(0, 0, 21_357)), "em_imagery_z021360.png"),
-        (names(1, (0, 7, 0)), "em_imagery_y000010.png"),
-        (names(start=(-15, 5, 9_999_990), tiled=True), "em_imagery_z09999993_y000025_x-000005.png"),
-        (names(start=(0, 0, -5)), "em_imagery_000003_z-000002.png"),
-        (names(start=(0, 0, 5), shape=(9, 9, 1)), "em_imagery_z000008.png"),
-    ],
-)
-def test_names(called: SliceNames, expected: str) -> None:
-    index = 3 if called.shape[called.axis] > 1 or called.start else 0
-    assert called.name("imagery", index, (10, 20)) == expected
-
-
-@pytest.mark.parametrize("first", [0, 7, 999_995, -5, -20, -1_000_005])
-def test_absolute_names_sort_as_slices_do(first: int) -> None:
-    called = names(start=(0, 0, first), shape=(9, 9, 20))
-    listed = [called.name("imagery", index) for index in range(20)]
-    assert sorted(listed) == listed
-    assert [int(name.rpartition("_z")[2].removesuffix(".png")) for name in listed] == list(range(first, first + 20))
-
-
-def test_slabs_are_as_deep_as_chunks() -> None:
-    edges = ([0, 30, 94, 158, 200], [0, 64, 100], [0, 8, 24, 40, 45])
-    assert slice_plan.plan_slices(edges, 2, None, 1).edges == ((0, 200), (0, 100), (0, 8, 24, 40, 45))
-    assert slice_plan.plan_slices(edges, 2, None, 200 * 100 * 30).edges[2] == (0, 24, 45)
-    assert slice_plan.plan_slices(edges, 2, 128, 1).edges[:2] == ((0, 94, 200), (0, 100))
-    # A tile that is smaller than a chunk cuts it into equal parts.
-    assert slice_plan.plan_slices(edges, 2, 40, 1).edges[1] == (0, 32, 64, 100)
-    assert slice_plan.plan_slices(edges, 0, None, 1).edges == ((0, 30, 94, 158, 200), (0, 100), (0, 45))
-
-
-def test_a_slab_that_does_not_fit_is_refused_with_the_tile_that_does() -> None:
-    edges = (range(0, 32_769, 64), range(0, 32_769, 64), range(0, 129, 64))
-    memory = 4 * 10**9
-    with pytest.raises(ValueError, match=r"32,768x32,768x64 voxels .* 206 GB .* 4 GB .* tile=4096 \(--tile\)"):
-        slice_plan.refuse_too_large(slice_plan.plan_slices(edges, 2, None, 2**25), 2, 1, memory)
-    slice_plan.refuse_too_large(slice_plan.plan_slices(edges, 2, 4096, 2**25), 2, 1, memory)
-    slice_plan.refuse_too_large(slice_plan.plan_slices(edges, 2, None, 2**25), 2, 1, None)

@@ -7,7 +7,6 @@ import time
 import pytest
 from support.settings import Configure
 
-from imagery_dask.humanize import human_time
 from imagery_dask.run import RunReport
 from imagery_dask.run.progress import shown
 
@@ -57,14 +56,3 @@ def test_the_last_line_comes_once_and_after_an_interrupt(
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert len(capfd.readouterr().err.splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0 s"), (0.23, "0.23 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.6, "1 min"), (3600, "1 h"),
-        (3661, "1 h 1 min"), (90_061, "1 d 1 h"),
-    ],
-)  # fmt: skip
-def test_human_time(seconds: float, text: str) -> None:
-    assert human_time(seconds) == text

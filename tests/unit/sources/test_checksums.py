@@ -1,4 +1,4 @@
-"""Checksums of stored files, and names of servers."""
+"""Checksums of stored files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import hashlib
 import pytest
 
 from imagery_dask.sources.checksums import checksum_damage, stored_checksum
-from imagery_dask.sources.transport import server_of
 
 CONTENT = b"123456789"
 CRC32C = base64.b64encode(bytes.fromhex("e3069283")).decode()  # the check value of the CRC's definition
@@ -47,18 +46,3 @@ def test_nothing_to_check(kind: str | None, value: str | None) -> None:
 )
 def test_the_checksum_of_an_object_as_stored(headers: dict[str, str], found: str | None) -> None:
     assert stored_checksum(headers) == found
-
-
-@pytest.mark.parametrize(
-    ("path", "server"),
-    [
-        ("precomputed://https://host:8080/a/b", "https://host:8080"),
-        ("https://user:secret@host/a", "https://host"),
-        ("precomputed://middleauth+https://host/a", "https://host"),
-        ("gs://bucket/a/b", "gs://bucket"),
-        ("s3://bucket", "s3://bucket"),
-        ("s3://https://s3.host:9000/bucket/a", "https://s3.host:9000"),
-    ],
-)
-def test_servers(path: str, server: str) -> None:
-    assert server_of(path) == server

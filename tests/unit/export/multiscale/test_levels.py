@@ -1,57 +1,25 @@
-"""What the tasks of an export are called: by what is done, of what, and which block of its grid it is."""
+"""Names of the tasks of volume exports: what is done, of which layer, and which block of its grid it is."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import dask.array as da
 import numpy as np
-import pytest
 import xarray as xr
+from support.cutouts import remapped
 from support.settings import Configure
-from support.volumes import coordinate_volume, random_labels, write_volume
 
 from imagery_dask import ImageryClient
-from imagery_dask.arrays.lazy import lazy_array, source_of
 from imagery_dask.cluster import WorkerResources
 from imagery_dask.export.core.inputs import as_volumes
-from imagery_dask.export.images.slice_files import SliceNames
-from imagery_dask.export.images.slice_pages import ImageryPages
-from imagery_dask.export.images.slice_plan import plan_slices, storage_edges
-from imagery_dask.export.images.slice_tasks import SliceTasks
 from imagery_dask.export.multiscale.level_layout import lay_out
 from imagery_dask.export.multiscale.levels import LevelTasks, VolumeLevels, plan_levels
 from imagery_dask.geometry.pyramid import pyramid
-from imagery_dask.model.chunkedgraph import ChunkedGraph, RootQuery
-from imagery_dask.model.labels import LabelRule
-from imagery_dask.storage.files import Files
 
 SHAPE = (64, 64, 32)
 CHUNKS = (32, 32, 16)
 BLOCK_BYTES = 32 * 32 * 16
 ROOM = WorkerResources(1, 2**30)
-
-
-@pytest.fixture
-def client(tmp_path: Path) -> ImageryClient:
-    """Open volumes of two resolutions: 8 and 16 nm along x and y."""
-    return ImageryClient(
-        image_source=write_volume(tmp_path / "em", coordinate_volume(SHAPE, dtype=np.uint8), resolution=(8, 8, 40)),
-        segmentation_source=write_volume(
-            tmp_path / "ids", random_labels((32, 32, 32)), resolution=(16, 16, 40), layer_type="segmentation"
-        ),
-        resolution=(8, 8, 40),
-    )
-
-
-def remapped(array: da.Array) -> da.Array:
-    """Give the same cutout of a dynamic segmentation; names are made without asking its server."""
-    source = source_of(array)
-    assert source is not None
-    graph = ChunkedGraph("https://graph.invalid", "t", (32, 32, 32), (0, 0, 0), (16.0, 16.0, 40.0), 5)
-    return lazy_array(replace(source.cutout, labels=LabelRule(query=RootQuery(graph, 1_700_000_000))))
 
 
 def names(data: Any, levels: int = 1) -> list[list[str]]:
@@ -105,21 +73,3 @@ def test_coarser_levels(configure: Configure, client: ImageryClient) -> None:
     for found in below:
         level = int(found[0].split()[3])
         assert found[0] == f"downsample image level {level} z0 y0 x0"
-
-
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_slices_by_the_place_of_their_slab(client: ImageryClient, tmp_path: Path, axis: int) -> None:
-    volumes = as_volumes(client.image_cutout(BOUNDS))
-    plan = plan_slices(storage_edges(volumes), axis, 32, 1)
-    name = SliceNames("em", axis, SHAPE, (0, 0, 0), True, "png")
-    found = [task.name for task in SliceTasks(plan, volumes, ImageryPages(), name, Files.at(tmp_path), "png")]
-    counts = [len(edges) - 1 for edges in plan.edges]
-    assert found == [
-        f"read+write slices z{z} y{y} x{x}"
-        for z in range(counts[2])
-        for y in range(counts[1])
-        for x in range(counts[0])
-    ]
-    both = [*as_volumes(remapped(client.segmentation_cutout(BOUNDS))), *volumes]
-    over = SliceTasks(plan, both, ImageryPages(), name, Files.at(tmp_path), "png")
-    assert over[0].name == "read+remap+resize+write slices z0 y0 x0"
