@@ -1,4 +1,4 @@
-"""From a plan back to the export that it is of."""
+"""Formats by kind, and the export that a plan describes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KINDS: dict[str, Callable[..., Export]] = {
 
 
 def export_of(plan: ExportPlan) -> Export:
-    """Make the export that a plan is of; arrays that were computed are zeros in it."""
+    """Return the export that a plan describes; computed arrays are replaced by zeros."""
     data = data_of(plan.volumes)
     if plan.kind == "png":
         return SliceExport(data, plan.url, ImageOptions.from_json(plan.options))
@@ -40,7 +40,7 @@ def read_plan(path: str | os.PathLike[str]) -> ExportPlan:
     Raises
     ------
     ValueError, FileNotFoundError
-        For what is neither.
+        The path is neither.
     """
     if os.path.isfile(path):
         try:
@@ -53,19 +53,19 @@ def read_plan(path: str | os.PathLike[str]) -> ExportPlan:
     return ExportPlan.from_json(run_at(os.fspath(path)).plan)
 
 
-def run_at(out: str) -> Run:
-    """Find the run that has written a store, the last one where there are several.
+def run_at(url: str) -> Run:
+    """Find the run that has written a target; the last one, if there are several.
 
     Raises
     ------
     FileNotFoundError
-        There are no records of one.
+        There are no records of a run.
     """
-    runs = [run for files in record_folders(out) for run in runs_in(files)]
+    runs = [run for files in record_folders(url) for run in runs_in(files)]
     if not runs:
         raise FileNotFoundError(
-            f"There are no records of an export beside {out}. They lie in {out.rstrip('/')}.receipts, and may have "
+            f"There are no records of an export beside {url}. They lie in {url.rstrip('/')}.receipts, and may have "
             "been removed, or the export was made by something else."
         )
-    # A run that is to replace another one is not what is there yet.
+    # A run that is to replace the target has not done so yet.
     return max(runs, key=lambda run: (".incoming-" not in run.url, run.created))

@@ -1,4 +1,4 @@
-"""Reading an export back: what is there, against the receipts; and against what the source gives now."""
+"""Read an export back, and compare it with its receipts and with what the source gives now."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from imagery_dask.sources.failures import brief, kind_of
 
 __all__ = ["DamagedBlockError", "VerifyReport", "verify_export"]
 
-# Of the blocks that are looked at, how many are read from the source again.
+# Fraction and number of the checked blocks that are read from the source again.
 SOURCE_SHARE = 0.01
 SOURCE_LEAST = 4
 SOURCE_MOST = 1000
@@ -31,7 +31,7 @@ SAMPLE_LEAST = 4
 
 
 class DamagedBlockError(ImageryDaskError):
-    """What is stored of a block is not what was written."""
+    """The stored bytes of a block differ from what was written."""
 
 
 class SourceChangedError(ImageryDaskError):
@@ -39,13 +39,13 @@ class SourceChangedError(ImageryDaskError):
 
 
 KINDS = {f"{kind.__name__}: ": kind for kind in (DamagedBlockError, SourceChangedError)}
-# Packages whose errors are of a server or the way to it, and not of what is stored there.
+# Packages whose errors concern a server or the network, not what is stored.
 OF_SERVERS = {"botocore", "obstore", "gcsfs", "aiohttp", "requests", "urllib3", "google", "tenacity"}
 
 
 @dataclass(slots=True)
 class VerifyReport:
-    """What a look at an export has found.
+    """Result of `verify_export`.
 
     Parameters
     ----------
@@ -58,17 +58,17 @@ class VerifyReport:
     from_source : int
         Of these, blocks that were made again from the source.
     damaged : list of int
-        Numbers of blocks that are not what was written.
+        Numbers of blocks that differ from what was written.
     source_changed : list of int
         Numbers of blocks that the source gives other voxels for now.
     unread : list of int
-        Numbers of blocks that could not be looked at: the store or the source did not answer.
+        Numbers of blocks that could not be read: the store or the source did not answer.
     named : list of FailedBlock
         Names and reasons of all these.
     seconds : float
         Wall time.
     read_bytes : int
-        Voxel bytes, uncompressed, of the blocks that are as they were written.
+        Voxel bytes, uncompressed, of the blocks that are as written.
     """
 
     blocks: int
@@ -84,7 +84,7 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether all of it is there, and everything that was to be looked at is as it was written."""
+        """Return True if all blocks are written, and all that were checked are as written."""
         return not (self.unwritten or self.damaged or self.source_changed or self.unread)
 
 
@@ -107,7 +107,7 @@ def verify_export(
     url : str or path
         The export; for slices their prefix.
     sample : float or None
-        Part of the blocks to look at, chosen at random, above 0; None looks at all.
+        Fraction of the blocks to check, chosen at random, above 0; None checks all.
     source : bool
         Make one in a hundred of these (at least four) again from the source.
     seed : int, optional
@@ -128,10 +128,10 @@ def verify_export(
     FileNotFoundError
         There are no records of an export at `url`.
     ValueError
-        For a share that is none, and blocks of arrays that were computed, when `source` is to be read.
+        `sample` is not above 0 and at most 1.
     """
     if sample is not None and not 0 < sample <= 1:
-        raise ValueError(f"sample is a share of the blocks, above 0 and up to 1; got {sample!r}.")
+        raise ValueError(f"sample is a fraction of the blocks, above 0 and at most 1; got {sample!r}.")
     record = run_at(os.fspath(url))
     plan = ExportPlan.from_json(record.plan)
     export = export_of(plan)
@@ -172,7 +172,7 @@ def verify_export(
 
 @dataclass(frozen=True, slots=True)
 class CheckBlock:
-    """Task that looks at a block instead of writing it.
+    """Task that checks a block instead of writing it.
 
     Parameters
     ----------
@@ -193,17 +193,17 @@ class CheckBlock:
 
     @property
     def name(self) -> str:
-        """What is done, of what, where."""
+        """Name of the task, for the dashboard."""
         _, _, of = self.task.name.partition(" ")
         return f"verify {of}"
 
     @property
     def volume(self) -> str:
-        """What is looked at."""
+        """Name of the volume."""
         return self.task.volume
 
     def __call__(self) -> Written:
-        """Compare; an error says what differs."""
+        """Compare; raise if something differs."""
         if self._look() != self.digest:
             raise DamagedBlockError("its bytes in the store are others than were written, or some are gone")
         if self.again and self._make_again() != self.digest:
@@ -218,7 +218,7 @@ class CheckBlock:
                 raise
             if _is_of_a_server(error):
                 raise ConnectionError(brief(error)) from None
-            # What is gone, or does not decode, will not be better in a while.
+            # A block that is gone, or does not decode, does not become readable later.
             raise DamagedBlockError(f"it cannot be read: {brief(error)}") from None
 
     def _make_again(self) -> bytes:
@@ -246,7 +246,7 @@ def _is_of_a_server(error: Exception) -> bool:
 def _chosen(
     plan: ExportPlan, blocks: NDArray[np.int64], sample: float | None, random: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Blocks to look at, and those of them to make again from the source."""
+    """Return the blocks to check, and those of them to make again from the source."""
     count = len(blocks) if sample is None else min(len(blocks), max(SAMPLE_LEAST, round(sample * len(blocks))))
     chosen = np.sort(random.choice(blocks, count, replace=False)) if count < len(blocks) else blocks
     reading = np.zeros(plan.blocks, bool)
@@ -258,7 +258,7 @@ def _chosen(
 
 
 def _write_down(run: StartedRun, report: VerifyReport, chosen: NDArray[np.int64], again: NDArray[np.int64]) -> None:
-    """Write down what is damaged; what was found before and not looked at now stays."""
+    """Write down which blocks are damaged; blocks that were not checked now stay as they were."""
     read, made = set(chosen.tolist()) - set(report.unread), set(again.tolist()) - {*report.unread, *report.damaged}
     damaged, changed = run.damaged()
     digests = run.digests_before()

@@ -126,7 +126,7 @@ def test_as_many_as_allowed_may_be_missing(tmp_path: Path, source: str, threads:
         with pytest.raises(TooManyMissingError, match="allows 0; the first"):
             to_zarr(array, tmp_path / f"{limit}.zarr", max_missing=limit, **options)
     for wrong in (-1, 1.5, True, "1%"):
-        with pytest.raises(ValueError, match="max_missing is a share"):
+        with pytest.raises(ValueError, match="max_missing is a fraction"):
             to_zarr(array, tmp_path / "b.zarr", max_missing=wrong, **options)  # type: ignore[arg-type]
 
 

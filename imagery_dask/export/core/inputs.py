@@ -1,4 +1,4 @@
-"""What writers take: cutouts, any dask array, xarray objects, all brought to one form."""
+"""Inputs of writers in one form, `Volume`: cutouts, dask and numpy arrays, xarray objects."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LABELS_GROUP = "labels/segmentation/"
 
 @dataclass(frozen=True, slots=True)
 class Volume:
-    """An array to write: axes x, y, z(, channel), and where it is in the world.
+    """An array to write, with axes x, y, z(, channel), and its position in the world.
 
     Parameters
     ----------
@@ -41,17 +41,17 @@ class Volume:
     group : str
         Group of the store that it goes to, "" for the root, ending in "/" otherwise.
     source : CutoutArray or None
-        The cutout behind the array, when it is one as it was made: its blocks are then read without a graph.
+        The cutout that the array is, unchanged; its blocks are read without a graph.
     resolution_nm : tuple of 3 float or None
-        Voxel size; None when the array has no place in the world.
+        Voxel size; None when the array has no position in the world.
     translation_nm : tuple of 3 float
         Centre of the first voxel.
     labels : bool
         Whether voxels are ids, which have a most frequent one but no mean.
     held : numpy.ndarray or None
-        The voxels, when the caller has them in memory: a graph would carry all of them to every block.
+        The voxels, when the caller has them in memory; a graph would send all of them with every block.
     variable : bool
-        Whether it was given as a variable of a dataset, which decides where some formats put it.
+        Whether it is a variable of a dataset; some formats write these into folders.
     """
 
     name: str
@@ -104,7 +104,7 @@ class Volume:
         return plan_blocks(self.shape, chunks, storage, voxels, graph, most)
 
     def held_bytes(self, plan: BlockPlan) -> int:
-        """Most bytes that a task holds at once: a block, what it is computed from, and what becomes of it."""
+        """Return the most bytes that a task holds: a block, what it is computed from, and what it is encoded to."""
         block = plan.largest_piece.prod * self.voxel_bytes
         if self.source is not None:
             return int(plan.largest_piece.prod * self.read_bytes) + 2 * block
@@ -114,7 +114,7 @@ class Volume:
         return crossed.prod * self.voxel_bytes + 2 * block
 
     def reader(self, region: Region) -> Callable[[], NDArray[Any]]:
-        """Picklable call that gives the voxels of a region."""
+        """Return a picklable function that reads the voxels of a region."""
         if self.source is not None:
             return ReadCutout(self.source, region)
         if self.held is not None:
@@ -168,7 +168,7 @@ def as_volumes(
     Raises
     ------
     TypeError, ValueError
-        For something that is no array of voxels, with what is expected.
+        The data cannot be written; the message tells what is expected.
     """
     if isinstance(data, xr.Dataset):
         unknown = sorted(set(map(str, data.data_vars)) - {"image", "segmentation"})
@@ -189,7 +189,7 @@ def as_volumes(
 
 
 def steps_of(volumes: Sequence[Volume]) -> str:
-    """Say what a task does that writes a block of some volumes: ``"read+remap+resize+write"``, or less of it.
+    """Name the steps of a task that writes a block: ``"read+remap+resize+write"``, or fewer of them.
 
     Root ids are looked up for one of them (remap), or one is resampled to another resolution (resize).
     """
@@ -204,12 +204,12 @@ def steps_of(volumes: Sequence[Volume]) -> str:
 
 
 def source_levels(volume: Volume) -> tuple[Volume, ...]:
-    """Give a volume, and the same region of every coarser mip of its source.
+    """Return a volume, and the same region of every coarser mip of its source.
 
     Raises
     ------
     ValueError
-        When it is no cutout, or its source has no coarser mip.
+        The volume is not a cutout, or its source has no coarser mip.
     """
     if volume.source is None:
         raise ValueError(
@@ -220,7 +220,7 @@ def source_levels(volume: Volume) -> tuple[Volume, ...]:
     if cutout.labels is not None:  # leaves were to be asked for within the region as it is at the first level
         cutout = replace(cutout, labels=replace(cutout.labels, leaves_within=None))
     fine = cutout.target.resolution_nm
-    found = [volume]
+    volumes = [volume]
     for mip in open_volume(cutout.path).layer.mips:
         coarse = mip.grid.resolution_nm
         if mip.is_placeholder:  # has no data
@@ -229,15 +229,15 @@ def source_levels(volume: Volume) -> tuple[Volume, ...]:
             target = cutout.target.at(coarse)
             array = lazy_array(replace(cutout, mip=mip, target=target), squeeze=False)
             source = source_of(array)
-            found.append(
+            volumes.append(
                 replace(
                     volume, array=_three_axes(array), source=source, resolution_nm=target.resolution_nm,
                     translation_nm=target.translation_nm,
                 )
             )  # fmt: skip
-    if len(found) == 1:
+    if len(volumes) == 1:
         raise ValueError(f"levels='source': {cutout.path!r} has no mip coarser than {fine} nm; pass 'auto'.")
-    return tuple(found)
+    return tuple(volumes)
 
 
 def _volume(data: Any, name: str | None, group: str, resolution: Any, translation: Any) -> Volume:
@@ -283,11 +283,11 @@ def _voxels(block_bytes: float, voxel_bytes: float) -> int:
 
 
 def _exact_place(own: tuple[Triple | None, Triple], target: VoxelGrid) -> tuple[Triple | None, Triple]:
-    """BucketUrl of a cutout: its own, which is exact, unless the caller's coordinates say another."""
-    said = own[0] is not None and not (
+    """Position of a cutout: its own, which is exact, unless the caller's coordinates differ."""
+    is_given = own[0] is not None and not (
         np.allclose(own[0], target.resolution_nm) and np.allclose(own[1], target.translation_nm)
     )
-    return own if said else (target.resolution_nm, target.translation_nm)
+    return own if is_given else (target.resolution_nm, target.translation_nm)
 
 
 def _ordered(data: xr.DataArray) -> xr.DataArray:

@@ -1,4 +1,4 @@
-"""A planned export as data: what is written, from what, in which blocks; JSON, and no secret in it."""
+"""A planned export as data: what is written, from what, in which blocks. Its JSON contains no secrets."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ __all__ = [
 FORMAT = "imagery_dask.plan"
 VERSION = 1
 LISTED = 100
-# What a cutout's fields are called where a user says them.
+# Names of a cutout's fields in messages.
 CALLED = {"path": "source", "target.start": "bounds (first voxel)", "target.shape": "bounds (voxels)",
           "target.resolution_nm": "resolution", "labels.keep": "root_ids", "labels.query.timestamp": "timestamp",
           "labels.query.stop_layer": "stop_layer", "labels.as_int64": "convert_to_int64"}  # fmt: skip
-# Decides how much is asked for at once, and no voxel.
+# Fields that determine how much is requested at once, and no voxel.
 DECIDE_NOTHING = ("labels.query.max_requests", "labels.query.version", "labels.leaves_within")
 
 
@@ -76,7 +76,7 @@ class ExportPlan:
     kind : {"zarr", "precomputed", "png"}
         Which writer.
     url : str
-        Where to.
+        Where it is written.
     volumes : sequence of dict
         What is written: cutouts, or the shape of arrays that were computed.
     options : dict
@@ -102,18 +102,18 @@ class ExportPlan:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that decides the voxels."""
+        """Hash of the fields that determine the voxels."""
         return fingerprint_of(self.fingerprint_fields)
 
     @property
     def parts(self) -> list[tuple[int, StageBlocks]]:
-        """Parts of all stages, and the number of the first block of each."""
-        found, first = [], 0
+        """Number of the first block of each entry of the stages, and the entry."""
+        parts, first = [], 0
         for stage in self.stages:
             for part in stage:
-                found.append((first, part))
+                parts.append((first, part))
                 first += len(part.blocks)
-        return found
+        return parts
 
     @property
     def blocks(self) -> int:
@@ -122,7 +122,7 @@ class ExportPlan:
 
     @property
     def ends(self) -> list[int]:
-        """Number after that of the last block, of each stage."""
+        """For each stage, the number after that of its last block."""
         return list(accumulate(sum(len(part.blocks) for part in stage) for stage in self.stages))
 
     def made_of(self, numbers: Collection[int]) -> NDArray[np.bool_]:
@@ -151,7 +151,7 @@ class ExportPlan:
         return part.blocks[number - first][1]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain form, versioned."""
+        """Return the plan as JSON, with a version."""
         head = {"format": FORMAT, "version": VERSION, "program": PROGRAM, "fingerprint": self.fingerprint}
         return head | {
             "kind": self.kind, "out": self.url, "volumes": to_json(self.volumes), "options": to_json(self.options),
@@ -161,12 +161,12 @@ class ExportPlan:
 
     @classmethod
     def from_json(cls, content: Any) -> ExportPlan:
-        """Plan from its plain form.
+        """Return the plan that JSON describes.
 
         Raises
         ------
         ValueError
-            For what is no plan, or one of another version.
+            This is not a plan, it is damaged, or it has another version.
         """
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise ValueError("This is not a plan of an export, as imagery-dask plan writes it.")
@@ -192,11 +192,11 @@ def fingerprint_of(fields: Mapping[str, Any]) -> str:
 
 
 def described_volume(volume: Volume) -> dict[str, Any]:
-    """Describe a volume as data, from which `data_of` makes it again."""
-    found: dict[str, Any] = {"name": volume.name, "variable": volume.variable}
+    """Describe a volume as JSON, from which `data_of` makes it again."""
+    content: dict[str, Any] = {"name": volume.name, "variable": volume.variable}
     if volume.source is not None:
-        found["cutout"] = _cutout_of(volume.source)
-    return found | {
+        content["cutout"] = _cutout_of(volume.source)
+    return content | {
         "shape": [int(n) for n in volume.array.shape],
         "dtype": str(volume.array.dtype),
         "resolution_nm": to_json(volume.resolution_nm),
@@ -205,36 +205,36 @@ def described_volume(volume: Volume) -> dict[str, Any]:
 
 
 def data_of(volumes: Sequence[dict[str, Any]]) -> xr.Dataset | xr.DataArray:
-    """Give what a plan writes: cutouts as they were; of arrays that were computed, zeros of their shape."""
-    arrays = {each["name"]: _array(each) for each in volumes}
-    return xr.Dataset(arrays) if all(each["variable"] for each in volumes) else next(iter(arrays.values()))
+    """Return the data of a plan: cutouts, and zeros in place of computed arrays."""
+    arrays = {volume["name"]: _array(volume) for volume in volumes}
+    return xr.Dataset(arrays) if all(volume["variable"] for volume in volumes) else next(iter(arrays.values()))
 
 
 def voxels_decided_by(volume: Volume) -> dict[str, Any]:
-    """Say what decides the voxels of a volume, by names that a user knows."""
-    place = {"resolution_nm": to_json(volume.resolution_nm), "translation_nm": to_json(volume.translation_nm)}
+    """Return the fields that determine the voxels of a volume, by names that a user knows."""
+    position = {"resolution_nm": to_json(volume.resolution_nm), "translation_nm": to_json(volume.translation_nm)}
     if volume.source is None:
         # dask names an array by what it is computed from.
-        found = {"array": volume.array.name, "shape": to_json(volume.array.shape), "dtype": str(volume.array.dtype)}
+        fields = {"array": volume.array.name, "shape": to_json(volume.array.shape), "dtype": str(volume.array.dtype)}
     else:
         leaves = flat(_cutout_of(volume.source))
         leaves = {name: value for name, value in leaves.items() if not name.startswith(DECIDE_NOTHING)}
-        found = {CALLED.get(name, name): _short(value) for name, value in leaves.items()}
-    return {f"{volume.name} {name}": value for name, value in (found | place).items()}
+        fields = {CALLED.get(name, name): _short(value) for name, value in leaves.items()}
+    return {f"{volume.name} {name}": value for name, value in (fields | position).items()}
 
 
-def difference(there: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Say what differs between two exports, at most a few things."""
-    names = [name for name in {**now, **there} if there.get(name) != now.get(name)]
-    # What is not there in one of them follows from what is another value.
-    names = [name for name in names if name in there and name in now] or names
-    said = [
+def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Describe what differs between the fields of two exports, at most five of them."""
+    names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+    # Fields that only one export has follow from fields with another value.
+    names = [name for name in names if name in before and name in now] or names
+    changes = [
         f"{name} is another one"
         if name.endswith(" array")
-        else f"{name} was {_said(there.get(name))} and is {_said(now.get(name))}"
+        else f"{name} was {_text(before.get(name))} and is {_text(now.get(name))}"
         for name in names[:5]
     ]
-    return "; ".join(said) + (f"; and {len(names) - 5} more" if len(names) > 5 else "")
+    return "; ".join(changes) + (f"; and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _array(described: dict[str, Any]) -> xr.DataArray:
@@ -265,6 +265,6 @@ def _short(value: Any) -> Any:
     return f"{len(value)} ids, sha256 {hashlib.sha256(json.dumps(value).encode()).hexdigest()}"
 
 
-def _said(value: Any) -> str:
+def _text(value: Any) -> str:
     text = "not given" if value is None else json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,4 +1,4 @@
-"""What an export says of where its voxels come from, in its own attributes. No token is in any of it."""
+"""Attributes of an export that tell where its voxels come from. They contain no token."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from imagery_dask.sources import ReadCounts
 
 __all__ = ["KEY", "PROGRAM", "provenance", "what_was_missing", "without_user"]
 
-# The attribute of groups, and of precomputed provenance, that holds it.
+# Attribute of zarr groups, and key of the provenance of precomputed volumes.
 KEY = "imagery_dask"
 IDS_LISTED = 1000
-# Read once, where the package is sure to be found.
+# Read once, at import.
 PROGRAM = version("imagery_dask")
 
 
 def provenance(volume: Volume) -> dict[str, Any]:
-    """Source, mip, bounds, resolution, moment, objects, program and date, in plain values."""
-    found: dict[str, Any] = {"version": PROGRAM, "created": _now()}
+    """Return source, mip, bounds, resolution, timestamp, objects, version and date as JSON values."""
+    attributes: dict[str, Any] = {"version": PROGRAM, "created": _now()}
     if volume.source is None:
-        return found
+        return attributes
     cutout = volume.source.cutout
     target = cutout.target
-    found |= described(cutout) | {
+    attributes |= described(cutout) | {
         "source": without_user(cutout.path),
         "bounds_voxels": [list(target.start), list(target.stop)],
         "source_resolution_nm": list(cutout.mip.grid.resolution_nm),
         "missing_rule": cutout.missing,
     }
-    return found | ({} if cutout.labels is None else _objects(cutout.labels))
+    return attributes | ({} if cutout.labels is None else _objects(cutout.labels))
 
 
 def what_was_missing(report: RunReport, volume: str) -> dict[str, Any]:
-    """Say what a finished run did not find: storage chunks, roots, blocks."""
+    """Return the numbers of missing chunks, supervoxels without a root, and failed blocks of a finished run."""
     counts = report.counts_of.get(volume, ReadCounts())
     return {
         "finished": _now(),
@@ -52,22 +52,22 @@ def what_was_missing(report: RunReport, volume: str) -> dict[str, Any]:
 
 
 def without_user(path: str) -> str:
-    """Leave out a name and password before a URL's host: an export may be shown to others."""
+    """Remove a user name and password from a URL: an export may be shown to others."""
     return re.sub(r"://[^/@]*@", "://", path)
 
 
 def _objects(rule: LabelRule) -> dict[str, Any]:
-    """Which objects were kept: their ids as text, which JSON readers do not round; many of them by a hash."""
-    found: dict[str, Any] = {}
+    """Return which objects were kept: ids as text, which JSON readers do not round, or the hash of many ids."""
+    kept: dict[str, Any] = {}
     if rule.query is not None and rule.query.stop_layer is not None:
-        found["stop_layer"] = rule.query.stop_layer
+        kept["stop_layer"] = rule.query.stop_layer
     if rule.keep is None:
-        return found | {"root_ids": "all"}
+        return kept | {"root_ids": "all"}
     listed = [str(value) for value in rule.keep]
     if len(listed) <= IDS_LISTED:
-        return found | {"root_ids": listed}
+        return kept | {"root_ids": listed}
     digest = hashlib.sha256("\n".join(listed).encode()).hexdigest()
-    return found | {"root_ids_count": len(listed), "root_ids_sha256": digest}
+    return kept | {"root_ids_count": len(listed), "root_ids_sha256": digest}
 
 
 def _now() -> str:

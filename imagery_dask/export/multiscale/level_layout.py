@@ -1,4 +1,4 @@
-"""How levels are cut into chunks and shards, and which of them one task makes together.
+"""Cut levels into chunks and shards, and choose which of them one task makes together.
 
 A task that holds the voxels of a level makes the next coarser ones too, as long as its block is whole chunks (or
 shards) of each of them, so that they are neither read again nor touched by two tasks::
@@ -73,7 +73,7 @@ class StageLayout:
 
 
 def default_chunks(itemsize: int) -> XYZ:
-    """Chunk shape of about two megabytes: 128 voxels along each axis for imagery, 64 for ids."""
+    """Return a chunk shape of about two megabytes: 128 voxels along each axis for imagery, 64 for ids."""
     return (128, 128, 128) if itemsize <= 2 else (64, 64, 64)
 
 
@@ -101,31 +101,31 @@ def lay_out(
         count = math.prod(-(-size // chunk) for size, chunk in zip(levels[0].shape, chunks, strict=True))
         wanted = min(SHARD_BYTES, total // SHARDS_AT_LEAST) // voxel_bytes
         shards = None if count <= CHUNKS_UNSHARDED else _grown(chunks, levels[min(1, len(levels) - 1)].step, wanted)
-    found: list[LevelLayout] = []
+    layouts: list[LevelLayout] = []
     stages: list[StageLayout] = []
-    while len(found) < len(levels):
-        first = len(found)
+    while len(layouts) < len(levels):
+        first = len(layouts)
         # In voxels of the stage's first level: what blocks are multiples of, and how much coarser the last level is.
         unit, scale = chunks if shards is None else shards, (1, 1, 1)
-        found.append(_clipped(levels[first], chunks, shards))
+        layouts.append(_clipped(levels[first], chunks, shards))
         for level in levels[first + 1 :]:
             scale = _each(operator.mul, scale, level.step)
             larger = _each(lambda size, times, chunk: math.lcm(size, times * chunk), unit, scale, chunks)
             if math.prod(_each(min, larger, levels[first].shape)) > fused:
                 break
             unit = larger
-            found.append(_clipped(level, chunks, None if shards is None else _each(operator.floordiv, unit, scale)))
-        stages.append(StageLayout(first, len(found) - 1, unit))
-    return tuple(found), tuple(stages)
+            layouts.append(_clipped(level, chunks, None if shards is None else _each(operator.floordiv, unit, scale)))
+        stages.append(StageLayout(first, len(layouts) - 1, unit))
+    return tuple(layouts), tuple(stages)
 
 
 def checked_shards(shards: Any, chunks: XYZ) -> XYZ | Literal["auto"] | None:
-    """Give the shard shape that an argument means.
+    """Return the shard shape of an argument.
 
     Raises
     ------
     ValueError
-        When it is no shape, or not whole chunks.
+        The argument is not a shape, or not whole chunks.
     """
     if shards is None or (isinstance(shards, str) and shards == "auto"):
         return shards  # type: ignore[return-value]

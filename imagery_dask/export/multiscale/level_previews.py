@@ -25,7 +25,7 @@ MOST_READ = 1024
 def level_previews(
     export: VolumeLevels, stores: Sequence[LevelStore], whole: Collection[StageBlocks]
 ) -> Iterator[Preview]:
-    """Give planes of a volume that was written.
+    """Return planes of a volume that was written.
 
     Parameters
     ----------
@@ -34,11 +34,11 @@ def level_previews(
     stores : sequence of LevelStore
         Where each level is.
     whole : collection of StageBlocks
-        Parts of the plan whose blocks are all done: levels of others but the first have nothing to show.
+        Parts of the plan whose blocks are all written; of the others only level 0 is shown.
     """
     volume = export.volumes[0]
-    there = {(part.volume, part.level) for part in whole}
-    stages = [stage for stage in export.stages if stage.first == 0 or (volume.name, stage.first) in there]
+    complete = {(part.volume, part.level) for part in whole}
+    stages = [stage for stage in export.stages if stage.first == 0 or (volume.name, stage.first) in complete]
     number = _chosen([(n, export.levels[n]) for stage in stages for n in range(stage.first, stage.last + 1)])
     x, y, z = export.levels[number].shape
     across = (_middle(x), _middle(y))

@@ -1,6 +1,7 @@
-"""Writing the levels of volumes, whatever the format: stages of tasks, each of which makes some levels of one block.
+"""Write the levels of volumes, whatever the format, in stages of tasks; a task makes some levels of one block.
 
-The first stage of a volume reads its source and writes level 0, and the levels that fit to its blocks (see `layout`);
+The first stage of a volume reads its source and writes level 0, and the levels that fit its blocks
+(see `level_layout`);
 later ones read the coarsest level that has been written.
 """
 
@@ -41,33 +42,33 @@ PIECE_BYTES = 16 * 2**20
 
 
 class LevelStore(Protocol):
-    """One level in its place. Picklable; opened by the process that uses it."""
+    """One level of a volume where it is written. Picklable; opened by the process that uses it."""
 
     def write(self, region: Region, voxels: NDArray[Any]) -> bytes:
-        """Write voxels x, y, z(, c) to a region of whole chunks; their hash."""
+        """Write voxels x, y, z(, c) to a region of whole chunks, and return their hash."""
         ...
 
     def digest_of(self, region: Region, voxels: NDArray[Any]) -> bytes:
-        """Hash that `write` would give; nothing is written."""
+        """Return the hash that `write` would return, without writing."""
         ...
 
     def digest(self, region: Region) -> bytes:
-        """Hash of what is stored in a region."""
+        """Return the hash of what is stored in a region."""
         ...
 
     def read(self, region: Region) -> NDArray[Any]:
-        """Voxels of a region as x, y, z(, c)."""
+        """Return the voxels of a region as x, y, z(, c)."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class VolumeLevels:
-    """A volume, and the levels that are made of it.
+    """A volume, and the levels that are made from it.
 
     Parameters
     ----------
     volumes : tuple of Volume
-        What level 0 is made of; or, where every level has a source of its own, what each is made of.
+        Volume that level 0 is made from; or one for each level, if every level has a source of its own.
     levels : tuple of Level
         Geometry of the levels.
     stages : tuple of StageLayout
@@ -102,11 +103,11 @@ class LevelsBlock:
     labels: bool
 
     def __call__(self) -> Written:
-        """Compute and write; each piece covers whole chunks, so that no other task touches them."""
+        """Compute and write; a piece covers whole chunks, which no other task writes."""
         return self._make(lambda store, region, block: store.write(region, block))
 
     def stored(self) -> bytes:
-        """Hash of what is in the store."""
+        """Return the hash of what is stored."""
         digest = xxh3_128()
         for region, _ in self.pieces:
             for step, store in self.outputs:
@@ -115,7 +116,7 @@ class LevelsBlock:
         return digest.digest()
 
     def expected(self) -> bytes:
-        """Hash of what would be written now."""
+        """Return the hash of what would be written now."""
         return self._make(lambda store, region, block: store.digest_of(region, block)).digest
 
     def _make(self, put: Callable[[LevelStore, Region, NDArray[Any]], bytes]) -> Written:
@@ -159,7 +160,7 @@ class ReadDownsampled:
     labels: bool
 
     def __call__(self) -> NDArray[Any]:
-        """Voxels of the region; the level above is held a piece at a time."""
+        """Return the voxels of the region; only a piece of the level above is held at a time."""
         start = [part.start for part in self.region]
         first, *others = _pieces(self.region, self.unit)  # no region is empty
         shape = [part.stop - part.start for part in self.region]
@@ -181,7 +182,7 @@ class ReadDownsampled:
 def plan_levels(
     exports: Sequence[VolumeLevels], resources: WorkerResources, block_bytes: int | None
 ) -> list[list[BlockPlan]]:
-    """Blocks of each stage of each volume, in voxels of the stage's first level.
+    """Plan the blocks of each stage of each volume, in voxels of the stage's first level.
 
     Parameters
     ----------
@@ -195,7 +196,7 @@ def plan_levels(
     Raises
     ------
     ValueError
-        When a block would take more memory than a worker has.
+        A block would take more memory than a worker has.
     """
     wanted = block_bytes or block_size(resources, sum(export.volumes[0].nbytes for export in exports))
     plans = [_plans(export, wanted, max(wanted, config.get("export.block_bytes")) * SPLIT_ABOVE) for export in exports]
@@ -207,7 +208,7 @@ def plan_levels(
 
 @dataclass(frozen=True, slots=True)
 class LevelTasks(Sequence[BlockTask]):
-    """The tasks of a stage of a volume, each made when it is asked for.
+    """The tasks of a stage of a volume; each is made when it is taken.
 
     Parameters
     ----------
@@ -283,7 +284,7 @@ def _reader(
 
 
 def block_size(resources: WorkerResources, total: int) -> int:
-    """Bytes of a block of an export of so many: as large as memory allows, small enough that every thread gets some."""
+    """Return the bytes of a block: as many as memory allows, but few enough that every thread gets several blocks."""
     least: int = config.get("export.small_block_bytes")
     most: int = config.get("export.block_bytes")
     blocks: int = config.get("export.blocks_per_thread") * max(1, resources.threads)

@@ -1,4 +1,4 @@
-"""What exports of volumes with their pyramids have in common, whatever the format."""
+"""An export of volumes with levels of several resolutions, whatever the format."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Multiscale:
 
     @property
     def volume(self) -> Volume:
-        """What level 0 is made of."""
+        """Volume that level 0 is made of."""
         return self.export.volumes[0]
 
 
@@ -57,7 +57,7 @@ def multiscale_of(volume: Volume, levels: Levels, chunks: XYZ | None, shards: An
     Raises
     ------
     ValueError
-        For shards that are not whole chunks, and levels of a source that has none.
+        Shards are not whole chunks, or the source has no coarser levels.
     """
     chunks = chunks or default_chunks(volume.array.dtype.itemsize)
     shards = checked_shards(shards, chunks)

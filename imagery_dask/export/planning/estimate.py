@@ -1,4 +1,4 @@
-"""What an export will take, before anything is spent: exact where it follows from the plan, else measured."""
+"""Estimate what an export takes before it is run: exactly where that follows from the plan, else from samples."""
 
 from __future__ import annotations
 
@@ -30,42 +30,42 @@ from imagery_dask.serialization import to_json
 __all__ = ["Estimate", "PlannedExport", "Span", "plan_export"]
 
 SAMPLES = 3
-# Of a worker's memory, what dask lets its tasks take before it stops giving it more.
+# Fraction of a worker's memory above which dask pauses the worker.
 MEMORY_USED = 0.8
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A quantity that was measured on a few blocks.
+    """A quantity that is measured on a few blocks.
 
     Parameters
     ----------
     low, typical, high : float
-        By the least, the mean and the most of the samples.
+        From the smallest, the mean and the largest of the samples.
     """
 
     low: float
     typical: float
     high: float
 
-    def said(self, shown: Callable[[float], str]) -> str:
-        """Typical value, and the spread where there is one."""
+    def text(self, shown: Callable[[float], str]) -> str:
+        """Return the typical value, and the range if there is one."""
         low, typical, high = shown(self.low), shown(self.typical), shown(self.high)
         return typical if low == high else f"{typical} ({low} to {high})"
 
     def plus(self, low: float, typical: float, high: float) -> Span:
-        """Sum of this and another one."""
+        """Return the sum with another span."""
         return Span(self.low + low, self.typical + typical, self.high + high)
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What an export will take.
+    """What an export takes.
 
     Parameters
     ----------
     workers : int
-        Workers, of one thread each, that it is estimated for.
+        Workers, of one thread each, that the estimate is for.
     samples : int
         Blocks that were measured.
     read_bytes : Span
@@ -73,11 +73,11 @@ class Estimate:
     written_bytes : Span
         Bytes of the files to write.
     seconds : Span
-        Time with so many workers, when the source and the target are as fast for all of them as for one.
+        Time with these workers, if the source and the target are as fast for all of them as for one.
     source_chunks : int or None
-        Storage chunks to read, those that several blocks read as often.
+        Reads of storage chunks; a chunk that several blocks read counts for each.
     amplification : float or None
-        Of these, how many are read for each one of the region: 1 where each is read once.
+        Reads for each storage chunk of the region: 1 if each is read once.
     root_requests : Span
         Requests to the chunked graph.
     supervoxels : Span
@@ -85,9 +85,9 @@ class Estimate:
     objects : int
         Files or objects to write, at most.
     peak_bytes : int
-        Memory of a worker: what a process that did the sample blocks had at most; or what a block holds, by its shape.
+        Memory of a worker: the most of a process that wrote the sample blocks, or what a block holds by its shape.
     missing : float
-        Part of the storage chunks of the samples that do not exist.
+        Fraction of the storage chunks of the samples that do not exist.
     """
 
     workers: int
@@ -106,7 +106,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class PlannedExport:
-    """A plan, and what it will take.
+    """A plan, and what it takes.
 
     Parameters
     ----------
@@ -115,9 +115,9 @@ class PlannedExport:
     plan : ExportPlan
         Its blocks.
     estimate : Estimate
-        What they will take.
+        What they take.
     problems : tuple of str
-        What will not fit.
+        What does not fit.
     """
 
     export: Export
@@ -126,26 +126,26 @@ class PlannedExport:
     problems: tuple[str, ...]
 
     def rows(self) -> list[tuple[str, str]]:
-        """Say what there is to know, as labels and text."""
+        """Return the table that is printed, as labels and text."""
         plan, estimate = self.plan, self.estimate
         rows = [("to", self.plan.url)]
         for _, part in plan.parts:
             shape = " x ".join(f"{n:,}" for n in part.blocks.largest)
             rows.append((f"{part.doing} {part.volume}", f"{len(part.blocks):,} blocks of up to {shape} voxels"))
         rows += [("blocks", f"{plan.blocks:,}"), ("voxels", f"{plan.voxels:,}")]
-        rows.append(("to read", estimate.read_bytes.said(human_bytes)))
+        rows.append(("to read", estimate.read_bytes.text(human_bytes)))
         if estimate.source_chunks is not None:
             again = "" if estimate.amplification is None else f", each {estimate.amplification:.3g} times"
             rows.append(("source requests", f"{estimate.source_chunks:,} storage chunks{again}"))
         if estimate.missing:
             rows.append(("missing", f"{estimate.missing:.2%} of the chunks of the sample blocks do not exist"))
         if estimate.supervoxels.high:
-            asked = f"in {estimate.root_requests.said(_count)} requests"
-            rows.append(("root lookups", f"{estimate.supervoxels.said(_count)} supervoxels, {asked}"))
+            asked = f"in {estimate.root_requests.text(_count)} requests"
+            rows.append(("root lookups", f"{estimate.supervoxels.text(_count)} supervoxels, {asked}"))
         rows += [
-            ("to write", f"{estimate.written_bytes.said(human_bytes)} in at most {estimate.objects:,} files"),
+            ("to write", f"{estimate.written_bytes.text(human_bytes)} in at most {estimate.objects:,} files"),
             ("memory of a worker", human_bytes(estimate.peak_bytes)),
-            ("time", f"{estimate.seconds.said(human_time)} with {estimate.workers:,} workers"),
+            ("time", f"{estimate.seconds.text(human_time)} with {estimate.workers:,} workers"),
             ("measured on", f"{estimate.samples} blocks"),
             ("fingerprint", plan.fingerprint[:16]),
         ]
@@ -181,7 +181,7 @@ class PlannedExport:
         ))  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
-        """Plan and estimate as data, without secrets: what ``imagery-dask export --plan`` reads."""
+        """Return plan and estimate as JSON without secrets, which ``imagery-dask export --plan`` reads."""
         return self.plan.to_json() | {"estimate": to_json(self.estimate), "problems": list(self.problems)}
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -198,7 +198,7 @@ def plan_export(
     samples: int = SAMPLES,
     sampled: Callable[[Sampling], list[Sample]] = sample_blocks,
 ) -> PlannedExport:
-    """Plan an export and measure a few of its blocks; nothing is written to its place.
+    """Plan an export and measure a few of its blocks; nothing is written to the target.
 
     Parameters
     ----------
@@ -207,13 +207,13 @@ def plan_export(
     workers : int, optional
         Workers, of one thread each, to estimate for; one per core by default.
     worker_memory : int, optional
-        Bytes that each of them has; by default this machine's, shared between them.
+        Bytes of memory of each worker; by default an equal part of this machine's.
     block_mib : float, optional
         Size of blocks in MiB.
     samples : int
-        Blocks to measure, of each volume.
+        Blocks of each volume to measure.
     sampled : callable
-        Does them.
+        Function that writes and measures the samples.
 
     Raises
     ------
@@ -226,30 +226,30 @@ def plan_export(
     memory = worker_memory or psutil.virtual_memory().available // workers
     plan = export.plan(WorkerResources(workers, memory), block_bytes_of(block_mib))
     export.target.check_writable()
-    found = sampled(Sampling(export, plan, _spread(plan, samples)))
-    estimate = _estimate(export, plan, found, workers)
+    measured = sampled(Sampling(export, plan, _spread(plan, samples)))
+    estimate = _estimate(export, plan, measured, workers)
     return PlannedExport(export, plan, estimate, tuple(_problems(export, estimate, memory)))
 
 
-def _estimate(export: Export, plan: ExportPlan, found: Sequence[Sample], workers: int) -> Estimate:
+def _estimate(export: Export, plan: ExportPlan, samples: Sequence[Sample], workers: int) -> Estimate:
     """Scale the samples of each volume, by voxels, to all of its blocks."""
-    of_volume = {part.volume: [each for each in found if each.volume == part.volume] for _, part in plan.parts}
+    of_volume = {part.volume: [sample for sample in samples if sample.volume == part.volume] for _, part in plan.parts}
 
     def of(value: Callable[[Sample], float], reading: bool) -> Span:
         total = Span(0.0, 0.0, 0.0)
         for _, part in plan.parts:
-            if reading and part.doing == "downsample":  # reads what was written
+            if reading and part.doing == "downsample":  # reads levels that were written
                 continue
             voxels = math.prod(edges[-1] for edges in part.blocks.edges) * _volumes_read(export, part)
-            each = [value(sample) / sample.voxels for sample in of_volume[part.volume]]
-            total = total.plus(min(each) * voxels, float(np.mean(each)) * voxels, max(each) * voxels)
+            values = [value(sample) / sample.voxels for sample in of_volume[part.volume]]
+            total = total.plus(min(values) * voxels, float(np.mean(values)) * voxels, max(values) * voxels)
         return total
 
     at_once = min(workers, plan.blocks)
-    chunks = sum(sample.counts.chunks for sample in found)
+    chunks = sum(sample.counts.chunks for sample in samples)
     return Estimate(
         workers=workers,
-        samples=len(found),
+        samples=len(samples),
         read_bytes=of(lambda sample: sample.counts.stored_bytes, reading=True),
         written_bytes=of(lambda sample: sample.stored_bytes, reading=False),
         seconds=of(lambda sample: sample.seconds / at_once, reading=False),
@@ -258,8 +258,8 @@ def _estimate(export: Export, plan: ExportPlan, found: Sequence[Sample], workers
         root_requests=of(lambda sample: sample.counts.root_requests, reading=True),
         supervoxels=of(lambda sample: sample.counts.ids_sent, reading=True),
         objects=export.format.objects(export),
-        peak_bytes=max(sample.peak_bytes for sample in found) or held_bytes(export, plan),
-        missing=sum(sample.counts.missing for sample in found) / chunks if chunks else 0.0,
+        peak_bytes=max(sample.peak_bytes for sample in samples) or held_bytes(export, plan),
+        missing=sum(sample.counts.missing for sample in samples) / chunks if chunks else 0.0,
     )
 
 
@@ -268,7 +268,7 @@ def _volumes_read(export: Export, part: StageBlocks) -> int:
 
 
 def _amplification(export: Export, plan: ExportPlan) -> float | None:
-    """Count reads of storage chunks for each chunk of the region."""
+    """Return the reads for each storage chunk of the region."""
     if not plan.source_chunks:
         return None
     once = 0
@@ -281,9 +281,9 @@ def _amplification(export: Export, plan: ExportPlan) -> float | None:
 
 
 def _problems(export: Export, estimate: Estimate, memory: int) -> list[str]:
-    found = []
+    problems = []
     if estimate.peak_bytes > MEMORY_USED * memory:
-        found.append(
+        problems.append(
             f"A worker would take {estimate.peak_bytes / 1e9:.2g} GB, and each of {estimate.workers} has "
             f"{memory / 1e9:.2g} GB: take fewer workers, smaller blocks, or more memory."
         )
@@ -291,31 +291,31 @@ def _problems(export: Export, estimate: Estimate, memory: int) -> list[str]:
     if folder is not None:
         free = shutil.disk_usage(folder).free
         if estimate.written_bytes.high > free:
-            found.append(
+            problems.append(
                 f"{export.url} would have {estimate.written_bytes.typical / 1e9:.3g} GB (up to "
                 f"{estimate.written_bytes.high / 1e9:.3g} GB), and {folder} has {free / 1e9:.3g} GB free."
             )
     if estimate.amplification is not None and estimate.amplification > 1.5:
-        found.append(
+        problems.append(
             f"Each storage chunk is read {estimate.amplification:.2g} times: chunks and shards, or bounds, that agree "
             "with those of the source would read less."
         )
-    return found
+    return problems
 
 
-def _folder(out: str) -> Path | None:
-    """Nearest folder of a local place that exists."""
-    out = out.removeprefix("file://")
-    if "://" in out:
+def _folder(url: str) -> Path | None:
+    """Return the nearest existing folder of a local target."""
+    url = url.removeprefix("file://")
+    if "://" in url:
         return None
-    folder = Path(out)
+    folder = Path(url)
     while not folder.exists():
         folder = folder.parent
     return folder
 
 
 def _spread(plan: ExportPlan, samples: int) -> list[int]:
-    """Numbers of some blocks of each volume, from all over it."""
+    """Return the numbers of some evenly spaced blocks of each volume."""
     numbers, first = set(), 0
     for part in plan.stages[0]:
         count = len(part.blocks)

@@ -1,7 +1,7 @@
-"""A few blocks of an export, done for real into a folder that is removed: what they take, measured.
+"""Measure a few blocks of an export, which are written into a temporary folder.
 
-Run as a program, so that the memory that is measured is that of blocks and of nothing else: a pickled `Sampling` comes
-on stdin, a pickled list of `Sample` goes to stdout.
+This module is run as a program, so that the memory that it measures is that of the blocks: it reads a pickled
+`Sampling` from stdin and writes a pickled list of `Sample` to stdout.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Sample:
     number : int
         Which block.
     volume : str
-        Of what.
+        Name of the volume.
     seconds : float
         Reading, computing and writing.
     voxels : int
@@ -50,11 +50,11 @@ class Sample:
     stored_bytes : int
         Bytes of the files that it wrote.
     files : int
-        How many of them.
+        Number of these files.
     counts : ReadCounts
         What it read.
     peak_bytes : int
-        Most memory that the process had so far; 0 where it was not measured.
+        Most memory of the process so far; 0 if it was not measured.
     """
 
     number: int
@@ -69,12 +69,12 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """Blocks to do.
+    """Blocks to write as samples.
 
     Parameters
     ----------
     export : Export
-        What is exported; its place is not touched.
+        What is exported; nothing is written to its target.
     plan : ExportPlan
         Its blocks.
     numbers : sequence of int
@@ -86,7 +86,7 @@ class Sampling:
     numbers: Sequence[int]
 
     def __call__(self, measured: bool) -> list[Sample]:
-        """Do them, one after another."""
+        """Write the blocks, one after another."""
         with tempfile.TemporaryDirectory(prefix="imagery_dask-plan-") as folder:
             export = self.export.copied_to(os.path.join(folder, "sample"))
             records = Records(records_folder(os.path.join(folder, "sample")), "sample")
@@ -104,12 +104,12 @@ class Sampling:
 
 
 def sample_blocks(sampling: Sampling) -> list[Sample]:
-    """Do some blocks in a process of their own, or in this one where they read what only this one has.
+    """Write some blocks in a process of their own, or in this process if they read its memory.
 
     Raises
     ------
     ImageryDaskError, ValueError, OSError
-        What a block raises.
+        As a block raises.
     """
     if any(_is_here(volume) for volume in sampling.export.volumes):
         return sampling(measured=False)
@@ -139,25 +139,25 @@ def _sample(task: Any, number: int, folder: Path, measured: bool) -> Sample:
 
 
 def _sizes(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size of each file, and when it was written."""
-    found = ((str(path), path.stat()) for path in folder.rglob("*") if path.is_file())
-    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found}
+    """Return the size of each file, and when it was written."""
+    files = ((str(path), path.stat()) for path in folder.rglob("*") if path.is_file())
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in files}
 
 
 def _is_here(volume: Any) -> bool:
-    """Whether a volume is memory of this process."""
+    """Return True if a volume is in the memory of this process."""
     return volume.source is None or volume.source.cutout.path.removeprefix("precomputed://").startswith("mem")
 
 
 def main() -> None:
-    """Do what comes on stdin."""
-    out = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whoever prints does not spoil the result
+    """Write the samples that stdin describes."""
+    result_file = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what is printed does not mix with the result
     try:
         result: Any = loads(sys.stdin.buffer.read())(measured=True)
     except Exception as error:
         result = error
-    with os.fdopen(out, "wb") as file:
+    with os.fdopen(result_file, "wb") as file:
         file.write(pickle.dumps(result))
 
 

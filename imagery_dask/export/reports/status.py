@@ -1,4 +1,4 @@
-"""How far exports are, from their records alone: without a cluster, at any time, and nothing is written."""
+"""Tell how far exports are, from their records alone: without a cluster, and without writing anything."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FAILURES_KEPT = 10
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Process that has the lease on an export, or on a part of it.
+    """Process that holds the lease on an export, or on a part of it.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class Holder:
     heard_of_seconds_ago : float
         When it last renewed the lease.
     part : str or None
-        Which part it does, as ``"3/8"``; None for all, and for what parts have left.
+        Which part it writes, as ``"3/8"``; None for all blocks, or those that parts have left.
     """
 
     host: str
@@ -46,7 +46,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A block that failed, and has not been done since."""
+    """A block that failed and has not been written since."""
 
     block: int
     name: str
@@ -76,12 +76,12 @@ class Status:
     out, kind, run : str
         Where it is written, which writer, and the name of the run among its records.
     state : {"running", "interrupted", "failed", "complete", "damaged"}
-        A process is at work; none is, and blocks are left; none is, and blocks failed; all of it is there; `verify`
-        found blocks that are not what was written.
+        A process is writing; none is, and blocks are left; none is, and blocks failed; all blocks are written; `verify`
+        found blocks that differ from what was written.
     created : str
-        When it was first begun, ISO 8601.
+        When the run was started, ISO 8601.
     finished : str or None
-        When all of it was there.
+        When it was complete.
     blocks, done, failed : int
         Blocks in all; with a receipt; that failed and have no receipt.
     missing, zero_roots, repeats : int
@@ -91,11 +91,11 @@ class Status:
     first, last : float or None
         When the first and the last block was done, s since 1970.
     blocks_per_second, bytes_per_second : float or None
-        Over the last five minutes in which blocks were worked on; pauses between calls do not count.
+        Over the last five minutes in which blocks were written; pauses between calls do not count.
     seconds_left : float or None
-        Until all blocks are done, at that rate; None where no process is at work, or has not finished a block yet.
+        Until all blocks are done, at that rate; None if no process is writing, or none has finished a block yet.
     holders : tuple of Holder
-        Who is at work: one process, or some that do a part each.
+        Processes that are writing: one, or one for each part.
     damaged : tuple of int
         Blocks that `verify` found damaged.
     failures : tuple of Failure
@@ -130,7 +130,7 @@ class Status:
 
 
 def status_of(out: str | os.PathLike[str]) -> list[Status]:
-    """Find out how far the exports at a place are.
+    """Tell how far the exports to a target are.
 
     Parameters
     ----------
@@ -140,8 +140,8 @@ def status_of(out: str | os.PathLike[str]) -> list[Status]:
     Returns
     -------
     list of Status
-        One for each run. There are several where slices of one prefix show several things, and where an export is to
-        replace another that is still there.
+        One for each run: several where slices with one prefix show several things, or where an export is to replace
+        another one.
 
     Raises
     ------
@@ -152,38 +152,38 @@ def status_of(out: str | os.PathLike[str]) -> list[Status]:
     if not text:
         raise ValueError("OUT is empty; give the folder, URL or prefix that was exported to.")
     with clear_errors(text):
-        found = [status for files in record_folders(text) for status in _statuses(files)]
-    if not found:
+        statuses = [status for files in record_folders(text) for status in _statuses(files)]
+    if not statuses:
         raise FileNotFoundError(
             f"{text} has no records of an export ({records_folder(text).url}, or .{Path(text).name}_WHAT.*.receipts of "
             "slices). Give what was exported to; records that were removed cannot be made again."
         )
-    return found
+    return statuses
 
 
 def drivers_of(out: str | os.PathLike[str]) -> list[Driver]:
-    """Give the jobs that were submitted (``imagery-dask submit``) to export to a place, also before they begin."""
+    """Return the jobs that were submitted (``imagery-dask submit``) to export to a target, also before they start."""
     text = os.fspath(out).removeprefix("precomputed://").rstrip("/")
     with clear_errors(text):
-        found = [driver_of(files) for files in record_folders(text)] if text else []
-    return [driver for driver in found if driver is not None]
+        drivers = [driver_of(files) for files in record_folders(text)] if text else []
+    return [driver for driver in drivers if driver is not None]
 
 
 def _statuses(files: Files) -> list[Status]:
-    """Give the status of each run of a records folder."""
+    """Return the status of each run of a records folder."""
     runs = runs_in(files)
     now = time.time()
     names = [run.records.run for run in runs]
     of_run: dict[str, list[Holder]] = {name: [] for name in names}
     for run, holder in _holders(files, now) if runs else ():
-        of_run[run if run in of_run else names[-1]].append(holder)  # the last one, where it was not said yet
+        of_run[run if run in of_run else names[-1]].append(holder)  # the last run, if the lease does not name one yet
     return [_status(run, tuple(of_run[run.records.run]), now) for run in runs]
 
 
 def _holders(files: Files, now: float) -> Iterator[tuple[str | None, Holder]]:
-    """Give those who hold a lease, and of which run."""
+    """Return the processes that hold a lease, and the run that each writes."""
     whole = holder_of(files)
-    parts = ((f"{share.part}/{share.of}", held) for share, held in part_holders(files))
+    parts = ((f"{part.part}/{part.of}", held) for part, held in part_holders(files))
     for part, held in [*([(None, whole)] if whole is not None else []), *parts]:
         if is_held(held):
             heard_of = max(0.0, now - float(held["renewed"]))
@@ -214,8 +214,8 @@ def _status(run: Run, holders: tuple[Holder, ...], now: float) -> Status:
 
 
 def _state(run: Run, outcomes: Outcomes, blocks: int, held: bool) -> State:
-    whole = run.finished is not None and len(outcomes.receipts) == blocks and not outcomes.damaged
-    if whole:  # whoever holds the lease finds that nothing is to be done
+    complete = run.finished is not None and len(outcomes.receipts) == blocks and not outcomes.damaged
+    if complete:  # a process that holds the lease has nothing to do
         return "complete"
     if held:
         return "running"
@@ -235,7 +235,7 @@ def _stages(plan: ExportPlan, outcomes: Outcomes) -> Iterator[StageStatus]:
     numbers = outcomes.receipts["block"]  # sorted
     stages: Sequence[int] = [index for index, stage in enumerate(plan.stages) for _ in stage]
     for stage, (first, part) in zip(stages, plan.parts, strict=True):
-        # As the array has them: an int would be compared as a float, which merges large numbers.
+        # Of the array's dtype: an int would be compared as a float, which merges large numbers.
         edges = numbers.dtype.type(first), numbers.dtype.type(first + len(part.blocks))
         below, upto = numbers.searchsorted(edges)
         yield StageStatus(stage, part.volume, part.doing, part.level, len(part.blocks), int(upto - below))
