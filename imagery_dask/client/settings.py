@@ -186,10 +186,8 @@ class ClientSettings:
         """Box of a cutout in voxels of the graph; a target voxel larger, since it is found by voxel centres."""
         nm = query.graph.resolution_nm
         level = next(mip for mip in self.segmentation_layer().mips if mip.grid.resolution_nm == nm)
-        box, pads = cutout.target.at(nm), [ceil(step) for step in cutout.target.steps_from(nm)]
-        start = [a - pad for a, pad in zip(box.start, pads, strict=True)]
-        stop = [b + pad for b, pad in zip(box.stop, pads, strict=True)]
-        return VoxelGrid.between(start, stop, nm).intersection(level.grid)
+        box, pad = cutout.target.at(nm), cutout.target.steps_from(nm).map(ceil)
+        return VoxelGrid.between(box.start - pad, box.stop + pad, nm).intersection(level.grid)
 
     def _request(self, bounds: ArrayLike, default_mip: int, *, resolution: Any, **fields: Any) -> CutoutRequest:
         own = self.resolution_or(resolution)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from imagery_dask.client import ImageryClient
 from imagery_dask.export.zarr.to_zarr import to_zarr
+from imagery_dask.geometry.vec import Vec3
 from imagery_dask.kernels import overlay
 from imagery_dask.run import RunReport
 from imagery_dask.testing.cave import CaveServer, World, make_world
@@ -84,10 +85,10 @@ def run_cave_demo(out: Path, say: Callable[[str], None], cluster: str | None = "
     )  # fmt: skip
 
 
-def _bounds(world: World) -> list[list[int]]:
-    zoom = [own // image for own, image in zip(world.resolution, world.image_resolution, strict=True)]
-    start = [offset * factor for offset, factor in zip(world.voxel_offset, zoom, strict=True)]
-    return [start, [a + n for a, n in zip(start, SHAPE, strict=True)]]
+def _bounds(world: World) -> list[Vec3[int]]:
+    """Return the corners of the world in voxels of its imagery."""
+    start = Vec3.of(world.resolution) // world.image_resolution * world.voxel_offset
+    return [start, start + SHAPE]
 
 
 def _side_by_side(image: NDArray[np.uint8], before: NDArray[np.uint64], after: NDArray[np.uint64]) -> NDArray[np.uint8]:

@@ -6,11 +6,12 @@ concatenates indices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 
 from imagery_dask.geometry.vec import Vec3
 
-__all__ = ["Region", "region_between", "region_within", "start_of", "stop_of"]
+__all__ = ["Region", "region_between", "region_within", "start_of", "stop_of", "tiles_of"]
 
 Region = tuple[slice, slice, slice]
 
@@ -37,6 +38,12 @@ def stop_of(region: Sequence[slice]) -> Vec3[int]:
     """Return one past the last voxel of a region along x, y, z."""
     x, y, z = region
     return Vec3(x.stop, y.stop, z.stop)
+
+
+def tiles_of(spans: Sequence[Sequence[slice]]) -> Iterator[Region]:
+    """Yield the regions that slices along x, y and z make, x fastest."""
+    along_x, along_y, along_z = spans
+    return ((x, y, z) for z, y, x in itertools.product(along_z, along_y, along_x))
 
 
 def region_within(part: Sequence[slice], outer: Sequence[slice]) -> Region:

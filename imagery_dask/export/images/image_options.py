@@ -229,11 +229,10 @@ def _first_voxel(volume: Volume) -> XYZ:
     remedy = "Give voxel_offset=(x, y, z), the voxel index of the first voxel."
     if volume.resolution_nm is None:
         raise ValueError(f"names='absolute' needs a place in the world, which this array does not have. {remedy}")
-    first = [at / nm - 0.5 for at, nm in zip(volume.translation_nm, volume.resolution_nm, strict=True)]
+    first = volume.translation_nm.map(lambda centre, size: centre / size - 0.5, volume.resolution_nm)
     if not np.allclose(first, np.rint(first), rtol=0, atol=1e-3):
-        raise ValueError(f"The array begins between voxels of its grid, at {tuple(first)}. {remedy}")
-    x, y, z = (round(value) for value in first)
-    return (x, y, z)
+        raise ValueError(f"The array begins between voxels of its grid, at {first}. {remedy}")
+    return first.map(round)
 
 
 def _some(values: Sequence[int]) -> str:

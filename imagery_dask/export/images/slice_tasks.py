@@ -18,7 +18,7 @@ from imagery_dask.export.images.slice_files import SliceNames, plane_axes
 from imagery_dask.export.images.slice_pages import Pages
 from imagery_dask.geometry.block_plan import BlockPlan
 from imagery_dask.geometry.grid import XYZ
-from imagery_dask.geometry.region import Region
+from imagery_dask.geometry.region import Region, region_within
 from imagery_dask.render.pages import Format, encode_page
 from imagery_dask.run import WINDOW_PER_THREAD, Written
 from imagery_dask.storage.digests import digest_of_bytes, join_digests
@@ -144,10 +144,11 @@ class SliceTasks(Sequence[SliceBlock]):
     def __getitem__(self, number: Any) -> Any:
         (x_index, y_index, z_index), region = self.plan[number]
         outer = _grown(region, self.names.axis, self.pages.margin, self.names.shape)
-        x, y, z = (slice(a.start - b.start, a.stop - b.start) for a, b in zip(region, outer, strict=True))
         reads = tuple(volume.reader(outer) for volume in self.volumes)
         name = f"{steps_of(self.volumes)} {SLICES} z{z_index} y{y_index} x{x_index}"
-        return SliceBlock(name, reads, region, (x, y, z), self.pages, self.names, self.files, self.form)
+        return SliceBlock(
+            name, reads, region, region_within(region, outer), self.pages, self.names, self.files, self.form
+        )
 
 
 def list_ids(client: Client, volume: Volume, block_bytes: int) -> NDArray[Any]:

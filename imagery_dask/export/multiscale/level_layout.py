@@ -14,8 +14,7 @@ Coarser levels are made from the last of these, in another stage.
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,6 +23,7 @@ import numpy as np
 from imagery_dask.config import config
 from imagery_dask.geometry.grid import XYZ
 from imagery_dask.geometry.pyramid import Level
+from imagery_dask.geometry.vec import Vec3
 from imagery_dask.validate import whole_triple
 
 __all__ = ["LevelLayout", "StageLayout", "checked_shards", "default_chunks", "lay_out"]
@@ -51,8 +51,8 @@ class LevelLayout:
     """
 
     level: Level
-    chunk: XYZ
-    shard: XYZ | None
+    chunk: Vec3[int]
+    shard: Vec3[int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class StageLayout:
 
     first: int
     last: int
-    unit: XYZ
+    unit: Vec3[int]
 
 
 def default_chunks(itemsize: int) -> XYZ:
@@ -94,27 +94,28 @@ def lay_out(
     voxel_bytes : int
         Bytes of a voxel with all its channels.
     """
-    total = math.prod(levels[0].shape) * voxel_bytes
+    chunk = Vec3.of(chunks)
+    total = levels[0].shape.prod * voxel_bytes
     least, most = config.get("export.small_fused_bytes"), config.get("export.fused_bytes")
     fused = min(most, max(least, total // config.get("export.fused_blocks_at_least"))) // voxel_bytes
     if shards == "auto":
-        count = math.prod(-(-size // chunk) for size, chunk in zip(levels[0].shape, chunks, strict=True))
+        count = levels[0].shape.ceil_div(chunk).prod
         wanted = min(SHARD_BYTES, total // SHARDS_AT_LEAST) // voxel_bytes
-        shards = None if count <= CHUNKS_UNSHARDED else _grown(chunks, levels[min(1, len(levels) - 1)].step, wanted)
+        shards = None if count <= CHUNKS_UNSHARDED else _grown(chunk, levels[min(1, len(levels) - 1)].step, wanted)
     layouts: list[LevelLayout] = []
     stages: list[StageLayout] = []
     while len(layouts) < len(levels):
         first = len(layouts)
         # In voxels of the stage's first level: what blocks are multiples of, and how much coarser the last level is.
-        unit, scale = chunks if shards is None else shards, (1, 1, 1)
-        layouts.append(_clipped(levels[first], chunks, shards))
+        unit, scale = chunk if shards is None else Vec3.of(shards), Vec3(1, 1, 1)
+        layouts.append(_clipped(levels[first], chunk, None if shards is None else unit))
         for level in levels[first + 1 :]:
-            scale = _each(operator.mul, scale, level.step)
-            larger = _each(lambda size, times, chunk: math.lcm(size, times * chunk), unit, scale, chunks)
-            if math.prod(_each(min, larger, levels[first].shape)) > fused:
+            scale = scale * level.step
+            larger = unit.map(math.lcm, scale * chunk)
+            if larger.minimum(levels[first].shape).prod > fused:
                 break
             unit = larger
-            layouts.append(_clipped(level, chunks, None if shards is None else _each(operator.floordiv, unit, scale)))
+            layouts.append(_clipped(level, chunk, None if shards is None else unit // scale))
         stages.append(StageLayout(first, len(layouts) - 1, unit))
     return tuple(layouts), tuple(stages)
 
@@ -130,13 +131,13 @@ def checked_shards(shards: Any, chunks: XYZ) -> XYZ | Literal["auto"] | None:
     if shards is None or (isinstance(shards, str) and shards == "auto"):
         return shards  # type: ignore[return-value]
     shape = whole_triple("shards", shards)
-    if any(shard % chunk for shard, chunk in zip(shape, chunks, strict=True)):
-        fitting = tuple(-(-shard // chunk) * chunk for shard, chunk in zip(shape, chunks, strict=True))
+    if any(Vec3.of(shape) % chunks):
+        fitting = Vec3.of(shape).ceil_div(chunks) * chunks
         raise ValueError(f"shards {shape} are not multiples of chunks {chunks}; {fitting} would be.")
     return shape
 
 
-def _grown(chunk: XYZ, step: XYZ, voxels: int) -> XYZ:
+def _grown(chunk: Vec3[int], step: Vec3[int], voxels: int) -> Vec3[int]:
     """Double a chunk, first along the axes that the next level halves, up to a number of voxels."""
     shape = list(chunk)
     halved = [axis for axis in range(3) if step[axis] == 2]
@@ -145,20 +146,13 @@ def _grown(chunk: XYZ, step: XYZ, voxels: int) -> XYZ:
             shape[axis] *= 2
     while 2 * math.prod(shape) <= voxels:
         shape[int(np.argmin(shape))] *= 2
-    return (shape[0], shape[1], shape[2])
+    return Vec3.of(shape)
 
 
-def _clipped(level: Level, chunks: XYZ, shard: XYZ | None) -> LevelLayout:
+def _clipped(level: Level, chunk: Vec3[int], shard: Vec3[int] | None) -> LevelLayout:
     """Chunks and shards no longer than the level, and no shards of one chunk."""
-    chunk = _each(min, chunks, level.shape)
+    chunk = chunk.minimum(level.shape)
     if shard is None:
         return LevelLayout(level, chunk, None)
-    whole = _each(
-        lambda size, part, length: min(size, -(-length // part) * part) // part * part, shard, chunk, level.shape
-    )
+    whole = shard.minimum(level.shape.ceil_div(chunk) * chunk) // chunk * chunk
     return LevelLayout(level, chunk, None if whole == chunk else whole)
-
-
-def _each(function: Callable[..., Any], *triples: XYZ) -> XYZ:
-    x, y, z = (int(function(*values)) for values in zip(*triples, strict=True))
-    return (x, y, z)

@@ -25,7 +25,8 @@ from imagery_dask.export.multiscale.level_layout import StageLayout
 from imagery_dask.geometry.block_plan import SPLIT_ABOVE, BlockPlan, plan_blocks
 from imagery_dask.geometry.grid import XYZ
 from imagery_dask.geometry.pyramid import Level
-from imagery_dask.geometry.region import Region
+from imagery_dask.geometry.region import Region, region_between, region_within, start_of, stop_of, tiles_of
+from imagery_dask.geometry.vec import Vec3
 from imagery_dask.run import BlockTask, Written
 
 __all__ = [
@@ -153,30 +154,26 @@ class ReadDownsampled:
     """
 
     store: LevelStore
-    above: XYZ
+    above: Vec3[int]
     region: Region
-    step: XYZ
-    unit: XYZ
+    step: Vec3[int]
+    unit: Vec3[int]
     labels: bool
 
     def __call__(self) -> NDArray[Any]:
         """Return the voxels of the region; only a piece of the level above is held at a time."""
-        start = [part.start for part in self.region]
         first, *others = _pieces(self.region, self.unit)  # no region is empty
-        shape = [part.stop - part.start for part in self.region]
         small = self._piece(first)
+        shape = stop_of(self.region) - start_of(self.region)
         out = np.empty((*shape, *small.shape[3:]), small.dtype, order="F")
         for piece, voxels in itertools.chain([(first, small)], ((piece, self._piece(piece)) for piece in others)):
-            out[tuple(slice(p.start - s, p.stop - s) for p, s in zip(piece, start, strict=True))] = voxels
+            out[region_within(piece, self.region)] = voxels
         return out
 
     def _piece(self, piece: Region) -> NDArray[Any]:
         """Voxels of a part of the region."""
-        x, y, z = (
-            slice(part.start * step, min(part.stop * step, size))
-            for part, step, size in zip(piece, self.step, self.above, strict=True)
-        )
-        return kernels.downsample(self.store.read((x, y, z)), self.step, self.labels)
+        finer = region_between(start_of(piece) * self.step, (stop_of(piece) * self.step).minimum(self.above))
+        return kernels.downsample(self.store.read(finer), self.step, self.labels)
 
 
 def plan_levels(
@@ -278,7 +275,7 @@ def _reader(
         return export.volumes[index].reader(region)
     volume, stage, first = export.volumes[0], export.stages[index], export.stages[index].first
     step = export.levels[first].step
-    voxels = max(1, PIECE_BYTES // (volume.voxel_bytes * math.prod(step)))
+    voxels = max(1, PIECE_BYTES // (volume.voxel_bytes * step.prod))
     unit = _halved(stage.unit, voxels)
     return ReadDownsampled(stores[first - 1], export.levels[first - 1].shape, region, step, unit, volume.labels)
 
@@ -292,23 +289,20 @@ def block_size(resources: WorkerResources, total: int) -> int:
 
 
 def _coarser(region: Region, step: XYZ) -> Region:
-    x, y, z = (slice(part.start // s, -(-part.stop // s)) for part, s in zip(region, step, strict=True))
-    return (x, y, z)
+    return region_between(start_of(region) // step, stop_of(region).ceil_div(step))
 
 
-def _halved(unit: XYZ, voxels: int) -> XYZ:
+def _halved(unit: Vec3[int], voxels: int) -> Vec3[int]:
     """Cut a shape in halves along its longest axis until it has no more than so many voxels."""
     shape = list(unit)
     while math.prod(shape) > voxels and max(shape) > 1:
         axis = int(np.argmax(shape))
         shape[axis] = -(-shape[axis] // 2)
-    return (shape[0], shape[1], shape[2])
+    return Vec3.of(shape)
 
 
-def _pieces(region: Region, unit: XYZ) -> Iterator[Region]:
-    spans = [
-        [slice(start, min(start + size, part.stop)) for start in range(part.start, part.stop, size)]
-        for part, size in zip(region, unit, strict=True)
-    ]
-    for z, y, x in itertools.product(spans[2], spans[1], spans[0]):
-        yield (x, y, z)
+def _pieces(region: Region, unit: Vec3[int]) -> Iterator[Region]:
+    def cut(size: int, part: slice) -> list[slice]:
+        return [slice(start, min(start + size, part.stop)) for start in range(part.start, part.stop, size)]
+
+    return tiles_of(unit.map(cut, region))

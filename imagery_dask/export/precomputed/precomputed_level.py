@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ import numpy as np
 from cloudvolume import chunks as codecs
 from numpy.typing import NDArray
 
-from imagery_dask.geometry.grid import XYZ
-from imagery_dask.geometry.region import Region
+from imagery_dask.geometry.grid import XYZ, bounds_key
+from imagery_dask.geometry.region import Region, region_between, region_within, start_of, stop_of, tiles_of
+from imagery_dask.geometry.vec import Vec3
 from imagery_dask.sources import channels_last
 from imagery_dask.sources.segmentation_check import segmentation_damage
 from imagery_dask.storage.digests import digest_of, digest_of_bytes, join_digests
@@ -90,14 +90,14 @@ class PrecomputedLevel:
     def read(self, region: Region) -> NDArray[Any]:
         """Return the voxels of a region as x, y, z(, c)."""
         out: NDArray[Any] | None = None
-        shape = tuple(part.stop - part.start for part in region)
+        start, stop = start_of(region), stop_of(region)
+        shape = stop - start
         for part in self._chunks(region):
             voxels = self._get(part)
             if out is None:
                 out = np.empty((*shape, voxels.shape[3]), self.dtype, order="F")
-            inside = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(part, region, strict=True))
-            common = (inside[0], inside[1], inside[2])
-            out[_within(region, common)] = voxels[_within(part, common)]
+            common = region_between(start.maximum(start_of(part)), stop.minimum(stop_of(part)))
+            out[region_within(common, region)] = voxels[region_within(common, part)]
         assert out is not None  # no region is empty
         return out if out.shape[3] > 1 else out[..., 0]
 
@@ -109,7 +109,7 @@ class PrecomputedLevel:
             )
         voxels = voxels.view(self.dtype) if voxels.dtype != self.dtype else voxels
         voxels = voxels.reshape((*voxels.shape[:3], -1), order="F")
-        return [(self._name(part), voxels[_within(region, part)]) for part in self._chunks(region)]
+        return [(self._name(part), voxels[region_within(part, region)]) for part in self._chunks(region)]
 
     def _encoded(self, voxels: NDArray[Any]) -> bytes:
         params = {} if self.quality is None else {"level": self.quality}
@@ -143,20 +143,12 @@ class PrecomputedLevel:
 
     def _chunks(self, region: Region) -> Iterator[Region]:
         """Yield the chunks that overlap a region, as regions of the level, clipped to it."""
-        spans = [
-            [
-                slice(first, min(first + size, stop - start))
-                for first in range(part.start // size * size, part.stop, size)
-            ]
-            for part, size, start, stop in zip(region, self.chunk, self.start, self.stop, strict=True)
-        ]
-        for z, y, x in itertools.product(spans[2], spans[1], spans[0]):
-            yield (x, y, z)
+
+        def cut(length: int, part: slice, size: int) -> list[slice]:
+            firsts = range(part.start // size * size, part.stop, size)
+            return [slice(first, min(first + size, length)) for first in firsts]
+
+        return tiles_of((Vec3.of(self.stop) - self.start).map(cut, region, self.chunk))
 
     def _name(self, part: Region) -> str:
-        spans = (f"{axis.start + start}-{axis.stop + start}" for axis, start in zip(part, self.start, strict=True))
-        return f"{self.key}/{'_'.join(spans)}"
-
-
-def _within(region: Region, part: Region) -> tuple[slice, ...]:
-    return tuple(slice(p.start - r.start, p.stop - r.start) for p, r in zip(part, region, strict=True))
+        return f"{self.key}/{bounds_key(start_of(part) + self.start, stop_of(part) + self.start)}"

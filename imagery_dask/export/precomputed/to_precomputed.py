@@ -6,7 +6,6 @@ Format: https://github.com/google/neuroglancer/blob/master/src/datasource/precom
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from imagery_dask.export.precomputed.precomputed_level import SEGMENTATION_BLOCK
 from imagery_dask.export.precomputed.precomputed_options import COMPRESSIBLE, LABEL_ENCODINGS, PrecomputedOptions
 from imagery_dask.geometry.pyramid import Level, Levels
 from imagery_dask.geometry.region import Region
+from imagery_dask.geometry.vec import Vec3
 from imagery_dask.run import RunReport
 from imagery_dask.serialization import to_json
 from imagery_dask.sources import open_volume
@@ -131,8 +131,7 @@ def _objects(export: PrecomputedExport) -> int:
     total = 0
     for layer in export.layers:
         for scale in layer.info["scales"]:
-            sizes = zip(scale["size"], scale["chunk_sizes"][0], strict=True)
-            total += math.prod(-(-length // size) for length, size in sizes)
+            total += Vec3.of(scale["size"]).ceil_div(scale["chunk_sizes"][0]).prod
         total += 2 + len(layer.beside)
     return total
 
@@ -225,9 +224,9 @@ class _Layer:
             PrecomputedLevel(
                 files=files,
                 key=scale["key"],
-                start=tuple(scale["voxel_offset"]),
-                stop=tuple(a + n for a, n in zip(scale["voxel_offset"], scale["size"], strict=True)),
-                chunk=tuple(scale["chunk_sizes"][0]),
+                start=Vec3.of(scale["voxel_offset"]),
+                stop=Vec3.of(scale["voxel_offset"]) + scale["size"],
+                chunk=Vec3.of(scale["chunk_sizes"][0]),
                 encoding=scale["encoding"],
                 dtype=self.info["data_type"],
                 channels=self.info["num_channels"],
@@ -291,8 +290,8 @@ def _stored_as(volume: Volume) -> str:
 
 def _voxel_offset(level: Level) -> list[int]:
     """First voxel of a level, which lies at a whole multiple of its size."""
-    resolution = level.resolution_nm or (1.0, 1.0, 1.0)
-    exact = [centre / size - 0.5 for centre, size in zip(level.translation_nm, resolution, strict=True)]
+    resolution = level.resolution_nm or Vec3(1.0, 1.0, 1.0)
+    exact = level.translation_nm.map(lambda centre, size: centre / size - 0.5, resolution)
     offset = [round(value) for value in exact]
     if not np.allclose(exact, offset, rtol=0, atol=1e-3):
         if level.step == (1, 1, 1):

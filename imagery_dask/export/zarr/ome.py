@@ -24,6 +24,8 @@ from imagery_dask.errors import AccessRefusedError
 from imagery_dask.export.core.inputs import Volume
 from imagery_dask.export.zarr.zarr_options import OmeVersion
 from imagery_dask.geometry.pyramid import Level
+from imagery_dask.geometry.region import region_between
+from imagery_dask.geometry.vec import Vec3
 
 __all__ = ["display", "image_attributes", "label_attributes", "labels_attributes", "omero"]
 
@@ -154,12 +156,11 @@ def _multiscale(version: OmeVersion, name: str, channels: bool, levels: Sequence
     return multiscale(axes=axes, datasets=datasets, name=name, **old)
 
 
-def _sizes(levels: Sequence[Level]) -> list[tuple[float, float, float]]:
+def _sizes(levels: Sequence[Level]) -> list[Vec3[float]]:
     """Return the voxel sizes of levels, in voxels of the first level if the resolution is unknown."""
-    sizes, last = [], (1.0, 1.0, 1.0)
+    sizes, last = [], Vec3(1.0, 1.0, 1.0)
     for level in levels:
-        x, y, z = (size * step for size, step in zip(last, level.step, strict=True))
-        last = (x, y, z) if level.resolution_nm is None else level.resolution_nm
+        last = last * level.step if level.resolution_nm is None else level.resolution_nm
         sizes.append(last)
     return sizes
 
@@ -171,12 +172,9 @@ def _dump(model: Any) -> dict[str, Any]:
 
 def _sample(volume: Volume) -> Any:
     """Return finite values of part of the middle slice; none if it cannot be read, which its block will report."""
-    x, y, z = (
-        slice(start := max(0, (length - size) // 2), start + min(size, length))
-        for length, size in zip(volume.shape, SAMPLE, strict=True)
-    )
+    start = ((volume.shape - SAMPLE) // 2).maximum(0)
     try:
-        voxels = volume.reader((x, y, z))()
+        voxels = volume.reader(region_between(start, start + volume.shape.minimum(SAMPLE)))()
     except AccessRefusedError:
         raise
     except Exception:

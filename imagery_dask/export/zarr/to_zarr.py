@@ -6,7 +6,6 @@ in the C order that zarr expects, without a copy.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -149,8 +148,7 @@ def _objects(export: ZarrExport) -> int:
         groups |= {"labels", multiscale.volume.group} if multiscale.volume.group else set()
         arrays += len(multiscale.layouts)
         for layout in multiscale.layouts:
-            sizes = zip(layout.level.shape, layout.shard or layout.chunk, strict=True)
-            chunks += math.prod(-(-length // size) for length, size in sizes)
+            chunks += layout.level.shape.ceil_div(layout.shard or layout.chunk).prod
     # zarr.json; or .zgroup or .zarray, and .zattrs.
     each = 2 if export.options.zarr_format == 2 else 1
     return chunks + each * (len(groups) + arrays)
