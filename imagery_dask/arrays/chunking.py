@@ -1,4 +1,4 @@
-"""Where the blocks of a lazy array begin and end."""
+"""Edges of the blocks of a lazy array."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from imagery_dask.model.cutout import Cutout
 
 __all__ = ["block_edges", "grow_block"]
 
-# Blocks along an axis: volumes have thousands, a mistaken unit makes millions, each with an edge in memory.
+# Along an axis: volumes have thousands of blocks; bounds in a wrong unit give millions, all with an edge in memory.
 MOST_BLOCKS = 2**20
 
 
@@ -27,7 +27,7 @@ def block_edges(cutout: Cutout, block_bytes: int) -> tuple[list[int], list[int],
     target = cutout.target
     source = cutout.mip.grid
     steps = target.steps_from(source.resolution_nm)
-    # Where the target is coarser, a block's source voxels are what fills the memory.
+    # Where the target is coarser, a block's memory is that of its source voxels.
     voxel_bytes = np.dtype(cutout.stored_dtype).itemsize * cutout.channels * max(1.0, float(steps.prod))
     voxels = block_bytes // voxel_bytes
     unit = cutout.unit

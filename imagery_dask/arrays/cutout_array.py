@@ -28,15 +28,15 @@ class CutoutArray:
     cutout : Cutout
         What to read.
     squeeze : bool
-        Drop axes of length 1, as the reference's cutouts do.
+        Drop axes of length 1, as `imageryclient` does.
     layout : {"C", "F"}
-        Memory order of what slices give. dask joins blocks in C order; decoders give Fortran order.
+        Memory order of the blocks that slices return. dask joins blocks in C order; decoders return Fortran order.
     """
 
     def __init__(self, cutout: Cutout, squeeze: bool = False, layout: Layout = "C") -> None:
         self.cutout, self.squeeze, self.layout = cutout, squeeze, layout
         full = (*cutout.target.shape, cutout.channels)
-        # One channel is no axis; several are the last one, and stay.
+        # A single channel has no axis; several are the last axis, which is never squeezed.
         axes = [0, 1, 2, 3] if cutout.channels > 1 else [0, 1, 2]
         self.axes = tuple(axis for axis in axes if not (squeeze and full[axis] == 1))
         self.shape = tuple(full[axis] for axis in self.axes)
@@ -55,7 +55,7 @@ class CutoutArray:
         spans = [_span(parts.get(axis, slice(None)), full[axis]) for axis in range(4)]
         first = Vec3.of(first for first, _, _ in spans[:3])
         stop = Vec3.of(stop for _, stop, _ in spans[:3])
-        # Chunks hold all channels, so that these are read whole.
+        # Storage chunks hold all channels, so all are read.
         block = self.read(self.cutout.target.crop(first, stop - first), self.layout)[..., slice(*spans[3][:2])]
         # One axis at a time: dask's selections are orthogonal, numpy's index arrays are not.
         for axis in range(4):
@@ -68,7 +68,7 @@ class CutoutArray:
         return CutoutArray(self.cutout, self.squeeze, layout)
 
     def read(self, target: VoxelGrid, layout: Layout = "F") -> NDArray[Any]:
-        """Voxels of a box of the target grid as (x, y, z, channel), in Fortran or C order."""
+        """Read a box of the target grid as (x, y, z, channel), in Fortran or C order."""
         cutout = self.cutout
         source_nm = cutout.mip.grid.resolution_nm
         handle = SourceHandle(cutout.path, cutout.mip, cutout.missing)
@@ -77,7 +77,7 @@ class CutoutArray:
         if cutout.order == 1:
             return _read_linear(handle, target, cutout.mip.grid, layout)
         box = target.at(source_nm)
-        # Ids are masked and converted on source voxels, before there are more of them.
+        # Ids are masked and converted on source voxels, before resizing multiplies them.
         block = read_objects(handle, box, cutout.labels, layout)
         steps = target.steps_from(source_nm)
         indices = [
@@ -140,7 +140,7 @@ def _slice_of(picked: range) -> slice:
 
 
 def _span(part: Part, size: int) -> tuple[int, int, slice | NDArray[np.int64]]:
-    """First voxel to read, one past the last, and what to take of the voxels between."""
+    """Return the first voxel to read, one past the last, and the selection of the voxels between."""
     if isinstance(part, int):
         return part, part + 1, slice(None)
     picked = part if isinstance(part, np.ndarray) else range(*part.indices(size))

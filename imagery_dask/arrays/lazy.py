@@ -41,7 +41,7 @@ __all__ = ["block_reads", "described", "lazy_array", "lazy_block_edges", "lazy_d
 Chunks = tuple[tuple[int, ...], ...]
 Region = tuple[slice, ...]
 
-# The array-likes behind arrays made in this process, so that an export can read blocks without a graph.
+# Array-likes behind the arrays of this process, by array name: an export reads their blocks without a graph.
 _sources: weakref.WeakValueDictionary[str, CutoutArray] = weakref.WeakValueDictionary()
 
 
@@ -208,7 +208,7 @@ def _name_of(source: CutoutArray) -> str:
 
 
 def lazy_block_edges(cutout: Cutout) -> tuple[list[int], list[int], list[int]]:
-    """Edges of the blocks of a lazy array along x, y, z, in voxels from its start."""
+    """Return the edges of the blocks of a lazy array along x, y, z, in voxels from its start."""
     return block_edges(cutout, config.get("lazy.block_bytes"))
 
 
@@ -218,7 +218,7 @@ def source_of(array: da.Array) -> CutoutArray | None:
 
 
 def lazy_dataarray(cutout: Cutout, name: str) -> xr.DataArray:
-    """Xarray view of a cutout: dims x, y, z (and channel), coordinates of voxel centres in nm."""
+    """Return a cutout as an xarray object: dims x, y, z (and channel), coordinates of voxel centres in nm."""
     target, array = cutout.target, lazy_array(cutout, squeeze=False)
     dims = (*AXES, "channel") if cutout.channels > 1 else AXES
     coords = {
@@ -229,15 +229,15 @@ def lazy_dataarray(cutout: Cutout, name: str) -> xr.DataArray:
 
 
 def described(cutout: Cutout) -> dict[str, Any]:
-    """Where a cutout comes from, in plain values: attributes of arrays and stores."""
+    """Describe the origin of a cutout in plain values: attributes of arrays and stores."""
     target, query = cutout.target, cutout.query
-    found = {
+    attributes = {
         "source": cutout.path,
         "mip": cutout.mip.level,
         "resolution_nm": list(target.resolution_nm),
         "voxel_offset": list(target.start),
     }
     if query is not None:
-        found |= {"timestamp": describe_moment(query.timestamp), "timestamp_unix_s": query.timestamp}
-        found |= {} if query.version is None else {"materialization_version": query.version}
-    return found
+        attributes |= {"timestamp": describe_moment(query.timestamp), "timestamp_unix_s": query.timestamp}
+        attributes |= {} if query.version is None else {"materialization_version": query.version}
+    return attributes

@@ -25,16 +25,16 @@ Counts = tuple[NDArray[Any], NDArray[np.int64]]
 class SegmentationMasks(Mapping[int, da.Array]):
     """Mapping from the ids in a cutout to their masks.
 
-    ``masks[id]`` is a lazy boolean array and costs no read. Which ids there are is found, by one streaming pass over
-    the cutout, the first time somebody asks (iteration, ``len``, ``in``); the answer is kept. Each mask that is
-    computed by itself reads its blocks; `compute` makes all of them in one pass.
+    ``masks[id]`` is a lazy boolean array and costs no read. The ids are found by one streaming pass over the
+    cutout at the first iteration, ``len`` or ``in``, and kept. Each mask that is computed alone reads its own blocks;
+    `compute` makes all of them in one pass.
 
     Parameters
     ----------
     cutout : Cutout
         A segmentation cutout.
     include_null_root : bool
-        Whether 0, the voxels of no object, is among the ids.
+        Include id 0, the voxels of no object.
     """
 
     def __init__(self, cutout: Cutout, include_null_root: bool = False) -> None:
@@ -44,7 +44,7 @@ class SegmentationMasks(Mapping[int, da.Array]):
 
     @property
     def labels(self) -> da.Array:
-        """Ids at each voxel, lazily; the array that all masks are made of."""
+        """The lazy array of ids that all masks are made of."""
         return lazy_array(self._cutout)
 
     @property
@@ -93,11 +93,11 @@ class SegmentationMasks(Mapping[int, da.Array]):
         return {root: kernels.mask_at(places[root], labels) for root in self._ids()}
 
     def select(self, ids: Iterable[int]) -> tuple[int, ...]:
-        """Those of some ids that have a mask here, in order."""
+        """Return those of some ids that have a mask, ascending."""
         return tuple(sorted(int(value) for value in ids if self._may_hold(int(value))))
 
     def remember(self, ids: Iterable[int]) -> None:
-        """Keep ids that a complete pass over the cutout has found."""
+        """Keep the ids that a complete pass over the cutout has found."""
         self._found = self.select(ids)
 
     def _may_hold(self, root_id: int) -> bool:
@@ -113,7 +113,7 @@ class SegmentationMasks(Mapping[int, da.Array]):
 
 
 def count_ids(labels: da.Array) -> dict[int, int]:
-    """Distinct ids of a lazy array, ascending, and how many voxels have each, by a tree of block-wise reductions."""
+    """Count the voxels of each id of a lazy array by a tree of block-wise reductions; ids ascend."""
     source = source_of(labels)
     blocks = labels.to_delayed().ravel() if source is None else block_reads(labels, source)
     parts = [dask.delayed(kernels.unique_counts)(block) for block in blocks]

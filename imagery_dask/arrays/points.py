@@ -1,4 +1,4 @@
-"""Ids at single voxels: each storage chunk that holds some of them is read once."""
+"""Ids at single voxels; each storage chunk that holds some of them is read once."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def stored_ids_at(layer: Layer, level: int, voxels: NDArray[np.int64], missing: 
         What a storage chunk that does not exist becomes.
     """
     mip = layer.mip(level)
-    found = np.zeros(len(voxels), dtype=layer.dtype)
+    ids = np.zeros(len(voxels), dtype=layer.dtype)
     inside = ((voxels >= mip.grid.start) & (voxels < mip.grid.stop)).all(axis=1)
     cells, members = np.unique(
         (voxels[inside] - mip.grid.start) // np.asarray(mip.chunk_shape), axis=0, return_inverse=True
@@ -64,8 +64,8 @@ def stored_ids_at(layer: Layer, level: int, voxels: NDArray[np.int64], missing: 
         here = voxels[group]
         low = here.min(axis=0)
         box = VoxelGrid.between(low.tolist(), (here.max(axis=0) + 1).tolist(), mip.grid.resolution_nm)
-        found[group] = handle.read(box)[(*(here - low).T, 0)]
+        ids[group] = handle.read(box)[(*(here - low).T, 0)]
 
     with ThreadPoolExecutor(CHUNKS_IN_FLIGHT) as threads:
         list(threads.map(read, [group for group in groups if len(group)]))
-    return found
+    return ids

@@ -1,6 +1,6 @@
-"""From the ids that are stored to the ids that were asked for, block by block.
+"""Map stored ids to requested ids, block by block.
 
-Root ids are looked up on source voxels, before resizing makes more of them.
+Root ids are looked up on source voxels, before resizing multiplies them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["apply_rule", "ids_of", "read_objects", "relabel"]
 
 
 def read_objects(handle: SourceHandle, box: VoxelGrid, rule: LabelRule | None, layout: Layout) -> NDArray[Any]:
-    """Read a box of voxels, with what a rule makes of their ids.
+    """Read a box of voxels and apply a rule to their ids.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def read_objects(handle: SourceHandle, box: VoxelGrid, rule: LabelRule | None, l
     box : VoxelGrid
         Voxels of that level, absolute.
     rule : LabelRule or None
-        What becomes of stored ids; None leaves the voxels as they are.
+        How stored ids are mapped; None leaves the voxels unchanged.
     layout : {"F", "C"}
         Memory order of the result.
 
@@ -46,14 +46,14 @@ def read_objects(handle: SourceHandle, box: VoxelGrid, rule: LabelRule | None, l
 
 
 def apply_rule(block: NDArray[Any], rule: LabelRule) -> NDArray[Any]:
-    """Do with a block of stored ids what a rule says; the block may be changed in place.
+    """Apply a rule to a block of stored ids, which may be changed in place.
 
     Parameters
     ----------
     block : numpy.ndarray of integers
         Ids as stored.
     rule : LabelRule
-        What becomes of them.
+        How they are mapped.
 
     Returns
     -------
@@ -67,13 +67,13 @@ def apply_rule(block: NDArray[Any], rule: LabelRule) -> NDArray[Any]:
 
 
 def relabel(ids: NDArray[Any], rule: LabelRule) -> NDArray[Any]:
-    """Give a new array of the ids that stored ids, of any shape and integer type, get by a rule."""
+    """Return a new array of stored ids, of any shape and integer type, mapped by a rule."""
     own = np.array(ids, dtype=np.uint64 if rule.query is not None else None, order="C", ndmin=1)
     return apply_rule(own, rule).reshape(np.shape(ids))
 
 
 def ids_of(supervoxels: NDArray[np.uint64], rule: LabelRule) -> NDArray[np.uint64]:
-    """Ids that distinct, ascending supervoxels get by a rule with a query."""
+    """Map distinct, ascending supervoxels by a rule with a query."""
     query = rule.query
     assert query is not None
     if rule.keep is None:
@@ -91,7 +91,7 @@ def ids_of(supervoxels: NDArray[np.uint64], rule: LabelRule) -> NDArray[np.uint6
 
 
 def _finished(ids: NDArray[Any], rule: LabelRule) -> NDArray[Any]:
-    """Compare or convert the ids that voxels got."""
+    """Compare or convert mapped ids as the rule says."""
     if rule.mask_of is not None:
         return kernels.is_id(ids, rule.mask_of)
     return kernels.to_int64(ids) if rule.as_int64 else ids

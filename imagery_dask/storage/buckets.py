@@ -1,4 +1,4 @@
-"""Buckets to write to, with the credentials that this process finds: none is passed from one process to another.
+"""URLs of folders and buckets, and clients for buckets; each process finds its own credentials.
 
 S3 is written with obstore: s3fs pins a botocore of its own, which boto3 (of cloud-files) does not work with. Google
 Cloud Storage is written with gcsfs, which knows emulators and every kind of Google's credentials.
@@ -82,7 +82,7 @@ def parse_bucket_url(url: str) -> BucketUrl:
 
 
 def s3_store(url: BucketUrl) -> Any:
-    """Open an S3 bucket as an obstore store whose keys begin below the place's path."""
+    """Open an S3 bucket as an obstore store whose keys begin below the URL's path."""
     store = _needed("obstore.store", "s3")
     return store.S3Store(url.bucket, prefix=url.path or None, **_s3_options(url))
 
@@ -103,7 +103,7 @@ def google_files(url: BucketUrl, asynchronous: bool) -> Any:
 
 
 def credential_places(url: BucketUrl) -> str:
-    """Say where credentials for a place are looked for, for errors."""
+    """Describe where credentials for a URL are looked for; used in errors."""
     files = " or ".join(str(secretpath(name)) for name in _secret_names(url))
     if url.scheme == "gs":
         return f"{files}, or Google's default credentials (gcloud auth application-default login)"
@@ -113,7 +113,7 @@ def credential_places(url: BucketUrl) -> str:
 
 
 def _alias(scheme: str) -> tuple[str, str]:
-    """Endpoint and name of an alias, or nothing."""
+    """Return the endpoint and name of an alias, or empty strings."""
     paths.update_aliases_from_file()
     url = str(paths.ALIASES.get(scheme, ""))
     return (url.removeprefix("s3://").rstrip("/"), scheme) if url.startswith("s3://") else ("", "")
@@ -124,7 +124,7 @@ def _secret_names(url: BucketUrl) -> tuple[str, ...]:
 
 
 def _secret(url: BucketUrl) -> dict[str, Any]:
-    """Content of the secret file that cloud-files would take: the bucket's own before the general one."""
+    """Return the content of the secret file that cloud-files would use: the bucket's own before the general one."""
     for name in _secret_names(url):
         with suppress(FileNotFoundError):
             content = json.loads(Path(secretpath(name)).read_text())
@@ -133,7 +133,7 @@ def _secret(url: BucketUrl) -> dict[str, Any]:
 
 
 class _Keys:
-    """Provider of credentials for obstore; asks anew for those that expire."""
+    """Credential provider for obstore; refreshes credentials that expire."""
 
     def __init__(self, credentials: Any) -> None:
         self._credentials = credentials
@@ -152,7 +152,7 @@ def _s3_options(url: BucketUrl) -> dict[str, Any]:
     if any(keys):
         session.set_credentials(*keys)
     region = str(secret.get("AWS_DEFAULT_REGION") or session.get_config_variable("region") or "us-east-1")
-    # botocore knows every place where an endpoint can be configured: variables, profiles, ~/.aws/config.
+    # botocore reads all configuration of endpoints: variables, profiles, ~/.aws/config.
     endpoint = url.host or str(session.create_client("s3", region_name=region).meta.endpoint_url)
     credentials = session.get_credentials()
     plain = endpoint.startswith("http://")
@@ -163,13 +163,13 @@ def _s3_options(url: BucketUrl) -> dict[str, Any]:
         "virtual_hosted_style_request": False,
         "client_options": {"allow_http": plain, "timeout": REQUEST_TIMEOUT},
         "retry_config": {"max_retries": RETRIES},
-        # Unsigned requests without credentials: the store says whether it takes them.
+        # Without credentials requests are unsigned; the store may refuse them.
         **({"credential_provider": _Keys(credentials)} if credentials else {"skip_signature": True}),
     }
 
 
 def _session() -> Any:
-    """Session of botocore for the environment as it is now."""
+    """Return a botocore session for the current environment."""
     session = botocore.session.get_session()
     session.register_component("data_loader", _service_models())
     return session
@@ -177,7 +177,7 @@ def _session() -> Any:
 
 @lru_cache(maxsize=1)
 def _service_models() -> Any:
-    """Keep what botocore knows of Amazon's services: each session would read it anew, for 0.06 s."""
+    """Cache botocore's service models: each session would read them again, which takes 0.06 s."""
     return botocore.session.get_session().get_component("data_loader")
 
 

@@ -1,6 +1,6 @@
-"""Hashes of what is written, by which it is known again: XXH3 of 128 bits, faster than memory.
+"""Hashes of written blocks (XXH3, 128 bits), by which `verify` finds damage.
 
-They find what bits and disks do by chance; against somebody who means to deceive they are no proof.
+They detect accidental damage only; they are not cryptographic.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whole files in a folder or bucket: there or not there, never half of one."""
+"""Whole files in a folder or bucket: a reader sees all of a file or none of it."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ class Put(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Files below a place, by name; small and picklable: credentials are found where it is used.
+    """Files below a URL, by name. Small and picklable: each process finds its own credentials.
 
     Parameters
     ----------
     url : str
-        ``file://``, ``s3://``, ``gs://``, ``memory://`` (of this process) or what else CloudFiles writes to; without a
-        scheme, a local folder.
+        ``file://``, ``s3://``, ``gs://``, ``memory://`` (of this process) or any other scheme that CloudFiles
+        writes to; without a scheme, a local folder.
     """
 
     url: str
@@ -88,9 +88,9 @@ class Files:
 
     @contextmanager
     def together(self) -> Iterator[Put]:
-        """Give what writes files as `put` does; on a local disk they appear when the context ends, on the disk itself.
+        """Return a function like `put` whose local files appear together, flushed to disk, when the context ends.
 
-        That is one wait for the disk rather than one for each file.
+        The disk is waited for once instead of once per file.
         """
         if self.folder is None:
             yield self.put
@@ -118,12 +118,12 @@ class Files:
             raise
 
     def create(self, name: str, content: bytes) -> bool | None:
-        """Write a file where there is none, of several processes that try it at once by one of them.
+        """Write a file if none of that name exists; of several processes that try at once, one succeeds.
 
         Returns
         -------
         bool or None
-            Whether it was written; None where the place cannot do so: file systems without links, some servers.
+            True if it was written; None if the storage cannot do this (file systems without links, some servers).
         """
         if self.folder is not None:
             return _linked(self.folder, name, content)
@@ -134,12 +134,12 @@ class Files:
             return _CREATES[cloud.protocol](connection, name, content) if cloud.protocol in _CREATES else None
 
     def get(self, name: str) -> bytes | None:
-        """Content of a file, decompressed; None when there is none."""
+        """Return the content of a file, decompressed, or None if it does not exist."""
         content = self._cloud().get(name)
         return None if content is None else bytes(content)
 
     def names(self, prefix: str = "") -> Iterator[str]:
-        """Names of all files that begin with a prefix."""
+        """Yield the names of all files that begin with a prefix."""
         if self.folder is not None and not self.folder.exists():
             return
         if not self.url.startswith(MEMORY):
@@ -152,7 +152,7 @@ class Files:
             yield name.removeprefix(within)
 
     def remove_partial(self, folder: str = "", stem: str = "") -> None:
-        """Remove what processes that were killed while they wrote left in a folder, of files whose names begin so."""
+        """Remove partial files of killed processes from a folder, of files whose names begin with a stem."""
         if self.folder is None:
             return
         with suppress(FileNotFoundError), os.scandir(self.folder / folder) as entries:
@@ -161,7 +161,7 @@ class Files:
                     (self.folder / folder / name).unlink(missing_ok=True)
 
     def delete(self, names: Iterable[str]) -> None:
-        """Remove files; those that are not there do not matter."""
+        """Remove files; missing ones are ignored."""
         self._cloud().delete(list(names))
 
     def _cloud(self) -> CloudFiles:
@@ -169,7 +169,7 @@ class Files:
 
 
 def _linked(folder: Path, name: str, content: bytes) -> bool | None:
-    """Write a file elsewhere and link it to its name: it has its content from the moment it is there."""
+    """Write a file under another name and link it to its own, so that it is complete when it appears."""
     whole = folder / f".{name}.{uuid4().hex}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -178,7 +178,7 @@ def _linked(folder: Path, name: str, content: bytes) -> bool | None:
     except FileExistsError:
         return False
     except OSError as error:
-        # Not found: taken for what a killed process has left, by one that tidies.
+        # A concurrent cleanup may have removed the file already.
         if error.errno in NO_LINKS or isinstance(error, FileNotFoundError):
             return None
         raise
@@ -216,17 +216,17 @@ _CREATES = {"s3": _created_s3, "gs": _created_google}
 
 
 def write_soon(file: IO[bytes]) -> None:
-    """Let the disk begin to write what a file has so far, while more is made: waiting for it then takes a third."""
+    """Start writing a file's data to disk without waiting; a later fsync then takes a third of the time."""
     if _sync_file_range is not None:
         file.flush()
         _sync_file_range(file.fileno(), ctypes.c_int64(0), ctypes.c_int64(0), SYNC_FILE_RANGE_WRITE)
 
 
 def move_durably(moves: Sequence[tuple[Path, Path]]) -> None:
-    """Move files into their places so that neither they nor their names are lost when a machine loses its power.
+    """Rename files so that neither their content nor their names are lost in a power failure.
 
-    Their content is on the disk before they are moved; then one folder is waited for, and with it the journal of the
-    file system, which has all the names.
+    Their content is flushed before they are renamed. Then one folder is flushed, and with it the journal of the file
+    system, which holds all the names.
     """
     for source, _ in moves[:-1]:
         with open(source, "rb") as file:
@@ -253,21 +253,21 @@ def _cloud_files(url: str, process: int) -> CloudFiles:
     files = CloudFiles(url.replace("memory://", "mem://", 1), progress=False)
     if files.protocol in BUCKETS:
         _refuse_at_once(files.protocol)
-        # A list is refused after seven attempts all the same, so something else is asked for first.
+        # Listing would still be refused only after seven attempts, so a file is requested first.
         files.get(".is-access-refused")
     return files
 
 
 @lru_cache(maxsize=len(BUCKETS))
 def _refuse_at_once(protocol: str) -> None:
-    """Let cloud-files ask once where it is refused; it would seven times, with pauses of half a minute in all."""
+    """Make cloud-files give up at the first refusal; it would ask seven times, for half a minute in all."""
     interface = get_interface_class(protocol)
     for ask in (interface.get_file, interface.put_file, interface.delete_files):
         _ask_again_unless_refused(ask.retry)
 
 
 def _ask_again_unless_refused(attempts: Any) -> None:
-    """Add to what decides about another attempt (a `tenacity.Retrying`) that a refusal is final."""
+    """Make a `tenacity.Retrying` treat a refusal as final."""
     before = attempts.retry
     attempts.retry = lambda attempt: not _is_refused(attempt.outcome.exception()) and before(attempt)
 
@@ -280,7 +280,7 @@ def _is_refused(error: BaseException | None) -> bool:
 
 
 def split_prefix(prefix: Any) -> tuple[Files, str]:
-    """Files of the folder or bucket, and what the names begin with."""
+    """Split a prefix into the files of its folder or bucket and the stem of the names."""
     if not isinstance(prefix, (str, os.PathLike)):
         raise TypeError(f"prefix must be a path or a URL that ends with the beginning of the names; got {prefix!r}.")
     text = os.fspath(prefix)
@@ -291,17 +291,17 @@ def split_prefix(prefix: Any) -> tuple[Files, str]:
 
 
 def existing_names(files: Files, stem: str) -> set[str]:
-    """Names of files that begin with a stem."""
+    """Return the names of files that begin with a stem."""
     if files.folder is None:
         return set(files.names(stem))
     if not files.folder.is_dir():
         return set()
-    with os.scandir(files.folder) as entries:  # what lies in folders below does not matter
+    with os.scandir(files.folder) as entries:  # not recursive
         return {entry.name for entry in entries if entry.name.startswith(stem)}
 
 
 def check_writable(files: Files, stem: str) -> None:
-    """Refuse a place that files cannot be written to, by writing one that is gone at once."""
+    """Raise if files cannot be written, found by writing one and removing it."""
     try:
         if files.folder is None:
             probe = f".{stem}.{uuid4().hex[:8]}.probe"
@@ -310,7 +310,7 @@ def check_writable(files: Files, stem: str) -> None:
             return
         with TemporaryFile(dir=_nearest_folder(files.folder)):
             pass
-    except Exception as error:  # every store has its own
+    except Exception as error:  # each storage raises its own types
         raise OSError(f"Cannot write to {files.url}: {error}") from error
 
 
@@ -322,9 +322,9 @@ def _nearest_folder(folder: Path) -> Path:
     return folder
 
 
-def records_folder(out: str) -> Files:
-    """Folder of the records of a store: ``OUT.receipts``, or ``.receipts`` in a bucket that is the store."""
-    place = out.rstrip("/")
-    scheme, found, rest = place.partition("://")
-    root = found and scheme not in ("file", "memory") and "/" not in rest
-    return Files.at(f"{place}/.receipts" if root else f"{place}.receipts")
+def records_folder(url: str) -> Files:
+    """Return the folder of a store's records: ``URL.receipts``, or ``.receipts`` in a bucket that is the store."""
+    url = url.rstrip("/")
+    scheme, separator, rest = url.partition("://")
+    is_bucket = separator and scheme not in ("file", "memory") and "/" not in rest
+    return Files.at(f"{url}/.receipts" if is_bucket else f"{url}.receipts")

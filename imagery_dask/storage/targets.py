@@ -1,4 +1,4 @@
-"""Where a store is written: what may be replaced, and when it is."""
+"""Targets of exports: what exists at a URL, whether it may be replaced, and when it is."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from imagery_dask.storage.zarr_stores import check_process, clear_errors, files_
 
 __all__ = ["FolderTarget", "StoreTarget", "VolumeTarget"]
 
-# In the root of a bucket the records of an export lie among its store.
+# At the root of a bucket the records of an export lie inside its store.
 RECORDS = ".receipts"
 METADATA = {"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"}
 
 
 class FolderTarget(ABC):
-    """A place for a store.
+    """The URL of a store to write.
 
-    A local store that is replaced stays as it is until the new one, which is written beside it, takes its place.
-    Buckets have no renaming: there the old store is removed before the new one is written.
+    A local store that is replaced stays unchanged until the new one, written beside it, is renamed to its name. Buckets
+    cannot rename: there the old store is removed before the new one is written.
 
     Parameters
     ----------
@@ -41,28 +41,28 @@ class FolderTarget(ABC):
     Raises
     ------
     TypeError, ValueError
-        When `url` is no place.
+        `url` is not a path or URL.
     """
 
     KIND = "store"
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
-        self.url = _location(url)
+        self.url = _checked_url(url)
 
     @property
     def is_local(self) -> bool:
-        """Whether the place is on a disk."""
+        """Whether the URL is a local folder."""
         return "://" not in self.url
 
     def occupied(self) -> bool:
-        """Whether there is a store of this kind.
+        """Return True if a store of this kind exists.
 
-        Of a store only the names at its root are listed; of anything else it is enough that there is something.
+        Only the names at the root of a store are listed.
 
         Raises
         ------
         FileExistsError
-            There is something else.
+            Something else exists at the URL.
         """
         with clear_errors(self.url):
             is_store = self._opens()
@@ -75,31 +75,31 @@ class FolderTarget(ABC):
         return True
 
     def refusal(self, why: str = "") -> FileExistsError:
-        """Error that says that there is a store."""
-        said = f"{self.url} exists already; choose another name, or pass overwrite=True (--overwrite)."
-        return FileExistsError(f"{said} {why}".strip())
+        """Return the error for a store that exists already."""
+        message = f"{self.url} exists already; choose another name, or pass overwrite=True (--overwrite)."
+        return FileExistsError(f"{message} {why}".strip())
 
     def holds(self, url: str, written: bool) -> bool:
-        """Whether there is a store at a place of a run of this target; there is one before any block is written."""
+        """Return True if the store of a run exists; it does before any block is written."""
         del written
         with clear_errors(url):
             return type(self)(url)._opens()
 
     def beside(self, run: str) -> str:
-        """Where a run writes what is to replace a store: beside it, or in its place where nothing can be renamed."""
+        """Return where a run writes a replacement: beside the store, or at its URL where nothing can be renamed."""
         if not self.is_local:
             return self.url
         path = Path(self.url)
         return str(path.with_name(f".{path.name}.incoming-{run}"))
 
     def check_writable(self) -> None:
-        """Refuse a place that cannot be written, by writing a file beside it that is gone at once."""
+        """Raise if the URL cannot be written, found by writing a file beside it and removing it."""
         with clear_errors(self.url):
             if self.is_local:
-                folder = next(each for each in Path(self.url).parents if each.exists())
+                folder = next(parent for parent in Path(self.url).parents if parent.exists())
                 with TemporaryFile(dir=folder):
                     return
-            # In the folder of the records: of the root of a bucket that is in the bucket too.
+            # In the folder of the records, which is in the bucket even for a store at its root.
             files, probe = records_folder(self.url), f".probe-{uuid4().hex}"
             files.put(probe, b"")
             files.delete([probe])
@@ -113,7 +113,7 @@ class FolderTarget(ABC):
         check_process(self.url, client)
 
     def recover(self) -> None:
-        """Undo a replacement that was cut off between its two renames, and remove what one has left behind."""
+        """Undo a replacement that was interrupted between its two renames; remove leftovers of finished ones."""
         if not self.is_local:
             return
         path = Path(self.url)
@@ -132,7 +132,7 @@ class FolderTarget(ABC):
         shutil.rmtree(old, ignore_errors=True)
 
     def clear(self, url: str) -> None:
-        """Remove the store at a place, or what there is of it."""
+        """Remove the store at a URL, complete or not."""
         if self.is_local:
             shutil.rmtree(url, ignore_errors=True)
             return
@@ -143,7 +143,7 @@ class FolderTarget(ABC):
         files, path = files_at(self.url)
         files.invalidate_cache()
         names = sorted(str(name).rstrip("/").rpartition("/")[2] for name in files.ls(path, detail=False))
-        # What a process that was killed was writing has a name of its own.
+        # Partial files of killed processes do not count.
         names = [name for name in names if not (name.startswith(".") and (".partial" in name or name == RECORDS))]
         return next((name for name in names if not self._owns(files, f"{path}/{name}", name)), None)
 
@@ -152,11 +152,11 @@ class FolderTarget(ABC):
 
     @abstractmethod
     def _opens(self) -> bool:
-        """Whether there is a store of this kind."""
+        """Return True if a store of this kind exists."""
 
     @abstractmethod
     def _owns(self, files: Any, path: str, name: str) -> bool:
-        """Whether a name at the store's root is part of it."""
+        """Return True if a name at the store's root is part of the store."""
 
     @abstractmethod
     def _remove(self) -> None:
@@ -164,7 +164,7 @@ class FolderTarget(ABC):
 
 
 class StoreTarget(FolderTarget):
-    """A place for a zarr store."""
+    """The URL of a zarr store."""
 
     KIND = "zarr store"
 
@@ -180,7 +180,7 @@ class StoreTarget(FolderTarget):
             return True
         if not _is_chunk(name):
             return False
-        if files.isdir(path):  # what a removal that was cut off has left of an array, and nothing else
+        if files.isdir(path):  # chunks that an interrupted removal left, and nothing else
             inside = (str(entry).rstrip("/").rpartition("/")[2] for entry in files.ls(path, detail=False))
             return all(_is_chunk(entry) for entry in inside)
         return bool(files.exists(f"{path.rpartition('/')[0]}/.zarray"))
@@ -190,7 +190,7 @@ class StoreTarget(FolderTarget):
 
 
 class VolumeTarget(FolderTarget):
-    """A place for a precomputed volume, or for two of them in folders."""
+    """The URL of a precomputed volume, or of two of them in folders."""
 
     KIND = "precomputed volume"
     FOLDERS = ("image", "segmentation")
@@ -233,12 +233,12 @@ class VolumeTarget(FolderTarget):
             _remove(self.url, {"info"})
 
     def _in_memory(self) -> bool:
-        # Files and zarr stores are different memories of a process.
+        # `Files` and zarr stores keep separate memories in a process.
         return parse_bucket_url(self.url).scheme == "memory"
 
 
 def _is_chunk(name: str) -> bool:
-    """Whether chunks of an array have such a name: they lie in "c", or (zarr v2) in files and folders of numbers."""
+    """Return True for the name of chunks: "c", or (zarr v2) files and folders of numbers."""
     return name == "c" or name.replace(".", "").isdigit()
 
 
@@ -255,7 +255,7 @@ def _anything_at(url: str) -> bool:
 
 
 def _remove(url: str, last: set[str]) -> None:
-    """Remove a store; what makes it one goes last, so that a removal that was cut off can be repeated."""
+    """Remove a store, its metadata last, so that an interrupted removal can be repeated."""
     parsed = parse_bucket_url(url)
     if parsed.scheme == "s3":
         bucket = s3_store(parsed)
@@ -273,7 +273,7 @@ def _remove(url: str, last: set[str]) -> None:
         files.rm(name, recursive=True)
 
 
-def _location(url: str | os.PathLike[str]) -> str:
+def _checked_url(url: str | os.PathLike[str]) -> str:
     if not isinstance(url, (str, os.PathLike)):
         raise TypeError(f"url must be a folder or a URL to write to; got {url!r}.")
     text = os.fspath(url)

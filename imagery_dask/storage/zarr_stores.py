@@ -1,4 +1,4 @@
-"""Zarr stores by url: a local path, ``s3://``, ``gs://``, ``memory://``, or what else fsspec opens."""
+"""Zarr stores by URL: a local path, ``s3://``, ``gs://``, ``memory://``, or any other that fsspec opens."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ REFUSED = ("PermissionDeniedError", "UnauthenticatedError", "RefreshError", "Def
 
 
 class WholeObjects(ObjectStore[Any]):
-    """Objects of a bucket, each written by one PUT: parts of an upload that was cut off would stay, unseen and paid."""
+    """Objects of a bucket, each written by one PUT: parts of an interrupted upload would stay, unseen and billed."""
 
     async def set(self, key: str, value: Any) -> None:
         """Write an object whole."""
@@ -77,7 +77,7 @@ class GoogleObjects(FsspecStore):
 
 
 def open_store(url: str) -> Store:
-    """Open a url as a zarr store, with the credentials that this process finds.
+    """Open a URL as a zarr store, with the credentials that this process finds.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def open_store(url: str) -> Store:
 
 
 def files_at(url: str) -> tuple[Any, str]:
-    """Open a url as a file system of fsspec, and the path in it."""
+    """Open a URL as a file system of fsspec, and the path in it."""
     parsed = parse_bucket_url(url)
     if parsed.scheme == "s3":
         return s3_files(parsed), f"{parsed.bucket}/{parsed.path}".rstrip("/")
@@ -110,7 +110,7 @@ def files_at(url: str) -> tuple[Any, str]:
 
 
 def create_group(url: str, zarr_format: Any = 3) -> zarr.Group:
-    """Make the root group of a new store; this is also how a place that refuses writing is found before any work.
+    """Create the root group of a new store, which also shows before any work that the URL can be written.
 
     Raises
     ------
@@ -131,7 +131,7 @@ def create_group(url: str, zarr_format: Any = 3) -> zarr.Group:
 
 @contextmanager
 def clear_errors(url: str) -> Iterator[None]:
-    """Turn refused access into one error that says where and what to do; of others keep one line, not the request."""
+    """Raise one `AccessRefusedError` for every kind of refusal; shorten other errors of obstore to one line."""
     try:
         yield
     except AccessRefusedError:
@@ -146,7 +146,7 @@ def clear_errors(url: str) -> Iterator[None]:
 
 
 def check_process(url: str, client: Client) -> None:
-    """Refuse a store in memory when workers are other processes: each would write into its own.
+    """Raise if a store is in memory and workers are other processes: each would write into its own memory.
 
     Raises
     ------
@@ -164,14 +164,14 @@ def check_process(url: str, client: Client) -> None:
 
 
 def check_reachable(url: str, client: Client) -> None:
-    """Refuse a store, whose root was made here, that a worker does not see: before it computes for nothing.
+    """Raise if a worker cannot see or write the store whose root was created here.
 
     Raises
     ------
     AccessRefusedError, FileNotFoundError, ImportError, OSError
-        What the first of such workers says.
+        The error of the first such worker.
     """
-    answers = {worker: said for worker, said in client.run(_look, url).items() if said is not None}
+    answers = {worker: problem for worker, problem in client.run(_look, url).items() if problem is not None}
     for worker, (kind, text) in sorted(answers.items()):
         errors: dict[str, Callable[[str], Exception]] = {
             "refused": AccessRefusedError,
@@ -182,7 +182,7 @@ def check_reachable(url: str, client: Client) -> None:
 
 
 def _look(url: str) -> tuple[str, str] | None:
-    """Say why the root of a store is not seen from here; None when it is."""
+    """Return why this process cannot use a store, or None if it can."""
     try:
         with clear_errors(url):
             zarr.open_group(open_store(url), mode="r")
@@ -230,7 +230,7 @@ def _refusal(url: str, error: Exception) -> AccessRefusedError:
     parsed = parse_bucket_url(url)
     if parsed.scheme == "file":
         return AccessRefusedError(f"{url} cannot be written: {getattr(error, 'strerror', None) or brief(error)}.")
-    # Not the store's own words: they quote the request.
+    # The store's own message quotes the request.
     status = next((code for code in ("401", "403") if code in str(error)), type(error).__name__)
     return AccessRefusedError(
         f"Access was refused to {url} ({status}). Check the credentials that this process finds: "
