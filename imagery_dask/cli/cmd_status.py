@@ -9,7 +9,7 @@ from datetime import datetime
 
 import click
 
-from imagery_dask.cluster import is_listed, said_of_jobs
+from imagery_dask.cluster import describe_jobs, is_listed
 from imagery_dask.export.reports.status import Status, drivers_of, status_of
 from imagery_dask.humanize import human_bytes, human_time
 from imagery_dask.records.drivers import Driver
@@ -80,7 +80,7 @@ def _lines(out: str, found: Sequence[Status], drivers: Sequence[Driver]) -> Iter
         return
     for driver in drivers:
         yield f"  driver: job {driver.job} ({driver.system}), submitted {driver.submitted[:19].replace('T', ' ')} UTC"
-        yield from (f"    {line}" for line in said_of_jobs(driver.system, [driver.job]).splitlines())
+        yield from (f"    {line}" for line in describe_jobs(driver.system, [driver.job]).splitlines())
         if driver.logs is not None:
             yield f"    its output is in {driver.logs}"
 

@@ -1,12 +1,18 @@
-"""Clusters: from a word, a YAML file or an address to a dask `Client`, and what its workers have."""
+"""Clusters: make a dask `Client` from a word, a YAML file or an address, and keep its workers running.
 
-from imagery_dask.cluster.classes import system_of
-from imagery_dask.cluster.cluster_file import ClusterFile, load_cluster_file
-from imagery_dask.cluster.connect import LOST, WAIT_S, connect
-from imagery_dask.cluster.driver import DriverJob, driver_script, submit_driver
-from imagery_dask.cluster.replacing import is_listed
-from imagery_dask.cluster.resources import WorkerResources, dashboard_address, resources_of, thread_memory
-from imagery_dask.cluster.waiting import job_words, said_of_jobs
+This folder imports `sources` and what is below it, never `export` or `records`. Begin with `connecting.connect`; then
+read `cluster_file` (what a YAML file may say), `starting`, and `replacing` (new workers for those that ended).
+Names are imported when they are first used: most of them load dask.distributed, `batch_jobs` does not.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from imagery_dask.cluster.batch_jobs import DriverJob, describe_jobs, is_listed, job_details, system_of
+    from imagery_dask.cluster.cluster_file import ClusterFile, load_cluster_file
+    from imagery_dask.cluster.connecting import LOST, WAIT_S, connect
+    from imagery_dask.cluster.driver import driver_script, submit_driver
+    from imagery_dask.cluster.resources import WorkerResources, dashboard_address, resources_of, thread_memory
 
 __all__ = [
     "LOST",
@@ -16,13 +22,30 @@ __all__ = [
     "WorkerResources",
     "connect",
     "dashboard_address",
+    "describe_jobs",
     "driver_script",
     "is_listed",
-    "job_words",
+    "job_details",
     "load_cluster_file",
     "resources_of",
-    "said_of_jobs",
     "submit_driver",
     "system_of",
     "thread_memory",
 ]
+
+NAMES = {
+    "batch_jobs": ("DriverJob", "describe_jobs", "is_listed", "job_details", "system_of"),
+    "cluster_file": ("ClusterFile", "load_cluster_file"),
+    "connecting": ("LOST", "WAIT_S", "connect"),
+    "driver": ("driver_script", "submit_driver"),
+    "resources": ("WorkerResources", "dashboard_address", "resources_of", "thread_memory"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    for module, names in NAMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,6 +23,8 @@ from dask.utils import format_bytes
 from distributed import LocalCluster, Nanny, SSHCluster, Worker
 from distributed.deploy.spec import SpecCluster
 
+from imagery_dask.cluster.batch_jobs import is_job_queue, system_of
+
 __all__ = [
     "EXTRAS",
     "NO_SHELL",
@@ -30,10 +32,8 @@ __all__ = [
     "Wishes",
     "accepted_names",
     "fitted",
-    "is_job_queue",
     "job_names",
     "sized",
-    "system_of",
     "takes_security",
     "with_lists",
 ]
@@ -82,16 +82,6 @@ class UnfitError(ValueError):
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
         self.key = key
-
-
-def is_job_queue(cluster_class: Any) -> bool:
-    """Whether a class submits jobs to a batch system."""
-    return any(base.__name__ == "JobQueueCluster" for base in getattr(cluster_class, "__mro__", ()))
-
-
-def system_of(cluster_class: Any) -> str:
-    """Name of the batch system of a class of dask-jobqueue, as that calls it: ``"slurm"``."""
-    return str(cluster_class.job_cls.default_config_name())
 
 
 def takes_security(cluster_class: Any) -> bool:

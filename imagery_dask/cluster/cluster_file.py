@@ -15,13 +15,13 @@ from typing import Any
 from distributed import SSHCluster
 from distributed.security import Security
 
+from imagery_dask.cluster.batch_jobs import is_job_queue
 from imagery_dask.cluster.classes import (
     EXTRAS,
     UnfitError,
     Wishes,
     accepted_names,
     fitted,
-    is_job_queue,
     job_names,
     takes_security,
     with_lists,

@@ -7,17 +7,17 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import dask
 
-from imagery_dask.cluster.classes import NO_SHELL, is_job_queue, job_names, system_of
+from imagery_dask.cluster.batch_jobs import DriverJob, is_job_queue, system_of
+from imagery_dask.cluster.classes import NO_SHELL, job_names
 from imagery_dask.cluster.cluster_file import ClusterFile
 
-__all__ = ["DriverJob", "driver_script", "submit_driver"]
+__all__ = ["driver_script", "submit_driver"]
 
 # Scheduler and client; a plan of a million blocks takes 0.3 GB.
 MEMORY = "4GiB"
@@ -25,28 +25,6 @@ NAME = "imagery-dask"
 SUBMIT_S = 120.0
 # What batch systems take in place of cores and memory: it is the workers'.
 OF_WORKERS = {"job_cpu", "job_mem", "ncpus", "mem"}
-
-
-@dataclass(frozen=True, slots=True)
-class DriverJob:
-    """A job that was submitted.
-
-    Parameters
-    ----------
-    job : str
-        Its id.
-    system : str
-        Which batch system, as dask-jobqueue calls it: ``"slurm"``.
-    script : str
-        Path of its script.
-    logs : str or None
-        Folder of its output, where the cluster file says one.
-    """
-
-    job: str
-    system: str
-    script: str
-    logs: str | None
 
 
 def driver_script(file: ClusterFile, command: Sequence[str]) -> str:

@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import pwd
-import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,16 +18,15 @@ from typing import Any
 import dask
 from distributed.core import Status
 
-from imagery_dask.cluster.classes import is_job_queue, system_of
+from imagery_dask.cluster.batch_jobs import is_job_queue, job_number, listed_jobs, system_of
 
-__all__ = ["ToppingUp", "is_listed", "topped_up"]
+__all__ = ["Replacer", "replacing_workers"]
 
 # How often the workers are counted, which costs nothing, and how often the batch system is asked while one is missing:
 # soon after something happened, then ever less, since jobs may wait in the queue for days.
 COUNT_S = 1.0
 ASK_S = (2.0, 30.0)
 ASK_GROWTH = 1.5
-ANSWER_S = 30.0
 # A worker that leaves sooner has not come to stay: others would end as it did.
 STAYS_S = 10.0
 # Pauses before such workers are replaced, when since the last time none came to stay; after the last of them it ends.
@@ -39,25 +35,12 @@ PAUSES_S = (2.0, 5.0, 15.0, 60.0, 300.0)
 FIRST_TRIES = 2
 # A submission that is under way is waited for: its job would stay in the queue.
 STOP_S = 60.0
-# Lists the jobs of a user; the first word of a line is a job's id, and one of the others may say that it has ended.
-LISTS = {
-    "slurm": "squeue --noheader --states=all --format=%i/%T --user={user}",
-    "pbs": "qselect -u {user}",
-    "lsf": "bjobs -a -w -u {user}",
-    "sge": "qstat -u {user}",
-}
-OVER = {
-    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "DONE", "EXIT", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
-    "PREEMPTED", "REVOKED", "TIMEOUT",
-}  # fmt: skip
-# What bjobs says of none, with or without an exit code, by its version.
-NO_JOBS = ("No unfinished job", "No job found")
 
 _logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def topped_up(cluster: Any, configuration: Mapping[str, Any]) -> Iterator[ToppingUp]:
+def replacing_workers(cluster: Any, configuration: Mapping[str, Any]) -> Iterator[Replacer]:
     """Replace the workers of a cluster that end, until the block is left.
 
     Parameters
@@ -69,10 +52,10 @@ def topped_up(cluster: Any, configuration: Mapping[str, Any]) -> Iterator[Toppin
 
     Yields
     ------
-    ToppingUp
+    Replacer
         Says whether there is hope.
     """
-    topping = ToppingUp(cluster, configuration)
+    topping = Replacer(cluster, configuration)
     cluster.sync(topping.start)
     try:
         yield topping
@@ -81,7 +64,7 @@ def topped_up(cluster: Any, configuration: Mapping[str, Any]) -> Iterator[Toppin
             cluster.sync(topping.stop)
 
 
-class ToppingUp:
+class Replacer:
     """Looks after the workers of a cluster, in its event loop.
 
     Parameters
@@ -202,13 +185,13 @@ class ToppingUp:
         loop = asyncio.get_running_loop()
         if not now and loop.time() - self._asked < self._ask_s:
             return dropped + refused
-        found = await _found(system_of(type(cluster)))
+        listed = await listed_jobs(system_of(type(cluster)))
         self._asked, self._ask_s = loop.time(), min(self._ask_s * ASK_GROWTH, ASK_S[1])
-        if found is None:
+        if listed is None:
             return dropped + refused
-        self._listed |= found.keys()
-        over = {number for number in self._listed if found.get(number, True)}
-        return dropped + refused + [name for name, job_id in lacking.items() if _number(job_id) in over]
+        self._listed |= listed.keys()
+        ended = {number for number in self._listed if listed.get(number, True)}
+        return dropped + refused + [name for name, job_id in lacking.items() if job_number(job_id) in ended]
 
     def _without_worker(self) -> list[Any]:
         """Names of jobs of which no worker is there."""
@@ -251,36 +234,6 @@ def _process_ended(worker: Any) -> bool:
         return worker.status in (Status.closed, Status.failed)
     process = worker.proc  # of SSH
     return worker.status is not Status.running or process.exit_status is not None or bool(process.is_closing())
-
-
-async def _found(system: str) -> dict[str, bool] | None:
-    """Numbers of the jobs that are listed, and whether they have ended; None where the batch system does not say."""
-    command = LISTS.get(system)
-    if command is None:
-        return None
-    try:
-        # Not from the environment: the jobs of somebody else would look as if these had ended.
-        words = command.format(user=pwd.getpwuid(os.getuid()).pw_name).split()
-        done = await asyncio.to_thread(
-            subprocess.run, words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=ANSWER_S
-        )
-    except (OSError, KeyError, subprocess.TimeoutExpired):
-        return None
-    if done.returncode:
-        return {} if any(text in done.stdout + done.stderr for text in NO_JOBS) else None
-    lines = [line.replace("/", " ").split() for line in done.stdout.splitlines() if line.strip()]
-    return {_number(number): not OVER.isdisjoint(states) for number, *states in lines}
-
-
-def is_listed(system: str, job_id: str) -> bool | None:
-    """Whether a batch system has a job in its queue, or runs it; None where it does not say."""
-    found = asyncio.run(_found(system))
-    return None if found is None else not found.get(_number(job_id), True)
-
-
-def _number(job_id: str) -> str:
-    """Give the part of an id that all commands of a batch system show: PBS adds its server."""
-    return job_id.partition(".")[0]
 
 
 def _logs_in(cluster: Any) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 import dask
 
-from imagery_dask.cluster.classes import UnfitError, is_job_queue, system_of
+from imagery_dask.cluster.batch_jobs import is_job_queue, system_of
+from imagery_dask.cluster.classes import UnfitError
 
 __all__ = ["retiring"]
 

@@ -17,11 +17,11 @@ from distributed import LocalCluster, SSHCluster
 from distributed.core import Status
 from distributed.security import Security
 
-from imagery_dask.cluster.classes import UnfitError, is_job_queue, sized
+from imagery_dask.cluster.batch_jobs import is_job_queue, job_details
+from imagery_dask.cluster.classes import UnfitError, sized
 from imagery_dask.cluster.cluster_file import ClusterFile
 from imagery_dask.cluster.gateway import check_gateway, closed_for_good, is_gateway
-from imagery_dask.cluster.replacing import ToppingUp, topped_up
-from imagery_dask.cluster.waiting import job_words
+from imagery_dask.cluster.replacing import Replacer, replacing_workers
 from imagery_dask.sources import tokens_for_own_workers
 
 __all__ = ["from_file", "processes_here", "threads_here"]
@@ -54,7 +54,7 @@ def threads_here(threads: int | None) -> LocalCluster:
 
 
 @contextmanager
-def processes_here(workers: int | None) -> Iterator[tuple[LocalCluster, ToppingUp]]:
+def processes_here(workers: int | None) -> Iterator[tuple[LocalCluster, Replacer]]:
     """Start a cluster of processes on this machine, with a thread each, and replace those that end."""
     with _killed_unsaid():
         with dask.config.set(NO_PROFILE):
@@ -62,12 +62,12 @@ def processes_here(workers: int | None) -> Iterator[tuple[LocalCluster, ToppingU
                 n_workers=workers or _cores(), threads_per_worker=1, host=LOOPBACK, dashboard_address=DASHBOARD,
                 **_own_processes({}),
             )  # fmt: skip
-        with started as cluster, topped_up(cluster, NO_PROFILE) as topping_up:
-            yield cluster, topping_up
+        with started as cluster, replacing_workers(cluster, NO_PROFILE) as replacer:
+            yield cluster, replacer
 
 
 @contextmanager
-def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, ToppingUp | None]]:
+def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, Replacer | None]]:
     """Start what a cluster file names, replace its workers that end, and close it at the end.
 
     Parameters
@@ -79,7 +79,7 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, Top
 
     Yields
     ------
-    cluster, topping_up
+    cluster, replacer
         The workers may not be there yet; who replaces those that end, where dask, or a server, does not by itself.
 
     Raises
@@ -118,8 +118,8 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, Top
             _scale(cluster, count)
         # Where the number follows the work, dask starts others on this machine by itself.
         if is_job_queue(file.cluster) or (not adapts and (file.cluster is SSHCluster or _is_local(file.cluster))):
-            with topped_up(cluster, _configuration(file.cluster)) as topping_up:
-                yield cluster, topping_up
+            with replacing_workers(cluster, _configuration(file.cluster)) as replacer:
+                yield cluster, replacer
         else:
             yield cluster, None
 
@@ -196,7 +196,7 @@ def _scale(cluster: Any, count: int) -> None:
     except (RuntimeError, OSError, ValueError) as error:
         taken = sum(job.job_id is not None for job in cluster._created)
         said = f"took {taken} of {len(cluster.worker_spec)} jobs" if taken else "took no job"
-        raise OSError(f"The batch system {said}:\n{error}\n{job_words(cluster)}") from None
+        raise OSError(f"The batch system {said}:\n{error}\n{job_details(cluster)}") from None
 
 
 def _own_processes(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from imagery_dask.export.core.run_states import DAMAGED, StartedRun
 from imagery_dask.export.registry import export_of, run_at
 from imagery_dask.records.lease import NoLease
 from imagery_dask.run import BlockTask, FailedBlock, Rules, RunReport, Written, run_blocks
-from imagery_dask.run.chain import Chain
+from imagery_dask.run.block import Chain
 from imagery_dask.run.progress import shown
 from imagery_dask.sources.failures import brief, kind_of
 

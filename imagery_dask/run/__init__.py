@@ -1,12 +1,21 @@
-"""RunOptions blocks on a cluster: a bounded window of them, receipts of those that are done, a report of all."""
+"""Run blocks on a cluster: a bounded window of them, a receipt for each finished one, and a report of all.
 
-from imagery_dask.run.block import BlockTask, Written, is_full
-from imagery_dask.run.report import FailedBlock, RunReport
-from imagery_dask.run.window import WINDOW_PER_THREAD, Rules, Stages, check_missing, run_blocks
+This folder imports `cluster`, `records`, `sources` and what is below them, and knows no export format. Begin with
+`block` (what a task is, what a worker does with it); then read `window` (what is submitted, repeated and given up).
+Names are imported when they are first used: `window` loads dask.distributed, `report` does not.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from imagery_dask.run.block import BlockTask, Chain, Written, is_full
+    from imagery_dask.run.report import FailedBlock, RunReport
+    from imagery_dask.run.window import WINDOW_PER_THREAD, Rules, Stages, check_missing, run_blocks
 
 __all__ = [
     "WINDOW_PER_THREAD",
     "BlockTask",
+    "Chain",
     "FailedBlock",
     "Rules",
     "RunReport",
@@ -16,3 +25,18 @@ __all__ = [
     "is_full",
     "run_blocks",
 ]
+
+NAMES = {
+    "block": ("BlockTask", "Chain", "Written", "is_full"),
+    "report": ("FailedBlock", "RunReport"),
+    "window": ("WINDOW_PER_THREAD", "Rules", "Stages", "check_missing", "run_blocks"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    for module, names in NAMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from itertools import accumulate
+from typing import Any, Literal, Protocol
 
 from imagery_dask.errors import AccessRefusedError, MissingChunkError, SourceError
 from imagery_dask.records.journal import Records
@@ -15,7 +17,7 @@ from imagery_dask.records.receipts import receipt
 from imagery_dask.sources import ReadCounts, collect_counts, limited_requests
 from imagery_dask.sources.counts import KEYS_KEPT
 
-__all__ = ["BlockError", "BlockResult", "BlockTask", "Outcome", "Written", "is_full", "run_batch", "run_block"]
+__all__ = ["BlockError", "BlockResult", "BlockTask", "Chain", "Outcome", "Written", "is_full", "run_batch", "run_block"]
 
 # Whether another attempt can help, and whether any other block can go on.
 Outcome = Literal["passing", "lasting", "refused", "full"]
@@ -135,3 +137,31 @@ def outcome_of(error: Exception) -> Outcome:
     if isinstance(error, MissingChunkError) or (isinstance(error, SourceError) and error.lasting):
         return "lasting"
     return "passing" if isinstance(error, (SourceError, OSError)) else "lasting"
+
+
+class Chain(Sequence[Any]):
+    """Some sequences as one, of which nothing is held.
+
+    Parameters
+    ----------
+    parts : sequence of sequences
+        What follows each other.
+
+    Examples
+    --------
+    >>> Chain([range(3), range(10, 12)])[3]
+    10
+    """
+
+    def __init__(self, parts: Sequence[Sequence[Any]]) -> None:
+        self._parts = parts
+        self._first = [0, *accumulate(len(part) for part in parts)]
+
+    def __len__(self) -> int:
+        return self._first[-1]
+
+    def __getitem__(self, number: Any) -> Any:
+        if not 0 <= number < len(self):
+            raise IndexError(f"There is no {number}; there are {len(self)}.")
+        at = bisect_right(self._first, number) - 1
+        return self._parts[at][number - self._first[at]]

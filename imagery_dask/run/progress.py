@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from imagery_dask.config import config
 from imagery_dask.humanize import human_time
-from imagery_dask.run import RunReport
+from imagery_dask.run.report import RunReport
 
 __all__ = ["progress_bar", "progress_lines", "shown"]
 

@@ -19,7 +19,7 @@ import numpy as np
 from distributed import Client, KilledWorker, as_completed
 from numpy.typing import NDArray
 
-from imagery_dask.cluster import LOST, job_words
+from imagery_dask.cluster import LOST, job_details
 from imagery_dask.config import config
 from imagery_dask.errors import AccessRefusedError, ClusterLostError, TargetFullError, TooManyMissingError
 from imagery_dask.records.journal import Records
@@ -221,7 +221,7 @@ class _Window:
         self.manned = self.asked if self.threads else self.manned
         if self.asked - self.manned > config.get("run.no_worker_s"):
             minutes = config.get("run.no_worker_s") / 60
-            words = job_words(self.client.cluster)
+            words = job_details(self.client.cluster)
             raise ClusterLostError(
                 f"The cluster has had no worker for {minutes:.0f} minutes. What is written stays; the same "
                 "call goes on with workers." + (f"\n{words}" if words else "")

@@ -17,9 +17,9 @@ import dask
 import psutil
 import pytest
 
-from imagery_dask.cluster import connect, driver_script, load_cluster_file, replacing, submit_driver, waiting
+from imagery_dask.cluster import batch_jobs, connect, connecting, driver_script, load_cluster_file, submit_driver
+from imagery_dask.cluster.batch_jobs import end_of_log
 from imagery_dask.cluster.starting import _secured
-from imagery_dask.cluster.waiting import _log
 
 SLURM = "cluster: dask_jobqueue.SLURMCluster\n"
 LSF = "cluster: dask_jobqueue.LSFCluster\n"
@@ -79,7 +79,7 @@ def test_jobs_that_die_in_the_queue_are_submitted_again(tmp_path: Path, program:
 def test_a_batch_system_that_does_not_answer_is_not_asked_for_ever(
     tmp_path: Path, program: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replacing, "ANSWER_S", 0.5)
+    monkeypatch.setattr(batch_jobs, "LIST_S", 0.5)
     program("sbatch", "echo Submitted batch job 7")
     program("scancel", "exit 0")
     program("squeue", "exec sleep 600")
@@ -93,7 +93,7 @@ def test_a_batch_system_that_does_not_answer_is_not_asked_for_ever(
 def test_waiting_for_a_worker_is_said(
     tmp_path: Path, program: Command, monkeypatch: pytest.MonkeyPatch, warnings_said: list[str]
 ) -> None:
-    monkeypatch.setattr(waiting, "SAY_S", (1.0, 60.0))
+    monkeypatch.setattr(connecting, "WARN_S", (1.0, 60.0))
     program("sbatch", "echo Submitted batch job 7")
     program("scancel", "exit 0")
     program("squeue", "case $1 in --format*) echo JOBID STATE; echo 7 PENDING Resources;; *) echo 7/PENDING;; esac")
@@ -106,10 +106,10 @@ def test_waiting_for_a_worker_is_said(
 
 def test_a_batch_system_is_asked_whether_it_has_a_job(program: Command) -> None:
     program("squeue", "echo 7/PENDING; echo 8/CANCELLED")
-    assert [replacing.is_listed("slurm", job) for job in ("7", "8", "9")] == [True, False, False]
+    assert [batch_jobs.is_listed("slurm", job) for job in ("7", "8", "9")] == [True, False, False]
     program("squeue", "echo slurm_load_jobs error: Unable to contact slurm controller >&2; exit 1")
-    assert replacing.is_listed("slurm", "7") is None
-    assert replacing.is_listed("another", "7") is None
+    assert batch_jobs.is_listed("slurm", "7") is None
+    assert batch_jobs.is_listed("another", "7") is None
 
 
 def test_text_may_stand_for_a_list(tmp_path: Path) -> None:
@@ -224,9 +224,9 @@ def test_who_is_reached_from_outside_is_encrypted(tmp_path: Path, arguments: str
 def test_the_log_of_a_job_is_not_that_of_another(tmp_path: Path) -> None:
     for name in ("dask-worker-49.err", "imagery-dask-a4bc3de.sh", "imagery-dask-4.sh"):
         (tmp_path / name).write_text("of another")
-    assert _log(str(tmp_path), ["4"]) == ""
+    assert end_of_log(str(tmp_path), ["4"]) == ""
     (tmp_path / "dask-worker-4.err").write_text("its own")
-    assert "its own" in _log(str(tmp_path), ["4.server"])
+    assert "its own" in end_of_log(str(tmp_path), ["4.server"])
 
 
 INTERRUPTED = """

@@ -22,7 +22,7 @@ from imagery_dask.geometry.pyramid import Level, Levels, pyramid
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.records.journal import records_of
 from imagery_dask.run import BlockTask
-from imagery_dask.run.chain import Chain
+from imagery_dask.run.block import Chain
 from imagery_dask.serialization import to_json
 from imagery_dask.storage.files import Files
 from imagery_dask.storage.targets import FolderTarget

@@ -1,4 +1,4 @@
-"""Which workers are replaced when: by the clock of a test, with what `ToppingUp` asks of a cluster."""
+"""Which workers are replaced when: by the clock of a test, with what `Replacer` asks of a cluster."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from distributed.core import Status
 
 from imagery_dask.cluster import replacing
-from imagery_dask.cluster.replacing import PAUSES_S, STAYS_S, ToppingUp
+from imagery_dask.cluster.replacing import PAUSES_S, STAYS_S, Replacer
 
 
 class Worker:
@@ -61,14 +61,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def look(topping: ToppingUp) -> None:
+def look(topping: Replacer) -> None:
     asyncio.run(topping._look())
 
 
-def with_two_that_stay(clock: Clock, count: int) -> tuple[Cluster, ToppingUp]:
+def with_two_that_stay(clock: Clock, count: int) -> tuple[Cluster, Replacer]:
     """Give a cluster of so many workers, of which 0 and 1 came to stay."""
     cluster = Cluster(count)
-    topping = ToppingUp(cluster, {})
+    topping = Replacer(cluster, {})
     cluster.come(0, 1)
     look(topping)
     clock.now += STAYS_S + 1
@@ -79,7 +79,7 @@ def with_two_that_stay(clock: Clock, count: int) -> tuple[Cluster, ToppingUp]:
 def test_workers_that_had_come_to_stay_are_replaced_at_once(clock: Clock) -> None:
     """However many leave one after the other, and whether or not others come in their place soon."""
     cluster = Cluster(20)
-    topping = ToppingUp(cluster, {})
+    topping = Replacer(cluster, {})
     cluster.come(*range(20))
     look(topping)
     clock.now += STAYS_S + 1
@@ -143,7 +143,7 @@ def test_nobody_waits_for_those_that_never_stay(clock: Clock) -> None:
 
 def test_what_dask_is_starting_is_not_taken_for_dropped() -> None:
     cluster = Cluster(1)
-    topping = ToppingUp(cluster, {})
+    topping = Replacer(cluster, {})
     cluster.worker_spec[7] = {}
 
     async def looks() -> tuple[list[Any], list[Any]]:

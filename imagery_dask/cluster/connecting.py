@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from asyncio import CancelledError
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,11 +16,11 @@ from distributed.client import default_client
 from distributed.comm import CommClosedError
 from distributed.security import Security
 
+from imagery_dask.cluster.batch_jobs import describe_jobs, is_job_queue, job_details, submitted_ids, system_of
 from imagery_dask.cluster.cluster_file import load_cluster_file
 from imagery_dask.cluster.joining import check_scheduler, scheduler_address
-from imagery_dask.cluster.replacing import ToppingUp
+from imagery_dask.cluster.replacing import Replacer
 from imagery_dask.cluster.starting import from_file, processes_here, threads_here
-from imagery_dask.cluster.waiting import wait_for_worker
 from imagery_dask.cluster.worker_plugin import prepare_workers
 from imagery_dask.errors import ClusterLostError, ImageryDaskError
 from imagery_dask.humanize import time_in_seconds
@@ -29,11 +30,18 @@ __all__ = ["LOST", "WAIT_S", "connect"]
 
 WAIT_S = 600.0
 CLOSE_S = 2.0
+# Interval between looks at whether a worker may still come.
+LOOK_S = 1.0
+# When a warning says that no worker has come: after this time, and then at this interval.
+WARN_S = (30.0, 300.0)
 YAML = (".yaml", ".yml")
 LOST = (
     "The connection to the cluster's scheduler is lost. What is written stays; the same call goes on with another "
     "cluster."
 )
+
+
+_logger = logging.getLogger(__name__)
 
 
 class _Client(Client):
@@ -108,17 +116,49 @@ def connect(
             yield current
         return
     with ExitStack() as stack:
-        cluster, security, topping_up = stack.enter_context(_cluster(spec, workers, retire_before_s))
+        cluster, security, replacer = stack.enter_context(_cluster(spec, workers, retire_before_s))
         stack.enter_context(_loud_again())
         client = stack.enter_context(_Client(cluster, security=security, set_as_default=False))
         try:
             with _lost_is_said(client):
-                wait_for_worker(client, cluster, wait_s, topping_up)
+                _wait_for_worker(client, cluster, wait_s, replacer)
                 prepare_workers(client)
                 yield client
         except ClusterLostError:
             logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it would log tracebacks as it closes
             raise
+
+
+def _wait_for_worker(client: Client, cluster: Any, wait_s: float, replacer: Replacer | None) -> None:
+    """Wait for the first worker, until the time is over or the replacer has given up.
+
+    Raises
+    ------
+    TimeoutError
+        If no worker came; with the state, log and script of the jobs on a batch system.
+    """
+    started = time.monotonic()
+    deadline, warn_at = started + wait_s, started + WARN_S[0]
+    while True:
+        with suppress(TimeoutError):
+            client.wait_for_workers(1, timeout=max(0.01, min(LOOK_S, deadline - time.monotonic())))
+            return
+        hopeless, now = replacer is not None and replacer.hopeless, time.monotonic()
+        if hopeless or now > deadline:
+            break
+        if now > warn_at:
+            warn_at = now + WARN_S[1]
+            jobs = ""
+            if is_job_queue(type(cluster)):
+                jobs = f"\n{describe_jobs(system_of(type(cluster)), submitted_ids(cluster))}"
+            _logger.warning("No worker yet, after %.0f s of %.0f (--wait).%s", now - started, wait_s, jobs)
+    when = ": each time, all of them ended before they connected" if hopeless else f" within {wait_s:.3g} s (--wait)"
+    details = job_details(cluster)
+    remedy = f"\n{details}" if details else (
+        " Start workers (dask worker ADDRESS), or look at the batch system's queue and at the logs of those that were "
+        "started."
+    )  # fmt: skip
+    raise TimeoutError(f"No worker came{when}.{remedy}")
 
 
 def _check_retiring(spec: Any, retire_before_s: float) -> None:
@@ -165,7 +205,7 @@ def _lost_is_said(client: Client) -> Iterator[None]:
 @contextmanager
 def _cluster(
     spec: Any, workers: int | None, retire_before_s: float | None
-) -> Iterator[tuple[Any, Security | None, ToppingUp | None]]:
+) -> Iterator[tuple[Any, Security | None, Replacer | None]]:
     """Cluster object or address for a specification, its certificates, who replaces workers; what starts is closed."""
     if spec is not None and not isinstance(spec, (str, os.PathLike)):
         _refuse_workers(workers, spec)
@@ -176,8 +216,8 @@ def _cluster(
         with threads_here(workers) as cluster:
             yield cluster, None, None
     elif text == "local":
-        with processes_here(workers) as (cluster, topping_up):
-            yield cluster, None, topping_up
+        with processes_here(workers) as (cluster, replacer):
+            yield cluster, None, replacer
     elif "://" in text or text.endswith(".json"):
         _refuse_workers(workers, text)
         yield _running(text, None), None, None
@@ -187,8 +227,8 @@ def _cluster(
             _refuse_workers(workers, file.address)
             yield _running(file.address, file.security), file.security, None
         else:
-            with from_file(file, workers) as (cluster, topping_up):
-                yield cluster, None, topping_up
+            with from_file(file, workers) as (cluster, replacer):
+                yield cluster, None, replacer
     else:
         raise ValueError(
             f"A cluster is 'local', a YAML file, a scheduler file (.json) or an address (tcp://host:8786); got "
