@@ -1,4 +1,4 @@
-"""What each cluster class calls the things that a cluster file says in one way.
+"""Arguments of each cluster class for settings that cluster files have under one name.
 
 ========================  ======================  ==============================  =======================
 class                     environment             preload                         worker_memory
@@ -29,7 +29,7 @@ __all__ = [
     "EXTRAS",
     "NO_SHELL",
     "UnfitError",
-    "Wishes",
+    "WorkerSettings",
     "accepted_names",
     "fitted",
     "job_names",
@@ -38,46 +38,39 @@ __all__ = [
     "with_lists",
 ]
 
-# Package, or class, to the extra of this package that installs it.
+# Extras of this package, by the class or package that they install.
 EXTRAS = {
     "dask_jobqueue.SLURMCluster": "slurm", "dask_jobqueue.LSFCluster": "lsf", "dask_jobqueue.PBSCluster": "pbs",
     "dask_jobqueue.SGECluster": "sge", "dask_jobqueue": "clusters", "asyncssh": "ssh", "dask_kubernetes": "kubernetes",
     "dask_gateway": "gateway",
 }  # fmt: skip
-# Arguments of a job that pass others on.
-OF_JOBQUEUE = ("base_class_kwargs",)
-# Lines of its jobs' script, and words of its workers' command.
+# Arguments that pass on other arguments.
+PASSED_ON = ("base_class_kwargs",)
+# Arguments of dask-jobqueue that are lists of lines or words.
 LISTS_OF_JOBQUEUE = ("job_directives_skip", "job_extra_directives", "job_script_prologue", "worker_extra_args")
-# Its jobs have no script of a shell that variables could be set in.
+# Classes whose jobs run no shell script, in which variables could be exported.
 NO_SHELL = ("HTCondorCluster",)
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """What workers should have.
+class WorkerSettings:
+    """Settings of workers that a cluster file gives for any class."""
 
-    Parameters
-    ----------
-    environment : mapping
-        Variables.
-    preload : tuple of str
-        Modules, files or code that workers load first.
-    memory : int or None
-        Bytes of one worker process.
-    """
-
+    # Environment variables.
     environment: Mapping[str, str]
+    # Modules, files or code that workers load first.
     preload: tuple[str, ...]
+    # Bytes of one worker process.
     memory: int | None
 
     def names(self) -> list[str]:
-        """Name the keys of the file that are set."""
-        said = {"environment": self.environment, "preload": self.preload, "worker_memory": self.memory}
-        return [name for name, value in said.items() if value]
+        """Return the keys of the cluster file that are set."""
+        values = {"environment": self.environment, "preload": self.preload, "worker_memory": self.memory}
+        return [name for name, value in values.items() if value]
 
 
 class UnfitError(ValueError):
-    """A class cannot have what a key of the file asks for."""
+    """A cluster class does not support a key of the cluster file, or `arguments` contradict it."""
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
@@ -85,93 +78,93 @@ class UnfitError(ValueError):
 
 
 def takes_security(cluster_class: Any) -> bool:
-    """Whether a class hands certificates on to its scheduler and workers."""
+    """Return True if a class passes certificates to its scheduler and workers."""
     return is_job_queue(cluster_class) or (inspect.isclass(cluster_class) and issubclass(cluster_class, LocalCluster))
 
 
 def with_lists(cluster_class: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments in which text that stands for a list is one, of its lines: dask-jobqueue would take it by letters."""
-    made = dict(arguments)
+    """Split multi-line strings into lists where dask-jobqueue expects a list; it would iterate over the characters."""
+    result = dict(arguments)
     for name in LISTS_OF_JOBQUEUE if is_job_queue(cluster_class) else ():
-        if isinstance(given := made.get(name), str):
-            made[name] = [line for line in given.splitlines() if line.strip()]
-    return made
+        if isinstance(given := result.get(name), str):
+            result[name] = [line for line in given.splitlines() if line.strip()]
+    return result
 
 
 def accepted_names(cluster_class: Any) -> set[str] | None:
-    """Names of the keyword arguments that a class takes, or None where it passes them on to who knows what."""
+    """Return the keyword arguments that a class takes, or None if they cannot be known."""
     if is_job_queue(cluster_class):
         return _names_of(_with_own_arguments(cluster_class)) | job_names(cluster_class)
     elif inspect.isclass(cluster_class) and issubclass(cluster_class, LocalCluster):
-        takers = [LocalCluster, Nanny, Worker]
+        classes = [LocalCluster, Nanny, Worker]
     elif cluster_class is SSHCluster:
-        takers = [SSHCluster, SpecCluster]
+        classes = [SSHCluster, SpecCluster]
     elif _is_kube(cluster_class):
-        takers = [cluster_class]
+        classes = [cluster_class]
     else:
         return None
-    return _names_of(takers)
+    return _names_of(classes)
 
 
 def job_names(cluster_class: Any) -> set[str]:
-    """Names of the keyword arguments of a job of a batch system."""
+    """Return the keyword arguments of the job class of a batch system."""
     return _names_of(_with_own_arguments(cluster_class.job_cls))
 
 
 def _with_own_arguments(kind: Any) -> list[Any]:
-    return [each for each in getattr(kind, "__mro__", ()) if "__init__" in vars(each) and each is not object]
+    return [base for base in getattr(kind, "__mro__", ()) if "__init__" in vars(base) and base is not object]
 
 
-def _names_of(takers: Iterable[Any]) -> set[str]:
-    names = {name for taker in takers for name in inspect.signature(taker).parameters}
-    return names - {"self", "args", "kwargs", "job_kwargs", "worker_kwargs", "loop", "asynchronous", *OF_JOBQUEUE}
+def _names_of(classes: Iterable[Any]) -> set[str]:
+    names = {name for kind in classes for name in inspect.signature(kind).parameters}
+    return names - {"self", "args", "kwargs", "job_kwargs", "worker_kwargs", "loop", "asynchronous", *PASSED_ON}
 
 
-def fitted(cluster_class: Any, arguments: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
-    """Arguments of a class with what a file wishes for its workers.
+def fitted(cluster_class: Any, arguments: Mapping[str, Any], settings: WorkerSettings) -> dict[str, Any]:
+    """Return the arguments of a cluster class, with the settings of its workers added.
 
     Raises
     ------
     UnfitError
-        When the class has no way for it, or `arguments` say it already.
+        If the class does not support a setting, or `arguments` give it already.
     """
-    if not wishes.names():
+    if not settings.names():
         return dict(arguments)
     if inspect.isclass(cluster_class) and issubclass(cluster_class, LocalCluster):
-        return _local(arguments, wishes)
+        return _local(arguments, settings)
     if cluster_class is SSHCluster:
-        options = _worker_options(arguments.get("worker_options") or {}, wishes)
+        options = _worker_options(arguments.get("worker_options") or {}, settings)
         return {**arguments, "worker_options": options}
     if is_job_queue(cluster_class) and cluster_class.__name__ not in NO_SHELL:
-        return _job_queue(cluster_class, arguments, wishes)
+        return _job_queue(cluster_class, arguments, settings)
     if _is_kube(cluster_class):
-        return _kube(arguments, wishes)
-    key = wishes.names()[0]
+        return _kube(arguments, settings)
+    key = settings.names()[0]
     raise UnfitError(
-        key, f"this package does not know what {_name(cluster_class)} calls {key!r}; say it in 'arguments', as its "
-        "documentation has it (with dask-gateway: an option that the server offers)."
+        key, f"this package does not know what {_name(cluster_class)} calls {key!r}; set it in 'arguments' by the "
+        "name in its documentation (for dask-gateway, an option that the server offers)."
     )  # fmt: skip
 
 
 def sized(cluster_class: Any, arguments: Mapping[str, Any], workers: int) -> dict[str, Any] | None:
-    """Arguments with which a class starts so many workers; None where it is to be scaled once it is there.
+    """Return the arguments with which a class starts a number of workers; None if the cluster is scaled later.
 
     Raises
     ------
     UnfitError
-        For more workers than there are hosts.
+        If there are fewer hosts than workers.
     """
     if (inspect.isclass(cluster_class) and issubclass(cluster_class, LocalCluster)) or _is_kube(cluster_class):
         return {**arguments, "n_workers": workers}
     if cluster_class is not SSHCluster:
         return None
-    # With several workers to a host, a host more or less is the finest step.
-    each = int((arguments.get("worker_options") or {}).get("n_workers", 1))
-    needed, hosts = -(-workers // each) + 1, list(arguments.get("hosts") or ())
+    # Hosts are added whole, each with all its workers.
+    per_host = int((arguments.get("worker_options") or {}).get("n_workers", 1))
+    needed, hosts = -(-workers // per_host) + 1, list(arguments.get("hosts") or ())
     if needed > len(hosts):
         raise UnfitError(
-            "workers", f"{workers} workers need {needed} hosts, the first of which is the scheduler's; 'hosts' has "
-            f"{len(hosts)} (a host that is there twice gets two workers)."
+            "workers", f"{workers} workers need {needed} hosts, of which the first runs the scheduler; 'hosts' has "
+            f"{len(hosts)} (a host that is listed twice gets two workers)."
         )  # fmt: skip
     return {**arguments, "hosts": hosts[:needed]}
 
@@ -184,27 +177,31 @@ def _name(cluster_class: Any) -> str:
     return str(getattr(cluster_class, "__name__", cluster_class))
 
 
-def _local(arguments: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
-    if arguments.get("processes") is False and wishes.environment:
-        raise UnfitError("environment", "threads of this process ('processes: false') have no own environment.")
-    return _worker_options(arguments, wishes)
+def _local(arguments: Mapping[str, Any], settings: WorkerSettings) -> dict[str, Any]:
+    if arguments.get("processes") is False and settings.environment:
+        raise UnfitError(
+            "environment", "threads of this process ('processes: false') have no environment of their own."
+        )
+    return _worker_options(arguments, settings)
 
 
-def _worker_options(options: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
-    made = dict(options)
-    if wishes.environment:
+def _worker_options(options: Mapping[str, Any], settings: WorkerSettings) -> dict[str, Any]:
+    result = dict(options)
+    if settings.environment:
         if not isinstance(options.get("env") or {}, Mapping):
-            raise UnfitError("environment", f"'env' in 'arguments' is no names with values: {options['env']!r}.")
-        made["env"] = {**(options.get("env") or {}), **wishes.environment}
-    if wishes.preload:
-        made["preload"] = [*_list(options.get("preload")), *wishes.preload]
-    if wishes.memory:
-        _say_once(options, "memory_limit")
-        made["memory_limit"] = wishes.memory
-    return made
+            raise UnfitError(
+                "environment", f"'env' in 'arguments' must be a mapping of names to values; got {options['env']!r}."
+            )
+        result["env"] = {**(options.get("env") or {}), **settings.environment}
+    if settings.preload:
+        result["preload"] = [*_list(options.get("preload")), *settings.preload]
+    if settings.memory:
+        _refuse_second_memory(options, "memory_limit")
+        result["memory_limit"] = settings.memory
+    return result
 
 
-def _job_queue(cluster_class: Any, arguments: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
+def _job_queue(cluster_class: Any, arguments: Mapping[str, Any], settings: WorkerSettings) -> dict[str, Any]:
     section = arguments.get("config_name") or system_of(cluster_class)
 
     def own(name: str) -> list[str]:
@@ -212,44 +209,44 @@ def _job_queue(cluster_class: Any, arguments: Mapping[str, Any], wishes: Wishes)
         return _list(dask.config.get(f"jobqueue.{section}.{name.replace('_', '-')}") if given is None else given)
 
     made = dict(arguments)
-    if wishes.environment:
-        # First, so that what the file's own lines activate sees them.
-        exports = [f"export {name}={shlex.quote(value)}" for name, value in wishes.environment.items()]
+    if settings.environment:
+        # Before the file's own lines, which may use the variables.
+        exports = [f"export {name}={shlex.quote(value)}" for name, value in settings.environment.items()]
         made["job_script_prologue"] = [*exports, *own("job_script_prologue")]
-    if wishes.preload:
-        flags = [word for each in wishes.preload for word in ("--preload", shlex.quote(each))]
+    if settings.preload:
+        flags = [word for module in settings.preload for word in ("--preload", shlex.quote(module))]
         made["worker_extra_args"] = [*own("worker_extra_args"), *flags]
-    if wishes.memory:
-        _say_once(arguments, "memory")
+    if settings.memory:
+        _refuse_second_memory(arguments, "memory")
         processes = arguments.get("processes") or dask.config.get(f"jobqueue.{section}.processes") or 1
-        made["memory"] = format_bytes(wishes.memory * int(processes)).replace(" ", "")
+        made["memory"] = format_bytes(settings.memory * int(processes)).replace(" ", "")
     return made
 
 
-def _kube(arguments: Mapping[str, Any], wishes: Wishes) -> dict[str, Any]:
+def _kube(arguments: Mapping[str, Any], settings: WorkerSettings) -> dict[str, Any]:
     made = dict(arguments)
-    if wishes.environment:
+    if settings.environment:
         own = arguments.get("env") or {}
-        extra = [{"name": name, "value": value} for name, value in wishes.environment.items()]
-        made["env"] = [*own, *extra] if isinstance(own, list) else {**own, **wishes.environment}
-    if wishes.preload:
+        extra = [{"name": name, "value": value} for name, value in settings.environment.items()]
+        made["env"] = [*own, *extra] if isinstance(own, list) else {**own, **settings.environment}
+    if settings.preload:
         command = arguments.get("worker_command") or ["dask", "worker"]
-        flags = [word for each in wishes.preload for word in ("--preload", each)]
+        flags = [word for module in settings.preload for word in ("--preload", module)]
         made["worker_command"] = [*(command.split() if isinstance(command, str) else command), *flags]
-    if wishes.memory:
-        resources = {kind: dict(each) for kind, each in (arguments.get("resources") or {}).items()}
+    if settings.memory:
+        resources = {kind: dict(amounts) for kind, amounts in (arguments.get("resources") or {}).items()}
         for kind in ("requests", "limits"):
             of_kind = resources.setdefault(kind, {})
-            _say_once(of_kind, "memory", f"resources: {kind}: memory")
-            of_kind["memory"] = str(wishes.memory)  # bytes: Kubernetes writes Gi for GiB
+            _refuse_second_memory(of_kind, "memory", f"resources: {kind}: memory")
+            of_kind["memory"] = str(settings.memory)  # in bytes: Kubernetes spells GiB as Gi
         made["resources"] = resources
     return made
 
 
-def _say_once(given: Mapping[str, Any], name: str, called: str = "") -> None:
+def _refuse_second_memory(given: Mapping[str, Any], name: str, called: str = "") -> None:
     if given.get(name) is not None:
         raise UnfitError(
-            "worker_memory", f"the memory is said twice: by 'worker_memory' and by {called or name!r} in 'arguments'."
+            "worker_memory", f"the memory is given twice: by 'worker_memory' and by {called or name!r} in 'arguments'."
         )
 
 

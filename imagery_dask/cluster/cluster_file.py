@@ -1,4 +1,4 @@
-"""Cluster files: YAML that names a cluster class and its arguments, or an address; read with errors that name lines."""
+"""Cluster files: YAML with a cluster class and its arguments, or an address. Errors name file, line and key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from imagery_dask.cluster.batch_jobs import is_job_queue
 from imagery_dask.cluster.classes import (
     EXTRAS,
     UnfitError,
-    Wishes,
+    WorkerSettings,
     accepted_names,
     fitted,
     job_names,
@@ -38,35 +38,35 @@ STARTED_ONLY = (
 KEYS = ("address", "cluster", "security", *STARTED_ONLY)
 SECURITY = {"ca": "tls_ca_file", "cert": "tls_{role}_cert", "key": "tls_{role}_key"}
 ROLES = ("client", "scheduler", "worker")
-# Said by `imagery_dask.cluster.driver` itself.
+# Arguments that `imagery_dask.cluster.driver` sets itself.
 NOT_DRIVERS = {"name", "scheduler"}
-# Less is a number whose unit was left out.
+# A smaller size is a number without its unit.
 LEAST_MEMORY = 2**20
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterFile:
-    """What a cluster file says.
+    """The content of a cluster file.
 
     Parameters
     ----------
     path : pathlib.Path
         The file.
     cluster : callable or None
-        The cluster class; None where the file has the address of a cluster that runs.
+        The cluster class; None if the file has the address of a running cluster.
     arguments : dict
-        Its keyword arguments, with what the file says about workers under the names that the class has for it.
+        Its keyword arguments, with the file's settings of workers under the names that the class has for them.
     workers : int or None
-        How many to ask for.
+        Number of workers to start.
     adapt : tuple of int, or None
-        Smallest and largest number of workers, as there is work.
+        Smallest and largest number of workers of an adaptive cluster.
     address : str or None
-        Scheduler to join.
+        Address of the scheduler to join.
     security : distributed.security.Security or None
         Certificates.
     driver : dict
-        Arguments of the job that ``imagery-dask submit`` runs the driver in, where they differ from those of workers.
+        Arguments of the job of ``imagery-dask submit`` that differ from those of the workers.
     """
 
     path: Path
@@ -79,11 +79,11 @@ class ClusterFile:
     driver: dict[str, Any] = field(default_factory=dict)
 
     def check_count(self, workers: int | None) -> None:
-        """Refuse a batch system that is asked for no workers, neither here nor by a caller."""
+        """Raise ValueError if a batch system is asked for no workers, neither by the file nor by the caller."""
         if is_job_queue(self.cluster) and not (
             workers or self.workers or self.adapt or self.arguments.get("n_workers")
         ):
-            raise ValueError(f"{self.path} asks for no workers: say how many ('workers' or 'adapt', or --workers N).")
+            raise ValueError(f"{self.path} asks for no workers; set 'workers' or 'adapt', or pass --workers N.")
 
 
 def load_cluster_file(path: Path, retire_before_s: float | None = None) -> ClusterFile:
@@ -95,19 +95,19 @@ def load_cluster_file(path: Path, retire_before_s: float | None = None) -> Clust
         YAML with the keys
 
         - ``cluster`` (dotted name of a cluster class) and ``arguments`` (its keyword arguments);
-        - ``workers`` (how many to ask for), or ``adapt`` (``{minimum: 1, maximum: 20}``);
+        - ``workers`` (how many to start), or ``adapt`` (``{minimum: 1, maximum: 20}``);
         - ``environment`` (variables of the workers), ``preload`` (what they load first), ``worker_memory`` (of each);
-        - ``retire_before`` (so long before the walltime of their jobs they leave);
+        - ``retire_before`` (how long before the walltime of their jobs workers leave);
         - ``security``: ``{ca: FILE, cert: FILE, key: FILE}``, or ``temporary`` for certificates made for this run;
         - ``driver``: arguments of the driver's own job (``imagery-dask submit``), such as ``{walltime: "24:00:00"}``;
-        - or ``address``, in place of ``cluster``: of a scheduler that runs, with ``security`` where it is encrypted.
+        - or ``address``, in place of ``cluster``: a running scheduler, with ``security`` if it is encrypted.
     retire_before_s : float, optional
-        Seconds, in place of the file's ``retire_before``.
+        Seconds; overrides the file's ``retire_before``.
 
     Raises
     ------
     ValueError, ImportError, FileNotFoundError
-        Naming the file, the line and the key, or the package that is missing.
+        With the file, the line and the key, or the package that is missing.
     """
     file = read_lines(path)
     file.check_names(KEYS)
@@ -130,21 +130,21 @@ def load_cluster_file(path: Path, retire_before_s: float | None = None) -> Clust
     arguments, workers, adapt = _arguments(file), _count(file, "workers"), _adapt(file)
     before_s = _retire_before(file)
     if workers and adapt:
-        file.refuse("adapt", "'workers' asks for a number and 'adapt' for one that follows the work; say one of them.")
-    wishes = Wishes(_environment(file), _preload(file), _memory(file))
+        file.refuse("adapt", "'workers' sets a fixed number and 'adapt' one that follows the work; give one of them.")
+    settings = WorkerSettings(_environment(file), _preload(file), _memory(file))
     security = _security(file)
     cluster_class = _class(file)
     if security is not None and not takes_security(cluster_class):
         file.refuse(
             "security",
-            f"{file.values['cluster']} takes no certificates here; set distributed.comm.tls in dask's configuration"
-            ", or start scheduler and workers by hand and join them by 'address'.",
+            f"{file.values['cluster']} takes no certificates here; set distributed.comm.tls in dask's configuration, "
+            "or start scheduler and workers by hand and join them by 'address'.",
         )
     if "arguments" in file.parts and (known := accepted_names(cluster_class)) is not None:
         file.parts["arguments"].check_names(known, "argument")
     driver = _driver(file, cluster_class)
     try:
-        arguments = fitted(cluster_class, with_lists(cluster_class, arguments), wishes)
+        arguments = fitted(cluster_class, with_lists(cluster_class, arguments), settings)
         arguments = retiring(cluster_class, arguments, before_s if retire_before_s is None else retire_before_s)
     except UnfitError as error:
         file.refuse(error.key, str(error))
@@ -154,7 +154,7 @@ def load_cluster_file(path: Path, retire_before_s: float | None = None) -> Clust
 def _arguments(file: Lines) -> dict[str, Any]:
     arguments = file.values.get("arguments") or {}
     if not isinstance(arguments, dict):
-        file.refuse("arguments", f"'arguments' must be names with values; got {arguments!r}.")
+        file.refuse("arguments", f"'arguments' must be a mapping of names to values; got {arguments!r}.")
     return dict(arguments)
 
 
@@ -163,10 +163,12 @@ def _driver(file: Lines, cluster_class: Any) -> dict[str, Any]:
     if given is None:
         return {}
     if not is_job_queue(cluster_class):
-        file.refuse("driver", f"'driver' is the job of imagery-dask submit, and {file.values['cluster']} has no jobs.")
+        file.refuse(
+            "driver", f"'driver' is for the job of imagery-dask submit, and {file.values['cluster']} submits no jobs."
+        )
     part = file.parts.get("driver")
     if part is None:
-        file.refuse("driver", f"'driver' must be names with values, as 'arguments' are; got {given!r}.")
+        file.refuse("driver", f"'driver' must be a mapping of names to values, like 'arguments'; got {given!r}.")
     part.check_names(job_names(cluster_class) - NOT_DRIVERS, "argument")
     return with_lists(cluster_class, part.values)
 
@@ -189,7 +191,7 @@ def _adapt(file: Lines) -> tuple[int, int] | None:
     if part is None or not part.values:
         file.refuse("adapt", f"'adapt' must be {{minimum: N, maximum: N}}; got {file.values['adapt']!r}.")
     part.check_names(("minimum", "maximum"))
-    # An export asks what its workers have before there is any work.
+    # At least one: an export asks for the resources of its workers before there is any work.
     minimum, maximum = _count(part, "minimum") or 1, _count(part, "maximum")
     if maximum is None:
         part.refuse(None, "'adapt' needs a 'maximum'.")
@@ -204,21 +206,21 @@ def _environment(file: Lines) -> dict[str, str]:
         return {}
     part = file.parts.get("environment")
     if part is None:
-        file.refuse("environment", f"'environment' must be names of variables with values; got {given!r}.")
+        file.refuse("environment", f"'environment' must be a mapping of variables to values; got {given!r}.")
     for name, value in part.values.items():
         if not VARIABLE.fullmatch(name):
-            part.refuse(name, f"{name!r} is no name of a variable.")
+            part.refuse(name, f"{name!r} is not a valid name of a variable.")
         if isinstance(value, bool) or not isinstance(value, (str, int, float)) or "\n" in str(value):
-            part.refuse(name, f"the variable {name} must be text or a number; got {value!r} (quotes make it text).")
+            part.refuse(name, f"the variable {name} must be text or a number; got {value!r} (in quotes it is text).")
     return {name: part.texts[name] for name in part.values}
 
 
 def _preload(file: Lines) -> tuple[str, ...]:
     given = file.values.get("preload")
-    each = [] if given is None else [given] if isinstance(given, str) else given
-    if not isinstance(each, list) or not all(isinstance(one, str) and one for one in each):
+    modules = [] if given is None else [given] if isinstance(given, str) else given
+    if not isinstance(modules, list) or not all(isinstance(module, str) and module for module in modules):
         file.refuse("preload", f"'preload' must be a module or a file, or a list of them; got {given!r}.")
-    return tuple(each)
+    return tuple(modules)
 
 
 def _memory(file: Lines) -> int | None:
@@ -265,7 +267,7 @@ def _security(file: Lines) -> Security | None:
             f"'security' must be {{ca: FILE, cert: FILE, key: FILE}}, or 'temporary' with 'cluster'; got {given!r}.",
         )
     part.check_names(SECURITY)
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for name, argument in SECURITY.items():
         value = part.values.get(name)
         if not isinstance(value, str):
@@ -273,20 +275,20 @@ def _security(file: Lines) -> Security | None:
         path = _beside(file, value)
         if not path.is_file():
             part.refuse(name, f"{name!r}: there is no file {path}.")
-        found |= {argument.format(role=role): str(path) for role in ROLES}
-    return Security(require_encryption=True, **found)
+        paths |= {argument.format(role=role): str(path) for role in ROLES}
+    return Security(require_encryption=True, **paths)
 
 
 def _beside(file: Lines, name: str) -> Path:
-    """Path of a file that is named relative to the cluster file's folder."""
+    """Return the path of a file that is named relative to the folder of the cluster file."""
     return (file.path.absolute().parent / Path(name).expanduser()).absolute()
 
 
 @contextmanager
 def _interrupts_kept() -> Iterator[None]:
-    """Keep what Ctrl-C does: dask_jobqueue (0.9), as it is imported, lets it end the process as if all were done.
+    """Keep the handler of Ctrl-C while dask_jobqueue is imported: 0.9 sets one that ends the process with code 0.
 
-    In other threads than the main one it fails, since a handler cannot be set there.
+    Outside of the main thread that import would fail, since a handler cannot be set there.
     """
     own = signal.signal
 
@@ -304,11 +306,13 @@ def _class(file: Lines) -> Any:
     name = str(file.values["cluster"])
     module, _, attribute = name.rpartition(".")
     if not all(part.isidentifier() for part in name.split(".")) or not module:
-        file.refuse("cluster", f"'cluster' names no class: {name!r}; it is a dotted name (distributed.LocalCluster).")
+        file.refuse(
+            "cluster", f"'cluster' names no class: {name!r}; it must be a dotted name (distributed.LocalCluster)."
+        )
     try:
         with _interrupts_kept():
-            found = getattr(importlib.import_module(module), attribute)
-        if found is SSHCluster and importlib.util.find_spec("asyncssh") is None:
+            cluster_class = getattr(importlib.import_module(module), attribute)
+        if cluster_class is SSHCluster and importlib.util.find_spec("asyncssh") is None:
             raise ModuleNotFoundError(name="asyncssh")
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
@@ -321,9 +325,9 @@ def _class(file: Lines) -> Any:
         ) from None
     except AttributeError:
         near = close_word(
-            attribute, [each for each in dir(importlib.import_module(module)) if each.endswith("Cluster")]
+            attribute, [name for name in dir(importlib.import_module(module)) if name.endswith("Cluster")]
         )
         file.refuse("cluster", f"'cluster' names no class: {name!r}{near}.")
-    if not callable(found):
-        file.refuse("cluster", f"'cluster' names no class: {name!r} is a {type(found).__name__}.")
-    return found
+    if not callable(cluster_class):
+        file.refuse("cluster", f"'cluster' names no class: {name!r} is a {type(cluster_class).__name__}.")
+    return cluster_class

@@ -199,7 +199,7 @@ def test_what_is_merged_may_be_said_anew(tmp_path: Path) -> None:
     driver = "driver: {<<: *workers, walltime: '48:00:00'}\n"
     file = load_cluster_file(cluster_file(tmp_path, f"{SLURM}workers: 1\n{arguments}}}\n{driver}"))
     assert (file.driver["walltime"], file.driver["queue"]) == ("48:00:00", "tests")
-    with pytest.raises(ValueError, match="'walltime' is there twice"):
+    with pytest.raises(ValueError, match="duplicate key 'walltime'"):
         load_cluster_file(cluster_file(tmp_path, f"{SLURM}driver: {{<<: {{queue: x}}, walltime: 1, walltime: 2}}\n"))
 
 

@@ -184,7 +184,7 @@ def test_what_the_job_would_refuse_is_refused_now(
         (["--cluster", file, "zarr", "new.zarr", *region, "--block-mib", -5], "block_mib must be a number above 0"),
         (["--cluster", file, "zarr", "half.zarr", *region], "It was written with other arguments: "),
         (["--cluster", file, "zarr", "other.zarr", *region], "is not a zarr store"),
-        (["--cluster", none, "zarr", "new.zarr", *region], "asks for no workers: say how many"),
+        (["--cluster", none, "zarr", "new.zarr", *region], "asks for no workers; set "),
         (["--cluster", file, "zarr", "new.zarr", *region, "--cluster", file], "--cluster is said twice"),
     ):  # fmt: skip
         code, said = submit(*arguments)
