@@ -1,4 +1,4 @@
-"""Planning exports from a client."""
+"""Plan exports of what a client reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from imagery_dask.validate import choice
 
 __all__ = ["PlansExports"]
 
-# Writer, and the argument of it that the name of a format is.
+# Kind of export, and the options that the name of a format implies.
 FORMATS: dict[str, tuple[str, dict[str, str]]] = {
     "zarr": ("zarr", {}),
     "precomputed": ("precomputed", {}),
@@ -27,11 +27,11 @@ FORMATS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 class PlansExports:
-    """Plans of exports of what a client has."""
+    """Adds `plan_export` to a client."""
 
     @abstractmethod
     def dataset(self, bounds: ArrayLike, *args: Any, **kwargs: Any) -> xr.Dataset:
-        """Give imagery and segmentation on one grid."""
+        """Return imagery and segmentation on one grid."""
 
     def plan_export(
         self,
@@ -50,29 +50,29 @@ class PlansExports:
         samples: int = SAMPLES,
         **options: Any,
     ) -> PlannedExport:
-        """Say what an export of a region would take, before anything is spent.
+        """Plan the export of a region, and estimate its requests, bytes, memory and time.
 
-        Blocks, requests and objects follow from the plan and are exact; bytes, memory and time are measured on a few
-        blocks, which are done for real into a folder that is removed. Nothing is written to `url`.
+        Blocks, requests and objects follow from the plan and are exact. Bytes, memory and time are measured on a few
+        blocks, which are written to a temporary folder. Nothing is written to `url`.
 
         Parameters
         ----------
         bounds : array-like
             Two corners (2 x 3), upper exclusive.
         url : str or path
-            Where the export would be written; for slices their prefix.
+            Target of the export; for slices their prefix.
         format : {"zarr", "precomputed", "png", "tiff"}
-            Whose writer: `to_zarr`, `to_precomputed`, `to_png` with files of the one or the other kind.
+            Format of `to_zarr`, of `to_precomputed`, or of the files of `to_png`.
         image_mip, segmentation_mip, root_ids, resolution, timestamp
             As in `dataset`. The region has the voxels of the finer of the two mips.
         workers : int, optional
-            Workers of one thread each to estimate for; one per core by default.
+            Number of workers to estimate for, with one thread each; by default one per core.
         worker_memory : int, optional
-            Bytes that each of them has; by default this machine's, shared between them.
+            Memory of each worker in bytes; by default an equal part of this machine's memory.
         block_mib : float, optional
             Size of blocks in MiB.
         samples : int
-            Blocks of each volume to measure.
+            Number of blocks of each volume to measure.
         **options
             Further arguments of the writer, such as ``chunks``, ``levels``, ``codec``.
 
@@ -85,17 +85,18 @@ class PlansExports:
         Raises
         ------
         ValueError
-            A block does not fit into a worker, or arguments cannot be.
+            A block does not fit into a worker, or an argument is not valid.
         AccessRefusedError, OSError
             The target cannot be written, or the source cannot be read.
         """
-        kind, more = FORMATS[choice("format", format, tuple(FORMATS))]
+        name, more = FORMATS[choice("format", format, tuple(FORMATS))]
+        kind = KINDS[name]
+        of_format = kind.options(**more, **options)
         data = self.dataset(
             bounds, image_mip=image_mip, segmentation_mip=segmentation_mip, root_ids=root_ids, resolution=resolution,
             timestamp=timestamp, scale_to_bounds=False,
         )  # fmt: skip
-        export = KINDS[kind](data, url, **more, **options)
         return plan_export(
-            export, workers=workers, worker_memory=worker_memory, block_mib=block_mib,
+            kind.export(data, url, of_format), workers=workers, worker_memory=worker_memory, block_mib=block_mib,
             samples=samples,
         )  # fmt: skip

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from imagery_dask.export.core.base import Export
 from imagery_dask.export.core.plans import ExportPlan, data_of
@@ -17,21 +19,34 @@ from imagery_dask.export.zarr.to_zarr import ZarrExport
 from imagery_dask.export.zarr.zarr_options import ZarrOptions
 from imagery_dask.records.runs import Run, record_folders, runs_in
 
-__all__ = ["KINDS", "export_of", "read_plan", "run_at"]
+__all__ = ["KINDS", "Kind", "export_of", "read_plan", "run_at"]
 
-KINDS: dict[str, Callable[..., Export]] = {
-    "zarr": lambda data, url, **options: ZarrExport(data, url, ZarrOptions(**options)),
-    "precomputed": lambda data, url, **options: PrecomputedExport(data, url, PrecomputedOptions(**options)),
-    "png": lambda data, url, **options: SliceExport(data, url, ImageOptions(**options)),
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of exports; called with options as keywords, it makes an export."""
+
+    #: Makes the export from data, URL and options.
+    export: Callable[[Any, str | os.PathLike[str], Any], Export]
+    #: Dataclass of the options.
+    options: type[Any]
+
+    def __call__(self, data: Any, url: str | os.PathLike[str], **options: Any) -> Export:
+        """Make the export of some data to a URL."""
+        return self.export(data, url, self.options(**options))
+
+
+KINDS = {
+    "zarr": Kind(ZarrExport, ZarrOptions),
+    "precomputed": Kind(PrecomputedExport, PrecomputedOptions),
+    "png": Kind(SliceExport, ImageOptions),
 }
 
 
 def export_of(plan: ExportPlan) -> Export:
     """Return the export that a plan describes; computed arrays are replaced by zeros."""
-    data = data_of(plan.volumes)
-    if plan.kind == "png":
-        return SliceExport(data, plan.url, ImageOptions.from_json(plan.options))
-    return KINDS[plan.kind](data, plan.url, **plan.options)
+    kind = KINDS[plan.kind]
+    return kind.export(data_of(plan.volumes), plan.url, kind.options.from_json(plan.options))
 
 
 def read_plan(path: str | os.PathLike[str]) -> ExportPlan:

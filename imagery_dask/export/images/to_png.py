@@ -182,26 +182,26 @@ def to_png(
 def _reads(export: SliceExport, part: StageBlocks) -> BlockReads:
     """Return what the blocks read: all volumes, and around a tile the voxels that determine its outlines."""
     options = export.options
-    each = sum(volume.read_bytes for volume in export.volumes)
+    voxel_bytes = sum(volume.read_bytes for volume in export.volumes)
     halo = overlay_halo(options.outline, options.width) if options.what == "overlay" else 0
     x, y, z = (halo if axis in plane_axes(options.axis) else 0 for axis in range(3))
-    held = int(BLOCKS_HELD * each * math.prod(part.blocks.largest))
+    held = int(BLOCKS_HELD * voxel_bytes * math.prod(part.blocks.largest))
     return BlockReads(tuple(volume.source for volume in export.volumes), held, (x, y, z))
 
 
 def _objects(export: SliceExport) -> int:
-    """Count pictures; masks of objects that are not listed count as one object."""
+    """Return the number of files; masks count as one object if ids are not listed."""
     return export.count(export.target.kinds)
 
 
 def _notes(export: SliceExport) -> Iterator[str]:
-    """Tell which reads are not counted."""
+    """Yield a note about reads that the report does not count."""
     if export.options.what in ("masks", "labels") and export.options.keep is None:
-        yield "The ids were found by one more pass over the data; it is not in these counts."
+        yield "The ids were found in one more pass over the data, which these counts do not include."
 
 
 def _previews(export: SliceExport, run: StartedRun, whole: Sequence[StageBlocks]) -> Iterator[Preview]:
-    """Return some of the pictures, smaller."""
+    """Yield thumbnails of some pictures."""
     yield from slice_previews(export.files, export.names, export.pages(run).kinds, export.target.edges)
 
 
@@ -274,17 +274,19 @@ class SliceExport(Export):
 
     def plan(self, resources: WorkerResources, block_bytes: int | None) -> ExportPlan:
         """Plan slabs and tiles, all in one stage."""
-        each = sum(volume.read_bytes for volume in self.volumes)
+        voxel_bytes = sum(volume.read_bytes for volume in self.volumes)
         # Slabs of several storage chunks have no more voxels than a block of other exports.
-        voxels = int((block_bytes or block_size(resources, int(each * math.prod(self.names.shape)))) / each)
+        voxels = int(
+            (block_bytes or block_size(resources, int(voxel_bytes * math.prod(self.names.shape)))) / voxel_bytes
+        )
         blocks = plan_slices(self._edges, self.names.axis, self.options.tile, voxels)
-        refuse_too_large(blocks, self.names.axis, each, resources.thread_memory)
+        refuse_too_large(blocks, self.names.axis, voxel_bytes, resources.thread_memory)
         return plan_of(self, ((StageBlocks(SLICES, "read+write", 0, blocks),),))
 
     def create(self, run: StartedRun, client: Client, regions: Sequence[Region] | None = None) -> None:
-        """Find the ids that are to be shown, where they are not listed, and write their table.
+        """Write the table of the ids to show; ids that are not listed are found first.
 
-        Of some regions only their ids are taken: to find all is a pass over the data.
+        With `regions`, only these are searched for ids, instead of all data.
         """
         what, keep, volume = self.options.what, self.options.keep, self.volumes[0]
         if what not in ("masks", "labels"):
@@ -313,11 +315,11 @@ class SliceExport(Export):
         return [SliceTasks(part.blocks, self.volumes, self.pages(run), self.names, self.files, self.options.format)]
 
     def close(self, run: StartedRun, report: RunReport) -> None:
-        """Remove what killed processes left half-written."""
+        """Remove partial files of killed processes."""
         self.files.remove_partial(stem=self.names.stem)
 
     def pages(self, run: StartedRun) -> Pages:
-        """Return what the pages of a run show."""
+        """Return what makes the pages of a run."""
         options = self.options
         if options.what == "imagery":
             return ImageryPages(options.grey)
@@ -336,7 +338,7 @@ class SliceExport(Export):
         return self.names.shape[self.names.axis], tiles
 
     def _id_table(self, run: StartedRun) -> IdTable:
-        """Return the table of the ids that are shown: a result beside labels, a record beside masks."""
+        """Return the table of ids: a result beside labels, a record of masks."""
         dtype = "int64" if self.volumes[0].array.dtype.kind == "i" else "uint64"
         if self.target.table is not None:
             return IdTable(self.files, self.target.table, dtype, run.id)
@@ -344,14 +346,14 @@ class SliceExport(Export):
         return IdTable(run.records.files, f"{run.id}/ids.csv", dtype, run.id)
 
     def _label_ids(self, ids: NDArray[Any]) -> NDArray[Any]:
-        """Ids that have a value in the table."""
+        """Return the ids that have a value in the table."""
         dtype = self.volumes[0].array.dtype
         ids = ids[ids != 0]
         if len(ids) > MOST_PACKED:
             raise ValueError(
                 f"{len(ids):,} ids do not fit the 24 bits of an RGB picture; list root_ids, or export a smaller region."
             )
-        # An id that the data type cannot hold is nowhere.
+        # Ids that the data type cannot hold do not occur.
         return ids[ids <= np.array(np.iinfo(dtype).max).astype(ids.dtype)]
 
 

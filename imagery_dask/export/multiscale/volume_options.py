@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, Self, cast
 
 import numpy as np
 
@@ -45,6 +45,11 @@ class VolumeOptions:
         if self.translation_nm is not None:
             triple("translation_nm", self.translation_nm)
             self._set("translation_nm", tuple(np.asarray(self.translation_nm, dtype=object).ravel()))
+
+    @classmethod
+    def from_json(cls, options: Mapping[str, Any]) -> Self:
+        """Return the options that a plan's JSON holds."""
+        return cls(**options)
 
     @property
     def chunk(self) -> XYZ | None:

@@ -46,7 +46,7 @@ from imagery_dask.storage.zarr_stores import clear_errors
 
 __all__ = ["PrecomputedExport", "to_precomputed"]
 
-# Whatever its source calls the folder: that may be a path out of it.
+# Fixed name of the folder, because the name in the source may be a path that leads out of the volume.
 PROPERTIES = "segment_properties"
 STORED_AS = {"int64": "uint64", "int32": "uint32", "bool": "uint8"}
 DTYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "float32")
@@ -127,7 +127,7 @@ def to_precomputed(
 
 
 def _objects(export: PrecomputedExport) -> int:
-    """Count chunks, and what describes the volumes."""
+    """Return the number of chunks and metadata files."""
     total = 0
     for layer in export.layers:
         for scale in layer.info["scales"]:
@@ -164,17 +164,17 @@ class PrecomputedExport(VolumeExport):
         return super().fingerprint_fields | layout | self._fingerprint_options | {"folders": self._folders}
 
     def create(self, run: StartedRun, client: Client, regions: Sequence[Region] | None = None) -> None:
-        """Write what describes the volumes."""
+        """Write the metadata of the volumes."""
         with clear_errors(run.url):
             for layer, files in self._filed(run.url):
                 layer.create(files)
 
     def stores(self, run: StartedRun) -> list[list[LevelStore]]:
-        """Return where each level of each volume is written."""
+        """Return the mips of each volume."""
         return [layer.stores(files) for layer, files in self._filed(run.url)]
 
     def close(self, run: StartedRun, report: RunReport) -> None:
-        """Remove what killed processes left half-written, and write into the volumes what was missing."""
+        """Remove partial files of killed processes, and record in the volumes what was missing."""
         for layer, files in self._filed(run.url):
             for folder in ("", PROPERTIES, *(str(scale["key"]) for scale in layer.info["scales"])):
                 files.remove_partial(folder)
@@ -187,23 +187,26 @@ class PrecomputedExport(VolumeExport):
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """A volume to be written, its info, further files beside that, and where it comes from."""
+    """A volume to be written."""
 
     multiscale: Multiscale
+    #: Content of the info file.
     info: dict[str, Any]
+    #: Further metadata files by name.
     beside: dict[str, bytes]
+    #: Where the volume comes from.
     made: dict[str, Any]
     options: PrecomputedOptions
 
     def create(self, files: Files) -> None:
-        """Write what describes the volume."""
+        """Write the metadata of the volume."""
         files.put("info", json.dumps(self.info, indent=1).encode(), "application/json")
         for name, content in self.beside.items():
             files.put(name, content, "application/json")
         self.describe(files, {})
 
     def describe(self, files: Files, results: dict[str, Any]) -> None:
-        """Write the provenance, as CloudVolume reads it."""
+        """Write the provenance file in CloudVolume's format."""
         made = self.made
         method = {"task": "imagery_dask.to_precomputed", KEY: made | results}
         content = {
@@ -215,7 +218,7 @@ class _Layer:
         files.put("provenance", json.dumps(content, indent=1).encode(), "application/json")
 
     def stores(self, files: Files) -> list[LevelStore]:
-        """Places of the levels."""
+        """Return the mips, in a folder or bucket."""
         gzips = self.info["scales"][0]["encoding"] in COMPRESSIBLE
         compress = self.options.compress
         if compress == "auto":
@@ -238,9 +241,9 @@ class _Layer:
 
 
 def _layer(volume: Volume, options: PrecomputedOptions) -> _Layer:
-    """Check that a volume can be written, and say how."""
+    """Return the metadata of a volume; raise if it cannot be written."""
     if volume.resolution_nm is None:
-        raise ValueError("A precomputed volume has a place in the world: pass resolution_nm (and translation_nm).")
+        raise ValueError("A precomputed volume needs a voxel size: pass resolution_nm (and translation_nm).")
     multiscale = multiscale_of(volume, options.levels, options.chunk)
     dtype = _stored_as(volume)
     channels = int(np.prod(volume.array.shape[3:], dtype=np.int64))
@@ -289,7 +292,7 @@ def _stored_as(volume: Volume) -> str:
 
 
 def _voxel_offset(level: Level) -> list[int]:
-    """First voxel of a level, which lies at a whole multiple of its size."""
+    """Return the index of the first voxel of a level; raise if it is not whole."""
     resolution = level.resolution_nm or Vec3(1.0, 1.0, 1.0)
     exact = level.translation_nm.map(lambda centre, size: centre / size - 0.5, resolution)
     offset = [round(value) for value in exact]
@@ -313,9 +316,9 @@ def _number(value: float) -> float | int:
 
 
 def _segment_properties(volume: Volume) -> bytes | None:
-    """Content of the source's segment properties, where the ids are the source's own."""
+    """Return the segment properties of the source, if the ids are the source's own."""
     rule = None if volume.source is None else volume.source.cutout.labels
     if volume.source is None or rule is None or rule.query is not None:
         return None
-    found = open_volume(volume.source.cutout.path).segment_properties()
-    return None if found is None else found[1]
+    properties = open_volume(volume.source.cutout.path).segment_properties()
+    return None if properties is None else properties[1]

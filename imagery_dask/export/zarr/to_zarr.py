@@ -142,25 +142,25 @@ def to_zarr(
 
 
 def _objects(export: ZarrExport) -> int:
-    """Count shards, chunks that are objects of their own, and metadata; empty ones are not written."""
+    """Return the largest number of files: shards, unsharded chunks and metadata; empty chunks are not written."""
     groups, arrays, chunks = {""}, 0, 0
     for multiscale in export.multiscales:
         groups |= {"labels", multiscale.volume.group} if multiscale.volume.group else set()
         arrays += len(multiscale.layouts)
         for layout in multiscale.layouts:
             chunks += layout.level.shape.ceil_div(layout.shard or layout.chunk).prod
-    # zarr.json; or .zgroup or .zarray, and .zattrs.
-    each = 2 if export.options.zarr_format == 2 else 1
-    return chunks + each * (len(groups) + arrays)
+    # .zgroup or .zarray, and .zattrs; or zarr.json.
+    metadata_files = 2 if export.options.zarr_format == 2 else 1
+    return chunks + metadata_files * (len(groups) + arrays)
 
 
 def _notes(export: ZarrExport) -> Iterator[str]:
-    """Tell what viewers do not show."""
+    """Yield notes about volumes that Neuroglancer does not show."""
     for volume in export.volumes:
         if volume.array.dtype in (np.int64, np.bool_):
             yield (
-                f"{volume.name}: Neuroglancer shows no zarr array of {volume.array.dtype}; it shows ids as uint64 "
-                "(convert_to_int64=False) and masks as uint8."
+                f"{volume.name}: Neuroglancer shows no zarr array of {volume.array.dtype}. Write ids as uint64 "
+                "(convert_to_int64=False), masks as uint8."
             )
 
 
@@ -196,17 +196,17 @@ class ZarrExport(VolumeExport):
 
     def create(self, run: StartedRun, client: Client, regions: Sequence[Region] | None = None) -> None:
         """Make the groups, their metadata and the empty arrays."""
-        # Looked at before anything is made: a source that cannot be read leaves no store behind.
+        # Reads a sample, before anything is written: if the source cannot be read, no store is left behind.
         shown_as = [None if volume.labels else ome.display(volume) for volume in self.volumes]
         _create(run.url, self.multiscales, shown_as, self.options)
         check_reachable(run.url, client)
 
     def stores(self, run: StartedRun) -> list[list[LevelStore]]:
-        """Return where each level of each volume is written."""
+        """Return the arrays of each volume."""
         return [_stores(run.url, multiscale, self.options, run.id) for multiscale in self.multiscales]
 
     def close(self, run: StartedRun, report: RunReport) -> None:
-        """Remove what killed processes left half-written, and write into the store what was missing."""
+        """Remove partial files of killed processes, and record in the store what was missing."""
         groups = {volume.group for volume in self.volumes}
         arrays = {
             f"{multiscale.volume.group}{index}"
@@ -271,7 +271,7 @@ def _create_levels(group: Any, multiscale: Multiscale, attributes: dict[str, Any
 
 
 def _compressor(codec: Codec, zarr_format: int) -> Any:
-    """Compressor for zarr v2 or v3, or None."""
+    """Return the compressor for zarr v2 or v3, or None."""
     if codec == "none":
         return None
     if zarr_format == 2:
