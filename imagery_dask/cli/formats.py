@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import click
 
 from imagery_dask.cli.param_types import ColorsType, LevelsType, ShapeType, WindowType
-from imagery_dask.cli.region import REGION_OPTIONS, region_dataset, region_options, same_moment
+from imagery_dask.cli.region_flags import REGION_OPTIONS, region_dataset, region_options, same_moment
 from imagery_dask.export.core.base import Export
 from imagery_dask.export.core.writer_arguments import Flag, flags_of
 from imagery_dask.export.images.image_options import ImageOptions
