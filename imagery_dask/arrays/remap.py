@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from imagery_dask import kernels
 from imagery_dask.geometry.grid import VoxelGrid
+from imagery_dask.model.chunkedgraph import RootQuery
 from imagery_dask.model.labels import LabelRule
 from imagery_dask.sources import Layout, SourceHandle, look_up_roots, roots_from_leaves
 
@@ -40,9 +41,10 @@ def read_objects(handle: SourceHandle, box: VoxelGrid, rule: LabelRule | None, l
     """
     if rule is None:
         return handle.read(box, layout)
-    if rule.query is None:
+    query = rule.query
+    if query is None:
         return apply_rule(handle.read(box, layout), rule)
-    return _finished(handle.read(box, layout, lambda stored: ids_of(stored, rule)), rule)
+    return _finished(handle.read(box, layout, lambda stored: ids_of(stored, query, rule)), rule)
 
 
 def apply_rule(block: NDArray[Any], rule: LabelRule) -> NDArray[Any]:
@@ -62,7 +64,7 @@ def apply_rule(block: NDArray[Any], rule: LabelRule) -> NDArray[Any]:
     """
     if rule.query is not None:
         stored = kernels.unique_ids(block)
-        return _finished(kernels.remap(block, stored, ids_of(stored, rule)), rule)
+        return _finished(kernels.remap(block, stored, ids_of(stored, rule.query, rule)), rule)
     return _finished(block if rule.keep is None else kernels.keep_ids(block, rule.keep), rule)
 
 
@@ -72,10 +74,8 @@ def relabel(ids: NDArray[Any], rule: LabelRule) -> NDArray[Any]:
     return apply_rule(own, rule).reshape(np.shape(ids))
 
 
-def ids_of(supervoxels: NDArray[np.uint64], rule: LabelRule) -> NDArray[np.uint64]:
+def ids_of(supervoxels: NDArray[np.uint64], query: RootQuery, rule: LabelRule) -> NDArray[np.uint64]:
     """Map distinct, ascending supervoxels by a rule with a query."""
-    query = rule.query
-    assert query is not None
     if rule.keep is None:
         return look_up_roots(query, supervoxels)
     of_roots = replace(query, stop_layer=None)

@@ -104,10 +104,10 @@ class Replacer:
 
     async def stop(self) -> None:
         """End, when what is under way is done."""
-        assert self._task is not None
         self._stopping.set()
-        with suppress(asyncio.TimeoutError, asyncio.CancelledError):
-            await asyncio.wait_for(self._task, STOP_S)
+        if self._task is not None:
+            with suppress(asyncio.TimeoutError, asyncio.CancelledError):
+                await asyncio.wait_for(self._task, STOP_S)
 
     async def _run(self) -> None:
         while not await self._stops_within(COUNT_S):

@@ -1,4 +1,4 @@
-"""Which job of a batch system runs, or is to run, the driver of an export."""
+"""The job of a batch system that runs, or will run, the driver of an export."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Driver(DriverJob):
     submitted: str
 
     def write(self, files: Files) -> None:
-        """Write it down among the records of an export."""
+        """Write the job down among the records of an export."""
         files.put(NAME, json.dumps(asdict(self), indent=1).encode(), "application/json")
 
 
 def driver_of(files: Files) -> Driver | None:
-    """Job that was submitted last for an export; None where none was."""
+    """Return the job that was submitted last for an export, or None."""
     content = files.get(NAME)
     try:
         return None if content is None else Driver(**json.loads(content))

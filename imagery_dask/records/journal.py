@@ -1,8 +1,8 @@
-"""Records of one run, appended to by many processes on many machines and read by anyone.
+"""Records of one run, to which many processes on many machines append.
 
-Every process writes files of its own, so that none waits for another and no file system needs to know of locks. On a
-disk a record is one write to the end of its file; a bucket has no such thing, so that a process puts its last few
-thousand records again, together with the new one.
+Every process writes its own files, so that none waits for another and no locks are needed. On a disk, a record is
+appended to a file. Objects in a bucket cannot be appended to: a process writes its last few thousand records again,
+together with the new one.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ _segments: dict[tuple[str, str, str, int], tuple[str, list[bytes]]] = {}
 _names: dict[int, str] = {}
 
 
-def records_of(location: str) -> Files | None:
-    """Folder of the records of a store; None where whole files cannot be written and listed."""
-    if parse_bucket_url(location).scheme not in ("file", "s3", "gs", "memory"):
+def records_of(url: str) -> Files | None:
+    """Return the folder of the records of a target; None where files cannot be written whole and listed."""
+    if parse_bucket_url(url).scheme not in ("file", "s3", "gs", "memory"):
         return None
-    return records_folder(location)
+    return records_folder(url)
 
 
 @dataclass(frozen=True, slots=True)
 class Records:
-    """Records of a run. Small and picklable: it goes with every task.
+    """Records of a run. Small and picklable, since it is sent with every task.
 
     Parameters
     ----------
     files : Files
-        The records folder of the store.
+        The records folder of the target.
     run : str
-        Which run.
+        Name of the run.
     """
 
     files: Files
@@ -64,9 +64,9 @@ class Records:
         return True
 
     def append(self, kind: Kind, content: bytes) -> None:
-        """Add a record; when this returns, another process finds it."""
+        """Add a record; other processes see it when this returns."""
         if SUFFIX[kind] == "jsonl":
-            content = b"\n" + content  # one that was cut off, on a full disk, takes no other with it
+            content = b"\n" + content  # a line that was cut off, on a full disk, does not spoil the next one
         process = os.getpid()  # a fork writes files of its own
         with _lock:
             name = _names.setdefault(process, f"{socket.gethostname()}-{process}-{uuid4().hex[:8]}")
@@ -83,21 +83,21 @@ class Records:
             self.files.put(f"{path}-{segment}.{SUFFIX[kind]}", b"".join(held), "application/octet-stream")
 
     def has(self, kind: Kind) -> bool:
-        """Whether there is any record of a kind."""
+        """Return True if there is any record of a kind."""
         return any(True for _ in self.files.names(f"{self.run}/{kind}-"))
 
     def contents(self, kind: Kind) -> list[bytes]:
-        """All files of a kind."""
+        """Return the contents of all files of a kind."""
         names = sorted(self.files.names(f"{self.run}/{kind}-"))
         with ThreadPoolExecutor(GETS_IN_FLIGHT) as threads:
             return [content for content in threads.map(self.files.get, names) if content is not None]
 
     def receipts(self) -> NDArray[Any]:
-        """Last receipt of each block, by block (`RECEIPT`)."""
+        """Return the last receipt of each block, sorted by block (`RECEIPT`)."""
         return receipts_in(self.contents("receipts"))
 
     def lines(self, kind: Literal["ledger", "failed"]) -> Iterator[dict[str, Any]]:
-        """Read records that are lines of JSON; one that was cut off is left out."""
+        """Read records that are lines of JSON; lines that were cut off are skipped."""
         for content in self.contents(kind):
             for line in content.splitlines():
                 try:
@@ -112,16 +112,16 @@ class Records:
         self.files.put(f"{self.run}/{name}", json.dumps(value, indent=1).encode(), "application/json")
 
     def get(self, name: str) -> Any:
-        """Content of a JSON file of the run; None when there is none."""
+        """Return the content of a JSON file of the run; None if there is none."""
         content = self.files.get(f"{self.run}/{name}")
         return None if content is None else json.loads(content)
 
     def remove(self, name: str = "") -> None:
-        """Remove a file of the run, or all of them; the plan goes last, so that a removal can be repeated."""
+        """Remove a file of the run, or all; the plan is removed last, so that a removal can be repeated."""
         names = list(self.files.names(f"{self.run}/{name}"))
         last = f"{self.run}/plan.json"
-        self.files.delete([each for each in names if each != last])
-        self.files.delete([each for each in names if each == last])
+        self.files.delete([file for file in names if file != last])
+        self.files.delete([file for file in names if file == last])
         if self.files.folder is not None and not name:
             (self.files.folder / self.run).rmdir()
 
@@ -168,7 +168,7 @@ def _append(path: Any, content: bytes) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     except FileNotFoundError:
-        # Not made here: a task that outlives its run would make again what that has removed.
+        # The folder is not made here: a task that outlives its run must not make again what the run has removed.
         raise FileNotFoundError(f"The records of this run, {path.parent}, are gone.") from None
     try:
         view = memoryview(content)

@@ -1,8 +1,8 @@
-"""A lease on a store: one process at a time writes it, and one that crashed does not block it for ever.
+"""A lease on a target: one process at a time writes it, and a process that crashed does not block it for ever.
 
-The holder writes a file and renews it. Who finds a file that is not renewed any more, or that of a dead process of this
-machine, puts its own in its place, waits, and looks whether it is still there: of two who do so at once one has it.
-Machines' clocks are not compared where a glance at the file after a while will do.
+The holder writes a file and renews it. A process that finds a file that is no longer renewed, or that of a dead process
+on its own machine, replaces it by its own, waits, and checks that its own is still there: of two processes that do so
+at once, one has the lease. The clocks of machines are not compared where a second look at the file is enough.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from imagery_dask.storage.files import Files
 __all__ = ["NAME", "HeldLease", "Lease", "NoLease", "Purpose", "brief_lease", "holder_of", "is_held"]
 
 NAME = "lease.json"
-# What for: all of an export; a part's blocks; the empty store, or a look at what parts have done; what parts leave.
+# Purpose: all of an export; the blocks of a part; the start or end of a part; the blocks that parts have left.
 Purpose = Literal["write", "part", "open", "close"]
 # A wait for one that is held for long is said.
 SAID_AFTER_S = 10.0
@@ -37,18 +37,18 @@ _logger = logging.getLogger(__name__)
 
 
 class Lease:
-    """Context manager that holds the lease on a store.
+    """Context manager that holds the lease on a target.
 
     Parameters
     ----------
     files : Files
-        The records folder of the store.
+        The records folder of the target.
     out : str
-        The store, for messages.
+        The target, for messages.
     name : str
-        File of the lease; that of a part is its own.
+        File of the lease; a part has a file of its own.
     purpose : Purpose
-        What for; others read it.
+        What the lease is held for; other processes read it.
     run : str, optional
         Run that is written.
 
@@ -120,11 +120,11 @@ class Lease:
                 self._files.delete([self._name])
 
     def keep_for(self, purpose: Purpose) -> None:
-        """Say that the lease is held for something else from now on."""
+        """Change the purpose of the lease."""
         self._say(purpose=purpose)
 
     def keep_of(self, run: str) -> None:
-        """Say which run is written."""
+        """Write down which run is written."""
         self._say(run=run)
 
     def _say(self, **what: str) -> None:
@@ -135,9 +135,9 @@ class Lease:
         self.check()
 
     def check(self) -> None:
-        """Raise `TargetBusyError` when another process has taken the lease, because this one stood still for long.
+        """Raise `TargetBusyError` if another process has taken over the lease, because this one stood still for long.
 
-        A process that was stopped and goes on looks at once, before it does anything else.
+        A process that was stopped and continues looks at once, before it does anything else.
         """
         if time.monotonic() - self._looked > 1.5 * config.get("lease.renew_s"):
             with suppress(Exception):
@@ -145,11 +145,11 @@ class Lease:
         if self._lost:
             raise TargetBusyError(
                 f"{self._out}: another process has taken over this export, because this one had not been heard of for "
-                f"{config.get('lease.expires_s'):.0f} s. This one ends; the other one goes on from what is written."
+                f"{config.get('lease.expires_s'):.0f} s. This one ends; the other one resumes the export."
             )
 
     def _create(self) -> bool:
-        """Write the file where there is none."""
+        """Write the file if there is none."""
         return bool(self._files.create(self._name, self._content()))
 
     def _is_over(self, held: dict[str, Any]) -> bool:
@@ -164,7 +164,7 @@ class Lease:
         return after is None or after == held
 
     def _take_over(self, held: dict[str, Any] | None) -> None:
-        """Put a file of one's own in the place of one that is over."""
+        """Replace the file of a process that has ended."""
         folder = self._files.folder
         if held is None and self._create():
             return
@@ -192,18 +192,18 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._ended.wait(config.get("lease.renew_s")):
-            with suppress(Exception):  # once more in ten seconds
+            with suppress(Exception):  # the next renewal may succeed
                 self._look()
             if self._lost:
                 return
 
     def _look(self) -> None:
-        """Renew the lease where it is still held."""
+        """Renew the lease if it is still held."""
         with self._looking:
             if self._lost:
                 return
             held = self._read()
-            # One that is not there has been taken over by a process that has ended since.
+            # If there is no file, a process that has ended since had taken over.
             if held is None or held["id"] != self._mine["id"]:
                 self._lost = True
                 return
@@ -245,12 +245,12 @@ HeldLease = Lease | NoLease
 
 @contextmanager
 def brief_lease(files: Files, out: str) -> Iterator[Lease]:
-    """Hold the lease for a moment ("open"), after those who hold it for a moment too, or who may have crashed.
+    """Hold the lease for a moment ("open"); wait for processes that hold it for a moment too, or may have crashed.
 
     Raises
     ------
     TargetBusyError
-        Another process writes all of it, or what parts have left.
+        Another process writes the whole export, or the blocks that parts have left.
     """
     since = time.monotonic()
     said, silent = False, None
@@ -276,7 +276,7 @@ def brief_lease(files: Files, out: str) -> Iterator[Lease]:
 
 
 def holder_of(files: Files, name: str = NAME) -> dict[str, Any] | None:
-    """Who holds a lease of a records folder.
+    """Return the holder of a lease of a records folder.
 
     Returns
     -------
@@ -295,7 +295,7 @@ def holder_of(files: Files, name: str = NAME) -> dict[str, Any] | None:
 
 
 def is_held(held: dict[str, Any] | None) -> bool:
-    """Whether a holder seems to be at work, as far as its file says; clocks of other machines are believed."""
+    """Return True if the holder of a lease seems to be running; the clocks of other machines are trusted."""
     if held is None or (held.get("machine") == _machine() and not _alive(int(held["pid"]))):
         return False
     expires_s: float = config.get("lease.expires_s")
@@ -303,7 +303,7 @@ def is_held(held: dict[str, Any] | None) -> bool:
 
 
 def _machine() -> str:
-    """Name of what process ids are of: this boot of this machine, and the container on it."""
+    """Return what process ids are unique in: this boot of this machine, and its container."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"

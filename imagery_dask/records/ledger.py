@@ -1,4 +1,4 @@
-"""The ledger: which chunks of the source were not there, and which supervoxels had no root, block by block."""
+"""The ledger: which chunks of the source were missing, and which supervoxels had no root, for each block."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FIRST_KEPT = 10
 
 
 def ledger_line(block: int, name: str, volume: str, counts: ReadCounts) -> bytes | None:
-    """Line of a block that missed something, else None."""
+    """Return the line of a block for which something was missing, else None."""
     if not (counts.missing or counts.zero_roots):
         return None
     line = {
@@ -33,34 +33,34 @@ def ledger_line(block: int, name: str, volume: str, counts: ReadCounts) -> bytes
 
 
 def ledger_rows(lines: Iterable[dict[str, Any]], blocks: Any = None) -> Iterator[dict[str, Any]]:
-    """Rows of the table: one for each missing chunk of each block, one for each block with ids without a root.
+    """Return the rows of the table: one for each missing chunk of a block, one for each block with ids without root.
 
     Parameters
     ----------
     lines : iterable of dict
-        Lines of all processes; the last one of a block counts.
+        Lines of all processes; the last line of a block counts.
     blocks : container of int, optional
         Blocks whose bytes are in the store; by default all.
     """
-    known = [line for line in lines if blocks is None or line["block"] in blocks]
-    last = {line["block"]: line for line in sorted(known, key=lambda line: float(line.get("when", 0)))}
+    counted = [line for line in lines if blocks is None or line["block"] in blocks]
+    last = {line["block"]: line for line in sorted(counted, key=lambda line: float(line.get("when", 0)))}
     for block, line in sorted(last.items()):
-        place = {"block": block, "name": line["name"], "volume": line["volume"]}
+        block_fields = {"block": block, "name": line["name"], "volume": line["volume"]}
         for key in sorted(set(line["missing"])):
-            yield place | {"kind": "missing chunk", "key": key}
+            yield block_fields | {"kind": "missing chunk", "key": key}
         if line["zero_roots"]:
             ids = {"supervoxels": line["zero_roots"], "first": line["zero_root_ids"]}
-            yield place | {"kind": "zero roots"} | ids
+            yield block_fields | {"kind": "zero roots"} | ids
 
 
 def write_ledger(records: Records) -> None:
-    """Write the table of a run beside the store, in the order of the blocks."""
+    """Write the table of a run beside the target, in the order of the blocks."""
     rows = ledger_rows(records.lines("ledger"), _missing_something(records))
     records.files.put(LEDGER, b"".join(json.dumps(row).encode() + b"\n" for row in rows), "application/jsonl")
 
 
 def missing_first(records: Records) -> dict[str, list[str]]:
-    """First few missing chunks of each volume, in the order of the blocks, however these were run."""
+    """Return the first few missing chunks of each volume, in the order of the blocks."""
     first: dict[str, list[str]] = {}
     for row in ledger_rows(records.lines("ledger"), _missing_something(records)):
         keys = first.setdefault(row["volume"], [])
@@ -70,6 +70,6 @@ def missing_first(records: Records) -> dict[str, list[str]]:
 
 
 def _missing_something(records: Records) -> set[int]:
-    """Blocks that are in the store and missed something when they were done last: what was missing may have come."""
+    """Return the blocks for which something was missing when they were last written."""
     receipts = records.receipts()
     return set(receipts["block"][(receipts["missing"] > 0) | (receipts["zero_roots"] > 0)].tolist())

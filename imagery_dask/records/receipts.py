@@ -1,7 +1,7 @@
-"""Receipts: what is known of each block whose bytes are in the store.
+"""Receipts: a fixed-size record of each block whose bytes are in the store.
 
-A receipt has 92 bytes and carries a checksum of itself, so that one that was cut off by a crash is no receipt, and its
-block is done again. Those of a million blocks are 92 MB in a few files, which numpy reads in a second.
+A receipt has 92 bytes and a checksum, so that one that was cut off by a crash is not valid, and its block is written
+again. The receipts of a million blocks are 92 MB in a few files, which numpy reads in a second.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ RECEIPT = np.dtype(
     ]
 )
 MARK = b"IDR1"
-# Receipts that are checked together at first, and again after a torn one; more and more where all are whole.
+# Receipts that are checked together at first, and after a torn one; the number doubles while all are valid.
 LOOK_AHEAD = 8
 
 
 def receipt(
     block: int, digest: bytes, voxels: int, written_bytes: int, counts: ReadCounts, attempts: int, seconds: float
 ) -> bytes:
-    """Receipt of a block, as it is stored.
+    """Return the receipt of a block, as it is stored.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def receipt(
     attempts : int
         Which attempt succeeded, from 1.
     seconds : float
-        That this one took.
+        Time that this attempt took.
     """
     one = np.zeros(1, RECEIPT)
     one["mark"], one["block"], one["digest"] = np.void(MARK), block, np.void(digest)
@@ -74,16 +74,16 @@ def receipt(
 def receipts_in(contents: list[bytes]) -> NDArray[Any]:
     """Receipts in some files, the last one of each block, by block; what is cut off or damaged is left out."""
     parts = [_whole(content) for content in contents]
-    found = np.concatenate([np.zeros(0, RECEIPT), *parts])
+    rows_of_blocks = np.concatenate([np.zeros(0, RECEIPT), *parts])
     # By block, and of a block by time: the last one counts.
-    found = found[np.lexsort((found["finished"], found["block"]))]
-    last = np.ones(len(found), bool)
-    last[:-1] = found["block"][1:] != found["block"][:-1]
-    return np.asarray(found[last])
+    rows_of_blocks = rows_of_blocks[np.lexsort((rows_of_blocks["finished"], rows_of_blocks["block"]))]
+    last = np.ones(len(rows_of_blocks), bool)
+    last[:-1] = rows_of_blocks["block"][1:] != rows_of_blocks["block"][:-1]
+    return np.asarray(rows_of_blocks[last])
 
 
 def counts_of(receipts: NDArray[Any]) -> ReadCounts:
-    """Sum of what was read for some blocks."""
+    """Return the sum of what was read for some blocks."""
     total = ReadCounts()
     for name in ("stored_bytes", "chunks", "missing", "zero_roots", "root_requests", "ids_sent"):
         setattr(total, name, int(receipts[name].sum(dtype=np.uint64)))

@@ -17,7 +17,7 @@ __all__ = ["Run", "now", "record_folders", "remove_unplanned", "runs_in"]
 
 PLAN = "plan.json"
 ENDING = ".receipts"
-# Of slices, records are named after what is shown, too: `SliceExport.records`.
+# The records of slices are named after what these show, too: `SliceExport.records`.
 OF_SLICES = ("imagery", "masks", "labels", "overlay")
 # Keys of the file, and the fields of `Run` that they hold.
 KEYS = {name: name for name in ("place", "created", "begun", "finished", "swapping", "plan")} | {"place": "url"}
@@ -25,7 +25,7 @@ KEYS = {name: name for name in ("place", "created", "begun", "finished", "swappi
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run: what it writes, and where.
+    """A run of an export: what it writes, and where.
 
     Parameters
     ----------
@@ -38,11 +38,11 @@ class Run:
     created : str
         When it was started, ISO 8601.
     begun : bool
-        Whether there is an empty store, so that blocks can be written.
+        Whether the empty store exists, so that blocks can be written.
     finished : str or None
-        When all of it was there.
+        When it was complete.
     swapping : bool
-        Whether it was about to take its place: when it is not beside any more, it has.
+        Whether it was about to replace the target: if its store is not beside the target any more, it has.
     """
 
     records: Records
@@ -54,7 +54,7 @@ class Run:
     swapping: bool = False
 
     def saved(self, **changes: Any) -> Run:
-        """Write down what has changed."""
+        """Change fields, and write the run down."""
         run = replace(self, **changes)
         content = {key: getattr(run, name) for key, name in KEYS.items()}
         run.records.put(PLAN, content)
@@ -83,7 +83,7 @@ def _names(files: Files, stem: str) -> set[str]:
         if not files.folder.is_dir():
             return set()
         return {name for name in os.listdir(files.folder) if pattern.fullmatch(name)}
-    # By prefixes that none of the pictures has: there may be a million of them.
+    # By prefixes that no picture has: there may be a million pictures.
     names = (name for what in OF_SLICES for name in files.names(f".{stem}_{what}."))
     return {first for name in names if pattern.fullmatch(first := name.partition("/")[0])}
 
@@ -99,16 +99,16 @@ def runs_in(files: Files) -> list[Run]:
 
 
 def remove_unplanned(files: Files) -> None:
-    """Remove folders of runs that ended before their plan was written, or after it was removed; nothing is in them."""
+    """Remove the empty folders of runs that ended before their plan was written, or after it was removed."""
     if files.folder is None or not files.folder.is_dir():
         return
     for folder in files.folder.iterdir():
         if folder.is_dir() and not (folder / PLAN).exists():
             files.remove_partial(folder.name)
-            with suppress(OSError):  # something is in it
+            with suppress(OSError):  # not empty
                 folder.rmdir()
 
 
 def now() -> str:
-    """Return this moment as ISO 8601, UTC."""
+    """Return the current time as ISO 8601, UTC."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -75,23 +75,22 @@ class _Lines:
     """What has been written of a run."""
 
     last: float = field(default_factory=time.monotonic)
-    report: RunReport | None = None
     begun: bool = False
-    told: bool = True
+    # The last report, if no line has been written of it.
+    unwritten: RunReport | None = None
 
     def show(self, report: RunReport) -> None:
-        self.report, self.told = report, False
+        self.unwritten = report
         if time.monotonic() - self.last >= config.get("run.progress_line_s"):
-            self._write()
+            self._write(report)
 
     def end(self) -> None:
-        if self.begun and not self.told:
-            self._write()
+        if self.begun and self.unwritten is not None:
+            self._write(self.unwritten)
 
-    def _write(self) -> None:
-        assert self.report is not None
-        self.last, self.begun, self.told = time.monotonic(), True, True
-        sys.stderr.write(f"{time.strftime('%H:%M:%S')}  {_line(self.report)}\n")
+    def _write(self, report: RunReport) -> None:
+        self.last, self.begun, self.unwritten = time.monotonic(), True, None
+        sys.stderr.write(f"{time.strftime('%H:%M:%S')}  {_line(report)}\n")
         sys.stderr.flush()
 
 

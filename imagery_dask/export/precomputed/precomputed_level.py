@@ -89,16 +89,12 @@ class PrecomputedLevel:
 
     def read(self, region: Region) -> NDArray[Any]:
         """Return the voxels of a region as x, y, z(, c)."""
-        out: NDArray[Any] | None = None
         start, stop = start_of(region), stop_of(region)
-        shape = stop - start
+        out: NDArray[Any] = np.empty((*(stop - start), self.channels), self.dtype, order="F")
         for part in self._chunks(region):
             voxels = self._get(part)
-            if out is None:
-                out = np.empty((*shape, voxels.shape[3]), self.dtype, order="F")
             common = region_between(start.maximum(start_of(part)), stop.minimum(stop_of(part)))
             out[region_within(common, region)] = voxels[region_within(common, part)]
-        assert out is not None  # no region is empty
         return out if out.shape[3] > 1 else out[..., 0]
 
     def _parts(self, region: Region, voxels: NDArray[Any]) -> list[tuple[str, NDArray[Any]]]:
