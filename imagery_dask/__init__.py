@@ -4,14 +4,33 @@
 array or xarray object as OME-Zarr over a dask cluster, `to_png` as pictures of slices.
 """
 
-from imagery_dask.client import ImageryClient
-from imagery_dask.export.images.to_png import to_png
-from imagery_dask.export.precomputed.to_precomputed import to_precomputed
-from imagery_dask.export.verify import verify_export
-from imagery_dask.export.zarr.to_zarr import to_zarr
-from imagery_dask.model.arguments import bounds_from_center
-from imagery_dask.render.overlays import composite_overlay
-from imagery_dask.render.save import save_image_slices
+from typing import TYPE_CHECKING
+
+from imagery_dask.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from imagery_dask.client import ImageryClient
+    from imagery_dask.export.images.to_png import to_png
+    from imagery_dask.export.precomputed.to_precomputed import to_precomputed
+    from imagery_dask.export.verify import verify_export
+    from imagery_dask.export.zarr.to_zarr import to_zarr
+    from imagery_dask.model.arguments import bounds_from_center
+    from imagery_dask.render.overlays import composite_overlay
+    from imagery_dask.render.save import save_image_slices
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "imagery_dask.client": ["ImageryClient"],
+            "imagery_dask.export.images.to_png": ["to_png"],
+            "imagery_dask.export.precomputed.to_precomputed": ["to_precomputed"],
+            "imagery_dask.export.verify": ["verify_export"],
+            "imagery_dask.export.zarr.to_zarr": ["to_zarr"],
+            "imagery_dask.model.arguments": ["bounds_from_center"],
+            "imagery_dask.render.overlays": ["composite_overlay"],
+            "imagery_dask.render.save": ["save_image_slices"],
+        },
+    )
 
 __all__ = [
     "ImageryClient",

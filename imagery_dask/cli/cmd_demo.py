@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from imagery_dask.cli.run_flags import print_report
-from imagery_dask.demo import run_cave_demo, run_demo
 
 __all__ = ["demo"]
 
@@ -23,6 +22,8 @@ def demo(out: Path, cave: bool) -> None:
     if cave:
         _cave_demo(out)
         return
+    from imagery_dask.demo import run_demo
+
     started = time.perf_counter()
     result = run_demo(out, lambda text: click.echo(text))
     print_report(result.report, str(result.zarr))
@@ -39,6 +40,8 @@ def demo(out: Path, cave: bool) -> None:
 
 
 def _cave_demo(out: Path) -> None:
+    from imagery_dask.demo import run_cave_demo
+
     started = time.perf_counter()
     result = run_cave_demo(out, lambda text: click.echo(text))
     for store, report in zip(result.stores, result.reports, strict=True):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from imagery_dask.cli.formats import FORMATS, Format
 from imagery_dask.cli.param_types import PartType
 from imagery_dask.cli.run_flags import RUN_OPTIONS, run, run_options
-from imagery_dask.export.core.plans import ExportPlan
-from imagery_dask.export.registry import export_of, read_plan
-from imagery_dask.records.parts import Part
+
+if TYPE_CHECKING:
+    from imagery_dask.export.core.plans import ExportPlan
+    from imagery_dask.records.parts import Part
 
 __all__ = ["export", "planned"]
 
@@ -41,12 +42,16 @@ def export(context: click.Context, /, plan_file: str | None, part: Part | None, 
     if plan_file is None:
         click.echo(context.get_help())
         return
+    from imagery_dask.export.registry import export_of
+
     plan = planned(plan_file)
     run(lambda: export_of(plan), plan.url, plan=plan, part=part, **options)
 
 
 def planned(plan_file: str) -> ExportPlan:
     """Read a plan that has everything it takes to run it."""
+    from imagery_dask.export.registry import read_plan
+
     plan = read_plan(plan_file)
     if any("cutout" not in volume for volume in plan.volumes):
         raise ValueError(

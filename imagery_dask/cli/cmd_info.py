@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
-import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from imagery_dask.cli.source_flags import cave_options, source_client
 from imagery_dask.humanize import human_bytes
-from imagery_dask.model.layer import Layer, Mip
-from imagery_dask.sources import open_volume
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from imagery_dask.model.layer import Layer, Mip
 
 __all__ = ["info"]
 
@@ -25,6 +27,8 @@ def info(
     source: str | None, datastack: str | None, server: str | None, version: int | None, timestamp: str | None
 ) -> None:
     """Show the mips of SOURCE, or of a datastack's layers: resolution, shape, chunks, encoding, bounds and size."""
+    from imagery_dask.sources import open_volume
+
     if (source is None) == (datastack is None):
         raise ValueError("Give a SOURCE, or a --datastack (and its --server).")
     if source is not None:
@@ -40,6 +44,8 @@ def info(
 
 
 def _show(layer: Layer) -> None:
+    from rich.console import Console
+
     console = Console()
     if not console.is_terminal or console.width < NARROW:
         # A pipe or a file has no width, and terminals break long lines better than numbers: never break a row.
@@ -59,6 +65,8 @@ def _show(layer: Layer) -> None:
 
 
 def _table(layer: Layer) -> Table:
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("mip", "nm", "shape", "chunk", "encoding", "sharded", "from", "to", "size"):
         table.add_column(heading, overflow="fold", justify="right" if heading in ("mip", "size") else "left")
@@ -68,6 +76,8 @@ def _table(layer: Layer) -> Table:
 
 
 def _row(layer: Layer, mip: Mip) -> tuple[str, ...]:
+    import numpy as np
+
     grid = mip.grid
     size = grid.size * layer.channels * np.dtype(layer.dtype).itemsize
     return (

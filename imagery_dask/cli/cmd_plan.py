@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from imagery_dask.cli.formats import FORMATS, Format
 from imagery_dask.cli.param_types import SizeType
-from imagery_dask.export.planning.estimate import SAMPLES, PlannedExport, plan_export
+from imagery_dask.export.planning import SAMPLES
+
+if TYPE_CHECKING:
+    from imagery_dask.export.planning.estimate import PlannedExport
 
 __all__ = ["plan"]
 
@@ -46,6 +47,8 @@ def _command(form: Format) -> click.Command:
         out: str, workers: int | None, worker_memory: int | None, samples: int, save: str | None, as_json: bool,
         block_mib: float | None = None, **options: Any,
     ) -> None:  # fmt: skip
+        from imagery_dask.export.planning.estimate import plan_export
+
         planned = plan_export(
             form.build(out, options), workers=workers, worker_memory=worker_memory, samples=samples,
             block_mib=block_mib,
@@ -69,6 +72,9 @@ for _form in FORMATS:
 
 
 def _show(planned: PlannedExport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

@@ -6,14 +6,15 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import click
 
-from imagery_dask.cluster import describe_jobs, is_listed
-from imagery_dask.export.reports.status import Status, drivers_of, status_of
 from imagery_dask.humanize import human_bytes, human_time
-from imagery_dask.records.drivers import Driver
-from imagery_dask.serialization import to_json
+
+if TYPE_CHECKING:
+    from imagery_dask.export.reports.status import Status
+    from imagery_dask.records.drivers import Driver
 
 __all__ = ["status", "status_lines"]
 
@@ -38,6 +39,9 @@ def status(out: str, as_json: bool, watch: float | None) -> None:
     that are not what was written) or complete. The exit code is 0 whatever it is, and 2 where there is no export: a
     script reads the state from --json.
     """
+    from imagery_dask.export.reports.status import drivers_of, status_of
+    from imagery_dask.serialization import to_json
+
     while True:
         drivers = drivers_of(out)
         try:
@@ -63,6 +67,8 @@ def status(out: str, as_json: bool, watch: float | None) -> None:
 
 def _goes_on(found: Sequence[Status], drivers: Sequence[Driver]) -> bool:
     """Whether a process is at work, or a job that waits is about to be."""
+    from imagery_dask.cluster import is_listed
+
     if any(one.state == "running" for one in found):
         return True
     if found and all(one.state == "complete" for one in found):
@@ -78,6 +84,8 @@ def _lines(out: str, found: Sequence[Status], drivers: Sequence[Driver]) -> Iter
         yield from status_lines(one)
     if all(one.state == "complete" for one in found) and found:
         return
+    if drivers:
+        from imagery_dask.cluster import describe_jobs
     for driver in drivers:
         yield f"  driver: job {driver.job} ({driver.system}), submitted {driver.submitted[:19].replace('T', ' ')} UTC"
         yield from (f"    {line}" for line in describe_jobs(driver.system, [driver.job]).splitlines())

@@ -6,19 +6,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from imagery_dask.cli.cmd_export import export, planned
 from imagery_dask.cli.formats import FORMATS
 from imagery_dask.cli.run_flags import RUN_OPTIONS, run_options_of
-from imagery_dask.cluster import ClusterFile, driver_script, is_listed, load_cluster_file, submit_driver, system_of
-from imagery_dask.export.core.base import Export
-from imagery_dask.export.core.run_options import RunOptions
-from imagery_dask.export.execution.resume import refuse_occupied
-from imagery_dask.export.registry import export_of
-from imagery_dask.records.drivers import Driver, driver_of
-from imagery_dask.records.runs import now
+
+if TYPE_CHECKING:
+    from imagery_dask.cluster import ClusterFile
+    from imagery_dask.export.core.base import Export
+    from imagery_dask.export.core.run_options import RunOptions
 
 __all__ = ["submit"]
 
@@ -35,6 +34,11 @@ def submit(cluster: str | None, dry_run: bool, arguments: tuple[str, ...]) -> No
     EXPORT is what follows imagery-dask export: zarr OUT ..., or --plan FILE. The job id is printed; imagery-dask status
     OUT says how far it is. Nodes must be able to submit jobs.
     """
+    from imagery_dask.cluster import driver_script, load_cluster_file, submit_driver
+    from imagery_dask.export.execution.resume import refuse_occupied
+    from imagery_dask.records.drivers import Driver
+    from imagery_dask.records.runs import now
+
     if not arguments:
         raise click.UsageError("Say what to export: submit --cluster FILE zarr OUT --image-source URL ...")
     if any(PASSWORD.search(each) for each in arguments):
@@ -70,6 +74,9 @@ def submit(cluster: str | None, dry_run: bool, arguments: tuple[str, ...]) -> No
 
 def _refuse_second(built: Export, file: ClusterFile) -> None:
     """Refuse a driver beside another one, which waits in the queue or is at work."""
+    from imagery_dask.cluster import is_listed, system_of
+    from imagery_dask.records.drivers import driver_of
+
     there = None if built.records is None or file.cluster is None else driver_of(built.records)
     if there is not None and there.system == system_of(file.cluster) and is_listed(there.system, there.job):
         raise ValueError(
@@ -94,5 +101,7 @@ def _export(arguments: Sequence[str]) -> tuple[Export, RunOptions]:
             "submit starts one driver for all of an export. Parts need none: let an array of jobs run imagery-dask "
             "export --plan FILE --part I/N (docs/clusters.md)."
         )
+    from imagery_dask.export.registry import export_of
+
     plan = planned(options["plan_file"])
     return export_of(plan), run_options_of(**of_run, plan=plan)

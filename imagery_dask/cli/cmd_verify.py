@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from imagery_dask.cli.param_types import MissingType
 from imagery_dask.cli.run_flags import cluster_options, ended_as_interrupted
-from imagery_dask.export.verify import VerifyReport, verify_export
+
+if TYPE_CHECKING:
+    from imagery_dask.export.verify import VerifyReport
 
 __all__ = ["verify"]
 
@@ -42,6 +44,8 @@ def verify(
     Finds what changed since: bytes, chunks and files that are gone, and says which blocks. Exit code 1 when there are
     such, or when blocks are not written yet.
     """
+    from imagery_dask.export.verify import verify_export
+
     if look_at_all and sample is not None:
         raise click.UsageError("--all and --sample are one or the other.")
     if isinstance(sample, int):

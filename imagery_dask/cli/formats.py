@@ -5,20 +5,19 @@ from __future__ import annotations
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import Field, dataclass, fields
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
 
 from imagery_dask.cli.param_types import ColorsType, LevelsType, ShapeType, WindowType
 from imagery_dask.cli.region_flags import REGION_OPTIONS, region_dataset, region_options, same_moment
-from imagery_dask.export.core.base import Export
 from imagery_dask.export.core.writer_arguments import Flag, flags_of
 from imagery_dask.export.images.image_options import ImageOptions
-from imagery_dask.export.images.to_png import SliceExport
 from imagery_dask.export.precomputed.precomputed_options import PrecomputedOptions
-from imagery_dask.export.precomputed.to_precomputed import PrecomputedExport
-from imagery_dask.export.zarr.to_zarr import ZarrExport
 from imagery_dask.export.zarr.zarr_options import ZarrOptions
+
+if TYPE_CHECKING:
+    from imagery_dask.export.core.base import Export
 
 __all__ = ["FORMATS", "Format"]
 
@@ -134,16 +133,22 @@ def _region(out: str, given: Given) -> Any:
 
 
 def _zarr(out: str, given: Given) -> Export:
+    from imagery_dask.export.zarr.to_zarr import ZarrExport
+
     options = _options_from(ZarrOptions, given)
     return ZarrExport(_region(out, given), out, options)
 
 
 def _precomputed(out: str, given: Given) -> Export:
+    from imagery_dask.export.precomputed.to_precomputed import PrecomputedExport
+
     options = _options_from(PrecomputedOptions, given)
     return PrecomputedExport(_region(out, given), out, options)
 
 
 def _png(out: str, given: Given) -> Export:
+    from imagery_dask.export.images.to_png import SliceExport
+
     root_ids = {} if given["what"] == "imagery" else {"root_ids": given["root_ids"]}
     options = _options_from(ImageOptions, given, **root_ids)
     return SliceExport(_region(out, given), out, options)

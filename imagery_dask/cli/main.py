@@ -3,41 +3,54 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 
 import click
 
-from imagery_dask.cli.cmd_demo import demo
-from imagery_dask.cli.cmd_export import export
-from imagery_dask.cli.cmd_info import info
-from imagery_dask.cli.cmd_plan import plan
-from imagery_dask.cli.cmd_status import status
-from imagery_dask.cli.cmd_submit import submit
-from imagery_dask.cli.cmd_verify import verify
-from imagery_dask.cli.run_flags import INTERRUPTED
-from imagery_dask.errors import ImageryDaskError
-
-__all__ = ["main"]
+__all__ = ["INTERRUPTED", "main"]
 
 BAD_INPUT = 2
+INTERRUPTED = 130
+
+# First lines of the commands' help texts, so that the list of commands is shown without loading the commands.
+COMMANDS = {
+    "demo": "Make a small EM-like volume, export it to OME-Zarr on a local cluster, and write pictures of it.",
+    "export": "Write a region of imagery and segmentation.",
+    "info": "Show the mips of SOURCE or of a datastack's layers: resolution, shape, chunks, encoding, size.",
+    "plan": "Estimate what an export takes: blocks, bytes, requests, memory, time.",
+    "status": "Show the progress of the exports at OUT.",
+    "submit": "Run an export in a job of a batch system, which submits the jobs of its workers.",
+    "verify": "Read the export OUT back and compare it with its receipts.",
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _LazyCommands(click.Group):
+    """A group whose commands are loaded when one is run or completed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"imagery_dask.cli.cmd_{cmd_name}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_LazyCommands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="imagery_dask")
 def commands() -> None:
     """Lazy cutouts and cluster-scale exports of connectomics volumes."""
 
 
-commands.add_command(demo)
-commands.add_command(info)
-commands.add_command(plan)
-commands.add_command(export)
-commands.add_command(submit)
-commands.add_command(verify)
-commands.add_command(status)
-
-
 def main() -> None:
     """Run the command line: exit code 0 done, 1 some blocks failed, 2 bad input, 130 interrupted."""
+    from imagery_dask.errors import ImageryDaskError
+
     try:
         sys.exit(commands.main(standalone_mode=False) or 0)
     except click.ClickException as error:

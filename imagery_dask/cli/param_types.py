@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from imagery_dask.humanize import size_in_bytes, time_in_seconds
-from imagery_dask.records.parts import Part
+
+if TYPE_CHECKING:
+    from imagery_dask.records.parts import Part
 
 __all__ = [
     "ColorsType",
@@ -130,13 +132,15 @@ class MissingType(click.ParamType[float]):
         return found
 
 
-class PartType(click.ParamType[Part]):
+class PartType(click.ParamType["Part"]):
     """A part, as 3/8."""
 
     name = "I/N"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Part:
         """Read the text."""
+        from imagery_dask.records.parts import Part
+
         if isinstance(value, Part):
             return value
         try:

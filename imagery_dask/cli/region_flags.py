@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-import xarray as xr
 
-from imagery_dask.arrays.lazy import source_of
 from imagery_dask.cli.param_types import RootIdsType
 from imagery_dask.cli.source_flags import cave_options, source_client
-from imagery_dask.export.registry import run_at
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["REGION_OPTIONS", "region_dataset", "region_options", "same_moment"]
 
@@ -80,6 +80,8 @@ def same_moment(out: str, region: dict[str, Any]) -> dict[str, Any]:
     dynamic = region["datastack"] is not None or "graphene://" in (region["segmentation_source"] or "")
     if not dynamic or region["timestamp"] is not None or region["version"] is not None:
         return region
+    from imagery_dask.export.registry import run_at
+
     try:
         moment = run_at(out).plan["decides"].get("segmentation timestamp")
     except FileNotFoundError:
@@ -89,6 +91,8 @@ def same_moment(out: str, region: dict[str, Any]) -> dict[str, Any]:
 
 def _check_inside(data: xr.Dataset) -> None:
     """Refuse to write zeros only: bounds beside the volume are in another resolution than was meant."""
+    from imagery_dask.arrays.lazy import source_of
+
     for name, variable in data.data_vars.items():
         source = source_of(variable.data)
         if source is None:

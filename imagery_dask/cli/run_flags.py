@@ -7,13 +7,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from distributed import Client
 
+from imagery_dask.cli.main import INTERRUPTED
 from imagery_dask.cli.param_types import DurationType, MissingType
-from imagery_dask.cluster import dashboard_address
 from imagery_dask.errors import (
     BlockFailedError,
     ClusterLostError,
@@ -22,17 +21,19 @@ from imagery_dask.errors import (
     TargetFullError,
     TooManyMissingError,
 )
-from imagery_dask.export.core.base import Export
-from imagery_dask.export.core.plans import ExportPlan
-from imagery_dask.export.core.run_options import RunOptions
-from imagery_dask.export.execution.execute import execute
 from imagery_dask.humanize import human_bytes
-from imagery_dask.records.parts import Part
-from imagery_dask.run import RunReport
-from imagery_dask.sources import ReadCounts
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from imagery_dask.export.core.base import Export
+    from imagery_dask.export.core.plans import ExportPlan
+    from imagery_dask.export.core.run_options import RunOptions
+    from imagery_dask.records.parts import Part
+    from imagery_dask.run import RunReport
+    from imagery_dask.sources import ReadCounts
 
 __all__ = [
-    "INTERRUPTED",
     "RUN_OPTIONS",
     "cluster_options",
     "ended_as_interrupted",
@@ -43,7 +44,6 @@ __all__ = [
 ]
 
 SOME_BLOCKS_FAILED = 1
-INTERRUPTED = 130
 FAILURES_SHOWN = 10
 # Besides Ctrl-C; the terminal of a connection that is lost hangs up.
 ENDINGS = (signal.SIGTERM, signal.SIGHUP)
@@ -102,6 +102,8 @@ def run(export: Callable[[], Export], out: str, **options: Any) -> None:
     **options
         Those of `run_options_of`.
     """
+    from imagery_dask.export.execution.execute import execute
+
     built = export()
     try:
         with ended_as_interrupted():
@@ -137,6 +139,8 @@ def run_options_of(
     part: Part | None = None,
 ) -> RunOptions:
     """How an export runs, of the options that say so; ValueError for what they cannot be."""
+    from imagery_dask.export.core.run_options import RunOptions
+
     return RunOptions(
         cluster=cluster, workers=workers, wait_s=wait, retire_before_s=retire_before, connected=_say_dashboard,
         overwrite=overwrite, repair=repair, plan=plan, part=part, max_missing=max_missing,
@@ -171,6 +175,8 @@ def ended_as_interrupted() -> Iterator[None]:
 
 
 def _say_dashboard(client: Client) -> None:
+    from imagery_dask.cluster import dashboard_address
+
     if address := dashboard_address(client):
         click.echo(f"dashboard: {address}", err=True)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from imagery_dask.client import ImageryClient
-from imagery_dask.client.cave import open_cave
+if TYPE_CHECKING:
+    from imagery_dask.client import ImageryClient
 
 __all__ = ["cave_options", "datastack_client", "source_client"]
 
@@ -37,6 +37,8 @@ def datastack_client(datastack: str | None, server: str | None) -> Any:
         if server is not None:
             raise ValueError("--server needs --datastack: a server has many.")
         return None
+    from imagery_dask.client.cave import open_cave
+
     return open_cave(datastack, server)
 
 
@@ -44,6 +46,8 @@ def source_client(
     datastack: str | None, server: str | None, version: int | None, timestamp: str | None, **options: Any
 ) -> ImageryClient:
     """Make the client that the options name; `options` are those of `ImageryClient`."""
+    from imagery_dask.client import ImageryClient
+
     # Eight digits are a date in ISO's basic form: as seconds they would lie before 1974.
     if timestamp is not None and timestamp.replace(".", "", 1).isdigit() and len(timestamp) != 8:
         moment: str | float | None = float(timestamp)

@@ -1,5 +1,19 @@
 """The facade: `ImageryClient` has the reference's calls, each resolved once and answered with a lazy array."""
 
-from imagery_dask.client.facade import ImageryClient
+from typing import TYPE_CHECKING
 
-__all__ = ["ImageryClient"]
+from imagery_dask.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from imagery_dask.client.facade import ImageryClient
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "imagery_dask.client.facade": ["ImageryClient"],
+        },
+    )
+
+__all__ = [
+    "ImageryClient",
+]

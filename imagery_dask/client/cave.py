@@ -18,8 +18,9 @@ from caveclient.endpoints import default_global_server_address
 from imagery_dask.errors import AccessRefusedError, OutdatedRootsError, ServerError, SourceNotFoundError
 from imagery_dask.model.chunkedgraph import RootQuery
 from imagery_dask.model.moments import describe_moment, resolve_moment
-from imagery_dask.sources import cave_token, graph_server, token_places
+from imagery_dask.sources import cave_token, token_places
 from imagery_dask.sources.failures import forget_request
+from imagery_dask.sources.graph_server import graph_server
 from imagery_dask.validate import integer
 
 __all__ = ["CaveConfiguration", "StaleRoots", "check_root_ids", "open_cave", "read_cave_client", "version_moment"]

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from imagery_dask.export.planning.estimate import SAMPLES, PlannedExport, plan_export
+from imagery_dask.export.planning import SAMPLES
+from imagery_dask.export.planning.estimate import PlannedExport, plan_export
 from imagery_dask.export.registry import KINDS
 from imagery_dask.model.labels import RootIds
 from imagery_dask.model.moments import Moment

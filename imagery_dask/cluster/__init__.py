@@ -5,7 +5,9 @@ read `cluster_file` (what a YAML file may say), `starting`, and `replacing` (new
 Names are imported when they are first used: most of them load dask.distributed, `batch_jobs` does not.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from imagery_dask.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from imagery_dask.cluster.batch_jobs import DriverJob, describe_jobs, is_listed, job_details, system_of
@@ -13,6 +15,17 @@ if TYPE_CHECKING:
     from imagery_dask.cluster.connecting import LOST, WAIT_S, connect
     from imagery_dask.cluster.driver import driver_script, submit_driver
     from imagery_dask.cluster.resources import WorkerResources, dashboard_address, resources_of, thread_memory
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "imagery_dask.cluster.batch_jobs": ["DriverJob", "describe_jobs", "is_listed", "job_details", "system_of"],
+            "imagery_dask.cluster.cluster_file": ["ClusterFile", "load_cluster_file"],
+            "imagery_dask.cluster.connecting": ["LOST", "WAIT_S", "connect"],
+            "imagery_dask.cluster.driver": ["driver_script", "submit_driver"],
+            "imagery_dask.cluster.resources": ["WorkerResources", "dashboard_address", "resources_of", "thread_memory"],
+        },
+    )
 
 __all__ = [
     "LOST",
@@ -32,20 +45,3 @@ __all__ = [
     "system_of",
     "thread_memory",
 ]
-
-NAMES = {
-    "batch_jobs": ("DriverJob", "describe_jobs", "is_listed", "job_details", "system_of"),
-    "cluster_file": ("ClusterFile", "load_cluster_file"),
-    "connecting": ("LOST", "WAIT_S", "connect"),
-    "driver": ("driver_script", "submit_driver"),
-    "resources": ("WorkerResources", "dashboard_address", "resources_of", "thread_memory"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
-    for module, names in NAMES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

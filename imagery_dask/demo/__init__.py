@@ -1,7 +1,28 @@
 """A small synthetic volume, and the main job run on it."""
 
-from imagery_dask.demo.cave_tour import CaveDemoResult, run_cave_demo
-from imagery_dask.demo.tour import DemoResult, run_demo
-from imagery_dask.testing.volume import DemoVolumes, write_demo_volumes
+from typing import TYPE_CHECKING
 
-__all__ = ["CaveDemoResult", "DemoResult", "DemoVolumes", "run_cave_demo", "run_demo", "write_demo_volumes"]
+from imagery_dask.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from imagery_dask.demo.cave_tour import CaveDemoResult, run_cave_demo
+    from imagery_dask.demo.tour import DemoResult, run_demo
+    from imagery_dask.testing.volume import DemoVolumes, write_demo_volumes
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "imagery_dask.demo.cave_tour": ["CaveDemoResult", "run_cave_demo"],
+            "imagery_dask.demo.tour": ["DemoResult", "run_demo"],
+            "imagery_dask.testing.volume": ["DemoVolumes", "write_demo_volumes"],
+        },
+    )
+
+__all__ = [
+    "CaveDemoResult",
+    "DemoResult",
+    "DemoVolumes",
+    "run_cave_demo",
+    "run_demo",
+    "write_demo_volumes",
+]

@@ -5,12 +5,23 @@ This folder imports `cluster`, `records`, `sources` and what is below them, and 
 Names are imported when they are first used: `window` loads dask.distributed, `report` does not.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from imagery_dask.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from imagery_dask.run.block import BlockTask, Chain, Written, is_full
     from imagery_dask.run.report import FailedBlock, RunReport
     from imagery_dask.run.window import WINDOW_PER_THREAD, Rules, Stages, check_missing, run_blocks
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "imagery_dask.run.block": ["BlockTask", "Chain", "Written", "is_full"],
+            "imagery_dask.run.report": ["FailedBlock", "RunReport"],
+            "imagery_dask.run.window": ["WINDOW_PER_THREAD", "Rules", "Stages", "check_missing", "run_blocks"],
+        },
+    )
 
 __all__ = [
     "WINDOW_PER_THREAD",
@@ -25,18 +36,3 @@ __all__ = [
     "is_full",
     "run_blocks",
 ]
-
-NAMES = {
-    "block": ("BlockTask", "Chain", "Written", "is_full"),
-    "report": ("FailedBlock", "RunReport"),
-    "window": ("WINDOW_PER_THREAD", "Rules", "Stages", "check_missing", "run_blocks"),
-}
-
-
-def __getattr__(name: str) -> Any:
-    from importlib import import_module
-
-    for module, names in NAMES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,19 +1,42 @@
 """Readers: picklable handles to volumes, opened once per process, with credentials found where they are used."""
 
-from imagery_dask.sources.addresses import normalize_path
-from imagery_dask.sources.counts import ReadCounts, collect_counts
-from imagery_dask.sources.credentials import (
-    cave_token,
-    forget_token,
-    remember_token,
-    token_places,
-    tokens_for_own_workers,
-)
-from imagery_dask.sources.graph_server import graph_server
-from imagery_dask.sources.handle import SourceHandle, cloud_volume, open_volume
-from imagery_dask.sources.precomputed import Layout, Missing, PrecomputedVolume, channels_last
-from imagery_dask.sources.roots import look_up_roots, roots_from_leaves
-from imagery_dask.sources.throttle import limited_requests, request_slots
+from typing import TYPE_CHECKING
+
+from imagery_dask.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from imagery_dask.sources.addresses import normalize_path
+    from imagery_dask.sources.counts import ReadCounts, collect_counts
+    from imagery_dask.sources.credentials import (
+        cave_token,
+        forget_token,
+        remember_token,
+        token_places,
+        tokens_for_own_workers,
+    )
+    from imagery_dask.sources.handle import SourceHandle, cloud_volume, open_volume
+    from imagery_dask.sources.precomputed import Layout, Missing, PrecomputedVolume, channels_last
+    from imagery_dask.sources.roots import look_up_roots, roots_from_leaves
+    from imagery_dask.sources.throttle import limited_requests, request_slots
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "imagery_dask.sources.addresses": ["normalize_path"],
+            "imagery_dask.sources.counts": ["ReadCounts", "collect_counts"],
+            "imagery_dask.sources.credentials": [
+                "cave_token",
+                "forget_token",
+                "remember_token",
+                "token_places",
+                "tokens_for_own_workers",
+            ],
+            "imagery_dask.sources.handle": ["SourceHandle", "cloud_volume", "open_volume"],
+            "imagery_dask.sources.precomputed": ["Layout", "Missing", "PrecomputedVolume", "channels_last"],
+            "imagery_dask.sources.roots": ["look_up_roots", "roots_from_leaves"],
+            "imagery_dask.sources.throttle": ["limited_requests", "request_slots"],
+        },
+    )
 
 __all__ = [
     "Layout",
@@ -26,7 +49,6 @@ __all__ = [
     "cloud_volume",
     "collect_counts",
     "forget_token",
-    "graph_server",
     "limited_requests",
     "look_up_roots",
     "normalize_path",

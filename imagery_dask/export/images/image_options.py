@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 
-from imagery_dask.export.core.inputs import Volume
 from imagery_dask.export.core.writer_arguments import option
 from imagery_dask.geometry.grid import XYZ
 from imagery_dask.model.labels import RootIds, label_rule
 from imagery_dask.render.pages import Format, Window
 from imagery_dask.render.palettes import mask_color
 from imagery_dask.validate import axis, choice, number, root_id, whole_number, whole_triple
+
+if TYPE_CHECKING:
+    from imagery_dask.export.core.inputs import Volume
 
 __all__ = ["MAX_FILES", "ImageOptions", "What"]
 

@@ -21,6 +21,7 @@ from imagery_dask.export.core.plans import ExportPlan, StageBlocks
 from imagery_dask.export.core.run_options import RunOptions, block_bytes_of
 from imagery_dask.export.core.source_reads import chunk_reads
 from imagery_dask.export.execution.execute import execute
+from imagery_dask.export.planning import SAMPLES
 from imagery_dask.export.planning.sampling import Sample, Sampling, sample_blocks
 from imagery_dask.geometry.block_plan import BlockPlan
 from imagery_dask.humanize import human_bytes, human_time
@@ -29,7 +30,6 @@ from imagery_dask.serialization import to_json
 
 __all__ = ["Estimate", "PlannedExport", "Span", "plan_export"]
 
-SAMPLES = 3
 # Fraction of a worker's memory above which dask pauses the worker.
 MEMORY_USED = 0.8
 
