@@ -1,4 +1,9 @@
-"""Readers: picklable handles to volumes, opened once per process, with credentials found where they are used."""
+"""Reading of volumes and segmentation graphs: picklable handles, opened once per process, without credentials.
+
+May import `model`, `geometry` and `kernels`; knows neither dask arrays nor exports. Begin with `handle`
+(`SourceHandle`, what tasks hold), then `precomputed` (how a box is read), `transport` (requests, retries and refusals)
+and `roots` (root ids of supervoxels).
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Paths of sources, as users write them and as everything else takes them."""
+"""Paths of sources: from what users write to cloud paths."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OTHER_FORMATS = (
 
 
 def normalize_path(path: str) -> str:
-    """Cloud path of a source as users write it; local folders become ``file://`` paths.
+    """Return the cloud path of a source; local folders become ``file://`` paths.
 
     Raises
     ------

@@ -12,7 +12,7 @@ __all__ = ["checksum_damage", "stored_checksum"]
 
 
 def checksum_damage(content: bytes, kind: str | None, expected: str | None) -> str:
-    """Say how the bytes of a whole file differ from their checksum; "" where they do not, or there is none.
+    """Describe how the bytes of a whole file differ from their checksum; "" if they agree or there is none.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def checksum_damage(content: bytes, kind: str | None, expected: str | None) -> s
 
 
 def stored_checksum(headers: Mapping[str, str]) -> str | None:
-    """CRC32C that Google's HTTP front (``x-goog-hash``) gives for an object, when the answer is the object as stored.
+    """Return the CRC32C that Google's HTTP front (``x-goog-hash``) gives for an object, when the answer is the object as stored.
 
     A compressed object that the server decompresses on the way has the checksum of what is stored.
     """

@@ -1,4 +1,4 @@
-"""How worker processes keep their memory.
+"""Memory settings of worker processes.
 
 dask starts workers with ``MALLOC_TRIM_THRESHOLD_=65536``: every freed buffer goes back to the system, and the next one
 of the same size is faulted in again, page by page, which is much of the time of a read. A worker that reads block after
@@ -22,12 +22,12 @@ FREE_KEPT = 128 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep up to 128 MiB of freed memory, if dask told it to keep none.
+    """Keep up to 128 MiB of freed memory in this process, if it has dask's default of keeping none.
 
     Returns
     -------
     bool
-        Whether anything was changed: only in processes with dask's own default, on glibc.
+        True if settings were changed: only in processes with dask's default, on glibc.
     """
     if os.environ.get("MALLOC_TRIM_THRESHOLD_") != DASK_DEFAULT or not sys.platform.startswith("linux"):
         return False
