@@ -36,7 +36,7 @@ def checksum_damage(content: bytes, kind: str | None, expected: str | None) -> s
 
 
 def stored_checksum(headers: Mapping[str, str]) -> str | None:
-    """Return the CRC32C that Google's HTTP front (``x-goog-hash``) gives for an object, when the answer is the object as stored.
+    """Return the CRC32C of an object that Google sends (``x-goog-hash``), if the answer is the object as stored.
 
     A compressed object that the server decompresses on the way has the checksum of what is stored.
     """
