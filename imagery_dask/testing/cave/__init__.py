@@ -4,6 +4,8 @@ It speaks the services' wire protocol, for clients that know nothing of it. Simp
 an object has one node of layer 2 in a chunk, whether its supervoxels there touch or not; a split takes the
 supervoxels that it is given and computes no cut; a root is up to date from its own millisecond on, where
 PyChunkedGraph's ``is_latest_roots`` says so from the next one; and there are no meshes, tables or skeletons.
+
+Begin with `world` (the volumes and the graph on disk) and `server`; `graph` holds the objects and their edits.
 """
 
 from imagery_dask.testing.cave.graph import ChunkedGraph, GraphError

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from imagery_dask.geometry.vec import Vec3
+
 __all__ = ["GraphLayout", "Ids"]
 
 Ids = npt.NDArray[np.uint64]
@@ -68,10 +70,10 @@ class GraphLayout:
         spatial_bits: int = 10,
     ) -> GraphLayout:
         """Lay chunks over a volume of ``shape`` voxels; by default with as few layers as it takes, at least 3."""
-        x, y, z = (-(-n // size) for n, size in zip(shape, chunk_size, strict=True))
+        n_chunks = Vec3.of(shape).ceil_div(chunk_size)
         if n_layers is None:
-            n_layers = max(3, (max(x, y, z) - 1).bit_length() + 2)
-        return cls(chunk_size, voxel_offset, (x, y, z), n_layers, spatial_bits)
+            n_layers = max(3, (max(n_chunks) - 1).bit_length() + 2)
+        return cls(chunk_size, voxel_offset, n_chunks, n_layers, spatial_bits)
 
     def bits(self, layer: int) -> int:
         """Bits for each coordinate of a chunk of a layer."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import tinybrain
 from cloudvolume import CloudVolume
 
+from imagery_dask.geometry.vec import Vec3
 from imagery_dask.testing.cave.graph import ChunkedGraph
 from imagery_dask.testing.cave.graph_layout import GraphLayout, Ids, Triple
 from imagery_dask.testing.cave.supervoxels import cut_supervoxels
@@ -180,8 +181,7 @@ def world_from_arrays(
     if image is None:
         image = (np.asarray(objects) % 251).astype(np.uint8)
     zoom = _zoom(image.shape, objects.shape)
-    image_resolution = _triple(r // f for r, f in zip(resolution, zoom, strict=True))
-    image_offset = _triple(o * f for o, f in zip(voxel_offset, zoom, strict=True))
+    image_resolution, image_offset = Vec3.of(resolution) // zoom, Vec3.of(voxel_offset) * zoom
     mips = [cut.volume, *tinybrain.downsample_segmentation(cut.volume, (2, 2, 1), num_mips=n_mips - 1)]
     image_mips = [image, *tinybrain.downsample_with_averaging(image, (2, 2, 1), num_mips=n_mips - 1)]
     image_source = _write(Path(folder) / "image", image_mips, "raw", image_resolution, image_offset, storage_chunk)
@@ -202,10 +202,10 @@ def world_from_arrays(
     )
 
 
-def _zoom(image: tuple[int, ...], objects: tuple[int, ...]) -> list[int]:
+def _zoom(image: tuple[int, ...], objects: tuple[int, ...]) -> Vec3[int]:
     """Return how many voxels of the image lie along one of the objects."""
-    zoom = [n // m for n, m in zip(image, objects, strict=True)]
-    if any(n != m * factor for n, m, factor in zip(image, objects, zoom, strict=True)):
+    zoom = Vec3.of(image) // Vec3.of(objects)
+    if zoom * Vec3.of(objects) != image:
         raise ValueError(f"an image of shape {image} does not fit objects of shape {objects}")
     return zoom
 
