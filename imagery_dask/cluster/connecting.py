@@ -1,4 +1,4 @@
-"""From a word, a YAML file or an address to a dask `Client`; what was opened here is closed here."""
+"""Connect to a cluster that a word, a YAML file or an address names, and close what was opened."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ LOOK_S = 1.0
 WARN_S = (30.0, 300.0)
 YAML = (".yaml", ".yml")
 LOST = (
-    "The connection to the cluster's scheduler is lost. What is written stays; the same call goes on with another "
-    "cluster."
+    "The connection to the cluster's scheduler is lost. Finished blocks are kept; run the same command again to "
+    "resume, on this cluster or another one."
 )
 
 
@@ -45,7 +45,7 @@ _logger = logging.getLogger(__name__)
 
 
 class _Client(Client):
-    """A client that is closed at once where connecting is interrupted: Python would wait a minute for it as it ends."""
+    """A client that closes at once if connecting is interrupted; otherwise Python would wait a minute at exit."""
 
     def start(self, **options: Any) -> Any:
         try:
@@ -61,7 +61,7 @@ class _Client(Client):
 def connect(
     spec: Any = None, workers: int | None = None, wait_s: float = WAIT_S, retire_before_s: float | None = None
 ) -> Iterator[Client]:
-    """Client of the cluster that a specification names.
+    """Connect to the cluster that a specification names, as a context manager that yields a dask client.
 
     Parameters
     ----------
@@ -71,13 +71,12 @@ def connect(
         to. A YAML file names a cluster class and its arguments (see ``cluster_configs/``). A client or cluster that
         exists is used as it is.
     workers : int, optional
-        Number of workers to ask for, and to keep, where a cluster is started: others come for those that end. An error
-        for a cluster that runs already.
+        Number of workers to start. Workers that end are replaced. An error for a cluster that runs already.
     wait_s : float
         Seconds to wait for the first worker.
     retire_before_s : float, optional
-        How many seconds before the walltime of their jobs workers leave, where a cluster file starts them on a batch
-        system; in place of what the file says. By default a tenth of the walltime, and 10 minutes at most.
+        Seconds before the walltime of their jobs at which workers leave, if a cluster file starts them on a batch
+        system. Overrides the file. By default a tenth of the walltime, at most 10 minutes.
 
     Yields
     ------
@@ -87,13 +86,13 @@ def connect(
     Raises
     ------
     ValueError, ImportError, OSError
-        For a specification that is not understood, a package that is not installed, an address that does not answer.
+        If the specification is invalid, a package is not installed, or the address does not answer.
     TimeoutError
-        When no worker came in time.
+        If no worker came in time.
     VersionMismatchError
-        When workers run other versions of packages.
+        If workers run other versions of packages.
     ClusterLostError
-        When the scheduler was lost meanwhile.
+        If the connection to the scheduler was lost.
     """
     if workers is not None:
         whole_number("workers", integer("workers", workers))
@@ -111,16 +110,16 @@ def connect(
     current = spec if isinstance(spec, Client) else _current_client() if spec is None else None
     if current is not None:
         _refuse_workers(workers, current)
-        with _lost_is_said(current):
+        with _raising_if_lost(current):
             prepare_workers(current)
             yield current
         return
     with ExitStack() as stack:
         cluster, security, replacer = stack.enter_context(_cluster(spec, workers, retire_before_s))
-        stack.enter_context(_loud_again())
+        stack.enter_context(_log_level_restored())
         client = stack.enter_context(_Client(cluster, security=security, set_as_default=False))
         try:
-            with _lost_is_said(client):
+            with _raising_if_lost(client):
                 _wait_for_worker(client, cluster, wait_s, replacer)
                 prepare_workers(client)
                 yield client
@@ -180,7 +179,7 @@ def _refuse_workers(workers: int | None, running: Any) -> None:
 
 
 @contextmanager
-def _loud_again() -> Iterator[None]:
+def _log_level_restored() -> Iterator[None]:
     logger = logging.getLogger("distributed.client")
     level = logger.level
     try:
@@ -190,8 +189,8 @@ def _loud_again() -> Iterator[None]:
 
 
 @contextmanager
-def _lost_is_said(client: Client) -> Iterator[None]:
-    """Turn what dask raises when the scheduler is gone, in whatever was asked of it, into one error that says so."""
+def _raising_if_lost(client: Client) -> Iterator[None]:
+    """Raise ClusterLostError in place of the various errors that dask raises when the scheduler is gone."""
     try:
         yield
     except ImageryDaskError:
@@ -206,7 +205,7 @@ def _lost_is_said(client: Client) -> Iterator[None]:
 def _cluster(
     spec: Any, workers: int | None, retire_before_s: float | None
 ) -> Iterator[tuple[Any, Security | None, Replacer | None]]:
-    """Cluster object or address for a specification, its certificates, who replaces workers; what starts is closed."""
+    """Yield a cluster or address, its certificates and its replacer; close the cluster if it was started here."""
     if spec is not None and not isinstance(spec, (str, os.PathLike)):
         _refuse_workers(workers, spec)
         yield spec, None, None
@@ -236,10 +235,10 @@ def _cluster(
         )
 
 
-def _running(place: str, security: Security | None) -> str:
-    """Address of a scheduler that answers."""
-    found_in = None if "://" in place else Path(place)
-    address = place if found_in is None else scheduler_address(found_in)
+def _running(spec: str, security: Security | None) -> str:
+    """Return the address of a running scheduler, given as an address or a scheduler file."""
+    found_in = None if "://" in spec else Path(spec)
+    address = spec if found_in is None else scheduler_address(found_in)
     check_scheduler(address, security, found_in)
     return address
 

@@ -1,4 +1,4 @@
-"""The driver as a job of the batch system that its workers are jobs of: dask-jobqueue's header, and another command."""
+"""Run the driver as a job of the batch system: dask-jobqueue's script header with another command."""
 
 from __future__ import annotations
 
@@ -23,26 +23,25 @@ __all__ = ["driver_script", "submit_driver"]
 MEMORY = "4GiB"
 NAME = "imagery-dask"
 SUBMIT_S = 120.0
-# What batch systems take in place of cores and memory: it is the workers'.
+# Arguments for cores and memory of a batch system, which are those of workers.
 OF_WORKERS = {"job_cpu", "job_mem", "ncpus", "mem"}
 
 
 def driver_script(file: ClusterFile, command: Sequence[str]) -> str:
-    """Script of a job that runs a command as the driver of an export.
+    """Return the script of a job that runs a command as the driver of an export.
 
     Parameters
     ----------
     file : ClusterFile
-        Of a batch system. The driver's job is one of one core and 4 GiB, in the same queue and for the same account as
-        the workers, but for what the file's ``driver`` says. What ``job_extra_directives`` or ``resource_spec`` ask for
-        is asked for here, too.
+        A file of a batch system. The job has one core, 4 GiB, and the queue, account, ``job_extra_directives`` and
+        ``resource_spec`` of the workers, unless the file's ``driver`` overrides them.
     command : sequence of str
         Arguments of ``imagery-dask``.
 
     Raises
     ------
     ValueError
-        The file is of no batch system.
+        If the file is not of a batch system.
     """
     return str(_job(file, command).job_script())
 
@@ -53,7 +52,7 @@ def submit_driver(file: ClusterFile, command: Sequence[str]) -> DriverJob:
     Raises
     ------
     OSError
-        The batch system does not take it, or does not say under which id; with its words.
+        If the batch system refuses the job, or its output has no job id; with that output.
     """
     job = _job(file, command)
     folder = Path(job.log_directory or ".").absolute()
@@ -61,23 +60,23 @@ def submit_driver(file: ClusterFile, command: Sequence[str]) -> DriverJob:
     script.touch(0o600)
     script.write_text(job.job_script())
     try:
-        said = _submitted(job, script)
+        output = _submit(job, script)
     except (OSError, ValueError, subprocess.SubprocessError) as error:
         words = getattr(error, "stderr", None) or error
         script.unlink()
         raise OSError(f"The batch system did not take the driver's job: {str(words).strip()}") from None
     try:
-        found = str(job._job_id_from_submit_output(said))
+        job_id = str(job._job_id_from_submit_output(output))
     except ValueError:
         raise OSError(
-            f"The driver's job {script} was submitted, but its id is not in what was said: {said.strip()!r}. Look at "
+            f"The driver's job {script} was submitted, but its id is not in the output: {output.strip()!r}. Look at "
             "the queue before it is submitted again."
         ) from None
-    return DriverJob(found, system_of(file.cluster), str(script), str(folder) if job.log_directory else None)
+    return DriverJob(job_id, system_of(file.cluster), str(script), str(folder) if job.log_directory else None)
 
 
-def _submitted(job: Any, script: Path) -> str:
-    """Submit a script, and return what is said of it; not by dask's own, which hides what bsub says of a refusal."""
+def _submit(job: Any, script: Path) -> str:
+    """Submit a script, and return the output. dask-jobqueue's own function hides the errors of bsub."""
     words, content = shlex.split(job.submit_command), ""
     if getattr(job, "use_stdin", False):
         content = script.read_text()

@@ -1,4 +1,4 @@
-"""What the workers of a cluster have at the moment."""
+"""Threads and memory of the workers of a cluster, and its dashboard."""
 
 from __future__ import annotations
 
@@ -14,27 +14,21 @@ __all__ = ["WorkerResources", "dashboard_address", "resources_of", "thread_memor
 
 @dataclass(frozen=True, slots=True)
 class WorkerResources:
-    """What a cluster has.
+    """Threads and memory of the workers of a cluster."""
 
-    Parameters
-    ----------
-    threads : int
-        Tasks that run at once.
-    thread_memory : int
-        Bytes that one of them may take.
-    """
-
+    # Tasks that run at once.
     threads: int
+    # Bytes that one task may use.
     thread_memory: int
 
 
 def resources_of(client: Client) -> WorkerResources:
-    """Say what the workers of a cluster have at the moment."""
+    """Return the present resources of the workers of a cluster."""
     return WorkerResources(int(sum(client.nthreads().values())), thread_memory(client))
 
 
 def dashboard_address(client: Client) -> str | None:
-    """Address of the scheduler's dashboard, or None where it has none (bokeh draws it)."""
+    """Return the address of the scheduler's dashboard, or None without one (bokeh is not installed)."""
     try:
         services = client.scheduler_info(n_workers=0).get("services") or {}
         if "dashboard" not in services or importlib.util.find_spec("bokeh") is None:
@@ -45,10 +39,9 @@ def dashboard_address(client: Client) -> str | None:
 
 
 def thread_memory(client: Client) -> int:
-    """Bytes that a task may take: the share of one thread in the smallest worker.
+    """Return the bytes that a task may use: the memory of the smallest worker, divided by its threads.
 
-    Workers without a limit share the memory that is free on this machine, such as the threads of this process; of those
-    on other machines each is taken to have as much as is free here.
+    Workers without a memory limit share the memory that is free here, divided by the threads of their host.
     """
     workers = client.scheduler_info(n_workers=-1)["workers"]
     free = int(psutil.virtual_memory().available)

@@ -1,4 +1,4 @@
-"""Workers that leave by themselves before the batch system ends their jobs: at the walltime it kills."""
+"""Let workers leave shortly before the walltime of their jobs, at which the batch system kills them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from imagery_dask.cluster.classes import UnfitError
 
 __all__ = ["retiring"]
 
-# When nothing is said: a tenth of the walltime, and no more than that.
+# By default workers leave a tenth of the walltime before it, at most 10 minutes.
 DEFAULT_SHARE, DEFAULT_MOST_S = 10, 600.0
 DAY, HOUR, MINUTE = 86_400, 3_600, 60
-# What the fields of a walltime are, by their number, for those that do not count seconds alone.
+# Units of the fields of a walltime (H:M:S), by their number, for each batch system.
 FIELDS: dict[str, dict[int, tuple[int, ...]]] = {
     # https://slurm.schedmd.com/sbatch.html#OPT_time
     "slurm": {1: (MINUTE,), 2: (MINUTE, 1), 3: (HOUR, MINUTE, 1)},
@@ -29,9 +29,9 @@ SLURM_AFTER_DAYS = {1: (HOUR,), 2: (HOUR, MINUTE), 3: (HOUR, MINUTE, 1)}
 
 
 def retiring(cluster_class: Any, arguments: Mapping[str, Any], before_s: float | None) -> dict[str, Any]:
-    """Arguments of a class with which workers leave some time before their job's walltime.
+    """Add dask's ``--lifetime`` to the arguments of a class, so that workers leave before the walltime of their jobs.
 
-    They leave between once and twice that long before it, not all at once. A worker that leaves hands its blocks over.
+    They leave between once and twice `before_s` before it, not all at once; their blocks go to other workers.
 
     Parameters
     ----------
@@ -40,43 +40,43 @@ def retiring(cluster_class: Any, arguments: Mapping[str, Any], before_s: float |
     arguments : mapping
         Its keyword arguments.
     before_s : float or None
-        Seconds; None is a tenth of the walltime, 10 minutes at most, where there is one and `arguments` have no
-        lifetime.
+        Seconds. By default a tenth of the walltime, at most 10 minutes, if there is a walltime and `arguments` have
+        no lifetime.
 
     Raises
     ------
     UnfitError
-        The class has no walltime, it is shorter, or `arguments` say it already.
+        If the class has no walltime, it is shorter than `before_s`, or `arguments` have a lifetime.
     """
     if not is_job_queue(cluster_class):
         if before_s is None:
             return dict(arguments)
         name = getattr(cluster_class, "__name__", cluster_class)
-        raise _unfit(f"workers of {name} have no walltime that they could leave before.")
+        raise _unfit(f"workers of {name} have no walltime.")
     section = arguments.get("config_name") or system_of(cluster_class)
 
-    def said(name: str) -> Any:
+    def setting(name: str) -> Any:
         own = arguments.get(name)
         return dask.config.get(f"jobqueue.{section}.{name.replace('_', '-')}", None) if own is None else own
 
-    words = list(said("worker_extra_args") or [])
-    walltime_s = walltime_seconds(system_of(cluster_class), said("walltime"))
+    words = list(setting("worker_extra_args") or [])
+    walltime_s = walltime_seconds(system_of(cluster_class), setting("walltime"))
     if any(flag.startswith("--lifetime") for word in words for flag in str(word).split()):
         if before_s is None:
             return dict(arguments)
-        raise _unfit("'--lifetime' in worker_extra_args says it too; take that out.")
+        raise _unfit("worker_extra_args have '--lifetime' as well; remove one of the two.")
     if walltime_s is None:
         if before_s is None:
             return dict(arguments)
-        raise _unfit(f"there is no walltime that workers could leave before (walltime: {said('walltime')!r}).")
+        raise _unfit(f"there is no walltime (walltime: {setting('walltime')!r}).")
     if before_s is None:
         before_s = min(walltime_s / DEFAULT_SHARE, DEFAULT_MOST_S)
     if before_s >= walltime_s:
         raise _unfit(
-            f"{before_s:g} s before the end of a walltime of {walltime_s:g} s ({said('walltime')!r}) workers have not "
-            "begun; say less, or ask for a longer walltime."
+            f"{before_s:g} s is not less than the walltime of {walltime_s:g} s ({setting('walltime')!r}); "
+            "set less, or ask for a longer walltime."
         )
-    # dask draws from the middle, plus or minus the stagger.
+    # dask draws the lifetime between lifetime - stagger and lifetime + stagger.
     stagger = min(before_s / 2, (walltime_s - before_s) / 4)
     lifetime = walltime_s - before_s - stagger
     flags = ["--lifetime", f"{lifetime:g}s", "--lifetime-stagger", f"{stagger:g}s"]
@@ -84,14 +84,14 @@ def retiring(cluster_class: Any, arguments: Mapping[str, Any], before_s: float |
 
 
 def walltime_seconds(system: str, walltime: Any) -> float | None:
-    """Read a walltime as a batch system does; None where there is none, or it is written in another way.
+    """Read a walltime as the batch system does, in seconds; None if there is none, or its form is unknown.
 
     Parameters
     ----------
     system : str
-        dask-jobqueue's name for it.
+        dask-jobqueue's name of the batch system.
     walltime : object
-        As the cluster class takes it.
+        The value of the cluster class.
 
     Examples
     --------

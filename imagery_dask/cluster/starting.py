@@ -1,4 +1,4 @@
-"""Starting clusters: on this machine, and those of cluster files."""
+"""Start clusters: on this machine, or those of cluster files."""
 
 from __future__ import annotations
 
@@ -38,8 +38,7 @@ logging.getLogger("distributed.worker").addFilter(  # as the scheduler closes
     lambda record: "communicate with scheduler during heartbeat" not in record.getMessage()
 )
 """
-# dask's profiler samples frames from another thread, which can deadlock Python (seen in 3.11.7; python/cpython#106883);
-# a run has no use for it.
+# dask's profiler samples frames from another thread, which can deadlock Python (3.11.7; python/cpython#106883).
 NO_PROFILE = {"distributed.worker.profile.enabled": False}
 # SSHCluster sends dask's configuration along, and waits (for ever) for a line that processes log at this level.
 HEARD = {"logging.distributed": "info"}
@@ -56,7 +55,7 @@ def threads_here(threads: int | None) -> LocalCluster:
 @contextmanager
 def processes_here(workers: int | None) -> Iterator[tuple[LocalCluster, Replacer]]:
     """Start a cluster of processes on this machine, with a thread each, and replace those that end."""
-    with _killed_unsaid():
+    with _kill_warnings_dropped():
         with dask.config.set(NO_PROFILE):
             started = LocalCluster(
                 n_workers=workers or _cores(), threads_per_worker=1, host=LOOPBACK, dashboard_address=DASHBOARD,
@@ -75,19 +74,19 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, Rep
     file : ClusterFile
         With a cluster class.
     workers : int, optional
-        Takes the place of what the file has.
+        Overrides the number in the file.
 
     Yields
     ------
     cluster, replacer
-        The workers may not be there yet; who replaces those that end, where dask, or a server, does not by itself.
+        The cluster, possibly before its workers connect; the replacer is None if dask or a server replaces workers.
 
     Raises
     ------
     ValueError, ImportError
-        The class refuses its arguments.
+        If the class refuses its arguments.
     OSError
-        The batch system refuses a job, with its own words; a gateway does not answer, or refuses this user.
+        If the batch system refuses a job (with its output), or a gateway does not answer or refuses this user.
     """
     count = workers or file.workers
     file = _secured(file)
@@ -110,7 +109,7 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, Rep
     file.check_count(workers)
     if is_gateway(file.cluster):
         check_gateway(arguments, str(file.path))
-    with _killed_unsaid(), _made(file, arguments if scaled is None else scaled) as cluster:
+    with _kill_warnings_dropped(), _made(file, arguments if scaled is None else scaled) as cluster:
         adapts = file.adapt is not None and not workers
         if file.adapt is not None and adapts:
             _adapt(cluster, *file.adapt)
@@ -125,8 +124,8 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, Rep
 
 
 @contextmanager
-def _killed_unsaid() -> Iterator[None]:
-    """Leave out that a process took seconds to end and was killed, which nannies warn of: that is how they close."""
+def _kill_warnings_dropped() -> Iterator[None]:
+    """Drop the warning of nannies that a process was killed because it did not end within seconds."""
     logger = logging.getLogger("distributed.nanny")
     logger.addFilter(_is_news)
     try:
@@ -168,7 +167,7 @@ def _made(file: ClusterFile, arguments: dict[str, Any]) -> Iterator[Any]:
 
 
 async def _submitted(cluster: Any) -> None:
-    """Wait for jobs that are being submitted, so that they are known, and cancelled with the others."""
+    """Wait for submissions in progress, so that their jobs are cancelled with the others."""
     async with cluster._lock:
         pass
 
@@ -195,8 +194,8 @@ def _scale(cluster: Any, count: int) -> None:
         cluster.sync(submitted)
     except (RuntimeError, OSError, ValueError) as error:
         taken = sum(job.job_id is not None for job in cluster._created)
-        said = f"took {taken} of {len(cluster.worker_spec)} jobs" if taken else "took no job"
-        raise OSError(f"The batch system {said}:\n{error}\n{job_details(cluster)}") from None
+        taken_words = f"took {taken} of {len(cluster.worker_spec)} jobs" if taken else "took no job"
+        raise OSError(f"The batch system {taken_words}:\n{error}\n{job_details(cluster)}") from None
 
 
 def _own_processes(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -209,17 +208,19 @@ def _own_processes(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _secured(file: ClusterFile) -> ClusterFile:
-    """Encrypt a cluster of this machine that others can reach: who reaches a scheduler can run code."""
-    places = [file.arguments, file.arguments.get("scheduler_kwargs") or {}]
-    reached = not all(_is_inside(each.get("host")) and each.get("interface") in (None, "lo") for each in places)
+    """Encrypt a local cluster that other machines can reach: whoever reaches a scheduler can run code."""
+    settings = [file.arguments, file.arguments.get("scheduler_kwargs") or {}]
+    reached = not all(
+        _is_loopback(kwargs.get("host")) and kwargs.get("interface") in (None, "lo") for kwargs in settings
+    )
     if not (_is_local(file.cluster) and reached) or file.security or file.arguments.get("security"):
         return file
     logging.getLogger(__name__).info("The cluster can be reached from outside: encrypted with certificates of its own.")
     return replace(file, security=Security.temporary())
 
 
-def _is_inside(host: Any) -> bool:
-    """Whether a host is this machine by a name that no other reaches it by."""
+def _is_loopback(host: Any) -> bool:
+    """Return True for a host name or address of the loopback interface, or for None."""
     if host is None:
         return True
     name = str(host).rpartition("://")[2].strip("[]")

@@ -1,4 +1,4 @@
-"""A bounded window of blocks on a dask cluster: what is submitted, repeated, set aside, and when it stops."""
+"""Run blocks on a dask cluster in a bounded window: submit, repeat, give up, and stop."""
 
 from __future__ import annotations
 
@@ -46,24 +46,24 @@ Stages = Iterable[Sequence[BlockTask]]
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a run keeps to.
+    """Limits and callbacks of a run.
 
     Parameters
     ----------
     records : Records or None
         Where receipts are written.
     todo : ndarray of bool or None
-        By number of a block, whether it is to be done; None is all of them.
+        True for the numbers of blocks to run; None runs all.
     most_missing : float or None
-        Storage chunks that may be missing before the run ends.
+        Number of missing storage chunks above which the run ends.
     max_requests : int or None
-        Requests in flight to one server, from all workers together.
+        Limit of requests in flight to one server, from all workers together.
     check : callable
         Called after every block; raises what ends the run.
     wrap : callable
-        Makes the task that is sent of a block's and its number.
+        Makes the task that is submitted from the task of a block and its number.
     on_failure : callable
-        Called with the number, the task, the reason and the attempts of a block that is set aside.
+        Called with the number, the task, the reason and the attempts of a block that failed.
     """
 
     records: Records | None = None
@@ -92,16 +92,16 @@ def run_blocks(
         Blocks, made as they are submitted; never held all at once. A stage begins when the one before it has ended, and
         not at all when a block of that failed: it would read what was not written.
     report : RunReport
-        What is known so far; it is brought up to date.
+        Report so far; updated in place.
     on_progress : callable, optional
         Called with the report after every block.
     rules : Rules, optional
-        What the run keeps to.
+        Limits and callbacks.
 
     Returns
     -------
     RunReport
-        A block that fails is in the report; the others of its stage go on.
+        With the failed blocks; the other blocks of their stage still run.
 
     Raises
     ------
@@ -197,7 +197,7 @@ class _Window:
         return max(4, WINDOW_PER_THREAD * self.threads)
 
     def _result_is_there(self, running: Any) -> bool:
-        """Wait for a result as long as there is a scheduler that may give one; False when something else is due."""
+        """Wait for a result, and return True; return False when another step is due first."""
         while not running.has_ready():
             with running.thread_condition:
                 running.thread_condition.wait(LOOK_S)
@@ -215,21 +215,21 @@ class _Window:
     def _ask(self) -> None:
         """Ask the scheduler how many threads there are."""
         with self._asking():
-            found = self.client.sync(self.client.scheduler.identity, n_workers=0, callback_timeout=SILENCE_S)
+            identity = self.client.sync(self.client.scheduler.identity, n_workers=0, callback_timeout=SILENCE_S)
         self.asked = time.monotonic()
-        self.threads = int(found["total_threads"])
+        self.threads = int(identity["total_threads"])
         self.manned = self.asked if self.threads else self.manned
         if self.asked - self.manned > config.get("run.no_worker_s"):
             minutes = config.get("run.no_worker_s") / 60
             words = job_details(self.client.cluster)
             raise ClusterLostError(
-                f"The cluster has had no worker for {minutes:.0f} minutes. What is written stays; the same "
-                "call goes on with workers." + (f"\n{words}" if words else "")
+                f"The cluster has had no worker for {minutes:.0f} minutes. Finished blocks are kept; run the "
+                "same command again to resume." + (f"\n{words}" if words else "")
             )
 
     @contextmanager
     def _asking(self) -> Iterator[None]:
-        """Say what it means when a client that has lost its scheduler is used."""
+        """Raise ClusterLostError if the client has lost its scheduler."""
         try:
             yield
         except Exception as error:
@@ -239,7 +239,7 @@ class _Window:
             raise
 
     def show(self) -> None:
-        """Tell the caller how far the run is."""
+        """Call the progress callback."""
         self.report.seconds = time.perf_counter() - self.started
         self.on_progress(self.report)
 
@@ -249,7 +249,7 @@ class _Window:
         return np.flatnonzero(self.rules.todo[first : first + count]).tolist()
 
     def _batches(self, fresh: Iterator[_Submitted]) -> Iterator[list[_Submitted]]:
-        """Blocks to submit: those that were tried before, each by itself, before new ones."""
+        """Yield batches of blocks to submit: first those that were tried before, each alone, then new ones."""
         while True:
             if self.suspects and self._may_suspect():
                 yield [self.suspects.popleft()]
@@ -267,7 +267,7 @@ class _Window:
             yield batch
 
     def _may_suspect(self) -> bool:
-        """Whether another block whose workers died may be tried: few at once, so that none dies of its neighbour."""
+        """Return True if another block whose workers died may be tried: few at a time, apart from each other."""
         under_way = sum(batch[0].deaths > 0 for batch in self.submitted.values())
         return under_way < max(1, self.threads // 4)
 
@@ -294,8 +294,8 @@ class _Window:
         batch = self.submitted.pop(future.key)
         future.release()
         # Of a batch that got lost with its worker each block is done by itself: one of them may be the reason.
-        each = results if isinstance(results, list) else [results] * len(batch)
-        for block, result in zip(batch, each, strict=False):
+        of_blocks = results if isinstance(results, list) else [results] * len(batch)
+        for block, result in zip(batch, of_blocks, strict=False):
             if isinstance(result, BlockResult):
                 self._done(block, result)
             elif isinstance(result, _Lost):
@@ -306,7 +306,7 @@ class _Window:
         self.rules.check()
 
     def _results(self, future: Any) -> list[BlockResult | BlockError] | BlockError | _Lost | None:
-        """Fetch what a worker says; None where it is computed again, because its worker died meanwhile."""
+        """Return the results of a batch; None if dask computes it again because its worker died."""
         try:
             results: list[BlockResult | BlockError] = future.result(timeout=RESULT_S)
             self.manned = time.monotonic()
@@ -341,7 +341,7 @@ class _Window:
         if result.outcome == "full":
             raise TargetFullError(
                 f"No space is left: {result.reason}. {self.report.done} of {self.report.blocks} blocks are written; "
-                "make room, and the same call goes on."
+                "free some space and run the same command again to resume."
             )
         if result.outcome == "passing" and block.attempt < config.get("run.attempts"):
             self.report.repeats += 1
@@ -353,7 +353,7 @@ class _Window:
         self._set_aside(block, result.reason)
 
     def _lost(self, block: _Submitted, lost: _Lost) -> None:
-        """Try a block again whose workers died, at once; but not for ever."""
+        """Repeat a block whose workers died, up to `run.worker_deaths` deaths."""
         deaths = block.deaths + lost.deaths
         if deaths < config.get("run.worker_deaths"):
             self.suspects.append(replace(block, deaths=deaths))
@@ -371,7 +371,7 @@ class _Window:
 
 
 def check_missing(report: RunReport, most: float | None) -> None:
-    """Raise `TooManyMissingError` when more storage chunks are missing than may be."""
+    """Raise `TooManyMissingError` if more than `most` storage chunks are missing."""
     counts = report.counts
     if most is None or counts.missing <= most:
         return
@@ -379,5 +379,5 @@ def check_missing(report: RunReport, most: float | None) -> None:
     first = f"; the first: {counts.missing_keys[0]}" if counts.missing_keys else ""
     raise TooManyMissingError(
         f"{counts.missing:,} storage chunks of the source do not exist, and max_missing (--max-missing) allows "
-        f"{most:,.0f}{first}. What is written stays; to go on, allow more."
+        f"{most:,.0f}{first}. Finished blocks are kept; to resume, allow more."
     )

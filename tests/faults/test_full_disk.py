@@ -64,7 +64,7 @@ def test_a_disk_that_fills_up(tmp_path: Path, world: World, disk: Path, kind: st
     code, said = run(world, kind, folder, tmp_path / "first.log")
     assert code == 1, said
     assert "Error: No space is left" in said
-    assert "the same call goes on" in said
+    assert "run the same command again to resume" in said
     assert "Traceback" not in said
     assert len(said.splitlines()) <= 3, said
     assert_nothing_torn(folder, expected)

@@ -72,7 +72,7 @@ def test_too_many_missing_chunks_end_a_run(
     most = limit if isinstance(limit, int) else 0.02 * (plan.source_chunks or 0)
     assert re.fullmatch(
         r"Error: [\d,]+ storage chunks of the source do not exist, and max_missing \(--max-missing\) allows "
-        rf"{most:,.0f}; the first: \S*8_8_40/\S+\. What is written stays; to go on, allow more\.\n",
+        rf"{most:,.0f}; the first: \S*8_8_40/\S+\. Finished blocks are kept; to resume, allow more\.\n",
         done.error,
     ), done.error
     named = re.search(r"8_8_40/(-?\d+)-\d+_(-?\d+)-\d+_(-?\d+)-\d+\. What", done.error)
