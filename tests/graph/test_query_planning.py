@@ -48,7 +48,7 @@ def ids() -> np.ndarray:
 def chunks_of(index: Any) -> set[str]:
     """Files of the storage chunks that a selection crosses."""
     cells = [axis[index].ravel() // size for axis, size in zip(np.indices(SHAPE), CHUNK, strict=True)]
-    return {key_of(*cell) for cell in zip(*(axis.tolist() for axis in cells), strict=True)}
+    return {key_of(*cell) for cell in set(zip(*(axis.tolist() for axis in cells), strict=True))}
 
 
 def key_of(*cell: int) -> str:
