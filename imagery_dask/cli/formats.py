@@ -116,9 +116,9 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
 def _words(kind: Any, default: Any) -> dict[Any, Any]:
     """Return what the words of a literal type mean; ``none`` is None where that is not the default."""
     kinds = _alternatives(kind)
-    if not all(get_origin(each) is Literal or each is type(None) for each in kinds):
+    if not all(get_origin(member) is Literal or member is type(None) for member in kinds):
         return {}
-    words: dict[Any, Any] = {str(value): value for each in kinds for value in get_args(each)}
+    words: dict[Any, Any] = {str(value): value for member in kinds for value in get_args(member)}
     return words | ({NONE: None} if type(None) in kinds and default is not None else {})
 
 

@@ -257,8 +257,8 @@ def _numbered(labels: NDArray[Any], with_null: bool = False) -> tuple[NDArray[An
     """Replace ids by numbers 1, 2, ... and return the id of each; 0 stays 0 unless it is an object."""
     if labels.dtype == np.bool_:
         labels = labels.view(np.uint8)
-    numbers, found = fastremap.renumber(labels, preserve_zero=not with_null, in_place=False)
-    ids = sorted((root_id for root_id, number in found.items() if number != 0), key=found.__getitem__)
+    numbers, number_of = fastremap.renumber(labels, preserve_zero=not with_null, in_place=False)
+    ids = sorted((root_id for root_id, number in number_of.items() if number != 0), key=number_of.__getitem__)
     return np.asarray(numbers), np.array(ids, dtype=labels.dtype)
 
 

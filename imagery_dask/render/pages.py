@@ -36,7 +36,7 @@ Format = Literal["png", "tiff"]
 Plane = NDArray[Any]
 Page = NDArray[Any]
 
-# PNG (third edition), 11.2.1: colour type by number of channels.
+# PNG (third edition), 11.2.1: color type by number of channels.
 COLOR_TYPES = {1: 0, 3: 2, 4: 6}
 UP_FILTER = 2
 # A chunk of a PNG file is shorter than 2**31 bytes.

@@ -56,7 +56,7 @@ class Pages(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ImageryPages:
-    """One grey or colour page.
+    """One grey or color page.
 
     Parameters
     ----------

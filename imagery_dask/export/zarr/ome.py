@@ -67,18 +67,18 @@ def image_attributes(
     described = _multiscale(version, name, channels, levels)
     if version == "0.4":
         return _dump(Image04(multiscales=[described])) | ({} if shown is None else {"omero": shown})
-    found = _dump(Image05(version="0.5", multiscales=[described]))
-    return {"ome": found | ({} if shown is None else {"omero": shown})}
+    content = _dump(Image05(version="0.5", multiscales=[described]))
+    return {"ome": content | ({} if shown is None else {"omero": shown})}
 
 
 def label_attributes(version: OmeVersion, name: str, levels: Sequence[Level], of_image: bool) -> dict[str, Any]:
     """Return the attributes of a labels group; `of_image` refers to an image two folders above."""
     label: dict[str, Any] = {"source": {"image": "../../"}} if of_image else {}
-    found: dict[str, Any] = {"multiscales": [_multiscale(version, name, False, levels)], "image-label": label}
+    content: dict[str, Any] = {"multiscales": [_multiscale(version, name, False, levels)], "image-label": label}
     if version == "0.4":
-        found["image-label"] = {"version": "0.4"} | label
-        return _dump(ImageLabel04.model_validate(found))
-    return {"ome": _dump(ImageLabel05.model_validate({"version": "0.5"} | found))}
+        content["image-label"] = {"version": "0.4"} | label
+        return _dump(ImageLabel04.model_validate(content))
+    return {"ome": _dump(ImageLabel05.model_validate({"version": "0.5"} | content))}
 
 
 def labels_attributes(version: OmeVersion, names: Sequence[str]) -> dict[str, Any]:
@@ -129,9 +129,9 @@ def omero(names: Sequence[str], limits: tuple[float, float], window: tuple[float
         {"label": name, "color": color, "window": values, "active": True}
         for name, color in zip(names, colors, strict=True)
     ]
-    found = {"channels": channels}
-    Omero.model_validate(found)
-    return found
+    content = {"channels": channels}
+    Omero.model_validate(content)
+    return content
 
 
 def _multiscale(version: OmeVersion, name: str, channels: bool, levels: Sequence[Level]) -> Any:
@@ -166,8 +166,8 @@ def _sizes(levels: Sequence[Level]) -> list[Vec3[float]]:
 
 
 def _dump(model: Any) -> dict[str, Any]:
-    found: dict[str, Any] = model.model_dump(mode="json", exclude_none=True, by_alias=True)
-    return found
+    content: dict[str, Any] = model.model_dump(mode="json", exclude_none=True, by_alias=True)
+    return content
 
 
 def _sample(volume: Volume) -> Any:
