@@ -15,18 +15,16 @@ import math
 import operator
 import weakref
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import dask
 import dask.array as da
 import numpy as np
-import xarray as xr
 from dask.array.core import slices_from_chunks
 from dask.base import get_scheduler, tokenize
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
-from distributed import Client, as_completed
 from numpy.typing import NDArray
 
 from imagery_dask.arrays.chunking import block_edges
@@ -35,6 +33,10 @@ from imagery_dask.config import config
 from imagery_dask.geometry.grid import AXES
 from imagery_dask.model.cutout import Cutout
 from imagery_dask.model.moments import describe_moment
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from distributed import Client
 
 __all__ = ["block_reads", "described", "lazy_array", "lazy_block_edges", "lazy_dataarray", "source_of"]
 
@@ -63,6 +65,8 @@ class LazyCutout(da.Array):
                 kwargs = {name: value for name, value in kwargs.items() if name not in NOT_OF_SCHEDULERS}
                 return _fill(scheduler, self, source, kwargs)
             client = getattr(scheduler, "__self__", None)
+            from distributed import Client
+
             if isinstance(client, Client):
                 return _gather(client, self, source)
         return np.asarray(super().compute(**kwargs))
@@ -105,6 +109,8 @@ def _gather(client: Client, array: da.Array, source: CutoutArray) -> NDArray[Any
     blocks = client.compute(block_reads(array, source))
     places = {block.key: region for block, region in zip(blocks, regions, strict=True)}
     voxels = np.empty(array.shape, array.dtype, order="F")
+    from distributed import as_completed
+
     for block, part in as_completed(blocks, with_results=True, loop=client.loop):
         voxels[places[block.key]] = part
         block.release()
@@ -225,6 +231,8 @@ def lazy_dataarray(cutout: Cutout, name: str) -> xr.DataArray:
         axis: (axis, target.centres_nm(index), {"units": "nm", "long_name": f"voxel centre, {axis}"})
         for index, axis in enumerate(AXES)
     }
+    import xarray as xr
+
     return xr.DataArray(array, dims=dims, coords=coords, attrs=described(cutout), name=name)
 
 

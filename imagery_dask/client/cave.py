@@ -12,8 +12,6 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import requests
-from caveclient.base import AuthException
-from caveclient.endpoints import default_global_server_address
 
 from imagery_dask.errors import AccessRefusedError, OutdatedRootsError, ServerError, SourceNotFoundError
 from imagery_dask.model.chunkedgraph import RootQuery
@@ -61,7 +59,9 @@ def open_cave(datastack: str, server: str | None = None, token: str | None = Non
     AccessRefusedError, SourceNotFoundError, ServerError
         When there is no token or it is refused, the datastack does not exist, or the server does not answer.
     """
-    from caveclient import CAVEclient  # takes a second to import, and only clients of a datastack need it
+    # Takes a second to import, and only clients of a datastack need it.
+    from caveclient import CAVEclient
+    from caveclient.endpoints import default_global_server_address
 
     where = server or default_global_server_address
     host = urlsplit(where).netloc
@@ -197,12 +197,18 @@ def _some(ids: Sequence[int]) -> str:
     return text if len(ids) <= IDS_NAMED else f"{text} and {len(ids) - IDS_NAMED} more"
 
 
+def _auth_errors() -> tuple[type[Exception], ...]:
+    """Return the error that caveclient raises for a missing or refused token, if caveclient is loaded."""
+    base = sys.modules.get("caveclient.base")
+    return () if base is None else (base.AuthException,)
+
+
 @contextmanager
 def _one_line_errors(what: str, hint: str = "") -> Iterator[None]:
     """Turn what caveclient raises into our errors, each one line and without the token."""
     try:
         yield
-    except AuthException as error:
+    except _auth_errors() as error:
         raise AccessRefusedError(
             f"Access was refused to {what}: the token is missing, wrong or has expired ({_first_line(error)}).{hint}"
         ) from None

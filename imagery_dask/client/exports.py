@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import xarray as xr
 from numpy.typing import ArrayLike
 
 from imagery_dask.export.planning import SAMPLES
-from imagery_dask.export.planning.estimate import PlannedExport, plan_export
-from imagery_dask.export.registry import KINDS
 from imagery_dask.model.labels import RootIds
 from imagery_dask.model.moments import Moment
 from imagery_dask.validate import choice
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from imagery_dask.export.planning.estimate import PlannedExport
 
 __all__ = ["PlansExports"]
 
@@ -91,6 +93,9 @@ class PlansExports:
             The target cannot be written, or the source cannot be read.
         """
         name, more = FORMATS[choice("format", format, tuple(FORMATS))]
+        from imagery_dask.export.planning.estimate import plan_export
+        from imagery_dask.export.registry import KINDS
+
         kind = KINDS[name]
         of_format = kind.options(**more, **options)
         data = self.dataset(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask.array as da
 import numpy as np
-import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
 from imagery_dask.arrays.lazy import lazy_array, lazy_dataarray
@@ -21,6 +20,9 @@ from imagery_dask.model.cutout import dimensions_in, whole_layer
 from imagery_dask.model.labels import LabelRequest, RootIds
 from imagery_dask.model.moments import Moment, describe_moment, resolve_moment
 from imagery_dask.sources import Missing, cloud_volume
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 __all__ = ["ImageryClient"]
 
@@ -398,4 +400,6 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
             bounds, (image_mip, segmentation_mip), LabelRequest(root_ids, convert_to_int64, timestamp, stop_layer),
             order=order, bbox_size=bbox_size, resolution=resolution, scale_to_bounds=scale_to_bounds,
         )  # fmt: skip
+        import xarray as xr
+
         return xr.Dataset({name: lazy_dataarray(cutout, name) for name, cutout in cutouts.items()})

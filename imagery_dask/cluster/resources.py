@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import psutil
-from distributed import Client
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 __all__ = ["WorkerResources", "dashboard_address", "resources_of", "thread_memory"]
 

@@ -10,6 +10,7 @@ others get their turn. A process that dies loses its leases after dask's
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -17,12 +18,13 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from distributed import Semaphore, Worker, get_worker
-
 from imagery_dask.validate import whole_number
+
+if TYPE_CHECKING:
+    from distributed import Worker
 
 __all__ = ["limited_requests", "request_slots"]
 
@@ -85,8 +87,12 @@ def request_slots(server: str, own_limit: int | None = None) -> AbstractContextM
     limit = _smaller(own_limit, _count.get())
     if limit is None:
         return nullcontext()
+    # A process without distributed.worker is no dask worker.
+    module = sys.modules.get("distributed.worker")
+    if module is None:
+        return _process_slots(server, limit)
     try:
-        worker = get_worker()
+        worker = module.get_worker()
     except ValueError:
         return _process_slots(server, limit)
     return _cluster_slots(server, limit, worker)
@@ -107,6 +113,8 @@ class _ClusterSlots:
     """
 
     def __init__(self, server: str, limit: int, worker: Worker) -> None:
+        from distributed import Semaphore
+
         self._server, self._limit, self._loop = server, limit, worker.loop
         name = f"imagery-dask-requests-{limit}-{server}"
         self._semaphore = Semaphore(limit, name, scheduler_rpc=worker.scheduler, loop=worker.loop)

@@ -12,14 +12,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, Any, Literal, Protocol
+from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 from uuid import uuid4
 
-from botocore.exceptions import ClientError
-from cloudfiles import CloudFiles
-from cloudfiles.cloudfiles import get_interface_class
-from cloudfiles.compression import compress as compressed
-from google.api_core.exceptions import PreconditionFailed
+if TYPE_CHECKING:
+    from cloudfiles import CloudFiles
 
 __all__ = ["Files", "check_writable", "existing_names", "move_durably", "records_folder", "split_prefix", "write_soon"]
 
@@ -106,7 +103,7 @@ class Files:
             path.parent.mkdir(parents=True, exist_ok=True)
             written.append((partial, path))
             with open(partial, "wb") as file:
-                file.write(compressed(content, compress) if compress else content)
+                file.write(_compressed(content, compress) if compress else content)
                 write_soon(file)
 
         try:
@@ -168,6 +165,12 @@ class Files:
         return _cloud_files(self.url, os.getpid())
 
 
+def _compressed(content: bytes, compress: Compression) -> Any:
+    from cloudfiles.compression import compress as compressed
+
+    return compressed(content, compress)
+
+
 def _linked(folder: Path, name: str, content: bytes) -> bool | None:
     """Write a file under another name and link it to its own, so that it is complete when it appears."""
     whole = folder / f".{name}.{uuid4().hex}.partial"
@@ -188,6 +191,8 @@ def _linked(folder: Path, name: str, content: bytes) -> bool | None:
 
 
 def _created_s3(connection: Any, name: str, content: bytes) -> bool | None:
+    from botocore.exceptions import ClientError
+
     try:
         connection._conn.put_object(
             Bucket=connection._path.bucket, Key=connection.get_path_to_file(name), Body=content,
@@ -204,6 +209,8 @@ def _created_s3(connection: Any, name: str, content: bytes) -> bool | None:
 
 
 def _created_google(connection: Any, name: str, content: bytes) -> bool | None:
+    from google.api_core.exceptions import PreconditionFailed
+
     blob = connection._bucket.blob(connection.get_path_to_file(name))
     try:
         blob.upload_from_string(content, "application/json", if_generation_match=0)
@@ -249,6 +256,8 @@ def _wait_for_disk(path: Path) -> None:
 
 @lru_cache(maxsize=16)
 def _cloud_files(url: str, process: int) -> CloudFiles:
+    from cloudfiles import CloudFiles
+
     del process  # connections do not survive a fork
     files = CloudFiles(url.replace("memory://", "mem://", 1), progress=False)
     if files.protocol in BUCKETS:
@@ -261,6 +270,8 @@ def _cloud_files(url: str, process: int) -> CloudFiles:
 @lru_cache(maxsize=len(BUCKETS))
 def _refuse_at_once(protocol: str) -> None:
     """Make cloud-files give up at the first refusal; it would ask seven times, for half a minute in all."""
+    from cloudfiles.cloudfiles import get_interface_class
+
     interface = get_interface_class(protocol)
     for ask in (interface.get_file, interface.put_file, interface.delete_files):
         _ask_again_unless_refused(ask.retry)

@@ -10,15 +10,17 @@ from contextlib import suppress
 from glob import escape
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
 import zarr
-from distributed import Client
 
 from imagery_dask.storage.buckets import parse_bucket_url, s3_store
 from imagery_dask.storage.files import Files, records_folder
 from imagery_dask.storage.zarr_stores import check_process, clear_errors, files_at, open_store
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 __all__ = ["FolderTarget", "StoreTarget", "VolumeTarget"]
 

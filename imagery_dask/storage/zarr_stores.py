@@ -10,17 +10,19 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
 import zarr
-from distributed import Client
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
 from imagery_dask.errors import AccessRefusedError
 from imagery_dask.sources.failures import brief, kind_of
 from imagery_dask.storage.buckets import credential_places, google_files, parse_bucket_url, s3_files, s3_store
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 __all__ = [
     "GoogleObjects",
