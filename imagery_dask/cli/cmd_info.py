@@ -26,7 +26,7 @@ NARROW = 120
 def info(
     source: str | None, datastack: str | None, server: str | None, version: int | None, timestamp: str | None
 ) -> None:
-    """Show the mips of SOURCE, or of a datastack's layers: resolution, shape, chunks, encoding, bounds and size."""
+    """Show the mips of SOURCE or of a datastack's layers: resolution, shape, chunks, encoding, size."""
     from imagery_dask.sources import open_volume
 
     if (source is None) == (datastack is None):

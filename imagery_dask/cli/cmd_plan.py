@@ -19,8 +19,9 @@ __all__ = ["plan"]
 
 @click.group()
 def plan() -> None:
-    """Say what an export would take: blocks, bytes, requests, memory, time. Nothing is written to OUT.
+    """Estimate what an export takes: blocks, bytes, requests, memory, time.
 
+    Nothing is written to OUT.
     A few blocks are done for real, into a folder that is removed.
     """
 

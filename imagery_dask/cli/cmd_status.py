@@ -33,7 +33,9 @@ WHAT_NEXT = {
 @click.option("--watch", type=click.FloatRange(min=0.1), metavar="SECONDS",
               help="Print again every so often, as long as a process is at work, or a job waits to be.")  # fmt: skip
 def status(out: str, as_json: bool, watch: float | None) -> None:
-    """Show how far the exports to OUT are: a store, a volume, or a prefix of slices; from its records, at any time.
+    """Show the progress of the exports at OUT.
+
+    OUT is a store, a volume, or a prefix of slices. Only its records are read.
 
     The state is running, interrupted, failed (blocks failed, and no process is at work), damaged (verify found blocks
     that are not what was written) or complete. The exit code is 0 whatever it is, and 2 where there is no export: a

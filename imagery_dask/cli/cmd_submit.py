@@ -29,7 +29,7 @@ PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@")
 @click.option("--dry-run", is_flag=True, help="Print the driver's script; submit nothing.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="EXPORT...")
 def submit(cluster: str | None, dry_run: bool, arguments: tuple[str, ...]) -> None:
-    """Run an export in a job of a batch system, from which it submits the jobs of its workers.
+    """Run an export in a job of a batch system, which submits the jobs of its workers.
 
     EXPORT is what follows imagery-dask export: zarr OUT ..., or --plan FILE. The job id is printed; imagery-dask status
     OUT says how far it is. Nodes must be able to submit jobs.

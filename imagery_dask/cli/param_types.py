@@ -62,6 +62,8 @@ class DurationType(click.ParamType[Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Read the text."""
+        if isinstance(value, int | float):
+            return float(value)
         seconds = time_in_seconds(value)
         if seconds is None:
             self.fail(f"{value!r} is not a time such as 30s, 10m or 2h.", param, ctx)

@@ -54,7 +54,7 @@ CLUSTER = (
     click.option("--workers", type=click.IntRange(min=1), metavar="N",
                  help="Workers to start.  [default: one per core]"),
     click.option("--cluster", default="local", show_default=True, metavar="local|FILE|ADDRESS", help="Where to run."),
-    click.option("--wait", type=DurationType(), default="10m", show_default=True,
+    click.option("--wait", type=DurationType(), default=600.0, show_default="10m",
                  help="How long to wait for the first worker: 30s, 10m, 2h."),
     click.option("--retire-before", type=DurationType(),
                  help="On a batch system, how long before the walltime of their jobs workers leave.  "
