@@ -105,7 +105,10 @@ class PrecomputedLevel:
             )
         voxels = voxels.view(self.dtype) if voxels.dtype != self.dtype else voxels
         voxels = voxels.reshape((*voxels.shape[:3], -1), order="F")
-        return [(self._name(part), voxels[region_within(part, region)]) for part in self._chunks(region)]
+        chunks = list(self._chunks(region))
+        if any(c.start < r.start or c.stop > r.stop for part in chunks for c, r in zip(part, region, strict=True)):
+            raise ValueError(f"{region} does not cover whole chunks of {self.chunk}.")
+        return [(self._name(part), voxels[region_within(part, region)]) for part in chunks]
 
     def _encoded(self, voxels: NDArray[Any]) -> bytes:
         params = {} if self.quality is None else {"level": self.quality}

@@ -1,0 +1,144 @@
+"""The contract of `LevelStore`: what every store of a level does, whatever its format."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from imagery_dask.export.multiscale.levels import LevelStore
+from imagery_dask.geometry.region import Region
+
+#: Voxels x, y, z of a level; no multiple of its chunks.
+SHAPE = (45, 100, 70)
+#: What is written whole: a chunk, or a shard.
+UNIT = (32, 32, 32)
+WHOLE: Region = (slice(0, 45), slice(0, 100), slice(0, 70))
+LOW: Region = (slice(0, 32), slice(0, 64), slice(0, 32))
+CORNER: Region = (slice(32, 45), slice(96, 100), slice(64, 70))
+
+
+def ids() -> NDArray[np.uint64]:
+    """Ids that no float holds."""
+    return np.asfortranarray(np.random.default_rng(3).integers(2**53, 2**60, SHAPE, dtype=np.uint64))
+
+
+class LevelStoreContract(ABC):
+    """Tests of one implementation; a subclass says how a store is made and how others read it."""
+
+    @abstractmethod
+    def make(self, url: str, dtype: str, channels: int) -> LevelStore:
+        """Make an empty level of `SHAPE`, of which `UNIT` is written whole."""
+
+    @abstractmethod
+    def stored(self, url: str) -> NDArray[Any]:
+        """Read the level as x, y, z(, c), by a library that others use."""
+
+    @abstractmethod
+    def contents(self, url: str) -> dict[str, bytes]:
+        """Return the files of chunks that are not empty, by their names."""
+
+    @abstractmethod
+    def remove_leftovers(self, url: str) -> None:
+        """Remove what killed processes have left."""
+
+    @pytest.fixture
+    def store(self, url: str) -> LevelStore:
+        return self.make(url, "uint64", 1)
+
+    def test_a_written_region_reads_back_voxel_for_voxel(self, store: LevelStore, url: str) -> None:
+        voxels = ids()
+        for region in (LOW, CORNER):
+            digest = store.write(region, voxels[region])
+            got = store.read(region)
+            assert got.dtype == np.uint64
+            np.testing.assert_array_equal(got, voxels[region])
+            assert digest == store.digest(region) == store.digest_of(region, voxels[region])
+        store.write(WHOLE, voxels)
+        np.testing.assert_array_equal(store.read(WHOLE), voxels)
+        np.testing.assert_array_equal(self.stored(url), voxels)
+
+    @pytest.mark.parametrize("order", ["C", "F"])
+    def test_the_order_in_memory_changes_nothing(self, store: LevelStore, order: Any) -> None:
+        voxels = ids()
+        digest = store.write(WHOLE, np.array(voxels, order=order))
+        assert digest == store.digest(WHOLE) == store.digest_of(WHOLE, voxels)
+
+    def test_a_part_of_what_was_written_can_be_read(self, store: LevelStore) -> None:
+        """As a coarser level does, of which a voxel may need voxels of several chunks."""
+        voxels = ids()
+        store.write(WHOLE, voxels)
+        for region in (np.s_[3:40, 31:33, 60:70], np.s_[44:45, 99:100, 0:1]):
+            np.testing.assert_array_equal(store.read(region), voxels[region])
+
+    def test_a_region_that_cuts_a_chunk_is_refused(self, store: LevelStore, url: str) -> None:
+        voxels = ids()
+        for axis, cut in itertools.product(range(3), (slice(0, 16), slice(8, 32), slice(16, 44))):
+            region = (*WHOLE[:axis], cut, *WHOLE[axis + 1 :])
+            with pytest.raises(ValueError, match="does not cover whole"):
+                store.write(region, voxels[region])
+        assert self.contents(url) == {}
+
+    def test_a_block_of_zeros_replaces_what_was_there(self, store: LevelStore, url: str) -> None:
+        voxels = ids()
+        store.write(WHOLE, voxels)
+        zeros = np.zeros_like(voxels[LOW])
+        assert store.write(LOW, zeros) == store.digest(LOW) == store.digest_of(LOW, zeros)
+        voxels[LOW] = 0
+        np.testing.assert_array_equal(store.read(WHOLE), voxels)
+        np.testing.assert_array_equal(self.stored(url), voxels)
+
+    def test_written_twice_the_bytes_are_the_same(self, store: LevelStore, url: str) -> None:
+        voxels = ids()
+        first = store.write(WHOLE, voxels)
+        before = self.contents(url)
+        assert before
+        assert store.write(WHOLE, voxels) == first
+        assert self.contents(url) == before
+
+    def test_other_voxels_have_another_hash(self, store: LevelStore) -> None:
+        voxels = ids()
+        first = store.write(WHOLE, voxels)
+        voxels[7, 8, 9] += np.uint64(1)
+        assert store.digest_of(WHOLE, voxels) != first
+        assert store.digest(WHOLE) == first
+        assert store.write(WHOLE, voxels) != first
+
+    def test_a_copy_in_another_process_is_the_same_store(self, store: LevelStore) -> None:
+        voxels = ids()
+        store.write(WHOLE, voxels)
+        copy: LevelStore = pickle.loads(pickle.dumps(store))
+        assert copy == store
+        np.testing.assert_array_equal(copy.read(LOW), voxels[LOW])
+
+    def test_what_killed_processes_left_is_removed(self, store: LevelStore, url: str) -> None:
+        if "://" in url:
+            pytest.skip("objects are written whole: nothing is left")
+        voxels = ids()
+        store.write(WHOLE, voxels)
+        before = self.contents(url)
+        self.leave_something(url)
+        assert self.contents(url) != before
+        self.remove_leftovers(url)
+        assert self.contents(url) == before
+        np.testing.assert_array_equal(store.read(WHOLE), voxels)
+
+    @abstractmethod
+    def leave_something(self, url: str) -> None:
+        """Leave what a process that is killed while it writes leaves."""
+
+
+class ChannelsContract:
+    """Tests of the implementations that hold several channels."""
+
+    def test_channels_come_last(self: Any, url: str) -> None:
+        store = self.make(url, "uint8", 3)
+        voxels = np.random.default_rng(4).integers(0, 255, (*SHAPE, 3), dtype=np.uint8, endpoint=True)
+        assert store.write(WHOLE, voxels) == store.digest(WHOLE)
+        np.testing.assert_array_equal(store.read(WHOLE), voxels)
+        np.testing.assert_array_equal(self.stored(url), voxels)

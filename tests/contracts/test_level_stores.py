@@ -1,0 +1,140 @@
+"""Every store of a level keeps the contract: zarr of both formats, in chunks and shards, and precomputed."""
+
+from __future__ import annotations
+
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import zarr
+from cloudvolume import CloudVolume
+from contracts.level_store import SHAPE, UNIT, ChannelsContract, LevelStoreContract
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec
+
+from imagery_dask.export.precomputed.precomputed_level import PrecomputedLevel
+from imagery_dask.export.zarr import block_array
+from imagery_dask.export.zarr.block_array import ZarrLevel
+from imagery_dask.storage import zarr_stores
+from imagery_dask.storage.files import Files
+
+KEY = "8_8_40"
+OFFSET = (-16, 8, 5)
+
+
+@pytest.fixture(params=["folder", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Name a place where nothing is yet."""
+    return str(tmp_path / "out") if request.param == "folder" else f"memory://t-{uuid.uuid4().hex[:12]}/out"
+
+
+class Zarr(LevelStoreContract, ChannelsContract):
+    """Zarr arrays z, y, x or c, z, y, x."""
+
+    FORMAT: Literal[2, 3] = 3
+    LAYOUT: dict[str, Any]
+
+    def make(self, url: str, dtype: str, channels: int) -> ZarrLevel:
+        group = zarr_stores.create_group(url, self.FORMAT)
+        first = (channels,) if channels > 1 else ()
+        layout = {name: (*first, *reversed(sizes)) for name, sizes in self.LAYOUT.items()}
+        if self.FORMAT == 3:
+            layout["compressors"] = BloscCodec(cname="zstd", clevel=1)
+        group.create_array("0", shape=(*first, *reversed(SHAPE)), dtype=dtype, fill_value=0, **layout)
+        return ZarrLevel(url, "0", self.FORMAT, uuid.uuid4().hex)
+
+    def stored(self, url: str) -> NDArray[Any]:
+        return np.asarray(zarr.open_array(zarr_stores.open_store(url), path="0", mode="r")[...]).T
+
+    def contents(self, url: str) -> dict[str, bytes]:
+        system, path = zarr_stores.files_at(url)
+        names = {str(name).partition("/0/")[2]: str(name) for name in system.find(f"{path}/0")}
+        metadata = ("zarr.json", ".zarray", ".zattrs")
+        return {name: system.cat_file(names[name]) for name in sorted(names) if not name.endswith(metadata)}
+
+    def leave_something(self, url: str) -> None:
+        left = Path(url) / "0" / ".partial-killed-1"
+        left.mkdir()
+        (left / "c.0.0.0").write_bytes(b"half")
+        (Path(url) / "0" / ".zarr.json.0123.partial").write_bytes(b"half")
+
+    def remove_leftovers(self, url: str) -> None:
+        assert block_array.remove_partial(url, "0") == 2
+
+
+class TestZarrChunks(Zarr):
+    LAYOUT = {"chunks": UNIT}
+
+
+class TestZarrShards(Zarr):
+    LAYOUT = {"chunks": (16, 16, 16), "shards": UNIT}
+
+
+class TestZarr2(Zarr):
+    FORMAT = 2
+    LAYOUT = {"chunks": UNIT}
+
+
+class Precomputed(LevelStoreContract):
+    """Mips of precomputed volumes."""
+
+    ENCODING: str
+    COMPRESS: Literal["gzip", "br"] | None = "gzip"
+
+    def make(self, url: str, dtype: str, channels: int) -> PrecomputedLevel:
+        files = Files.at(url)
+        kind = "segmentation" if dtype == "uint64" else "image"
+        self.info = CloudVolume.create_new_info(
+            channels, kind, dtype, self.ENCODING, [8, 8, 40], list(OFFSET), list(SHAPE), chunk_size=list(UNIT)
+        )
+        if self.ENCODING == "compressed_segmentation":
+            self.info["scales"][0]["compressed_segmentation_block_size"] = [8, 8, 8]
+        stop = tuple(first + size for first, size in zip(OFFSET, SHAPE, strict=True))
+        if files.folder is not None:
+            files.folder.mkdir()
+        return PrecomputedLevel(files, KEY, OFFSET, stop, UNIT, self.ENCODING, dtype, channels, self.COMPRESS, None)  # type: ignore[arg-type]
+
+    def stored(self, url: str) -> NDArray[Any]:
+        if "://" in url:  # CloudVolume reads no raw chunks from memory
+            with tempfile.TemporaryDirectory() as folder:
+                for name, content in self.contents(url).items():
+                    (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
+                    (Path(folder) / name).write_bytes(content)
+                return self.stored(folder)
+        volume = CloudVolume(f"file://{url}", info=self.info, progress=False)
+        voxels = np.asarray(volume[:])
+        return voxels if voxels.shape[3] > 1 else voxels[..., 0]
+
+    def contents(self, url: str) -> dict[str, bytes]:
+        if "://" not in url:
+            folder = Path(url)
+            return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        files = Files.at(url)
+        return {name: files.get(name) or b"" for name in sorted(files.names())}
+
+    def leave_something(self, url: str) -> None:
+        (Path(url) / KEY / ".0-16_24-40_5-21.01234567.partial").write_bytes(b"half")
+
+    def remove_leftovers(self, url: str) -> None:
+        Files.at(url).remove_partial(KEY)
+
+
+class TestPrecomputedRaw(Precomputed, ChannelsContract):
+    ENCODING = "raw"
+
+
+class TestPrecomputedBrotli(Precomputed, ChannelsContract):
+    ENCODING = "raw"
+    COMPRESS = "br"
+
+
+class TestPrecomputedUncompressed(Precomputed, ChannelsContract):
+    ENCODING = "raw"
+    COMPRESS = None
+
+
+class TestPrecomputedCompressedSegmentation(Precomputed):
+    ENCODING = "compressed_segmentation"
