@@ -1,4 +1,8 @@
-"""The facade: `ImageryClient` has the reference's calls, each resolved once and answered with a lazy array."""
+"""The facade: `ImageryClient` has the reference's calls, each resolved once and answered with a lazy array.
+
+It may import everything but the command line and the demo. Begin reading in `client.facade`: each method makes a
+cutout of its arguments and returns a lazy array, pictures or an export.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,8 @@
-"""A small synthetic volume, and the main job run on it."""
+"""A small synthetic volume, and the main job run on it.
+
+It uses the package as a user does, so it may import everything but the command line. Begin reading in `demo.tour`;
+`demo.cave_tour` runs the same against a local CAVE server.
+"""
 
 from typing import TYPE_CHECKING
 

@@ -15,6 +15,7 @@ PACKAGE = Path(imagery_dask.__file__).parent
 UNIT_TESTS = Path(__file__).parent
 # Tests of no single module, and why.
 OF_NO_MODULE = {
+    "test_light_imports.py": "the package as a whole",
     "test_public.py": "the package as a whole",
     "test_structure.py": "the package as a whole",
     "cluster/test_units.py": "times and sizes mean the same in cluster files and on the command line",
@@ -40,6 +41,12 @@ def test_no_two_modules_share_a_name() -> None:
         if not path.stem.startswith("__"):
             paths[path.stem].append(str(path))
     assert {name: same for name, same in paths.items() if len(same) > 1} == {}
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=str)
+def test_folders_say_what_they_are_for(folder: Path) -> None:
+    text = ast.get_docstring(ast.parse((PACKAGE / folder / "__init__.py").read_text())) or ""
+    assert text.count(". ") + text.count(".\n") + text.endswith(".") >= 2, f"{folder} has a docstring of one sentence"
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=str)
