@@ -1,8 +1,8 @@
 """Pure functions on blocks: gather, interpolate, mask, convert, colour. No I/O, no state.
 
-Blocks are numpy arrays with axes x, y, z and, last, channels. They are in Fortran order (as CloudVolume's decoders give
-them, and whose transpose is the z, y, x in C order that zarr wants) or in C order (as dask joins blocks), and every
-kernel gives back the order it was given: copying from one to the other is what costs most in a cutout.
+Blocks are numpy arrays with axes x, y, z and, last, channels. They are in Fortran order (as CloudVolume's decoders
+return them; the transpose is in C order with axes z, y, x, as zarr stores it) or in C order (as dask joins blocks).
+Every kernel returns the order that it was given, because converting the order is the largest cost of a cutout.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 Block = NDArray[Any]
 
 INT64_MAX = 2**63 - 1
-NO_MEANS = (np.float16, np.int32, np.int64)  # tinybrain has none for these over three axes
+NO_MEANS = (np.float16, np.int32, np.int64)  # tinybrain cannot average these over three axes
 
 
 def gather(block: Block, indices: Sequence[NDArray[np.int64]]) -> Block:
@@ -54,7 +54,7 @@ def gather(block: Block, indices: Sequence[NDArray[np.int64]]) -> Block:
         Shape ``(len(indices[0]), len(indices[1]), len(indices[2]), ...)``, dtype and memory order unchanged.
     """
     out, transposed = _c_ordered(block)
-    # Slow axes first, while the block is small: each take then copies contiguous runs.
+    # Slow axes first, so that each take copies contiguous runs.
     for axis in (2, 1, 0) if transposed else (0, 1, 2):
         index = indices[axis]
         along = out.ndim - 1 - axis if transposed else axis
@@ -68,7 +68,7 @@ def gather(block: Block, indices: Sequence[NDArray[np.int64]]) -> Block:
 
 
 def linear_taps(start: int, size: int, step: Fraction) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Left neighbour and weight of the right one for linear interpolation along an axis.
+    """Return left neighbours and weights of right neighbours for linear interpolation along an axis.
 
     Parameters
     ----------
@@ -82,8 +82,8 @@ def linear_taps(start: int, size: int, step: Fraction) -> tuple[NDArray[np.int64
     left : numpy.ndarray of int64, shape (size,)
         Absolute source voxel whose centre is at or before the target's centre.
     weight : numpy.ndarray of float64, shape (size,)
-        Part of the next source voxel, in [0, 1). Both come from integers, so that they do not depend on where a
-        block begins.
+        Weight of the next source voxel, in [0, 1). Both are computed from integers, so that they do not depend on where
+        a block begins.
     """
     # Position in source voxels: (target + 1/2) * step - 1/2 = ((2 t + 1) p - q) / (2 q).
     numerator, denominator = step.numerator, step.denominator
@@ -94,12 +94,12 @@ def linear_taps(start: int, size: int, step: Fraction) -> tuple[NDArray[np.int64
 
 
 def interpolate(block: Block, taps: Sequence[tuple[NDArray[np.int64], NDArray[np.float64]]]) -> Block:
-    """Linear interpolation along x, y and z, equal to scikit-image's ``resize(order=1)`` on the whole array.
+    """Interpolate linearly along x, y and z; equal to scikit-image's ``resize(order=1)`` on the whole array.
 
     Parameters
     ----------
     block : numpy.ndarray, shape (x, y, z, ...)
-        Source voxels with one voxel of halo where the volume goes on; edges are repeated.
+        Source voxels with a halo of one voxel inside the volume; values at the volume's edges are repeated.
     taps : sequence of 3 pairs
         Left neighbours (within `block`) and weights, from `linear_taps`.
 
@@ -110,7 +110,7 @@ def interpolate(block: Block, taps: Sequence[tuple[NDArray[np.int64], NDArray[np
     """
     view, transposed = _c_ordered(block)
     out: NDArray[np.float64] = view.astype(np.float64)
-    # Always x, then y, then z: another order would round differently.
+    # Always x, then y, then z, because another order rounds differently.
     for axis, (left, weight) in enumerate(taps):
         along = out.ndim - 1 - axis if transposed else axis
         if not weight.any() and len(left) == out.shape[along] and _is_identity(left):
@@ -127,7 +127,7 @@ def interpolate(block: Block, taps: Sequence[tuple[NDArray[np.int64], NDArray[np
 
 
 def keep_ids(block: Block, ids: Sequence[int]) -> Block:
-    """Zero every voxel whose id is not listed (ids that the dtype cannot hold are nowhere)."""
+    """Set voxels whose id is not in `ids` to 0; ids that exceed the dtype match no voxel."""
     limit = int(np.iinfo(block.dtype).max)
     possible = [value for value in ids if 0 < value <= limit]
     if not possible:
@@ -136,7 +136,7 @@ def keep_ids(block: Block, ids: Sequence[int]) -> Block:
 
 
 def is_id(block: Block, root_id: int) -> NDArray[np.bool_]:
-    """Where a block has an id (nowhere when its dtype cannot hold the id)."""
+    """Return the mask of an id; an id that exceeds the dtype matches no voxel."""
     if not 0 <= root_id <= int(np.iinfo(block.dtype).max):
         return np.zeros_like(block, dtype=bool)
     return np.asarray(block == block.dtype.type(root_id))
@@ -148,7 +148,7 @@ def to_int64(block: Block) -> NDArray[np.int64]:
     Raises
     ------
     OverflowError
-        When an id exceeds 2**63 - 1; the message names the id and the remedy.
+        If an id exceeds 2**63 - 1.
     """
     if block.dtype != np.uint64:
         return block.astype(np.int64)
@@ -161,30 +161,30 @@ def to_int64(block: Block) -> NDArray[np.int64]:
 
 
 def unique_ids(block: Block) -> NDArray[Any]:
-    """Sorted distinct ids of a block, dtype unchanged."""
+    """Return the sorted distinct ids of a block, dtype unchanged."""
     return np.asarray(fastremap.unique(block))
 
 
 def unique_counts(block: Block) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Sorted distinct ids of a block, and how many voxels have each."""
+    """Return the sorted distinct ids of a block, and the number of voxels of each."""
     ids, counts = fastremap.unique(block, return_counts=True)
     return np.asarray(ids), np.asarray(counts, dtype=np.int64)
 
 
 def downsample(block: Block, step: tuple[int, int, int], labels: bool) -> Block:
-    """Halve a block along some axes: the mean of imagery, the most frequent of ids.
+    """Halve a block along some axes: the mean of imagery, the most frequent id of labels.
 
-    Equal to tinybrain on the whole array for every blocking whose edges are at even voxels. Means of integers are
-    rounded down, and ties between ids broken, as tinybrain does.
+    Results equal tinybrain's on the whole array if the edges between blocks are at even voxels. Means of integers are
+    rounded down, and ties between ids are broken, as in tinybrain.
 
     Parameters
     ----------
     block : numpy.ndarray, shape (x, y, z, ...)
         Voxels.
     step : tuple of 3 int
-        1 or 2 for each of x, y, z. At an odd end, a voxel is made of those that are there.
+        1 or 2 for each of x, y, z. If the size is odd, the last voxel is computed from the remaining ones.
     labels : bool
-        Whether voxels are ids.
+        True if voxels are ids.
 
     Returns
     -------
@@ -196,41 +196,41 @@ def downsample(block: Block, step: tuple[int, int, int], labels: bool) -> Block:
         return block
     if block.dtype == bool:
         return downsample(block.view(np.uint8), step, labels=True).view(bool)
-    if block.ndim == 4 and labels:  # tinybrain's mode writes beyond its result where there are channels (1.7.0)
+    if block.ndim == 4 and labels:  # tinybrain 1.7.0 writes out of bounds for the mode of several channels
         parts = [downsample(block[..., channel], step, labels) for channel in range(block.shape[3])]
         return np.stack(parts, axis=3, out=np.empty((*parts[0].shape, len(parts)), block.dtype, order="F"))
     odd = [axis in halved and size % 2 == 1 for axis, size in enumerate(block.shape)]
     if any(odd):
-        # Which changes no mean and no mode; tinybrain's own means put the voxel of an odd end elsewhere (1.7.0).
+        # Repeating the edge changes neither mean nor mode. tinybrain 1.7.0 misplaces the last voxel of odd sizes.
         block = np.pad(block, [(0, int(more)) for more in odd], mode="edge")
     if len(halved) == 1 or (not labels and block.dtype in NO_MEANS):
         return _downsample_plainly(block, step, labels)
     pooling = tinybrain.downsample_segmentation if labels else tinybrain.downsample_with_averaging
     if len(halved) == 3:
         return np.asarray(pooling(np.asfortranarray(block), (2, 2, 2), num_mips=1)[0])
-    # tinybrain halves x and y: other pairs of axes take their places.
+    # tinybrain halves x and y, so that other pairs of axes are moved there.
     small = pooling(np.asfortranarray(np.moveaxis(block, halved, (0, 1))), (2, 2, 1), num_mips=1)[0]
     return np.asfortranarray(np.moveaxis(small, (0, 1), halved))
 
 
 def _downsample_plainly(block: Block, step: tuple[int, int, int], labels: bool) -> Block:
-    """Do what tinybrain does slowly or not at all: one axis, and means of types that it has none for."""
+    """Downsample with numpy where tinybrain is slow (one axis) or has no mean (`NO_MEANS`)."""
     parts = [block[tuple(slice(o, None, s) for o, s in zip(offset, step, strict=True))] for offset in np.ndindex(step)]
-    if labels:  # of two ids, each is as frequent as the other
+    if labels:  # two ids are equally frequent: the first wins
         return np.array(parts[0], order="F")
     if block.dtype.kind == "f":
         total = np.add.reduce([part.astype(np.float64) for part in parts])
         return np.asarray(total / len(parts), dtype=block.dtype, order="F")
-    bits = len(parts).bit_length() - 1  # without overflow: whole parts and remainders apart
+    bits = len(parts).bit_length() - 1  # quotients and remainders are summed apart, so that nothing overflows
     whole = np.add.reduce([part >> bits for part in parts], dtype=block.dtype)
     rest = np.add.reduce([(part & (len(parts) - 1)).astype(np.uint8) for part in parts], dtype=np.uint8)
     return np.asarray(whole + (rest >> bits).astype(block.dtype), order="F")
 
 
 def places_of(block: Block) -> dict[int, NDArray[np.intp]]:
-    """Where each id of a block is: id -> flat indices in memory order, from one sort for all ids."""
+    """Return the flat indices, in memory order, of each id of a block, from one sort for all ids."""
     if not (block.flags.c_contiguous or block.flags.f_contiguous):
-        raise ValueError("A block in C or Fortran order is needed.")
+        raise ValueError("The block must be contiguous, in C or Fortran order.")
     flat = block.ravel(order="K")
     if len(flat) == 0:
         return {}
@@ -241,8 +241,8 @@ def places_of(block: Block) -> dict[int, NDArray[np.intp]]:
 
 
 def mask_at(places: NDArray[np.intp], block: Block) -> NDArray[np.bool_]:
-    """Mask, in the shape and memory order of a block, that is True at `places_of` an id."""
-    # Not zeros_like, which writes every page: memory from the system is 0 already.
+    """Return a mask, in the shape and memory order of a block, that is True at the `places_of` an id."""
+    # Not zeros_like, which writes every page, although fresh memory from the system is 0 already.
     mask = np.zeros(block.shape, dtype=bool, order="F" if _c_ordered(block)[1] else "C")
     mask.ravel(order="K")[places] = True
     return mask
@@ -254,9 +254,9 @@ def remap(block: Block, ids: NDArray[Any], values: NDArray[Any]) -> Block:
     Parameters
     ----------
     block : numpy.ndarray of integers
-        Voxels; every one of them is in `ids`.
+        Voxels; all of them must be in `ids`.
     ids, values : numpy.ndarray of the block's dtype, shape (n,)
-        What to replace, and by what.
+        Ids to replace, and their replacements.
 
     Returns
     -------
@@ -270,7 +270,7 @@ def remap(block: Block, ids: NDArray[Any], values: NDArray[Any]) -> Block:
 
 
 def colors_of(ids: Block) -> NDArray[np.uint8]:
-    """Bright colors by id, the same in every block and every run: shape ``(*ids.shape, 3)``."""
+    """Return a bright color for each id, the same in every block and every run: shape ``(*ids.shape, 3)``."""
     # A multiplicative hash (Knuth, TAOCP 6.4) spreads neighbouring ids over the hues.
     mixed = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     hue = (mixed >> np.uint64(40)).astype(np.float64) / 2**24 * 6
@@ -281,14 +281,14 @@ def colors_of(ids: Block) -> NDArray[np.uint8]:
 
 
 def overlay(image: Block, labels: Block, alpha: float | NDArray[np.float64] = 0.35) -> NDArray[np.uint8]:
-    """Grey image under colored labels.
+    """Blend a grey image with colored labels.
 
     Parameters
     ----------
     image : numpy.ndarray of uint8, shape (x, y)
         Imagery.
     labels : numpy.ndarray of integers, shape (x, y)
-        Ids; 0 is left without color.
+        Ids; 0 has no color.
     alpha : float or numpy.ndarray of float64, shape (x, y)
         Strength of the colors, 0 to 1.
 
@@ -304,7 +304,7 @@ def overlay(image: Block, labels: Block, alpha: float | NDArray[np.float64] = 0.
 
 
 def _c_ordered(block: Block) -> tuple[Block, bool]:
-    """Block, or its transpose, whichever is in C order; and whether it was transposed."""
+    """Return the block or its transpose, whichever is in C order, and True if it was transposed."""
     transposed = bool(block.flags.f_contiguous and not block.flags.c_contiguous)
     return (block.T, True) if transposed else (block, False)
 

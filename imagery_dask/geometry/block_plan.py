@@ -1,4 +1,4 @@
-"""Which blocks an export computes: aligned to the output's chunks and the source's storage chunks.
+"""The blocks that an export computes, aligned to the output's chunks and the source's storage chunks.
 
 Every output chunk belongs to one block, so that no two tasks write to it. Where the region allows, every storage chunk
 belongs to one block too, so that it is read once::
@@ -7,8 +7,8 @@ belongs to one block too, so that it is read once::
     storage chunks   |----|----|----|----|----|----|----|----|----
     blocks             |---------|-------------------|------------     edges where both grids have one
 
-A block of a dynamic segmentation is whole graph chunks as well, so that each supervoxel is looked up once. Where these
-do not fit into memory, the block is worked off in pieces, one after another::
+A block of a dynamic segmentation also consists of whole graph chunks, so that each supervoxel is looked up once. If
+such a block does not fit into memory, it is computed in pieces, one after another::
 
     graph chunks       |---------------------------------------|----
     pieces of a block  |---------|-------------------|---------|----
@@ -26,7 +26,7 @@ from imagery_dask.geometry.vec import Vec3
 
 __all__ = ["SPLIT_ABOVE", "BlockPlan", "SourceChunks", "plan_blocks"]
 
-# How many times the wanted size a block may have, so that it need not cut a chunk.
+# A block may exceed the requested size by this factor to avoid cutting storage chunks.
 SPLIT_ABOVE = 8
 
 
@@ -55,9 +55,9 @@ class BlockPlan:
     edges : tuple of 3 tuples of int
         Edges from 0 to the region's size.
     reads_once : tuple of 3 bool
-        Whether, along each axis, no storage chunk is cut by an edge between blocks.
+        For each axis, True if no edge between blocks cuts a storage chunk.
     inner : tuple of 3 tuples of int, optional
-        Edges at which blocks are cut into pieces that fit into memory.
+        Edges that cut blocks into pieces that fit into memory.
     """
 
     edges: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -73,20 +73,20 @@ class BlockPlan:
         return Vec3.of(self.edges).map(len) - 1
 
     def __iter__(self) -> Iterator[tuple[Vec3[int], Region]]:
-        """Index and region of each block, x fastest; nothing is held."""
+        """Yield the index and region of each block, x fastest."""
         return (self[number] for number in range(len(self)))
 
     def __getitem__(self, number: int) -> tuple[Vec3[int], Region]:
-        """Index and region of a block by number."""
+        """Return the index and region of a block by its number."""
         if not 0 <= number < len(self):
-            raise IndexError(f"There is no block {number}; there are {len(self)}.")
+            raise IndexError(f"Block {number} does not exist; blocks are numbered 0 to {len(self) - 1}.")
         nx, ny, _ = self.counts
         index = Vec3(number % nx, number // nx % ny, number // (nx * ny))
         x, y, z = index.map(lambda at, edges: slice(edges[at], edges[at + 1]), self.edges)
         return index, (x, y, z)
 
     def pieces(self, region: Region) -> Iterator[Region]:
-        """Regions that a block is worked off in, x fastest: the block itself where it need not be cut."""
+        """Yield the regions in which a block is computed, x fastest; the block itself if it fits into memory."""
         if self.inner is None:
             yield region
             return
@@ -103,7 +103,7 @@ class BlockPlan:
 
     @property
     def largest(self) -> Vec3[int]:
-        """Longest block along x, y, z."""
+        """Largest extent of a block along x, y, z."""
         return Vec3.of(self.edges).map(lambda edges: max(b - a for a, b in pairwise(edges)))
 
 
@@ -115,22 +115,23 @@ def plan_blocks(
     graph_chunks: Sequence[SourceChunks | None] = (None, None, None),
     most: int | None = None,
 ) -> BlockPlan:
-    """Blocks for a region.
+    """Return the blocks of a region.
 
     Parameters
     ----------
     shape : sequence of 3 int
         Voxels of the region.
     output_chunks : sequence of 3 int
-        Chunk shape of the output, whose grid begins at the region's start.
+        Chunk shape of the output. The chunk grid begins at the region's start.
     source_chunks : sequence of 3 SourceChunks or None
-        Grid of storage chunks along each axis; None where it does not fall on voxels of the region.
+        Grid of storage chunks along each axis; None if its edges do not coincide with edges of the region's voxels.
     voxels : int
-        Voxels that a block should hold. A block is at least one output chunk.
+        Target number of voxels of a block. A block is at least one output chunk.
     graph_chunks : sequence of 3 SourceChunks or None
-        Grid, of whole storage chunks, that blocks are aligned to as well, at the price of being cut into pieces.
+        Grid of graph chunks (multiples of storage chunks) to align blocks to as well. Such blocks may be computed in
+        pieces.
     most : int, optional
-        Voxels that a block may hold in order to be aligned to the source; by default eight times `voxels`.
+        Largest number of voxels of a block that is aligned to the source; by default eight times `voxels`.
 
     Examples
     --------
@@ -155,7 +156,7 @@ def _aligned(
     voxels: int,
     most: int,
 ) -> BlockPlan:
-    """Blocks whose edges are edges of the output's chunks and of a grid, where that takes at most `most` voxels."""
+    """Return blocks aligned to the output's chunks and, if that takes at most `most` voxels, to another grid."""
     units = list(map(_unit, output_chunks, grids))
     if math.prod(unit for unit, _ in units) > most:
         units = [(chunk, None) for chunk in output_chunks]
@@ -175,7 +176,7 @@ def _aligned(
 
 
 def _unit(chunk: int, source: SourceChunks | None) -> tuple[int, int | None]:
-    """Distance between edges that both grids share, and the first of them; None where they share none."""
+    """Return the distance between edges that both grids share, and the first such edge or None."""
     if source is None:
         return chunk, None
     unit = math.lcm(chunk, source.size)

@@ -1,15 +1,15 @@
-"""Voxel grids: where voxels are, which voxels a request means, and which voxel lies under which.
+"""Voxel grids: where voxels are, which voxels a request selects, and which source voxel a target voxel shows.
 
 Everything here is arithmetic on integers and exact fractions; there is no I/O. Axes are always x, y, z.
 
-Two rules decide every voxel:
+Two rules determine every voxel:
 
-* **Which voxels a request means** (`voxel_bounds`) follows ``CloudVolume.download(bbox, mip=...,
+* **The voxels that a request selects** (`voxel_bounds`) follow ``CloudVolume.download(bbox, mip=...,
   coord_resolution=...)``: corners are truncated to whole numbers, divided by the ratio of the resolutions, and
   truncated (towards zero) again.
-* **Which source voxel a target voxel shows** (`nearest_index`) is decided in the world: the one that contains the
-  target voxel's centre. The answer depends on absolute positions alone, so a region gives the same voxels whether
-  it is cut whole or in pieces::
+* **The source voxel that a target voxel shows** (`nearest_index`) is the one that contains the target voxel's centre,
+  in nm. It depends on absolute positions alone, so that a region read in pieces gives the same voxels as a region read
+  at once::
 
       source voxels   |     0     |     1     |     2     |        16 nm
       target voxels   |  0  |  1  |  2  |  3  |  4  |  5  |         8 nm
@@ -38,7 +38,7 @@ AXES = ("x", "y", "z")
 
 @lru_cache(maxsize=1024)
 def ratio(numerator_nm: float, denominator_nm: float) -> Fraction:
-    """Exact ratio of two resolutions as people write them.
+    """Exact ratio of two resolutions, read as decimal numbers.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def edge_at_or_after(source_edge: int, step: Fraction) -> int:
 def voxel_bounds(
     lower: Sequence[float], upper: Sequence[float], bounds_nm: Resolution, voxel_nm: Resolution
 ) -> tuple[Vec3[int], Vec3[int]]:
-    """Voxels that bounds given in one resolution mean in another, as CloudVolume reads them.
+    """Convert bounds given in one resolution to voxels of another, as CloudVolume does.
 
     Parameters
     ----------
@@ -121,18 +121,18 @@ def voxel_bounds(
     bounds_nm : tuple of 3 float
         Resolution of the corners, nm per voxel.
     voxel_nm : tuple of 3 float
-        Resolution of the voxels asked for, nm per voxel.
+        Resolution of the result, nm per voxel.
 
     Returns
     -------
     start, stop : tuple of 3 int
-        Half-open voxel box; it can be empty when the bounds are smaller than a voxel.
+        Half-open voxel box; it can be empty if the bounds are smaller than a voxel.
 
     Notes
     -----
     The two roundings and their order are those of ``CloudVolumePrecomputed.download`` (cloud-volume 12), in
-    float64 as there, so that the same request means the same voxels in both. (CloudVolume keeps corners with fractions
-    in float32, and is off where these exceed 2**24.)
+    float64, so that the same request selects the same voxels in both. (CloudVolume keeps fractional corners in
+    float32, which is inexact above 2**24.)
     """
 
     def convert(value: float, own_nm: float, other_nm: float) -> int:
@@ -170,7 +170,7 @@ class VoxelGrid:
     Raises
     ------
     ValueError
-        For a negative shape, or a resolution that is not positive and finite.
+        If the shape is negative, or the resolution is not positive and finite.
 
     Examples
     --------
@@ -208,7 +208,7 @@ class VoxelGrid:
 
     @property
     def size(self) -> int:
-        """Number of voxels (a Python integer: it does not overflow)."""
+        """Number of voxels, as a Python integer, which does not overflow."""
         return self.shape.prod
 
     @property
@@ -230,7 +230,7 @@ class VoxelGrid:
         return VoxelGrid(self.start + _ints(offset), _ints(shape), self.resolution_nm)
 
     def intersection(self, other: VoxelGrid) -> VoxelGrid:
-        """Voxels in both grids, which must share a resolution; empty where they do not meet."""
+        """Return the voxels that are in both grids, which must have the same resolution."""
         if self.resolution_nm != other.resolution_nm:
             raise ValueError(
                 f"Grids of {self.resolution_nm} and {other.resolution_nm} nm share no voxels; convert with at()."
@@ -239,13 +239,13 @@ class VoxelGrid:
         return VoxelGrid(start, (stop - start).maximum(0), self.resolution_nm)
 
     def contains(self, other: VoxelGrid) -> bool:
-        """Whether every voxel of `other` (of the same resolution) is in this grid."""
+        """Return True if every voxel of `other`, which must have the same resolution, is in this grid."""
         return other.size == 0 or self.intersection(other) == other
 
     def at(self, source_nm: Resolution) -> VoxelGrid:
-        """Box of voxels of another resolution that this grid's voxel centres fall into.
+        """Return the smallest box of voxels of another resolution that contains this grid's voxel centres.
 
-        This is what a block must read: the smallest source box that answers every target voxel.
+        A block with this grid must read this box from the source.
         """
         start, stop = [], []
         for axis, step in enumerate(self.steps_from(source_nm)):
@@ -256,7 +256,7 @@ class VoxelGrid:
         return VoxelGrid.between(start, stop, source_nm)
 
     def tiles(self, block: Sequence[int]) -> Iterator[VoxelGrid]:
-        """Blocks of at most `block` voxels that partition the grid, x fastest."""
+        """Yield blocks of at most `block` voxels that partition the grid, x fastest."""
         for z in range(0, self.shape[2], block[2]):
             for y in range(0, self.shape[1], block[1]):
                 for x in range(0, self.shape[0], block[0]):

@@ -1,11 +1,12 @@
-"""Levels of a pyramid: how each is made from the one above it, and where its voxels are.
+"""Levels of a pyramid: the downsampling step of each level, and where its voxels are.
 
-A level halves the axes along which voxels are finest, so that they become near isotropic, as mips of EM volumes do::
+A level halves the axes along which voxels are finest, so that voxels become nearly isotropic, as in mips of EM
+volumes::
 
     8 x 8 x 40 nm  --(2, 2, 1)-->  16 x 16 x 40  --(2, 2, 1)-->  32 x 32 x 40  --(2, 2, 2)-->  64 x 64 x 80
 
-The first voxel of a level covers the first voxels of the level above, wherever the region begins: its centre lies half
-of the difference of their sizes further.
+The first voxel of a level covers the first voxels of the level above, wherever the region begins. The two centres
+differ by half the difference of the voxel sizes.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ __all__ = ["Level", "Levels", "checked_levels", "pyramid"]
 Triple = tuple[float, float, float]
 Levels = int | Literal["auto", "source"]
 
-# The coarsest level of an automatic pyramid is at most so long along each axis: a viewer loads it at a glance.
+# Largest extent, along any axis, of the coarsest level of an automatic pyramid; a viewer loads it in one request.
 AUTO_VOXELS = 512
 MOST_LEVELS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One level.
+    """One level of a pyramid.
 
     Parameters
     ----------
@@ -38,9 +39,9 @@ class Level:
     step : tuple of 3 int
         Voxels of the level above that become one voxel, 1 or 2 along each axis; all 1 for the first level.
     resolution_nm : tuple of 3 float or None
-        Voxel size; None where nothing is known of the world.
+        Voxel size; None if it is not known.
     translation_nm : tuple of 3 float
-        Centre of the first voxel (in voxels of the first level where `resolution_nm` is None).
+        Centre of the first voxel (in voxels of the first level if `resolution_nm` is None).
     """
 
     shape: Vec3[int]
@@ -50,12 +51,12 @@ class Level:
 
 
 def checked_levels(levels: Any) -> Levels:
-    """Give the number of levels that an argument means, ``"auto"`` or ``"source"``.
+    """Return a valid number of levels, ``"auto"`` or ``"source"``.
 
     Raises
     ------
     ValueError
-        For anything else.
+        If `levels` is something else.
     """
     if isinstance(levels, str) and levels in ("auto", "source"):
         return levels  # type: ignore[return-value]
@@ -70,19 +71,19 @@ def checked_levels(levels: Any) -> Levels:
 def pyramid(
     shape: XYZ, resolution_nm: Triple | None, translation_nm: Triple, levels: int | Literal["auto"]
 ) -> tuple[Level, ...]:
-    """Levels of a region, the region itself first.
+    """Return the levels of a region; the first is the region itself.
 
     Parameters
     ----------
     shape : tuple of 3 int
         Voxels of the region.
     resolution_nm : tuple of 3 float or None
-        Voxel size; None takes voxels as isotropic.
+        Voxel size; None for isotropic voxels.
     translation_nm : tuple of 3 float
         Centre of the first voxel.
     levels : int or "auto"
-        How many; ``"auto"`` adds levels until none is longer than 512 voxels along any axis. There are fewer where
-        nothing is left to halve.
+        Number of levels. ``"auto"`` adds levels until the last one is at most 512 voxels long along every axis. The
+        result has fewer levels if a level is reduced to one voxel.
 
     Examples
     --------
@@ -105,11 +106,11 @@ def pyramid(
 
 
 def _step(shape: Vec3[int], voxel: Vec3[float]) -> Vec3[int]:
-    """Halve the axes whose voxels are less than twice the finest, among those that are longer than one voxel."""
+    """Return 2 for axes longer than one voxel whose voxel size is less than twice the finest, 1 for the others."""
     finest = min(voxel[axis] for axis in range(3) if shape[axis] > 1)
     return shape.map(lambda length, size: 2 if length > 1 and size < 2 * finest else 1, voxel)
 
 
 def _centre(centre: float, step: int, voxel: float) -> float:
-    """Centre of the first voxel of the next level: half the difference of the voxel sizes further."""
+    """Centre of the first voxel of the next level, along one axis."""
     return centre + (step - 1) / 2 * voxel

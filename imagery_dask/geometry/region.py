@@ -1,7 +1,7 @@
 """Regions: three slices, along x, y and z, that select a box of an array.
 
-Their start and stop are given and not negative, and they have no step. They are plain tuples, not `Vec3`: dask
-concatenates indices.
+Start and stop are non-negative integers, and there is no step. Regions are plain tuples, not `Vec3`, because dask
+concatenates indices with ``+``.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def stop_of(region: Sequence[slice]) -> Vec3[int]:
 
 
 def tiles_of(spans: Sequence[Sequence[slice]]) -> Iterator[Region]:
-    """Yield the regions that slices along x, y and z make, x fastest."""
+    """Yield the regions of all combinations of slices along x, y and z, x fastest."""
     along_x, along_y, along_z = spans
     return ((x, y, z) for z, y, x in itertools.product(along_z, along_y, along_x))
 
 
 def region_within(part: Sequence[slice], outer: Sequence[slice]) -> Region:
-    """Return the slices that select `part` from the array of `outer`.
+    """Return the slices that select `part` from an array that holds `outer`.
 
     Examples
     --------

@@ -15,9 +15,9 @@ M = TypeVar("M")
 class Vec3(NamedTuple, Generic[T]):
     """Three values along x, y and z: a tuple whose arithmetic is elementwise.
 
-    Operands are tuples or lists of three values, or one number for all axes; to numpy arrays it is a sequence, as every
-    tuple. Python integers do not overflow and stay integers; fractions stay exact. ``==``, ``<``, hash, text and JSON
-    are those of the plain tuple; `all_le` and `all_lt` compare along every axis.
+    Operands are tuples or lists of three values, or one number for all axes. numpy treats a `Vec3` as a sequence, like
+    every tuple. Integers stay Python integers, which do not overflow; fractions stay exact. ``==``, ``<``, hash, repr
+    and JSON are those of the plain tuple; `all_le` and `all_lt` compare along every axis.
 
     Examples
     --------
@@ -115,7 +115,7 @@ class Vec3(NamedTuple, Generic[T]):
         (x, y, z), (a, b, c) = _numbers(self), _numbers(other)
         return Vec3(x % a, y % b, z % c)
 
-    # Of a tuple and a Vec3, Python asks the Vec3 first: nothing is concatenated or repeated unseen.
+    # Python calls these before tuple's own methods, so that ``tuple + Vec3`` adds and does not concatenate.
     def __radd__(self, other: T | tuple[T, T, T] | list[T]) -> Vec3[T]:
         return self + other
 
@@ -137,7 +137,7 @@ OPERANDS = (tuple, list, int, float, Fraction)
 
 
 def _numbers(operand: Any) -> tuple[Any, Any, Any]:
-    """Return one operand's values along x, y, z."""
+    """Return an operand's values along x, y, z; a number is repeated."""
     if isinstance(operand, (tuple, list)):
         x, y, z = operand
         return x, y, z

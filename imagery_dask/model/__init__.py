@@ -1,5 +1,5 @@
-"""What is read, as frozen values: layers and their mips, chunked graphs, label rules, moments and resolved cutouts.
+"""Descriptions of what to read, as frozen values: layers, mips, chunked graphs, label rules, moments and cutouts.
 
-May import `geometry` and numpy; there is no I/O.
-Begin with `cutout`, which turns a request and a `layer` into exact voxels.
+May import `geometry`, `errors`, `validate` and numpy; does no I/O.
+Begin with `cutout`, which resolves a request on a `layer` to exact voxels.
 """

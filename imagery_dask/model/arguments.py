@@ -1,4 +1,4 @@
-"""Reading what callers pass: arrays, lists and numbers become exact values, or an error that names the argument."""
+"""Validation of bounds: arrays and lists become exact values, or an error that names the argument."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Triple = tuple[float, float, float]
 
 
 def bounds_from_center(ctr: ArrayLike, width: float = 1, height: float = 1, depth: float = 1) -> Any:
-    """Bounds of a box around a center.
+    """Return the bounds of a box around a center.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def bounds_from_center(ctr: ArrayLike, width: float = 1, height: float = 1, dept
 
 
 def corners(value: Any) -> tuple[Triple, Triple]:
-    """Lower and upper corner of bounds given as 2 x 3 numbers."""
+    """Return the lower and upper corner of bounds given as 2 x 3 numbers."""
     if value is None:
         raise ValueError("bounds are needed: two corners, or a center together with bbox_size or image_size.")
     array = numbers("bounds", value, "two corners of three numbers")

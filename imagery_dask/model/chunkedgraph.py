@@ -1,12 +1,13 @@
-"""What a chunked graph's ``info`` says, and a question to it, as values. No I/O.
+"""The properties of a chunked graph, and a query for root ids, as values. No I/O.
 
-In a dynamic segmentation voxels hold *supervoxel ids*, and a PyChunkedGraph server knows which *root id* each belongs
-to at a moment. The 64 bits of an id say where it belongs (https://github.com/CAVEconnectome/PyChunkedGraph)::
+In a dynamic segmentation voxels hold *supervoxel ids*, and a PyChunkedGraph server knows the *root id* of each
+supervoxel at a given time. The 64 bits of an id encode its position
+(https://github.com/CAVEconnectome/PyChunkedGraph)::
 
     | layer (8 bits) | chunk x | chunk y | chunk z | segment |
       1 supervoxels, 2 the pieces of a graph chunk (L2), ... , n_layers root ids
 
-Supervoxels never cross a graph chunk, so that a block of whole graph chunks has supervoxels that no other block has.
+Supervoxels never cross the border of a graph chunk. Blocks of whole graph chunks therefore share no supervoxels.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ __all__ = ["GRAPHENE", "ChunkedGraph", "RootQuery", "graphene_address"]
 GRAPHENE = "graphene://"
 SUPERVOXEL_LAYER = 1
 ID_BITS = 64
-# As people, CAVE's info service and CloudVolume write them: .../segmentation/table/T, /segmentation/api/v1/table/T,
-# and the older forms without "table".
+# Paths written by users, by CAVE's info service and by CloudVolume: .../segmentation/table/T,
+# /segmentation/api/v1/table/T, and the older forms without "table".
 PATH = re.compile(r"^/(?P<modality>\w+)/(?:api/v\d+/|1\.0/)?(?:table/)?(?P<table>(?!table/?$)[\w.\-]+)/?$")
 
 
 def graphene_address(path: str) -> tuple[str, str]:
-    """Server and table of a graphene path.
+    """Return the server and table of a graphene path.
 
     Parameters
     ----------
@@ -51,13 +52,13 @@ def graphene_address(path: str) -> tuple[str, str]:
     Raises
     ------
     SourceError
-        When it is not such a path.
+        If `path` is not a graphene path.
     """
     parts = urlsplit(path.removeprefix(GRAPHENE).removeprefix("middleauth+"))
     match = PATH.match(parts.path)
     if not path.startswith(GRAPHENE) or parts.scheme not in ("http", "https") or not parts.netloc or match is None:
         raise SourceError(
-            f"{path!r} is not the path of a dynamic segmentation; it looks like "
+            f"{path!r} is not the path of a dynamic segmentation. The expected form is "
             "graphene://https://HOST/segmentation/table/TABLE."
         )
     return f"{parts.scheme}://{parts.netloc}", match["table"]
@@ -65,7 +66,7 @@ def graphene_address(path: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class ChunkedGraph:
-    """Where a chunked graph is, how it is cut into chunks, and how its ids are made.
+    """Address of a chunked graph, its grid of chunks, and the layout of its ids.
 
     Parameters
     ----------
@@ -78,7 +79,7 @@ class ChunkedGraph:
     origin : tuple of 3 int
         First voxel of the graph chunk (0, 0, 0).
     resolution_nm : tuple of 3 float
-        Resolution of the level that the graph was made on.
+        Resolution of the level that the graph was built on.
     layers : int
         Layer of root ids.
     layer_bits : int
@@ -100,7 +101,7 @@ class ChunkedGraph:
         Raises
         ------
         SourceError
-            When it is not complete, or the server speaks no protocol that we know.
+            If the info is incomplete, or the server does not support version 1 of the API.
         """
         server, table = graphene_address(path)
         try:
@@ -115,14 +116,16 @@ class ChunkedGraph:
             )  # fmt: skip
             supported = info["app"]["supported_api_versions"]
         except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-            raise SourceError(f"{path!r} has no info of a chunked graph: there is no usable {error} in it.") from error
+            raise SourceError(
+                f"The info of {path!r} does not describe a chunked graph: it has no usable {error}."
+            ) from error
         if 1 not in supported:
             raise SourceError(f"{path!r} is served by API versions {supported}; only version 1 is supported.")
         return chunked_graph
 
     @property
     def host(self) -> str:
-        """Name of the server, by which tokens are found."""
+        """Host name of the server; tokens are looked up by it."""
         return urlsplit(self.server).netloc
 
     def layer_of(self, ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -130,11 +133,14 @@ class ChunkedGraph:
         return np.asarray(ids >> np.uint64(ID_BITS - self.layer_bits), dtype=np.uint64)
 
     def is_root(self, root_id: int) -> bool:
-        """Whether an id is of the layer of root ids."""
+        """Return True if an id is in the layer of root ids."""
         return root_id >> (ID_BITS - self.layer_bits) == self.layers
 
     def chunks_at(self, level: VoxelGrid) -> tuple[Vec3[int], Vec3[int]] | None:
-        """Shape of graph chunks, and first voxel of one of them, in voxels of a level; None where they cut voxels."""
+        """Return the shape of graph chunks and the first voxel of one of them, in voxels of a level.
+
+        Return None if edges of graph chunks cut voxels of the level.
+        """
         factors = Vec3.of(self.resolution_nm).map(ratio, level.resolution_nm)
         shape, origin = (factors * Vec3.of(voxels).map(Fraction) for voxels in (self.chunk_shape, self.origin))
         if any(value.denominator != 1 for value in (*shape, *origin)):
@@ -144,20 +150,20 @@ class ChunkedGraph:
 
 @dataclass(frozen=True, slots=True)
 class RootQuery:
-    """A question to a chunked graph: which ids, as of when, do supervoxels belong to. Small, and without a token.
+    """A query to a chunked graph for the ids that supervoxels belong to at a given time. Small, and without a token.
 
     Parameters
     ----------
     graph : ChunkedGraph
-        Whom to ask.
+        The graph to query.
     timestamp : int
-        Moment, in whole seconds since 1970 (UTC).
+        Time of the query, in whole seconds since 1970 (UTC).
     stop_layer : int or None
-        Layer of the ids to give: 2 for L2 ids; None for root ids.
+        Layer of the ids to return: 2 for L2 ids; None for root ids.
     max_requests : int
-        Requests that a cluster has at the server at once.
+        Largest number of requests that a cluster sends to the server at the same time.
     version : int or None
-        Materialization version whose moment it is, for those who read of it; answers do not depend on it.
+        Materialization version with this timestamp, for display only; it does not affect the result.
     """
 
     graph: ChunkedGraph
@@ -168,5 +174,5 @@ class RootQuery:
 
     @property
     def layer(self) -> int:
-        """Layer of the answers."""
+        """Layer of the ids that the query returns."""
         return self.graph.layers if self.stop_layer is None else self.stop_layer

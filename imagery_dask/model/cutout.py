@@ -1,7 +1,7 @@
-"""From what a caller asks for to exact numbers: the only place for defaults and conflicts between arguments.
+"""Resolution of requests to exact voxels. Defaults and conflicts between arguments are decided only here.
 
-`resolve` turns a `CutoutRequest` and a `Layer` into a `Cutout`: a frozen value in which nothing is left open, and from
-which every block, in a notebook, on a cluster or in a resumed export, computes the same voxels.
+`resolve` turns a `CutoutRequest` and a `Layer` into a `Cutout`: a frozen value from which every block, in a notebook,
+on a cluster or in a resumed export, computes the same voxels.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Cutout:
-    """A resolved cutout: everything that decides its voxels, and nothing else.
+    """A resolved cutout: everything that determines its voxels, and nothing else.
 
     Parameters
     ----------
@@ -76,14 +76,15 @@ class Cutout:
 
     @property
     def query(self) -> RootQuery | None:
-        """Question to a chunked graph that decides the ids, or None."""
+        """Query to a chunked graph that determines the ids, or None."""
         return None if self.labels is None else self.labels.query
 
     @property
     def unit(self) -> Vec3[int]:
-        """Smallest box, in voxels of the mip from its first on, of which blocks are made to read everything once.
+        """Smallest box, in voxels of the mip, whose multiples make blocks that share no storage chunk.
 
-        A storage chunk; in a dynamic segmentation also a graph chunk, so that no two blocks ask for one supervoxel.
+        This is a storage chunk. In a dynamic segmentation it also consists of whole graph chunks, so that no two blocks
+        look up the same supervoxel.
         """
         chunk = self.mip.chunk_shape
         chunks = None if self.query is None else self.query.graph.chunks_at(self.mip.grid)
@@ -95,14 +96,14 @@ class Cutout:
         return chunk.map(math.lcm, shape)
 
     def mask(self, root_id: int) -> Cutout:
-        """Cutout of the voxels that have one id."""
+        """Return the cutout of the mask of one id."""
         rule = replace(self.labels or LabelRule(), mask_of=int(root_id), as_int64=False)
         return replace(self, labels=rule)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CutoutRequest:
-    """What a caller asks of one layer; `resolve` gives the meaning of each field.
+    """Arguments of a cutout of one layer, as the caller gave them; see `resolve`.
 
     Parameters
     ----------
@@ -113,13 +114,13 @@ class CutoutRequest:
     image_size : array-like or None
         2 or 3 sizes in pixels of the mip.
     mip : int or None
-        Level; None takes `default_mip` and rescales to the bounds.
+        Level; None for `default_mip`, rescaled to the bounds.
     default_mip : int
         The client's level.
     resolution : tuple of 3 float
         Resolution of `bounds` and `bbox_size`, nm.
     scale_to_bounds : bool or None
-        Whether the result has the voxels of `resolution`; None decides by `mip`.
+        True to return voxels of `resolution`, False to return voxels of the mip; None depends on `mip`.
     """
 
     bounds: ArrayLike
@@ -132,9 +133,9 @@ class CutoutRequest:
 
     @property
     def scales(self) -> bool:
-        """Whether the result is on the grid of the bounds rather than of the mip."""
+        """True if the result is on the grid of the bounds, not on that of the mip."""
         if self.scale_to_bounds is None:
-            # A size in pixels names the size of the result: there is nothing left to rescale to.
+            # image_size is the size of the result in pixels of the mip, so the result is not rescaled.
             return self.mip is None and self.image_size is None
         return bool(self.scale_to_bounds)
 
@@ -147,16 +148,16 @@ def resolve(
     missing: Literal["fill", "error"] = "fill",
     order: int = 0,
 ) -> Cutout:
-    """Exact cutout that a request means on a layer.
+    """Resolve a request on a layer to an exact cutout.
 
     Parameters
     ----------
     request : CutoutRequest
-        What was asked for.
+        The caller's arguments.
     layer : Layer
         The layer to read.
     labels : LabelRule or None
-        What becomes of ids; None for imagery.
+        How ids are processed; None for imagery.
     missing : {"fill", "error"}
         What a storage chunk that does not exist becomes.
     order : {0, 1}
@@ -165,7 +166,7 @@ def resolve(
     Raises
     ------
     ValueError, TypeError
-        For arguments that are wrong or contradict each other, with the values and the remedy.
+        If arguments are invalid or contradict each other; the message has the values and the remedy.
     """
     _check_options(missing, order)
     mip = layer.mip(request.default_mip if request.mip is None else request.mip)
@@ -176,7 +177,7 @@ def resolve(
 def whole_layer(
     layer: Layer, level: int, *, labels: LabelRule | None = None, missing: Literal["fill", "error"] = "fill"
 ) -> Cutout:
-    """Cutout of all voxels of a level."""
+    """Return the cutout of all voxels of a level."""
     mip = layer.mip(level)
     return Cutout(layer.path, mip, layer.dtype, layer.channels, mip.grid, missing, 0, labels)
 
@@ -193,14 +194,14 @@ def resolve_pair(
     missing: Literal["fill", "error"] = "fill",
     order: int = 0,
 ) -> tuple[Cutout, Cutout]:
-    """Cutouts of imagery and segmentation for one request.
+    """Resolve one request to cutouts of imagery and segmentation.
 
-    The finer layer decides the voxels; with `resize` the coarser one is brought to the same voxels.
+    The finer layer determines the grid; with `resize` the coarser layer is resampled to the same grid.
 
     Parameters
     ----------
     request : CutoutRequest
-        What was asked for; its mips are not used.
+        The caller's arguments; its mips are not used.
     image, segmentation : Layer
         The layers.
     mips : pair of int or None
@@ -208,9 +209,9 @@ def resolve_pair(
     default_mips : pair of int
         Levels to use for those that are None.
     labels : LabelRule
-        What becomes of ids.
+        How ids are processed.
     resize : bool
-        Whether both share one target grid.
+        True to return both on one grid.
     missing, order
         As in `resolve`.
 
@@ -242,7 +243,7 @@ def resolve_pair(
             order=order if is_image else 0, labels=None if is_image else labels,
         )  # fmt: skip
 
-    # The coarser layer may have no voxel of its own in the bounds; on the finer one's grid it has a value for each.
+    # The coarser layer may have no voxel of its own in the bounds, but it has a value for each voxel of the finer one.
     finer_level = segmentation_level if segmentation_is_finer else image_level
     target = cut(finer, finer_level).target if resize else None
     return cut(image, image_level, target), cut(segmentation, segmentation_level, target)
@@ -250,19 +251,19 @@ def resolve_pair(
 
 def _check_options(missing: str, order: int) -> None:
     if missing not in ("fill", "error"):
-        raise ValueError(f"missing is 'fill' or 'error'; got {missing!r}.")
+        raise ValueError(f"missing must be 'fill' or 'error'; got {missing!r}.")
     if order not in (0, 1):
-        raise ValueError(f"order is 0 (nearest) or 1 (linear); got {order!r}.")
+        raise ValueError(f"order must be 0 (nearest) or 1 (linear); got {order!r}.")
 
 
 def _target(request: CutoutRequest, mip: Mip) -> VoxelGrid:
-    """Voxels of the result: the mip's own, or those of the bounds when the cutout is scaled to them."""
+    """Return the voxels of the result: those of the mip, or of the bounds if the cutout is scaled to them."""
     voxel_nm = mip.grid.resolution_nm
     lower, upper = _corners(request, voxel_nm)
     target_nm = request.resolution if request.scales else voxel_nm
     start, stop = voxel_bounds(lower, upper, request.resolution, target_nm)
     if request.image_size is not None and not request.scales:
-        # The size in pixels is what was asked for: no rounding of corners may change it.
+        # The result has exactly the requested size in pixels, however the corners are rounded.
         stop = start + Vec3.of(sizes("image_size", request.image_size)).map(int)
     empty = [name for axis, name in enumerate(AXES) if stop[axis] <= start[axis]]
     if empty:
@@ -294,7 +295,7 @@ def _corners(request: CutoutRequest, voxel_nm: Triple) -> tuple[Triple, Triple]:
 
 
 def dimensions_in(image_size: ArrayLike, voxel_nm: Triple, resolution: Triple) -> Triple:
-    """Size in voxels of `resolution` that spans `image_size` pixels of `voxel_nm`; z is 1 for a 2-element size."""
+    """Return the size, in voxels of `resolution`, of `image_size` pixels of `voxel_nm`; z is 1 for a 2-element size."""
     size = sizes("image_size", image_size, whole=True)
     x, y, z = Vec3.of(size).map(lambda pixels, own_nm, other_nm: pixels * own_nm / other_nm, voxel_nm, resolution)
     return (x, y, z if np.size(np.asarray(image_size)) == 3 else 1.0)

@@ -1,4 +1,4 @@
-"""What becomes of the ids of a segmentation, as a value."""
+"""How the ids of a segmentation are processed, as a value."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ RootIds = Sequence[int] | Literal["all"] | None
 
 @dataclass(frozen=True, slots=True)
 class LabelRule:
-    """What becomes of the ids of a segmentation, in this order: looked up, kept or not, compared or converted.
+    """How ids are processed: root ids are looked up, then ids are filtered, then compared or converted.
 
     Parameters
     ----------
     keep : tuple of int or None
         Ids to keep, all others become 0; None keeps every id.
     as_int64 : bool
-        Whether the result is int64 (an id that does not fit is an error) or the stored dtype.
+        True to convert the result to int64 (an id that does not fit is an error), False to keep the stored dtype.
     mask_of : int or None
-        When given, the result is bool: True where the voxel has this id.
+        If given, the result is bool: True where the voxel has this id.
     query : RootQuery or None
-        Whom to ask which root a stored supervoxel has; None takes ids as they are stored.
+        Query for the root ids of supervoxels; None keeps ids as they are stored.
     leaves_within : VoxelGrid or None
-        When given, the supervoxels of `keep` are fetched once for this box (in voxels of the graph), rather than the
+        If given, the supervoxels of `keep` are fetched once for this box (in voxels of the graph), instead of the
         roots of every block's supervoxels.
     """
 
@@ -45,20 +45,20 @@ class LabelRule:
 
 @dataclass(frozen=True, slots=True)
 class LabelRequest:
-    """What a caller asks of the ids of a segmentation.
+    """Arguments about the ids of a segmentation, as the caller gave them.
 
     Parameters
     ----------
     root_ids : sequence of int, None or "all"
         Objects to keep.
     as_int64 : bool
-        Whether the result is int64.
+        True to convert the result to int64.
     timestamp : datetime, str, number or None
-        Moment of a dynamic segmentation; None takes the client's.
+        Time at which a dynamic segmentation is read; None for the client's.
     stop_layer : int or None
-        Layer of the ids to give, for a dynamic segmentation.
+        Layer of the ids to return, for a dynamic segmentation.
     version : int or None
-        Materialization version that `timestamp` is the moment of.
+        Materialization version with this `timestamp`.
     """
 
     root_ids: RootIds = "all"
@@ -69,22 +69,21 @@ class LabelRequest:
 
 
 def label_rule(root_ids: Any, *, as_int64: bool, query: RootQuery | None = None) -> LabelRule:
-    """Rule for the ``root_ids`` argument.
+    """Return the rule for the ``root_ids`` argument.
 
     Parameters
     ----------
     root_ids : sequence of int, None or "all"
-        Ids to keep; None keeps the ids as they are stored. A flat segmentation stores its ids, so that None and "all"
-        are the same.
+        Ids to keep; None keeps the ids as they are stored. For a flat segmentation None and "all" are the same.
     as_int64 : bool
-        Whether results are int64.
+        True to convert the result to int64.
     query : RootQuery, optional
-        Whom to ask which object a stored id belongs to; not asked for ``root_ids=None``.
+        Query for the object that a stored id belongs to; not used for ``root_ids=None``.
 
     Raises
     ------
     ValueError, TypeError
-        For another string, or ids that are not integers from 0 to 2**64 - 1.
+        If `root_ids` is another string, or has ids that are not integers from 0 to 2**64 - 1.
     """
     if root_ids is None:
         return LabelRule(as_int64=as_int64)

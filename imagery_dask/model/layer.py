@@ -1,4 +1,4 @@
-"""What a volume's ``info`` says, as values: its mips, their voxel grids and how they are stored.
+"""The contents of a volume's ``info``, as values: its mips, their voxel grids and how they are stored.
 
 The format is Neuroglancer's precomputed volume format
 (https://github.com/google/neuroglancer/tree/master/src/datasource/precomputed).
@@ -51,12 +51,12 @@ class Mip:
 
     @property
     def is_placeholder(self) -> bool:
-        """Whether the level is only named and holds no data."""
+        """True if the level is only named and holds no data."""
         return "placeholder" in self.key.lower()
 
     @property
     def is_sharded(self) -> bool:
-        """Whether storage chunks are packed into shard files."""
+        """True if storage chunks are packed into shard files."""
         return self.minishard_chunks is not None
 
     @property
@@ -82,7 +82,7 @@ class Layer:
     mips : tuple of Mip
         Levels, finest first.
     graph : ChunkedGraph or None
-        The graph that says which objects the voxels' supervoxels belong to; None for a flat layer.
+        The graph with the root ids of the layer's supervoxels; None for a flat layer.
     """
 
     path: str
@@ -99,7 +99,7 @@ class Layer:
         Raises
         ------
         SourceError
-            When it is the info of something else (a mesh, an annotation layer) or is not complete.
+            If it is the info of something else (a mesh, an annotation layer) or is incomplete.
         """
         try:
             mips = tuple(_mip(level, scale) for level, scale in enumerate(info["scales"]))
@@ -126,7 +126,7 @@ class Layer:
         Raises
         ------
         ValueError
-            When there is no such level, or it is a placeholder.
+            If the level does not exist, or is a placeholder.
         """
         if not 0 <= integer("mip", level) < len(self.mips):
             raise ValueError(f"mip {level} does not exist in {self.path!r}, which has mips 0 to {len(self.mips) - 1}.")

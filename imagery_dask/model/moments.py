@@ -1,4 +1,4 @@
-"""Moments in time, as whole seconds: everything that has to do with "when" is decided here, once."""
+"""Timestamps, resolved to whole seconds once, before any block is computed."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ Moment = datetime | str | float | int | None
 
 
 def resolve_moment(value: Any, now: float | None = None, name: str = "timestamp") -> int:
-    """Whole second that a moment means; the state of a graph at that second is fixed.
+    """Return a timestamp in whole seconds; the state of a graph at that second does not change any more.
 
     Parameters
     ----------
     value : datetime, str, number or None
-        A datetime (naive means UTC), an ISO 8601 text, seconds since 1970, ``"now"`` or None, which means now.
+        A datetime (naive means UTC), an ISO 8601 string, seconds since 1970, ``"now"`` or None, which means now.
     now : float, optional
-        Seconds since 1970; the clock's when not given.
+        Seconds since 1970; by default the current time.
     name : str
         Name of the argument, for errors.
 
     Returns
     -------
     int
-        Seconds since 1970. Fractions are rounded up, as CloudVolume does, so that an edit is seen at its own
-        timestamp. "Now" is rounded down: edits that happen while an export runs must not be seen by half of it.
+        Seconds since 1970. Fractions are rounded up, as CloudVolume does, so that an edit is visible at its own
+        timestamp. "Now" is rounded down, so that all blocks of an export see the same edits.
 
     Raises
     ------
     TypeError, ValueError
-        For something that is no moment, or lies in the future.
+        If `value` is not a timestamp, or lies in the future.
     """
     present = time.time() if now is None else now
     if value is None or (isinstance(value, str) and value.strip().lower() == "now"):
@@ -43,23 +43,23 @@ def resolve_moment(value: Any, now: float | None = None, name: str = "timestamp"
     seconds = as_unix_seconds(value, name)
     if seconds > present:
         raise ValueError(
-            f"{name}={value!r} is in the future: that is {describe_moment(seconds)}, and it is "
-            f"{describe_moment(present)} now. The state of a segmentation is known up to now."
+            f"{name}={value!r} is in the future: it is {describe_moment(seconds)}, and the current time is "
+            f"{describe_moment(present)}. Give a timestamp in the past, or 'now'."
         )
     whole = math.ceil(seconds)
     if now is None and whole > present:
-        # Within the current second: what it will hold is not decided before it ends.
+        # Edits may still happen within the current second: wait until it ends.
         time.sleep(whole - present)
     return whole
 
 
 def as_unix_seconds(value: Any, name: str = "timestamp") -> float:
-    """Seconds since 1970 of a datetime, an ISO 8601 text or a number.
+    """Return a datetime, an ISO 8601 string or a number as seconds since 1970.
 
     Raises
     ------
     TypeError, ValueError
-        For something that is no moment.
+        If `value` is not a timestamp.
     """
     if isinstance(value, np.datetime64):
         value = value.astype("datetime64[us]").item()
@@ -77,7 +77,7 @@ def as_unix_seconds(value: Any, name: str = "timestamp") -> float:
             raise ValueError(f"{name} must be a date and time; got {value!r}.") from error
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(
-            f"{name} must be a datetime, an ISO 8601 text, seconds since 1970 or 'now'; got {value!r} "
+            f"{name} must be a datetime, an ISO 8601 string, seconds since 1970 or 'now'; got {value!r} "
             f"({type(value).__name__})."
         )
     seconds = float(value)
@@ -87,7 +87,7 @@ def as_unix_seconds(value: Any, name: str = "timestamp") -> float:
 
 
 def describe_moment(seconds: float) -> str:
-    """ISO 8601 text of a moment, in UTC, to the second."""
+    """Return seconds since 1970 as an ISO 8601 string in UTC, rounded down to the second."""
     try:
         return datetime.fromtimestamp(math.floor(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     except (OverflowError, ValueError, OSError):

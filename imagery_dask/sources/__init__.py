@@ -1,8 +1,8 @@
 """Reading of volumes and segmentation graphs: picklable handles, opened once per process, without credentials.
 
 May import `model`, `geometry` and `kernels`; knows neither dask arrays nor exports. Begin with `handle`
-(`SourceHandle`, what tasks hold), then `precomputed` (how a box is read), `transport` (requests, retries and refusals)
-and `roots` (root ids of supervoxels).
+(`SourceHandle`, which tasks hold), then `precomputed` (reads a box), `transport` (requests, retries and refusals) and
+`roots` (root ids of supervoxels).
 """
 
 from typing import TYPE_CHECKING

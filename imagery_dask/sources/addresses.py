@@ -1,4 +1,4 @@
-"""Paths of sources: from what users write to cloud paths."""
+"""Normalisation of users' paths to cloud paths."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def normalize_path(path: str) -> str:
     Raises
     ------
     TypeError, SourceError
-        For something that is not a path, or a format that is neither precomputed nor graphene.
+        If `path` is not a path, or its format is neither precomputed nor graphene.
     """
     if isinstance(path, os.PathLike):
         path = os.fspath(path)

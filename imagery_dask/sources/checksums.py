@@ -1,4 +1,4 @@
-"""Checksums that object stores send with a file: of its bytes as stored, before any decompression."""
+"""Checksums that object stores send with a file, computed from its bytes as stored, before decompression."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ __all__ = ["checksum_damage", "stored_checksum"]
 
 
 def checksum_damage(content: bytes, kind: str | None, expected: str | None) -> str:
-    """Describe how the bytes of a whole file differ from their checksum; "" if they agree or there is none.
+    """Return a description of a checksum mismatch; "" if the bytes agree with their checksum or there is none.
 
     Parameters
     ----------
     content : bytes
-        As stored.
+        Bytes of the whole file, as stored.
     kind : {"crc32c", "md5"} or None
-        Another kind is not checked.
+        Algorithm; others are not checked.
     expected : str or None
-        In base64.
+        Checksum in base64.
     """
     if not expected or kind not in ("crc32c", "md5"):
         return ""
@@ -29,16 +29,17 @@ def checksum_damage(content: bytes, kind: str | None, expected: str | None) -> s
         digest = google_crc32c.value(content).to_bytes(4, "big")
     else:
         digest = hashlib.md5(content, usedforsecurity=False).digest()
-    found = base64.b64encode(digest).decode()
-    if found.rstrip("=") == expected.rstrip("="):
+    actual = base64.b64encode(digest).decode()
+    if actual.rstrip("=") == expected.rstrip("="):
         return ""
-    return f"its {kind} is {found}, and {expected} was promised"
+    return f"its {kind} is {actual}, and {expected} was promised"
 
 
 def stored_checksum(headers: Mapping[str, str]) -> str | None:
-    """Return the CRC32C of an object that Google sends (``x-goog-hash``), if the answer is the object as stored.
+    """Return the CRC32C that Google sends for an object (``x-goog-hash``), if the body is the object as stored.
 
-    A compressed object that the server decompresses on the way has the checksum of what is stored.
+    If the server decompresses an object while sending it, the checksum is that of the compressed object, so that None
+    is returned.
     """
     stored = headers.get("x-goog-stored-content-encoding", "identity")
     if stored != (headers.get("Content-Encoding") or "identity"):

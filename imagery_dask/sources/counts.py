@@ -1,4 +1,4 @@
-"""Counting what reads touch: storage chunks, bytes and, above all, chunks that were not there."""
+"""Counts of storage chunks, bytes, requests and, most important, missing chunks."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from numpy.typing import NDArray
 
 __all__ = ["KEYS_KEPT", "ReadCounts", "active_counts", "collect_counts", "count_request", "counting_into"]
 
-# Keys and ids that the sum of many blocks keeps: enough to show, whatever the size of the volume.
+# Number of keys and ids that the sum of many blocks keeps for display, whatever the size of the volume.
 KEYS_KEPT = 20
 
 
 @dataclass(slots=True)
 class ReadCounts:
-    """What was read.
+    """Counts of one or more reads.
 
     Parameters
     ----------
     chunks : int
-        Storage chunks that were asked for.
+        Storage chunks that were requested.
     stored_bytes : int
         Bytes received, as stored (compressed).
     missing : int
@@ -32,16 +32,16 @@ class ReadCounts:
     missing_keys : list of str
         Their keys: all of them while one block is read, the first few in the sum of many blocks (`add`).
     requests : int
-        Requests for files of volumes, or parts of them: info, shard indices, chunks; those to a chunked graph are
-        counted below. A read from disk is one too.
+        Requests for files of volumes, or parts of them: info, shard indices, chunks. Reads from disk are included,
+        requests to a chunked graph are not.
     retries : int
-        How many of these repeated another one, that failed or brought what does not decode.
+        Number of these that repeated a request that failed or whose bytes did not decode.
     root_requests : int
         Requests to a chunked graph.
     ids_sent : int
         Ids in these requests.
     zero_roots : int
-        Supervoxels, counted in each block that has them, that had no root at the moment asked for and became 0.
+        Supervoxels without a root at the requested time, which became 0, counted once for each block.
     zero_root_ids : list of int
         The first few of those.
     """
@@ -62,12 +62,12 @@ class ReadCounts:
         return self.missing_keys[:n]
 
     def add(self, other: ReadCounts) -> None:
-        """Add the count of another block; of the missing keys no more than the first few are kept."""
+        """Add the counts of another block, keeping only the first few missing keys."""
         self.include(other)
         del self.missing_keys[KEYS_KEPT:]
 
     def include(self, other: ReadCounts) -> None:
-        """Add the count of another read of the same block; every missing key is kept."""
+        """Add the counts of another read of the same block, keeping every missing key."""
         self.chunks += other.chunks
         self.stored_bytes += other.stored_bytes
         self.missing += other.missing
@@ -86,7 +86,7 @@ class ReadCounts:
         self.zero_root_ids += [int(value) for value in supervoxels[:room]]
 
 
-# A context variable, so that threads that make requests for this one can be given its counts.
+# A context variable, because threads that make requests for this one run in a copy of its context.
 _collecting: ContextVar[ReadCounts | None] = ContextVar("imagery_dask_counts", default=None)
 _requests_lock = threading.Lock()
 
@@ -114,7 +114,7 @@ def counting_into(counts: ReadCounts) -> Iterator[None]:
 
 
 def active_counts() -> ReadCounts | None:
-    """Return the counts that this thread collects at the moment, or None."""
+    """Return the counts that this thread collects, or None."""
     return _collecting.get()
 
 

@@ -1,4 +1,4 @@
-"""Credentials, found by each process for itself: none travels in a handle, a graph or a plan."""
+"""Credentials, which every process looks up itself; handles, graphs and plans never contain them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _tokens: dict[str, str] = {}
 
 
 class Bearer(requests.auth.AuthBase):
-    """A token; given as requests' ``auth``, since a login in ~/.netrc would replace a header."""
+    """A token as requests' ``auth``, because a login in ~/.netrc replaces a header."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -46,7 +46,7 @@ class Bearer(requests.auth.AuthBase):
 
 
 def remember_token(path: str, token: str) -> str | None:
-    """Use a token for a CAVE server in this process; other processes find their own.
+    """Use a token for a CAVE server in this process; other processes look up their own.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def remember_token(path: str, token: str) -> str | None:
 
 
 def forget_token(path: str, before: str | None) -> None:
-    """Take back what `remember_token` did; `before` is what it returned."""
+    """Undo `remember_token`; `before` is its return value."""
     host = _cave_host(path)
     if host and before is None:
         _tokens.pop(host, None)
@@ -77,7 +77,7 @@ def forget_token(path: str, before: str | None) -> None:
 
 
 def cave_token(host: str) -> str | None:
-    """Token for a CAVE server, or None where this process finds none; see `token_places`."""
+    """Return the token for a CAVE server, or None if this process has none; see `token_places`."""
     if host in _tokens:
         return _tokens[host]
     given = json.loads(os.environ.get(OWN_WORKERS_VARIABLE, "{}")).get(host) or os.environ.get(TOKEN_VARIABLE)
@@ -96,27 +96,27 @@ def cave_token(host: str) -> str | None:
 
 
 def token_places(host: str) -> str:
-    """Say where `cave_token` looks, for errors."""
+    """Return the places where `cave_token` looks, for errors."""
     files = ", ".join(str(secretpath(name.format(host=host))) for name in TOKEN_FILES)
     return f"auth_token=... or the CAVEclient (in the process that made the array), ${TOKEN_VARIABLE}, {files}"
 
 
 def tokens_for_own_workers() -> Mapping[str, str]:
-    """Environment that hands this process's tokens to worker processes that it starts."""
+    """Return the environment that passes this process's tokens to worker processes that it starts."""
     return {OWN_WORKERS_VARIABLE: json.dumps(_tokens)} if _tokens else {}
 
 
 def secrets_for(cloudpath: str) -> Any:
-    """Return what cloud-files takes as ``secrets`` for a path; None lets it look by itself."""
+    """Return the ``secrets`` argument of cloud-files for a path; with None cloud-files looks them up itself."""
     if _is_bucket(cloudpath, "s3") and not _aws_file(cloudpath) and os.environ.get("AWS_ACCESS_KEY_ID"):
-        # cloud-files insists on a session token beside keys from the environment; keys of one's own have none.
+        # cloud-files requires a session token with keys from the environment, but long-term keys have none.
         names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION")
         return {name: os.environ[name] for name in names if os.environ.get(name)}
     return None
 
 
 def has_google() -> bool:
-    """Whether this process can sign requests to Google Cloud Storage (or is pointed at an emulator)."""
+    """Return True if this process can sign requests to Google Cloud Storage, or uses an emulator."""
     if os.environ.get("STORAGE_EMULATOR_HOST") or os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
         return True
     own = Path.home() / ".config" / "gcloud" / "application_default_credentials.json"
@@ -124,14 +124,14 @@ def has_google() -> bool:
 
 
 def has_aws(cloudpath: str) -> bool:
-    """Whether this process has keys for an S3 bucket, or a custom endpoint."""
+    """Return True if this process has keys for an S3 bucket, or a custom endpoint."""
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE")
     in_environment = any(os.environ.get(name) for name in names)
     return in_environment or _aws_file(cloudpath) or (Path.home() / ".aws" / "credentials").exists()
 
 
 def _cave_host(path: str) -> str | None:
-    """Host of a path that is served by CAVE, or behind its authentication."""
+    """Return the host of a path that is served by CAVE or behind its authentication, or None."""
     text = path.removeprefix("precomputed://")
     if not text.startswith(("graphene://", "middleauth+")):
         return None

@@ -1,4 +1,4 @@
-"""Sorting failed requests: what is not there, what is refused, what may pass, what will not."""
+"""Classification of failed requests: missing, refused, transient or permanent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
 
 def kind_of(error: Exception) -> str:
-    """Sort a failure: "not there", "refused", "outside" (of the file), "passing" (try again) or "final"."""
+    """Classify a failure.
+
+    Returns
+    -------
+    str
+        "not there", "refused", "outside" (the byte range is beyond the end of the file), "passing" (try again) or
+        "final".
+    """
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore
         code = str(response.get("Error", {}).get("Code", ""))
@@ -43,10 +50,10 @@ def kind_of(error: Exception) -> str:
 
 
 def pause_s(attempt: int, error: Exception | None = None) -> float:
-    """Seconds to wait before the next attempt, the first of which is number 0.
+    """Return the seconds to wait after attempt number `attempt`, counted from 0.
 
-    Exponential with full jitter: processes that failed together come back apart. What the server asks for comes
-    first, up to ``requests.longest_retry_after_s`` (`imagery_dask.config`).
+    The pause grows exponentially, with full jitter, so that processes that failed together retry at different times.
+    The server's ``Retry-After`` is added, up to ``requests.longest_retry_after_s`` (`imagery_dask.config`).
     """
     asked = retry_after_s(_headers(error)) or 0.0
     longest: float = min(config.get("requests.longest_pause_s"), config.get("requests.first_pause_s") * 2.0**attempt)
@@ -55,7 +62,7 @@ def pause_s(attempt: int, error: Exception | None = None) -> float:
 
 
 def retry_after_s(headers: Any) -> float | None:
-    """Seconds that ``Retry-After`` asks for, given as a number or as a date; None where it says nothing sensible."""
+    """Return the seconds of a ``Retry-After`` header, which has a number or a date; None if it is invalid."""
     text = headers.get("Retry-After")
     try:
         seconds = float(text)
@@ -63,24 +70,24 @@ def retry_after_s(headers: Any) -> float | None:
         moment = _moment(text)
         if moment is None:
             return None
-        # By the server's own clock, where it tells the time: this computer's may be wrong.
+        # Relative to the server's clock if it sends one, because the local clock may be wrong.
         here = _moment(headers.get("Date"))
         seconds = moment - (time.time() if here is None else here)
     return max(0.0, seconds) if seconds < float("inf") else None
 
 
 def brief(reason: object) -> str:
-    """One short line that says what went wrong."""
+    """Return a reason as one short line."""
     text = " ".join(str(reason).split())
     name = f"{type(reason).__name__}: " if isinstance(reason, Exception) else ""
     return (name + text)[:300]
 
 
 def forget_request(error: BaseException) -> None:
-    """Take from an error what it keeps of its request, whose header holds the token.
+    """Remove the request, whose header holds the token, from an error.
 
-    An error that is raised while another one is handled keeps that one as its context, and takes it along to wherever
-    it is pickled.
+    The context and cause are removed too, because they keep other errors with their requests when the error is
+    pickled.
     """
     if isinstance(error, requests.RequestException):
         error.request = error.response = None
@@ -90,13 +97,13 @@ def forget_request(error: BaseException) -> None:
 def _headers(error: Exception | None) -> Any:
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore
-        found = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-        return requests.structures.CaseInsensitiveDict(found)
+        headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        return requests.structures.CaseInsensitiveDict(headers)
     return getattr(response, "headers", None) or {}
 
 
 def _moment(text: Any) -> float | None:
-    """Seconds since 1970 of an HTTP date."""
+    """Return an HTTP date as seconds since 1970, or None if it is invalid."""
     try:
         return parsedate_to_datetime(text).timestamp()
     except (TypeError, ValueError, OverflowError):

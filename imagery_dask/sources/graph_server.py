@@ -1,4 +1,4 @@
-"""Requests to a CAVE server: one connection pool per process, tokens found here, failures sorted."""
+"""Requests to a CAVE server, with one connection pool per process."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from imagery_dask.sources.failures import brief, forget_request, kind_of, pause_
 
 __all__ = ["GraphServer", "graph_server", "read_graph_info"]
 
-# Looking 100,000 ids up takes a server seconds; one that says nothing for longer than this is not coming back.
+# Connections that a process keeps open to one server.
 CONNECTIONS = 64
 
 
 class GraphServer:
-    """A PyChunkedGraph service, as one process uses it. Safe to use from many threads.
+    """One process's connection to a PyChunkedGraph service. Safe to use from many threads.
 
     Parameters
     ----------
@@ -44,13 +44,13 @@ class GraphServer:
         self._session.mount("https://", adapter)
 
     def get_json(self, path: str, params: dict[str, Any] | None = None) -> Any:
-        """Answer of a GET request."""
+        """Return the JSON answer of a GET request."""
         return self._call("GET", path, _json, params=params or {})
 
     def post_json(
         self, path: str, content: Any, params: dict[str, Any] | None = None, attempts: int | None = None
     ) -> Any:
-        """Answer of a POST request with a JSON body."""
+        """Return the JSON answer of a POST request with a JSON body."""
         return self._call("POST", path, _json, attempts, params=params or {}, json=content)
 
     def post_ids(
@@ -60,18 +60,18 @@ class GraphServer:
         params: dict[str, Any],
         valid: Callable[[NDArray[np.uint64], NDArray[np.uint64]], bool],
     ) -> NDArray[np.uint64]:
-        """Ids that the server answers to ids, one for each, as raw little-endian uint64.
+        """Post ids as raw little-endian uint64, and return one id for each.
 
         Parameters
         ----------
         path : str
-            Where to post.
+            Path of the endpoint.
         ids : numpy.ndarray of uint64, shape (n,)
-            What to send.
+            Ids to send.
         params : dict
-            The query.
+            Query parameters.
         valid : callable
-            Told what was sent and what came; an answer that is not valid is asked for again.
+            ``valid(sent, received)``; the request is repeated if it returns False.
         """
         body, headers = np.ascontiguousarray(ids, dtype="<u8").tobytes(), {"Accept-Encoding": "identity"}
         if len(body) > config.get("graph.gzip_above"):
@@ -119,10 +119,10 @@ class GraphServer:
         ) as response:
             status = response.status_code
             if status in (401, 403) or 300 <= status < 400:
-                # An expired token is answered with a redirect to a login page.
+                # CAVE redirects requests with an expired token to a login page.
                 raise AccessRefusedError(
-                    f"Access was refused by {self._host} ({method} {path}: HTTP {status}). The token that this process "
-                    f"found is wrong, has expired, or may not read this data. Tokens are looked for in: "
+                    f"Access was refused by {self._host} ({method} {path}: HTTP {status}). The token of this process "
+                    f"is wrong, has expired, or has no permission to read this data. Tokens are looked for in: "
                     f"{token_places(self._host)}."
                 )
             if status == 404:
@@ -157,7 +157,7 @@ def _graph_server(server: str, process: int) -> GraphServer:
 
 
 def read_graph_info(path: str) -> tuple[ChunkedGraph, dict[str, Any]]:
-    """Graph behind a graphene path, and its info, which is that of its watershed with ``data_dir`` and more."""
+    """Return the graph of a graphene path, and its info: that of the watershed volume with ``data_dir`` and more."""
     server, table = graphene_address(path)
     try:
         info = graph_server(server).get_json(f"/segmentation/table/{table}/info")

@@ -1,4 +1,4 @@
-"""Handles: what travels to workers in place of open volumes."""
+"""Handles, which are sent to workers in place of open volumes."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _logger = logging.getLogger("imagery_dask")
 
 @dataclass(frozen=True, slots=True)
 class SourceHandle:
-    """One mip of a volume, by name: small, picklable, without token or connection.
+    """One mip of a volume: small, picklable, without token or connection.
 
     Parameters
     ----------
     path : str
         CloudVolume path.
     mip : Mip
-        Level, as its info was when the handle was made.
+        Level, as in the info when the handle was made.
     missing : {"fill", "error"}
         What a storage chunk that does not exist becomes.
     """
@@ -50,14 +50,14 @@ class SourceHandle:
     missing: Missing = "fill"
 
     def read(self, box: VoxelGrid, layout: Layout = "F", relabel: Relabel | None = None) -> NDArray[Any]:
-        """Voxels of a box as (x, y, z, channel), with new ids if asked; opens the volume at this process's first read.
+        """Read a box of voxels as (x, y, z, channel), with ids replaced by `relabel` if it is given.
 
-        Counts go to the thread's `collect_counts`, if it collects.
+        The first read in a process opens the volume. Counts are added to the thread's `collect_counts`, if any.
 
         Raises
         ------
         SourceError
-            When the volume has another info than it had when the handle was made.
+            If the volume's info has changed since the handle was made.
         """
         voxels, counts = self._volume().read(self.mip.level, box, self.missing, layout, relabel)
         collecting = active_counts()
@@ -68,7 +68,7 @@ class SourceHandle:
         return voxels
 
     def _volume(self) -> PrecomputedVolume:
-        # This process may have opened the volume before it was written anew.
+        # This process may have opened the volume before it was rewritten.
         for fresh in (False, True):
             volume = open_volume(self.path, fresh)
             now = _level(volume, self.mip.level)
@@ -80,10 +80,10 @@ class SourceHandle:
 
 
 def open_volume(path: str, fresh: bool = False) -> PrecomputedVolume:
-    """Open a layer, once per process; `fresh` reads its info again."""
+    """Return an open layer, opened once per process; with `fresh`, its info is read again."""
     path = normalize_path(path)
     key = (path, os.getpid())  # connections do not survive a fork
-    # One at a time, so that threads that start together read the info once.
+    # Under a lock, so that threads that start together read the info once.
     with _open_lock:
         if key not in _volumes or (fresh and not _volumes[key].is_current()):
             keep_freed_memory()
@@ -100,7 +100,7 @@ def _level(volume: PrecomputedVolume, level: int) -> Mip | None:
 
 
 def _warn_missing(path: str, level: int, key: str) -> None:
-    """Say once for each level that zeros are no data; exports count and report them instead."""
+    """Log, once for each level, that chunks are missing; exports count and report them instead."""
     if (path, level) not in _warned:
         _warned.add((path, level))
         _logger.warning(
@@ -110,7 +110,7 @@ def _warn_missing(path: str, level: int, key: str) -> None:
 
 
 def cloud_volume(path: str, token: str | None = None) -> Any:
-    """`CloudVolume` of a source for direct use, with the options of the reference: unbounded, missing chunks are 0."""
+    """Return a `CloudVolume` for direct use, with `imageryclient`'s options: unbounded, missing chunks are 0."""
     return _cloud_volume(normalize_path(path), token, os.getpid())
 
 

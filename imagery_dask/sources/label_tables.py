@@ -1,8 +1,8 @@
 """Labels of compressed_segmentation chunks, read and replaced without decoding the voxels.
 
 A chunk in this encoding holds, for each small block of voxels, a table of the block's labels, and for each voxel an
-index into it. A chunk of two million voxels has some ten thousand entries in its tables, so that finding its distinct
-labels and giving them new values costs a hundredth of what it costs on voxels.
+index into the table. The tables of a chunk of two million voxels have some ten thousand entries, so that finding and
+replacing its distinct labels costs a hundredth of what it costs on voxels.
 
 Format: https://github.com/google/neuroglancer/tree/master/src/sliceview/compressed_segmentation
 """
@@ -22,14 +22,14 @@ OFFSET_BITS = 24
 
 
 class LabelTables:
-    """Tables of one chunk of one channel of uint64.
+    """Label tables of a chunk with one channel of uint64.
 
     Parameters
     ----------
     words : numpy.ndarray of uint32, shape (n,)
         The chunk.
     at : numpy.ndarray of int64, shape (m,)
-        Positions of the labels' lower words; the higher ones follow.
+        Positions of the labels' lower words; the higher words follow them.
     """
 
     def __init__(self, words: NDArray[np.uint32], at: NDArray[np.int64]) -> None:
@@ -51,8 +51,8 @@ class LabelTables:
         Returns
         -------
         LabelTables or None
-            None when it cannot be told where a table ends: the format stores no lengths, and allows an encoder to let
-            tables overlap. The usual encoders do not.
+            None if the ends of tables cannot be determined: the format stores no lengths and allows tables to overlap.
+            The usual encoders write tables that do not overlap.
         """
         words: NDArray[np.uint32] = np.frombuffer(content[: len(content) // 4 * 4], "<u4")
         blocks = int(Vec3.of(shape).ceil_div(block_size).prod)  # the info may give numpy integers
@@ -61,12 +61,12 @@ class LabelTables:
             return None
         headers = words[base : base + 2 * blocks].reshape(-1, 2).astype(np.int64)
         bits, tables = headers[:, 0] >> OFFSET_BITS, headers[:, 0] % (1 << OFFSET_BITS) + base
-        packed = bits > 0  # blocks of one label have no indices; where theirs would be means nothing
+        packed = bits > 0  # blocks of one label have no indices, and the offset in their header is meaningless
         if not np.isin(bits, ENCODED_BITS).all():
             return None
         indices = headers[packed, 1] + base
         sizes = -(-bits[packed] * int(np.prod(block_size)) // 32)
-        # A table ends where the next one begins, or indices, or the chunk.
+        # A table ends where the next table or indices begin, or where the chunk ends.
         starts, entry_of = np.unique(tables, return_inverse=True)
         edges = np.unique(np.concatenate([starts, indices, [len(words)]]))
         lengths = edges[np.minimum(np.searchsorted(edges, starts, side="right"), len(edges) - 1)] - starts
@@ -81,12 +81,12 @@ class LabelTables:
         return cls(words, np.repeat(starts, counts) + 2 * within)
 
     def labels(self) -> NDArray[np.uint64]:
-        """Labels of all tables, in the order of the file."""
+        """Return the labels of all tables, in the order of the file."""
         low, high = self._words[self._at], self._words[self._at + 1]
         return low.astype(np.uint64) | (high.astype(np.uint64) << np.uint64(32))
 
     def replaced(self, labels: NDArray[np.uint64]) -> bytes:
-        """Give the chunk with other labels, as many as there are and in the same order."""
+        """Return the chunk with other labels, of the same number and in the same order."""
         words = self._words.copy()
         words[self._at] = labels.astype(np.uint32)  # the lower half: a cast of unsigned integers wraps
         words[self._at + 1] = (labels >> np.uint64(32)).astype(np.uint32)

@@ -1,8 +1,8 @@
 """Memory settings of worker processes.
 
-dask starts workers with ``MALLOC_TRIM_THRESHOLD_=65536``: every freed buffer goes back to the system, and the next one
-of the same size is faulted in again, page by page, which is much of the time of a read. A worker that reads block after
-block keeps a few blocks instead.
+dask starts workers with ``MALLOC_TRIM_THRESHOLD_=65536``: every freed buffer is returned to the system, and the next
+buffer of the same size is faulted in again, page by page, which is much of the time of a read. The settings here let a
+worker keep the memory of a few blocks instead.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ __all__ = ["keep_freed_memory"]
 M_TRIM_THRESHOLD = -1
 M_MMAP_THRESHOLD = -3
 DASK_DEFAULT = "65536"
-LARGEST_KEPT = 32 * 2**20  # glibc takes no more
+LARGEST_KEPT = 32 * 2**20  # glibc's maximum
 FREE_KEPT = 128 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Keep up to 128 MiB of freed memory in this process, if it has dask's default of keeping none.
+    """Keep up to 128 MiB of freed memory in this process, if it has dask's default settings.
 
     Returns
     -------
     bool
-        True if settings were changed: only in processes with dask's default, on glibc.
+        True if the settings were changed, which needs dask's default settings and glibc.
     """
     if os.environ.get("MALLOC_TRIM_THRESHOLD_") != DASK_DEFAULT or not sys.platform.startswith("linux"):
         return False

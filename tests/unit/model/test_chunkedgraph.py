@@ -102,7 +102,7 @@ def test_optional_parts_of_an_info() -> None:
     ],
 )
 def test_incomplete_infos_are_named(broken: dict[str, Any]) -> None:
-    with pytest.raises(SourceError, match=r"minnie3_v1' has no info of a chunked graph"):
+    with pytest.raises(SourceError, match=r"minnie3_v1' does not describe a chunked graph"):
         ChunkedGraph.from_info(PATH, broken)
 
 

@@ -162,12 +162,12 @@ def test_mip_that_is_no_integer(mip: Any) -> None:
 
 @pytest.mark.parametrize("missing", ["zero", None, True])
 def test_bad_missing(missing: Any) -> None:
-    refuses(ValueError, ["missing is 'fill' or 'error'", repr(missing)], missing=missing)
+    refuses(ValueError, ["missing must be 'fill' or 'error'", repr(missing)], missing=missing)
 
 
 @pytest.mark.parametrize("order", [2, -1, "linear", None])
 def test_bad_order(order: Any) -> None:
-    refuses(ValueError, ["order is 0 (nearest) or 1 (linear)", repr(order)], order=order)
+    refuses(ValueError, ["order must be 0 (nearest) or 1 (linear)", repr(order)], order=order)
 
 
 def test_typo_is_a_type_error() -> None:
