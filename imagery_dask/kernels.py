@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
 
 import fastremap
 import numpy as np
 import tinybrain
 from numpy.typing import NDArray
+
+from imagery_dask.annotations import Array
 
 __all__ = [
     "downsample",
@@ -32,7 +33,7 @@ __all__ = [
     "unique_ids",
 ]
 
-Block = NDArray[Any]
+Block = Array
 
 INT64_MAX = 2**63 - 1
 NO_MEANS = (np.float16, np.int32, np.int64)  # tinybrain cannot average these over three axes
@@ -160,12 +161,12 @@ def to_int64(block: Block) -> NDArray[np.int64]:
     return block.view(np.int64)
 
 
-def unique_ids(block: Block) -> NDArray[Any]:
+def unique_ids(block: Block) -> Array:
     """Return the sorted distinct ids of a block, dtype unchanged."""
     return np.asarray(fastremap.unique(block))
 
 
-def unique_counts(block: Block) -> tuple[NDArray[Any], NDArray[np.int64]]:
+def unique_counts(block: Block) -> tuple[Array, NDArray[np.int64]]:
     """Return the sorted distinct ids of a block, and the number of voxels of each."""
     ids, counts = fastremap.unique(block, return_counts=True)
     return np.asarray(ids), np.asarray(counts, dtype=np.int64)
@@ -248,7 +249,7 @@ def mask_at(places: NDArray[np.intp], block: Block) -> NDArray[np.bool_]:
     return mask
 
 
-def remap(block: Block, ids: NDArray[Any], values: NDArray[Any]) -> Block:
+def remap(block: Block, ids: Array, values: Array) -> Block:
     """Replace ids by values, in place.
 
     Parameters

@@ -81,7 +81,7 @@ def from_json(kind: Any, value: Any) -> Any:
         raise ValueError(_message(kind, error)) from None
 
 
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, object]:
     """Return the leaves of nested dicts by dotted name; lists are leaves.
 
     Examples
@@ -91,7 +91,7 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """
     if not isinstance(value, dict):
         return {prefix: value}
-    leaves: dict[str, Any] = {}
+    leaves: dict[str, object] = {}
     for key, item in value.items():
         leaves |= flat(item, f"{prefix}.{key}" if prefix else str(key))
     return leaves
@@ -152,7 +152,7 @@ def _fields(kind: Any) -> Any:
     return with_config(ConfigDict(extra="forbid"))(TypedDict(kind.__name__, read))  # type: ignore[operator]
 
 
-def _maker(kind: Any) -> Callable[[dict[str, Any]], Any]:
+def _maker(kind: Any) -> Callable[..., Any]:
     return lambda fields: kind(**fields)
 
 

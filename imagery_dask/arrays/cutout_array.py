@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagery_dask import kernels
+from imagery_dask.annotations import Array
 from imagery_dask.arrays.remap import read_objects
 from imagery_dask.geometry.grid import VoxelGrid, nearest_index
 from imagery_dask.geometry.vec import Vec3
@@ -49,7 +50,7 @@ class CutoutArray:
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:
         return ("imagery_dask.CutoutArray", repr(self.cutout), self.axes, self.layout)
 
-    def __getitem__(self, key: Any) -> NDArray[Any]:
+    def __getitem__(self, key: Any) -> Array:
         parts = self._parts(key)
         full = (*self.cutout.target.shape, self.cutout.channels)
         spans = [_span(parts.get(axis, slice(None)), full[axis]) for axis in range(4)]
@@ -67,7 +68,7 @@ class CutoutArray:
         """Return the same voxels in another memory order."""
         return CutoutArray(self.cutout, self.squeeze, layout)
 
-    def read(self, target: VoxelGrid, layout: Layout = "F") -> NDArray[Any]:
+    def read(self, target: VoxelGrid, layout: Layout = "F") -> Array:
         """Read a box of the target grid as (x, y, z, channel), in Fortran or C order."""
         cutout = self.cutout
         source_nm = cutout.mip.grid.resolution_nm
@@ -124,7 +125,7 @@ class CutoutSlice:
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:
         return ("imagery_dask.CutoutSlice", self.source.__dask_tokenize__(), self.parts)
 
-    def __getitem__(self, key: tuple[slice, ...]) -> NDArray[Any]:
+    def __getitem__(self, key: tuple[slice, ...]) -> Array:
         inner = iter(key)
         return self.source[
             tuple(_slice_of(part[next(inner)]) if isinstance(part, range) else part for part in self.parts)
@@ -152,7 +153,7 @@ def _span(part: Part, size: int) -> tuple[int, int, slice | NDArray[np.int64]]:
     return int(picked.min()), int(picked.max()) + 1, picked - picked.min()
 
 
-def _read_linear(handle: SourceHandle, target: VoxelGrid, volume: VoxelGrid, layout: Layout) -> NDArray[Any]:
+def _read_linear(handle: SourceHandle, target: VoxelGrid, volume: VoxelGrid, layout: Layout) -> Array:
     """Interpolate a block; it reads one voxel of halo, clamped to the volume, so that blocks equal the whole."""
     steps = target.steps_from(volume.resolution_nm)
     taps = [kernels.linear_taps(target.start[axis], target.shape[axis], steps[axis]) for axis in range(3)]

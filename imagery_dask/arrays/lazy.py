@@ -25,8 +25,8 @@ from dask.array.core import slices_from_chunks
 from dask.base import get_scheduler, tokenize
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
-from numpy.typing import NDArray
 
+from imagery_dask.annotations import Array, JsonObject, Keywords
 from imagery_dask.arrays.chunking import block_edges
 from imagery_dask.arrays.cutout_array import CutoutArray, CutoutSlice
 from imagery_dask.config import config
@@ -55,7 +55,7 @@ class LazyCutout(da.Array):
     and joins them at the end, in C order, which takes as long as decoding where codecs are as fast as memory.
     """
 
-    def compute(self, **kwargs: Any) -> NDArray[Any]:
+    def compute(self, **kwargs: Any) -> Array:
         """Read the cutout; where it has several blocks, the result is in Fortran order."""
         source = source_of(self)
         scheduler = get_scheduler(collections=[self], scheduler=kwargs.get("scheduler"))
@@ -90,7 +90,7 @@ class LazyCutout(da.Array):
 NOT_OF_SCHEDULERS = ("scheduler", "optimize_graph", "traverse")
 
 
-def _fill(scheduler: Any, array: da.Array, source: CutoutArray, options: dict[str, Any]) -> NDArray[Any]:
+def _fill(scheduler: Any, array: da.Array, source: CutoutArray, options: Keywords) -> Array:
     """Voxels of a cutout whose blocks this process reads into one array."""
     voxels = np.empty(array.shape, array.dtype, order="F")
 
@@ -103,7 +103,7 @@ def _fill(scheduler: Any, array: da.Array, source: CutoutArray, options: dict[st
     return voxels
 
 
-def _gather(client: Client, array: da.Array, source: CutoutArray) -> NDArray[Any]:
+def _gather(client: Client, array: da.Array, source: CutoutArray) -> Array:
     """Voxels of a cutout whose blocks a cluster reads, written into one array as they arrive."""
     regions = slices_from_chunks(array.chunks)
     blocks = client.compute(block_reads(array, source))
@@ -236,7 +236,7 @@ def lazy_dataarray(cutout: Cutout, name: str) -> xr.DataArray:
     return xr.DataArray(array, dims=dims, coords=coords, attrs=described(cutout), name=name)
 
 
-def described(cutout: Cutout) -> dict[str, Any]:
+def described(cutout: Cutout) -> JsonObject:
     """Describe the origin of a cutout in plain values: attributes of arrays and stores."""
     target, query = cutout.target, cutout.query
     attributes = {

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagery_dask import kernels
+from imagery_dask.annotations import Array
 from imagery_dask.arrays.lazy import block_reads, lazy_array, source_of
 from imagery_dask.model.cutout import Cutout
 
@@ -19,7 +20,7 @@ __all__ = ["SegmentationMasks", "count_ids"]
 
 FAN_IN = 16
 
-Counts = tuple[NDArray[Any], NDArray[np.int64]]
+Counts = tuple[Array, NDArray[np.int64]]
 
 
 class SegmentationMasks(Mapping[int, da.Array]):

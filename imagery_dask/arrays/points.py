@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imagery_dask.annotations import Array
 from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.model.layer import Layer
 from imagery_dask.sources import Missing, SourceHandle
@@ -36,7 +37,7 @@ def voxels_of(points: NDArray[np.float64], points_nm: Any, voxel_nm: Any) -> NDA
     return np.trunc(np.trunc(points) / ratio).astype(np.int64)
 
 
-def stored_ids_at(layer: Layer, level: int, voxels: NDArray[np.int64], missing: Missing) -> NDArray[Any]:
+def stored_ids_at(layer: Layer, level: int, voxels: NDArray[np.int64], missing: Missing) -> Array:
     """Read the stored ids of voxels; 0 outside the volume.
 
     Parameters

@@ -6,12 +6,12 @@ Root ids are looked up on source voxels, before resizing multiplies them.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imagery_dask import kernels
+from imagery_dask.annotations import Array
 from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.model.chunkedgraph import RootQuery
 from imagery_dask.model.labels import LabelRule
@@ -20,7 +20,7 @@ from imagery_dask.sources import Layout, SourceHandle, look_up_roots, roots_from
 __all__ = ["apply_rule", "ids_of", "read_objects", "relabel"]
 
 
-def read_objects(handle: SourceHandle, box: VoxelGrid, rule: LabelRule | None, layout: Layout) -> NDArray[Any]:
+def read_objects(handle: SourceHandle, box: VoxelGrid, rule: LabelRule | None, layout: Layout) -> Array:
     """Read a box of voxels and apply a rule to their ids.
 
     Parameters
@@ -47,7 +47,7 @@ def read_objects(handle: SourceHandle, box: VoxelGrid, rule: LabelRule | None, l
     return _finished(handle.read(box, layout, lambda stored: ids_of(stored, query, rule)), rule)
 
 
-def apply_rule(block: NDArray[Any], rule: LabelRule) -> NDArray[Any]:
+def apply_rule(block: Array, rule: LabelRule) -> Array:
     """Apply a rule to a block of stored ids, which may be changed in place.
 
     Parameters
@@ -68,7 +68,7 @@ def apply_rule(block: NDArray[Any], rule: LabelRule) -> NDArray[Any]:
     return _finished(block if rule.keep is None else kernels.keep_ids(block, rule.keep), rule)
 
 
-def relabel(ids: NDArray[Any], rule: LabelRule) -> NDArray[Any]:
+def relabel(ids: Array, rule: LabelRule) -> Array:
     """Return a new array of stored ids, of any shape and integer type, mapped by a rule."""
     own = np.array(ids, dtype=np.uint64 if rule.query is not None else None, order="C", ndmin=1)
     return apply_rule(own, rule).reshape(np.shape(ids))
@@ -90,7 +90,7 @@ def ids_of(supervoxels: NDArray[np.uint64], query: RootQuery, rule: LabelRule) -
     return roots
 
 
-def _finished(ids: NDArray[Any], rule: LabelRule) -> NDArray[Any]:
+def _finished(ids: Array, rule: LabelRule) -> Array:
     """Compare or convert mapped ids as the rule says."""
     if rule.mask_of is not None:
         return kernels.is_id(ids, rule.mask_of)

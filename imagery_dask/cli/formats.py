@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 
 import click
 
+from imagery_dask.annotations import Keywords
 from imagery_dask.cli.param_types import ColorsType, LevelsType, ShapeType, WindowType
 from imagery_dask.cli.region_flags import REGION_OPTIONS, region_dataset, region_options, same_moment
 from imagery_dask.export.core.writer_arguments import Flag, flags_of
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "Format"]
 
-Given = dict[str, Any]
+Given = Keywords
 Decorator = Callable[[Any], Any]
 Options = TypeVar("Options")
 
@@ -73,7 +74,7 @@ def _click_option(name: str, kind: Any, default: Any, flag: Flag) -> Decorator:
         return click.option(on, is_flag=True, default=default, show_default=bool(default), help=flag.help)
     if flag.default is not None:
         default = flag.default
-    more: dict[str, Any] = {}
+    more: Keywords = {}
     words = flag.choices or tuple(_words(kind, default))
     if flag.syntax:
         more["type"] = SYNTAX[flag.syntax](*flag.choices)

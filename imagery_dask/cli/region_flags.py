@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from imagery_dask.annotations import Keywords
 from imagery_dask.cli.param_types import RootIdsType
 from imagery_dask.cli.source_flags import cave_options, source_client
 
@@ -75,7 +76,7 @@ def region_dataset(
     return data
 
 
-def same_moment(out: str, region: dict[str, Any]) -> dict[str, Any]:
+def same_moment(out: str, region: Keywords) -> Keywords:
     """Take the moment of the export that is there, where the options name none: "now" is another one each time."""
     dynamic = region["datastack"] is not None or "graphene://" in (region["segmentation_source"] or "")
     if not dynamic or region["timestamp"] is not None or region["version"] is not None:

@@ -109,7 +109,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
             *sources, (image_mip, segmentation_mip), resolution, missing, auth_token, dynamic
         )
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Leave the token and the CAVEclient, which has one too, in this process."""
         return {**self.__dict__, "_auth_token": None, "_client": None}
 

@@ -23,6 +23,7 @@ from dask.utils import format_bytes
 from distributed import LocalCluster, Nanny, SSHCluster, Worker
 from distributed.deploy.spec import SpecCluster
 
+from imagery_dask.annotations import Keywords
 from imagery_dask.cluster.batch_jobs import is_job_queue, system_of
 
 __all__ = [
@@ -82,7 +83,7 @@ def takes_security(cluster_class: Any) -> bool:
     return is_job_queue(cluster_class) or (inspect.isclass(cluster_class) and issubclass(cluster_class, LocalCluster))
 
 
-def with_lists(cluster_class: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def with_lists(cluster_class: Any, arguments: Mapping[str, Any]) -> Keywords:
     """Split multi-line strings into lists where dask-jobqueue expects a list; it would iterate over the characters."""
     result = dict(arguments)
     for name in LISTS_OF_JOBQUEUE if is_job_queue(cluster_class) else ():
@@ -120,7 +121,7 @@ def _names_of(classes: Iterable[Any]) -> set[str]:
     return names - {"self", "args", "kwargs", "job_kwargs", "worker_kwargs", "loop", "asynchronous", *PASSED_ON}
 
 
-def fitted(cluster_class: Any, arguments: Mapping[str, Any], settings: WorkerSettings) -> dict[str, Any]:
+def fitted(cluster_class: Any, arguments: Mapping[str, Any], settings: WorkerSettings) -> Keywords:
     """Return the arguments of a cluster class, with the settings of its workers added.
 
     Raises
@@ -146,7 +147,7 @@ def fitted(cluster_class: Any, arguments: Mapping[str, Any], settings: WorkerSet
     )  # fmt: skip
 
 
-def sized(cluster_class: Any, arguments: Mapping[str, Any], workers: int) -> dict[str, Any] | None:
+def sized(cluster_class: Any, arguments: Mapping[str, Any], workers: int) -> Keywords | None:
     """Return the arguments with which a class starts a number of workers; None if the cluster is scaled later.
 
     Raises
@@ -177,7 +178,7 @@ def _name(cluster_class: Any) -> str:
     return str(getattr(cluster_class, "__name__", cluster_class))
 
 
-def _local(arguments: Mapping[str, Any], settings: WorkerSettings) -> dict[str, Any]:
+def _local(arguments: Mapping[str, Any], settings: WorkerSettings) -> Keywords:
     if arguments.get("processes") is False and settings.environment:
         raise UnfitError(
             "environment", "threads of this process ('processes: false') have no environment of their own."
@@ -185,7 +186,7 @@ def _local(arguments: Mapping[str, Any], settings: WorkerSettings) -> dict[str, 
     return _worker_options(arguments, settings)
 
 
-def _worker_options(options: Mapping[str, Any], settings: WorkerSettings) -> dict[str, Any]:
+def _worker_options(options: Mapping[str, Any], settings: WorkerSettings) -> Keywords:
     result = dict(options)
     if settings.environment:
         if not isinstance(options.get("env") or {}, Mapping):
@@ -201,7 +202,7 @@ def _worker_options(options: Mapping[str, Any], settings: WorkerSettings) -> dic
     return result
 
 
-def _job_queue(cluster_class: Any, arguments: Mapping[str, Any], settings: WorkerSettings) -> dict[str, Any]:
+def _job_queue(cluster_class: Any, arguments: Mapping[str, Any], settings: WorkerSettings) -> Keywords:
     section = arguments.get("config_name") or system_of(cluster_class)
 
     def own(name: str) -> list[str]:
@@ -223,7 +224,7 @@ def _job_queue(cluster_class: Any, arguments: Mapping[str, Any], settings: Worke
     return made
 
 
-def _kube(arguments: Mapping[str, Any], settings: WorkerSettings) -> dict[str, Any]:
+def _kube(arguments: Mapping[str, Any], settings: WorkerSettings) -> Keywords:
     made = dict(arguments)
     if settings.environment:
         own = arguments.get("env") or {}

@@ -15,6 +15,7 @@ from typing import Any
 from distributed import SSHCluster
 from distributed.security import Security
 
+from imagery_dask.annotations import Keywords
 from imagery_dask.cluster.batch_jobs import is_job_queue
 from imagery_dask.cluster.classes import (
     EXTRAS,
@@ -71,12 +72,12 @@ class ClusterFile:
 
     path: Path
     cluster: Any
-    arguments: dict[str, Any]
+    arguments: Keywords
     workers: int | None = None
     adapt: tuple[int, int] | None = None
     address: str | None = None
     security: Security | None = None
-    driver: dict[str, Any] = field(default_factory=dict)
+    driver: Keywords = field(default_factory=dict)
 
     def check_count(self, workers: int | None) -> None:
         """Raise ValueError if a batch system is asked for no workers, neither by the file nor by the caller."""
@@ -151,14 +152,14 @@ def load_cluster_file(path: Path, retire_before_s: float | None = None) -> Clust
     return ClusterFile(path, cluster_class, arguments, workers, adapt, security=security, driver=driver)
 
 
-def _arguments(file: Lines) -> dict[str, Any]:
+def _arguments(file: Lines) -> Keywords:
     arguments = file.values.get("arguments") or {}
     if not isinstance(arguments, dict):
         file.refuse("arguments", f"'arguments' must be a mapping of names to values; got {arguments!r}.")
     return dict(arguments)
 
 
-def _driver(file: Lines, cluster_class: Any) -> dict[str, Any]:
+def _driver(file: Lines, cluster_class: Any) -> Keywords:
     given = file.values.get("driver")
     if given is None:
         return {}

@@ -17,6 +17,7 @@ from distributed import LocalCluster, SSHCluster
 from distributed.core import Status
 from distributed.security import Security
 
+from imagery_dask.annotations import Keywords
 from imagery_dask.cluster.batch_jobs import is_job_queue, job_details
 from imagery_dask.cluster.classes import UnfitError, sized
 from imagery_dask.cluster.cluster_file import ClusterFile
@@ -139,7 +140,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def _made(file: ClusterFile, arguments: dict[str, Any]) -> Iterator[Any]:
+def _made(file: ClusterFile, arguments: Keywords) -> Iterator[Any]:
     name = getattr(file.cluster, "__name__", str(file.cluster))
     try:
         with dask.config.set(_configuration(file.cluster)), warnings.catch_warnings():
@@ -198,7 +199,7 @@ def _scale(cluster: Any, count: int) -> None:
         raise OSError(f"The batch system {taken_words}:\n{error}\n{job_details(cluster)}") from None
 
 
-def _own_processes(arguments: dict[str, Any]) -> dict[str, Any]:
+def _own_processes(arguments: Keywords) -> Keywords:
     preload = arguments.get("preload") or []
     return {
         # From nanny to worker: no token passes the scheduler.
@@ -230,7 +231,7 @@ def _is_loopback(host: Any) -> bool:
         return name == "localhost"
 
 
-def _configuration(cluster_class: Any) -> dict[str, Any]:
+def _configuration(cluster_class: Any) -> Keywords:
     return NO_PROFILE | (HEARD if cluster_class is SSHCluster else {})
 
 

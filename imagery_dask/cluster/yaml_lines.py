@@ -15,6 +15,8 @@ from ruamel.yaml.nodes import MappingNode, ScalarNode
 from ruamel.yaml.resolver import VersionedResolver
 from ruamel.yaml.tag import Tag
 
+from imagery_dask.annotations import Keywords
+
 __all__ = ["Lines", "close_word", "read_lines"]
 
 BOOLEANS = {form for word in ("yes", "no", "on", "off") for form in (word, word.title(), word.upper())}
@@ -28,7 +30,7 @@ class Lines:
     # Line where the mapping begins, from 1.
     line: int
     # Values by name; nested mappings are dicts.
-    values: dict[str, Any]
+    values: Keywords
     # Lines by name, from 1.
     lines: dict[str, int]
     # Nested mappings by name.

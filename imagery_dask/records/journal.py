@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import uuid4
 
-from numpy.typing import NDArray
-
+from imagery_dask.annotations import Array, JsonObject
 from imagery_dask.config import config
 from imagery_dask.records.receipts import receipts_in
 from imagery_dask.storage.buckets import parse_bucket_url
@@ -92,11 +91,11 @@ class Records:
         with ThreadPoolExecutor(GETS_IN_FLIGHT) as threads:
             return [content for content in threads.map(self.files.get, names) if content is not None]
 
-    def receipts(self) -> NDArray[Any]:
+    def receipts(self) -> Array:
         """Return the last receipt of each block, sorted by block (`RECEIPT`)."""
         return receipts_in(self.contents("receipts"))
 
-    def lines(self, kind: Literal["ledger", "failed"]) -> Iterator[dict[str, Any]]:
+    def lines(self, kind: Literal["ledger", "failed"]) -> Iterator[JsonObject]:
         """Read records that are lines of JSON; lines that were cut off are skipped."""
         for content in self.contents(kind):
             for line in content.splitlines():

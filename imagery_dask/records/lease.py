@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Literal
 from uuid import uuid4
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.config import config
 from imagery_dask.errors import TargetBusyError
 from imagery_dask.storage.files import Files
@@ -62,7 +63,7 @@ class Lease:
         self, files: Files, out: str, name: str = NAME, purpose: Purpose = "write", run: str | None = None
     ) -> None:
         self._files, self._out, self._name = files, out, name
-        self._mine: dict[str, Any] = {
+        self._mine: JsonObject = {
             "id": uuid4().hex,
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -152,7 +153,7 @@ class Lease:
         """Write the file if there is none."""
         return bool(self._files.create(self._name, self._content()))
 
-    def _is_over(self, held: dict[str, Any]) -> bool:
+    def _is_over(self, held: JsonObject) -> bool:
         if held.get("machine") == self._mine["machine"] and not _alive(int(held["pid"])):
             return True
         age = time.time() - float(held["renewed"])
@@ -163,7 +164,7 @@ class Lease:
         after = self._read()
         return after is None or after == held
 
-    def _take_over(self, held: dict[str, Any] | None) -> None:
+    def _take_over(self, held: JsonObject | None) -> None:
         """Replace the file of a process that has ended."""
         folder = self._files.folder
         if held is None and self._create():
@@ -210,7 +211,7 @@ class Lease:
             self._write()
             self._looked = time.monotonic()
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read(self) -> JsonObject | None:
         return holder_of(self._files, self._name)
 
     def _write(self) -> None:
@@ -219,7 +220,7 @@ class Lease:
     def _content(self) -> bytes:
         return json.dumps(self._mine | {"renewed": time.time()}).encode()
 
-    def _busy(self, held: dict[str, Any]) -> str:
+    def _busy(self, held: JsonObject) -> str:
         return (
             f"{self._out} is being written by process {held['pid']} on {held['host']} "
             f"(last heard of {max(0.0, time.time() - float(held['renewed'])):.0f} s ago). Wait for it, or end it; if "
@@ -275,7 +276,7 @@ def brief_lease(files: Files, out: str) -> Iterator[Lease]:
         yield lease
 
 
-def holder_of(files: Files, name: str = NAME) -> dict[str, Any] | None:
+def holder_of(files: Files, name: str = NAME) -> JsonObject | None:
     """Return the holder of a lease of a records folder.
 
     Returns
@@ -287,14 +288,14 @@ def holder_of(files: Files, name: str = NAME) -> dict[str, Any] | None:
     if content is None:
         return None
     try:
-        held: dict[str, Any] = json.loads(content)
+        held: JsonObject = json.loads(content)
         float(held["renewed"]), int(held["pid"]), held["id"], held["host"]
     except (ValueError, KeyError, TypeError):  # cut off by a crash
         return None
     return held
 
 
-def is_held(held: dict[str, Any] | None) -> bool:
+def is_held(held: JsonObject | None) -> bool:
     """Return True if the holder of a lease seems to be running; the clocks of other machines are trusted."""
     if held is None or (held.get("machine") == _machine() and not _alive(int(held["pid"]))):
         return False

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.records.journal import Records
 from imagery_dask.sources import ReadCounts
 
@@ -32,7 +33,7 @@ def ledger_line(block: int, name: str, volume: str, counts: ReadCounts) -> bytes
     return json.dumps(line).encode() + b"\n"
 
 
-def ledger_rows(lines: Iterable[dict[str, Any]], blocks: Any = None) -> Iterator[dict[str, Any]]:
+def ledger_rows(lines: Iterable[JsonObject], blocks: Any = None) -> Iterator[JsonObject]:
     """Return the rows of the table: one for each missing chunk of a block, one for each block with ids without root.
 
     Parameters

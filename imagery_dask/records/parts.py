@@ -12,11 +12,11 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.errors import TargetBusyError
 from imagery_dask.records.lease import Lease, holder_of
 from imagery_dask.storage.files import Files
@@ -76,7 +76,7 @@ class Part:
         return mask
 
 
-def part_holders(files: Files) -> Iterator[tuple[Part, dict[str, Any]]]:
+def part_holders(files: Files) -> Iterator[tuple[Part, JsonObject]]:
     """Return the parts with a lease, and the process that holds it or held it until it crashed (`holder_of`)."""
     for part in _parts(files):
         held = holder_of(files, part.file)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 import zlib
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from imagery_dask.annotations import Array
 from imagery_dask.sources import ReadCounts
 
 __all__ = ["RECEIPT", "counts_of", "receipt", "receipts_in"]
@@ -71,7 +71,7 @@ def receipt(
     return content + zlib.crc32(content).to_bytes(4, "little")
 
 
-def receipts_in(contents: list[bytes]) -> NDArray[Any]:
+def receipts_in(contents: list[bytes]) -> Array:
     """Receipts in some files, the last one of each block, by block; what is cut off or damaged is left out."""
     parts = [_whole(content) for content in contents]
     rows_of_blocks = np.concatenate([np.zeros(0, RECEIPT), *parts])
@@ -82,7 +82,7 @@ def receipts_in(contents: list[bytes]) -> NDArray[Any]:
     return np.asarray(rows_of_blocks[last])
 
 
-def counts_of(receipts: NDArray[Any]) -> ReadCounts:
+def counts_of(receipts: Array) -> ReadCounts:
     """Return the sum of what was read for some blocks."""
     total = ReadCounts()
     for name in ("stored_bytes", "chunks", "missing", "zero_roots", "root_requests", "ids_sent"):
@@ -90,7 +90,7 @@ def counts_of(receipts: NDArray[Any]) -> ReadCounts:
     return total
 
 
-def _whole(content: bytes) -> NDArray[Any]:
+def _whole(content: bytes) -> Array:
     """Receipts of a file. After a torn one the next begins where its mark is: a file is appended to by one process."""
     size, parts, at, ahead = RECEIPT.itemsize, [], 0, LOOK_AHEAD
     while len(content) - at >= size:
@@ -109,7 +109,7 @@ def _whole(content: bytes) -> NDArray[Any]:
     return np.concatenate([np.zeros(0, RECEIPT), *parts])
 
 
-def _good(rows: NDArray[Any]) -> NDArray[np.bool_]:
+def _good(rows: Array) -> NDArray[np.bool_]:
     raw = rows.view(np.uint8).reshape(len(rows), RECEIPT.itemsize)
     marked = (raw[:, :4] == np.frombuffer(MARK, np.uint8)).all(axis=1)
     checks = np.fromiter((zlib.crc32(row) for row in raw[:, :-4].copy(order="C")), np.uint32, len(rows))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.records.journal import Records
 from imagery_dask.storage.files import Files, records_folder, split_prefix
 
@@ -47,7 +48,7 @@ class Run:
 
     records: Records
     url: str
-    plan: dict[str, Any]
+    plan: JsonObject
     created: str
     begun: bool = False
     finished: str | None = None

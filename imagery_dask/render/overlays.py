@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imagery_dask import kernels
+from imagery_dask.annotations import Array
 from imagery_dask.arrays.masks import SegmentationMasks
 from imagery_dask.render.canvas import Canvas, Rgba, Style, draw_masks, draw_numbers, over, packed, unpacked
 from imagery_dask.render.palettes import DEFAULT_H, DEFAULT_L, DEFAULT_PALETTE, DEFAULT_S, discrete_colors, mask_color
@@ -109,8 +110,8 @@ def composite_overlay(
 
 
 def overlay_page(
-    labels: NDArray[Any],
-    image: NDArray[Any] | None = None,
+    labels: Array,
+    image: Array | None = None,
     *,
     colors: Mapping[int, Sequence[int]] | None = None,
     alpha: float = 0.2,
@@ -218,7 +219,7 @@ class _Labels:
         self.shape = _checked_shape(tuple(int(n) for n in self._source.shape))
 
     @cached_property
-    def _loaded(self) -> tuple[NDArray[Any], NDArray[Any]]:
+    def _loaded(self) -> tuple[Array, Array]:
         # 0 is an object if the masks were made with include_null_root.
         labels = _computed(self._source)
         numbers, ids = _numbered(labels, with_null=self._masks is not None and bool(self._masks.select([0])))
@@ -253,7 +254,7 @@ def _objects(segs: Any, imagery: Any) -> _Masks | _Labels:
     return _Masks(segs, fallback)
 
 
-def _numbered(labels: NDArray[Any], with_null: bool = False) -> tuple[NDArray[Any], NDArray[Any]]:
+def _numbered(labels: Array, with_null: bool = False) -> tuple[Array, Array]:
     """Replace ids by numbers 1, 2, ... and return the id of each; 0 stays 0 unless it is an object."""
     if labels.dtype == np.bool_:
         labels = labels.view(np.uint8)
@@ -337,11 +338,11 @@ def _checked_imagery(imagery: Any, shape: Shape) -> Any:
     return imagery
 
 
-def _computed(array: Any) -> NDArray[Any]:
+def _computed(array: Any) -> Array:
     return np.asarray(array.compute() if dask.is_dask_collection(array) else array)
 
 
-def _over_image(image: NDArray[Any], page: Rgba) -> NDArray[np.uint8]:
+def _over_image(image: Array, page: Rgba) -> NDArray[np.uint8]:
     """Return a page over imagery of x, y, as RGB."""
     out = np.empty((*page.shape[:2], 3), dtype=np.uint8)
     for start in range(0, len(page), STRIP):

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imagery_dask import kernels
+from imagery_dask.annotations import Array
 
 __all__ = [
     "Format",
@@ -33,8 +34,8 @@ __all__ = [
 ]
 
 Format = Literal["png", "tiff"]
-Plane = NDArray[Any]
-Page = NDArray[Any]
+Plane = Array
+Page = Array
 
 # PNG (third edition), 11.2.1: color type by number of channels.
 COLOR_TYPES = {1: 0, 3: 2, 4: 6}
@@ -114,7 +115,7 @@ def mask_page(shape: tuple[int, int], places: NDArray[np.intp], rgba: Sequence[i
     return page.view(np.uint8).reshape(*shape, 4)
 
 
-def values_of(plane: Plane, ids: NDArray[Any], complete: bool) -> NDArray[Any]:
+def values_of(plane: Plane, ids: Array, complete: bool) -> Array:
     """Return the values 1, 2, ... that ids have in a table; 0 for id 0 and for ids that the table lacks.
 
     Parameters
@@ -142,7 +143,7 @@ def values_of(plane: Plane, ids: NDArray[Any], complete: bool) -> NDArray[Any]:
     return kernels.remap(wide, present, np.where(known, at + 1, 0).astype(ids.dtype))
 
 
-def label_page(values: NDArray[Any], packed: bool) -> Page:
+def label_page(values: Array, packed: bool) -> Page:
     """Return a 16-bit grey page of values, or with `packed` an RGB page with value = 65536 R + 256 G + B."""
     page = page_of(values)
     if not packed:

@@ -11,9 +11,9 @@ import dask.array as da
 import imageio.v2 as imageio
 import numpy as np
 import psutil
-from numpy.typing import NDArray
 
 from imagery_dask import kernels
+from imagery_dask.annotations import Array, Keywords
 from imagery_dask.arrays.masks import SegmentationMasks
 from imagery_dask.render.pages import encode_page, mask_page
 from imagery_dask.render.palettes import mask_color
@@ -21,7 +21,7 @@ from imagery_dask.validate import axis, choice
 
 __all__ = ["check_masks", "check_write_options", "save_image_slices", "save_masks"]
 
-Pixels = NDArray[Any]
+Pixels = Array
 SLAB_BYTES = 256 * 2**20
 # What imageio's and Pillow's PNG writers take.
 WRITE_OPTIONS = {
@@ -134,7 +134,7 @@ def _save_cutout_masks(
     slice_axis: int,
     colors: Mapping[int, tuple[int, int, int, int]],
     verbose: bool,
-    kwargs: dict[str, Any],
+    kwargs: Keywords,
 ) -> None:
     labels = masks.labels
     count = _slice_count(labels, slice_axis, "mask")
@@ -230,12 +230,12 @@ def _mask_page(pixels: Pixels, rgba: tuple[int, int, int, int]) -> Pixels:
     return page.view(np.uint8).reshape(*page.shape, 4)
 
 
-def _content(page: Pixels, kwargs: dict[str, Any], flat: bool = False) -> Pixels | bytes:
+def _content(page: Pixels, kwargs: Keywords, flat: bool = False) -> Pixels | bytes:
     """Return the bytes of a page's file, or the page itself if imageio must write it with the caller's options."""
     return page if kwargs else encode_page(page, flat=flat)
 
 
-def _write(name: str, page: Pixels | bytes, verbose: bool, kwargs: dict[str, Any]) -> None:
+def _write(name: str, page: Pixels | bytes, verbose: bool, kwargs: Keywords) -> None:
     if isinstance(page, bytes):
         Path(name).expanduser().write_bytes(page)
     else:

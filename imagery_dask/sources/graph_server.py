@@ -6,7 +6,7 @@ import gzip
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import requests
 from numpy.typing import NDArray
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.config import config
 from imagery_dask.errors import AccessRefusedError, ServerError, SourceNotFoundError
 from imagery_dask.model.chunkedgraph import ChunkedGraph, graphene_address
@@ -43,12 +44,12 @@ class GraphServer:
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
 
-    def get_json(self, path: str, params: dict[str, Any] | None = None) -> Any:
+    def get_json(self, path: str, params: Mapping[str, object] | None = None) -> Any:
         """Return the JSON answer of a GET request."""
         return self._call("GET", path, _json, params=params or {})
 
     def post_json(
-        self, path: str, content: Any, params: dict[str, Any] | None = None, attempts: int | None = None
+        self, path: str, content: Any, params: Mapping[str, object] | None = None, attempts: int | None = None
     ) -> Any:
         """Return the JSON answer of a POST request with a JSON body."""
         return self._call("POST", path, _json, attempts, params=params or {}, json=content)
@@ -57,7 +58,7 @@ class GraphServer:
         self,
         path: str,
         ids: NDArray[np.uint64],
-        params: dict[str, Any],
+        params: Mapping[str, object],
         valid: Callable[[NDArray[np.uint64], NDArray[np.uint64]], bool],
     ) -> NDArray[np.uint64]:
         """Post ids as raw little-endian uint64, and return one id for each.
@@ -156,7 +157,7 @@ def _graph_server(server: str, process: int) -> GraphServer:
     return GraphServer(server)
 
 
-def read_graph_info(path: str) -> tuple[ChunkedGraph, dict[str, Any]]:
+def read_graph_info(path: str) -> tuple[ChunkedGraph, JsonObject]:
     """Return the graph of a graphene path, and its info: that of the watershed volume with ``data_dir`` and more."""
     server, table = graphene_address(path)
     try:

@@ -10,8 +10,8 @@ from functools import lru_cache
 from typing import Any
 
 from cloudvolume import CloudVolume
-from numpy.typing import NDArray
 
+from imagery_dask.annotations import Array
 from imagery_dask.errors import SourceError
 from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.model.layer import Mip
@@ -49,7 +49,7 @@ class SourceHandle:
     mip: Mip
     missing: Missing = "fill"
 
-    def read(self, box: VoxelGrid, layout: Layout = "F", relabel: Relabel | None = None) -> NDArray[Any]:
+    def read(self, box: VoxelGrid, layout: Layout = "F", relabel: Relabel | None = None) -> Array:
         """Read a box of voxels as (x, y, z, channel), with ids replaced by `relabel` if it is given.
 
         The first read in a process opens the volume. Counts are added to the thread's `collect_counts`, if any.

@@ -13,13 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from cloudvolume import CloudVolume, chunks
-from numpy.typing import NDArray
 
 from imagery_dask import kernels
+from imagery_dask.annotations import Array, JsonObject
 from imagery_dask.errors import CorruptChunkError, MissingChunkError, SourceError, SourceNotFoundError
 from imagery_dask.geometry.grid import VoxelGrid, bounds_key
 from imagery_dask.geometry.region import Region, region_between
@@ -40,7 +40,7 @@ __all__ = ["Layout", "Missing", "PrecomputedVolume", "Relabel", "channels_last"]
 Missing = Literal["fill", "error"]
 Layout = Literal["F", "C"]
 # New ids of distinct, ascending ids; 0, which stands for what is not there, stays 0.
-Relabel = Callable[[NDArray[Any]], NDArray[Any]]
+Relabel = Callable[[Array], Array]
 Fetched = tuple[VoxelGrid, Blob | None]
 # Decoded chunks are in Fortran order; copying into C order is twice as fast in tiles that stay in the cache.
 TILE = 16
@@ -60,7 +60,7 @@ class _Reading:
     counts: ReadCounts = field(default_factory=ReadCounts)
 
 
-Decode = Callable[[_Reading, VoxelGrid, Blob], NDArray[Any] | None]
+Decode = Callable[[_Reading, VoxelGrid, Blob], Array | None]
 
 
 class PrecomputedVolume:
@@ -95,7 +95,7 @@ class PrecomputedVolume:
 
     def read(
         self, mip: int, box: VoxelGrid, missing: Missing, layout: Layout = "F", relabel: Relabel | None = None
-    ) -> tuple[NDArray[Any], ReadCounts]:
+    ) -> tuple[Array, ReadCounts]:
         """Read a box of voxels.
 
         Parameters
@@ -132,7 +132,7 @@ class PrecomputedVolume:
         with counting_into(reading.counts):
             return self._read(reading, layout, relabel), reading.counts
 
-    def _read(self, reading: _Reading, layout: Layout, relabel: Relabel | None) -> NDArray[Any]:
+    def _read(self, reading: _Reading, layout: Layout, relabel: Relabel | None) -> Array:
         fetched: Iterable[Fetched] = self._fetch(reading)
         if relabel is None:
             return self._assemble(reading, fetched, layout, self._healed)
@@ -179,12 +179,12 @@ class PrecomputedVolume:
         reading.counts.missing_keys.append(key)
         return None
 
-    def _assemble(self, reading: _Reading, fetched: Iterable[Fetched], layout: Layout, decode: Decode) -> NDArray[Any]:
+    def _assemble(self, reading: _Reading, fetched: Iterable[Fetched], layout: Layout, decode: Decode) -> Array:
         """Voxels of a box from the chunks that it crosses."""
         box = reading.box
         # Every voxel inside the volume is written below, by its chunk or by the 0 of a missing one.
         make = np.empty if box.intersection(self.layer.mips[reading.mip].grid) == box else np.zeros
-        out: NDArray[Any] = make((*box.shape, self.layer.channels), dtype=self.layer.dtype, order=layout)
+        out: Array = make((*box.shape, self.layer.channels), dtype=self.layer.dtype, order=layout)
         for grid, blob in fetched:
             voxels = None if blob is None else decode(reading, grid, blob)
             if voxels is None:
@@ -243,7 +243,7 @@ class PrecomputedVolume:
         level = self.layer.mips[mip]
         return f"{level.key}/{bounds_key(grid.start, grid.stop.minimum(level.grid.stop))}"
 
-    def _healed(self, reading: _Reading, grid: VoxelGrid, blob: Blob) -> NDArray[Any] | None:
+    def _healed(self, reading: _Reading, grid: VoxelGrid, blob: Blob) -> Array | None:
         """Voxels of a chunk, which is fetched again while it does not decode; None when it is gone by then."""
         found: Blob | None = blob
         for attempt in itertools.count(1):
@@ -264,7 +264,7 @@ class PrecomputedVolume:
             return self._transport.get(Request(self._key(mip, grid), fresh=True))
         return self._sharded(mip).get_again((grid.start - level.grid.start) // level.chunk_shape)
 
-    def _decode(self, reading: _Reading, grid: VoxelGrid, blob: Blob) -> NDArray[Any]:
+    def _decode(self, reading: _Reading, grid: VoxelGrid, blob: Blob) -> Array:
         level = self.layer.mips[reading.mip]
         encoding, shape = self._meta.encoding(reading.mip), (*grid.shape, self.layer.channels)
         block_size = self._meta.compressed_segmentation_block_size(reading.mip)
@@ -286,7 +286,7 @@ class PrecomputedVolume:
             ) from error
 
 
-def _read_info(path: str) -> tuple[Transport, dict[str, Any], ChunkedGraph | None]:
+def _read_info(path: str) -> tuple[Transport, JsonObject, ChunkedGraph | None]:
     """Read a layer's info from its server, or its folder."""
     if not path.startswith(GRAPHENE):
         return *_read_flat_info(path), None
@@ -294,7 +294,7 @@ def _read_info(path: str) -> tuple[Transport, dict[str, Any], ChunkedGraph | Non
     return Transport(normalize_path(str(info["data_dir"]))), info, graph
 
 
-def _read_flat_info(path: str) -> tuple[Transport, dict[str, Any]]:
+def _read_flat_info(path: str) -> tuple[Transport, JsonObject]:
     """Read a folder's info, following redirects as CloudVolume does."""
     for _ in range(REDIRECTS):
         transport = Transport(path)
@@ -337,7 +337,7 @@ def _chunk_grid(cell: Vec3[int], volume: VoxelGrid, chunk_shape: Vec3[int]) -> V
     return volume.crop(cell * chunk_shape, chunk_shape)
 
 
-def channels_last(voxels: NDArray[Any], shape: tuple[int, ...], encoding: str) -> NDArray[Any]:
+def channels_last(voxels: Array, shape: tuple[int, ...], encoding: str) -> Array:
     """Voxels of a decoded chunk as (x, y, z, channel).
 
     Pictures hold the channels of a pixel side by side; CloudVolume (12.15) lays them out as if each channel came whole.
@@ -348,7 +348,7 @@ def channels_last(voxels: NDArray[Any], shape: tuple[int, ...], encoding: str) -
     return np.moveaxis(flat.reshape((shape[3], *shape[:3]), order="F"), 0, 3)
 
 
-def _paste(out: NDArray[Any], box: VoxelGrid, voxels: NDArray[Any], grid: VoxelGrid) -> None:
+def _paste(out: Array, box: VoxelGrid, voxels: Array, grid: VoxelGrid) -> None:
     """Copy the voxels of a chunk to where they belong in the box."""
     target, part = out[_within(box, grid)], voxels[_within(grid, box)]
     if not out.flags.c_contiguous:

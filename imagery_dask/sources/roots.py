@@ -105,7 +105,7 @@ def roots_from_leaves(query: RootQuery, keep: tuple[int, ...], within: VoxelGrid
 def _fetch(query: RootQuery, supervoxels: Ids, counts: ReadCounts) -> Ids:
     graph = query.graph
     path = f"/segmentation/api/v1/table/{graph.table}/roots_binary"
-    params: dict[str, Any] = {"timestamp": query.timestamp}
+    params: dict[str, object] = {"timestamp": query.timestamp}
     if query.stop_layer is not None:
         params["stop_layer"] = query.stop_layer
     answers = []

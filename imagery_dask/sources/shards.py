@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import posixpath
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from cloudvolume.datasource.precomputed.common import compressed_morton_code
 from cloudvolume.datasource.precomputed.sharding import ShardingSpecification, ShardReader
 from numpy.typing import NDArray
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.sources.failures import brief
 from imagery_dask.sources.transport import Blob, Request, Transport
@@ -56,7 +57,7 @@ class _IndexFetcher:
         self._fresh = fresh
 
     def download_as(
-        self, requests: Sequence[dict[str, Any]], progress: object = None
+        self, requests: Sequence[Mapping[str, Any]], progress: object = None
     ) -> dict[tuple[str, int, int], bytes | None]:
         del progress
         wanted = [Request(r["path"], int(r["start"]), int(r["end"]), self._fresh) for r in requests]
@@ -151,7 +152,7 @@ class ShardedChunks:
         Number of storage chunks along x, y, z.
     """
 
-    def __init__(self, transport: Transport, key: str, sharding: dict[str, Any], cells: Vec3[int]) -> None:
+    def __init__(self, transport: Transport, key: str, sharding: JsonObject, cells: Vec3[int]) -> None:
         self._transport = transport
         self._key = key
         self._spec = ShardingSpecification.from_dict(sharding)

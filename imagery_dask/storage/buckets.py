@@ -22,6 +22,8 @@ import botocore.session
 from cloudfiles import paths
 from cloudfiles.secrets import secretpath
 
+from imagery_dask.annotations import Keywords
+
 __all__ = ["BucketUrl", "credential_places", "google_files", "parse_bucket_url", "s3_files", "s3_store"]
 
 # An endpoint that does not answer is given up after about 15 s; a busy one gets that long to recover.
@@ -123,7 +125,7 @@ def _secret_names(url: BucketUrl) -> tuple[str, ...]:
     return (f"{url.bucket}-{url.service}-secret.json", f"{url.service}-secret.json")
 
 
-def _secret(url: BucketUrl) -> dict[str, Any]:
+def _secret(url: BucketUrl) -> Keywords:
     """Return the content of the secret file that cloud-files would use: the bucket's own before the general one."""
     for name in _secret_names(url):
         with suppress(FileNotFoundError):
@@ -138,14 +140,14 @@ class _Keys:
     def __init__(self, credentials: Any) -> None:
         self._credentials = credentials
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Keywords:
         now = self._credentials.get_frozen_credentials()
         expires = datetime.now(UTC) + CREDENTIALS_FOR
         keys = {"access_key_id": now.access_key, "secret_access_key": now.secret_key}
         return keys | {"token": now.token or None, "expires_at": expires}
 
 
-def _s3_options(url: BucketUrl) -> dict[str, Any]:
+def _s3_options(url: BucketUrl) -> Keywords:
     secret, session = _secret(url), _session()
     names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
     keys = [secret.get(name) or None for name in names]

@@ -6,16 +6,16 @@ They detect accidental damage only; they are not cryptographic.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from xxhash import xxh3_128
+
+from imagery_dask.annotations import Array
 
 __all__ = ["digest_of", "digest_of_bytes", "join_digests"]
 
 
-def digest_of(voxels: NDArray[Any]) -> bytes:
+def digest_of(voxels: Array) -> bytes:
     """Hash of voxels x, y, z(, c), x fastest, whatever their order in memory; 16 bytes.
 
     -0.0 counts as 0.0, which stores do not tell apart.

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import zarr
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.storage.buckets import parse_bucket_url, s3_store
 from imagery_dask.storage.files import Files, records_folder
 from imagery_dask.storage.zarr_stores import check_process, clear_errors, files_at, open_store
@@ -200,7 +201,7 @@ class VolumeTarget(FolderTarget):
     def _opens(self) -> bool:
         return any(self._infos())
 
-    def _infos(self) -> list[dict[str, Any]]:
+    def _infos(self) -> list[JsonObject]:
         """Contents of info files, at the root and in the folders."""
         files, found = Files.at(self.url), []
         for name in ("info", *(f"{folder}/info" for folder in self.FOLDERS)):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ import tinybrain
 from cloudvolume import CloudVolume
 from scipy import ndimage
 
+from imagery_dask.annotations import Array
 from imagery_dask.testing import tissue
 from imagery_dask.testing.tissue import Floats, Labels, Size
 
@@ -126,7 +126,7 @@ def write_demo_volumes(folder: Path, shape: tuple[int, int, int] = (768, 768, 64
     )
 
 
-def _write(folder: Path, mips: list[npt.NDArray[Any]], encoding: str, xy_nm: int, offset_xyz: Size) -> str:
+def _write(folder: Path, mips: list[Array], encoding: str, xy_nm: int, offset_xyz: Size) -> str:
     info = CloudVolume.create_new_info(
         num_channels=1,
         layer_type="image" if encoding == "jpeg" else "segmentation",
@@ -159,7 +159,7 @@ def _root_ids(rng: np.random.Generator, n_labels: int) -> npt.NDArray[np.uint64]
     return ids
 
 
-def _blur(field: npt.NDArray[Any], sigma: float) -> Floats:
+def _blur(field: Array, sigma: float) -> Floats:
     blurred: Floats = ndimage.gaussian_filter(field, sigma, output=np.float32, truncate=3)
     return blurred
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from distributed import Client
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.arrays.cutout_array import CutoutArray
 from imagery_dask.cluster import WorkerResources
 from imagery_dask.export.core.inputs import Volume
@@ -44,7 +45,7 @@ class Export(ABC):
 
     @property
     @abstractmethod
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> JsonObject:
         """Fields that determine the output voxels, by name."""
 
     @property

@@ -11,8 +11,8 @@ import dask
 import dask.array as da
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
+from imagery_dask.annotations import Array
 from imagery_dask.arrays.cutout_array import CutoutArray
 from imagery_dask.arrays.lazy import lazy_array, source_of
 from imagery_dask.geometry.block_plan import BlockPlan, SourceChunks, plan_blocks
@@ -61,7 +61,7 @@ class Volume:
     resolution_nm: Vec3[float] | None
     translation_nm: Vec3[float]
     labels: bool
-    held: NDArray[Any] | None = None
+    held: Array | None = None
     variable: bool = False
 
     @property
@@ -113,7 +113,7 @@ class Volume:
         crossed = Vec3.of(self.array.chunks[:3]).map(_longest, plan.edges)
         return crossed.prod * self.voxel_bytes + 2 * block
 
-    def reader(self, region: Region) -> Callable[[], NDArray[Any]]:
+    def reader(self, region: Region) -> Callable[[], Array]:
         """Return a picklable function that reads the voxels of a region."""
         if self.source is not None:
             return ReadCutout(self.source, region)
@@ -130,7 +130,7 @@ class ReadCutout:
     source: CutoutArray
     region: Region
 
-    def __call__(self) -> NDArray[Any]:
+    def __call__(self) -> Array:
         """Voxels of the region."""
         cutout = self.source.cutout
         offset = start_of(self.region)
@@ -144,7 +144,7 @@ class ComputeBlock:
 
     part: da.Array
 
-    def __call__(self) -> NDArray[Any]:
+    def __call__(self) -> Array:
         """Voxels of the array."""
         return np.asarray(self.part.compute(scheduler="synchronous"))
 
@@ -153,9 +153,9 @@ class ComputeBlock:
 class HeldBlock:
     """Voxels that the caller had in memory, of one block."""
 
-    voxels: NDArray[Any]
+    voxels: Array
 
-    def __call__(self) -> NDArray[Any]:
+    def __call__(self) -> Array:
         """Voxels of the block."""
         return self.voxels
 

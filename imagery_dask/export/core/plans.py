@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.arrays.cutout_array import CutoutArray
 from imagery_dask.arrays.lazy import lazy_dataarray
 from imagery_dask.export.core.inputs import Volume
@@ -93,9 +94,9 @@ class ExportPlan:
 
     kind: str
     url: str
-    volumes: Sequence[dict[str, Any]]
-    options: dict[str, Any]
-    fingerprint_fields: dict[str, Any]
+    volumes: Sequence[JsonObject]
+    options: JsonObject
+    fingerprint_fields: JsonObject
     stages: tuple[tuple[StageBlocks, ...], ...]
     voxels: int
     source_chunks: int | None = None
@@ -150,7 +151,7 @@ class ExportPlan:
         first, part = next(pair for pair in reversed(self.parts) if pair[0] <= number)
         return part.blocks[number - first][1]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the plan as JSON, with a version."""
         head = {"format": FORMAT, "version": VERSION, "program": PROGRAM, "fingerprint": self.fingerprint}
         return head | {
@@ -191,9 +192,9 @@ def fingerprint_of(fields: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
-def described_volume(volume: Volume) -> dict[str, Any]:
+def described_volume(volume: Volume) -> JsonObject:
     """Describe a volume as JSON, from which `data_of` makes it again."""
-    content: dict[str, Any] = {"name": volume.name, "variable": volume.variable}
+    content: JsonObject = {"name": volume.name, "variable": volume.variable}
     if volume.source is not None:
         content["cutout"] = _cutout_of(volume.source)
     return content | {
@@ -204,13 +205,13 @@ def described_volume(volume: Volume) -> dict[str, Any]:
     }
 
 
-def data_of(volumes: Sequence[dict[str, Any]]) -> xr.Dataset | xr.DataArray:
+def data_of(volumes: Sequence[JsonObject]) -> xr.Dataset | xr.DataArray:
     """Return the data of a plan: cutouts, and zeros in place of computed arrays."""
     arrays = {volume["name"]: _array(volume) for volume in volumes}
     return xr.Dataset(arrays) if all(volume["variable"] for volume in volumes) else next(iter(arrays.values()))
 
 
-def voxels_decided_by(volume: Volume) -> dict[str, Any]:
+def voxels_decided_by(volume: Volume) -> JsonObject:
     """Return the fields that determine the voxels of a volume, by names that a user knows."""
     position = {"resolution_nm": to_json(volume.resolution_nm), "translation_nm": to_json(volume.translation_nm)}
     if volume.source is None:
@@ -237,7 +238,7 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "; ".join(changes) + (f"; and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _array(described: dict[str, Any]) -> xr.DataArray:
+def _array(described: JsonObject) -> xr.DataArray:
     if "cutout" in described:
         return lazy_dataarray(from_json(Cutout, described["cutout"]), described["name"])
     array = da.zeros(described["shape"], dtype=described["dtype"], chunks=-1)
@@ -252,9 +253,9 @@ def _array(described: dict[str, Any]) -> xr.DataArray:
     return xr.DataArray(array, dims=dims, coords=coords, attrs=attrs, name=described["name"])
 
 
-def _cutout_of(source: CutoutArray) -> dict[str, Any]:
+def _cutout_of(source: CutoutArray) -> JsonObject:
     """Cutout of a volume as data, without a name and password before the host of its URL."""
-    cutout: dict[str, Any] = to_json(source.cutout)
+    cutout: JsonObject = to_json(source.cutout)
     return cutout | {"path": without_user(cutout["path"])}
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from imagery_dask.annotations import Array
 from imagery_dask.render.pages import Window, encode_page
 
 __all__ = ["SIDE", "Preview", "evenly_spaced", "thumbnail", "window_for"]
@@ -43,7 +42,7 @@ def evenly_spaced(count: int) -> list[int]:
     return sorted({(2 * index + 1) * count // (2 * COUNT) for index in range(COUNT)})
 
 
-def window_for(planes: Sequence[NDArray[Any]]) -> Window | None:
+def window_for(planes: Sequence[Array]) -> Window | None:
     """Range from black to white that suits all planes; None for 8 bit and for masks, which are shown as they are."""
     if not planes or planes[0].dtype in (np.uint8, np.bool_):
         return None
@@ -54,7 +53,7 @@ def window_for(planes: Sequence[NDArray[Any]]) -> Window | None:
     return Window(low, high if low < high else low + max(1.0, abs(low)))
 
 
-def thumbnail(page: NDArray[Any]) -> bytes:
+def thumbnail(page: Array) -> bytes:
     """Encode a picture as PNG, thinned to at most 256 rows and columns."""
     step = -(-max(page.shape[:2]) // SIDE)
     return encode_page(np.ascontiguousarray(page[::step, ::step]), flat=False)

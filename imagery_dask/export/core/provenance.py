@@ -6,8 +6,8 @@ import hashlib
 import re
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.arrays.lazy import described
 from imagery_dask.export.core.inputs import Volume
 from imagery_dask.model.labels import LabelRule
@@ -23,9 +23,9 @@ IDS_LISTED = 1000
 PROGRAM = version("imagery_dask")
 
 
-def provenance(volume: Volume) -> dict[str, Any]:
+def provenance(volume: Volume) -> JsonObject:
     """Return source, mip, bounds, resolution, timestamp, objects, version and date as JSON values."""
-    attributes: dict[str, Any] = {"version": PROGRAM, "created": _now()}
+    attributes: JsonObject = {"version": PROGRAM, "created": _now()}
     if volume.source is None:
         return attributes
     cutout = volume.source.cutout
@@ -39,7 +39,7 @@ def provenance(volume: Volume) -> dict[str, Any]:
     return attributes | ({} if cutout.labels is None else _objects(cutout.labels))
 
 
-def what_was_missing(report: RunReport, volume: str) -> dict[str, Any]:
+def what_was_missing(report: RunReport, volume: str) -> JsonObject:
     """Return the numbers of missing chunks, supervoxels without a root, and failed blocks of a finished run."""
     counts = report.counts_of.get(volume, ReadCounts())
     return {
@@ -56,9 +56,9 @@ def without_user(path: str) -> str:
     return re.sub(r"://[^/@]*@", "://", path)
 
 
-def _objects(rule: LabelRule) -> dict[str, Any]:
+def _objects(rule: LabelRule) -> JsonObject:
     """Return which objects were kept: ids as text, which JSON readers do not round, or the hash of many ids."""
-    kept: dict[str, Any] = {}
+    kept: JsonObject = {}
     if rule.query is not None and rule.query.stop_layer is not None:
         kept["stop_layer"] = rule.query.stop_layer
     if rule.keep is None:

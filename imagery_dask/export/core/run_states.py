@@ -15,6 +15,7 @@ import numpy as np
 from distributed import Client
 from numpy.typing import NDArray
 
+from imagery_dask.annotations import Array
 from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.records.journal import Records
 from imagery_dask.records.lease import HeldLease
@@ -151,7 +152,7 @@ class StartedRun:
         return self.record.finished is not None
 
     @cached_property
-    def receipts(self) -> NDArray[Any]:
+    def receipts(self) -> Array:
         """Receipts of earlier calls, sorted by block."""
         receipts = self.records.receipts()
         return receipts[receipts["block"] < self.plan.blocks]

@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from imagery_dask import kernels
+from imagery_dask.annotations import Array
 from imagery_dask.render.overlays import overlay_halo, overlay_page
 from imagery_dask.render.pages import Window, imagery_page, label_page, mask_page, values_of
 from imagery_dask.storage.files import Files
@@ -26,8 +26,8 @@ __all__ = [
     "Pages",
 ]
 
-Plane = NDArray[Any]
-Page = NDArray[Any]
+Plane = Array
+Page = Array
 TABLE_HEADER = "id,value"
 
 
@@ -86,7 +86,7 @@ class MaskPages:
         RGBA of objects; those without a color are white.
     """
 
-    ids: NDArray[Any]
+    ids: Array
     colors: Mapping[int, tuple[int, int, int, int]]
     flat: bool = True
     margin: int = 0
@@ -129,19 +129,19 @@ class IdTable:
     dtype: str
     run: str
 
-    def write(self, ids: NDArray[Any]) -> None:
+    def write(self, ids: Array) -> None:
         """Write ids, ascending and without 0, with the values 1, 2, ...; and 0 with 0."""
         lines = (f"{root_id},{value}" for value, root_id in enumerate(ids.tolist(), start=1))
         text = "\n".join((TABLE_HEADER, "0,0", *lines, ""))
         self.files.put(self.name, text.encode(), content_type="text/csv")
 
-    def ids(self) -> NDArray[Any]:
+    def ids(self) -> Array:
         """Return the ids in ascending order, without 0; the value of the first is 1."""
         return _table_ids(self, os.getpid())
 
 
 @lru_cache(maxsize=2)
-def _table_ids(table: IdTable, process: int) -> NDArray[Any]:
+def _table_ids(table: IdTable, process: int) -> Array:
     del process  # part of the cache key: a forked process must not use the connections of its parent
     content = table.files.get(table.name)
     if content is None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from imagery_dask.annotations import Array
 from imagery_dask.export.core.preview import SIDE, Preview, evenly_spaced, thumbnail, window_for
 from imagery_dask.export.images.slice_files import SliceNames, plane_axes
 from imagery_dask.geometry.grid import AXES
@@ -61,10 +60,10 @@ def _middle_edge(edges: Sequence[int]) -> int:
     return int(edges[(len(edges) - 2) // 2])
 
 
-def _shown(page: NDArray[Any], kind: str) -> NDArray[Any]:
+def _shown(page: Array, kind: str) -> Array:
     """Return a page as it is shown: 8 bit grey or color; values of labels in colors."""
     if kind == "labels":
-        values: NDArray[Any] = page.astype(np.uint32)
+        values: Array = page.astype(np.uint32)
         if page.ndim == 3:
             values = values[..., 0] << 16 | values[..., 1] << 8 | values[..., 2]
         return overlay_page(values.T, alpha=1.0)
@@ -73,12 +72,12 @@ def _shown(page: NDArray[Any], kind: str) -> NDArray[Any]:
     return page_of(_windowed(page.T))
 
 
-def _windowed(plane: NDArray[Any]) -> NDArray[Any]:
+def _windowed(plane: Array) -> Array:
     window = window_for([plane])
     return plane.astype(np.uint8) * np.uint8(255) if window is None else window.apply(plane)
 
 
-def _decoded(content: bytes) -> NDArray[Any]:
+def _decoded(content: bytes) -> Array:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked below
         with Image.open(io.BytesIO(content)) as picture:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 from distributed import Client, as_completed
-from numpy.typing import NDArray
 
 from imagery_dask import kernels
+from imagery_dask.annotations import Array
 from imagery_dask.export.core.inputs import Volume, steps_of
 from imagery_dask.export.images.slice_files import SliceNames, plane_axes
 from imagery_dask.export.images.slice_pages import Pages
@@ -26,7 +26,7 @@ from imagery_dask.storage.files import Files
 
 __all__ = ["SLICES", "SliceBlock", "SliceTasks", "list_ids"]
 
-Read = Callable[[], NDArray[Any]]
+Read = Callable[[], Array]
 
 # Name of the volume in plans and reports: slices show one or two volumes.
 SLICES = "slices"
@@ -151,11 +151,11 @@ class SliceTasks(Sequence[SliceBlock]):
         )
 
 
-def list_ids(client: Client, volume: Volume, block_bytes: int) -> NDArray[Any]:
+def list_ids(client: Client, volume: Volume, block_bytes: int) -> Array:
     """Return the distinct ids of a volume in ascending order, without 0, in one pass over it."""
     plan = volume.plan((1, 1, 1), block_bytes, 8 * block_bytes)
     regions = (piece for _, region in plan for piece in plan.pieces(region))
-    distinct: NDArray[Any] = np.array([], dtype=volume.array.dtype)
+    distinct: Array = np.array([], dtype=volume.array.dtype)
     running = as_completed(loop=client.loop, with_results=True)
     window = max(4, WINDOW_PER_THREAD * sum(client.nthreads().values()))
 
@@ -175,11 +175,11 @@ def list_ids(client: Client, volume: Volume, block_bytes: int) -> NDArray[Any]:
     return np.asarray(distinct[distinct != 0])
 
 
-def _ids_of(read: Read) -> NDArray[Any]:
+def _ids_of(read: Read) -> Array:
     return kernels.unique_ids(read())
 
 
-def _slices(blocks: Sequence[NDArray[Any]], axis: int) -> Iterator[tuple[int, list[NDArray[Any]]]]:
+def _slices(blocks: Sequence[Array], axis: int) -> Iterator[tuple[int, list[Array]]]:
     """Yield each slice of some blocks, as planes in Fortran order."""
     depth = blocks[0].shape[axis]
     for first in range(0, depth, SLICES_TOGETHER):
@@ -189,7 +189,7 @@ def _slices(blocks: Sequence[NDArray[Any]], axis: int) -> Iterator[tuple[int, li
             yield first + index, [planes[..., index] for planes in group]
 
 
-def _last(block: NDArray[Any], axis: int, first: int) -> NDArray[Any]:
+def _last(block: Array, axis: int, first: int) -> Array:
     part = np.moveaxis(block[(slice(None),) * axis + (slice(first, first + SLICES_TOGETHER),)], axis, -1)
     return np.asfortranarray(part)
 

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 from distributed import Client
-from numpy.typing import NDArray
 
 from imagery_dask import kernels
+from imagery_dask.annotations import Array, JsonObject
 from imagery_dask.cluster import WorkerResources
 from imagery_dask.config import config
 from imagery_dask.export.core.base import BlockReads, Export, OutputFormat, plan_of
@@ -239,9 +239,9 @@ class SliceExport(Export):
         return self.target.names
 
     @property
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> JsonObject:
         """Fields that determine the pixels, by name."""
-        fields: dict[str, Any] = {"format": self.kind}
+        fields: JsonObject = {"format": self.kind}
         for volume in self.volumes:
             fields |= voxels_decided_by(volume)
         return fields | self._fingerprint_options
@@ -252,7 +252,7 @@ class SliceExport(Export):
         name = f".{self.names.stem}_{self.options.what}.{fingerprint_of(self.fingerprint_fields)[:8]}.receipts"
         return Files.at(f"{self.files.url}/{name}")
 
-    def kinds(self, ids: Sequence[int] | NDArray[Any] | None) -> list[str]:
+    def kinds(self, ids: Sequence[int] | Array | None) -> list[str]:
         """Return the kinds of files of a slice, as far as they are known."""
         if self.options.what != "masks":
             return [self.options.what]
@@ -345,7 +345,7 @@ class SliceExport(Export):
         # Not `self.records`: an export made from the plan of a computed array has another fingerprint.
         return IdTable(run.records.files, f"{run.id}/ids.csv", dtype, run.id)
 
-    def _label_ids(self, ids: NDArray[Any]) -> NDArray[Any]:
+    def _label_ids(self, ids: Array) -> Array:
         """Return the ids that have a value in the table."""
         dtype = self.volumes[0].array.dtype
         ids = ids[ids != 0]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from imagery_dask.annotations import Array
 from imagery_dask.export.core.plans import StageBlocks
 from imagery_dask.export.core.preview import SIDE, Preview, evenly_spaced, thumbnail, window_for
 from imagery_dask.export.multiscale.levels import LevelStore, VolumeLevels
@@ -43,7 +42,7 @@ def level_previews(
     x, y, z = export.levels[number].shape
     across = (_middle(x), _middle(y))
     part = "" if (across[0].stop - across[0].start, across[1].stop - across[1].start) == (x, y) else ", its middle"
-    read: list[tuple[str, NDArray[Any] | None, str]] = []
+    read: list[tuple[str, Array | None, str]] = []
     for at in evenly_spaced(z):
         caption = f"{volume.name}, level {number}, z {at} of {z}{part}"
         try:
@@ -69,7 +68,7 @@ def _middle(size: int) -> slice:
     return slice(start, min(size, start + MOST_READ))
 
 
-def _page(plane: NDArray[Any], labels: bool, window: Window | None) -> NDArray[Any]:
+def _page(plane: Array, labels: bool, window: Window | None) -> Array:
     step = -(-max(plane.shape[:2]) // SIDE)
     plane = plane[::step, ::step]
     if labels and plane.dtype.kind in "iu":

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from xxhash import xxh3_128
 
 from imagery_dask import kernels
+from imagery_dask.annotations import Array
 from imagery_dask.cluster import WorkerResources
 from imagery_dask.config import config
 from imagery_dask.export.core.inputs import Volume, steps_of
@@ -45,11 +45,11 @@ PIECE_BYTES = 16 * 2**20
 class LevelStore(Protocol):
     """One level of a volume where it is written. Picklable; opened by the process that uses it."""
 
-    def write(self, region: Region, voxels: NDArray[Any]) -> bytes:
+    def write(self, region: Region, voxels: Array) -> bytes:
         """Write voxels x, y, z(, c) to a region of whole chunks, and return their hash."""
         ...
 
-    def digest_of(self, region: Region, voxels: NDArray[Any]) -> bytes:
+    def digest_of(self, region: Region, voxels: Array) -> bytes:
         """Return the hash that `write` would return, without writing."""
         ...
 
@@ -57,7 +57,7 @@ class LevelStore(Protocol):
         """Return the hash of what is stored in a region."""
         ...
 
-    def read(self, region: Region) -> NDArray[Any]:
+    def read(self, region: Region) -> Array:
         """Return the voxels of a region as x, y, z(, c)."""
         ...
 
@@ -99,7 +99,7 @@ class LevelsBlock:
 
     name: str
     volume: str
-    pieces: tuple[tuple[Region, Callable[[], NDArray[Any]]], ...]
+    pieces: tuple[tuple[Region, Callable[[], Array]], ...]
     outputs: tuple[tuple[XYZ, LevelStore], ...]
     labels: bool
 
@@ -120,7 +120,7 @@ class LevelsBlock:
         """Return the hash of what would be written now."""
         return self._make(lambda store, region, block: store.digest_of(region, block)).digest
 
-    def _make(self, put: Callable[[LevelStore, Region, NDArray[Any]], bytes]) -> Written:
+    def _make(self, put: Callable[[LevelStore, Region, Array], bytes]) -> Written:
         digest, voxels, size = xxh3_128(), 0, 0
         for region, read in self.pieces:
             block = read()
@@ -160,7 +160,7 @@ class ReadDownsampled:
     unit: Vec3[int]
     labels: bool
 
-    def __call__(self) -> NDArray[Any]:
+    def __call__(self) -> Array:
         """Return the voxels of the region; only a piece of the level above is held at a time."""
         first, *others = _pieces(self.region, self.unit)  # no region is empty
         small = self._piece(first)
@@ -170,7 +170,7 @@ class ReadDownsampled:
             out[region_within(piece, self.region)] = voxels
         return out
 
-    def _piece(self, piece: Region) -> NDArray[Any]:
+    def _piece(self, piece: Region) -> Array:
         """Voxels of a part of the region."""
         finer = region_between(start_of(piece) * self.step, (stop_of(piece) * self.step).minimum(self.above))
         return kernels.downsample(self.store.read(finer), self.step, self.labels)
@@ -268,9 +268,7 @@ def _plans(export: VolumeLevels, block_bytes: int, most: int) -> list[BlockPlan]
     return plans
 
 
-def _reader(
-    export: VolumeLevels, index: int, region: Region, stores: Sequence[LevelStore]
-) -> Callable[[], NDArray[Any]]:
+def _reader(export: VolumeLevels, index: int, region: Region, stores: Sequence[LevelStore]) -> Callable[[], Array]:
     if index < len(export.volumes):
         return export.volumes[index].reader(region)
     volume, stage, first = export.volumes[0], export.stages[index], export.stages[index].first

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.cluster import WorkerResources
 from imagery_dask.export.core.base import BlockReads, Export, plan_of
 from imagery_dask.export.core.inputs import Volume, source_levels
@@ -95,9 +96,9 @@ class VolumeExport(Export):
         """Return where each level of each volume is written."""
 
     @property
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> JsonObject:
         """Fields that determine the output voxels, by name."""
-        fields: dict[str, Any] = {"format": self.kind}
+        fields: JsonObject = {"format": self.kind}
         for multiscale in self.multiscales:
             fields |= voxels_decided_by(multiscale.volume)
             fields[f"{multiscale.volume.name} levels"] = len(multiscale.export.levels)

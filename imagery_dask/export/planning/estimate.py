@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.cluster import WorkerResources
 from imagery_dask.export.core.base import Export, held_bytes
 from imagery_dask.export.core.plans import ExportPlan, StageBlocks
@@ -180,7 +181,7 @@ class PlannedExport:
             max_missing=max_missing, max_requests=max_requests,
         ))  # fmt: skip
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return plan and estimate as JSON without secrets, which ``imagery-dask export --plan`` reads."""
         return self.plan.to_json() | {"estimate": to_json(self.estimate), "problems": list(self.problems)}
 

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from cloudvolume import chunks as codecs
-from numpy.typing import NDArray
 
+from imagery_dask.annotations import Array
 from imagery_dask.geometry.grid import XYZ, bounds_key
 from imagery_dask.geometry.region import Region, region_between, region_within, start_of, stop_of, tiles_of
 from imagery_dask.geometry.vec import Vec3
@@ -59,7 +58,7 @@ class PrecomputedLevel:
     compress: Compression | None
     quality: int | None
 
-    def write(self, region: Region, voxels: NDArray[Any]) -> bytes:
+    def write(self, region: Region, voxels: Array) -> bytes:
         """Write voxels x, y, z(, c) to a region of whole chunks; return their hash, or that of the files if lossy."""
         parts = self._parts(region, voxels)
         if self.files.folder is not None:
@@ -71,7 +70,7 @@ class PrecomputedLevel:
             put_each = partial(self._put, self.files.put)
             return self._digest(voxels, list(threads.map(put_each, *zip(*parts, strict=True))))
 
-    def digest_of(self, region: Region, voxels: NDArray[Any]) -> bytes:
+    def digest_of(self, region: Region, voxels: Array) -> bytes:
         """Return the hash that `write` returns, without writing."""
         lossy = [digest_of_bytes(self._encoded(part)) for _, part in self._parts(region, voxels)] if self.lossy else []
         return self._digest(voxels, lossy)
@@ -87,17 +86,17 @@ class PrecomputedLevel:
         """Return True if voxels that are read back may differ from those written."""
         return self.encoding == "jpeg" or (self.encoding == "jxl" and self.quality != 100)
 
-    def read(self, region: Region) -> NDArray[Any]:
+    def read(self, region: Region) -> Array:
         """Return the voxels of a region as x, y, z(, c)."""
         start, stop = start_of(region), stop_of(region)
-        out: NDArray[Any] = np.empty((*(stop - start), self.channels), self.dtype, order="F")
+        out: Array = np.empty((*(stop - start), self.channels), self.dtype, order="F")
         for part in self._chunks(region):
             voxels = self._get(part)
             common = region_between(start.maximum(start_of(part)), stop.minimum(stop_of(part)))
             out[region_within(common, region)] = voxels[region_within(common, part)]
         return out if out.shape[3] > 1 else out[..., 0]
 
-    def _parts(self, region: Region, voxels: NDArray[Any]) -> list[tuple[str, NDArray[Any]]]:
+    def _parts(self, region: Region, voxels: Array) -> list[tuple[str, Array]]:
         """Return names and voxels of the chunks of a region."""
         if voxels.dtype.kind == "i" and self.dtype.startswith("u") and int(voxels.min(initial=0)) < 0:
             raise OverflowError(
@@ -110,20 +109,20 @@ class PrecomputedLevel:
             raise ValueError(f"{region} does not cover whole chunks of {self.chunk}.")
         return [(self._name(part), voxels[region_within(part, region)]) for part in chunks]
 
-    def _encoded(self, voxels: NDArray[Any]) -> bytes:
+    def _encoded(self, voxels: Array) -> bytes:
         params = {} if self.quality is None else {"level": self.quality}
         return bytes(codecs.encode(np.asfortranarray(voxels), self.encoding, SEGMENTATION_BLOCK, params))
 
-    def _put(self, put: Put, name: str, voxels: NDArray[Any]) -> bytes:
+    def _put(self, put: Put, name: str, voxels: Array) -> bytes:
         """Write a chunk; return the hash of its bytes if the encoding is lossy."""
         content = self._encoded(voxels)
         put(name, content, "application/octet-stream", self.compress)
         return digest_of_bytes(content) if self.lossy else b""
 
-    def _digest(self, voxels: NDArray[Any], of_contents: list[bytes]) -> bytes:
+    def _digest(self, voxels: Array, of_contents: list[bytes]) -> bytes:
         return join_digests(of_contents) if self.lossy else digest_of(voxels)
 
-    def _get(self, part: Region) -> NDArray[Any]:
+    def _get(self, part: Region) -> Array:
         content = self._content(part)
         x, y, z = (axis.stop - axis.start for axis in part)
         shape = (x, y, z, self.channels)

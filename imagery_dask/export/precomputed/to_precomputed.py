@@ -16,6 +16,7 @@ import xarray as xr
 from cloudvolume import CloudVolume
 from distributed import Client
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.export.core.base import OutputFormat
 from imagery_dask.export.core.inputs import Volume, as_volumes
 from imagery_dask.export.core.provenance import KEY, provenance, what_was_missing
@@ -154,7 +155,7 @@ class PrecomputedExport(VolumeExport):
         self.target = VolumeTarget(url.removeprefix("precomputed://") if isinstance(url, str) else url)
 
     @property
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> JsonObject:
         """Fields that determine the output voxels, by name."""
         layout = {
             f"{layer.multiscale.volume.name} {name}": layer.info["scales"][0][key]
@@ -191,11 +192,11 @@ class _Layer:
 
     multiscale: Multiscale
     #: Content of the info file.
-    info: dict[str, Any]
+    info: JsonObject
     #: Further metadata files by name.
     beside: dict[str, bytes]
     #: Where the volume comes from.
-    made: dict[str, Any]
+    made: JsonObject
     options: PrecomputedOptions
 
     def create(self, files: Files) -> None:
@@ -205,7 +206,7 @@ class _Layer:
             files.put(name, content, "application/json")
         self.describe(files, {})
 
-    def describe(self, files: Files, results: dict[str, Any]) -> None:
+    def describe(self, files: Files, results: JsonObject) -> None:
         """Write the provenance file in CloudVolume's format."""
         made = self.made
         method = {"task": "imagery_dask.to_precomputed", KEY: made | results}

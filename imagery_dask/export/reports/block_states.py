@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from imagery_dask.annotations import Array, JsonObject
 from imagery_dask.export.core.run_states import DAMAGED
 from imagery_dask.records.journal import Records
 
@@ -40,8 +40,8 @@ class Outcomes:
         Index into `STATES` for each block.
     """
 
-    receipts: NDArray[Any]
-    failed: dict[int, dict[str, Any]]
+    receipts: Array
+    failed: dict[int, JsonObject]
     damaged: tuple[int, ...]
     states: NDArray[np.uint8]
 
@@ -97,7 +97,7 @@ def outcomes_of(records: Records, blocks: int) -> Outcomes:
     return Outcomes(receipts, failed, damaged, states)
 
 
-def bursts_of(receipts: NDArray[Any]) -> list[Burst]:
+def bursts_of(receipts: Array) -> list[Burst]:
     """Return times of work, oldest first; pauses between them are longer than a minute."""
     if not len(receipts):
         return []
@@ -110,7 +110,7 @@ def bursts_of(receipts: NDArray[Any]) -> list[Burst]:
     return [Burst(float(begun[a]), float(stops[b])) for a, b in zip(first, last, strict=True)]
 
 
-def recent_rate(receipts: NDArray[Any], now: float | None = None) -> tuple[float, float] | None:
+def recent_rate(receipts: Array, now: float | None = None) -> tuple[float, float] | None:
     """Return blocks and bytes per second over the last minutes of the last time of work.
 
     Parameters
@@ -138,9 +138,9 @@ def recent_rate(receipts: NDArray[Any], now: float | None = None) -> tuple[float
     return len(recent) / seconds, int(recent["written_bytes"].sum(dtype=np.uint64)) / seconds
 
 
-def _failures(lines: Iterable[dict[str, Any]], done: NDArray[np.bool_]) -> dict[int, dict[str, Any]]:
+def _failures(lines: Iterable[JsonObject], done: NDArray[np.bool_]) -> dict[int, JsonObject]:
     """Return the last failure of each block that is not done."""
-    last: dict[int, dict[str, Any]] = {}
+    last: dict[int, JsonObject] = {}
     for line in lines:
         block = int(line["block"])
         if block >= len(done) or done[block]:
@@ -150,5 +150,5 @@ def _failures(lines: Iterable[dict[str, Any]], done: NDArray[np.bool_]) -> dict[
     return dict(sorted(last.items()))
 
 
-def _numbers(receipts: NDArray[Any]) -> NDArray[np.int64]:
+def _numbers(receipts: Array) -> NDArray[np.int64]:
     return np.asarray(receipts["block"].astype(np.int64))

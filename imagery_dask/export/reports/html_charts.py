@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
+from imagery_dask.annotations import Array
 from imagery_dask.export.reports.block_states import FAILED, STATES, Burst, bursts_of
 from imagery_dask.geometry.block_plan import BlockPlan
 from imagery_dask.humanize import human_time
@@ -37,7 +37,7 @@ MAP_SIDE, ONLY_SIDE = 150, 600
 CELL = (2.0, 13.0)
 
 
-def throughput(receipts: NDArray[Any]) -> Markup:
+def throughput(receipts: Array) -> Markup:
     """Draw bytes and blocks per second over time; pauses between calls are shortened and labelled."""
     bursts = _fewer(bursts_of(receipts))
     spans = _spans(bursts)
@@ -140,7 +140,7 @@ def _bins(burst: Burst, bursts: Sequence[Burst], blocks: int) -> int:
     return max(1, round(share * min(BINS, max(1, blocks // BLOCKS_PER_BIN))))
 
 
-def _panel(unit: str, rates: Sequence[NDArray[Any]], spans: Sequence[Span], top: int) -> str:
+def _panel(unit: str, rates: Sequence[Array], spans: Sequence[Span], top: int) -> str:
     most = _nice(max(float(rate.max()) for rate in rates))
     base = top + HEIGHT
     lines = "".join(
@@ -153,7 +153,7 @@ def _panel(unit: str, rates: Sequence[NDArray[Any]], spans: Sequence[Span], top:
     return f'{lines}{drawn}<text x="{LEFT}" y="{top - 8}" font-weight="600">{unit}</text>'
 
 
-def _steps(shares: NDArray[Any], span: Span, base: int) -> str:
+def _steps(shares: Array, span: Span, base: int) -> str:
     xs = np.linspace(*span, len(shares) + 1)
     steps = "".join(f"V{base - share * HEIGHT:.1f}H{x:.1f}" for share, x in zip(shares, xs[1:], strict=True))
     line = f"M{xs[0]:.1f} {base}{steps}V{base}"

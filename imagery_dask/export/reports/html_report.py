@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.export.core.base import Export
 from imagery_dask.export.core.plans import ExportPlan, StageBlocks
 from imagery_dask.export.core.preview import Preview
@@ -176,7 +177,7 @@ def _made_by(plan: ExportPlan, records: Records | None) -> str:
     return f"{plan.kind} export by imagery_dask {version('imagery_dask')}{begun}; this report is of {written}"
 
 
-def _verdict(report: RunReport, outcomes: Outcomes | None, ended: str | None) -> dict[str, Any]:
+def _verdict(report: RunReport, outcomes: Outcomes | None, ended: str | None) -> JsonObject:
     # Blocks that were in progress when a call ended early have a receipt, and are in no report.
     left = report.blocks - (report.done if outcomes is None else len(outcomes.receipts))
     damaged = () if outcomes is None else outcomes.damaged
@@ -312,15 +313,15 @@ def _moment(text: str) -> str:
     return f"{text[:10]} {text[11:19]} UTC"
 
 
-def _when(line: dict[str, Any]) -> str:
+def _when(line: JsonObject) -> str:
     return f"{datetime.fromtimestamp(float(line.get('when', 0)), UTC):%Y-%m-%d %H:%M:%S}"
 
 
-def _resolution(volume: dict[str, Any]) -> str:
+def _resolution(volume: JsonObject) -> str:
     return "not known" if volume["resolution_nm"] is None else " x ".join(f"{n:g}" for n in volume["resolution_nm"])
 
 
-def _source(volume: dict[str, Any]) -> str:
+def _source(volume: JsonObject) -> str:
     return str(volume["cutout"]["path"]) if "cutout" in volume else "an array that was computed"
 
 

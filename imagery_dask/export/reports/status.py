@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.export.reports.block_states import Outcomes, outcomes_of, recent_rate
 from imagery_dask.records.drivers import Driver, driver_of
@@ -224,7 +225,7 @@ def _state(run: Run, outcomes: Outcomes, blocks: int, held: bool) -> State:
     return "failed" if outcomes.failed else "interrupted"
 
 
-def _failure(line: dict[str, Any]) -> Failure:
+def _failure(line: JsonObject) -> Failure:
     return Failure(
         int(line["block"]), str(line.get("name", "")), str(line.get("reason", "")), int(line.get("attempts", 1)),
         float(line.get("when", 0)),

@@ -29,9 +29,9 @@ from uuid import uuid4
 import numpy as np
 import zarr
 from distributed import get_worker
-from numpy.typing import NDArray
 from zarr.storage import LocalStore, StorePath, WrapperStore
 
+from imagery_dask.annotations import Array
 from imagery_dask.export.zarr.zarr_shards import ShardEncoder, shard_encoder
 from imagery_dask.geometry.region import Region
 from imagery_dask.storage.buckets import parse_bucket_url
@@ -94,7 +94,7 @@ class BlockArray:
         # Opened again in the receiving process, because an open bucket holds credentials.
         return _arrived, (self.location, self.path, self.run, self.padded.zarr_format)
 
-    def write_block(self, selection: Sequence[slice], voxels: NDArray[Any]) -> None:
+    def write_block(self, selection: Sequence[slice], voxels: Array) -> None:
         """Write all files of a block; units that are all zero have none.
 
         Parameters
@@ -129,7 +129,7 @@ class BlockArray:
                 else:
                     self._write_shards(shards, folder, scratch, whole, voxels)
 
-    def read(self, selection: tuple[slice, ...]) -> NDArray[Any]:
+    def read(self, selection: tuple[slice, ...]) -> Array:
         """Return voxels that have been written."""
         with clear_errors(self.location):
             return np.asarray(_readable(self.location, self.path, self.run, self.threads, os.getpid())[selection])
@@ -144,7 +144,7 @@ class BlockArray:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def _write_chunks(self, folder: Path, scratch: Path, whole: tuple[slice, ...], voxels: NDArray[Any]) -> None:
+    def _write_chunks(self, folder: Path, scratch: Path, whole: tuple[slice, ...], voxels: Array) -> None:
         with _configured(PIPELINE, self.threads):
             array = _array(self.flat, StorePath(LocalStore(scratch)))
         array[whole] = voxels
@@ -154,7 +154,7 @@ class BlockArray:
         )
 
     def _write_shards(
-        self, shards: ShardEncoder, folder: Path, scratch: Path, whole: tuple[slice, ...], voxels: NDArray[Any]
+        self, shards: ShardEncoder, folder: Path, scratch: Path, whole: tuple[slice, ...], voxels: Array
     ) -> None:
         scratch.mkdir()
         moves = []
@@ -208,13 +208,13 @@ class ZarrLevel:
     zarr_format: Literal[2, 3]
     run: str
 
-    def write(self, region: Region, voxels: NDArray[Any]) -> bytes:
+    def write(self, region: Region, voxels: Array) -> bytes:
         """Write voxels x, y, z(, c) to a region of whole chunks and return their hash."""
         array = self._array()
         array.write_block(self._selection(region, array.shape), voxels.T)
         return digest_of(voxels)
 
-    def digest_of(self, region: Region, voxels: NDArray[Any]) -> bytes:
+    def digest_of(self, region: Region, voxels: Array) -> bytes:
         """Return the hash of voxels."""
         del region
         return digest_of(voxels)
@@ -223,7 +223,7 @@ class ZarrLevel:
         """Return the hash of the voxels that are stored in a region."""
         return digest_of(self.read(region))
 
-    def read(self, region: Region) -> NDArray[Any]:
+    def read(self, region: Region) -> Array:
         """Return the voxels of a region as x, y, z(, c)."""
         array = self._array()
         return array.read(self._selection(region, array.shape)).T

@@ -20,6 +20,7 @@ from ome_zarr_models.v05.labels import LabelsAttrs as Labels05
 from ome_zarr_models.v05.multiscales import Dataset as Dataset05
 from ome_zarr_models.v05.multiscales import Multiscale as Multiscale05
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.errors import AccessRefusedError
 from imagery_dask.export.core.inputs import Volume
 from imagery_dask.export.zarr.zarr_options import OmeVersion
@@ -41,8 +42,8 @@ def image_attributes(
     name: str,
     channels: bool,
     levels: Sequence[Level],
-    shown: dict[str, Any] | None,
-) -> dict[str, Any]:
+    shown: JsonObject | None,
+) -> JsonObject:
     """Return the attributes of an image group with levels ``0``, ``1``, ...
 
     Parameters
@@ -71,24 +72,24 @@ def image_attributes(
     return {"ome": content | ({} if shown is None else {"omero": shown})}
 
 
-def label_attributes(version: OmeVersion, name: str, levels: Sequence[Level], of_image: bool) -> dict[str, Any]:
+def label_attributes(version: OmeVersion, name: str, levels: Sequence[Level], of_image: bool) -> JsonObject:
     """Return the attributes of a labels group; `of_image` refers to an image two folders above."""
-    label: dict[str, Any] = {"source": {"image": "../../"}} if of_image else {}
-    content: dict[str, Any] = {"multiscales": [_multiscale(version, name, False, levels)], "image-label": label}
+    label: JsonObject = {"source": {"image": "../../"}} if of_image else {}
+    content: JsonObject = {"multiscales": [_multiscale(version, name, False, levels)], "image-label": label}
     if version == "0.4":
         content["image-label"] = {"version": "0.4"} | label
         return _dump(ImageLabel04.model_validate(content))
     return {"ome": _dump(ImageLabel05.model_validate({"version": "0.5"} | content))}
 
 
-def labels_attributes(version: OmeVersion, names: Sequence[str]) -> dict[str, Any]:
+def labels_attributes(version: OmeVersion, names: Sequence[str]) -> JsonObject:
     """Return the attributes of the group that lists an image's labels."""
     if version == "0.4":
         return _dump(Labels04(labels=list(names)))
     return {"ome": _dump(Labels05(version="0.5", labels=list(names)))}
 
 
-def display(volume: Volume) -> dict[str, Any]:
+def display(volume: Volume) -> JsonObject:
     """Return the display range of a volume: 0 to 255 for 8 bit, else the range of a sample in its middle."""
     channels = int(volume.array.shape[3]) if volume.channels else 1
     names = [volume.name] if channels == 1 else [str(index) for index in range(channels)]
@@ -111,7 +112,7 @@ def display(volume: Volume) -> dict[str, Any]:
     return omero(names, limits, (first, last) if first < last else (low, high))
 
 
-def omero(names: Sequence[str], limits: tuple[float, float], window: tuple[float, float]) -> dict[str, Any]:
+def omero(names: Sequence[str], limits: tuple[float, float], window: tuple[float, float]) -> JsonObject:
     """Return the display settings of an image's channels.
 
     Parameters
@@ -135,7 +136,7 @@ def omero(names: Sequence[str], limits: tuple[float, float], window: tuple[float
 
 
 def _multiscale(version: OmeVersion, name: str, channels: bool, levels: Sequence[Level]) -> Any:
-    old: dict[str, Any] = {"version": "0.4"} if version == "0.4" else {}
+    old: JsonObject = {"version": "0.4"} if version == "0.4" else {}
     axis: Any = Axis04 if old else Axis05
     dataset: Any = Dataset04 if old else Dataset05
     multiscale: Any = Multiscale04 if old else Multiscale05
@@ -165,8 +166,8 @@ def _sizes(levels: Sequence[Level]) -> list[Vec3[float]]:
     return sizes
 
 
-def _dump(model: Any) -> dict[str, Any]:
-    content: dict[str, Any] = model.model_dump(mode="json", exclude_none=True, by_alias=True)
+def _dump(model: Any) -> JsonObject:
+    content: JsonObject = model.model_dump(mode="json", exclude_none=True, by_alias=True)
     return content
 
 

@@ -16,6 +16,7 @@ import zarr
 from distributed import Client
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.export.core.base import OutputFormat
 from imagery_dask.export.core.inputs import as_volumes
 from imagery_dask.export.core.provenance import KEY, provenance, what_was_missing
@@ -182,7 +183,7 @@ class ZarrExport(VolumeExport):
         self.target = StoreTarget(url)
 
     @property
-    def fingerprint_fields(self) -> dict[str, Any]:
+    def fingerprint_fields(self) -> JsonObject:
         """Fields that determine the output voxels, by name."""
         layout = {
             f"{multiscale.volume.name} level {index} {what}": to_json(getattr(layout, what))
@@ -229,9 +230,7 @@ def _stores(store: str, multiscale: Multiscale, options: ZarrOptions, run: str) 
     return [ZarrLevel(store, path, options.zarr_format, run) for path in paths]
 
 
-def _create(
-    store: str, multiscales: list[Multiscale], shown_as: list[dict[str, Any] | None], options: ZarrOptions
-) -> None:
+def _create(store: str, multiscales: list[Multiscale], shown_as: list[JsonObject | None], options: ZarrOptions) -> None:
     """Make the groups, their metadata and the empty arrays."""
     version = options.ome_version
     labels = [multiscale for multiscale in multiscales if multiscale.volume.group]
@@ -252,7 +251,7 @@ def _create(
             _create_levels(folder.create_group(multiscale.volume.name), multiscale, attributes, options)
 
 
-def _create_levels(group: Any, multiscale: Multiscale, attributes: dict[str, Any], options: ZarrOptions) -> None:
+def _create_levels(group: Any, multiscale: Multiscale, attributes: JsonObject, options: ZarrOptions) -> None:
     volume = multiscale.volume
     group.attrs.update(attributes | {KEY: provenance(volume)})
     ahead = tuple(int(n) for n in volume.array.shape[3:])

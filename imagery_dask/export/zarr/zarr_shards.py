@@ -13,9 +13,9 @@ from typing import Any, BinaryIO
 import google_crc32c
 import numcodecs
 import numpy as np
-from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ShardingCodec, ZstdCodec
 
+from imagery_dask.annotations import Array
 from imagery_dask.storage.files import write_soon
 
 __all__ = ["ShardEncoder", "shard_encoder"]
@@ -39,7 +39,7 @@ class ShardEncoder:
         self._chunk, self._compressor = chunk, compressor
         self._counts = tuple(size // part for size, part in zip(shard, chunk, strict=True))
 
-    def write(self, voxels: NDArray[Any], file: BinaryIO) -> bool:
+    def write(self, voxels: Array, file: BinaryIO) -> bool:
         """Write a shard, which may be cut off at the edge of the array.
 
         Returns
@@ -63,7 +63,7 @@ class ShardEncoder:
             file.write(int(google_crc32c.value(table)).to_bytes(4, "little"))
         return offset > 0
 
-    def _encoded(self, voxels: NDArray[Any], position: tuple[int, ...]) -> Any:
+    def _encoded(self, voxels: Array, position: tuple[int, ...]) -> Any:
         starts = [at * size for at, size in zip(position, self._chunk, strict=True)]
         part = voxels[tuple(slice(start, start + size) for start, size in zip(starts, self._chunk, strict=True))]
         if part.shape == self._chunk:

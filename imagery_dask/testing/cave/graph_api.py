@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.testing.cave.endpoints import ApiError, Call, Endpoint
 from imagery_dask.testing.cave.graph import ChunkedGraph
 from imagery_dask.testing.cave.graph_layout import Ids
@@ -28,7 +29,7 @@ def segmentation_api_versions(call: Call) -> list[int]:
     return _API_VERSIONS
 
 
-def info(call: Call) -> dict[str, Any]:
+def info(call: Call) -> JsonObject:
     """Answer with the watershed's info and what the graph adds to it."""
     layout = _graph(call).layout
     return call.world.watershed_info | {
@@ -52,7 +53,7 @@ def roots_binary(call: Call) -> bytes:
     return _graph(call).roots(call.binary_ids, call.moment("timestamp"), call.stop_layer).tobytes()
 
 
-def roots(call: Call) -> dict[str, Any]:
+def roots(call: Call) -> JsonObject:
     """Answer like `roots_binary` in JSON."""
     ids = np.array(call.ids("node_ids"), np.uint64)
     return {"root_ids": _graph(call).roots(ids, call.moment("timestamp"), call.stop_layer).tolist()}
@@ -101,17 +102,17 @@ def root_timestamps(call: Call) -> dict[str, list[float]]:
     return {"timestamp": [history.created[node] / 1000 for node in nodes]}
 
 
-def lineage_graph(call: Call) -> dict[str, Any]:
+def lineage_graph(call: Call) -> JsonObject:
     """Answer with the lineage of one root."""
     return _lineage(call, [call.node])
 
 
-def lineage_graph_multiple(call: Call) -> dict[str, Any]:
+def lineage_graph_multiple(call: Call) -> JsonObject:
     """Answer with the lineage of roots."""
     return _lineage(call, call.ids("root_ids"))
 
 
-def _lineage(call: Call, nodes: list[int]) -> dict[str, Any]:
+def _lineage(call: Call, nodes: list[int]) -> JsonObject:
     _check_known(call, nodes)
     past, future = call.moment("timestamp_past"), call.moment("timestamp_future")
     return _graph(call).history.lineage(nodes, past or 0.0, future)
@@ -138,7 +139,7 @@ def oldest_timestamp(call: Call) -> dict[str, str]:
     return {"iso": datetime.fromtimestamp(_graph(call).created, UTC).isoformat(" ")}
 
 
-def l2_chunk_children(call: Call) -> dict[str, Any]:
+def l2_chunk_children(call: Call) -> JsonObject:
     """Answer with the layer-2 nodes of a chunk and their supervoxels, in pairs, in JSON."""
     return {"l2_chunk_children": _level2_pairs(call).tolist()}
 
@@ -156,7 +157,7 @@ def _level2_pairs(call: Call) -> Ids:
     return np.array([(node, sv) for node, svs in found.items() for sv in svs], np.uint64).ravel()
 
 
-def merge(call: Call) -> dict[str, Any]:
+def merge(call: Call) -> JsonObject:
     """Merge the objects of two nodes, ``[[id, x, y, z], [id, x, y, z]]``, now."""
     graph, nodes = _graph(call), _edited_nodes(call.json)
     try:
@@ -166,7 +167,7 @@ def merge(call: Call) -> dict[str, Any]:
         raise ApiError(400, f"[400]: {error}") from None
 
 
-def split(call: Call) -> dict[str, Any]:
+def split(call: Call) -> JsonObject:
     """Split the supervoxels of ``sources`` from their object, now.
 
     The service would cut the edges between sources and sinks that cost least; there are no edges here.
@@ -185,7 +186,7 @@ def _edited_nodes(rows: Any) -> Ids:
         raise ApiError(400, "[400]: nodes are lists of an id, x, y and z") from None
 
 
-def _edit_result(graph: ChunkedGraph, *new: int) -> dict[str, Any]:
+def _edit_result(graph: ChunkedGraph, *new: int) -> JsonObject:
     return {"operation_id": graph.history.operation_that_made(new[0]).number, "new_root_ids": list(new)}
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.testing.cave.graph_layout import Ids
 
 __all__ = ["Operation", "RootHistory", "to_ms"]
@@ -96,7 +97,7 @@ class RootHistory:
         end, until = self._ended_by.get(int(root)), time.time() if timestamp is None else timestamp
         return until if end is None or end.ms > to_ms(until) else end.ms / 1000
 
-    def lineage(self, roots: Sequence[int], past: float = 0.0, future: float | None = None) -> dict[str, Any]:
+    def lineage(self, roots: Sequence[int], past: float = 0.0, future: float | None = None) -> JsonObject:
         """Follow roots through operations, in the node-link form of networkx with the key ``links``.
 
         Roots that are older than ``past`` and, going forwards, younger than ``future`` (unix seconds) are
@@ -107,7 +108,7 @@ class RootHistory:
         KeyError
             If one of the roots is unknown.
         """
-        nodes: dict[int, dict[str, Any]] = {}
+        nodes: dict[int, JsonObject] = {}
         links: dict[tuple[int, int], None] = {}
         for forward in (False, True):
             open_ = [int(root) for root in roots]
@@ -129,8 +130,8 @@ class RootHistory:
             "links": [{"source": source, "target": target} for source, target in links],
         }
 
-    def _describe(self, node: int) -> dict[str, Any]:
-        described: dict[str, Any] = {"id": node, "timestamp": self.created[node] / 1000}
+    def _describe(self, node: int) -> JsonObject:
+        described: JsonObject = {"id": node, "timestamp": self.created[node] / 1000}
         if node in self._ended_by:
             described["operation_id"] = self._ended_by[node].number
         return described

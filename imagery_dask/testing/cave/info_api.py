@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.testing.cave.endpoints import ApiError, Call, Endpoint
 
 __all__ = ["SERVICES"]
@@ -20,7 +20,7 @@ def datastacks(call: Call) -> list[str]:
     return [call.world.datastack]
 
 
-def datastack_info(call: Call) -> dict[str, Any]:
+def datastack_info(call: Call) -> JsonObject:
     """Answer with what a datastack consists of."""
     _check_datastack(call)
     world = call.world
@@ -45,7 +45,7 @@ def datastack_info(call: Call) -> dict[str, Any]:
     }
 
 
-def image_sources(call: Call) -> list[dict[str, Any]]:
+def image_sources(call: Call) -> list[JsonObject]:
     """Answer with the places where a datastack's image is."""
     _check_datastack(call)
     return [{"name": "default", "image_source": call.world.image_source}]
@@ -56,13 +56,13 @@ def aligned_volumes(call: Call) -> list[str]:
     return [call.world.aligned_volume]
 
 
-def aligned_volume_info(call: Call) -> dict[str, Any]:
+def aligned_volume_info(call: Call) -> JsonObject:
     """Answer with what is known about an image."""
     _check_name("aligned_volume", call.values["name"], call.world.aligned_volume)
     return _aligned_volume(call)
 
 
-def aligned_volume_by_id(call: Call) -> dict[str, Any]:
+def aligned_volume_by_id(call: Call) -> JsonObject:
     """Answer with what is known about an image, by its number."""
     _check_name("aligned_volume", call.values["number"], "1")
     return _aligned_volume(call)
@@ -74,7 +74,7 @@ def datastacks_of_aligned_volume(call: Call) -> list[str]:
     return [call.world.datastack]
 
 
-def _aligned_volume(call: Call) -> dict[str, Any]:
+def _aligned_volume(call: Call) -> JsonObject:
     return {
         "id": 1,
         "name": call.world.aligned_volume,
@@ -100,7 +100,7 @@ def versions(call: Call) -> list[int]:
     return [number for number, version in call.world.versions.items() if version.valid or call.flag("expired")]
 
 
-def version_metadata(call: Call) -> dict[str, Any]:
+def version_metadata(call: Call) -> JsonObject:
     """Answer with what a version is."""
     _check_datastack(call)
     if int(call.values["version"]) not in call.world.versions:
@@ -108,12 +108,12 @@ def version_metadata(call: Call) -> dict[str, Any]:
     return _metadata(call, int(call.values["version"]))
 
 
-def versions_metadata(call: Call) -> list[dict[str, Any]]:
+def versions_metadata(call: Call) -> list[JsonObject]:
     """Answer with what each version is, without expired ones unless the query wants them."""
     return [_metadata(call, number) for number in versions(call)]
 
 
-def _metadata(call: Call, number: int) -> dict[str, Any]:
+def _metadata(call: Call, number: int) -> JsonObject:
     version = call.world.versions[number]
     return {
         "id": number,
@@ -132,12 +132,12 @@ def _iso(timestamp: float) -> str:
     return datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")
 
 
-def user_tokens(call: Call) -> list[dict[str, Any]]:
+def user_tokens(call: Call) -> list[JsonObject]:
     """Answer with no tokens: the server does not give them away."""
     return []
 
 
-def users(call: Call) -> list[dict[str, Any]]:
+def users(call: Call) -> list[JsonObject]:
     """Answer with the users of the given ids."""
     ids = [text for text in call.params.get("id", "").split(",") if text.isdecimal()]
     return [{"id": int(text), "name": f"User {text}", "email": f"user{text}@example.org", "pi": ""} for text in ids]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import tinybrain
 from cloudvolume import CloudVolume
 
+from imagery_dask.annotations import Array, JsonObject
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.testing.cave.graph import ChunkedGraph
 from imagery_dask.testing.cave.graph_layout import GraphLayout, Ids, Triple
@@ -64,7 +65,7 @@ class World:
     image_source: str
     watershed_source: str
     mips: list[Ids] = field(repr=False)
-    watershed_info: dict[str, Any] = field(repr=False)
+    watershed_info: JsonObject = field(repr=False)
     voxel_offset: Triple
     resolution: Triple
     image_resolution: Triple
@@ -125,7 +126,7 @@ def make_world(folder: str | Path, shape: Triple = (256, 256, 32), seed: int = 0
 def world_from_arrays(
     folder: str | Path,
     objects: npt.NDArray[np.integer],
-    image: npt.NDArray[Any] | None = None,
+    image: Array | None = None,
     *,
     chunk_size: Triple = (32, 32, 16),
     storage_chunk: Triple = (32, 32, 16),
@@ -246,7 +247,7 @@ def _versions(created: float) -> dict[int, Version]:
 
 
 def _write(
-    folder: Path, mips: list[npt.NDArray[Any]], encoding: str, resolution: Triple, offset: Triple, chunk_size: Triple
+    folder: Path, mips: list[Array], encoding: str, resolution: Triple, offset: Triple, chunk_size: Triple
 ) -> str:
     info = CloudVolume.create_new_info(
         num_channels=1,
