@@ -94,7 +94,8 @@ def _options_from(options: type[Options], given: Given, **more: Any) -> Options:
         flags = flags_of(field.metadata)
         read = {name: given.pop(_dashed(name, field.name).replace("-", "_")) for name in flags}
         if "" in flags:
-            values[field.name] = _words(kind, field.default).get(read[""], read[""])
+            words, value = _words(kind, field.default), read[""]
+            values[field.name] = words.get(value, value) if words else value
         elif flags:
             values[field.name] = {name: word for name, word in read.items() if word is not None}
     return options(**values)
