@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
 
 __all__ = ["human_bytes", "human_count", "human_time", "size_in_bytes", "time_in_seconds"]
 
@@ -61,7 +60,7 @@ def human_time(seconds: float) -> str:
     return " ".join(parts)
 
 
-def size_in_bytes(value: Any) -> int | None:
+def size_in_bytes(value: object) -> int | None:
     """Read a size such as ``4GiB`` (2**30 each) or ``4G`` (10**9 each, as ``4GB``); None if it is not one above 0.
 
     Cluster files and the command line both read sizes by this function.
@@ -81,7 +80,7 @@ def size_in_bytes(value: Any) -> int | None:
     return size if size > 0 else None
 
 
-def time_in_seconds(value: Any) -> float | None:
+def time_in_seconds(value: object) -> float | None:
     """Read a time such as ``30s``, ``10 min`` or ``1 hour``, or a number of seconds; None if it is not one above 0.
 
     Cluster files and the command line both read times by this function.
@@ -104,7 +103,7 @@ def time_in_seconds(value: Any) -> float | None:
     return seconds if 0 < seconds < math.inf else None
 
 
-def _number_with_unit(value: Any) -> str | int | float | None:
+def _number_with_unit(value: object) -> str | int | float | None:
     """Return a number, or text that begins with a digit or a point: dask reads a unit alone as one of it."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return None

@@ -23,7 +23,7 @@ DIGITS = re.compile(r"-?[0-9]+")
 ERRORS_SHOWN = 3
 
 
-def to_json(value: Any) -> Any:
+def to_json(value: object) -> Any:
     """Return the plain form of a value: dicts, lists, text, numbers; integers above 2**53 as text.
 
     Examples
@@ -47,7 +47,7 @@ def to_json(value: Any) -> Any:
     raise TypeError(f"{value!r} ({type(value).__name__}) has no form in JSON.")
 
 
-def from_json(kind: Any, value: Any) -> Any:
+def from_json(kind: object, value: object) -> Any:
     """Return a value of a type from its plain form.
 
     Nothing is converted but lists to tuples, decimal text to int, and int to float: a bool is not an int, a float is
@@ -81,7 +81,7 @@ def from_json(kind: Any, value: Any) -> Any:
         raise ValueError(_message(kind, error)) from None
 
 
-def flat(value: Any, prefix: str = "") -> dict[str, object]:
+def flat(value: object, prefix: str = "") -> dict[str, object]:
     """Return the leaves of nested dicts by dotted name; lists are leaves.
 
     Examples
@@ -101,14 +101,14 @@ def flat(value: Any, prefix: str = "") -> dict[str, object]:
 
 
 @cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
+def _adapter(kind: object) -> TypeAdapter[Any]:
     # Imported when the first value is read: pydantic takes longer to import than all of this package's light modules.
     from pydantic import TypeAdapter
 
     return TypeAdapter(tuple[_hint(kind)])  # type: ignore[misc]
 
 
-def _hint(kind: Any) -> Any:
+def _hint(kind: object) -> Any:
     """Return the type hint that makes pydantic read a plain form strictly.
 
     Pydantic's strict mode refuses lists for tuples and text for integers, and its other mode takes bools and floats for
@@ -156,18 +156,18 @@ def _maker(kind: Any) -> Callable[..., Any]:
     return lambda fields: kind(**fields)
 
 
-def _digits(value: Any) -> Any:
+def _digits(value: object) -> Any:
     return int(value) if isinstance(value, str) and DIGITS.fullmatch(value) else value
 
 
-def _message(kind: Any, error: ValidationError) -> str:
+def _message(kind: object, error: ValidationError) -> str:
     errors = error.errors(include_url=False, include_context=False)
     lines = [f"{_path(kind, item['loc'][1:])}: {item['msg']}; got {_short(item['input'])}" for item in errors]
     more = f"; and {len(lines) - ERRORS_SHOWN} more" if len(lines) > ERRORS_SHOWN else ""
     return f"{'; '.join(lines[:ERRORS_SHOWN])}{more}."
 
 
-def _path(kind: Any, keys: Sequence[int | str]) -> str:
+def _path(kind: object, keys: Sequence[int | str]) -> str:
     """Return where a value stands, as in ``Cutout.target.start[2]``."""
     name = kind.__name__ if isinstance(kind, type) and dataclasses.is_dataclass(kind) else ""
     for key in keys:
@@ -175,6 +175,6 @@ def _path(kind: Any, keys: Sequence[int | str]) -> str:
     return name or "value"
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

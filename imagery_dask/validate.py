@@ -23,7 +23,7 @@ LARGEST = 2.0**53
 T = TypeVar("T")
 
 
-def integer(name: str, value: Any) -> int:
+def integer(name: str, value: object) -> int:
     """Return an int; bools and floats are refused.
 
     Raises
@@ -37,7 +37,7 @@ def integer(name: str, value: Any) -> int:
     return index
 
 
-def whole_number(name: str, value: Any, least: int = 1, most: int | None = None) -> int:
+def whole_number(name: str, value: object, least: int = 1, most: int | None = None) -> int:
     """Return a whole number from `least` to `most`, both inclusive.
 
     Raises
@@ -87,7 +87,7 @@ def number(name: str, value: Any, least: float | None = None, most: float | None
     return value if isinstance(value, (int, float)) else float(value)
 
 
-def choice(name: str, value: Any, allowed: Sequence[T]) -> T:
+def choice(name: str, value: object, allowed: Sequence[T]) -> T:
     """Return one of the allowed values.
 
     Raises
@@ -111,7 +111,7 @@ def choice(name: str, value: Any, allowed: Sequence[T]) -> T:
     raise ValueError(f"{name} must be {words}; got {value!r}.")
 
 
-def axis(name: str, value: Any, letters: bool = True) -> int:
+def axis(name: str, value: object, letters: bool = True) -> int:
     """Return the index of an axis, given as 0, 1, 2 or (with `letters`) as ``"x"``, ``"y"``, ``"z"``.
 
     Raises
@@ -127,7 +127,7 @@ def axis(name: str, value: Any, letters: bool = True) -> int:
     return index
 
 
-def triple(name: str, value: Any, *, positive: bool = False) -> tuple[float, float, float]:
+def triple(name: str, value: object, *, positive: bool = False) -> tuple[float, float, float]:
     """Return three finite numbers as a tuple.
 
     Raises
@@ -150,7 +150,7 @@ def triple(name: str, value: Any, *, positive: bool = False) -> tuple[float, flo
     return (x, y, z)
 
 
-def whole_triple(name: str, value: Any, least: int | None = 1) -> tuple[int, int, int]:
+def whole_triple(name: str, value: object, least: int | None = 1) -> tuple[int, int, int]:
     """Return three whole numbers as a tuple, each at least `least`; None allows any.
 
     Raises
@@ -175,7 +175,7 @@ def whole_triple(name: str, value: Any, least: int | None = 1) -> tuple[int, int
     return (x, y, z)
 
 
-def sizes(name: str, value: Any, whole: bool = False) -> tuple[float, float, float]:
+def sizes(name: str, value: object, whole: bool = False) -> tuple[float, float, float]:
     """Return a size along x, y, z from 2 numbers (one voxel in z) or 3, all positive.
 
     Raises
@@ -196,7 +196,7 @@ def sizes(name: str, value: Any, whole: bool = False) -> tuple[float, float, flo
     return size
 
 
-def numbers(name: str, value: Any, expected: str) -> NDArray[np.float64]:
+def numbers(name: str, value: object, expected: str) -> NDArray[np.float64]:
     """Return an array of numbers; `expected` completes the message "must be ...".
 
     Raises

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ __all__ = ["stored_ids_at", "voxels_of"]
 CHUNKS_IN_FLIGHT = 16
 
 
-def voxels_of(points: NDArray[np.float64], points_nm: Any, voxel_nm: Any) -> NDArray[np.int64]:
+def voxels_of(points: NDArray[np.float64], points_nm: object, voxel_nm: object) -> NDArray[np.int64]:
     """Voxels that points fall into, by the rule of `imagery_dask.geometry.grid.voxel_bounds`.
 
     Parameters

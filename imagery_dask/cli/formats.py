@@ -68,7 +68,7 @@ def _click_options(options: type) -> Iterator[Decorator]:
             yield _click_option(_dashed(name, field.name), kind, field.default, flag)
 
 
-def _click_option(name: str, kind: Any, default: Any, flag: Flag) -> Decorator:
+def _click_option(name: str, kind: object, default: object, flag: Flag) -> Decorator:
     if kind is bool:
         on = f"--{name}/--no-{name}" if default else f"--{name}"
         return click.option(on, is_flag=True, default=default, show_default=bool(default), help=flag.help)
@@ -110,12 +110,12 @@ def _dashed(name: str, field: str) -> str:
     return "-".join(filter(None, (name, field))).replace("_", "-")
 
 
-def _alternatives(kind: Any) -> tuple[Any, ...]:
+def _alternatives(kind: object) -> tuple[Any, ...]:
     """Return the members of a union, or the type itself."""
     return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
-def _words(kind: Any, default: Any) -> dict[Any, Any]:
+def _words(kind: object, default: object) -> dict[Any, Any]:
     """Return what the words of a literal type mean; ``none`` is None where that is not the default."""
     kinds = _alternatives(kind)
     if not all(get_origin(member) is Literal or member is type(None) for member in kinds):

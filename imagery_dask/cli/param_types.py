@@ -38,7 +38,7 @@ class ShapeType(click.ParamType[Any]):
         self._words = words
         self.name = "|".join(["X,Y,Z", *words])
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Read the text."""
         if not isinstance(value, str):
             return value
@@ -60,7 +60,7 @@ class DurationType(click.ParamType[Any]):
 
     name = "TIME"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Read the text."""
         if isinstance(value, int | float):
             return float(value)
@@ -139,7 +139,7 @@ class PartType(click.ParamType["Part"]):
 
     name = "I/N"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Part:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Part:
         """Read the text."""
         from imagery_dask.records.parts import Part
 
@@ -156,7 +156,7 @@ class SizeType(click.ParamType[int]):
 
     name = "SIZE"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Read the text."""
         size = size_in_bytes(value)
         if size is None:
@@ -169,7 +169,7 @@ class WindowType(click.ParamType[tuple[float, float]]):
 
     name = "LOW,HIGH"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
         """Read the text."""
         if isinstance(value, tuple):
             return value

@@ -121,7 +121,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
             f"resolution={self._settings.resolution}{pinned})"
         )
 
-    def _moment_of(self, version: int, timestamp: Any) -> int:
+    def _moment_of(self, version: int, timestamp: object) -> int:
         if self._client is None or timestamp is not None:
             raise ValueError(f"version={version!r} needs a CAVEclient (client=...), and no timestamp beside it.")
         return version_moment(self._client, version)

@@ -89,7 +89,7 @@ class FindsObjects:
         return found.reshape(places.shape[:-1])
 
     @describe
-    def remap(self, supervoxels: Any, timestamp: Moment = None, *, stop_layer: int | None = None) -> Any:
+    def remap(self, supervoxels: object, timestamp: Moment = None, *, stop_layer: int | None = None) -> Any:
         """Replace supervoxel ids by the root ids that they have at a moment.
 
         Parameters

@@ -33,7 +33,7 @@ class SavesPictures:
         filename_prefix: str,
         bounds: ArrayLike | None = None,
         mip: int | None = None,
-        precomputed_image: Any = None,
+        precomputed_image: object = None,
         slice_axis: int = 2,
         bbox_size: ArrayLike | None = None,
         image_size: ArrayLike | None = None,

@@ -84,7 +84,7 @@ class ClientSettings:
         """Segmentation, or an error that says the client has none."""
         return self.segmentation or _absent("segmentation", "segmentation_source")
 
-    def resolution_or(self, resolution: Any) -> Triple:
+    def resolution_or(self, resolution: object) -> Triple:
         """Resolution of a call: the given one, else the client's."""
         if resolution is None:
             return self.resolution
@@ -189,7 +189,7 @@ class ClientSettings:
         box, pad = cutout.target.at(nm), cutout.target.steps_from(nm).map(ceil)
         return VoxelGrid.between(box.start - pad, box.stop + pad, nm).intersection(level.grid)
 
-    def _request(self, bounds: ArrayLike, default_mip: int, *, resolution: Any, **fields: Any) -> CutoutRequest:
+    def _request(self, bounds: ArrayLike, default_mip: int, *, resolution: object, **fields: Any) -> CutoutRequest:
         own = self.resolution_or(resolution)
         return CutoutRequest(bounds=bounds, default_mip=default_mip, resolution=own, **fields)
 
@@ -198,7 +198,7 @@ def open_settings(
     image_source: str | None,
     segmentation_source: str | None,
     mips: tuple[int | None, int | None],
-    resolution: Any,
+    resolution: object,
     missing: Missing,
     token: str | None,
     dynamic: DynamicSettings,
@@ -257,7 +257,7 @@ def _default_mip(layer: Layer | None, mip: int | None) -> int:
     return layer.first_mip if mip is None else layer.mip(mip).level
 
 
-def _default_resolution(resolution: Any, image: Layer | None, segmentation: Layer | None) -> Triple:
+def _default_resolution(resolution: object, image: Layer | None, segmentation: Layer | None) -> Triple:
     if isinstance(resolution, str) and resolution not in ("image", "segmentation"):
         raise ValueError(f"resolution is three numbers in nm, 'image' or 'segmentation'; got {resolution!r}.")
     if resolution is None:

@@ -66,7 +66,7 @@ class DriverJob:
     logs: str | None
 
 
-def is_job_queue(cluster_class: Any) -> bool:
+def is_job_queue(cluster_class: type) -> bool:
     """Return True if a class submits jobs to a batch system, as the classes of dask-jobqueue do."""
     return any(base.__name__ == "JobQueueCluster" for base in getattr(cluster_class, "__mro__", ()))
 

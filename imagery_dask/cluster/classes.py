@@ -78,12 +78,12 @@ class UnfitError(ValueError):
         self.key = key
 
 
-def takes_security(cluster_class: Any) -> bool:
+def takes_security(cluster_class: type) -> bool:
     """Return True if a class passes certificates to its scheduler and workers."""
     return is_job_queue(cluster_class) or (inspect.isclass(cluster_class) and issubclass(cluster_class, LocalCluster))
 
 
-def with_lists(cluster_class: Any, arguments: Mapping[str, Any]) -> Keywords:
+def with_lists(cluster_class: type, arguments: Mapping[str, Any]) -> Keywords:
     """Split multi-line strings into lists where dask-jobqueue expects a list; it would iterate over the characters."""
     result = dict(arguments)
     for name in LISTS_OF_JOBQUEUE if is_job_queue(cluster_class) else ():
@@ -92,7 +92,7 @@ def with_lists(cluster_class: Any, arguments: Mapping[str, Any]) -> Keywords:
     return result
 
 
-def accepted_names(cluster_class: Any) -> set[str] | None:
+def accepted_names(cluster_class: type) -> set[str] | None:
     """Return the keyword arguments that a class takes, or None if they cannot be known."""
     if is_job_queue(cluster_class):
         return _names_of(_with_own_arguments(cluster_class)) | job_names(cluster_class)
@@ -112,7 +112,7 @@ def job_names(cluster_class: Any) -> set[str]:
     return _names_of(_with_own_arguments(cluster_class.job_cls))
 
 
-def _with_own_arguments(kind: Any) -> list[Any]:
+def _with_own_arguments(kind: type) -> list[Any]:
     return [base for base in getattr(kind, "__mro__", ()) if "__init__" in vars(base) and base is not object]
 
 
@@ -121,7 +121,7 @@ def _names_of(classes: Iterable[Any]) -> set[str]:
     return names - {"self", "args", "kwargs", "job_kwargs", "worker_kwargs", "loop", "asynchronous", *PASSED_ON}
 
 
-def fitted(cluster_class: Any, arguments: Mapping[str, Any], settings: WorkerSettings) -> Keywords:
+def fitted(cluster_class: type, arguments: Mapping[str, Any], settings: WorkerSettings) -> Keywords:
     """Return the arguments of a cluster class, with the settings of its workers added.
 
     Raises
@@ -147,7 +147,7 @@ def fitted(cluster_class: Any, arguments: Mapping[str, Any], settings: WorkerSet
     )  # fmt: skip
 
 
-def sized(cluster_class: Any, arguments: Mapping[str, Any], workers: int) -> Keywords | None:
+def sized(cluster_class: type, arguments: Mapping[str, Any], workers: int) -> Keywords | None:
     """Return the arguments with which a class starts a number of workers; None if the cluster is scaled later.
 
     Raises
@@ -170,11 +170,11 @@ def sized(cluster_class: Any, arguments: Mapping[str, Any], workers: int) -> Key
     return {**arguments, "hosts": hosts[:needed]}
 
 
-def _is_kube(cluster_class: Any) -> bool:
+def _is_kube(cluster_class: type) -> bool:
     return str(getattr(cluster_class, "__module__", "")).startswith("dask_kubernetes.")
 
 
-def _name(cluster_class: Any) -> str:
+def _name(cluster_class: type) -> str:
     return str(getattr(cluster_class, "__name__", cluster_class))
 
 
@@ -202,7 +202,7 @@ def _worker_options(options: Mapping[str, Any], settings: WorkerSettings) -> Key
     return result
 
 
-def _job_queue(cluster_class: Any, arguments: Mapping[str, Any], settings: WorkerSettings) -> Keywords:
+def _job_queue(cluster_class: type, arguments: Mapping[str, Any], settings: WorkerSettings) -> Keywords:
     section = arguments.get("config_name") or system_of(cluster_class)
 
     def own(name: str) -> list[str]:

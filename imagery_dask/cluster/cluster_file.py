@@ -159,7 +159,7 @@ def _arguments(file: Lines) -> Keywords:
     return dict(arguments)
 
 
-def _driver(file: Lines, cluster_class: Any) -> Keywords:
+def _driver(file: Lines, cluster_class: type) -> Keywords:
     given = file.values.get("driver")
     if given is None:
         return {}
@@ -181,7 +181,7 @@ def _count(file: Lines, name: str) -> int | None:
     return count
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 

@@ -170,7 +170,7 @@ def _check_retiring(spec: Any, retire_before_s: float) -> None:
         )
 
 
-def _refuse_workers(workers: int | None, running: Any) -> None:
+def _refuse_workers(workers: int | None, running: object) -> None:
     if workers is not None:
         raise ValueError(
             f"workers (--workers) is for clusters that are started here; {running} runs, and has its own. Got "

@@ -23,7 +23,7 @@ REFUSED = (401, 403)
 WORDS_SHOWN = 200
 
 
-def is_gateway(cluster_class: Any) -> bool:
+def is_gateway(cluster_class: type) -> bool:
     """Whether a class asks a dask-gateway server for its cluster."""
     return str(getattr(cluster_class, "__module__", "")).startswith("dask_gateway.")
 

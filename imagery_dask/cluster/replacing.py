@@ -162,10 +162,10 @@ class Replacer:
             self._tries, self._due = 0, None
         self._stayed |= stayed
 
-    def _has_stayed(self, name: Any) -> bool:
+    def _has_stayed(self, name: object) -> bool:
         return not self._stayed.isdisjoint(self._workers_of(name))
 
-    def _workers_of(self, name: Any) -> list[str]:
+    def _workers_of(self, name: object) -> list[str]:
         """Return the names of the workers of a job, or of a process."""
         suffixes = self._cluster.worker_spec.get(name, {}).get("group") or [""]
         return [f"{name}{suffix}" for suffix in suffixes]

@@ -220,7 +220,7 @@ def _secured(file: ClusterFile) -> ClusterFile:
     return replace(file, security=Security.temporary())
 
 
-def _is_loopback(host: Any) -> bool:
+def _is_loopback(host: object) -> bool:
     """Return True for a host name or address of the loopback interface, or for None."""
     if host is None:
         return True
@@ -231,11 +231,11 @@ def _is_loopback(host: Any) -> bool:
         return name == "localhost"
 
 
-def _configuration(cluster_class: Any) -> Keywords:
+def _configuration(cluster_class: type) -> Keywords:
     return NO_PROFILE | (HEARD if cluster_class is SSHCluster else {})
 
 
-def _is_local(cluster_class: Any) -> bool:
+def _is_local(cluster_class: type) -> bool:
     return isinstance(cluster_class, type) and issubclass(cluster_class, LocalCluster)
 
 

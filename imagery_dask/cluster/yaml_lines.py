@@ -166,7 +166,7 @@ def _lines(path: Path, mapping: _Mapping) -> Lines:
     return Lines(path, mapping.line, values, mapping.lines, parts, mapping.texts)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """Return a value whose mappings are plain dicts."""
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}

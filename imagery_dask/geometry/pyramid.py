@@ -12,7 +12,7 @@ differ by half the difference of the voxel sizes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from imagery_dask.geometry.grid import XYZ
 from imagery_dask.geometry.vec import Vec3
@@ -50,7 +50,7 @@ class Level:
     translation_nm: Vec3[float]
 
 
-def checked_levels(levels: Any) -> Levels:
+def checked_levels(levels: object) -> Levels:
     """Return a valid number of levels, ``"auto"`` or ``"source"``.
 
     Raises

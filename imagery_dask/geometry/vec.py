@@ -136,7 +136,7 @@ class Vec3(NamedTuple, Generic[T]):
 OPERANDS = (tuple, list, int, float, Fraction)
 
 
-def _numbers(operand: Any) -> tuple[Any, Any, Any]:
+def _numbers(operand: object) -> tuple[Any, Any, Any]:
     """Return an operand's values along x, y, z; a number is repeated."""
     if isinstance(operand, (tuple, list)):
         x, y, z = operand

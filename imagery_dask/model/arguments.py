@@ -44,7 +44,7 @@ def bounds_from_center(ctr: ArrayLike, width: float = 1, height: float = 1, dept
     return np.array([lower, lower + size])
 
 
-def corners(value: Any) -> tuple[Triple, Triple]:
+def corners(value: object) -> tuple[Triple, Triple]:
     """Return the lower and upper corner of bounds given as 2 x 3 numbers."""
     if value is None:
         raise ValueError("bounds are needed: two corners, or a center together with bbox_size or image_size.")
@@ -69,5 +69,5 @@ def corners(value: Any) -> tuple[Triple, Triple]:
     return (x0, y0, z0), (x1, y1, z1)
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: object) -> bool:
     return bool(np.issubdtype(np.asarray(value).dtype, np.integer))

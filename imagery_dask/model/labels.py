@@ -68,7 +68,7 @@ class LabelRequest:
     version: int | None = None
 
 
-def label_rule(root_ids: Any, *, as_int64: bool, query: RootQuery | None = None) -> LabelRule:
+def label_rule(root_ids: object, *, as_int64: bool, query: RootQuery | None = None) -> LabelRule:
     """Return the rule for the ``root_ids`` argument.
 
     Parameters

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 
@@ -14,7 +13,7 @@ __all__ = ["Moment", "as_unix_seconds", "describe_moment", "resolve_moment"]
 Moment = datetime | str | float | int | None
 
 
-def resolve_moment(value: Any, now: float | None = None, name: str = "timestamp") -> int:
+def resolve_moment(value: object, now: float | None = None, name: str = "timestamp") -> int:
     """Return a timestamp in whole seconds; the state of a graph at that second does not change any more.
 
     Parameters
@@ -53,7 +52,7 @@ def resolve_moment(value: Any, now: float | None = None, name: str = "timestamp"
     return whole
 
 
-def as_unix_seconds(value: Any, name: str = "timestamp") -> float:
+def as_unix_seconds(value: object, name: str = "timestamp") -> float:
     """Return a datetime, an ISO 8601 string or a number as seconds since 1970.
 
     Raises

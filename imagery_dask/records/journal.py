@@ -106,7 +106,7 @@ class Records:
                 if isinstance(record, dict):
                     yield record
 
-    def put(self, name: str, value: Any) -> None:
+    def put(self, name: str, value: object) -> None:
         """Write a JSON file of the run, whole."""
         self.files.put(f"{self.run}/{name}", json.dumps(value, indent=1).encode(), "application/json")
 
@@ -130,7 +130,7 @@ class _NoFiles(Files):
 
     __slots__ = ()
 
-    def put(self, name: str, content: bytes, content_type: Any = None, compress: Any = None) -> None:
+    def put(self, name: str, content: bytes, content_type: object = None, compress: object = None) -> None:
         """Keep nothing."""
 
     def get(self, name: str) -> None:

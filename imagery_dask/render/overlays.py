@@ -27,8 +27,8 @@ STRIP = 64
 
 
 def composite_overlay(
-    segs: Any,
-    colors: Any = None,
+    segs: object,
+    colors: object = None,
     alpha: float = 0.2,
     imagery: Any = None,
     outline: bool = False,
@@ -37,7 +37,7 @@ def composite_overlay(
     width: int = 10,
     side: str = "out",
     dim: int = 2,
-    palette: Any = DEFAULT_PALETTE,
+    palette: object = DEFAULT_PALETTE,
     h: float = DEFAULT_H,
     l: float = DEFAULT_L,  # noqa: E741  # the name in imageryclient
     s: float = DEFAULT_S,
@@ -241,7 +241,7 @@ class _Labels:
         return draw_numbers(numbers[place].T, order, table, style)
 
 
-def _objects(segs: Any, imagery: Any) -> _Masks | _Labels:
+def _objects(segs: object, imagery: Any) -> _Masks | _Labels:
     if isinstance(segs, SegmentationMasks) or (hasattr(segs, "dtype") and hasattr(segs, "shape")):
         return _Labels(segs)
     if isinstance(segs, (str, bytes)) or not isinstance(segs, (Mapping, Iterable)):

@@ -6,7 +6,6 @@ import colorsys
 import math
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
 
 import numpy as np
 
@@ -27,7 +26,7 @@ WHITE_U, WHITE_V = 0.19784, 0.46834
 KAPPA, EPSILON = 903.3, 0.008856
 
 
-def discrete_colors(count: int, palette: Any, h: float, l: float, s: float) -> list[Color]:  # noqa: E741
+def discrete_colors(count: int, palette: object, h: float, l: float, s: float) -> list[Color]:  # noqa: E741
     """Return `count` colors that are easy to tell apart.
 
     Parameters
@@ -78,7 +77,7 @@ def mask_color(color: Sequence[int] | None) -> tuple[int, int, int, int]:
     return (r, g, b, a)
 
 
-def _seaborn_palette(count: int, palette: Any) -> list[Color]:
+def _seaborn_palette(count: int, palette: object) -> list[Color]:
     try:
         # Imported here because seaborn is not a dependency.
         seaborn = import_module("seaborn")

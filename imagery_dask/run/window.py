@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
 from uuid import uuid4
 
 import numpy as np
-from distributed import Client, KilledWorker, as_completed
+from distributed import Client, Future, KilledWorker, as_completed
 from numpy.typing import NDArray
 
 from imagery_dask.cluster import LOST, job_details
@@ -196,7 +195,7 @@ class _Window:
         """Tasks that the scheduler may know of at a time."""
         return max(4, WINDOW_PER_THREAD * self.threads)
 
-    def _result_is_there(self, running: Any) -> bool:
+    def _result_is_there(self, running: as_completed) -> bool:
         """Wait for a result, and return True; return False when another step is due first."""
         while not running.has_ready():
             with running.thread_condition:
@@ -271,7 +270,7 @@ class _Window:
         under_way = sum(batch[0].deaths > 0 for batch in self.submitted.values())
         return under_way < max(1, self.threads // 4)
 
-    def _submit(self, batch: list[_Submitted]) -> Any:
+    def _submit(self, batch: list[_Submitted]) -> Future:
         # Up to the first dash a key is its group's name, which the scheduler and the dashboard keep for ever; the id
         # keeps a run apart from another of the same array on the same cluster.
         doing, *where = batch[0].task.name.rsplit(maxsplit=3)
@@ -285,7 +284,7 @@ class _Window:
         self.submitted[future.key] = batch
         return future
 
-    def _take(self, future: Any, running: Any) -> None:
+    def _take(self, future: Future, running: as_completed) -> None:
         results = self._results(future)
         if results is None:
             running.add(future)
@@ -305,7 +304,7 @@ class _Window:
             self.show()
         self.rules.check()
 
-    def _results(self, future: Any) -> list[BlockResult | BlockError] | BlockError | _Lost | None:
+    def _results(self, future: Future) -> list[BlockResult | BlockError] | BlockError | _Lost | None:
         """Return the results of a batch; None if dask computes it again because its worker died."""
         try:
             results: list[BlockResult | BlockError] = future.result(timeout=RESULT_S)

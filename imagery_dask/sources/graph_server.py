@@ -49,7 +49,7 @@ class GraphServer:
         return self._call("GET", path, _json, params=params or {})
 
     def post_json(
-        self, path: str, content: Any, params: Mapping[str, object] | None = None, attempts: int | None = None
+        self, path: str, content: object, params: Mapping[str, object] | None = None, attempts: int | None = None
     ) -> Any:
         """Return the JSON answer of a POST request with a JSON body."""
         return self._call("POST", path, _json, attempts, params=params or {}, json=content)

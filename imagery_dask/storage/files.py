@@ -290,7 +290,7 @@ def _is_refused(error: BaseException | None) -> bool:
     return getattr(error, "code", None) in REFUSED_STATUS  # google-cloud
 
 
-def split_prefix(prefix: Any) -> tuple[Files, str]:
+def split_prefix(prefix: object) -> tuple[Files, str]:
     """Split a prefix into the files of its folder or bucket and the stem of the names."""
     if not isinstance(prefix, (str, os.PathLike)):
         raise TypeError(f"prefix must be a path or a URL that ends with the beginning of the names; got {prefix!r}.")

@@ -240,7 +240,7 @@ def source_levels(volume: Volume) -> tuple[Volume, ...]:
     return tuple(volumes)
 
 
-def _volume(data: Any, name: str | None, group: str, resolution: Any, translation: Any) -> Volume:
+def _volume(data: Any, name: str | None, group: str, resolution: object, translation: object) -> Volume:
     own: tuple[Triple | None, Triple] = (None, (0.0, 0.0, 0.0))
     if isinstance(data, xr.DataArray):
         data = _ordered(data)

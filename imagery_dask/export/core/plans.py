@@ -161,7 +161,7 @@ class ExportPlan:
         }  # fmt: skip
 
     @classmethod
-    def from_json(cls, content: Any) -> ExportPlan:
+    def from_json(cls, content: object) -> ExportPlan:
         """Return the plan that JSON describes.
 
         Raises
@@ -259,13 +259,13 @@ def _cutout_of(source: CutoutArray) -> JsonObject:
     return cutout | {"path": without_user(cutout["path"])}
 
 
-def _short(value: Any) -> Any:
+def _short(value: object) -> Any:
     """Hash of a long list of ids."""
     if not isinstance(value, list) or len(value) <= LISTED:
         return value
     return f"{len(value)} ids, sha256 {hashlib.sha256(json.dumps(value).encode()).hexdigest()}"
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     text = "not given" if value is None else json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

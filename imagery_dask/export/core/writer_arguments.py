@@ -63,12 +63,12 @@ class Flag:
     default: Any = None
 
 
-def option(default: Any, help: str, /, **flag: Any) -> Any:
+def option(default: object, help: str, /, **flag: Any) -> Any:
     """Return a dataclass field with a default that is also a flag; keywords as for `Flag`."""
     return field(default=default, metadata={FLAG: {"": Flag(help, **flag)}})
 
 
-def option_by_name(default: Any, /, **flags: Flag) -> Any:
+def option_by_name(default: object, /, **flags: Flag) -> Any:
     """Return a dataclass field that maps names to words: ``--NAME-FIELD`` for each name."""
     return field(default=default, metadata={FLAG: flags})
 

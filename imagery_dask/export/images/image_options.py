@@ -170,7 +170,7 @@ def _two_numbers(window: Any, bits: Any) -> tuple[float, float] | None:
     return (low, high)
 
 
-def _rgba_by_id(colors: Any) -> dict[int, tuple[int, int, int, int]]:
+def _rgba_by_id(colors: object) -> dict[int, tuple[int, int, int, int]]:
     if colors is None:
         return {}
     if not isinstance(colors, Mapping):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -120,7 +120,7 @@ def lay_out(
     return tuple(layouts), tuple(stages)
 
 
-def checked_shards(shards: Any, chunks: XYZ) -> XYZ | Literal["auto"] | None:
+def checked_shards(shards: object, chunks: XYZ) -> XYZ | Literal["auto"] | None:
     """Return the shard shape of an argument.
 
     Raises

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from imagery_dask.annotations import JsonObject
 from imagery_dask.cluster import WorkerResources
@@ -52,7 +51,7 @@ class Multiscale:
         return self.export.volumes[0]
 
 
-def multiscale_of(volume: Volume, levels: Levels, chunks: XYZ | None, shards: Any = None) -> Multiscale:
+def multiscale_of(volume: Volume, levels: Levels, chunks: XYZ | None, shards: object = None) -> Multiscale:
     """Lay out the levels of a volume.
 
     Raises

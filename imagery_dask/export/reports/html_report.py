@@ -325,6 +325,6 @@ def _source(volume: JsonObject) -> str:
     return str(volume["cutout"]["path"]) if "cutout" in volume else "an array that was computed"
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= LONG else f"{text[: LONG - 3]}..."

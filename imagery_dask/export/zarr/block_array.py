@@ -52,7 +52,7 @@ _settings = threading.Lock()
 class _Unread(WrapperStore[Any]):
     """A store that is only written to: zarr would fetch a shard even when all of it is replaced."""
 
-    async def get(self, key: str, prototype: Any, byte_range: Any = None) -> None:
+    async def get(self, key: str, prototype: object, byte_range: object = None) -> None:
         """Return None, as for a missing object."""
 
 

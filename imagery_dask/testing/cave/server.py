@@ -204,7 +204,7 @@ def _decompress(body: bytes) -> bytes:
         raise ApiError(400, f"The body is not gzip: {error}") from None
 
 
-def _json(value: Any) -> bytes:
+def _json(value: object) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode() + b"\n"
 
 
