@@ -92,5 +92,5 @@ class BlockFailedError(ImageryDaskError):
         super().__init__(message)
         self.report = report
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), (str(self), self.report)

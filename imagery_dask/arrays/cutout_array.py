@@ -44,7 +44,7 @@ class CutoutArray:
         self.dtype = cutout.dtype
         self.ndim = len(self.axes)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.cutout, self.squeeze, self.layout)
 
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:

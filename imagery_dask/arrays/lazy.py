@@ -55,7 +55,7 @@ class LazyCutout(da.Array):
     and joins them at the end, in C order, which takes as long as decoding where codecs are as fast as memory.
     """
 
-    def compute(self, **kwargs: Any) -> Array:
+    def compute(self, **kwargs: object) -> Array:
         """Read the cutout; where it has several blocks, the result is in Fortran order."""
         source = source_of(self)
         scheduler = get_scheduler(collections=[self], scheduler=kwargs.get("scheduler"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import dask
 import dask.array as da
@@ -75,7 +74,7 @@ class SegmentationMasks(Mapping[int, da.Array]):
         known = "ids not read yet" if self._found is None else f"{len(self._found)} ids"
         return f"<SegmentationMasks {'x'.join(map(str, self.shape))} voxels, {known}>"
 
-    def compute(self, **kwargs: Any) -> dict[int, NDArray[np.bool_]]:
+    def compute(self, **kwargs: object) -> dict[int, NDArray[np.bool_]]:
         """Compute every mask by one pass over the cutout, however many there are.
 
         Parameters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -24,7 +24,7 @@ __all__ = ["export", "planned"]
               help="Of a plan: only every N-th block, from the I-th. The last part closes the store.")  # fmt: skip
 @run_options
 @click.pass_context
-def export(context: click.Context, /, plan_file: str | None, part: Part | None, **options: Any) -> None:
+def export(context: click.Context, /, plan_file: str | None, part: Part | None, **options: object) -> None:
     """Write a region of imagery and segmentation.
 
     The same command again goes on with what was interrupted, and does nothing when all of it is there.
@@ -62,7 +62,7 @@ def planned(plan_file: str) -> ExportPlan:
 
 
 def _command(form: Format) -> click.Command:
-    def callback(out: str, **options: Any) -> None:
+    def callback(out: str, **options: object) -> None:
         of_run = {name: options[name] for name in (*RUN_OPTIONS, "block_mib") if name in options}
         run(lambda: form.build(out, options), out, **of_run)
 

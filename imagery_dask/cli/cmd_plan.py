@@ -46,7 +46,7 @@ def _options(command: Any) -> Any:
 def _command(form: Format) -> click.Command:
     def callback(
         out: str, workers: int | None, worker_memory: int | None, samples: int, save: str | None, as_json: bool,
-        block_mib: float | None = None, **options: Any,
+        block_mib: float | None = None, **options: object,
     ) -> None:  # fmt: skip
         from imagery_dask.export.planning.estimate import plan_export
 

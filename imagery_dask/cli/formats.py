@@ -87,7 +87,7 @@ def _click_option(name: str, kind: object, default: object, flag: Flag) -> Decor
     return click.option(f"--{name}", default=default, show_default=default is not None, help=flag.help, **more)
 
 
-def _options_from(options: type[Options], given: Given, **more: Any) -> Options:
+def _options_from(options: type[Options], given: Given, **more: object) -> Options:
     """Make a dataclass of the flags that are its own, which are removed from those given."""
     values = dict(more)
     for field, kind in _typed_fields(options):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from caveclient import CAVEclient
+
     from imagery_dask.client import ImageryClient
 
 __all__ = ["cave_options", "datastack_client", "source_client"]
@@ -31,7 +33,7 @@ def cave_options(command: Command) -> Command:
     return command
 
 
-def datastack_client(datastack: str | None, server: str | None) -> Any:
+def datastack_client(datastack: str | None, server: str | None) -> CAVEclient:
     """Return the CAVEclient that the options name, or None."""
     if datastack is None:
         if server is not None:

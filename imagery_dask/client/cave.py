@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import requests
@@ -20,6 +20,9 @@ from imagery_dask.sources import cave_token, token_places
 from imagery_dask.sources.failures import forget_request
 from imagery_dask.sources.graph_server import graph_server
 from imagery_dask.validate import integer
+
+if TYPE_CHECKING:
+    from caveclient import CAVEclient
 
 __all__ = ["CaveConfiguration", "StaleRoots", "check_root_ids", "open_cave", "read_cave_client", "version_moment"]
 
@@ -51,7 +54,7 @@ class CaveConfiguration:
     version: int | None
 
 
-def open_cave(datastack: str, server: str | None = None, token: str | None = None) -> Any:
+def open_cave(datastack: str, server: str | None = None, token: str | None = None) -> CAVEclient:
     """Return a CAVEclient of a datastack, which writes nothing to the home directory.
 
     Raises
@@ -70,7 +73,7 @@ def open_cave(datastack: str, server: str | None = None, token: str | None = Non
         return CAVEclient(datastack, server_address=server, auth_token=token, write_server_cache=False)
 
 
-def read_cave_client(client: Any, imagery: bool, segmentation: bool) -> CaveConfiguration:
+def read_cave_client(client: CAVEclient, imagery: bool, segmentation: bool) -> CaveConfiguration:
     """Ask a CAVEclient for everything that an `ImageryClient` needs.
 
     Parameters
@@ -91,7 +94,7 @@ def read_cave_client(client: Any, imagery: bool, segmentation: bool) -> CaveConf
         )
 
 
-def version_moment(client: Any, version: int) -> int:
+def version_moment(client: CAVEclient, version: int) -> int:
     """Whole second of a materialization version.
 
     Raises
@@ -187,7 +190,7 @@ def _callers_level() -> int:
     return level
 
 
-def _pinned_moment(client: Any) -> int | None:
+def _pinned_moment(client: CAVEclient) -> int | None:
     timestamp: datetime | None = client.timestamp
     return None if timestamp is None else resolve_moment(timestamp)
 

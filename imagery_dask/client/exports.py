@@ -51,7 +51,7 @@ class PlansExports:
         worker_memory: int | None = None,
         block_mib: float | None = None,
         samples: int = SAMPLES,
-        **options: Any,
+        **options: object,
     ) -> PlannedExport:
         """Plan the export of a region, and estimate its requests, bytes, memory and time.
 

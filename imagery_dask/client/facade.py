@@ -23,6 +23,7 @@ from imagery_dask.sources import Missing, cloud_volume
 
 if TYPE_CHECKING:
     import xarray as xr
+    from cloudvolume import CloudVolume
 
 __all__ = ["ImageryClient"]
 
@@ -142,12 +143,12 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         return np.array(self._settings.resolution)
 
     @property
-    def image_cv(self) -> Any:
+    def image_cv(self) -> CloudVolume:
         """`CloudVolume` of the imagery, or None in a client without imagery."""
         return self._image_source and cloud_volume(self._image_source, self._auth_token)
 
     @property
-    def segmentation_cv(self) -> Any:
+    def segmentation_cv(self) -> CloudVolume:
         """`CloudVolume` of the segmentation, or None in a client without segmentation."""
         return self._segmentation_source and cloud_volume(self._segmentation_source, self._auth_token)
 

@@ -78,7 +78,7 @@ class SavesPictures:
         timestamp: Moment = None,
         scale_to_bounds: bool | None = None,
         verbose: bool = False,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> None:
         """Write the mask of every object as PNG files, transparent where the object is not.
 

@@ -91,12 +91,12 @@ class ClientSettings:
         x, y, z = triple("resolution", resolution, positive=True)
         return (x, y, z)
 
-    def image_cutout(self, bounds: ArrayLike, order: int, **request: Any) -> Cutout:
+    def image_cutout(self, bounds: ArrayLike, order: int, **request: object) -> Cutout:
         """Resolve an imagery cutout; `request` holds the other fields of a `CutoutRequest`."""
         layer = self.image_layer()
         return resolve(self._request(bounds, self.image_mip, **request), layer, missing=self.missing, order=order)
 
-    def labels_cutout(self, bounds: ArrayLike, labels: LabelRequest, **request: Any) -> Cutout:
+    def labels_cutout(self, bounds: ArrayLike, labels: LabelRequest, **request: object) -> Cutout:
         """Resolve a segmentation cutout."""
         layer, rule = self.segmentation_layer(), self.rule(labels)
         asked = self._request(bounds, self.segmentation_mip, **request)
@@ -136,7 +136,7 @@ class ClientSettings:
         *,
         resize: bool,
         order: int,
-        **request: Any,
+        **request: object,
     ) -> tuple[Cutout, Cutout]:
         """Resolve aligned cutouts of both layers."""
         image, segmentation = resolve_pair(
@@ -159,7 +159,7 @@ class ClientSettings:
         labels: LabelRequest,
         *,
         order: int,
-        **request: Any,
+        **request: object,
     ) -> dict[str, Cutout]:
         """Resolve cutouts, on one grid, of the layers that the client has."""
         if self.segmentation is None:

@@ -14,7 +14,10 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distributed.deploy import Cluster
 
 __all__ = [
     "DriverJob", "describe_jobs", "end_of_log", "is_job_queue", "is_listed", "job_details", "job_number", "listed_jobs",
@@ -106,12 +109,12 @@ def job_number(job_id: str) -> str:
     return job_id.partition(".")[0]
 
 
-def submitted_ids(cluster: Any) -> list[str]:
+def submitted_ids(cluster: Cluster) -> list[str]:
     """Return the ids of the jobs that a cluster of a batch system has submitted."""
     return [str(job.job_id) for job in cluster.workers.values() if getattr(job, "job_id", None)]
 
 
-def job_details(cluster: Any) -> str:
+def job_details(cluster: Cluster) -> str:
     """Return state, end of a log and script of a cluster's jobs; "" for clusters without a batch system."""
     if not is_job_queue(type(cluster)):
         return ""

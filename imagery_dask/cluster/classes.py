@@ -83,7 +83,7 @@ def takes_security(cluster_class: type) -> bool:
     return is_job_queue(cluster_class) or (inspect.isclass(cluster_class) and issubclass(cluster_class, LocalCluster))
 
 
-def with_lists(cluster_class: type, arguments: Mapping[str, Any]) -> Keywords:
+def with_lists(cluster_class: type, arguments: Mapping[str, object]) -> Keywords:
     """Split multi-line strings into lists where dask-jobqueue expects a list; it would iterate over the characters."""
     result = dict(arguments)
     for name in LISTS_OF_JOBQUEUE if is_job_queue(cluster_class) else ():
@@ -121,7 +121,7 @@ def _names_of(classes: Iterable[Any]) -> set[str]:
     return names - {"self", "args", "kwargs", "job_kwargs", "worker_kwargs", "loop", "asynchronous", *PASSED_ON}
 
 
-def fitted(cluster_class: type, arguments: Mapping[str, Any], settings: WorkerSettings) -> Keywords:
+def fitted(cluster_class: type, arguments: Keywords, settings: WorkerSettings) -> Keywords:
     """Return the arguments of a cluster class, with the settings of its workers added.
 
     Raises
@@ -147,7 +147,7 @@ def fitted(cluster_class: type, arguments: Mapping[str, Any], settings: WorkerSe
     )  # fmt: skip
 
 
-def sized(cluster_class: type, arguments: Mapping[str, Any], workers: int) -> Keywords | None:
+def sized(cluster_class: type, arguments: Keywords, workers: int) -> Keywords | None:
     """Return the arguments with which a class starts a number of workers; None if the cluster is scaled later.
 
     Raises
@@ -178,7 +178,7 @@ def _name(cluster_class: type) -> str:
     return str(getattr(cluster_class, "__name__", cluster_class))
 
 
-def _local(arguments: Mapping[str, Any], settings: WorkerSettings) -> Keywords:
+def _local(arguments: Keywords, settings: WorkerSettings) -> Keywords:
     if arguments.get("processes") is False and settings.environment:
         raise UnfitError(
             "environment", "threads of this process ('processes: false') have no environment of their own."
@@ -186,7 +186,7 @@ def _local(arguments: Mapping[str, Any], settings: WorkerSettings) -> Keywords:
     return _worker_options(arguments, settings)
 
 
-def _worker_options(options: Mapping[str, Any], settings: WorkerSettings) -> Keywords:
+def _worker_options(options: Keywords, settings: WorkerSettings) -> Keywords:
     result = dict(options)
     if settings.environment:
         if not isinstance(options.get("env") or {}, Mapping):
@@ -202,7 +202,7 @@ def _worker_options(options: Mapping[str, Any], settings: WorkerSettings) -> Key
     return result
 
 
-def _job_queue(cluster_class: type, arguments: Mapping[str, Any], settings: WorkerSettings) -> Keywords:
+def _job_queue(cluster_class: type, arguments: Keywords, settings: WorkerSettings) -> Keywords:
     section = arguments.get("config_name") or system_of(cluster_class)
 
     def own(name: str) -> list[str]:
@@ -224,7 +224,7 @@ def _job_queue(cluster_class: type, arguments: Mapping[str, Any], settings: Work
     return made
 
 
-def _kube(arguments: Mapping[str, Any], settings: WorkerSettings) -> Keywords:
+def _kube(arguments: Keywords, settings: WorkerSettings) -> Keywords:
     made = dict(arguments)
     if settings.environment:
         own = arguments.get("env") or {}
@@ -244,7 +244,7 @@ def _kube(arguments: Mapping[str, Any], settings: WorkerSettings) -> Keywords:
     return made
 
 
-def _refuse_second_memory(given: Mapping[str, Any], name: str, called: str = "") -> None:
+def _refuse_second_memory(given: Mapping[str, object], name: str, called: str = "") -> None:
     if given.get(name) is not None:
         raise UnfitError(
             "worker_memory", f"the memory is given twice: by 'worker_memory' and by {called or name!r} in 'arguments'."

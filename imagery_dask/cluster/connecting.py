@@ -9,7 +9,7 @@ from asyncio import CancelledError
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed import Client
 from distributed.client import default_client
@@ -25,6 +25,9 @@ from imagery_dask.cluster.worker_plugin import prepare_workers
 from imagery_dask.errors import ClusterLostError, ImageryDaskError
 from imagery_dask.humanize import time_in_seconds
 from imagery_dask.validate import integer, whole_number
+
+if TYPE_CHECKING:
+    from distributed.deploy import Cluster
 
 __all__ = ["LOST", "WAIT_S", "connect"]
 
@@ -47,7 +50,7 @@ _logger = logging.getLogger(__name__)
 class _Client(Client):
     """A client that closes at once if connecting is interrupted; otherwise Python would wait a minute at exit."""
 
-    def start(self, **options: Any) -> Any:
+    def start(self, **options: object) -> Any:
         try:
             return super().start(**options)
         except BaseException:
@@ -128,7 +131,7 @@ def connect(
             raise
 
 
-def _wait_for_worker(client: Client, cluster: Any, wait_s: float, replacer: Replacer | None) -> None:
+def _wait_for_worker(client: Client, cluster: Cluster, wait_s: float, replacer: Replacer | None) -> None:
     """Wait for the first worker, until the time is over or the replacer has given up.
 
     Raises

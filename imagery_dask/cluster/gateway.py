@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING
 
 from distributed.comm import get_address_host_port
 
 from imagery_dask.cluster.joining import ANSWER_S, open_connection
+
+if TYPE_CHECKING:
+    from distributed.deploy import Cluster
 
 __all__ = ["check_gateway", "closed_for_good", "is_gateway"]
 
@@ -28,13 +31,13 @@ def is_gateway(cluster_class: type) -> bool:
     return str(getattr(cluster_class, "__module__", "")).startswith("dask_gateway.")
 
 
-def closed_for_good(cluster: Any) -> None:
+def closed_for_good(cluster: Cluster) -> None:
     """Keep a cluster that is closed from closing its client again when it is collected: that fails with a traceback."""
     # All that the client's __del__ looks at (dask-gateway 2026.3).
     cluster.gateway._asynchronous = True
 
 
-def check_gateway(arguments: Mapping[str, Any], found_in: str) -> None:
+def check_gateway(arguments: Mapping[str, object], found_in: str) -> None:
     """Ask a gateway for its options, and connect to its proxy for schedulers, once each.
 
     Parameters
@@ -65,7 +68,7 @@ def check_gateway(arguments: Mapping[str, Any], found_in: str) -> None:
         pass
 
 
-async def _ask(given: Mapping[str, Any], found_in: str) -> str:
+async def _ask(given: Mapping[str, object], found_in: str) -> str:
     """Ask for options; give the address of the proxy for schedulers."""
     from aiohttp import ClientError, ClientResponseError, InvalidURL
     from dask_gateway import Gateway

@@ -13,12 +13,15 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask
 from distributed.core import Status
 
 from imagery_dask.cluster.batch_jobs import is_job_queue, job_number, listed_jobs, system_of
+
+if TYPE_CHECKING:
+    from distributed.deploy import Cluster
 
 __all__ = ["Replacer", "replacing_workers"]
 
@@ -40,7 +43,7 @@ _logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def replacing_workers(cluster: Any, configuration: Mapping[str, Any]) -> Iterator[Replacer]:
+def replacing_workers(cluster: Cluster, configuration: Mapping[str, object]) -> Iterator[Replacer]:
     """Replace the workers of a cluster that end, inside of a `with` block.
 
     Parameters
@@ -80,7 +83,7 @@ class Replacer:
         True if all workers ended and none will be started again.
     """
 
-    def __init__(self, cluster: Any, configuration: Mapping[str, Any]) -> None:
+    def __init__(self, cluster: Cluster, configuration: Mapping[str, object]) -> None:
         self.hopeless = False
         self._cluster = cluster
         self._configuration = configuration
@@ -223,7 +226,7 @@ class Replacer:
             _logger.info("Workers could not be started: %s", " ".join(str(error).split()))
 
 
-def _names(cluster: Any) -> set[str]:
+def _names(cluster: Cluster) -> set[str]:
     """Return the names of the connected workers."""
     return {str(worker["name"]) for worker in cluster.scheduler_info["workers"].values()}
 
@@ -236,6 +239,6 @@ def _process_ended(worker: Any) -> bool:
     return worker.status is not Status.running or process.exit_status is not None or bool(process.is_closing())
 
 
-def _logs_in(cluster: Any) -> str:
+def _logs_in(cluster: Cluster) -> str:
     folder = getattr(getattr(cluster, "_dummy_job", None), "log_directory", None)
     return f" (in {folder})" if folder else ""

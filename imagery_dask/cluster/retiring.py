@@ -29,7 +29,7 @@ OTHERS = {1: (1,), 2: (MINUTE, 1), 3: (HOUR, MINUTE, 1), 4: (DAY, HOUR, MINUTE, 
 SLURM_AFTER_DAYS = {1: (HOUR,), 2: (HOUR, MINUTE), 3: (HOUR, MINUTE, 1)}
 
 
-def retiring(cluster_class: type, arguments: Mapping[str, Any], before_s: float | None) -> Keywords:
+def retiring(cluster_class: type, arguments: Mapping[str, object], before_s: float | None) -> Keywords:
     """Add dask's ``--lifetime`` to the arguments of a class, so that workers leave before the walltime of their jobs.
 
     They leave between once and twice `before_s` before it, not all at once; their blocks go to other workers.

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask
 from distributed import LocalCluster, SSHCluster
@@ -24,6 +24,9 @@ from imagery_dask.cluster.cluster_file import ClusterFile
 from imagery_dask.cluster.gateway import check_gateway, closed_for_good, is_gateway
 from imagery_dask.cluster.replacing import Replacer, replacing_workers
 from imagery_dask.sources import tokens_for_own_workers
+
+if TYPE_CHECKING:
+    from distributed.deploy import Cluster
 
 __all__ = ["from_file", "processes_here", "threads_here"]
 
@@ -167,19 +170,19 @@ def _made(file: ClusterFile, arguments: Keywords) -> Iterator[Any]:
             closed_for_good(cluster)
 
 
-async def _submitted(cluster: Any) -> None:
+async def _submitted(cluster: Cluster) -> None:
     """Wait for submissions in progress, so that their jobs are cancelled with the others."""
     async with cluster._lock:
         pass
 
 
-def _adapt(cluster: Any, least: int, most: int) -> None:
+def _adapt(cluster: Cluster, least: int, most: int) -> None:
     if is_job_queue(type(cluster)):
         _scale(cluster, least)  # a job that is refused is an error, and no traceback in a log
     cluster.adapt(minimum=least, maximum=most)
 
 
-def _scale(cluster: Any, count: int) -> None:
+def _scale(cluster: Cluster, count: int) -> None:
     if not is_job_queue(type(cluster)):
         cluster.scale(count)
         return

@@ -20,6 +20,7 @@ import numcodecs.blosc
 import zarr
 from distributed import Client, WorkerPlugin
 
+from imagery_dask.annotations import Keywords
 from imagery_dask.errors import ImageryDaskError, VersionMismatchError
 
 __all__ = ["NAME", "PACKAGES", "WorkerSetup", "check_versions", "prepare_workers"]
@@ -56,7 +57,7 @@ class WorkerSetup(WorkerPlugin):
         self.home = home
         self._limits: Any = None
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.versions, self.home)
 
     def setup(self, worker: Any) -> None:
@@ -177,7 +178,7 @@ def differing(theirs: Mapping[str, str], own: Mapping[str, str]) -> list[str]:
     return [f"{name} {found} (here {own[name]})" for name, found in theirs.items() if found != own[name]]
 
 
-def _read(answer: Mapping[str, Any], names: Iterable[str]) -> dict[str, str]:
+def _read(answer: Keywords, names: Iterable[str]) -> dict[str, str]:
     packages = answer["packages"]
     python = ".".join(str(packages["python"]).split(".")[:2])
     return {"python": python, **{name: str(packages.get(name) or "missing") for name in names}}

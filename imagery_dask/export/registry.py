@@ -31,7 +31,7 @@ class Kind:
     #: Dataclass of the options.
     options: type[Any]
 
-    def __call__(self, data: Any, url: str | os.PathLike[str], **options: Any) -> Export:
+    def __call__(self, data: Any, url: str | os.PathLike[str], **options: object) -> Export:
         """Make the export of some data to a URL."""
         return self.export(data, url, self.options(**options))
 

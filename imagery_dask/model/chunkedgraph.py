@@ -13,15 +13,14 @@ Supervoxels never cross the border of a graph chunk. Blocks of whole graph chunk
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.errors import SourceError
 from imagery_dask.geometry.grid import XYZ, VoxelGrid, ratio
 from imagery_dask.geometry.vec import Vec3
@@ -95,7 +94,7 @@ class ChunkedGraph:
     layer_bits: int = 8
 
     @classmethod
-    def from_info(cls, path: str, info: Mapping[str, Any]) -> ChunkedGraph:
+    def from_info(cls, path: str, info: JsonObject) -> ChunkedGraph:
         """Read the parsed ``info`` JSON of a graph.
 
         Raises

@@ -6,10 +6,9 @@ The format is Neuroglancer's precomputed volume format
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.errors import SourceError
 from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.geometry.vec import Vec3
@@ -93,7 +92,7 @@ class Layer:
     graph: ChunkedGraph | None = None
 
     @classmethod
-    def from_info(cls, path: str, info: Mapping[str, Any], graph: ChunkedGraph | None = None) -> Layer:
+    def from_info(cls, path: str, info: JsonObject, graph: ChunkedGraph | None = None) -> Layer:
         """Read the parsed ``info`` JSON of a volume.
 
         Raises
@@ -139,7 +138,7 @@ class Layer:
         return mip
 
 
-def _mip(level: int, scale: Mapping[str, Any]) -> Mip:
+def _mip(level: int, scale: JsonObject) -> Mip:
     resolution_nm = Vec3.of(scale["resolution"]).map(float)
     grid = VoxelGrid(scale.get("voxel_offset") or Vec3(0, 0, 0), scale["size"], resolution_nm)
     chunk_shape = Vec3.of(scale["chunk_sizes"][0]).map(int)

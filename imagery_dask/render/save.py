@@ -38,7 +38,7 @@ def save_image_slices(
     image_type: str,
     verbose: bool = False,
     color: Sequence[int] | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> None:
     """Save an image, or each slice of a volume, as a PNG file.
 
@@ -77,7 +77,7 @@ def save_image_slices(
         _write(_slice_name(filename_prefix, filename_suffix, index, count), content, verbose, kwargs)
 
 
-def check_write_options(kwargs: Mapping[str, Any], *also: str) -> None:
+def check_write_options(kwargs: Mapping[str, object], *also: str) -> None:
     """Raise for keyword arguments that no PNG writer takes; Pillow would silently ignore a typo.
 
     Raises
@@ -99,7 +99,7 @@ def save_masks(
     slice_axis: int,
     colormap: Mapping[int, Sequence[int]],
     verbose: bool = False,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> None:
     """Save the mask of every object, as `save_image_slices` does for one.
 

@@ -7,7 +7,6 @@ import os
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from cloudvolume import CloudVolume
 
@@ -109,12 +108,12 @@ def _warn_missing(path: str, level: int, key: str) -> None:
         )  # fmt: skip
 
 
-def cloud_volume(path: str, token: str | None = None) -> Any:
+def cloud_volume(path: str, token: str | None = None) -> CloudVolume:
     """Return a `CloudVolume` for direct use, with `imageryclient`'s options: unbounded, missing chunks are 0."""
     return _cloud_volume(normalize_path(path), token, os.getpid())
 
 
 @lru_cache(maxsize=OPEN_VOLUMES_KEPT)
-def _cloud_volume(path: str, token: str | None, process: int) -> Any:
+def _cloud_volume(path: str, token: str | None, process: int) -> CloudVolume:
     del process
     return CloudVolume(reachable_path(path), bounded=False, fill_missing=True, progress=False, secrets=token)

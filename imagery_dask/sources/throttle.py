@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from imagery_dask.validate import whole_number
@@ -40,7 +40,7 @@ LOOK_S = 5.0
 _count: ContextVar[int | None] = ContextVar("imagery_dask_requests_in_flight", default=None)
 _lock = threading.Lock()
 _of_process: dict[tuple[int, str, int], threading.BoundedSemaphore] = {}
-_of_worker: WeakKeyDictionary[Any, dict[tuple[str, int], _ClusterSlots]] = WeakKeyDictionary()
+_of_worker: WeakKeyDictionary[object, dict[tuple[str, int], _ClusterSlots]] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def limited_requests(count: int | None) -> Iterator[None]:
         _count.reset(token)
 
 
-def request_slots(server: str, own_limit: int | None = None) -> AbstractContextManager[Any]:
+def request_slots(server: str, own_limit: int | None = None) -> AbstractContextManager[object]:
     """Slots for requests to a server: each request enters what this returns, and waits there for its turn.
 
     Parameters

@@ -156,7 +156,7 @@ class Transport:
                 if future is not None:
                     future.cancel()
 
-    def _slots(self) -> AbstractContextManager[Any]:
+    def _slots(self) -> AbstractContextManager[object]:
         """Held while one request is answered, where the reader's requests are limited."""
         return request_slots(self._server) if self.is_remote else nullcontext()
 

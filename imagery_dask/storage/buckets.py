@@ -15,7 +15,7 @@ from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import botocore.session
@@ -23,6 +23,9 @@ from cloudfiles import paths
 from cloudfiles.secrets import secretpath
 
 from imagery_dask.annotations import Keywords
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 __all__ = ["BucketUrl", "credential_places", "google_files", "parse_bucket_url", "s3_files", "s3_store"]
 
@@ -89,14 +92,14 @@ def s3_store(url: BucketUrl) -> Any:
     return store.S3Store(url.bucket, prefix=url.path or None, **_s3_options(url))
 
 
-def s3_files(url: BucketUrl) -> Any:
+def s3_files(url: BucketUrl) -> AbstractFileSystem:
     """Open an S3 bucket as a file system of fsspec."""
     files = _needed("obstore.fsspec", "s3")
     options = _s3_options(url)
     return files.FsspecStore("s3", skip_instance_cache=True, **options)
 
 
-def google_files(url: BucketUrl, asynchronous: bool) -> Any:
+def google_files(url: BucketUrl, asynchronous: bool) -> AbstractFileSystem:
     """Open Google Cloud Storage as a file system of fsspec."""
     _needed("gcsfs", "gcs")
     core = import_module("gcsfs.core")  # without the package's extensions, which ask for every bucket's layout

@@ -10,7 +10,7 @@ from contextlib import suppress
 from glob import escape
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 from uuid import uuid4
 
 import zarr
@@ -22,6 +22,7 @@ from imagery_dask.storage.zarr_stores import check_process, clear_errors, files_
 
 if TYPE_CHECKING:
     from distributed import Client
+    from fsspec import AbstractFileSystem
 
 __all__ = ["FolderTarget", "StoreTarget", "VolumeTarget"]
 
@@ -158,7 +159,7 @@ class FolderTarget(ABC):
         """Return True if a store of this kind exists."""
 
     @abstractmethod
-    def _owns(self, files: Any, path: str, name: str) -> bool:
+    def _owns(self, files: AbstractFileSystem, path: str, name: str) -> bool:
         """Return True if a name at the store's root is part of the store."""
 
     @abstractmethod
@@ -178,7 +179,7 @@ class StoreTarget(FolderTarget):
             return False
         return True
 
-    def _owns(self, files: Any, path: str, name: str) -> bool:
+    def _owns(self, files: AbstractFileSystem, path: str, name: str) -> bool:
         if name in METADATA or any(files.exists(f"{path}/{metadata}") for metadata in METADATA):
             return True
         if not _is_chunk(name):
@@ -211,7 +212,7 @@ class VolumeTarget(FolderTarget):
                     found.append(info)
         return found
 
-    def _owns(self, files: Any, path: str, name: str) -> bool:
+    def _owns(self, files: AbstractFileSystem, path: str, name: str) -> bool:
         if name in self.FOLDERS:
             return bool(files.exists(f"{path}/info"))
         known = {"info", "provenance", "segment_properties"}

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import fsspec
 import zarr
@@ -23,6 +23,7 @@ from imagery_dask.storage.buckets import credential_places, google_files, parse_
 
 if TYPE_CHECKING:
     from distributed import Client
+    from fsspec import AbstractFileSystem
 
 __all__ = [
     "GoogleObjects",
@@ -101,7 +102,7 @@ def open_store(url: str) -> Store:
     return FsspecStore.from_url(url)
 
 
-def files_at(url: str) -> tuple[Any, str]:
+def files_at(url: str) -> tuple[AbstractFileSystem, str]:
     """Open a URL as a file system of fsspec, and the path in it."""
     parsed = parse_bucket_url(url)
     if parsed.scheme == "s3":
@@ -111,7 +112,7 @@ def files_at(url: str) -> tuple[Any, str]:
     return fsspec.url_to_fs(parsed.path if parsed.scheme == "file" else url)  # type: ignore[no-any-return]
 
 
-def create_group(url: str, zarr_format: Any = 3) -> zarr.Group:
+def create_group(url: str, zarr_format: Literal[2, 3] = 3) -> zarr.Group:
     """Create the root group of a new store, which also shows before any work that the URL can be written.
 
     Raises

@@ -187,7 +187,7 @@ class ExportPlan:
             raise ValueError(f"The plan is damaged: {str(error).removesuffix('.')}.") from error
 
 
-def fingerprint_of(fields: Mapping[str, Any]) -> str:
+def fingerprint_of(fields: Mapping[str, object]) -> str:
     """Return the hash of the fields that determine the voxels."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
@@ -224,7 +224,7 @@ def voxels_decided_by(volume: Volume) -> JsonObject:
     return {f"{volume.name} {name}": value for name, value in (fields | position).items()}
 
 
-def difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def difference(before: Mapping[str, object], now: Mapping[str, object]) -> str:
     """Describe what differs between the fields of two exports, at most five of them."""
     names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
     # Fields that only one export has follow from fields with another value.

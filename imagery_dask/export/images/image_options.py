@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.export.core.writer_arguments import option
 from imagery_dask.geometry.grid import XYZ
 from imagery_dask.model.labels import RootIds, label_rule
@@ -79,7 +80,7 @@ class ImageOptions:
             self._set("voxel_offset", whole_triple("voxel_offset", self.voxel_offset, None))
 
     @classmethod
-    def from_json(cls, options: Mapping[str, Any]) -> ImageOptions:
+    def from_json(cls, options: JsonObject) -> ImageOptions:
         """Return the options that a plan's JSON holds, in which ids are text where they exceed 2**53."""
         ids, colors = options["root_ids"], options["colors"]
         return cls(**{

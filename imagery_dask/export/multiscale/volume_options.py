@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Self, cast
 
 import numpy as np
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.export.core.writer_arguments import option
 from imagery_dask.geometry.grid import XYZ
 from imagery_dask.geometry.pyramid import Levels, checked_levels
@@ -47,7 +48,7 @@ class VolumeOptions:
             self._set("translation_nm", tuple(np.asarray(self.translation_nm, dtype=object).ravel()))
 
     @classmethod
-    def from_json(cls, options: Mapping[str, Any]) -> Self:
+    def from_json(cls, options: JsonObject) -> Self:
         """Return the options that a plan's JSON holds."""
         return cls(**options)
 

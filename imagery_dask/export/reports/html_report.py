@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from functools import cache, partial
 from importlib.metadata import version
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -159,13 +159,13 @@ class _Table:
 
     # Names of the columns, and whether they hold whole numbers, which are aligned at the right.
     heads: Sequence[tuple[bool, str]]
-    rows: Sequence[Sequence[Any]]
+    rows: Sequence[Sequence[object]]
     # Number of rows, including those that are not shown.
     count: int
     title: str = ""
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[Any]], count: int | None = None, title: str = "") -> _Table:
+def _table(names: Sequence[str], rows: Sequence[Sequence[object]], count: int | None = None, title: str = "") -> _Table:
     whole = [bool(rows) and all(isinstance(row[at], int) for row in rows) for at in range(len(names))]
     return _Table(list(zip(whole, names, strict=True)), rows, len(rows) if count is None else count, title)
 
@@ -250,7 +250,7 @@ def _pictures(previews: Iterable[Preview]) -> tuple[list[Preview], str]:
 
 def _failures(report: RunReport, outcomes: Outcomes | None) -> _Table | None:
     if outcomes is None:
-        rows: list[list[Any]] = [[failed.name, failed.reason] for failed in report.failed[:FAILURES_SHOWN]]
+        rows: list[list[object]] = [[failed.name, failed.reason] for failed in report.failed[:FAILURES_SHOWN]]
         return _table(["block", "reason"], rows, report.failures) if report.failures else None
     rows = [
         [number, line.get("name", ""), line.get("reason", ""), int(line.get("attempts", 1)), _when(line)]
@@ -263,7 +263,7 @@ def _failures(report: RunReport, outcomes: Outcomes | None) -> _Table | None:
 def _gaps(records: Records, outcomes: Outcomes) -> list[_Table]:
     """List what the source did not have."""
     done = set(outcomes.receipts["block"].tolist())
-    rows: dict[str, list[list[Any]]] = {"missing chunk": [], "zero roots": []}
+    rows: dict[str, list[list[object]]] = {"missing chunk": [], "zero roots": []}
     counts: Counter[str] = Counter()
     for row in ledger_rows(records.lines("ledger"), done):
         kind, gap = row["kind"], row.get("key")

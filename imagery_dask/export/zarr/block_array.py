@@ -90,7 +90,7 @@ class BlockArray:
     threads: int
     _array: Any = field(repr=False)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         # Opened again in the receiving process, because an open bucket holds credentials.
         return _arrived, (self.location, self.path, self.run, self.padded.zarr_format)
 
@@ -236,7 +236,9 @@ class ZarrLevel:
         return (*(slice(0, length) for length in shape[:-3]), *reversed(region))
 
 
-def open_array(location: str, path: str, *, run: str, threads: int | None = None, zarr_format: Any = 3) -> BlockArray:
+def open_array(
+    location: str, path: str, *, run: str, threads: int | None = None, zarr_format: Literal[2, 3] = 3
+) -> BlockArray:
     """Open an array of a store for writing blocks; a process opens it once for each run.
 
     Parameters
@@ -255,7 +257,7 @@ def open_array(location: str, path: str, *, run: str, threads: int | None = None
     return _open(location, path, run, threads or codec_threads(), zarr_format, os.getpid())
 
 
-def _arrived(location: str, path: str, run: str, zarr_format: Any) -> BlockArray:
+def _arrived(location: str, path: str, run: str, zarr_format: Literal[2, 3]) -> BlockArray:
     return open_array(location, path, run=run, zarr_format=zarr_format)
 
 
@@ -290,7 +292,7 @@ def remove_partial(location: str, path: str) -> int:
 
 
 @lru_cache(maxsize=64)
-def _open(location: str, path: str, run: str, threads: int, zarr_format: Any, process: int) -> BlockArray:
+def _open(location: str, path: str, run: str, threads: int, zarr_format: Literal[2, 3], process: int) -> BlockArray:
     del process  # part of the cache key: a forked process must not use the connections of its parent
     local = parse_bucket_url(location).scheme == "file"
     with clear_errors(location), _configured(OWN_PIPELINE, threads):

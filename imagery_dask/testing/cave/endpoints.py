@@ -22,7 +22,7 @@ __all__ = ["ApiError", "Call", "Endpoint", "find_endpoint"]
 class ApiError(Exception):
     """An answer with an error's status, and a JSON body that says what is wrong."""
 
-    def __init__(self, status: int, message: str, **details: Any) -> None:
+    def __init__(self, status: int, message: str, **details: object) -> None:
         super().__init__(message)
         self.status = status
         self.body = {"code": status, "message": message, **details}
@@ -124,10 +124,10 @@ class Endpoint(NamedTuple):
     name: str
     method: str
     path: re.Pattern[str]
-    answer: Callable[[Call], Any]
+    answer: Callable[[Call], object]
 
     @classmethod
-    def at(cls, method: str, path: str, answer: Callable[[Call], Any]) -> Endpoint:
+    def at(cls, method: str, path: str, answer: Callable[[Call], object]) -> Endpoint:
         """Put a function, whose name becomes the endpoint's, at a path with ``{values}``."""
         return cls(answer.__name__, method, re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path)), answer)
 

@@ -8,7 +8,7 @@ import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple, NoReturn
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from caveclient import CAVEclient
@@ -108,7 +108,7 @@ class CaveServer(LoggingServer[Request]):
             return sum(bool(endpoint(request)) for request in self.requests)
         return sum(endpoint in (None, request.endpoint) for request in self.requests)
 
-    def client(self, token: str | None = None, **kwargs: Any) -> CAVEclient:
+    def client(self, token: str | None = None, **kwargs: object) -> CAVEclient:
         """Make a CAVEclient of this server's datastack that writes nothing to the home directory.
 
         Parameters
@@ -152,7 +152,7 @@ class _Handler(Handler):
 
     do_POST = do_GET
 
-    def _respond(self, name: str, nth: int, call: Call, answer: Callable[[Call], Any]) -> None:
+    def _respond(self, name: str, nth: int, call: Call, answer: Callable[[Call], object]) -> None:
         owner = self.server.owner
         fault = owner.fault(name, nth)
         if fault.status is not None:
@@ -168,7 +168,7 @@ class _Handler(Handler):
             body = gzip.compress(body, 1)
         self._send(call, name, status, {**headers, **fault.headers}, body, fault.cut)
 
-    def _answer(self, call: Call, answer: Callable[[Call], Any]) -> tuple[int, dict[str, str], bytes]:
+    def _answer(self, call: Call, answer: Callable[[Call], object]) -> tuple[int, dict[str, str], bytes]:
         try:
             self.server.owner._authorize(self.headers.get("Authorization", ""))
             found = answer(call)
@@ -190,8 +190,8 @@ class _Handler(Handler):
         self.send_answer(status, headers, body, cut)
 
 
-def _raiser(error: ApiError) -> Callable[[Call], Any]:
-    def refuse(call: Call) -> Any:
+def _raiser(error: ApiError) -> Callable[[Call], object]:
+    def refuse(call: Call) -> NoReturn:
         raise error
 
     return refuse
