@@ -1,4 +1,4 @@
-"""The same place at two moments: a dynamic segmentation, its CAVE server, and two exports."""
+"""A demo of a dynamic segmentation: a local CAVE server, and exports of a region before and after edits."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ GAP = 8
 
 @dataclass(frozen=True, slots=True)
 class CaveDemoResult:
-    """What the demo of two moments made.
+    """Results of the demo of a dynamic segmentation.
 
     Parameters
     ----------
     moments : tuple of 2 str
-        The moments, ISO 8601.
+        The timestamps of the exports, ISO 8601.
     stores : tuple of 2 pathlib.Path
-        OME-Zarr stores, one for each moment.
+        OME-Zarr stores, one for each timestamp.
     picture : pathlib.Path
-        One slice at both moments side by side; objects that edits changed in strong colors.
+        One slice at both timestamps side by side, with objects changed by edits in strong colors.
     changed : int
-        Objects of the first moment that edits have replaced by the second.
+        Number of objects at the first timestamp that edits replaced before the second.
     reports : tuple of 2 RunReport
-        What the exports did.
+        Reports of the exports.
     """
 
     moments: tuple[str, str]
@@ -57,7 +57,7 @@ def run_cave_demo(out: Path, say: Callable[[str], None], cluster: str | None = "
     out : pathlib.Path
         Folder to write to.
     say : callable
-        Told what happens.
+        Called with a message before each step.
     cluster : str or None
         Where to run the exports, see `imagery_dask.cluster.connect`.
     """
@@ -92,7 +92,7 @@ def _bounds(world: World) -> list[Vec3[int]]:
 
 
 def _side_by_side(image: NDArray[np.uint8], before: NDArray[np.uint64], after: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    """Draw the slice in which edits changed most."""
+    """Draw the slice with most voxels changed by edits, before and after."""
     changed = before != after
     z = int(changed.sum(axis=(0, 1)).argmax())
     alpha = np.where(changed[:, :, z], STRONG, FAINT)

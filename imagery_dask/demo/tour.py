@@ -1,4 +1,4 @@
-"""The main job, from a volume on disk to a zarr store and pictures."""
+"""A demo of an export, from a precomputed volume on disk to an OME-Zarr store and pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REGION = (512, 512, 48)
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """What the demo made, and where.
+    """Results of the demo.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ class DemoResult:
     overlay : pathlib.Path
         Picture of imagery under colored segmentation.
     report : RunReport
-        What the export did.
+        Report of the export.
     """
 
     volumes: DemoVolumes
@@ -55,16 +55,16 @@ def run_demo(out: Path, say: Callable[[str], None], cluster: str | None = "local
     Parameters
     ----------
     out : pathlib.Path
-        Folder to write to; made when it does not exist, its demo files are replaced.
+        Folder to write to; created if needed. Demo files in it are replaced.
     say : callable
-        Told what happens.
+        Called with a message before each step.
     cluster : str or None
         Where to run the export, see `imagery_dask.cluster.connect`.
 
     Returns
     -------
     DemoResult
-        What was made.
+        Paths of the volumes, the store and the pictures, and the report.
     """
     out = out.expanduser().resolve()
     say(f"Making a small EM-like volume in {out / 'volume'} ...")

@@ -1,8 +1,8 @@
 """Reading boxes of voxels from precomputed volumes.
 
-CloudVolume interprets the ``info`` and decodes the chunks. What lies between, which chunks to fetch, what a missing
-or refused one means, and where its voxels go, is done here, because ``CloudVolume.download`` does not say which
-chunks were missing and takes a refused request for a missing chunk.
+CloudVolume interprets the ``info`` and decodes the chunks. This module selects and fetches the chunks, handles missing
+and refused ones, and joins the voxels, because ``CloudVolume.download`` does not report which chunks were missing and
+treats a refused request as a missing chunk.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ __all__ = ["Layout", "Missing", "PrecomputedVolume", "Relabel", "channels_last"]
 
 Missing = Literal["fill", "error"]
 Layout = Literal["F", "C"]
-# New ids of distinct, ascending ids; 0, which stands for what is not there, stays 0.
+# Returns the new ids of distinct, ascending ids; 0 (missing or background) must stay 0.
 Relabel = Callable[[Array], Array]
 Fetched = tuple[VoxelGrid, Blob | None]
-# Decoded chunks are in Fortran order; copying into C order is twice as fast in tiles that stay in the cache.
+# Decoded chunks are in Fortran order. Copying to C order is twice as fast in tiles of this edge, which fit the cache.
 TILE = 16
 REDIRECTS = 10
-# How often a chunk that does not decode is fetched: what broke on the way, or was read while it was written, heals.
+# A chunk that does not decode is fetched this often, in case it was damaged in transit or read while being written.
 DECODE_ATTEMPTS = 3
 INTERLEAVED = ("jpeg", "png")
 
@@ -69,13 +69,13 @@ class PrecomputedVolume:
     Parameters
     ----------
     path : str
-        CloudVolume path of a precomputed layer, or of a dynamic segmentation (``graphene://``), whose supervoxels are
-        read.
+        CloudVolume path of a precomputed layer, or of a dynamic segmentation (``graphene://``), of which supervoxels
+        are read.
 
     Raises
     ------
     SourceNotFoundError, AccessRefusedError, SourceError
-        When there is no volume, access is refused, or it is not an image or segmentation.
+        If the volume does not exist, access is refused, or it is not an image or segmentation.
     """
 
     def __init__(self, path: str) -> None:
@@ -83,14 +83,14 @@ class PrecomputedVolume:
         self._transport, self.info, graph = _read_info(path)
         self.layer = Layer.from_info(path, self.info, graph)
         _check_readable(self.layer)
-        # The info and an empty provenance are handed in, so that this makes no request.
+        # The info and an empty provenance are given, so that CloudVolume makes no request.
         self._volume = CloudVolume(self._transport.cloudpath, info=self.info, provenance={}, progress=False, parallel=1)
         self._meta = self._volume.meta
         self._shards: dict[int, ShardedChunks] = {}
         self._lock = threading.Lock()
 
     def is_current(self) -> bool:
-        """Whether the volume's info, read again, is what it was."""
+        """Read the volume's info again, and return True if it has not changed."""
         return _read_info(self.path)[1] == self.info
 
     def read(
@@ -107,26 +107,26 @@ class PrecomputedVolume:
         missing : {"fill", "error"}
             What a storage chunk that does not exist inside the volume becomes: zeros that are counted, or an error.
         layout : {"F", "C"}
-            Memory order of the result. "F" is what decoders give and costs least.
+            Memory order of the result. "F" is the order of decoded chunks and costs least.
         relabel : callable, optional
-            Called once, with the distinct ids of the box; every voxel gets its id's new one. Called once more when a
-            chunk turns out not to decode, and is fetched again.
+            Called with the distinct ids of the box; returns their replacements. Called a second time if a chunk does
+            not decode and is fetched again.
 
         Returns
         -------
         voxels : numpy.ndarray, shape (x, y, z, channel)
             In the layer's dtype.
         counts : ReadCounts
-            What was read, and what was missing.
+            Counts of what was read and what was missing.
 
         Raises
         ------
         MissingChunkError
-            When a chunk does not exist and `missing` is "error"; names the first one.
+            If a chunk does not exist and `missing` is "error"; the message names the first one.
         CorruptChunkError
-            When a chunk does not decode, as often as it is fetched.
+            If a chunk does not decode after several attempts.
         AccessRefusedError, SourceError
-            When the storage refuses, or keeps failing.
+            If the storage refuses access, or fails after retries.
         """
         reading = _Reading(mip, box, missing)
         with counting_into(reading.counts):
@@ -142,19 +142,19 @@ class PrecomputedVolume:
             try:
                 return self._assemble(reading, relabelled, layout, self._decode)
             except CorruptChunkError:
-                pass  # a chunk that is fetched again has the ids that are stored: below, all chunks have these
+                pass  # a chunk that is fetched again has its stored ids, so that all chunks are relabelled below
         voxels = self._assemble(reading, fetched, layout, self._healed)
         ids = kernels.unique_ids(voxels)
         return kernels.remap(voxels, ids, relabel(ids))
 
     def segment_properties(self) -> tuple[str, bytes] | None:
-        """Folder and content of the volume's segment properties, or None."""
+        """Return the folder and content of the volume's segment properties, or None."""
         folder = str(self.info.get("segment_properties") or "").strip("/")
         blob = self._transport.get(Request(f"{folder}/info")) if folder else None
         return None if blob is None else (folder, blob.decompressed())
 
     def _fetch(self, reading: _Reading) -> Iterator[Fetched]:
-        """Storage chunks that a box crosses, as they arrive; None stands for one that does not exist."""
+        """Yield the storage chunks that a box crosses, in order of arrival; None for a missing chunk."""
         level = self.layer.mips[reading.mip]
         inside = reading.box.intersection(level.grid)
         if inside.size == 0:
@@ -165,22 +165,22 @@ class PrecomputedVolume:
             yield grid, self._counted(reading, grid, blob)
 
     def _counted(self, reading: _Reading, grid: VoxelGrid, blob: Blob | None) -> Blob | None:
-        """Count a chunk's bytes, or that it is missing: then None."""
+        """Count a chunk's bytes and return it, or count it as missing and return None."""
         if blob is not None and not blob.is_nothing:
             reading.counts.stored_bytes += len(blob.content)
             return blob
         key = self._key(reading.mip, grid)
         if reading.missing == "error":
             raise MissingChunkError(
-                f"Storage chunk {key} of {self.path} does not exist, and missing='error' was asked for. "
-                "Pass missing='fill' to take 0 for its voxels and have it counted."
+                f"Storage chunk {key} of {self.path} does not exist, and missing='error' was given. "
+                "Pass missing='fill' to fill its voxels with 0 and count it."
             )
         reading.counts.missing += 1
         reading.counts.missing_keys.append(key)
         return None
 
     def _assemble(self, reading: _Reading, fetched: Iterable[Fetched], layout: Layout, decode: Decode) -> Array:
-        """Voxels of a box from the chunks that it crosses."""
+        """Return the voxels of a box, joined from the chunks that it crosses."""
         box = reading.box
         # Every voxel inside the volume is written below, by its chunk or by the 0 of a missing one.
         make = np.empty if box.intersection(self.layer.mips[reading.mip].grid) == box else np.zeros
@@ -191,12 +191,12 @@ class PrecomputedVolume:
                 out[_within(box, grid)] = 0
                 continue
             if grid == box and layout == "F" and voxels.flags.f_contiguous and voxels.flags.writeable:
-                return voxels  # the box is this chunk: there is nothing to join
+                return voxels  # the box is exactly this chunk
             _paste(out, box, voxels, grid)
         return out
 
     def _relabel_stored(self, reading: _Reading, fetched: list[Fetched], relabel: Relabel) -> list[Fetched] | None:
-        """Give the chunks of a box new ids before they are decoded; None where that cannot be done to all of them."""
+        """Replace the ids of encoded chunks; return None if that is not possible for all of them."""
         tables = [None if blob is None else self._label_tables(reading, grid, blob) for grid, blob in fetched]
         if any(table is None and blob is not None for table, (_, blob) in zip(tables, fetched, strict=True)):
             return None
@@ -212,12 +212,12 @@ class PrecomputedVolume:
         level = self.layer.mips[reading.mip]
         block_size = self._meta.compressed_segmentation_block_size(reading.mip)
         encoded = level.encoding == "compressed_segmentation" and self.layer.channels == 1
-        # A chunk that the box cuts has labels that are not in the box, and would be looked up for nothing.
+        # A chunk that the box cuts has labels outside the box, which need no lookup.
         if not encoded or self.layer.dtype != "uint64" or block_size is None or grid.intersection(reading.box) != grid:
             return None
         try:
             content = blob.decompressed()
-        except Exception:  # of any decoder: decoding the voxels meets it again, and says which chunk it was
+        except Exception:  # of any decoder; decoding the voxels raises it again with the name of the chunk
             return None
         return LabelTables.parse(content, grid.shape, tuple(block_size))
 
@@ -244,18 +244,18 @@ class PrecomputedVolume:
         return f"{level.key}/{bounds_key(grid.start, grid.stop.minimum(level.grid.stop))}"
 
     def _healed(self, reading: _Reading, grid: VoxelGrid, blob: Blob) -> Array | None:
-        """Voxels of a chunk, which is fetched again while it does not decode; None when it is gone by then."""
-        found: Blob | None = blob
+        """Decode a chunk, fetching it again if it does not decode; return None if it no longer exists by then."""
+        latest: Blob | None = blob
         for attempt in itertools.count(1):
-            if found is None:
+            if latest is None:
                 return None
             try:
-                return self._decode(reading, grid, found)
+                return self._decode(reading, grid, latest)
             except CorruptChunkError as error:
                 if attempt == DECODE_ATTEMPTS:
                     raise CorruptChunkError(f"{error} (fetched {attempt} times)") from error.__cause__
             time.sleep(pause_s(attempt - 1))
-            found = self._counted(reading, grid, self._fetch_again(reading.mip, grid))
+            latest = self._counted(reading, grid, self._fetch_again(reading.mip, grid))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _fetch_again(self, mip: int, grid: VoxelGrid) -> Blob | None:
@@ -287,7 +287,7 @@ class PrecomputedVolume:
 
 
 def _read_info(path: str) -> tuple[Transport, JsonObject, ChunkedGraph | None]:
-    """Read a layer's info from its server, or its folder."""
+    """Read a layer's info from its graph server or its folder."""
     if not path.startswith(GRAPHENE):
         return *_read_flat_info(path), None
     graph, info = read_graph_info(path)
@@ -301,7 +301,7 @@ def _read_flat_info(path: str) -> tuple[Transport, JsonObject]:
         blob = transport.get(Request("info"))
         if blob is None:
             raise SourceNotFoundError(
-                f"There is no precomputed volume at {path!r}: it has no info file. Check the path; it names the "
+                f"There is no precomputed volume at {path!r}: it has no info file. Check the path; it must be the "
                 "folder that holds 'info', for example precomputed://gs://bucket/layer or file:///data/layer."
             )
         try:
@@ -318,7 +318,7 @@ def _read_flat_info(path: str) -> tuple[Transport, JsonObject]:
 
 
 def _check_readable(layer: Layer) -> None:
-    """Refuse what CloudVolume would decode wrongly in silence."""
+    """Raise if CloudVolume would decode the layer to wrong voxels."""
     if layer.channels > 1 and any(mip.encoding == "jxl" for mip in layer.mips):
         raise SourceError(
             f"{layer.path!r} has {layer.channels} channels in JPEG XL, which CloudVolume does not decode to the right "
@@ -327,7 +327,7 @@ def _check_readable(layer: Layer) -> None:
 
 
 def _cells(box: VoxelGrid, volume: VoxelGrid, chunk_shape: Vec3[int]) -> list[Vec3[int]]:
-    """Positions, in the grid of storage chunks, of the chunks that a box inside the volume crosses."""
+    """Return the positions, in the grid of storage chunks, of the chunks that a box inside the volume crosses."""
     first = (box.start - volume.start) // chunk_shape
     along_x, along_y, along_z = first.map(range, (box.stop - volume.start).ceil_div(chunk_shape))
     return [Vec3(x, y, z) for z, y, x in itertools.product(along_z, along_y, along_x)]
@@ -338,9 +338,9 @@ def _chunk_grid(cell: Vec3[int], volume: VoxelGrid, chunk_shape: Vec3[int]) -> V
 
 
 def channels_last(voxels: Array, shape: tuple[int, ...], encoding: str) -> Array:
-    """Voxels of a decoded chunk as (x, y, z, channel).
+    """Return the voxels of a decoded chunk as (x, y, z, channel).
 
-    Pictures hold the channels of a pixel side by side; CloudVolume (12.15) lays them out as if each channel came whole.
+    JPEG and PNG interleave the channels of a pixel; CloudVolume 12.15 arranges them as if each channel were contiguous.
     """
     if shape[3] == 1 or encoding not in INTERLEAVED:
         return voxels.reshape(shape, order="F")
@@ -349,7 +349,7 @@ def channels_last(voxels: Array, shape: tuple[int, ...], encoding: str) -> Array
 
 
 def _paste(out: Array, box: VoxelGrid, voxels: Array, grid: VoxelGrid) -> None:
-    """Copy the voxels of a chunk to where they belong in the box."""
+    """Copy the voxels of a chunk to their position in the box."""
     target, part = out[_within(box, grid)], voxels[_within(grid, box)]
     if not out.flags.c_contiguous:
         target[...] = part
@@ -360,6 +360,6 @@ def _paste(out: Array, box: VoxelGrid, voxels: Array, grid: VoxelGrid) -> None:
 
 
 def _within(box: VoxelGrid, other: VoxelGrid) -> Region:
-    """Slices of a box's array that select what it has in common with another."""
+    """Return the slices that select, from a box's array, its intersection with another box."""
     start = box.start
     return region_between(start.maximum(other.start) - start, box.stop.minimum(other.stop) - start)

@@ -1,4 +1,4 @@
-"""Roots that this process has looked up: sorted arrays, searched and merged without a loop over ids."""
+"""A cache of looked-up roots, in sorted arrays that are searched and merged without a loop over ids."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ Ids = NDArray[np.uint64]
 
 
 class RootCache:
-    """Supervoxel -> root, least recently used ids forgotten first, for one graph at one moment.
+    """Mapping from supervoxels to roots for one graph and timestamp, which drops the least recently used ids.
 
-    Two generations stand in for an order of use: what is looked up goes to the young one; when that is full it becomes
-    the old one, and what nobody asked for since is forgotten. Safe to use from many threads.
+    Two generations approximate the order of use: used ids are in the young generation; when it is full, it replaces the
+    old one, whose other ids are dropped. Safe to use from many threads.
 
     Parameters
     ----------
     capacity : int
-        Ids that a generation holds; the cache has at most twice as many (16 bytes each).
+        Ids in a generation; the cache holds at most twice as many (16 bytes each).
     """
 
     CAPACITY = 2_000_000
@@ -36,7 +36,7 @@ class RootCache:
         return len(self._young[0]) + len(self._old[0])
 
     def get(self, ids: Ids) -> tuple[NDArray[np.bool_], Ids]:
-        """Look ids up.
+        """Look up ids.
 
         Parameters
         ----------
@@ -46,7 +46,7 @@ class RootCache:
         Returns
         -------
         known : numpy.ndarray of bool, shape (n,)
-            Which are in the cache.
+            True for ids in the cache.
         roots : numpy.ndarray of uint64, shape (n,)
             Their roots; 0 for the others.
         """
@@ -62,7 +62,7 @@ class RootCache:
         return known, roots
 
     def put(self, ids: Ids, roots: Ids) -> None:
-        """Keep the roots of ids (ascending, distinct)."""
+        """Add the roots of ids (ascending, distinct)."""
         with self._lock:
             self._young = _merge(self._young, (ids, roots))
             if len(self._young[0]) > self._capacity:

@@ -1,10 +1,10 @@
-"""From supervoxels to roots: what a block asks a chunked graph, and what this process knows already.
+"""Lookup of the roots of supervoxels, at the server or in this process's cache.
 
-Two ways lead to the objects of a block, and both look at each supervoxel once:
+Two functions find the roots of a block's supervoxels:
 
-* `look_up_roots` sends the block's distinct supervoxels to the server: one request a block.
+* `look_up_roots` sends the block's distinct supervoxels to the server: one request per block.
 * `roots_from_leaves` fetches the supervoxels of a few listed roots within the whole cutout, once per process: one
-  request a root. It is cheaper for a handful of objects in many blocks.
+  request per root. It is cheaper for a few objects in many blocks.
 """
 
 from __future__ import annotations
@@ -38,39 +38,39 @@ _leaves_lock = threading.Lock()
 
 
 def look_up_roots(query: RootQuery, supervoxels: Ids) -> Ids:
-    """Roots of supervoxels, from this process's cache or the server.
+    """Return the roots of supervoxels, from this process's cache or the server.
 
     Parameters
     ----------
     query : RootQuery
-        Whom to ask, as of when.
+        Graph and timestamp.
     supervoxels : numpy.ndarray of uint64, shape (n,)
-        Distinct ids, ascending, as a block has them.
+        Distinct ids, ascending.
 
     Returns
     -------
     numpy.ndarray of uint64, shape (n,)
-        0 for 0 and for supervoxels without a root at that moment; these are counted in the thread's `collect_counts`.
+        0 for 0 and for supervoxels without a root at that time, which are counted in the thread's `collect_counts`.
 
     Raises
     ------
     AccessRefusedError, ServerError
-        When the server refuses, or does not answer.
+        If the server refuses access, or does not answer.
     """
-    roots = supervoxels.copy()  # 0, and ids that are of the asked layer, stand for themselves
+    roots = supervoxels.copy()  # 0 and ids of the requested layer map to themselves
     asked = (supervoxels != 0) & (query.graph.layer_of(supervoxels) != query.layer)
     if query.layer == SUPERVOXEL_LAYER or not asked.any():
         return roots
     wanted = supervoxels[asked]
     cache = _cache_of(query)
-    known, found = cache.get(wanted)
+    known, answers = cache.get(wanted)
     counts = ReadCounts()
     missing = wanted[~known]
     if len(missing):
-        found[~known] = fetched = _fetch(query, missing, counts)
+        answers[~known] = fetched = _fetch(query, missing, counts)
         cache.put(missing, fetched)
-    roots[asked] = found
-    counts.add_zero_roots(wanted[found == 0])
+    roots[asked] = answers
+    counts.add_zero_roots(wanted[answers == 0])
     collecting = active_counts()
     if collecting is not None:
         collecting.include(counts)
@@ -78,20 +78,20 @@ def look_up_roots(query: RootQuery, supervoxels: Ids) -> Ids:
 
 
 def roots_from_leaves(query: RootQuery, keep: tuple[int, ...], within: VoxelGrid, supervoxels: Ids) -> Ids:
-    """Roots of those supervoxels that belong to listed roots, 0 for all others.
+    """Return the roots of supervoxels that belong to listed roots, 0 for all others.
 
     Parameters
     ----------
     query : RootQuery
-        Whom to ask.
+        Graph and timestamp.
     keep : tuple of int
         Root ids.
     within : VoxelGrid
-        Box that the supervoxels lie in, in voxels of the graph's resolution: the same for every block of a cutout.
+        Box that contains the supervoxels, in voxels of the graph's resolution: the same for every block of a cutout.
     supervoxels : numpy.ndarray of uint64, shape (n,)
         Distinct ids.
     """
-    # One at a time, so that threads that start together fetch a table once.
+    # Under a lock, so that threads that start together fetch a table once.
     with _leaves_lock:
         leaves, owners = _leaf_table(query, keep, within)
     roots = np.zeros_like(supervoxels)
@@ -118,14 +118,14 @@ def _fetch(query: RootQuery, supervoxels: Ids, counts: ReadCounts) -> Ids:
         counts.root_requests += 1
         counts.ids_sent += len(batch)
     roots = np.concatenate(answers)
-    # Before the graph existed the server gives every id back as it came: that is no root.
+    # For times before the graph existed, the server returns every id unchanged, which is not a root.
     layers = graph.layer_of(roots)
     roots[(layers < query.layer) | (layers > graph.layers)] = 0
     return roots
 
 
 def _is_answer(query: RootQuery) -> Any:
-    """Check of an answer: ids of the asked layer (or above, where the graph skips it), 0, or the ids that were sent."""
+    """Return a check of answers: ids of the requested layer or above (the graph skips layers), 0, or the sent ids."""
 
     def check(sent: Ids, answer: Ids) -> bool:
         layers = query.graph.layer_of(answer)
@@ -141,7 +141,7 @@ def _cache_of(query: RootQuery) -> RootCache:
         cache = _caches.pop(key, None)
         if cache is None:
             cache = RootCache()
-        _caches[key] = cache  # the most recently used moment is the last
+        _caches[key] = cache  # the most recently used is the last
         while len(_caches) > RootCache.MOMENTS_KEPT:
             del _caches[next(iter(_caches))]
         return cache
@@ -149,7 +149,7 @@ def _cache_of(query: RootQuery) -> RootCache:
 
 @lru_cache(maxsize=LEAF_TABLES_KEPT)
 def _leaf_table(query: RootQuery, keep: tuple[int, ...], within: VoxelGrid) -> tuple[Ids, Ids]:
-    """Supervoxels of roots within a box, ascending, and the root of each."""
+    """Return the supervoxels of roots within a box, ascending, and the root of each supervoxel."""
     bounds = bounds_key(within.start, within.stop)
     collecting, slots = active_counts(), request_slots(query.graph.server, query.max_requests)
     counts = ReadCounts()

@@ -1,8 +1,8 @@
-"""Whether a compressed_segmentation chunk can be decoded without reading outside of it.
+"""Bounds check of compressed_segmentation chunks before they are decoded.
 
-The decoder (compressed-segmentation 2.3) believes every offset in a chunk. In one that is cut or broken it reads
-whatever lies in memory behind: wrong labels, or the end of the process. This is checked before, from the headers of the
-chunk's blocks alone wherever that suffices.
+The decoder (compressed-segmentation 2.3) does not check the offsets in a chunk. In a truncated or damaged chunk it
+reads beyond the buffer, which gives wrong labels or a crash. Where possible, only the headers of the chunk's blocks are
+checked.
 
 Format: https://github.com/google/neuroglancer/tree/master/src/sliceview/compressed_segmentation
 """
@@ -22,7 +22,7 @@ OFFSET_BITS = 24
 
 
 def segmentation_damage(content: bytes, shape: tuple[int, int, int, int], block_size: XYZ, itemsize: int) -> str:
-    """Say why a chunk cannot be decoded; "" when it can.
+    """Return the reason why a chunk cannot be decoded, or "" if it can.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def _channel_damage(
     used = -(-_used_values(extents, block_size) * bits // 32)
     if ((bits > 0) & (values + used > len(words))).any():
         return "the values of a block lie outside"
-    # Wherever no index of that many bits leads outside, which indices there are need not be known.
+    # Unpack the indices only of blocks in which the largest index of that many bits would lead outside.
     for block in np.flatnonzero(tables + (entry << bits) > len(words)):
         start = int(values[block])
         largest = _largest_index(words[start : start + int(used[block])], int(bits[block]), extents[block], block_size)
@@ -71,21 +71,21 @@ def _channel_damage(
 
 
 def _extents(shape: tuple[int, ...], block_size: XYZ) -> NDArray[np.int64]:
-    """Voxels along x, y, z of each block, of which the last ones may be cut by the chunk; x varies fastest."""
+    """Return the voxels along x, y, z of each block, x fastest; the chunk may cut the last blocks."""
     along = Vec3.of(shape).map(lambda n, size: np.minimum(size, n - np.arange(0, n, size)), block_size)
     z, y, x = np.meshgrid(*along.zyx, indexing="ij")
     return np.stack([x.ravel(), y.ravel(), z.ravel()], axis=1).astype(np.int64)
 
 
 def _used_values(extents: NDArray[np.int64], block_size: XYZ) -> NDArray[np.int64]:
-    """How far into the values of its block the last voxel lies that is inside the chunk."""
+    """Return the number of values of each block up to its last voxel inside the chunk."""
     x, y, z = extents.T
     used: NDArray[np.int64] = x + block_size[0] * (y - 1 + block_size[1] * (z - 1))
     return used
 
 
 def _largest_index(values: NDArray[np.uint32], bits: int, extent: NDArray[np.int64], block_size: XYZ) -> int:
-    """Largest index into its table that a block has."""
+    """Return the largest index of a block into its table."""
     if bits == 0:
         return 0
     unpacked = (values[:, None].astype(np.int64) >> np.arange(0, 32, bits)) & ((1 << bits) - 1)

@@ -1,8 +1,8 @@
-"""Finding storage chunks inside shard files.
+"""Reading of storage chunks from shard files.
 
-CloudVolume reads the shard and minishard indices again for every download: most requests of a blockwise read would
-be for them. Here they are kept for as long as the volume is open, or until a chunk found through them does not decode.
-The format is Neuroglancer's ``neuroglancer_uint64_sharded_v1``; hashing and decoding are CloudVolume's.
+CloudVolume reads the shard and minishard indices again for every download, which would be most requests of a blockwise
+read. This module keeps them while the volume is open, or until a chunk that they point to does not decode. The format
+is Neuroglancer's ``neuroglancer_uint64_sharded_v1``; CloudVolume hashes and decodes.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ __all__ = ["ShardedChunks"]
 
 SHARD_INDICES_KEPT = 4096
 MINISHARD_INDICES_KEPT = 16384
-# Neighbouring byte ranges are read in one request, up to this size, so that a large block still streams.
+# Neighbouring byte ranges are read in one request up to this size, so that chunks of a large block arrive one by one.
 LARGEST_REQUEST = 16 * 2**20
-# A stored chunk, or a shard, that an index says is larger than this is not one.
+# An index with a larger chunk or shard is invalid.
 LARGEST_CHUNK = 2**32
 LARGEST_SHARD = 2**50
 
@@ -40,7 +40,7 @@ _Place = tuple[str, int, int]
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Where one storage chunk lies in a shard file."""
+    """Byte range of one storage chunk in a shard file."""
 
     cell: Vec3[int]
     start: int
@@ -48,7 +48,7 @@ class _Piece:
 
 
 class _IndexFetcher:
-    """The one method of CloudVolume's cache service that its shard reader needs to read indices."""
+    """The method of CloudVolume's cache service that its shard reader calls to read indices."""
 
     enabled = False
 
@@ -61,29 +61,29 @@ class _IndexFetcher:
     ) -> dict[tuple[str, int, int], bytes | None]:
         del progress
         wanted = [Request(r["path"], int(r["start"]), int(r["end"]), self._fresh) for r in requests]
-        found: dict[tuple[str, int, int], bytes | None] = {}
+        contents: dict[tuple[str, int, int], bytes | None] = {}
         for request, blob in self._transport.get_many(wanted):
             key = (request.key, request.start or 0, request.stop or 0)
             try:
-                found[key] = None if blob is None else blob.decompressed()
-            except Exception as error:  # of any decompression
-                found[key] = _Broken(brief(error).encode())
-        return found
+                contents[key] = None if blob is None else blob.decompressed()
+            except Exception as error:  # of any decompressor
+                contents[key] = _Broken(brief(error).encode())
+        return contents
 
 
 class _Broken(bytes):
-    """Why there are no bytes, in their place."""
+    """The reason why an index could not be read, in place of its bytes."""
 
 
 class _Indices(ShardReader):
-    """CloudVolume's reader of indices, which believes whatever it reads: here, what cannot be is noted.
+    """CloudVolume's reader of indices, with a check of their content.
 
-    Indices have no checksum. In a broken one most chunks are not found, and would be taken for missing.
+    Indices have no checksum. A damaged index lacks most chunks, which would be taken for missing.
 
     Attributes
     ----------
     broken : dict of str to str
-        By the name of a shard file, what is wrong with it: of its chunks that are not found, nothing is known.
+        Damage of indices, by the name of the shard file. Chunks that these indices lack may exist.
     """
 
     def __init__(self, transport: Transport, spec: ShardingSpecification, cells: Vec3[int], fresh: bool) -> None:
@@ -91,7 +91,7 @@ class _Indices(ShardReader):
         super().__init__(transport.cloudpath, fetcher, spec, SHARD_INDICES_KEPT, MINISHARD_INDICES_KEPT)
         self.broken: dict[str, str] = {}
         self._codes = 2 ** sum((n - 1).bit_length() for n in cells)
-        # 24 bytes a chunk; a compression of what cannot be compressed adds a little.
+        # An entry has 24 bytes; compression of incompressible data adds a little.
         self._largest = 32 * self._codes + 4096
 
     def decode_index(self, binary: bytes | None, filename: str = "Shard") -> NDArray[np.uint64] | None:
@@ -115,12 +115,12 @@ class _Indices(ShardReader):
         index: NDArray[np.uint64] = super().decode_index(binary, filename)
         outside = (index < self.spec.index_length()) | (index > LARGEST_SHARD)
         if outside.any() or (index[:, 1] < index[:, 0]).any() or (index[:, 1] - index[:, 0] > self._largest).any():
-            raise ValueError("it names minishard indices that cannot be")
+            raise ValueError("it has impossible offsets of minishard indices")
         return index
 
     def _minishard_index(self, binary: bytes | None, filename: str) -> NDArray[np.uint64]:
         if binary is None:
-            raise ValueError("it was there a moment ago")
+            raise ValueError("the file disappeared while it was read")
         _check_whole(binary)
         index: NDArray[np.uint64] = super().decode_minishard_index(binary, filename)
         if (
@@ -128,7 +128,7 @@ class _Indices(ShardReader):
             or (index[:, 1] > LARGEST_SHARD).any()
             or (index[:, 2] > LARGEST_CHUNK).any()
         ):
-            raise ValueError("it names chunks that cannot be")
+            raise ValueError("it has impossible ids or offsets of chunks")
         return index
 
 
@@ -143,7 +143,7 @@ class ShardedChunks:
     Parameters
     ----------
     transport : Transport
-        Where the volume's files are read.
+        Reader of the volume's files.
     key : str
         Folder of the mip.
     sharding : dict
@@ -162,9 +162,9 @@ class ShardedChunks:
         self._lock = threading.Lock()
 
     def get_many(self, cells: Sequence[Vec3[int]]) -> Iterator[tuple[Vec3[int], Blob | None]]:
-        """Bytes of each storage chunk, named by its position in the grid of chunks; None where there is none.
+        """Yield storage chunks with their position in the grid of chunks; None for a missing chunk.
 
-        Where an index, or what it points to, is broken, the bytes have a `Blob.damage`.
+        If an index or the bytes it points to are damaged, `Blob.damage` says so.
         """
         with self._lock:
             places = self._places(self._index, cells)
@@ -175,7 +175,7 @@ class ShardedChunks:
             else:
                 path, start, length = place
                 pieces.setdefault(path, []).append(_Piece(cell, start, start + length))
-        runs = [(path, run) for path, found in pieces.items() for run in _runs(found)]
+        runs = [(path, run) for path, of_file in pieces.items() for run in _runs(of_file)]
         requests = [Request(path, run[0].start, run[-1].stop) for path, run in runs]
         for (_, run), (request, blob) in zip(runs, self._transport.get_many(requests), strict=True):
             for piece in run:
@@ -187,9 +187,9 @@ class ShardedChunks:
                 yield piece.cell, Blob(content, self._data_encoding, blob.damage)
 
     def get_again(self, cell: Vec3[int]) -> Blob | None:
-        """One storage chunk that did not decode: past all caches, where indices that are read anew say it is.
+        """Fetch a storage chunk that did not decode, bypassing caches, with indices that are read again.
 
-        The indices that were kept are dropped, since what is out of date for one chunk is so for others.
+        The cached indices are dropped, because they may be outdated for other chunks too.
         """
         place = self._places(self._indices(fresh=True), [cell])[cell]
         if isinstance(place, str):
@@ -207,12 +207,12 @@ class ShardedChunks:
         return None if self._spec.data_encoding == "raw" else str(self._spec.data_encoding)
 
     def _places(self, index: _Indices, cells: Sequence[Vec3[int]]) -> dict[Vec3[int], _Place | str | None]:
-        """Where each chunk lies, None where no index names it, or what is wrong with the index that would."""
+        """Return the place of each chunk, None if no index has it, or the damage of its index."""
         codes = [int(code) for code in compressed_morton_code(list(cells), self._cells)]
-        found = index.exists(codes, self._key, return_byte_range=True, progress=False)
+        known = index.exists(codes, self._key, return_byte_range=True, progress=False)
         places: dict[Vec3[int], _Place | str | None] = {}
         for code, cell in zip(codes, cells, strict=True):
-            place = found.get(code)
+            place = known.get(code)
             if place is None and index.broken:
                 places[cell] = index.broken.get(index.get_filename(code))
             else:
@@ -224,7 +224,7 @@ class ShardedChunks:
 
 
 def _runs(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
-    """Group pieces that follow one another in the file."""
+    """Yield groups of pieces that are contiguous in the file."""
     run: list[_Piece] = []
     for piece in sorted(pieces, key=lambda piece: piece.start):
         if run and (piece.start != run[-1].stop or piece.stop - run[0].start > LARGEST_REQUEST):

@@ -1,10 +1,10 @@
-"""How many requests may be in flight to one server, over the whole cluster.
+"""Limits of the requests in flight to one server, over the whole cluster.
 
-On a dask worker the slots are leases of a semaphore that the scheduler keeps. Asking it twice for each request of a
-few milliseconds would take as long as the requests, so that a process keeps the leases that it was given for a moment
-and hands them from request to request: until nobody there has needed one for `IDLE_S`, or it is `SHARE_S` old and the
-others get their turn. A process that dies loses its leases after dask's
-``distributed.scheduler.locks.lease-timeout``. Outside of a worker the slots are those of the process.
+On a dask worker the slots are leases of a dask semaphore. Two calls to the scheduler for each request of a few
+milliseconds would take as long as the requests. A process therefore keeps its leases and reuses them for its next
+requests, until a lease was idle for `IDLE_S`, or is `SHARE_S` old, so that other processes get their turn. The leases
+of a process that dies expire after dask's ``distributed.scheduler.locks.lease-timeout``. Outside of a worker the limit
+holds for the process.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 __all__ = ["limited_requests", "request_slots"]
 
-# A lease that no request of this process has used for so long goes back.
+# A lease that was idle for this long is released.
 IDLE_S = 0.05
-# A lease older than this goes back even if requests wait here: others may have waited longer.
+# A lease older than this is released even if requests wait here, because other processes may have waited longer.
 SHARE_S = 0.5
-# Questions that a process may have open at the scheduler; each holds a connection.
+# Largest number of open lease requests of a process to the scheduler; each of them uses a connection.
 QUESTIONS_AT_ONCE = 16
-# How often a request that waits looks whether its worker still runs.
+# Seconds between checks, by a waiting request, that its worker still runs.
 LOOK_S = 5.0
 
 _count: ContextVar[int | None] = ContextVar("imagery_dask_requests_in_flight", default=None)
@@ -47,18 +47,18 @@ _of_worker: WeakKeyDictionary[object, dict[tuple[str, int], _ClusterSlots]] = We
 def limited_requests(count: int | None) -> Iterator[None]:
     """Limit the requests in flight to any one server while the block lasts.
 
-    The limit holds for this thread and those that work in a copy of its context. It is shared by all blocks of the
-    cluster that have the same one; outside of a dask worker, by those of this process.
+    The limit holds for this thread and for threads that run in a copy of its context. It is shared by all tasks of the
+    cluster with the same limit; outside of a dask worker, by the threads of this process.
 
     Parameters
     ----------
     count : int or None
-        Requests that may be in flight, from 1. None adds no limit. Inside of another limit the smaller one holds.
+        Largest number of requests in flight, from 1. None adds no limit. Of nested limits the smallest holds.
 
     Raises
     ------
     ValueError
-        When `count` is less than 1.
+        If `count` is less than 1.
     """
     if count is not None:
         whole_number("The limit of requests in flight", count)
@@ -70,19 +70,19 @@ def limited_requests(count: int | None) -> Iterator[None]:
 
 
 def request_slots(server: str, own_limit: int | None = None) -> AbstractContextManager[object]:
-    """Slots for requests to a server: each request enters what this returns, and waits there for its turn.
+    """Return a context manager in which a request to a server waits for its turn and is made.
 
     Parameters
     ----------
     server : str
         Name of the server, such as ``https://host``.
     own_limit : int, optional
-        A limit that holds for this server; the smaller of this and `limited_requests` counts.
+        A limit for this server; the smaller of this and `limited_requests` holds.
 
     Returns
     -------
     context manager
-        May be entered many times, and by several threads at once. Without a limit it does nothing.
+        Reusable, by several threads at the same time. Without a limit it does nothing.
     """
     limit = _smaller(own_limit, _count.get())
     if limit is None:
@@ -99,17 +99,17 @@ def request_slots(server: str, own_limit: int | None = None) -> AbstractContextM
 
 
 def forget_slots() -> None:
-    """Forget the slots of this process; those that are held stay valid."""
+    """Forget the slots of this process; those in use stay valid."""
     with _lock:
         _of_process.clear()
         _of_worker.clear()
 
 
 class _ClusterSlots:
-    """Leases of a semaphore of the cluster that one worker holds, handed from request to request.
+    """Leases of a semaphore of the cluster that one worker holds and reuses for its requests.
 
-    Threads wait here, never for the scheduler: whoever asks it is the worker's event loop, so that a waiting request
-    takes whichever comes first, a new lease or one that another request of this process is done with.
+    The worker's event loop acquires leases from the scheduler. Threads wait here, for a new lease or for one that
+    another request of this process no longer needs, whichever comes first.
     """
 
     def __init__(self, server: str, limit: int, worker: Worker) -> None:
@@ -119,8 +119,8 @@ class _ClusterSlots:
         name = f"imagery-dask-requests-{limit}-{server}"
         self._semaphore = Semaphore(limit, name, scheduler_rpc=worker.scheduler, loop=worker.loop)
         self._changed = threading.Condition()
-        self._granted: deque[float] = deque()  # when each lease was given, oldest first; leases are all alike
-        self._idle: deque[float] = deque()  # since when those not in use are idle, oldest first
+        self._granted: deque[float] = deque()  # times at which leases were acquired, oldest first
+        self._idle: deque[float] = deque()  # times since which leases have been idle, oldest first
         self._waiting = 0
         self._asking = 0
         self._sweeping = False
@@ -137,7 +137,7 @@ class _ClusterSlots:
                         raise ConnectionError(f"the scheduler gave no slot for {self._server}: {self._reason!r}")
                     self._ask()
                     self._changed.wait(LOOK_S)
-                self._idle.pop()  # the one that was used last, so that those that are not needed age
+                self._idle.pop()  # the most recently used one, so that leases that are not needed become idle
             finally:
                 self._waiting -= 1
 
@@ -151,7 +151,7 @@ class _ClusterSlots:
                 self._keep()
 
     def _ask(self) -> None:
-        """Ask for a lease for each request that waits; called with the lock, as are the next two."""
+        """Acquire a lease for each waiting request; called with the lock held, like the next two methods."""
         most = min(self._limit - len(self._granted), QUESTIONS_AT_ONCE)
         while self._asking < min(self._waiting - len(self._idle), most):
             self._asking += 1
@@ -187,7 +187,7 @@ class _ClusterSlots:
 
     async def _release(self) -> None:
         await self._semaphore.release()
-        # Only now, so that those who wait at the scheduler come before this process's next question.
+        # After the release, so that processes that wait at the scheduler come before this one's next lease request.
         with self._changed:
             self._ask()
 
@@ -212,7 +212,7 @@ def _process_slots(server: str, limit: int) -> threading.BoundedSemaphore:
 
 def _cluster_slots(server: str, limit: int, worker: Worker) -> _ClusterSlots:
     with _lock:
-        slots = _of_worker.setdefault(worker, {})  # in tests, several workers live in one process
+        slots = _of_worker.setdefault(worker, {})  # by worker, because tests run several workers in one process
         if (server, limit) not in slots:
             slots[server, limit] = _ClusterSlots(server, limit, worker)
         return slots[server, limit]

@@ -1,9 +1,9 @@
-"""Bytes from storage, by key, for every protocol that cloud-files speaks.
+"""Reading of bytes from storage, by key, for every protocol of cloud-files.
 
-cloud-files' HTTP reader answers None for 403 and 404 alike, and retries refused requests for minutes. Here a key is
-*there*, *not there* (None), *refused* (`AccessRefusedError`) or the read fails, and only failures that may pass are
-tried again. Bytes that came and are not what they should be are given with their `Blob.damage`: only who decodes them
-knows where else, or by which index, to look.
+cloud-files' HTTP reader returns None for both 403 and 404, and retries refused requests for minutes. Here a key
+*exists*, is *missing* (None), is *refused* (`AccessRefusedError`), or the read fails, and only transient failures are
+retried. Bytes that fail a check are returned with their `Blob.damage`, because the code that decodes them decides what
+to read again.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from imagery_dask.sources.throttle import request_slots
 
 __all__ = ["Blob", "Request", "Transport"]
 
-# Enough to hide the latency of object stores from one process; a local disk needs none.
+# Requests at the same time from one process, enough to hide the latency of object stores.
 REQUESTS_IN_FLIGHT = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A file, or the bytes ``start .. stop - 1`` of one; `fresh` goes past caches, for what did not decode before."""
+    """A file, or its bytes ``start .. stop - 1``; `fresh` bypasses caches, for bytes that did not decode."""
 
     key: str
     start: int | None = None
@@ -52,7 +52,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """Bytes as they were stored, how they are compressed, and what is known to be wrong with them."""
+    """Bytes as stored, their compression, and a description of their damage, if any."""
 
     content: bytes
     encoding: str | None = None
@@ -60,11 +60,11 @@ class Blob:
 
     @property
     def is_nothing(self) -> bool:
-        """Whether this is an empty file, which stands for a chunk that was not written."""
+        """True for an empty file, which represents a chunk that was not written."""
         return not self.content and not self.damage
 
     def decompressed(self) -> bytes:
-        """Bytes without the transport's compression (gzip, brotli, ...); ValueError where they are damaged."""
+        """Return the bytes without the transport's compression (gzip, brotli, ...); raise ValueError if damaged."""
         if self.damage:
             raise ValueError(self.damage)
         return bytes(decompress(self.content, self.encoding)) if self.encoding else self.content
@@ -76,8 +76,8 @@ class Transport:
     Parameters
     ----------
     cloudpath : str
-        A path as CloudVolume takes it. Buckets for which this process has no credentials are read anonymously
-        over HTTPS.
+        A path in CloudVolume's form. Buckets for which this process has no credentials are read anonymously over
+        HTTPS.
     """
 
     def __init__(self, cloudpath: str) -> None:
@@ -102,15 +102,15 @@ class Transport:
         Returns
         -------
         Blob or None
-            None when there is no such file. A file that is shorter than the range, or not what its checksum says, has
-            a `damage`.
+            None if the file does not exist. A file that is shorter than the range, or differs from its checksum, has a
+            `damage`.
 
         Raises
         ------
         AccessRefusedError
-            The storage answered 401 or 403, or the like.
+            If the storage answers 401, 403 or an equivalent error.
         SourceError
-            The read failed for another reason, after retries where these could help.
+            If the read fails for another reason, after retries if the failure is transient.
         """
         attempts = config.get("requests.attempts")
         for attempt in range(attempts):
@@ -139,7 +139,7 @@ class Transport:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def get_many(self, wanted: Iterable[Request]) -> Iterator[tuple[Request, Blob | None]]:
-        """Fetch many, several at a time for remote storage; results come in the order asked for."""
+        """Yield the results of many requests in their order, fetched concurrently from remote storage."""
         if not self.is_remote:
             for request in wanted:
                 yield request, self.get(request)
@@ -149,7 +149,7 @@ class Transport:
         try:
             for index, request in enumerate(requests_):
                 blob = futures[index].result()
-                futures[index] = None  # type: ignore[call-overload]  # let the bytes go once they are used
+                futures[index] = None  # type: ignore[call-overload]  # free the bytes once they are used
                 yield request, blob
         finally:
             for future in futures:
@@ -157,7 +157,7 @@ class Transport:
                     future.cancel()
 
     def _slots(self) -> AbstractContextManager[object]:
-        """Held while one request is answered, where the reader's requests are limited."""
+        """Return the context in which a request is made, which waits if requests are limited."""
         return request_slots(self._server) if self.is_remote else nullcontext()
 
     def _name(self, key: str) -> str:
@@ -175,19 +175,19 @@ class Transport:
         if connection is None:
             connection = self._local.connection = self._files._get_connection()
             if self._files.protocol in HTTP_PROTOCOLS:
-                # cloud-files' adapter keeps 10 connections; a full pool would open and close one per request.
+                # cloud-files' adapter keeps 10 connections; beyond these, every request opens and closes one.
                 for scheme in ("http://", "https://"):
                     connection.session.mount(scheme, _adapter(os.getpid()))
         return connection
 
     def _cloud_files_get(self, request: Request) -> Blob | None:
         connection = self._connection()
-        # Without cloud-files' own retries: they repeat refused requests seven times, for up to minutes.
+        # Without cloud-files' own retries, which repeat refused requests seven times, for up to minutes.
         get_file = inspect.unwrap(type(connection).get_file)
         content, encoding, checksum, kind = get_file(connection, request.key, request.start, request.stop)
         if content is None:
             return None
-        # An S3 ETag is the MD5 of some objects, and of others (encrypted ones) it only looks like that.
+        # Not checked on S3: the ETag is the MD5 of some objects, but not of others (encrypted ones).
         checked = request.start is None and self._files.protocol == "gs"
         return Blob(content, encoding or None, checksum_damage(content, kind, checksum) if checked else "")
 
@@ -209,14 +209,14 @@ class Transport:
             if response.status_code in (401, 403):
                 raise self._refused(request.key, f"HTTP {response.status_code}")
             response.raise_for_status()
-            # Still compressed: decoding happens once, by whoever needs the bytes.
+            # Still compressed: `Blob.decompressed` decodes once.
             content = response.raw.read(decode_content=False)
             _check_length(response, len(content))
             damage = ""
             if response.status_code == 200:
                 damage = checksum_damage(content, "crc32c", stored_checksum(response.headers))
                 if request.start is not None:
-                    # The server knows no ranges and sent the whole file, as HTTP allows it to.
+                    # The server ignored the range and sent the whole file, as HTTP allows.
                     content = content[request.start : request.stop]
             return Blob(content, response.headers.get("Content-Encoding"), damage)
 
@@ -225,7 +225,7 @@ HTTP_PROTOCOLS = ("http", "https", "middleauth+https")
 
 
 def reachable_path(cloudpath: str) -> str:
-    """Path through which this process can read: buckets without credentials become anonymous HTTPS."""
+    """Return a path that this process can read: buckets without credentials become anonymous HTTPS."""
     scheme = cloudpath.removeprefix("precomputed://").partition("://")[0]
     if scheme == "gs" and not credentials.has_google():
         return str(to_https_protocol(cloudpath))
@@ -235,7 +235,7 @@ def reachable_path(cloudpath: str) -> str:
 
 
 def server_of(cloudpath: str) -> str:
-    """Whom requests below a path go to: ``scheme://host``, or ``scheme://bucket`` without a host of its own."""
+    """Return the server of a path: ``scheme://host``, or ``scheme://bucket`` if it has no host of its own."""
     path = cloudpath.removeprefix("precomputed://").removeprefix("middleauth+")
     endpoint = path.partition("://")[2]
     parts = urlsplit(endpoint if "://" in endpoint else path)
@@ -243,14 +243,14 @@ def server_of(cloudpath: str) -> str:
 
 
 def _complete(request: Request, blob: Blob | None) -> Blob | None:
-    """Check that a byte range came whole: what a cut file does not have is not missing, it is lost."""
+    """Mark a byte range that is shorter than requested as damaged: its chunk is lost, not missing."""
     if blob is None or blob.damage or request.start is None or request.stop is None:
         return blob
     if len(blob.content) == request.stop - request.start:
         return blob
     damage = (
-        f"{request.key} is cut short: bytes {request.start} to {request.stop} are named by its index or format, and "
-        f"{len(blob.content)} of them came"
+        f"{request.key} is cut short: its index or format refers to bytes {request.start} to {request.stop}, and "
+        f"{len(blob.content)} of them were received"
     )
     return replace(blob, damage=damage)
 

@@ -1,8 +1,8 @@
 """The cells of the demo volume: a label volume of packed, branching, bent neurites, and their synapses.
 
 The tissue is a packing of discs (profiles of neurites) extruded through z, crossed by spines and by axons
-that run in the plane of the slices, grown until the cells touch, and bent by smooth noise. Everything visible
-is drawn from that label volume, so that the image and the segmentation always agree.
+that run in the plane of the slices, grown until the cells touch, and bent by smooth noise. The image is drawn
+from that label volume, so that it always agrees with the segmentation.
 
 Inside this module arrays are in (z, y, x) order, the order in which slices are drawn; the public functions
 return Fortran-ordered (x, y, z) transposes. Cells are laid out in "paint pixels" of 16 nm, twice the image's.
@@ -30,14 +30,14 @@ RETICULUM = 1 << 15  # added to a cell's label where its endoplasmic reticulum i
 
 
 def for_each_slice(task: Callable[[int], None], n: int) -> None:
-    """Do a task for each of n slices, on a few threads."""
-    # scipy's filters release the GIL, so that threads do help; beyond four, memory is the limit.
+    """Run a task for each of n slices, on up to four threads."""
+    # scipy's filters release the GIL; more than four threads are limited by memory bandwidth.
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         list(pool.map(task, range(n)))
 
 
 def _splines(n: int, spacing: float) -> Floats:
-    """Uniform cubic B-splines with knots ``spacing`` apart, at n points: (n, knots)."""
+    """Return uniform cubic B-splines with knots ``spacing`` apart, at n points: (n, knots)."""
     first, u = np.divmod(np.arange(n) / spacing, 1)
     weights = ((1 - u) ** 3, 3 * u**3 - 6 * u**2 + 4, -3 * u**3 + 3 * u**2 + 3 * u + 1, u**3)
     basis = np.zeros((n, int(first[-1]) + 4), np.float32)
@@ -48,9 +48,9 @@ def _splines(n: int, spacing: float) -> Floats:
 
 
 def smooth_field(rng: np.random.Generator, size: Size, spacing: Size) -> Callable[[int], Floats]:
-    """Smooth noise of mean 0 and standard deviation 1 over a volume, as a function that gives slice z."""
-    # Sparse products are quick here, and single-threaded, unlike BLAS, whose threads would fight with ours.
-    along_z, along_y, along_x = (sparse.csr_array(_splines(n, step)) for n, step in zip(size, spacing, strict=True))
+    """Return smooth noise of mean 0 and standard deviation 1 over a volume, as a function of slice z."""
+    # Sparse products are fast here, and single-threaded: threads of BLAS would compete with ours.
+    along_z, along_y, along_x = map(sparse.csr_array, map(_splines, size, spacing))
     n_knots = along_y.shape[1], along_x.shape[1]
     knots = rng.standard_normal((along_z.shape[1], n_knots[0] * n_knots[1]), dtype=np.float32)
     sheets = (along_z @ knots).reshape(-1, *n_knots)
@@ -112,13 +112,13 @@ def _disc(radius: int) -> tuple[npt.NDArray[np.int32], ...]:
 
 
 def _paint(volume: Labels, z: Any, y: Any, x: Any, radius: Any, label: Any) -> None:
-    """Fill discs, the large ones first so that the small stay whole; the arguments broadcast."""
+    """Fill discs, the large ones first so that they do not cover small ones; the arguments broadcast."""
     columns = (np.ravel(column) for column in np.broadcast_arrays(z, y, x, radius, label))
     z, y, x, radius, label = (np.rint(column).astype(np.int32) for column in columns)
     for r in np.unique(radius[radius > 0])[::-1]:
         dy, dx = _disc(int(r))
         fits = (radius == r) & (z >= 0) & (z < volume.shape[0])
-        # The padding is thrown away in the end: what is cut off there need not be whole.
+        # Discs that the edge of the padding cuts are skipped, because the padding is removed in the end.
         fits &= (y >= r) & (y < volume.shape[1] - r) & (x >= r) & (x < volume.shape[2] - r)
         at = np.flatnonzero(fits)[:, None]
         volume[z[at], y[at] + dy, x[at] + dx] = label[at]
@@ -179,7 +179,7 @@ def _add_mitochondrion(rng: np.random.Generator, organelles: Labels, neurites: _
 
 def grow_and_bend(rng: np.random.Generator, cores: Labels, organelles: Labels, size: Size) -> tuple[Labels, Labels]:
     """Grow the cores until they touch, and bend all by smooth noise into a volume of 8 nm voxels."""
-    # From wide, which makes neurites wander, to narrow: cells meet in straight lines, membranes never do.
+    # Wide noise bends the neurites; narrow noise makes membranes, which are straight where cells meet, irregular.
     noise = [
         [(amplitude, smooth_field(rng, size, spacing)) for _ in "yx"]
         for amplitude, spacing in ((15, (28, 190, 190)), (2.2, (9, 45, 45)), (0.6, (3, 13, 13)))
@@ -217,7 +217,7 @@ class Synapse(NamedTuple):
 
 
 def place_synapses(rng: np.random.Generator, labels: Labels, is_axon: npt.NDArray[np.bool_]) -> list[Synapse]:
-    """Choose about one place per cubic micrometre where an axon is thick and touches another cell."""
+    """Choose about one position per cubic micrometre where an axon is thick and touches another cell."""
     n = labels.size // 150
     at = np.stack([rng.integers(0, edge, n) for edge in labels.shape])
     angle = rng.uniform(0, 2 * np.pi, n)

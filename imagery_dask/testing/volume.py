@@ -1,8 +1,8 @@
 """A small synthetic electron-microscopy volume with its segmentation, as Neuroglancer precomputed volumes.
 
-The cells come from the module ``tissue``; here they are drawn and written. Everything visible is drawn from
-their labels, so that the image and the segmentation always agree. Arrays are in (z, y, x) order, the order in
-which slices are drawn; the public functions return Fortran-ordered (x, y, z) transposes.
+The module ``tissue`` makes the cells; this one draws and writes them. The image is drawn from their labels, so that
+it always agrees with the segmentation. Arrays are in (z, y, x) order, the order in which slices are drawn; the public
+functions return Fortran-ordered (x, y, z) transposes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["DemoVolumes", "synthesize", "write_demo_volumes"]
 
 _IMAGE_OFFSET_XYZ = (12288, 8192, 1024)
 _N_MIPS = 3
-# Root ids of CAVE's public mouse datasets begin like this. float64 steps by 128 there.
+# Root ids of CAVE's public mouse datasets are near this number, where float64 values are 128 apart.
 _FIRST_ROOT_ID, _FLOAT64_STEP = 864_691_135_000_000_000, 128
 
 _TILE_SLACK = 256  # image voxels by which the texture tiles exceed a slice
@@ -36,15 +36,14 @@ _VESICLE = (52 * np.exp(-((_FROM_RIM / 1.1) ** 2)) - 4 * (_FROM_RIM < -1)).astyp
 
 @dataclass(frozen=True, slots=True)
 class DemoVolumes:
-    """Where the demo volumes are, and where to look.
+    """Sources of the demo volumes, and a position to look at.
 
     Attributes
     ----------
     image_source, segmentation_source : str
         Sources of the form ``precomputed://file:///...``.
     center : tuple of int
-        The middle, around which there is most to see: x, y, z in voxels of the image's mip 0
-        (8 x 8 x 40 nm), absolute.
+        Centre of the volume: x, y, z in voxels of the image's mip 0 (8 x 8 x 40 nm), absolute.
     """
 
     image_source: str
@@ -62,7 +61,7 @@ def synthesize(
     shape : tuple of int
         Size of the image in x, y, z voxels of 8 x 8 x 40 nm; x and y must be even and from 32 to 4096.
     seed : int
-        The same seed and shape give the same volumes, up to how machines round.
+        The same seed and shape give the same volumes, up to rounding differences between machines.
 
     Returns
     -------
@@ -111,7 +110,7 @@ def write_demo_volumes(folder: Path, shape: tuple[int, int, int] = (768, 768, 64
     Returns
     -------
     DemoVolumes
-        The sources, and a good place to look at.
+        The sources, and the centre of the volume.
     """
     image, segmentation = synthesize(shape, seed)
     image_mips = tinybrain.downsample_with_averaging(image, (2, 2, 1), num_mips=_N_MIPS - 1)
@@ -148,10 +147,10 @@ def _write(folder: Path, mips: list[Array], encoding: str, xy_nm: int, offset_xy
 
 
 def _root_ids(rng: np.random.Generator, n_labels: int) -> npt.NDArray[np.uint64]:
-    """Table from label to root id: 0 stays 0, the others are distinct and exceed 2**53."""
+    """Return a table from label to root id: 0 stays 0, the others are distinct and exceed 2**53."""
     high = _FIRST_ROOT_ID // _FLOAT64_STEP + rng.choice(7_800_000, size=n_labels, replace=False)
     ids = (high * _FLOAT64_STEP + rng.integers(0, _FLOAT64_STEP // 2, size=n_labels)).astype(np.uint64)
-    # Pairs that differ in their last bit only: arithmetic in float64 would merge the two cells.
+    # Some ids form pairs that differ only in their last bit: arithmetic in float64 would merge the two cells.
     pairs = n_labels // 8
     ids[pairs : 2 * pairs] = ids[:pairs] ^ np.uint64(1)
     ids = rng.permutation(ids)
@@ -165,7 +164,7 @@ def _blur(field: Array, sigma: float) -> Floats:
 
 
 def _draw_textures(rng: np.random.Generator, size: Size) -> dict[str, Floats]:
-    """Tiles of standard deviation 1, larger than a slice, each slice of which shows another part."""
+    """Return texture tiles of standard deviation 1, larger than a slice; each slice shows a random part of them."""
     shape = (size[1] + _TILE_SLACK, size[2] + _TILE_SLACK)
     a, b, c, d = (rng.standard_normal(shape, dtype=np.float32) for _ in range(4))
     tiles = {
@@ -180,7 +179,7 @@ def _draw_textures(rng: np.random.Generator, size: Size) -> dict[str, Floats]:
 
 @dataclass(frozen=True, slots=True)
 class _Micrograph:
-    """Draws slices from labels, organelles and synapses, in gray values; dark is what osmium stains."""
+    """Draws slices from labels, organelles and synapses, in gray values; stained membranes are dark."""
 
     labels: Labels
     organelles: Labels
@@ -191,7 +190,7 @@ class _Micrograph:
     seed: int
 
     def draw(self, z: int) -> npt.NDArray[np.uint8]:
-        # A random state for every slice: the result must not depend on the order of the threads.
+        # A random state for every slice, so that the result does not depend on the order of the threads.
         rng = np.random.default_rng([self.seed, z])
         labels = self.labels[z]
         texture = {}
@@ -207,14 +206,14 @@ class _Micrograph:
         return (gray * rng.normal(1, 0.02) + rng.normal(0, 3)).clip(0, 255).astype(np.uint8)
 
     def _membranes(self, z: int) -> Floats:
-        # A slice is 40 nm thick: a membrane that it cuts obliquely is smeared between its two faces.
+        # A slice is 40 nm thick: a membrane that it cuts obliquely is blurred between its two faces.
         labels, below = self.labels[z], self.labels[min(z + 1, len(self.labels) - 1)]
         stain: Floats = np.float32(0.2) * (labels != below)
         reticulum = self.organelles[z] == labels + np.uint16(tissue.RETICULUM)
-        for here, there in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
-            stain[here][reticulum[here] != reticulum[there]] = 0.5
-            change = labels[here] != labels[there]
-            stain[here][change] = stain[there][change] = 0.85
+        for upper, lower in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+            stain[upper][reticulum[upper] != reticulum[lower]] = 0.5
+            change = labels[upper] != labels[lower]
+            stain[upper][change] = stain[lower][change] = 0.85
         return stain
 
     def _draw_mitochondria(self, gray: Floats, z: int, cristae: Floats) -> None:
@@ -236,7 +235,7 @@ class _Micrograph:
         before, after = _blur(labels == synapse.before, 3), _blur(labels == synapse.after, 1.5)
         density = before * after / (1 + np.exp((distance - synapse.radius) / 2))
         gray[part] -= (340 * density).clip(0, 95)
-        # A vesicle is as wide as a slice is thick: each is in one only. From a lattice, so that few overlap.
+        # A vesicle is as wide as a slice is thick, so that it is in one slice only. A lattice avoids overlaps.
         lattice = np.mgrid[5 : labels.shape[0] - 5 : 5, 5 : labels.shape[1] - 5 : 5].reshape(2, -1)
         at = tuple(lattice + rng.integers(-1, 2, lattice.shape))
         keep = (distance[at] < 1.4 * synapse.radius + 10) & (before[at] > 0.97) & (rng.random(len(at[0])) < 0.75)

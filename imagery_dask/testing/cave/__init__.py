@@ -1,9 +1,9 @@
 """A local CAVE server over a small dynamic segmentation, for tests, notebooks and the demo.
 
-It speaks the services' wire protocol, for clients that know nothing of it. Simpler than in the services are:
-an object has one node of layer 2 in a chunk, whether its supervoxels there touch or not; a split takes the
-supervoxels that it is given and computes no cut; a root is up to date from its own millisecond on, where
-PyChunkedGraph's ``is_latest_roots`` says so from the next one; and there are no meshes, tables or skeletons.
+It speaks the wire protocol of CAVE's services, so that clients need no changes. It is simpler than the services: an
+object has one node of layer 2 in a chunk, even if its supervoxels there do not touch; a split takes the supervoxels
+that it is given and computes no cut; a root is up to date from its own millisecond on (in PyChunkedGraph's
+``is_latest_roots``, from the next one); there are no meshes, tables or skeletons.
 
 Begin with `world` (the volumes and the graph on disk) and `server`; `graph` holds the objects and their edits.
 """

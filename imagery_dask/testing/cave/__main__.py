@@ -13,10 +13,10 @@ from imagery_dask.testing.cave.world import make_world
 
 
 def main() -> None:
-    """Start a server, print its address and names, a line each, and wait for SIGINT or SIGTERM."""
+    """Start a server, print its address, names and tokens, one per line, and wait for SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m imagery_dask.testing.cave", description=__doc__)
-    parser.add_argument("folder", nargs="?", help="receives the volumes; by default a temporary one")
-    parser.add_argument("--port", type=int, default=0, help="by default any that is free")
+    parser.add_argument("folder", nargs="?", help="folder for the volumes; by default a temporary one")
+    parser.add_argument("--port", type=int, default=0, help="by default any free port")
     parser.add_argument("--token", action="append", help="a token to accept, may be repeated")
     parser.add_argument("--shape", type=int, nargs=3, default=(256, 256, 32), metavar=("X", "Y", "Z"))
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""One call to the server: what endpoints get, and how they refuse it. No HTTP here."""
+"""Calls of endpoints and their errors, without HTTP."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["ApiError", "Call", "Endpoint", "find_endpoint"]
 
 
 class ApiError(Exception):
-    """An answer with an error's status, and a JSON body that says what is wrong."""
+    """An answer with an error status, and a JSON body with a message."""
 
     def __init__(self, status: int, message: str, **details: object) -> None:
         super().__init__(message)
@@ -35,11 +35,11 @@ class Call:
     Attributes
     ----------
     world : World
-        What the server serves.
+        The world that the server serves.
     server : str
         The server's own address.
     values : dict
-        What the path says: names, ids, versions.
+        Names, ids and versions in the path.
     params : dict
         The query's parameters.
     body : bytes
@@ -69,15 +69,15 @@ class Call:
     def binary_ids(self) -> Ids:
         """The body as ids, little-endian."""
         if len(self.body) % 8:
-            raise ApiError(400, f"A body of {len(self.body)} bytes is no array of uint64")
+            raise ApiError(400, f"A body of {len(self.body)} bytes is not an array of uint64")
         return np.frombuffer(self.body, "<u8")
 
     def ids(self, name: str) -> list[int]:
         """Return the ids of the JSON body under a name."""
-        found = self.json.get(name) if isinstance(self.json, dict) else None
-        if not isinstance(found, list):
+        values = self.json.get(name) if isinstance(self.json, dict) else None
+        if not isinstance(values, list):
             raise ApiError(400, f"The body has no list {name!r}")
-        return [self._integer(value) for value in found]
+        return [self._integer(value) for value in values]
 
     def moment(self, name: str) -> float | None:
         """Return a timestamp of the query in unix seconds, ``None`` if it has none."""
@@ -91,7 +91,7 @@ class Call:
 
     @property
     def stop_layer(self) -> int | None:
-        """The layer at which the query wants to stop."""
+        """The ``stop_layer`` of the query, or None."""
         return self._integer(self.params["stop_layer"]) if "stop_layer" in self.params else None
 
     @property
@@ -105,7 +105,7 @@ class Call:
         return np.array(numbers.groups(), np.int64).reshape(3, 2).T
 
     def flag(self, name: str) -> bool:
-        """Tell whether the query sets a parameter, as Python or JSON writes it."""
+        """Return True if a parameter of the query is true, in Python's or JSON's spelling."""
         return self.params.get(name, "").lower() in ("true", "1")
 
     def _integer(self, value: Any) -> int:
@@ -119,7 +119,7 @@ class Call:
 
 
 class Endpoint(NamedTuple):
-    """An operation of the server: ``answer`` returns bytes, or what becomes JSON."""
+    """An operation of the server; ``answer`` returns bytes, or a value to be encoded as JSON."""
 
     name: str
     method: str
@@ -128,7 +128,7 @@ class Endpoint(NamedTuple):
 
     @classmethod
     def at(cls, method: str, path: str, answer: Callable[[Call], object]) -> Endpoint:
-        """Put a function, whose name becomes the endpoint's, at a path with ``{values}``."""
+        """Return the endpoint of a function, named after it, at a path with ``{values}``."""
         return cls(answer.__name__, method, re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", path)), answer)
 
 
@@ -138,12 +138,12 @@ def find_endpoint(endpoints: Sequence[Endpoint], method: str, path: str) -> tupl
     Raises
     ------
     ApiError
-        404 for a path that no service has, 405 for a method that the path does not take.
+        404 for an unknown path, 405 for a method that the path does not support.
     """
-    found = [(e, match.groupdict()) for e in endpoints if (match := e.path.fullmatch(path.rstrip("/")))]
-    if not found:
+    matches = [(e, match.groupdict()) for e in endpoints if (match := e.path.fullmatch(path.rstrip("/")))]
+    if not matches:
         raise ApiError(404, f"The requested URL {path} was not found on the server")
-    for endpoint, values in found:
+    for endpoint, values in matches:
         if endpoint.method == method:
             return endpoint, values
     raise ApiError(405, f"The method {method} is not allowed for the requested URL {path}")

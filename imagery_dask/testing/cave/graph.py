@@ -1,9 +1,9 @@
-"""A chunked graph with a history: which supervoxels belonged together at a moment in time.
+"""A chunked graph with a history: the supervoxels of each object at any time.
 
-Nodes of layer 2 are the supervoxels that an object has in one chunk, nodes above are what it has in ever larger
-chunks, and its root is in the last layer. As in PyChunkedGraph, a node is made in a layer only where it joins
-two or more nodes (the layers between are skipped), nodes never change, and an edit makes new ones where
-something changed, up to new roots. What an edit changes is the parent of the nodes that it keeps.
+A node of layer 2 has the supervoxels of an object in one chunk, nodes of higher layers have its parts in larger and
+larger chunks, and its root is in the last layer. As in PyChunkedGraph, a node is made in a layer only if it joins
+two or more nodes (the layers between are skipped), nodes never change, and an edit makes new nodes where objects
+changed, up to new roots. An edit changes the parents of the nodes that it keeps.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ class GraphError(ValueError):
 
 
 class ChunkedGraph:
-    """A chunked graph, which several threads may query while another edits it.
+    """A chunked graph, which several threads may query while another thread edits it.
 
     Parameters
     ----------
     layout : GraphLayout
         The chunks and the bits of ids.
     supervoxels, objects : numpy.ndarray
-        uint64 (n,): ids of layer 1, ascending and distinct, and the object each belongs to at first.
+        uint64 (n,): ids of layer 1, ascending and distinct, and their initial objects.
     created : float
-        When the graph came into being, in unix seconds. All times are kept in milliseconds, rounded down.
+        Time of the graph's creation, in unix seconds. All times are kept in milliseconds, rounded down.
 
     Attributes
     ----------
     layout, supervoxels
         As given.
     history : RootHistory
-        What became of roots.
+        Edits of the graph.
     """
 
     def __init__(self, layout: GraphLayout, supervoxels: Ids, objects: Ids, created: float) -> None:
@@ -55,9 +55,9 @@ class ChunkedGraph:
         self.history = RootHistory()
         self._lock = threading.RLock()
         self._children: dict[int, tuple[int, ...]] = {}
-        self._segments: dict[int, int] = defaultdict(int)  # the last one used in each chunk
+        self._segments: dict[int, int] = defaultdict(int)  # last segment used in each chunk
         self._links: tuple[list[int], list[int], list[int]] = ([], [], [])  # child, milliseconds, parent
-        self._eras: list[int] = []  # when the graph changed, ascending
+        self._eras: list[int] = []  # times of changes, in milliseconds, ascending
         self._tables: dict[tuple[int, int], tuple[Ids, Ids]] = {}
         self._grow(supervoxels, objects, to_ms(created))
 
@@ -78,14 +78,14 @@ class ChunkedGraph:
         Returns
         -------
         numpy.ndarray
-            uint64. Ids of the stop layer or above are their own answer, whether they exist or not. If none
-            of the others has a parent, because the graph did not exist yet or does not know them, all ids
-            are their own answer; if some have, those that have not are answered by 0.
+            uint64. Ids of the stop layer or above map to themselves, even if they do not exist. If none of
+            the other ids has a parent, because the graph did not exist yet or they are unknown, all ids map
+            to themselves; if some have one, those that have none map to 0.
 
         Raises
         ------
         GraphError
-            If there is no such layer.
+            If the layer does not exist.
         """
         stop = self.layout.n_layers if stop_layer is None else stop_layer
         if not 0 < stop <= self.layout.n_layers:
@@ -107,11 +107,11 @@ class ChunkedGraph:
         Parameters
         ----------
         node : int
-            A node of any layer and age; one that does not exist has no leaves.
+            A node of any layer and age; a node that does not exist has no leaves.
         bounds : array_like, optional
             Only nodes whose chunks intersect the chunks touched by these bounds: see `GraphLayout.are_within`.
         stop_layer : int
-            The layer to find: supervoxels by default. Nodes that skip the layer are not found, as in the
+            Layer of the result: supervoxels by default. Branches that skip the layer are left out, as in the
             service.
 
         Returns
@@ -119,15 +119,15 @@ class ChunkedGraph:
         numpy.ndarray
             uint64, ascending.
         """
-        found, level = [], [node] if stop_layer > 1 or self._layer(node) > 1 else []
+        reached, level = [], [node] if stop_layer > 1 or self._layer(node) > 1 else []
         while level:
-            found += [n for n in level if self._layer(n) == stop_layer]
+            reached += [n for n in level if self._layer(n) == stop_layer]
             level = [child for n in level if self._layer(n) > stop_layer for child in self.children(n)]
-        ids = np.sort(np.asarray(found, np.uint64))
+        ids = np.sort(np.asarray(reached, np.uint64))
         return ids if bounds is None else ids[self.layout.are_within(ids, bounds)]
 
     def children(self, node: int) -> tuple[int, ...]:
-        """Return a node's children, none of a supervoxel or an unknown node."""
+        """Return a node's children; a supervoxel or an unknown node has none."""
         return self._children.get(int(node), _NONE)
 
     def level2_children(self, chunk_id: int, timestamp: float | None = None) -> dict[int, tuple[int, ...]]:
@@ -143,7 +143,7 @@ class ChunkedGraph:
         Returns
         -------
         dict
-            Nodes that were made up to then, those that edits have replaced included, as in the service.
+            Nodes made up to that time, including those replaced by edits, as in the service.
 
         Raises
         ------
@@ -151,35 +151,35 @@ class ChunkedGraph:
             If the id is not of layer 2.
         """
         if self._layer(chunk_id) != 2:
-            raise GraphError(f"only chunks of layer 2 can be read, and {chunk_id} is of layer {self._layer(chunk_id)}")
+            raise GraphError(f"only chunks of layer 2 can be read; {chunk_id} is of layer {self._layer(chunk_id)}")
         chunk, ms = int(self.layout.chunk_ids(chunk_id)), to_ms(timestamp)
         with self._lock:
             nodes = [chunk + n for n in range(1, self._segments.get(chunk, 0) + 1)]
             return {node: self._children[node] for node in nodes if self.history.created[node] <= ms}
 
     def exist(self, ids: Sequence[int], timestamp: float | None = None) -> list[bool]:
-        """Tell which ids, of any layer, existed at a time (unix seconds; by default now)."""
+        """Return True for ids, of any layer, that existed at a time (unix seconds; by default now)."""
         ms, born = to_ms(timestamp), self.history.created
         known = np.isin(np.asarray(ids, np.uint64), self.supervoxels)
         return [born.get(int(node), self._eras[0] if sv else ms + 1) <= ms for node, sv in zip(ids, known, strict=True)]
 
     @property
     def created(self) -> float:
-        """When the graph came into being, in unix seconds."""
+        """Time of the graph's creation, in unix seconds."""
         return self._eras[0] / 1000
 
     # -- edits
 
     def merge(self, first: int, second: int, timestamp: float | None = None) -> int:
-        """Make one object of two.
+        """Merge two objects.
 
         Parameters
         ----------
         first, second : int
-            Two roots of now.
+            Two current roots.
         timestamp : float, optional
-            When the edit happens, in unix seconds, after all edits before it; by default now,
-            or a millisecond after the last one.
+            Time of the edit, in unix seconds, after all previous edits; by default now, or a millisecond after the
+            last edit.
 
         Returns
         -------
@@ -203,26 +203,26 @@ class ChunkedGraph:
             return self._finish(ms, [first, second], [list(nodes.values())])[0]
 
     def split(self, root: int, supervoxels: npt.ArrayLike, timestamp: float | None = None) -> tuple[int, int]:
-        """Make two objects of one.
+        """Split an object in two.
 
         Parameters
         ----------
         root : int
-            A root of now.
+            A current root.
         supervoxels : array_like
-            The part of its supervoxels that is to be an object of its own.
+            Supervoxels of the root that become a new object.
         timestamp : float, optional
             As in `merge`.
 
         Returns
         -------
         tuple of int
-            The new root of the given supervoxels, and that of the others.
+            The new root of the given supervoxels, and the new root of the others.
 
         Raises
         ------
         GraphError
-            As in `merge`, and if the supervoxels are none or all of the root's, or not its own.
+            As in `merge`, and if the supervoxels are none or all of the root's, or belong to another root.
         """
         with self._lock:
             ms = self._check_edit([root], timestamp)
@@ -253,7 +253,7 @@ class ChunkedGraph:
         self._eras.append(ms)
 
     def _add(self, layer: int, chunk: int | Sequence[int], children: Iterable[int], ms: int) -> int:
-        """Make a node: in a chunk given by its id, or by its position in the layer."""
+        """Make a node in a chunk, which is given by its id or by its position in the layer."""
         if not isinstance(chunk, int):
             chunk = int(self.layout.encode(layer, chunk, 0))
         self._segments[chunk] += 1
@@ -266,7 +266,7 @@ class ChunkedGraph:
         return node
 
     def _assemble(self, nodes: list[int], ms: int, kept: Mapping[tuple[int, ...], int]) -> int:
-        """Make an object's nodes above layer 2, or keep those with the same children; return its root."""
+        """Make an object's nodes above layer 2, reusing those with the same children; return its root."""
         for layer in range(3, self.layout.n_layers):
             ids = np.asarray(nodes, np.uint64)
             shift = layer - self.layout.layers(ids)
@@ -285,11 +285,11 @@ class ChunkedGraph:
         kept = {self._children[node]: node for node in inner}
         new = [self._assemble(nodes, ms, kept) for nodes in objects]
         self.history.record(ms, old, new)
-        self._eras.append(ms)  # last: until then, queries see the graph as it was
+        self._eras.append(ms)  # last, so that queries see no incomplete edit
         return new
 
     def _renew(self, parts: list[dict[int, int]], ms: int) -> None:
-        """Replace one node of each of two parts that share no chunk, the closest: the ends of an edge."""
+        """Replace the closest nodes of two parts that share no chunk, as if an edge between them had changed."""
         chunks = [list(part) for part in parts]
         places = [self.layout.chunks(ids) for ids in chunks]
         distance, nearest = cKDTree(places[0]).query(places[1])
@@ -300,7 +300,7 @@ class ChunkedGraph:
     def _check_edit(self, roots: list[int], timestamp: float | None) -> int:
         ms = max(to_ms(None), self._eras[-1] + 1) if timestamp is None else to_ms(timestamp)
         if ms <= self._eras[-1]:
-            raise GraphError(f"edits go forward: {ms} ms is not after the last one, at {self._eras[-1]} ms")
+            raise GraphError(f"edits must be in order: {ms} ms is not after the last edit, at {self._eras[-1]} ms")
         latest = self.history.are_latest(roots, ms / 1000)
         if len(set(roots)) < len(roots) or not latest.all() or (self.layout.layers(roots) < self.layout.n_layers).any():
             raise GraphError(f"an edit needs distinct roots that are up to date, not {roots}")
@@ -309,11 +309,11 @@ class ChunkedGraph:
     # -- lookups
 
     def _era(self, timestamp: float | None) -> int:
-        """How many times the graph changed up to then."""
+        """Return the number of changes of the graph up to a time."""
         return bisect_right(self._eras, to_ms(timestamp))
 
     def _table(self, era: int, stop: int) -> tuple[Ids, Ids]:
-        """All ids below a layer that had a parent then, ascending, and their lowest ancestors at or above it."""
+        """Return all ids below a layer that had a parent, ascending, and their lowest ancestors at or above it."""
         with self._lock:
             if (era, stop) not in self._tables:
                 self._tables[era, stop] = self._make_table(era, stop)
@@ -324,7 +324,7 @@ class ChunkedGraph:
             return np.empty(0, np.uint64), np.empty(0, np.uint64)
         count = bisect_right(self._links[1], self._eras[era - 1])
         child, parent = (np.asarray(self._links[column][:count], np.uint64) for column in (0, 2))
-        below, last = np.unique(child[::-1], return_index=True)  # links are in order of time: the last one counts
+        below, last = np.unique(child[::-1], return_index=True)  # links are in order of time, so that the last wins
         above = parent[::-1][last]
         wanted = self.layout.layers(below) < stop
         climbed = above.copy()
@@ -333,7 +333,7 @@ class ChunkedGraph:
         return below[wanted], climbed[wanted]
 
     def _descendants(self, node: int) -> list[int]:
-        """Nodes between a root and its layer 2."""
+        """Return the nodes between a root and its layer 2."""
         inner, level = [], list(self.children(node))
         while level := [n for n in level if self._layer(n) > 2]:
             inner += level
@@ -341,7 +341,7 @@ class ChunkedGraph:
         return inner
 
     def _level2(self, root: int) -> dict[int, int]:
-        """Return the layer-2 nodes of a root by their chunk, of which each has one."""
+        """Return the layer-2 nodes of a root, one for each chunk, by the id of the chunk."""
         nodes = self.leaves(root, stop_layer=2)
         return dict(zip(self.layout.chunk_ids(nodes).tolist(), nodes.tolist(), strict=True))
 

@@ -1,4 +1,4 @@
-"""The graph's service, in the forms of PyChunkedGraph 2 (its API version 1)."""
+"""The endpoints of the graph's service, as in PyChunkedGraph 2 (its API version 1)."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def segmentation_version(call: Call) -> str:
 
 
 def segmentation_api_versions(call: Call) -> list[int]:
-    """Answer with the API versions that the service speaks."""
+    """Answer with the supported API versions."""
     return _API_VERSIONS
 
 
 def info(call: Call) -> JsonObject:
-    """Answer with the watershed's info and what the graph adds to it."""
+    """Answer with the watershed's info and the graph's additions."""
     layout = _graph(call).layout
     return call.world.watershed_info | {
         "app": {"supported_api_versions": _API_VERSIONS},
@@ -60,22 +60,22 @@ def roots(call: Call) -> JsonObject:
 
 
 def root(call: Call) -> dict[str, int]:
-    """Answer with one id's root; a root that cannot be found is an error here."""
+    """Answer with one id's root, or an error if it has none."""
     graph = _graph(call)
     stop = call.stop_layer or graph.layout.n_layers
-    found = int(graph.roots([call.node], call.moment("timestamp"), stop)[0])
-    if graph.layout.layers(found) < stop:
+    root_id = int(graph.roots([call.node], call.moment("timestamp"), stop)[0])
+    if graph.layout.layers(root_id) < stop:
         raise ApiError(500, f"Cannot find root id {call.node}, {stop}, {call.params.get('timestamp')}")
-    return {"root_id": found}
+    return {"root_id": root_id}
 
 
 def leaves(call: Call) -> dict[str, list[int]]:
-    """Answer with what is below a node, of chunks that bounds touch."""
+    """Answer with the leaves of a node in the chunks that the bounds touch."""
     return {"leaf_ids": _leaves(call, call.node).tolist()}
 
 
 def leaves_many(call: Call) -> dict[str, list[int]]:
-    """Answer with what is below each of many nodes."""
+    """Answer with the leaves of many nodes."""
     return {str(node): _leaves(call, node).tolist() for node in call.ids("node_ids")}
 
 
@@ -89,12 +89,12 @@ def children(call: Call) -> dict[str, list[int]]:
 
 
 def is_latest_roots(call: Call) -> dict[str, list[bool]]:
-    """Answer which roots were up to date at a time."""
+    """Answer with True for roots that were up to date at a time."""
     return {"is_latest": _graph(call).history.are_latest(call.ids("node_ids"), call.moment("timestamp")).tolist()}
 
 
 def root_timestamps(call: Call) -> dict[str, list[float]]:
-    """Answer since when, or with ``latest`` until when, roots were up to date."""
+    """Answer with the time since which, or with ``latest`` until which, roots were up to date."""
     history, nodes, until = _graph(call).history, call.ids("node_ids"), call.moment("timestamp")
     _check_known(call, nodes)
     if call.flag("latest"):
@@ -119,7 +119,7 @@ def _lineage(call: Call, nodes: list[int]) -> JsonObject:
 
 
 def delta_roots(call: Call) -> dict[str, list[int]]:
-    """Answer which roots operations replaced and made between two times."""
+    """Answer with the roots that operations replaced and made between two times."""
     past = call.moment("timestamp_past")
     if past is None:
         raise ApiError(400, "[400]: Timestamp parameter timestamp_past is mandatory")
@@ -128,14 +128,14 @@ def delta_roots(call: Call) -> dict[str, list[int]]:
 
 
 def valid_nodes(call: Call) -> dict[str, list[int]]:
-    """Answer which ids exist at the end of a period."""
+    """Answer with the ids that exist at the end of a period."""
     graph, nodes = _graph(call), call.ids("node_ids")
     exist = graph.exist(nodes, call.moment("end_timestamp"))
     return {"valid_roots": [node for node, does in zip(nodes, exist, strict=True) if does]}
 
 
 def oldest_timestamp(call: Call) -> dict[str, str]:
-    """Answer when the graph was made."""
+    """Answer with the time of the graph's creation."""
     return {"iso": datetime.fromtimestamp(_graph(call).created, UTC).isoformat(" ")}
 
 
@@ -148,13 +148,13 @@ def l2_chunk_children_binary(call: Call) -> bytes:
     """Answer like `l2_chunk_children` in bytes: an array of pairs, or a pickled dict without ``as_array``."""
     if call.flag("as_array"):
         return _level2_pairs(call).tobytes()
-    found = _graph(call).level2_children(call.node, call.moment("timestamp"))
-    return pickle.dumps({np.uint64(node): np.array(svs, np.uint64) for node, svs in found.items()})
+    children_of = _graph(call).level2_children(call.node, call.moment("timestamp"))
+    return pickle.dumps({np.uint64(node): np.array(svs, np.uint64) for node, svs in children_of.items()})
 
 
 def _level2_pairs(call: Call) -> Ids:
-    found = _graph(call).level2_children(call.node, call.moment("timestamp"))
-    return np.array([(node, sv) for node, svs in found.items() for sv in svs], np.uint64).ravel()
+    children_of = _graph(call).level2_children(call.node, call.moment("timestamp"))
+    return np.array([(node, sv) for node, svs in children_of.items() for sv in svs], np.uint64).ravel()
 
 
 def merge(call: Call) -> JsonObject:
@@ -170,7 +170,7 @@ def merge(call: Call) -> JsonObject:
 def split(call: Call) -> JsonObject:
     """Split the supervoxels of ``sources`` from their object, now.
 
-    The service would cut the edges between sources and sinks that cost least; there are no edges here.
+    The service computes a minimum cut between sources and sinks; this graph has no edges.
     """
     graph, nodes = _graph(call), _edited_nodes(call.json.get("sources") if isinstance(call.json, dict) else None)
     try:
@@ -197,7 +197,7 @@ def _graph(call: Call) -> ChunkedGraph:
 
 
 def _check_known(call: Call, nodes: list[int]) -> None:
-    # The service fails with a KeyError, that is with status 500, at a row that is not there.
+    # The service fails with a KeyError, that is with status 500, if a row does not exist.
     if unknown := [node for node in nodes if node not in _graph(call).history.created]:
         raise ApiError(500, str(unknown[0]))
 

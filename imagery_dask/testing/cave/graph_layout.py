@@ -1,9 +1,8 @@
-"""Where a chunked graph's chunks lie, and the bits of its ids.
+"""The grid of a chunked graph, and the bits of its ids.
 
-An id is ``layer (8 bits) | x | y | z | segment``, x, y and z being a chunk's position in a grid that gets
-coarser by 2 along each axis with each layer. The number of bits for a position falls with the layer, as in
-PyChunkedGraph (``compute_bitmasks``): one more than at the layer above, at least one, at most what the
-supervoxels' layers need.
+An id is ``layer (8 bits) | x | y | z | segment``; x, y and z are a chunk's position in a grid that is coarser by 2
+along each axis with each layer. As in PyChunkedGraph (``compute_bitmasks``), positions have one bit less with each
+layer, but at least one; layers 1 and 2 have the most.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class GraphLayout:
     n_chunks : tuple of int
         Chunks of layers 1 and 2 along x, y, z.
     n_layers : int
-        The layer of the roots; its only chunk covers the volume. Supervoxels are layer 1.
+        The layer of the roots; its only chunk covers the volume. Supervoxels are in layer 1.
     spatial_bits : int
         Bits for each coordinate of a chunk of layers 1 and 2.
     """
@@ -69,23 +68,23 @@ class GraphLayout:
         n_layers: int | None = None,
         spatial_bits: int = 10,
     ) -> GraphLayout:
-        """Lay chunks over a volume of ``shape`` voxels; by default with as few layers as it takes, at least 3."""
+        """Return the layout of a volume of ``shape`` voxels; by default with the fewest possible layers, at least 3."""
         n_chunks = Vec3.of(shape).ceil_div(chunk_size)
         if n_layers is None:
             n_layers = max(3, (max(n_chunks) - 1).bit_length() + 2)
         return cls(chunk_size, voxel_offset, n_chunks, n_layers, spatial_bits)
 
     def bits(self, layer: int) -> int:
-        """Bits for each coordinate of a chunk of a layer."""
+        """Return the bits for each coordinate of a chunk of a layer."""
         return self.spatial_bits if layer <= 2 else max(1, self.n_layers - layer)
 
     @property
     def bit_masks(self) -> dict[str, int]:
-        """What a graph's info calls ``spatial_bit_masks``: layer to bits for each coordinate."""
+        """``spatial_bit_masks`` of a graph's info: bits for each coordinate, by layer."""
         return {str(layer): self.bits(layer) for layer in range(1, self.n_layers + 1)}
 
     def encode(self, layer: int, chunks: npt.ArrayLike, segments: npt.ArrayLike) -> Ids:
-        """Put ids together: chunk positions of shape (n, 3), or (3,) for one chunk, and n segments."""
+        """Return the ids of chunk positions, of shape (n, 3) or (3,) for one chunk, and n segments."""
         bits = self.bits(layer)
         x, y, z = np.moveaxis(np.asarray(chunks, np.uint64), -1, 0)
         ids: Ids = np.full(np.broadcast_shapes(x.shape, np.shape(segments)), layer << _SHIFT, np.uint64)
@@ -95,18 +94,18 @@ class GraphLayout:
         return ids
 
     def layers(self, ids: Any) -> npt.NDArray[np.int64]:
-        """Layers of ids."""
+        """Return the layers of ids."""
         return (np.asarray(ids, np.uint64) >> np.uint64(_SHIFT)).astype(np.int64)
 
     def chunk_ids(self, ids: Any) -> Ids:
-        """Ids with the segment's bits at 0."""
+        """Return ids with the segment's bits set to 0."""
         ids = np.asarray(ids, np.uint64)
         segment = self._segment_bits(ids)
         chunks: Ids = ids >> segment << segment
         return chunks
 
     def chunks(self, ids: Any) -> npt.NDArray[np.int64]:
-        """Chunk positions of ids, each in the grid of its own layer: the ids' shape with an axis of 3 added."""
+        """Return chunk positions of ids, each in the grid of its own layer; the ids' shape with an axis of 3 added."""
         ids = np.asarray(ids, np.uint64)
         segment = self._segment_bits(ids)
         bits = (np.uint64(_SHIFT) - segment) // np.uint64(3)
@@ -115,7 +114,7 @@ class GraphLayout:
         return np.stack([z >> bits >> bits & mask, z >> bits & mask, z & mask], axis=-1).astype(np.int64)
 
     def are_within(self, ids: Ids, bounds: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Tell which ids' chunks intersect the chunks that bounds touch.
+        """Return True for ids whose chunks intersect the chunks that bounds touch.
 
         Parameters
         ----------
@@ -123,7 +122,7 @@ class GraphLayout:
             Ids of any layers.
         bounds : array_like
             Lower (inclusive) and upper (exclusive) corner, shape (2, 3), in voxels of mip 0, absolute. They
-            are first widened to whole chunks of layer 2.
+            are widened to whole chunks of layer 2.
 
         Returns
         -------

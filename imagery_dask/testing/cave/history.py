@@ -1,4 +1,4 @@
-"""What became of the roots of a chunked graph: operations, lineage, and when what was up to date."""
+"""The history of the roots of a chunked graph: operations, lineage, and periods in which roots were up to date."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Operation", "RootHistory", "to_ms"]
 
 def to_ms(timestamp: float | None) -> int:
     """Round unix seconds, by default now, down to the milliseconds that the graph's store keeps."""
-    # Via microseconds: a float of seconds such as 1704067200.007 is a little below what it stands for.
+    # Via microseconds, because a float such as 1704067200.007 is slightly less than the decimal number.
     return round((time.time() if timestamp is None else timestamp) * 1e6) // 1000
 
 
@@ -36,7 +36,7 @@ class RootHistory:
     Attributes
     ----------
     created : dict
-        Each node of layer 2 or above to the milliseconds of unix time when it was made.
+        Time of creation, in milliseconds of unix time, of each node of layer 2 or above.
     """
 
     def __init__(self) -> None:
@@ -63,29 +63,29 @@ class RootHistory:
         Raises
         ------
         KeyError
-            If the root is unknown, or there from the beginning.
+            If the root is unknown, or is older than all operations.
         """
         return self._made_by[root]
 
     def are_latest(self, nodes: Sequence[int], timestamp: float | None = None) -> npt.NDArray[np.bool_]:
-        """Tell which nodes existed at a time (unix seconds; by default now) and were not replaced by an edit yet.
+        """Return True for nodes that existed at a time (unix seconds; by default now) and were not replaced yet.
 
-        Only roots are ever replaced: of a node below them, it tells whether it existed, as the service does.
+        Only roots are replaced. A node below them is True if it existed, as in the service.
         """
         ms = to_ms(timestamp)
         return np.array([self._is_latest(int(node), ms) for node in nodes], bool)
 
     def latest(self, root: int, timestamp: float | None = None) -> Ids:
-        """Return the roots that a root had become at a time: itself if it was up to date, in ascending order."""
-        ms, found, open_ = to_ms(timestamp), set[int](), {int(root)}
+        """Return the roots that replaced a root up to a time, ascending; the root itself if it was up to date."""
+        ms, latest, open_ = to_ms(timestamp), set[int](), {int(root)}
         while open_:
             node = open_.pop()
             end = self._ended_by.get(node)
             if end is None or end.ms > ms:
-                found.add(node)
+                latest.add(node)
             else:
                 open_ |= set(end.new)
-        return np.array(sorted(found), np.uint64)
+        return np.array(sorted(latest), np.uint64)
 
     def delta(self, past: float, future: float | None = None) -> tuple[list[int], list[int]]:
         """Return the roots that operations from ``past`` to ``future``, both inclusive, replaced and made."""
@@ -93,15 +93,15 @@ class RootHistory:
         return [old for op in window for old in op.old], [new for op in window for new in op.new]
 
     def ended(self, root: int, timestamp: float | None = None) -> float:
-        """Return the unix seconds up to which a root was up to date, at most the given ones."""
+        """Return the unix seconds up to which a root was up to date, at most `timestamp`."""
         end, until = self._ended_by.get(int(root)), time.time() if timestamp is None else timestamp
         return until if end is None or end.ms > to_ms(until) else end.ms / 1000
 
     def lineage(self, roots: Sequence[int], past: float = 0.0, future: float | None = None) -> JsonObject:
         """Follow roots through operations, in the node-link form of networkx with the key ``links``.
 
-        Roots that are older than ``past`` and, going forwards, younger than ``future`` (unix seconds) are
-        part of the graph but are not followed any further.
+        Roots older than ``past`` (unix seconds) and, in the forward direction, younger than ``future`` are part of the
+        result but are not followed further.
 
         Raises
         ------

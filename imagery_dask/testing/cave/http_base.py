@@ -1,6 +1,6 @@
-"""An HTTP server that is used like a tool: in a ``with`` block, with a log, latency and faults on demand.
+"""A base class of HTTP servers for tests: run in a ``with`` block, with a log, latency and faults on demand.
 
-What is served is said by a subclass and its handler; the tests' file server is another one.
+Subclasses and their handlers decide what is served.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ Logged = TypeVar("Logged")
 
 @dataclass(frozen=True)
 class Fault:
-    """How one request is answered wrongly.
+    """A fault in the answer to one request.
 
     Attributes
     ----------
     status
-        Answer with this status, ``headers`` and ``body`` instead of the right answer; ``None`` answers
-        rightly, subject to the faults below.
+        Answer with this status, ``headers`` and ``body`` instead of the correct answer; ``None`` answers correctly,
+        except for the faults below.
     headers, body
-        Headers to add (``Retry-After``), and the body that goes with ``status``.
+        Headers to add (``Retry-After``), and the body of the answer with ``status``.
     cut
-        Promise the whole length, send this many bytes of the body, and close the connection.
+        Announce the whole length, send only this many bytes of the body, and close the connection.
     corrupt
-        Invert the bits of the body's first 64 bytes: the length is right, the content is not.
+        Invert the bits of the body's first 64 bytes; the length stays correct.
     delay_s
         Wait this long before answering.
     """
@@ -59,16 +59,16 @@ class LoggingServer(Generic[Logged]):
     latency_s : float
         Every request waits this long before it is answered.
     faults : callable, optional
-        ``faults(name, n)`` is asked at each request, ``n`` counting from 1 the requests of that name (a path, an
-        endpoint) since the last `reset`; ``None`` means no fault. It runs in the server's threads: an exception of
-        its own fails the request with 500 and is raised when the block ends.
+        ``faults(name, n)`` is called at each request; ``n`` counts, from 1, the requests of that name (a path, an
+        endpoint) since the last `reset`. ``None`` means no fault. It runs in the server's threads: an exception that
+        it raises fails the request with 500 and is raised again when the block ends.
     port : int
-        By default any that is free.
+        By default any free port.
 
     Attributes
     ----------
     max_in_flight : int
-        The most requests that were ever being answered at once since the last `reset`.
+        Largest number of requests answered at the same time since the last `reset`.
     latency_s, faults
         As given; they may be set at any time.
     """
@@ -109,7 +109,7 @@ class LoggingServer(Generic[Logged]):
 
     def close(self) -> None:
         """Stop serving, close every connection and wait for every thread."""
-        self._closing.set()  # wakes whoever sleeps a latency or a delay
+        self._closing.set()  # ends latencies and delays
         self._server.shutdown()
         self._thread.join()
         self._server.close_connections()
@@ -127,7 +127,7 @@ class LoggingServer(Generic[Logged]):
 
     @contextmanager
     def answering(self, name: str) -> Iterator[int]:
-        """Count a request as being answered; gives how many of its name there were."""
+        """Count a request as in flight inside the block; yields the number of requests of its name so far."""
         with self._lock:
             self._in_flight += 1
             self.max_in_flight = max(self.max_in_flight, self._in_flight)
@@ -139,7 +139,7 @@ class LoggingServer(Generic[Logged]):
                 self._in_flight -= 1
 
     def fault(self, name: str, nth: int) -> Fault:
-        """Fault of a request, whose delay has passed."""
+        """Wait for the latency and the delay of a request, and return its fault."""
         fault = (self.faults and self.faults(name, nth)) or Fault()
         seconds = self.latency_s + fault.delay_s
         if seconds > 0:
@@ -147,41 +147,41 @@ class LoggingServer(Generic[Logged]):
         return fault
 
     def record(self, request: Logged) -> None:
-        """Log an answer. Before it is sent: a client that has its answer finds it in the log."""
+        """Log an answer; called before it is sent, so that a client with an answer is sure to see it in the log."""
         with self._lock:
             self._log.append(request)
 
     def failed(self, error: BaseException) -> None:
-        """Keep an error of the server's own, to be raised when the ``with`` block ends."""
+        """Keep an error of the server itself, to be raised when the ``with`` block ends."""
         with self._lock:
             self._errors.append(error)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """What answers one connection: HTTP/1.1, kept alive, silent."""
+    """Handler of one connection: HTTP/1.1 with keep-alive, without output."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: _Server
 
     def send_answer(self, status: int, headers: Mapping[str, str], body: bytes, cut: int | None) -> None:
-        """Send a whole answer, or `cut` bytes of one that promises the whole."""
+        """Send an answer, or only `cut` bytes of its body after announcing the whole length."""
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         if cut is not None:
-            self.close_connection = True  # unannounced: a connection that breaks says nothing beforehand
+            self.close_connection = True  # without a Connection header, like a broken connection
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body[:cut])
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing: `LoggingServer.requests` is the log."""
+        """Print nothing: `LoggingServer.requests` is the log."""
 
 
 def corrupted(body: bytes) -> bytes:
-    """Body whose first 64 bytes are inverted."""
+    """Return a body whose first 64 bytes are inverted."""
     return bytes(255 - byte for byte in body[:64]) + body[64:]
 
 
@@ -196,7 +196,7 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        # The standard library forgets daemon threads: idle keep-alive connections would outlive the server.
+        # The standard library does not track daemon threads, so that idle connections would outlive the server.
         thread = threading.Thread(target=self.process_request_thread, args=(request, client_address), daemon=True)
         with self.connections_lock:
             self.connections[thread] = request
@@ -213,10 +213,10 @@ class _Server(ThreadingHTTPServer):
         with self.connections_lock:
             open_now = dict(self.connections)
         for connection in open_now.values():
-            with suppress(OSError):  # the other side, or the handler, was faster
+            with suppress(OSError):  # the client or the handler may have closed it already
                 connection.shutdown(socket.SHUT_RDWR)
         for thread in open_now:
             thread.join()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: clients that hang up are part of the tests; the handler keeps other errors."""
+        """Print nothing: tests close connections on purpose, and the handler keeps other errors."""

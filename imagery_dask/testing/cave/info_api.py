@@ -1,4 +1,4 @@
-"""The services beside the graph's: datastacks (info), frozen versions (materialize), users (auth)."""
+"""The endpoints of the other services: datastacks (info), frozen versions (materialize), users (auth)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def datastacks(call: Call) -> list[str]:
 
 
 def datastack_info(call: Call) -> JsonObject:
-    """Answer with what a datastack consists of."""
+    """Answer with the description of a datastack."""
     _check_datastack(call)
     world = call.world
     x, y, z = world.image_resolution
@@ -46,7 +46,7 @@ def datastack_info(call: Call) -> JsonObject:
 
 
 def image_sources(call: Call) -> list[JsonObject]:
-    """Answer with the places where a datastack's image is."""
+    """Answer with the sources of a datastack's image."""
     _check_datastack(call)
     return [{"name": "default", "image_source": call.world.image_source}]
 
@@ -57,13 +57,13 @@ def aligned_volumes(call: Call) -> list[str]:
 
 
 def aligned_volume_info(call: Call) -> JsonObject:
-    """Answer with what is known about an image."""
+    """Answer with the description of an image."""
     _check_name("aligned_volume", call.values["name"], call.world.aligned_volume)
     return _aligned_volume(call)
 
 
 def aligned_volume_by_id(call: Call) -> JsonObject:
-    """Answer with what is known about an image, by its number."""
+    """Answer with the description of an image, by its number."""
     _check_name("aligned_volume", call.values["number"], "1")
     return _aligned_volume(call)
 
@@ -90,18 +90,18 @@ def materialize_version(call: Call) -> str:
 
 
 def materialize_api_versions(call: Call) -> list[int]:
-    """Answer with the API versions that the materialization service speaks."""
+    """Answer with the API versions that the materialization service supports."""
     return [2, 3]
 
 
 def versions(call: Call) -> list[int]:
-    """Answer with the numbers of the versions, without expired ones unless the query wants them."""
+    """Answer with the numbers of the versions; with ``expired``, also of expired ones."""
     _check_datastack(call)
     return [number for number, version in call.world.versions.items() if version.valid or call.flag("expired")]
 
 
 def version_metadata(call: Call) -> JsonObject:
-    """Answer with what a version is."""
+    """Answer with the description of a version."""
     _check_datastack(call)
     if int(call.values["version"]) not in call.world.versions:
         raise ApiError(404, "No version found")
@@ -109,7 +109,7 @@ def version_metadata(call: Call) -> JsonObject:
 
 
 def versions_metadata(call: Call) -> list[JsonObject]:
-    """Answer with what each version is, without expired ones unless the query wants them."""
+    """Answer with the descriptions of the versions; with ``expired``, also of expired ones."""
     return [_metadata(call, number) for number in versions(call)]
 
 
@@ -133,7 +133,7 @@ def _iso(timestamp: float) -> str:
 
 
 def user_tokens(call: Call) -> list[JsonObject]:
-    """Answer with no tokens: the server does not give them away."""
+    """Answer with an empty list: the server does not reveal tokens."""
     return []
 
 

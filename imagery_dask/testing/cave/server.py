@@ -22,18 +22,18 @@ from imagery_dask.testing.cave.world import World
 
 __all__ = ["CaveServer", "Fault", "Request"]
 
-#: The token that servers accept unless they are told others. caveclient wants hexadecimal or base64 text.
+#: The token that servers accept by default. caveclient requires hexadecimal or base64 text.
 TOKEN = "c0ffee5eedc0ffee5eedc0ffee5eed00"
 
 _ENDPOINTS = (*SEGMENTATION, *SERVICES)
-_COMPRESSED_FROM = 1024  # bytes: services compress whatever is asked of them so, small answers only cost time
+_COMPRESSED_FROM = 1024  # bytes; CAVE compresses all answers, but compressing small ones only takes time
 
 
 class Request(NamedTuple):
     """One answered request.
 
-    ``endpoint`` is the operation's name, such as ``roots_binary``, or an empty text if there is none at the
-    path; ``path`` includes the query; ``n_ids`` is the number of ids in the body.
+    ``endpoint`` is the operation's name, such as ``roots_binary``, or an empty string for an unknown path; ``path``
+    includes the query; ``n_ids`` is the number of ids in the body.
     """
 
     method: str
@@ -49,24 +49,22 @@ class CaveServer(LoggingServer[Request]):
     Parameters
     ----------
     world : World
-        What to serve. Its graph, times and versions may change meanwhile.
+        The world to serve. Its graph, times and versions may change while it is served.
     tokens : sequence of str
-        The tokens that are accepted; every request needs one.
+        The accepted tokens; every request needs one.
     latency_s : float
         Every request waits this long before it is answered.
     faults : callable, optional
-        ``faults(endpoint, n)`` is asked at each request, ``n`` counting from 1 the requests of that endpoint
-        since the last `reset`; ``None`` means no fault. It runs in the server's threads: an exception of its
-        own fails the request with 500 and is raised when the block ends.
+        ``faults(endpoint, n)``, as in `LoggingServer`.
     port : int
-        By default any that is free.
+        By default any free port.
 
     Attributes
     ----------
     world, tokens, latency_s, faults
         As given; the last two may be set at any time.
     max_in_flight : int
-        The most requests that were ever being answered at once since the last `reset`.
+        Largest number of requests answered at the same time since the last `reset`.
     """
 
     def __init__(
@@ -94,7 +92,7 @@ class CaveServer(LoggingServer[Request]):
 
     @property
     def segmentation_source(self) -> str:
-        """What CloudVolume and caveclient take for the segmentation."""
+        """Path of the segmentation for CloudVolume and caveclient."""
         return f"graphene://{self.url}/segmentation/table/{self.table}"
 
     @property
@@ -103,7 +101,7 @@ class CaveServer(LoggingServer[Request]):
         return sum(request.n_ids for request in self.requests if request.endpoint == "roots_binary")
 
     def count(self, endpoint: str | Callable[[Request], bool] | None = None) -> int:
-        """Count the answered requests of an endpoint, or that satisfy a predicate; by default all."""
+        """Return the number of answered requests of an endpoint, or that satisfy a predicate; by default of all."""
         if callable(endpoint):
             return sum(bool(endpoint(request)) for request in self.requests)
         return sum(endpoint in (None, request.endpoint) for request in self.requests)
@@ -116,7 +114,7 @@ class CaveServer(LoggingServer[Request]):
         token : str, optional
             By default the first that the server accepts.
         **kwargs
-            Of CAVEclient, such as ``version`` or ``max_retries``.
+            Arguments of CAVEclient, such as ``version`` or ``max_retries``.
         """
         token = self.tokens[0] if token is None else token
         return CAVEclient(self.datastack, server_address=self.url, auth_token=token, write_server_cache=False, **kwargs)
@@ -171,16 +169,16 @@ class _Handler(Handler):
     def _answer(self, call: Call, answer: Callable[[Call], object]) -> tuple[int, dict[str, str], bytes]:
         try:
             self.server.owner._authorize(self.headers.get("Authorization", ""))
-            found = answer(call)
-            if isinstance(found, bytes):
-                return 200, {"Content-Type": "application/octet-stream"}, found
-            return 200, {"Content-Type": "application/json"}, _json(found)
+            content = answer(call)
+            if isinstance(content, bytes):
+                return 200, {"Content-Type": "application/octet-stream"}, content
+            return 200, {"Content-Type": "application/json"}, _json(content)
         except ApiError as error:
             headers = {"Content-Type": "application/json"}
             if error.status == 401:
                 headers["WWW-Authenticate"] = "Bearer"
             return error.status, headers, _json(error.body)
-        except GraphError as error:  # as the service: what its graph raises is a status 500
+        except GraphError as error:  # status 500, as in the service
             return 500, {"Content-Type": "application/json"}, _json({"code": 500, "message": str(error)})
 
     def _send(

@@ -1,4 +1,4 @@
-"""Cut objects into supervoxels: pieces within graph chunks, named by their chunk."""
+"""Division of objects into supervoxels: pieces within graph chunks, whose ids contain their chunk."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from imagery_dask.geometry.vec import Vec3
 from imagery_dask.testing.cave.graph_layout import GraphLayout, Ids
 
 __all__ = ["Supervoxels", "cut_supervoxels"]
@@ -21,7 +22,7 @@ class Supervoxels:
     volume : numpy.ndarray
         uint64 (x, y, z), Fortran-ordered: the supervoxel of each voxel, 0 for background.
     ids, objects : numpy.ndarray
-        uint64 (n,): each supervoxel, ascending, and the object that it is a piece of.
+        uint64 (n,): the supervoxels, ascending, and their objects.
     """
 
     volume: Ids
@@ -32,7 +33,7 @@ class Supervoxels:
 def cut_supervoxels(
     objects: npt.NDArray[np.integer], layout: GraphLayout, pieces: int = 1, seed: int = 0
 ) -> Supervoxels:
-    """Name what each object has in each graph chunk, in one piece or several.
+    """Divide each object's part of each graph chunk into one or several supervoxels.
 
     Parameters
     ----------
@@ -48,9 +49,9 @@ def cut_supervoxels(
     Returns
     -------
     Supervoxels
-        None of which crosses a chunk.
+        The supervoxels; none of them crosses a chunk.
     """
-    # In Fortran order, as the layers' files are: the pieces of a part are slabs, stacked mostly along z.
+    # In Fortran order, so that the pieces of a part are slabs, stacked mostly along z.
     labels = np.asarray(objects).ravel(order="F")
     inside = np.flatnonzero(labels)
     names, which = np.unique(labels[inside], return_inverse=True)
@@ -65,7 +66,7 @@ def cut_supervoxels(
     first = np.cumsum(counts) - counts
     piece = first[part] + rank * counts[part] // sizes[part]
     chunk_of, name_of = np.divmod(np.repeat(parts, counts), max(len(names), 1))
-    # Scattered within the chunk, as supervoxels of real watersheds are, and close enough for floats to merge.
+    # Segments are not consecutive, as in real watersheds, but so close that float64 would merge ids.
     position = np.arange(len(chunk_of)) - np.searchsorted(chunk_of, chunk_of)
     ids = layout.encode(1, np.stack(np.unravel_index(chunk_of, layout.n_chunks), axis=-1), 1 + 3 * position)
     volume = np.zeros(labels.shape, np.uint64)
@@ -74,8 +75,8 @@ def cut_supervoxels(
 
 
 def _chunk_numbers(shape: tuple[int, ...], layout: GraphLayout) -> npt.NDArray[np.int64]:
-    """For each voxel in Fortran order, its chunk's number, x slowest: numbers ascend as ids do."""
-    x, y, z = (np.arange(n) // size for n, size in zip(shape, layout.chunk_size, strict=True))
+    """Return the chunk number of each voxel, in Fortran order; numbers count with x slowest, so that ids ascend."""
+    x, y, z = Vec3.of(shape).map(lambda n, size: np.arange(n) // size, layout.chunk_size)
     _, ny, nz = layout.n_chunks
     numbers: npt.NDArray[np.int64] = (x[:, None, None] * ny + y[:, None]) * nz + z
     return numbers.ravel(order="F")

@@ -27,7 +27,7 @@ _DAY = 86_400.0
 class Version(NamedTuple):
     """A materialization version: frozen at ``timestamp``, kept until ``expires`` (unix seconds).
 
-    A version that is not ``valid`` any more is listed only when expired ones are asked for.
+    A version that is no longer ``valid`` is listed only if expired versions are requested.
     """
 
     timestamp: float
@@ -37,12 +37,12 @@ class Version(NamedTuple):
 
 @dataclass(slots=True)
 class World:
-    """A dynamic segmentation and what a CAVE server says about it.
+    """A dynamic segmentation with the metadata that a CAVE server serves.
 
     Attributes
     ----------
     graph : ChunkedGraph
-        Which supervoxels belong together, and when. It may be edited while it is served.
+        The objects of the supervoxels over time. It may be edited while it is served.
     image_source, watershed_source : str
         Precomputed volumes of the form ``precomputed://file:///...``.
     watershed_info : dict
@@ -50,15 +50,15 @@ class World:
     mips : list of numpy.ndarray
         The watershed at each mip: uint64 (x, y, z), Fortran-ordered.
     voxel_offset, resolution : tuple of int
-        Of the watershed at mip 0, in voxels and in nm.
+        Offset of the watershed at mip 0 in voxels, and its resolution in nm.
     image_resolution : tuple of int
-        Of the image at mip 0, in nm: the resolution in which the datastack's positions are.
+        Resolution of the image at mip 0, in nm; positions in the datastack are in this resolution.
     times : dict
-        Names of moments, and their unix seconds: ``created``, and one for each edit.
+        Unix seconds by name: ``created``, and a name for each edit.
     versions : dict
         The materialization versions.
     datastack, aligned_volume, table : str
-        Names: of the dataset, of its image, of the graph.
+        Names of the dataset, its image and its graph.
     """
 
     graph: ChunkedGraph
@@ -95,8 +95,8 @@ class World:
         numpy.ndarray
             uint64 (x, y, z), Fortran-ordered; the first voxel is at the watershed's voxel offset.
         """
-        found, voxels = np.unique(self.mips[mip], return_inverse=True)
-        roots = self.graph.roots(found, timestamp, stop_layer)
+        supervoxels, voxels = np.unique(self.mips[mip], return_inverse=True)
+        roots = self.graph.roots(supervoxels, timestamp, stop_layer)
         return np.asfortranarray(roots[voxels.reshape(self.mips[mip].shape)])
 
 
@@ -108,7 +108,7 @@ def make_world(folder: str | Path, shape: Triple = (256, 256, 32), seed: int = 0
     folder : path
         Receives the volumes.
     shape : tuple of int
-        Of the image, as in `imagery_dask.testing.volume.synthesize`; the segmentation has half of it in x and y.
+        Shape of the image, as in `imagery_dask.testing.volume.synthesize`; the segmentation has half of it in x and y.
     seed : int
         The same shape, seed and options give the same world, ids included.
     **options
@@ -117,7 +117,7 @@ def make_world(folder: str | Path, shape: Triple = (256, 256, 32), seed: int = 0
     Returns
     -------
     World
-        With a history of four edits and three materialization versions.
+        A world with a history of four edits and three materialization versions.
     """
     image, objects = synthesize(shape, seed)
     return world_from_arrays(folder, objects, image, seed=seed, **options)
@@ -139,37 +139,37 @@ def world_from_arrays(
     created: float = CREATED,
     edited: bool = True,
 ) -> World:
-    """Make a world of given objects.
+    """Make a world from given objects.
 
     Parameters
     ----------
     folder : path
         Receives the folders ``image`` and ``watershed``.
     objects : numpy.ndarray
-        Labels (x, y, z) of what are objects at first; 0 is background.
+        Labels (x, y, z) of the initial objects; 0 is background.
     image : numpy.ndarray, optional
-        Of the objects' shape times an integer along each axis; by default gray values made from the objects.
+        Its shape is the objects' shape times an integer along each axis; by default gray values made from the objects.
     chunk_size, storage_chunk : tuple of int
         Chunk size of the graph, and of the volumes' files, in voxels.
     voxel_offset, resolution : tuple of int
-        Of the objects, in voxels and in nm: those of the image follow.
+        Offset of the objects in voxels, and their resolution in nm; those of the image are derived from them.
     n_mips : int
         Mips of the watershed and the image, each half as fine in x and y as the one before.
     pieces : int
-        Most supervoxels that an object's part of a graph chunk is cut into.
+        Largest number of supervoxels of an object in a graph chunk.
     seed : int
-        Of the cut.
+        Seed of the division into supervoxels.
     n_layers : int, optional
-        Layers of the graph; by default as few as it takes.
+        Layers of the graph; by default the fewest possible.
     created : float
-        When the graph began, in unix seconds.
+        Time of the graph's creation, in unix seconds.
     edited : bool
-        Whether to add a history of edits; without, there is just what the graph was at first.
+        True to add a history of edits.
 
     Returns
     -------
     World
-        To be served by a `CaveServer`.
+        A world for `CaveServer`.
 
     Raises
     ------
@@ -204,7 +204,7 @@ def world_from_arrays(
 
 
 def _zoom(image: tuple[int, ...], objects: tuple[int, ...]) -> Vec3[int]:
-    """Return how many voxels of the image lie along one of the objects."""
+    """Return the number of image voxels per voxel of the objects, along each axis."""
     zoom = Vec3.of(image) // Vec3.of(objects)
     if zoom * Vec3.of(objects) != image:
         raise ValueError(f"an image of shape {image} does not fit objects of shape {objects}")
@@ -212,7 +212,7 @@ def _zoom(image: tuple[int, ...], objects: tuple[int, ...]) -> Vec3[int]:
 
 
 def _edit(graph: ChunkedGraph, created: float) -> dict[str, float]:
-    """Merge and split the largest objects on four days, at moments that whole seconds miss."""
+    """Merge and split the largest objects on four days, at times that are not all whole seconds."""
     ranked = _ranked_roots(graph, created)
     if len(ranked) < 4:
         raise ValueError(f"a history of edits needs 4 objects or more, not {len(ranked)}: pass edited=False")
@@ -224,10 +224,10 @@ def _edit(graph: ChunkedGraph, created: float) -> dict[str, float]:
         "split_2": created + 4 * _DAY + 0.5,
     }
     merged = graph.merge(ranked[0], ranked[1], times["merge_1"])
-    supervoxels = graph.leaves(ranked[2])  # in the order of chunks, x slowest: one end of the object
+    supervoxels = graph.leaves(ranked[2])  # in the order of chunks, x slowest, so that the first half is one end
     _, end = graph.split(ranked[2], supervoxels[: len(supervoxels) // 2], times["split_1"])
     graph.merge(end, ranked[3], times["merge_2"])
-    graph.split(merged, graph.leaves(merged)[::2], times["split_2"])  # within chunks, too
+    graph.split(merged, graph.leaves(merged)[::2], times["split_2"])  # also splits nodes within chunks
     return times
 
 

@@ -272,7 +272,7 @@ def test_edits_that_make_no_sense_are_refused_and_change_nothing() -> None:
     graph = small_graph()
     first, second, *_ = np.unique(graph.roots(graph.supervoxels)).tolist()
     leaves = graph.leaves(first)
-    with pytest.raises(GraphError, match="go forward"):
+    with pytest.raises(GraphError, match="must be in order"):
         graph.merge(first, second, CREATED)
     for roots in [(first, first), (first, 5), (first, int(leaves[0]))]:
         with pytest.raises(GraphError, match="distinct roots"):
@@ -330,10 +330,10 @@ def test_a_hundred_thousand_ids_take_milliseconds() -> None:
     graph.roots(ids)
     took = []
     for _ in range(5):
-        started = time.perf_counter()
+        started = time.process_time()
         graph.roots(ids)
-        took.append(time.perf_counter() - started)
-    assert min(took) < 0.05
+        took.append(time.process_time() - started)
+    assert min(took) < 0.2  # about 20 ms without a loop over ids; CPU time, which a busy machine does not change
 
 
 def test_queries_during_edits_see_whole_edits() -> None:
