@@ -75,7 +75,7 @@ def test_too_many_missing_chunks_end_a_run(
         rf"{most:,.0f}; the first: \S*8_8_40/\S+\. Finished blocks are kept; to resume, allow more\.\n",
         done.error,
     ), done.error
-    named = re.search(r"8_8_40/(-?\d+)-\d+_(-?\d+)-\d+_(-?\d+)-\d+\. What", done.error)
+    named = re.search(r"8_8_40/(-?\d+)-\d+_(-?\d+)-\d+_(-?\d+)-\d+\. Finished", done.error)
     assert named
     assert is_gone(tuple(int(value) for value in named.groups()))
     # Long before the end: a window of blocks was under way.
