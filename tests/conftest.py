@@ -1,4 +1,4 @@
-"""Fixtures for all tests, and an environment that reads nothing of the user's."""
+"""Fixtures for all tests, and an environment without the user's settings and credentials."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 def pytest_unconfigure() -> None:
-    """Put the environment back and remove the home directory."""
+    """Restore the environment and remove the home directory."""
     os.environ.clear()
     os.environ.update(BEFORE)
     shutil.rmtree(HOME, ignore_errors=True)
@@ -64,7 +64,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def no_home() -> Path:
-    """Name the empty home directory of this run; no test sees the user's secrets or settings."""
+    """Return the empty home directory of this run; no test sees the user's secrets or settings."""
     return HOME
 
 
@@ -90,7 +90,7 @@ def file_server(tmp_path: Path, http_server_factory: Callable[..., FileServer]) 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """Run one S3 store for the session; tests use their own buckets, within ``s3_server.environment()``."""
-    from support import buckets  # imports every storage client: not for tests that use none
+    from support import buckets  # imports every storage client, which other tests do not need
 
     with ExitStack() as stack:
         try:
@@ -115,8 +115,8 @@ def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GcsServer]:
 
 @pytest.fixture(scope="session")
 def threads() -> Iterator[Client]:
-    """Two worker threads of this process; not the default client, so that a test has to name it."""
-    from distributed import Client, LocalCluster  # not for tests that use none
+    """Return a client of two worker threads in this process; it is not dask's default client."""
+    from distributed import Client, LocalCluster  # a slow import, which other tests do not need
 
     with (
         LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster,
@@ -136,5 +136,5 @@ def configure() -> Iterator[Configure]:
 
 @pytest.fixture(autouse=True)
 def _short_pauses(configure: Configure) -> None:
-    """Try blocks again soon; what is tested is that they are, and processes of their own wait as users do."""
+    """Shorten the pauses between attempts at a block in this process; other processes use the defaults."""
     configure("run.pauses_s", (0.05, 0.1, 0.2))

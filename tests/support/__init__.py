@@ -1,1 +1,1 @@
-"""Real servers and real files that the tests start, write and read; nothing here is a mock."""
+"""Servers and files that tests start, write and read; they are real, not mocks."""

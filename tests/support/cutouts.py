@@ -12,7 +12,7 @@ from imagery_dask.model.labels import LabelRule
 
 
 def remapped(array: da.Array) -> da.Array:
-    """Give the same cutout of a dynamic segmentation; names are made without asking its server."""
+    """Return the same cutout of a dynamic segmentation, without any request to its server."""
     source = source_of(array)
     assert source is not None
     graph = ChunkedGraph("https://graph.invalid", "t", (32, 32, 32), (0, 0, 0), (16.0, 16.0, 40.0), 5)

@@ -1,4 +1,4 @@
-"""Helpers of the tests of dynamic segmentations: an oracle, clients and cutouts, and forgetting what was looked up."""
+"""Helpers for tests of dynamic segmentations: expected voxels, clients, cutouts, and clearing of caches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from imagery_dask.sources import credentials, handle, roots, throttle
 from imagery_dask.testing.cave import CaveServer, Fault, World
 from support.ports import free_port
 
-#: No other text in the tests contains it.
+#: A token that occurs nowhere else in the tests.
 TOKEN = "feedface0123456789abcdef00c0ffee"
 
 # The package has a function of the same name as this module.
@@ -43,7 +43,7 @@ BOXES: list[Box] = [
 
 
 def forget() -> None:
-    """Forget what this process knows of servers: volumes, roots, leaves, connections and tokens."""
+    """Clear this process's caches: volumes, roots, leaves, connections and tokens."""
     handle._volumes.clear()
     handle._cloud_volume.cache_clear()
     graph_servers._graph_server.cache_clear()
@@ -53,19 +53,19 @@ def forget() -> None:
 
 
 def forget_roots() -> None:
-    """Forget the roots that this process looked up."""
+    """Clear this process's caches of roots and leaves."""
     roots._caches.clear()
     roots._leaf_table.cache_clear()
 
 
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait between attempts (in this process)."""
+    """Remove the pauses between attempts in this process."""
     monkeypatch.setattr(graph_servers, "pause_s", lambda attempt, error=None: 0.0)
 
 
 @contextmanager
 def served(world: World, **options: Any) -> Iterator[CaveServer]:
-    """Serve a world to processes that know nothing of it."""
+    """Serve a world, with empty caches before and after."""
     forget()
     with CaveServer(world, **{"tokens": (TOKEN,), **options}) as server:
         yield server
@@ -73,24 +73,24 @@ def served(world: World, **options: Any) -> Iterator[CaveServer]:
 
 
 def at(timestamp: float) -> datetime:
-    """Return a moment as a datetime."""
+    """Return unix seconds as a datetime."""
     return datetime.fromtimestamp(timestamp, UTC)
 
 
 def bounds(world: World, box: Box, mip: int = 0) -> NDArray[np.int64]:
-    """Bounds of a box that is given in voxels of a mip from the volume's first one, in absolute voxels of the mip."""
+    """Return the absolute bounds, in voxels of a mip, of a box relative to the volume's first voxel."""
     offset = np.array(world.voxel_offset) // (2**mip, 2**mip, 1)
     return np.array(box) + offset
 
 
 def resolution(world: World, mip: int = 0) -> tuple[int, int, int]:
-    """Resolution of a mip of the segmentation."""
+    """Return the resolution of a mip of the segmentation."""
     x, y, z = world.resolution
     return x * 2**mip, y * 2**mip, z
 
 
 def crop(voxels: NDArray[Any], box: Box) -> NDArray[Any]:
-    """Cut a box out of a volume; what lies outside is 0."""
+    """Return a box of a volume, with 0 outside of the volume."""
     low, high = np.array(box)
     out = np.zeros(high - low, dtype=voxels.dtype)
     first, last = np.clip(low, 0, voxels.shape), np.clip(high, 0, voxels.shape)
@@ -102,29 +102,29 @@ def crop(voxels: NDArray[Any], box: Box) -> NDArray[Any]:
 def expected(
     world: World, moment: float, box: Box, *, mip: int = 0, keep: Any = "all", stop_layer: int | None = None
 ) -> NDArray[np.uint64]:
-    """Return what a box holds at a moment, by the graph itself; 0 where it did not exist yet."""
+    """Return the ids of a box at a time, computed from the graph; 0 before the graph existed."""
     if keep is None:
         return crop(world.mips[mip], box)
-    found = world.roots_volume(moment, mip)
-    found = np.where(found >> np.uint64(56) == world.graph.layout.n_layers, found, np.uint64(0))
-    chosen = found != 0 if isinstance(keep, str) else np.isin(found, np.array(list(keep), np.uint64)) & (found != 0)
-    values = found if stop_layer is None else world.roots_volume(moment, mip, stop_layer)
+    ids = world.roots_volume(moment, mip)
+    ids = np.where(ids >> np.uint64(56) == world.graph.layout.n_layers, ids, np.uint64(0))
+    chosen = ids != 0 if isinstance(keep, str) else np.isin(ids, np.array(list(keep), np.uint64)) & (ids != 0)
+    values = ids if stop_layer is None else world.roots_volume(moment, mip, stop_layer)
     return crop(np.where(chosen, values, np.uint64(0)), box)
 
 
 def distinct(world: World, box: Box | None = None) -> int:
-    """Count the supervoxels of a box, or of the volume."""
+    """Return the number of supervoxels of a box, or of the volume."""
     voxels = world.supervoxels if box is None else crop(world.supervoxels, box)
     return len(np.unique(voxels[voxels != 0]))
 
 
 def roots_at(world: World, moment: float) -> list[int]:
-    """List the roots of a moment."""
+    """Return the roots at a time."""
     return [int(root) for root in np.unique(world.graph.roots(world.graph.supervoxels, moment))]
 
 
 def changed(world: World, edit: str) -> tuple[list[int], list[int]]:
-    """Roots that an edit ended, and those that it made."""
+    """Return the roots that an edit replaced, and those that it made."""
     moment = world.times[edit]
     before, after = set(roots_at(world, moment - 0.001)), set(roots_at(world, moment))
     return sorted(before - after), sorted(after - before)
@@ -143,23 +143,23 @@ def cut(client: ImageryClient, world: World, box: Box = SOME, mip: int = 0, **op
 
 
 def at_mip(box: Box, mip: int) -> Box:
-    """Box in voxels of a mip, of the same place."""
+    """Return a box in voxels of a coarser mip."""
     return tuple(np.floor_divide(corner, (2**mip, 2**mip, 1)).tolist() for corner in box)  # type: ignore[return-value]
 
 
 def squeezed(voxels: Any) -> np.ndarray:
-    """Drop axes of length 1, as cutouts do."""
+    """Return voxels without axes of length 1, like a cutout."""
     return np.asarray(voxels).squeeze()
 
 
 def moments(world: World) -> list[float]:
-    """Each edit's own time, and a second before."""
+    """Return the time of each edit, and a second before it."""
     return [moment for edit in world.times.values() for moment in (edit - 1, edit)]
 
 
 @contextmanager
 def secrets_file(server: CaveServer) -> Iterator[Path]:
-    """Put the token where processes look for it."""
+    """Write the token to the file where processes look for it, and remove it after the block."""
     folder = Path(os.environ["CLOUD_VOLUME_DIR"]) / "secrets"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{server.url.removeprefix('http://')}-cave-secret.json"
@@ -171,26 +171,26 @@ def secrets_file(server: CaveServer) -> Iterator[Path]:
 
 
 def first_times(endpoint: str, times: int, fault: Fault) -> Callable[[str, int], Fault | None]:
-    """Return faults of a server: this one, the first times that an endpoint is asked."""
+    """Return a fault hook with this fault for the first requests to an endpoint."""
     return lambda name, n: fault if name == endpoint and n <= times else None
 
 
 def whole_of(error: BaseException) -> str:
-    """Everything that an error shows or carries: its text, its causes', its traceback, its pickle."""
+    """Return everything that an error contains: its text, its causes, its traceback, its pickle."""
     shown = "".join(traceback.format_exception(error))
-    causes, each = [], error.__cause__
-    while each is not None:
-        causes.append(repr(each))
-        each = each.__cause__
+    causes, cause = [], error.__cause__
+    while cause is not None:
+        causes.append(repr(cause))
+        cause = cause.__cause__
     return shown + repr(error) + str(error) + "".join(causes) + pickle.dumps(error).decode("latin1")
 
 
 def assert_clean(error: BaseException) -> None:
-    """One line that does not tell the token."""
+    """Assert that an error is one line, and contains the token nowhere."""
     assert "\n" not in str(error).strip()
     assert TOKEN not in whole_of(error)
 
 
 def closed_port() -> str:
-    """Return an address at which nothing answers."""
+    """Return a URL at which no server listens."""
     return f"http://127.0.0.1:{free_port()}"

@@ -1,8 +1,8 @@
-"""A real HTTP server over a folder, with a request log and faults on demand.
+"""An HTTP server of a folder, with a request log and faults on demand.
 
-It serves what a static file server or a bucket's HTTP front would: whole files, ranges of files, and files
-stored compressed (``NAME.gz``, ``NAME.br``) under their plain name with ``Content-Encoding``. A range of a
-compressed file is a range of its stored bytes, as object stores do it. Pages of any origin may read it.
+It behaves like a static file server or a bucket: it serves whole files, ranges of files, and files stored compressed
+(``NAME.gz``, ``NAME.br``) under their plain name with ``Content-Encoding``. A range of a compressed file is a range of
+its stored bytes, as in object stores. Pages of any origin may read it.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from imagery_dask.testing.cave.http_base import FaultHook, Handler, LoggingServe
 __all__ = ["Fault", "FaultHook", "FileServer", "Request"]
 
 ENCODINGS = (("", None), (".gz", "gzip"), (".br", "br"))
-#: Sent with errors too: without it a page cannot tell a missing chunk from a server that is down.
+#: Sent with errors too, because a page without it cannot distinguish a missing chunk from a server that is down.
 CORS = {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": "*"}
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
 @dataclass(frozen=True)
 class Fault(http_base.Fault):
-    """A fault that a file server may have too.
+    """A fault of a file server.
 
     Attributes
     ----------
     reset
-        Break the connection off (RST) in place of an answer; logged with status 0.
+        Reset the connection (RST) instead of answering; logged with status 0.
     """
 
     reset: bool = False
@@ -62,14 +62,12 @@ class FileServer(LoggingServer[Request]):
     requests : list of Request
         A copy of the log, in the order of answering.
     max_in_flight : int
-        The most requests that were ever being answered at once since the last `reset`. A request that is being sent
-        its answer no longer counts: its client may have it, and ask for the next, before this server knows.
+        Largest number of requests answered at the same time since the last `reset`. A request whose answer is being
+        sent does not count, because its client may already send the next one.
     latency_s : float
         Every request waits this long before it is answered.
     faults : callable or None
-        ``faults(path, n)`` is asked at each request, ``n`` counting from 1 the requests of that path since
-        the last `reset` whatever their method or range; ``None`` means no fault. It runs in the server's
-        threads: an exception of its own fails the request with 500 and is raised when the block ends.
+        ``faults(path, n)``, as in `LoggingServer`; ``n`` counts requests of all methods and ranges.
     """
 
     def __init__(self, root: str | Path, *, latency_s: float = 0.0, faults: FaultHook | None = None) -> None:
@@ -77,7 +75,7 @@ class FileServer(LoggingServer[Request]):
         super().__init__(_Handler, latency_s=latency_s, faults=faults)
 
     def count(self, which: str | Callable[[Request], bool] = "") -> int:
-        """Count the answered requests whose path contains a text, or that satisfy a predicate."""
+        """Return the number of answered requests whose path contains a string, or that satisfy a predicate."""
         if isinstance(which, str):
             return sum(which in request.path for request in self.requests)
         return sum(bool(which(request)) for request in self.requests)
@@ -120,15 +118,15 @@ class _Handler(Handler):
     def _reset(self, path: str) -> None:
         self._record(path, 0)
         self.close_connection = True
-        # Closed at once, and not when the last of the files made of it is: no FIN comes before the RST.
+        # Closed immediately, not with the last file made of it, so that no FIN is sent before the RST.
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         os.close(self.connection.detach())
 
     def _read(self, owner: FileServer, path: str) -> tuple[int, dict[str, str], bytes]:
-        found = owner.find(path)
-        if found is None:
+        file_and_encoding = owner.find(path)
+        if file_and_encoding is None:
             return HTTPStatus.NOT_FOUND, {"Content-Type": "text/plain"}, b"not found"
-        file, encoding = found
+        file, encoding = file_and_encoding
         size = file.stat().st_size
         headers = {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
         if encoding is not None:

@@ -1,4 +1,4 @@
-"""The command line and scripts, as processes of their own: another interpreter, another folder, another environment."""
+"""The command line and scripts in separate processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROGRAM = "from imagery_dask.cli import main; main()"
 
 
 class Done(NamedTuple):
-    """What a process left: its exit code, and what it said."""
+    """The exit code and output of a process."""
 
     code: int
     out: str
@@ -24,14 +24,14 @@ class Done(NamedTuple):
 
 
 def environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Environment in which other processes find the package that is tested, and what the tests send to them."""
-    places = (Path(imagery_dask.__file__).parents[1], Path(__file__).parents[1])
-    found = os.pathsep.join([*map(str, places), os.environ.get("PYTHONPATH", "")])
-    return os.environ | {"PYTHONPATH": found.rstrip(os.pathsep), "COLUMNS": "160"} | dict(variables or {})
+    """Return an environment in which other processes can import the tested package and the tests' modules."""
+    folders = (Path(imagery_dask.__file__).parents[1], Path(__file__).parents[1])
+    path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": path.rstrip(os.pathsep), "COLUMNS": "160"} | dict(variables or {})
 
 
 def python(*arguments: Any, cwd: Path | None = None, env: Mapping[str, str] | None = None) -> Done:
-    """Run an interpreter."""
+    """Run a Python interpreter."""
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True, text=True, timeout=180, check=False, cwd=cwd, env=environment(env),

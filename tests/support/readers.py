@@ -1,4 +1,4 @@
-"""Levels of OME-Zarr stores as other programs read them: voxels, and where they say that these are."""
+"""Levels of OME-Zarr stores as other programs read them: voxels and their positions."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["READERS", "ReadLevel", "described_levels"]
 
 @dataclass(frozen=True)
 class ReadLevel:
-    """A level: voxels x, y, z(, c), and the size and the centre of the first one, x, y, z in nm."""
+    """A level: voxels x, y, z(, c), and the size and centre of the first voxel, x, y, z in nm."""
 
     voxels: NDArray[Any]
     scale: NDArray[np.float64]
     translation: NDArray[np.float64]
 
     def centre(self, voxel: tuple[int, ...]) -> NDArray[np.float64]:
-        """Centre of a voxel in nm."""
+        """Return the centre of a voxel in nm."""
         return self.translation + np.array(voxel) * self.scale
 
 
@@ -35,17 +35,17 @@ Reader = Callable[[Path, str, str], list[ReadLevel]]
 
 
 def described_levels(attributes: Any) -> list[tuple[str, NDArray[np.float64], NDArray[np.float64]]]:
-    """Path, scale and translation x, y, z of each level that OME attributes tell of, in nm."""
+    """Return the path, scale and translation (x, y, z in nm) of each level in OME attributes."""
     (multiscale,) = attributes.get("ome", attributes)["multiscales"]
     names = [axis["name"] for axis in multiscale["axes"]]
     assert names[-3:] == ["z", "y", "x"]
     assert [axis.get("unit") for axis in multiscale["axes"]][-3:] == ["nanometer"] * 3
-    found = []
+    levels = []
     for dataset in multiscale["datasets"]:
         scale, translation = dataset["coordinateTransformations"]
         assert (scale["type"], translation["type"]) == ("scale", "translation")
-        found.append((dataset["path"], _xyz(scale["scale"]), _xyz(translation["translation"])))
-    return found
+        levels.append((dataset["path"], _xyz(scale["scale"]), _xyz(translation["translation"])))
+    return levels
 
 
 def by_zarr(path: Path, group: str, version: str) -> list[ReadLevel]:
@@ -75,7 +75,7 @@ def by_tensorstore(path: Path, group: str, version: str) -> list[ReadLevel]:
 
 
 def by_ome_zarr(path: Path, group: str, version: str) -> list[ReadLevel]:
-    """Read with ome-zarr, the reference implementation; labels are found from the image."""
+    """Read with ome-zarr, the reference implementation of the format, which opens labels through the image."""
     reason = "needs ome-zarr, whose s3fs and the boto3 of cloud-files exclude each other: pip install --no-deps"
     pytest.importorskip("ome_zarr", reason=reason)
     from ome_zarr.io import parse_url
@@ -107,7 +107,7 @@ def by_ngff_zarr(path: Path, group: str, version: str) -> list[ReadLevel]:
 
 
 def by_xarray(path: Path, group: str, version: str) -> list[ReadLevel]:
-    """Read with xarray, a level at a time: levels have the same dimensions of other lengths."""
+    """Read with xarray, one level at a time, because levels have dimensions of the same names but other lengths."""
     attributes = zarr.open_group(path, path=group, mode="r").attrs.asdict()
     placed = described_levels(attributes)
     levels = []
@@ -120,7 +120,7 @@ def by_xarray(path: Path, group: str, version: str) -> list[ReadLevel]:
 
 
 def by_cloudvolume(path: Path, group: str, version: str) -> list[ReadLevel]:
-    """Read with CloudVolume, which reads no shards, and blosc only where another package is installed."""
+    """Read with CloudVolume, which cannot read shards, and needs an optional package for blosc."""
     scheme = {"0.5": "zarr3", "0.4": "zarr2"}[version]
     levels = []
     first = CloudVolume(f"{scheme}://file://{path / group}", progress=False)

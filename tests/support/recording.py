@@ -1,7 +1,7 @@
-"""A dask cluster whose every byte is recorded: scheduler and workers, processes of their own, behind proxies.
+"""A dask cluster behind proxies that record its traffic; scheduler and workers are separate processes.
 
-Whoever talks to the scheduler, or to a worker, talks to a proxy that keeps what is said in both directions. dask
-compresses nothing there, so that what is kept can be searched.
+All connections to the scheduler and the workers pass through a proxy that records both directions. dask's compression
+is off, so that the records can be searched.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ PLAIN = {"DASK_DISTRIBUTED__COMM__COMPRESSION": "False", "DASK_DISTRIBUTED__WORK
 
 
 class RecordingProxy:
-    """Pass connections on to a port of 127.0.0.1 while the ``with`` block lasts, and keep what they say.
+    """Forward connections to a port of 127.0.0.1 while the ``with`` block lasts, and record their bytes.
 
     Parameters
     ----------
     port : int
-        Where to pass them on to.
+        Port to forward to.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class RecordingProxy:
 
     @property
     def recorded(self) -> list[bytes]:
-        """What was said: one stream for each direction of each connection."""
+        """The recorded bytes: one stream for each direction of each connection."""
         return [bytes(stream) for stream in self._streams]
 
     def __enter__(self) -> RecordingProxy:
@@ -57,10 +57,10 @@ class RecordingProxy:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for each in [self._listener, *self._open]:
+        for connection in [self._listener, *self._open]:
             with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
 
     def _accept(self) -> None:
         while True:
@@ -92,13 +92,13 @@ class RecordedCluster:
     Attributes
     ----------
     address : str
-        Of the scheduler, for clients.
+        Address of the scheduler, for clients.
     dashboard : str
-        URL of its pages.
+        URL of the dashboard.
     proxies : list of RecordingProxy
-        Of the scheduler, and of each worker.
+        Proxies of the scheduler and of each worker.
     logs : list of Path
-        What their processes print.
+        Output files of their processes.
     workers : list of str
         Addresses of workers, as the scheduler knows them.
     """
@@ -111,12 +111,12 @@ class RecordedCluster:
 
     @property
     def recorded(self) -> list[bytes]:
-        """Everything that was said."""
+        """The recorded bytes of all proxies."""
         return [stream for proxy in self.proxies for stream in proxy.recorded]
 
     def pages(self) -> dict[str, bytes]:
-        """Pages of the dashboard, by path; those of workers and tasks too."""
-        found: dict[str, bytes] = {}
+        """Return pages of the dashboard, including those of workers and tasks, by path and status."""
+        contents: dict[str, bytes] = {}
         todo = [
             "/status", "/tasks", "/workers", "/graph", "/progress", "/system", "/health", "/sitemap.json",
             "/info/main/workers.html", "/info/main/exceptions.html", "/info/main/logs.html", "/info/logs.html",
@@ -128,13 +128,13 @@ class RecordedCluster:
         for path in todo:
             with suppress(requests.RequestException):
                 answer = requests.get(urljoin(self.dashboard, path), timeout=10)
-                found[f"{path} {answer.status_code}"] = answer.content
-        return found
+                contents[f"{path} {answer.status_code}"] = answer.content
+        return contents
 
 
 @contextmanager
 def recorded_cluster(folder: Path, variables: Mapping[str, str], workers: int = 2) -> Iterator[RecordedCluster]:
-    """Run a scheduler and workers of one thread each, with some environment, until the block ends."""
+    """Run a scheduler and workers of one thread, with additional environment variables, until the block ends."""
     folder.mkdir(parents=True)
     scheduler, dashboard, *ports = free_ports(2 + workers)
     with ExitStack() as stack:

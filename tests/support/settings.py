@@ -1,4 +1,4 @@
-"""Change settings of the program for one test, by their names in `imagery_dask.config`."""
+"""The type of the `configure` fixture, which changes settings of `imagery_dask.config` for one test."""
 
 from __future__ import annotations
 

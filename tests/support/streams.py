@@ -1,4 +1,4 @@
-"""What the command line writes."""
+"""Output of the command line."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import re
 
 
 def without_dashboard(error: str) -> str:
-    """Give what is on stderr beside the line that says where the dashboard is, on a port that is free."""
+    """Return stderr without the line with the dashboard's URL, whose port varies."""
     return re.sub(r"^dashboard: http://\S+\n", "", error, count=1, flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Precomputed volumes written with CloudVolume, and arrays whose values tell where they belong."""
+"""Precomputed volumes written with CloudVolume, and arrays whose values encode their coordinates."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 
 Xyz = tuple[int, int, int]
 
-#: Ids from here on cannot pass through a float64 (or a JSON number) unharmed: neighbours merge.
+#: Ids from this number on are not exact in float64 (or as JSON numbers): neighbours merge.
 ID_BASE = 2**60
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -27,7 +27,7 @@ DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def coordinate_values(x: Any, y: Any, z: Any, channel: Any = 0, *, dtype: DTypeLike = np.uint64) -> NDArray[Any]:
-    """Compute the value `coordinate_volume` holds at absolute voxels (broadcasting; negative ones too)."""
+    """Return the values of `coordinate_volume` at absolute voxels (with broadcasting; voxels may be negative)."""
     low18 = np.int64(2**18 - 1)
     x, y, z, channel = (np.asarray(part, dtype=np.int64) & low18 for part in (x, y, z, channel))
     code = np.asarray(ID_BASE + x + (y << 18) + (z << 36) + (channel << 54), dtype=np.uint64)
@@ -120,10 +120,10 @@ class Fib25:
     def body_of(self, supervoxels: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """Look up the body of each supervoxel; 0 stays 0."""
         keys, bodies = self.supervoxel_to_body.T
-        found = np.searchsorted(keys, supervoxels).clip(max=len(keys) - 1)
-        if not np.array_equal(keys[found], supervoxels):
+        rows = np.searchsorted(keys, supervoxels).clip(max=len(keys) - 1)
+        if not np.array_equal(keys[rows], supervoxels):
             raise KeyError("a supervoxel that is not in the table")
-        return np.asarray(bodies[found], dtype=np.uint64)
+        return np.asarray(bodies[rows], dtype=np.uint64)
 
 
 def fib25() -> Fib25:
@@ -187,7 +187,7 @@ def write_volume(
     Parameters
     ----------
     folder
-        Where to write it; made when absent.
+        Folder of the volume; created if needed.
     data
         (x, y, z) or (x, y, z, channel) of mip 0; its dtype is the volume's.
     resolution, voxel_offset, chunk_size
@@ -246,7 +246,7 @@ def write_volume(
 
 
 def sharding_spec(size: Sequence[int], chunk_size: Sequence[int], *, raw: bool = False) -> dict[str, Any]:
-    """Choose shards of 4 minishards of 2 chunks each, so that 128 chunks already make 16 shards."""
+    """Return a specification of shards of 4 minishards of 2 chunks, so that 128 chunks make 16 shards."""
     grid = [-(-int(length) // int(chunk)) for length, chunk in zip(size, chunk_size, strict=True)]
     bits = sum((cells - 1).bit_length() for cells in grid)
     preshift = min(1, max(0, bits - 3))
@@ -265,7 +265,7 @@ def sharding_spec(size: Sequence[int], chunk_size: Sequence[int], *, raw: bool =
 def delete_chunks(path: str, mip: int, predicate: Callable[[Xyz], bool]) -> list[tuple[slice, slice, slice]]:
     """Remove the stored chunks whose first voxel (absolute, in voxels of ``mip``) satisfies ``predicate``.
 
-    From shard files they are removed by writing the files again without them; a shard left empty is deleted.
+    Shard files are rewritten without the chunks; a shard without chunks is deleted.
     Returns the removed chunks as slices into the mip's array (not absolute), for ``expected[chunk] = 0``.
     """
     volume = CloudVolume(path, mip=mip, progress=False)
@@ -290,7 +290,7 @@ def _scale_files(volume: CloudVolume, mip: int) -> CloudFiles:
 
 
 def _chunks(volume: CloudVolume, mip: int) -> Iterator[tuple[Xyz, tuple[slice, slice, slice]]]:
-    """List each chunk's first voxel, absolute, and its slices within the mip's array."""
+    """Yield each chunk's first voxel, absolute, and its slices within the mip's array."""
     offset = [int(v) for v in volume.meta.voxel_offset(mip)]
     size = [int(v) for v in volume.meta.volume_size(mip)]
     step = [int(v) for v in volume.meta.chunk_size(mip)]
@@ -312,7 +312,7 @@ def _morton_codes(volume: CloudVolume, mip: int, start: Xyz, inside: tuple[slice
 
 
 def _encoded_chunks(volume: CloudVolume, mip: int, data: NDArray[Any]) -> dict[int, bytes]:
-    """Encode every chunk by its compressed Morton code."""
+    """Return every chunk, encoded, by its compressed Morton code."""
     encoded: dict[int, bytes] = {}
     for start, inside in _chunks(volume, mip):
         chunk = volume.image.make_shard_chunks(data[inside], _bbox(start, inside), mip=mip)
@@ -327,7 +327,7 @@ def _put_shards(volume: CloudVolume, mip: int, encoded: Mapping[int, bytes]) -> 
         shards.setdefault(spec.compute_shard_location(code).shard_number, {})[code] = content
     files = _scale_files(volume, mip)
     for number, chunks in shards.items():
-        # never compressed as a whole: it is read in ranges
+        # not compressed as a whole, because it is read in ranges
         files.put(f"{number}.shard", spec.synthesize_shard(chunks), compress=None)
 
 
