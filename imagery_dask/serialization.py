@@ -6,9 +6,9 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, cast
 
 import numpy as np
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
 
 __all__ = ["flat", "from_json", "to_json"]
+
+T = TypeVar("T")
 
 # JSON readers that take numbers for floats (JavaScript, jq) keep integers up to here.
 EXACT_AS_FLOAT = 2**53
@@ -47,7 +49,7 @@ def to_json(value: object) -> Any:
     raise TypeError(f"{value!r} ({type(value).__name__}) has no form in JSON.")
 
 
-def from_json(kind: object, value: object) -> Any:
+def from_json(kind: type[T], value: object) -> T:
     """Return a value of a type from its plain form.
 
     Nothing is converted but lists to tuples, decimal text to int, and int to float: a bool is not an int, a float is
@@ -76,9 +78,10 @@ def from_json(kind: object, value: object) -> Any:
     from pydantic import ValidationError
 
     try:
-        return _adapter(kind).validate_python((value,))[0]
+        read: tuple[T] = _adapter(cast(Hashable, kind)).validate_python((value,))
     except ValidationError as error:
         raise ValueError(_message(kind, error)) from None
+    return read[0]
 
 
 def flat(value: object, prefix: str = "") -> dict[str, object]:
