@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 from weakref import WeakSet
@@ -77,12 +78,19 @@ class WorkerSetup(WorkerPlugin):
             worker.loop.add_callback(worker.close, reason=reason)
             raise VersionMismatchError(reason)
         self._limits = bound_threads(int(worker.state.nthreads))
+        _load_readers()
 
     def teardown(self, worker: Any) -> None:
         """Give BLAS its threads back."""
         del worker
         if self._limits is not None:
             self._limits.restore_original_limits()
+
+
+def _load_readers() -> None:
+    """Import what reads and resamples voxels, which takes seconds, before the worker has its first block."""
+    import_module("imagery_dask.arrays.lazy")
+    import_module("imagery_dask.sources.handle")
 
 
 def _here() -> tuple[str, int]:
