@@ -28,10 +28,10 @@ def block_edges(cutout: Cutout, block_bytes: int) -> tuple[list[int], list[int],
     source = cutout.mip.grid
     steps = target.steps_from(source.resolution_nm)
     # Where the target is coarser, a block's memory is that of its source voxels.
-    voxel_bytes = np.dtype(cutout.stored_dtype).itemsize * cutout.channels * max(1.0, float(steps.prod))
+    voxel_bytes = np.dtype(cutout.stored_dtype).itemsize * cutout.channels * max(1.0, float(steps.prod()))
     voxels = block_bytes // voxel_bytes
     unit = cutout.unit
-    if unit.prod / steps.prod > SPLIT_ABOVE * voxels:
+    if unit.prod() / steps.prod() > SPLIT_ABOVE * voxels:
         unit = cutout.mip.chunk_shape
     shape = grow_block(unit, source.shape, steps, voxels)
     for axis, name in enumerate(AXES):
@@ -54,7 +54,7 @@ def grow_block(unit: Vec3[int], extent: Vec3[int], steps: Vec3[Fraction], voxels
     def span(axis: int) -> Fraction:
         return block[axis] / steps[axis]
 
-    most = SPLIT_ABOVE * max(voxels, unit.prod)
+    most = SPLIT_ABOVE * max(voxels, unit.prod())
     while math.prod(span(axis) for axis in range(3)) > most and max(block) > 1:
         longest = max((axis for axis in range(3) if block[axis] > 1), key=span)
         block[longest] = -(-block[longest] // 2)

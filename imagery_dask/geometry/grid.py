@@ -209,7 +209,7 @@ class VoxelGrid:
     @property
     def size(self) -> int:
         """Number of voxels, as a Python integer, which does not overflow."""
-        return self.shape.prod
+        return self.shape.prod()
 
     @property
     def translation_nm(self) -> Vec3[float]:

@@ -26,7 +26,7 @@ class Vec3(NamedTuple, Generic[T]):
     ((290, 128, 64), (12, 22, 0))
     >>> (stop - start).ceil_div((128, 128, 64))
     (3, 1, 1)
-    >>> stop.prod, stop.zyx, stop.y
+    >>> stop.prod(), stop.zyx, stop.y
     (2841600, (64, 148, 300), 148)
     >>> start.maximum(12), start.all_le(stop), stop == (300, 148, 64)
     ((12, 20, 12), True, True)
@@ -54,9 +54,9 @@ class Vec3(NamedTuple, Generic[T]):
         """The values in the order z, y, x."""
         return Vec3(self[2], self[1], self[0])
 
-    @property
-    def prod(self) -> T:
-        """Product of the values."""
+    def prod(self, axis: None = None, dtype: object = None, out: None = None) -> T:
+        """Return the product of the values; numpy's arguments make ``np.prod`` of a `Vec3` give the same."""
+        del axis, dtype, out
         x, y, z = _numbers(self)
         return x * y * z  # type: ignore[no-any-return]
 

@@ -61,7 +61,7 @@ class Mip:
     @property
     def chunk_count(self) -> int:
         """Number of storage chunks that cover the level."""
-        return self.grid.shape.ceil_div(self.chunk_shape).prod
+        return self.grid.shape.ceil_div(self.chunk_shape).prod()
 
 
 @dataclass(frozen=True, slots=True)

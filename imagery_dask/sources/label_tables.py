@@ -55,7 +55,7 @@ class LabelTables:
             The usual encoders write tables that do not overlap.
         """
         words: NDArray[np.uint32] = np.frombuffer(content[: len(content) // 4 * 4], "<u4")
-        blocks = int(Vec3.of(shape).ceil_div(block_size).prod)  # the info may give numpy integers
+        blocks = int(Vec3.of(shape).ceil_div(block_size).prod())  # the info may give numpy integers
         base = int(words[0]) if len(words) else 0
         if blocks == 0 or base == 0 or base + 2 * blocks > len(words):
             return None

@@ -67,7 +67,7 @@ def test_document_names_these_tests() -> None:
     tests = {name for name in globals() if name.startswith("test_")} - {"test_document_names_these_tests"}
     # What needs a CAVE server is tested beside it, and so is what needs no volume.
     beside = [
-        *(Path(__file__).parents[1] / "integration").glob("test_dynamic*.py"),
+        *(Path(__file__).parents[1] / "integration").glob("dynamic/test_*.py"),
         *Path(__file__).parent.glob("*overlay*"),
     ]
     others = "".join(file.read_text() for file in beside)

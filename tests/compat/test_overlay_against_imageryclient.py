@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import imagery_dask
-from imagery_dask.arrays import lazy
+from imagery_dask.arrays import cutout_array
 from imagery_dask.render.palettes import discrete_colors
 
 FIRST_ID = 2**60 + 1
@@ -148,7 +148,7 @@ def test_masks_of_a_cutout_are_drawn_by_one_pass(world: World, options: dict[str
     image = world.ours.image_cutout(BOUNDS, mip=1)
     released = world.released.split_segmentation_cutout(BOUNDS, mip=0)
     colors = {root_id: (0.1 * (number % 9), 0.5, 1) for number, root_id in enumerate(world.ids)}
-    with mock.patch.object(lazy, "read_objects", wraps=lazy.read_objects) as read:
+    with mock.patch.object(cutout_array, "read_objects", wraps=cutout_array.read_objects) as read:
         ours = imagery_dask.composite_overlay(masks, colors, imagery=image, **options)
     voxels = sum(int(np.prod(call.args[1].shape)) for call in read.call_args_list)
     assert voxels == np.prod(masks.shape) + np.prod(image.shape)  # each once, however many objects
@@ -219,7 +219,7 @@ def test_overlay_without_objects_is_a_picture(world: World) -> None:
             (over,) = pixels(imagery_dask.composite_overlay(segs, imagery=grey, outline=outline))
             assert np.unique(over.reshape(-1, 4), axis=0).tolist() == [[7, 7, 7, 255]]
     assert len(imagery_dask.composite_overlay([], imagery=np.zeros((6, 4, 3), dtype=np.uint8))) == 3
-    with pytest.raises(ValueError, match="no masks, and there is no imagery"):
+    with pytest.raises(ValueError, match="no masks and there is no imagery"):
         imagery_dask.composite_overlay([])
     masks = world.ours.split_segmentation_cutout(BOUNDS, root_ids=[], mip=0)
     assert not any(page.any() for page in pixels(imagery_dask.composite_overlay(masks)))

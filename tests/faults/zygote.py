@@ -14,9 +14,18 @@ from typing import Any
 import dask
 import distributed.cli.dask_scheduler
 import distributed.cli.dask_worker  # noqa: F401
+import zarrs  # noqa: F401
 
-import imagery_dask.cli.main
-import imagery_dask.run.block  # noqa: F401
+import imagery_dask
+from imagery_dask.cli import cmd_export, cmd_plan, cmd_status, cmd_submit, cmd_verify  # noqa: F401
+from imagery_dask.cluster.worker_plugin import prepare_workers  # noqa: F401
+from imagery_dask.export import registry, verify  # noqa: F401
+from imagery_dask.export.planning import estimate  # noqa: F401
+from imagery_dask.run.block import run_batch  # noqa: F401
+from imagery_dask.sources.precomputed import PrecomputedVolume  # noqa: F401
+
+# Names that are imported when they are first used: here, rather than in each process.
+NAMES = [getattr(imagery_dask, name) for name in imagery_dask.__all__]
 
 
 def start(code: str, arguments: list[str], environment: dict[str, str], said: str) -> int:

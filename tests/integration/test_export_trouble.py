@@ -198,8 +198,8 @@ def test_objects_below_a_url_are_never_removed(data: Any, overwrite: bool) -> No
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"chunks": (16, 0, 16)}, ValueError, "chunks .*above 0.*16, 0, 16"),
-        ({"chunks": (16, -16, 16)}, ValueError, "chunks .*above 0"),
+        ({"chunks": (16, 0, 16)}, ValueError, "chunks .*from 1.*16, 0, 16"),
+        ({"chunks": (16, -16, 16)}, ValueError, "chunks .*from 1"),
         ({"chunks": (16, 16)}, ValueError, "chunks .*three"),
         ({"chunks": (16, 16, 8.5)}, ValueError, "chunks .*whole"),
         ({"chunks": "auto"}, ValueError, "chunks .*'auto'"),

@@ -105,13 +105,13 @@ class Volume:
 
     def held_bytes(self, plan: BlockPlan) -> int:
         """Return the most bytes that a task holds: a block, what it is computed from, and what it is encoded to."""
-        block = plan.largest_piece.prod * self.voxel_bytes
+        block = plan.largest_piece.prod() * self.voxel_bytes
         if self.source is not None:
-            return int(plan.largest_piece.prod * self.read_bytes) + 2 * block
+            return int(plan.largest_piece.prod() * self.read_bytes) + 2 * block
         if self.held is not None:
             return 2 * block
         crossed = Vec3.of(self.array.chunks[:3]).map(_longest, plan.edges)
-        return crossed.prod * self.voxel_bytes + 2 * block
+        return crossed.prod() * self.voxel_bytes + 2 * block
 
     def reader(self, region: Region) -> Callable[[], Array]:
         """Return a picklable function that reads the voxels of a region."""

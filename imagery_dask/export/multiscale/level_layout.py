@@ -95,11 +95,11 @@ def lay_out(
         Bytes of a voxel with all its channels.
     """
     chunk = Vec3.of(chunks)
-    total = levels[0].shape.prod * voxel_bytes
+    total = levels[0].shape.prod() * voxel_bytes
     least, most = config.get("export.small_fused_bytes"), config.get("export.fused_bytes")
     fused = min(most, max(least, total // config.get("export.fused_blocks_at_least"))) // voxel_bytes
     if shards == "auto":
-        count = levels[0].shape.ceil_div(chunk).prod
+        count = levels[0].shape.ceil_div(chunk).prod()
         wanted = min(SHARD_BYTES, total // SHARDS_AT_LEAST) // voxel_bytes
         shards = None if count <= CHUNKS_UNSHARDED else _grown(chunk, levels[min(1, len(levels) - 1)].step, wanted)
     layouts: list[LevelLayout] = []
@@ -112,7 +112,7 @@ def lay_out(
         for level in levels[first + 1 :]:
             scale = scale * level.step
             larger = unit.map(math.lcm, scale * chunk)
-            if larger.minimum(levels[first].shape).prod > fused:
+            if larger.minimum(levels[first].shape).prod() > fused:
                 break
             unit = larger
             layouts.append(_clipped(level, chunk, None if shards is None else unit // scale))

@@ -273,7 +273,7 @@ def _reader(export: VolumeLevels, index: int, region: Region, stores: Sequence[L
         return export.volumes[index].reader(region)
     volume, stage, first = export.volumes[0], export.stages[index], export.stages[index].first
     step = export.levels[first].step
-    voxels = max(1, PIECE_BYTES // (volume.voxel_bytes * step.prod))
+    voxels = max(1, PIECE_BYTES // (volume.voxel_bytes * step.prod()))
     unit = _halved(stage.unit, voxels)
     return ReadDownsampled(stores[first - 1], export.levels[first - 1].shape, region, step, unit, volume.labels)
 

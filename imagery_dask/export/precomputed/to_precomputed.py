@@ -132,7 +132,7 @@ def _objects(export: PrecomputedExport) -> int:
     total = 0
     for layer in export.layers:
         for scale in layer.info["scales"]:
-            total += Vec3.of(scale["size"]).ceil_div(scale["chunk_sizes"][0]).prod
+            total += Vec3.of(scale["size"]).ceil_div(scale["chunk_sizes"][0]).prod()
         total += 2 + len(layer.beside)
     return total
 

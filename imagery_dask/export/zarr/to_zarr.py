@@ -149,7 +149,7 @@ def _objects(export: ZarrExport) -> int:
         groups |= {"labels", multiscale.volume.group} if multiscale.volume.group else set()
         arrays += len(multiscale.layouts)
         for layout in multiscale.layouts:
-            chunks += layout.level.shape.ceil_div(layout.shard or layout.chunk).prod
+            chunks += layout.level.shape.ceil_div(layout.shard or layout.chunk).prod()
     # .zgroup or .zarray, and .zattrs; or zarr.json.
     metadata_files = 2 if export.options.zarr_format == 2 else 1
     return chunks + metadata_files * (len(groups) + arrays)

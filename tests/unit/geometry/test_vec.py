@@ -73,7 +73,7 @@ def test_named_operations_are_elementwise(numbers: Any, data: st.DataObject) -> 
     assert same(-vec, (-a).tolist())
     assert same(vec.zyx, own[::-1])
     assert same(vec.map(max, other), [max(pair) for pair in zip(own, other, strict=True)])
-    assert vec.prod == own[0] * own[1] * own[2]
+    assert vec.prod() == own[0] * own[1] * own[2]
     assert vec.all_le(other) == bool((a <= b).all())
     assert vec.all_lt(other) == bool((a < b).all())
     assert (vec.x, vec.y, vec.z) == own
@@ -152,7 +152,7 @@ def test_json_gives_it_back(resolution_nm: Vec3[float] | None) -> None:
 
 
 def test_integers_beyond_64_bits_and_fractions_stay_exact() -> None:
-    assert Vec3(10**7, 10**7, 10**7).prod == 10**21
+    assert Vec3(10**7, 10**7, 10**7).prod() == 10**21
     assert (Vec3(2**53, 0, 0) + 1).x == 2**53 + 1
     assert Vec3(Fraction(1, 3), Fraction(1, 7), Fraction(2)) * Fraction(21) == (7, 3, 42)
 
@@ -171,3 +171,9 @@ def test_a_part_of_a_region_is_found_in_its_array(pair: tuple[Region, Region]) -
     voxels = np.arange(12**3).reshape(12, 12, 12)
     assert np.array_equal(voxels[outer][region_within(part, outer)], voxels[part])
     assert region_between(start_of(part), stop_of(part)) == part
+
+
+def test_numpy_functions_take_it() -> None:
+    shape = Vec3(3, 4, 5)
+    assert (np.prod(shape), np.prod(shape, dtype=object), np.sum(shape), np.max(shape)) == (60, 60, 12, 5)
+    assert np.zeros(shape).shape == shape
