@@ -634,7 +634,13 @@ def test_a_place_below_a_file_is_refused(tmp_path: Path, sources: dict[str, str]
 
 AS_NOBODY = """
 import os
-from imagery_dask.cli import main  # before: an interpreter in somebody's home is nobody else's to read
+import json, tempfile, uuid  # now: an interpreter in somebody's home is nobody else's to read
+import imagery_dask
+from imagery_dask.cli import cmd_plan, main
+from imagery_dask.export import registry
+from imagery_dask.export.planning import estimate
+from imagery_dask.sources.precomputed import PrecomputedVolume
+names = [getattr(imagery_dask, name) for name in imagery_dask.__all__]
 os.setgid(65534)
 os.setuid(65534)
 main()

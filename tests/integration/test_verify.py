@@ -362,7 +362,7 @@ def test_a_sample_is_a_share(world: World, threads: Client, command: Command) ->
     for words in (("--sample", "5"), ("--sample", "50%", "--all"), ("--sample", "0%"), ("--sample", "200%")):
         assert command("verify", out, *words, "--cluster", address).code == 2
     for share in (0, -1, 1.5, float("nan")):
-        with pytest.raises(ValueError, match="share of the blocks"):
+        with pytest.raises(ValueError, match="fraction of the blocks"):
             check(out, threads, sample=share)
 
 
