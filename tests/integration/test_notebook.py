@@ -14,6 +14,7 @@ def test_there_is_a_notebook() -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.long
 def test_a_notebook_runs(tmp_path: Path, path: Path) -> None:
     nbclient = pytest.importorskip("nbclient", reason="needs nbclient: pip install 'imagery_dask[notebooks]'")
     nbformat = pytest.importorskip("nbformat")

@@ -99,6 +99,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
 
 
 @pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.long
 def test_a_saved_plan_is_run_elsewhere(
     tmp_path: Path, sources: dict[str, str], threads: Client, processes: Client, command: Command, kind: str
 ) -> None:
@@ -208,6 +209,7 @@ print(client.plan_export([[-20, 60, 20], [50, 110, 50]], sys.argv[2], samples=2)
 """
 
 
+@pytest.mark.long
 def test_a_plain_script_plans(tmp_path: Path, sources: dict[str, str]) -> None:
     """One without the guard that worker processes need."""
     (tmp_path / "script.py").write_text(SCRIPT)
@@ -579,6 +581,7 @@ def test_empty_chunks_are_no_files(tmp_path: Path, threads: Client) -> None:
     assert made.estimate.written_bytes.typical == pytest.approx(chunks)
 
 
+@pytest.mark.long
 def test_lookups_of_roots_are_measured(tmp_path: Path, server: CaveServer, world: World, command: Command) -> None:
     client = ImageryClient(segmentation_source=server.segmentation_source, auth_token=TOKEN)
     start = np.array(world.voxel_offset)
@@ -649,6 +652,7 @@ main()
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 @pytest.mark.parametrize("kind", ["zarr", "precomputed", "png"])
+@pytest.mark.long
 def test_a_folder_of_somebody_else_is_refused(kind: str) -> None:
     # Not below pytest's own folder, which nobody else may enter.
     with tempfile.TemporaryDirectory() as place:
@@ -667,6 +671,7 @@ def test_a_folder_of_somebody_else_is_refused(kind: str) -> None:
 
 # A refusal takes 15 s: CloudFiles asks seven times.
 @pytest.mark.parametrize(("keys", "kind"), [("wrong", "zarr"), ("reader", "png")])
+@pytest.mark.long
 def test_a_bucket_that_refuses(
     tmp_path: Path, sources: dict[str, str], command: Command, s3_server: Any, kind: str, keys: str
 ) -> None:
@@ -681,6 +686,7 @@ def test_a_bucket_that_refuses(
 
 
 @pytest.mark.parametrize("out", ["s3://planned/some/out", "s3://planned-root"])
+@pytest.mark.long
 def test_a_bucket_is_left_as_it_is(sources: dict[str, str], command: Command, s3_server: Any, out: str) -> None:
     bucket = out.split("/")[2]
     s3_server.create_bucket(bucket)

@@ -230,6 +230,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.long
 def test_a_flipped_bit_is_found(world: World, threads: Client, form: str) -> None:
     out = export(world, form, threads)
     report = check(out, threads)
@@ -573,6 +574,7 @@ IN_S3 = ["zarr pyramid", "zarr shards", "raw", "compressed_segmentation", "png"]
 
 
 @pytest.mark.parametrize("form", IN_S3)
+@pytest.mark.long
 def test_exports_in_a_bucket(world: World, threads: Client, command: Command, s3_server: Any, form: str) -> None:
     address = threads.scheduler_info()["address"]
     bucket = "verify-" + re.sub(r"[ _]", "-", form)
