@@ -236,6 +236,8 @@ def test_a_holder_that_stood_still_ends(world: World, folder: Path, start: Start
     some_blocks(folder, first)
     first.send(signal.SIGSTOP)
     time.sleep(EXPIRES_S)
+    if how == "overwrites":
+        _wait_for_workers(folder)
     more = ["--overwrite"] if how == "overwrites" else []
     second = start([*arguments_of(world, folder, kind), *more], IMPATIENT + CLI)
     if how == "goes on":
@@ -251,6 +253,14 @@ def test_a_holder_that_stood_still_ends(world: World, folder: Path, start: Start
     assert "Traceback" not in first.said
     assert second.wait() == 0, second.said
     assert_same(settled(folder), expected)
+
+
+def _wait_for_workers(folder: Path) -> None:
+    """Wait until the workers of a driver that stands still have written the blocks that they had."""
+    before = -1
+    while (now := receipts_so_far(folder)) != before:
+        before = now
+        time.sleep(2.0)
 
 
 def test_what_a_lease_says(tmp_path: Path) -> None:
