@@ -58,7 +58,19 @@ class CorruptChunkError(SourceError):
 
 
 class TargetBusyError(ImageryDaskError, FileExistsError):
-    """Another process writes to the same place at the moment."""
+    """Another process is writing to the target.
+
+    Parameters
+    ----------
+    message : str
+        The target, and the process.
+    purpose : str, optional
+        What the other process holds its lease for (`imagery_dask.records.lease.Purpose`).
+    """
+
+    def __init__(self, message: str, purpose: str | None = None) -> None:
+        super().__init__(message)
+        self.purpose = purpose
 
 
 class TargetFullError(ImageryDaskError, OSError):

@@ -29,7 +29,8 @@ from imagery_dask.storage.files import Files
 __all__ = ["NAME", "HeldLease", "Lease", "NoLease", "Purpose", "brief_lease", "holder_of", "is_held"]
 
 NAME = "lease.json"
-# Purpose: all of an export; the blocks of a part; the start or end of a part; the blocks that parts have left.
+# Purpose: all of an export; the blocks of a part; a moment, to look at runs or crashed parts; the blocks that parts have
+# left.
 Purpose = Literal["write", "part", "open", "close"]
 # A wait for one that is held for long is said.
 SAID_AFTER_S = 10.0
@@ -92,7 +93,7 @@ class Lease:
         if not created:
             held = self._read()
             if held is not None and not self._is_over(held):
-                raise TargetBusyError(self._busy(held))
+                raise self._busy(held)
             self._take_over(held)
         if not created or self._files.folder is None:
             # Of a bucket some servers look whether there is a file, and then write one, as others do meanwhile.
@@ -101,7 +102,7 @@ class Lease:
             if held is None:  # removed by the one that was taken for dead
                 self._write()
             elif held["id"] != self._mine["id"]:
-                raise TargetBusyError(self._busy(held))
+                raise self._busy(held)
         self._looked = time.monotonic()
         self._thread.start()
 
@@ -220,11 +221,12 @@ class Lease:
     def _content(self) -> bytes:
         return json.dumps(self._mine | {"renewed": time.time()}).encode()
 
-    def _busy(self, held: JsonObject) -> str:
-        return (
+    def _busy(self, held: JsonObject) -> TargetBusyError:
+        return TargetBusyError(
             f"{self._out} is being written by process {held['pid']} on {held['host']} "
             f"(last heard of {max(0.0, time.time() - float(held['renewed'])):.0f} s ago). Wait for it, or end it; if "
-            f"it crashed, try again in {config.get('lease.expires_s'):.0f} s."
+            f"it crashed, try again in {config.get('lease.expires_s'):.0f} s.",
+            held.get("purpose"),
         )
 
 
@@ -245,32 +247,32 @@ HeldLease = Lease | NoLease
 
 
 @contextmanager
-def brief_lease(files: Files, out: str) -> Iterator[Lease]:
-    """Hold the lease for a moment ("open"); wait for processes that hold it for a moment too, or may have crashed.
+def brief_lease(files: Files, out: str, name: str = NAME) -> Iterator[Lease]:
+    """Hold a lease for a moment ("open"); wait for processes that hold it for a moment too, or may have crashed.
 
     Raises
     ------
     TargetBusyError
-        Another process writes the whole export, or the blocks that parts have left.
+        Another process holds it for longer: it writes the whole export, a part, or the blocks that parts have left.
     """
     since = time.monotonic()
-    said, silent = False, None
+    warned, silent = False, None
     with ExitStack() as stack:
         while True:
-            lease = Lease(files, out, purpose="open")
+            lease = Lease(files, out, name, "open")
             try:
                 stack.enter_context(lease)
                 break
             except TargetBusyError:
-                held = holder_of(files)
+                held = holder_of(files, name)
                 if held is not None and held.get("purpose") != "open":
                     # One that is late may have crashed: it is, or it is heard of before that is certain.
                     recent = time.time() - float(held["renewed"]) < 2 * config.get("lease.renew_s")
                     if recent or held != (silent or held):
                         raise
                     silent = held
-            if not said and held is not None and time.monotonic() - since > SAID_AFTER_S:
-                said = True
+            if not warned and held is not None and time.monotonic() - since > SAID_AFTER_S:
+                warned = True
                 _logger.warning("%s is held by process %s on %s: waiting for it.", out, held["pid"], held["host"])
             time.sleep(TRY_AGAIN_S * random.uniform(0.2, 1.0))
         yield lease

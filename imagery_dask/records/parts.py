@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from imagery_dask.annotations import JsonObject
 from imagery_dask.errors import TargetBusyError
-from imagery_dask.records.lease import Lease, holder_of
+from imagery_dask.records.lease import Lease, brief_lease, holder_of
 from imagery_dask.storage.files import Files
 
 __all__ = ["Part", "refuse_other_parts", "refuse_parts", "settle_part", "part_holders"]
@@ -97,13 +97,13 @@ def refuse_other_parts(files: Files, url: str, part: Part) -> None:
 def settle_part(files: Files, url: str, part: Part) -> None:
     """Raise `TargetBusyError` while another process does this part; remove its lease if that process crashed."""
     if part in _parts(files):
-        with Lease(files, f"{part} of {url}", part.file):
-            pass
+        with brief_lease(files, f"{part} of {url}", part.file):
+            pass  # another process may have been removing it at the same moment
 
 
 def _refuse(files: Files, url: str, parts: list[Part]) -> None:
     def settle(part: Part) -> None:
-        with Lease(files, f"{part} of {url}", part.file):
+        with Lease(files, f"{part} of {url}", part.file, "open"):
             pass  # the process had crashed; the lease is removed at the end
 
     if parts:

@@ -33,7 +33,6 @@ from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.core.run_states import NewRun, StartedRun
 from imagery_dask.export.execution.resume import look_at, open_end, open_part, open_run
 from imagery_dask.export.reports.html_report import checked_report, reported
-from imagery_dask.records.lease import holder_of, is_held
 from imagery_dask.records.ledger import missing_first, write_ledger
 from imagery_dask.records.parts import Part
 from imagery_dask.run import BlockTask, Rules, RunReport, check_missing, is_full, run_blocks
@@ -231,8 +230,8 @@ class _PartRun:
         if report is None or not report.ok:
             try:
                 report = self._write_own()
-            except TargetBusyError:
-                if report is None or not self._is_closed_by_another():
+            except TargetBusyError as error:
+                if report is None or error.purpose != "close":
                     raise
             report.raise_for_failures()
         return self._write_rest(report)
@@ -279,11 +278,6 @@ class _PartRun:
         counted = self.part.of_blocks(run.plan.blocks)
         counted[next((end for end in run.plan.ends if left[:end].any()), len(counted)) :] = False
         return Execution(self.work, run, left & counted, run.report(left & counted, counted))
-
-    def _is_closed_by_another(self) -> bool:
-        files = self.work.export.records
-        holder = None if files is None else holder_of(files)
-        return is_held(holder) and holder is not None and holder.get("purpose") == "close"
 
     def _left(self, report: RunReport, what: str) -> RunReport:
         report.notes.append(f"{self.part} is done; {what}.")

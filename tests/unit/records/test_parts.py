@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from imagery_dask.errors import TargetBusyError
 from imagery_dask.records.lease import Lease
-from imagery_dask.records.parts import Part, part_holders, refuse_other_parts, refuse_parts
+from imagery_dask.records.parts import Part, part_holders, refuse_other_parts, refuse_parts, settle_part
 from imagery_dask.storage.files import Files
 
 
@@ -63,3 +64,21 @@ def test_leases_of_dead_processes_are_removed(tmp_path: Path) -> None:
     files.put("part-1-of-2.json", content.replace(f'"pid": {os.getpid()}'.encode(), b'"pid": 4194000'))
     refuse_parts(files, "OUT")
     assert list(files.names()) == []
+
+
+def test_a_part_waits_while_another_process_removes_its_old_lease(tmp_path: Path) -> None:
+    """The process that closes the store settles crashed parts too, perhaps at the moment when one starts again."""
+    files, part = Files.at(tmp_path / "out.receipts"), Part(1, 2)
+    settling = Lease(files, f"{part} of OUT", part.file, "open")
+    settling.__enter__()
+    end = threading.Timer(0.3, settling.__exit__, (None, None, None))
+    end.start()
+    settle_part(files, "OUT", part)
+    assert end.finished.is_set()
+    assert list(files.names()) == []
+    with (
+        Lease(files, f"{part} of OUT", part.file, "part"),
+        pytest.raises(TargetBusyError, match="part 1 of 2 of OUT is being written") as refused,
+    ):
+        settle_part(files, "OUT", part)
+    assert refused.value.purpose == "part"
