@@ -1,4 +1,4 @@
-"""Sources and clusters that the tests of faults share: starting one takes seconds."""
+"""Sources and a cluster that the fault tests share, since starting them takes seconds."""
 
 from __future__ import annotations
 
@@ -8,38 +8,39 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from faults.harness import Cluster, cluster, driver, export, settled, write_sources, zygote
+from faults.harness import Cluster, cluster, comparable_files, driver, export_arguments, write_sources, zygote
 from support.http_server import FileServer
 
 
 @dataclass
 class World:
-    """A slow server of sources, and what exports of them leave that nothing happened to."""
+    """A slow server of sources, and the files of undisturbed exports of them."""
 
     folder: Path
     server: FileServer
     cluster: Cluster
-    _left: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    _expected: dict[str, dict[str, bytes]] = field(default_factory=dict)
 
-    def export(self, kind: str, folder: Path, *more: Any) -> list[str]:
-        """Arguments of an export into a folder, which is made."""
+    def export_arguments(self, kind: str, folder: Path, *options: Any) -> list[str]:
+        """Create a folder and return the command line of an export into it."""
         folder.mkdir(exist_ok=True)
-        return export(kind, folder / "out", self.server.url, *more)
+        return export_arguments(kind, folder / "out", self.server.url, *options)
 
     def expected(self, kind: str) -> dict[str, bytes]:
-        """Everything that an export leaves which nothing happens to."""
-        if kind not in self._left:
+        """Return the files of an undisturbed export; it runs once per kind."""
+        if kind not in self._expected:
             folder = self.folder / f"expected-{kind}"
             self.cluster.ensure()
-            process = driver(self.export(kind, folder, "--cluster", self.cluster.address), self.folder / f"{kind}.log")
-            assert process.wait() == 0, process.said
-            self._left[kind] = settled(folder)
-        return self._left[kind]
+            arguments = self.export_arguments(kind, folder, "--cluster", self.cluster.address)
+            process = driver(arguments, self.folder / f"{kind}.log")
+            assert process.wait() == 0, process.output
+            self._expected[kind] = comparable_files(folder)
+        return self._expected[kind]
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """Serve the sources, with a cluster of two workers for exports that nothing happens to."""
+    """Serve the sources, and run a cluster of two workers for undisturbed exports."""
     folder = tmp_path_factory.mktemp("faults")
     write_sources(folder / "sources")
     with (
@@ -52,7 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @pytest.fixture(autouse=True)
 def _fast(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Serve at once where a test does not need a slow source."""
+    """Set the server's latency to `LATENCY_S` of the test's module, if it has one."""
     if request.module.__dict__.get("LATENCY_S") is None:
         yield
         return

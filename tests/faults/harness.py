@@ -1,4 +1,4 @@
-"""Exports in processes that can be killed: drivers, schedulers and workers, each of its own, and what they leave."""
+"""Run exports whose driver, scheduler and workers are processes that a test can kill, and compare their files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from imagery_dask.records.receipts import RECEIPT
 from imagery_dask.storage.files import Files
 
 ROOT = Path(__file__).resolve().parents[2]
-# Small volumes in many blocks, and levels that are made of the level above: as in large ones.
+# Split small volumes into many blocks, and build each level from the level above, as for large volumes.
 SMALL = """
 from imagery_dask.config import config
 config.set({"export.small_fused_bytes": 2**17, "export.fused_blocks_at_least": 64})
@@ -39,51 +39,52 @@ SCHEDULER = "from distributed.cli.dask_scheduler import main; main()"
 WORKER = "from distributed.cli.dask_worker import main; main()"
 SEEDS = int(os.environ.get("IMAGERY_DASK_FAULT_SEEDS", "2"))
 SHAPE = (128, 128, 64)
-# How long a client tries to reach a scheduler that is not there.
+# Timeout of a client that connects to a scheduler that does not run.
 CONNECT = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s"}
-# What takes longer and shows little more is for those who ask for many.
+# Slow cases that show little more run only when many seeds are requested.
 MANY = SEEDS > 2
-# A scheduler that is killed is noticed long before this.
+# Upper bound for noticing that a scheduler was killed.
 BOUND_S = 60.0
 
 
 def write_sources(folder: Path) -> None:
-    """Imagery and segmentation of 64 storage chunks each, of which a few are not there."""
+    """Write imagery and segmentation of 64 storage chunks each, and delete a few of the chunks."""
     write_volume(folder / "image", coordinate_volume(SHAPE, dtype=np.uint8), compress=False)
     write_volume(folder / "ids", random_labels(SHAPE, n=60), layer_type="segmentation", compress=False)
     delete_chunks(f"precomputed://file://{folder}/image", 0, lambda start: start in ((0, 32, 16), (96, 64, 0)))
     delete_chunks(f"precomputed://file://{folder}/ids", 0, lambda start: start == (32, 64, 48))
 
 
-def export(kind: str, out: Path, url: str, *more: Any) -> list[str]:
-    """Arguments of an export of both layers in about a hundred blocks, or of their overlay."""
+def export_arguments(kind: str, out: Path, url: str, *options: Any) -> list[str]:
+    """Return the command line of an export of both layers in about a hundred blocks, or of their overlay."""
     region = ["--bounds", 0, 0, 0, *SHAPE, "--image-source", f"precomputed://{url}/image"]
     region += ["--segmentation-source", f"precomputed://{url}/ids"]
     blocks = ["--chunks", "16,16,16", "--block-mib", 0.03]
-    of_kind = {
+    format_options = {
         "zarr": [*blocks, "--levels", 4, "--shards", "none"],
         "shards": [*blocks, "--levels", 2, "--shards", "32,32,16"],
         "precomputed": [*blocks, "--levels", 2],
         "png": ["--what", "overlay", "--tile", 32],
     }[kind]
     name = "zarr" if kind == "shards" else kind
-    return list(map(str, ["export", name, out, *region, *of_kind, *more]))
+    return list(map(str, ["export", name, out, *region, *format_options, *options]))
 
 
 # ------------------------------------------------------------------------------------------------------- processes
 
 
-def environment(**more: str) -> dict[str, str]:
+def environment(**variables: str) -> dict[str, str]:
+    """Return the environment of a process that can import the package and the tests."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     return (
         {**os.environ, "PYTHONPATH": paths.rstrip(os.pathsep), "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
         | CONNECT
-        | more
+        | variables
     )
 
 
 class Zygote:
-    """Starts processes from one that has imported everything."""
+    """Start processes by forking one that has imported everything."""
 
     def __init__(self) -> None:
         self._popen = subprocess.Popen(
@@ -91,10 +92,10 @@ class Zygote:
             env=environment(), text=True, start_new_session=True,
         )  # fmt: skip
 
-    def ask(self, **what: Any) -> Any:
+    def ask(self, **request: Any) -> Any:
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
-        self._popen.stdin.write(json.dumps(what) + "\n")
+        self._popen.stdin.write(json.dumps(request) + "\n")
         self._popen.stdin.flush()
         return json.loads(self._popen.stdout.readline())
 
@@ -105,54 +106,55 @@ class Zygote:
 
 @cache
 def zygote() -> Zygote:
-    """Give the one of this session; `tests/faults/conftest.py` ends it."""
+    """Return the zygote of this session; `tests/faults/conftest.py` ends it."""
     return Zygote()
 
 
 class Process:
-    """A process of Python that writes what it says to a file, and is ended with the test.
+    """A Python process that writes its output to a log file.
 
     Parameters
     ----------
     code, arguments
-        What it runs.
-    said : Path
-        What it says.
+        Code that the process runs, and its `sys.argv`.
+    log : Path
+        File for stdout and stderr.
     prefix : sequence of str
-        Command that starts it, such as one that puts it into another network.
-    **more : str
-        Of its environment.
+        Command that starts the process, such as one that enters a network namespace.
+    **variables : str
+        Additional environment variables.
     """
 
     def __init__(
-        self, code: str, arguments: Sequence[Any], said: Path, prefix: Sequence[str] = (), **more: str
+        self, code: str, arguments: Sequence[Any], log: Path, prefix: Sequence[str] = (), **variables: str
     ) -> None:
-        self._said, self._popen = said, None
-        given = list(map(str, arguments))
+        self._log, self._popen = log, None
+        words = list(map(str, arguments))
         if prefix:
-            with said.open("ab") as file:
+            with log.open("ab") as file:
                 self._popen = subprocess.Popen(
-                    [*prefix, sys.executable, "-c", code, *given], stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-                    env=environment(**more), start_new_session=True,
+                    [*prefix, sys.executable, "-c", code, *words], stdin=subprocess.DEVNULL, stdout=file, stderr=file,
+                    env=environment(**variables), start_new_session=True,
                 )  # fmt: skip
             self.pid = self._popen.pid
         else:
-            start = {"code": code, "arguments": given, "environment": environment(**more), "said": str(said)}
+            start = {"code": code, "arguments": words, "environment": environment(**variables), "log": str(log)}
             self.pid = int(zygote().ask(start=start))
         self._children: list[psutil.Process] = []
 
     @property
     def code(self) -> int | None:
-        """How it ended; None while it runs."""
-        found = zygote().ask(poll=self.pid) if self._popen is None else self._popen.poll()
-        return None if found is None else int(found)
+        """Exit code; None while the process runs."""
+        status = zygote().ask(poll=self.pid) if self._popen is None else self._popen.poll()
+        return None if status is None else int(status)
 
     @property
-    def said(self) -> str:
-        return without_dashboard(self._said.read_text()) if self._said.exists() else ""
+    def output(self) -> str:
+        """What the process has written so far, without the line that names the dashboard."""
+        return without_dashboard(self._log.read_text()) if self._log.exists() else ""
 
     def send(self, number: int) -> None:
-        """Send a signal to it, and to nothing that it started."""
+        """Send a signal to the process, and not to its children."""
         if self.code is None:
             with suppress(psutil.NoSuchProcess):
                 self._children += psutil.Process(self.pid).children(recursive=True)
@@ -168,28 +170,28 @@ class Process:
         return code
 
     def end(self) -> None:
-        """End it, and the processes that it started and that outlived it."""
+        """Kill the process and those of its children that outlived it."""
         self.kill()
         for child in self._children:
             with suppress(psutil.NoSuchProcess):
                 child.kill()
 
 
-def driver(arguments: Sequence[str], said: Path, code: str = CLI, prefix: Sequence[str] = ()) -> Process:
+def driver(arguments: Sequence[str], log: Path, code: str = CLI, prefix: Sequence[str] = ()) -> Process:
     """Start the command line in a process of its own."""
-    return Process(code, arguments, said, prefix)
+    return Process(code, arguments, log, prefix)
 
 
 @dataclass
 class Cluster:
-    """A scheduler and workers without nannies, each a process that is started again when it is dead."""
+    """A scheduler and workers without nannies, as processes that `ensure` restarts when they have died."""
 
     folder: Path
     workers: int = 2
     host: str = "127.0.0.1"
-    more: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
     worker: str = WORKER
-    # Before the command of each worker: in which network it is.
+    # Command that starts each of the first workers in another network namespace.
     prefixes: Sequence[Sequence[str]] = ()
     running: dict[str, Process] = field(default_factory=dict)
 
@@ -198,7 +200,7 @@ class Cluster:
         self.address = f"tcp://{self.host}:{self.port}"
 
     def ensure(self) -> None:
-        """Start what is not running."""
+        """Start each process that does not run."""
         common = ["--no-dashboard"]
         self._start("scheduler", SCHEDULER, ["--host", self.host, "--port", self.port, *common])
         for number in range(self.workers):
@@ -209,10 +211,10 @@ class Cluster:
 
     def _start(self, name: str, code: str, arguments: Sequence[Any], prefix: Sequence[str] = ()) -> None:
         if name not in self.running or self.running[name].code is not None:
-            self.running[name] = Process(code, arguments, self.folder / f"{name}.log", prefix, **self.more)
+            self.running[name] = Process(code, arguments, self.folder / f"{name}.log", prefix, **self.variables)
 
     def kill(self, name: str) -> None:
-        """Kill a process; workers end by themselves when their scheduler does."""
+        """Kill a process; when the scheduler is killed, also wait for the workers, which then exit."""
         self.running[name].kill()
         if name == "scheduler":
             for other in self.running.values():
@@ -227,36 +229,36 @@ class Cluster:
 
 @contextmanager
 def cluster(folder: Path, **options: Any) -> Iterator[Cluster]:
-    """Run a cluster while the block lasts."""
+    """Run a cluster until the `with` block ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = Cluster(folder, **options)
+    started = Cluster(folder, **options)
     try:
-        made.ensure()
-        yield made
+        started.ensure()
+        yield started
     finally:
-        made.end()
+        started.end()
 
 
-def wait_for(what: Callable[[], Any], timeout: float = 60, every: float = 0.01) -> Any:
-    """Wait until something is true, and give it."""
+def wait_for(condition: Callable[[], Any], timeout: float = 60, every: float = 0.01) -> Any:
+    """Wait until a condition is true, and return its value."""
     deadline = time.monotonic() + timeout
-    while not (found := what()):
-        assert time.monotonic() < deadline, "waited in vain"
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"the condition was not met within {timeout} s"
         time.sleep(every)
-    return found
+    return value
 
 
-# -------------------------------------------------------------------------------------------------- what they leave
+# ------------------------------------------------------------------------------------------------ files of exports
 
 
 def records_of(folder: Path) -> Path:
-    """Folder of the records of the only export in a folder."""
-    (found,) = folder.glob("*.receipts")
-    return found
+    """Return the folder with the records of the only export in a folder."""
+    (records,) = folder.glob("*.receipts")
+    return records
 
 
 def receipts_so_far(folder: Path) -> int:
-    """Count the receipts below a folder, without reading them; processes write meanwhile."""
+    """Count the receipts of the export in a folder by the sizes of files, while processes write them."""
     total = 0
     for file in folder.glob("*.receipts/*/receipts-*.bin"):
         with suppress(FileNotFoundError):
@@ -264,21 +266,21 @@ def receipts_so_far(folder: Path) -> int:
     return total
 
 
-def settled(folder: Path) -> dict[str, bytes]:
-    """Everything that an export has left in a folder, but for dates and the records of its run.
+def comparable_files(folder: Path) -> dict[str, bytes]:
+    """Return the files of an export, without dates and without the records of its run.
 
-    Half-written files, a lease and stores that were to take another's place are in it: two exports are the same when
-    neither has any.
+    Half-written files, a lease and stores that were to replace another are included, so an export that left any of
+    them differs from one that finished undisturbed.
     """
     dates = re.compile(rb'"date": "[^"]*"')
     run = re.compile(r"\.receipts/[0-9a-f]{8}/[^.]")
-    found = {name: dates.sub(b"", content) for name, content in files_of(folder).items() if not run.search(name)}
-    # Folders too: a scratch folder may be empty.
-    return found | {str(path.relative_to(folder)): b"" for path in folder.rglob("*partial*") if path.is_dir()}
+    files = {name: dates.sub(b"", content) for name, content in files_of(folder).items() if not run.search(name)}
+    # Include folders, since a scratch folder may be empty.
+    return files | {str(path.relative_to(folder)): b"" for path in folder.rglob("*partial*") if path.is_dir()}
 
 
 def check_receipts(folder: Path) -> None:
-    """Each block has its receipt, in the one run that is left."""
+    """Check that one run is left, that it is finished, and that each block has its receipt."""
     records = records_of(folder)
     (run,) = [path.name for path in records.iterdir() if path.is_dir()]
     blocks = Records(Files.at(records), run).receipts()["block"]
@@ -288,7 +290,7 @@ def check_receipts(folder: Path) -> None:
     assert len(blocks) > 50
 
 
-def assert_same(found: dict[str, bytes], expected: dict[str, bytes]) -> None:
-    """Compare without printing megabytes."""
-    assert sorted(found) == sorted(expected)
-    assert [name for name in expected if found[name] != expected[name]] == []
+def assert_same(files: dict[str, bytes], expected: dict[str, bytes]) -> None:
+    """Compare files by name and content; a failure shows names only, not megabytes of content."""
+    assert sorted(files) == sorted(expected)
+    assert [name for name in expected if files[name] != expected[name]] == []

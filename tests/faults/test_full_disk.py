@@ -1,4 +1,4 @@
-"""A disk that fills up ends an export with one clear error and nothing torn; with more room the same command ends."""
+"""A full disk ends an export with one clear error and no torn file; with more space the same command finishes it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from faults.conftest import World
-from faults.harness import MANY, SEEDS, assert_same, check_receipts, driver, receipts_so_far, settled, wait_for
+from faults.harness import MANY, SEEDS, assert_same, check_receipts, comparable_files, driver, receipts_so_far, wait_for
 from integration.stores import files_of
 
 pytestmark = pytest.mark.long
@@ -37,16 +37,17 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def run(world: World, kind: str, folder: Path, said: Path) -> tuple[int, str]:
-    process = driver(world.export(kind, folder, "--cluster", world.cluster.address), said)
+def run(world: World, kind: str, folder: Path, log: Path) -> tuple[int, str]:
+    """Run an export to its end; return exit code and output."""
+    process = driver(world.export_arguments(kind, folder, "--cluster", world.cluster.address), log)
     try:
-        return process.wait(), process.said
+        return process.wait(), process.output
     finally:
         process.end()
 
 
 def assert_nothing_torn(folder: Path, expected: dict[str, bytes]) -> None:
-    """What is there under the name of a chunk or picture is whole; metadata may still lack what was missing."""
+    """Check that each chunk or picture is complete; metadata may still lack what did not fit."""
     chunks = {
         name: content
         for name, content in files_of(folder).items()
@@ -56,63 +57,64 @@ def assert_nothing_torn(folder: Path, expected: dict[str, bytes]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["zarr", "shards", "precomputed", "png"])
-def test_a_disk_that_fills_up(tmp_path: Path, world: World, disk: Path, kind: str) -> None:
+def test_an_export_resumes_after_a_full_disk(tmp_path: Path, world: World, disk: Path, kind: str) -> None:
     expected, folder = world.expected(kind), disk / "export"
     size = sum(-(-len(content) // 4096) * 4096 for content in expected.values())
     if size < 3 * 2**20:
         mount("-o", f"remount,size={size // 2}", str(disk))
-    code, said = run(world, kind, folder, tmp_path / "first.log")
-    assert code == 1, said
-    assert "Error: No space is left" in said
-    assert "run the same command again to resume" in said
-    assert "Traceback" not in said
-    assert len(said.splitlines()) <= 3, said
+    code, output = run(world, kind, folder, tmp_path / "first.log")
+    assert code == 1, output
+    assert "Error: No space is left" in output
+    assert "run the same command again to resume" in output
+    assert "Traceback" not in output
+    assert len(output.splitlines()) <= 3, output
     assert_nothing_torn(folder, expected)
     done = receipts_so_far(folder)
-    # It cannot end before there is room.
+    # The same command fails again until there is space.
     if MANY or kind == "zarr":
         assert run(world, kind, folder, tmp_path / "second.log")[0] == 1
         assert_nothing_torn(folder, expected)
     mount("-o", f"remount,size={LARGE}", str(disk))
     world.server.reset()
-    code, said = run(world, kind, folder, tmp_path / "third.log")
-    assert code == 0, said
+    code, output = run(world, kind, folder, tmp_path / "third.log")
+    assert code == 0, output
     assert world.server.count(lambda request: "info" not in request.path) <= 128 - done / 2
     check_receipts(folder)
-    assert_same(settled(folder), expected)
+    assert_same(comparable_files(folder), expected)
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))
-def test_records_that_find_no_space(tmp_path: Path, world: World, disk: Path, seed: int) -> None:
-    """Filled by another program at any moment: the plan, a receipt, the ledger may be what does not fit."""
-    expected, folder, chance = world.expected("precomputed"), disk / "export", random.Random(seed)
+def test_an_export_resumes_when_its_records_did_not_fit(tmp_path: Path, world: World, disk: Path, seed: int) -> None:
+    """Another program fills the disk at any moment, so the plan, a receipt or the ledger may be what does not fit."""
+    expected, folder, random_numbers = world.expected("precomputed"), disk / "export", random.Random(seed)
     mount("-o", f"remount,size={LARGE}", str(disk))
     filler = disk / "of another program"
     for number in range(4):
         process = driver(
-            world.export("precomputed", folder, "--cluster", world.cluster.address), tmp_path / f"{number}.log"
+            world.export_arguments("precomputed", folder, "--cluster", world.cluster.address),
+            tmp_path / f"{number}.log",
         )
-        goal = receipts_so_far(folder) + chance.choice([0, 0, 1, 20, 60])
+        goal = receipts_so_far(folder) + random_numbers.choice([0, 0, 1, 20, 60])
         wait_for(lambda: receipts_so_far(folder) >= goal or process.code is not None)  # noqa: B023
-        fill(filler, chance.randint(0, 3) * 4096)
-        code, said = process.wait(), process.said
+        fill(filler, random_numbers.randint(0, 3) * 4096)
+        code, output = process.wait(), process.output
         process.end()
         if code == 0:
             break
-        assert code == 1, said
-        assert "Error: No space is left" in said
-        assert "Traceback" not in said
+        assert code == 1, output
+        assert "Error: No space is left" in output
+        assert "Traceback" not in output
         assert_nothing_torn(folder, expected)
         filler.unlink()
     filler.unlink(missing_ok=True)
-    code, said = run(world, "precomputed", folder, tmp_path / "last.log")
-    assert code == 0, said
+    code, output = run(world, "precomputed", folder, tmp_path / "last.log")
+    assert code == 0, output
     check_receipts(folder)
-    assert_same(settled(folder), expected)
+    assert_same(comparable_files(folder), expected)
 
 
 def fill(file: Path, leave: int) -> None:
-    """Take all space but some bytes."""
+    """Fill the disk with a file, except for `leave` bytes."""
     with file.open("wb") as opened, suppress(OSError):
         while True:
             os.write(opened.fileno(), bytes(2**16))

@@ -1,4 +1,4 @@
-"""Whatever is killed, and whenever: the same command goes on, and what it leaves is what an export leaves in peace."""
+"""Whichever process is killed, at any time, the same command resumes and leaves the files of an undisturbed export."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from faults.harness import (
     assert_same,
     check_receipts,
     cluster,
+    comparable_files,
     driver,
     receipts_so_far,
-    settled,
     wait_for,
 )
 
 pytestmark = pytest.mark.long
 
-# Blocks that an export has at least; kills are spread over them.
+# Lower bound of an export's blocks; kills are spread over that many.
 BLOCKS = 60
 KILLS = 5 if MANY else 2
 
 
 class Killer:
-    """Runs a command until it is done, and kills at random moments what takes part in it."""
+    """Run a command until it succeeds, and kill processes that take part in it at random moments."""
 
     def __init__(self, seed: str, folder: Path, start: Callable[[Path], Process], running: Cluster | None) -> None:
         self.random, self.folder = random.Random(seed), folder
@@ -43,31 +43,31 @@ class Killer:
         self.runs = 0
 
     def run(self) -> Process:
-        """Run until an export ends well; give the last one."""
+        """Start the command again until it succeeds; return the last process."""
         while True:
             self.runs += 1
             if self.cluster is not None:
                 self.cluster.ensure()
             process = self.start(self.folder.with_name(f"driver{self.runs}.log"))
             try:
-                while len(self.killed) < KILLS and self._moment(process):
+                while len(self.killed) < KILLS and self._wait_for_next_kill(process):
                     self._kill(process)
                 code = process.wait()
                 if code == 0:
                     return process
                 if code != -signal.SIGKILL:
-                    assert code in (1, 2), (code, process.said)
-                    assert "Traceback" not in process.said, process.said
-                    assert "Error: " in process.said, process.said
+                    assert code in (1, 2), (code, process.output)
+                    assert "Traceback" not in process.output, process.output
+                    assert "Error: " in process.output, process.output
             finally:
                 process.end()
-            assert self.runs <= 2 * KILLS, (self.killed, process.said)
+            assert self.runs <= 2 * KILLS, (self.killed, process.output)
 
-    def _moment(self, process: Process) -> bool:
-        """Wait for the moment of the next kill; False when the export ends before it."""
+    def _wait_for_next_kill(self, process: Process) -> bool:
+        """Wait for the moment of the next kill; return False if the export ends before it."""
         if self.random.random() < 0.25:
-            at = time.monotonic() + self.random.uniform(0, 1.5)
-            wait_for(lambda: time.monotonic() > at or process.code is not None)
+            kill_at = time.monotonic() + self.random.uniform(0, 1.5)
+            wait_for(lambda: time.monotonic() > kill_at or process.code is not None)
         else:
             goal = receipts_so_far(self.folder) + self.random.randint(1, BLOCKS // KILLS)
             wait_for(lambda: receipts_so_far(self.folder) >= goal or process.code is not None)
@@ -85,7 +85,7 @@ class Killer:
         if victim in ("scheduler", "all"):
             self.cluster.kill("scheduler")
             started = time.monotonic()
-            process.wait(BOUND_S)  # it does not wait for a scheduler that is dead
+            process.wait(BOUND_S)  # the driver does not wait for the dead scheduler
             assert time.monotonic() - started < BOUND_S
         elif victim != "driver":
             self.cluster.kill(victim)
@@ -98,43 +98,45 @@ CASES += [(kind, seed) for kind in ("shards", "precomputed", "png") for seed in 
 
 
 @pytest.mark.parametrize(("kind", "seed"), CASES)
-def test_kills_of_anything_on_a_cluster(tmp_path: Path, world: World, kind: str, seed: int) -> None:
+def test_an_export_survives_kills_of_any_process_of_a_cluster(
+    tmp_path: Path, world: World, kind: str, seed: int
+) -> None:
     expected, folder = world.expected(kind), tmp_path / "export"
     with cluster(tmp_path / "cluster") as running:
-        arguments = world.export(kind, folder, "--cluster", running.address)
-        killer = Killer(f"{kind} {seed}", folder, lambda said: driver(arguments, said), running)
+        arguments = world.export_arguments(kind, folder, "--cluster", running.address)
+        killer = Killer(f"{kind} {seed}", folder, lambda log: driver(arguments, log), running)
         killer.run()
     assert killer.killed
     check_receipts(folder)
-    assert_same(settled(folder), expected)
+    assert_same(comparable_files(folder), expected)
 
 
-def test_a_scheduler_that_stands_still(tmp_path: Path, world: World) -> None:
-    """Its connections stay open, and nothing comes."""
+def test_a_stopped_scheduler_is_reported_as_lost(tmp_path: Path, world: World) -> None:
+    """The connections of a stopped scheduler stay open, and nothing arrives."""
     folder = tmp_path / "export"
     with cluster(tmp_path / "cluster") as running:
-        arguments = world.export("zarr", folder, "--cluster", running.address)
+        arguments = world.export_arguments("zarr", folder, "--cluster", running.address)
         impatient = "from imagery_dask.run import window; window.SILENCE_S = 2.0\n"
         process = driver(arguments, tmp_path / "driver.log", impatient + CLI)
         wait_for(lambda: receipts_so_far(folder) >= 5 or process.code is not None)
         running.running["scheduler"].send(signal.SIGSTOP)
-        assert process.wait(30) == 1, process.said
-        assert "scheduler is lost" in process.said
-        assert "Traceback" not in process.said
+        assert process.wait(30) == 1, process.output
+        assert "scheduler is lost" in process.output
+        assert "Traceback" not in process.output
         running.running["scheduler"].send(signal.SIGCONT)
         again = driver(arguments, tmp_path / "again.log")
-        assert again.wait() == 0, again.said
+        assert again.wait() == 0, again.output
     check_receipts(folder)
-    assert_same(settled(folder), world.expected("zarr"))
+    assert_same(comparable_files(folder), world.expected("zarr"))
 
 
 @pytest.mark.parametrize("seed", FEW)
-def test_kills_of_a_driver_with_workers_of_its_own(tmp_path: Path, world: World, seed: int) -> None:
+def test_an_export_survives_kills_of_a_driver_with_local_workers(tmp_path: Path, world: World, seed: int) -> None:
     expected, folder = world.expected("zarr"), tmp_path / "export"
-    arguments = world.export("zarr", folder, "--cluster", "local", "--workers", 2)
-    killer = Killer(f"local {seed}", folder, lambda said: driver(arguments, said), None)
+    arguments = world.export_arguments("zarr", folder, "--cluster", "local", "--workers", 2)
+    killer = Killer(f"local {seed}", folder, lambda log: driver(arguments, log), None)
     killer.run()
     assert killer.killed
     assert killer.runs > 1
     check_receipts(folder)
-    assert_same(settled(folder), expected)
+    assert_same(comparable_files(folder), expected)

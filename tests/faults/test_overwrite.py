@@ -1,4 +1,4 @@
-"""An overwrite that is killed leaves the old store or the new one, whole; the same command goes on."""
+"""An overwrite that is killed leaves the complete old or new store, and the same command resumes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 from faults.conftest import World
-from faults.harness import CLI, MANY, assert_same, check_receipts, driver, receipts_so_far, settled, wait_for
+from faults.harness import CLI, MANY, assert_same, check_receipts, comparable_files, driver, receipts_so_far, wait_for
 from integration.stores import files_of
 
 pytestmark = pytest.mark.long
 LATENCY_S = 0.0
 
-# Kills itself at a rename of the swap: before or after it.
+# Code of a driver that kills itself before or after a rename of the swap.
 DIES = """
 import os, signal
 real, when, which = os.rename, {when!r}, {which!r}
@@ -31,7 +31,7 @@ os.rename = rename
 
 @pytest.fixture
 def old(tmp_path: Path, world: World) -> Path:
-    """Folder with a finished export of the imagery alone."""
+    """Folder for the exports of a test."""
     folder = tmp_path / "export"
     folder.mkdir()
     (tmp_path / "logs").mkdir()
@@ -39,44 +39,44 @@ def old(tmp_path: Path, world: World) -> Path:
 
 
 def run(world: World, folder: Path, arguments: list[str], code: str = CLI) -> tuple[int, str]:
-    """Run a command until it ends."""
-    said = folder.parent / "logs" / f"{len(list((folder.parent / 'logs').iterdir()))}.log"
-    process = driver([*arguments, "--cluster", world.cluster.address], said, code)
+    """Run a command to its end; return exit code and output."""
+    log = folder.parent / "logs" / f"{len(list((folder.parent / 'logs').iterdir()))}.log"
+    process = driver([*arguments, "--cluster", world.cluster.address], log, code)
     try:
-        return process.wait(), process.said
+        return process.wait(), process.output
     finally:
         process.end()
 
 
 def old_arguments(world: World, folder: Path, kind: str) -> list[str]:
-    """Arguments of the store that is replaced: other chunks."""
-    arguments = world.export(kind, folder)
+    """Return the command line of the store that is replaced, whose chunks differ."""
+    arguments = world.export_arguments(kind, folder)
     arguments[arguments.index("16,16,16")] = "32,32,32"
     return arguments
 
 
 @pytest.mark.parametrize("kind", ["zarr", "precomputed"] if MANY else ["zarr"])
-def test_an_overwrite_that_is_killed_goes_on(world: World, old: Path, kind: str) -> None:
+def test_an_overwrite_that_is_killed_resumes(world: World, old: Path, kind: str) -> None:
     expected = world.expected(kind)
     assert run(world, old, old_arguments(world, old, kind))[0] == 0
-    store, records, chance = files_of(old / "out"), receipts_so_far(old), random.Random(kind)
-    arguments = [*world.export(kind, old), "--cluster", world.cluster.address]
+    store, records, random_numbers = files_of(old / "out"), receipts_so_far(old), random.Random(kind)
+    arguments = [*world.export_arguments(kind, old), "--cluster", world.cluster.address]
     world.server.latency_s = 0.03
-    # Begun with --overwrite, and gone on with without it.
-    for more in (["--overwrite"], *[[]] * (3 if MANY else 1)):
-        process = driver([*arguments, *more], old.parent / "driver.log")
-        goal = receipts_so_far(old) + chance.randint(5, 30)
+    # The overwrite begins with --overwrite and resumes without it.
+    for options in (["--overwrite"], *[[]] * (3 if MANY else 1)):
+        process = driver([*arguments, *options], old.parent / "driver.log")
+        goal = receipts_so_far(old) + random_numbers.randint(5, 30)
         wait_for(lambda: receipts_so_far(old) >= goal)  # noqa: B023
         process.kill()
         process.end()
         assert files_of(old / "out") == store
     done = receipts_so_far(old) - records
     world.server.reset()
-    assert run(world, old, world.export(kind, old))[0] == 0
-    # Storage chunks, and what describes the volumes; workers may have ended a few blocks more.
+    assert run(world, old, world.export_arguments(kind, old))[0] == 0
+    # Storage chunks and info files; workers may have finished a few blocks after the last count.
     assert world.server.count() <= 128 + 10 - done / 2
     check_receipts(old)
-    assert_same(settled(old), expected)
+    assert_same(comparable_files(old), expected)
 
 
 @pytest.mark.parametrize(
@@ -84,34 +84,34 @@ def test_an_overwrite_that_is_killed_goes_on(world: World, old: Path, kind: str)
     [("before", ".replaced-"), ("after", ".replaced-"), ("after", ".incoming-")],
     ids=["before the first rename", "between", "after the second"],
 )
-def test_a_swap_that_is_killed(world: World, old: Path, when: str, which: str) -> None:
+def test_a_swap_that_is_killed_leaves_the_old_or_the_new_store(world: World, old: Path, when: str, which: str) -> None:
     expected, before = world.expected("zarr"), old_arguments(world, old, "zarr")
     assert run(world, old, before)[0] == 0
-    store, arguments = files_of(old / "out"), world.export("zarr", old)
+    store, arguments = files_of(old / "out"), world.export_arguments("zarr", old)
     dies = DIES.format(when=when, which=f"{old}/out {old}/.out{which}" if which == ".replaced-" else f"{which}")
-    code, said = run(world, old, [*arguments, "--overwrite"], dies + CLI)
-    assert code == -signal.SIGKILL, said
-    there = {"before": store, "after": None if which == ".replaced-" else "new"}[when]
-    if there is None:
+    code, output = run(world, old, [*arguments, "--overwrite"], dies + CLI)
+    assert code == -signal.SIGKILL, output
+    left_store = {"before": store, "after": None if which == ".replaced-" else "new"}[when]
+    if left_store is None:
         assert not (old / "out").exists()
     else:
-        assert (files_of(old / "out") == store) == (there == store)
-    if there == "new":
-        # What is there now was not written with these arguments.
-        code, said = run(world, old, before)
-        assert (code, "other arguments" in said) == (2, True), said
+        assert (files_of(old / "out") == store) == (left_store == store)
+    if left_store == "new":
+        # The new store was not written with the old arguments.
+        code, output = run(world, old, before)
+        assert (code, "other arguments" in output) == (2, True), output
     world.server.reset()
-    code, said = run(world, old, arguments)
-    assert code == 0, said
-    # All blocks are there already.
+    code, output = run(world, old, arguments)
+    assert code == 0, output
+    # All blocks are written already.
     assert world.server.count(lambda request: "info" not in request.path and request.status == 200) == 0
     check_receipts(old)
-    assert_same(settled(old), expected)
+    assert_same(comparable_files(old), expected)
 
 
-def test_an_overwrite_with_the_same_arguments_that_is_killed_after_its_swap(world: World, old: Path) -> None:
-    """The records of what it replaced are not taken for its own."""
-    expected, arguments = world.expected("zarr"), world.export("zarr", old)
+def test_an_overwrite_with_equal_arguments_resumes_after_its_swap(world: World, old: Path) -> None:
+    """The records of the replaced store are not taken for those of the new one."""
+    expected, arguments = world.expected("zarr"), world.export_arguments("zarr", old)
     assert run(world, old, arguments)[0] == 0
     (first,) = old.glob("out.receipts/*/plan.json")
     code, _ = run(world, old, [*arguments, "--overwrite"], DIES.format(when="after", which=".incoming-") + CLI)
@@ -119,4 +119,4 @@ def test_an_overwrite_with_the_same_arguments_that_is_killed_after_its_swap(worl
     assert run(world, old, arguments)[0] == 0
     assert not first.exists()
     check_receipts(old)
-    assert_same(settled(old), expected)
+    assert_same(comparable_files(old), expected)

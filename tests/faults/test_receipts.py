@@ -1,4 +1,4 @@
-"""Receipts and ledgers whatever became of their files: one that is damaged is none, and never another one."""
+"""Receipts and ledgers in damaged files: a damaged record is ignored, and never read as another one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.long
 
 SIZE = RECEIPT.itemsize
 BLOCKS = st.lists(st.integers(0, 30), max_size=12)
-# Marks occur by chance in digests and numbers.
+# Include digests that look like the mark at which a receipt begins.
 DIGESTS = st.one_of(st.binary(min_size=16, max_size=16), st.just(MARK * 4))
 
 
@@ -37,35 +37,37 @@ def one(block: int, digest: bytes = bytes(16), missing: int = 0) -> bytes:
 
 
 def rows(content: bytes) -> list[bytes]:
-    """Receipts of a file, each as it is stored."""
+    """Return the receipts of a file, each as its stored bytes."""
     return [row.tobytes() for row in receipts_in([content])]
 
 
 # --------------------------------------------------------------------------------------------------------- receipts
 
 
-def test_a_receipt_says_what_it_was_made_of() -> None:
-    (found,) = receipts_in([one(2**40, b"0123456789abcdef", missing=5)])
-    assert (int(found["block"]), bytes(found["digest"]), int(found["missing"])) == (2**40, b"0123456789abcdef", 5)
-    assert int(found["voxels"]) == 2**50 + 2**40
+def test_a_receipt_keeps_its_values() -> None:
+    (row,) = receipts_in([one(2**40, b"0123456789abcdef", missing=5)])
+    assert (int(row["block"]), bytes(row["digest"]), int(row["missing"])) == (2**40, b"0123456789abcdef", 5)
+    assert int(row["voxels"]) == 2**50 + 2**40
     total = counts_of(receipts_in([one(1, missing=2), one(2, missing=3)]))
     assert (total.chunks, total.missing, total.stored_bytes) == (6, 5, 2**41)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**63), DIGESTS), max_size=8), st.data())
-def test_a_file_that_is_cut_off_gives_the_receipts_before(made: list[tuple[int, bytes]], data: st.DataObject) -> None:
-    contents = [one(block, digest) for block, digest in made]
+def test_a_truncated_file_gives_the_receipts_before_the_cut(
+    written: list[tuple[int, bytes]], data: st.DataObject
+) -> None:
+    contents = [one(block, digest) for block, digest in written]
     whole = b"".join(contents)
     cut = data.draw(st.integers(0, len(whole)))
-    before = {block: content for (block, _), content in zip(made[: cut // SIZE], contents, strict=False)}
+    before = {block: content for (block, _), content in zip(written[: cut // SIZE], contents, strict=False)}
     assert sorted(rows(whole[:cut])) == sorted(before.values())
 
 
 @given(st.lists(st.tuples(st.binary(max_size=SIZE - 1), DIGESTS), max_size=6), st.data())
-def test_torn_ones_take_no_other_with_them(made: list[tuple[bytes, bytes]], data: st.DataObject) -> None:
-    """Between whole receipts lie beginnings of others, as a disk that is full and has room again leaves them."""
+def test_torn_receipts_do_not_hide_whole_ones(written: list[tuple[bytes, bytes]], data: st.DataObject) -> None:
+    """Fragments of receipts lie between whole ones, as after a disk was full and got space again."""
     content, expected = b"", []
-    for block, (_, digest) in enumerate(made):
+    for block, (_, digest) in enumerate(written):
         torn = one(1000 + block, digest)[: data.draw(st.integers(0, SIZE - 1))]
         expected.append(one(block, digest))
         content += torn + expected[-1]
@@ -81,27 +83,26 @@ def test_a_damaged_file_never_gives_a_wrong_receipt(blocks: list[int], data: st.
         at = data.draw(st.integers(0, len(content) - 1))
         content[at] ^= data.draw(st.integers(1, 255))
         damaged.add(at // SIZE)
-    found = rows(bytes(content))
-    assert set(found) <= set(contents)
-    # Those that were not damaged are found, unless a later one of their block is the last.
+    read = rows(bytes(content))
+    assert set(read) <= set(contents)
+    # Undamaged receipts are read, except those that a later receipt of the same block replaces.
     good = {
-        block: each for number, (block, each) in enumerate(zip(blocks, contents, strict=True)) if number not in damaged
+        block: row for number, (block, row) in enumerate(zip(blocks, contents, strict=True)) if number not in damaged
     }
-    assert set(found) >= set(good.values())
+    assert set(read) >= set(good.values())
 
 
 @given(st.lists(st.lists(st.integers(0, 5), max_size=6), max_size=4))
-def test_of_a_block_the_last_receipt_counts_in_whichever_file(files: list[list[int]]) -> None:
+def test_the_last_receipt_of_a_block_counts_in_whichever_file(files: list[list[int]]) -> None:
     contents, last = [], {}
     for number in range(max(map(len, files), default=0)):
         for index, blocks in enumerate(files):
             if number < len(blocks):
                 contents.append((index, one(blocks[number], os.urandom(16))))
                 last[blocks[number]] = contents[-1][1]
-    of_file = [b"".join(each for index, each in contents if index == number) for number in range(len(files))]
-    for order in (of_file, of_file[::-1]):
-        found = receipts_in(order)
-        assert [row.tobytes() for row in found] == [last[block] for block in sorted(last)]
+    file_contents = [b"".join(row for index, row in contents if index == number) for number in range(len(files))]
+    for order in (file_contents, file_contents[::-1]):
+        assert [row.tobytes() for row in receipts_in(order)] == [last[block] for block in sorted(last)]
 
 
 def test_a_million_receipts_are_read_in_seconds(tmp_path: Path) -> None:
@@ -109,11 +110,11 @@ def test_a_million_receipts_are_read_in_seconds(tmp_path: Path) -> None:
 
     records = Records(Files.at(tmp_path), "run")
     (tmp_path / "run").mkdir()
-    made = np.frombuffer(one(0) * 1_000_000, RECEIPT).copy()
-    made["block"] = np.random.default_rng(0).permutation(1_000_000)
-    raw = made.view(np.uint8).reshape(-1, SIZE)
-    made["crc"] = [zlib.crc32(row) for row in np.ascontiguousarray(raw[:, :-4])]
-    content = made.tobytes()
+    receipts = np.frombuffer(one(0) * 1_000_000, RECEIPT).copy()
+    receipts["block"] = np.random.default_rng(0).permutation(1_000_000)
+    raw = receipts.view(np.uint8).reshape(-1, SIZE)
+    receipts["crc"] = [zlib.crc32(row) for row in np.ascontiguousarray(raw[:, :-4])]
+    content = receipts.tobytes()
     part = 40 * 1000 * SIZE
     for number in range(25):
         torn = one(0)[:50] if number % 5 == 0 else b""
@@ -121,14 +122,14 @@ def test_a_million_receipts_are_read_in_seconds(tmp_path: Path) -> None:
             content[number * part : (number + 1) * part] + torn
         )
     started = time.process_time()
-    found = records.receipts()
+    stored = records.receipts()
     seconds = time.process_time() - started
-    np.testing.assert_array_equal(found["block"], np.arange(1_000_000))
+    np.testing.assert_array_equal(stored["block"], np.arange(1_000_000))
     assert seconds < 10
 
 
 def test_a_file_with_many_torn_receipts_is_read_in_seconds() -> None:
-    """A disk that was full for long."""
+    """Such a file results from a disk that was full for a long time."""
     content = b"".join(one(number)[:70] + one(number) for number in range(20_000))
     started = time.process_time()
     assert len(receipts_in([content])) == 20_000
@@ -150,15 +151,14 @@ def _append(url: str, number: int, count: int) -> None:
 
 
 def check_all(records: Records, count: int) -> None:
-    found = records.receipts()
-    np.testing.assert_array_equal(found["block"], np.arange(count))
+    np.testing.assert_array_equal(records.receipts()["block"], np.arange(count))
     write_ledger(records)
     lines = (records.files.get(LEDGER) or b"").splitlines()
     assert [json.loads(line)["key"] for line in lines] == [f"key {block}" for block in range(count)]
 
 
 def test_many_processes_append_at_once(tmp_path: Path) -> None:
-    """Also those that a process has forked which had written itself."""
+    """Forked processes have files of their own, even if their parent had written before."""
     (tmp_path / "run").mkdir()
     records = Records(Files.at(tmp_path), "run")
     _append(str(tmp_path), 0, 100)
@@ -173,16 +173,16 @@ def test_many_processes_append_at_once(tmp_path: Path) -> None:
     assert len(list((tmp_path / "run").glob("receipts-*"))) == count
 
 
-@pytest.mark.parametrize("place", ["memory", "folder"])
-def test_many_threads_append_at_once(tmp_path: Path, place: str) -> None:
-    url = f"memory://bucket-{uuid4().hex}/out.receipts" if place == "memory" else str(tmp_path)
+@pytest.mark.parametrize("storage", ["memory", "folder"])
+def test_many_threads_append_at_once(tmp_path: Path, storage: str) -> None:
+    url = f"memory://bucket-{uuid4().hex}/out.receipts" if storage == "memory" else str(tmp_path)
     (tmp_path / "run").mkdir()
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(_append, [url] * 16, range(16), [40] * 16))
     check_all(Records(Files.at(url), "run"), 16 * 40)
 
 
-def test_a_segment_ends_and_another_begins(configure: Configure) -> None:
+def test_a_full_segment_is_followed_by_another(configure: Configure) -> None:
     configure("records.segment_records", 7)
     records = Records(Files.at(f"memory://bucket-{uuid4().hex}/out.receipts"), "run")
     for block in range(30):
@@ -191,7 +191,7 @@ def test_a_segment_ends_and_another_begins(configure: Configure) -> None:
     np.testing.assert_array_equal(records.receipts()["block"], np.arange(30))
 
 
-def test_a_run_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+def test_appending_to_a_deleted_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="records of this run.*are gone"):
         Records(Files.at(tmp_path), "run").append("receipts", one(0))
     assert list(tmp_path.iterdir()) == []
@@ -209,12 +209,12 @@ def line_of(block: int, *missing: str, when: float = 0.0) -> dict[str, Any]:
 
 def test_the_last_line_of_a_block_counts() -> None:
     lines = [line_of(3, "new", when=5), line_of(1, "b", "a", "b"), line_of(3, "old", when=2), line_of(2, "not done")]
-    found = [(row["block"], row["key"]) for row in ledger_rows(lines, {1, 3})]
-    assert found == [(1, "a"), (1, "b"), (3, "new")]
+    keys = [(row["block"], row["key"]) for row in ledger_rows(lines, {1, 3})]
+    assert keys == [(1, "a"), (1, "b"), (3, "new")]
 
 
 @given(st.lists(st.integers(0, 200), max_size=20), st.data())
-def test_lines_that_were_cut_off_take_no_other_with_them(cuts: list[int], data: st.DataObject) -> None:
+def test_truncated_lines_do_not_hide_whole_ones(cuts: list[int], data: st.DataObject) -> None:
     records = Records(Files.at(f"memory://bucket-{uuid4().hex}/out.receipts"), "run")
     content = b""
     for block, cut in enumerate(cuts):
@@ -222,11 +222,11 @@ def test_lines_that_were_cut_off_take_no_other_with_them(cuts: list[int], data: 
         assert line is not None
         content += b"\n" + line[:cut] + b"\n" + line  # as `append` writes them
     records.files.put("run/ledger-a.jsonl", content)
-    found = [row["block"] for row in records.lines("ledger")]
-    assert sorted(set(found)) == list(range(len(cuts)))
+    blocks = [row["block"] for row in records.lines("ledger")]
+    assert sorted(set(blocks)) == list(range(len(cuts)))
 
 
-def test_appending_after_a_line_that_was_cut_off(tmp_path: Path) -> None:
+def test_a_line_appended_after_a_truncated_one_is_read(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     records = Records(Files.at(tmp_path), "run")
     for block in range(3):
@@ -239,8 +239,8 @@ def test_appending_after_a_line_that_was_cut_off(tmp_path: Path) -> None:
     assert [row["block"] for row in records.lines("ledger")] == [0, 1, 2]
 
 
-def test_what_came_later_is_not_missing(tmp_path: Path) -> None:
-    """A block whose first attempt missed a chunk, and the last one none; one that never was done."""
+def test_only_the_last_attempt_of_finished_blocks_counts_as_missing(tmp_path: Path) -> None:
+    """One block missed a chunk in its first attempt only; another was never finished."""
     (tmp_path / "run").mkdir()
     records = Records(Files.at(tmp_path), "run")
     for block, missing in ((0, 1), (1, 1), (1, 0)):

@@ -1,7 +1,7 @@
-"""Starts processes that have imported everything, which takes seconds: it forks them, and says how they ended.
+"""Import everything once, which takes seconds, then fork processes on request and report their exit codes.
 
-One line of JSON on stdin is answered by one on stdout: ``{"start": {...}}`` with a process id, ``{"poll": PID}`` with
-an exit code (negative for a signal) or null.
+Each line of JSON on stdin is answered by one on stdout: ``{"start": {...}}`` by a process id, ``{"poll": PID}`` by an
+exit code (negative for a signal) or null.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from imagery_dask.export.planning import estimate  # noqa: F401
 from imagery_dask.run.block import run_batch  # noqa: F401
 from imagery_dask.sources.precomputed import PrecomputedVolume  # noqa: F401
 
-# Names that are imported when they are first used: here, rather than in each process.
+# Resolve the lazy imports once here rather than in each forked process.
 NAMES = [getattr(imagery_dask, name) for name in imagery_dask.__all__]
 
 
-def start(code: str, arguments: list[str], environment: dict[str, str], said: str) -> int:
-    """Fork a process that runs some code."""
+def start(code: str, arguments: list[str], environment: dict[str, str], log: str) -> int:
+    """Fork a process that runs code; return its id."""
     process = os.fork()
     if process:
         return process
     os.setsid()
-    with open(os.devnull) as nothing, open(said, "ab") as out:
+    with open(os.devnull) as nothing, open(log, "ab") as out:
         os.dup2(nothing.fileno(), 0)
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
@@ -50,24 +50,24 @@ def start(code: str, arguments: list[str], environment: dict[str, str], said: st
     except BaseException:
         sys.excepthook(*sys.exc_info())
         status = 1
-    # As an interpreter ends: with what is registered for it, among it the clusters that were started.
+    # Exit as an interpreter does, which runs the exit handlers, among them those that close clusters.
     sys.exit(status)
 
 
 def main() -> None:
-    """Answer until the input ends."""
-    ended: dict[int, int] = {}
+    """Answer requests until stdin is closed."""
+    exit_codes: dict[int, int] = {}
     for line in sys.stdin:
-        asked = json.loads(line)
-        if "start" in asked:
-            answer: Any = start(**asked["start"])
+        request = json.loads(line)
+        if "start" in request:
+            answer: Any = start(**request["start"])
         else:
-            process = asked["poll"]
-            if process not in ended:
-                found, status = os.waitpid(process, os.WNOHANG)
-                if found:
-                    ended[process] = os.waitstatus_to_exitcode(status)
-            answer = ended.get(process)
+            pid = request["poll"]
+            if pid not in exit_codes:
+                ended_pid, status = os.waitpid(pid, os.WNOHANG)
+                if ended_pid:
+                    exit_codes[pid] = os.waitstatus_to_exitcode(status)
+            answer = exit_codes.get(pid)
         print(json.dumps(answer), flush=True)  # noqa: T201
 
 
