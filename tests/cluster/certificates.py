@@ -1,4 +1,4 @@
-"""Certificate authorities for a test, and certificates that they signed."""
+"""Create certificate authorities for a test, and certificates signed by them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cryptography.x509.oid import NameOID
 
 @dataclass(frozen=True)
 class Certificates:
-    """Paths of PEM files: the authority, and what one party has."""
+    """Paths of PEM files: the authority's certificate, and one party's certificate and key."""
 
     ca: Path
     cert: Path
@@ -30,23 +30,25 @@ class Certificates:
 
     @property
     def yaml(self) -> str:
-        """What a cluster file says of them."""
+        """Lines of a cluster file that name the certificates."""
         return f"security: {{ca: {self.ca}, cert: {self.cert}, key: {self.key}}}\n"
 
 
 def certificates(folder: Path, name: str) -> Certificates:
-    """Make an authority, and a certificate for 127.0.0.1 that it signed."""
+    """Create an authority, and a certificate for 127.0.0.1 signed by it."""
     folder.mkdir(exist_ok=True)
-    own, other = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    authority = _signed(f"{name} authority", own, f"{name} authority", own, ca=True)
-    signed = _signed(name, other, f"{name} authority", own, ca=False)
-    made = Certificates(*(folder / f"{name}-{part}.pem" for part in ("ca", "cert", "key")))
-    made.ca.write_bytes(authority.public_bytes(serialization.Encoding.PEM))
-    made.cert.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    made.key.write_bytes(
-        other.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    authority_key, party_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    authority = _signed(f"{name} authority", authority_key, f"{name} authority", authority_key, ca=True)
+    signed = _signed(name, party_key, f"{name} authority", authority_key, ca=False)
+    paths = Certificates(*(folder / f"{name}-{part}.pem" for part in ("ca", "cert", "key")))
+    paths.ca.write_bytes(authority.public_bytes(serialization.Encoding.PEM))
+    paths.cert.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    paths.key.write_bytes(
+        party_key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
     )
-    return made
+    return paths
 
 
 def _signed(

@@ -1,4 +1,4 @@
-"""A real SLURM for the tests of a module, the shipped cluster file filled in for it, and what is warned of."""
+"""A real SLURM, the shipped cluster file filled in for it, and the warnings that the package logs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ SLURM_FILE = Path(__file__).parents[2] / "cluster_configs" / "slurm.yaml"
 @pytest.fixture(scope="session")
 def batch_system() -> Iterator[Slurm]:
     pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
-    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # a socket's path has 108 characters at most
+    folder = Path(
+        tempfile.mkdtemp(prefix="slurm-", dir="/tmp")
+    )  # short, since the path of a socket has at most 108 characters
     try:
         with slurm(folder) as running:
             yield running
@@ -30,7 +32,7 @@ def batch_system() -> Iterator[Slurm]:
 
 @pytest.fixture
 def cluster_file(tmp_path: Path, batch_system: Slurm, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Fill in the shipped file what it asks its reader to fill in, for this machine."""
+    """Fill in the shipped cluster file for this machine."""
     for name, value in batch_system.env.items():
         monkeypatch.setenv(name, value)
     content = yaml.safe_load(SLURM_FILE.read_text())
@@ -49,12 +51,12 @@ def cluster_file(tmp_path: Path, batch_system: Slurm, monkeypatch: pytest.Monkey
 
 
 @pytest.fixture
-def warnings_said() -> Iterator[list[str]]:
-    """Collect what this package warns of; pytest's own handler is silenced by dask-jobqueue where bokeh uses it."""
-    said: list[str] = []
-    listening = logging.Handler(logging.WARNING)
-    listening.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+def logged_warnings() -> Iterator[list[str]]:
+    """Collect the warnings that the package logs; dask-jobqueue can silence the handler of pytest's `caplog`."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     logger = logging.getLogger("imagery_dask")
-    logger.addHandler(listening)
-    yield said
-    logger.removeHandler(listening)
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)

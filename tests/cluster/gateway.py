@@ -1,7 +1,7 @@
-"""A dask-gateway server on this machine, on free ports, whose clusters are processes of this user.
+"""Run a dask-gateway server on this machine, on free ports, whose clusters are processes of this user.
 
-Everything it writes is in the folder it is given, and it, its proxy and what its clusters started are gone when the
-``with`` block ends.
+It writes to the given folder only. The server, its proxy and the processes of its clusters have ended when the ``with``
+block ends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from support.ports import free_ports
 PACKAGES = ("dask_gateway", "dask_gateway_server", "sqlalchemy")
 PASSWORD = "of the tests"
 
-# Scheduler and workers are this Python's, whatever programs of dask the PATH has.
+# Scheduler and workers run with this Python, whichever dask programs are on the PATH.
 CONFIGURATION = """\
 c.DaskGateway.address = "127.0.0.1:{private_port}"
 c.DaskGateway.backend_class = "dask_gateway_server.backends.local.UnsafeLocalBackend"
@@ -40,7 +40,7 @@ c.ClusterConfig.worker_memory = "1 G"
 
 
 class GatewayUnavailable(RuntimeError):
-    """The server of dask-gateway is not installed here."""
+    """dask-gateway-server is not installed."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class GatewayServer:
     Attributes
     ----------
     address
-        Where clients find it.
+        URL for clients.
     password
-        What they must know.
+        Password that clients must give.
     folder
-        Where its log is, and the folders of its clusters.
+        Folder of the server's log and of the folders of its clusters.
     """
 
     address: str
@@ -73,7 +73,7 @@ def gateway_server(folder: Path) -> Iterator[GatewayServer]:
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise GatewayUnavailable(f"dask-gateway-server[local] is not installed (there is no {', '.join(missing)})")
+        raise GatewayUnavailable(f"dask-gateway-server[local] is not installed (missing: {', '.join(missing)})")
     private_port, public_port = free_ports(2)
     clusters = folder / "clusters"
     clusters.mkdir()
@@ -84,14 +84,14 @@ def gateway_server(folder: Path) -> Iterator[GatewayServer]:
             variables=sorted({*os.environ, "PYTHONPATH"}), python=sys.executable,
         )
     )  # fmt: skip
-    made = GatewayServer(f"http://127.0.0.1:{public_port}", PASSWORD, folder)
+    gateway = GatewayServer(f"http://127.0.0.1:{public_port}", PASSWORD, folder)
     command = [sys.executable, "-m", "dask_gateway_server", "--config", str(configuration)]
     with process(folder, "gateway", *command) as server:
         try:
-            _wait_until_healthy(made)
-            yield made
+            _wait_until_healthy(gateway)
+            yield gateway
         finally:
-            # In sessions of their own: they would outlive a server that does not end in time.
+            # Children have sessions of their own and would outlive a server that does not end in time.
             started = psutil.Process(server.pid).children(recursive=True) if server.poll() is None else []
             server.terminate()
             with suppress(Exception):
@@ -101,14 +101,14 @@ def gateway_server(folder: Path) -> Iterator[GatewayServer]:
                     child.kill()
 
 
-def _wait_until_healthy(made: GatewayServer) -> None:
+def _wait_until_healthy(gateway: GatewayServer) -> None:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
-        with suppress(OSError), opener.open(f"{made.address}/api/health", timeout=5) as answer:
+        with suppress(OSError), opener.open(f"{gateway.address}/api/health", timeout=5) as answer:
             if answer.status == 200:
                 return
         if time.monotonic() > deadline:
-            log = (made.folder / "gateway.log").read_text(errors="replace")
-            raise RuntimeError(f"no gateway at {made.address} within {START_TIMEOUT_S:.0f} s:\n{log[-3000:]}")
+            log = (gateway.folder / "gateway.log").read_text(errors="replace")
+            raise RuntimeError(f"no gateway at {gateway.address} within {START_TIMEOUT_S:.0f} s:\n{log[-3000:]}")
         time.sleep(0.1)

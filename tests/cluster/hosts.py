@@ -1,12 +1,12 @@
-"""Several hosts on this machine: network namespaces on a bridge, each with an address of its own.
+"""Run several hosts on this machine: network namespaces on a bridge, each with its own address.
 
     this machine (the bridge) 10.211.N.1 --+-- host 1: 10.211.N.11
                                            +-- host 2: 10.211.N.12
                                            +-- ...
 
-They share its files and its processors, and nothing of its network: a link can be cut, and be joined again. A cut is
-silent as that of a cable behind a switch is: packets are lost, and nobody is told. Processes that are left in them are
-ended, and all of it is gone when the ``with`` block ends.
+They share the machine's files and processors, but not its network: a link can be cut and joined again. A cut is
+silent, like that of a cable behind a switch: packets are lost without a notification. When the ``with`` block ends,
+processes in the namespaces are killed, and the namespaces, links and bridge are removed.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ NETWORKS = 250
 
 
 class HostsUnavailable(RuntimeError):
-    """Network namespaces cannot be made here."""
+    """Network namespaces cannot be created here."""
 
 
 @dataclass(frozen=True)
 class Host:
-    """A namespace, and the end of its link that is on this side.
+    """A network namespace and its link to the bridge.
 
     Attributes
     ----------
     name
-        Of the namespace.
+        Name of the namespace.
     address
-        Its own.
+        IP address of the host.
     hardware
-        The same of its link.
+        MAC address of the host.
     link, bridge
-        Names of the link's end, and of the bridge it is plugged into.
+        Names of the link's end on this side, and of the bridge that it is plugged into.
     """
 
     name: str
@@ -52,33 +52,33 @@ class Host:
 
     @property
     def prefix(self) -> tuple[str, ...]:
-        """What a command begins with that is to run there."""
+        """Words that run a command on the host when placed before it."""
         return ("ip", "netns", "exec", self.name)
 
     def cut(self) -> None:
-        """Lose every packet from and to it, without a word to either side."""
+        """Lose every packet from and to the host, without a notification to either side."""
         _ip("link", "set", self.link, "nomaster")
 
     def unplug(self) -> None:
-        """Take its link down: the host sees that it has none."""
+        """Take the link down, which the host notices."""
         _ip("link", "set", self.link, "down")
 
     def join(self) -> None:
-        """Link it again."""
+        """Plug the link in again."""
         _ip("link", "set", self.link, "master", self.bridge)
         _ip("link", "set", self.link, "up")
 
 
 @dataclass(frozen=True)
 class Network:
-    """This machine and hosts beside it.
+    """This machine and the hosts beside it.
 
     Attributes
     ----------
     address
-        Of this machine, for the hosts.
+        Address of this machine in the network.
     hosts
-        The others.
+        The other hosts.
     """
 
     address: str
@@ -87,46 +87,46 @@ class Network:
 
 @contextmanager
 def network(count: int) -> Iterator[Network]:
-    """Make some hosts.
+    """Create hosts and remove them when the block ends.
 
     Raises
     ------
     HostsUnavailable
-        For users who may not, and where iproute2 is not installed.
+        The user may not create namespaces, or iproute2 is not installed.
     """
     number = _free_network()
-    bridge, here = f"idb{os.getpid()}", f"10.211.{number}.1"
+    bridge, own_address = f"idb{os.getpid()}", f"10.211.{number}.1"
     hosts = tuple(
         Host(
-            f"idhost{os.getpid()}-{at}", f"10.211.{number}.{FIRST + at}", f"02:d5:00:{number:02x}:00:{FIRST + at:02x}",
-            f"idl{os.getpid()}-{at}", bridge,
+            f"idhost{os.getpid()}-{index}", f"10.211.{number}.{FIRST + index}",
+            f"02:d5:00:{number:02x}:00:{FIRST + index:02x}", f"idl{os.getpid()}-{index}", bridge,
         )
-        for at in range(count)
+        for index in range(count)
     )  # fmt: skip
     with ExitStack() as stack:
-        # An address that stays as it is when ports come and go.
-        own = f"02:d5:00:{number:02x}:00:01"
+        # Fix the bridge's MAC address, which otherwise changes with its ports.
+        own_hardware = f"02:d5:00:{number:02x}:00:01"
         try:
-            _ip("link", "add", bridge, "address", own, "type", "bridge")
+            _ip("link", "add", bridge, "address", own_hardware, "type", "bridge")
         except (OSError, subprocess.CalledProcessError) as error:
-            words = getattr(error, "stderr", b"") or str(error).encode()
+            reason = getattr(error, "stderr", b"") or str(error).encode()
             raise HostsUnavailable(
-                f"network namespaces need root and iproute2: {words.decode(errors='replace').strip()}"
+                f"network namespaces need root and iproute2: {reason.decode(errors='replace').strip()}"
             ) from None
-        stack.callback(_ip_if_there, "link", "del", bridge)
-        _ip("addr", "add", f"{here}/24", "dev", bridge)
+        stack.callback(_ip_unchecked, "link", "del", bridge)
+        _ip("addr", "add", f"{own_address}/24", "dev", bridge)
         _ip("link", "set", bridge, "up")
         for host in hosts:
             stack.enter_context(_namespace(host))
-        neighbours = {here: own, **{host.address: host.hardware for host in hosts}}
+        neighbours = {own_address: own_hardware, **{host.address: host.hardware for host in hosts}}
         for host in hosts:
-            # Who is never asked for is not missed: a lost packet is lost, and not answered with "no route to host".
+            # Permanent neighbours need no ARP, so a lost packet is not answered with "no route to host".
             _ip("neigh", "replace", host.address, "lladdr", host.hardware, "dev", bridge, "nud", "permanent")
             for address, hardware in neighbours.items():
                 if address != host.address:
                     entry = ("neigh", "replace", address, "lladdr", hardware, "dev", "eth0", "nud", "permanent")
                     _ip("-n", host.name, *entry)
-        yield Network(here, hosts)
+        yield Network(own_address, hosts)
 
 
 @contextmanager
@@ -136,11 +136,11 @@ def _namespace(host: Host) -> Iterator[None]:
             _ip("netns", "add", host.name)
         except subprocess.CalledProcessError as error:
             raise HostsUnavailable(f"network namespaces are not permitted: {error.stderr.decode().strip()}") from None
-        stack.callback(_ip_if_there, "netns", "del", host.name)
+        stack.callback(_ip_unchecked, "netns", "del", host.name)
         stack.callback(_end_processes, host)
         inside = ("-n", host.name)
         _ip("link", "add", host.link, "type", "veth", "peer", "name", "eth0", "netns", host.name)
-        stack.callback(_ip_if_there, "link", "del", host.link)
+        stack.callback(_ip_unchecked, "link", "del", host.link)
         _ip(*inside, "link", "set", "eth0", "address", host.hardware)
         _ip(*inside, "addr", "add", f"{host.address}/24", "dev", "eth0")
         for name in ("lo", "eth0"):
@@ -150,7 +150,7 @@ def _namespace(host: Host) -> Iterator[None]:
 
 
 def _free_network() -> int:
-    """Find a network of 10.211 that this machine has no route to but its default one."""
+    """Return the number of a network 10.211.N.0/24 that overlaps no route of this machine but the default one."""
     try:
         routes = json.loads(_ip("-json", "-4", "route", "show", "table", "all") or b"[]")
     except (OSError, subprocess.CalledProcessError) as error:
@@ -174,5 +174,5 @@ def _ip(*arguments: str) -> bytes:
     return subprocess.run(["ip", *arguments], check=True, capture_output=True).stdout
 
 
-def _ip_if_there(*arguments: str) -> None:
+def _ip_unchecked(*arguments: str) -> None:
     subprocess.run(["ip", *arguments], check=False, capture_output=True)

@@ -1,4 +1,4 @@
-"""Schedulers and workers as processes of their own, as people start them, on ports that are free."""
+"""Run schedulers and workers with dask's command line, in processes of their own and on free ports."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def environment() -> dict[str, str]:
-    """Environment in which workers find the package that is tested."""
+    """Return an environment in which workers import the package that is tested."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path}
 
 
 @contextmanager
 def process(folder: Path, name: str, *command: str, env: dict[str, str] | None = None) -> Iterator[None]:
-    """Run a command, whose output goes to NAME.log in a folder, until the block ends."""
+    """Run a command until the block ends; its output goes to NAME.log in the folder."""
     with (folder / f"{name}.log").open("wb") as output:
         running = subprocess.Popen(
             command, env={**environment(), **(env or {})}, cwd=folder, stdin=subprocess.DEVNULL, stdout=output,
@@ -51,24 +51,24 @@ def dask_processes(
     prefixes: Sequence[Sequence[str]] = (),
     scheduler_env: dict[str, str] | None = None,
 ) -> Iterator[Path]:
-    """Run ``dask scheduler`` and some ``dask worker``; give the scheduler file.
+    """Run ``dask scheduler`` and some ``dask worker``; yield the scheduler file.
 
     Parameters
     ----------
     folder : pathlib.Path
-        Where files and logs go.
+        Folder for the scheduler file and logs.
     *options : str
-        For both, such as certificates.
+        Options of scheduler and workers, such as certificates.
     workers : int
-        How many.
+        Number of workers.
     env : dict, optional
-        Variables of the workers.
+        Environment variables of the workers.
     host : str
         Address of the scheduler.
     prefixes : sequence of sequence of str
-        What the commands of the first workers begin with: the host that each runs on.
+        Command that starts each of the first workers, such as `Host.prefix`.
     scheduler_env : dict, optional
-        Variables of the scheduler.
+        Environment variables of the scheduler.
     """
     file = folder / "scheduler.json"
     dask = [sys.executable, "-m", "dask"]
@@ -81,9 +81,9 @@ def dask_processes(
         )  # fmt: skip
         wait_for(file, folder / "scheduler.log")
         for number in range(workers):
-            elsewhere = prefixes[number] if number < len(prefixes) else ()
-            at = host if not elsewhere else None
-            worker = dask_worker(folder, f"worker-{number}", *options, env=env, host=at, prefix=elsewhere)
+            prefix = prefixes[number] if number < len(prefixes) else ()
+            worker_host = host if not prefix else None
+            worker = dask_worker(folder, f"worker-{number}", *options, env=env, host=worker_host, prefix=prefix)
             stack.enter_context(worker)
         yield file
 
@@ -97,7 +97,7 @@ def dask_worker(
     host: str | None = "127.0.0.1",
     prefix: Sequence[str] = (),
 ) -> AbstractContextManager[None]:
-    """Run a ``dask worker`` of the scheduler of `dask_processes`."""
+    """Run a ``dask worker`` that connects to the scheduler of `dask_processes`."""
     return process(
         folder, name, *prefix, sys.executable, "-m", "dask", "worker", "--scheduler-file",
         str(folder / "scheduler.json"), "--nthreads", str(threads), "--memory-limit", "1GiB", "--local-directory",

@@ -1,7 +1,7 @@
-"""A SLURM of one node on this machine: its own munge, controller and node daemon, on free ports, as this user.
+"""Run SLURM with one node on this machine: its own munge, controller and node daemon, on free ports, as this user.
 
-Works as root on loopback, without systemd, cgroups or containers. Everything it writes is in the folder it is given,
-and its processes are gone when the ``with`` block ends.
+It works as root on loopback, without systemd, cgroups or containers. It writes to the given folder only, and its
+processes have ended when the ``with`` block ends.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ PartitionName={partition} Nodes={host} Default=YES MaxTime=INFINITE State=UP
 
 
 class SlurmUnavailable(RuntimeError):
-    """SLURM is not installed here."""
+    """SLURM is not installed."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class Slurm:
     Attributes
     ----------
     env
-        What to set so that ``sbatch`` and its kin talk to this one.
+        Environment variables with which ``sbatch`` and the like use this SLURM.
     folder
-        Where its logs are.
+        Folder of the logs.
     partition
-        The queue to submit to.
+        Partition (queue) to submit to.
     """
 
     env: dict[str, str]
@@ -77,27 +77,27 @@ class Slurm:
     partition: str = PARTITION
 
     def run(self, *command: str) -> str:
-        """Run one of SLURM's commands and return what it prints."""
+        """Run one of SLURM's commands and return its output."""
         env = {**os.environ, **self.env}
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=True)
         return done.stdout
 
     def jobs(self) -> list[str]:
-        """List the ids of jobs that wait or run."""
+        """Return the ids of pending and running jobs."""
         return self.run("squeue", "--noheader", "--format=%i").split()
 
 
 @contextmanager
 def slurm(folder: Path, cpus: int = 8) -> Iterator[Slurm]:
-    """Run SLURM in an empty folder, whose path must be short (sockets), with a node that claims so many CPUs.
+    """Run SLURM with a node of `cpus` CPUs in an empty folder, whose path must be short since it holds sockets.
 
     Raises
     ------
     SlurmUnavailable
-        If a program is not installed.
+        A program is not installed.
     """
     programs = {name: _program(name) for name in PROGRAMS}
-    folder.chmod(0o755)  # munge insists
+    folder.chmod(0o755)  # munge requires this mode
     key = folder / "munge.key"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
@@ -135,7 +135,9 @@ def _idle(running: Slurm) -> bool:
 
 def _cancel_all(running: Slurm) -> None:
     if jobs := running.jobs():
-        with suppress(subprocess.CalledProcessError):  # a job that has ended meanwhile; that none is left is seen below
+        with suppress(
+            subprocess.CalledProcessError
+        ):  # fails if a job has ended meanwhile; the loop below waits for all
             running.run("scancel", "--signal=KILL", *jobs)
     deadline = time.monotonic() + 10
     while running.jobs() and time.monotonic() < deadline:
@@ -170,10 +172,10 @@ def _wait(what: str, ready: Callable[[], bool], folder: Path) -> None:
 
 
 def _program(name: str) -> str:
-    found = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
-    if found is None:
-        raise SlurmUnavailable(f"slurm-wlm and munge are not installed ({name} is not there)")
-    return found
+    path = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
+    if path is None:
+        raise SlurmUnavailable(f"slurm-wlm and munge are not installed ({name} is missing)")
+    return path
 
 
 def _user() -> str:

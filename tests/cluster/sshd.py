@@ -1,4 +1,4 @@
-"""An SSH server of this test's own: on loopback and a high port, with its own keys, for this user only."""
+"""Run an SSH server for a test: on loopback and a high port, with its own keys, for this user only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cluster.processes import process
 from support.ports import free_port
 
 START_TIMEOUT_S = 20.0
-PRIVILEGES = Path("/run/sshd")  # sshd of Debian insists on it when it runs as root
+PRIVILEGES = Path("/run/sshd")  # Debian's sshd requires this folder when it runs as root
 
 CONFIGURATION = """\
 ListenAddress 127.0.0.1
@@ -33,7 +33,7 @@ AcceptEnv PYTHONPATH
 
 
 class SshUnavailable(RuntimeError):
-    """There is no SSH server to run here."""
+    """An SSH server cannot be run here."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class Sshd:
     Attributes
     ----------
     port
-        Where it listens.
+        Port on 127.0.0.1.
     key, known_hosts
-        Files for a client.
+        Private key and known hosts for a client.
     """
 
     port: int
@@ -60,7 +60,7 @@ def sshd(folder: Path) -> Iterator[Sshd]:
     Raises
     ------
     SshUnavailable
-        If it is not installed.
+        openssh-server or asyncssh is not installed.
     """
     program = shutil.which("sshd", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
     if program is None:

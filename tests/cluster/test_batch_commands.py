@@ -1,6 +1,6 @@
-"""Batch systems whose commands refuse, hang, or answer in their own way: scripts of a few lines stand for them.
+"""Batch systems whose commands refuse, hang or answer unusually; short shell scripts stand for the commands.
 
-What a real SLURM does is in `test_slurm.py`; it takes no job and refuses the next, and never hangs, on demand.
+`test_slurm.py` uses a real SLURM, which cannot be made to refuse a single job or to hang.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from imagery_dask.cluster.starting import _secured
 SLURM = "cluster: dask_jobqueue.SLURMCluster\n"
 LSF = "cluster: dask_jobqueue.LSFCluster\n"
 ARGUMENTS = "arguments: {cores: 1, memory: 1GiB, queue: tests, walltime: '00:30:00'"
-# Of clusters that are started beside those of other tests.
+# Arguments of clusters that run at the same time as those of other tests.
 STARTED = f"{ARGUMENTS}, scheduler_options: {{dashboard_address: '127.0.0.1:0'}}"
 Command = Callable[[str, str], None]
 
 
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Put a script of a shell where programs are found."""
+    """Put shell scripts on the PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
@@ -49,7 +49,7 @@ def cluster_file(folder: Path, text: str) -> Path:
     return path
 
 
-def test_some_jobs_are_taken_and_one_is_refused(tmp_path: Path, program: Command) -> None:
+def test_submitted_jobs_are_cancelled_when_a_further_one_is_refused(tmp_path: Path, program: Command) -> None:
     program("squeue", "exit 0")
     program("scancel", f"echo $* >> {tmp_path}/cancelled")
     program(
@@ -66,7 +66,7 @@ def test_some_jobs_are_taken_and_one_is_refused(tmp_path: Path, program: Command
 
 @pytest.mark.parametrize("count", ["workers: 1", "adapt: {minimum: 1, maximum: 2}"], ids=["workers", "adapt"])
 @pytest.mark.long
-def test_jobs_that_die_in_the_queue_are_submitted_again(tmp_path: Path, program: Command, count: str) -> None:
+def test_jobs_that_end_in_the_queue_are_submitted_again(tmp_path: Path, program: Command, count: str) -> None:
     program("sbatch", f"echo $$ >> {tmp_path}/submitted; echo Submitted batch job $$")
     program("scancel", "exit 0")
     program("squeue", f"sed 's#$#/CANCELLED#' {tmp_path}/submitted")
@@ -76,7 +76,7 @@ def test_jobs_that_die_in_the_queue_are_submitted_again(tmp_path: Path, program:
     assert len((tmp_path / "submitted").read_text().split()) == 3
 
 
-def test_a_batch_system_that_does_not_answer_is_not_asked_for_ever(
+def test_a_batch_command_that_hangs_is_killed(
     tmp_path: Path, program: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batch_jobs, "LIST_S", 0.5)
@@ -86,12 +86,12 @@ def test_a_batch_system_that_does_not_answer_is_not_asked_for_ever(
     file = cluster_file(tmp_path, f"{SLURM}workers: 1\n{STARTED}}}\n")
     with pytest.raises(TimeoutError, match="No worker came within 4 s"), connect(file, wait_s=4):
         pass
-    left = [each for each in psutil.process_iter(["cmdline"]) if each.info["cmdline"] == ["sleep", "600"]]
-    assert not [each for each in left if str(tmp_path) in " ".join(each.environ().values())]
+    sleeping = [process for process in psutil.process_iter(["cmdline"]) if process.info["cmdline"] == ["sleep", "600"]]
+    assert not [process for process in sleeping if str(tmp_path) in " ".join(process.environ().values())]
 
 
-def test_waiting_for_a_worker_is_said(
-    tmp_path: Path, program: Command, monkeypatch: pytest.MonkeyPatch, warnings_said: list[str]
+def test_a_long_wait_for_workers_is_logged_with_the_queue(
+    tmp_path: Path, program: Command, monkeypatch: pytest.MonkeyPatch, logged_warnings: list[str]
 ) -> None:
     monkeypatch.setattr(connecting, "WARN_S", (1.0, 60.0))
     program("sbatch", "echo Submitted batch job 7")
@@ -100,11 +100,11 @@ def test_waiting_for_a_worker_is_said(
     file = cluster_file(tmp_path, f"{SLURM}workers: 1\n{STARTED}}}\n")
     with pytest.raises(TimeoutError, match="No worker came within 5 s"), connect(file, wait_s=5):
         pass
-    (said,) = warnings_said
-    assert re.match(r"No worker yet, after \d s of 5 \(--wait\)\.\nsqueue (.|\n)*7 PENDING Resources$", said)
+    (message,) = logged_warnings
+    assert re.match(r"No worker yet, after \d s of 5 \(--wait\)\.\nsqueue (.|\n)*7 PENDING Resources$", message)
 
 
-def test_a_batch_system_is_asked_whether_it_has_a_job(program: Command) -> None:
+def test_is_listed_returns_none_when_the_queue_is_unknown(program: Command) -> None:
     program("squeue", "echo 7/PENDING; echo 8/CANCELLED")
     assert [batch_jobs.is_listed("slurm", job) for job in ("7", "8", "9")] == [True, False, False]
     program("squeue", "echo slurm_load_jobs error: Unable to contact slurm controller >&2; exit 1")
@@ -112,7 +112,7 @@ def test_a_batch_system_is_asked_whether_it_has_a_job(program: Command) -> None:
     assert batch_jobs.is_listed("another", "7") is None
 
 
-def test_text_may_stand_for_a_list(tmp_path: Path) -> None:
+def test_multi_line_text_is_split_into_a_list(tmp_path: Path) -> None:
     text = """\
 arguments:
   cores: 1
@@ -135,13 +135,15 @@ workers: 1
     assert "module load python" not in script
 
 
-def test_a_file_that_asks_for_no_workers(tmp_path: Path) -> None:
+def test_a_cluster_file_without_workers_is_refused(tmp_path: Path) -> None:
     file = cluster_file(tmp_path, f"{SLURM}{ARGUMENTS}}}\n")
     with pytest.raises(ValueError, match="cluster.yaml asks for no workers.*--workers"), connect(file, wait_s=60):
         pass
 
 
-def test_what_bsub_says_of_a_driver(tmp_path: Path, program: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_is_submitted_with_bsub_or_its_error_is_shown(
+    tmp_path: Path, program: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "my folder; exit"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -162,7 +164,7 @@ def test_what_bsub_says_of_a_driver(tmp_path: Path, program: Command, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("system", "more", "driver", "words", "not_words"),
+    ("system", "arguments", "driver", "expected", "unexpected"),
     [
         (SLURM, "job_cpu: 16, job_mem: 128G", "", ["--cpus-per-task=1", "--mem=4G"], ["16", "128G"]),
         (LSF, "ncpus: 8, mem: 64000000000", "", ["-n 1"], ["-n 8", "64000"]),
@@ -172,29 +174,29 @@ def test_what_bsub_says_of_a_driver(tmp_path: Path, program: Command, monkeypatc
     ],
     ids=["slurm", "lsf", "name", "python", "container"],
 )
-def test_the_drivers_job_is_its_own(
-    tmp_path: Path, system: str, more: str, driver: str, words: list[str], not_words: list[str]
+def test_the_drivers_job_has_its_own_resources_name_and_python(
+    tmp_path: Path, system: str, arguments: str, driver: str, expected: list[str], unexpected: list[str]
 ) -> None:
-    text = f"{system}workers: 1\n{ARGUMENTS}, {more}}}\n" + (f"driver: {{{driver}}}\n" if driver else "")
+    text = f"{system}workers: 1\n{ARGUMENTS}, {arguments}}}\n" + (f"driver: {{{driver}}}\n" if driver else "")
     script = driver_script(load_cluster_file(cluster_file(tmp_path, text)), ["export", "zarr"])
-    assert not [word for word in words if word not in script], script
-    assert not [word for word in not_words if word in script.replace(str(tmp_path), "")], script
+    assert not [word for word in expected if word not in script], script
+    assert not [word for word in unexpected if word in script.replace(str(tmp_path), "")], script
 
 
-def test_the_drivers_python_of_dasks_configuration(tmp_path: Path) -> None:
+def test_the_driver_uses_the_python_of_dasks_configuration(tmp_path: Path) -> None:
 
     file = load_cluster_file(cluster_file(tmp_path, f"{SLURM}workers: 1\n{ARGUMENTS}}}\n"))
     with dask.config.set({"jobqueue.slurm.python": "/configured/python"}):
         assert "exec /configured/python -m imagery_dask export" in driver_script(file, ["export"])
 
 
-def test_names_that_the_driver_has_by_itself(tmp_path: Path) -> None:
+def test_the_name_of_the_drivers_job_cannot_be_set(tmp_path: Path) -> None:
     file = cluster_file(tmp_path, f"{SLURM}workers: 1\n{ARGUMENTS}}}\ndriver: {{name: x}}\n")
     with pytest.raises(ValueError, match="line 4: unknown argument 'name'"):
         load_cluster_file(file)
 
 
-def test_what_is_merged_may_be_said_anew(tmp_path: Path) -> None:
+def test_a_key_may_replace_a_merged_one_but_not_repeat(tmp_path: Path) -> None:
     arguments = ARGUMENTS.replace("arguments: {", "arguments: &workers {")
     driver = "driver: {<<: *workers, walltime: '48:00:00'}\n"
     file = load_cluster_file(cluster_file(tmp_path, f"{SLURM}workers: 1\n{arguments}}}\n{driver}"))
@@ -216,12 +218,12 @@ def test_what_is_merged_may_be_said_anew(tmp_path: Path) -> None:
         ("{}", False),
     ],
 )
-def test_who_is_reached_from_outside_is_encrypted(tmp_path: Path, arguments: str, encrypted: bool) -> None:
+def test_schedulers_reachable_from_other_hosts_are_encrypted(tmp_path: Path, arguments: str, encrypted: bool) -> None:
     text = f"cluster: distributed.LocalCluster\nworkers: 1\narguments: {arguments}\n"
     assert (_secured(load_cluster_file(cluster_file(tmp_path, text))).security is not None) == encrypted
 
 
-def test_the_log_of_a_job_is_not_that_of_another(tmp_path: Path) -> None:
+def test_the_log_of_a_job_is_found_by_its_whole_id(tmp_path: Path) -> None:
     for name in ("dask-worker-49.err", "imagery-dask-a4bc3de.sh", "imagery-dask-4.sh"):
         (tmp_path / name).write_text("of another")
     assert end_of_log(str(tmp_path), ["4"]) == ""
@@ -248,8 +250,8 @@ with ended_as_interrupted():
 """
 
 
-def test_an_interrupt_is_one_whatever_is_imported(tmp_path: Path) -> None:
-    """dask_jobqueue ends the process with 0 by itself; LSF sends SIGTERM after SIGINT."""
+def test_an_interrupt_exits_with_130_although_dask_jobqueue_is_imported(tmp_path: Path) -> None:
+    """dask_jobqueue's own handler exits with 0, and LSF sends SIGTERM after SIGINT."""
     file = cluster_file(tmp_path, f"{SLURM}workers: 1\n{ARGUMENTS}}}\n")
     with subprocess.Popen([sys.executable, "-c", INTERRUPTED, str(file)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

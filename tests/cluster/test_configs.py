@@ -1,7 +1,7 @@
-"""The cluster files that the project ships: each is understood, and what batch systems get from it is as expected.
+"""The shipped cluster files: each can be loaded, and its job scripts are as expected.
 
-What is expected lies under ``expected/``; ``IMAGERY_DASK_WRITE_EXPECTED=1 pytest tests/cluster/test_configs.py`` writes
-it anew, to be looked at before it is committed.
+The expected scripts are under ``expected/``. ``IMAGERY_DASK_WRITE_EXPECTED=1 pytest tests/cluster/test_configs.py``
+writes them again; review the difference before committing it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ CLASSES = {
     "ssh": "SSHCluster", "kubernetes": "KubeCluster", "gateway": "GatewayCluster",
 }  # fmt: skip
 BATCH = ("slurm", "lsf", "pbs", "sge")
-WISHES = "environment: {OMP_NUM_THREADS: 1, GREETING: it's $HOME}\npreload: [my_module, /shared/start.py]\n"
+ADDITIONS = "environment: {OMP_NUM_THREADS: 1, GREETING: it's $HOME}\npreload: [my_module, /shared/start.py]\n"
 
 
 def shipped(name: str) -> ClusterFile:
+    """Load a shipped cluster file, or skip the test if its package is not installed."""
     try:
         return load_cluster_file(CONFIGS / f"{name}.yaml")
     except ImportError as error:
@@ -37,6 +38,7 @@ def shipped(name: str) -> ClusterFile:
 
 
 def compare(name: str, text: str) -> None:
+    """Compare text with a file under ``expected/``, or write the file if requested."""
     file = EXPECTED / name
     if os.environ.get("IMAGERY_DASK_WRITE_EXPECTED"):
         file.write_text(text)
@@ -44,24 +46,24 @@ def compare(name: str, text: str) -> None:
 
 
 def job_script(file: ClusterFile) -> str:
-    """Render what is submitted, without a scheduler or a batch system."""
+    """Return the job script of a worker, without a scheduler or a batch system."""
     job = file.cluster.job_cls("tcp://10.1.2.3:40000", name="worker-0", python="python", **file.arguments)
     return str(job.job_script())
 
 
-def test_all_files_are_known() -> None:
+def test_all_shipped_files_are_tested() -> None:
     assert {file.stem for file in CONFIGS.glob("*.yaml")} == {*CLASSES, "tls"}
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_each_file_is_understood(name: str) -> None:
+def test_each_shipped_file_can_be_loaded(name: str) -> None:
     file = shipped(name)
     assert file.cluster.__name__ == CLASSES[name]
     assert file.workers or name == "ssh"
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_each_file_says_what_to_change_and_how_many_workers(name: str) -> None:
+def test_each_shipped_file_explains_its_use(name: str) -> None:
     text = (CONFIGS / f"{name}.yaml").read_text()
     assert f"--cluster cluster_configs/{name}.yaml" in text
     assert "# change" in text
@@ -69,10 +71,10 @@ def test_each_file_says_what_to_change_and_how_many_workers(name: str) -> None:
     assert max(map(len, text.splitlines())) <= 120
 
 
-def test_tls(tmp_path: Path) -> None:
-    made = certificates(tmp_path / "made", "ours")
+def test_the_tls_file_names_certificates_beside_it(tmp_path: Path) -> None:
+    created = certificates(tmp_path / "made", "ours")
     for part in ("ca", "cert", "key"):
-        shutil.copy(getattr(made, part), tmp_path / f"{part}.pem")
+        shutil.copy(getattr(created, part), tmp_path / f"{part}.pem")
     shutil.copy(CONFIGS / "tls.yaml", tmp_path)
     file = load_cluster_file(tmp_path / "tls.yaml")
     assert (file.cluster, file.address) == (None, "tls://scheduler.example:8786")
@@ -81,24 +83,26 @@ def test_tls(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", BATCH)
-def test_job_scripts(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # dask-jobqueue makes the folder of the logs
+def test_job_scripts_are_as_expected(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # dask-jobqueue creates the log folder in it
     compare(f"{name}.sh", job_script(shipped(name)))
 
 
 @pytest.mark.parametrize("name", BATCH)
-def test_job_scripts_with_variables_and_preloads(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_job_scripts_with_variables_and_preloads_are_as_expected(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     text = (CONFIGS / f"{name}.yaml").read_text()
     text = text.replace("  cores: 1 ", "  cores: 8 ").replace("  processes: 1 ", "  processes: 2 ")
     text = text.replace("  job_script_prologue: [] ", "  job_script_prologue: [source activate] ")
     file = tmp_path / f"{name}.yaml"
-    file.write_text(text + WISHES)
+    file.write_text(text + ADDITIONS)
     shipped(name)
     compare(f"{name}-wishes.sh", job_script(load_cluster_file(file)))
 
 
-def test_manifest_of_kubernetes() -> None:
+def test_the_kubernetes_manifest_is_as_expected() -> None:
     file = shipped("kubernetes")
     from dask_kubernetes.operator.kubecluster.kubecluster import make_cluster_spec
 
@@ -108,7 +112,7 @@ def test_manifest_of_kubernetes() -> None:
     compare("kubernetes.yaml", yaml.safe_dump(make_cluster_spec(n_workers=file.workers, **arguments), sort_keys=False))
 
 
-def test_the_image_has_the_names_that_the_operator_calls() -> None:
+def test_the_image_has_the_programs_that_the_operator_calls() -> None:
     text = (CONFIGS / "Dockerfile").read_text()
     for name in ("dask-scheduler", "dask-worker"):
         assert f"/usr/local/bin/{name}" in text

@@ -45,20 +45,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayServer]:
         pytest.skip(str(reason))
 
 
-def said(password: str) -> dask.config.set:
-    """Say who asks, where users do: in dask's configuration, since a cluster file may be read by others."""
+def login(password: str) -> dask.config.set:
+    """Set user and password in dask's configuration, since other users may read a cluster file."""
     return dask.config.set({"gateway.auth.kwargs": {"username": USER, "password": password}})
 
 
 @pytest.fixture
 def authenticated(server: GatewayServer) -> Iterator[None]:
-    with said(server.password):
+    with login(server.password):
         yield
 
 
 @pytest.fixture
 def cluster_file(tmp_path: Path, server: GatewayServer) -> Path:
-    """Fill in the shipped file what it asks its reader to fill in, for this machine."""
+    """Fill in the shipped cluster file for this machine."""
     return filled_in(tmp_path, address=server.address, auth="basic")
 
 
@@ -72,28 +72,28 @@ def filled_in(folder: Path, **arguments: Any) -> Path:
 
 
 def clusters_of(server: GatewayServer) -> list[Any]:
-    """Ask the gateway what runs."""
+    """Return the clusters that run on the gateway."""
     from dask_gateway import Gateway
 
-    async def listed() -> list[Any]:
+    async def list_clusters() -> list[Any]:
         async with Gateway(server.address, auth="basic", asynchronous=True) as gateway:
             return list(await gateway.list_clusters())
 
-    with said(server.password):
-        return asyncio.run(listed())
+    with login(server.password):
+        return asyncio.run(list_clusters())
 
 
 def check_nothing_runs(server: GatewayServer) -> None:
     assert clusters_of(server) == []
     deadline = time.monotonic() + 20
-    # A worker's process ends a little after its cluster is no longer one.
+    # A worker's process ends shortly after its cluster.
     while list((server.folder / "clusters").iterdir()):
-        assert time.monotonic() < deadline, "the folder of a cluster outlives it"
+        assert time.monotonic() < deadline, "the folder of a cluster was not deleted"
         time.sleep(0.1)
 
 
 @pytest.mark.usefixtures("authenticated")
-def test_workers_are_the_gateways_and_end_with_the_connection(server: GatewayServer, cluster_file: Path) -> None:
+def test_workers_run_on_the_gateway_and_end_with_the_connection(server: GatewayServer, cluster_file: Path) -> None:
     with connect(cluster_file, wait_s=60) as client:
         (cluster,) = clusters_of(server)
         assert client.scheduler.address == cluster.scheduler_address
@@ -103,7 +103,7 @@ def test_workers_are_the_gateways_and_end_with_the_connection(server: GatewaySer
 
 
 @pytest.mark.usefixtures("authenticated")
-def test_an_export_equals_one_in_this_process(
+def test_an_export_on_the_gateway_equals_a_local_one(
     tmp_path: Path, server: GatewayServer, cluster_file: Path, configure: Configure
 ) -> None:
     configure("export.block_bytes", 2**17)
@@ -115,11 +115,11 @@ def test_an_export_equals_one_in_this_process(
     )
     data = client.dataset([OFFSET, [a + n for a, n in zip(OFFSET, SHAPE, strict=True)]])
     options: dict[str, Any] = {"chunks": (32, 32, 16), "progress": False}
-    here = to_zarr(data, tmp_path / "here.zarr", **options)
-    there = to_zarr(data, tmp_path / "there.zarr", cluster=str(cluster_file), **options)
-    assert there.ok
-    assert here.blocks == there.blocks > 2
-    assert files_of(tmp_path / "here.zarr") == files_of(tmp_path / "there.zarr")
+    local = to_zarr(data, tmp_path / "local.zarr", **options)
+    remote = to_zarr(data, tmp_path / "remote.zarr", cluster=str(cluster_file), **options)
+    assert remote.ok
+    assert local.blocks == remote.blocks > 2
+    assert files_of(tmp_path / "local.zarr") == files_of(tmp_path / "remote.zarr")
     check_nothing_runs(server)
 
 
@@ -142,7 +142,7 @@ def test_a_cluster_is_ended_when_the_work_fails(server: GatewayServer, cluster_f
 
 
 def refused(file: Path, error: type[Exception] = ConnectionError) -> str:
-    """Connect where that is an error; return its text, which is one line, names the file and comes soon."""
+    """Return the error of a connection; check that it is one line, names the file and comes soon."""
     started = time.monotonic()
     with pytest.raises(error) as caught, connect(file, wait_s=30):
         pass
@@ -152,8 +152,8 @@ def refused(file: Path, error: type[Exception] = ConnectionError) -> str:
     return str(caught.value)
 
 
-def test_a_user_who_is_refused(server: GatewayServer, cluster_file: Path) -> None:
-    with said("another password"):
+def test_a_wrong_password_is_a_permission_error(server: GatewayServer, cluster_file: Path) -> None:
+    with login("another password"):
         text = refused(cluster_file, PermissionError)
     assert f"the gateway {server.address} refuses this user (401 Unauthorized); look at 'auth'" in text
     assert "another password" not in text
@@ -161,7 +161,7 @@ def test_a_user_who_is_refused(server: GatewayServer, cluster_file: Path) -> Non
 
 
 @pytest.mark.usefixtures("authenticated")
-def test_authentications_that_are_none(server: GatewayServer, tmp_path: Path) -> None:
+def test_unknown_or_incomplete_authentication_is_refused(server: GatewayServer, tmp_path: Path) -> None:
     text = refused(filled_in(tmp_path, address=server.address, auth="absent"), ImportError)
     assert "the authentication 'absent' needs the package 'absent'" in text
     text = refused(filled_in(tmp_path, address=server.address, auth="basic.absent"), ImportError)
@@ -172,7 +172,7 @@ def test_authentications_that_are_none(server: GatewayServer, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("authenticated")
-def test_an_option_that_the_server_does_not_offer(server: GatewayServer, tmp_path: Path) -> None:
+def test_an_option_that_the_server_does_not_offer_is_refused(server: GatewayServer, tmp_path: Path) -> None:
     file = filled_in(tmp_path, address=server.address, auth="basic", worker_cores=3)
     assert "GatewayCluster did not start: Unknown fields ['worker_cores']" in refused(file, ValueError)
     check_nothing_runs(server)
@@ -180,13 +180,13 @@ def test_an_option_that_the_server_does_not_offer(server: GatewayServer, tmp_pat
 
 @pytest.mark.usefixtures("authenticated")
 @pytest.mark.parametrize("address", ["gateway.example", "ftp://gateway.example", "http://"])
-def test_addresses_that_are_none(tmp_path: Path, address: str) -> None:
+def test_invalid_addresses_are_refused(tmp_path: Path, address: str) -> None:
     text = refused(filled_in(tmp_path, address=address, auth="basic"), ValueError)
     assert "'address' must be https://HOST[:PORT][/PATH]" in text
 
 
 @pytest.mark.usefixtures("authenticated")
-def test_nothing_listens(tmp_path: Path, server: GatewayServer) -> None:
+def test_unreachable_servers_are_named(tmp_path: Path, server: GatewayServer) -> None:
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -201,14 +201,14 @@ def test_nothing_listens(tmp_path: Path, server: GatewayServer) -> None:
 
 
 @pytest.mark.usefixtures("authenticated")
-def test_a_server_that_says_nothing(tmp_path: Path) -> None:
+def test_a_server_that_does_not_answer_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         assert "no answer within 5 s" in refused(filled_in(tmp_path, address=address, auth="basic"))
 
 
 @pytest.mark.usefixtures("authenticated")
-def test_a_server_of_another_kind(tmp_path: Path, server: GatewayServer) -> None:
+def test_a_server_that_is_not_a_gateway_is_named(tmp_path: Path, server: GatewayServer) -> None:
     with FileServer(tmp_path) as files:
         assert "something else answers there" in refused(filled_in(tmp_path, address=files.url, auth="basic"))
     text = refused(filled_in(tmp_path, address=f"{server.address}/elsewhere", auth="basic"))
@@ -221,7 +221,7 @@ def test_a_server_leaves_no_process_behind(tmp_path: Path) -> None:
     try:
         with gateway_server(tmp_path) as running:
             file = filled_in(tmp_path, address=running.address, auth="basic", shutdown_on_close=False)
-            with said(running.password), connect(file, workers=1, wait_s=60) as client:
+            with login(running.password), connect(file, workers=1, wait_s=60) as client:
                 workers = [psutil.Process(pid) for pid in client.run(lambda: __import__("os").getpid()).values()]
             assert len(clusters_of(running)) == 1
     except GatewayUnavailable as reason:

@@ -1,7 +1,7 @@
-"""Workers on hosts of their own, one of which is cut off in the middle of an export: the others do its blocks.
+"""Workers on separate hosts, one of which is cut off during an export: the others do its blocks.
 
-Packets are lost without a word, as they are where a switch fails or a node loses its power: no connection is closed,
-and nobody is told. Who notices, and when, is dask's matter: `distributed.comm.timeouts.tcp`, 30 s by default.
+Packets are lost silently, as when a switch fails or a node loses power: no connection is closed, and neither side is
+notified. dask notices a lost host after `distributed.comm.timeouts.tcp`, 30 s by default.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ SHAPE = (128, 128, 64)
 BLOCK = (16, 32, 16)
 # Blocks that are written before a host is cut off, of 128.
 CUT_AFTER = 20
-# dask takes no less, and gives a host up after about so long.
+# The shortest timeout that dask accepts; it gives up a host after about this time.
 SILENCE_S = 11
-# Short enough that TCP, which doubles its pauses, has sent again before dask's own 30 s are over.
+# Short enough that TCP, which doubles its pauses, retransmits before dask's own 30 s are over.
 OUTAGE_S = 2.0
 BOUND_S = 60.0
 
@@ -45,15 +45,15 @@ BOUND_S = 60.0
 @pytest.fixture
 def three_hosts() -> Iterator[Network]:
     try:
-        with network(3) as made:
-            yield made
+        with network(3) as running:
+            yield running
     except HostsUnavailable as reason:
         pytest.skip(str(reason))
 
 
 @pytest.fixture
 def silence_s() -> int:
-    """How long the scheduler waits for a host that is silent: dask's default, but where a test has its own."""
+    """Time in seconds after which the scheduler gives up a silent host: dask's default, unless a test sets another."""
     return 30
 
 
@@ -67,14 +67,14 @@ def client(three_hosts: Network, silence_s: int, tmp_path: Path) -> Iterator[Cli
         dask_processes(
             tmp_path / "cluster", workers=3, host=three_hosts.address, prefixes=prefixes, scheduler_env=settings
         ) as file,
-        Client(scheduler_file=str(file), set_as_default=False) as made,
+        Client(scheduler_file=str(file), set_as_default=False) as connected,
     ):
-        made.wait_for_workers(3, timeout=60)
-        yield made
+        connected.wait_for_workers(3, timeout=60)
+        yield connected
 
 
 def slow_volume(folder: Path) -> Any:
-    """Give a cutout that takes long enough to be interrupted."""
+    """Return a cutout whose blocks take long enough to be interrupted."""
 
     def slowly(block: NDArray[Any]) -> NDArray[Any]:
         time.sleep(0.1)
@@ -87,30 +87,30 @@ def slow_volume(folder: Path) -> Any:
 
 @dataclass
 class Cut:
-    """Cuts a host off once it is in the middle of a block, and joins it again if it is to be.
+    """Progress callback that cuts a host off while it works on a block, and joins it again after a while.
 
     Parameters
     ----------
     client, host
-        Of the cluster, and the host.
+        Client of the cluster, and the host to cut off.
     joined_after_s : float or None
-        How long it is cut off; None is until the end.
+        Seconds until the host is joined again; None for never.
     """
 
     client: Client
     host: Host
     joined_after_s: float | None = None
-    at: float | None = None
+    cut_at: float | None = None
     done: int = 0
     joined_at: int | None = None
 
     def __call__(self, report: RunReport) -> None:
         self.done = report.done
-        if self.at is None and report.done >= CUT_AFTER and self._is_busy():
+        if self.cut_at is None and report.done >= CUT_AFTER and self._is_busy():
             self.host.cut()
-            self.at = time.monotonic()
+            self.cut_at = time.monotonic()
             if self.joined_after_s is not None:
-                # By the clock: the others may have done all that is theirs, and then nothing is reported.
+                # Use a timer: progress is not reported once the other hosts have done their blocks.
                 threading.Timer(self.joined_after_s, self._join).start()
 
     def _join(self) -> None:
@@ -129,28 +129,28 @@ def export_with(cut: Cut, folder: Path) -> RunReport:
     """Export on the cluster, compare with an export in this process, and return the report."""
     volume = slow_volume(folder)
     options: dict[str, Any] = {"chunks": BLOCK, "block_mib": 0.0079}
-    there = to_zarr(volume, folder / "there.zarr", cluster=cut.client, progress=cut, **options)
+    remote_report = to_zarr(volume, folder / "remote.zarr", cluster=cut.client, progress=cut, **options)
     ended = time.monotonic()
-    here = to_zarr(volume, folder / "here.zarr", progress=False, **options)
-    assert cut.at is not None, "the host was never busy"
-    assert ended - cut.at < BOUND_S
-    assert there.ok
-    assert there.failures == 0
-    assert there.done == there.blocks == here.blocks == 128
-    assert files_of(folder / "there.zarr") == files_of(folder / "here.zarr")
-    return there
+    local_report = to_zarr(volume, folder / "local.zarr", progress=False, **options)
+    assert cut.cut_at is not None, "the host was never busy"
+    assert ended - cut.cut_at < BOUND_S
+    assert remote_report.ok
+    assert remote_report.failures == 0
+    assert remote_report.done == remote_report.blocks == local_report.blocks == 128
+    assert files_of(folder / "remote.zarr") == files_of(folder / "local.zarr")
+    return remote_report
 
 
 @pytest.mark.parametrize("silence_s", [SILENCE_S])
-def test_a_host_that_is_cut_off_until_the_end(client: Client, three_hosts: Network, tmp_path: Path) -> None:
+def test_other_hosts_do_the_blocks_of_one_that_is_cut_off(client: Client, three_hosts: Network, tmp_path: Path) -> None:
     first, second, third = three_hosts.hosts
     assert addresses_of(client) == {first.address, second.address, third.address}
     export_with(Cut(client, first), tmp_path)
     assert addresses_of(client) == {second.address, third.address}
 
 
-def test_a_host_that_is_joined_again(client: Client, three_hosts: Network, tmp_path: Path) -> None:
-    """Before anybody gives it up: TCP sends again what was lost, and its worker goes on."""
+def test_a_host_that_is_joined_again_resumes_its_work(client: Client, three_hosts: Network, tmp_path: Path) -> None:
+    """The outage is shorter than any timeout: TCP retransmits the lost packets, and the worker continues."""
     cut = Cut(client, three_hosts.hosts[0], joined_after_s=OUTAGE_S)
     export_with(cut, tmp_path)
     assert cut.joined_at is not None
@@ -168,7 +168,7 @@ with socket.create_server((sys.argv[1], int(sys.argv[2]))) as server:
 """
 
 
-def test_a_cut_is_silent_and_what_was_sent_arrives_when_it_is_over(three_hosts: Network) -> None:
+def test_data_sent_during_a_cut_arrives_after_it(three_hosts: Network) -> None:
     host = three_hosts.hosts[0]
     command = [*host.prefix, sys.executable, "-c", ECHO, host.address, "7000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
@@ -191,13 +191,13 @@ def test_a_cut_is_silent_and_what_was_sent_arrives_when_it_is_over(three_hosts: 
             process.kill()
 
 
-def test_nothing_is_left_of_hosts_whatever_happens() -> None:
+def test_hosts_are_removed_after_an_error() -> None:
     running: list[tuple[Network, subprocess.Popen[bytes]]] = []
 
     def fail() -> None:
-        with network(2) as made:
-            running.append((made, subprocess.Popen([*made.hosts[1].prefix, "sleep", "600"])))
-            made.hosts[0].cut()
+        with network(2) as hosts:
+            running.append((hosts, subprocess.Popen([*hosts.hosts[1].prefix, "sleep", "600"])))
+            hosts.hosts[0].cut()
             raise ZeroDivisionError
 
     try:
@@ -205,8 +205,8 @@ def test_nothing_is_left_of_hosts_whatever_happens() -> None:
             fail()
     except HostsUnavailable as reason:
         pytest.skip(str(reason))
-    ((made, process),) = running
+    ((hosts, process),) = running
     assert process.wait(10) == -signal.SIGKILL
-    left = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
-    left += subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
-    assert not [name for host in made.hosts for name in (host.name, host.link, host.bridge) if name in left]
+    listing = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
+    listing += subprocess.run(["ip", "netns"], capture_output=True, text=True, check=True).stdout
+    assert not [name for host in hosts.hosts for name in (host.name, host.link, host.bridge) if name in listing]

@@ -1,4 +1,4 @@
-"""Clusters that run: real schedulers and workers, with and without TLS; and addresses where there is none."""
+"""Connecting to running clusters, with and without TLS, and to addresses at which no scheduler answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUICKLY_S = 15.0
 
 
 def refused(spec: Any, error: type[Exception] = ConnectionError) -> str:
-    """Connect where that is an error; return its text, which is one line and comes soon."""
+    """Return the error of a connection; check that it is one line and comes soon."""
     started = time.monotonic()
     with pytest.raises(error) as caught, connect(spec, wait_s=30):
         pass
@@ -66,24 +66,24 @@ def cluster_file(folder: Path, text: str) -> Path:
     return path
 
 
-def test_a_scheduler_file_an_address_and_a_file_with_either(plain: Path, tmp_path: Path) -> None:
-    where = address(plain)
-    specs = [plain, where, cluster_file(tmp_path, f"address: {where}\n")]
+def test_connect_accepts_a_scheduler_file_an_address_and_a_cluster_file(plain: Path, tmp_path: Path) -> None:
+    scheduler_address = address(plain)
+    specs = [plain, scheduler_address, cluster_file(tmp_path, f"address: {scheduler_address}\n")]
     for spec in specs:
         with connect(spec, wait_s=30) as client:
             assert client.submit(pow, 12, 2, pure=False).result() == 144
     with connect(cluster_file(tmp_path, f"address: {plain}\n"), wait_s=30) as client:
-        assert client.scheduler.address == where
+        assert client.scheduler.address == scheduler_address
 
 
-def test_tls_by_a_cluster_file(encrypted: Path, ours: Certificates, tmp_path: Path) -> None:
-    where = address(encrypted)
-    assert where.startswith("tls://")
-    with connect(cluster_file(tmp_path, f"address: {where}\n{ours.yaml}"), wait_s=30) as client:
+def test_a_cluster_file_may_name_tls_certificates(encrypted: Path, ours: Certificates, tmp_path: Path) -> None:
+    scheduler_address = address(encrypted)
+    assert scheduler_address.startswith("tls://")
+    with connect(cluster_file(tmp_path, f"address: {scheduler_address}\n{ours.yaml}"), wait_s=30) as client:
         assert client.submit(pow, 12, 2, pure=False).result() == 144
 
 
-def test_tls_by_dasks_configuration(encrypted: Path, ours: Certificates) -> None:
+def test_dasks_configuration_may_name_tls_certificates(encrypted: Path, ours: Certificates) -> None:
     configuration = {
         "distributed.comm.tls.ca-file": str(ours.ca),
         "distributed.comm.tls.client": {"cert": str(ours.cert), "key": str(ours.key)},
@@ -92,33 +92,33 @@ def test_tls_by_dasks_configuration(encrypted: Path, ours: Certificates) -> None
         assert client.submit(pow, 12, 2, pure=False).result() == 144
 
 
-def test_tls_without_certificates(encrypted: Path) -> None:
+def test_an_encrypted_scheduler_needs_certificates(encrypted: Path) -> None:
     assert "needs certificates: a cluster file" in refused(encrypted, ValueError)
 
 
-def test_certificates_of_another_authority(
+def test_certificates_of_another_authority_are_refused(
     encrypted: Path, ours: Certificates, theirs: Certificates, tmp_path: Path
 ) -> None:
     text = f"address: {address(encrypted)}\n"
-    said = refused(cluster_file(tmp_path, text + theirs.yaml))
-    assert "the scheduler's certificate is not one of this CA" in said
-    assert address(encrypted) in said
-    # A client that trusts the scheduler, and that the scheduler does not trust.
+    message = refused(cluster_file(tmp_path, text + theirs.yaml))
+    assert "the scheduler's certificate is not one of this CA" in message
+    assert address(encrypted) in message
+    # The client trusts the scheduler, but the scheduler does not trust the client.
     mixed = Certificates(ours.ca, theirs.cert, theirs.key)
-    said = refused(cluster_file(tmp_path, text + mixed.yaml))
-    assert "the scheduler refuses this client's certificate" in said
-    # A key that belongs to another certificate.
+    message = refused(cluster_file(tmp_path, text + mixed.yaml))
+    assert "the scheduler refuses this client's certificate" in message
+    # The key belongs to another certificate.
     mixed = Certificates(ours.ca, ours.cert, theirs.key)
     assert "cannot be loaded: KEY VALUES MISMATCH" in refused(cluster_file(tmp_path, text + mixed.yaml), ValueError)
 
 
-def test_the_wrong_scheme(plain: Path, encrypted: Path, ours: Certificates, tmp_path: Path) -> None:
-    where = address(plain).replace("tcp://", "tls://")
-    assert "speaks no TLS" in refused(cluster_file(tmp_path, f"address: {where}\n{ours.yaml}"))
+def test_the_wrong_scheme_is_named(plain: Path, encrypted: Path, ours: Certificates, tmp_path: Path) -> None:
+    scheduler_address = address(plain).replace("tcp://", "tls://")
+    assert "speaks no TLS" in refused(cluster_file(tmp_path, f"address: {scheduler_address}\n{ours.yaml}"))
     assert "an encrypted scheduler is tls://" in refused(address(encrypted).replace("tls://", "tcp://"))
 
 
-def test_nothing_listens() -> None:
+def test_an_address_without_a_scheduler_is_named() -> None:
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -126,7 +126,7 @@ def test_nothing_listens() -> None:
     assert "there is no host 'no-such-host.invalid'" in refused("tcp://no-such-host.invalid:8786")
 
 
-def test_a_server_of_another_kind(tmp_path: Path) -> None:
+def test_a_server_that_hangs_up_is_named(tmp_path: Path) -> None:
     with ExitStack() as stack:
         server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
 
@@ -141,28 +141,28 @@ def test_a_server_of_another_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", ["tcp://", "tcp://host", "tcp://host:many", "tls://host:0", "tcp://:99999"])
-def test_addresses_that_are_none(spec: str) -> None:
+def test_invalid_addresses_are_refused(spec: str) -> None:
     assert "is no address of a scheduler: " in refused(spec, ValueError)
 
 
-def test_scheduler_files_that_are_none(tmp_path: Path) -> None:
+def test_missing_and_invalid_scheduler_files_are_refused(tmp_path: Path) -> None:
     assert "There is no scheduler file" in refused(tmp_path / "absent.json", FileNotFoundError)
     for text in ("", "words", "[]", "{}", '{"address": 5}'):
         (tmp_path / "scheduler.json").write_text(text)
         assert "is no scheduler file" in refused(tmp_path / "scheduler.json", ValueError)
 
 
-def test_a_scheduler_file_that_is_left_over(tmp_path: Path) -> None:
+def test_a_scheduler_file_of_an_ended_scheduler_is_named(tmp_path: Path) -> None:
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         file = tmp_path / "scheduler.json"
         file.write_text(f'{{"address": "tcp://127.0.0.1:{free.getsockname()[1]}"}}')
-        said = refused(file)
-    assert str(file) in said
-    assert "nothing listens there" in said
+        message = refused(file)
+    assert str(file) in message
+    assert "nothing listens there" in message
 
 
-def test_a_scheduler_without_workers(tmp_path: Path) -> None:
+def test_a_scheduler_without_workers_is_a_timeout(tmp_path: Path) -> None:
     with (
         dask_processes(tmp_path, workers=0) as file,
         pytest.raises(TimeoutError, match=r"No worker came within 0.5 s \(--wait\). Start workers \(dask worker"),
@@ -171,7 +171,7 @@ def test_a_scheduler_without_workers(tmp_path: Path) -> None:
         pass
 
 
-def test_started_clusters_are_encrypted_too(ours: Certificates, tmp_path: Path) -> None:
+def test_started_clusters_are_encrypted_on_request_and_on_all_interfaces(ours: Certificates, tmp_path: Path) -> None:
     text = "cluster: distributed.LocalCluster\n"
     text += "arguments: {threads_per_worker: 1, dashboard_address: '127.0.0.1:0', host: %s}\nworkers: 1\n"
     for host, security in (("127.0.0.1", ours.yaml), ("127.0.0.1", "security: temporary\n"), ("0.0.0.0", "")):

@@ -1,6 +1,6 @@
-"""Jobs on their way to a batch system that takes its time: whoever ends a command leaves none in the queue.
+"""Submitting jobs to a slow batch system: a command that is interrupted leaves no job in the queue.
 
-Scripts of a few lines stand for the batch system: what a real SLURM does is in `test_slurm_jobs.py`.
+Short shell scripts stand for the batch system; `test_slurm_jobs.py` uses a real SLURM.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TIMEOUT_S = 90.0
 
 @pytest.fixture(autouse=True)
 def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder in which a queue lists what it was told: jobs in it wait for ever."""
+    """Folder of a fake queue that logs submitted and cancelled jobs; its jobs stay pending."""
     folder = tmp_path / "queue"
     folder.mkdir()
     for name, body in {
@@ -63,25 +63,26 @@ def source(tmp_path: Path) -> str:
     return write_volume(tmp_path / "em", coordinate_volume(SHAPE, (0, 0, 0), np.uint8))
 
 
-def cluster_file(folder: Path, more: str = "workers: 2\n") -> Path:
+def cluster_file(folder: Path, workers: str = "workers: 2\n") -> Path:
     path = folder / "slurm.yaml"
-    path.write_text(TEXT + more)
+    path.write_text(TEXT + workers)
     return path
 
 
 def listed(queue: Path, name: str) -> list[str]:
+    """Return the ids in one of the queue's lists."""
     path = queue / name
     return sorted(path.read_text().split()) if path.exists() else []
 
 
-def wait_until(what: Callable[[], Any]) -> None:
+def wait_until(condition: Callable[[], Any]) -> None:
     deadline = time.monotonic() + TIMEOUT_S
-    while not what():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
-def test_an_interrupt_while_jobs_are_submitted(tmp_path: Path, queue: Path) -> None:
+def test_an_interrupt_while_jobs_are_submitted_cancels_them(tmp_path: Path, queue: Path) -> None:
     (queue / "seconds").write_text("3")
 
     def interrupt() -> None:
@@ -98,7 +99,7 @@ def test_an_interrupt_while_jobs_are_submitted(tmp_path: Path, queue: Path) -> N
 
 
 @pytest.mark.parametrize(("name", "ending"), [("export", signal.SIGHUP), ("verify", signal.SIGTERM)])
-def test_who_ends_a_command_that_waits_for_workers(
+def test_a_signal_while_waiting_for_workers_cancels_the_jobs(
     tmp_path: Path, queue: Path, source: str, name: str, ending: signal.Signals
 ) -> None:
     out = tmp_path / "out.zarr"
@@ -108,10 +109,10 @@ def test_who_ends_a_command_that_waits_for_workers(
         to_zarr(data, out, progress=False)
         arguments = ["verify", out]
     command = [sys.executable, "-m", "imagery_dask", *arguments, "--cluster", cluster_file(tmp_path)]
-    inherited = signal.signal(ending, signal.SIG_DFL)  # nohup, of all tests, has another
+    inherited = signal.signal(ending, signal.SIG_DFL)  # under nohup, SIGHUP is ignored
     try:
         process = subprocess.Popen(
-            [str(each) for each in command], stderr=subprocess.PIPE, text=True, env=environment()
+            [str(word) for word in command], stderr=subprocess.PIPE, text=True, env=environment()
         )
     finally:
         signal.signal(ending, inherited)
@@ -128,8 +129,8 @@ def test_who_ends_a_command_that_waits_for_workers(
     assert not list(tmp_path.glob("*/lease.json"))
 
 
-def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
-    """And afterwards everything is as it was."""
+def test_an_ignored_sighup_stays_ignored_and_handlers_are_restored(tmp_path: Path) -> None:
+    """nohup ignores SIGHUP; SIGTERM is an interrupt within the block only."""
     code = (
         "import os, signal\n"
         "from imagery_dask.cli.run_flags import ended_as_interrupted\n"
@@ -138,20 +139,20 @@ def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
         "try:\n"
         "    with ended_as_interrupted(): os.kill(os.getpid(), signal.SIGTERM)\n"
         "except KeyboardInterrupt: print('interrupted')\n"
-        "print(*(int(signal.getsignal(each)) for each in (signal.SIGHUP, signal.SIGTERM)))\n"
+        "print(*(int(signal.getsignal(number)) for number in (signal.SIGHUP, signal.SIGTERM)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment())
     assert (done.returncode, done.stdout) == (0, "interrupted\n1 0\n"), done.stderr
 
 
-def test_workers_that_are_asked_for_come_before_those_of_the_class(tmp_path: Path, queue: Path) -> None:
+def test_the_workers_argument_replaces_n_workers_of_the_cluster_class(tmp_path: Path, queue: Path) -> None:
     file = cluster_file(tmp_path, "  n_workers: 3\n")
     with pytest.raises(TimeoutError), connect(file, workers=1, wait_s=0.1):
         pass
     assert len(listed(queue, "submitted")) == 1
 
 
-def test_an_id_that_cannot_be_read(tmp_path: Path, queue: Path) -> None:
+def test_a_job_id_that_cannot_be_read_is_an_error(tmp_path: Path, queue: Path) -> None:
     (queue / "sbatch").write_text("#!/bin/sh\necho Your job is in the queue.\n")
     file = load_cluster_file(cluster_file(tmp_path))
     with pytest.raises(OSError, match=r"was submitted, but its id is not in .*'Your job is in the queue\.'") as caught:
@@ -160,15 +161,15 @@ def test_an_id_that_cannot_be_read(tmp_path: Path, queue: Path) -> None:
     assert str(script) in str(caught.value)
 
 
-def test_what_the_job_would_refuse_is_refused_now(
+def test_submit_refuses_what_the_job_would_refuse(
     tmp_path: Path, queue: Path, source: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def submit(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr("sys.argv", ["imagery-dask", "submit", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out + said.err
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out + captured.err
 
     file = cluster_file(tmp_path)
     (tmp_path / "other.zarr").mkdir()
@@ -177,28 +178,28 @@ def test_what_the_job_would_refuse_is_refused_now(
     to_zarr(data[:16], tmp_path / "half.zarr", progress=False)
     before = sorted(tmp_path.rglob("*"))
     region = ["--image-source", source, *BOUNDS]
-    none = tmp_path / "none.yaml"
-    none.write_text(TEXT)
+    without_workers = tmp_path / "none.yaml"
+    without_workers.write_text(TEXT)
     before = sorted(tmp_path.rglob("*"))
-    for arguments, words in (
+    for arguments, message in (
         (["--cluster", file, "zarr", "new.zarr", *region, "--block-mib", -5], "block_mib must be a number above 0"),
         (["--cluster", file, "zarr", "half.zarr", *region], "It was written with other arguments: "),
         (["--cluster", file, "zarr", "other.zarr", *region], "is not a zarr store"),
-        (["--cluster", none, "zarr", "new.zarr", *region], "asks for no workers; set "),
+        (["--cluster", without_workers, "zarr", "new.zarr", *region], "asks for no workers; set "),
         (["--cluster", file, "zarr", "new.zarr", *region, "--cluster", file], "--cluster is said twice"),
     ):  # fmt: skip
-        code, said = submit(*arguments)
-        assert (code, words in said) == (2, True), said
-    assert sorted(tmp_path.rglob("*")) == before, "nothing is submitted, and nothing is left"
-    # What would be replaced may be other.
-    assert submit("--cluster", none, "zarr", "half.zarr", *region, "--overwrite", "--workers", 2)[0] == 0
+        code, output = submit(*arguments)
+        assert (code, message in output) == (2, True), output
+    assert sorted(tmp_path.rglob("*")) == before, "files were left behind"
+    # A store that is overwritten may have been written with other arguments.
+    assert submit("--cluster", without_workers, "zarr", "half.zarr", *region, "--overwrite", "--workers", 2)[0] == 0
     assert len(listed(queue, "submitted")) == 1
-    code, said = submit("--dry-run", "--cluster", file, "zarr", *region, "--", "new.zarr")
-    assert (code, f"export zarr --cluster {file} --image-source" in said, " -- new.zarr" in said) == (0, True, True)
+    code, output = submit("--dry-run", "--cluster", file, "zarr", *region, "--", "new.zarr")
+    assert (code, f"export zarr --cluster {file} --image-source" in output, " -- new.zarr" in output) == (0, True, True)
 
 
-def test_a_batch_system_in_a_thread(tmp_path: Path) -> None:
-    """dask_jobqueue sets a handler as it is imported, which only the main thread may do."""
+def test_a_cluster_file_can_be_loaded_in_a_thread(tmp_path: Path) -> None:
+    """Importing dask_jobqueue sets a signal handler, which only the main thread may do."""
     code = (
         "import signal, sys, threading, pathlib\n"
         "from imagery_dask.cluster import load_cluster_file\n"

@@ -1,4 +1,4 @@
-"""What workers do before their first block, on workers that are processes of their own."""
+"""The setup of workers before their first block, in worker processes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from imagery_dask.sources.credentials import forget_token, remember_token
 
 
 def threads_of(dask_worker: Any) -> dict[str, Any]:
+    """Return the thread limits of a worker's libraries, and whether the plugin is installed."""
     import numcodecs.blosc
     import zarr
 
@@ -31,20 +32,20 @@ def threads_of(dask_worker: Any) -> dict[str, Any]:
     }
 
 
-def cluster_file(folder: Path, threads: int, more: str = "") -> Path:
+def cluster_file(folder: Path, threads: int, lines: str = "") -> Path:
     path = folder / "cluster.yaml"
     path.write_text(
         "cluster: distributed.LocalCluster\nworkers: 1\n"
-        f"arguments: {{threads_per_worker: {threads}, host: 127.0.0.1, dashboard_address: '127.0.0.1:0'}}\n{more}"
+        f"arguments: {{threads_per_worker: {threads}, host: 127.0.0.1, dashboard_address: '127.0.0.1:0'}}\n{lines}"
     )
     return path
 
 
-def test_threads_do_not_multiply(tmp_path: Path) -> None:
+def test_libraries_use_no_more_threads_than_their_worker(tmp_path: Path) -> None:
     with connect(cluster_file(tmp_path, 3)) as client:
         (threads,) = client.run(threads_of).values()
         assert threads == {"zarr": 3, "blosc": 1, "rayon": "3", "omp": "1", "plugins": True}
-        client.cluster.scale(2)  # a worker that comes later
+        client.cluster.scale(2)  # a worker that starts later
         client.wait_for_workers(2, timeout=60)
         deadline = time.monotonic() + 30
         while not all(client.run(lambda dask_worker: NAME in dask_worker.plugins).values()):
@@ -53,20 +54,20 @@ def test_threads_do_not_multiply(tmp_path: Path) -> None:
         assert {answer["rayon"] for answer in client.run(threads_of).values()} == {"3"}
 
 
-def test_what_the_user_sets_counts(tmp_path: Path) -> None:
+def test_thread_limits_set_by_the_user_are_kept(tmp_path: Path) -> None:
     with connect(cluster_file(tmp_path, 1, "environment: {RAYON_NUM_THREADS: 2}\n")) as client:
         (threads,) = client.run(threads_of).values()
         assert threads["rayon"] == "2"
 
 
-def test_threads_of_this_process_are_left_alone() -> None:
+def test_thread_limits_of_this_process_are_not_changed() -> None:
     before = dict(os.environ)
     with connect(workers=2) as client:
         assert NAME not in client.run(lambda dask_worker: list(dask_worker.plugins)).popitem()[1]
     assert dict(os.environ) == before
 
 
-def test_threads_of_this_process_are_left_alone_by_any_address(tmp_path: Path) -> None:
+def test_thread_limits_of_this_process_are_not_changed_over_tcp(tmp_path: Path) -> None:
     before = dict(os.environ)
     path = tmp_path / "cluster.yaml"
     path.write_text(
@@ -84,7 +85,7 @@ def fake_package(folder: Path, name: str, version: str) -> None:
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
 
 
-def test_other_versions_are_named(tmp_path: Path) -> None:
+def test_workers_with_other_versions_are_refused_by_name(tmp_path: Path) -> None:
     fake_package(tmp_path / "fake", "zarr", "3.0.99")
     fake_package(tmp_path / "fake", "cloud_volume", "11.0.0")
     path = os.pathsep.join([str(tmp_path / "fake"), str(Path(__file__).parents[2])])
@@ -96,16 +97,16 @@ def test_other_versions_are_named(tmp_path: Path) -> None:
         connect(file, wait_s=60),
     ):
         pass
-    said = str(e.value)
-    assert "zarr 3.0.99 (here " in said
-    assert "cloud-volume 11.0.0 (here " in said
-    assert "numpy" not in said
-    assert "Install the same environment on all of them" in said
-    assert "\n" not in said
+    message = str(e.value)
+    assert "zarr 3.0.99 (here " in message
+    assert "cloud-volume 11.0.0 (here " in message
+    assert "numpy" not in message
+    assert "Install the same environment on all of them" in message
+    assert "\n" not in message
 
 
 @pytest.mark.long
-def test_a_worker_that_comes_later_with_other_versions_leaves(tmp_path: Path) -> None:
+def test_a_late_worker_with_other_versions_exits(tmp_path: Path) -> None:
     import sys
 
     fake_package(tmp_path / "fake", "zarr", "3.0.99")
@@ -127,7 +128,7 @@ def test_a_worker_that_comes_later_with_other_versions_leaves(tmp_path: Path) ->
                 time.sleep(0.2)
 
 
-def test_no_credentials_are_in_it(tmp_path: Path) -> None:
+def test_the_plugin_contains_no_credentials(tmp_path: Path) -> None:
     server = "graphene://https://cave.invalid/table"
     before = remember_token(server, "5ec2e7")
     try:
@@ -136,22 +137,22 @@ def test_no_credentials_are_in_it(tmp_path: Path) -> None:
         forget_token(server, before)
 
 
-def test_it_takes_no_time(tmp_path: Path) -> None:
-    with dask_processes(tmp_path, workers=2) as file, Client(str_address(file), set_as_default=False) as client:
+def test_preparing_workers_is_fast(tmp_path: Path) -> None:
+    with dask_processes(tmp_path, workers=2) as file, Client(address_of(file), set_as_default=False) as client:
         client.wait_for_workers(2, timeout=60)
-        client.run(lambda: __import__("imagery_dask.arrays.lazy"))  # as the first block would
+        client.run(lambda: __import__("imagery_dask.arrays.lazy"))  # as the first block does
         started = time.monotonic()
         prepare_workers(client)
         assert time.monotonic() - started < 10
-        took = []
+        seconds = []
         for _ in range(5):
             started = time.monotonic()
-            prepare_workers(client)  # a client that is used again
-            took.append(time.monotonic() - started)
-        assert min(took) < 0.05
+            prepare_workers(client)  # a client that was prepared before
+            seconds.append(time.monotonic() - started)
+        assert min(seconds) < 0.05
 
 
-def str_address(file: Path) -> str:
+def address_of(file: Path) -> str:
     import json
 
     return str(json.loads(file.read_text())["address"])

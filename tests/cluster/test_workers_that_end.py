@@ -1,4 +1,4 @@
-"""Workers that end in the middle of an export, and workers that come in the middle of it."""
+"""Workers that die during an export, and workers that join during it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _small_blocks(configure: Configure) -> None:
 
 @contextmanager
 def one_worker(threads: int = 1) -> Iterator[Client]:
-    """Run a worker process, with a scheduler that gives a task up when the first worker died that had it."""
+    """Run one worker process, with a scheduler that gives up a task after the first death of its worker."""
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
         LocalCluster(
@@ -50,7 +50,7 @@ def one_worker(threads: int = 1) -> Iterator[Client]:
         yield client
 
 
-def test_a_block_that_kills_its_workers_fails_and_no_other(tmp_path: Path, configure: Configure) -> None:
+def test_only_the_block_that_kills_its_workers_fails(tmp_path: Path, configure: Configure) -> None:
     configure("run.worker_deaths", 3)
     configure("run.batch_blocks", 1)
     data = coordinate_volume(SHAPE, dtype=np.uint8)
@@ -61,7 +61,7 @@ def test_a_block_that_kills_its_workers_fails_and_no_other(tmp_path: Path, confi
         time.sleep(0.1)
         if block_info and block_info[0]["chunk-location"] == (1, 0, 0):
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.2)  # others die with it
+        time.sleep(0.2)  # so that other blocks run when the worker dies
         return block
 
     array = da.from_array(data, chunks=BLOCK).map_blocks(kill, dtype=data.dtype)
@@ -78,7 +78,7 @@ def test_a_block_that_kills_its_workers_fails_and_no_other(tmp_path: Path, confi
 
 
 @pytest.mark.parametrize("batch", [1, 128])
-def test_a_worker_that_is_killed_costs_no_attempt(tmp_path: Path, configure: Configure, batch: int) -> None:
+def test_the_death_of_a_worker_does_not_count_as_an_attempt(tmp_path: Path, configure: Configure, batch: int) -> None:
     configure("run.batch_blocks", batch)
     configure("run.attempts", 1)
     data = coordinate_volume(SHAPE, dtype=np.uint8)
@@ -106,7 +106,7 @@ def test_a_worker_that_is_killed_costs_no_attempt(tmp_path: Path, configure: Con
 
 
 def test_a_worker_that_dask_drops_is_replaced() -> None:
-    # As on a machine where a nanny takes longer than dask waits to start its worker again.
+    # The timeout stands for a machine on which a nanny needs longer to restart its worker than dask waits.
     with dask.config.set({"distributed.deploy.lost-worker-timeout": "100ms"}), connect("local", workers=2) as client:
         client.wait_for_workers(2, timeout=60)
         before = client.run(os.getpid)
@@ -119,14 +119,14 @@ def test_a_worker_that_dask_drops_is_replaced() -> None:
         assert list(answers.values()) == [False, False]
 
 
-def test_workers_that_come_later_get_blocks(tmp_path: Path, configure: Configure) -> None:
+def test_workers_that_join_later_get_blocks(tmp_path: Path, configure: Configure) -> None:
     configure("run.batch_blocks", 1)
     configure("run.ask_s", 0.5)
     data = coordinate_volume((64, 64, 96), dtype=np.uint8)
     spans = tmp_path / "spans"
     spans.mkdir()
 
-    def noted(block: Any) -> Any:
+    def slow_and_recorded(block: Any) -> Any:
         import os
         import time
         import uuid
@@ -136,20 +136,22 @@ def test_workers_that_come_later_get_blocks(tmp_path: Path, configure: Configure
         (spans / uuid.uuid4().hex).write_text(f"{begin} {time.time()} {os.getpid()}")
         return block
 
-    array = da.from_array(data, chunks=BLOCK).map_blocks(noted, dtype=data.dtype, meta=np.empty((0, 0, 0), data.dtype))
+    array = da.from_array(data, chunks=BLOCK).map_blocks(
+        slow_and_recorded, dtype=data.dtype, meta=np.empty((0, 0, 0), data.dtype)
+    )
     with dask_processes(tmp_path) as scheduler, ExitStack() as stack:
 
-        def more(report: RunReport) -> None:
+        def start_workers(report: RunReport) -> None:
             if report.done == 3:
                 for number in range(3):
                     stack.enter_context(dask_worker(tmp_path, f"later-{number}", threads=2))
 
-        report = to_zarr(array, tmp_path / "out.zarr", chunks=BLOCK, cluster=scheduler, progress=more)
+        report = to_zarr(array, tmp_path / "out.zarr", chunks=BLOCK, cluster=scheduler, progress=start_workers)
     assert report.done == 96
-    found = [tuple(map(float, span.read_text().split())) for span in spans.iterdir()]
-    assert len({pid for *_, pid in found}) == 4
-    # Of the window of one worker, four would be the most.
-    assert max(sum(begin <= at < end for begin, end, _ in found) for at, *_ in found) == 7
+    periods = [tuple(map(float, span.read_text().split())) for span in spans.iterdir()]
+    assert len({pid for *_, pid in periods}) == 4
+    # With the window of one worker, at most four blocks would run at once.
+    assert max(sum(begin <= at < end for begin, end, _ in periods) for at, *_ in periods) == 7
     to_zarr(data, tmp_path / "here.zarr", chunks=BLOCK, progress=False)
     np.testing.assert_array_equal(written(tmp_path / "out.zarr"), data)
     assert files_of(tmp_path / "here.zarr" / "0") == files_of(tmp_path / "out.zarr" / "0")
