@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from support.buckets import GcsServer, S3Server
     from support.http_server import FaultHook, FileServer
 
-# Set here and not in a fixture: CloudVolume, CloudFiles and dask read their environment when imported.
-# Worker processes inherit it.
+# Set at import and not in a fixture, because CloudVolume, CloudFiles and dask read their environment when they are
+# imported. Worker processes inherit it.
 HOME = Path(tempfile.mkdtemp(prefix="imagery-dask-tests-home-"))
 BEFORE = dict(os.environ)
 CREDENTIALS = (
@@ -38,13 +38,15 @@ os.environ |= {
     # Sampling frames can deadlock Python (seen in 3.11.7; python/cpython#106883).
     "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
     "HOME": str(HOME),
-    "XDG_CACHE_HOME": BEFORE.get("XDG_CACHE_HOME", str(Path.home() / ".cache")),  # font caches are no secrets
+    "XDG_CACHE_HOME": BEFORE.get(
+        "XDG_CACHE_HOME", str(Path.home() / ".cache")
+    ),  # keeps font caches, which hold no secrets
     "CLOUD_VOLUME_DIR": str(HOME / "cloudvolume"),
     "CLOUD_FILES_DIR": str(HOME / "cloudfiles"),
     "DASK_CONFIG": str(HOME / "dask"),
     "DASK_TEMPORARY_DIRECTORY": str(HOME / "dask-scratch"),
     "DASK_LOGGING__DISTRIBUTED": "warning",
-    "AWS_EC2_METADATA_DISABLED": "true",  # without keys, fail at once instead of asking the network for some
+    "AWS_EC2_METADATA_DISABLED": "true",  # without keys, fail at once instead of requesting keys over the network
     "NO_GCE_CHECK": "true",
     "NO_PROXY": "127.0.0.1,localhost",
     "no_proxy": "127.0.0.1,localhost",
@@ -70,8 +72,8 @@ def no_home() -> Path:
 
 @pytest.fixture
 def http_server_factory() -> Iterator[Callable[..., FileServer]]:
-    """Return ``serve(root, latency_s=0, faults=None)``; its servers close after the test."""
-    from support.http_server import FileServer  # imports the package: not before the environment is set
+    """Return ``serve(root, latency_s=0, faults=None)``, which starts a server that closes after the test."""
+    from support.http_server import FileServer  # imports the package, which must follow the changes of the environment
 
     with ExitStack() as stack:
 
@@ -83,14 +85,14 @@ def http_server_factory() -> Iterator[Callable[..., FileServer]]:
 
 @pytest.fixture
 def file_server(tmp_path: Path, http_server_factory: Callable[..., FileServer]) -> FileServer:
-    """Serve ``tmp_path``: a volume written to ``tmp_path / "em"`` is at ``file_server.url + "/em"``."""
+    """Serve ``tmp_path``: a volume in ``tmp_path / "em"`` has the URL ``file_server.url + "/em"``."""
     return http_server_factory(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """Run one S3 store for the session; tests use their own buckets, within ``s3_server.environment()``."""
-    from support import buckets  # imports every storage client, which other tests do not need
+    from support import buckets  # imports every storage client; other tests need none
 
     with ExitStack() as stack:
         try:
@@ -115,8 +117,8 @@ def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GcsServer]:
 
 @pytest.fixture(scope="session")
 def threads() -> Iterator[Client]:
-    """Return a client of two worker threads in this process; it is not dask's default client."""
-    from distributed import Client, LocalCluster  # a slow import, which other tests do not need
+    """Return a client with two worker threads in this process; it is not dask's default client."""
+    from distributed import Client, LocalCluster  # slow to import; other tests do not need it
 
     with (
         LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster,
@@ -127,8 +129,8 @@ def threads() -> Iterator[Client]:
 
 @pytest.fixture
 def configure() -> Iterator[Configure]:
-    """Return a function that changes a setting of `imagery_dask.config`, by its name, until the test ends."""
-    from imagery_dask.config import config  # imports the package: not before the environment is set
+    """Return a function that sets a value of `imagery_dask.config` by name; the value is restored after the test."""
+    from imagery_dask.config import config  # imports the package, which must follow the changes of the environment
 
     with ExitStack() as stack:
         yield lambda name, value: stack.enter_context(config.set({name: value}))

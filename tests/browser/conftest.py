@@ -1,4 +1,4 @@
-"""One browser for the tests of a module: it takes seconds to start, and draws while it is there."""
+"""One browser for the tests of a module: it takes seconds to start, and uses CPU while it runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def screen() -> Iterator[Screen]:
-    """Neuroglancer in a headless browser, or a skip that says what is not installed."""
+    """Run Neuroglancer in a headless browser, or skip the test with the name of the missing program."""
     pytest.importorskip("neuroglancer", reason="needs neuroglancer: pip install 'imagery_dask[browser]'")
     from browser import viewing
 

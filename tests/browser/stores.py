@@ -1,8 +1,4 @@
-"""Pyramids in every format that an export may have, made with plain zarr and CloudVolume.
-
-Level n holds every ``2**n``-th voxel in x and y, for images and for labels: where a level lies shows best when its
-voxels differ as much as those of the data.
-"""
+"""Pyramids in every format that an export may have, made with plain zarr and CloudVolume."""
 
 from __future__ import annotations
 
@@ -18,26 +14,26 @@ from ome_zarr_models import v04, v05
 from support.volumes import write_volume
 from zarr.codecs import BloscCodec
 
-#: Voxel size x, y, z, of slices so thick that pyramids leave z alone.
+#: Voxel size x, y, z; slices are so thick that pyramids do not downsample z.
 RESOLUTION_NM = (8, 8, 40)
 FACTOR = (2, 2, 1)
 CHUNKS = (32, 32, 16)
 
 
 def pyramid_of(data: NDArray[Any], levels: int) -> list[NDArray[Any]]:
-    """Levels as tinybrain makes them of whole arrays, with an odd end repeated."""
+    """Return the levels that tinybrain makes of a whole array, with the last voxel of odd axes repeated."""
     downsample = tinybrain.downsample_segmentation if data.dtype == np.uint64 else tinybrain.downsample_with_averaging
-    found = [data]
+    pyramid = [data]
     for _ in range(levels - 1):
-        odd = [(0, -size % step) for size, step in zip(found[-1].shape, FACTOR, strict=True)]
-        found.append(downsample(np.asfortranarray(np.pad(found[-1], odd, mode="edge")), FACTOR, num_mips=1)[0])
-    return found
+        odd = [(0, -size % step) for size, step in zip(pyramid[-1].shape, FACTOR, strict=True)]
+        pyramid.append(downsample(np.asfortranarray(np.pad(pyramid[-1], odd, mode="edge")), FACTOR, num_mips=1)[0])
+    return pyramid
 
 
 def write_precomputed(
     folder: Path, data: NDArray[Any], voxel_offset: Sequence[int], levels: int, **options: Any
 ) -> None:
-    """Write a pyramid as a precomputed volume; the offset must be a multiple of its coarsest voxels."""
+    """Write a pyramid as a precomputed volume; the offset must be a multiple of the coarsest level's voxels."""
     if any(start % step ** (levels - 1) for start, step in zip(voxel_offset, FACTOR, strict=True)):
         raise ValueError(f"CloudVolume would round the offset {tuple(voxel_offset)} down and move the data")
     if data.dtype == np.uint64:
@@ -67,7 +63,7 @@ def write_ome_zarr(
     shards
         Shape x, y, z of the shards of zarr 3, in voxels.
     centred
-        False gives every level the translation of the first: the mistake of taking voxels' edges for their centres.
+        ``False`` gives every level the translation of the first, as if translations were those of voxel edges.
     """
     placed = []
     for number in range(levels):
@@ -87,7 +83,7 @@ def write_ome_zarr(
 
 def _storage(version: str, shards: Sequence[int] | None) -> dict[str, Any]:
     if version == "0.4":
-        return {"chunk_key_encoding": {"name": "v2", "separator": "/"}}  # zarr 2 knows neither shards nor names
+        return {"chunk_key_encoding": {"name": "v2", "separator": "/"}}  # zarr 2 has neither shards nor dimension names
     return {
         "shards": None if shards is None else tuple(reversed(shards)),
         "compressors": BloscCodec(cname="zstd", clevel=1, shuffle="shuffle"),

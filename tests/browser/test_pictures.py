@@ -1,7 +1,7 @@
-"""Neuroglancer shows an export where it shows the source, pixel for pixel.
+"""Neuroglancer draws an export and its source at the same position, pixel for pixel.
 
-Neuroglancer draws every format by the same arithmetic once it knows where the voxels' edges are, and rounding decides
-no pixel of these views (`NM_PER_PIXEL`): pictures are equal, without a tolerance.
+Neuroglancer uses the same arithmetic for every format once it has the edges of the voxels, and no pixel of these views
+depends on rounding (`NM_PER_PIXEL`). Pictures are therefore compared without a tolerance.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from browser.viewing import BACKGROUND, PANEL, PICTURE_S, NoPicture, Picture, Sc
 
 SHAPE = (193, 151, 41)
 LEVELS = 3
-#: A multiple of the voxels of the coarsest level.
+#: First voxel of the volume; a multiple of the voxel size of the coarsest level.
 OFFSET = (-20, 32, 7)
-#: Centres of views, in voxels from the volume's first: all three panels show where the volume begins, or ends.
+#: Centres of views, in voxels from the volume's first: all three panels show the beginning, or the end, of the volume.
 BEGIN, END = (12, 9, 2), (185, 141, 38)
-#: Voxels are 2 x 2 pixels in x and y, 10 in z. In panels of an even number of pixels around a voxel's centre, the
-#: centre of no pixel lies on an edge between voxels, where rounding would decide what it shows.
+#: Voxels are 2 x 2 pixels in x and y, 10 in z. Panels have an even number of pixels and are centred on a voxel, so
+#: that no pixel's centre lies on an edge between voxels, where its color would depend on rounding.
 NM_PER_PIXEL = 4.0
 
 GREY = "void main() { emitGrayscale(toNormalized(getDataValue())); }"
@@ -42,7 +42,7 @@ GREEN = "void main() { emitRGB(vec3(0, toNormalized(getDataValue()), 0)); }"
 
 
 class Shown(NamedTuple):
-    """Where a volume's image and segmentation are: URLs below the served folder, as Neuroglancer wants them."""
+    """URLs of an image and a segmentation, relative to the served folder, in the form that Neuroglancer expects."""
 
     image: str
     ids: str
@@ -50,18 +50,18 @@ class Shown(NamedTuple):
 
 @dataclass(frozen=True)
 class World:
-    """A folder that is served, with the source in it."""
+    """A served folder that contains the source and its exports."""
 
     folder: Path
     server: FileServer
     image: NDArray[np.uint8]
     ids: NDArray[np.uint64]
     written: dict[tuple[str, int], Shown] = field(default_factory=dict)
-    #: Pictures of the source by layer and view: they are compared with many others.
+    #: Pictures of the source by layer and view, kept because many exports are compared with each.
     taken: dict[tuple[str, Xyz], Picture] = field(default_factory=dict)
 
     def export(self, name: str, levels: int = 1) -> Shown:
-        """Write the source or one of `EXPORTS`, once."""
+        """Write the source or one of `EXPORTS`, unless it is written already."""
         if (name, levels) not in self.written:
             write = partial(precomputed, compress=False) if name == "source" else EXPORTS[name]
             self.written[name, levels] = write(self, f"{name}-{levels}", levels)
@@ -73,7 +73,7 @@ class World:
 
     @property
     def selected(self) -> list[int]:
-        """Every other id. They come in pairs that differ by 1, so that one of each pair is selected."""
+        """Every other id. Ids come in pairs that differ by 1, so that one of each pair is selected."""
         ids = np.unique(self.ids)
         return [int(value) for value in ids[ids > 0][::2]]
 
@@ -90,11 +90,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 # --------------------------------------------------------------------------------------------------------- exports
 
 Export = Callable[[World, str, int], Shown]
-"""Writes the world below a name with so many levels."""
+"""Writes the world under a name, with a number of levels."""
 
 
 def source_dataset(world: World) -> Any:
-    """Image and segmentation of the source, as the client gives them."""
+    """Return the dataset of the source's image and segmentation that the client makes."""
     em, ids = (f"precomputed://file://{world.folder}/{url.split('|')[0]}" for url in world.source)
     client = ImageryClient(image_source=em, segmentation_source=ids)
     return client.dataset([OFFSET, [a + n for a, n in zip(OFFSET, SHAPE, strict=True)]])
@@ -132,7 +132,7 @@ EXPORTS: dict[str, Export] = {
     "to_zarr-source-mips": lambda world, name, levels: our_zarr(world, name, "source"),
     "to_precomputed": our_precomputed,
     "to_precomputed-png": partial(our_precomputed, encoding={"image": "png"}, chunks=(32, 32, 32)),
-    # What other writers write, which shows that it is not ours alone that Neuroglancer takes.
+    # Files of other writers, which show that the comparison does not depend on our writers.
     "ome-zarr-0.5-sharded": partial(ome_zarr, shards=(64, 96, 32)),
     "precomputed-sharded": partial(precomputed, sharding=True),
 }
@@ -142,14 +142,14 @@ EXPORTS: dict[str, Export] = {
 
 
 class Camera:
-    """Takes pictures of what is served and keeps them as files.
+    """Takes pictures of served layers and saves them as files.
 
     Parameters
     ----------
     screen, world
-        What shows, and what is shown.
+        The browser, and the served folder.
     folder
-        Where ``NAME.png`` is written.
+        Folder for ``NAME.png``.
     """
 
     def __init__(self, screen: Screen, world: World, folder: Path) -> None:
@@ -175,7 +175,7 @@ class Camera:
 
     @staticmethod
     def _pixels_per_voxel(level: int) -> float:
-        """Make Neuroglancer take a level as it does when zoomed out, but large enough to be looked at."""
+        """Return the render scale at which Neuroglancer draws a level without zooming out."""
         return RESOLUTION_NM[0] * 2**level / NM_PER_PIXEL
 
     def take(self, name: str, *layers: Any, at: Xyz, timeout_s: float = PICTURE_S) -> Picture:
@@ -190,48 +190,48 @@ def camera(screen: Screen, world: World, tmp_path: Path) -> Camera:
     return Camera(screen, world, tmp_path)
 
 
-def same_picture(camera: Camera, source: Any, export: Any, *, at: Xyz, level: int = 0) -> None:
-    """Require that two layers, shown one at a time, give the same picture of a level, and that it shows something."""
+def assert_same_picture(camera: Camera, source: Any, export: Any, *, at: Xyz, level: int = 0) -> None:
+    """Assert that two layers, shown one at a time, give the same picture of a level, and that it is not empty."""
     key = (json.dumps(source.to_json(), sort_keys=True), at)
     expected = camera.world.taken.get(key) or camera.take("source", source, at=at)
     camera.world.taken[key] = expected
-    found = camera.take("export", export, at=at)
+    picture = camera.take("export", export, at=at)
     side = RESOLUTION_NM[0] * 2**level
-    assert found.voxels == expected.voxels == [f"x {side}nm y {side}nm z {RESOLUTION_NM[2]}nm"]
+    assert picture.voxels == expected.voxels == [f"x {side}nm y {side}nm z {RESOLUTION_NM[2]}nm"]
     assert_something_is_shown(expected)
-    different = int((found.pixels != expected.pixels).any(axis=-1).sum())
+    different = int((picture.pixels != expected.pixels).any(axis=-1).sum())
     assert not different, f"{different} pixels differ"
 
 
 def assert_something_is_shown(picture: Picture) -> None:
     for panel in picture.panels:
-        colours, counts = np.unique(panel[(panel != BACKGROUND).any(axis=-1)], axis=0, return_counts=True)
-        assert counts.sum() > PANEL**2 / 10, "hardly anything is shown"
-        assert len(colours) > 10, "what is shown has hardly any colours"
+        colors, counts = np.unique(panel[(panel != BACKGROUND).any(axis=-1)], axis=0, return_counts=True)
+        assert counts.sum() > PANEL**2 / 10, "less than a tenth of the panel is drawn"
+        assert len(colors) > 10, "the panel has ten colors or fewer"
 
 
 # ----------------------------------------------------------------------------------------------------------- tests
 
 
-#: Ends are looked at in what `imagery_dask` writes.
+#: The end of the volume is compared for one export of `imagery_dask`.
 VIEWS = [*(pytest.param(name, BEGIN, id=name) for name in EXPORTS), pytest.param("to_zarr", END, id="to_zarr-end")]
 
 
 @pytest.mark.parametrize(("export", "at"), VIEWS)
-def test_an_image_is_shown_where_its_source_is(camera: Camera, export: str, at: Xyz) -> None:
+def test_an_exported_image_has_the_pixels_of_its_source(camera: Camera, export: str, at: Xyz) -> None:
     world = camera.world
-    same_picture(camera, camera.image(world.source), camera.image(world.export(export)), at=at)
+    assert_same_picture(camera, camera.image(world.source), camera.image(world.export(export)), at=at)
 
 
 @pytest.mark.parametrize(("export", "at"), VIEWS)
-def test_segments_have_the_place_and_the_colours_of_their_source(camera: Camera, export: str, at: Xyz) -> None:
+def test_exported_segments_have_the_pixels_of_their_source(camera: Camera, export: str, at: Xyz) -> None:
     world = camera.world
-    same_picture(camera, camera.segmentation(world.source), camera.segmentation(world.export(export)), at=at)
+    assert_same_picture(camera, camera.segmentation(world.source), camera.segmentation(world.export(export)), at=at)
 
 
 @pytest.mark.parametrize("export", EXPORTS)
-def test_source_and_export_lie_on_top_of_each_other(camera: Camera, export: str) -> None:
-    """Red and green add up to yellow where both show the same."""
+def test_source_and_export_overlap_exactly(camera: Camera, export: str) -> None:
+    """Red and green add up to yellow where both have the same voxels."""
     world = camera.world
     source = camera.image(world.source, shader=RED)
     picture = camera.take("both", source, camera.image(world.export(export), shader=GREEN, blend="additive"), at=BEGIN)
@@ -242,44 +242,48 @@ def test_source_and_export_lie_on_top_of_each_other(camera: Camera, export: str)
 @pytest.mark.parametrize("level", range(1, LEVELS))
 @pytest.mark.parametrize("kind", ["image", "segmentation"])
 @pytest.mark.parametrize("export", EXPORTS)
-def test_a_level_is_shown_where_that_of_its_source_is(camera: Camera, export: str, kind: str, level: int) -> None:
-    # Not where it ends: half a voxel beyond the last one of level 0 is cut off in precomputed volumes only.
+def test_a_level_has_the_pixels_of_the_same_level_of_its_source(
+    camera: Camera, export: str, kind: str, level: int
+) -> None:
+    # Not at the end: only precomputed volumes cut off half a voxel beyond the last voxel of level 0.
     world, layer = camera.world, getattr(camera, kind)
-    same_picture(camera, layer(world.source, level), layer(world.export(export, LEVELS), level), at=BEGIN, level=level)
+    assert_same_picture(
+        camera, layer(world.source, level), layer(world.export(export, LEVELS), level), at=BEGIN, level=level
+    )
 
 
-# ------------------------------------------------------------------------------------------- that these tests can fail
+# ---------------------------------------------------------------------------------- the comparison detects errors
 
 
 @pytest.mark.parametrize("shift", [0.5, 1])
 @pytest.mark.parametrize("axis", range(3), ids="xyz")
-def test_a_shift_of_half_a_voxel_is_seen(camera: Camera, axis: int, shift: float) -> None:
+def test_a_shift_of_half_a_voxel_is_detected(camera: Camera, axis: int, shift: float) -> None:
     world = camera.world
     start = [first + shift * (n == axis) for n, first in enumerate(OFFSET)]
     name = f"shifted-{shift}-{'xyz'[axis]}"
     write_ome_zarr(world.folder / name, world.image, start, 1)
     with pytest.raises(AssertionError, match="pixels differ"):
-        same_picture(camera, camera.image(world.source), camera.image(Shown(f"{name}/|zarr3:", "")), at=BEGIN)
+        assert_same_picture(camera, camera.image(world.source), camera.image(Shown(f"{name}/|zarr3:", "")), at=BEGIN)
 
 
-def test_levels_with_the_translation_of_the_first_are_seen(camera: Camera) -> None:
+def test_levels_with_the_translation_of_level_0_are_detected(camera: Camera) -> None:
     world = camera.world
     write_ome_zarr(world.folder / "not-centred", world.image, OFFSET, LEVELS, centred=False)
     shown = Shown("not-centred/|zarr3:", "")
     with pytest.raises(AssertionError, match="pixels differ"):
-        same_picture(camera, camera.image(world.source, 1), camera.image(shown, 1), at=BEGIN, level=1)
+        assert_same_picture(camera, camera.image(world.source, 1), camera.image(shown, 1), at=BEGIN, level=1)
 
 
-def test_ids_that_were_floats_are_seen(camera: Camera) -> None:
+def test_ids_rounded_to_floats_are_detected(camera: Camera) -> None:
     world = camera.world
     write_ome_zarr(world.folder / "rounded", world.ids.astype(np.float64).astype(np.uint64), OFFSET, 1)
     shown = Shown("", "rounded/|zarr3:")
     with pytest.raises(AssertionError, match="pixels differ"):
-        same_picture(camera, camera.segmentation(world.source), camera.segmentation(shown), at=BEGIN)
+        assert_same_picture(camera, camera.segmentation(world.source), camera.segmentation(shown), at=BEGIN)
 
 
-def test_what_cannot_be_read_gives_no_picture(camera: Camera) -> None:
-    """Neuroglancer knows no int64, which `segmentation_cutout` gives by default."""
+def test_a_layer_that_neuroglancer_cannot_read_gives_no_picture(camera: Camera) -> None:
+    """Neuroglancer does not support int64, the default dtype of `segmentation_cutout`."""
     world = camera.world
     write_ome_zarr(world.folder / "int64", world.ids.astype(np.int64), OFFSET, 1)
     with pytest.raises(NoPicture):

@@ -1,8 +1,8 @@
-"""Neuroglancer in a headless Chromium, of which tests take pictures.
+"""Pictures of Neuroglancer in a headless Chromium.
 
-The client is the one that the ``neuroglancer`` package brings, served by its own server: nothing comes from the
-internet. The browser is started here and told nothing but the viewer's address; its states come from Python. So there
-is no driver whose version would have to be the browser's.
+The ``neuroglancer`` package serves its own web client, so that nothing is loaded from the internet. The browser is
+started with the viewer's address, and the state of the viewer is set from Python. Therefore no web driver is needed,
+whose version would have to match the browser's.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from numpy.typing import NDArray
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
     "--headless=new",
-    "--no-sandbox",  # which root cannot have
+    "--no-sandbox",  # root cannot use the sandbox
     "--disable-dev-shm-usage",  # /dev/shm is small in containers
-    # WebGL2 without a graphics card
+    # provide WebGL2 without a graphics card
     "--use-gl=angle",
     "--use-angle=swiftshader",
     "--enable-unsafe-swiftshader",
-    # one pixel of the picture is one of the screen's, in sRGB, whatever the screen
+    # one pixel of the picture is one pixel of the screen, in sRGB, whatever the screen
     "--force-device-scale-factor=1",
     "--force-color-profile=srgb",
     "--window-size=1100,700",
     "--mute-audio",
     "--no-first-run",
     "--no-default-browser-check",
-    # no requests but those of the page
+    # no requests except the page's
     "--no-proxy-server",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
     "--disable-breakpad",
@@ -52,32 +52,33 @@ FLAGS = (
     "--disable-sync",
     "--disable-features=Translate,OptimizationHints,MediaRouter",
     "--password-store=basic",
-    # a page that nobody looks at must not be slowed down
+    # do not slow down a hidden page
     "--disable-backgrounding-occluded-windows",
     "--disable-renderer-backgrounding",
     "--disable-background-timer-throttling",
     "--enable-logging=stderr",
 )
-#: Pixels of one panel; even, so that a panel's centre lies between two pixels.
+#: Width and height of a panel in pixels; even, so that a panel's centre lies between two pixels.
 PANEL = 240
 #: Pixels between two panels.
 BAR = 9
 SIZE = (3 * PANEL + 2 * BAR, PANEL)
-#: Blue, which no grey value is and no segment's colour exactly.
+#: Blue, which is no grey value and no segment's color.
 BACKGROUND = (0, 0, 255)
 START_S = 60.0
-PICTURE_S = 60.0  # compiles shaders in software
+PICTURE_S = 60.0  # shaders are compiled in software
 
 
 class Picture(NamedTuple):
-    """What was shown.
+    """A picture of the viewer.
 
     Attributes
     ----------
     pixels
         (row, column, rgb) of `SIZE`.
     voxels
-        For each layer the voxels that were drawn, such as ``"x 8nm y 8nm z 40nm"``: they tell the level of a pyramid.
+        For each layer the size of the voxels that were drawn, such as ``"x 8nm y 8nm z 40nm"``, which identifies the
+        level of a pyramid.
     """
 
     pixels: NDArray[np.uint8]
@@ -85,20 +86,20 @@ class Picture(NamedTuple):
 
     @property
     def panels(self) -> list[NDArray[np.uint8]]:
-        """Panels xy, xz and zy."""
+        """The panels xy, xz and zy."""
         return [self.pixels[:, start : start + PANEL] for start in range(0, SIZE[0], PANEL + BAR)]
 
 
 class BrowserUnavailable(RuntimeError):
-    """No browser is installed here."""
+    """No browser is installed on this machine."""
 
 
 class NoPicture(RuntimeError):
-    """Neuroglancer did not show all it was asked for."""
+    """Neuroglancer did not draw every requested layer."""
 
 
 class Screen:
-    """A viewer in a browser, made by `screen`: three panels beside each other, xy, xz and zy."""
+    """A viewer in a browser, made by `screen`, with the panels xy, xz and zy beside each other."""
 
     def __init__(self, viewer: Any, process: subprocess.Popen[bytes], log: Path) -> None:
         self._viewer = viewer
@@ -113,25 +114,25 @@ class Screen:
     def picture(
         self, *layers: Any, position_nm: Sequence[float], nm_per_pixel: float, timeout_s: float = PICTURE_S
     ) -> Picture:
-        """Show layers and return the picture when every chunk in view is there.
+        """Show layers and return a picture when every chunk in view is loaded.
 
         Parameters
         ----------
         layers
-            `neuroglancer.ImageLayer` and the like, the first one lowest.
+            Layers such as `neuroglancer.ImageLayer`, from the lowest to the highest.
         position_nm
-            Centre of the panels, x y z, from the edge of the world's voxel 0.
+            Centre of the panels, x, y, z, relative to the lower edge of voxel 0.
         nm_per_pixel
-            Side of a pixel; by it Neuroglancer chooses the level of a pyramid.
+            Side of a pixel; Neuroglancer chooses the level of a pyramid by it.
         timeout_s
-            How long to wait. A source that Neuroglancer cannot read is waited for in vain.
+            Longest time to wait. Neuroglancer reports no error for a source that it cannot read.
 
         Raises
         ------
         NoPicture
-            If it is not there in time; with the end of what the browser logged.
+            If no picture arrives in time; the message contains the end of the browser's log.
         """
-        # A new name each time: by it a late picture of what was shown before is told from this one.
+        # New names each time distinguish this picture from a late picture of earlier layers.
         self._serial += 1
         names = [f"picture{self._serial}-layer{n}" for n in range(len(layers))]
         with self._viewer.txn() as state:
@@ -155,7 +156,7 @@ class Screen:
                 return Picture(pixels[..., :3].copy(), [voxels.get(name, "") for name in names])
 
     def _reply(self, timeout_s: float) -> Any:
-        # not viewer.screenshot(), which waits for ever
+        # not viewer.screenshot(), which waits without a limit
         replies: queue.Queue[Any] = queue.Queue()
         self._viewer.async_screenshot(replies.put)
         deadline = time.monotonic() + timeout_s
@@ -165,7 +166,7 @@ class Screen:
         raise NoPicture(f"no picture in time; the browser's exit code is {self._process.poll()}\n{self.log()}")
 
     def log(self) -> str:
-        """Return the end of what the browser logged; the page's console is in it."""
+        """Return the end of the browser's log, which includes the page's console."""
         return self._log.read_text(errors="replace")[-6000:]
 
 
@@ -178,7 +179,7 @@ def screen() -> Iterator[Screen]:
     BrowserUnavailable
         If no browser is installed.
     NoPicture
-        If it shows nothing.
+        If the browser draws nothing.
     """
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
@@ -190,7 +191,7 @@ def screen() -> Iterator[Screen]:
         command = [program, *FLAGS, f"--user-data-dir={folder / 'profile'}", viewer.get_viewer_url()]
         process = stack.enter_context(_process(command, folder / "browser.log"))
         running = Screen(viewer, process, folder / "browser.log")
-        # Here and once, not in each test: a browser that does not start, or cannot draw.
+        # Fail here and only once, not in each test, if the browser does not start or cannot draw.
         running.picture(position_nm=(0, 0, 0), nm_per_pixel=1, timeout_s=START_S)
         yield running
 
@@ -203,13 +204,13 @@ def _stop_server() -> None:
 
 @contextmanager
 def _process(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    # A test run that is killed cannot end the browser, which would go on drawing.
+    # A killed test run cannot end the browser; the kernel does.
     setpriv = shutil.which("setpriv")
     command = [setpriv, "--pdeathsig", "TERM", *command] if setpriv else command
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            start_new_session=True,  # a browser is a dozen processes
+            start_new_session=True,  # a browser has a dozen processes, which end as a group
         )  # fmt: skip
         try:
             yield process

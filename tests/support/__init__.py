@@ -1,1 +1,1 @@
-"""Servers and files that tests start, write and read; they are real, not mocks."""
+"""Servers that tests start, and files that they write and read. All are real, not mocks."""

@@ -36,7 +36,7 @@ Server = TypeVar("Server")
 
 
 class BucketUnavailable(RuntimeError):
-    """The store's program is not installed, or cannot be executed here."""
+    """The server's executable is not installed, or cannot be executed here."""
 
 
 @contextmanager
@@ -79,7 +79,7 @@ class S3Server:
             "AWS_ENDPOINT_URL_S3": self.endpoint_url,
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
-            "AWS_SESSION_TOKEN": "",  # CloudFiles looks it up without a default
+            "AWS_SESSION_TOKEN": "",  # CloudFiles raises if it is unset
             "AWS_DEFAULT_REGION": self.region,
         }
 
@@ -104,7 +104,7 @@ class S3Server:
         )
 
     def create_bucket(self, bucket: str) -> None:
-        """Make a bucket, unless it is there."""
+        """Create a bucket unless it exists."""
         with self._closing_client() as client, suppress(client.exceptions.BucketAlreadyOwnedByYou):
             client.create_bucket(Bucket=bucket)
 
@@ -134,7 +134,7 @@ class S3Server:
         try:
             with self._closing_client() as client:
                 client.create_bucket(Bucket="ready")
-                client.put_object(Bucket="ready", Key="probe", Body=b"x")  # needs the volume server as well
+                client.put_object(Bucket="ready", Key="probe", Body=b"x")  # the volume server must run, too
                 client.delete_object(Bucket="ready", Key="probe")
                 client.delete_bucket(Bucket="ready")
         except (BotoCoreError, ClientError):
@@ -165,7 +165,7 @@ def seaweedfs(folder: str | Path) -> Iterator[S3Server]:
             _identity("reader", server.reader["AWS_ACCESS_KEY_ID"], server.reader["AWS_SECRET_ACCESS_KEY"], *READING),
         ]
         (folder / "keys.json").write_text(json.dumps({"identities": identities}))
-        data = folder / f"data-{s3}"  # a folder for each choice of ports, because it stores its peers' addresses
+        data = folder / f"data-{s3}"  # one for each choice of ports, because it holds the addresses of the peers
         data.mkdir()
         ports = {"master": master, "volume": volume, "filer": filer, "s3": s3}
         options = _weed_options(data.name, ports, dict(zip(ports, grpc, strict=True)))
@@ -175,7 +175,7 @@ def seaweedfs(folder: str | Path) -> Iterator[S3Server]:
         with _running(command, S3Server._ready, folder) as server:
             yield server
     finally:
-        for port in grpc_ports:  # it creates these sockets regardless of its options, and does not remove all
+        for port in grpc_ports:  # SeaweedFS creates these sockets whatever its options, and does not remove all of them
             for socket_file in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
                 socket_file.unlink(missing_ok=True)
 
@@ -196,7 +196,7 @@ def _weed_options(data: str, ports: Mapping[str, int], grpc_ports: Mapping[str, 
         "master.peers": "none",  # no election
         "master.telemetry": "false",
         "master.volumeSizeLimitMB": 256,
-        "volume.max": 10_000,  # every bucket takes seven
+        "volume.max": 10_000,  # every bucket uses seven volumes
         "filer": "true",
         "filer.localSocket": "filer.sock",
         "s3": "true",
@@ -215,7 +215,7 @@ def _weed_options(data: str, ports: Mapping[str, int], grpc_ports: Mapping[str, 
 
 @dataclass(frozen=True)
 class GcsServer:
-    """A running emulator of Google Cloud Storage; it accepts everyone."""
+    """A running emulator of Google Cloud Storage; it needs no credentials."""
 
     url: str
     project: str = "tests"
@@ -230,7 +230,7 @@ class GcsServer:
         return environment({**self.env, **overrides})
 
     def create_bucket(self, bucket: str) -> None:
-        """Make a bucket, unless it is there."""
+        """Create a bucket unless it exists."""
         answer = requests.post(f"{self.url}/storage/v1/b", json={"name": bucket}, timeout=20)
         if answer.status_code != requests.codes.conflict:
             answer.raise_for_status()
@@ -314,7 +314,7 @@ def _running(
                     return
                 time.sleep(0.05)
             if process.poll() is None:
-                break  # it runs but does not serve, so that other ports do not help
+                break  # it runs but does not answer; other ports would not help
     raise RuntimeError(f"{' '.join(arguments)}\ndid not start:\n{log.read_text(errors='replace')[-4000:]}")
 
 
@@ -329,7 +329,7 @@ def _process(arguments: Sequence[str], output: Any, folder: Path) -> Iterator[su
     try:
         yield process
     finally:
-        process.kill()  # SeaweedFS takes 15 s to stop gracefully, and its data is not needed any more
+        process.kill()  # SeaweedFS takes 15 s to stop gracefully, and its data are not needed any longer
         process.wait()
 
 

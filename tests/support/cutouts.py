@@ -1,4 +1,4 @@
-"""The same cutout of another kind of segmentation."""
+"""Conversion of a cutout of a flat segmentation to one of a dynamic segmentation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from imagery_dask.model.labels import LabelRule
 
 
 def remapped(array: da.Array) -> da.Array:
-    """Return the same cutout of a dynamic segmentation, without any request to its server."""
+    """Return the same cutout of a dynamic segmentation, without a request to its server."""
     source = source_of(array)
     assert source is not None
     graph = ChunkedGraph("https://graph.invalid", "t", (32, 32, 32), (0, 0, 0), (16.0, 16.0, 40.0), 5)

@@ -25,20 +25,20 @@ from support.ports import free_port
 #: A token that occurs nowhere else in the tests.
 TOKEN = "feedface0123456789abcdef00c0ffee"
 
-# The package has a function of the same name as this module.
+# Not imported by attribute, because the package has a function of the same name as this module.
 graph_servers = sys.modules["imagery_dask.sources.graph_server"]
 
 Box = tuple[Sequence[int], Sequence[int]]
 
-# Boxes of the world of `tests/integration/dynamic`.
+# Boxes in the volume of `tests/integration/dynamic`.
 WHOLE: Box = ((0, 0, 0), (128, 128, 32))
 SOME: Box = ((5, 9, 3), (77, 70, 29))
 BOXES: list[Box] = [
     WHOLE,
     ((5, 9, 3), (77, 70, 29)),  # across graph chunks
-    ((31, 31, 15), (33, 33, 17)),  # around a corner of eight
-    ((40, 40, 4), (64, 64, 12)),  # within one
-    ((-20, 100, -3), (40, 150, 20)),  # partly outside
+    ((31, 31, 15), (33, 33, 17)),  # around the corner shared by eight graph chunks
+    ((40, 40, 4), (64, 64, 12)),  # within one graph chunk
+    ((-20, 100, -3), (40, 150, 20)),  # partly outside the volume
 ]
 
 
@@ -102,7 +102,7 @@ def crop(voxels: NDArray[Any], box: Box) -> NDArray[Any]:
 def expected(
     world: World, moment: float, box: Box, *, mip: int = 0, keep: Any = "all", stop_layer: int | None = None
 ) -> NDArray[np.uint64]:
-    """Return the ids of a box at a time, computed from the graph; 0 before the graph existed."""
+    """Return the ids of a box at a time, computed from the graph; all are 0 before the graph was created."""
     if keep is None:
         return crop(world.mips[mip], box)
     ids = world.roots_volume(moment, mip)
@@ -124,14 +124,14 @@ def roots_at(world: World, moment: float) -> list[int]:
 
 
 def changed(world: World, edit: str) -> tuple[list[int], list[int]]:
-    """Return the roots that an edit replaced, and those that it made."""
+    """Return the roots that an edit replaced, and the roots that it created."""
     moment = world.times[edit]
     before, after = set(roots_at(world, moment - 0.001)), set(roots_at(world, moment))
     return sorted(before - after), sorted(after - before)
 
 
 def client_of(server: CaveServer, **options: Any) -> ImageryClient:
-    """Return a client of the server's segmentation, which has its token."""
+    """Return a client of the server's segmentation, with a valid token."""
     return ImageryClient(segmentation_source=server.segmentation_source, **{"auth_token": TOKEN, **options})
 
 
@@ -153,13 +153,13 @@ def squeezed(voxels: Any) -> np.ndarray:
 
 
 def moments(world: World) -> list[float]:
-    """Return the time of each edit, and a second before it."""
+    """Return, for each edit, a second before it and its time."""
     return [moment for edit in world.times.values() for moment in (edit - 1, edit)]
 
 
 @contextmanager
 def secrets_file(server: CaveServer) -> Iterator[Path]:
-    """Write the token to the file where processes look for it, and remove it after the block."""
+    """Write the token to the secrets file of CloudVolume, and remove the file after the block."""
     folder = Path(os.environ["CLOUD_VOLUME_DIR"]) / "secrets"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{server.url.removeprefix('http://')}-cave-secret.json"
@@ -171,12 +171,12 @@ def secrets_file(server: CaveServer) -> Iterator[Path]:
 
 
 def first_times(endpoint: str, times: int, fault: Fault) -> Callable[[str, int], Fault | None]:
-    """Return a fault hook with this fault for the first requests to an endpoint."""
+    """Return a fault hook that applies a fault to the first ``times`` requests to an endpoint."""
     return lambda name, n: fault if name == endpoint and n <= times else None
 
 
 def whole_of(error: BaseException) -> str:
-    """Return everything that an error contains: its text, its causes, its traceback, its pickle."""
+    """Return everything that an error contains: message, causes, traceback and pickle."""
     shown = "".join(traceback.format_exception(error))
     causes, cause = [], error.__cause__
     while cause is not None:
@@ -186,7 +186,7 @@ def whole_of(error: BaseException) -> str:
 
 
 def assert_clean(error: BaseException) -> None:
-    """Assert that an error is one line, and contains the token nowhere."""
+    """Assert that an error's message is one line, and that the token is nowhere in the error."""
     assert "\n" not in str(error).strip()
     assert TOKEN not in whole_of(error)
 

@@ -1,8 +1,8 @@
-"""An HTTP server of a folder, with a request log and faults on demand.
+"""An HTTP server for a folder, with a request log and faults on demand.
 
 It behaves like a static file server or a bucket: it serves whole files, ranges of files, and files stored compressed
 (``NAME.gz``, ``NAME.br``) under their plain name with ``Content-Encoding``. A range of a compressed file is a range of
-its stored bytes, as in object stores. Pages of any origin may read it.
+its stored bytes, as in object stores. CORS headers allow pages of any origin.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from imagery_dask.testing.cave.http_base import FaultHook, Handler, LoggingServe
 __all__ = ["Fault", "FaultHook", "FileServer", "Request"]
 
 ENCODINGS = (("", None), (".gz", "gzip"), (".br", "br"))
-#: Sent with errors too, because a page without it cannot distinguish a missing chunk from a server that is down.
+#: Also sent with errors; otherwise a web page cannot tell a missing chunk from an unreachable server.
 CORS = {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": "*"}
 RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
@@ -43,7 +43,7 @@ class Fault(http_base.Fault):
 
 
 class Request(NamedTuple):
-    """One answered request: ``path`` is unquoted, without its query; the headers are as sent."""
+    """One answered request. ``path`` is unquoted, without its query; the headers are as sent."""
 
     method: str
     path: str
@@ -60,7 +60,7 @@ class FileServer(LoggingServer[Request]):
     url : str
         ``http://127.0.0.1:PORT``, without a final slash.
     requests : list of Request
-        A copy of the log, in the order of answering.
+        A copy of the log, in the order of the answers.
     max_in_flight : int
         Largest number of requests answered at the same time since the last `reset`. A request whose answer is being
         sent does not count, because its client may already send the next one.
@@ -118,7 +118,7 @@ class _Handler(Handler):
     def _reset(self, path: str) -> None:
         self._record(path, 0)
         self.close_connection = True
-        # Closed immediately, not with the last file made of it, so that no FIN is sent before the RST.
+        # Close the descriptor now; closing the file objects made from it would send a FIN before the RST.
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         os.close(self.connection.detach())
 

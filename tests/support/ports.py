@@ -7,9 +7,9 @@ import random
 import socket
 from contextlib import ExitStack
 
-# Below the kernel's ephemeral ports (Linux: from 32768, elsewhere from 49152), so that no client's connection and no
-# server on port 0 takes a port between its choice and its use. Seeded by the system, so that test processes that run
-# at the same time choose different ports.
+# Below the kernel's ephemeral ports (from 32768 on Linux, from 49152 elsewhere), so that no client connection and no
+# server on port 0 takes a port between its choice and its use. The system seeds the generator, so that test processes
+# that run at the same time choose different ports.
 FIRST, END = 12_000, 32_000
 _CHOOSE = random.SystemRandom()
 

@@ -1,4 +1,4 @@
-"""The command line and scripts in separate processes."""
+"""Run the command line and Python scripts in separate processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Done(NamedTuple):
 
 
 def environment(variables: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return an environment in which other processes can import the tested package and the tests' modules."""
+    """Return an environment in which processes can import the tested package and the tests' modules."""
     folders = (Path(imagery_dask.__file__).parents[1], Path(__file__).parents[1])
     path = os.pathsep.join([*map(str, folders), os.environ.get("PYTHONPATH", "")])
     return os.environ | {"PYTHONPATH": path.rstrip(os.pathsep), "COLUMNS": "160"} | dict(variables or {})

@@ -1,4 +1,4 @@
-"""Levels of OME-Zarr stores as other programs read them: voxels and their positions."""
+"""Levels of stores as other libraries read them: voxels and their positions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["READERS", "ReadLevel", "described_levels"]
 
 @dataclass(frozen=True)
 class ReadLevel:
-    """A level: voxels x, y, z(, c), and the size and centre of the first voxel, x, y, z in nm."""
+    """A level: its voxels x, y, z(, c), and the size and centre of its first voxel (x, y, z in nm)."""
 
     voxels: NDArray[Any]
     scale: NDArray[np.float64]
@@ -59,7 +59,7 @@ def by_zarr(path: Path, group: str, version: str) -> list[ReadLevel]:
 
 
 def by_tensorstore(path: Path, group: str, version: str) -> list[ReadLevel]:
-    """Read with tensorstore, whose zarr drivers leave the OME attributes to their callers."""
+    """Read with tensorstore, whose zarr drivers do not interpret the OME attributes."""
     ts = pytest.importorskip("tensorstore", reason="needs tensorstore")
     driver, metadata = {"0.5": ("zarr3", "zarr.json"), "0.4": ("zarr", ".zattrs")}[version]
     store = {"driver": "file", "path": f"{path / group}/"}
@@ -75,7 +75,7 @@ def by_tensorstore(path: Path, group: str, version: str) -> list[ReadLevel]:
 
 
 def by_ome_zarr(path: Path, group: str, version: str) -> list[ReadLevel]:
-    """Read with ome-zarr, the reference implementation of the format, which opens labels through the image."""
+    """Read with ome-zarr, the reference implementation of the format; it opens labels through the image."""
     reason = "needs ome-zarr, whose s3fs and the boto3 of cloud-files exclude each other: pip install --no-deps"
     pytest.importorskip("ome_zarr", reason=reason)
     from ome_zarr.io import parse_url
@@ -107,7 +107,7 @@ def by_ngff_zarr(path: Path, group: str, version: str) -> list[ReadLevel]:
 
 
 def by_xarray(path: Path, group: str, version: str) -> list[ReadLevel]:
-    """Read with xarray, one level at a time, because levels have dimensions of the same names but other lengths."""
+    """Read with xarray, one level at a time, because levels have equal dimension names but different lengths."""
     attributes = zarr.open_group(path, path=group, mode="r").attrs.asdict()
     placed = described_levels(attributes)
     levels = []
@@ -120,7 +120,7 @@ def by_xarray(path: Path, group: str, version: str) -> list[ReadLevel]:
 
 
 def by_cloudvolume(path: Path, group: str, version: str) -> list[ReadLevel]:
-    """Read with CloudVolume, which cannot read shards, and needs an optional package for blosc."""
+    """Read with CloudVolume, which cannot read shards and needs an optional package for blosc."""
     scheme = {"0.5": "zarr3", "0.4": "zarr2"}[version]
     levels = []
     first = CloudVolume(f"{scheme}://file://{path / group}", progress=False)

@@ -1,7 +1,7 @@
 """A dask cluster behind proxies that record its traffic; scheduler and workers are separate processes.
 
-All connections to the scheduler and the workers pass through a proxy that records both directions. dask's compression
-is off, so that the records can be searched.
+A proxy in front of the scheduler and of each worker records both directions of every connection. dask's compression is
+off, so that the recorded bytes can be searched.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PLAIN = {"DASK_DISTRIBUTED__COMM__COMPRESSION": "False", "DASK_DISTRIBUTED__WORK
 
 
 class RecordingProxy:
-    """Forward connections to a port of 127.0.0.1 while the ``with`` block lasts, and record their bytes.
+    """Forward connections to a port of 127.0.0.1 until the ``with`` block ends, and record their bytes.
 
     Parameters
     ----------
@@ -96,9 +96,9 @@ class RecordedCluster:
     dashboard : str
         URL of the dashboard.
     proxies : list of RecordingProxy
-        Proxies of the scheduler and of each worker.
+        The proxies of the scheduler and of each worker.
     logs : list of Path
-        Output files of their processes.
+        Output files of the scheduler's and the workers' processes.
     workers : list of str
         Addresses of workers, as the scheduler knows them.
     """
@@ -134,7 +134,7 @@ class RecordedCluster:
 
 @contextmanager
 def recorded_cluster(folder: Path, variables: Mapping[str, str], workers: int = 2) -> Iterator[RecordedCluster]:
-    """Run a scheduler and workers of one thread, with additional environment variables, until the block ends."""
+    """Run a scheduler and single-threaded workers, with additional environment variables, until the block ends."""
     folder.mkdir(parents=True)
     scheduler, dashboard, *ports = free_ports(2 + workers)
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Output of the command line."""
+"""Helpers for the output of the command line."""
 
 from __future__ import annotations
 

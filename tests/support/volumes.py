@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 
 Xyz = tuple[int, int, int]
 
-#: Ids from this number on are not exact in float64 (or as JSON numbers): neighbours merge.
+#: Ids from this number on are not exact in float64 (or as JSON numbers): neighbouring ids become equal.
 ID_BASE = 2**60
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -122,7 +122,7 @@ class Fib25:
         keys, bodies = self.supervoxel_to_body.T
         rows = np.searchsorted(keys, supervoxels).clip(max=len(keys) - 1)
         if not np.array_equal(keys[rows], supervoxels):
-            raise KeyError("a supervoxel that is not in the table")
+            raise KeyError("a supervoxel is not in the table")
         return np.asarray(bodies[rows], dtype=np.uint64)
 
 
@@ -161,7 +161,7 @@ def _mix(code: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def downsample(data: NDArray[Any], mip: int, factor: Sequence[int] = (2, 2, 1)) -> NDArray[Any]:
-    """Take every ``factor**mip``-th voxel, as `write_volume` does for its further mips."""
+    """Take every ``factor**mip``-th voxel, as `write_volume` does for coarser mips."""
     return data[tuple(slice(None, None, step**mip) for step in factor)]
 
 
@@ -205,7 +205,7 @@ def write_volume(
     scale_options
         More keys for every scale of the info, such as ``{"jxl_quality": 100}``.
     levels
-        Data of mips 1, 2, ... in place of `downsample`'s.
+        Data of mips 1, 2, ...; by default those of `downsample`.
     """
     if placeholder_mip and mips < 2:
         raise ValueError(f"placeholder_mip leaves no data in {mips} mip; give mips=2 or more")
@@ -327,7 +327,7 @@ def _put_shards(volume: CloudVolume, mip: int, encoded: Mapping[int, bytes]) -> 
         shards.setdefault(spec.compute_shard_location(code).shard_number, {})[code] = content
     files = _scale_files(volume, mip)
     for number, chunks in shards.items():
-        # not compressed as a whole, because it is read in ranges
+        # not compressed as a whole, because readers request ranges of it
         files.put(f"{number}.shard", spec.synthesize_shard(chunks), compress=None)
 
 

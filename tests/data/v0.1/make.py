@@ -1,12 +1,12 @@
-"""Make the corpus of this folder: exports, plans and cluster files as version 0.1 wrote and read them.
+"""Make the files of this folder: exports, plans and cluster files as version 0.1 wrote and read them.
 
-Run it with the program of commit fe6ded5 and no other::
+Run it with the package of commit fe6ded5 only::
 
     git worktree add /tmp/v0.1 fe6ded5
     PYTHONPATH=/tmp/v0.1:/tmp/v0.1/tests python tests/data/v0.1/make.py
 
-Everything is made in `ROOT` and then copied here with placeholders in place of what differs between machines
-(README.md). The script replaces what it made before, and leaves README.md and itself alone.
+The script works in `ROOT` and copies the results to this folder, with placeholders for values that differ between
+machines (README.md). It replaces the results of an earlier run, and keeps README.md and itself.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from imagery_dask.records.journal import Records
 COMMIT = "fe6ded5"
 HERE = Path(__file__).resolve().parent
 CHECKOUT = Path(imagery_dask.__file__).resolve().parents[1]
-# Fingerprints in the records are hashes of text that holds this path.
+# Fingerprints in the records are hashes of text that contains this path.
 ROOT = Path("/tmp/imagery_dask_corpus_v0_1")
 HOST = "older-host"
 # No process has this id, on any machine.
 DEAD_PID = 2**31 - 1
-# Long ago, also for machines whose clocks are slow.
+# Far enough in the past for machines whose clocks are slow.
 RENEWED = 1.7e9
-# A receipt has 92 bytes; a process that is killed leaves the first 40 of its last one.
+# A receipt has 92 bytes; a killed process leaves the first 40 bytes of its last one.
 TORN_BYTES = 40
 
 OFFSET, SHAPE, CHUNK = (-16, 32, 8), (40, 40, 16), (16, 16, 4)
 BOUNDS = [str(value) for value in (*OFFSET, *(first + size for first, size in zip(OFFSET, SHAPE, strict=True)))]
-# Pictures in color are large: of half of the slices.
+# Color images are large; export half of the slices.
 FLAT_BOUNDS = [*BOUNDS[:5], str(OFFSET[2] + SHAPE[2] // 2)]
 IMAGE_HOLE, IDS_HOLE = (0, 48, 12), (16, 32, 20)
 LARGE_SHAPE = (128, 128, 80)
@@ -62,7 +62,7 @@ THREADS = """\
 cluster: distributed.LocalCluster
 arguments: {processes: false, n_workers: 1, threads_per_worker: 1, dashboard_address: null}
 """
-# Stands for a batch system.
+# Replaces the `sbatch` of a batch system.
 SBATCH = "#!/bin/sh\necho Submitted batch job 4242\n"
 SLURM = """\
 cluster: dask_jobqueue.SLURMCluster
@@ -70,7 +70,7 @@ workers: 2
 arguments: {cores: 1, memory: 1GiB, walltime: "01:00:00", log_directory: logs}
 """
 
-# Beside the files of cluster_configs/: what each key becomes.
+# Files that use every key, in addition to those of cluster_configs/.
 CLUSTERS = {
     "local-wishes": """\
 cluster: distributed.LocalCluster
@@ -144,7 +144,7 @@ EXPECTED: dict[str, Any] = {}
 
 
 def write_sources() -> None:
-    """Write imagery and ids of two mips, each with a chunk that is not there, and larger ids."""
+    """Write imagery and ids of two mips, with a missing chunk in each, and a larger volume of ids."""
     image = coordinate_volume(SHAPE, OFFSET, dtype=np.uint8)
     ids = random_labels(SHAPE, seed=1, n=12)
     common: dict[str, Any] = {"voxel_offset": OFFSET, "chunk_size": CHUNK, "compress": False, "mips": 2}
@@ -181,13 +181,13 @@ FORMATS: dict[str, tuple[str, list[str]]] = {
 }  # fmt: skip
 
 
-def place(name: str, kind: str) -> Path:
+def export_path(name: str, kind: str) -> Path:
     return ROOT / "exports" / name / ("em.zarr" if kind == "zarr" else "em")
 
 
 @dataclass(frozen=True)
 class Done:
-    """How a process ended (minus the signal that killed it), and what it wrote."""
+    """Exit code (or minus the signal that killed the process) and output of a process."""
 
     code: int
     out: str
@@ -195,35 +195,35 @@ class Done:
 
 
 def run(*arguments: Any, kill_after: int = -1, path: str = "") -> Done:
-    """Run ``imagery-dask`` in a fork, and kill it when it is about to write the receipt after so many."""
+    """Run ``imagery-dask`` in a fork, and kill it in the middle of the receipt that follows ``kill_after`` receipts."""
     (ROOT / "cwd").mkdir(exist_ok=True)
-    said = [ROOT / "stdout", ROOT / "stderr"]
+    outputs = [ROOT / "stdout", ROOT / "stderr"]
     process = os.fork()
     if process == 0:
-        for number, file in enumerate(said, start=1):
+        for number, file in enumerate(outputs, start=1):
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         os.chdir(ROOT / "cwd")
         os.environ["PATH"] = path + os.environ["PATH"]
         sys.argv = ["imagery-dask", *map(str, arguments)]
         _run_here(kill_after)
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    return Done(code, *(file.read_text() for file in said))
+    return Done(code, *(file.read_text() for file in outputs))
 
 
-def _run_here(left: int) -> NoReturn:
+def _run_here(receipts_left: int) -> NoReturn:
     append, lock = Records.append, threading.Lock()
 
-    def killed(self: Records, kind: Any, content: bytes) -> None:
-        nonlocal left
+    def append_or_die(self: Records, kind: Any, content: bytes) -> None:
+        nonlocal receipts_left
         with lock:
             if kind == "receipts":
-                if left == 0:
+                if receipts_left == 0:
                     append(self, kind, content[:TORN_BYTES])
                     os.kill(os.getpid(), signal.SIGKILL)
-                left -= 1
+                receipts_left -= 1
             append(self, kind, content)
 
-    Records.append = killed  # type: ignore[method-assign]
+    Records.append = append_or_die  # type: ignore[method-assign]
     socket.gethostname = lambda: HOST
     code: Any = 1
     try:
@@ -247,13 +247,14 @@ def on_threads(command: Sequence[Any], code: int = 0, **options: Any) -> None:
 def status(out: Path) -> dict[str, Any]:
     done = run("status", out, "--json")
     assert done.code == 0, done
-    found: dict[str, Any] = json.loads(done.out)
-    return found
+    content: dict[str, Any] = json.loads(done.out)
+    return content
 
 
-def expect(name: str, out: Path, command: Sequence[Any], made: Sequence[str], **more: Any) -> None:
-    """Note what a test needs: the export's command, how the folder was made, and what `status` says of it."""
-    EXPECTED[name] = {"out": str(out), "command": [*map(str, command)], "made": [*made], "status": status(out), **more}
+def expect(name: str, out: Path, command: Sequence[Any], steps: Sequence[str], **facts: Any) -> None:
+    """Store what the tests compare with: the export's command, the steps that made it, and the output of `status`."""
+    command = [*map(str, command)]
+    EXPECTED[name] = {"out": str(out), "command": command, "made": [*steps], "status": status(out), **facts}
 
 
 def blocks_of(out: Path) -> int:
@@ -261,24 +262,24 @@ def blocks_of(out: Path) -> int:
 
 
 def data_files(out: Path) -> list[Path]:
-    """Files of voxels."""
+    """Return the files that hold voxels."""
     metadata = (".json", ".zarray", ".zgroup", ".zattrs", ".csv", "info", "provenance", ".bin", ".jsonl")
-    found = sorted(path for path in out.parent.rglob("*") if path.is_file() and "receipts" not in str(path))
-    return [path for path in found if not path.name.endswith(metadata)]
+    files = sorted(path for path in out.parent.rglob("*") if path.is_file() and "receipts" not in str(path))
+    return [path for path in files if not path.name.endswith(metadata)]
 
 
 def flip(path: Path) -> None:
     """Invert some bytes of a file."""
-    held = bytearray(path.read_bytes())
-    for at in range(len(held) // 3, len(held), 7):
-        held[at] ^= 255
-    path.write_bytes(held)
+    content = bytearray(path.read_bytes())
+    for position in range(len(content) // 3, len(content), 7):
+        content[position] ^= 255
+    path.write_bytes(content)
 
 
-def found_by_verify(out: Path) -> int:
-    """Number of the one block that verify finds damaged."""
+def damaged_block(out: Path) -> int:
+    """Return the number of the only block that `verify` reports as damaged."""
     on_threads(["verify", out, "--all", "--no-source"], code=1)
-    ((number,),) = [each["damaged"] for each in status(out)["exports"]]
+    ((number,),) = [export["damaged"] for export in status(out)["exports"]]
     return int(number)
 
 
@@ -286,53 +287,53 @@ def make_exports() -> None:
     for form, (kind, options) in FORMATS.items():
 
         def command(state: str, form: str = form, kind: str = kind, options: list[str] = options) -> list[Any]:
-            return ["export", kind, place(f"{form}/{state}", kind), *options]
+            return ["export", kind, export_path(f"{form}/{state}", kind), *options]
 
         finished = command("finished")
         on_threads(finished)
         blocks = blocks_of(finished[2])
         expect(f"{form}/finished", finished[2], finished, ["COMMAND"])
-        # Of the volume of two mips in the second stage, of the others in the first.
+        # In the second stage of the volume of two mips, in the first stage of the others.
         after = 3 * blocks // 4 if form == "precomputed" else blocks // 2
         interrupted = command("interrupted")
         on_threads(interrupted, code=-9, kill_after=after)
         expect(f"{form}/interrupted", interrupted[2], interrupted, [f"COMMAND, killed after {after} receipts"])
         for state, damage in (("damaged", flip), ("damaged-found", Path.unlink)):
             if form == "zarr-pyramid" and state == "damaged":
-                continue  # it is large
+                continue  # its files are large
             damaged = command(state)
             on_threads(damaged)
             files = data_files(damaged[2])
-            # Of a pyramid the last level has a stage of its own; its file comes last.
+            # The last file belongs to the last level, which has a stage of its own in a pyramid.
             path = files[-1] if damage is Path.unlink else files[len(files) // 3]
             damage(path)
-            number = found_by_verify(damaged[2])
+            number = damaged_block(damaged[2])
             verb = "bytes flipped in" if damage is flip else "removed:"
-            made = ["COMMAND", f"{verb} {path.relative_to(ROOT)}"]
+            steps = ["COMMAND", f"{verb} {path.relative_to(ROOT)}"]
             if state == "damaged":
-                (written_down,) = damaged[2].parent.rglob("damaged.json")
-                written_down.unlink()
+                (damage_record,) = damaged[2].parent.rglob("damaged.json")
+                damage_record.unlink()
             else:
-                made.append("imagery-dask verify OUT --all --no-source")
-            expect(f"{form}/{state}", damaged[2], damaged, made, damaged=number)
+                steps.append("imagery-dask verify OUT --all --no-source")
+            expect(f"{form}/{state}", damaged[2], damaged, steps, damaged=number)
 
 
 def make_special() -> None:
-    """Make the records that only some exports leave."""
+    """Make exports in rare states, with records that other exports do not have."""
     kind, options = FORMATS["zarr-0.5"]
-    out = place("more/replacing", kind)
+    out = export_path("more/replacing", kind)
     command = ["export", kind, out, *options]
     on_threads(command)
     on_threads([*command, "--overwrite"], code=-9, kill_after=7)
     expect("more/replacing", out, command, ["COMMAND", "COMMAND --overwrite, killed after 7 receipts"])
 
-    out = place("more/resumed", kind)
+    out = export_path("more/resumed", kind)
     command = ["export", kind, out, *options]
     on_threads(command, code=-9, kill_after=9)
     on_threads(command)
     expect("more/resumed", out, command, ["COMMAND, killed after 9 receipts", "COMMAND"])
 
-    out = place("more/parts", kind)
+    out = export_path("more/parts", kind)
     plan = out.parent / "plan.json"
     out.parent.mkdir(parents=True)
     done = run("plan", kind, out, *options, "--save", plan, "--samples", "1")
@@ -340,16 +341,16 @@ def make_special() -> None:
     command = ["export", "--plan", plan, "--part", "2/2"]
     on_threads(["export", "--plan", plan, "--part", "1/2"])
     on_threads(command, code=-9, kill_after=5)
-    made = ["imagery-dask plan zarr OUT ... --save plan.json", "imagery-dask export --plan plan.json --part 1/2"]
-    expect("more/parts", out, command, [*made, "COMMAND, killed after 5 receipts"])
+    steps = ["imagery-dask plan zarr OUT ... --save plan.json", "imagery-dask export --plan plan.json --part 1/2"]
+    expect("more/parts", out, command, [*steps, "COMMAND, killed after 5 receipts"])
 
     kind, options = FORMATS["zarr-0.4"]
-    out = place("more/failed", kind)
+    out = export_path("more/failed", kind)
     command = ["export", kind, out, *options, "--missing", "error"]
     on_threads(command, code=1)
     expect("more/failed", out, command, ["COMMAND"])
 
-    out = place("more/queued", kind)
+    out = export_path("more/queued", kind)
     slurm, bin_ = ROOT / "cwd/slurm.yaml", ROOT / "bin"
     slurm.write_text(SLURM)
     bin_.mkdir()
@@ -369,7 +370,7 @@ def make_plans() -> None:
         file = ROOT / f"plans/{form}.json"
         done = run("plan", kind, out, *options, "--save", file, "--samples", "1")
         assert done.code == 0, done
-    # Of this, only the plans are kept.
+    # Only the plans are kept.
     shutil.rmtree(ROOT / "plans/out")
 
 
@@ -377,7 +378,7 @@ def make_plans() -> None:
 
 
 def resolved(file: ClusterFile) -> dict[str, Any]:
-    """What the program makes of a cluster file; certificates that are made for a run are text that differs."""
+    """Return what `load_cluster_file` returned, with ``PEM`` for certificates that are generated for each run."""
     security = None
     if file.security is not None:
         names = sorted(name for name in dir(file.security) if name.startswith("tls_"))
@@ -401,36 +402,36 @@ def make_clusters() -> None:
         (folder / f"{name}.yaml").write_text(text)
     for name in ("ca", "cert", "key"):
         (folder / f"{name}.pem").write_text("Stands for a PEM file; only its path is used.\n")
-    found = {path.name: resolved(load_cluster_file(path)) for path in sorted(folder.glob("*.yaml"))}
-    (folder / "resolved.json").write_text(json.dumps(found, indent=1) + "\n")
+    contents = {path.name: resolved(load_cluster_file(path)) for path in sorted(folder.glob("*.yaml"))}
+    (folder / "resolved.json").write_text(json.dumps(contents, indent=1) + "\n")
 
 
-# ------------------------------------------------------------------------------------------------------------- storing
+# ----------------------------------------------------------------------------------------------------------- copying
 
 
 def machine() -> str:
-    """Name of this machine in a lease, as version 0.1 writes it."""
+    """Return the name of this machine, as version 0.1 writes it in leases."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot} {os.readlink('/proc/self/ns/pid')}"
 
 
 def stored(path: Path) -> bytes:
-    """Content of a file with placeholders for what differs between machines."""
+    """Return the content of a file, with placeholders for values that differ between machines."""
     content = path.read_bytes()
     if path.name == "lease.json" or path.name.startswith("part-"):
         lease = json.loads(content)
         content = json.dumps(lease | {"pid": DEAD_PID, "machine": "@MACHINE@", "renewed": RENEWED}).encode()
         assert lease["machine"] == machine()
     content = content.replace(str(ROOT).encode(), b"@ROOT@")
-    strangers = [str(CHECKOUT), str(HERE), sys.prefix, machine()]
+    local_names = [str(CHECKOUT), str(HERE), sys.prefix, machine()]
     if len(socket.gethostname()) > 6:
-        strangers.append(socket.gethostname())
-    assert not [each for each in strangers if each.encode() in content], path
+        local_names.append(socket.gethostname())
+    assert not [name for name in local_names if name.encode() in content], path
     return content
 
 
 def store(keep: Callable[[Path], bool]) -> None:
-    """Copy what was made to this folder."""
+    """Copy the results to this folder."""
     for name in ("source", "exports", "plans", "clusters"):
         shutil.rmtree(HERE / name, ignore_errors=True)
         for path in sorted((ROOT / name).rglob("*")):
@@ -444,7 +445,7 @@ def store(keep: Callable[[Path], bool]) -> None:
 
 def main() -> None:
     environment = {"DASK_CONFIG": str(ROOT / "no-config"), "HOME": str(ROOT / "home"), "COLUMNS": "160"}
-    if environment.items() - os.environ.items():  # dask and CloudVolume read it as they are imported
+    if environment.items() - os.environ.items():  # dask and CloudVolume read the environment when they are imported
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | environment)
     subprocess.run(["git", "-C", CHECKOUT, "diff", "--quiet", COMMIT, "--", "imagery_dask"], check=True)
     shutil.rmtree(ROOT, ignore_errors=True)
