@@ -1,4 +1,4 @@
-"""Random requests give what the released imageryclient gives, wherever docs/differences.md lists no difference."""
+"""Random requests give the results of the released imageryclient, except for the differences in docs/differences.md."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ import imagery_dask
 
 Request = dict[str, Any]
 
-#: Resolutions in which bounds are given: those of the mips, finer, coarser, and ones that no voxel is a multiple of.
+#: Resolutions of bounds: those of the mips, finer, coarser, and some of which no voxel size is a multiple.
 RESOLUTIONS = [
     None, (8, 8, 40), [16, 16, 40], (32, 32, 40), (4, 4, 20), (8.0, 8.0, 80.0), (4.3, 9.7, 40), (9.7, 4.3, 33.3),
     np.array([5, 12, 45]),
@@ -41,9 +41,9 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 @st.composite
 def boxes(draw: st.DrawFn, resolution: Any) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Draw a box of 8 x 8 x 40 nm voxels relative to the image's start, inside, across or outside it; in `resolution`.
+    """Draw the lower corner and the size of a box inside, across or outside the image, in `resolution`.
 
-    The origin is the image's start: `placed` moves it there.
+    The corner is relative to the image's first voxel; `placed` adds the voxel offset.
     """
     own = np.array([8, 8, 40]) if resolution is None else np.asarray(resolution, dtype=float)
     lower_nm = [draw(st.integers(-20, 100)) * 8, draw(st.integers(-20, 84)) * 8, draw(st.integers(-4, 25)) * 40]
@@ -55,14 +55,14 @@ def boxes(draw: st.DrawFn, resolution: Any) -> tuple[NDArray[np.int64], NDArray[
 
 @st.composite
 def requests(draw: st.DrawFn, mips: int, sizes: bool = True) -> tuple[Request, Request]:
-    """Draw a request that rescales nothing: how it gives the bounds, and its other arguments."""
+    """Draw a request without rescaling: a description of its bounds, and its other arguments."""
     resolution = draw(st.sampled_from(RESOLUTIONS))
     lower, size = draw(boxes(resolution))
     mip = draw(st.sampled_from([None, *range(mips)]))
     scale = draw(st.sampled_from([None, False])) if mip is not None else False
     other = {"resolution": resolution, "mip": mip, "scale_to_bounds": scale}
     kind = draw(st.sampled_from(["corners", "quarters", "center", "flat center"]))
-    # Quarters are exact in the float32 that CloudVolume holds fractional corners in.
+    # CloudVolume converts fractional corners to float32, which holds quarters exactly.
     quarter = draw(st.sampled_from([0, 0.25, 0.5, 0.75]))
     if kind in ("corners", "quarters"):
         fraction = quarter if kind == "quarters" else 0
@@ -74,7 +74,7 @@ def requests(draw: st.DrawFn, mips: int, sizes: bool = True) -> tuple[Request, R
 
 
 def placed(world: World, how: Request, resolution: Any) -> Any:
-    """Bounds (or center) of a drawn request, moved to where the image is."""
+    """Return the bounds (or center) of a drawn request, with the image's offset."""
     own = np.array([8.0, 8.0, 40.0]) if resolution is None else np.asarray(resolution, dtype=float)
     origin = np.floor(np.array(world.start) * [8, 8, 40] / own).astype(np.int64)
     if "center" in how:
@@ -86,7 +86,7 @@ def placed(world: World, how: Request, resolution: Any) -> Any:
 
 
 def released_or_error(call: Callable[[], Any], ours: Callable[[], Any]) -> Any:
-    """Answer of the release, or None after asserting that ours is an error too."""
+    """Return the result of the release, or None after asserting that our call raises if the release raises."""
     try:
         return call()
     except SubvoxelVolumeError:
@@ -116,7 +116,7 @@ def assert_same_masks(ours: Mapping[int, da.Array], released: Mapping[int, NDArr
 
 @settings(max_examples=120)
 @given(request=requests(mips=3))
-def test_image_cutout(world: World, request: tuple[Request, Request]) -> None:
+def test_image_cutouts_are_equal(world: World, request: tuple[Request, Request]) -> None:
     how, arguments = request
     bounds = placed(world, how, arguments["resolution"])
 
@@ -130,7 +130,7 @@ def test_image_cutout(world: World, request: tuple[Request, Request]) -> None:
 
 @st.composite
 def root_choices(draw: st.DrawFn) -> Any:
-    """Draw None, 'all', or which of the world's ids to list (and whether to list an absent one)."""
+    """Draw None, 'all', or positions in the list of ids, of which the last is an absent id."""
     kind = draw(st.sampled_from(["all", None, "list"]))
     return draw(st.lists(st.integers(0, 12), max_size=6)) if kind == "list" else kind
 
@@ -142,7 +142,9 @@ def root_ids(world: World, choice: Any) -> Any:
 
 @settings(max_examples=120)
 @given(request=requests(mips=2), choice=root_choices(), convert=st.booleans())
-def test_segmentation_cutout(world: World, request: tuple[Request, Request], choice: Any, convert: bool) -> None:
+def test_segmentation_cutouts_are_equal(
+    world: World, request: tuple[Request, Request], choice: Any, convert: bool
+) -> None:
     how, arguments = request
     bounds = placed(world, how, arguments["resolution"])
     arguments |= {"root_ids": root_ids(world, choice), "convert_to_int64": convert}
@@ -157,9 +159,7 @@ def test_segmentation_cutout(world: World, request: tuple[Request, Request], cho
 
 @settings(max_examples=40)
 @given(request=requests(mips=2), choice=root_choices(), include_null_root=st.booleans())
-def test_split_segmentation_cutout(
-    world: World, request: tuple[Request, Request], choice: Any, include_null_root: bool
-) -> None:
+def test_masks_are_equal(world: World, request: tuple[Request, Request], choice: Any, include_null_root: bool) -> None:
     how, arguments = request
     bounds = placed(world, how, arguments["resolution"])
     arguments |= {"root_ids": root_ids(world, choice), "include_null_root": include_null_root}
@@ -178,7 +178,7 @@ def test_split_segmentation_cutout(
     lower=st.tuples(st.integers(-10, 80), st.integers(-10, 60), st.integers(-3, 22)),
     size=st.tuples(st.integers(2, 30), st.integers(2, 30), st.integers(1, 6)),
 )
-def test_image_scaled_to_bounds_of_its_own_resolution(
+def test_images_scaled_to_their_own_resolution_are_equal(
     world: World, mip: int, lower: tuple[int, ...], size: tuple[int, ...]
 ) -> None:
     start = np.array(world.start) // [2**mip, 2**mip, 1] + lower
@@ -196,7 +196,7 @@ def test_image_scaled_to_bounds_of_its_own_resolution(
     flat=st.booleans(),
     layer=st.sampled_from(["image", "segmentation"]),
 )
-def test_image_size(
+def test_cutouts_of_an_image_size_have_equal_pixels(
     world: World,
     mip: int,
     resolution: Any,
@@ -205,7 +205,7 @@ def test_image_size(
     flat: bool,
     layer: str,
 ) -> None:
-    if flat:  # one voxel of `resolution` in z, which is one slice only where both agree on z
+    if flat:  # one voxel of `resolution` along z; it is one slice only if `resolution` has the image's z
         resolution, size = (None if resolution is None else [*resolution[:2], 40]), size[:2]
     own = np.array([8, 8, 40]) if resolution is None else np.asarray(resolution)
     at = np.floor((np.array(world.start) + center) * [8, 8, 40] / own).astype(int).tolist()
@@ -215,11 +215,11 @@ def test_image_size(
     assert ours.shape == size
     try:
         released = cutouts[0](at, **arguments)
-    except SubvoxelVolumeError:  # the release lost a pixel of few: see docs/differences.md
+    except SubvoxelVolumeError:  # the release loses pixels of small cutouts; see docs/differences.md
         return
     if released.ndim != ours.ndim:
         return
-    # The release rounds both corners, so that its size can be off; where both have pixels, they are the same.
+    # The release rounds both corners, so that its size may differ. Pixels that both have are equal.
     common = tuple(slice(min(a, b)) for a, b in zip(ours.shape, released.shape, strict=True))
     np.testing.assert_array_equal(ours[common], released[common])
     voxels = np.array([8, 8, 40]) * (2 if layer == "segmentation" else 1) * [2**mip, 2**mip, 1]
@@ -230,7 +230,7 @@ def test_image_size(
 
 @settings(max_examples=40)
 @given(request=requests(mips=1), mips=st.tuples(st.integers(0, 2), st.integers(0, 1)), split=st.booleans())
-def test_image_and_segmentation_as_stored(
+def test_pairs_as_stored_are_equal(
     world: World, request: tuple[Request, Request], mips: tuple[int, int], split: bool
 ) -> None:
     how, arguments = request
@@ -249,7 +249,7 @@ def test_image_and_segmentation_as_stored(
 
 
 def multiples(step: int, least: int, most: int) -> st.SearchStrategy[int]:
-    """Draw multiples of a step."""
+    """Draw multiples of ``step``, from ``least`` to ``most`` times."""
     return st.integers(least, most).map(lambda n: n * step)
 
 
@@ -260,14 +260,14 @@ def multiples(step: int, least: int, most: int) -> st.SearchStrategy[int]:
     size=st.tuples(multiples(4, 2, 9), multiples(4, 2, 9), st.integers(1, 4)),
     null_root=st.booleans(),
 )
-def test_image_and_segmentation_resized(
+def test_resized_pairs_are_equal(
     world: World, mips: tuple[int, int], lower: tuple[int, ...], size: tuple[int, ...], null_root: bool
 ) -> None:
-    # On whole coarse voxels and at a factor of 1 or 2, ndimage.zoom takes the voxel that contains the centre, as we do.
+    # For whole coarse voxels and factors of 1 or 2, ndimage.zoom selects the voxel that contains the centre, as we do.
     start = np.array(world.start) // [4, 4, 1] * [4, 4, 1] + lower
     bounds = [start.tolist(), (start + size).tolist()]
-    # ndimage.zoom changes ids where it enlarges labels; it does not change masks. Where it enlarges imagery to masks
-    # of which there are none, it destroys the imagery. Both are in docs/differences.md.
+    # ndimage.zoom changes ids when it enlarges labels, but does not change masks. When it enlarges imagery to the shape
+    # of an empty set of masks, it destroys the imagery. Both are in docs/differences.md.
     split = 2 ** (mips[0] + 3) < 2 ** (mips[1] + 4)
     arguments = {
         "image_mip": mips[0],
@@ -286,16 +286,16 @@ def test_image_and_segmentation_resized(
 
 @pytest.mark.parametrize("resolution", [None, "image", "segmentation", (4, 4, 40), [4.3, 9.7, 40.0]])
 @pytest.mark.parametrize("mips", [(None, None), (0, 1)])
-def test_client_made_of_paths(world: World, resolution: Any, mips: tuple[int | None, int | None]) -> None:
+def test_clients_made_from_paths_are_equal(world: World, resolution: Any, mips: tuple[int | None, int | None]) -> None:
     if resolution == "segmentation" and mips[1]:
-        resolution = None  # 'segmentation' means another mip there: see docs/differences.md
+        resolution = None  # 'segmentation' means another mip in the release; see docs/differences.md
     released, ours = world.both(resolution=resolution, image_mip=mips[0], segmentation_mip=mips[1])
     assert_same_client(world, released, ours)
 
 
 @pytest.mark.parametrize("resolution", [None, (16, 16, 40)])
-def test_client_made_of_a_caveclient(world: World, resolution: Any) -> None:
-    # An info service that lists flat layers; test_dynamic_against_imageryclient.py has the real client and server.
+def test_clients_made_from_a_caveclient_are_equal(world: World, resolution: Any) -> None:
+    # A stand-in that lists flat layers; test_dynamic_against_imageryclient.py uses a CAVEclient and a server.
     cave = SimpleNamespace(
         datastack_name="flat",
         server_address="http://127.0.0.1",
@@ -339,7 +339,9 @@ def assert_same_client(world: World, released: Any, ours: imagery_dask.ImageryCl
     mip=st.sampled_from([None, 0, 1]),
     resolution=st.sampled_from(RESOLUTIONS),
 )
-def test_bbox_size_from_dimensions(world: World, size: tuple[int, ...], mip: int | None, resolution: Any) -> None:
+def test_bbox_sizes_from_dimensions_are_equal(
+    world: World, size: tuple[int, ...], mip: int | None, resolution: Any
+) -> None:
     for name in ("image_bbox_size_from_dimensions", "segmentation_bbox_size_from_dimensions"):
         ours, released = getattr(world.ours, name), getattr(world.released, name)
         assert ours(size, mip, resolution) == tuple(released(size, mip, resolution))
@@ -351,7 +353,7 @@ def test_bbox_size_from_dimensions(world: World, size: tuple[int, ...], mip: int
     ),
     size=st.tuples(*[st.integers(1, 10**6)] * 3),
 )
-def test_bounds_from_center(center: tuple[float, ...], size: tuple[int, int, int]) -> None:
+def test_bounds_from_a_center_are_equal(center: tuple[float, ...], size: tuple[int, int, int]) -> None:
     ours, released = (f(center, *size) for f in (imagery_dask.bounds_from_center, imageryclient.bounds_from_center))
     assert ours.dtype == released.dtype
     np.testing.assert_array_equal(ours, released)
@@ -363,9 +365,9 @@ def test_bounds_from_center(center: tuple[float, ...], size: tuple[int, int, int
 
 @st.composite
 def volumes(draw: st.DrawFn) -> tuple[list[int], list[int]]:
-    """Draw a box that is more than one voxel wide along each axis of any mip, relative to the image's start."""
+    """Draw a box, relative to the image's first voxel, that is wider than one voxel along each axis of every mip."""
     lower = [draw(st.integers(-8, 80)), draw(st.integers(-8, 64)), draw(st.integers(-2, 20))]
-    # Corners are rounded towards zero: around it, 11 voxels can be 1 at mip 2.
+    # Corners are rounded towards zero, so that 11 voxels around it may be one voxel at mip 2.
     return lower, [draw(st.integers(12, 24)), draw(st.integers(12, 24)), draw(st.integers(2, 4))]
 
 
@@ -376,7 +378,7 @@ def bounds_of(world: World, volume: tuple[list[int], list[int]]) -> Any:
 
 @contextmanager
 def two_folders() -> Iterator[tuple[Path, Path]]:
-    """Make folders for what the release and we write; hypothesis runs a test many times within one `tmp_path`."""
+    """Make one folder for the release and one for us; hypothesis runs a test many times within one `tmp_path`."""
     with TemporaryDirectory() as root:
         for name in ("released", "ours"):
             (Path(root) / name).mkdir()
@@ -384,13 +386,13 @@ def two_folders() -> Iterator[tuple[Path, Path]]:
 
 
 def pictures(folder: Path) -> dict[str, tuple[str, NDArray[Any]]]:
-    """Name, mode and pixels of every file in a folder."""
-    found = {}
+    """Return mode and pixels of every file in a folder, by name."""
+    by_name = {}
     for path in sorted(folder.iterdir()):
         with Image.open(path) as picture:
             assert picture.format == "PNG"
-            found[path.name] = (picture.mode, np.array(picture))
-    return found
+            by_name[path.name] = (picture.mode, np.array(picture))
+    return by_name
 
 
 def assert_same_pictures(released: Path, ours: Path, least: int = 1) -> None:
@@ -403,7 +405,7 @@ def assert_same_pictures(released: Path, ours: Path, least: int = 1) -> None:
 
 
 def save_both(world: World, save: Callable[[Any, str], None]) -> None:
-    """Call both clients' save method and compare what they wrote."""
+    """Call ``save`` for both clients and compare the files."""
     with two_folders() as (released, ours):
         save(world.released, str(released / "picture"))
         save(world.ours, str(ours / "picture"))
@@ -412,7 +414,7 @@ def save_both(world: World, save: Callable[[Any, str], None]) -> None:
 
 @settings(max_examples=20)
 @given(volume=volumes(), slice_axis=st.integers(0, 2), mip=st.integers(0, 2))
-def test_save_imagery(world: World, volume: tuple[list[int], list[int]], slice_axis: int, mip: int) -> None:
+def test_saved_imagery_is_equal(world: World, volume: tuple[list[int], list[int]], slice_axis: int, mip: int) -> None:
     bounds = bounds_of(world, volume)
 
     def save(client: Any, prefix: str) -> None:
@@ -423,7 +425,7 @@ def test_save_imagery(world: World, volume: tuple[list[int], list[int]], slice_a
 
 @st.composite
 def colors(draw: st.DrawFn) -> dict[int, list[int]]:
-    """Draw colors, RGB or RGBA, by the number of an id."""
+    """Draw RGB or RGBA colors by position in the list of ids."""
     channel = st.integers(0, 255)
     color = st.one_of(st.lists(channel, min_size=3, max_size=3), st.lists(channel, min_size=4, max_size=4))
     return draw(st.dictionaries(st.integers(0, 12), color, max_size=6))
@@ -438,7 +440,7 @@ def colors(draw: st.DrawFn) -> dict[int, list[int]]:
     null_root=st.booleans(),
     palette=colors(),
 )
-def test_save_segmentation_masks(
+def test_saved_masks_are_equal(
     world: World,
     volume: tuple[list[int], list[int]],
     slice_axis: int,
@@ -462,7 +464,7 @@ def test_save_segmentation_masks(
 
 @settings(max_examples=10)
 @given(volume=volumes(), slice_axis=st.integers(0, 2), palette=colors(), null_root=st.booleans())
-def test_save_image_and_segmentation_masks(
+def test_saved_imagery_and_masks_are_equal(
     world: World,
     volume: tuple[list[int], list[int]],
     slice_axis: int,
@@ -476,7 +478,7 @@ def test_save_image_and_segmentation_masks(
         client.save_image_and_segmentation_masks(
             prefix,
             bounds,
-            image_mip=1,  # 16 nm, as the segmentation
+            image_mip=1,  # 16 nm, like the segmentation
             include_null_root=null_root,
             segmentation_colormap=colormap,
             slice_axis=slice_axis,
@@ -488,7 +490,7 @@ def test_save_image_and_segmentation_masks(
 
 @pytest.mark.parametrize("slice_axis", [0, 1, 2])
 @pytest.mark.parametrize("lazy", [False, True], ids=["numpy", "dask"])
-def test_save_data_at_hand(world: World, slice_axis: int, lazy: bool) -> None:
+def test_saved_computed_data_are_equal(world: World, slice_axis: int, lazy: bool) -> None:
     image = world.image[:9, :7, :3]
     labels = world.labels[:9, :7, :3]
     masks = {int(root): (labels == root).astype(int) for root in np.unique(labels)}
@@ -510,7 +512,7 @@ def test_save_data_at_hand(world: World, slice_axis: int, lazy: bool) -> None:
 
 @pytest.mark.parametrize(("image_type", "color"), [("imagery", None), ("mask", None), ("mask", [1, 2, 3])])
 @pytest.mark.parametrize("slices", [1, 3])
-def test_save_image_slices(image_type: str, color: Any, slices: int) -> None:
+def test_saved_slices_are_equal(image_type: str, color: Any, slices: int) -> None:
     pixels = np.random.default_rng(5).integers(0, 256 if image_type == "imagery" else 2, (6, 5, slices), np.uint8)
     arguments = ("suffix", pixels, 2, image_type, False, color)
     with two_folders() as (released, ours):
@@ -519,7 +521,7 @@ def test_save_image_slices(image_type: str, color: Any, slices: int) -> None:
         assert_same_pictures(released, ours, least=slices)
 
 
-def test_verbose_prints_the_same(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbose_output_is_equal(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bounds, prefix = bounds_of(world, ([10, 10, 4], [12, 10, 2])), str(tmp_path / "picture")
     printed = []
     for client in (world.released, world.ours):
@@ -527,7 +529,7 @@ def test_verbose_prints_the_same(world: World, tmp_path: Path, capsys: pytest.Ca
         client.save_segmentation_masks(prefix, bounds, mip=0, verbose=True)
         client.save_image_and_segmentation_masks(prefix, bounds, image_mip=1, verbose=True)
         client.save_imagery(prefix, bounds, mip=0)
-        # We write all masks of a slice before the next slice, the release all slices of a mask.
+        # Sorted, because we write all masks of a slice before the next slice, and the release all slices of a mask.
         printed.append(sorted(capsys.readouterr().out.splitlines()))
     assert printed[0] == printed[1]
     assert len(printed[0]) > 4

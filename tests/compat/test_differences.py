@@ -1,4 +1,4 @@
-"""Where we differ from the released imageryclient on purpose: one test for each section of docs/differences.md."""
+"""Intended differences from the released imageryclient: one test for each section of docs/differences.md."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from imagery_dask.errors import AccessRefusedError, MissingChunkError, SourceNot
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "differences.md"
 
-#: Inside the image, 16 x 12 x 3 voxels of 8 x 8 x 40 nm.
+#: A box inside the image, 16 x 12 x 3 voxels of 8 x 8 x 40 nm.
 BOUNDS = [[44, 28, 9], [60, 40, 12]]
-#: Inside the image, one voxel in z.
+#: A box inside the image, one voxel along z.
 FLAT = [[44, 28, 9], [60, 40, 10]]
 
 
@@ -41,7 +41,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def under_centres(
     volume: NDArray[Any], start: Sequence[int], own_nm: Sequence[float], bounds: Any, nm: Sequence[float]
 ) -> NDArray[Any]:
-    """Voxels of `volume` that contain the centres of the voxels of `nm` within `bounds`; 0 outside."""
+    """Return the voxels of `volume` at the centres of the voxels of size `nm` within `bounds`; 0 outside the volume."""
     out = volume
     for axis in range(3):
         ratio = Fraction(str(nm[axis])) / Fraction(str(own_nm[axis]))
@@ -62,15 +62,15 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_document_names_these_tests() -> None:
+def test_the_document_names_exactly_these_tests() -> None:
     named = re.findall(r"`(test_\w+)`", DOCUMENT.read_text())
-    tests = {name for name in globals() if name.startswith("test_")} - {"test_document_names_these_tests"}
-    # What needs a CAVE server is tested beside it, and so is what needs no volume.
-    beside = [
+    tests = {name for name in globals() if name.startswith("test_")} - {"test_the_document_names_exactly_these_tests"}
+    # Differences that need a CAVE server, and those of overlays, are tested in other files.
+    other_files = [
         *(Path(__file__).parents[1] / "integration").glob("dynamic/test_*.py"),
         *Path(__file__).parent.glob("*overlay*"),
     ]
-    others = "".join(file.read_text() for file in beside)
+    others = "".join(file.read_text() for file in other_files)
     elsewhere = {name for name in named if f"def {name}(" in others}
     assert sorted(set(named) - elsewhere) == sorted(tests)
     assert len(named) == len(set(named))
@@ -79,7 +79,7 @@ def test_document_names_these_tests() -> None:
 # --------------------------------------------------------------------------- which voxels
 
 
-def test_scale_to_bounds_none_rescales(world: World) -> None:
+def test_scale_to_bounds_none_rescales_without_a_mip(world: World) -> None:
     ours, released = world.ours, world.released
     assert ours.segmentation_cutout(BOUNDS).shape == (16, 12, 3)
     assert released.segmentation_cutout(BOUNDS).shape == (8, 6, 3)
@@ -90,7 +90,7 @@ def test_scale_to_bounds_none_rescales(world: World) -> None:
     assert released.image_cutout(**coarse).shape == (16, 12, 3)
     assert [cut.shape for cut in ours.image_and_segmentation_cutout(**coarse)] == [(4, 3, 3), (4, 3, 3)]
 
-    # A mip, or a size in pixels of a mip, says what is wanted: there is nothing to rescale to. The release agrees.
+    # With a mip, or a size in pixels of a mip, nothing is rescaled, as in the release.
     assert ours.segmentation_cutout(BOUNDS, mip=0).shape == released.segmentation_cutout(BOUNDS, mip=0).shape
     sized = ours.segmentation_cutout(BOUNDS[0], image_size=(6, 4))
     assert sized.shape == (6, 4) == released.segmentation_cutout(BOUNDS[0], image_size=(6, 4)).shape
@@ -130,7 +130,7 @@ def test_any_piece_of_a_pair_is_part_of_the_whole(world: World) -> None:
     asked = {"image_mip": 0, "segmentation_mip": 1}  # 8 and 32 nm
     whole = [np.asarray(cut) for cut in world.ours.image_and_segmentation_cutout(BOUNDS, **asked)]
     for x in (44, 45, 47):
-        piece = [[x, 29, 9], [x + 2, 32, 12]]  # less than a voxel of the segmentation
+        piece = [[x, 29, 9], [x + 2, 32, 12]]  # smaller than a voxel of the segmentation
         image, labels = world.ours.image_and_segmentation_cutout(piece, **asked)
         np.testing.assert_array_equal(image, whole[0][x - 44 : x - 42, 1:4])
         np.testing.assert_array_equal(labels, whole[1][x - 44 : x - 42, 1:4])
@@ -144,7 +144,7 @@ def test_one_voxel_wide_cutouts_are_scaled(world: World) -> None:
         ours = world.ours.image_cutout(thin, scale_to_bounds=True).compute()
         released = world.released.image_cutout(thin, scale_to_bounds=True)
         np.testing.assert_array_equal(ours, whole.take(0, axis=axis))
-        assert np.array_equal(ours, released) == (axis == 2)  # its shape is that of x and y, filled from the wrong axes
+        assert np.array_equal(ours, released) == (axis == 2)  # the release takes shape and voxels of the wrong axes
 
 
 def test_image_size_is_exact(world: World) -> None:
@@ -153,7 +153,7 @@ def test_image_size_is_exact(world: World) -> None:
 
     assert shapes((30, 20, 10), image_size=(9, 13, 3), resolution=(16, 16, 40)) == [(9, 13, 3), (8, 12, 3)]
     assert shapes((90, 60, 10), image_size=(11, 11), resolution=(4.3, 9.7, 40)) == [(11, 11), (10, 11)]
-    # Corners on both sides of 0 are both rounded towards it.
+    # The release rounds both corners towards 0, and they lie on both sides of it.
     assert shapes((0, 0, 10), image_size=(7, 7), mip=1) == [(7, 7), (6, 6)]
     with pytest.raises(ValueError, match="image_size is a number of pixels and must be whole"):
         world.ours.image_cutout((60, 40, 10), image_size=(9.5, 13))
@@ -169,16 +169,16 @@ def test_fractional_bounds_far_away_are_exact(tmp_path: Path) -> None:
     np.testing.assert_array_equal(released.image_cutout(bounds.astype(int)), image[:5, :5, :3])
 
 
-def test_resolution_image_is_the_first_mip(world: World) -> None:
+def test_resolution_image_is_that_of_the_first_mip(world: World) -> None:
     released, ours = world.both(image_mip=1, segmentation_mip=1)
     assert (tuple(ours.resolution), tuple(released.resolution)) == ((8, 8, 40), (16, 16, 40))
     released, ours = world.both(resolution="segmentation", segmentation_mip=1)
     assert (tuple(ours.resolution), tuple(released.resolution)) == ((16, 16, 40), (32, 32, 40))
 
 
-def test_placeholder_mips(tmp_path: Path) -> None:
+def test_every_placeholder_mip_is_recognised(tmp_path: Path) -> None:
     image = coordinate_volume((32, 32, 4), dtype=np.uint8)
-    path = write_volume(tmp_path / "image", image, mips=2, placeholder_mip=True)  # its key: placeholder_8_8_40
+    path = write_volume(tmp_path / "image", image, mips=2, placeholder_mip=True)  # the key is placeholder_8_8_40
     ours, released = both(image_source=path, segmentation=False)
     assert (tuple(ours.resolution), tuple(released.resolution)) == ((16, 16, 40), (8, 8, 40))
     assert ours.image_cutout([[0, 0, 0], [8, 8, 2]]).compute().any()
@@ -200,7 +200,7 @@ def test_ids_beyond_int64_are_an_error(tmp_path: Path) -> None:
     assert lazy.dtype == np.int64
     with pytest.raises(OverflowError, match=f"{huge}.*convert_to_int64=False"):
         lazy.compute()
-    assert released.segmentation_cutout(bounds).min() == huge - 2**64  # another id, silently
+    assert released.segmentation_cutout(bounds).min() == huge - 2**64  # a wrong id, without an error
 
     np.testing.assert_array_equal(ours.segmentation_cutout(half), labels[:8].astype(np.int64))
     np.testing.assert_array_equal(ours.segmentation_cutout(bounds, convert_to_int64=False), labels)
@@ -215,7 +215,7 @@ def test_resized_labels_are_exact(world: World) -> None:
     released = world.released.segmentation_cutout(bounds, scale_to_bounds=True)
     np.testing.assert_array_equal(ours, exact)
     assert (released[exact != 0] != exact[exact != 0]).mean() > 0.4
-    assert len(np.unique(released)) <= len(world.ids) // 2 + 1  # ids that differ by 1 have become one
+    assert len(np.unique(released)) <= len(world.ids) // 2 + 1  # ids that differ by 1 have become equal
 
     pair = [client.image_and_segmentation_cutout(bounds, 0, 0)[1] for client in (world.ours, world.released)]
     np.testing.assert_array_equal(pair[0], exact)
@@ -232,7 +232,7 @@ def test_no_root_ids_means_no_objects(world: World, tmp_path: Path) -> None:
     assert not ours.segmentation_volume(root_ids=[]).data.any().compute()
     ours.save_segmentation_masks(str(tmp_path / "picture"), BOUNDS, root_ids=[])
     assert names(tmp_path) == []
-    # Of a flat segmentation the release makes the same.
+    # The release does the same for flat segmentations.
     assert not world.released.segmentation_cutout(BOUNDS, root_ids=[]).any()
 
 
@@ -260,7 +260,7 @@ def test_root_ids_are_any_collection_of_integers(world: World) -> None:
         ("everything", ValueError),
     ],
 )
-def test_root_ids_that_are_no_ids_are_refused(world: World, bad: Any, error: type[Exception]) -> None:
+def test_invalid_root_ids_are_refused(world: World, bad: Any, error: type[Exception]) -> None:
     for call in (
         world.ours.segmentation_cutout,
         world.ours.split_segmentation_cutout,
@@ -269,7 +269,8 @@ def test_root_ids_that_are_no_ids_are_refused(world: World, bad: Any, error: typ
         with pytest.raises(error, match="root_ids"):
             call(BOUNDS, root_ids=bad)
     if isinstance(bad, list) and isinstance(bad[0], float):
-        assert not world.released.segmentation_cutout(BOUNDS, root_ids=bad).any()  # nothing found, nothing said
+        # The release finds nothing and raises nothing.
+        assert not world.released.segmentation_cutout(BOUNDS, root_ids=bad).any()
 
 
 def test_timestamp_of_a_flat_segmentation_changes_nothing(world: World) -> None:
@@ -277,7 +278,7 @@ def test_timestamp_of_a_flat_segmentation_changes_nothing(world: World) -> None:
     plain = world.ours.segmentation_cutout(BOUNDS)
     _, pinned = world.both(timestamp=moment)
     for cut in (world.ours.segmentation_cutout(BOUNDS, timestamp=moment), pinned.segmentation_cutout(BOUNDS)):
-        assert cut.name == plain.name  # the same array, not only the same values
+        assert cut.name == plain.name  # the same graph, not only equal values
     assert list(pinned.split_segmentation_cutout(BOUNDS)) == list(world.ours.split_segmentation_cutout(BOUNDS))
 
 
@@ -289,7 +290,7 @@ def test_cutouts_are_lazy(tmp_path: Path) -> None:
     path = write_volume(tmp_path / "image", image)
     client = imagery_dask.ImageryClient(image_source=path, missing="error")
     delete_chunks(path, 0, lambda start: True)
-    cutout = client.image_cutout([[0, 0, 0], [64, 64, 32]])  # reads nothing, or it would fail
+    cutout = client.image_cutout([[0, 0, 0], [64, 64, 32]])  # a read would raise here
     assert isinstance(cutout, da.Array)
     assert (cutout.shape, cutout.dtype) == ((64, 64, 32), np.uint8)
     with pytest.raises(MissingChunkError):
@@ -301,14 +302,14 @@ def test_masks_are_a_lazy_mapping_of_bool(world: World) -> None:
     released = world.released.split_segmentation_cutout(BOUNDS, mip=0)
     assert isinstance(masks, Mapping)
     first = next(iter(released))
-    mask = masks[first]  # costs no read: the ids are not known yet
+    mask = masks[first]  # reads nothing, since the ids are not known yet
     assert "not read yet" in repr(masks)
     assert isinstance(mask, da.Array)
     assert (mask.dtype, released[first].dtype) == (bool, np.int64)
     np.testing.assert_array_equal(mask, released[first])
 
     absent = 2**60 + 1
-    assert not masks[absent].compute().any()  # without reading, it may be there
+    assert not masks[absent].compute().any()  # any id is accepted before the ids are known
     assert list(masks) == list(released)
     assert [type(root_id) for root_id in masks] == [int] * len(masks)
     with pytest.raises(KeyError):
@@ -472,7 +473,7 @@ def test_flat_cutouts_can_be_saved(world: World, tmp_path: Path) -> None:
     assert names(tmp_path) == sorted(["picture_imagery.png", *(f"picture_root_id_{root}.png" for root in masks)])
     for root, mask in masks.items():
         np.testing.assert_array_equal(picture(tmp_path / f"picture_root_id_{root}.png")[1][:, :, 3], 255 * mask.T)
-    # One voxel along x, cut along x: the picture of y and z.
+    # A cutout one voxel wide along x, sliced along x, gives a picture of y and z.
     world.ours.save_imagery(str(tmp_path / "side"), [[44, 28, 9], [45, 40, 12]], slice_axis=0)
     assert picture(tmp_path / "side_imagery.png")[1].shape == (3, 12, 3)
 
@@ -507,7 +508,7 @@ def test_bad_slice_axis_and_colors_are_errors(world: World, tmp_path: Path) -> N
 
 
 def test_region_without_objects_keeps_its_imagery(world: World, tmp_path: Path) -> None:
-    # Imagery of 32 nm is brought to the segmentation's 16 nm, of which no listed object is in the box.
+    # Imagery of 32 nm is resized to the segmentation's 16 nm; no listed object is in the box.
     asked = {"image_mip": 2, "segmentation_mip": 0, "root_ids": [2**60 + 1], "split_segmentations": True}
     image, masks = world.ours.image_and_segmentation_cutout(BOUNDS, **asked)
     assert (image.shape, len(masks)) == ((8, 6, 3), 0)
@@ -526,7 +527,7 @@ def test_refused_access_is_an_error(tmp_path: Path, http_server_factory: Callabl
     bounds = [[0, 0, 0], [32, 32, 4]]
     with pytest.raises(AccessRefusedError, match="image"):
         ours.image_cutout(bounds).compute()
-    assert not released.image_cutout(bounds).any()  # black
+    assert not released.image_cutout(bounds).any()  # 0 in the release
 
 
 def test_missing_chunks_can_be_an_error(world: World, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Dynamic segmentations: the same voxels as the released imageryclient, both asking the same local CAVE server."""
+"""Cutouts of dynamic segmentations equal those of the released imageryclient; both use one local CAVE server."""
 
 from __future__ import annotations
 
@@ -32,24 +32,24 @@ def world(server: CaveServer) -> World:
 
 @pytest.fixture(scope="module")
 def both(server: CaveServer) -> tuple[Any, Any]:
-    """Both clients, each made of a CAVEclient of its own."""
+    """Make both clients, each from its own CAVEclient."""
     return imageryclient.ImageryClient(client=server.client()), imagery_dask.ImageryClient(client=server.client())
 
 
 def box(world: World, low: Any, high: Any) -> np.ndarray:
-    """Bounds in the viewer's resolution, of a box from the image's first voxel."""
+    """Return the bounds, in the viewer's resolution, of a box relative to the image's first voxel."""
     return np.array([low, high]) + np.array(world.voxel_offset) * (2, 2, 1)
 
 
 @st.composite
 def boxes(draw: st.DrawFn) -> tuple[list[int], list[int]]:
-    """Draw a box inside the volume, across its border or beside it, of more than a voxel of every mip."""
+    """Draw a box inside the volume, across its border or outside it, wider than one voxel of every mip."""
     low = [draw(st.integers(-40, n + 10)) for n in IMAGE]
     size = draw(st.integers(24, 150)), draw(st.integers(24, 150)), draw(st.integers(3, 20))
     return low, [a + n for a, n in zip(low, size, strict=True)]
 
 
-def test_both_learn_the_same_of_a_caveclient(both: tuple[Any, Any]) -> None:
+def test_both_clients_take_the_same_settings_from_a_caveclient(both: tuple[Any, Any]) -> None:
     released, ours = both
     assert ours.image_source == released.image_source
     assert ours.segmentation_source == released.segmentation_source
@@ -63,7 +63,7 @@ def test_both_learn_the_same_of_a_caveclient(both: tuple[Any, Any]) -> None:
     form=st.sampled_from(["number", "datetime"]), which=st.sampled_from(["all", "all", "some", None]),
     convert=st.booleans(), data=st.data(),
 )  # fmt: skip
-def test_random_requests(
+def test_cutouts_of_random_requests_are_equal(
     both: tuple[Any, Any], world: World, where: Any, edit: str, shift: float, mip: int, form: str, which: Any,
     convert: bool, data: st.DataObject,
 ) -> None:  # fmt: skip
@@ -85,7 +85,7 @@ def test_random_requests(
 
 @pytest.mark.parametrize("edit", EDITS)
 @pytest.mark.parametrize("mip", [0, 1])
-def test_the_whole_volume(both: tuple[Any, Any], world: World, edit: str, mip: int) -> None:
+def test_cutouts_of_the_whole_volume_are_equal(both: tuple[Any, Any], world: World, edit: str, mip: int) -> None:
     released, ours = both
     request = {"bounds": box(world, (0, 0, 0), IMAGE), "mip": mip, "timestamp": int(np.ceil(world.times[edit]))}
     right = world.roots_volume(int(np.ceil(world.times[edit])), mip)
@@ -94,7 +94,7 @@ def test_the_whole_volume(both: tuple[Any, Any], world: World, edit: str, mip: i
 
 
 @pytest.mark.parametrize("options", [{"bbox_size": (64, 50, 10)}, {"image_size": (20, 30, 7)}, {"bbox_size": (40, 40)}])
-def test_boxes_around_a_center(both: tuple[Any, Any], world: World, options: dict[str, Any]) -> None:
+def test_cutouts_around_a_center_are_equal(both: tuple[Any, Any], world: World, options: dict[str, Any]) -> None:
     center = np.array(world.voxel_offset) * (2, 2, 1) + (101, 88, 15)
     moment = int(world.times["split_1"])
     results = [
@@ -107,7 +107,7 @@ def test_boxes_around_a_center(both: tuple[Any, Any], world: World, options: dic
 
 @pytest.mark.parametrize("edit", ["merge_1", "split_2"])
 @pytest.mark.parametrize("null", [False, True])
-def test_masks(both: tuple[Any, Any], world: World, edit: str, null: bool) -> None:
+def test_masks_are_equal(both: tuple[Any, Any], world: World, edit: str, null: bool) -> None:
     bounds, moment = box(world, (10, 20, 3), (150, 160, 12)), int(np.ceil(world.times[edit]))
     listed = changed(world, edit)[1]
     for root_ids in ("all", listed):
@@ -120,7 +120,7 @@ def test_masks(both: tuple[Any, Any], world: World, edit: str, null: bool) -> No
             np.testing.assert_array_equal(ours[int(root)], mask)
 
 
-def test_a_pair(both: tuple[Any, Any], world: World) -> None:
+def test_pairs_are_equal(both: tuple[Any, Any], world: World) -> None:
     bounds, moment = box(world, (10, 20, 3), (150, 160, 12)), int(world.times["split_1"])
     (image, labels), (our_image, our_labels) = (
         client.image_and_segmentation_cutout(bounds, image_mip=1, segmentation_mip=0, timestamp=moment)
@@ -130,7 +130,7 @@ def test_a_pair(both: tuple[Any, Any], world: World) -> None:
     np.testing.assert_array_equal(our_labels, labels)
 
 
-def test_a_client_of_a_moment(server: CaveServer, world: World) -> None:
+def test_cutouts_of_clients_with_a_timestamp_are_equal(server: CaveServer, world: World) -> None:
     bounds = box(world, (10, 20, 3), (150, 160, 12))
     for edit in EDITS:
         moment = world.times[edit]
@@ -140,8 +140,8 @@ def test_a_client_of_a_moment(server: CaveServer, world: World) -> None:
         np.testing.assert_array_equal(ours.segmentation_cutout(bounds, mip=0), right)
 
 
-def test_a_pinned_caveclient_pins_ours_only(server: CaveServer, world: World) -> None:
-    """The release asks as of now, whatever the CAVEclient is pinned to."""
+def test_a_pinned_caveclient_pins_only_our_client(server: CaveServer, world: World) -> None:
+    """The release uses the latest roots, even with a pinned CAVEclient."""
     bounds = box(world, (0, 0, 0), IMAGE)
     cave = server.client(version=1)
     ours = imagery_dask.ImageryClient(client=cave).segmentation_cutout(bounds, mip=0)
@@ -151,8 +151,8 @@ def test_a_pinned_caveclient_pins_ours_only(server: CaveServer, world: World) ->
     assert not np.array_equal(ours.compute(), released)
 
 
-def test_outdated_roots_are_an_error_of_ours_only(both: tuple[Any, Any], world: World) -> None:
-    """The release shows the leaves that a root had, at whatever moment is asked for."""
+def test_outdated_roots_raise_only_in_our_client(both: tuple[Any, Any], world: World) -> None:
+    """The release returns the leaves that a root had, whatever the requested timestamp."""
     released, ours = both
     request = {
         "bounds": box(world, (0, 0, 0), IMAGE), "mip": 0, "root_ids": changed(world, "merge_1")[0],
@@ -163,8 +163,8 @@ def test_outdated_roots_are_an_error_of_ours_only(both: tuple[Any, Any], world: 
         ours.segmentation_cutout(**request)
 
 
-def test_ours_asks_less(server: CaveServer, both: tuple[Any, Any], world: World) -> None:
-    """As many cutouts, a fraction of the requests and ids."""
+def test_our_client_sends_fewer_requests(server: CaveServer, both: tuple[Any, Any], world: World) -> None:
+    """For the same cutouts we send one request per piece at most, and the release one for each root of each piece."""
     released, ours = both
     moment = int(world.times["split_1"])
     listed = roots_at(world, moment)[:5]

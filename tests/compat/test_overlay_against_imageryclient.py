@@ -1,4 +1,4 @@
-"""Overlays are the released imageryclient's, pixel for pixel, wherever docs/differences.md lists no difference."""
+"""Overlays equal those of the released imageryclient, except for the differences in docs/differences.md."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def pixels(pictures: Any) -> list[NDArray[np.uint8]]:
-    """All bytes of a picture or of several, those of transparent pixels too."""
+    """Return all bytes of one or more pictures, including those of transparent pixels."""
     listed = pictures if isinstance(pictures, list) else [pictures]
     assert all(isinstance(picture, Image.Image) and picture.mode == "RGBA" for picture in listed)
     return [np.asarray(picture) for picture in listed]
@@ -54,7 +54,7 @@ def assert_as_released(segs: Any, **options: Any) -> None:
 
 @st.composite
 def objects(draw: st.DrawFn, shape: tuple[int, ...], kind: str) -> Any:
-    """Draw masks that overlap, named or not and of any dtype; or ids in blocks, which touch."""
+    """Draw overlapping masks, named or not and of any dtype; or adjacent blocks of ids."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     if kind == "ids":
         size = draw(st.integers(1, 5))
@@ -62,8 +62,8 @@ def objects(draw: st.DrawFn, shape: tuple[int, ...], kind: str) -> Any:
         for axis in range(len(shape)):
             blocks = blocks.repeat(size, axis)
         ids = blocks[tuple(slice(n) for n in shape)]
-        ids[(0,) * len(shape)] = 1  # something to draw
-        # Neighbouring ids, which a float could not tell apart.
+        ids[(0,) * len(shape)] = 1  # at least one id
+        # Neighbouring ids, which are equal as floats.
         return np.where(ids > 0, ids + np.uint64(FIRST_ID), ids).astype(draw(st.sampled_from([np.uint64, np.int64])))
     density, dtype = draw(st.sampled_from([0.0, 0.02, 0.3, 1.0])), draw(st.sampled_from([bool, np.int64, np.float32]))
     masks = [(rng.random(shape) < density).astype(dtype) for _ in range(draw(st.integers(1, 4)))]
@@ -73,7 +73,7 @@ def objects(draw: st.DrawFn, shape: tuple[int, ...], kind: str) -> Any:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Draw objects, and how they are drawn."""
+    """Draw objects and the options of their overlay."""
     shape = tuple(draw(st.lists(st.integers(2, 14), min_size=2, max_size=3)))
     kind = draw(st.sampled_from(["list", "dict", "ids"]))
     segs = draw(objects(shape, kind))
@@ -97,33 +97,35 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 @given(case=cases())
-def test_overlays_are_the_released_ones(case: Case) -> None:
+def test_overlays_equal_the_release(case: Case) -> None:
     segs, options = case
     assert_as_released(segs, **options)
 
 
 @pytest.mark.parametrize("outline", [False, True])
 @pytest.mark.parametrize("segs", [[np.eye(40) > 0, np.ones((40, 40))], np.eye(40, dtype=np.uint64) * FIRST_ID])
-def test_defaults_are_the_released_ones(segs: Any, outline: bool) -> None:
+def test_overlays_with_default_options_equal_the_release(segs: Any, outline: bool) -> None:
     assert_as_released(segs, outline=outline)
 
 
 @given(case=cases())
-def test_dask_arrays_are_drawn_as_their_voxels(case: Case) -> None:
+def test_overlays_of_dask_arrays_equal_the_release(case: Case) -> None:
     segs, options = case
-    lazily: Any = {key: da.from_array(mask, chunks=3) for key, mask in segs.items()} if isinstance(segs, dict) else None
-    if lazily is None:
+    lazy_segs: Any = (
+        {key: da.from_array(mask, chunks=3) for key, mask in segs.items()} if isinstance(segs, dict) else None
+    )
+    if lazy_segs is None:
         listed = isinstance(segs, list)
-        lazily = [da.from_array(mask, chunks=3) for mask in segs] if listed else da.from_array(segs, chunks=3)
+        lazy_segs = [da.from_array(mask, chunks=3) for mask in segs] if listed else da.from_array(segs, chunks=3)
     if isinstance(options["imagery"], np.ndarray):
         options["imagery"] = da.from_array(options["imagery"], chunks=3)
-    ours = imagery_dask.composite_overlay(lazily, **options)
+    ours = imagery_dask.composite_overlay(lazy_segs, **options)
     if isinstance(options["imagery"], da.Array):
         options["imagery"] = options["imagery"].compute()
     assert_same(ours, imageryclient.composite_overlay(segs, **options))
 
 
-def test_signature_is_the_released_one() -> None:
+def test_the_signature_equals_the_release() -> None:
     ours, released = (
         [(p.name, p.kind, p.default) for p in inspect.signature(package.composite_overlay).parameters.values()]
         for package in (imagery_dask, imageryclient)
@@ -131,19 +133,19 @@ def test_signature_is_the_released_one() -> None:
     assert ours == released
 
 
-def test_default_colors_are_those_of_seaborn() -> None:
+def test_default_colors_equal_those_of_seaborn() -> None:
     for count in range(60):
         for h, l, s in [(0.01, 0.65, 1.0), (0, 0.5, 0.5), (0.99, 0.03, 1), (2.7, 1, 0.8), (-0.2, 0, 0.4)]:  # noqa: E741
             for name in ("husl", "hls"):
                 expected = getattr(seaborn, f"{name}_palette")(count, h=h, l=l, s=s)
                 ours = discrete_colors(count, name, h, l, s)
                 np.testing.assert_allclose(ours, list(expected), atol=1e-9)
-                as_bytes = [[[int(255 * value) for value in color] for color in each] for each in (ours, expected)]
+                as_bytes = [[[int(255 * value) for value in color] for color in colors] for colors in (ours, expected)]
                 assert as_bytes[0] == as_bytes[1]
 
 
 @pytest.mark.parametrize("options", [{}, {"outline": True, "width": 2}, {"outline": True, "merge_outline": False}])
-def test_masks_of_a_cutout_are_drawn_by_one_pass(world: World, options: dict[str, Any]) -> None:
+def test_drawing_the_masks_of_a_cutout_reads_it_once(world: World, options: dict[str, Any]) -> None:
     masks = world.ours.split_segmentation_cutout(BOUNDS, mip=0)
     image = world.ours.image_cutout(BOUNDS, mip=1)
     released = world.released.split_segmentation_cutout(BOUNDS, mip=0)
@@ -151,13 +153,13 @@ def test_masks_of_a_cutout_are_drawn_by_one_pass(world: World, options: dict[str
     with mock.patch.object(cutout_array, "read_objects", wraps=cutout_array.read_objects) as read:
         ours = imagery_dask.composite_overlay(masks, colors, imagery=image, **options)
     voxels = sum(int(np.prod(call.args[1].shape)) for call in read.call_args_list)
-    assert voxels == np.prod(masks.shape) + np.prod(image.shape)  # each once, however many objects
+    assert voxels == np.prod(masks.shape) + np.prod(image.shape)  # each voxel once, whatever the number of objects
     assert len(masks) > 1
     assert_same(ours, imageryclient.composite_overlay(released, colors, imagery=image.compute(), **options))
 
 
-def test_null_root_is_drawn_where_it_was_asked_for(world: World) -> None:
-    across = [[36, 20, 6], [48, 36, 9]]  # the corner of the volume
+def test_null_root_is_drawn_if_it_is_requested(world: World) -> None:
+    across = [[36, 20, 6], [48, 36, 9]]  # across the lower corner of the volume
     masks = world.ours.split_segmentation_cutout(across, mip=0, include_null_root=True)
     released = world.released.split_segmentation_cutout(across, mip=0, include_null_root=True)
     for options in ({}, {"outline": True, "merge_outline": False}):
@@ -166,7 +168,7 @@ def test_null_root_is_drawn_where_it_was_asked_for(world: World) -> None:
     assert 0 in masks
 
 
-def test_cutouts_of_the_client_are_drawn(world: World) -> None:
+def test_overlays_of_cutouts_and_datasets_equal_the_release(world: World) -> None:
     image, labels = world.ours.image_and_segmentation_cutout(BOUNDS)
     assert_same(
         imagery_dask.composite_overlay(labels, imagery=image),
@@ -185,16 +187,16 @@ MASKS = [np.arange(24).reshape(6, 4) % 5 == 0, np.arange(24).reshape(6, 4) % 3 =
 RED = (1, 0, 0)
 
 
-def test_overlays_of_any_collection() -> None:
+def test_overlays_accept_any_collection() -> None:
     ids = np.array([[FIRST_ID, 0], [FIRST_ID + 1, 0]], dtype=np.uint64)
     expected = imageryclient.composite_overlay(ids)
     named = {FIRST_ID: ids == FIRST_ID, FIRST_ID + 1: ids == FIRST_ID + 1}
     assert_same(imagery_dask.composite_overlay(da.from_array(ids)), expected)
     assert_same(imagery_dask.composite_overlay(mask for mask in named.values()), expected)
-    assert imageryclient.composite_overlay(da.from_array(ids)).size == (1, 2)  # rows taken for masks
+    assert imageryclient.composite_overlay(da.from_array(ids)).size == (1, 2)  # the release draws each row as a mask
 
 
-def test_overlays_one_pixel_wide() -> None:
+def test_overlays_one_pixel_wide_keep_their_axes() -> None:
     mask = np.array([[True], [False], [True]])  # x, y
     assert imageryclient.composite_overlay([mask]).size == (1, 3)
     with pytest.raises(IndexError):
@@ -227,7 +229,7 @@ def test_overlay_without_objects_is_a_picture(world: World) -> None:
 
 def test_every_mask_of_an_overlay_has_a_color() -> None:
     named = {FIRST_ID: MASKS[0], FIRST_ID + 1: MASKS[1]}
-    imageryclient.composite_overlay(MASKS, [RED])  # one of the two is not drawn
+    imageryclient.composite_overlay(MASKS, [RED])  # the release does not draw the second mask
     with pytest.raises(ValueError, match="got 1 for 2 masks"):
         imagery_dask.composite_overlay(MASKS, [RED])
     with pytest.raises(ValueError, match=f"colors has none for {FIRST_ID + 1}"):
@@ -267,14 +269,14 @@ def test_bad_overlay_arguments_are_errors(options: dict[str, Any], match: str) -
         imagery_dask.composite_overlay(MASKS, **options)
 
 
-def test_width_zero_would_flood_the_picture() -> None:
+def test_an_outline_of_width_zero_is_an_error() -> None:
     (flooded,) = pixels(imageryclient.composite_overlay(MASKS[:1], outline=True, width=0))
     np.testing.assert_array_equal(flooded[..., 3] > 0, ~MASKS[0].T)
     with pytest.raises(ValueError, match="1 at least"):
         imagery_dask.composite_overlay(MASKS[:1], outline=True, width=0)
 
 
-def test_overlay_masks_and_imagery_are_of_one_shape() -> None:
+def test_overlay_masks_and_imagery_must_have_one_shape() -> None:
     volume = [np.ones((6, 4, 2))]
     longer = np.zeros((6, 4, 9), dtype=np.uint8)
     assert len(imageryclient.composite_overlay(volume, imagery=longer)) == 2
@@ -289,7 +291,7 @@ def test_overlay_masks_and_imagery_are_of_one_shape() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32, np.float64])
-def test_overlay_imagery_is_8_bit(dtype: Any) -> None:
+def test_overlay_imagery_must_be_8_bit(dtype: Any) -> None:
     imagery = np.full((6, 4), 0.9 if dtype in (np.float32, np.float64) else 400, dtype=dtype)
     (flat,) = pixels(imageryclient.composite_overlay([np.zeros((6, 4))], imagery=imagery))
     assert set(np.unique(flat[..., :3])) <= {0, 255}  # black, or white
@@ -307,7 +309,7 @@ def test_float_ids_of_an_overlay_are_refused() -> None:
             imagery_dask.composite_overlay(segs)
 
 
-def test_outlines_of_256_masks_on_one_pixel() -> None:
+def test_outlines_of_256_overlapping_masks_are_drawn() -> None:
     masks = [MASKS[0]] * 256
     colors = [RED] * 256
     (released,) = pixels(imageryclient.composite_overlay(masks, colors, outline=True, width=1))
@@ -326,7 +328,7 @@ def test_overlays_need_no_seaborn() -> None:
             imagery_dask.composite_overlay(MASKS, palette="deep")
 
 
-def test_inputs_are_left_as_they_are() -> None:
+def test_overlays_do_not_change_their_input() -> None:
     masks, grey = [mask.copy() for mask in MASKS], np.full((6, 4), 9, dtype=np.uint8)
     ids = np.arange(24, dtype=np.uint64).reshape(6, 4) + np.uint64(FIRST_ID)
     kept = ids.copy()

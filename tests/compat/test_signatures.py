@@ -1,4 +1,4 @@
-"""The public calls have the reference's names, order and defaults; what we add comes after and by keyword."""
+"""The public calls have imageryclient's parameters in its order, with its defaults; ours follow as keyword-only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import imageryclient
 import imageryclient.imagery
 import numpy as np
 import pytest
-from compat.reference_signatures import CONSTRUCTOR, FUNCTIONS, KEYWORDS, METHODS, PROPERTIES, REQUIRED, Parameters
+from compat.imageryclient_signatures import CONSTRUCTOR, FUNCTIONS, KEYWORDS, METHODS, PROPERTIES, REQUIRED, Parameters
 from support.volumes import coordinate_volume, random_labels, write_volume
 
 import imagery_dask
@@ -21,7 +21,7 @@ import imagery_dask
 TEXT = Path(__file__).resolve().parents[3] / "shared" / "reference" / "imageryclient-api.txt"
 
 CALLS: dict[str, Parameters] = {"__init__": CONSTRUCTOR, **METHODS, **FUNCTIONS}
-#: What our calls take beside the reference's parameters.
+#: Parameters that our calls have in addition to those of imageryclient.
 EXTRAS = {
     "__init__": {"missing", "version", "stale_roots", "max_requests"},
     "image_cutout": {"order"},
@@ -29,21 +29,21 @@ EXTRAS = {
     "segmentation_cutout": {"stop_layer"},
     "split_segmentation_cutout": {"stop_layer"},
 }
-#: Defaults that differ from the reference's; see docs/differences.md.
+#: Defaults that differ from imageryclient's; see docs/differences.md.
 IMMUTABLE = {"segmentation_colormap": None}
 
 BOUNDS = [[40, 24, 8], [52, 34, 10]]
 
 
 def our_call(name: str) -> Callable[..., Any]:
-    """Return the function behind a name of the table, unbound."""
+    """Return the function of a name in the table; methods are unbound."""
     owner = imagery_dask if name in FUNCTIONS else imagery_dask.ImageryClient
     call: Callable[..., Any] = getattr(owner, name)
     return call
 
 
 def parameters_of(call: Callable[..., Any]) -> Parameters:
-    """Parameters of a function in the table's form, `self` left out."""
+    """Return the parameters of a function in the form of the table, without `self`."""
     return {
         name: KEYWORDS
         if parameter.kind is parameter.VAR_KEYWORD
@@ -55,14 +55,14 @@ def parameters_of(call: Callable[..., Any]) -> Parameters:
     }
 
 
-def test_table_is_the_text() -> None:
+def test_the_table_equals_the_documentation_of_imageryclient() -> None:
     if not TEXT.is_file():
-        pytest.skip("needs ../shared/reference/imageryclient-api.txt (the reference's text is not in the repository)")
+        pytest.skip("needs ../shared/reference/imageryclient-api.txt (not part of the repository)")
     lines = TEXT.read_text().splitlines()
     calls = {}
     for line in lines:
-        if found := re.match(r"(\w+)(\(.*\))$", line):
-            function = ast.parse(f"def {found[1]}{found[2]}: ...").body[0]
+        if match := re.match(r"(\w+)(\(.*\))$", line):
+            function = ast.parse(f"def {match[1]}{match[2]}: ...").body[0]
             assert isinstance(function, ast.FunctionDef)
             arguments = function.args
             assert not arguments.posonlyargs
@@ -71,17 +71,17 @@ def test_table_is_the_text() -> None:
             names = [argument.arg for argument in arguments.args]
             defaults = [ast.literal_eval(default) for default in arguments.defaults]
             parsed = dict(zip(names, [REQUIRED] * (len(names) - len(defaults)) + defaults, strict=True))
-            calls[found[1]] = parsed | ({arguments.kwarg.arg: KEYWORDS} if arguments.kwarg else {})
+            calls[match[1]] = parsed | ({arguments.kwarg.arg: KEYWORDS} if arguments.kwarg else {})
     table = {"ImageryClient": CONSTRUCTOR, **METHODS, **FUNCTIONS}
     assert [(name, list(calls[name].items())) for name in sorted(calls)] == [
         (name, list(table[name].items())) for name in sorted(table)
     ]
-    properties = sorted(found[1] for line in lines if (found := re.match(r"(\w+) property$", line)))
+    properties = sorted(match[1] for line in lines if (match := re.match(r"(\w+) property$", line)))
     assert properties == list(PROPERTIES)
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_parameters_are_the_references(name: str) -> None:
+def test_parameters_equal_those_of_imageryclient(name: str) -> None:
     extras = EXTRAS.get(name, set())
     own = {key: value for key, value in parameters_of(our_call(name)).items() if key not in extras}
     expected = {key: IMMUTABLE.get(key, value) for key, value in CALLS[name].items()}
@@ -102,7 +102,7 @@ def test_extra_parameters_are_keyword_only_and_optional(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_release_has_no_parameter_that_we_lack(name: str) -> None:
+def test_the_table_equals_the_release(name: str) -> None:
     owner = imageryclient.imagery if name in FUNCTIONS else imageryclient.ImageryClient
     released = parameters_of(getattr(owner, name))
     assert list(released.items()) == list(CALLS[name].items())
@@ -139,7 +139,7 @@ def client(sources: dict[str, str]) -> imagery_dask.ImageryClient:
 
 
 def valid_arguments(name: str, folder: Path) -> dict[str, Any]:
-    """Arguments with which a call succeeds."""
+    """Return arguments with which a call succeeds."""
     possible = {
         "bounds": BOUNDS,
         "image_size": (8, 6),
@@ -150,13 +150,13 @@ def valid_arguments(name: str, folder: Path) -> dict[str, Any]:
         "slice_axis": 2,
         "image_type": "imagery",
     }
-    # A method that writes needs bounds although the signature does not say so.
+    # Methods that write files need bounds, although the signature has a default.
     wanted = [key for key, default in CALLS[name].items() if default is REQUIRED or key == "bounds"]
     return {key: possible[key] for key in wanted}
 
 
 def typos(names: list[str]) -> list[str]:
-    """Misspell each name in three ways, leaving out results that are names themselves."""
+    """Misspell each name in three ways, except where the result is a name itself."""
     wrong = {variant for name in names for variant in (name[:-1], f"{name}s", name.replace("_", "")) if variant}
     return sorted(wrong - set(names))
 
@@ -171,7 +171,7 @@ def test_typo_in_a_keyword_is_a_type_error(name: str, client: imagery_dask.Image
         with pytest.raises(TypeError, match=typo):
             call(**arguments, **{typo: None})
     assert list(tmp_path.iterdir()) == []
-    call(**arguments)  # nothing but the typo was wrong
+    call(**arguments)  # the typo was the only error
 
 
 def test_typo_in_the_constructor_is_a_type_error(sources: dict[str, str]) -> None:
@@ -180,7 +180,7 @@ def test_typo_in_the_constructor_is_a_type_error(sources: dict[str, str]) -> Non
             imagery_dask.ImageryClient(**sources, **{typo: None})
 
 
-def test_typo_beside_data_at_hand_is_a_type_error(client: imagery_dask.ImageryClient, tmp_path: Path) -> None:
+def test_typo_in_a_call_with_computed_data_is_a_type_error(client: imagery_dask.ImageryClient, tmp_path: Path) -> None:
     prefix, pixels = str(tmp_path / "picture"), np.zeros((4, 4, 2), dtype=np.uint8)
     with pytest.raises(TypeError, match="compres_level"):
         client.save_imagery(prefix, precomputed_image=pixels, compres_level=1)

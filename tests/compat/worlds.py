@@ -13,7 +13,7 @@ from support.volumes import Xyz, coordinate_volume, downsample, random_labels, w
 
 import imagery_dask
 
-#: Voxels of the image, whose mips are 8, 16 and 32 nm; those of the segmentation are 16 and 32 nm.
+#: Shape of the image in voxels. Its mips are 8, 16 and 32 nm; those of the segmentation are 16 and 32 nm.
 SHAPE = (96, 80, 24)
 IMAGE_NM = (8.0, 8.0, 40.0)
 LABELS_NM = (16.0, 16.0, 40.0)
@@ -26,7 +26,7 @@ class World:
     Attributes
     ----------
     start, stop
-        The image's voxel box at mip 0; the segmentation's is half of it along x and y.
+        Box of the image at mip 0, in voxels; the segmentation's box is half as long along x and y.
     image, labels
         Voxels of mip 0.
     """
@@ -41,17 +41,17 @@ class World:
 
     @property
     def ids(self) -> list[int]:
-        """Every id but 0; all exceed 2**53."""
+        """All ids except 0; they exceed 2**53."""
         return [int(value) for value in np.unique(self.labels) if value]
 
     def both(self, **arguments: Any) -> tuple[imageryclient.ImageryClient, imagery_dask.ImageryClient]:
-        """Make both clients again, with other constructor arguments."""
+        """Make both clients with additional constructor arguments."""
         arguments = {**self.sources, **arguments}
         return imageryclient.ImageryClient(**arguments), imagery_dask.ImageryClient(**arguments)
 
 
 def make_world(folder: Path, start: Xyz) -> World:
-    """Write the layers below a folder, their image at a voxel offset, and open them."""
+    """Write the layers into a folder, with the image at a voxel offset, and open them."""
     image = coordinate_volume(SHAPE, start, np.uint8)
     labels = downsample(random_labels(SHAPE, seed=7, n=12, block=7), 1)
     half = (start[0] // 2, start[1] // 2, start[2])

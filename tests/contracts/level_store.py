@@ -1,4 +1,4 @@
-"""The contract of `LevelStore`: what every store of a level does, whatever its format."""
+"""The contract of `LevelStore`, which stores of every format fulfil."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from imagery_dask.export.multiscale.levels import LevelStore
 from imagery_dask.geometry.region import Region
 
-#: Voxels x, y, z of a level; no multiple of its chunks.
+#: Shape x, y, z of a level; not a multiple of its chunks.
 SHAPE = (45, 100, 70)
-#: What is written whole: a chunk, or a shard.
+#: The smallest unit of a write: a chunk, or a shard.
 UNIT = (32, 32, 32)
 WHOLE: Region = (slice(0, 45), slice(0, 100), slice(0, 70))
 LOW: Region = (slice(0, 32), slice(0, 64), slice(0, 32))
@@ -24,28 +24,28 @@ CORNER: Region = (slice(32, 45), slice(96, 100), slice(64, 70))
 
 
 def ids() -> NDArray[np.uint64]:
-    """Ids that no float holds."""
+    """Return ids that are not exact as floats."""
     return np.asfortranarray(np.random.default_rng(3).integers(2**53, 2**60, SHAPE, dtype=np.uint64))
 
 
 class LevelStoreContract(ABC):
-    """Tests of one implementation; a subclass says how a store is made and how others read it."""
+    """Tests of one implementation; a subclass defines how a store is made and how other libraries read it."""
 
     @abstractmethod
     def make(self, url: str, dtype: str, channels: int) -> LevelStore:
-        """Make an empty level of `SHAPE`, of which `UNIT` is written whole."""
+        """Make an empty level of `SHAPE`, whose writes cover whole units of `UNIT`."""
 
     @abstractmethod
     def stored(self, url: str) -> NDArray[Any]:
-        """Read the level as x, y, z(, c), by a library that others use."""
+        """Read the level as x, y, z(, c) with another library."""
 
     @abstractmethod
     def contents(self, url: str) -> dict[str, bytes]:
-        """Return the files of chunks that are not empty, by their names."""
+        """Return the contents of the stored chunks by file name."""
 
     @abstractmethod
     def remove_leftovers(self, url: str) -> None:
-        """Remove what killed processes have left."""
+        """Remove files that killed processes have left."""
 
     @pytest.fixture
     def store(self, url: str) -> LevelStore:
@@ -64,19 +64,19 @@ class LevelStoreContract(ABC):
         np.testing.assert_array_equal(self.stored(url), voxels)
 
     @pytest.mark.parametrize("order", ["C", "F"])
-    def test_the_order_in_memory_changes_nothing(self, store: LevelStore, order: Any) -> None:
+    def test_the_memory_order_does_not_change_the_digest(self, store: LevelStore, order: Any) -> None:
         voxels = ids()
         digest = store.write(WHOLE, np.array(voxels, order=order))
         assert digest == store.digest(WHOLE) == store.digest_of(WHOLE, voxels)
 
-    def test_a_part_of_what_was_written_can_be_read(self, store: LevelStore) -> None:
-        """As a coarser level does, of which a voxel may need voxels of several chunks."""
+    def test_a_region_that_cuts_chunks_can_be_read(self, store: LevelStore) -> None:
+        """Coarser levels read such regions, because a voxel may need voxels of several chunks."""
         voxels = ids()
         store.write(WHOLE, voxels)
         for region in (np.s_[3:40, 31:33, 60:70], np.s_[44:45, 99:100, 0:1]):
             np.testing.assert_array_equal(store.read(region), voxels[region])
 
-    def test_a_region_that_cuts_a_chunk_is_refused(self, store: LevelStore, url: str) -> None:
+    def test_writing_a_region_that_cuts_a_chunk_is_refused(self, store: LevelStore, url: str) -> None:
         voxels = ids()
         for axis, cut in itertools.product(range(3), (slice(0, 16), slice(8, 32), slice(16, 44))):
             region = (*WHOLE[:axis], cut, *WHOLE[axis + 1 :])
@@ -84,7 +84,7 @@ class LevelStoreContract(ABC):
                 store.write(region, voxels[region])
         assert self.contents(url) == {}
 
-    def test_a_block_of_zeros_replaces_what_was_there(self, store: LevelStore, url: str) -> None:
+    def test_a_block_of_zeros_replaces_stored_voxels(self, store: LevelStore, url: str) -> None:
         voxels = ids()
         store.write(WHOLE, voxels)
         zeros = np.zeros_like(voxels[LOW])
@@ -93,7 +93,7 @@ class LevelStoreContract(ABC):
         np.testing.assert_array_equal(store.read(WHOLE), voxels)
         np.testing.assert_array_equal(self.stored(url), voxels)
 
-    def test_written_twice_the_bytes_are_the_same(self, store: LevelStore, url: str) -> None:
+    def test_writing_the_same_voxels_again_gives_the_same_bytes(self, store: LevelStore, url: str) -> None:
         voxels = ids()
         first = store.write(WHOLE, voxels)
         before = self.contents(url)
@@ -101,7 +101,7 @@ class LevelStoreContract(ABC):
         assert store.write(WHOLE, voxels) == first
         assert self.contents(url) == before
 
-    def test_other_voxels_have_another_hash(self, store: LevelStore) -> None:
+    def test_different_voxels_have_different_digests(self, store: LevelStore) -> None:
         voxels = ids()
         first = store.write(WHOLE, voxels)
         voxels[7, 8, 9] += np.uint64(1)
@@ -109,34 +109,34 @@ class LevelStoreContract(ABC):
         assert store.digest(WHOLE) == first
         assert store.write(WHOLE, voxels) != first
 
-    def test_a_copy_in_another_process_is_the_same_store(self, store: LevelStore) -> None:
+    def test_a_pickled_copy_is_the_same_store(self, store: LevelStore) -> None:
         voxels = ids()
         store.write(WHOLE, voxels)
         copy: LevelStore = pickle.loads(pickle.dumps(store))
         assert copy == store
         np.testing.assert_array_equal(copy.read(LOW), voxels[LOW])
 
-    def test_what_killed_processes_left_is_removed(self, store: LevelStore, url: str) -> None:
+    def test_files_of_killed_processes_are_removed(self, store: LevelStore, url: str) -> None:
         if "://" in url:
-            pytest.skip("objects are written whole: nothing is left")
+            pytest.skip("objects are written whole, so that killed processes leave none")
         voxels = ids()
         store.write(WHOLE, voxels)
         before = self.contents(url)
-        self.leave_something(url)
+        self.leave_partial_files(url)
         assert self.contents(url) != before
         self.remove_leftovers(url)
         assert self.contents(url) == before
         np.testing.assert_array_equal(store.read(WHOLE), voxels)
 
     @abstractmethod
-    def leave_something(self, url: str) -> None:
-        """Leave what a process that is killed while it writes leaves."""
+    def leave_partial_files(self, url: str) -> None:
+        """Write the files that a process leaves when it is killed during a write."""
 
 
 class ChannelsContract:
-    """Tests of the implementations that hold several channels."""
+    """Tests of implementations with several channels."""
 
-    def test_channels_come_last(self: Any, url: str) -> None:
+    def test_channels_are_the_last_axis(self: Any, url: str) -> None:
         store = self.make(url, "uint8", 3)
         voxels = np.random.default_rng(4).integers(0, 255, (*SHAPE, 3), dtype=np.uint8, endpoint=True)
         assert store.write(WHOLE, voxels) == store.digest(WHOLE)

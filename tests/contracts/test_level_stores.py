@@ -1,4 +1,4 @@
-"""Every store of a level keeps the contract: zarr of both formats, in chunks and shards, and precomputed."""
+"""Every level store fulfils the contract: zarr of both formats, with chunks and shards, and precomputed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OFFSET = (-16, 8, 5)
 
 @pytest.fixture(params=["folder", "memory"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Name a place where nothing is yet."""
+    """Return the URL of a level that does not exist yet."""
     return str(tmp_path / "out") if request.param == "folder" else f"memory://t-{uuid.uuid4().hex[:12]}/out"
 
 
@@ -55,7 +55,7 @@ class Zarr(LevelStoreContract, ChannelsContract):
         metadata = ("zarr.json", ".zarray", ".zattrs")
         return {name: system.cat_file(names[name]) for name in sorted(names) if not name.endswith(metadata)}
 
-    def leave_something(self, url: str) -> None:
+    def leave_partial_files(self, url: str) -> None:
         left = Path(url) / "0" / ".partial-killed-1"
         left.mkdir()
         (left / "c.0.0.0").write_bytes(b"half")
@@ -98,7 +98,7 @@ class Precomputed(LevelStoreContract):
         return PrecomputedLevel(files, KEY, OFFSET, stop, UNIT, self.ENCODING, dtype, channels, self.COMPRESS, None)  # type: ignore[arg-type]
 
     def stored(self, url: str) -> NDArray[Any]:
-        if "://" in url:  # CloudVolume reads no raw chunks from memory
+        if "://" in url:  # CloudVolume cannot read raw chunks from memory
             with tempfile.TemporaryDirectory() as folder:
                 for name, content in self.contents(url).items():
                     (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ class Precomputed(LevelStoreContract):
         files = Files.at(url)
         return {name: files.get(name) or b"" for name in sorted(files.names())}
 
-    def leave_something(self, url: str) -> None:
+    def leave_partial_files(self, url: str) -> None:
         (Path(url) / KEY / ".0-16_24-40_5-21.01234567.partial").write_bytes(b"half")
 
     def remove_leftovers(self, url: str) -> None:

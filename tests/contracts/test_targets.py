@@ -1,4 +1,4 @@
-"""Every target keeps the contract: what is free, what may be replaced, and that replacing is whole."""
+"""Every target fulfils the contract: when it is free, when it may be replaced, and that it is replaced as a whole."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ Target = StoreTarget | VolumeTarget | SliceTarget
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of target, and how something is written to one."""
+    """A kind of target, with functions that write to it and read from it."""
 
     make: Callable[[str], Target]
-    # Write a number to a URL, as a run does, and read it back.
+    # Write a number to a URL in the files of a run, and read it.
     write: Callable[[str, int], None]
     read: Callable[[str], int]
 
@@ -79,7 +79,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 @pytest.fixture(params=["folder", "memory", "s3"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    """Name a target that is not there yet."""
+    """Return the URL of a target that does not exist yet."""
     name = f"t-{uuid.uuid4().hex[:12]}"
     if request.param == "folder":
         yield str(tmp_path / "some" / "out")
@@ -102,7 +102,7 @@ def test_a_free_target_becomes_occupied(kind: Kind, url: str) -> None:
     assert kind.make(url).occupied()
 
 
-def test_checking_leaves_nothing(kind: Kind, tmp_path: Path) -> None:
+def test_checks_leave_no_files(kind: Kind, tmp_path: Path) -> None:
     target = kind.make(str(tmp_path / "out"))
     target.check_writable()
     target.occupied()
@@ -119,7 +119,7 @@ def test_the_refusal_names_the_remedy(kind: Kind, url: str) -> None:
     assert url.rpartition("/")[0] in str(refusal)
 
 
-def test_a_neighbour_of_the_same_beginning_stays(kind: Kind, url: str) -> None:
+def test_clearing_keeps_a_neighbour_whose_name_begins_alike(kind: Kind, url: str) -> None:
     kind.write(url, 1)
     kind.write(f"{url}2", 2)
     target = kind.make(url)
@@ -129,29 +129,29 @@ def test_a_neighbour_of_the_same_beginning_stays(kind: Kind, url: str) -> None:
     assert kind.make(f"{url}2").occupied()
 
 
-def test_a_neighbour_does_not_occupy(kind: Kind, url: str) -> None:
+def test_a_neighbour_does_not_make_a_target_occupied(kind: Kind, url: str) -> None:
     kind.write(f"{url}2", 2)
     assert not kind.make(url).occupied()
 
 
-def test_replacing_is_whole(kind: Kind, url: str) -> None:
+def test_a_target_is_replaced_as_a_whole(kind: Kind, url: str) -> None:
     target = kind.make(url)
     kind.write(url, 1)
-    place = target.beside("1234abcd")
-    if place == target.url:
-        target.clear(place)  # a bucket has no renaming
+    new_url = target.beside("1234abcd")
+    if new_url == target.url:
+        target.clear(new_url)  # buckets cannot rename
     else:
         assert kind.read(url) == 1
-    kind.write(place, 2)
-    if place != target.url:
+    kind.write(new_url, 2)
+    if new_url != target.url:
         assert kind.read(url) == 1
-        target.swap(place)
+        target.swap(new_url)
     target.recover()
     assert kind.read(url) == 2
     assert target.occupied()
 
 
-def test_it_holds_what_a_run_wrote(kind: Kind, url: str) -> None:
+def test_a_target_holds_the_files_of_a_run(kind: Kind, url: str) -> None:
     target = kind.make(url)
     assert not target.holds(url, written=True)
     kind.write(url, 1)
@@ -159,7 +159,7 @@ def test_it_holds_what_a_run_wrote(kind: Kind, url: str) -> None:
     assert target.holds(url, written=False)
 
 
-def test_the_same_target_at_another_url(kind: Kind, url: str) -> None:
+def test_a_target_can_be_made_for_another_url(kind: Kind, url: str) -> None:
     kind.write(f"{url}-b", 2)
     target = kind.make(url)
     other = target.at(f"{url}-b")
@@ -169,7 +169,7 @@ def test_the_same_target_at_another_url(kind: Kind, url: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["zarr", "precomputed"])
-def test_a_replacement_that_was_cut_off_is_undone(name: str, tmp_path: Path) -> None:
+def test_an_interrupted_replacement_is_undone(name: str, tmp_path: Path) -> None:
     kind, url = KINDS[name], str(tmp_path / "out")
     kind.write(str(tmp_path / ".out.replaced-1234abcd"), 1)
     target = kind.make(url)
@@ -182,7 +182,7 @@ def test_a_replacement_that_was_cut_off_is_undone(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["zarr", "precomputed"])
-def test_what_others_wrote_is_not_replaced(name: str, tmp_path: Path) -> None:
+def test_files_of_other_programs_are_not_replaced(name: str, tmp_path: Path) -> None:
     kind, url = KINDS[name], str(tmp_path / "out")
     files = Files.at(url)
     files.put("chapter.tex", b"years of work")
@@ -194,8 +194,7 @@ def test_what_others_wrote_is_not_replaced(name: str, tmp_path: Path) -> None:
     assert files.get("chapter.tex") == b"years of work"
 
 
-def test_files_beside_slices_stay_and_do_not_matter(tmp_path: Path) -> None:
-    """Slices share their folder with whatever else is in it."""
+def test_clearing_slices_keeps_other_files_in_their_folder(tmp_path: Path) -> None:
     (tmp_path / "chapter.tex").write_bytes(b"years of work")
     target = slices(str(tmp_path / "out"))
     assert not target.occupied()

@@ -1,4 +1,4 @@
-"""Graphs: one symbolic layer whatever the size, nothing secret in it, and every storage chunk read once."""
+"""Graphs of cutouts: one symbolic layer of any size, without secrets, that reads every storage chunk once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CHUNK = (32, 32, 16)
 
 
 def write_info(folder: Path, side: int, kind: str = "image", dtype: str = "uint8", chunk: int = 64) -> str:
-    """A volume of which only the info exists: reads find no chunk."""
+    """Write only the info of a volume, so that every chunk is missing."""
     scale = {
         "key": "8_8_40", "size": [side] * 3, "resolution": [8, 8, 40], "voxel_offset": [1000, -2000, 30],
         "chunk_sizes": [[chunk] * 3], "encoding": "raw",
@@ -75,7 +75,7 @@ def client(source: str) -> ImageryClient:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Client]:
-    """A cluster of threads in this process, so that reads can be counted."""
+    """A cluster of threads in this process, where reads can be counted."""
     with (
         LocalCluster(processes=False, n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as started,
         Client(started, set_as_default=False) as client,
@@ -85,7 +85,7 @@ def cluster() -> Iterator[Client]:
 
 @pytest.fixture
 def fetched(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Count the keys that are fetched from storage, by any thread."""
+    """Count the keys that any thread fetches from storage."""
     counts: Counter[str] = Counter()
     lock, get = threading.Lock(), Transport.get
 
@@ -100,7 +100,7 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 @pytest.fixture
 def boxes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
-    """Record start and shape of every box that is read."""
+    """Record the start and the shape of every box that is read."""
     read_boxes: list[tuple[Any, Any]] = []
     read = SourceHandle.read
 
@@ -113,7 +113,7 @@ def boxes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
 
 
 def key_of(x: int, y: int, z: int) -> str:
-    """File of a storage chunk of the written volume, by its position in the grid of chunks."""
+    """Return the file name of a storage chunk of the volume, by its position in the grid of chunks."""
     starts = [a + i * n for a, i, n in zip(START, (x, y, z), CHUNK, strict=True)]
     return "8_8_40/" + "_".join(f"{a}-{a + n}" for a, n in zip(starts, CHUNK, strict=True))
 
@@ -123,7 +123,7 @@ def graph_bytes(array: da.Array) -> bytes:
 
 
 def blocks_of(array: da.Array) -> int:
-    """Blocks of an array, which dask's expressions do not count."""
+    """Return the number of blocks of an array."""
     return int(np.prod(array.numblocks))
 
 
@@ -132,7 +132,7 @@ def largest_block(array: da.Array) -> tuple[int, ...]:
 
 
 def cutouts_of(folder: Path, side: int) -> dict[str, da.Array]:
-    """Every kind of lazy array, over a layer of ``(side / 64)**3`` storage chunks."""
+    """Return every kind of lazy array, for a layer of ``(side / 64)**3`` storage chunks."""
     client = ImageryClient(
         image_source=write_info(folder / f"em{side}", side),
         segmentation_source=write_info(folder / f"seg{side}", side, "segmentation", "uint64"),
@@ -167,8 +167,8 @@ def test_arrays_of_a_billion_chunks_are_one_small_layer(tmp_path: Path) -> None:
         assert len(pickle.dumps(array)) < 20_000, name
 
 
-def test_a_layer_twice_as_large_costs_no_more_graph(tmp_path: Path) -> None:
-    """Eight times as many blocks: no more layers, and bytes for the edges along the three axes only."""
+def test_the_size_of_a_graph_grows_with_the_block_edges_only(tmp_path: Path) -> None:
+    """Eight times as many blocks need as many layers, and bytes for the edges along the three axes only."""
     small, large = cutouts_of(tmp_path, 64_000), cutouts_of(tmp_path, 128_000)
     for name, array in large.items():
         assert blocks_of(array) >= 7 * blocks_of(small[name]), name
@@ -177,8 +177,8 @@ def test_a_layer_twice_as_large_costs_no_more_graph(tmp_path: Path) -> None:
         assert len(graph_bytes(array)) - len(graph_bytes(small[name])) < 10 * edges + 100, name
 
 
-def test_blocks_are_a_bounded_size_on_both_sides_of_resampling(tmp_path: Path) -> None:
-    """A block of a much coarser result must not read a thousand times its size."""
+def test_blocks_of_a_coarser_result_are_bounded_in_source_and_result(tmp_path: Path) -> None:
+    """A block of a much coarser result must not read a thousand times its own size."""
     client = ImageryClient(image_source=write_info(tmp_path / "em", 64_000))
     for resolution in [(8, 8, 40), (16, 16, 40), (64, 64, 40), (128, 128, 160)]:
         array = client.image_cutout([[200] * 3, [700] * 3], resolution=resolution, scale_to_bounds=True)
@@ -190,25 +190,25 @@ def test_blocks_are_a_bounded_size_on_both_sides_of_resampling(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("resolution", [(4, 4, 40), (1, 1, 10), (0.5, 0.5, 1)])
-def test_blocks_of_a_much_finer_result_are_a_bounded_size(tmp_path: Path, resolution: Any) -> None:
-    """One storage chunk may become gigabytes of a finer result: then blocks are parts of a chunk."""
+def test_blocks_of_a_much_finer_result_are_bounded(tmp_path: Path, resolution: Any) -> None:
+    """One storage chunk may become gigabytes of a finer result; then a block is a part of a chunk."""
     client = ImageryClient(image_source=write_info(tmp_path / "em", 64_000))
     array = client.image_cutout([[0] * 3, [20_000] * 3], resolution=resolution, scale_to_bounds=True)
     assert np.prod([int(n) for n in largest_block(array)], dtype=object) <= 8 * config.get("lazy.block_bytes")
     assert sum(array.chunks[0]) == 20_000
 
 
-# -------------------------------------------------------------------------------------------- what is in graphs
+# ------------------------------------------------------------------------------------------- contents of graphs
 
 
 def names_in(pickled: bytes) -> set[str]:
-    """Every string of a pickle, names of modules and classes among them."""
+    """Return every string of a pickle, including names of modules and classes."""
     return {str(argument) for _, argument, _ in pickletools.genops(pickled) if isinstance(argument, (str, bytes))}
 
 
-def test_graphs_hold_no_volume_no_token_and_no_path_of_secrets(source: str) -> None:
+def test_graphs_contain_no_volume_token_or_path_of_secrets(source: str) -> None:
     client = ImageryClient(image_source=source, segmentation_source=source, auth_token=TOKEN)
-    assert client.image_cv.shape[:3] == SHAPE  # open, with the token, before anything is pickled
+    assert client.image_cv.shape[:3] == SHAPE  # opens the volume with the token before anything is pickled
     bounds = [list(START), [a + n for a, n in zip(START, SHAPE, strict=True)]]
     masks = client.split_segmentation_cutout(bounds)
     arrays = [
@@ -217,7 +217,7 @@ def test_graphs_hold_no_volume_no_token_and_no_path_of_secrets(source: str) -> N
         client.image_cutout(bounds, resolution=(16, 16, 40), order=1),
     ]  # fmt: skip
     for array in arrays:
-        array[0, 0, 0].compute()  # what a worker opens stays in its process, too
+        array[0, 0, 0].compute()  # opens the volume in a worker thread, too
         for pickled in (graph_bytes(array), pickle.dumps(array), pickle.dumps(dask.optimize(array[:5, 3])[0])):
             assert TOKEN.encode() not in pickled
             assert b"secret" not in pickled.lower()
@@ -236,10 +236,10 @@ def test_tokens_do_not_depend_on_the_credentials(source: str) -> None:
     assert len(set(names)) == 1
 
 
-# --------------------------------------------------------------------------------------------- what slices read
+# ---------------------------------------------------------------------------------------------- reads of slices
 
 
-def test_plane_of_a_huge_layer_reads_what_it_crosses(tmp_path: Path, fetched: Counter[str]) -> None:
+def test_a_plane_of_a_huge_layer_reads_only_the_chunks_it_crosses(tmp_path: Path, fetched: Counter[str]) -> None:
     volume = ImageryClient(image_source=write_info(tmp_path / "em", 64_000)).image_volume().data
     fetched.clear()
     with dask.config.set(scheduler="synchronous"), collect_counts() as counts:
@@ -253,7 +253,7 @@ def test_plane_of_a_huge_layer_reads_what_it_crosses(tmp_path: Path, fetched: Co
 
 
 @pytest.mark.parametrize("crossing", [(5, 6), (31, 33), (0, 32), (32, 33)])
-def test_slice_reads_only_the_chunks_it_crosses(
+def test_a_slice_reads_only_the_chunks_it_crosses(
     client: ImageryClient, fetched: Counter[str], crossing: tuple[int, int]
 ) -> None:
     volume = client.segmentation_volume().data
@@ -285,7 +285,9 @@ def chained(array: Any) -> Any:
     return array
 
 
-def test_slices_of_slices_read_no_more_than_the_first(client: ImageryClient, boxes: list[tuple[Any, Any]]) -> None:
+def test_slices_of_slices_read_no_more_than_the_first_slice(
+    client: ImageryClient, boxes: list[tuple[Any, Any]]
+) -> None:
     voxels = chained(client.segmentation_volume().data).compute(scheduler="synchronous")
     np.testing.assert_array_equal(voxels, chained(coordinates()))
     assert sum(math.prod(shape) for _, shape in boxes) <= coordinates()[CHAIN[0]].size
@@ -306,7 +308,7 @@ def test_slices_are_pushed_through_functions_of_voxels(client: ImageryClient, bo
     assert all(shape[2] == 1 for _, shape in boxes)
 
 
-def test_opening_reads_nothing(client: ImageryClient, fetched: Counter[str]) -> None:
+def test_opening_layers_reads_no_chunk(client: ImageryClient, fetched: Counter[str]) -> None:
     bounds = [list(START), [0, 96, 20]]
     client.segmentation_volume()
     client.dataset(bounds)
@@ -322,11 +324,11 @@ def test_opening_reads_nothing(client: ImageryClient, fetched: Counter[str]) -> 
 
 
 @pytest.mark.parametrize("chunks", [(32, 32, 16), (64, 32, 64), (16, 16, 16), (128, 96, 64)])
-def test_aligned_export_reads_every_chunk_once(
+def test_an_aligned_export_reads_every_chunk_once(
     client: ImageryClient, cluster: Client, fetched: Counter[str], tmp_path: Path, chunks: tuple[int, int, int],
     configure: Configure,
 ) -> None:  # fmt: skip
-    configure("export.block_bytes", 2**18)  # several blocks
+    configure("export.block_bytes", 2**18)  # gives several blocks
     volume = client.segmentation_volume()
     report = to_zarr(volume, tmp_path / "out.zarr", chunks=chunks, cluster=cluster, progress=False)
     assert report.ok
@@ -337,10 +339,10 @@ def test_aligned_export_reads_every_chunk_once(
     np.testing.assert_array_equal(np.asarray(zarr.open(tmp_path / "out.zarr" / "0")).T, coordinates())
 
 
-def test_export_of_a_part_reads_every_chunk_it_touches_once(
+def test_an_export_of_a_region_reads_every_chunk_it_crosses_once(
     client: ImageryClient, cluster: Client, fetched: Counter[str], tmp_path: Path, configure: Configure
 ) -> None:
-    """Blocks begin where both grids have an edge, although the region begins within a chunk."""
+    """Blocks begin at common edges of both grids, although the region begins within a chunk."""
     configure("export.block_bytes", 2**18)
     bounds = [[START[0] + 16, START[1], START[2] + 8], [a + n for a, n in zip(START, SHAPE, strict=True)]]
     cutout = client.segmentation_cutout(bounds, convert_to_int64=False)
@@ -376,7 +378,7 @@ def test_smallest_blocks_are_the_storage_chunks(client: ImageryClient, configure
 def test_computing_a_resized_cutout_reads_every_chunk_once(
     client: ImageryClient, fetched: Counter[str], configure: Configure, resolution: Any
 ) -> None:
-    """Blocks end where the voxels of a storage chunk do, on whatever grid."""
+    """Blocks end at edges of storage chunks, whatever the grid of the result."""
     configure("lazy.block_bytes", 2**16)
     corners = np.array([START, [a + n for a, n in zip(START, SHAPE, strict=True)]]) * (8, 8, 40) / resolution
     bounds = [np.floor(corners[0]).astype(int) - 3, np.ceil(corners[1]).astype(int) + 3]
@@ -387,8 +389,8 @@ def test_computing_a_resized_cutout_reads_every_chunk_once(
     assert fetched == {key_of(x, y, z): 1 for x in range(4) for y in range(3) for z in range(4)}
 
 
-def test_export_finds_the_cutout_behind_an_array_as_long_as_the_array_lives(client: ImageryClient) -> None:
-    """An equal array that was made and forgotten must not take the way to the source with it."""
+def test_the_cutout_of_an_array_is_known_as_long_as_the_array_lives(client: ImageryClient) -> None:
+    """Deleting an equal array must not remove the entry that leads from a name to its source."""
     bounds = [list(START), [0, 96, 20]]
     array = client.segmentation_cutout(bounds)
     twin = client.segmentation_cutout(bounds)
@@ -403,25 +405,25 @@ def test_export_finds_the_cutout_behind_an_array_as_long_as_the_array_lives(clie
 def test_a_cutout_computed_alone_equals_its_blocks_and_reads_each_chunk_once(
     client: ImageryClient, fetched: Counter[str], configure: Configure, scheduler: str
 ) -> None:
-    """A whole cutout takes a way of its own through dask; voxels and reads are those of any array."""
+    """A whole cutout is computed without dask's concatenation; voxels and reads are the same."""
     configure("lazy.block_bytes", 8 * 32 * 32 * 16)
     stop = [a + n for a, n in zip(START, SHAPE, strict=True)]
     for bounds in ([START, stop], [[a - 3 for a in START], [b - 5 for b in stop]]):
         array = client.segmentation_cutout(bounds, mip=0, convert_to_int64=False)
         assert blocks_of(array) > 8
-        # The whole of a sum is no cutout: dask joins its blocks as it always does.
+        # A sum is no cutout, so that dask concatenates its blocks.
         expected = (array + np.uint64(0)).compute(scheduler="synchronous")
         fetched.clear()
         voxels = array.compute(scheduler=scheduler)
         assert voxels.dtype == expected.dtype
         assert (voxels == expected).all()
-        if scheduler != "processes":  # whose reads are not seen from here
+        if scheduler != "processes":  # reads of other processes are not counted
             assert set(fetched.values()) == {1}
         assert voxels.flags.f_contiguous == (scheduler != "processes")
 
 
-def test_a_cutout_is_in_memory_once(client: ImageryClient, configure: Configure) -> None:
-    """Blocks go into the result one by one; dask's own joining needs all of them beside it."""
+def test_computing_a_cutout_needs_its_memory_once(client: ImageryClient, configure: Configure) -> None:
+    """Blocks are copied into the result one by one; dask's concatenation holds all of them and the result."""
     configure("lazy.block_bytes", 8 * 32 * 32 * 16)
     array = client.segmentation_cutout([START, [a + n for a, n in zip(START, SHAPE, strict=True)]], mip=0)
     array.compute(scheduler="synchronous")
@@ -434,7 +436,7 @@ def test_a_cutout_is_in_memory_once(client: ImageryClient, configure: Configure)
     assert peak < 1.5 * array.size * array.dtype.itemsize
 
 
-def test_a_cutout_computed_on_a_cluster_comes_block_by_block(
+def test_a_cutout_computed_on_a_cluster_arrives_block_by_block(
     client: ImageryClient, fetched: Counter[str], cluster: Client, monkeypatch: pytest.MonkeyPatch, configure: Configure
 ) -> None:
     configure("lazy.block_bytes", 8 * 32 * 32 * 16)
@@ -449,13 +451,13 @@ def test_a_cutout_computed_on_a_cluster_comes_block_by_block(
 
     monkeypatch.setattr(Client, "compute", recording)
     voxels = array.compute(scheduler=cluster)
-    assert len(keys) == blocks_of(array)  # no task joins them on a worker
+    assert len(keys) == blocks_of(array)  # no task concatenates them on a worker
     assert set(fetched.values()) == {1}
     assert (voxels == coordinates().astype(np.int64)).all()
     assert voxels.flags.f_contiguous
 
 
-def test_a_block_that_fails_on_a_cluster_says_why(
+def test_the_error_of_a_block_on_a_cluster_is_raised(
     source: str, cluster: Client, monkeypatch: pytest.MonkeyPatch, configure: Configure
 ) -> None:
     configure("lazy.block_bytes", 8 * 32 * 32 * 16)

@@ -1,7 +1,7 @@
-"""Both kinds of dask arrays, graphs and expressions: cutouts read the same storage chunks and give the same voxels.
+"""Cutouts read the same storage chunks and give the same voxels with dask's graphs and with its array expressions.
 
-dask chooses when it is imported (``array.query-planning``). So this file is also a program: it runs every case in a
-process of each mode, and the tests compare what the processes leave with the voxels that were stored.
+dask chooses the mode when it is imported (``array.query-planning``). Therefore this file is also a script that runs all
+cases in one process for each mode; the tests compare the results with the stored voxels.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def ids() -> np.ndarray:
 
 
 def chunks_of(index: Any) -> set[str]:
-    """Files of the storage chunks that a selection crosses."""
+    """Return the file names of the storage chunks that a selection crosses."""
     cells = [axis[index].ravel() // size for axis, size in zip(np.indices(SHAPE), CHUNK, strict=True)]
     return {key_of(*cell) for cell in set(zip(*(axis.tolist() for axis in cells), strict=True))}
 
@@ -56,11 +56,11 @@ def key_of(*cell: int) -> str:
     return "8_8_40/" + "_".join(f"{a}-{a + n}" for a, n in zip(starts, CHUNK, strict=True))
 
 
-# ------------------------------------------------------------------------------------------ what the processes run
+# -------------------------------------------------------------------------------------------------- the script
 
 
 def run_cases(source: str, folder: Path) -> dict[str, Any]:
-    """Compute everything in this process's mode; every result has the reads that it took."""
+    """Run all cases in the mode of this process; each result includes its reads."""
     import dask.array as da
     from distributed import Client, LocalCluster
 
@@ -119,9 +119,9 @@ def run_cases(source: str, folder: Path) -> dict[str, Any]:
 
     whole = ImageryClient(image_source=_huge(folder / "huge")).image_volume
     whole()
-    began = time.process_time()
+    started = time.process_time()
     array = whole().data
-    results["opening_s"], results["huge_blocks"] = time.process_time() - began, math.prod(array.numblocks)
+    results["opening_s"], results["huge_blocks"] = time.process_time() - started, math.prod(array.numblocks)
     results["huge_bytes"] = len(pickle.dumps(array))
     record("huge", lambda: array[32_000:32_100, 500, 32_000].compute().shape)
     return results
@@ -139,7 +139,7 @@ def _no_graph(self: Any) -> Any:
 
 
 def _huge(folder: Path) -> str:
-    """A volume of which only the info exists."""
+    """Write only the info of a volume."""
     scale = {
         "key": "8_8_40", "size": [128_000] * 3, "resolution": [8, 8, 40], "voxel_offset": [0, 0, 0],
         "chunk_sizes": [[64] * 3], "encoding": "raw",
@@ -168,20 +168,20 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module", params=MODES)
 def results(request: pytest.FixtureRequest, source: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a process of one mode computed."""
+    """Return the results of a process in one mode."""
     folder = tmp_path_factory.mktemp("mode")
     done = python(__file__, source, folder, env={"DASK_ARRAY__QUERY_PLANNING": MODES[request.param]})
     assert done.code == 0, done.error
-    found: dict[str, Any] = pickle.loads((folder / "results").read_bytes())
-    assert found["expressions"] == (request.param == "expressions")
-    return found
+    loaded: dict[str, Any] = pickle.loads((folder / "results").read_bytes())
+    assert loaded["expressions"] == (request.param == "expressions")
+    return loaded
 
 
 ALL = np.s_[:, :, :]
 
 
 def check(result: dict[str, Any], voxels: Any, index: Any) -> None:
-    """Compare with stored voxels, and see that each storage chunk of a selection was read once, and no other."""
+    """Assert that a result equals stored voxels, and that each chunk of the selection was read once and no other."""
     np.testing.assert_array_equal(result["voxels"], voxels)
     assert result["reads"] == dict.fromkeys(chunks_of(index), 1)
 

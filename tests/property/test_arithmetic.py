@@ -1,4 +1,4 @@
-"""Index arithmetic against exact fractions and brute force: grids, index maps, plans of blocks."""
+"""Grids, index maps and block plans agree with exact fractions and with brute force."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from imagery_dask.geometry.grid import VoxelGrid, edge_at_or_after, nearest_inde
 from imagery_dask.kernels import linear_taps
 
 steps = st.fractions(min_value=Fraction(1, 100), max_value=100, max_denominator=10_000)
-# Ratios of resolutions with many decimals, for which 64 bits do not hold the products.
+# Ratios of resolutions with many decimals, whose products overflow 64 bits.
 long_steps = st.fractions(min_value=Fraction(1, 1000), max_value=1000, max_denominator=10**15)
 starts = st.integers(-(10**7), 10**7)
 nanometres = st.sampled_from([1.0, 4.0, 4.3, 8.0, 8.6, 9.7, 16.0, 33.3, 40.0, 45.0])
@@ -65,7 +65,7 @@ def test_linear_taps_are_exact(start: int, size: int, step: Fraction) -> None:
 
 
 @given(a=nanometres, b=nanometres, c=nanometres)
-def test_ratios_are_those_of_decimal_numbers(a: float, b: float, c: float) -> None:
+def test_ratios_treat_floats_as_decimal_numbers(a: float, b: float, c: float) -> None:
     assert ratio(a, b) == Fraction(str(a)) / Fraction(str(b))
     assert ratio(a, b) * ratio(b, c) == ratio(a, c)
 
@@ -91,7 +91,7 @@ def test_tiles_partition_a_grid(grid: VoxelGrid, block: tuple[int, int, int]) ->
 
 
 @given(grid=grids(), source_nm=st.tuples(nanometres, nanometres, nanometres))
-def test_a_box_of_another_resolution_is_the_smallest_that_answers(
+def test_a_box_at_another_resolution_is_the_smallest_that_holds_the_voxels(
     grid: VoxelGrid, source_nm: tuple[float, float, float]
 ) -> None:
     box = grid.at(source_nm)
@@ -106,7 +106,7 @@ def test_a_box_of_another_resolution_is_the_smallest_that_answers(
 
 
 @given(first=grids(), shift=st.tuples(*[st.integers(-35, 35)] * 3), shape=st.tuples(*[st.integers(0, 30)] * 3))
-def test_intersection_is_the_common_voxels(
+def test_an_intersection_holds_the_common_voxels(
     first: VoxelGrid, shift: tuple[int, int, int], shape: tuple[int, int, int]
 ) -> None:
     second = VoxelGrid([a + b for a, b in zip(first.start, shift, strict=True)], shape, first.resolution_nm)  # type: ignore[arg-type]
@@ -123,7 +123,7 @@ def test_intersection_is_the_common_voxels(
 
 
 @given(grid=grids())
-def test_grids_are_values(grid: VoxelGrid) -> None:
+def test_grids_survive_pickling_and_conversion_to_corners(grid: VoxelGrid) -> None:
     copy = pickle.loads(pickle.dumps(grid))
     assert copy == grid
     assert hash(copy) == hash(grid)
@@ -148,7 +148,7 @@ source_chunks = st.one_of(
     sources=st.tuples(source_chunks, source_chunks, source_chunks),
     voxels=st.integers(1, 10**6),
 )
-def test_planned_blocks_keep_what_they_promise(
+def test_planned_blocks_cut_no_chunk_and_are_bounded(
     shape: tuple[int, int, int],
     chunks: tuple[int, int, int],
     sources: tuple[SourceChunks | None, SourceChunks | None, SourceChunks | None],
@@ -160,7 +160,7 @@ def test_planned_blocks_keep_what_they_promise(
         assert edges[0] == 0
         assert edges[-1] == shape[axis]
         assert all(a < b for a, b in pairwise(edges))
-        # No output chunk belongs to two tasks.
+        # No output chunk is divided between two blocks.
         assert all(edge % chunks[axis] == 0 for edge in edges[1:-1])
         source = sources[axis]
         if plan.reads_once[axis] and source is not None:
@@ -192,8 +192,10 @@ def test_planned_blocks_partition_the_region(
 
 
 @given(chunk=st.integers(1, 64), size=st.integers(1, 64), phase=st.integers(0, 63), count=st.integers(1, 300))
-def test_blocks_are_aligned_wherever_both_grids_have_an_edge(chunk: int, size: int, phase: int, count: int) -> None:
-    """With room for a block of any size, reading once is only refused where no edge is common to both grids."""
+def test_chunks_are_read_once_wherever_the_grids_have_a_common_edge(
+    chunk: int, size: int, phase: int, count: int
+) -> None:
+    """With blocks of unlimited size, chunks are read twice only if the grids have no common edge."""
     source = SourceChunks(size, phase % size)
     plan = plan_blocks((count, 1, 1), (chunk, 1, 1), (source, None, None), 10**6)
     common = any((edge - source.phase) % size == 0 for edge in range(0, math.lcm(chunk, size), chunk))

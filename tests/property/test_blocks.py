@@ -1,4 +1,4 @@
-"""Blocks equal the whole: no chunking, slicing or cutting into pieces changes a voxel."""
+"""Blocks equal the whole: chunking, slicing and cutting into pieces change no voxel."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHAPE = (40, 36, 24)
 CHUNK = (16, 8, 8)
 START = (7, -20, -3)
 OWN = (8.0, 8.0, 40.0)
-# Finer, coarser, equal and odd voxels, of 4.3 nm too; whole and fractional ratios to 8 nm and to 40 nm.
+# Finer, coarser and equal voxel sizes, with whole and fractional ratios to 8 nm and 40 nm.
 LATERAL = [8.0, 4.0, 16.0, 32.0, 12.0, 4.3, 9.7, 3.0, 8.8, 24.0]
 AXIAL = [40.0, 20.0, 80.0, 33.3, 50.0, 45.0]
 FIRST_ID = 2**60
@@ -44,7 +44,7 @@ def write(folder: Path, data: np.ndarray, kind: str, start: Any = START, resolut
 
 
 def labels() -> np.ndarray:
-    """Ids above 2**53, one per voxel at the edges of chunks and one per 3 x 3 x 3 voxels elsewhere, some of them 0."""
+    """Return ids above 2**53, one for each cell of 3 x 3 x 3 voxels; every seventh voxel is 0."""
     x, y, z = np.ix_(*(np.arange(n) for n in SHAPE))
     ids = np.uint64(FIRST_ID) + (x // 3 + 16 * (y // 3) + 256 * (z // 3)).astype(np.uint64)
     return np.where((x + y + z) % 7 == 0, np.uint64(0), ids)
@@ -63,7 +63,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> ImageryClient:
 
 @st.composite
 def targets(draw: st.DrawFn, widest: int = 40) -> tuple[list[list[int]], tuple[float, float, float]]:
-    """Draw a target grid: bounds in its own voxels, that overlap the volume or lie beside it, and its voxel size."""
+    """Draw a target grid: bounds in its voxels, overlapping or outside the volume, and its voxel size."""
     resolution = (draw(st.sampled_from(LATERAL)), draw(st.sampled_from(LATERAL)), draw(st.sampled_from(AXIAL)))
     lower, upper = [], []
     for axis in range(3):
@@ -92,7 +92,7 @@ def computed(array: Any) -> np.ndarray:
 
 
 def expected(data: np.ndarray, target: Any) -> np.ndarray:
-    """Resample by the definition, in exact fractions: the source voxel that contains the target's centre, or 0."""
+    """Resample with exact fractions: take the source voxel that contains the target's centre, or 0."""
     (lower, upper), resolution = target
     index = []
     for axis in range(3):
@@ -108,7 +108,7 @@ block_bytes = st.sampled_from([1, 2_000, 20_000, 200_000])
 
 
 @given(target=targets(), size=block_bytes)
-def test_labels_of_any_blocking_are_an_exact_gather(client: ImageryClient, target: Any, size: int) -> None:
+def test_labels_are_exact_with_blocks_of_any_size(client: ImageryClient, target: Any, size: int) -> None:
     with config.set({"lazy.block_bytes": size}):
         array = cut(client, "labels", target)
     whole = expected(labels(), target)
@@ -118,7 +118,7 @@ def test_labels_of_any_blocking_are_an_exact_gather(client: ImageryClient, targe
 
 
 @given(target=targets(), size=block_bytes)
-def test_nearest_imagery_of_any_blocking_is_an_exact_gather(client: ImageryClient, target: Any, size: int) -> None:
+def test_nearest_imagery_is_exact_with_blocks_of_any_size(client: ImageryClient, target: Any, size: int) -> None:
     with config.set({"lazy.block_bytes": size}):
         array = cut(client, "image", target)
     np.testing.assert_array_equal(computed(array), expected(grey(), target))
@@ -128,7 +128,7 @@ def test_nearest_imagery_of_any_blocking_is_an_exact_gather(client: ImageryClien
 def test_any_partition_equals_one_block(
     client: ImageryClient, target: Any, size: int, order: int, data: st.DataObject
 ) -> None:
-    """One read of everything, dask's blocks, and blocks at arbitrary edges."""
+    """Compare one read of everything, dask's blocks, and blocks at arbitrary edges."""
     with config.set({"lazy.block_bytes": size}):
         array = cut(client, "image", target, order=order)
     cutout = cutout_of(array)
@@ -154,11 +154,11 @@ def test_any_partition_equals_one_block(
     keep=st.sets(st.sampled_from([*np.unique(labels()).tolist(), 2**60 + 10**6, 2**64 - 1]), max_size=40),
     size=block_bytes,
 )
-def test_kept_ids_are_kept_and_others_are_zero(client: ImageryClient, target: Any, keep: set[int], size: int) -> None:
+def test_ids_that_are_not_listed_become_zero(client: ImageryClient, target: Any, keep: set[int], size: int) -> None:
     with config.set({"lazy.block_bytes": size}):
         array = cut(client, "labels", target, root_ids=sorted(keep), convert_to_int64=False)
     whole = expected(labels(), target)
-    listed = np.array([*keep, 0], dtype=np.uint64)  # of another type, numpy would compare floats
+    listed = np.array([*keep, 0], dtype=np.uint64)  # with another dtype, numpy would compare floats
     assert array.dtype == np.uint64
     np.testing.assert_array_equal(computed(array), np.where(np.isin(whole, listed), whole, 0))
 
@@ -182,7 +182,7 @@ def test_slicing_commutes_with_computing(
     whole = computed(array)
     key = data.draw(keys(array.shape), label="first slice")
     np.testing.assert_array_equal(computed(array[key]), whole[key])
-    # The array-like by itself, as any caller of numpy's protocol may use it.
+    # The array-like without dask, for callers of numpy's indexing protocol.
     direct = lazy.CutoutArray(cutout_of(array), squeeze=True)
     np.testing.assert_array_equal(direct[key], whole[key])
     again = data.draw(keys(whole[key].shape), label="second slice")
@@ -190,7 +190,7 @@ def test_slicing_commutes_with_computing(
 
 
 @given(target=targets(), size=block_bytes, axis=st.integers(0, 2), data=st.data())
-def test_picking_by_index_commutes_with_computing(
+def test_indexing_with_lists_and_masks_commutes_with_computing(
     client: ImageryClient, target: Any, size: int, axis: int, data: st.DataObject
 ) -> None:
     """Lists of indices (in any order, repeated, negative) and masks along one axis, slices along the others."""
@@ -227,7 +227,7 @@ def test_adjacent_cutouts_meet_without_a_seam(
 
 
 @given(target=targets())
-def test_layers_of_a_pair_share_their_voxels(client: ImageryClient, target: Any) -> None:
+def test_layers_of_a_pair_share_one_grid(client: ImageryClient, target: Any) -> None:
     bounds, resolution = target
     image, ids = client.image_and_segmentation_cutout(bounds, resolution=resolution)
     assert image.shape == ids.shape
@@ -236,7 +236,7 @@ def test_layers_of_a_pair_share_their_voxels(client: ImageryClient, target: Any)
 
 
 @given(target=targets(widest=12))
-def test_masks_are_the_places_of_the_ids(client: ImageryClient, target: Any) -> None:
+def test_masks_are_true_where_the_ids_are(client: ImageryClient, target: Any) -> None:
     bounds, resolution = target
     whole = expected(labels(), target)
     masks = client.split_segmentation_cutout(bounds, resolution=resolution)
@@ -252,12 +252,14 @@ def test_masks_are_the_places_of_the_ids(client: ImageryClient, target: Any) -> 
 @pytest.mark.parametrize("start", [(0, 0, 0), (48, -24, 12)])
 @pytest.mark.parametrize(
     "size",
-    # Ratios 1/4 to 4, whole and fractional, with voxel sizes that are decimal numbers and a whole grid of them.
+    # Whole and fractional ratios from 1/4 to 4 whose voxel sizes are decimal numbers and divide the volume.
     [(48, 40, 24), (12, 10, 6), (16, 25, 10), (24, 20, 12), (64, 50, 15), (15, 5, 32), (6, 5, 3), (30, 100, 16)],
 )
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
-def test_linear_equals_scikit_image(tmp_path: Path, start: Any, size: tuple[int, int, int], dtype: str) -> None:
-    """The same numbers as ``skimage.transform.resize``, up to how exact halves are rounded."""
+def test_linear_resampling_equals_scikit_image(
+    tmp_path: Path, start: Any, size: tuple[int, int, int], dtype: str
+) -> None:
+    """Values equal those of ``skimage.transform.resize``, except for the rounding of exact halves."""
     shape, own = (24, 20, 12), (8, 8, 40)
     rng = np.random.default_rng(3)
     source = rng.random(shape).astype(dtype) if dtype == "float32" else rng.integers(0, 256, shape).astype(dtype)
@@ -288,7 +290,7 @@ def test_linear_equals_scikit_image(tmp_path: Path, start: Any, size: tuple[int,
 
 
 @given(target=targets())
-def test_linear_is_within_the_range_of_the_volume_and_zero_outside(client: ImageryClient, target: Any) -> None:
+def test_linear_resampling_is_zero_only_outside_the_volume(client: ImageryClient, target: Any) -> None:
     outside = expected(np.ones(SHAPE, dtype=np.uint8), target) == 0
     result = computed(cut(client, "image", target, order=1))
     assert not result[outside].any()
@@ -313,7 +315,7 @@ def test_arrays_survive_pickling(client: ImageryClient, target: Any, kind: str) 
 
 
 @given(target=targets(widest=3), squeeze=st.booleans())
-def test_axes_survive_pickling_where_some_are_of_length_one(client: ImageryClient, target: Any, squeeze: bool) -> None:
+def test_axes_of_length_one_survive_pickling(client: ImageryClient, target: Any, squeeze: bool) -> None:
     (lower, _), resolution = target
     bounds = [lower, [lower[0] + 1, lower[1] + 2, lower[2] + 1]]
     source = lazy.CutoutArray(cutout_of(cut(client, "labels", (bounds, resolution))), squeeze)
@@ -322,7 +324,7 @@ def test_axes_survive_pickling_where_some_are_of_length_one(client: ImageryClien
 
 
 @given(first=targets(), second=targets())
-def test_tokens_tell_cutouts_apart(client: ImageryClient, first: Any, second: Any) -> None:
+def test_tokens_differ_exactly_where_cutouts_differ(client: ImageryClient, first: Any, second: Any) -> None:
     assume(first != second)
     array, other = (cut(client, "image", target) for target in (first, second))
     token = tokenize(lazy.CutoutArray(cutout_of(array)))
@@ -333,7 +335,7 @@ def test_tokens_tell_cutouts_apart(client: ImageryClient, first: Any, second: An
     assert tokenize(lazy.CutoutArray(cutout_of(again))) == token
 
 
-def test_tokens_hold_everything_that_decides_voxels(client: ImageryClient) -> None:
+def test_tokens_depend_on_every_option_that_changes_voxels(client: ImageryClient) -> None:
     target = ([[10, -18, 0], [20, -10, 4]], OWN)
     fill = cut(client, "image", target)
     strict = ImageryClient(image_source=client.image_source, missing="error")

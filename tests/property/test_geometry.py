@@ -1,4 +1,4 @@
-"""Which voxels a request means: CloudVolume's own ``download(bbox, mip=..., coord_resolution=...)`` is the oracle."""
+"""Requests select the voxels of CloudVolume's ``download(bbox, mip=..., coord_resolution=...)``, the oracle."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from imagery_dask import ImageryClient
 SHAPE = (44, 36, 22)
 CHUNK = (16, 16, 8)
 MIPS = 3
-# First voxel and resolution: offsets that are positive, zero and negative; resolutions that are whole and are not.
+# First voxel and resolution of volumes: positive, zero and negative offsets, whole and fractional resolutions.
 PLACES = {
     "positive": ((103, 61, 7), (8, 8, 40)),
     "zero": ((0, 0, 0), (8, 8, 40)),
     "negative": ((-57, -33, -9), (8, 8, 40)),
     "across zero, not whole": ((-21, 5, -11), (4.3, 4.3, 9.7)),
 }
-# Resolutions that bounds come in; None is that of the mip.
+# Resolutions of bounds; None is that of the mip.
 RESOLUTIONS = [
     None, (8, 8, 40), (16, 16, 40), (4, 4, 40), (32, 32, 45), (1, 1, 1), (4.3, 4.3, 9.7), (8.6, 8.6, 9.7),
     (5.5, 7, 33.3), (0.1, 0.3, 0.7),
@@ -34,23 +34,23 @@ RESOLUTIONS = [
 
 @dataclass(frozen=True)
 class Volume:
-    """One volume with the image and the segmentation of the same voxels."""
+    """A volume that is both the image and the segmentation of a client."""
 
     path: str
     client: ImageryClient
     oracles: tuple[CloudVolume, ...]
 
     def expected(self, lower: Any, upper: Any, mip: int, resolution: Any) -> np.ndarray:
-        """Voxels by CloudVolume, without axes of length 1."""
+        """Return the voxels that CloudVolume reads, without axes of length 1."""
         is_float = any(isinstance(value, float) for value in (*lower, *upper))
-        # Bbox's own choice is int32 and float32, which cannot hold the coordinates.
+        # By default Bbox uses int32 and float32, which cannot hold the coordinates.
         box = Bbox(lower, upper, dtype=np.float64 if is_float else np.int64)
         voxels = self.oracles[mip].download(box, mip=mip, coord_resolution=resolution)
         return np.asarray(voxels)[..., 0].squeeze()
 
 
 def coordinate_ids(start: Any, shape: Any, mip: int) -> np.ndarray:
-    """Values above 2**60 that differ for every voxel and every mip."""
+    """Return values above 2**60 that differ for every voxel and every mip."""
     x, y, z = np.ix_(*(np.arange(a, a + n, dtype=np.int64) + 2**12 for a, n in zip(start, shape, strict=True)))
     return np.asfortranarray(2**60 + (mip << 48) + (z << 32) + (y << 16) + x).astype(np.uint64)
 
@@ -70,7 +70,7 @@ def write(folder: Path, start: Any, resolution: Any) -> Volume:
         at = CloudVolume(path, mip=mip, bounded=False, fill_missing=True, progress=False)
         at[at.bounds.to_slices()] = coordinate_ids(at.voxel_offset, at.volume_size, mip)
         oracles.append(at)
-    # The image layer reads the same files: an ImageryClient takes any layer as imagery.
+    # The image layer reads the same files, because an ImageryClient accepts any layer as imagery.
     return Volume(path, ImageryClient(image_source=path, segmentation_source=path), tuple(oracles))
 
 
@@ -82,7 +82,7 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Volume]:
 
 @st.composite
 def requests(draw: st.DrawFn, whole: bool = True) -> tuple[str, Any, Any, int, Any]:
-    """Draw a volume, corners in some resolution, a mip and the resolution; the box is near the volume."""
+    """Draw a volume, two corners near it, a mip, and the resolution of the corners."""
     name = draw(st.sampled_from(sorted(PLACES)))
     mip = draw(st.integers(0, MIPS - 1))
     resolution = draw(st.sampled_from(RESOLUTIONS))
@@ -91,7 +91,7 @@ def requests(draw: st.DrawFn, whole: bool = True) -> tuple[str, Any, Any, int, A
         resolution = tuple(nm * (2**mip if axis < 2 else 1) for axis, nm in enumerate(own))
     lower, upper = [], []
     for axis in range(3):
-        # Corners in nm up to half a volume outside of it, then in voxels of the resolution.
+        # Corners are at most half a volume outside of it, in voxels of the resolution.
         unit = own[axis] / resolution[axis]
         first = int((start[axis] - SHAPE[axis] // 2) * unit)
         last = int((start[axis] + SHAPE[axis] * 3 // 2) * unit)
@@ -104,7 +104,7 @@ def requests(draw: st.DrawFn, whole: bool = True) -> tuple[str, Any, Any, int, A
 
 
 def compare(volume: Volume, lower: Any, upper: Any, mip: int, resolution: Any) -> np.ndarray | None:
-    """Compare image and segmentation cutout with the oracle; None where it refuses the box, as we must."""
+    """Compare both cutouts with the oracle and return its voxels, or None if both refuse the box."""
     bounds = [lower, upper]
     try:
         expected = volume.expected(lower, upper, mip, resolution)
@@ -123,21 +123,20 @@ def compare(volume: Volume, lower: Any, upper: Any, mip: int, resolution: Any) -
 
 
 @given(request=requests())
-def test_cutouts_are_the_voxels_of_cloudvolume(volumes: dict[str, Volume], request: Any) -> None:
+def test_cutouts_equal_those_of_cloudvolume(volumes: dict[str, Volume], request: Any) -> None:
     name, *asked = request
     compare(volumes[name], *asked)
 
 
 @given(request=requests(whole=False))
-def test_fractions_of_bounds_are_dropped_as_by_cloudvolume(volumes: dict[str, Volume], request: Any) -> None:
+def test_fractional_bounds_are_rounded_as_by_cloudvolume(volumes: dict[str, Volume], request: Any) -> None:
     name, *asked = request
     compare(volumes[name], *asked)
 
 
 @pytest.mark.parametrize("name", PLACES)
 @pytest.mark.parametrize("mip", range(MIPS))
-def test_whole_level_holds_its_coordinates(volumes: dict[str, Volume], name: str, mip: int) -> None:
-    """The oracle itself is checked: what was written is what both read."""
+def test_the_oracle_reads_what_was_written(volumes: dict[str, Volume], name: str, mip: int) -> None:
     volume = volumes[name]
     at = volume.oracles[mip]
     lower, upper = at.bounds.minpt.tolist(), at.bounds.maxpt.tolist()
@@ -172,7 +171,7 @@ def test_boxes_wholly_outside_are_zero(volumes: dict[str, Volume], lower: Any, u
     assert not cutout.compute().any()
 
 
-def test_box_partly_outside_is_zero_only_there(volumes: dict[str, Volume]) -> None:
+def test_a_box_partly_outside_is_zero_only_there(volumes: dict[str, Volume]) -> None:
     (x, y, z), resolution = PLACES["negative"]
     bounds = [[x - 4, y, z + 20], [x + 3, y + 2, z + 25]]
     voxels = compare(volumes["negative"], *bounds, 0, resolution)
@@ -189,7 +188,9 @@ def test_box_partly_outside_is_zero_only_there(volumes: dict[str, Volume]) -> No
     ),
     mip=st.integers(0, MIPS - 1),
 )
-def test_center_and_bbox_size_are_bounds(volumes: dict[str, Volume], center: Any, size: Any, mip: int) -> None:
+def test_a_center_with_a_bbox_size_equals_two_corners(
+    volumes: dict[str, Volume], center: Any, size: Any, mip: int
+) -> None:
     full = (*size, 1)[:3]
     lower = [c - n // 2 for c, n in zip(center, full, strict=True)]
     upper = [a + n for a, n in zip(lower, full, strict=True)]
@@ -219,7 +220,7 @@ def test_image_size_is_the_size_of_the_result(
     cutout = volume.client.image_cutout(center, image_size=size, mip=mip, resolution=resolution)
     full = (*size, 1)[:3]
     assert cutout.shape == tuple(n for n in full if n != 1)
-    # Its voxels are neighbours on the mip, and the center is in its middle.
+    # Its voxels are contiguous at the mip, and the center is in the middle of the cutout.
     own = volume.oracles[mip].resolution
     voxels = cutout.compute().reshape(full)
     inside = np.argwhere(voxels)
@@ -233,5 +234,5 @@ def test_image_size_is_the_size_of_the_result(
         np.testing.assert_array_equal(voxels, np.asarray(volume.oracles[mip].download(box, mip=mip))[..., 0])
         for axis in range(3):
             at = center[axis] * resolution[axis] / float(own[axis])
-            # Corners are rounded twice: by less than one voxel of the bounds, and by less than one of the mip.
+            # Corners are rounded twice: by less than a voxel of the bounds, and by less than a voxel of the mip.
             assert abs(at - (start[axis] + full[axis] / 2)) <= 1.5 + resolution[axis] / float(own[axis])

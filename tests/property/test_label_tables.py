@@ -1,4 +1,4 @@
-"""New ids in the tables of compressed_segmentation chunks: the same as new ids on the voxels, or not done at all."""
+"""Relabelling the tables of compressed_segmentation chunks equals relabelling the voxels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FEW, MANY = np.uint64(2**53), np.uint64(2**64 - 1)
 
 
 def labels_of(shape: tuple[int, int, int], kind: tuple[int, int]) -> Ids:
-    """Voxels of so many ids of any size, 0 among them."""
+    """Return voxels of ``count`` random 64-bit ids, and 0, 2**53 and 2**64 - 1; `kind` is seed and count."""
     seed, count = kind
     rng = np.random.default_rng(seed)
     ids = np.append(rng.integers(0, 2**64, count, dtype=np.uint64), np.array([0, FEW, MANY], np.uint64))
@@ -43,13 +43,13 @@ def decoded(content: bytes, like: Ids, block_size: tuple[int, int, int]) -> Ids:
 
 
 def mixed(ids: Ids) -> Ids:
-    """Other ids, as large; 0 stays."""
+    """Map ids to others of 64 bits; 0 stays 0."""
     return ids * np.uint64(0x9E3779B97F4A7C15)
 
 
 @given(sizes, block_sizes, kinds)
 @settings(max_examples=150, deadline=None)
-def test_tables_hold_the_labels_of_the_voxels_and_no_others(
+def test_tables_contain_exactly_the_labels_of_the_voxels(
     shape: tuple[int, int, int], block_size: tuple[int, int, int], kind: tuple[int, int]
 ) -> None:
     voxels = labels_of(shape, kind)
@@ -64,8 +64,8 @@ def test_tables_hold_the_labels_of_the_voxels_and_no_others(
 
 @given(kinds, st.data())
 @settings(max_examples=150, deadline=None)
-def test_any_bytes_are_read_or_refused(kind: tuple[int, int], data: st.DataObject) -> None:
-    """What a damaged chunk holds is the decoder's to say; finding its tables neither fails nor reads past its end."""
+def test_tables_of_damaged_chunks_are_parsed_or_refused(kind: tuple[int, int], data: st.DataObject) -> None:
+    """Parsing the tables of damaged chunks neither raises nor reads past the end; the decoder reports the damage."""
     shape, block_size = (17, 9, 8), (8, 8, 8)
     content = bytearray(encoded(labels_of(shape, kind), block_size))
     for _ in range(data.draw(st.integers(1, 8))):
@@ -76,10 +76,10 @@ def test_any_bytes_are_read_or_refused(kind: tuple[int, int], data: st.DataObjec
         tables.replaced(tables.labels())
 
 
-def test_tables_that_overlap_are_left_to_the_voxels() -> None:
-    """An encoder may let a table be the end of another, or lie where indices do: nothing tells where one ends."""
+def test_overlapping_tables_are_refused() -> None:
+    """An encoder may share the end of a table or place one among indices; then the end of a table is unknown."""
     shape, size = (16, 8, 8), (8, 8, 8)
-    # The channel's offset; two headers; then what the headers point at, in words from the first header.
+    # The channel's offset, two headers, then tables and indices, whose offsets are words from the first header.
     shared = np.array([1, (1 << 24) | 20, 4, (0 << 24) | 21, 0, *range(100, 130)], "<u4")
     assert LabelTables.parse(shared.tobytes(), shape, size) is None
     inside = np.array([1, (1 << 24) | 6, 4, (0 << 24) | 4, 0, *range(100, 130)], "<u4")
@@ -121,7 +121,7 @@ def volume(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @given(st.data())
 @settings(max_examples=60, deadline=None)
-def test_a_box_is_relabelled_once_and_right(volume: tuple[PrecomputedVolume, Ids], data: st.DataObject) -> None:
+def test_a_box_is_relabelled_with_one_call(volume: tuple[PrecomputedVolume, Ids], data: st.DataObject) -> None:
     source, voxels = volume
     aligned = data.draw(st.booleans())
     start, stop = [], []
@@ -138,8 +138,8 @@ def test_a_box_is_relabelled_once_and_right(volume: tuple[PrecomputedVolume, Ids
         asked.append(ids)
         return mixed(ids)
 
-    found, _ = source.read(0, box, "fill", data.draw(st.sampled_from(["F", "C"])), relabel)
-    np.testing.assert_array_equal(found[..., 0], mixed(right))
+    relabelled, _ = source.read(0, box, "fill", data.draw(st.sampled_from(["F", "C"])), relabel)
+    np.testing.assert_array_equal(relabelled[..., 0], mixed(right))
     assert len(asked) == 1
     assert set(asked[0].tolist()) | {0} == set(np.unique(right).tolist()) | {0}
     assert (np.diff(asked[0]) > 0).all()
@@ -161,7 +161,7 @@ def test_whole_chunks_are_relabelled_before_they_are_decoded(tmp_path: Path, mon
 
 
 class _Spy:
-    """Stands for `kernels.remap`, and notes how many ids it was given."""
+    """Replaces `kernels.remap`, and records the number of voxels of each call."""
 
     def __init__(self) -> None:
         from imagery_dask import kernels

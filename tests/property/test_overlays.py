@@ -1,4 +1,4 @@
-"""A page of labels is the overlay of its masks; tiles with a halo are the page; growth is scipy's dilation."""
+"""Pages of labels equal the overlays of their masks and the union of their tiles; growth equals scipy's dilation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ styles = st.fixed_dictionaries(
 
 @st.composite
 def pages(draw: st.DrawFn) -> NDArray[Any]:
-    """Draw labels in blocks, neighbouring ids beyond 2**53, some of them 0."""
+    """Draw blocks of labels: 0, and neighbouring ids beyond 2**53."""
     x, y, size = draw(st.integers(1, 40)), draw(st.integers(1, 40)), draw(st.integers(1, 9))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     few = rng.integers(0, draw(st.integers(1, 9)), (-(-x // size), -(-y // size))).astype(np.uint64)
@@ -44,12 +44,14 @@ def grey(labels: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 @given(labels=pages(), style=styles, over=st.booleans(), cell=st.integers(3, 50))
-def test_page_is_the_overlay_of_its_masks(labels: NDArray[Any], style: dict[str, Any], over: bool, cell: int) -> None:
+def test_a_page_equals_the_overlay_of_its_masks(
+    labels: NDArray[Any], style: dict[str, Any], over: bool, cell: int
+) -> None:
     ids = [int(root_id) for root_id in np.unique(labels) if root_id]
     masks = {root_id: labels == root_id for root_id in ids}
     bytes_ = {root_id: (root_id % 251, root_id % 7 * 36, 255) for root_id in ids[::2]}
     by_id = {root_id: kernels.colors_of(np.array(root_id, dtype=labels.dtype)).tolist() for root_id in ids}
-    # Half a step more, so that cutting off the fraction gives the byte.
+    # Add half a step, so that truncation gives the byte.
     fractions = {root_id: [min((value + 0.5) / 255, 1) for value in (by_id | bytes_)[root_id]] for root_id in ids}
     image = grey(labels)
     expected = np.asarray(composite_overlay(masks, fractions, imagery=image, **style))
@@ -65,7 +67,7 @@ def test_page_is_the_overlay_of_its_masks(labels: NDArray[Any], style: dict[str,
 
 
 @given(labels=pages(), style=styles, tile=st.tuples(st.integers(1, 30), st.integers(1, 30)))
-def test_tiles_with_a_halo_are_the_page(labels: NDArray[Any], style: dict[str, Any], tile: tuple[int, int]) -> None:
+def test_tiles_with_a_halo_equal_the_page(labels: NDArray[Any], style: dict[str, Any], tile: tuple[int, int]) -> None:
     image = grey(labels)
     whole = overlay_page(labels, image, **style)
     halo = overlay_halo(style["outline"], style["width"])
@@ -81,7 +83,7 @@ def test_tiles_with_a_halo_are_the_page(labels: NDArray[Any], style: dict[str, A
     shape=st.tuples(st.integers(1, 30), st.integers(1, 30)), width=st.integers(1, 40), seed=st.integers(0, 2**32),
     share=st.sampled_from([0.0, 0.005, 0.05, 0.5]),
 )  # fmt: skip
-def test_growth_is_dilation(shape: tuple[int, int], width: int, seed: int, share: float) -> None:
+def test_growth_equals_dilation(shape: tuple[int, int], width: int, seed: int, share: float) -> None:
     mask = np.random.default_rng(seed).random(shape) < share
     before = mask.copy()
     np.testing.assert_array_equal(canvas.grown(mask, width), ndimage.binary_dilation(mask, iterations=width))

@@ -1,4 +1,4 @@
-"""Levels: blocks equal the whole, ids are those of level 0, and voxels stay where they are in the world."""
+"""Levels: blocks equal the whole, ids are those of level 0, and voxels keep their positions."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def voxels_of(shape: tuple[int, ...], dtype: Any, seed: int, labels: bool) -> ND
 
 
 def windows(array: NDArray[Any], step: Xyz) -> list[NDArray[Any]]:
-    """Voxels of each window, one array for each place in it; an odd end is repeated."""
+    """Return one array for each position within windows of ``step`` voxels; the last voxel of odd axes is repeated."""
     short = [(0, -size % s) for size, s in zip(array.shape, (*step, 1), strict=False)]
     padded = np.pad(array, short, mode="edge")
     return [padded[tuple(slice(o, None, s) for o, s in zip(at, step, strict=True))] for at in np.ndindex(step)]
@@ -66,23 +66,23 @@ def in_blocks(array: NDArray[Any], step: Xyz, labels: bool, cuts: list[list[int]
 
 @given(shapes, steps, image_types, seeds, st.data())
 @settings(max_examples=150, deadline=None)
-def test_blocks_of_means_equal_the_whole(shape: Xyz, step: Xyz, dtype: Any, seed: int, data: st.DataObject) -> None:
+def test_means_of_blocks_equal_the_whole(shape: Xyz, step: Xyz, dtype: Any, seed: int, data: st.DataObject) -> None:
     image = voxels_of((*shape, 3) if seed % 3 == 0 else shape, dtype, seed, labels=False)
     whole = kernels.downsample(image, step, labels=False)
     assert whole.dtype == image.dtype
     parts = windows(image, step)
     if image.dtype.kind == "f":
         np.testing.assert_allclose(whole, np.mean([p.astype(np.float64) for p in parts], axis=0), rtol=2e-3)
-    else:  # exact, in Python's integers
+    else:  # exact, with Python's integers
         right = sum(part.astype(object) for part in parts) // len(parts)
-        if image.dtype.itemsize < 8:  # tinybrain adds 64 bit integers in 64 bits
+        if image.dtype.itemsize < 8:  # sums of 64-bit integers overflow, as in tinybrain
             np.testing.assert_array_equal(whole, right.astype(image.dtype))
     np.testing.assert_array_equal(in_blocks(image, step, False, cuts_of(shape, data)), whole)
 
 
 @given(shapes, steps, label_types, seeds, st.data())
 @settings(max_examples=150, deadline=None)
-def test_blocks_of_modes_equal_the_whole(shape: Xyz, step: Xyz, dtype: Any, seed: int, data: st.DataObject) -> None:
+def test_modes_of_blocks_equal_the_whole(shape: Xyz, step: Xyz, dtype: Any, seed: int, data: st.DataObject) -> None:
     ids = voxels_of(shape, dtype, seed, labels=True)
     whole = kernels.downsample(ids, step, labels=True)
     assert whole.dtype == ids.dtype
@@ -95,7 +95,7 @@ def test_blocks_of_modes_equal_the_whole(shape: Xyz, step: Xyz, dtype: Any, seed
 
 
 def cuts_of(shape: Xyz, data: st.DataObject) -> list[list[int]]:
-    """Edges of blocks at even voxels."""
+    """Draw edges of blocks at even voxels."""
     cuts = []
     for size in shape:
         inner = data.draw(st.lists(st.integers(1, max(1, size // 2)), max_size=4, unique=True))
@@ -110,7 +110,7 @@ def test_whole_levels_equal_tinybrain(shape: Xyz, step: Xyz, seed: int) -> None:
     image = voxels_of(even, np.uint8, seed, labels=False)
     right = tinybrain.downsample_with_averaging(image, step, num_mips=1)[0]
     np.testing.assert_array_equal(kernels.downsample(image, step, labels=False), right)
-    # Modes of odd sizes are right in tinybrain; means over two axes are not (1.7.0), and that is why ours pad.
+    # tinybrain's modes of odd sizes are correct; its means over two axes are not (1.7.0), so that we pad.
     assume(min(n for n, s in zip(shape, step, strict=True) if s == 2) > 1)
     ids = voxels_of(shape, np.uint64, seed, labels=True)
     right = tinybrain.downsample_segmentation(ids, step, num_mips=1)[0]
@@ -125,12 +125,12 @@ resolutions = st.tuples(*[st.sampled_from([4.0, 4.3, 8.0, 8.6, 16.0, 30.0, 40.0,
 
 @given(st.tuples(*[st.integers(1, 5000)] * 3), resolutions, st.integers(1, 8))
 @settings(max_examples=200, deadline=None)
-def test_voxels_stay_where_they_are(shape: Xyz, resolution: tuple[float, float, float], count: int) -> None:
+def test_voxels_keep_their_positions(shape: Xyz, resolution: tuple[float, float, float], count: int) -> None:
     """A voxel's centre is the mean of the centres of the level 0 voxels that it covers."""
-    found = pyramid(shape, resolution, (7.5 * resolution[0], -3.5 * resolution[1], 0.25), count)
+    levels = pyramid(shape, resolution, (7.5 * resolution[0], -3.5 * resolution[1], 0.25), count)
     factor = np.ones(3)
-    first = found[0]
-    for above, level in itertools.pairwise(found):
+    first = levels[0]
+    for above, level in itertools.pairwise(levels):
         factor *= level.step
         assert set(level.step) <= {1, 2}
         assert max(level.step) == 2
@@ -140,7 +140,7 @@ def test_voxels_stay_where_they_are(shape: Xyz, resolution: tuple[float, float, 
         np.testing.assert_allclose(
             level.translation_nm, np.array(first.translation_nm) + (factor - 1) / 2 * resolution, atol=1e-6
         )
-        # Near isotropic: an axis is halved only while its voxels are less than twice the finest.
+        # An axis is halved only while its voxels are smaller than twice the smallest, so that voxels become isotropic.
         long = [size for size, n in zip(above.resolution_nm or (), above.shape, strict=True) if n > 1]
         for size, n, step in zip(above.resolution_nm or (), above.shape, level.step, strict=True):
             assert step == (2 if n > 1 and size < 2 * min(long) else 1)
@@ -156,7 +156,7 @@ def test_voxels_stay_where_they_are(shape: Xyz, resolution: tuple[float, float, 
         ((60_000, 60_000, 700), (16, 16, 45), 4),
     ],
 )
-def test_ten_terabytes_are_less_than_a_million_objects(shape: Xyz, resolution: Any, itemsize: int) -> None:
+def test_ten_terabytes_need_less_than_a_million_objects(shape: Xyz, resolution: Any, itemsize: int) -> None:
     levels = pyramid(shape, resolution, (0, 0, 0), "auto")
     layouts, _ = lay_out(levels, default_chunks(itemsize), "auto", itemsize)
     objects = sum(
@@ -212,7 +212,7 @@ def test_blocks_own_whole_chunks_of_every_level(
     seeds,
 )
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_pyramid_equals_the_whole(
+def test_an_exported_pyramid_equals_repeated_downsampling(
     tmp_path: Path,
     threads: Client,
     shape: Xyz,

@@ -1,4 +1,4 @@
-"""Root ids: a pinned moment whatever happens to the graph meanwhile, and a cache that forgets but does not lie."""
+"""Root ids are those of a pinned moment during edits, and the cache of roots returns no wrong root."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CaveServer]:
 
 
 def fresh(server: CaveServer) -> World:
-    """Give the world a graph without a history, under a name that no cache knows."""
+    """Give the world a graph without a history, with a name that is in no cache."""
     world, graph = server.world, server.world.graph
     objects = graph.roots(graph.supervoxels, CREATED)
     world.graph = ChunkedGraph(graph.layout, graph.supervoxels, objects, CREATED)
@@ -46,8 +46,8 @@ def fresh(server: CaveServer) -> World:
 
 
 def edit(graph: ChunkedGraph, number: int, timestamp: float | None) -> None:
-    """Merge two objects or split one, whichever a number says."""
-    if timestamp is None:  # a millisecond after the last one, which may be ahead of the clock
+    """Merge two objects or split one; ``number`` selects the edit."""
+    if timestamp is None:  # a millisecond after the last edit, which may be ahead of the clock
         timestamp = max(time.time(), graph._eras[-1] / 1000 + 0.001_01)
     latest = [int(root) for root in np.unique(graph.roots(graph.supervoxels, timestamp))]
     first, second = latest[number % len(latest)], latest[(number * 7 + 1) % len(latest)]
@@ -71,7 +71,7 @@ numbers = st.lists(st.integers(0, 10**6), max_size=6)
 
 @st.composite
 def boxes(draw: st.DrawFn) -> tuple[list[int], list[int]]:
-    """Draw a box that lies in the volume, across its border or beside it."""
+    """Draw a box inside the volume, across its border or outside it."""
     low = [draw(st.integers(-20, n + 5)) for n in SHAPE]
     return low, [a + draw(st.integers(2, 70)) for a in low]
 
@@ -81,10 +81,10 @@ def boxes(draw: st.DrawFn) -> tuple[list[int], list[int]]:
 
 @settings(max_examples=25)
 @given(before=numbers, after=numbers.filter(bool), scheduler=st.sampled_from(["threads", "sync"]), data=st.data())
-def test_edits_during_a_computation_are_not_seen(
+def test_edits_during_a_computation_change_no_block(
     server: CaveServer, before: list[int], after: list[int], scheduler: str, data: st.DataObject
 ) -> None:
-    """Each request of a block is followed by an edit: every block shows the moment of the array."""
+    """Every request is followed by an edit; every block has the roots at the array's moment."""
     world = fresh(server)
     for hour, number in enumerate(before, start=1):
         edit(world.graph, number, CREATED + hour * HOUR)
@@ -104,7 +104,7 @@ def test_edits_during_a_computation_are_not_seen(
                 break
         return None
 
-    # As many processes would be: nobody knows what another has looked up.
+    # Without a cache, as if every block were read by another process.
     no_cache = mock.patch("imagery_dask.sources.roots._cache_of", side_effect=lambda query: RootCache())
     with config.set({"lazy.block_bytes": 32 * 32 * 16 * 8}), no_cache:
         array = client_of(server).segmentation_cutout(bounds(world, *box), root_ids=listed, timestamp=moment)
@@ -116,7 +116,7 @@ def test_edits_during_a_computation_are_not_seen(
 
 @settings(max_examples=15)
 @given(after=numbers.filter(bool))
-def test_now_is_the_moment_at_which_an_array_is_made(server: CaveServer, after: list[int]) -> None:
+def test_the_default_moment_is_that_of_making_the_array(server: CaveServer, after: list[int]) -> None:
     world = fresh(server)
     array = client_of(server).segmentation_volume()
     for number in after:
@@ -164,10 +164,10 @@ def all_ids(world: World, moment: float, layer: int | None) -> list[int]:
 
 @settings(max_examples=25)
 @given(box=boxes(), pieces=st.lists(st.integers(1, 69), max_size=3), axis=st.integers(0, 2), data=st.data())
-def test_pieces_of_a_scaled_cutout_make_the_whole(
+def test_pieces_of_a_scaled_cutout_equal_the_whole(
     server: CaveServer, box: Any, pieces: list[int], axis: int, data: st.DataObject
 ) -> None:
-    """Lookups come before resizing, so that no seam depends on where it is cut."""
+    """Ids are looked up before resizing, so that the voxels do not depend on the cuts."""
     world = server.world
     x, y, z = world.resolution
     own = data.draw(st.sampled_from([(x / 2, y / 2, z), (x * 1.5, y, z), (x * 3, y * 3, z * 2), (9.7, 12, 45)]))
@@ -185,7 +185,7 @@ def test_pieces_of_a_scaled_cutout_make_the_whole(
         parts.append(part.reshape(last - first))
     np.testing.assert_array_equal(np.concatenate(parts, axis=axis), whole.reshape(high - low))
     if own == (9.7, 12, 45):
-        return  # what follows is exact for the others only
+        return  # the comparison below is exact for other resolutions only
     at = [
         np.floor((np.arange(a, b) + 0.5) * nm / own_nm).astype(int) - offset
         for a, b, nm, own_nm, offset in zip(low, high, own, (x, y, z), world.voxel_offset, strict=True)
@@ -200,7 +200,7 @@ def test_pieces_of_a_scaled_cutout_make_the_whole(
 
 
 class CacheAgainstDict(RuleBasedStateMachine):
-    """Whatever the cache says it knows is what was put, and it knows what was put last."""
+    """The cache returns only roots that were put, and always returns those that were put last."""
 
     keys = st.lists(
         st.one_of(st.integers(1, 40), st.integers(2**63 - 5, 2**63 + 5), st.integers(2**64 - 4, 2**64 - 1)),
@@ -222,7 +222,7 @@ class CacheAgainstDict(RuleBasedStateMachine):
 
     @rule(keys=keys)
     def look_up(self, keys: list[int]) -> None:
-        """As a block does: what is not known is fetched and put."""
+        """Put the roots of ids that the cache does not have, as a block does."""
         ids = np.array(sorted(keys), np.uint64)
         known, _ = self.cache.get(ids)
         missing = ids[~known]

@@ -1,4 +1,4 @@
-"""compressed_segmentation: whole chunks pass the check, and what passes it never makes the decoder leave the chunk."""
+"""Whole compressed_segmentation chunks pass the check, and the decoder reads no byte outside of chunks that pass."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def encoded(shape: Any, kind: tuple[int, int], block_size: Any, dtype: Any) -> b
 
 @given(sizes, block_sizes, kinds, dtypes)
 @settings(max_examples=150, deadline=None)
-def test_whole_chunks_pass_and_those_that_lack_a_voxel_do_not(
+def test_whole_chunks_pass_and_chunks_that_lack_a_voxel_do_not(
     shape: Any, block_size: Any, kind: tuple[int, int], dtype: Any
 ) -> None:
     content = encoded(shape, kind, block_size, dtype)
@@ -37,17 +37,19 @@ def test_whole_chunks_pass_and_those_that_lack_a_voxel_do_not(
     for stop in (0, 2, 4, 12, len(content) // 2, len(content) - 1, len(content) - 4):
         if segmentation_damage(content[:stop], (*shape, 1), block_size, itemsize):
             continue
-        # What is cut may be the padding of the last block alone: nothing of it is a voxel's.
-        content_of_others = content[:stop] + b"\xff" * 2**16
-        found = compressed_segmentation.decompress(content_of_others, shape, dtype, block_size, order="F")
-        np.testing.assert_array_equal(found, right)
+        # The bytes cut off may be padding of the last block, which belongs to no voxel.
+        padded = content[:stop] + b"\xff" * 2**16
+        decoded = compressed_segmentation.decompress(padded, shape, dtype, block_size, order="F")
+        np.testing.assert_array_equal(decoded, right)
         assert stop > 12
 
 
 @given(kinds, dtypes, st.data())
 @settings(max_examples=200, deadline=None)
-def test_what_passes_is_decoded_from_the_chunk_alone(kind: tuple[int, int], dtype: Any, data: st.DataObject) -> None:
-    """Bytes behind the chunk make no difference; and the process lives."""
+def test_chunks_that_pass_are_decoded_from_their_own_bytes(
+    kind: tuple[int, int], dtype: Any, data: st.DataObject
+) -> None:
+    """Bytes after the chunk do not change the voxels, and the decoder does not crash."""
     shape, block_size = (17, 9, 8), (8, 8, 8)
     content = bytearray(encoded(shape, kind, block_size, dtype))
     for _ in range(data.draw(st.integers(1, 8))):
@@ -55,18 +57,18 @@ def test_what_passes_is_decoded_from_the_chunk_alone(kind: tuple[int, int], dtyp
     damaged = bytes(content[: data.draw(st.integers(0, len(content)))])
     if segmentation_damage(damaged, (*shape, 1), block_size, np.dtype(dtype).itemsize):
         return
-    found = [
+    decoded = [
         compressed_segmentation.decompress(damaged + behind, shape, dtype, block_size, order="F")
         for behind in (b"\0" * 2**20, b"\xff" * 2**20)
     ]
-    np.testing.assert_array_equal(*found)
+    np.testing.assert_array_equal(*decoded)
 
 
 @pytest.mark.parametrize("channels", [1, 2])
-def test_channels(channels: int) -> None:
+def test_chunks_of_several_channels_pass(channels: int) -> None:
     block_size = (8, 8, 8)
     one = np.frombuffer(encoded((16, 8, 8), (3, 17), block_size, np.uint64), "<u4")
-    channel = one[1:]  # behind the offset of the only channel
+    channel = one[1:]  # after the offset of the only channel
     offsets = [channels + number * len(channel) for number in range(channels)]
     content = np.concatenate([np.array(offsets, "<u4"), *[channel] * channels]).tobytes()
     assert segmentation_damage(content, (16, 8, 8, channels), block_size, 8) == ""

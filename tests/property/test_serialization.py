@@ -1,4 +1,4 @@
-"""Values to JSON and back: exact for any value of a type, and any other JSON is refused with its place."""
+"""Values return exactly from JSON, and other JSON is refused with the name of the field."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from imagery_dask.serialization import from_json, to_json
 Stages = tuple[tuple[StageBlocks, ...], ...]
 KINDS = [Cutout, Stages, BlockPlan, tuple[int, ...], tuple[str | None, bool, float]]
 
-# Digits as text are text where the type says so.
+# Text of digits must stay text.
 TEXT = st.one_of(st.text(max_size=5), st.sampled_from(["12", "9007199254740993", "-1"]))
 INTEGERS = st.one_of(st.integers(), st.integers(2**53 - 2, 2**53 + 2), st.integers(2**63, 2**64 - 1))
 FLOATS = st.floats(allow_nan=False)
@@ -34,7 +34,7 @@ JSON = st.recursive(
 
 
 def values(hint: Any) -> st.SearchStrategy[Any]:
-    """Any value of a type."""
+    """Draw any value of a type."""
     if hint is VoxelGrid:
         return st.builds(VoxelGrid, st.tuples(*[INTEGERS] * 3), st.tuples(*[SIZES] * 3), st.tuples(*[STEPS] * 3))
     if dataclasses.is_dataclass(hint):
@@ -54,7 +54,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
 
 
 def places(content: Any, keys: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Keys of everything in a plain form."""
+    """Return the keys that lead to each item of plain JSON data."""
     items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     return [keys, *(place for key, item in items for place in places(item, (*keys, key)))]
 
@@ -68,14 +68,14 @@ def put(content: Any, place: tuple[Any, ...], item: Any) -> Any:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equal, and of the same types: 1 is not 1.0 and not True."""
+    """Return True if values and types are equal: 1 differs from 1.0 and from True."""
     return repr(one) == repr(other)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @settings(max_examples=50, deadline=None)
 @given(data=st.data())
-def test_values_come_back(kind: Any, data: st.DataObject) -> None:
+def test_values_return_exactly_from_json(kind: Any, data: st.DataObject) -> None:
     value = data.draw(values(kind))
     text = json.dumps(to_json(value))
     assert all(abs(number) <= 2**53 for number in numbers_in(json.loads(text)))
@@ -91,7 +91,7 @@ def numbers_in(content: Any) -> list[int]:
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @settings(max_examples=50, deadline=None)
 @given(data=st.data())
-def test_other_json_is_refused_or_means_itself(kind: Any, data: st.DataObject) -> None:
+def test_other_json_is_refused_or_returns_itself(kind: Any, data: st.DataObject) -> None:
     content = to_json(data.draw(values(kind)))
     place = data.draw(st.sampled_from(places(content)))
     damaged = put(content, place, data.draw(JSON))
@@ -100,7 +100,7 @@ def test_other_json_is_refused_or_means_itself(kind: Any, data: st.DataObject) -
     except ValueError as error:
         refusal = str(error)
     else:
-        # What is read is what was written: nothing was converted but numbers.
+        # A value that was read returns from JSON, so that nothing was converted except numbers.
         assert from_json(kind, to_json(value)) == value
         return
     assert "; got " in refusal

@@ -1,4 +1,4 @@
-"""Laws of slice exports: slabs and tiles partition the volume, cut no chunk, and their pages are those of the whole."""
+"""Slabs and tiles of slice exports partition the volume, cut no chunk, and give the pages of the whole."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_tasks_partition_the_volume(chunks: Any, axis: int, tile: int | None, vo
             assert set(plan.edges[across]) <= set(edges[across])
 
 
-# Each tile of each plane is a file for each id: thousands at most, where all of the above could be a hundred thousand.
+# Every tile of every plane is a file for every id; `CHUNKS` would give up to a hundred thousand files.
 FEW_CHUNKS = st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple)
 
 

@@ -1,7 +1,7 @@
-"""Names, order and defaults of the reference's parameters, as our users know them.
+"""Names, order and defaults of imageryclient's parameters.
 
-`test_signatures` holds this table against the reference's text where that is at hand, and the package against this
-table everywhere.
+`test_signatures` compares this table with the installed imageryclient, with its documentation where that is available,
+and with this package.
 """
 
 from __future__ import annotations
