@@ -1,7 +1,7 @@
-"""Clusters: make a dask `Client` from a word, a YAML file or an address, and keep its workers running.
+"""Clusters: connect a dask `Client` to what `--cluster` names, and keep its workers running.
 
 This folder imports `sources` and what is below it, never `export` or `records`. Begin with `connecting.connect`; then
-read `cluster_file` (what a YAML file may say), `starting`, and `replacing` (new workers for those that ended).
+read `cluster_file` (the keys of YAML files), `starting`, and `replacing` (new workers for those that ended).
 Names are imported when they are first used: most of them load dask.distributed, `batch_jobs` does not.
 """
 

@@ -1,6 +1,6 @@
-"""What a batch system says about jobs: which are listed, why they wait, how they ended.
+"""Ask a batch system about jobs: which are listed, why they wait, how they ended.
 
-Names of batch systems are those of dask-jobqueue (``"slurm"``). Nothing here imports dask.
+Batch systems have their names in dask-jobqueue (``"slurm"``). Nothing here imports dask.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ __all__ = [
     "submitted_ids", "system_of",
 ]  # fmt: skip
 
-# Seconds before a command of the batch system is given up.
+# Seconds after which a command of the batch system is given up.
 DESCRIBE_S = 10
 LIST_S = 30.0
+# Lines of a log, lines of an answer, and jobs that a message shows.
 LOG_LINES = 15
 ANSWER_LINES = 20
 JOBS_SHOWN = 3
@@ -40,7 +41,7 @@ DESCRIBE: dict[str, tuple[tuple[str, ...], ...]] = {
     "moab": (("checkjob", "{id}"),),
     "htcondor": (("condor_q", "-better-analyze", "{id}"),),
 }
-# Commands that list the jobs of a user. The first word of a line is the id; another one may be the state.
+# Commands that list the jobs of a user. The first word of a line is the id; another word may be the state.
 LIST = {
     "slurm": "squeue --noheader --states=all --format=%i/%T --user={user}",
     "pbs": "qselect -u {user}",
@@ -51,7 +52,7 @@ ENDED_STATES = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "DONE", "EXIT", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
     "PREEMPTED", "REVOKED", "TIMEOUT",
 }  # fmt: skip
-# Output of bjobs without jobs; whether the exit code is 0 depends on its version.
+# Output of bjobs if there are no jobs. Its exit code depends on the version.
 NO_JOBS = ("No unfinished job", "No job found")
 
 
@@ -86,12 +87,12 @@ def is_listed(system: str, job_id: str) -> bool | None:
 
 
 async def listed_jobs(system: str) -> dict[str, bool] | None:
-    """Return the numbers of this user's listed jobs, with True for those that ended; None if there is no answer."""
+    """Return this user's listed jobs by number, with True for those that ended; None if there is no answer."""
     command = LIST.get(system)
     if command is None:
         return None
     try:
-        # The user id, not the environment: with another user's name all jobs would seem to have ended.
+        # By user id: with the name of another user, which the environment may have, all jobs would seem to have ended.
         words = command.format(user=pwd.getpwuid(os.getuid()).pw_name).split()
         process = await asyncio.to_thread(
             subprocess.run, words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIST_S
@@ -115,14 +116,14 @@ def submitted_ids(cluster: Cluster) -> list[str]:
 
 
 def job_details(cluster: Cluster) -> str:
-    """Return state, end of a log and script of a cluster's jobs; "" for clusters without a batch system."""
+    """Return the state, last log lines and script of a cluster's jobs; "" without a batch system."""
     if not is_job_queue(type(cluster)):
         return ""
     ids = submitted_ids(cluster)
     parts = [
         describe_jobs(system_of(type(cluster)), ids),
         end_of_log(getattr(cluster._dummy_job, "log_directory", None), ids),
-        "The script of each job:\n" + _indented(cluster.job_script().splitlines()),
+        "The job script:\n" + _indented(cluster.job_script().splitlines()),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -143,8 +144,8 @@ def describe_jobs(system: str, ids: Sequence[str]) -> str:
         lines = (process.stdout + process.stderr).strip().splitlines()
         # A table with only its header means that the jobs have ended.
         if len(lines) > 1 or (lines and not words[1].startswith("--format")):
-            return f"{' '.join(command)} says:\n{_indented(lines[:ANSWER_LINES])}"
-    return f"The batch system says nothing about the jobs {', '.join(shown)}."
+            return f"{' '.join(command)} prints:\n{_indented(lines[:ANSWER_LINES])}"
+    return f"The batch system has no information about the jobs {', '.join(shown)}."
 
 
 def end_of_log(folder: Any, ids: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Arguments of each cluster class for settings that cluster files have under one name.
+"""Translate settings of cluster files, which are the same for all classes, into arguments of the class.
 
 ========================  ======================  ==============================  =======================
 class                     environment             preload                         worker_memory
@@ -39,27 +39,27 @@ __all__ = [
     "with_lists",
 ]
 
-# Extras of this package, by the class or package that they install.
+# Extras of this package, by the cluster class or package that needs them.
 EXTRAS = {
     "dask_jobqueue.SLURMCluster": "slurm", "dask_jobqueue.LSFCluster": "lsf", "dask_jobqueue.PBSCluster": "pbs",
     "dask_jobqueue.SGECluster": "sge", "dask_jobqueue": "clusters", "asyncssh": "ssh", "dask_kubernetes": "kubernetes",
     "dask_gateway": "gateway",
 }  # fmt: skip
-# Arguments that pass on other arguments.
+# Arguments that hold further keyword arguments.
 PASSED_ON = ("base_class_kwargs",)
 # Arguments of dask-jobqueue that are lists of lines or words.
 LISTS_OF_JOBQUEUE = ("job_directives_skip", "job_extra_directives", "job_script_prologue", "worker_extra_args")
-# Classes whose jobs run no shell script, in which variables could be exported.
+# Classes whose jobs run no shell script, so that variables cannot be exported in it.
 NO_SHELL = ("HTCondorCluster",)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """Settings of workers that a cluster file gives for any class."""
+    """Settings of workers that mean the same for every cluster class."""
 
     # Environment variables.
     environment: Mapping[str, str]
-    # Modules, files or code that workers load first.
+    # Modules, files or code that workers load before their first block.
     preload: tuple[str, ...]
     # Bytes of one worker process.
     memory: int | None
@@ -93,7 +93,7 @@ def with_lists(cluster_class: type, arguments: Mapping[str, object]) -> Keywords
 
 
 def accepted_names(cluster_class: type) -> set[str] | None:
-    """Return the keyword arguments that a class takes, or None if they cannot be known."""
+    """Return the names of the keyword arguments of a class, or None if they cannot be determined."""
     if is_job_queue(cluster_class):
         return _names_of(_with_own_arguments(cluster_class)) | job_names(cluster_class)
     elif inspect.isclass(cluster_class) and issubclass(cluster_class, LocalCluster):
@@ -108,7 +108,7 @@ def accepted_names(cluster_class: type) -> set[str] | None:
 
 
 def job_names(cluster_class: Any) -> set[str]:
-    """Return the keyword arguments of the job class of a batch system."""
+    """Return the names of the keyword arguments of the job class of a batch system."""
     return _names_of(_with_own_arguments(cluster_class.job_cls))
 
 
@@ -127,7 +127,7 @@ def fitted(cluster_class: type, arguments: Keywords, settings: WorkerSettings) -
     Raises
     ------
     UnfitError
-        If the class does not support a setting, or `arguments` give it already.
+        If the class does not support a setting, or `arguments` have it already.
     """
     if not settings.names():
         return dict(arguments)

@@ -41,7 +41,7 @@ SECURITY = {"ca": "tls_ca_file", "cert": "tls_{role}_cert", "key": "tls_{role}_k
 ROLES = ("client", "scheduler", "worker")
 # Arguments that `imagery_dask.cluster.driver` sets itself.
 NOT_DRIVERS = {"name", "scheduler"}
-# A smaller size is a number without its unit.
+# A smaller size is probably a number whose unit was forgotten.
 LEAST_MEMORY = 2**20
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -57,7 +57,7 @@ class ClusterFile:
     cluster : callable or None
         The cluster class; None if the file has the address of a running cluster.
     arguments : dict
-        Its keyword arguments, with the file's settings of workers under the names that the class has for them.
+        Keyword arguments of the class, including those made from ``environment``, ``preload`` and ``worker_memory``.
     workers : int or None
         Number of workers to start.
     adapt : tuple of int, or None
@@ -80,7 +80,7 @@ class ClusterFile:
     driver: Keywords = field(default_factory=dict)
 
     def check_count(self, workers: int | None) -> None:
-        """Raise ValueError if a batch system is asked for no workers, neither by the file nor by the caller."""
+        """Raise ValueError if neither the file of a batch system nor `workers` gives a number of workers."""
         if is_job_queue(self.cluster) and not (
             workers or self.workers or self.adapt or self.arguments.get("n_workers")
         ):
@@ -97,8 +97,9 @@ def load_cluster_file(path: Path, retire_before_s: float | None = None) -> Clust
 
         - ``cluster`` (dotted name of a cluster class) and ``arguments`` (its keyword arguments);
         - ``workers`` (how many to start), or ``adapt`` (``{minimum: 1, maximum: 20}``);
-        - ``environment`` (variables of the workers), ``preload`` (what they load first), ``worker_memory`` (of each);
-        - ``retire_before`` (how long before the walltime of their jobs workers leave);
+        - ``environment`` (variables of the workers), ``preload`` (modules that they load first), ``worker_memory``
+          (of each worker process);
+        - ``retire_before`` (time before the walltime of their jobs at which workers leave);
         - ``security``: ``{ca: FILE, cert: FILE, key: FILE}``, or ``temporary`` for certificates made for this run;
         - ``driver``: arguments of the driver's own job (``imagery-dask submit``), such as ``{walltime: "24:00:00"}``;
         - or ``address``, in place of ``cluster``: a running scheduler, with ``security`` if it is encrypted.
@@ -117,7 +118,7 @@ def load_cluster_file(path: Path, retire_before_s: float | None = None) -> Clust
     if "address" in file.values:
         for name in STARTED_ONLY:
             if name in file.values:
-                file.refuse(name, f"{name!r} is for clusters that are started; 'address' joins one that runs.")
+                file.refuse(name, f"{name!r} is for clusters that are started; 'address' joins a running one.")
         if retire_before_s is not None:
             file.refuse(
                 "address", "--retire-before (retire_before) is for clusters that are started; this file joins one."
@@ -192,7 +193,7 @@ def _adapt(file: Lines) -> tuple[int, int] | None:
     if part is None or not part.values:
         file.refuse("adapt", f"'adapt' must be {{minimum: N, maximum: N}}; got {file.values['adapt']!r}.")
     part.check_names(("minimum", "maximum"))
-    # At least one: an export asks for the resources of its workers before there is any work.
+    # At least one, since an export asks for the resources of its workers before it submits blocks.
     minimum, maximum = _count(part, "minimum") or 1, _count(part, "maximum")
     if maximum is None:
         part.refuse(None, "'adapt' needs a 'maximum'.")

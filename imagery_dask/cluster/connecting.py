@@ -1,4 +1,4 @@
-"""Connect to a cluster that a word, a YAML file or an address names, and close what was opened."""
+"""Connect to the cluster that `--cluster` names, and close what was opened."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ __all__ = ["LOST", "WAIT_S", "connect"]
 
 WAIT_S = 600.0
 CLOSE_S = 2.0
-# Interval between looks at whether a worker may still come.
+# Interval at which the wait for the first worker checks whether it has become hopeless.
 LOOK_S = 1.0
-# When a warning says that no worker has come: after this time, and then at this interval.
+# A warning says that no worker has come: first after this time, then at this interval.
 WARN_S = (30.0, 300.0)
 YAML = (".yaml", ".yml")
 LOST = (
@@ -48,7 +48,7 @@ _logger = logging.getLogger(__name__)
 
 
 class _Client(Client):
-    """A client that closes at once if connecting is interrupted; otherwise Python would wait a minute at exit."""
+    """A client that closes at once if connecting is interrupted; dask's own would delay the exit by a minute."""
 
     def start(self, **options: object) -> Any:
         try:
@@ -74,7 +74,7 @@ def connect(
         to. A YAML file names a cluster class and its arguments (see ``cluster_configs/``). A client or cluster that
         exists is used as it is.
     workers : int, optional
-        Number of workers to start. Workers that end are replaced. An error for a cluster that runs already.
+        Number of workers to start. Workers that end are replaced. Not for a cluster that runs already.
     wait_s : float
         Seconds to wait for the first worker.
     retire_before_s : float, optional
@@ -105,9 +105,7 @@ def connect(
             f"({type(spec).__name__})."
         )
     if getattr(spec, "asynchronous", False):
-        raise TypeError(
-            f"cluster is asynchronous, which is for coroutines; start it without asynchronous=True: {spec}."
-        )
+        raise TypeError(f"cluster is asynchronous; start it without asynchronous=True: {spec}.")
     if retire_before_s is not None:
         _check_retiring(spec, retire_before_s)
     current = spec if isinstance(spec, Client) else _current_client() if spec is None else None
@@ -127,17 +125,18 @@ def connect(
                 prepare_workers(client)
                 yield client
         except ClusterLostError:
-            logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it would log tracebacks as it closes
+            logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it logs tracebacks when it closes
             raise
 
 
 def _wait_for_worker(client: Client, cluster: Cluster, wait_s: float, replacer: Replacer | None) -> None:
-    """Wait for the first worker, until the time is over or the replacer has given up.
+    """Wait for the first worker.
 
     Raises
     ------
     TimeoutError
-        If no worker came; with the state, log and script of the jobs on a batch system.
+        If no worker came within `wait_s`, or the replacer gave up. On a batch system the message has the state, log
+        and script of the jobs.
     """
     started = time.monotonic()
     deadline, warn_at = started + wait_s, started + WARN_S[0]
@@ -157,8 +156,8 @@ def _wait_for_worker(client: Client, cluster: Cluster, wait_s: float, replacer: 
     when = ": each time, all of them ended before they connected" if hopeless else f" within {wait_s:.3g} s (--wait)"
     details = job_details(cluster)
     remedy = f"\n{details}" if details else (
-        " Start workers (dask worker ADDRESS), or look at the batch system's queue and at the logs of those that were "
-        "started."
+        " Start workers (dask worker ADDRESS), or look at the batch system's queue and at the logs of the "
+        "workers."
     )  # fmt: skip
     raise TimeoutError(f"No worker came{when}.{remedy}")
 
@@ -176,8 +175,8 @@ def _check_retiring(spec: Any, retire_before_s: float) -> None:
 def _refuse_workers(workers: int | None, running: object) -> None:
     if workers is not None:
         raise ValueError(
-            f"workers (--workers) is for clusters that are started here; {running} runs, and has its own. Got "
-            f"{workers}: leave it out, or scale that cluster."
+            f"workers (--workers) is for clusters that are started here; {running} runs already. Got {workers}: leave "
+            "it out, or scale that cluster."
         )
 
 
@@ -193,7 +192,7 @@ def _log_level_restored() -> Iterator[None]:
 
 @contextmanager
 def _raising_if_lost(client: Client) -> Iterator[None]:
-    """Raise ClusterLostError in place of the various errors that dask raises when the scheduler is gone."""
+    """Raise ClusterLostError instead of dask's various errors if the scheduler is gone."""
     try:
         yield
     except ImageryDaskError:
@@ -208,7 +207,7 @@ def _raising_if_lost(client: Client) -> Iterator[None]:
 def _cluster(
     spec: Any, workers: int | None, retire_before_s: float | None
 ) -> Iterator[tuple[Any, Security | None, Replacer | None]]:
-    """Yield a cluster or address, its certificates and its replacer; close the cluster if it was started here."""
+    """Yield a cluster or address, its certificates and its replacer; on leaving, close what was started here."""
     if spec is not None and not isinstance(spec, (str, os.PathLike)):
         _refuse_workers(workers, spec)
         yield spec, None, None
@@ -240,9 +239,9 @@ def _cluster(
 
 def _running(spec: str, security: Security | None) -> str:
     """Return the address of a running scheduler, given as an address or a scheduler file."""
-    found_in = None if "://" in spec else Path(spec)
-    address = spec if found_in is None else scheduler_address(found_in)
-    check_scheduler(address, security, found_in)
+    scheduler_file = None if "://" in spec else Path(spec)
+    address = spec if scheduler_file is None else scheduler_address(scheduler_file)
+    check_scheduler(address, security, scheduler_file)
     return address
 
 

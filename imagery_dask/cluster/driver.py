@@ -23,7 +23,7 @@ __all__ = ["driver_script", "submit_driver"]
 MEMORY = "4GiB"
 NAME = "imagery-dask"
 SUBMIT_S = 120.0
-# Arguments for cores and memory of a batch system, which are those of workers.
+# Arguments for cores and memory of the workers, which do not apply to the driver.
 OF_WORKERS = {"job_cpu", "job_mem", "ncpus", "mem"}
 
 
@@ -70,13 +70,13 @@ def submit_driver(file: ClusterFile, command: Sequence[str]) -> DriverJob:
     except ValueError:
         raise OSError(
             f"The driver's job {script} was submitted, but its id is not in the output: {output.strip()!r}. Look at "
-            "the queue before it is submitted again."
+            "the queue before you submit it again."
         ) from None
     return DriverJob(job_id, system_of(file.cluster), str(script), str(folder) if job.log_directory else None)
 
 
 def _submit(job: Any, script: Path) -> str:
-    """Submit a script, and return the output. dask-jobqueue's own function hides the errors of bsub."""
+    """Submit a script and return the output; dask-jobqueue's own function hides the errors of bsub."""
     words, content = shlex.split(job.submit_command), ""
     if getattr(job, "use_stdin", False):
         content = script.read_text()
@@ -88,8 +88,8 @@ def _submit(job: Any, script: Path) -> str:
 def _job(file: ClusterFile, command: Sequence[str]) -> Any:
     if not is_job_queue(file.cluster) or file.cluster.__name__ in NO_SHELL:
         raise ValueError(
-            f"{file.path}: submit is for batch systems (dask_jobqueue's SLURMCluster and its kin), and "
-            f"{getattr(file.cluster, '__name__', 'a cluster that runs')} is none; run the export itself."
+            f"{file.path}: submit needs a batch system (dask_jobqueue's SLURMCluster, LSFCluster, ...), and "
+            f"{getattr(file.cluster, '__name__', 'a running cluster')} is none; run imagery-dask export instead."
         )
     kind = file.cluster.job_cls
     taken = job_names(file.cluster) - OF_WORKERS
@@ -99,8 +99,8 @@ def _job(file: ClusterFile, command: Sequence[str]) -> Any:
     job = kind(**arguments)
     section = arguments.get("config_name") or system_of(file.cluster)
     python = arguments.get("python") or dask.config.get(f"jobqueue.{section}.python", None) or sys.executable
-    # What a worker's job does is one line, whose place the driver's takes; `exec` hands it the system's signals. Python
-    # may be several words, such as those of a container.
+    # The script of a worker's job ends with this command; `exec` lets the driver receive the batch system's signals.
+    # `python` may be several words, such as a command that runs it in a container.
     words = f"{python} -m imagery_dask {shlex.join(command)}"
     job._command_template = f"cd {shlex.quote(os.getcwd())}\nexec {words}"
     return job

@@ -1,7 +1,7 @@
-"""dask-gateway: what is wrong with its address or with who asks, at once and in one line.
+"""Check the address of a dask-gateway server and the user's authentication before a cluster is started.
 
-Its client waits for minutes where nothing answers, and says of a refusal no more than the number of a status. It is
-asked for its options first, which starts nothing.
+The client of dask-gateway waits for minutes if nothing answers, and reports a refusal only by its HTTP status. So the
+server is asked for its cluster options first, which starts nothing, and errors are one line.
 """
 
 from __future__ import annotations
@@ -20,56 +20,58 @@ if TYPE_CHECKING:
 
 __all__ = ["check_gateway", "closed_for_good", "is_gateway"]
 
-# Arguments of the cluster class that say where the gateway is, and who asks.
+# Arguments of the cluster class for the addresses of the gateway and the authentication.
 CLIENT = ("address", "proxy_address", "public_address", "auth")
 REFUSED = (401, 403)
 WORDS_SHOWN = 200
 
 
 def is_gateway(cluster_class: type) -> bool:
-    """Whether a class asks a dask-gateway server for its cluster."""
+    """Return True if a cluster class starts its clusters through a dask-gateway server."""
     return str(getattr(cluster_class, "__module__", "")).startswith("dask_gateway.")
 
 
 def closed_for_good(cluster: Cluster) -> None:
-    """Keep a cluster that is closed from closing its client again when it is collected: that fails with a traceback."""
-    # All that the client's __del__ looks at (dask-gateway 2026.3).
+    """Keep a closed cluster from closing its client again when it is garbage-collected, which prints a traceback."""
+    # The only attribute that the client's __del__ reads (dask-gateway 2026.3).
     cluster.gateway._asynchronous = True
 
 
-def check_gateway(arguments: Mapping[str, object], found_in: str) -> None:
-    """Ask a gateway for its options, and connect to its proxy for schedulers, once each.
+def check_gateway(arguments: Mapping[str, object], file: str) -> None:
+    """Raise if a gateway or its proxy for schedulers cannot be reached, or refuses this user.
+
+    The gateway is asked for its options, and one connection to the proxy is opened.
 
     Parameters
     ----------
     arguments : mapping
-        Of the cluster class; what they leave open is in dask's configuration.
-    found_in : str
-        File that has them.
+        Arguments of the cluster class. dask's configuration (``gateway``) has the defaults.
+    file : str
+        The cluster file, with which messages begin.
 
     Raises
     ------
     ValueError
-        The address is none, or the authentication is not known or lacks a token.
+        If the address is not a URL, or the authentication is unknown or has no token.
     ImportError
-        The authentication needs a package that is not installed.
+        If the authentication needs a package that is not installed.
     PermissionError
-        The gateway refuses this user.
+        If the gateway refuses this user.
     ConnectionError
-        Nothing answers there, or something else.
+        If nothing answers, or something other than a gateway.
     """
     given = {name: arguments[name] for name in CLIENT if name in arguments}
-    # A loop of its own: a notebook has one in this thread.
+    # In another thread, since a notebook has a running event loop in this one.
     with ThreadPoolExecutor(1) as pool:
-        proxy_address = pool.submit(asyncio.run, _ask(given, found_in)).result()
+        proxy_address = pool.submit(asyncio.run, _ask(given, file)).result()
     host, port = get_address_host_port(proxy_address.replace("gateway://", "tcp://"))
-    said = f"{found_in}: the gateway's proxy for schedulers ('proxy_address') {proxy_address}"
-    with open_connection(host, port, said):
+    proxy = f"{file}: the gateway's proxy for schedulers ('proxy_address') {proxy_address}"
+    with open_connection(host, port, proxy):
         pass
 
 
-async def _ask(given: Mapping[str, object], found_in: str) -> str:
-    """Ask for options; give the address of the proxy for schedulers."""
+async def _ask(given: Mapping[str, object], file: str) -> str:
+    """Ask a gateway for its options, and return the address of its proxy for schedulers."""
     from aiohttp import ClientError, ClientResponseError, InvalidURL
     from dask_gateway import Gateway
 
@@ -77,40 +79,41 @@ async def _ask(given: Mapping[str, object], found_in: str) -> str:
         gateway = Gateway(asynchronous=True, **given)
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"{found_in}: the authentication {given.get('auth')!r} needs the package {error.name!r}, which is not "
+            f"{file}: the authentication {given.get('auth')!r} needs the package {error.name!r}, which is not "
             "installed; 'auth' is basic, kerberos, jupyterhub, or the dotted name of a class."
         ) from None
     except (ValueError, TypeError, ImportError) as error:
-        raise ValueError(f"{found_in}: {_words(error)}") from None
-    said = f"{found_in}: the gateway {gateway.address}"
-    no_address = f"{said}: 'address' must be https://HOST[:PORT][/PATH]."
+        raise ValueError(f"{file}: {_one_line(error)}") from None
+    server = f"{file}: the gateway {gateway.address}"
+    no_url = f"{server}: 'address' must be https://HOST[:PORT][/PATH]."
     if not gateway.address.startswith(("http://", "https://")):
-        raise ValueError(no_address)
+        raise ValueError(no_url)
     async with gateway:
         try:
             await asyncio.wait_for(gateway.cluster_options(), ANSWER_S)
         except TimeoutError:
-            raise ConnectionError(f"{said}: no answer within {ANSWER_S:.0f} s. Does a firewall lie between?") from None
+            raise ConnectionError(f"{server}: no answer within {ANSWER_S:.0f} s. Is there a firewall?") from None
         except ModuleNotFoundError as error:
-            raise ImportError(f"{said}: its authentication needs the package {error.name!r}.") from None
+            raise ImportError(f"{server}: its authentication needs the package {error.name!r}.") from None
         except ClientResponseError as error:
             if error.status in REFUSED:
                 raise PermissionError(
-                    f"{said} refuses this user ({error.status} {error.message}); look at 'auth', and at gateway.auth "
-                    "in dask's configuration, where user and password are."
+                    f"{server} refuses this user ({error.status} {error.message}); check 'auth', and the user and "
+                    "password in dask's configuration (gateway.auth)."
                 ) from None
-            raise ConnectionError(f"{said} answers as no gateway does ({error.status} {error.message}).") from None
+            raise ConnectionError(f"{server} gave an unexpected answer ({error.status} {error.message}).") from None
         except InvalidURL:
-            raise ValueError(no_address) from None
+            raise ValueError(no_url) from None
         except (ValueError, KeyError) as error:
             raise ConnectionError(
-                f"{said}: something else answers there ({_words(error)}); look at its path."
+                f"{server} is not a dask-gateway server ({_one_line(error)}); check the path of 'address'."
             ) from None
         except (ClientError, OSError) as error:
-            raise ConnectionError(f"{said} cannot be reached: {_words(getattr(error, 'os_error', error))}.") from None
+            reason = getattr(error, "os_error", error)
+            raise ConnectionError(f"{server} cannot be reached: {_one_line(reason)}.") from None
     return str(gateway.proxy_address)
 
 
-def _words(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= WORDS_SHOWN else text[:WORDS_SHOWN] + "..."

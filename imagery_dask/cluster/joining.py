@@ -1,7 +1,7 @@
-"""Joining a cluster that runs: what is wrong with its address or the certificates, at once and in one line.
+"""Check the address and the certificates of a running scheduler before dask connects to it.
 
-dask tries for half a minute, and hides the reason. A connection is made by hand first: a scheduler greets as soon as
-one is open, and a TLS server that refuses a certificate says why then.
+dask tries for half a minute and hides the reason of a failure. So a plain socket is connected first: a scheduler sends
+a greeting at once, and a TLS server that refuses a certificate gives the reason. Errors are one line.
 """
 
 from __future__ import annotations
@@ -17,25 +17,27 @@ from distributed.security import Security
 
 __all__ = ["ANSWER_S", "check_scheduler", "open_connection", "scheduler_address"]
 
+# Seconds to wait for an answer.
 ANSWER_S = 5.0
-# A scheduler that is just starting.
+# Seconds during which a refused connection is tried again, since the scheduler may be starting.
 REFUSED_S = 2.0
+# Schemes of the addresses that are checked.
 PROBED = ("tcp", "tls")
 
 
 def scheduler_address(path: Path) -> str:
-    """Address in a file that a scheduler wrote.
+    """Return the address in a scheduler file.
 
     Raises
     ------
     FileNotFoundError
-        There is none.
+        If the file does not exist.
     ValueError
-        It is not a scheduler file.
+        If it is not a scheduler file.
     """
     if not path.exists():
         raise FileNotFoundError(
-            f"There is no scheduler file {path}; 'dask scheduler --scheduler-file {path}' writes it where it starts."
+            f"There is no scheduler file {path}; 'dask scheduler --scheduler-file {path}' writes it."
         )
     try:
         content = json.loads(path.read_text())
@@ -43,41 +45,43 @@ def scheduler_address(path: Path) -> str:
     except (ValueError, KeyError):
         address = None
     if not isinstance(address, str) or "://" not in address:
-        raise ValueError(f"{path} is no scheduler file: it has no 'address' (dask scheduler --scheduler-file FILE).")
+        raise ValueError(f"{path} is not a scheduler file: it has no 'address' (dask scheduler --scheduler-file FILE).")
     return address
 
 
-def check_scheduler(address: str, security: Security | None, found_in: Path | None = None) -> None:
-    """Connect once, and say what is wrong.
+def check_scheduler(address: str, security: Security | None, scheduler_file: Path | None = None) -> None:
+    """Raise if no scheduler listens at an address, or a certificate is refused.
 
     Parameters
     ----------
     address : str
-        ``tcp://HOST:PORT`` or ``tls://HOST:PORT``; others are left to dask.
+        ``tcp://HOST:PORT`` or ``tls://HOST:PORT``; other addresses are not checked.
     security : Security or None
-        Certificates; by default those of dask's configuration.
-    found_in : pathlib.Path, optional
-        File that has the address.
+        Certificates. None uses those of dask's configuration.
+    scheduler_file : pathlib.Path, optional
+        Scheduler file with the address, for messages.
 
     Raises
     ------
     ValueError
-        The address is none, or `tls://` without certificates.
+        If the address is invalid, or is ``tls://`` and there are no certificates.
     ConnectionError
-        Nothing listens there, or something else; or a certificate is refused, by either side.
+        If nothing or something other than a scheduler listens there, or either side refuses a certificate.
     """
     scheme, _, rest = address.partition("://")
     if scheme not in PROBED:
         return
-    said = f"{address} (of {found_in})" if found_in else address
+    scheduler = f"{address} (of {scheduler_file})" if scheduler_file else address
     try:
         host, port = get_address_host_port(address)
         if not 0 < port < 65536:
             raise ValueError
     except ValueError:
-        raise ValueError(f"{said} is no address of a scheduler: {scheme}://HOST:PORT; got {rest!r}.") from None
-    context = _context(said, security) if scheme == "tls" else None
-    with open_connection(host, port, said) as connection:
+        raise ValueError(
+            f"{scheduler} is not the address of a scheduler ({scheme}://HOST:PORT); got {rest!r}."
+        ) from None
+    context = _context(scheduler, security) if scheme == "tls" else None
+    with open_connection(host, port, scheduler) as connection:
         try:
             if context is None:
                 greeting = connection.recv(1)
@@ -85,25 +89,32 @@ def check_scheduler(address: str, security: Security | None, found_in: Path | No
                 with context.wrap_socket(connection, server_hostname=host) as encrypted:
                     greeting = encrypted.recv(1)
         except ssl.SSLError as error:
-            raise ConnectionError(f"{said}: {_why(error)}") from None
+            raise ConnectionError(f"{scheduler}: {_tls_reason(error)}") from None
         except TimeoutError:
-            hint = "" if scheme == "tls" else "; an encrypted scheduler is tls://"
+            hint = "" if scheme == "tls" else "; the address of an encrypted scheduler begins with tls://"
             raise ConnectionError(
-                f"{said}: something listens there, but greets as no dask scheduler within {ANSWER_S:.0f} s{hint}."
+                f"{scheduler}: a server that listens there sent no greeting of dask within {ANSWER_S:.0f} s{hint}."
             ) from None
         except OSError as error:
-            raise ConnectionError(f"{said}: the connection broke: {error.strerror or error}.") from None
+            raise ConnectionError(f"{scheduler}: the connection broke: {error.strerror or error}.") from None
     if not greeting:
-        raise ConnectionError(f"{said}: the connection was closed at once; is it the scheduler's port (8786)?")
+        raise ConnectionError(f"{scheduler}: the connection was closed at once. Is this the scheduler's port (8786)?")
 
 
-def open_connection(host: str, port: int, said: str) -> socket.socket:
-    """Connect, with some patience for what is just starting.
+def open_connection(host: str, port: int, server: str) -> socket.socket:
+    """Open a connection; a refused one is tried again for two seconds, since the server may be starting.
+
+    Parameters
+    ----------
+    host, port : str, int
+        Where to connect.
+    server : str
+        Name of the server, with which messages begin.
 
     Raises
     ------
     ConnectionError
-        Nothing listens there, or nothing answers; it begins with what `said` calls the place.
+        If nothing listens there, or nothing answers.
     """
     deadline = time.monotonic() + REFUSED_S
     while True:
@@ -111,40 +122,40 @@ def open_connection(host: str, port: int, said: str) -> socket.socket:
             return socket.create_connection((host, port), timeout=ANSWER_S)
         except ConnectionRefusedError:
             if time.monotonic() > deadline:
-                raise ConnectionError(f"{said}: nothing listens there. Is it running?") from None
+                raise ConnectionError(f"{server}: nothing listens there. Is it running?") from None
             time.sleep(0.2)
         except socket.gaierror:
-            raise ConnectionError(f"{said}: there is no host {host!r}.") from None
+            raise ConnectionError(f"{server}: there is no host {host!r}.") from None
         except TimeoutError:
             raise ConnectionError(
-                f"{said}: no answer within {ANSWER_S:.0f} s. Does a firewall lie between, or is the host another one?"
+                f"{server}: no answer within {ANSWER_S:.0f} s. Is the host right, and is there a firewall?"
             ) from None
         except OSError as error:
-            raise ConnectionError(f"{said}: cannot be reached: {error.strerror or error}.") from None
+            raise ConnectionError(f"{server}: cannot be reached: {error.strerror or error}.") from None
 
 
-def _context(said: str, security: Security | None) -> ssl.SSLContext:
+def _context(scheduler: str, security: Security | None) -> ssl.SSLContext:
     try:
         context = (security or Security()).get_connection_args("client").get("ssl_context")
     except (OSError, ssl.SSLError) as error:
-        raise ValueError(f"{said}: the certificate or key cannot be loaded: {_reason(error)}.") from None
+        raise ValueError(f"{scheduler}: the certificate or key cannot be loaded: {_reason(error)}.") from None
     if not isinstance(context, ssl.SSLContext):
         raise ValueError(
-            f"{said} needs certificates: a cluster file with 'address' and 'security' (see cluster_configs/tls.yaml), "
+            f"{scheduler} needs certificates: a cluster file with 'address' and 'security' (cluster_configs/tls.yaml), "
             "or distributed.comm.tls in dask's configuration."
         )
     return context
 
 
-def _why(error: ssl.SSLError) -> str:
+def _tls_reason(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the scheduler's certificate is not one of this CA ({error.verify_message}); look at 'ca'."
+        return f"the scheduler's certificate is not signed by this CA ({error.verify_message}); check 'ca'."
     reason = _reason(error)
     if "WRONG VERSION" in reason or "RECORD LAYER" in reason:
-        return "the scheduler there speaks no TLS; its address is tcp://."
+        return "the scheduler does not use TLS; its address begins with tcp://."
     if "ALERT" in reason:
-        return f"the scheduler refuses this client's certificate ({reason.lower()}); look at 'cert' and 'key'."
-    return f"TLS failed ({reason.lower()}); look at 'ca', 'cert' and 'key'."
+        return f"the scheduler refuses this client's certificate ({reason.lower()}); check 'cert' and 'key'."
+    return f"TLS failed ({reason.lower()}); check 'ca', 'cert' and 'key'."
 
 
 def _reason(error: OSError) -> str:

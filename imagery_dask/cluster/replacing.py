@@ -1,7 +1,7 @@
-"""Start new workers for those whose job or process ended, so that a cluster keeps the number that was asked for.
+"""Replace workers whose job or process ended, so that a cluster keeps the requested number.
 
-dask replaces none of them. ``SpecCluster`` removes a worker that was disconnected for a while, even if its nanny is
-about to restart it. It does not notice a job that ends before its worker connects, nor one worker of several of a job.
+dask does not replace them. ``SpecCluster`` removes a worker that was disconnected for a while, even if its nanny is
+about to restart it. It does not notice a job that ends before its worker connects, or one of several workers of a job.
 ``Adaptive`` counts requested workers, not connected ones. Here the batch system is asked for its jobs, but only while a
 job has no connected worker.
 """
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 __all__ = ["Replacer", "replacing_workers"]
 
 # Interval at which workers are counted, which is cheap, and at which the batch system is asked while one is missing.
-# The latter grows from the first to the second number, since jobs may stay in the queue for days.
+# The second grows from one number to the other, since jobs may stay in the queue for days.
 COUNT_S = 1.0
 ASK_S = (2.0, 30.0)
 ASK_GROWTH = 1.5
-# A worker that is connected for less has failed to start: the next one would probably end the same way.
+# A worker that was connected for less counts as one that failed to start: the next one would probably end as well.
 STAYS_S = 10.0
 # Pauses before workers that failed to start are replaced; after the last pause nothing is replaced. If no worker ever
 # connected, the environment is probably broken, and the user should hear of it soon.
 PAUSES_S = (2.0, 5.0, 15.0, 60.0, 300.0)
 FIRST_TRIES = 2
-# Wait for a submission in progress: its job would stay in the queue.
+# Longest wait for a submission in progress, whose job would otherwise stay in the queue.
 STOP_S = 60.0
 
 _logger = logging.getLogger(__name__)
@@ -44,27 +44,14 @@ _logger = logging.getLogger(__name__)
 
 @contextmanager
 def replacing_workers(cluster: Cluster, configuration: Mapping[str, object]) -> Iterator[Replacer]:
-    """Replace the workers of a cluster that end, inside of a `with` block.
-
-    Parameters
-    ----------
-    cluster : distributed.SpecCluster
-        A cluster of a batch system, of SSH, or of local processes.
-    configuration : mapping
-        dask's configuration while workers start.
-
-    Yields
-    ------
-    Replacer
-        Its `hopeless` tells whether a worker may still come.
-    """
-    topping = Replacer(cluster, configuration)
-    cluster.sync(topping.start)
+    """Run a `Replacer` with these arguments inside a `with` block."""
+    replacer = Replacer(cluster, configuration)
+    cluster.sync(replacer.start)
     try:
-        yield topping
+        yield replacer
     finally:
-        with suppress(RuntimeError):  # a loop that has ended
-            cluster.sync(topping.stop)
+        with suppress(RuntimeError):  # the event loop has ended
+            cluster.sync(replacer.stop)
 
 
 class Replacer:
@@ -93,16 +80,16 @@ class Replacer:
         self._ever_connected = self._warned = False
         # Starts of workers since one stayed, including the first start.
         self._tries = 1
-        # Time at which workers that failed to start are replaced.
+        # Time at which workers that failed to start will be replaced.
         self._due: float | None = None
-        # Jobs that the batch system has ever listed. A job that it never listed is not taken to have ended.
+        # Jobs that the batch system has ever listed. A job that it never listed does not count as ended.
         self._listed: set[str] = set()
         self._ask_s, self._asked = ASK_S[0], 0.0
         self._stopping = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Start the task that looks after the workers."""
+        """Start the task that checks the workers."""
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
@@ -117,11 +104,11 @@ class Replacer:
             try:
                 await self._look()
             except Exception:
-                # One failure must not end the replacing.
-                _logger.debug("Looking after the workers failed", exc_info=True)
+                # One failure must not end the task.
+                _logger.debug("A check of the workers failed", exc_info=True)
 
     async def _look(self) -> None:
-        """Replace workers that ended: at once if they had stayed, otherwise after a pause, and not for ever."""
+        """Replace workers that ended: at once if they had stayed, otherwise after a pause, a few times."""
         self._count()
         is_due = self._due is not None and time.monotonic() >= self._due
         ended = await self._ended(is_due)
@@ -144,8 +131,8 @@ class Replacer:
             return
         self._warned = True
         _logger.warning(
-            "Workers were started %d times in a row, and none of them connected and stayed: those that end are not "
-            "replaced any longer. Their logs may say why%s.", self._tries, _logs_in(self._cluster),
+            "Workers were started %d times in a row, and none of them connected and stayed: workers that end are not "
+            "replaced any longer. The logs of the workers may say why%s.", self._tries, _logs_in(self._cluster),
         )  # fmt: skip
 
     async def _stops_within(self, seconds: float) -> bool:
@@ -177,7 +164,7 @@ class Replacer:
         """Return the names of workers that ended, or that dask has removed."""
         cluster = self._cluster
         if cluster._lock.locked() or cluster._correct_state_waiting:
-            return []  # dask is starting workers, which are specified and not connected yet
+            return []  # dask is starting workers; these are specified, but not connected yet
         dropped = [name for name in cluster.worker_spec if name not in cluster.workers]
         if not is_job_queue(type(cluster)):
             return dropped + [name for name, worker in cluster.workers.items() if _process_ended(worker)]
@@ -207,22 +194,22 @@ class Replacer:
         for name in names:
             worker = cluster.workers.pop(name, None)
             if worker is not None:
-                # In case it still runs.
+                # It may still run.
                 with suppress(Exception):
                     await worker.close()
-                if (connection := getattr(worker, "connection", None)) is not None:  # SSH: left open by close()
+                if (connection := getattr(worker, "connection", None)) is not None:  # of SSH; close() leaves it open
                     connection.close()
                 worker.status = Status.closed
             if name in cluster.worker_spec:
-                # Under another name, since dask may still be about to remove the old one.
+                # With a new name, since dask may still remove the old one.
                 (fresh,) = cluster.new_worker_spec()
                 cluster.worker_spec[fresh] = cluster.worker_spec.pop(name)
-        _logger.info("%d workers ended; new ones are started in their place.", len(names))
+        _logger.info("%d workers ended and are replaced.", len(names))
         try:
             with dask.config.set(self._configuration):
                 await cluster._correct_state()
         except Exception as error:
-            # The batch system refused, or a host did not answer: tried again after a pause.
+            # The batch system refused the job, or a host did not answer: the next check tries again after a pause.
             _logger.info("Workers could not be started: %s", " ".join(str(error).split()))
 
 

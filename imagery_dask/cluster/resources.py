@@ -31,7 +31,7 @@ def resources_of(client: Client) -> WorkerResources:
 
 
 def dashboard_address(client: Client) -> str | None:
-    """Return the address of the scheduler's dashboard, or None without one (bokeh is not installed)."""
+    """Return the address of the scheduler's dashboard, or None if there is none (bokeh is not installed)."""
     try:
         services = client.scheduler_info(n_workers=0).get("services") or {}
         if "dashboard" not in services or importlib.util.find_spec("bokeh") is None:

@@ -1,4 +1,4 @@
-"""Let workers leave shortly before the walltime of their jobs, at which the batch system kills them."""
+"""Let workers leave before the walltime of their jobs, when the batch system would kill them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["retiring"]
 # By default workers leave a tenth of the walltime before it, at most 10 minutes.
 DEFAULT_SHARE, DEFAULT_MOST_S = 10, 600.0
 DAY, HOUR, MINUTE = 86_400, 3_600, 60
-# Units of the fields of a walltime (H:M:S), by their number, for each batch system.
+# Units of the fields of a walltime, by the number of fields: ``{3: (HOUR, MINUTE, 1)}`` for H:M:S.
 FIELDS: dict[str, dict[int, tuple[int, ...]]] = {
     # https://slurm.schedmd.com/sbatch.html#OPT_time
     "slurm": {1: (MINUTE,), 2: (MINUTE, 1), 3: (HOUR, MINUTE, 1)},
@@ -32,7 +32,7 @@ SLURM_AFTER_DAYS = {1: (HOUR,), 2: (HOUR, MINUTE), 3: (HOUR, MINUTE, 1)}
 def retiring(cluster_class: type, arguments: Mapping[str, object], before_s: float | None) -> Keywords:
     """Add dask's ``--lifetime`` to the arguments of a class, so that workers leave before the walltime of their jobs.
 
-    They leave between once and twice `before_s` before it, not all at once; their blocks go to other workers.
+    Each leaves at a random time between once and twice `before_s` before it. Other workers take its blocks.
 
     Parameters
     ----------
@@ -85,14 +85,14 @@ def retiring(cluster_class: type, arguments: Mapping[str, object], before_s: flo
 
 
 def walltime_seconds(system: str, walltime: object) -> float | None:
-    """Read a walltime as the batch system does, in seconds; None if there is none, or its form is unknown.
+    """Return a walltime in seconds, read as the batch system reads it; None if there is none or its form is unknown.
 
     Parameters
     ----------
     system : str
         dask-jobqueue's name of the batch system.
     walltime : object
-        The value of the cluster class.
+        The argument ``walltime`` of the cluster class.
 
     Examples
     --------

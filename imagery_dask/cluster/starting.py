@@ -1,4 +1,4 @@
-"""Start clusters: on this machine, or those of cluster files."""
+"""Start clusters on this machine, or from cluster files, and close them."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ __all__ = ["from_file", "processes_here", "threads_here"]
 # Loopback only: a dask scheduler runs any code that is sent to it.
 LOOPBACK = "127.0.0.1"
 DASHBOARD = f"{LOOPBACK}:0"
-# Ctrl-C reaches every process of a terminal; this process ends the others itself, without their tracebacks.
+# Ctrl-C in a terminal reaches all processes. Workers ignore it: the driver ends them, without tracebacks.
 LEAVE_INTERRUPTS = """
 import logging, signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)
-logging.getLogger("distributed.worker.state_machine").setLevel(logging.ERROR)  # cancelled blocks are no news
-logging.getLogger("distributed.worker").addFilter(  # as the scheduler closes
+logging.getLogger("distributed.worker.state_machine").setLevel(logging.ERROR)  # it logs cancelled blocks as warnings
+logging.getLogger("distributed.worker").addFilter(  # when the scheduler closes
     lambda record: "communicate with scheduler during heartbeat" not in record.getMessage()
 )
 """
 # dask's profiler samples frames from another thread, which can deadlock Python (3.11.7; python/cpython#106883).
 NO_PROFILE = {"distributed.worker.profile.enabled": False}
-# SSHCluster sends dask's configuration along, and waits (for ever) for a line that processes log at this level.
+# SSHCluster sends dask's configuration to its processes, and waits without limit for a line logged at this level.
 HEARD = {"logging.distributed": "info"}
 
 
@@ -58,7 +58,7 @@ def threads_here(threads: int | None) -> LocalCluster:
 
 @contextmanager
 def processes_here(workers: int | None) -> Iterator[tuple[LocalCluster, Replacer]]:
-    """Start a cluster of processes on this machine, with a thread each, and replace those that end."""
+    """Start a cluster of processes on this machine, with one thread each, and replace those that end."""
     with _kill_warnings_dropped():
         with dask.config.set(NO_PROFILE):
             started = LocalCluster(
@@ -71,12 +71,12 @@ def processes_here(workers: int | None) -> Iterator[tuple[LocalCluster, Replacer
 
 @contextmanager
 def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, Replacer | None]]:
-    """Start what a cluster file names, replace its workers that end, and close it at the end.
+    """Start the cluster of a cluster file, replace workers that end, and close it on leaving.
 
     Parameters
     ----------
     file : ClusterFile
-        With a cluster class.
+        A file with a cluster class.
     workers : int, optional
         Overrides the number in the file.
 
@@ -96,7 +96,7 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, Rep
     file = _secured(file)
     arguments, scaled = dict(file.arguments), None
     if is_job_queue(file.cluster) and count:
-        for name in ("n_workers", "n_jobs"):  # which would come first
+        for name in ("n_workers", "n_jobs"):  # they would override `count`
             arguments.pop(name, None)
     try:
         if count:
@@ -119,7 +119,7 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, Rep
             _adapt(cluster, *file.adapt)
         elif count and scaled is None:
             _scale(cluster, count)
-        # Where the number follows the work, dask starts others on this machine by itself.
+        # An adaptive cluster of processes on this machine replaces workers itself.
         if is_job_queue(file.cluster) or (not adapts and (file.cluster is SSHCluster or _is_local(file.cluster))):
             with replacing_workers(cluster, _configuration(file.cluster)) as replacer:
                 yield cluster, replacer
@@ -129,16 +129,16 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, Rep
 
 @contextmanager
 def _kill_warnings_dropped() -> Iterator[None]:
-    """Drop the warning of nannies that a process was killed because it did not end within seconds."""
+    """Drop the warning of nannies that a process did not end within seconds and was killed."""
     logger = logging.getLogger("distributed.nanny")
-    logger.addFilter(_is_news)
+    logger.addFilter(_is_relevant)
     try:
         yield
     finally:
-        logger.removeFilter(_is_news)
+        logger.removeFilter(_is_relevant)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _is_relevant(record: logging.LogRecord) -> bool:
     return "still alive after" not in record.getMessage()
 
 
@@ -147,11 +147,11 @@ def _made(file: ClusterFile, arguments: Keywords) -> Iterator[Any]:
     name = getattr(file.cluster, "__name__", str(file.cluster))
     try:
         with dask.config.set(_configuration(file.cluster)), warnings.catch_warnings():
-            # A dashboard of another user has it; where ours is, is printed.
+            # Another user's dashboard may have the default port; the export prints the port of its own.
             warnings.filterwarnings("ignore", "Port .* is already in use", UserWarning)
             cluster = file.cluster(**arguments)
     except Exception as error:
-        # One line: classes of dask answer with pages, in errors of types of their own.
+        # Errors of cluster classes have many types and long texts: make them one line.
         reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
         raise ValueError(f"{file.path}: {name} did not start: {reason}") from error
     try:
@@ -160,9 +160,9 @@ def _made(file: ClusterFile, arguments: Keywords) -> Iterator[Any]:
                 yield cluster
             finally:
                 if is_job_queue(file.cluster):
-                    with suppress(RuntimeError):  # a loop that has ended
+                    with suppress(RuntimeError):  # the event loop has ended
                         cluster.sync(_submitted, cluster)
-                # dask-jobqueue's own never say that they are closed; as it closes, dask asserts that all of them are.
+                # dask asserts that all jobs are closed, and jobs of dask-jobqueue never set that status.
                 for job in getattr(cluster, "_created", ()) if is_job_queue(file.cluster) else ():
                     job.status = Status.closing
     finally:
@@ -178,7 +178,7 @@ async def _submitted(cluster: Cluster) -> None:
 
 def _adapt(cluster: Cluster, least: int, most: int) -> None:
     if is_job_queue(type(cluster)):
-        _scale(cluster, least)  # a job that is refused is an error, and no traceback in a log
+        _scale(cluster, least)  # a refused job raises here; adapt() would only log a traceback
     cluster.adapt(minimum=least, maximum=most)
 
 
@@ -188,38 +188,43 @@ def _scale(cluster: Cluster, count: int) -> None:
         return
 
     async def submitted() -> None:
-        # What scale() does in the background, where a job that is refused is only logged.
+        # scale() does the same in the background, where a refused job is only logged.
         while len(cluster.worker_spec) * cluster._dummy_job.worker_processes < count:
             cluster.worker_spec.update(cluster.new_worker_spec())
-        # An interrupt cancels this, but no submission that is under way.
+        # An interrupt cancels this coroutine, but not a submission in progress.
         await asyncio.shield(cluster._correct_state())
 
     try:
         cluster.sync(submitted)
     except (RuntimeError, OSError, ValueError) as error:
-        taken = sum(job.job_id is not None for job in cluster._created)
-        taken_words = f"took {taken} of {len(cluster.worker_spec)} jobs" if taken else "took no job"
-        raise OSError(f"The batch system {taken_words}:\n{error}\n{job_details(cluster)}") from None
+        accepted = sum(job.job_id is not None for job in cluster._created)
+        count_words = f"accepted {accepted} of {len(cluster.worker_spec)} jobs" if accepted else "accepted no job"
+        raise OSError(f"The batch system {count_words}:\n{error}\n{job_details(cluster)}") from None
 
 
 def _own_processes(arguments: Keywords) -> Keywords:
     preload = arguments.get("preload") or []
     return {
-        # From nanny to worker: no token passes the scheduler.
+        # The nanny passes these to its worker, so that tokens do not reach the scheduler.
         "env": {**(arguments.get("env") or {}), **tokens_for_own_workers()},
         "preload": [*([preload] if isinstance(preload, str) else preload), LEAVE_INTERRUPTS],
     }
 
 
 def _secured(file: ClusterFile) -> ClusterFile:
-    """Encrypt a local cluster that other machines can reach: whoever reaches a scheduler can run code."""
+    """Return the file with temporary certificates if other machines can reach its local cluster.
+
+    Whoever can connect to a scheduler can run code in its processes.
+    """
     settings = [file.arguments, file.arguments.get("scheduler_kwargs") or {}]
     reached = not all(
         _is_loopback(kwargs.get("host")) and kwargs.get("interface") in (None, "lo") for kwargs in settings
     )
     if not (_is_local(file.cluster) and reached) or file.security or file.arguments.get("security"):
         return file
-    logging.getLogger(__name__).info("The cluster can be reached from outside: encrypted with certificates of its own.")
+    logging.getLogger(__name__).info(
+        "Other machines can reach the cluster, so it uses TLS with temporary certificates."
+    )
     return replace(file, security=Security.temporary())
 
 

@@ -1,8 +1,8 @@
-"""What a worker does before its first block: its versions and its threads.
+"""Prepare workers before their first block: compare versions, and bound the threads of libraries.
 
-A worker has as many tasks at once as it has threads. Libraries that start a thread for each core inside of each task
-would multiply with them: eight workers of one machine with eight cores would run 64 threads, and each switch between
-them costs caches. Nothing secret is in the plugin: it lies on the scheduler.
+A worker runs as many tasks at once as it has threads. If a library starts one thread per core inside each task, these
+multiply: eight workers on a machine with eight cores would run 64 threads and evict each other's caches. The plugin
+holds no secrets, since the scheduler keeps it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ __all__ = ["NAME", "PACKAGES", "WorkerSetup", "check_versions", "prepare_workers
 
 NAME = "imagery-dask"
 IN_PROCESS = "inproc://"
-# Read by libraries when they load, or when they first start threads.
+# Variables that libraries read when they load, or when they first start threads.
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLOSC_NTHREADS", "NUMEXPR_NUM_THREADS")
 
-# Those that decide how blocks travel, and what is in them.
+# Packages that determine how blocks are sent and what is in them.
 PACKAGES = ("dask", "distributed", "zarr", "numpy", "cloud-volume", "imagery_dask")
+# Packages whose versions matter on the scheduler.
 SCHEDULER = ("dask", "distributed")
+# Addresses that a message lists.
 SHOWN = 4
 
 _logger = logging.getLogger(__name__)
@@ -41,14 +43,14 @@ _prepared: WeakSet[Client] = WeakSet()
 
 
 class WorkerSetup(WorkerPlugin):
-    """Checks versions and bounds the threads of libraries, on each worker as it comes.
+    """Worker plugin that checks versions and bounds the threads of libraries on each worker when it connects.
 
     Parameters
     ----------
     versions : dict
         Versions of the client.
     home : tuple
-        Host and process of the client: its own threads keep the settings of its user.
+        Host name and process id of the client, whose own process is left as it is.
     """
 
     name = NAME
@@ -62,33 +64,33 @@ class WorkerSetup(WorkerPlugin):
         return type(self), (self.versions, self.home)
 
     def setup(self, worker: Any) -> None:
-        """Set a worker up.
+        """Check and prepare a worker.
 
         Raises
         ------
         VersionMismatchError
-            It runs other versions; a worker that came later also leaves the cluster.
+            If the worker runs other versions than the client; it also leaves the cluster.
         """
         if _here() == self.home:
             return
         wrong = differing(own_versions(), self.versions)
         if wrong:
             reason = f"worker {worker.address} runs other versions than the client: {', '.join(wrong)}"
-            # Of workers that come later dask only logs errors, and gives them blocks.
+            # If setup fails on a worker that connects later, dask only logs the error, and sends it blocks.
             worker.loop.add_callback(worker.close, reason=reason)
             raise VersionMismatchError(reason)
         self._limits = bound_threads(int(worker.state.nthreads))
         _load_readers()
 
     def teardown(self, worker: Any) -> None:
-        """Give BLAS its threads back."""
+        """Restore the thread limits of BLAS and OpenMP."""
         del worker
         if self._limits is not None:
             self._limits.restore_original_limits()
 
 
 def _load_readers() -> None:
-    """Import what reads and resamples voxels, which takes seconds, before the worker has its first block."""
+    """Import the modules that read and resample voxels, which takes seconds, before the first block."""
     import_module("imagery_dask.arrays.lazy")
     import_module("imagery_dask.sources.handle")
 
@@ -98,35 +100,35 @@ def _here() -> tuple[str, int]:
 
 
 def bound_threads(threads: int) -> Any:
-    """Keep libraries from starting threads of their own in a process that runs so many tasks at once.
+    """Keep libraries from starting threads of their own in a process that runs `threads` tasks at once.
 
     Returns
     -------
-    object or None
-        What takes the limits of BLAS and OpenMP back, where threadpoolctl is installed.
+    threadpoolctl.threadpool_limits or None
+        Restores the limits of BLAS and OpenMP; None if threadpoolctl is not installed.
     """
     for name in ONE_THREAD:
         os.environ.setdefault(name, "1")
-    # One pool for the process, however many tasks use it: zarrs' (rayon), and zarr's.
+    # zarrs (rayon) and zarr each have one pool per process, which all tasks share.
     os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
     zarr.config.set({"threading.max_workers": threads})
     numcodecs.blosc.set_nthreads(1)
     try:
         from threadpoolctl import threadpool_limits
     except ImportError:
-        return None  # dask's nannies set the variables above before BLAS loads
+        return None  # the variables above do, which dask's nannies set before BLAS loads
     return threadpool_limits(limits=1)
 
 
 def prepare_workers(client: Client) -> None:
-    """Check the versions of a cluster, and set up the workers that it has and those that come.
+    """Check the versions of a cluster, and prepare its present and future workers.
 
-    Threads of this process are left as they are.
+    Workers that are threads of this process are left as they are.
 
     Raises
     ------
     VersionMismatchError
-        Which package, on which worker, and the remedy.
+        If a worker or the scheduler runs other versions of packages.
     """
     if client in _prepared or client.scheduler.address.startswith(IN_PROCESS):
         return
@@ -136,16 +138,16 @@ def prepare_workers(client: Client) -> None:
     except (ImageryDaskError, OSError):
         raise
     except Exception as error:
-        # Of the same version by its number, as checkouts are.
+        # Checkouts may have the same version number and other code.
         raise VersionMismatchError(
-            f"A worker has other code of imagery_dask than this process: {error}. Install the same on all of them, and "
-            "start the workers anew."
+            f"A worker has other code of imagery_dask than this process: {error}. Install the same code on all of them "
+            "and restart the workers."
         ) from error
     _prepared.add(client)
 
 
 def own_versions() -> dict[str, str]:
-    """Versions of this process: Python's minor version, and `PACKAGES`."""
+    """Return the versions of this process by name: Python's minor version, and `PACKAGES`."""
     return {"python": ".".join(map(str, sys.version_info[:2])), **{name: _version(name) for name in PACKAGES}}
 
 
@@ -155,15 +157,15 @@ def check_versions(client: Client) -> dict[str, str]:
     Returns
     -------
     dict
-        Versions of this process.
+        Versions of this process by name.
 
     Raises
     ------
     VersionMismatchError
-        Which package, on which worker, and the remedy.
+        If they differ; with the packages, the addresses and the remedy.
     """
     own = own_versions()
-    # dask answers this without importing anything; a worker may not have this package at all.
+    # A worker answers this without imports; this package may be missing there.
     answers = client.get_versions(packages=list(PACKAGES))
     problems = {}
     if wrong := differing(_read(answers["scheduler"], SCHEDULER), own):
@@ -176,14 +178,14 @@ def check_versions(client: Client) -> dict[str, str]:
         more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise VersionMismatchError(
             f"The cluster runs other versions than this process: {shown}{more}. Install the same environment on all of "
-            "them (pip freeze here, pip install -r there), and start the workers anew."
+            "them (pip freeze here, pip install -r there), and restart the workers."
         )
     return own
 
 
 def differing(theirs: Mapping[str, str], own: Mapping[str, str]) -> list[str]:
-    """Say which versions differ."""
-    return [f"{name} {found} (here {own[name]})" for name, found in theirs.items() if found != own[name]]
+    """Return a description of each version that differs: ``"zarr 3.0.1 (here 3.1.0)"``."""
+    return [f"{name} {other} (here {own[name]})" for name, other in theirs.items() if other != own[name]]
 
 
 def _read(answer: Keywords, names: Iterable[str]) -> dict[str, str]:

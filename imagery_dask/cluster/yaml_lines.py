@@ -1,4 +1,4 @@
-"""Mappings of a YAML file with the line of each key, for errors that name it."""
+"""Read YAML files with the line of each key, for error messages."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Lines:
         return f"{self.path}, line {self.lines.get(name, self.line) if name else self.line}"
 
     def check_names(self, known: Collection[str], what: str = "key") -> None:
-        """Raise ValueError for a name that is not among the known ones, and suggest the closest."""
+        """Raise ValueError if a name is unknown; the message suggests the closest known one."""
         for name in self.values:
             if name not in known:
                 keys = ", ".join(sorted(known))
@@ -63,8 +63,8 @@ def close_word(name: str, known: Collection[str]) -> str:
 def read_lines(path: Path) -> Lines:
     """Read a YAML file whose top level is a mapping.
 
-    Text is read by YAML 1.2, so that ``12:00:00`` is text; ``yes``, ``no``, ``on`` and ``off`` are booleans too, as in
-    YAML 1.1.
+    Scalars follow YAML 1.2, so that ``12:00:00`` is text. As in YAML 1.1, ``yes``, ``no``, ``on`` and ``off`` are
+    booleans.
 
     Raises
     ------
@@ -87,8 +87,8 @@ def read_lines(path: Path) -> Lines:
             return Lines(path, 1, {}, {}, {}, {})
         if not isinstance(content, _Mapping):
             raise ValueError(
-                f"{path}, line 1: a cluster file is a mapping, and must have a key 'cluster' with the name of a "
-                "cluster class (see cluster_configs/)."
+                f"{path}, line 1: a cluster file must be a mapping with a key 'cluster', the name of a cluster class "
+                "(see cluster_configs/)."
             )
         return _lines(path, content)
     except MarkedYAMLError as error:
@@ -112,11 +112,11 @@ class _Mapping(dict[Any, Any]):
 
 
 class _ValueError(ConstructorError):
-    """An entry whose key or value is wrong, in YAML that is well formed."""
+    """A key or value is invalid in a well-formed YAML file."""
 
 
 class _Resolver(VersionedResolver):
-    """Resolves scalars by YAML 1.2, and the other booleans of YAML 1.1."""
+    """Resolves scalars as in YAML 1.2, and ``yes``, ``no``, ``on`` and ``off`` as booleans."""
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
         if kind is ScalarNode and implicit[0] and value in BOOLEANS:
@@ -125,10 +125,10 @@ class _Resolver(VersionedResolver):
 
 
 class _Constructor(SafeConstructor):
-    """Makes mappings that know the lines of their keys."""
+    """Constructs mappings that know the lines of their keys."""
 
     def construct_lined_map(self, node: MappingNode) -> Iterator[_Mapping]:
-        """Construct a mapping; its content comes second, so that it may refer to itself."""
+        """Construct a mapping: first an empty one, so that its content may refer to it by an alias."""
         mapping = _Mapping()
         yield mapping
         self.flatten_mapping(node)  # moves the entries of `<<: *anchor` to the front

@@ -1,7 +1,7 @@
-"""Run blocks on a cluster: a bounded window of them, a receipt for each finished one, and a report of all.
+"""Run blocks on a cluster: a bounded window of tasks, a receipt for each finished block, and a report.
 
 This folder imports `cluster`, `records`, `sources` and what is below them, and knows no export format. Begin with
-`block` (what a task is, what a worker does with it); then read `window` (what is submitted, repeated and given up).
+`block` (a block's task, and how a worker runs it); then read `window` (which blocks are submitted, repeated, given up).
 Names are imported when they are first used: `window` loads dask.distributed, `report` does not.
 """
 

@@ -1,4 +1,4 @@
-"""One block on a worker: the work, its receipt, and what is said of a failure."""
+"""Run a block on a worker: its task, its receipt, and the classification of its errors."""
 
 from __future__ import annotations
 
@@ -19,21 +19,24 @@ from imagery_dask.sources.counts import KEYS_KEPT
 
 __all__ = ["BlockError", "BlockResult", "BlockTask", "Chain", "Outcome", "Written", "is_full", "run_batch", "run_block"]
 
-# Whether another attempt can help, and whether any other block can go on.
+# Consequence of an error: the block is repeated ("passing") or given up ("lasting"), or the run ends, since the source
+# refuses access ("refused") or the target has no space left ("full").
 Outcome = Literal["passing", "lasting", "refused", "full"]
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What a block has put into its store.
+    """What a task wrote.
 
     Parameters
     ----------
-    voxels, size : int
-        How many, and how many bytes they are, uncompressed.
+    voxels : int
+        Number of voxels.
+    size : int
+        Their uncompressed size in bytes.
     digest : bytes
-        Hash of it, 16 bytes.
+        Hash of the written data, 16 bytes.
     """
 
     voxels: int
@@ -42,34 +45,34 @@ class Written:
 
 
 class BlockTask(Protocol):
-    """One block's work: read, compute, write. Picklable, small, and safe to repeat."""
+    """The work of a block: read, compute, write. Picklable, small, and safe to repeat."""
 
     @property
     def name(self) -> str:
-        """Readable name: what is done, of what, and in three words which block it is, ``z3 y1 x7``."""
+        """Name for reports and dashboards: the work, the layer, and the block in three words, ``z3 y1 x7``."""
         ...
 
     @property
     def volume(self) -> str:
-        """Name of what is written, which its counts are kept for."""
+        """Name of the layer, for which counts are kept."""
         ...
 
     def __call__(self) -> Written:
-        """Do the work."""
+        """Read, compute and write the block."""
         ...
 
     def stored(self) -> bytes:
-        """Hash of what is in the store now."""
+        """Return the hash of the block as it is in the store."""
         ...
 
     def expected(self) -> bytes:
-        """Hash of what the source gives now; nothing is written."""
+        """Return the hash of the block as it would be written now, without writing it."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class BlockResult:
-    """What a worker says of a block that it finished."""
+    """Result of a block that was written."""
 
     written_bytes: int
     counts: ReadCounts
@@ -78,7 +81,7 @@ class BlockResult:
 
 @dataclass(frozen=True, slots=True)
 class BlockError:
-    """What a worker says of a block that failed."""
+    """Result of a block that failed."""
 
     reason: str
     message: str
@@ -86,7 +89,7 @@ class BlockError:
 
 
 def run_block(task: BlockTask, number: int, attempt: int, records: Records | None) -> BlockResult | BlockError:
-    """Do a block and write its receipt, once its bytes are in the store."""
+    """Run the task of a block, and write its receipt when its bytes are in the store."""
     started = time.perf_counter()
     try:
         with collect_counts() as counts:
@@ -101,24 +104,23 @@ def run_block(task: BlockTask, number: int, attempt: int, records: Records | Non
                 receipt(number, written.digest, written.voxels, written.size, counts, attempt, seconds),
             )
     except Exception as error:
-        # A value, not an exception: dask would log a traceback for each, and could not pickle some.
+        # Return a value: dask would log a traceback for each exception, and some cannot be pickled.
         return BlockError(f"{type(error).__name__}: {error}", str(error), outcome_of(error))
-    few = replace(counts, missing_keys=counts.first(KEYS_KEPT))
-    return BlockResult(written.size, few, seconds)
+    return BlockResult(written.size, replace(counts, missing_keys=counts.first(KEYS_KEPT)), seconds)
 
 
 def is_full(error: BaseException) -> bool:
-    """Say whether an error means that no space is left where it was to be written."""
+    """Return True if an error means that no space is left on the disk or in the quota."""
     if isinstance(error, OSError) and error.errno in FULL:
         return True
-    # Rust (zarrs, obstore) has it as text, in errors of types of its own.
+    # Rust libraries (zarrs, obstore) raise errors of their own types, with the number in the text.
     return any(f"os error {number}" in str(error) for number in FULL)
 
 
 def run_batch(
     blocks: Sequence[tuple[BlockTask, int, int]], records: Records | None, max_requests: int | None = None
 ) -> list[BlockResult | BlockError]:
-    """Do some blocks, each with its number and attempt, one after another; what ends the run ends the batch."""
+    """Run blocks, given as (task, number, attempt), one after another; stop after an error that ends the run."""
     results: list[BlockResult | BlockError] = []
     with limited_requests(max_requests):
         for task, number, attempt in blocks:
@@ -129,7 +131,7 @@ def run_batch(
 
 
 def outcome_of(error: Exception) -> Outcome:
-    """Say what a failure means for another attempt."""
+    """Return the consequence of an error."""
     if isinstance(error, AccessRefusedError):
         return "refused"
     if is_full(error):
@@ -140,12 +142,12 @@ def outcome_of(error: Exception) -> Outcome:
 
 
 class Chain(Sequence[Any]):
-    """Some sequences as one, of which nothing is held.
+    """Concatenation of sequences, which holds no items of its own.
 
     Parameters
     ----------
     parts : sequence of sequences
-        What follows each other.
+        The sequences, in order.
 
     Examples
     --------
@@ -162,6 +164,6 @@ class Chain(Sequence[Any]):
 
     def __getitem__(self, number: Any) -> Any:
         if not 0 <= number < len(self):
-            raise IndexError(f"There is no {number}; there are {len(self)}.")
-        at = bisect_right(self._first, number) - 1
-        return self._parts[at][number - self._first[at]]
+            raise IndexError(f"Index {number} is not in 0..{len(self) - 1}.")
+        part = bisect_right(self._first, number) - 1
+        return self._parts[part][number - self._first[part]]

@@ -1,4 +1,4 @@
-"""How far a run of blocks is, on stderr: a bar in a terminal, a line now and then elsewhere."""
+"""Show the progress of a run on stderr: a bar in a terminal, lines at intervals elsewhere."""
 
 from __future__ import annotations
 
@@ -17,19 +17,17 @@ from imagery_dask.run.report import RunReport
 
 __all__ = ["progress_bar", "progress_lines", "shown"]
 
-# Between lines, where stderr is no terminal: a log of a day has a few thousand, and short exports say nothing.
-
 
 @contextmanager
 def progress_bar(total: int, before: int = 0) -> Iterator[Callable[[RunReport], None]]:
-    """Show blocks done, rate, time left and trouble as a bar.
+    """Show finished blocks, rate, time left, repeats and failures as a bar.
 
     Parameters
     ----------
     total : int
-        Blocks in all.
+        Number of blocks.
     before : int
-        Blocks that earlier calls have done: the bar begins there, and they do not count as fast.
+        Number of blocks that earlier calls wrote, at which the bar begins. They do not count for the rate.
     """
     columns = (
         TextColumn("[progress.description]{task.description}"),
@@ -51,7 +49,7 @@ def progress_bar(total: int, before: int = 0) -> Iterator[Callable[[RunReport], 
 
 @contextmanager
 def progress_lines() -> Iterator[Callable[[RunReport], None]]:
-    """Write a line at most every `LINE_S` seconds, and one at the end when there was one before."""
+    """Write a line every `run.progress_line_s` seconds at most, and a last one if there was one before."""
     lines = _Lines()
     try:
         yield lines.show
@@ -62,7 +60,7 @@ def progress_lines() -> Iterator[Callable[[RunReport], None]]:
 def shown(
     progress: bool | Callable[[RunReport], None], total: int, before: int = 0
 ) -> AbstractContextManager[Callable[[RunReport], None] | None]:
-    """Context manager of the callback that a writer's `progress` argument means."""
+    """Return a context manager that yields the callback for the `progress` argument of a writer."""
     if callable(progress):
         return nullcontext(progress)
     if not progress:
@@ -72,11 +70,12 @@ def shown(
 
 @dataclass(slots=True)
 class _Lines:
-    """What has been written of a run."""
+    """Writes the lines of a run."""
 
+    # Time of the last line.
     last: float = field(default_factory=time.monotonic)
     begun: bool = False
-    # The last report, if no line has been written of it.
+    # The last report, if no line shows it yet.
     unwritten: RunReport | None = None
 
     def show(self, report: RunReport) -> None:
@@ -96,7 +95,7 @@ class _Lines:
 
 def _line(report: RunReport) -> str:
     share = report.done / report.blocks if report.blocks else 1.0
-    # Rounded down: 100% is all of it.
+    # Rounded down, so that 100% means all blocks.
     parts = [f"{report.done:,} of {report.blocks:,} blocks ({int(1000 * share) / 10}%)", f"{report.mb_per_s:.1f} MB/s"]
     here, left = report.done - report.before, report.blocks - report.done - report.failures
     if here and left:

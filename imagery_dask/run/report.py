@@ -1,4 +1,4 @@
-"""What became of an export."""
+"""The result of an export: how many blocks were written, what was read, and what failed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["FailedBlock", "RunReport"]
 
 @dataclass(frozen=True, slots=True)
 class FailedBlock:
-    """A block that failed, and why."""
+    """A block that failed, and the reason."""
 
     name: str
     reason: str
@@ -20,36 +20,36 @@ class FailedBlock:
 
 @dataclass(slots=True)
 class RunReport:
-    """What became of an export.
+    """Result of an export.
 
     Parameters
     ----------
     blocks : int
-        Blocks in all.
+        Number of blocks of the export.
     done : int
-        Blocks that are written, by this call or by earlier ones that it went on from.
+        Number of blocks written, by this call and by earlier calls that it resumed.
     voxels : int
-        Voxels in all; 0 where the report is of a part of an export.
+        Number of voxels of the export; 0 in the report of a part.
     written_bytes : int
-        Bytes of the voxels that were written, uncompressed.
+        Uncompressed bytes of the written voxels.
     seconds : float
         Wall time of the blocks of this call.
     counts : ReadCounts
-        Storage chunks read and missing, bytes received.
+        Storage chunks read, storage chunks missing, and bytes received.
     counts_of : dict of str to ReadCounts
-        The same for each volume.
+        The same counts by layer.
     failed : list of FailedBlock
-        The blocks that failed (the first thousand).
+        The first thousand blocks that failed.
     failures : int
         Number of blocks that failed.
     notes : list of str
-        What a reader of the report should know, in sentences.
+        Remarks about the result, as sentences.
     before : int
-        Blocks that earlier calls had written: these were not done again.
+        Number of blocks that earlier calls wrote.
     before_bytes : int
-        Their bytes.
+        Uncompressed bytes of these blocks.
     repeats : int
-        Attempts at blocks that were repeated, after failures that may pass.
+        Number of repeated attempts, after errors that may pass.
     """
 
     blocks: int
@@ -68,11 +68,11 @@ class RunReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every block was written."""
+        """True if every block was written."""
         return self.done == self.blocks
 
     def raise_for_failures(self) -> None:
-        """Raise `BlockFailedError` when a block failed."""
+        """Raise `BlockFailedError` if a block failed."""
         if self.failures:
             first = self.failed[0]
             raise BlockFailedError(
@@ -83,5 +83,5 @@ class RunReport:
 
     @property
     def mb_per_s(self) -> float:
-        """Voxel bytes written per second of wall time of this call, in units of 10**6 bytes."""
+        """Rate of this call: uncompressed bytes written per second of wall time, in units of 10**6 bytes."""
         return (self.written_bytes - self.before_bytes) / 1e6 / self.seconds if self.seconds else 0.0

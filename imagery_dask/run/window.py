@@ -1,4 +1,4 @@
-"""Run blocks on a dask cluster in a bounded window: submit, repeat, give up, and stop."""
+"""Run blocks on a dask cluster, of which the scheduler has a bounded number at a time; repeat those that fail."""
 
 from __future__ import annotations
 
@@ -28,18 +28,20 @@ from imagery_dask.sources import ReadCounts
 
 __all__ = ["WINDOW_PER_THREAD", "Rules", "Stages", "check_missing", "run_blocks"]
 
-# Blocks that the scheduler knows of, per thread of the cluster: enough that none waits for the driver.
+# Tasks in the scheduler per thread of the cluster: enough that no thread waits for the driver.
 WINDOW_PER_THREAD = 3
+# Failed blocks that a report lists.
 FAILURES_KEPT = 1000
-# A task of dask costs driver and scheduler some milliseconds: short blocks are done several in one.
+# Seconds of work in a task, if blocks are short: each task costs driver and scheduler some milliseconds.
 BATCH_S = 1.0
-# A scheduler whose process died is noticed at once, by its connection; one that stands still has so long to answer.
+# Seconds that a scheduler has to answer. If its process dies, the connection ends at once.
 SILENCE_S = 120.0
-# A result whose worker died before it was fetched is computed again.
+# Seconds to wait for a finished result; if its worker died before the result was fetched, dask computes it again.
 RESULT_S = 10.0
+# Interval at which the wait for a result checks for other work.
 LOOK_S = 0.1
 
-# Blocks by number, made when they are asked for: stage by stage, none of which begins before the one before has ended.
+# Blocks of each stage, by number, made when they are indexed. A stage begins when the one before it has ended.
 Stages = Iterable[Sequence[BlockTask]]
 
 
@@ -50,17 +52,17 @@ class Rules:
     Parameters
     ----------
     records : Records or None
-        Where receipts are written.
+        Folder of the receipts.
     todo : ndarray of bool or None
-        True for the numbers of blocks to run; None runs all.
+        True for blocks to run, by number; None runs all.
     most_missing : float or None
         Number of missing storage chunks above which the run ends.
     max_requests : int or None
         Limit of requests in flight to one server, from all workers together.
     check : callable
-        Called after every block; raises what ends the run.
+        Called after every block; an exception that it raises ends the run.
     wrap : callable
-        Makes the task that is submitted from the task of a block and its number.
+        Called with the task and the number of a block; returns the task to submit.
     on_failure : callable
         Called with the number, the task, the reason and the attempts of a block that failed.
     """
@@ -81,15 +83,15 @@ def run_blocks(
     on_progress: Callable[[RunReport], None] | None = None,
     rules: Rules | None = None,
 ) -> RunReport:
-    """Run blocks on a cluster, with no more than a window of them in the scheduler at a time.
+    """Run blocks on a cluster, with a bounded number of them in the scheduler at a time.
 
     Parameters
     ----------
     client : distributed.Client
-        Where to run.
+        Client of the cluster.
     stages : iterable of sequences of BlockTask
-        Blocks, made as they are submitted; never held all at once. A stage begins when the one before it has ended, and
-        not at all when a block of that failed: it would read what was not written.
+        Blocks, made when they are submitted. A stage begins when the one before it has ended. It does not run
+        if a block of that failed, since it would read what was not written.
     report : RunReport
         Report so far; updated in place.
     on_progress : callable, optional
@@ -100,18 +102,18 @@ def run_blocks(
     Returns
     -------
     RunReport
-        With the failed blocks; the other blocks of their stage still run.
+        The updated report. If blocks failed, the other blocks of their stage were run.
 
     Raises
     ------
     AccessRefusedError
-        At once, since every further block would be refused too.
+        If the source refuses access to a block; further blocks would be refused as well.
     TargetFullError
-        No space is left where blocks are written.
+        If no space is left at the target.
     TooManyMissingError
-        More chunks are missing than the rules allow.
+        If more chunks are missing than the rules allow.
     ClusterLostError
-        The scheduler is gone.
+        If the scheduler is gone, or has had no worker for `run.no_worker_s` seconds.
     """
     window = _Window(client, report, on_progress or (lambda _: None), rules or Rules())
     first = 0
@@ -126,26 +128,27 @@ def run_blocks(
 
 @dataclass(slots=True)
 class _Submitted:
-    """A block that the scheduler has."""
+    """A block that was submitted, or will be."""
 
     number: int
     task: BlockTask
     attempt: int
-    # Workers that died while they had it.
+    # Number of workers that died while they had it.
     deaths: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Lost:
-    """An attempt that ended because workers did."""
+    """An attempt that ended because workers died."""
 
     deaths: int
+    # Address of the last worker.
     last: str
 
 
 @dataclass(slots=True)
 class _Window:
-    """The blocks of one stage that are in the scheduler, and those that wait for another attempt."""
+    """The blocks of a stage that are in the scheduler, and those that wait for another attempt."""
 
     client: Client
     report: RunReport
@@ -153,21 +156,26 @@ class _Window:
     rules: Rules
     started: float = field(default_factory=time.perf_counter)
     run_id: str = field(default_factory=lambda: uuid4().hex)
+    # Batches in the scheduler, by key.
     submitted: dict[str, list[_Submitted]] = field(default_factory=dict)
+    # Threads of the cluster.
     threads: int = 1
+    # Blocks of the stage that were not submitted yet.
     left: int = 0
+    # Moving average of the seconds of a block.
     block_s: float = math.inf
+    # Heap of blocks to repeat, with the time and the number.
     waiting: list[tuple[float, int, _Submitted]] = field(default_factory=list)
     # Blocks whose workers died.
     suspects: deque[_Submitted] = field(default_factory=deque)
-    # When the scheduler was last asked for its workers.
+    # Time at which the scheduler was last asked for its workers.
     asked: float = -math.inf
-    # When it was last known to have one.
-    manned: float = field(default_factory=time.monotonic)
+    # Time at which it last had a worker.
+    last_manned: float = field(default_factory=time.monotonic)
 
     def run(self, tasks: Sequence[BlockTask], first: int) -> None:
         """Run a stage."""
-        self._check_missing()  # earlier calls may have been allowed more
+        self._check_missing()  # earlier calls may have had a higher limit
         numbers = self._todo(first, len(tasks))
         self.left = len(numbers)
         fresh = (_Submitted(first + index, tasks[index], 1) for index in numbers)
@@ -179,24 +187,24 @@ class _Window:
                 for batch in islice(self._batches(fresh), max(0, self.size - len(self.submitted))):
                     running.add(self._submit(batch))
                 if self.submitted:
-                    if self._result_is_there(running):
+                    if self._wait_for_result(running):
                         self._take(next(running), running)
                 elif self.waiting:
                     time.sleep(max(0.0, self.waiting[0][0] - time.monotonic()))
                 else:
                     return
         except BaseException:
-            with suppress(Exception):  # a client that is closed
+            with suppress(Exception):  # the client is closed
                 self.client.cancel(list(running.futures), force=True)
             raise
 
     @property
     def size(self) -> int:
-        """Tasks that the scheduler may know of at a time."""
+        """Number of tasks that may be in the scheduler at a time."""
         return max(4, WINDOW_PER_THREAD * self.threads)
 
-    def _result_is_there(self, running: as_completed) -> bool:
-        """Wait for a result, and return True; return False when another step is due first."""
+    def _wait_for_result(self, running: as_completed) -> bool:
+        """Wait for a result and return True; return False if something else is due first."""
         while not running.has_ready():
             with running.thread_condition:
                 running.thread_condition.wait(LOOK_S)
@@ -212,18 +220,18 @@ class _Window:
         return time.monotonic() - self.asked > ask_s
 
     def _ask(self) -> None:
-        """Ask the scheduler how many threads there are."""
+        """Ask the scheduler for the number of threads."""
         with self._asking():
             identity = self.client.sync(self.client.scheduler.identity, n_workers=0, callback_timeout=SILENCE_S)
         self.asked = time.monotonic()
         self.threads = int(identity["total_threads"])
-        self.manned = self.asked if self.threads else self.manned
-        if self.asked - self.manned > config.get("run.no_worker_s"):
+        self.last_manned = self.asked if self.threads else self.last_manned
+        if self.asked - self.last_manned > config.get("run.no_worker_s"):
             minutes = config.get("run.no_worker_s") / 60
-            words = job_details(self.client.cluster)
+            details = job_details(self.client.cluster)
             raise ClusterLostError(
                 f"The cluster has had no worker for {minutes:.0f} minutes. Finished blocks are kept; run the "
-                "same command again to resume." + (f"\n{words}" if words else "")
+                "same command again to resume." + (f"\n{details}" if details else "")
             )
 
     @contextmanager
@@ -248,7 +256,7 @@ class _Window:
         return np.flatnonzero(self.rules.todo[first : first + count]).tolist()
 
     def _batches(self, fresh: Iterator[_Submitted]) -> Iterator[list[_Submitted]]:
-        """Yield batches of blocks to submit: first those that were tried before, each alone, then new ones."""
+        """Yield batches of blocks to submit: first blocks to repeat, each alone, then new ones."""
         while True:
             if self.suspects and self._may_suspect():
                 yield [self.suspects.popleft()]
@@ -256,7 +264,7 @@ class _Window:
             if self.waiting and self.waiting[0][0] <= time.monotonic():
                 yield [heapq.heappop(self.waiting)[2]]
                 continue
-            # So many that their task is worth its scheduling, and that none is left over for one thread in the end.
+            # Large enough that a task is worth its scheduling, but small enough that threads end at the same time.
             most = min(config.get("run.batch_blocks"), self.left // self.size)
             most = min(most, int(BATCH_S / self.block_s)) if self.block_s else most
             batch = list(islice(fresh, max(1, most)))
@@ -266,16 +274,16 @@ class _Window:
             yield batch
 
     def _may_suspect(self) -> bool:
-        """Return True if another block whose workers died may be tried: few at a time, apart from each other."""
+        """Return True if another block whose workers died may be submitted: these run few at a time, on few workers."""
         under_way = sum(batch[0].deaths > 0 for batch in self.submitted.values())
         return under_way < max(1, self.threads // 4)
 
     def _submit(self, batch: list[_Submitted]) -> Future:
-        # Up to the first dash a key is its group's name, which the scheduler and the dashboard keep for ever; the id
-        # keeps a run apart from another of the same array on the same cluster.
-        doing, *where = batch[0].task.name.rsplit(maxsplit=3)
+        # The part of a key before the first dash names its group, which the scheduler keeps for ever: it has no number.
+        # The id distinguishes runs of the same array on one cluster.
+        work, *block_words = batch[0].task.name.rsplit(maxsplit=3)
         tries = f"attempt {batch[0].attempt}" + (f" after {batch[0].deaths} deaths" if batch[0].deaths else "")
-        key = f"{doing}-{' '.join(where)}, block {batch[0].number}, {tries}, {self.run_id}"
+        key = f"{work}-{' '.join(block_words)}, block {batch[0].number}, {tries}, {self.run_id}"
         blocks = [(self.rules.wrap(block.task, block.number), block.number, block.attempt) for block in batch]
         with self._asking():
             future = self.client.submit(
@@ -292,7 +300,7 @@ class _Window:
             return
         batch = self.submitted.pop(future.key)
         future.release()
-        # Of a batch that got lost with its worker each block is done by itself: one of them may be the reason.
+        # If a batch was lost with its worker, each of its blocks is repeated alone, since one of them may be the cause.
         of_blocks = results if isinstance(results, list) else [results] * len(batch)
         for block, result in zip(batch, of_blocks, strict=False):
             if isinstance(result, BlockResult):
@@ -308,9 +316,9 @@ class _Window:
         """Return the results of a batch; None if dask computes it again because its worker died."""
         try:
             results: list[BlockResult | BlockError] = future.result(timeout=RESULT_S)
-            self.manned = time.monotonic()
+            self.last_manned = time.monotonic()
             return results
-        except (CancelledError, Exception) as error:  # of dask's own: a killed worker, a result that got lost
+        except (CancelledError, Exception) as error:  # raised by dask: a killed worker, a lost result
             if self.client.status != "running":
                 raise ClusterLostError(LOST) from error
             if isinstance(error, KilledWorker):
@@ -324,7 +332,7 @@ class _Window:
     def _done(self, block: _Submitted, result: BlockResult) -> None:
         report = self.report
         report.done += 1
-        # A mean of the last few; the first one counts whole, and may have opened volumes and stores.
+        # The first block sets the average. It may be slow, since it opens volumes and stores.
         self.block_s = result.seconds if self.block_s == math.inf else 0.8 * self.block_s + 0.2 * result.seconds
         report.written_bytes += result.written_bytes
         report.counts.add(result.counts)
@@ -358,8 +366,8 @@ class _Window:
             self.suspects.append(replace(block, deaths=deaths))
             return
         self._set_aside(
-            block, f"its worker died {deaths} times; the last: {lost.last}. Is a worker's memory enough for it "
-            "(worker_memory)? The workers' logs may say why they died.",
+            block, f"its worker died {deaths} times; the last: {lost.last}. The block may need more memory than a "
+            "worker has (worker_memory); see also the logs of the workers.",
         )  # fmt: skip
 
     def _set_aside(self, block: _Submitted, reason: str) -> None:
@@ -374,7 +382,7 @@ def check_missing(report: RunReport, most: float | None) -> None:
     counts = report.counts
     if most is None or counts.missing <= most:
         return
-    # Where the records of earlier calls are incomplete, no key is known.
+    # No key is known if the records of earlier calls are incomplete.
     first = f"; the first: {counts.missing_keys[0]}" if counts.missing_keys else ""
     raise TooManyMissingError(
         f"{counts.missing:,} storage chunks of the source do not exist, and max_missing (--max-missing) allows "

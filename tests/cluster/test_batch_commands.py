@@ -59,7 +59,10 @@ def test_submitted_jobs_are_cancelled_when_a_further_one_is_refused(tmp_path: Pa
         "echo Submitted batch job $$",
     )
     file = cluster_file(tmp_path, f"{SLURM}workers: 3\n{STARTED}}}\n")
-    with pytest.raises(OSError, match=r"took 2 of 3 jobs(.|\n)*QOSMaxSubmitJobPerUserLimit"), connect(file, wait_s=5):
+    with (
+        pytest.raises(OSError, match=r"accepted 2 of 3(.|\n)*QOSMaxSubmitJobPerUserLimit"),
+        connect(file, wait_s=5),
+    ):
         pass
     assert len((tmp_path / "cancelled").read_text().split()) == 2
 

@@ -155,7 +155,7 @@ def refused(file: Path, error: type[Exception] = ConnectionError) -> str:
 def test_a_wrong_password_is_a_permission_error(server: GatewayServer, cluster_file: Path) -> None:
     with login("another password"):
         text = refused(cluster_file, PermissionError)
-    assert f"the gateway {server.address} refuses this user (401 Unauthorized); look at 'auth'" in text
+    assert f"the gateway {server.address} refuses this user (401 Unauthorized); check 'auth'" in text
     assert "another password" not in text
     check_nothing_runs(server)
 
@@ -210,9 +210,9 @@ def test_a_server_that_does_not_answer_is_named(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("authenticated")
 def test_a_server_that_is_not_a_gateway_is_named(tmp_path: Path, server: GatewayServer) -> None:
     with FileServer(tmp_path) as files:
-        assert "something else answers there" in refused(filled_in(tmp_path, address=files.url, auth="basic"))
+        assert "is not a dask-gateway server" in refused(filled_in(tmp_path, address=files.url, auth="basic"))
     text = refused(filled_in(tmp_path, address=f"{server.address}/elsewhere", auth="basic"))
-    assert "something else answers there (404: Not Found); look at its path" in text
+    assert "is not a dask-gateway server (404: Not Found); check the path" in text
     text = refused(filled_in(tmp_path, address=server.address.replace("http:", "https:"), auth="basic"))
     assert "cannot be reached: " in text
 

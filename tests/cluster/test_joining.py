@@ -101,7 +101,7 @@ def test_certificates_of_another_authority_are_refused(
 ) -> None:
     text = f"address: {address(encrypted)}\n"
     message = refused(cluster_file(tmp_path, text + theirs.yaml))
-    assert "the scheduler's certificate is not one of this CA" in message
+    assert "the scheduler's certificate is not signed by this CA" in message
     assert address(encrypted) in message
     # The client trusts the scheduler, but the scheduler does not trust the client.
     mixed = Certificates(ours.ca, theirs.cert, theirs.key)
@@ -114,8 +114,8 @@ def test_certificates_of_another_authority_are_refused(
 
 def test_the_wrong_scheme_is_named(plain: Path, encrypted: Path, ours: Certificates, tmp_path: Path) -> None:
     scheduler_address = address(plain).replace("tcp://", "tls://")
-    assert "speaks no TLS" in refused(cluster_file(tmp_path, f"address: {scheduler_address}\n{ours.yaml}"))
-    assert "an encrypted scheduler is tls://" in refused(address(encrypted).replace("tls://", "tcp://"))
+    assert "does not use TLS" in refused(cluster_file(tmp_path, f"address: {scheduler_address}\n{ours.yaml}"))
+    assert "an encrypted scheduler begins with tls://" in refused(address(encrypted).replace("tls://", "tcp://"))
 
 
 def test_an_address_without_a_scheduler_is_named() -> None:
@@ -142,14 +142,14 @@ def test_a_server_that_hangs_up_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spec", ["tcp://", "tcp://host", "tcp://host:many", "tls://host:0", "tcp://:99999"])
 def test_invalid_addresses_are_refused(spec: str) -> None:
-    assert "is no address of a scheduler: " in refused(spec, ValueError)
+    assert "is not the address of a scheduler (" in refused(spec, ValueError)
 
 
 def test_missing_and_invalid_scheduler_files_are_refused(tmp_path: Path) -> None:
     assert "There is no scheduler file" in refused(tmp_path / "absent.json", FileNotFoundError)
     for text in ("", "words", "[]", "{}", '{"address": 5}'):
         (tmp_path / "scheduler.json").write_text(text)
-        assert "is no scheduler file" in refused(tmp_path / "scheduler.json", ValueError)
+        assert "is not a scheduler file" in refused(tmp_path / "scheduler.json", ValueError)
 
 
 def test_a_scheduler_file_of_an_ended_scheduler_is_named(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def changed(cluster_file: Path, **arguments: Any) -> Path:
 def test_a_job_that_is_refused_is_an_error_at_once(cluster_file: Path) -> None:
     started = time.monotonic()
     with (
-        pytest.raises(OSError, match="The batch system took no job") as caught,
+        pytest.raises(OSError, match="The batch system accepted no job") as caught,
         connect(changed(cluster_file, queue="absent"), wait_s=60),
     ):
         pass

@@ -196,7 +196,7 @@ def test_invalid_commands_are_refused_before_a_job_is_submitted(
         (["--cluster", cluster_file], "Say what to export"),
         (["--cluster", cluster_file, "zar", "remote.zarr", *options], "What to export begins with one of zarr, "),
         (["--cluster", cluster_file, "zarr", "remote.zarr", *options[:-1], "many"], "Invalid value for '--block-mib'"),
-        (["--cluster", local, "zarr", "remote.zarr", *options], "LocalCluster is none; run the export itself"),
+        (["--cluster", local, "zarr", "remote.zarr", *options], "is none; run imagery-dask export instead"),
         (["--cluster", cluster_file, "zarr", "remote.zarr", "--image-source", "precomputed://https://me:word@host/em",
           "--bounds", 0, 0, 0, 1, 1, 1], "leave the password out of the URL"),
         (["--cluster", cluster_file, "zarr", "remote.zarr", *options, "--retire-before", "100h"], "ask for a longer"),
