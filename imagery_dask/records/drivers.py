@@ -15,18 +15,13 @@ NAME = "driver.json"
 
 @dataclass(frozen=True, slots=True)
 class Driver(DriverJob):
-    """A job that was submitted, and when.
+    """A driver's job with the time of its submission."""
 
-    Parameters
-    ----------
-    submitted : str
-        When, ISO 8601; the others are those of `DriverJob`.
-    """
-
+    # Time of the submission, ISO 8601.
     submitted: str
 
     def write(self, files: Files) -> None:
-        """Write the job down among the records of an export."""
+        """Write the job to the records folder of an export."""
         files.put(NAME, json.dumps(asdict(self), indent=1).encode(), "application/json")
 
 
@@ -35,5 +30,5 @@ def driver_of(files: Files) -> Driver | None:
     content = files.get(NAME)
     try:
         return None if content is None else Driver(**json.loads(content))
-    except (ValueError, TypeError):  # cut off by a crash, or of another version
+    except (ValueError, TypeError):  # truncated by a crash, or written by another version
         return None

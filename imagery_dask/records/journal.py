@@ -1,8 +1,7 @@
-"""Records of one run, to which many processes on many machines append.
+"""Append records of a run from many processes on many machines, and read them.
 
-Every process writes its own files, so that none waits for another and no locks are needed. On a disk, a record is
-appended to a file. Objects in a bucket cannot be appended to: a process writes its last few thousand records again,
-together with the new one.
+Every process writes its own files, so that no locks are needed. On a disk, a record is appended to a file. Objects in
+a bucket cannot be appended to: a process writes its last few thousand records again, together with the new one.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _names: dict[int, str] = {}
 
 
 def records_of(url: str) -> Files | None:
-    """Return the folder of the records of a target; None where files cannot be written whole and listed."""
+    """Return the records folder of a target; None if its storage cannot write files atomically or list them."""
     if parse_bucket_url(url).scheme not in ("file", "s3", "gs", "memory"):
         return None
     return records_folder(url)
@@ -63,10 +62,10 @@ class Records:
         return True
 
     def append(self, kind: Kind, content: bytes) -> None:
-        """Add a record; other processes see it when this returns."""
+        """Append a record; other processes see it when this returns."""
         if SUFFIX[kind] == "jsonl":
-            content = b"\n" + content  # a line that was cut off, on a full disk, does not spoil the next one
-        process = os.getpid()  # a fork writes files of its own
+            content = b"\n" + content  # so that a line truncated by a full disk does not damage the next one
+        process = os.getpid()  # a forked process writes its own files
         with _lock:
             name = _names.setdefault(process, f"{socket.gethostname()}-{process}-{uuid4().hex[:8]}")
             path = f"{self.run}/{kind}-{name}"
@@ -96,7 +95,7 @@ class Records:
         return receipts_in(self.contents("receipts"))
 
     def lines(self, kind: Literal["ledger", "failed"]) -> Iterator[JsonObject]:
-        """Read records that are lines of JSON; lines that were cut off are skipped."""
+        """Yield records that are lines of JSON; skip truncated lines."""
         for content in self.contents(kind):
             for line in content.splitlines():
                 try:
@@ -107,7 +106,7 @@ class Records:
                     yield record
 
     def put(self, name: str, value: object) -> None:
-        """Write a JSON file of the run, whole."""
+        """Write a JSON file of the run atomically."""
         self.files.put(f"{self.run}/{name}", json.dumps(value, indent=1).encode(), "application/json")
 
     def get(self, name: str) -> Any:
@@ -116,7 +115,7 @@ class Records:
         return None if content is None else json.loads(content)
 
     def remove(self, name: str = "") -> None:
-        """Remove a file of the run, or all; the plan is removed last, so that a removal can be repeated."""
+        """Remove a file of the run, or all of them, the plan last, so that an interrupted removal can be repeated."""
         names = list(self.files.names(f"{self.run}/{name}"))
         last = f"{self.run}/plan.json"
         self.files.delete([file for file in names if file != last])
@@ -126,7 +125,7 @@ class Records:
 
 
 class _NoFiles(Files):
-    """Files of a place that keeps none."""
+    """Files that are not kept."""
 
     __slots__ = ()
 
@@ -145,7 +144,7 @@ class _NoFiles(Files):
 
 
 class NoRecords(Records):
-    """Records of a run on a target that has no place for records: they are not kept."""
+    """Records that are not kept, for targets whose storage has no place for them."""
 
     __slots__ = ()
 
@@ -167,7 +166,7 @@ def _append(path: Any, content: bytes) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     except FileNotFoundError:
-        # The folder is not made here: a task that outlives its run must not make again what the run has removed.
+        # Do not create the folder here: a task that outlives its run must not restore what the run removed.
         raise FileNotFoundError(f"The records of this run, {path.parent}, are gone.") from None
     try:
         view = memoryview(content)

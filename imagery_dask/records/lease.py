@@ -1,8 +1,8 @@
 """A lease on a target: one process at a time writes it, and a process that crashed does not block it for ever.
 
-The holder writes a file and renews it. A process that finds a file that is no longer renewed, or that of a dead process
-on its own machine, replaces it by its own, waits, and checks that its own is still there: of two processes that do so
-at once, one has the lease. The clocks of machines are not compared where a second look at the file is enough.
+The holder writes a file and renews it. If the file is no longer renewed, or its process on this machine is dead,
+another process replaces it by its own file, waits, and checks that its own file is still there: if two processes do so
+at once, one of them has the lease. The clocks of machines are not compared if reading the file twice is enough.
 """
 
 from __future__ import annotations
@@ -29,11 +29,10 @@ from imagery_dask.storage.files import Files
 __all__ = ["NAME", "HeldLease", "Lease", "NoLease", "Purpose", "brief_lease", "holder_of", "is_held"]
 
 NAME = "lease.json"
-# Purpose: all of an export; the blocks of a part; a moment, to look at runs or crashed parts; the blocks that parts have
-# left.
+# Purpose: write a whole export; write a part; read or remove records for a moment; write the blocks that parts left.
 Purpose = Literal["write", "part", "open", "close"]
-# A wait for one that is held for long is said.
-SAID_AFTER_S = 10.0
+# Seconds of waiting after which a warning names the holder.
+WARN_AFTER_S = 10.0
 TRY_AGAIN_S = 0.5
 _logger = logging.getLogger(__name__)
 
@@ -45,25 +44,25 @@ class Lease:
     ----------
     files : Files
         The records folder of the target.
-    out : str
+    target : str
         The target, for messages.
     name : str
         File of the lease; a part has a file of its own.
     purpose : Purpose
-        What the lease is held for; other processes read it.
+        Purpose of the lease, which other processes read.
     run : str, optional
-        Run that is written.
+        Name of the run that is written.
 
     Raises
     ------
     TargetBusyError
-        Another process holds it.
+        On entering, if another process holds the lease.
     """
 
     def __init__(
-        self, files: Files, out: str, name: str = NAME, purpose: Purpose = "write", run: str | None = None
+        self, files: Files, target: str, name: str = NAME, purpose: Purpose = "write", run: str | None = None
     ) -> None:
-        self._files, self._out, self._name = files, out, name
+        self._files, self._target, self._name = files, target, name
         self._mine: JsonObject = {
             "id": uuid4().hex,
             "host": socket.gethostname(),
@@ -84,7 +83,7 @@ class Lease:
         except TargetBusyError:
             raise
         except BaseException:
-            self._release()  # an interrupt, of a process that may live on
+            self._release()  # interrupted; the process may live on
             raise
         return self
 
@@ -96,10 +95,10 @@ class Lease:
                 raise self._busy(held)
             self._take_over(held)
         if not created or self._files.folder is None:
-            # Of a bucket some servers look whether there is a file, and then write one, as others do meanwhile.
+            # Some servers of buckets create a file in two steps (check, then write), so that two processes may succeed.
             time.sleep(config.get("lease.look_again_s"))
             held = self._read()
-            if held is None:  # removed by the one that was taken for dead
+            if held is None:  # its holder, which seemed dead, has removed it
                 self._write()
             elif held["id"] != self._mine["id"]:
                 raise self._busy(held)
@@ -116,38 +115,38 @@ class Lease:
             self._release()
 
     def _release(self) -> None:
-        with suppress(Exception):  # it expires
+        with suppress(Exception):  # the lease expires
             held = self._read()
             if held is not None and held["id"] == self._mine["id"]:
                 self._files.delete([self._name])
 
     def keep_for(self, purpose: Purpose) -> None:
         """Change the purpose of the lease."""
-        self._say(purpose=purpose)
+        self._update(purpose=purpose)
 
     def keep_of(self, run: str) -> None:
-        """Write down which run is written."""
-        self._say(run=run)
+        """Set the run that is written."""
+        self._update(run=run)
 
-    def _say(self, **what: str) -> None:
+    def _update(self, **fields: str) -> None:
         self.check()
         with self._looking:
-            self._mine |= what
+            self._mine |= fields
         self._look()
         self.check()
 
     def check(self) -> None:
-        """Raise `TargetBusyError` if another process has taken over the lease, because this one stood still for long.
+        """Raise `TargetBusyError` if another process has taken over the lease, since this one did not renew it.
 
-        A process that was stopped and continues looks at once, before it does anything else.
+        A process that was suspended reads the file first, before it does anything else.
         """
         if time.monotonic() - self._looked > 1.5 * config.get("lease.renew_s"):
             with suppress(Exception):
                 self._look()
         if self._lost:
             raise TargetBusyError(
-                f"{self._out}: another process has taken over this export, because this one had not been heard of for "
-                f"{config.get('lease.expires_s'):.0f} s. This one ends; the other one resumes the export."
+                f"{self._target}: another process has taken over this export, because this one had not renewed its lease "
+                f"for {config.get('lease.expires_s'):.0f} s. This one ends; the other one resumes the export."
             )
 
     def _create(self) -> bool:
@@ -160,7 +159,7 @@ class Lease:
         age = time.time() - float(held["renewed"])
         if abs(age) < config.get("lease.expires_s"):
             return False
-        # The other machine's clock may be wrong; that it does not renew is certain.
+        # The clock of the other machine may be wrong: check that the file is not renewed.
         time.sleep(1.5 * config.get("lease.renew_s"))
         after = self._read()
         return after is None or after == held
@@ -178,7 +177,7 @@ class Lease:
         with suppress(FileNotFoundError):  # another process was faster
             os.rename(folder / self._name, taken)
             try:
-                # Of two that found the same file the slower one may have taken away what the faster one put there.
+                # If two processes read the same file, the slower one may have moved the new file of the faster one.
                 if self._id_in(taken) != held["id"]:
                     with suppress(FileExistsError):
                         os.link(taken, folder / self._name)
@@ -205,7 +204,7 @@ class Lease:
             if self._lost:
                 return
             held = self._read()
-            # If there is no file, a process that has ended since had taken over.
+            # If there is no file, another process had taken over and has ended.
             if held is None or held["id"] != self._mine["id"]:
                 self._lost = True
                 return
@@ -223,15 +222,15 @@ class Lease:
 
     def _busy(self, held: JsonObject) -> TargetBusyError:
         return TargetBusyError(
-            f"{self._out} is being written by process {held['pid']} on {held['host']} "
-            f"(last heard of {max(0.0, time.time() - float(held['renewed'])):.0f} s ago). Wait for it, or end it; if "
+            f"{self._target} is being written by process {held['pid']} on {held['host']} "
+            f"(lease renewed {max(0.0, time.time() - float(held['renewed'])):.0f} s ago). Wait for it, or end it; if "
             f"it crashed, try again in {config.get('lease.expires_s'):.0f} s.",
             held.get("purpose"),
         )
 
 
 class NoLease:
-    """Lease of a run that nobody else can write, or that is only read."""
+    """Lease of a run that no other process can write, or that is only read."""
 
     def keep_for(self, purpose: Purpose) -> None:
         """Do nothing."""
@@ -247,33 +246,33 @@ HeldLease = Lease | NoLease
 
 
 @contextmanager
-def brief_lease(files: Files, out: str, name: str = NAME) -> Iterator[Lease]:
-    """Hold a lease for a moment ("open"); wait for processes that hold it for a moment too, or may have crashed.
+def brief_lease(files: Files, target: str, name: str = NAME) -> Iterator[Lease]:
+    """Hold a lease for a moment ("open"), after processes that also hold it for a moment, or may have crashed.
 
     Raises
     ------
     TargetBusyError
-        Another process holds it for longer: it writes the whole export, a part, or the blocks that parts have left.
+        If another process holds it for longer, since it writes the export, a part, or the blocks that parts left.
     """
     since = time.monotonic()
     warned, silent = False, None
     with ExitStack() as stack:
         while True:
-            lease = Lease(files, out, name, "open")
+            lease = Lease(files, target, name, "open")
             try:
                 stack.enter_context(lease)
                 break
             except TargetBusyError:
                 held = holder_of(files, name)
                 if held is not None and held.get("purpose") != "open":
-                    # One that is late may have crashed: it is, or it is heard of before that is certain.
+                    # A holder whose lease is overdue may have crashed: wait until it renews, or the lease expires.
                     recent = time.time() - float(held["renewed"]) < 2 * config.get("lease.renew_s")
                     if recent or held != (silent or held):
                         raise
                     silent = held
-            if not warned and held is not None and time.monotonic() - since > SAID_AFTER_S:
+            if not warned and held is not None and time.monotonic() - since > WARN_AFTER_S:
                 warned = True
-                _logger.warning("%s is held by process %s on %s: waiting for it.", out, held["pid"], held["host"])
+                _logger.warning("%s is held by process %s on %s: waiting for it.", target, held["pid"], held["host"])
             time.sleep(TRY_AGAIN_S * random.uniform(0.2, 1.0))
         yield lease
 
@@ -292,13 +291,13 @@ def holder_of(files: Files, name: str = NAME) -> JsonObject | None:
     try:
         held: JsonObject = json.loads(content)
         float(held["renewed"]), int(held["pid"]), held["id"], held["host"]
-    except (ValueError, KeyError, TypeError):  # cut off by a crash
+    except (ValueError, KeyError, TypeError):  # truncated by a crash
         return None
     return held
 
 
 def is_held(held: JsonObject | None) -> bool:
-    """Return True if the holder of a lease seems to be running; the clocks of other machines are trusted."""
+    """Return True if the holder of a lease seems to be running; trust the clocks of other machines."""
     if held is None or (held.get("machine") == _machine() and not _alive(int(held["pid"]))):
         return False
     expires_s: float = config.get("lease.expires_s")
@@ -306,7 +305,7 @@ def is_held(held: JsonObject | None) -> bool:
 
 
 def _machine() -> str:
-    """Return what process ids are unique in: this boot of this machine, and its container."""
+    """Return an id of the boot of this machine and of the container, within which process ids are unique."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -320,6 +319,6 @@ def _alive(pid: int) -> bool:
         return False
     except OSError:
         return True
-    with suppress(OSError):  # a process that is dead and waits for its parent is over
+    with suppress(OSError):  # a zombie counts as dead
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     return True

@@ -1,4 +1,4 @@
-"""The ledger: which chunks of the source were missing, and which supervoxels had no root, for each block."""
+"""The ledger: the missing chunks of the source, and the supervoxels without a root, of each block."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FIRST_KEPT = 10
 
 
 def ledger_line(block: int, name: str, volume: str, counts: ReadCounts) -> bytes | None:
-    """Return the line of a block for which something was missing, else None."""
+    """Return the line of a block; None if nothing was missing."""
     if not (counts.missing or counts.zero_roots):
         return None
     line = {
@@ -34,14 +34,14 @@ def ledger_line(block: int, name: str, volume: str, counts: ReadCounts) -> bytes
 
 
 def ledger_rows(lines: Iterable[JsonObject], blocks: Any = None) -> Iterator[JsonObject]:
-    """Return the rows of the table: one for each missing chunk of a block, one for each block with ids without root.
+    """Yield the rows of the table: one for each missing chunk, one for each block that has ids without a root.
 
     Parameters
     ----------
     lines : iterable of dict
-        Lines of all processes; the last line of a block counts.
+        Lines of all processes. If a block has several, the last one counts.
     blocks : container of int, optional
-        Blocks whose bytes are in the store; by default all.
+        Blocks to include; by default all.
     """
     counted = [line for line in lines if blocks is None or line["block"] in blocks]
     last = {line["block"]: line for line in sorted(counted, key=lambda line: float(line.get("when", 0)))}
@@ -55,22 +55,22 @@ def ledger_rows(lines: Iterable[JsonObject], blocks: Any = None) -> Iterator[Jso
 
 
 def write_ledger(records: Records) -> None:
-    """Write the table of a run beside the target, in the order of the blocks."""
-    rows = ledger_rows(records.lines("ledger"), _missing_something(records))
+    """Write the table of a run to the records folder, in the order of the blocks."""
+    rows = ledger_rows(records.lines("ledger"), _incomplete_blocks(records))
     records.files.put(LEDGER, b"".join(json.dumps(row).encode() + b"\n" for row in rows), "application/jsonl")
 
 
 def missing_first(records: Records) -> dict[str, list[str]]:
-    """Return the first few missing chunks of each volume, in the order of the blocks."""
+    """Return the first missing chunks of each layer, in the order of the blocks."""
     first: dict[str, list[str]] = {}
-    for row in ledger_rows(records.lines("ledger"), _missing_something(records)):
+    for row in ledger_rows(records.lines("ledger"), _incomplete_blocks(records)):
         keys = first.setdefault(row["volume"], [])
         if row["kind"] == "missing chunk" and len(keys) < FIRST_KEPT and row["key"] not in keys:
             keys.append(row["key"])
     return first
 
 
-def _missing_something(records: Records) -> set[int]:
-    """Return the blocks for which something was missing when they were last written."""
+def _incomplete_blocks(records: Records) -> set[int]:
+    """Return the numbers of the blocks for which something was missing when they were last written."""
     receipts = records.receipts()
     return set(receipts["block"][(receipts["missing"] > 0) | (receipts["zero_roots"] > 0)].tolist())

@@ -1,9 +1,9 @@
-"""Parts of an export, written by processes that know nothing of each other, and the leases on them.
+"""Parts of an export, which independent processes write, and their leases.
 
-The process that does part I of N holds a lease of its own, ``part-I-of-N.json``, while it writes blocks. Each part
-holds the lease on the export for a moment when it starts and when it ends, so that one of them makes the empty store
-and the last one knows that it is the last. A process that writes a whole export holds that lease all the time; it is
-refused while a part is running.
+A process that writes part I of N holds the lease ``part-I-of-N.json`` while it writes blocks. It holds the lease on the
+export for a moment when it starts and when it ends, so that one process creates the empty store and the last one to end
+finishes the export. A process that writes a whole export holds that lease all the time; it is refused while a part is
+running.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ class Part:
 
     Parameters
     ----------
-    part, of : int
-        Which part, from 1, of how many.
+    part : int
+        Number of the part, from 1.
+    of : int
+        Number of parts.
 
     Raises
     ------
     ValueError
-        There is no such part.
+        If `part` is not within 1 to `of`.
     """
 
     part: int
@@ -55,7 +57,7 @@ class Part:
 
     @classmethod
     def read(cls, text: str) -> Part:
-        """Part from text such as ``3/8``."""
+        """Return the part that a text such as ``3/8`` names."""
         numbers = TEXT.fullmatch(text.strip())
         if numbers is None:
             raise ValueError(f"A part is I/N, two whole numbers such as 3/8; got {text!r}.")
@@ -66,18 +68,18 @@ class Part:
 
     @property
     def file(self) -> str:
-        """Name of its lease."""
+        """File name of its lease."""
         return f"part-{self.part}-of-{self.of}.json"
 
     def of_blocks(self, blocks: int) -> NDArray[np.bool_]:
-        """Mark the blocks of this part, by number."""
+        """Return a mask of the blocks of this part, by number."""
         mask = np.zeros(blocks, bool)
         mask[self.part - 1 :: self.of] = True
         return mask
 
 
 def part_holders(files: Files) -> Iterator[tuple[Part, JsonObject]]:
-    """Return the parts with a lease, and the process that holds it or held it until it crashed (`holder_of`)."""
+    """Yield the parts that have a lease, and its holder, which may have crashed (`holder_of`)."""
     for part in _parts(files):
         held = holder_of(files, part.file)
         if held is not None:
@@ -90,12 +92,12 @@ def refuse_parts(files: Files, url: str) -> None:
 
 
 def refuse_other_parts(files: Files, url: str, part: Part) -> None:
-    """Raise `TargetBusyError` while a part of another number of parts is running: it has blocks of this one."""
+    """Raise `TargetBusyError` while a part of another N is running, since it has blocks of this part."""
     _refuse(files, url, [other for other in _parts(files) if other.of != part.of])
 
 
 def settle_part(files: Files, url: str, part: Part) -> None:
-    """Raise `TargetBusyError` while another process does this part; remove its lease if that process crashed."""
+    """Raise `TargetBusyError` while another process writes this part; remove its lease if that process crashed."""
     if part in _parts(files):
         with brief_lease(files, f"{part} of {url}", part.file):
             pass  # another process may have been removing it at the same moment
@@ -112,7 +114,7 @@ def _refuse(files: Files, url: str, parts: list[Part]) -> None:
                 list(threads.map(settle, parts))
             except TargetBusyError as error:
                 raise TargetBusyError(
-                    f"{error} A whole export, or another number of parts, has to wait for them."
+                    f"{error} A whole export, or another number of parts, must wait for the running parts."
                 ) from None
 
 

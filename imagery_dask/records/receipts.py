@@ -1,7 +1,7 @@
 """Receipts: a fixed-size record of each block whose bytes are in the store.
 
-A receipt has 92 bytes and a checksum, so that one that was cut off by a crash is not valid, and its block is written
-again. The receipts of a million blocks are 92 MB in a few files, which numpy reads in a second.
+A receipt has 92 bytes and a checksum: a receipt that a crash truncated is invalid, and its block is written again. The
+receipts of a million blocks are 92 MB in a few files, which numpy reads in a second.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RECEIPT = np.dtype(
     ]
 )
 MARK = b"IDR1"
-# Receipts that are checked together at first, and after a torn one; the number doubles while all are valid.
+# Receipts that are checked together at first, and after an invalid one; the number doubles while all are valid.
 LOOK_AHEAD = 8
 
 
@@ -49,17 +49,17 @@ def receipt(
     Parameters
     ----------
     block : int
-        Its number.
+        Number of the block.
     digest : bytes
-        Hash of what was written, 16 bytes.
+        Hash of the written data, 16 bytes.
     voxels, written_bytes : int
-        What was written, uncompressed.
+        Number of voxels written, and their uncompressed bytes.
     counts : ReadCounts
-        What was read for it.
+        What was read for the block.
     attempts : int
-        Which attempt succeeded, from 1.
+        Number of the attempt that succeeded, from 1.
     seconds : float
-        Time that this attempt took.
+        Duration of that attempt.
     """
     one = np.zeros(1, RECEIPT)
     one["mark"], one["block"], one["digest"] = np.void(MARK), block, np.void(digest)
@@ -72,10 +72,10 @@ def receipt(
 
 
 def receipts_in(contents: list[bytes]) -> Array:
-    """Receipts in some files, the last one of each block, by block; what is cut off or damaged is left out."""
+    """Return the last valid receipt of each block in the contents of files, sorted by block."""
     parts = [_whole(content) for content in contents]
     rows_of_blocks = np.concatenate([np.zeros(0, RECEIPT), *parts])
-    # By block, and of a block by time: the last one counts.
+    # Sort by block, then by time: the last receipt of a block counts.
     rows_of_blocks = rows_of_blocks[np.lexsort((rows_of_blocks["finished"], rows_of_blocks["block"]))]
     last = np.ones(len(rows_of_blocks), bool)
     last[:-1] = rows_of_blocks["block"][1:] != rows_of_blocks["block"][:-1]
@@ -91,7 +91,7 @@ def counts_of(receipts: Array) -> ReadCounts:
 
 
 def _whole(content: bytes) -> Array:
-    """Receipts of a file. After a torn one the next begins where its mark is: a file is appended to by one process."""
+    """Return the valid receipts of a file. After an invalid one, the next mark begins a receipt."""
     size, parts, at, ahead = RECEIPT.itemsize, [], 0, LOOK_AHEAD
     while len(content) - at >= size:
         rows = np.frombuffer(content, RECEIPT, min(ahead, (len(content) - at) // size), at)

@@ -1,4 +1,4 @@
-"""Runs that have written to a target: where their records are, and how far they came."""
+"""Runs that write, or wrote, to a target: their records and their state."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ __all__ = ["Run", "now", "record_folders", "remove_unplanned", "runs_in"]
 
 PLAN = "plan.json"
 ENDING = ".receipts"
-# The records of slices are named after what these show, too: `SliceExport.records`.
+# The names of records folders of slices contain what the slices show (`SliceExport.records`).
 OF_SLICES = ("imagery", "masks", "labels", "overlay")
-# Keys of the file, and the fields of `Run` that they hold.
+# Fields of `Run`, by their keys in the file.
 KEYS = {name: name for name in ("place", "created", "begun", "finished", "swapping", "plan")} | {"place": "url"}
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run of an export: what it writes, and where.
+    """A run of an export: its plan, its records and its state.
 
     Parameters
     ----------
     records : Records
-        Its records.
+        The records of the run.
     url : str
-        Where it writes: the target, or a store beside it that replaces the target in the end.
+        Where it writes: the target, or a store beside the target that replaces it at the end.
     plan : dict
-        What it writes (`imagery_dask.export.core.plans.ExportPlan` as JSON).
+        The plan (`imagery_dask.export.core.plans.ExportPlan` as JSON).
     created : str
-        When it was started, ISO 8601.
+        Time at which it was started, ISO 8601.
     begun : bool
-        Whether the empty store exists, so that blocks can be written.
+        True if the empty store exists, so that blocks can be written.
     finished : str or None
-        When it was complete.
+        Time at which it was complete, ISO 8601.
     swapping : bool
-        Whether it was about to replace the target: if its store is not beside the target any more, it has.
+        True if it was about to replace the target. If its store is no longer beside the target, it did.
     """
 
     records: Records
@@ -55,7 +55,7 @@ class Run:
     swapping: bool = False
 
     def saved(self, **changes: Any) -> Run:
-        """Change fields, and write the run down."""
+        """Return the run with changed fields, after writing it to its records."""
         run = replace(self, **changes)
         content = {key: getattr(run, name) for key, name in KEYS.items()}
         run.records.put(PLAN, content)
@@ -63,7 +63,7 @@ class Run:
 
 
 def record_folders(url: str) -> Iterator[Files]:
-    """List the records folders of a target."""
+    """Yield the records folders of a target."""
     url = url.removeprefix("precomputed://").rstrip("/")
     if url.endswith(ENDING):
         yield Files.at(url)
@@ -78,22 +78,22 @@ def record_folders(url: str) -> Iterator[Files]:
 
 
 def _names(files: Files, stem: str) -> set[str]:
-    """Names of the records folders of slices."""
+    """Return the names of the records folders of slices."""
     pattern = re.compile(rf"\.{re.escape(stem)}_({'|'.join(OF_SLICES)})\.[0-9a-f]{{8}}{re.escape(ENDING)}")
     if files.folder is not None:
         if not files.folder.is_dir():
             return set()
         return {name for name in os.listdir(files.folder) if pattern.fullmatch(name)}
-    # By prefixes that no picture has: there may be a million pictures.
+    # List by prefixes that no picture has, since there may be a million pictures.
     names = (name for what in OF_SLICES for name in files.names(f".{stem}_{what}."))
     return {first for name in names if pattern.fullmatch(first := name.partition("/")[0])}
 
 
 def runs_in(files: Files) -> list[Run]:
-    """List the runs whose records are in a folder, oldest first."""
+    """Return the runs in a records folder, oldest first."""
     names = [name for name in files.names() if name.endswith(f"/{PLAN}")]
     of_runs = [Records(files, name.partition("/")[0]) for name in names]
-    # A run may be removed meanwhile.
+    # Another process may remove a run meanwhile.
     written = [(records, plan) for records in of_runs if (plan := records.get(PLAN)) is not None]
     known = [Run(records=records, **{KEYS[key]: value for key, value in plan.items()}) for records, plan in written]
     return sorted(known, key=lambda run: run.created)
