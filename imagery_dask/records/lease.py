@@ -145,7 +145,7 @@ class Lease:
                 self._look()
         if self._lost:
             raise TargetBusyError(
-                f"{self._target}: another process has taken over this export, because this one had not renewed its lease "
+                f"{self._target}: another process has taken over this export, because this one did not renew its lease "
                 f"for {config.get('lease.expires_s'):.0f} s. This one ends; the other one resumes the export."
             )
 

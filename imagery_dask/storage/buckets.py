@@ -1,7 +1,7 @@
-"""URLs of folders and buckets, and clients for buckets; each process finds its own credentials.
+"""Parse URLs of folders and buckets, and make clients for buckets. Each process finds its own credentials.
 
-S3 is written with obstore: s3fs pins a botocore of its own, which boto3 (of cloud-files) does not work with. Google
-Cloud Storage is written with gcsfs, which knows emulators and every kind of Google's credentials.
+S3 is written with obstore: s3fs pins a botocore version that the boto3 of cloud-files does not work with. Google Cloud
+Storage is written with gcsfs, which supports emulators and all kinds of Google's credentials.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = ["BucketUrl", "credential_places", "google_files", "parse_bucket_url", "s3_files", "s3_store"]
 
-# An endpoint that does not answer is given up after about 15 s; a busy one gets that long to recover.
+# About 15 s, after which an endpoint that does not answer is given up; a busy one has that long to recover.
 RETRIES = 7
 REQUEST_TIMEOUT = "60s"
-# Credentials that change (roles, instances) are asked for again after this time.
+# Time after which credentials that change (roles, instances) are requested again.
 CREDENTIALS_FOR = timedelta(minutes=15)
 
 
@@ -43,15 +43,15 @@ class BucketUrl:
     Parameters
     ----------
     scheme : str
-        ``file``, ``memory``, ``s3``, ``gs`` or another one of fsspec's.
+        ``file``, ``memory``, ``s3``, ``gs``, or another scheme of fsspec.
     bucket : str
-        Name of the bucket; empty for the others.
+        Name of the bucket; empty for other schemes.
     path : str
-        Folder, or prefix in the bucket, without slashes around it.
+        Folder, or prefix in the bucket, without slashes at its ends.
     host : str
-        Endpoint of an alias of cloud-files; empty for the scheme's own.
+        Endpoint of an alias of cloud-files; empty for the default endpoint.
     service : str
-        The alias, or the provider: names the secret file.
+        The alias or the provider, which is in the name of the secret file.
     """
 
     scheme: str
@@ -67,7 +67,7 @@ def parse_bucket_url(url: str) -> BucketUrl:
     Parameters
     ----------
     url : str
-        A local path or a URL; aliases of cloud-files (``matrix://bucket/...``) are S3 with a host of their own.
+        A local path or a URL; aliases of cloud-files (``matrix://bucket/...``) are S3 with another endpoint.
     """
     if "://" not in url:
         return BucketUrl("file", "", url)
@@ -87,7 +87,7 @@ def parse_bucket_url(url: str) -> BucketUrl:
 
 
 def s3_store(url: BucketUrl) -> Any:
-    """Open an S3 bucket as an obstore store whose keys begin below the URL's path."""
+    """Open an S3 bucket as an obstore store whose keys are relative to the URL's path."""
     store = _needed("obstore.store", "s3")
     return store.S3Store(url.bucket, prefix=url.path or None, **_s3_options(url))
 
@@ -102,13 +102,13 @@ def s3_files(url: BucketUrl) -> AbstractFileSystem:
 def google_files(url: BucketUrl, asynchronous: bool) -> AbstractFileSystem:
     """Open Google Cloud Storage as a file system of fsspec."""
     _needed("gcsfs", "gcs")
-    core = import_module("gcsfs.core")  # without the package's extensions, which ask for every bucket's layout
+    core = import_module("gcsfs.core")  # not the package, whose extensions request the layout of every bucket
     options = {"asynchronous": asynchronous, "skip_instance_cache": True, "use_listings_cache": False}
     return core.GCSFileSystem(token=_google_token(url), **options)
 
 
 def credential_places(url: BucketUrl) -> str:
-    """Describe where credentials for a URL are looked for; used in errors."""
+    """Return the places where credentials for a URL are looked for, as text for errors."""
     files = " or ".join(str(secretpath(name)) for name in _secret_names(url))
     if url.scheme == "gs":
         return f"{files}, or Google's default credentials (gcloud auth application-default login)"
@@ -129,7 +129,7 @@ def _secret_names(url: BucketUrl) -> tuple[str, ...]:
 
 
 def _secret(url: BucketUrl) -> Keywords:
-    """Return the content of the secret file that cloud-files would use: the bucket's own before the general one."""
+    """Return the content of the secret file that cloud-files uses: that of the bucket, else that of the service."""
     for name in _secret_names(url):
         with suppress(FileNotFoundError):
             content = json.loads(Path(secretpath(name)).read_text())
@@ -163,7 +163,7 @@ def _s3_options(url: BucketUrl) -> Keywords:
     plain = endpoint.startswith("http://")
     return {
         "region": region,
-        # Amazon's own is left to obstore.
+        # obstore has the endpoints of Amazon.
         **({} if (urlsplit(endpoint).hostname or "").endswith(".amazonaws.com") else {"endpoint": endpoint}),
         "virtual_hosted_style_request": False,
         "client_options": {"allow_http": plain, "timeout": REQUEST_TIMEOUT},
@@ -198,4 +198,4 @@ def _needed(module: str, extra: str) -> ModuleType:
         return import_module(module)
     except ImportError as error:
         name = module.partition(".")[0]
-        raise ImportError(f"Writing there needs {name}: pip install 'imagery_dask[{extra}]'") from error
+        raise ImportError(f"Writing to this URL needs {name}: pip install 'imagery_dask[{extra}]'") from error

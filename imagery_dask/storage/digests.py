@@ -16,9 +16,9 @@ __all__ = ["digest_of", "digest_of_bytes", "join_digests"]
 
 
 def digest_of(voxels: Array) -> bytes:
-    """Hash of voxels x, y, z(, c), x fastest, whatever their order in memory; 16 bytes.
+    """Return the hash (16 bytes) of voxels (x, y, z[, c]), in Fortran order whatever their order in memory.
 
-    -0.0 counts as 0.0, which stores do not tell apart.
+    -0.0 counts as 0.0, since stores do not distinguish them.
     """
     if voxels.dtype.kind == "f":
         voxels = voxels + voxels.dtype.type(0)
@@ -26,10 +26,10 @@ def digest_of(voxels: Array) -> bytes:
 
 
 def digest_of_bytes(content: bytes | memoryview) -> bytes:
-    """Hash of bytes; 16 bytes."""
+    """Return the hash (16 bytes) of bytes."""
     return bytes(xxh3_128(content).digest())
 
 
 def join_digests(digests: Sequence[bytes]) -> bytes:
-    """Hash of hashes, in their order."""
+    """Return the hash of a sequence of hashes."""
     return digest_of_bytes(b"".join(digests))

@@ -1,4 +1,4 @@
-"""Whole files in a folder or bucket: a reader sees all of a file or none of it."""
+"""Read and write files in a folder or bucket atomically: a reader sees the whole file or none of it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ __all__ = ["Files", "check_writable", "existing_names", "move_durably", "records
 Compression = Literal["gzip", "br"]
 EXTENSIONS = {None: "", "gzip": ".gz", "br": ".br"}
 LOCAL = "file://"
-# Of Linux, and a hint: where there is no such function, or a file system does not heed it, nothing changes.
+# A hint to the kernel, on Linux only; file systems may ignore it.
 _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
 SYNC_FILE_RANGE_WRITE = 2
-# What file systems without hard links answer.
+# Errors of file systems without hard links.
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 MEMORY = "memory://"
 BUCKETS = ("s3", "gs")
@@ -35,12 +35,12 @@ PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}([0-9a-f]{24})?\.partial")
 
 
 class Put(Protocol):
-    """Writes a file."""
+    """Function that writes a file."""
 
     def __call__(
         self, name: str, content: bytes, content_type: str | None = None, compress: Compression | None = None
     ) -> None:
-        """Write it."""
+        """Write a file."""
         ...
 
 
@@ -59,7 +59,7 @@ class Files:
 
     @classmethod
     def at(cls, url: str | os.PathLike[str]) -> Files:
-        """Files at a URL or a local path."""
+        """Return the files at a URL or a local path."""
         text = os.fspath(url)
         if "://" not in text:
             text = LOCAL + str(Path(text).expanduser().resolve())
@@ -67,13 +67,13 @@ class Files:
 
     @property
     def folder(self) -> Path | None:
-        """Local folder, or None."""
+        """The local folder, or None."""
         return Path(self.url.removeprefix(LOCAL)) if self.url.startswith(LOCAL) else None
 
     def put(
         self, name: str, content: bytes, content_type: str | None = None, compress: Compression | None = None
     ) -> None:
-        """Write a file whole: by rename on a local disk, by one PUT in a bucket.
+        """Write a file atomically: by a rename on a local disk, by one PUT in a bucket.
 
         Compressed content is stored as CloudVolume stores it: with a suffix on a disk, with an encoding in a bucket.
         """
@@ -142,14 +142,14 @@ class Files:
         if not self.url.startswith(MEMORY):
             yield from self._cloud().list(prefix=prefix)
             return
-        # CloudFiles lists all of a bucket's memory, whichever folder it was opened at.
+        # CloudFiles lists the whole bucket of a memory URL, at whichever folder it was opened.
         bucket, _, folder = self.url.removeprefix(MEMORY).partition("/")
         within = f"{folder}/" if folder else ""
         for name in _cloud_files(MEMORY + bucket, os.getpid()).list(prefix=within + prefix):
             yield name.removeprefix(within)
 
     def remove_partial(self, folder: str = "", stem: str = "") -> None:
-        """Remove partial files of killed processes from a folder, of files whose names begin with a stem."""
+        """Remove the partial files that killed processes left of files whose names begin with a stem."""
         if self.folder is None:
             return
         with suppress(FileNotFoundError), os.scandir(self.folder / folder) as entries:
@@ -200,7 +200,7 @@ def _created_s3(connection: Any, name: str, content: bytes) -> bool | None:
         )  # fmt: skip
     except ClientError as error:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        if status in (409, 412):  # another one is writing, or has written
+        if status in (409, 412):  # another process is writing, or has written
             return False
         if status in (400, 501):
             return None
@@ -269,7 +269,7 @@ def _cloud_files(url: str, process: int) -> CloudFiles:
 
 @lru_cache(maxsize=len(BUCKETS))
 def _refuse_at_once(protocol: str) -> None:
-    """Make cloud-files give up at the first refusal; it would ask seven times, for half a minute in all."""
+    """Make cloud-files give up at the first refusal, not after seven attempts (half a minute)."""
     from cloudfiles.cloudfiles import get_interface_class
 
     interface = get_interface_class(protocol)

@@ -1,4 +1,4 @@
-"""Targets of exports: what exists at a URL, whether it may be replaced, and when it is."""
+"""Targets of exports: check what exists at a URL, and replace or remove it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FolderTarget", "StoreTarget", "VolumeTarget"]
 
-# At the root of a bucket the records of an export lie inside its store.
+# Folder of the records in a store that is the root of a bucket.
 RECORDS = ".receipts"
 METADATA = {"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"}
 
@@ -45,7 +45,7 @@ class FolderTarget(ABC):
     Raises
     ------
     TypeError, ValueError
-        `url` is not a path or URL.
+        If `url` is not a path or URL.
     """
 
     KIND = "store"
@@ -55,7 +55,7 @@ class FolderTarget(ABC):
 
     @property
     def is_local(self) -> bool:
-        """Whether the URL is a local folder."""
+        """True if the URL is a local folder."""
         return "://" not in self.url
 
     def occupied(self) -> bool:
@@ -66,7 +66,7 @@ class FolderTarget(ABC):
         Raises
         ------
         FileExistsError
-            Something else exists at the URL.
+            If something else exists at the URL.
         """
         with clear_errors(self.url):
             is_store = self._opens()
@@ -90,7 +90,7 @@ class FolderTarget(ABC):
             return type(self)(url)._opens()
 
     def beside(self, run: str) -> str:
-        """Return where a run writes a replacement: beside the store, or at its URL where nothing can be renamed."""
+        """Return the URL at which a run writes a replacement: beside a local store, or at the same URL in a bucket."""
         if not self.is_local:
             return self.url
         path = Path(self.url)
@@ -203,14 +203,14 @@ class VolumeTarget(FolderTarget):
         return any(self._infos())
 
     def _infos(self) -> list[JsonObject]:
-        """Contents of info files, at the root and in the folders."""
-        files, found = Files.at(self.url), []
+        """Return the contents of info files, at the root and in the folders."""
+        files, infos = Files.at(self.url), []
         for name in ("info", *(f"{folder}/info" for folder in self.FOLDERS)):
             with suppress(ValueError, NotADirectoryError):
                 info = json.loads(files.get(name) or b"null")
                 if isinstance(info, dict) and "scales" in info:
-                    found.append(info)
-        return found
+                    infos.append(info)
+        return infos
 
     def _owns(self, files: AbstractFileSystem, path: str, name: str) -> bool:
         if name in self.FOLDERS:

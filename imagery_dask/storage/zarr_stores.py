@@ -1,4 +1,4 @@
-"""Zarr stores by URL: a local path, ``s3://``, ``gs://``, ``memory://``, or any other that fsspec opens."""
+"""Open zarr stores by URL: a local path, ``s3://``, ``gs://``, ``memory://``, or another scheme of fsspec."""
 
 from __future__ import annotations
 
@@ -41,30 +41,30 @@ REFUSED = ("PermissionDeniedError", "UnauthenticatedError", "RefreshError", "Def
 
 
 class WholeObjects(ObjectStore[Any]):
-    """Objects of a bucket, each written by one PUT: parts of an interrupted upload would stay, unseen and billed."""
+    """Objects of a bucket, each written by one PUT: parts of an interrupted upload would stay, and be billed."""
 
     async def set(self, key: str, value: Any) -> None:
-        """Write an object whole."""
+        """Write an object with one PUT."""
         self._check_writable()
         await self.store.put_async(key, value.as_buffer_like(), use_multipart=False)
 
 
 class _Body(io.BytesIO):
-    """Bytes to send, which stay open for another attempt."""
+    """Bytes of a request, which stay open for another attempt."""
 
     def close(self) -> None:
-        """Stay open: aiohttp closes what it has sent."""
+        """Do nothing: aiohttp closes what it has sent."""
 
 
 class GoogleObjects(FsspecStore):
-    """Objects of Google Cloud Storage, each written by one request that holds nothing but its bytes.
+    """Objects of Google Cloud Storage, each written by one request whose body is the object.
 
-    gcsfs frames a small object as a part of a multipart message, with a line break that a server may take, together
-    with a last byte of 13, for the frame's own: one object in 256 then loses that byte.
+    gcsfs sends a small object as a part of a multipart message, which a line break ends. If the last byte of the object
+    is 13, a server may count it to the line break: one object in 256 loses that byte.
     """
 
     async def set(self, key: str, value: Any, byte_range: tuple[int, int] | None = None) -> None:
-        """Write an object whole."""
+        """Write an object with one request."""
         if byte_range is not None:
             raise NotImplementedError("objects are written whole")
         self._check_writable()
@@ -90,7 +90,7 @@ def open_store(url: str) -> Store:
     Returns
     -------
     zarr.abc.store.Store
-        Takes everything that zarr and xarray do with a store. It holds credentials: it must not be pickled.
+        A store for zarr and xarray. It holds credentials: do not pickle it.
     """
     parsed = parse_bucket_url(url)
     if parsed.scheme == "file":
@@ -103,7 +103,7 @@ def open_store(url: str) -> Store:
 
 
 def files_at(url: str) -> tuple[AbstractFileSystem, str]:
-    """Open a URL as a file system of fsspec, and the path in it."""
+    """Return a file system of fsspec for a URL, and the path in it."""
     parsed = parse_bucket_url(url)
     if parsed.scheme == "s3":
         return s3_files(parsed), f"{parsed.bucket}/{parsed.path}".rstrip("/")
@@ -113,14 +113,14 @@ def files_at(url: str) -> tuple[AbstractFileSystem, str]:
 
 
 def create_group(url: str, zarr_format: Literal[2, 3] = 3) -> zarr.Group:
-    """Create the root group of a new store, which also shows before any work that the URL can be written.
+    """Create the root group of a new store, which also checks that the URL can be written.
 
     Raises
     ------
     AccessRefusedError
-        The bucket or the folder refuses writing.
+        If the bucket or folder refuses writing.
     FileNotFoundError
-        There is no such bucket.
+        If the bucket does not exist.
     """
     parsed = parse_bucket_url(url)
     try:
@@ -129,7 +129,7 @@ def create_group(url: str, zarr_format: Literal[2, 3] = 3) -> zarr.Group:
     except FileNotFoundError:
         if not parsed.bucket:
             raise
-        raise FileNotFoundError(f"{url} cannot be written: there is no bucket {parsed.bucket!r}.") from None
+        raise FileNotFoundError(f"{url} cannot be written: the bucket {parsed.bucket!r} does not exist.") from None
 
 
 @contextmanager
@@ -149,20 +149,14 @@ def clear_errors(url: str) -> Iterator[None]:
 
 
 def check_process(url: str, client: Client) -> None:
-    """Raise if a store is in memory and workers are other processes: each would write into its own memory.
-
-    Raises
-    ------
-    ValueError
-        Names what to do.
-    """
+    """Raise ValueError if a store is in memory and workers are other processes, which have memories of their own."""
     if parse_bucket_url(url).scheme != "memory":
         return
     if others := set(client.run(_process_name).values()) - {_process_name()}:
         host, number = min(others)
         raise ValueError(
-            f"{url} is memory of this process, which the cluster's workers do not share (process {number} on "
-            f"{host}); write to a folder or a bucket, or without a cluster."
+            f"{url} is in the memory of this process, which the workers do not share (process {number} on {host}); "
+            "write to a folder or a bucket, or without a cluster."
         )
 
 
@@ -172,7 +166,7 @@ def check_reachable(url: str, client: Client) -> None:
     Raises
     ------
     AccessRefusedError, FileNotFoundError, ImportError, OSError
-        The error of the first such worker.
+        The error of the first of these workers.
     """
     answers = {worker: problem for worker, problem in client.run(_look, url).items() if problem is not None}
     for worker, (kind, text) in sorted(answers.items()):
@@ -192,7 +186,7 @@ def _look(url: str) -> tuple[str, str] | None:
     except AccessRefusedError as error:
         return "refused", str(error)
     except FileNotFoundError:
-        return "not there", "it is not there; a folder must be on a disk that all workers share."
+        return "not there", "the store does not exist there; a folder must be on a disk that all workers share."
     except ImportError as error:
         return "not installed", str(error)
     except Exception as error:
@@ -207,7 +201,7 @@ def _try_folder(folder: Path) -> tuple[str, str] | None:
     try:
         probe.touch()
     except OSError as error:
-        return "refused", f"{error.strerror}; it must be allowed to write there."
+        return "refused", f"{error.strerror}; workers need permission to write there."
     finally:
         with suppress(OSError):
             probe.unlink(missing_ok=True)
@@ -233,7 +227,7 @@ def _refusal(url: str, error: Exception) -> AccessRefusedError:
     parsed = parse_bucket_url(url)
     if parsed.scheme == "file":
         return AccessRefusedError(f"{url} cannot be written: {getattr(error, 'strerror', None) or brief(error)}.")
-    # The store's own message quotes the request.
+    # Not the message of the store, which quotes the request.
     status = next((code for code in ("401", "403") if code in str(error)), type(error).__name__)
     return AccessRefusedError(
         f"Access was refused to {url} ({status}). Check the credentials that this process finds: "

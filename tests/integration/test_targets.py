@@ -304,7 +304,7 @@ def test_a_disk_that_cannot_be_written() -> None:
 
 def test_a_bucket_that_is_not_there_is_named(gcs_server: Any) -> None:
     pytest.importorskip("gcsfs")
-    with gcs_server.environment(), pytest.raises(FileNotFoundError, match="there is no bucket 'never-made'"):
+    with gcs_server.environment(), pytest.raises(FileNotFoundError, match="the bucket 'never-made' does not exist"):
         zarr_stores.create_group("gs://never-made/out.zarr")
 
 
@@ -328,7 +328,7 @@ def test_an_extra_that_is_not_installed_is_named(in_s3: str, monkeypatch: pytest
 def test_memory_is_of_one_process(processes: Client, threads: Client, tmp_path: Path) -> None:
     zarr_stores.check_process("memory://here/out.zarr", threads)
     zarr_stores.check_process(str(tmp_path / "out.zarr"), processes)
-    with pytest.raises(ValueError, match="memory://here/out.zarr is memory of this process.*bucket"):
+    with pytest.raises(ValueError, match="memory://here/out.zarr is in the memory of this process.*bucket"):
         zarr_stores.check_process("memory://here/out.zarr", processes)
 
 
