@@ -1,4 +1,4 @@
-"""Clusters that the integration tests share: starting one takes seconds."""
+"""Fixtures of the integration tests, among them a cluster that they share, since starting one takes seconds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from imagery_dask.sources import handle
 
 @pytest.fixture(scope="session")
 def processes() -> Iterator[Client]:
-    """Two worker processes of one thread each; not the default client, so that a test has to name it."""
+    """Two worker processes of one thread each; not dask's default client, so a test must pass it explicitly."""
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster, set_as_default=False) as client,
@@ -28,26 +28,26 @@ def processes() -> Iterator[Client]:
 
 @pytest.fixture
 def small_blocks(configure: Configure) -> int:
-    """Blocks of about 128 kB in exports, so that volumes of a megabyte have several; return that number."""
+    """Set export blocks to 128 KiB, so that volumes of a megabyte have several; return the number of bytes."""
     configure("export.block_bytes", 2**17)
     return 2**17
 
 
 @pytest.fixture(autouse=True)
-def _nothing_open() -> None:
-    """Forget the volumes that this process opened: a later server may get the address of an earlier one."""
+def _forget_open_volumes() -> None:
+    """Forget the volumes that this process opened, since a later server may get the address of an earlier one."""
     handle._volumes.clear()
 
 
 @pytest.fixture(autouse=True)
-def _soon_alone(configure: Configure) -> None:
-    """Look again soon whether a lease in a bucket was kept: nobody else wants it (`tests/faults` has those who do)."""
+def _short_lease_check(configure: Configure) -> None:
+    """Shorten the wait after taking a lease in a bucket, since nobody competes for it here (`tests/faults` does)."""
     configure("lease.look_again_s", 0.05)
 
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    """Run ``imagery-dask`` in this process, which saves the seconds that an interpreter takes to import everything."""
+    """Run ``imagery-dask`` in this process, which saves the seconds of imports in a new interpreter."""
 
     def call(*arguments: Any) -> Done:
         monkeypatch.setenv("COLUMNS", "160")

@@ -1,4 +1,4 @@
-"""Reading stores with plain zarr, as somebody without this package does."""
+"""Read stores with plain zarr, without this package."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def labels(path: Path) -> NDArray[Any]:
 
 
 def placement(path: Path, group: str = "") -> tuple[list[float], list[float]]:
-    """Scale and translation of level 0, x, y, z, from the OME metadata as it is written."""
+    """Return scale and translation of level 0, in x, y, z, from the OME metadata."""
     attributes = zarr.open_group(path, path=group, mode="r").attrs["ome"]
     (dataset,) = attributes["multiscales"][0]["datasets"]  # type: ignore[index,call-overload]
     scale, translation = dataset["coordinateTransformations"]
@@ -36,6 +36,6 @@ def placement(path: Path, group: str = "") -> tuple[list[float], list[float]]:
 
 
 def files_of(root: Path) -> dict[str, bytes]:
-    """Content of every file of a store, without the dates in its attributes."""
+    """Return the content of every file of a store, without the dates in its attributes."""
     dates = re.compile(rb'"(created|finished)": "[^"]*"')
     return {str(f.relative_to(root)): dates.sub(b"", f.read_bytes()) for f in root.rglob("*") if f.is_file()}

@@ -1,4 +1,4 @@
-"""Benchmarks import: what they use of the package is where they look for it."""
+"""The benchmarks can be imported, so the names that they use exist in the package."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def read(client: ImageryClient, bounds: Any = (OFFSET, STOP)) -> Any:
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["files", "sharded"])
 @pytest.mark.parametrize("compress", ["gzip", "br", False], ids=["gzip", "br", "plain"])
-def test_s3_is_read(tmp_path: Path, s3_server: S3Server, data: Any, compress: Any, sharded: bool) -> None:
+def test_a_volume_in_s3_is_read(tmp_path: Path, s3_server: S3Server, data: Any, compress: Any, sharded: bool) -> None:
     path = write_volume(tmp_path / "em", data, voxel_offset=OFFSET, compress=compress, sharding=sharded)
     (gone,) = delete_chunks(path, 0, lambda start: start == GONE)
     url = s3_server.upload(tmp_path / "em", f"read-{compress}-{sharded}".lower(), "some/em")
@@ -60,13 +60,13 @@ def test_s3_is_read(tmp_path: Path, s3_server: S3Server, data: Any, compress: An
     with s3_server.environment():
         client = ImageryClient(image_source=f"precomputed://{url}")
         with collect_counts() as counts:
-            found = client.image_cutout((OFFSET, STOP)).compute(scheduler="synchronous")
-        np.testing.assert_array_equal(found, data)
+            voxels = client.image_cutout((OFFSET, STOP)).compute(scheduler="synchronous")
+        np.testing.assert_array_equal(voxels, data)
         assert (counts.chunks, counts.missing, counts.missing_keys) == (12, 1, [GONE_KEY])
         np.testing.assert_array_equal(read(client), data)
 
 
-def test_s3_is_exported(tmp_path: Path, s3_server: S3Server) -> None:
+def test_a_volume_in_s3_is_exported(tmp_path: Path, s3_server: S3Server) -> None:
     ids = random_labels(SHAPE, n=40)
     write_volume(tmp_path / "ids", ids, layer_type="segmentation", encoding="compressed_segmentation")
     url = s3_server.upload(tmp_path / "ids", "export", "ids")
@@ -77,7 +77,7 @@ def test_s3_is_exported(tmp_path: Path, s3_server: S3Server) -> None:
     np.testing.assert_array_equal(written(tmp_path / "out.zarr"), ids)
 
 
-def test_s3_is_written(s3_server: S3Server, data: Any) -> None:
+def test_a_store_is_written_to_s3_and_protected(s3_server: S3Server, data: Any) -> None:
     pytest.importorskip("obstore", reason="needs obstore, which S3 is written with")
     s3_server.create_bucket("written")
     url, options = "s3://written/out.zarr", {"chunks": (32, 32, 16), "progress": False}
@@ -99,12 +99,12 @@ def test_wrong_keys_are_refused(tmp_path: Path, s3_server: S3Server, data: Any, 
     started = time.perf_counter()
     with s3_server.environment(**wrong), pytest.raises(AccessRefusedError, match="Access was refused") as caught:
         ImageryClient(image_source=f"precomputed://{url}")
-    assert time.perf_counter() - started < 10  # asked again and again, it would be 15 s
+    assert time.perf_counter() - started < 10  # with repeated attempts it would take 15 s
     assert f"precomputed://{url}/info" in str(caught.value)
 
 
-def test_wrong_keys_of_workers_end_an_export(tmp_path: Path, s3_server: S3Server, data: Any) -> None:
-    """Credentials do not travel: a worker reads with its own."""
+def test_refused_credentials_of_workers_end_an_export(tmp_path: Path, s3_server: S3Server, data: Any) -> None:
+    """Credentials are not sent to workers: each reads with its own."""
     write_volume(tmp_path / "em", data)
     url = s3_server.upload(tmp_path / "em", "worker", "em")
     with s3_server.environment():
@@ -118,8 +118,8 @@ def test_wrong_keys_of_workers_end_an_export(tmp_path: Path, s3_server: S3Server
     assert not list(out.glob("0/c/**/*")), "a refused chunk was written"
 
 
-def test_a_refusal_of_files_comes_at_once(s3_server: S3Server) -> None:
-    """cloud-files would ask each of these seven times."""
+def test_refused_files_are_not_tried_again(s3_server: S3Server) -> None:
+    """cloud-files would send each of these requests seven times."""
     s3_server.create_bucket("files")
     started = time.perf_counter()
     with s3_server.environment(AWS_SECRET_ACCESS_KEY="guess"):
@@ -132,10 +132,10 @@ def test_a_refusal_of_files_comes_at_once(s3_server: S3Server) -> None:
         assert (list(files.names()), files.get("one")) == ([], None)
         with pytest.raises(ClientError, match="AccessDenied"):
             files.put("one", b"1")
-    assert time.perf_counter() - started < 20  # seven attempts at each took more than a minute
+    assert time.perf_counter() - started < 20  # seven attempts each would take more than a minute
 
 
-def test_no_object_is_no_volume(s3_server: S3Server) -> None:
+def test_a_missing_volume_or_bucket_is_an_error(s3_server: S3Server) -> None:
     s3_server.create_bucket("empty")
     with s3_server.environment(), pytest.raises(SourceNotFoundError, match="s3://empty/nothing"):
         ImageryClient(image_source="s3://empty/nothing")
@@ -144,7 +144,9 @@ def test_no_object_is_no_volume(s3_server: S3Server) -> None:
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["files", "sharded"])
-def test_google_is_read(tmp_path: Path, gcs_server: GcsServer, data: Any, sharded: bool) -> None:
+def test_a_volume_in_google_cloud_storage_is_read(
+    tmp_path: Path, gcs_server: GcsServer, data: Any, sharded: bool
+) -> None:
     path = write_volume(tmp_path / "em", data, voxel_offset=OFFSET, compress=False, sharding=sharded)
     (gone,) = delete_chunks(path, 0, lambda start: start == GONE)
     url = gcs_server.upload(tmp_path / "em", f"read-{sharded}".lower(), "some/em")
@@ -152,42 +154,42 @@ def test_google_is_read(tmp_path: Path, gcs_server: GcsServer, data: Any, sharde
     with gcs_server.environment():
         client = ImageryClient(image_source=f"precomputed://{url}")
         with collect_counts() as counts:
-            found = client.image_cutout((OFFSET, STOP)).compute(scheduler="synchronous")
-        np.testing.assert_array_equal(found, data)
+            voxels = client.image_cutout((OFFSET, STOP)).compute(scheduler="synchronous")
+        np.testing.assert_array_equal(voxels, data)
         assert (counts.chunks, counts.missing, counts.missing_keys) == (12, 1, [GONE_KEY])
         with pytest.raises(SourceNotFoundError, match="nothing"):
             ImageryClient(image_source=f"precomputed://{url}/nothing")
 
 
-def test_of_many_who_want_a_lease_one_has_it(s3_server: S3Server) -> None:
-    """A bucket says who was first."""
+def test_one_of_many_threads_gets_a_lease_in_a_bucket(s3_server: S3Server) -> None:
+    """The bucket decides which request came first."""
     with s3_server.environment():
         s3_server.create_bucket("lease")
         files = Files.at("s3://lease/records")
-        together, held, had = threading.Barrier(12), threading.Event(), []
+        barrier, release, acquired = threading.Barrier(12), threading.Event(), []
 
-        def want() -> None:
-            together.wait()
+        def take_lease() -> None:
+            barrier.wait()
             try:
                 with Lease(files, "the store"):
-                    had.append(True)
-                    held.wait(10)
+                    acquired.append(True)
+                    release.wait(10)
             except TargetBusyError:
-                had.append(False)
-            if len(had) == 12:
-                held.set()
+                acquired.append(False)
+            if len(acquired) == 12:
+                release.set()
 
-        threads = [threading.Thread(target=want) for _ in range(12)]
+        threads = [threading.Thread(target=take_lease) for _ in range(12)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert sorted(had) == [False] * 11 + [True]
-        assert files.create("lease.json", b"{}") is True  # it was given back
+        assert sorted(acquired) == [False] * 11 + [True]
+        assert files.create("lease.json", b"{}") is True  # the lease was released
         assert files.create("lease.json", b"{}") is False
 
 
-def test_parts_of_an_export_to_a_bucket(s3_server: S3Server, threads: Client, data: Any) -> None:
+def test_parts_of_an_export_to_a_bucket_make_one_store(s3_server: S3Server, threads: Client, data: Any) -> None:
     s3_server.create_bucket("parts")
     with s3_server.environment():
         chunked = da.from_array(data, chunks=(32, 32, 16))
@@ -196,14 +198,14 @@ def test_parts_of_an_export_to_a_bucket(s3_server: S3Server, threads: Client, da
         assert plan.blocks == 12
 
         def run(part: int) -> str:
-            share = RunOptions(cluster=threads, progress=False, plan=plan, part=Part(part, 3))
-            return execute(export, share).notes[-1]
+            run_options = RunOptions(cluster=threads, progress=False, plan=plan, part=Part(part, 3))
+            return execute(export, run_options).notes[-1]
 
         with ThreadPoolExecutor(3) as parts:
             notes = list(parts.map(run, (1, 2, 3)))
         assert any("and so are all others" in note for note in notes)
-        (found,) = status_of("s3://parts/out.zarr")
-        assert (found.state, found.done) == ("complete", 12)
+        (status,) = status_of("s3://parts/out.zarr")
+        assert (status.state, status.done) == ("complete", 12)
         np.testing.assert_array_equal(
             zarr.open_array(open_store("s3://parts/out.zarr"), path="0", mode="r")[...].T, data
         )

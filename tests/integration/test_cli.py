@@ -1,4 +1,4 @@
-"""The command line as a user runs it: its own process, real clusters, real servers; exit codes and voxels."""
+"""Exit codes and exported voxels of the command line, with real clusters and servers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PART = np.s_[12:82, 12:62, 4:34]
 
 @dataclass(frozen=True)
 class World:
-    """Volumes on disk and what they hold at 8 nm; the segmentation is stored at 16 nm."""
+    """Volumes on disk and their voxels at 8 nm; the segmentation is stored at 16 nm."""
 
     folder: Path
     image: NDArray[np.uint8]
@@ -64,7 +64,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 def script(*arguments: Any) -> tuple[int, str, str]:
-    """Run the installed script in a process of its own; return exit code, stdout and stderr."""
+    """Run the installed script in a new process; return exit code, stdout and stderr."""
     command = [str(Path(sys.executable).parent / "imagery-dask"), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     return done.returncode, done.stdout, without_dashboard(done.stderr)
@@ -72,7 +72,7 @@ def script(*arguments: Any) -> tuple[int, str, str]:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run the same in this process, which saves the seconds that an interpreter takes to import everything."""
+    """Run the command in this process, which saves the seconds of imports in a new interpreter."""
 
     def call(*arguments: Any) -> tuple[int, str, str]:
         monkeypatch.setenv("COLUMNS", "160")
@@ -85,11 +85,11 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
     return call
 
 
-# ------------------------------------------------------------------------------------------------- processes of its own
+# ------------------------------------------------------------------------------------------------------ new processes
 
 
 @pytest.mark.long
-def test_the_script_exports_on_processes_of_its_own(tmp_path: Path, world: World) -> None:
+def test_the_script_exports_on_worker_processes(tmp_path: Path, world: World) -> None:
     out = tmp_path / "out.zarr"
     code, text, error = script("export", "zarr", out, *world.both, *BOUNDS, "--chunks", "32,16,8", "--workers", 1)
     assert (code, error) == (0, "")
@@ -114,10 +114,10 @@ def test_the_script_refuses_bad_input(tmp_path: Path, world: World) -> None:
     assert not out.exists()
 
 
-# ------------------------------------------------------------------------------------------------------ what it says
+# -------------------------------------------------------------------------------------------------------------- output
 
 
-def test_info_says_what_a_volume_is(run: Run, world: World) -> None:
+def test_info_lists_the_mips_of_a_volume(run: Run, world: World) -> None:
     code, text, _ = run("info", world.both[1])
     assert code == 0
     assert "image, uint8, 2 mips" in text
@@ -135,13 +135,13 @@ def test_info_says_what_a_volume_is(run: Run, world: World) -> None:
 
 
 @pytest.mark.parametrize("form", ["all", "none", "list", "file"])
-def test_root_ids(run: Run, tmp_path: Path, world: World, processes: Client, form: str) -> None:
+def test_root_ids_are_read_in_every_form(run: Run, tmp_path: Path, world: World, processes: Client, form: str) -> None:
     ids = [int(i) for i in np.unique(world.ids[PART]) if i][1:7:2]
     (tmp_path / "ids.txt").write_text("\n".join(map(str, ids)))
-    given = {"list": ",".join(map(str, ids)), "file": f"@{tmp_path}/ids.txt"}.get(form, form)
+    argument = {"list": ",".join(map(str, ids)), "file": f"@{tmp_path}/ids.txt"}.get(form, form)
     out = tmp_path / "out.zarr"
     code, _, error = run(
-        "export", "zarr", out, *world.both, *BOUNDS, "--root-ids", given,
+        "export", "zarr", out, *world.both, *BOUNDS, "--root-ids", argument,
         "--cluster", processes.scheduler_info()["address"],
     )  # fmt: skip
     assert (code, error) == (0, "")
@@ -152,7 +152,9 @@ def test_root_ids(run: Run, tmp_path: Path, world: World, processes: Client, for
     np.testing.assert_array_equal(labels(out), expected, strict=True)
 
 
-def test_mips_and_resolution(run: Run, tmp_path: Path, world: World, processes: Client) -> None:
+def test_bounds_are_in_voxels_of_resolution_and_mips_are_exported(
+    run: Run, tmp_path: Path, world: World, processes: Client
+) -> None:
     """The bounds are in voxels of 4 nm; both layers are read, and written, at 16 nm."""
     out = tmp_path / "out.zarr"
     code, _, error = run(
@@ -166,7 +168,7 @@ def test_mips_and_resolution(run: Run, tmp_path: Path, world: World, processes: 
     assert placement(out) == ([16.0, 16.0, 40.0], [-9.5 * 16, -17.5 * 16, 20.5 * 40])
 
 
-def test_a_cluster_file(run: Run, tmp_path: Path, world: World) -> None:
+def test_an_export_runs_on_the_cluster_of_a_file(run: Run, tmp_path: Path, world: World) -> None:
     file = tmp_path / "cluster.yaml"
     arguments = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": "127.0.0.1:0"}
     file.write_text(yaml.safe_dump({"cluster": "distributed.LocalCluster", "arguments": arguments}))
@@ -207,10 +209,10 @@ def test_failed_blocks_are_named(run: Run, tmp_path: Path, world: World, process
 # ------------------------------------------------------------------------------------------------------------ refusals
 
 
-def test_refused_access(
+def test_refused_access_ends_with_2_before_and_1_during_an_export(
     run: Run, tmp_path: Path, world: World, processes: Client, http_server_factory: Callable[..., FileServer]
 ) -> None:
-    """To the info it is bad input; to a chunk, later, it ends an export that has begun."""
+    """A refused info file is invalid input; a refused chunk ends an export that has begun."""
     out = tmp_path / "out.zarr"
     server = http_server_factory(world.folder, faults=lambda path, n: Fault(403))
     source = f"precomputed://{server.url}/image"
@@ -227,7 +229,9 @@ def test_refused_access(
     assert "Traceback" not in error
 
 
-def test_an_output_that_exists(run: Run, tmp_path: Path, world: World, processes: Client) -> None:
+def test_an_existing_output_is_replaced_on_request_only(
+    run: Run, tmp_path: Path, world: World, processes: Client
+) -> None:
     out = tmp_path / "out.zarr"
     arguments = ("export", "zarr", out, *world.both, "--cluster", processes.scheduler_info()["address"])
     assert run(*arguments, *BOUNDS)[0] == 0
@@ -240,7 +244,7 @@ def test_an_output_that_exists(run: Run, tmp_path: Path, world: World, processes
     np.testing.assert_array_equal(written(out), world.image[12:44, 12:44, 4:20], strict=True)
 
 
-# ------------------------------------------------------------------------------------------------------- easy mistakes
+# ------------------------------------------------------------------------------------------------------- invalid input
 
 
 @pytest.mark.parametrize(
@@ -255,7 +259,7 @@ def test_an_output_that_exists(run: Run, tmp_path: Path, world: World, processes
         (("--version", "3"), "version=3 needs a CAVEclient"),
     ],
 )
-def test_easy_mistakes_are_named(
+def test_invalid_options_are_named(
     run: Run, tmp_path: Path, world: World, arguments: tuple[Any, ...], message: str
 ) -> None:
     out = tmp_path / "out.zarr"
@@ -265,7 +269,7 @@ def test_easy_mistakes_are_named(
     assert not out.exists()
 
 
-def test_lists_of_ids_that_are_none(run: Run, tmp_path: Path, world: World) -> None:
+def test_invalid_files_of_ids_are_refused(run: Run, tmp_path: Path, world: World) -> None:
     (tmp_path / "empty").write_text(" \n")
     (tmp_path / "bytes").write_bytes(bytes(range(128, 256)))
     for name, message in (("empty", "names no ids"), ("bytes", "is no text file of ids"), ("nothing", "Cannot read")):
@@ -281,7 +285,7 @@ def test_lists_of_ids_that_are_none(run: Run, tmp_path: Path, world: World) -> N
 def test_an_interrupt_ends_a_command_in_one_line(
     tmp_path: Path, world: World, file_server: FileServer, name: str
 ) -> None:
-    """Ctrl-C goes to every process of a terminal: here, to the process group."""
+    """Ctrl-C sends SIGINT to every process of a terminal, here to the process group."""
     write_volume(tmp_path / "em", world.image, voxel_offset=OFFSET)
     file_server.latency_s = 1.0
     out = tmp_path / "out.zarr"
@@ -305,5 +309,5 @@ def test_an_interrupt_ends_a_command_in_one_line(
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+        assert time.monotonic() < deadline, f"the condition was not met within {seconds} s"
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""What the command line says about clusters: where the dashboard is, and why there is none."""
+"""Output of the command line about clusters: the address of the dashboard, and errors."""
 
 from __future__ import annotations
 
@@ -24,29 +24,30 @@ def source(tmp_path: Path) -> str:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
+    """Run the command line in this process; return the exit code."""
     monkeypatch.setattr(sys, "argv", ["imagery-dask", *map(str, arguments)])
     with pytest.raises(SystemExit) as stopped:
         main()
     return int(stopped.value.code or 0)
 
 
-def test_the_dashboards_address_comes_first(
+def test_the_dashboards_address_is_printed_before_blocks_run(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, source: str
 ) -> None:
     pytest.importorskip("bokeh", reason="needs bokeh: pip install 'imagery_dask[clusters]'")
     pages: list[int] = []
-    said: list[str] = []
+    errors: list[str] = []
 
-    def looked(*arguments: Any, **options: Any) -> Any:
-        said.append(capfd.readouterr().err)
-        (address,) = re.findall(r"^dashboard: (http://127.0.0.1:\d+/status)$", said[0], re.MULTILINE)
+    def open_dashboard_first(*arguments: Any, **options: Any) -> Any:
+        errors.append(capfd.readouterr().err)
+        (address,) = re.findall(r"^dashboard: (http://127.0.0.1:\d+/status)$", errors[0], re.MULTILINE)
         with urlopen(address) as page:
             pages.append(page.status)
         return run_blocks(*arguments, **options)
 
     from imagery_dask.export.execution.execute import run_blocks
 
-    monkeypatch.setattr("imagery_dask.export.execution.execute.run_blocks", looked)
+    monkeypatch.setattr("imagery_dask.export.execution.execute.run_blocks", open_dashboard_first)
     code = run(monkeypatch, "export", "zarr", tmp_path / "o.zarr", "--image-source", source, *BOUNDS, "--workers", 1)
     assert code == 0
     assert pages == [200]
@@ -62,7 +63,7 @@ def test_the_dashboards_address_comes_first(
         ("address: tcp://127.0.0.1:1\n", "tcp://127.0.0.1:1: nothing listens there. Is it running?"),
     ],
 )
-def test_a_cluster_file_that_will_not_do(
+def test_an_error_of_a_cluster_file_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -76,27 +77,27 @@ def test_a_cluster_file_that_will_not_do(
     out = tmp_path / "o.zarr"
     code = run(monkeypatch, "export", "zarr", out, "--image-source", source, *BOUNDS, "--cluster", file)
     assert code == 2
-    said = capfd.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert line in said[0]
+    errors = capfd.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert line in errors[0]
     assert time.monotonic() - started < 30
     assert not out.exists()
 
 
-def test_only_batch_systems_have_a_walltime(
+def test_retire_before_needs_a_batch_system(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, source: str
 ) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text("cluster: distributed.LocalCluster\n")
-    for cluster, words in (("local", "the cluster is 'local'"), (file, "workers of LocalCluster have no walltime")):
+    for cluster, message in (("local", "the cluster is 'local'"), (file, "workers of LocalCluster have no walltime")):
         arguments = ("export", "zarr", tmp_path / "o.zarr", "--image-source", source, *BOUNDS, "--cluster", cluster)
         assert run(monkeypatch, *arguments, "--retire-before", "5m") == 2
-        (said,) = capfd.readouterr().err.splitlines()
-        assert words in said
+        (error,) = capfd.readouterr().err.splitlines()
+        assert message in error
     assert not (tmp_path / "o.zarr").exists()
 
 
-def test_no_worker_within_the_wait(
+def test_no_worker_within_the_wait_is_an_error(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, source: str
 ) -> None:
     file = tmp_path / "cluster.yaml"
@@ -112,7 +113,7 @@ def test_no_worker_within_the_wait(
 
 
 @pytest.mark.parametrize("text", ["", "0", "0s", "-1m", "soon", "5 fortnights", "m", "nan"])
-def test_times_that_are_none(
+def test_invalid_times_are_refused(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, text: str
 ) -> None:
     assert run(monkeypatch, "verify", tmp_path, "--wait", text) == 2

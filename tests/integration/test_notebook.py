@@ -1,4 +1,4 @@
-"""The notebooks run from the first cell to the last, without a network, and show pictures."""
+"""The notebooks run from the first to the last cell without network access, and show pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
 
-def test_there_is_a_notebook() -> None:
+def test_the_notebooks_are_found() -> None:
     assert "01-lazy-slicing.ipynb" in [notebook.name for notebook in NOTEBOOKS]
 
 
@@ -27,6 +27,6 @@ def test_a_notebook_runs(tmp_path: Path, path: Path) -> None:
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output.output_type == "error"]
     pictures = [output for output in outputs if "image/png" in output.get("data", {})]
-    assert len(pictures) >= 2, "a plane and an overlay"
+    assert len(pictures) >= 2, "expected a plane and an overlay"
     warnings = [output.text for output in outputs if output.get("name") == "stderr"]
     assert not warnings

@@ -1,4 +1,4 @@
-"""What a scheduler, and so its dashboard, shows of an export: names that say what is done, in few groups."""
+"""Task names of an export, which the dashboard shows: they name the work and form few groups."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEY = re.compile(r"(?P<group>[^-]+)-z\d+ y\d+ x\d+, block \d+, attempt 1, [0-9a-
 
 
 @pytest.mark.long
-def test_names_and_groups_while_an_export_runs(tmp_path: Path, configure: Configure) -> None:
+def test_task_names_of_an_export_form_one_group_per_kind_of_work(tmp_path: Path, configure: Configure) -> None:
     configure("export.small_fused_bytes", 2**14)
     configure("export.fused_blocks_at_least", 2**10)
     client = ImageryClient(
@@ -41,8 +41,8 @@ def test_names_and_groups_while_an_export_runs(tmp_path: Path, configure: Config
     with connect("local", workers=1) as cluster:
 
         def ask(_: Any) -> None:
-            for found, of_it in zip((keys, groups, prefixes), cluster.run_on_scheduler(known), strict=True):
-                found.update(of_it)
+            for collected, names in zip((keys, groups, prefixes), cluster.run_on_scheduler(known), strict=True):
+                collected.update(names)
 
         report = to_zarr(
             client.dataset([[0, 0, 0], SHAPE]), tmp_path / "out.zarr", chunks=(16, 16, 16), levels=3, block_mib=0.01,
@@ -52,7 +52,7 @@ def test_names_and_groups_while_an_export_runs(tmp_path: Path, configure: Config
         "read+write image", "read+resize+write segmentation", "downsample image level 2",
         "downsample segmentation level 1", "downsample segmentation level 2",
     }  # fmt: skip
-    # Of many blocks a few groups; a task may be of several blocks.
+    # Many blocks form a few groups; a task may do several blocks.
     assert report.blocks > 100
     assert groups == prefixes == expected
     assert {match["group"] for key in keys if (match := KEY.fullmatch(key))} == expected

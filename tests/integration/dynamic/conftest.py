@@ -1,4 +1,4 @@
-"""A world with a CAVE server, a client of its segmentation, and settings that make small volumes have many blocks."""
+"""A world with a CAVE server, a client of its segmentation, and settings that split small volumes into many blocks."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from imagery_dask import ImageryClient
 from imagery_dask.sources.root_cache import RootCache
 from imagery_dask.testing.cave import CaveServer, World, make_world
 
-# dask does this once its multiprocessing scheduler is used: errors then pickle with what they were raised from.
+# dask does this once its multiprocessing scheduler is used: errors then pickle with their causes and tracebacks.
 pickling_support.install()
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """One world for all tests that do not edit."""
+    """One world for all tests that do not edit the graph."""
     return make_world(tmp_path_factory.mktemp("dynamic"))
 
 
 @pytest.fixture
 def server(world: World) -> Iterator[CaveServer]:
-    """A server of that world, which this process has not met."""
+    """A new server of the world, which this process has not contacted yet."""
     with served(world) as server:
         yield server
 
 
 @pytest.fixture
 def client(server: CaveServer, world: World) -> ImageryClient:
-    """A client at the moment after the first split, unless a call names another."""
+    """A client whose default timestamp is the first split."""
     return client_of(server, timestamp=world.times["split_1"])
 
 
 @pytest.fixture
 def small_lazy_blocks(configure: Configure) -> None:
-    """Blocks of one graph chunk, of which the whole volume has 32."""
+    """Set lazy blocks to one graph chunk each, of which the whole volume has 32."""
     configure("lazy.block_bytes", 32 * 32 * 16 * 8)
 
 
 @pytest.fixture
 def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget roots at once, as if each block were in a process of its own."""
+    """Disable the cache of roots, as if each block ran in a process of its own."""
     monkeypatch.setattr("imagery_dask.sources.roots._cache_of", lambda query: RootCache())
 
 

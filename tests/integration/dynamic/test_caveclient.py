@@ -1,4 +1,4 @@
-"""A CAVEclient as the source: datastacks, versions, explicit arguments, and services that fail."""
+"""A CAVEclient as the source: datastacks, versions, explicit arguments and failing services."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from imagery_dask.errors import (
 from imagery_dask.testing.cave import CaveServer, Fault, World
 
 
-def test_a_caveclient_gives_everything(server: CaveServer, world: World) -> None:
+def test_a_caveclient_provides_sources_and_resolution(server: CaveServer, world: World) -> None:
     client = ImageryClient(client=server.client())
     assert client.image_source == world.image_source
     assert client.segmentation_source == server.segmentation_source
@@ -46,7 +46,7 @@ def test_a_caveclient_gives_everything(server: CaveServer, world: World) -> None
     np.testing.assert_array_equal(got, expected(world, world.times["created"], BOXES[1]))
 
 
-def test_explicit_arguments_win(server: CaveServer, world: World) -> None:
+def test_explicit_arguments_replace_those_of_the_caveclient(server: CaveServer, world: World) -> None:
     cave = server.client(version=2)
     assert ImageryClient(client=cave, resolution=(16, 16, 40)).resolution.tolist() == [16, 16, 40]
     assert ImageryClient(client=cave, resolution="segmentation").resolution.tolist() == [16, 16, 40]
@@ -64,7 +64,7 @@ def test_explicit_arguments_win(server: CaveServer, world: World) -> None:
     assert ImageryClient(client=server.client(), auth_token=TOKEN, imagery=False).segmentation_source
 
 
-def test_a_client_without_a_layer_does_not_ask_for_it(server: CaveServer) -> None:
+def test_a_client_without_a_layer_sends_no_request_for_it(server: CaveServer) -> None:
     cave = server.client()
     server.reset()
     client = ImageryClient(client=cave, segmentation=False)
@@ -75,18 +75,18 @@ def test_a_client_without_a_layer_does_not_ask_for_it(server: CaveServer) -> Non
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_versions_pin(server: CaveServer, world: World, number: int) -> None:
+def test_a_version_pins_the_moment(server: CaveServer, world: World, number: int) -> None:
     moment = int(np.ceil(world.versions[number].timestamp))
     by_client = ImageryClient(client=server.client(version=number), imagery=False)
     by_keyword = ImageryClient(client=server.client(), imagery=False, version=number)
     by_volume = ImageryClient(client=server.client(), imagery=False).segmentation_volume(version=number)
-    over = ImageryClient(client=server.client(version=4 - number), imagery=False, version=number)
+    keyword_over_client = ImageryClient(client=server.client(version=4 - number), imagery=False, version=number)
     right = expected(world, moment, WHOLE)
     for volume in (by_client.segmentation_volume(), by_keyword.segmentation_volume(), by_volume):
         assert volume.attrs["timestamp_unix_s"] == moment
         assert volume.attrs["materialization_version"] == number
         np.testing.assert_array_equal(volume, right)
-    assert over.segmentation_volume().attrs["timestamp_unix_s"] == moment
+    assert keyword_over_client.segmentation_volume().attrs["timestamp_unix_s"] == moment
     assert by_client.segmentation_volume(version=2).attrs["timestamp_unix_s"] == np.ceil(world.versions[2].timestamp)
     assert "materialization_version" not in by_client.segmentation_volume(timestamp=moment).attrs
     for client in (by_client, by_keyword):
@@ -95,7 +95,7 @@ def test_versions_pin(server: CaveServer, world: World, number: int) -> None:
         assert set(masks) == set(np.unique(crop(right, BOXES[1])).tolist()) - {0}
 
 
-def test_versions_that_cannot_be(server: CaveServer) -> None:
+def test_unknown_versions_and_wrong_combinations_are_refused(server: CaveServer) -> None:
     cave = server.client()
     with pytest.raises(ValueError, match=r"Version 9 of datastack 'demo_datastack' does not exist; there are 1, 2, 3"):
         ImageryClient(client=cave, version=9)
@@ -120,53 +120,53 @@ def test_versions_that_cannot_be(server: CaveServer) -> None:
     [{"stale_roots": "ignore"}, {"stale_roots": None}, {"max_requests": 0}, {"max_requests": 1.5},
      {"max_requests": True}],
 )  # fmt: skip
-def test_options_of_the_client(server: CaveServer, options: dict[str, Any]) -> None:
+def test_invalid_options_of_the_client_are_refused(server: CaveServer, options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         client_of(server, **options)
 
 
-def test_a_caveclient_is_not_asked_again(server: CaveServer, world: World) -> None:
-    """It is for the driver, and only while a client is made."""
+def test_reading_sends_no_requests_through_the_caveclient(server: CaveServer, world: World) -> None:
+    """The CAVEclient is used only while an ImageryClient is created, and only by the driver."""
     client = ImageryClient(client=server.client(version=3), imagery=False)
     server.reset()
     np.testing.assert_array_equal(client.segmentation_volume(), expected(world, world.versions[3].timestamp, WHOLE))
     assert {request.endpoint for request in server.requests} == {"roots_binary"}
 
 
-def test_datastacks_that_open(server: CaveServer) -> None:
+def test_a_datastack_opens_with_a_token(server: CaveServer) -> None:
     client = ImageryClient(open_cave(server.datastack, server.url, TOKEN))
     assert client.segmentation_source == server.segmentation_source
     assert not (Path.home() / ".cloudvolume").exists()
 
 
-def test_datastacks_that_do_not_exist(server: CaveServer) -> None:
+def test_an_unknown_datastack_is_named(server: CaveServer) -> None:
     with pytest.raises(SourceNotFoundError, match=r"no datastack 'other' at http://127") as refused:
         open_cave("other", server.url, TOKEN)
     assert_clean(refused.value)
 
 
-def test_datastacks_with_a_wrong_token(server: CaveServer) -> None:
-    wrong = "badbadbad" + "0123456789"  # in the traceback, the source of this test is shown
+def test_a_wrong_token_for_a_datastack_is_refused_and_not_shown(server: CaveServer) -> None:
+    wrong = "badbadbad" + "0123456789"  # split, since the traceback shows the source of this test
     with pytest.raises(AccessRefusedError, match=r"refused to datastack 'demo_datastack'") as refused:
         open_cave(server.datastack, server.url, wrong)
     assert wrong not in whole_of(refused.value)
     assert "\n" not in str(refused.value)
 
 
-def test_datastacks_without_a_token_say_where_tokens_are_looked_for(server: CaveServer) -> None:
+def test_a_missing_token_for_a_datastack_names_where_tokens_are_sought(server: CaveServer) -> None:
     with pytest.raises(AccessRefusedError, match=r"CAVE_TOKEN.*cave-secret\.json") as refused:
         open_cave(server.datastack, server.url)
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("place", ["environment", "file"])
-def test_datastacks_find_the_token_where_sources_do(
-    server: CaveServer, monkeypatch: pytest.MonkeyPatch, place: str
+@pytest.mark.parametrize("origin", ["environment", "file"])
+def test_a_datastack_finds_its_token_in_environment_and_file(
+    server: CaveServer, monkeypatch: pytest.MonkeyPatch, origin: str
 ) -> None:
     folder = Path(os.environ["CLOUD_VOLUME_DIR"]) / "secrets"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{server.url.removeprefix('http://')}-cave-secret.json"
-    if place == "environment":
+    if origin == "environment":
         monkeypatch.setenv("CAVE_TOKEN", TOKEN)
     else:
         file.write_text(json.dumps({"token": TOKEN}))
@@ -176,7 +176,7 @@ def test_datastacks_find_the_token_where_sources_do(
         file.unlink(missing_ok=True)
 
 
-def test_datastacks_of_a_server_that_does_not_answer() -> None:
+def test_a_datastack_of_an_unreachable_server_is_named() -> None:
     address = closed_port()
     with pytest.raises(ServerError, match=rf"datastack 'd' at {address} does not answer") as failed:
         open_cave("d", address, TOKEN)
@@ -185,7 +185,7 @@ def test_datastacks_of_a_server_that_does_not_answer() -> None:
 
 @pytest.mark.parametrize("status", [401, 403, 404, 500, 503])
 @pytest.mark.parametrize("endpoint", ["datastack_info", "versions", "version_metadata"])
-def test_a_caveclient_whose_services_fail(server: CaveServer, status: int, endpoint: str) -> None:
+def test_failing_services_of_a_caveclient_are_named(server: CaveServer, status: int, endpoint: str) -> None:
     cave = server.client(max_retries=0)
     server.faults = lambda name, n: Fault(status=status, body=b'{"message": "because"}') if name == endpoint else None
     kinds: dict[int, type[Exception]] = {401: AccessRefusedError, 403: AccessRefusedError, 404: SourceNotFoundError}

@@ -1,4 +1,4 @@
-"""Dynamic segmentations on the command line: moments, versions, root ids, and refusals."""
+"""Dynamic segmentations on the command line: timestamps, versions, root ids and refusals."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> A
     return call
 
 
-def options_of(server: CaveServer, world: World, box: Box = SOME) -> list[Any]:
+def options_for(server: CaveServer, world: World, box: Box = SOME) -> list[Any]:
     low, high = bounds(world, box) * (2, 2, 1)
     return ["--datastack", server.datastack, "--server", server.url, "--bounds", *low, *high, "--chunks", "32,32,16"]
 
@@ -49,14 +49,14 @@ def options_of(server: CaveServer, world: World, box: Box = SOME) -> list[Any]:
         (["--timestamp", "now"], "split_2"),
     ],
 )
-def test_exports_by_command(
+def test_the_command_exports_the_voxels_of_the_moment(
     run: Any, server: CaveServer, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: Client,
     arguments: list[str], moment: str,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("CAVE_TOKEN", TOKEN)
     out = tmp_path / "out.zarr"
     address = threads.scheduler.address
-    code, text, errors = run("export", "zarr", out, *options_of(server, world), "--cluster", address, *arguments)
+    code, text, errors = run("export", "zarr", out, *options_for(server, world), "--cluster", address, *arguments)
     assert code == 0, errors
     right = expected(world, np.ceil(world.times[moment]), SOME)
     np.testing.assert_array_equal(labels(out)[::2, ::2], right)
@@ -65,13 +65,13 @@ def test_exports_by_command(
     assert TOKEN not in text + errors
 
 
-def test_listed_roots_by_command(
+def test_the_command_exports_listed_roots_and_names_outdated_ones(
     run: Any, server: CaveServer, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: Client
 ) -> None:
     monkeypatch.setenv("CAVE_TOKEN", TOKEN)
     address = threads.scheduler.address
     (first, _), (merged,) = changed(world, "merge_1")
-    common = [*options_of(server, world), "--cluster", address, "--version", "2"]
+    common = [*options_for(server, world), "--cluster", address, "--version", "2"]
     code, text, errors = run("export", "zarr", tmp_path / "a.zarr", *common, "--root-ids", f"{merged}")
     assert code == 0, errors
     right = expected(world, world.times["split_1"], SOME, keep=[merged])
@@ -89,13 +89,13 @@ def test_listed_roots_by_command(
     np.testing.assert_array_equal(labels(tmp_path / "b.zarr")[::2, ::2], right)
 
 
-def test_zero_roots_by_command(
+def test_the_command_counts_supervoxels_without_a_root(
     run: Any, server: CaveServer, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: Client
 ) -> None:
     monkeypatch.setenv("CAVE_TOKEN", TOKEN)
     address = threads.scheduler.address
     code, text, errors = run(
-        "export", "zarr", tmp_path / "a.zarr", *options_of(server, world), "--cluster", address, "--timestamp",
+        "export", "zarr", tmp_path / "a.zarr", *options_for(server, world), "--cluster", address, "--timestamp",
         "2023-12-31",
     )  # fmt: skip
     assert code == 0, errors
@@ -117,12 +117,12 @@ def test_zero_roots_by_command(
         (["--datastack", "other"], "no datastack 'other'"),
     ],
 )
-def test_bad_input_by_command(
+def test_the_command_refuses_invalid_input(
     run: Any, server: CaveServer, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str],
     message: str,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("CAVE_TOKEN", TOKEN)
-    code, text, errors = run("export", "zarr", tmp_path / "out.zarr", *options_of(server, world), *arguments)
+    code, text, errors = run("export", "zarr", tmp_path / "out.zarr", *options_for(server, world), *arguments)
     assert code == 2, text + errors
     assert message in " ".join(errors.split())
     assert "Traceback" not in errors
@@ -130,10 +130,10 @@ def test_bad_input_by_command(
     assert not (tmp_path / "out.zarr").exists()
 
 
-def test_refusals_by_command(
+def test_the_command_reports_token_and_server_errors(
     run: Any, server: CaveServer, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, common = tmp_path / "out.zarr", options_of(server, world)
+    out, common = tmp_path / "out.zarr", options_for(server, world)
     code, text, errors = run("export", "zarr", out, *common)
     assert (code, "CAVE_TOKEN" in errors, "Traceback" in errors) == (2, True, False)
     monkeypatch.setenv("CAVE_TOKEN", "badbadbad0123456789")
@@ -145,7 +145,9 @@ def test_refusals_by_command(
     assert not out.exists()
 
 
-def test_info_by_command(run: Any, server: CaveServer, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_info_command_accepts_datastacks_and_graphene_sources(
+    run: Any, server: CaveServer, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CAVE_TOKEN", TOKEN)
     code, text, errors = run("info", "--datastack", server.datastack, "--server", server.url)
     assert code == 0, errors

@@ -1,4 +1,4 @@
-"""Exports of dynamic segmentations: the voxels of the moment, each id asked for once, and failures of the server."""
+"""Exports of dynamic segmentations: the voxels of the moment, one lookup per id, and failures of the server."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ from imagery_dask.testing.cave import CaveServer, Fault, World, make_world
 
 
 @pytest.mark.parametrize("cluster", [None, "local"])
-def test_exports(server: CaveServer, world: World, tmp_path: Path, small_blocks: int, cluster: str | None) -> None:
+def test_an_export_looks_up_each_id_once(
+    server: CaveServer, world: World, tmp_path: Path, small_blocks: int, cluster: str | None
+) -> None:
     client = ImageryClient(client=server.client(), imagery=False, timestamp=world.times["split_1"])
     volume = client.segmentation_volume()
     server.reset()
@@ -55,10 +57,10 @@ def test_exports(server: CaveServer, world: World, tmp_path: Path, small_blocks:
     assert server.count("info") <= 2
 
 
-def test_exports_where_graph_chunks_do_not_fit_into_memory(
+def test_an_export_of_large_graph_chunks_looks_up_each_id_once(
     tmp_path: Path, processes: Client, configure: Configure
 ) -> None:
-    """A block is worked off in pieces, by one process, whose cache serves the next piece."""
+    """Graph chunks do not fit into a block: one process does a chunk in pieces, and its cache serves later pieces."""
     configure("export.block_bytes", 8**3 * 8)
     world = make_world(tmp_path / "world", (128, 128, 32), storage_chunk=(8, 8, 8))
     with served(world) as server, secrets_file(server):
@@ -72,7 +74,7 @@ def test_exports_where_graph_chunks_do_not_fit_into_memory(
 
 
 @pytest.mark.parametrize("scaled", [True, False])
-def test_exports_of_datasets(
+def test_an_exported_dataset_holds_the_roots_of_the_moment(
     server: CaveServer, world: World, tmp_path: Path, processes: Client, small_blocks: int, scaled: bool
 ) -> None:
     client = ImageryClient(client=server.client(), timestamp=world.times["split_1"])
@@ -86,42 +88,44 @@ def test_exports_of_datasets(
     assert report.counts.ids_sent == server.ids_sent
 
 
-def test_the_moment_of_an_export_is_written_down(client: ImageryClient, world: World, tmp_path: Path) -> None:
+def test_the_store_records_the_moment_of_an_export(client: ImageryClient, world: World, tmp_path: Path) -> None:
     volume = client.segmentation_volume(timestamp=world.times["split_1"])
     to_zarr(volume, tmp_path / "out.zarr", progress=False)
     text = " ".join(file.read_text() for file in tmp_path.rglob("zarr.json"))
     assert "2024-01-03T00:00:00Z" in text or str(int(world.times["split_1"])) in text
 
 
-@pytest.mark.parametrize("what", ["all", "listed", "none", "level 2", "mask", "computed"])
-def test_exports_of_every_kind(
-    client: ImageryClient, world: World, tmp_path: Path, threads: Client, small_blocks: int, what: str
+@pytest.mark.parametrize("kind", ["all", "listed", "none", "level 2", "mask", "computed"])
+def test_arrays_of_every_kind_are_exported(
+    client: ImageryClient, world: World, tmp_path: Path, threads: Client, small_blocks: int, kind: str
 ) -> None:
     moment = int(world.times["split_2"]) + 1
     listed = roots_at(world, moment)[:3]
-    options: dict[str, Any] = {"listed": {"root_ids": listed}, "none": {"root_ids": None}}.get(what, {})
-    layer = 2 if what == "level 2" else None
+    options: dict[str, Any] = {"listed": {"root_ids": listed}, "none": {"root_ids": None}}.get(kind, {})
+    layer = 2 if kind == "level 2" else None
     box = BOXES[4]
     right = expected(world, moment, box, keep=options.get("root_ids", "all"), stop_layer=layer)
     array = cut(client, world, box, timestamp=moment, stop_layer=layer, **options)
-    if what == "mask":
+    if kind == "mask":
         root = int(np.unique(right)[-1])
         array = client.split_segmentation_cutout(
             bounds(world, box), mip=0, resolution=resolution(world), timestamp=moment
         )[root]
         right = right == root
-    if what == "computed":
+    if kind == "computed":
         array, right = array % 1009, right % 1009
     to_zarr(array, tmp_path / "out.zarr", chunks=(16, 16, 16), cluster=threads, progress=False)
     np.testing.assert_array_equal(written(tmp_path / "out.zarr"), right)
 
 
-def test_edits_while_threads_and_exports_run(tmp_path: Path, threads: Client, small_lazy_blocks: None) -> None:
-    """Somebody edits all the time; every voxel of every result is of the moment of its array."""
+def test_results_are_of_one_moment_while_the_graph_is_edited(
+    tmp_path: Path, threads: Client, small_lazy_blocks: None
+) -> None:
+    """Every voxel of a result is of the moment of its array, although a thread edits the graph all the time."""
     world = make_world(tmp_path / "world", (128, 128, 32), edited=False)
     graph, stop = world.graph, threading.Event()
 
-    def edits() -> None:
+    def edit_until_stopped() -> None:
         first, second, *_ = roots_at(world, time.time())
         while not stop.is_set():
             merged = graph.merge(first, second)
@@ -133,7 +137,7 @@ def test_edits_while_threads_and_exports_run(tmp_path: Path, threads: Client, sm
     )
     with served(world, latency_s=0.003) as server:
         client = client_of(server)
-        editor = threading.Thread(target=edits)
+        editor = threading.Thread(target=edit_until_stopped)
         editor.start()
         try:
             for number in range(3):
@@ -149,7 +153,7 @@ def test_edits_while_threads_and_exports_run(tmp_path: Path, threads: Client, sm
             editor.join()
 
 
-def test_a_server_that_fails_is_the_failure_of_a_block(
+def test_a_failing_server_fails_blocks_with_its_reason(
     server: CaveServer, client: ImageryClient, world: World, tmp_path: Path, threads: Client, small_blocks: int,
     no_pauses: None,
 ) -> None:  # fmt: skip
@@ -172,7 +176,7 @@ def test_a_server_that_fails_is_the_failure_of_a_block(
     np.testing.assert_array_equal(got[got != 0], right[got != 0])
 
 
-def test_a_token_that_expires_ends_an_export_at_once(
+def test_an_expired_token_ends_an_export_at_once(
     server: CaveServer, client: ImageryClient, world: World, tmp_path: Path, threads: Client,
     configure: Configure,
 ) -> None:  # fmt: skip

@@ -1,4 +1,4 @@
-"""Few listed roots in many blocks: one request for the leaves of each root gives the same voxels."""
+"""Few listed roots in many blocks are read with one request per root for its leaves."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from imagery_dask.testing.cave import CaveServer, World, world_from_arrays
 @pytest.mark.parametrize("mip", [0, 1, 2])
 @pytest.mark.parametrize("layer", [None, 2])
 @pytest.mark.parametrize("edit", ["created", "merge_1", "split_2"])
-def test_few_roots_in_many_blocks_are_found_by_their_leaves(
+def test_few_roots_in_many_blocks_are_read_through_their_leaves(
     server: CaveServer, world: World, small_lazy_blocks: None, configure: Configure,
     mip: int, layer: Any, edit: str,
 ) -> None:  # fmt: skip
-    """As many requests as there are roots, instead of one for each block; the voxels are the same."""
+    """The number of requests is that of the roots rather than of the blocks; the voxels are the same."""
     configure("graph.processes", 1)
     configure("lazy.block_bytes", 2**14)
     moment, client = int(np.ceil(world.times[edit])), client_of(server)
@@ -55,8 +55,10 @@ def test_few_roots_in_many_blocks_are_found_by_their_leaves(
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.5, 3])
-def test_leaves_of_scaled_cutouts(server: CaveServer, world: World, configure: Configure, scale: float) -> None:
-    """The box within which leaves are fetched covers every voxel that is read."""
+def test_scaled_cutouts_are_the_same_through_leaves(
+    server: CaveServer, world: World, configure: Configure, scale: float
+) -> None:
+    """The box of a request for leaves covers every voxel that is read."""
     configure("lazy.block_bytes", 2**14)
     nm = np.array(resolution(world)) * (scale, scale, 1)
     moment = int(world.times["split_1"])
@@ -79,8 +81,8 @@ def test_leaves_of_scaled_cutouts(server: CaveServer, world: World, configure: C
     assert any(result.any() for result in results)
 
 
-def test_few_roots_of_a_volume_at_negative_coordinates(tmp_path: Path, configure: Configure) -> None:
-    """The service's bounds have no sign: such a box cannot be asked for, and the voxels must be right all the same."""
+def test_few_roots_are_read_at_negative_coordinates(tmp_path: Path, configure: Configure) -> None:
+    """The service accepts no negative bounds, so such a box is not requested; the voxels are right nevertheless."""
     configure("graph.processes", 1)
     configure("lazy.block_bytes", 2**12)
     objects = np.arange(1, 31).reshape(2, 3, 5).repeat(20, 0).repeat(15, 1).repeat(7, 2)

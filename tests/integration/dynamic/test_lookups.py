@@ -1,4 +1,4 @@
-"""Requests to the graph server: each supervoxel is sent once, answers are kept, and few requests are in flight."""
+"""Requests to the graph server: each supervoxel is sent once, answers are cached, and few requests are in flight."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ from imagery_dask.testing.cave import CaveServer, World
 def test_each_supervoxel_is_sent_once(
     server: CaveServer, client: ImageryClient, world: World, small_lazy_blocks: None, no_cache: None, mip: int
 ) -> None:
-    """Blocks are whole graph chunks at every mip, so that this holds without any cache."""
+    """Blocks are whole graph chunks at every mip, so this holds without a cache."""
     volume = client.segmentation_volume(mip=mip, timestamp=world.times["merge_1"])
     server.reset()
     with collect_counts() as counts:
         np.testing.assert_array_equal(
             volume.compute(scheduler="sync"), world.roots_volume(world.times["merge_1"] + 1, mip)
         )
-    there = np.unique(world.mips[mip])
-    assert server.ids_sent == counts.ids_sent == np.count_nonzero(there)
+    stored_ids = np.unique(world.mips[mip])
+    assert server.ids_sent == counts.ids_sent == np.count_nonzero(stored_ids)
     assert server.count() == server.count("roots_binary") == counts.root_requests == volume.data.npartitions
     assert mip or volume.data.npartitions == 32
 
@@ -77,11 +77,11 @@ def sent_ids(server: CaveServer) -> list[int]:
 
 @pytest.mark.parametrize("scheduler", ["sync", "threads"])
 @pytest.mark.parametrize("layer", [None, 2])
-def test_a_second_pass_asks_nothing(
+def test_a_second_pass_sends_no_requests(
     server: CaveServer, client: ImageryClient, world: World, small_lazy_blocks: None, scheduler: str, layer: Any
 ) -> None:
     moment = int(world.times["split_1"])
-    server.latency_s = 0.01  # so that the first blocks ask at the same time
+    server.latency_s = 0.01  # so that the first blocks send their requests at the same time
     array = cut(client, world, WHOLE, timestamp=moment, stop_layer=layer)
     server.reset()
     array.compute(scheduler=scheduler)
@@ -91,10 +91,10 @@ def test_a_second_pass_asks_nothing(
     cut(client, world, BOXES[1], timestamp=moment, stop_layer=layer).compute(scheduler=scheduler)
     assert server.count() == 0
     cut(client, world, BOXES[1], timestamp=moment - 1, stop_layer=layer).compute(scheduler=scheduler)
-    assert server.count("roots_binary") > 0  # another moment is another question
+    assert server.count("roots_binary") > 0  # another moment needs another lookup
 
 
-def test_blocks_smaller_than_graph_chunks_share_what_they_found(
+def test_blocks_smaller_than_graph_chunks_share_lookups(
     server: CaveServer, client: ImageryClient, world: World, configure: Configure
 ) -> None:
     configure("lazy.block_bytes", 2048)
@@ -109,7 +109,7 @@ def test_blocks_smaller_than_graph_chunks_share_what_they_found(
     np.testing.assert_array_equal(got, right.repeat(4, 0).repeat(4, 1).repeat(4, 2))
 
 
-def test_requests_are_small_where_a_batch_is(
+def test_requests_hold_at_most_one_batch(
     server: CaveServer, client: ImageryClient, world: World, configure: Configure
 ) -> None:
     configure("graph.batch_ids", 50)
@@ -120,7 +120,7 @@ def test_requests_are_small_where_a_batch_is(
     assert server.ids_sent == distinct(world)
 
 
-def test_a_mapping_of_masks_makes_no_request_until_it_must(
+def test_a_mapping_of_masks_sends_requests_only_when_needed(
     server: CaveServer, client: ImageryClient, world: World, small_lazy_blocks: None, no_cache: None
 ) -> None:
     moment = int(world.times["split_1"])
@@ -145,21 +145,21 @@ def test_a_mapping_of_masks_makes_no_request_until_it_must(
 
 
 @pytest.mark.parametrize("listed", [False, True])
-def test_all_masks_together_look_each_block_up_once(
+def test_saving_all_masks_looks_up_each_block_once(
     server: CaveServer, client: ImageryClient, world: World, tmp_path: Path, small_lazy_blocks: None, no_cache: None,
     listed: bool,
 ) -> None:  # fmt: skip
     moment = int(world.times["split_1"])
     right = expected(world, moment, BOXES[1])
-    found = [int(value) for value in np.unique(right) if value]
-    keep: Any = found[::2] if listed else "all"
+    roots = [int(value) for value in np.unique(right) if value]
+    keep: Any = roots[::2] if listed else "all"
     server.reset()
     client.save_segmentation_masks(
         str(tmp_path / "mask"), bounds(world, BOXES[1]), mip=0, resolution=resolution(world), timestamp=moment,
         root_ids=keep,
     )  # fmt: skip
     assert server.ids_sent == distinct(world, BOXES[1])
-    wanted = found[::2] if listed else found
+    wanted = roots[::2] if listed else roots
     depth = right.shape[2]
     assert len([path for path in tmp_path.iterdir() if path.is_file()]) == len(wanted) * depth
     for root in wanted[:: max(1, len(wanted) // 4)]:
@@ -195,7 +195,7 @@ def test_requests_in_flight_are_bounded_over_a_cluster(
     client = client_of(server, max_requests=1)
     array = cut(client, world, WHOLE, timestamp=moment, root_ids=roots_at(world, moment)[:6])
     with secrets_file(server):
-        processes.run(open_there, server.segmentation_source)
+        processes.run(open_in_worker, server.segmentation_source)
         server.latency_s = 0.03
         server.reset()
         processes.compute(array + 0).result()
@@ -203,14 +203,14 @@ def test_requests_in_flight_are_bounded_over_a_cluster(
     assert server.max_in_flight == 1
 
 
-def open_there(path: str) -> None:
-    """Open a volume in a worker, so that its info is read."""
+def open_in_worker(path: str) -> None:
+    """Open a volume in a worker, which reads its info file."""
     from imagery_dask.sources import open_volume
 
     open_volume(path)
 
 
-def test_a_process_reads_the_info_once(
+def test_cutouts_do_not_read_the_info_again(
     server: CaveServer, client: ImageryClient, world: World, small_lazy_blocks: None
 ) -> None:
     server.reset()
@@ -219,7 +219,7 @@ def test_a_process_reads_the_info_once(
     assert server.count("info") == 0
 
 
-def test_arrays_are_small_and_open_at_once(
+def test_creating_an_array_sends_no_requests_and_pickles_small(
     server: CaveServer, client: ImageryClient, world: World, small_lazy_blocks: None
 ) -> None:
     server.reset()

@@ -1,4 +1,4 @@
-"""The moment of a dynamic segmentation: its forms, where it is shown, and that an array keeps it."""
+"""The timestamp of a dynamic segmentation: accepted forms, where it is shown, and that an array keeps it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from imagery_dask.testing.cave import CaveServer, World, make_world
 
 
 def forms(second: int) -> dict[str, Any]:
+    """Return one moment in every accepted form."""
     aware = datetime.fromtimestamp(second, UTC)
     return {
         "number": second,
@@ -35,12 +36,12 @@ def forms(second: int) -> dict[str, Any]:
     }
 
 
-def test_forms_of_one_moment_are_one_array(client: ImageryClient, world: World) -> None:
+def test_all_forms_of_a_timestamp_give_the_same_array(client: ImageryClient, world: World) -> None:
     second = int(world.times["split_1"])
     arrays = {name: cut(client, world, BOXES[1], timestamp=form) for name, form in forms(second).items()}
     assert len({array.name for array in arrays.values()}) == 1
     clients = [client_of_moment(client, form) for form in forms(second).values()]
-    assert {cut(each, world, BOXES[1]).name for each in clients} == {arrays["number"].name}
+    assert {cut(client, world, BOXES[1]).name for client in clients} == {arrays["number"].name}
     np.testing.assert_array_equal(arrays["fraction"], expected(world, second, BOXES[1]))
 
 
@@ -48,7 +49,7 @@ def client_of_moment(client: ImageryClient, moment: Any) -> ImageryClient:
     return ImageryClient(segmentation_source=client.segmentation_source, timestamp=moment)
 
 
-def test_the_moment_is_shown(server: CaveServer, world: World) -> None:
+def test_the_timestamp_is_in_repr_and_attributes(server: CaveServer, world: World) -> None:
     second = int(np.ceil(world.times["merge_2"]))
     client = client_of(server, timestamp=world.times["merge_2"])
     text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -64,7 +65,7 @@ def test_the_moment_is_shown(server: CaveServer, world: World) -> None:
 
 
 @pytest.mark.parametrize("now", [None, "now"])
-def test_now_is_when_the_array_is_made(server: CaveServer, now: Any) -> None:
+def test_now_is_the_time_at_which_an_array_is_created(server: CaveServer, now: Any) -> None:
     before = int(time.time())
     volume = client_of(server).segmentation_volume(timestamp=now)
     assert before <= volume.attrs["timestamp_unix_s"] <= time.time()
@@ -77,7 +78,7 @@ def test_now_is_when_the_array_is_made(server: CaveServer, now: Any) -> None:
         assert client_of(server).segmentation_volume().attrs["timestamp_unix_s"] == before + 3600
 
 
-def test_an_array_keeps_its_moment_although_the_graph_goes_on(tmp_path: Path, small_lazy_blocks: None) -> None:
+def test_an_array_keeps_its_moment_while_the_graph_is_edited(tmp_path: Path, small_lazy_blocks: None) -> None:
     world = make_world(tmp_path / "world", (128, 128, 32), edited=False)
     graph, whole = world.graph, ((0, 0, 0), (64, 64, 32))
     with served(world) as server:
@@ -115,7 +116,7 @@ def test_an_array_keeps_its_moment_although_the_graph_goes_on(tmp_path: Path, sm
         (True, TypeError),
     ],
 )
-def test_what_is_no_moment_is_refused_everywhere(
+def test_invalid_timestamps_are_refused_by_every_call(
     client: ImageryClient, server: CaveServer, world: World, moment: Any, kind: type[Exception], call: str
 ) -> None:
     box = bounds(world, SOME)

@@ -1,4 +1,4 @@
-"""Questions about objects: `unique_roots`, `root_at` and `remap`."""
+"""Queries about objects: `unique_roots`, `root_at` and `remap`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from imagery_dask.testing.cave import CaveServer, World
 
 @pytest.mark.parametrize("mip", [0, 1])
 @pytest.mark.parametrize("root_ids", ["all", None, "listed", []])
-def test_unique_roots(client: ImageryClient, world: World, small_lazy_blocks: None, mip: int, root_ids: Any) -> None:
+def test_unique_roots_counts_the_voxels_of_each_root(
+    client: ImageryClient, world: World, small_lazy_blocks: None, mip: int, root_ids: Any
+) -> None:
     moment = int(world.times["split_1"])
     keep = roots_at(world, moment)[:4] if root_ids == "listed" else root_ids
     for box in BOXES:
@@ -28,13 +30,13 @@ def test_unique_roots(client: ImageryClient, world: World, small_lazy_blocks: No
         }  # fmt: skip
         assert client.unique_roots(bounds(world, box, mip), include_null_root=True, **options) == right
         right.pop(0, None)
-        found = client.unique_roots(bounds(world, box, mip), **options)
-        assert found == right
-        assert list(found) == sorted(found)
-        assert all(type(value) is int for pair in found.items() for value in pair)
+        roots = client.unique_roots(bounds(world, box, mip), **options)
+        assert roots == right
+        assert list(roots) == sorted(roots)
+        assert all(type(value) is int for pair in roots.items() for value in pair)
 
 
-def test_unique_roots_is_one_pass(
+def test_unique_roots_looks_up_each_supervoxel_once(
     server: CaveServer, client: ImageryClient, world: World, small_lazy_blocks: None, no_cache: None
 ) -> None:
     server.reset()
@@ -44,16 +46,18 @@ def test_unique_roots_is_one_pass(
 
 @pytest.mark.parametrize("layer", [None, 2])
 @pytest.mark.parametrize("mip", [0, 1])
-def test_roots_at_points(server: CaveServer, client: ImageryClient, world: World, mip: int, layer: Any) -> None:
+def test_root_at_returns_the_roots_at_points(
+    server: CaveServer, client: ImageryClient, world: World, mip: int, layer: Any
+) -> None:
     moment = int(world.times["split_1"])
-    places = np.random.default_rng(3).integers((-4, -4, -2), (132, 132, 34), (300, 3))
+    voxels = np.random.default_rng(3).integers((-4, -4, -2), (132, 132, 34), (300, 3))
     volume = world.roots_volume(moment, mip, layer)
     steps = np.array((2**mip, 2**mip, 1))
-    cells = places // steps
+    cells = voxels // steps
     inside = ((cells >= 0) & (cells < volume.shape)).all(axis=1)
     right = np.where(inside, volume[tuple(np.clip(cells, 0, np.array(volume.shape) - 1).T)], np.uint64(0))
     server.reset()
-    points = places + world.voxel_offset
+    points = voxels + world.voxel_offset
     got = client.root_at(points, mip=mip, timestamp=moment, stop_layer=layer)
     assert got.dtype == np.uint64
     np.testing.assert_array_equal(got, right)
@@ -66,9 +70,7 @@ def test_roots_at_points(server: CaveServer, client: ImageryClient, world: World
     np.testing.assert_array_equal(client.root_at(points.tolist(), mip=mip, timestamp=moment, stop_layer=layer), right)
 
 
-def test_roots_at_points_equal_caveclient_and_cloudvolume(
-    server: CaveServer, client: ImageryClient, world: World
-) -> None:
+def test_root_at_equals_cloudvolume(server: CaveServer, client: ImageryClient, world: World) -> None:
     moment = int(world.times["merge_1"]) + 1
     points = np.random.default_rng(4).integers((0, 0, 0), (128, 128, 32), (20, 3)) + world.voxel_offset
     cv = CloudVolume(server.segmentation_source, agglomerate=True, timestamp=moment, secrets=TOKEN, progress=False)
@@ -78,12 +80,12 @@ def test_roots_at_points_equal_caveclient_and_cloudvolume(
 
 
 @pytest.mark.parametrize("points", [[1, 2], [[1, 2]], "here", [[1, 2, np.nan]], [[[1, 2, 3]]], 5, None])
-def test_points_that_are_none(client: ImageryClient, points: Any) -> None:
+def test_invalid_points_are_refused(client: ImageryClient, points: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="points must be"):
         client.root_at(points)
 
 
-def test_remap(server: CaveServer, client: ImageryClient, world: World) -> None:
+def test_remap_returns_the_root_of_each_supervoxel(server: CaveServer, client: ImageryClient, world: World) -> None:
     moment = int(world.times["split_1"])
     ids = np.append(world.graph.supervoxels, np.uint64(0))
     right = np.append(world.graph.roots(world.graph.supervoxels, moment), np.uint64(0))
@@ -105,7 +107,7 @@ def test_remap(server: CaveServer, client: ImageryClient, world: World) -> None:
     assert int(client.remap(int(ids[0]), timestamp=moment)) == right[0]
 
 
-def test_remap_leaves_its_input_alone_and_follows_dask(client: ImageryClient, world: World) -> None:
+def test_remap_does_not_change_its_input_and_keeps_dask_arrays_lazy(client: ImageryClient, world: World) -> None:
     moment, before = int(world.times["split_1"]), world.supervoxels.copy()
     lazy = da.from_array(world.supervoxels, chunks=(50, 60, 20))
     remapped = client.remap(lazy, timestamp=moment)
@@ -122,12 +124,12 @@ def test_remap_leaves_its_input_alone_and_follows_dask(client: ImageryClient, wo
 
 
 @pytest.mark.parametrize("ids", [[1.5], np.array([1.0]), ["a"], [-5], [2**64], np.array([True])])
-def test_what_cannot_be_remapped(client: ImageryClient, ids: Any) -> None:
+def test_remap_refuses_invalid_ids(client: ImageryClient, ids: Any) -> None:
     with pytest.raises((TypeError, ValueError, OverflowError), match="supervoxels must be"):
         client.remap(ids)
 
 
-def test_a_flat_segmentation_has_nothing_to_remap(world: World) -> None:
+def test_a_flat_segmentation_cannot_be_remapped(world: World) -> None:
     flat = ImageryClient(segmentation_source=world.watershed_source)
     with pytest.raises(ValueError, match="needs a dynamic segmentation"):
         flat.remap([1])

@@ -1,4 +1,4 @@
-"""Listed root ids: checked by one request, refused where they are none, and named where they are outdated."""
+"""Listed root ids: checked by one request, refused if invalid, and named if outdated."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_listed_roots_are_checked_by_one_request(
         ("some", ValueError),
     ],
 )
-def test_root_ids_that_are_none(
+def test_invalid_root_ids_are_refused(
     client: ImageryClient, server: CaveServer, world: World, ids: Any, kind: type[Exception]
 ) -> None:
     server.reset()
@@ -73,13 +73,13 @@ def test_ids_of_another_layer_are_refused_without_a_request(
 
 
 def test_a_root_of_another_table_is_refused(client: ImageryClient, server: CaveServer, world: World) -> None:
-    """It looks like one of ours; the server has never had it."""
+    """The id looks like one of this table, but the server does not know it."""
     stranger = (4 << 56) + 2**40
     server.reset()
     with pytest.raises(ValueError, match=rf"{stranger}.*") as refused:
         cut(client, world, root_ids=[stranger])
     assert_clean(refused.value)
-    assert server.count("is_latest_roots") == 1  # the server's answer, which no repetition changes
+    assert server.count("is_latest_roots") == 1  # the answer is final, so the request is not repeated
 
 
 def test_outdated_roots_are_named_with_their_successors(
@@ -107,7 +107,7 @@ def test_outdated_roots_are_named_with_their_successors(
 
 
 def test_successors_are_those_of_the_moment(server: CaveServer, world: World) -> None:
-    """Not of now: the merged root was split again later."""
+    """The merged root was split again later, so its successors now are others."""
     (first, _), (merged,) = changed(world, "merge_1")
     halves = changed(world, "split_2")[1]
     with pytest.raises(OutdatedRootsError, match=f"{first} -> {merged}[^,0-9]"):
@@ -118,7 +118,7 @@ def test_successors_are_those_of_the_moment(server: CaveServer, world: World) ->
     assert str(merged) not in str(refused.value)
 
 
-def test_roots_that_are_yet_to_come_are_refused(client: ImageryClient, world: World) -> None:
+def test_roots_created_after_the_moment_are_refused(client: ImageryClient, world: World) -> None:
     later = changed(world, "split_2")[1]
     with pytest.raises(OutdatedRootsError, match=str(later[0])):
         cut(client, world, root_ids=later)
@@ -126,7 +126,7 @@ def test_roots_that_are_yet_to_come_are_refused(client: ImageryClient, world: Wo
         cut(client, world, root_ids=changed(world, "merge_1")[1], timestamp=world.times["created"])
 
 
-def test_only_some_of_many_are_named(client: ImageryClient, server: CaveServer, world: World) -> None:
+def test_an_error_names_only_some_of_many_ids(client: ImageryClient, server: CaveServer, world: World) -> None:
     later = [(4 << 56) + 2**30 + number for number in range(1000)]
     server.faults = lambda name, n: Fault(status=400, body=b"no") if name == "lineage_graph_multiple" else None
     server.reset()
@@ -137,7 +137,7 @@ def test_only_some_of_many_are_named(client: ImageryClient, server: CaveServer, 
 
 
 @pytest.mark.parametrize("way", ["blocks", "leaves"])
-def test_outdated_roots_with_a_warning_match_nothing(
+def test_outdated_roots_match_nothing_and_warn_on_request(
     server: CaveServer, world: World, configure: Configure, small_lazy_blocks: None, way: str
 ) -> None:
     configure("graph.processes", 1 if way == "leaves" else 100)
@@ -168,11 +168,11 @@ def test_a_warning_points_at_the_caller(server: CaveServer, world: World) -> Non
     ):  # fmt: skip
         with pytest.warns(UserWarning, match=str(old[0])) as warned:
             call(box, root_ids=old)
-        assert [each.filename for each in warned] == [__file__]
+        assert [warning.filename for warning in warned] == [__file__]
 
 
 @pytest.mark.parametrize("ids", [[], (), np.array([], np.uint64), [0], iter([])])
-def test_no_ids_are_no_objects_and_no_requests(
+def test_an_empty_list_of_ids_gives_zeros_without_requests(
     client: ImageryClient, server: CaveServer, world: World, small_lazy_blocks: None, ids: Any,
     configure: Configure,
 ) -> None:  # fmt: skip

@@ -1,4 +1,4 @@
-"""Graph servers that fail, for a while or for good, or are not there. Errors are one line and do not tell the token."""
+"""Graph servers that fail, temporarily or not, or do not run. Errors are one line and do not contain the token."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ PASSING = {
 
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
 @pytest.mark.parametrize("way", ["blocks", "leaves", "a check", "opening"])
-def test_failures_that_pass_end_right(
+def test_passing_failures_do_not_change_voxels(
     server: CaveServer, world: World, small_lazy_blocks: None, no_pauses: None, configure: Configure,
     fault: Fault, way: str,
 ) -> None:  # fmt: skip
@@ -66,7 +66,7 @@ def test_failures_that_pass_end_right(
         assert server.count(endpoint) >= config.get("graph.attempts")
 
 
-def test_a_burst_of_failures_on_threads(
+def test_different_failures_in_succession_do_not_change_voxels(
     server: CaveServer, client: ImageryClient, world: World, small_lazy_blocks: None, no_pauses: None
 ) -> None:
     array = cut(client, world, WHOLE)
@@ -78,7 +78,7 @@ def test_a_burst_of_failures_on_threads(
     np.testing.assert_array_equal(array, expected(world, world.times["split_1"], WHOLE))
 
 
-def test_the_server_says_when_to_come_back(server: CaveServer, client: ImageryClient, world: World) -> None:
+def test_the_wait_of_retry_after_is_respected(server: CaveServer, client: ImageryClient, world: World) -> None:
     server.faults = first_times("roots_binary", 1, Fault(status=429, headers={"Retry-After": "0.6"}))
     started = time.monotonic()
     cut(client, world).compute()
@@ -87,7 +87,7 @@ def test_the_server_says_when_to_come_back(server: CaveServer, client: ImageryCl
 
 @pytest.mark.parametrize("status", [500, 503, 400, 418])
 @pytest.mark.parametrize("way", ["blocks", "leaves"])
-def test_failures_that_stay_name_the_path_and_the_status(
+def test_lasting_failures_name_path_and_status(
     server: CaveServer, client: ImageryClient, world: World, small_lazy_blocks: None, no_pauses: None,
     configure: Configure, status: int, way: str,
 ) -> None:  # fmt: skip
@@ -104,13 +104,13 @@ def test_failures_that_stay_name_the_path_and_the_status(
     assert_clean(failed.value)
     assert server.count(endpoint) == (config.get("graph.attempts") if status in (500, 503) else 1)
     server.faults = None
-    np.testing.assert_array_equal(  # nothing wrong is remembered
+    np.testing.assert_array_equal(  # no wrong answer was cached
         array, expected(world, world.times["split_1"], WHOLE, keep=[root] if way == "leaves" else "all")
     )
 
 
 @pytest.mark.parametrize("fault", ["cut", "corrupt", "short", "a page"])
-def test_wrong_answers_that_stay_are_an_error(
+def test_lasting_wrong_answers_are_an_error(
     server: CaveServer, client: ImageryClient, world: World, no_pauses: None, fault: str
 ) -> None:
     array = cut(client, world)
@@ -122,7 +122,7 @@ def test_wrong_answers_that_stay_are_an_error(
     assert server.count("roots_binary") == config.get("graph.attempts")
 
 
-def test_an_unknown_table(server: CaveServer) -> None:
+def test_an_unknown_table_is_named(server: CaveServer) -> None:
     for source in (server.segmentation_source.replace("demo_v1", "other_v2"),):
         with pytest.raises(SourceNotFoundError, match=r"no graph 'other_v2' at http://127") as refused:
             ImageryClient(segmentation_source=source, auth_token=TOKEN)
@@ -130,12 +130,12 @@ def test_an_unknown_table(server: CaveServer) -> None:
 
 
 @pytest.mark.parametrize("source", ["graphene://https://host", "graphene://nowhere/table/t"])
-def test_paths_that_are_none(source: str) -> None:
+def test_invalid_paths_are_refused(source: str) -> None:
     with pytest.raises(SourceError, match="is not the path of a dynamic segmentation"):
         ImageryClient(segmentation_source=source, auth_token=TOKEN)
 
 
-def test_a_table_that_is_gone_later(server: CaveServer, client: ImageryClient, world: World) -> None:
+def test_a_table_that_disappears_is_an_error(server: CaveServer, client: ImageryClient, world: World) -> None:
     array = cut(client, world)
     server.faults = lambda name, n: Fault(status=404, body=b"gone") if name == "roots_binary" else None
     with pytest.raises(SourceError, match="roots_binary") as failed:
@@ -143,7 +143,7 @@ def test_a_table_that_is_gone_later(server: CaveServer, client: ImageryClient, w
     assert_clean(failed.value)
 
 
-def test_a_server_that_does_not_answer(no_pauses: None) -> None:
+def test_an_unreachable_server_is_named(no_pauses: None) -> None:
     address = closed_port()
     with pytest.raises(ServerError, match=rf"{address} does not answer") as failed:
         ImageryClient(segmentation_source=f"graphene://{address}/segmentation/table/t", auth_token=TOKEN)
@@ -151,7 +151,7 @@ def test_a_server_that_does_not_answer(no_pauses: None) -> None:
     assert len(str(failed.value)) < 700
 
 
-def test_a_server_that_goes_away(world: World, no_pauses: None) -> None:
+def test_a_server_that_stops_is_named(world: World, no_pauses: None) -> None:
     with served(world) as server:
         client = client_of(server, timestamp=world.times["split_1"])
         array = cut(client, world)
@@ -164,7 +164,7 @@ def test_a_server_that_goes_away(world: World, no_pauses: None) -> None:
             assert_clean(failed.value)
 
 
-def test_a_server_that_is_silent(
+def test_a_server_that_never_answers_is_a_timeout(
     server: CaveServer, client: ImageryClient, world: World, no_pauses: None, configure: Configure
 ) -> None:
     configure("graph.timeout_s", (1, 0.05))
@@ -175,7 +175,7 @@ def test_a_server_that_is_silent(
     assert_clean(failed.value)
 
 
-def test_something_else_at_the_address(server: CaveServer, no_pauses: None) -> None:
+def test_a_server_of_another_kind_is_an_error(server: CaveServer, no_pauses: None) -> None:
     for body in (b"<html>hello</html>", b"{}", b"[1, 2]", b"null", b'{"graph": null}'):
         server.faults = lambda name, n, body=body: Fault(status=200, body=body)  # type: ignore[misc]
         with pytest.raises(SourceError, match="demo_v1") as failed:

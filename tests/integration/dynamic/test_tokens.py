@@ -1,4 +1,4 @@
-"""Tokens: where they are looked for, what a refusal says, and that they go nowhere but to their server."""
+"""Tokens: where they are sought, what a refusal shows, and that they are sent to their own server only."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from imagery_dask.errors import (
 from imagery_dask.testing.cave import CaveServer, Fault, World
 
 
-def test_without_a_token_the_places_are_named(server: CaveServer) -> None:
+def test_a_missing_token_names_where_tokens_are_sought(server: CaveServer) -> None:
     server.reset()
     with pytest.raises(AccessRefusedError, match="No token for 127.0.0.1") as refused:
         ImageryClient(segmentation_source=server.segmentation_source)
     text = str(refused.value)
     host = server.url.removeprefix("http://")
     secrets = Path(os.environ["CLOUD_VOLUME_DIR"]) / "secrets"
-    for place in ("auth_token", "CAVEclient", "$CAVE_TOKEN", str(secrets / f"{host}-cave-secret.json"),
+    for origin in ("auth_token", "CAVEclient", "$CAVE_TOKEN", str(secrets / f"{host}-cave-secret.json"),
                   str(secrets / "cave-secret.json")):  # fmt: skip
-        assert place in text
+        assert origin in text
     assert "\n" not in text
     assert server.count() == 0
 
 
-@pytest.mark.parametrize("place", ["{host}-cave-secret.json", "cave-secret.json", "chunkedgraph-secret.json"])
+@pytest.mark.parametrize("name", ["{host}-cave-secret.json", "cave-secret.json", "chunkedgraph-secret.json"])
 @pytest.mark.parametrize("form", ["object", "text"])
-def test_tokens_in_files(server: CaveServer, world: World, place: str, form: str) -> None:
+def test_tokens_are_read_from_files(server: CaveServer, world: World, name: str, form: str) -> None:
     folder = Path(os.environ["CLOUD_VOLUME_DIR"]) / "secrets"
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / place.format(host=server.url.removeprefix("http://"))
+    file = folder / name.format(host=server.url.removeprefix("http://"))
     file.write_text(json.dumps({"token": TOKEN} if form == "object" else TOKEN))
     try:
         client = ImageryClient(segmentation_source=server.segmentation_source, timestamp=world.times["split_1"])
@@ -53,23 +53,27 @@ def test_tokens_in_files(server: CaveServer, world: World, place: str, form: str
         file.unlink()
 
 
-def test_a_token_in_the_environment(server: CaveServer, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_is_read_from_the_environment(
+    server: CaveServer, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CAVE_TOKEN", TOKEN)
     client = ImageryClient(segmentation_source=server.segmentation_source, timestamp=world.times["split_1"])
     np.testing.assert_array_equal(cut(client, world), expected(world, world.times["split_1"], SOME))
 
 
-def test_an_explicit_token_wins(server: CaveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_explicit_token_replaces_that_of_the_environment(
+    server: CaveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CAVE_TOKEN", "abcdef")
     assert client_of(server).segmentation_source
     with pytest.raises(AccessRefusedError, match="HTTP 401"):
         client_of(server, auth_token="fedcba")
 
 
-def test_a_login_of_the_network_is_no_token(
+def test_a_login_in_netrc_does_not_replace_the_token(
     server: CaveServer, world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Requests replaces our header by what it finds for the host in ~/.netrc, unless told not to."""
+    """By default, requests replaces the Authorization header by the login for the host in ~/.netrc."""
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login someone password else\n")
     netrc.chmod(0o600)
@@ -78,7 +82,7 @@ def test_a_login_of_the_network_is_no_token(
     np.testing.assert_array_equal(cut(client, world), expected(world, world.times["split_1"], SOME))
 
 
-def test_a_wrong_token(server: CaveServer) -> None:
+def test_a_wrong_token_is_refused_and_not_shown(server: CaveServer) -> None:
     wrong = "badbadbad0123456789"
     server.reset()
     with pytest.raises(AccessRefusedError, match=r"refused by 127\.0\.0\.1:\d+.*HTTP 401.*CAVE_TOKEN") as refused:
@@ -89,14 +93,14 @@ def test_a_wrong_token(server: CaveServer) -> None:
 
 
 def test_a_token_that_was_refused_is_not_kept(server: CaveServer, client: ImageryClient, world: World) -> None:
-    """One client with a wrong token does not break what others have made."""
+    """A client with a wrong token does not break the arrays of other clients."""
     array = cut(client, world)
     with pytest.raises(AccessRefusedError):
         client_of(server, auth_token="badbadbad0123456789")
     np.testing.assert_array_equal(array, expected(world, world.times["split_1"], SOME))
 
 
-def test_workers_without_a_token_say_where_they_looked(
+def test_workers_without_a_token_name_where_they_sought_it(
     server: CaveServer, client: ImageryClient, world: World, processes: Client, tmp_path: Path
 ) -> None:
     volume = client.segmentation_volume()
@@ -122,7 +126,7 @@ def test_refusals_are_not_repeated(server: CaveServer, client: ImageryClient, wo
 def test_a_reason_that_repeats_the_token_is_not_shown(
     server: CaveServer, world: World, no_pauses: None, faulty: str
 ) -> None:
-    """Services that log the headers of what they could not answer do so in their answer, too."""
+    """Some services repeat the headers of a failed request in their answer."""
     moment = int(world.times["split_1"])
     reason = f'{{"headers": {{"Authorization": "Bearer {TOKEN}"}}}}'.encode()
     root = roots_at(world, moment)[0]
@@ -132,11 +136,11 @@ def test_a_reason_that_repeats_the_token_is_not_shown(
     assert_clean(failed.value)
 
 
-def test_the_token_is_nowhere(
+def test_the_token_is_in_no_pickle_text_log_or_file(
     server: CaveServer, world: World, tmp_path: Path, processes: Client, caplog: pytest.LogCaptureFixture,
     small_blocks: int, small_lazy_blocks: None, monkeypatch: pytest.MonkeyPatch, configure: Configure,
 ) -> None:  # fmt: skip
-    """Not in pickles, graphs, reprs, names, attrs, logs, or what is written."""
+    """Search pickles, graphs, reprs, names, attributes, logs and written files."""
     caplog.set_level(logging.DEBUG)
     moment = int(world.times["split_1"])
     client = ImageryClient(client=server.client(), timestamp=moment)
@@ -173,7 +177,7 @@ def test_the_token_is_nowhere(
 
 
 def test_the_client_does_not_pickle_its_token(server: CaveServer) -> None:
-    """A function that uses a client, sent to a cluster, takes the client along."""
+    """A function that uses a client is pickled with the client when it is sent to a cluster."""
     for client in (client_of(server), ImageryClient(client=server.client())):
         try:
             pickled = cloudpickle.dumps(client)
@@ -182,8 +186,8 @@ def test_the_client_does_not_pickle_its_token(server: CaveServer) -> None:
         assert TOKEN.encode() not in pickled
 
 
-def test_the_token_goes_to_its_own_server_only(server: CaveServer, world: World) -> None:
-    """Neither to another CAVE server nor to where the images are."""
+def test_the_token_is_sent_to_its_own_server_only(server: CaveServer, world: World) -> None:
+    """It is not sent to another CAVE server."""
     client_of(server)
     with CaveServer(world, tokens=(TOKEN,)) as other:
         other.reset()
@@ -192,8 +196,8 @@ def test_the_token_goes_to_its_own_server_only(server: CaveServer, world: World)
         assert other.count() == 0
 
 
-def test_a_token_is_not_handed_to_the_command_line_of_workers(server: CaveServer, client: ImageryClient) -> None:
-    """Every user of a machine sees command lines; environments only the own."""
+def test_the_token_is_not_on_the_command_line_of_workers(server: CaveServer, client: ImageryClient) -> None:
+    """Every user of a machine sees command lines, whereas environments are visible to their owner only."""
     from imagery_dask.cluster import connect
 
     with connect("local", 1) as cluster:

@@ -1,4 +1,4 @@
-"""Cutouts of dynamic segmentations: the voxels that CloudVolume gives, at every moment and mip, on every scheduler."""
+"""Cutouts of dynamic segmentations equal those of CloudVolume, at every moment and mip and on every scheduler."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_voxels_equal_cloudvolume_at_every_moment(server: CaveServer, world: Wor
     client = client_of(server)
     for moment in moments(world):
         if moment < world.times["created"]:
-            continue  # CloudVolume gives supervoxels as if they were roots: see the zero roots below
+            continue  # CloudVolume returns supervoxels as if they were roots; see test_zero_roots.py
         cv = CloudVolume(
             server.segmentation_source, mip=mip, agglomerate=True, timestamp=moment, secrets=TOKEN, progress=False,
             bounded=False, fill_missing=True,
@@ -50,7 +50,7 @@ def test_voxels_equal_cloudvolume_at_every_moment(server: CaveServer, world: Wor
 
 
 @pytest.mark.parametrize("mip", [0, 1, 2])
-def test_supervoxels_as_stored(server: CaveServer, world: World, mip: int) -> None:
+def test_without_root_ids_supervoxels_are_read_as_stored(server: CaveServer, world: World, mip: int) -> None:
     client = client_of(server)
     cv = CloudVolume(server.segmentation_source, mip=mip, secrets=TOKEN, progress=False, bounded=False)
     server.reset()
@@ -63,7 +63,7 @@ def test_supervoxels_as_stored(server: CaveServer, world: World, mip: int) -> No
 
 @pytest.mark.parametrize("mip", [0, 2])
 @pytest.mark.parametrize("edit", ["created", "merge_1", "split_2"])
-def test_listed_roots(server: CaveServer, world: World, mip: int, edit: str) -> None:
+def test_listed_roots_equal_cloudvolume(server: CaveServer, world: World, mip: int, edit: str) -> None:
     client, moment = client_of(server), int(np.ceil(world.times[edit]))
     listed = [*changed(world, edit)[1][:2], *roots_at(world, moment)[::5]]
     cv = CloudVolume(server.segmentation_source, mip=mip, secrets=TOKEN, progress=False, bounded=False)
@@ -76,7 +76,7 @@ def test_listed_roots(server: CaveServer, world: World, mip: int, edit: str) -> 
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3, 4])
-def test_ids_of_other_layers(server: CaveServer, world: World, layer: int) -> None:
+def test_ids_of_other_layers_equal_cloudvolume(server: CaveServer, world: World, layer: int) -> None:
     client, moment = client_of(server), int(world.times["split_2"]) + 1
     cv = CloudVolume(
         server.segmentation_source, agglomerate=True, timestamp=moment, secrets=TOKEN, progress=False, bounded=False
@@ -91,7 +91,7 @@ def test_ids_of_other_layers(server: CaveServer, world: World, layer: int) -> No
 
 
 @pytest.mark.parametrize("layer", [0, 5, -1, 2.0, "2", True])
-def test_layers_that_the_graph_does_not_have(client: ImageryClient, world: World, layer: Any) -> None:
+def test_layers_that_the_graph_lacks_are_refused(client: ImageryClient, world: World, layer: Any) -> None:
     with pytest.raises(ValueError, match=r"stop_layer is a layer of the graph, from 1 \(supervoxels\) to 4"):
         cut(client, world, stop_layer=layer)
 
@@ -113,7 +113,7 @@ def test_boxes_outside_the_volume_are_empty(
     assert server.count("roots_binary") == 0
 
 
-def test_int64_and_the_stored_dtype(client: ImageryClient, world: World) -> None:
+def test_convert_to_int64_chooses_the_dtype(client: ImageryClient, world: World) -> None:
     right = expected(world, world.times["split_1"], WHOLE)
     for convert, dtype in ((True, np.int64), (False, np.uint64)):
         got = cut(client, world, WHOLE, timestamp=world.times["split_1"], convert_to_int64=convert)
@@ -121,8 +121,8 @@ def test_int64_and_the_stored_dtype(client: ImageryClient, world: World) -> None
         np.testing.assert_array_equal(got.compute().astype(np.uint64), right)
 
 
-def test_imagery_and_objects_stay_aligned(server: CaveServer, world: World) -> None:
-    """Objects have half of the image's voxels along x and y, and are looked up before they are enlarged."""
+def test_imagery_and_objects_are_aligned(server: CaveServer, world: World) -> None:
+    """The segmentation is half as fine as the imagery along x and y; ids are looked up before it is enlarged."""
     client = ImageryClient(client=server.client(), timestamp=world.times["merge_2"])
     box = np.array([(21, 30, 3), (160, 151, 29)])
     cave = client.image_and_segmentation_cutout(box + np.array(world.voxel_offset) * (2, 2, 1))
@@ -138,7 +138,9 @@ def test_imagery_and_objects_stay_aligned(server: CaveServer, world: World) -> N
 
 
 @pytest.mark.parametrize("scheduler", ["threads", "sync"])
-def test_every_local_scheduler(client: ImageryClient, world: World, small_lazy_blocks: None, scheduler: str) -> None:
+def test_every_local_scheduler_gives_the_same_voxels(
+    client: ImageryClient, world: World, small_lazy_blocks: None, scheduler: str
+) -> None:
     moment = world.times["split_1"]
     array = cut(client, world, WHOLE, timestamp=moment)
     assert array.npartitions == 32
@@ -148,14 +150,16 @@ def test_every_local_scheduler(client: ImageryClient, world: World, small_lazy_b
     np.testing.assert_array_equal(plane.compute(scheduler=scheduler), expected(world, moment, WHOLE)[:, :, 20])
 
 
-def test_on_threads_of_a_cluster(client: ImageryClient, world: World, threads: Client, small_lazy_blocks: None) -> None:
+def test_threads_of_a_cluster_give_the_same_voxels(
+    client: ImageryClient, world: World, threads: Client, small_lazy_blocks: None
+) -> None:
     array = cut(client, world, WHOLE, timestamp=world.times["merge_1"])
     got = threads.compute(array + 0).result()
     np.testing.assert_array_equal(got, expected(world, np.ceil(world.times["merge_1"]), WHOLE))
 
 
 @pytest.mark.parametrize("listed", [False, True])
-def test_on_processes_that_find_the_token_in_a_file(
+def test_worker_processes_find_the_token_in_a_file(
     client: ImageryClient, server: CaveServer, world: World, processes: Client, small_lazy_blocks: None, listed: bool
 ) -> None:
     moment = int(np.ceil(world.times["merge_1"]))
@@ -169,7 +173,7 @@ def test_on_processes_that_find_the_token_in_a_file(
     assert {request.status for request in server.requests} == {200}
 
 
-def test_on_processes_that_find_the_token_in_their_environment(
+def test_worker_processes_find_the_token_in_their_environment(
     client: ImageryClient, server: CaveServer, world: World, processes: Client, small_lazy_blocks: None
 ) -> None:
     array = cut(client, world, WHOLE, timestamp=world.times["split_2"])
@@ -182,7 +186,7 @@ def test_on_processes_that_find_the_token_in_their_environment(
 
 
 def set_token(token: str | None) -> None:
-    """Set this process's token for all CAVE servers."""
+    """Set or remove this process's token for all CAVE servers."""
     os.environ.pop("CAVE_TOKEN", None)
     if token is not None:
         os.environ["CAVE_TOKEN"] = token

@@ -1,4 +1,4 @@
-"""Supervoxels that have no root at the moment become 0, and are counted."""
+"""Supervoxels that have no root at the moment become 0 and are counted."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_unknown_supervoxels_become_zero_and_are_counted(
     volume = client_of(server).segmentation_volume()
     right = np.where(np.isin(world.supervoxels, unknown), 0, world.roots_volume())
     assert right.any()
-    for _ in range(2):  # found, and remembered
+    for _ in range(2):  # looked up, then cached
         with collect_counts() as counts:
             np.testing.assert_array_equal(volume.compute(scheduler="sync"), right)
         assert counts.zero_roots == len(unknown)
@@ -55,7 +55,7 @@ def test_unknown_supervoxels_become_zero_and_are_counted(
 def test_before_the_graph_existed_there_are_no_objects(
     server: CaveServer, client: ImageryClient, world: World, tmp_path: Path, threads: Client, layer: Any
 ) -> None:
-    """The server answers supervoxels with themselves; these are no roots."""
+    """The server answers with the supervoxel ids themselves, which are not roots."""
     volume = client.segmentation_volume(timestamp=world.times["created"] - 1, stop_layer=layer)
     with collect_counts() as counts:
         assert not volume.compute(scheduler="sync").any()
