@@ -1,7 +1,8 @@
 """Lazy cutouts and cluster-scale exports of connectomics imagery and segmentation.
 
-`ImageryClient` cuts imagery and segmentation out of precomputed volumes as lazy dask arrays; `to_zarr` writes any dask
-array or xarray object as OME-Zarr over a dask cluster, `to_png` as pictures of slices.
+`ImageryClient` returns cutouts of precomputed imagery and segmentation as lazy dask arrays. `to_zarr`,
+`to_precomputed` and `to_png` write any dask array or xarray object as OME-Zarr, as Neuroglancer precomputed volumes or
+as one picture per slice, block by block on a dask cluster.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""``python -m imagery_dask``: the command line, in whichever environment Python is."""
+"""Entry point of ``python -m imagery_dask``: the command line, in the environment of that Python."""
 
 from imagery_dask.cli import main
 

@@ -1,4 +1,4 @@
-"""Names for the types that many modules use and that Python's own names say poorly."""
+"""Type aliases that many modules share."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ __all__ = ["Array", "JsonObject", "Keywords"]
 #: A numpy array of any dtype, such as the voxels of a layer.
 Array: TypeAlias = NDArray[Any]
 
-#: A JSON object that has been parsed or is about to be written.
+#: A JSON object, parsed or about to be written.
 JsonObject: TypeAlias = dict[str, Any]
 
-#: Keyword arguments that are passed on to a library, which checks them.
+#: Keyword arguments that are passed to a library, which checks them.
 Keywords: TypeAlias = dict[str, Any]

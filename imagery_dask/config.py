@@ -1,9 +1,9 @@
-"""Numbers that tune the program and determine no voxel, in one place.
+"""Tuning parameters: block sizes, retries, timeouts. None of them changes a voxel of the result.
 
-``config.get("export.block_bytes")`` reads a number; ``with config.set({"export.block_bytes": 2**20}): ...`` changes it
-for a while, in this process. The environment variable ``IMAGERY_DASK_EXPORT__BLOCK_BYTES`` (two underscores for each
-dot) and YAML files in ``~/.config/imagery_dask/`` change it where a process starts, worker processes included
-(`donfig <https://donfig.readthedocs.io>`_).
+``config.get("export.block_bytes")`` reads a parameter; ``with config.set({"export.block_bytes": 2**20}): ...`` changes
+it temporarily in this process. The environment variable ``IMAGERY_DASK_EXPORT__BLOCK_BYTES`` (two underscores for each
+dot) and YAML files in ``~/.config/imagery_dask/`` set it for every process that starts afterwards, including workers
+(see `donfig <https://donfig.readthedocs.io>`_).
 """
 
 from __future__ import annotations
@@ -18,62 +18,62 @@ config = Config(
     "imagery_dask",
     defaults=[
         {
-            # Lazy arrays: the wanted size of a block.
+            # Target size of a block of a lazy array.
             "lazy": {"block_bytes": 16 * MIB},
             "export": {
-                # Three blocks must fit beside each other in a worker with 1 GB and other things to do.
+                # Three blocks must fit into a worker with 1 GB of memory, beside everything else it holds.
                 "block_bytes": 32 * MIB,
-                # A small export is cut finer than memory asks for, so that threads end together.
+                # Small exports get smaller blocks, about this many per thread, so that all threads finish together.
                 "small_block_bytes": 4 * MIB,
                 "blocks_per_thread": 4,
-                # What a block may hold to make several levels at once, and the least of it in a region of few blocks.
+                # Block that computes several levels at once: at most this, smaller for a region of few blocks.
                 "fused_bytes": 32 * MIB,
                 "small_fused_bytes": 4 * MIB,
                 "fused_blocks_at_least": 16,
             },
             "run": {
-                # Short blocks share a task of dask, which costs driver and scheduler milliseconds.
+                # Fast blocks share a dask task, because each task costs the driver and scheduler milliseconds.
                 "batch_blocks": 128,
-                # Attempts at a block that fails for a reason that may pass, and the pauses between them.
+                # Attempts at a block that fails with a transient error, and the pauses between them.
                 "attempts": 4,
                 "pauses_s": (1.0, 4.0, 16.0),
-                # Workers that may die with a block before the block is taken to be the reason.
+                # Number of workers that may die while they process a block before the block is marked as failed.
                 "worker_deaths": 16,
-                # How often the scheduler is asked for the number of its workers' threads.
+                # Seconds between two queries of the scheduler for the number of worker threads.
                 "ask_s": 5.0,
-                # How long a cluster may be without a worker before the run ends.
+                # Seconds that a cluster may be without workers before the run ends.
                 "no_worker_s": 600.0,
-                # Seconds between progress lines, where there is no terminal for a bar.
+                # Seconds between progress lines where the output is not a terminal.
                 "progress_line_s": 10.0,
             },
             "requests": {
-                # Attempts at a request for voxels; pauses between them grow from the first to the longest.
+                # Attempts at a request for voxels; the pauses between them grow from the first to the longest.
                 "attempts": 5,
                 "first_pause_s": 0.3,
                 "longest_pause_s": 8.0,
-                # A server whose Retry-After asks for longer is asked again after this.
+                # Upper limit of the pause that a Retry-After header can impose.
                 "longest_retry_after_s": 120.0,
-                # To connect, and between two pieces of an answer.
+                # To connect, and between two pieces of a response.
                 "timeout_s": (10, 60),
             },
             "graph": {
                 "attempts": 5,
                 "timeout_s": (10, 120),
-                # Request bodies above this are compressed.
+                # Request bodies above this number of bytes are compressed.
                 "gzip_above": 1_000_000,
-                # Ids in one request.
+                # Largest number of ids in one request.
                 "batch_ids": 100_000,
-                # Fetching the supervoxels of listed roots costs a request for each root and process; looking up roots
-                # costs one for each block. The former is chosen where it is fewer with this many processes.
+                # Fetching the supervoxels of listed roots costs one request per root and process; looking up the roots
+                # of supervoxels costs one per block. The cheaper one is chosen, for this number of processes.
                 "processes": 8,
             },
             "lease": {
                 "renew_s": 10.0,
                 "expires_s": 60.0,
-                # Longer than a file takes from one process to another.
+                # Pause before a new lease is read again; longer than a file takes to become visible to other processes.
                 "look_again_s": 0.5,
             },
-            # Receipts in one object of a bucket: 380 kB at most, so that a million receipts are 250 objects.
+            # Receipts per object in a bucket: an object has at most 380 kB, and a million receipts make 250 objects.
             "records": {"segment_records": 4096},
         }
     ],

@@ -1,4 +1,4 @@
-"""Docstrings whose parameters are described once and shared by several functions."""
+"""Parameter descriptions that several docstrings share."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def fill_parameters(function: Function, prose: Mapping[str, str]) -> Function:
-    """Replace ``{parameters}`` in a docstring by the prose of the parameters that it does not describe itself.
+    """Replace ``{parameters}`` in a docstring with the shared descriptions of the function's parameters.
+
+    Parameters that the docstring describes itself are left out.
 
     Parameters
     ----------
     function : callable
-        Its docstring is changed.
+        Function whose docstring is changed in place.
     prose : mapping of str to str
-        Description of each parameter, in the form of numpydoc.
+        Description of each parameter, in numpydoc format.
 
     Returns
     -------
     callable
-        The function.
+        `function`.
     """
     document = inspect.cleandoc(function.__doc__ or "")
     described = {line.split(" : ")[0].strip() for line in document.splitlines() if " : " in line}

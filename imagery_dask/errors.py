@@ -1,4 +1,4 @@
-"""Errors that callers can catch, each saying what failed, with which values, and the remedy."""
+"""Exceptions of this package; each message says what failed, with which values, and the remedy."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ __all__ = [
 
 
 class ImageryDaskError(Exception):
-    """Base class of the errors that are particular to this package."""
+    """Base class of this package's exceptions."""
 
 
 class SourceError(ImageryDaskError):
     """A volume could not be opened or read."""
 
-    # Whether asking again would be answered the same.
+    # True where a retry would fail in the same way.
     lasting = False
 
 
 class SourceNotFoundError(SourceError, FileNotFoundError):
-    """There is no precomputed volume at the given path."""
+    """No precomputed volume exists at the given path."""
 
 
 class AccessRefusedError(SourceError, PermissionError):
-    """The storage refused access (HTTP 401 or 403, or its equivalent); never treated as missing data."""
+    """The storage refused access (HTTP 401, 403 or equivalent); never treated as missing data."""
 
 
 class ServerError(SourceError):
-    """A CAVE server did not answer, or answered with an error that did not pass."""
+    """A CAVE server did not answer, or still returned an error after all retries."""
 
 
 class OutdatedRootsError(ImageryDaskError, ValueError):
-    """Root ids that were not roots at the cutout's timestamp; the message names their successors."""
+    """Some root ids were not valid at the cutout's timestamp; the message names their successors."""
 
 
 class MissingChunkError(SourceError):
-    """A storage chunk inside the volume does not exist and ``missing="error"`` was asked for."""
+    """A storage chunk inside the volume does not exist, and the client has ``missing="error"``."""
 
 
 class CorruptChunkError(SourceError):
-    """A storage chunk exists but does not decode."""
+    """A storage chunk exists but cannot be decoded."""
 
 
 class TargetBusyError(ImageryDaskError, FileExistsError):
@@ -74,19 +74,19 @@ class TargetBusyError(ImageryDaskError, FileExistsError):
 
 
 class TargetFullError(ImageryDaskError, OSError):
-    """No space is left where an export writes; the same call goes on when there is."""
+    """The target of an export has no space left; free some and run the same call again to resume."""
 
 
 class ClusterLostError(ImageryDaskError, ConnectionError):
-    """The scheduler of the cluster is gone; the same call goes on with another one."""
+    """The scheduler of the cluster is gone; run the same call with another cluster to resume."""
 
 
 class VersionMismatchError(ImageryDaskError, RuntimeError):
-    """Workers of the cluster run other versions of packages than the process that sends them blocks."""
+    """The workers of the cluster have other package versions than the process that submits the blocks."""
 
 
 class TooManyMissingError(ImageryDaskError):
-    """More storage chunks of the source do not exist than ``max_missing`` allows."""
+    """More storage chunks of the source are missing than ``max_missing`` allows."""
 
 
 class BlockFailedError(ImageryDaskError):
@@ -97,7 +97,7 @@ class BlockFailedError(ImageryDaskError):
     message : str
         What failed.
     report : RunReport
-        The report of the whole run, with the failed blocks and their reasons.
+        Report of the whole run, with the failed blocks and their reasons.
     """
 
     def __init__(self, message: str, report: Any) -> None:

@@ -1,4 +1,4 @@
-"""Sizes and times as people read and write them."""
+"""Format and parse sizes and times for people: ``1.54 MB``, ``2 min 5 s``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def human_bytes(count: float) -> str:
 
 
 def human_count(count: int) -> str:
-    """Return a count with the word for its power of a thousand.
+    """Return a count in digits, or in millions, billions or trillions.
 
     Examples
     --------
@@ -38,7 +38,7 @@ def human_count(count: int) -> str:
 
 
 def human_time(seconds: float) -> str:
-    """Return a time in its two largest units; below 10 s with two digits.
+    """Return a time in its two largest units; below 10 s, in seconds with two digits.
 
     Examples
     --------
@@ -61,9 +61,9 @@ def human_time(seconds: float) -> str:
 
 
 def size_in_bytes(value: object) -> int | None:
-    """Read a size such as ``4GiB`` (2**30 each) or ``4G`` (10**9 each, as ``4GB``); None if it is not one above 0.
+    """Parse a size such as ``4GiB`` (4 * 2**30) or ``4G`` (4 * 10**9, as ``4GB``); None if it is not a positive size.
 
-    Cluster files and the command line both read sizes by this function.
+    Cluster files and the command line both use this function.
 
     Examples
     --------
@@ -81,9 +81,9 @@ def size_in_bytes(value: object) -> int | None:
 
 
 def time_in_seconds(value: object) -> float | None:
-    """Read a time such as ``30s``, ``10 min`` or ``1 hour``, or a number of seconds; None if it is not one above 0.
+    """Parse a time such as ``30s``, ``10 min`` or ``1 hour``, or a number of seconds; None if it is not above 0.
 
-    Cluster files and the command line both read times by this function.
+    Cluster files and the command line both use this function.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def time_in_seconds(value: object) -> float | None:
 
     number = _number_with_unit(value)
     if isinstance(number, str):
-        # dask reads "m" and "minutes", and not "min", which `human_time` writes.
+        # dask reads "m" and "minutes", but not "min", which `human_time` writes.
         number = re.sub(r"\s*mins?$", "m", number, flags=re.IGNORECASE)
     try:
         seconds = float(parse_timedelta(number)) if number is not None else 0.0
@@ -104,7 +104,7 @@ def time_in_seconds(value: object) -> float | None:
 
 
 def _number_with_unit(value: object) -> str | int | float | None:
-    """Return a number, or text that begins with a digit or a point: dask reads a unit alone as one of it."""
+    """Return a number, or text that begins with a digit or a point; dask would read "GB" as "1 GB"."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return None
     if isinstance(value, str):

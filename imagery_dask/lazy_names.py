@@ -1,7 +1,7 @@
-"""Load the public names of a package when they are first used (Scientific Python's SPEC 1).
+"""Import of a package's public names on first use (Scientific Python's SPEC 1).
 
-A package's ``__init__`` imports its names under ``TYPE_CHECKING``, for type checkers and import-linter, and defines
-``__getattr__`` and ``__dir__`` with `lazy_names` otherwise.
+A package's ``__init__`` imports its names under ``TYPE_CHECKING``, for type checkers and import-linter; at run time it
+takes ``__getattr__`` and ``__dir__`` from `lazy_names`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def lazy_names(
     package : str
         ``__name__`` of the package.
     modules : mapping of str to sequence of str
-        Names by the full name of the module that defines them. No name may be that of a submodule of the package:
-        importing the submodule would replace it.
+        Public names, by the full name of the module that defines them. No name may equal that of a submodule of the
+        package: importing the submodule would replace it.
     """
     module_of = {name: module for module, names in modules.items() for name in names}
 

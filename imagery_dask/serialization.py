@@ -1,4 +1,4 @@
-"""Frozen dataclasses as JSON and back, by their type hints; ids stay exact integers in every JSON reader."""
+"""Conversion of frozen dataclasses to JSON and back, by their type hints; ids stay exact in every JSON reader."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ __all__ = ["flat", "from_json", "to_json"]
 
 T = TypeVar("T")
 
-# JSON readers that take numbers for floats (JavaScript, jq) keep integers up to here.
+# JSON readers that parse all numbers as floats (JavaScript, jq) keep integers exact up to this.
 EXACT_AS_FLOAT = 2**53
 DIGITS = re.compile(r"-?[0-9]+")
 ERRORS_SHOWN = 3
 
 
 def to_json(value: object) -> Any:
-    """Return the plain form of a value: dicts, lists, text, numbers; integers above 2**53 as text.
+    """Return a value as JSON types: dicts, lists, strings, numbers; integers above 2**53 become strings.
 
     Examples
     --------
@@ -46,26 +46,26 @@ def to_json(value: object) -> Any:
     if hasattr(value, "__index__"):
         number = int(value)
         return number if abs(number) <= EXACT_AS_FLOAT else str(number)
-    raise TypeError(f"{value!r} ({type(value).__name__}) has no form in JSON.")
+    raise TypeError(f"{value!r} ({type(value).__name__}) cannot be written as JSON.")
 
 
 def from_json(kind: type[T], value: object) -> T:
-    """Return a value of a type from its plain form.
+    """Return a value of a type from JSON types.
 
-    Nothing is converted but lists to tuples, decimal text to int, and int to float: a bool is not an int, a float is
-    not an int, and fields that the type does not have are refused.
+    Lists become tuples, decimal strings become ints where an int is expected, and ints become floats. Nothing else is
+    converted: bools and floats are refused for ints, and unknown fields are refused.
 
     Parameters
     ----------
     kind : type or type hint
         A dataclass, a tuple, an optional type, a literal, ``str``, ``int``, ``float`` or ``bool``.
     value : object
-        What `to_json` returned.
+        JSON types, as `to_json` returns them.
 
     Raises
     ------
     ValueError
-        When the value does not have the type; the message names the fields and their values.
+        When the value does not have that type; the message names the fields and their values.
 
     Examples
     --------
@@ -85,7 +85,7 @@ def from_json(kind: type[T], value: object) -> T:
 
 
 def flat(value: object, prefix: str = "") -> dict[str, object]:
-    """Return the leaves of nested dicts by dotted name; lists are leaves.
+    """Return the leaves of nested dicts by their dotted names; lists are leaves.
 
     Examples
     --------
@@ -105,17 +105,17 @@ def flat(value: object, prefix: str = "") -> dict[str, object]:
 
 @cache
 def _adapter(kind: object) -> TypeAdapter[Any]:
-    # Imported when the first value is read: pydantic takes longer to import than all of this package's light modules.
+    # Imported on first use: pydantic takes longer to import than all light modules of this package together.
     from pydantic import TypeAdapter
 
     return TypeAdapter(tuple[_hint(kind)])  # type: ignore[misc]
 
 
 def _hint(kind: object) -> Any:
-    """Return the type hint that makes pydantic read a plain form strictly.
+    """Return the type hint with which pydantic reads what `to_json` writes, and nothing else.
 
-    Pydantic's strict mode refuses lists for tuples and text for integers, and its other mode takes bools and floats for
-    integers: neither is this form.
+    Pydantic's strict mode refuses lists for tuples and strings for integers; its lax mode accepts bools and floats for
+    integers. Neither fits.
     """
     from pydantic import AfterValidator, BeforeValidator, Strict
 
@@ -128,7 +128,7 @@ def _hint(kind: object) -> Any:
         return kind
     if origin is tuple:
         return tuple[tuple(option if option is Ellipsis else _hint(option) for option in inner)]  # type: ignore[misc]
-    if isinstance(origin, type) and issubclass(origin, tuple):  # a named tuple of values of one type
+    if isinstance(origin, type) and issubclass(origin, tuple):  # a named tuple whose fields have one type
         (item,) = inner
         plain = tuple[(_hint(item),) * len(origin._fields)]  # type: ignore[attr-defined, misc, valid-type]
         return Annotated[plain, AfterValidator(lambda values: origin(*values))]
@@ -136,7 +136,7 @@ def _hint(kind: object) -> Any:
         return Annotated[int, Strict(), BeforeValidator(_digits)]
     if kind in (str, float, bool):
         return Annotated[kind, Strict()]
-    raise TypeError(f"{kind} has no form in JSON.")
+    raise TypeError(f"{kind} cannot be read from JSON.")
 
 
 def _fields(kind: Any) -> Any:
@@ -166,12 +166,12 @@ def _digits(value: object) -> Any:
 def _message(kind: object, error: ValidationError) -> str:
     errors = error.errors(include_url=False, include_context=False)
     lines = [f"{_path(kind, item['loc'][1:])}: {item['msg']}; got {_short(item['input'])}" for item in errors]
-    more = f"; and {len(lines) - ERRORS_SHOWN} more" if len(lines) > ERRORS_SHOWN else ""
-    return f"{'; '.join(lines[:ERRORS_SHOWN])}{more}."
+    omitted = f"; and {len(lines) - ERRORS_SHOWN} more" if len(lines) > ERRORS_SHOWN else ""
+    return f"{'; '.join(lines[:ERRORS_SHOWN])}{omitted}."
 
 
 def _path(kind: object, keys: Sequence[int | str]) -> str:
-    """Return where a value stands, as in ``Cutout.target.start[2]``."""
+    """Return the path of a value, such as ``Cutout.target.start[2]``."""
     name = kind.__name__ if isinstance(kind, type) and dataclasses.is_dataclass(kind) else ""
     for key in keys:
         name += f"[{key}]" if isinstance(key, int) else f"{'.' if name else ''}{key}"

@@ -1,4 +1,4 @@
-"""Check the arguments of callers: each function returns the exact value, or raises an error that names the argument."""
+"""Checks of arguments: each function returns the checked value, or raises an error that names the argument."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = [
 ]  # fmt: skip
 
 AXES = ("x", "y", "z")
-# float64 does not tell neighbouring integers apart from here on.
+# float64 does not represent every integer above this.
 LARGEST = 2.0**53
 
 T = TypeVar("T")
 
 
 def integer(name: str, value: object) -> int:
-    """Return an int; bools and floats are refused.
+    """Return an int; refuse bools and floats.
 
     Raises
     ------
@@ -61,7 +61,7 @@ def whole_number(name: str, value: object, least: int = 1, most: int | None = No
 
 
 def number(name: str, value: Any, least: float | None = None, most: float | None = None) -> float:
-    """Return a finite number from `least` to `most`, both inclusive; above 0 where no `least` is given.
+    """Return a finite number from `least` to `most`, both inclusive; above 0 if `least` is None.
 
     An int stays an int, so that it is recorded as the caller wrote it.
 
@@ -93,7 +93,7 @@ def choice(name: str, value: object, allowed: Sequence[T]) -> T:
     Raises
     ------
     ValueError
-        When the value is none of them; the message lists them.
+        When the value is not one of them; the message lists them.
 
     Examples
     --------
@@ -102,7 +102,7 @@ def choice(name: str, value: object, allowed: Sequence[T]) -> T:
     ValueError: codec must be 'zstd' or 'gzip'; got 'lzma'.
     """
     for option in allowed:
-        # `True == 1`, and arrays compare elementwise.
+        # `True == 1`, and arrays are compared elementwise: compare the types first.
         same_kind = isinstance(value, type(option)) and isinstance(value, bool) == isinstance(option, bool)
         if same_kind and value == option:
             return option
@@ -128,12 +128,14 @@ def axis(name: str, value: object, letters: bool = True) -> int:
 
 
 def triple(name: str, value: object, *, positive: bool = False) -> tuple[float, float, float]:
-    """Return three finite numbers as a tuple.
+    """Return three finite numbers, along x, y and z, as a tuple.
 
     Raises
     ------
-    ValueError, TypeError
-        When they are not three, not numbers, not finite, or (with `positive`) not above 0.
+    TypeError
+        When the value cannot be read as numbers.
+    ValueError
+        When it does not have three numbers, or one is not finite, 2**53 or more, or (with `positive`) not above 0.
     """
     import numpy as np
 
@@ -151,12 +153,12 @@ def triple(name: str, value: object, *, positive: bool = False) -> tuple[float, 
 
 
 def whole_triple(name: str, value: object, least: int | None = 1) -> tuple[int, int, int]:
-    """Return three whole numbers as a tuple, each at least `least`; None allows any.
+    """Return three whole numbers, along x, y and z, as a tuple; each is at least `least` (None: no limit).
 
     Raises
     ------
     ValueError
-        When they are not three whole numbers, or one is too small.
+        When the value is not three whole numbers, or one is too small.
 
     Examples
     --------
@@ -176,12 +178,14 @@ def whole_triple(name: str, value: object, least: int | None = 1) -> tuple[int, 
 
 
 def sizes(name: str, value: object, whole: bool = False) -> tuple[float, float, float]:
-    """Return a size along x, y, z from 2 numbers (one voxel in z) or 3, all positive.
+    """Return a size along x, y, z from 2 positive numbers (the size along z is then 1) or 3.
 
     Raises
     ------
-    ValueError, TypeError
-        When they are not 2 or 3 positive numbers, or (with `whole`) not whole.
+    TypeError
+        When the value cannot be read as numbers.
+    ValueError
+        When it is not 2 or 3 positive numbers, or (with `whole`) one is not whole.
     """
     import numpy as np
 
@@ -192,12 +196,12 @@ def sizes(name: str, value: object, whole: bool = False) -> tuple[float, float, 
         raise ValueError(f"{name} must be 2 or 3 numbers; got {value!r}.")
     size = triple(name, array, positive=True)
     if whole and any(n != math.floor(n) for n in size):
-        raise ValueError(f"{name} is a number of pixels and must be whole; got {value!r}.")
+        raise ValueError(f"{name} must be whole numbers of pixels; got {value!r}.")
     return size
 
 
 def numbers(name: str, value: object, expected: str) -> NDArray[np.float64]:
-    """Return an array of numbers; `expected` completes the message "must be ...".
+    """Return a float64 array of any shape; `expected` completes the error message "must be ...".
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""The facade: `ImageryClient` has the reference's calls, each resolved once and answered with a lazy array.
+"""The client: `ImageryClient` has the calls of imageryclient and returns lazy arrays.
 
-It may import everything but the command line and the demo. Begin reading in `client.facade`: each method makes a
-cutout of its arguments and returns a lazy array, pictures or an export.
+This folder may import every folder except `cli`, `demo` and `testing`. Begin reading in `facade`: each method resolves
+its arguments to a cutout and returns a lazy array, or writes picture files.
 """
 
 from typing import TYPE_CHECKING

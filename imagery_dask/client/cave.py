@@ -1,4 +1,4 @@
-"""What a `CAVEclient` says, in the driver only: sources, resolution, token, and the moment of a version."""
+"""Queries to a `CAVEclient`, in the driver only: sources, resolution, token, and the timestamp of a version."""
 
 from __future__ import annotations
 
@@ -32,56 +32,53 @@ IDS_NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class CaveConfiguration:
-    """What an `ImageryClient` takes from a CAVEclient.
+    """Values that an `ImageryClient` takes from a CAVEclient."""
 
-    Parameters
-    ----------
-    image_source, segmentation_source : str or None
-        Paths from the info service; None for a layer that is not wanted.
-    resolution : array-like
-        The datastack's viewer resolution, nm.
-    token : str or None
-        Token of the client.
-    moment, version : int or None
-        Whole second that the client is pinned to, and the materialization version that it is the moment of.
-    """
-
+    #: Paths from the info service; None for a layer that was not requested.
     image_source: str | None
     segmentation_source: str | None
+    #: Viewer resolution of the datastack, nm per voxel (x, y, z).
     resolution: Any
+    #: Token of the client.
     token: str | None
+    #: Timestamp that the client is pinned to, in whole seconds since 1970.
     moment: int | None
+    #: Materialization version that `moment` belongs to.
     version: int | None
 
 
 def open_cave(datastack: str, server: str | None = None, token: str | None = None) -> CAVEclient:
-    """Return a CAVEclient of a datastack, which writes nothing to the home directory.
+    """Return a CAVEclient of a datastack that writes nothing to the home directory.
 
     Raises
     ------
-    AccessRefusedError, SourceNotFoundError, ServerError
-        When there is no token or it is refused, the datastack does not exist, or the server does not answer.
+    AccessRefusedError
+        When no token is found, or the server refuses it.
+    SourceNotFoundError
+        When the datastack does not exist.
+    ServerError
+        When the server does not answer.
     """
-    # Takes a second to import, and only clients of a datastack need it.
+    # Imported here because it takes a second, and only clients of a datastack need it.
     from caveclient import CAVEclient
     from caveclient.endpoints import default_global_server_address
 
     where = server or default_global_server_address
     host = urlsplit(where).netloc
-    with _one_line_errors(f"datastack {datastack!r} at {where}", f" Tokens are looked for in: {token_places(host)}."):
+    with _one_line_errors(f"datastack {datastack!r} at {where}", f" Tokens are read from: {token_places(host)}."):
         token = token or cave_token(host)
         return CAVEclient(datastack, server_address=server, auth_token=token, write_server_cache=False)
 
 
 def read_cave_client(client: CAVEclient, imagery: bool, segmentation: bool) -> CaveConfiguration:
-    """Ask a CAVEclient for everything that an `ImageryClient` needs.
+    """Return everything that an `ImageryClient` needs from a CAVEclient.
 
     Parameters
     ----------
     client : caveclient.CAVEclient
-        The client.
+        Client of a datastack.
     imagery, segmentation : bool
-        Which layers are wanted.
+        Whether to ask for the source of that layer.
     """
     with _one_line_errors(f"datastack {client.datastack_name!r} at {client.server_address}"):
         return CaveConfiguration(
@@ -95,55 +92,55 @@ def read_cave_client(client: CAVEclient, imagery: bool, segmentation: bool) -> C
 
 
 def version_moment(client: CAVEclient, version: int) -> int:
-    """Whole second of a materialization version.
+    """Return the timestamp of a materialization version, in whole seconds since 1970.
 
     Raises
     ------
     ValueError
-        When there is no such version; the message names those that exist.
+        When the version does not exist; the message lists the latest ones that do.
     """
     integer("version", version)
     with _one_line_errors(f"materialization versions of datastack {client.datastack_name!r}"):
         existing = sorted(int(number) for number in client.materialize.get_versions(expired=True))
         if int(version) not in existing:
             raise ValueError(
-                f"Version {version} of datastack {client.datastack_name!r} does not exist; there are "
+                f"Version {version} of datastack {client.datastack_name!r} does not exist. Existing versions: "
                 f"{', '.join(map(str, existing[-10:])) or 'none'}."
             )
         return resolve_moment(client.materialize.get_timestamp(int(version)), name="version")
 
 
 def check_root_ids(query: RootQuery, root_ids: Sequence[int], stale: StaleRoots) -> tuple[int, ...]:
-    """Make sure, with one request, that ids were roots at a query's moment.
+    """Return the ids that were valid root ids at the timestamp of a query; this takes one request.
 
     Parameters
     ----------
     query : RootQuery
-        The graph, and the moment.
+        Graph and timestamp.
     root_ids : sequence of int
-        Ids that the caller asks for; 0 is no object and passes.
+        Ids to check; 0 (no object) is dropped without a check.
     stale : {"error", "warn"}
-        What to do about an id that an edit has replaced, or that did not exist yet.
+        Whether to raise or to warn if an id did not exist at the timestamp, because of an edit before or after it.
 
     Returns
     -------
     tuple of int
-        Those that were.
+        Valid ids, in the order given.
 
     Raises
     ------
     ValueError
-        For an id that is no root id of this graph.
+        When an id is not a root id of this graph.
     OutdatedRootsError
-        For outdated ids, with their successors, when `stale` is "error".
+        When an id was not valid at the timestamp and `stale` is "error"; the message names its successors.
     """
     graph, ids = query.graph, [value for value in root_ids if value]
-    strangers = [value for value in ids if not graph.is_root(value)]
-    if strangers:
+    invalid = [value for value in ids if not graph.is_root(value)]
+    if invalid:
         raise ValueError(
-            f"root_ids {_some(strangers)} are no root ids of table {graph.table!r}: these have the layer "
-            f"{graph.layers} in their first {graph.layer_bits} bits. They may be supervoxel or L2 ids, or of another "
-            "segmentation."
+            f"root_ids {_some(invalid)} are not root ids of table {graph.table!r}: root ids have the layer "
+            f"{graph.layers} in their first {graph.layer_bits} bits. They may be supervoxel or L2 ids, or belong to "
+            "another segmentation."
         )
     if not ids:
         return ()
@@ -154,36 +151,36 @@ def check_root_ids(query: RootQuery, root_ids: Sequence[int], stale: StaleRoots)
     if not outdated:
         return tuple(ids)
     named = "; ".join(_successors(server, path, value, query.timestamp) for value in outdated[:IDS_NAMED])
-    more = f" (and {len(outdated) - IDS_NAMED} more)" if len(outdated) > IDS_NAMED else ""
+    omitted = f" (and {len(outdated) - IDS_NAMED} more)" if len(outdated) > IDS_NAMED else ""
     message = (
-        f"root_ids: {len(outdated)} of {len(ids)} were no root ids at {describe_moment(query.timestamp)}: "
-        f"{named}{more}. Take the ids of that moment, give the timestamp at which yours were valid, or pass "
-        "stale_roots='warn' to go on without them."
+        f"root_ids: {len(outdated)} of {len(ids)} were not valid at {describe_moment(query.timestamp)}: "
+        f"{named}{omitted}. Use ids that were valid then, pass the timestamp at which these were valid, or pass "
+        "stale_roots='warn' to leave them out."
     )
     if stale == "error":
         raise OutdatedRootsError(message)
     warnings.warn(message, stacklevel=_callers_level())
-    gone = set(outdated)
-    return tuple(value for value in ids if value not in gone)
+    invalid_then = set(outdated)
+    return tuple(value for value in ids if value not in invalid_then)
 
 
 def _successors(server: Any, path: str, root_id: int, timestamp: int) -> str:
-    """Say which roots of a moment have to do with an id."""
+    """Return ``id -> successors``: the roots at a timestamp that share a lineage with an id."""
     try:
         lineage = server.post_json(
             f"{path}/lineage_graph_multiple", {"root_ids": [root_id]}, {"timestamp_future": timestamp}, attempts=1
-        )  # one attempt: to an id that it never had the service answers 500
-        # The service follows an edit after the moment too, if what it replaced was born before.
+        )  # one attempt: for an id that never existed the service answers 500
+        # The lineage graph also has roots from edits after the timestamp; leave those out.
         born = {int(node["id"]) for node in lineage["nodes"] if float(node.get("timestamp", 0)) <= timestamp}
         replaced = {int(link["source"]) for link in lineage["links"] if int(link["target"]) in born}
         related = sorted(born - replaced - {root_id})
     except (ServerError, SourceNotFoundError, KeyError, TypeError):
-        related = []  # an id that the graph never had
-    return f"{root_id} -> {_some(related)}" if related else f"{root_id} (no successor is known)"
+        related = []  # the id never existed in this graph
+    return f"{root_id} -> {_some(related)}" if related else f"{root_id} (no known successor)"
 
 
 def _callers_level() -> int:
-    """Return the stacklevel, for the function that calls this, of the first frame outside of the package."""
+    """Return the ``stacklevel`` with which the calling function's warnings point outside of the package."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).startswith("imagery_dask."):
         level, frame = level + 1, frame.f_back
@@ -208,21 +205,21 @@ def _auth_errors() -> tuple[type[Exception], ...]:
 
 @contextmanager
 def _one_line_errors(what: str, hint: str = "") -> Iterator[None]:
-    """Turn what caveclient raises into our errors, each one line and without the token."""
+    """Convert errors of caveclient to errors of this package, with messages of one line and without the token."""
     try:
         yield
     except _auth_errors() as error:
         raise AccessRefusedError(
-            f"Access was refused to {what}: the token is missing, wrong or has expired ({_first_line(error)}).{hint}"
+            f"Access was refused to {what}: the token is missing, invalid or expired ({_first_line(error)}).{hint}"
         ) from None
     except requests.HTTPError as error:
         status = error.response.status_code if error.response is not None else 0
         kinds: dict[int, Callable[[str], Exception]] = {
             401: AccessRefusedError, 403: AccessRefusedError, 404: SourceNotFoundError,
         }  # fmt: skip
-        words = {401: "Access was refused to", 403: "Access was refused to", 404: "There is no"}
-        more = hint if status in (401, 403) else ""
-        text = f"{words.get(status, 'The server failed for')} {what} (HTTP {status}).{more}"
+        refused = f"Access was refused to {what} (HTTP {status}).{hint}"
+        texts = {401: refused, 403: refused, 404: f"There is no {what} (HTTP 404)."}
+        text = texts.get(status, f"The server failed for {what} (HTTP {status}).")
         forget_request(error)
         raise kinds.get(status, ServerError)(text) from None
     except requests.RequestException as error:

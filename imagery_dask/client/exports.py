@@ -1,4 +1,4 @@
-"""Plan exports of what a client reads."""
+"""The client's `plan_export`: estimates of an export before it runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PlansExports"]
 
-# Kind of export, and the options that the name of a format implies.
+# Kind of export for each format name, and the options that the name implies.
 FORMATS: dict[str, tuple[str, dict[str, str]]] = {
     "zarr": ("zarr", {}),
     "precomputed": ("precomputed", {}),
@@ -30,11 +30,11 @@ FORMATS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 class PlansExports:
-    """Adds `plan_export` to a client."""
+    """Mixin of `ImageryClient`: plans of exports."""
 
     @abstractmethod
     def dataset(self, bounds: ArrayLike, *args: Any, **kwargs: Any) -> xr.Dataset:
-        """Return imagery and segmentation on one grid."""
+        """Return imagery and segmentation on one grid (see `ImageryClient.dataset`)."""
 
     def plan_export(
         self,
@@ -55,54 +55,54 @@ class PlansExports:
     ) -> PlannedExport:
         """Plan the export of a region, and estimate its requests, bytes, memory and time.
 
-        Blocks, requests and objects follow from the plan and are exact. Bytes, memory and time are measured on a few
+        The numbers of blocks, requests and objects are exact. Bytes, memory and time are extrapolated from a few sample
         blocks, which are written to a temporary folder. Nothing is written to `url`.
 
         Parameters
         ----------
-        bounds : array-like
-            Two corners (2 x 3), upper exclusive.
+        bounds : array-like, shape (2, 3)
+            Lower corner (inclusive) and upper corner (exclusive), x, y, z in voxels of `resolution`.
         url : str or path
-            Target of the export; for slices their prefix.
+            Target of the export; for "png" and "tiff", the prefix of the file names.
         format : {"zarr", "precomputed", "png", "tiff"}
-            Format of `to_zarr`, of `to_precomputed`, or of the files of `to_png`.
+            What to plan: `to_zarr`, `to_precomputed`, or `to_png` with that file format.
         image_mip, segmentation_mip, root_ids, resolution, timestamp
-            As in `dataset`. The region has the voxels of the finer of the two mips.
+            As in `dataset`. The exported voxels are those of the finer of the two mips.
         workers : int, optional
-            Number of workers to estimate for, with one thread each; by default one per core.
+            Number of single-threaded workers to estimate for. By default one per core of this machine.
         worker_memory : int, optional
-            Memory of each worker in bytes; by default an equal part of this machine's memory.
+            Memory of each worker in bytes. By default an equal part of this machine's memory.
         block_mib : float, optional
-            Size of blocks in MiB.
+            Size of the blocks in MiB.
         samples : int
-            Number of blocks of each volume to measure.
+            Number of sample blocks per volume.
         **options
-            Further arguments of the writer, such as ``chunks``, ``levels``, ``codec``.
+            Options of the writer, such as ``chunks``, ``levels``, ``codec``.
 
         Returns
         -------
         PlannedExport
-            Prints as a table; ``save(path)`` writes what ``imagery-dask export --plan`` reads, ``run(cluster=...)``
-            runs it.
+            Prints as a table. ``save(path)`` writes a file for ``imagery-dask export --plan``; ``run(cluster=...)``
+            runs the export.
 
         Raises
         ------
         ValueError
-            A block does not fit into a worker, or an argument is not valid.
+            When a block does not fit into a worker, or an argument is invalid.
         AccessRefusedError, OSError
-            The target cannot be written, or the source cannot be read.
+            When the target cannot be written, or the source cannot be read.
         """
-        name, more = FORMATS[choice("format", format, tuple(FORMATS))]
+        name, implied = FORMATS[choice("format", format, tuple(FORMATS))]
         from imagery_dask.export.planning.estimate import plan_export
         from imagery_dask.export.registry import KINDS
 
         kind = KINDS[name]
-        of_format = kind.options(**more, **options)
+        format_options = kind.options(**implied, **options)
         data = self.dataset(
             bounds, image_mip=image_mip, segmentation_mip=segmentation_mip, root_ids=root_ids, resolution=resolution,
             timestamp=timestamp, scale_to_bounds=False,
         )  # fmt: skip
         return plan_export(
-            kind.export(data, url, of_format), workers=workers, worker_memory=worker_memory, block_mib=block_mib,
+            kind.export(data, url, format_options), workers=workers, worker_memory=worker_memory, block_mib=block_mib,
             samples=samples,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`ImageryClient`: the reference's calls, as lazy arrays."""
+"""`ImageryClient`: the calls of imageryclient, with lazy arrays as results."""
 
 from __future__ import annotations
 
@@ -29,44 +29,44 @@ __all__ = ["ImageryClient"]
 
 
 class ImageryClient(FindsObjects, SavesPictures, PlansExports):
-    """Cutouts of imagery and segmentation as lazy arrays.
+    """Client for cutouts of imagery and segmentation as lazy arrays.
 
     Parameters
     ----------
     client : caveclient.CAVEclient, optional
-        Gives the sources, the resolution and the token that are not given explicitly.
+        Provides the sources, the resolution and the token that are not given explicitly.
     resolution : array-like of 3 numbers, 'image' or 'segmentation', optional
-        Resolution in which bounds are given, nm per voxel. By default that of the imagery at its first mip with data
-        (of the segmentation, in a client without imagery).
+        Resolution in which bounds are given, nm per voxel (x, y, z). By default that of the imagery at its first mip
+        with data (of the segmentation, in a client without imagery).
     segmentation, imagery : bool
         False makes a client without that layer.
     image_source, segmentation_source : str, optional
         CloudVolume paths: ``precomputed://gs://...``, ``s3://``, ``https://``, ``file://``, or a local folder.
     image_mip, segmentation_mip : int, optional
-        Levels to read by default. The first with data when not given.
+        Levels to read by default. The first mip with data when not given.
     auth_token : str, optional
-        Token for the sources in this process. Worker processes find their own; none is stored in arrays.
+        Token for the sources in this process. Worker processes look up their own; arrays do not contain it.
     timestamp : datetime, str or number, optional
-        Moment of a dynamic segmentation (``graphene://``): a datetime (naive means UTC), ISO 8601 text, seconds since
-        1970, or ``"now"``, the moment at which the client is made. A flat segmentation has only one state.
+        State of a dynamic segmentation (``graphene://``) to show: a datetime (naive means UTC), an ISO 8601 string,
+        seconds since 1970, or ``"now"``, the time at which the client is made. It has no effect on a flat segmentation.
     missing : {"fill", "error"}
-        What a storage chunk that does not exist inside the volume becomes: zeros, which are counted, or an error when
-        the block is read. Refused access is an error always.
+        Whether a storage chunk that does not exist inside the volume is filled with zeros and counted, or raises an
+        error when its block is computed. Refused access always raises an error.
     version : int, optional
-        Materialization version of `client`'s datastack: its moment is that of every cutout. By default a client that is
-        pinned to a version or timestamp pins the cutouts; otherwise each has the moment at which it is made.
+        Materialization version of `client`'s datastack whose timestamp is used for every cutout. By default cutouts
+        have the timestamp that `client` is pinned to, or else the time at which each is made.
     stale_roots : {"error", "warn"}
-        What listed `root_ids` do that were no root ids at the moment of a cutout: fail, with their successors named, or
-        warn and match nothing.
+        Whether `root_ids` that were not valid at a cutout's timestamp raise an error that names their successors, or
+        only a warning; they then match no voxel.
     max_requests : int
-        Requests that a whole cluster has at a dynamic segmentation's server at once.
+        Largest number of requests in flight to the server of a dynamic segmentation, from all workers together.
 
     Raises
     ------
     ValueError, TypeError
-        For arguments that contradict each other, a mip that does not exist, an image given as segmentation.
+        When arguments contradict each other, a mip does not exist, or an image is given as segmentation.
     SourceNotFoundError, AccessRefusedError
-        For a source that does not exist, or that this process may not read.
+        When a source does not exist, or this process may not read it.
     ServerError
         When a CAVE server does not answer.
     """
@@ -111,7 +111,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         )
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave the token and the CAVEclient, which has one too, in this process."""
+        """Return the state without the token and the CAVEclient, so that no token is pickled."""
         return {**self.__dict__, "_auth_token": None, "_client": None}
 
     def __repr__(self) -> str:
@@ -124,7 +124,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
 
     def _moment_of(self, version: int, timestamp: object) -> int:
         if self._client is None or timestamp is not None:
-            raise ValueError(f"version={version!r} needs a CAVEclient (client=...), and no timestamp beside it.")
+            raise ValueError(f"version={version!r} needs a CAVEclient (client=...) and excludes timestamp.")
         return version_moment(self._client, version)
 
     @property
@@ -156,7 +156,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
     def image_bbox_size_from_dimensions(
         self, image_size: ArrayLike, mip: int | None = None, resolution: ArrayLike | None = None
     ) -> tuple[float, float, float]:
-        """Size for `bbox_size` that gives an imagery cutout of so many pixels.
+        """Return the `bbox_size` of an imagery cutout of `image_size` pixels.
 
         Parameters
         ----------
@@ -174,7 +174,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
     def segmentation_bbox_size_from_dimensions(
         self, image_size: ArrayLike, mip: int | None = None, resolution: ArrayLike | None = None
     ) -> tuple[float, float, float]:
-        """Size for `bbox_size` that gives a segmentation cutout of so many pixels.
+        """Return the `bbox_size` of a segmentation cutout of `image_size` pixels.
 
         Parameters
         ----------
@@ -200,7 +200,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         *,
         order: int = 0,
     ) -> da.Array:
-        """Cut imagery.
+        """Return a cutout of the imagery.
 
         Parameters
         ----------
@@ -209,8 +209,8 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         Returns
         -------
         dask.array.Array
-            Lazy; axes x, y, z (and channels, where there are several) without those of length 1, in the layer's dtype.
-            Voxels outside the volume are 0.
+            Lazy array in the layer's dtype, with axes x, y, z (and channel, if the layer has several); axes of length 1
+            are squeezed. Voxels outside the volume are 0.
         """
         cutout = self._settings.image_cutout(
             bounds, order, bbox_size=bbox_size, image_size=image_size, mip=mip, resolution=resolution,
@@ -233,7 +233,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         *,
         stop_layer: int | None = None,
     ) -> da.Array:
-        """Cut segmentation, for some objects or all.
+        """Return a cutout of the segmentation, with all objects or selected ones.
 
         Parameters
         ----------
@@ -242,7 +242,8 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         Returns
         -------
         dask.array.Array
-            Lazy; the id at each voxel, axes x, y, z without those of length 1.
+            Lazy array of ids with axes x, y, z; axes of length 1 are squeezed. Its dtype is int64, or the layer's with
+            ``convert_to_int64=False``. Voxels outside the volume are 0.
         """
         cutout = self._settings.labels_cutout(
             bounds, LabelRequest(root_ids, convert_to_int64, timestamp, stop_layer), bbox_size=bbox_size,
@@ -265,7 +266,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         *,
         stop_layer: int | None = None,
     ) -> SegmentationMasks:
-        """Cut segmentation into one mask per object.
+        """Return a cutout of the segmentation as one mask per object.
 
         Parameters
         ----------
@@ -274,8 +275,8 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         Returns
         -------
         SegmentationMasks
-            Mapping root id -> lazy boolean mask, True where the object is. Masks cost no read until they are computed;
-            the ids are found when somebody iterates.
+            Mapping of root id to a lazy boolean array, True inside the object, with the axes of `segmentation_cutout`.
+            Iterating, `len` and `in` read the cutout once to find the ids; a mask is read when it is computed.
         """
         cutout = self._settings.labels_cutout(
             bounds, LabelRequest(root_ids, False, timestamp, stop_layer), bbox_size=bbox_size,
@@ -302,20 +303,20 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         order: int = 0,
         stop_layer: int | None = None,
     ) -> tuple[da.Array, da.Array | SegmentationMasks]:
-        """Cut imagery and segmentation, aligned voxel for voxel.
+        """Return cutouts of imagery and segmentation, aligned voxel for voxel.
 
         Parameters
         ----------
         {parameters}
         split_segmentations : bool
-            Give the segmentation as a mapping of masks rather than an array of ids. False by default.
+            Return the segmentation as a mapping of masks instead of an array of ids. False by default.
 
         Returns
         -------
         image : dask.array.Array
-            Lazy imagery.
+            Lazy imagery, as from `image_cutout`.
         segmentation : dask.array.Array or SegmentationMasks
-            Lazy ids, or masks.
+            Lazy ids, as from `segmentation_cutout`, or masks, as from `split_segmentation_cutout`.
         """
         ids = LabelRequest(root_ids, convert_to_int64 and not split_segmentations, timestamp, stop_layer)
         image, labels = self._settings.pair(
@@ -326,18 +327,18 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         return lazy_array(image), split
 
     def image_volume(self, mip: int | None = None) -> xr.DataArray:
-        """Whole image layer as one lazy array.
+        """Return the whole image layer as one lazy array.
 
         Parameters
         ----------
         mip : int, optional
-            Resolution level. The client's default when not given.
+            Resolution level to read. By default the client's.
 
         Returns
         -------
         xarray.DataArray
-            Dims x, y, z (and channel), coordinates of voxel centres in nm, attrs with the source, mip, resolution and
-            voxel offset.
+            Lazy array in the layer's dtype with dims x, y, z (and channel), voxel centers in nm as coordinates, and the
+            source, mip, resolution and voxel offset in ``attrs``.
         """
         level = self._settings.image_mip if mip is None else mip
         cutout = whole_layer(self._settings.image_layer(), level, missing=self._settings.missing)
@@ -353,7 +354,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         version: int | None = None,
         stop_layer: int | None = None,
     ) -> xr.DataArray:
-        """Whole segmentation layer as one lazy array, in its stored dtype.
+        """Return the whole segmentation layer as one lazy array, in its stored dtype.
 
         Parameters
         ----------
@@ -362,7 +363,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         Returns
         -------
         xarray.DataArray
-            As `image_volume`.
+            Lazy array of ids with dims, coordinates and ``attrs`` as from `image_volume`.
         """
         if version is not None:
             timestamp = self._moment_of(version, timestamp)
@@ -385,7 +386,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         order: int = 0,
         stop_layer: int | None = None,
     ) -> xr.Dataset:
-        """Imagery and segmentation on one grid, with coordinates in nm.
+        """Return imagery and segmentation on one grid, with coordinates in nm.
 
         Parameters
         ----------
@@ -394,8 +395,8 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         Returns
         -------
         xarray.Dataset
-            Lazy variables ``image`` and ``segmentation`` with dims x, y, z; the one of them that the client has, in a
-            client with one layer.
+            Lazy variables ``image`` and ``segmentation`` with dims x, y, z, and voxel centers in nm as coordinates. A
+            client with one layer returns that variable only.
         """
         cutouts = self._settings.present(
             bounds, (image_mip, segmentation_mip), LabelRequest(root_ids, convert_to_int64, timestamp, stop_layer),

@@ -1,4 +1,4 @@
-"""Questions about objects that are no cutouts: which there are, which one is at a point, what supervoxels belong to."""
+"""The client's queries for ids: objects in a region, objects at points, roots of supervoxels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["FindsObjects"]
 
 
 class FindsObjects:
-    """Which objects are where; the part of `ImageryClient` that answers with ids rather than cutouts."""
+    """Mixin of `ImageryClient`: queries for ids."""
 
     _settings: ClientSettings
 
@@ -40,7 +40,7 @@ class FindsObjects:
         *,
         stop_layer: int | None = None,
     ) -> dict[int, int]:
-        """Find the objects of a region and their sizes, by one pass over it.
+        """Return the objects in a region and their sizes; this reads the region once.
 
         Parameters
         ----------
@@ -49,7 +49,7 @@ class FindsObjects:
         Returns
         -------
         dict of int to int
-            Root id -> number of voxels of the mip, ids ascending.
+            Number of voxels by root id, in voxels of the mip that is read; ids in ascending order.
         """
         cutout = self._settings.labels_cutout(
             bounds, LabelRequest(root_ids, False, timestamp, stop_layer), bbox_size=bbox_size, image_size=image_size,
@@ -67,30 +67,35 @@ class FindsObjects:
         *,
         stop_layer: int | None = None,
     ) -> NDArray[np.uint64]:
-        """Find the object at each of some points; storage chunks that hold several of them are read once.
+        """Return the root id at each point; a storage chunk that contains several points is read once.
 
         Parameters
         ----------
         points : array-like of numbers, shape (n, 3) or (3,)
-            x, y, z in voxels of `resolution`.
+            Points x, y, z in voxels of `resolution`.
         {parameters}
 
         Returns
         -------
-        numpy.ndarray of the segmentation's dtype, shape (n,) or ()
-            Root ids; 0 where there is no object, and outside the volume.
+        numpy.ndarray, shape (n,) or ()
+            Root ids, in the segmentation's dtype; 0 where there is no object, and outside the volume.
+
+        Raises
+        ------
+        TypeError, ValueError
+            When `points` are not finite numbers of that shape.
         """
-        places = _points(points)
+        xyz = _points(points)
         settings, layer = self._settings, self._settings.segmentation_layer()
         rule = settings.rule(LabelRequest("all", False, timestamp, stop_layer))
         level = layer.mip(settings.segmentation_mip if mip is None else mip)
-        voxels = voxels_of(places.reshape(-1, 3), settings.resolution_or(resolution), level.grid.resolution_nm)
-        found = relabel(stored_ids_at(layer, level.level, voxels, settings.missing), rule)
-        return found.reshape(places.shape[:-1])
+        voxels = voxels_of(xyz.reshape(-1, 3), settings.resolution_or(resolution), level.grid.resolution_nm)
+        ids = relabel(stored_ids_at(layer, level.level, voxels, settings.missing), rule)
+        return ids.reshape(xyz.shape[:-1])
 
     @describe
     def remap(self, supervoxels: object, timestamp: Moment = None, *, stop_layer: int | None = None) -> Any:
-        """Replace supervoxel ids by the root ids that they have at a moment.
+        """Return the root ids of supervoxels at a timestamp.
 
         Parameters
         ----------
@@ -102,6 +107,13 @@ class FindsObjects:
         -------
         numpy.ndarray or dask.array.Array of uint64
             Root ids, in the shape of `supervoxels`; lazy for a dask array. 0 for 0 and for ids without a root.
+
+        Raises
+        ------
+        TypeError
+            When `supervoxels` are not integers.
+        ValueError
+            When the segmentation is flat, or a supervoxel id is negative.
         """
         rule = self._settings.rule(LabelRequest("all", False, timestamp, stop_layer))
         if rule.query is None:
@@ -119,10 +131,10 @@ class FindsObjects:
 
 
 def _points(points: ArrayLike) -> NDArray[np.float64]:
-    places = numbers("points", points, "x, y, z of one point, or of n points (n x 3)")
-    if places.ndim not in (1, 2) or places.shape[-1] != 3 or not np.isfinite(places).all():
+    xyz = numbers("points", points, "x, y, z of one point, or of n points (n x 3)")
+    if xyz.ndim not in (1, 2) or xyz.shape[-1] != 3 or not np.isfinite(xyz).all():
         raise ValueError(f"points must be finite x, y, z of one point, or of n points (n x 3); got {points!r}.")
-    return places
+    return xyz
 
 
 def _check_ids(dtype: np.dtype[Any], empty: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Prose of the parameters that several public methods share, written once."""
+"""Descriptions of the parameters that several methods of the client share."""
 
 from __future__ import annotations
 
@@ -12,61 +12,61 @@ __all__ = ["describe"]
 Function = TypeVar("Function", bound=Callable[..., object])
 
 PROSE = {
-    "bounds": """bounds : array-like
-    Two corners (2 x 3), lower inclusive and upper exclusive, in voxels of `resolution`. With `bbox_size` or
-    `image_size`, the center instead (3 numbers).""",
+    "bounds": """bounds : array-like, shape (2, 3) or (3,)
+    Lower corner (inclusive) and upper corner (exclusive), x, y, z in voxels of `resolution`. With `bbox_size` or
+    `image_size`, the center of the box instead (3 numbers).""",
     "bbox_size": """bbox_size : array-like of 2 or 3 numbers, optional
-    Size of the box around the center, in voxels of `resolution`; two numbers mean one voxel in z.""",
+    Size of the box around the center, x, y, z in voxels of `resolution`; two numbers mean one voxel in z.""",
     "image_size": """image_size : array-like of 2 or 3 integers, optional
-    Size of the result in pixels of the mip; two numbers mean one slice. Not together with `bbox_size`.""",
+    Size of the result, x, y, z in pixels of the mip; two numbers mean one slice. Excludes `bbox_size`.""",
     "mip": """mip : int, optional
-    Resolution level to read. The client's default when not given.""",
+    Resolution level to read. By default the client's.""",
     "image_mip": """image_mip : int, optional
-    Resolution level of the imagery. The client's default when not given.""",
+    Resolution level of the imagery. By default the client's.""",
     "segmentation_mip": """segmentation_mip : int, optional
-    Resolution level of the segmentation. The client's default when not given.""",
+    Resolution level of the segmentation. By default the client's.""",
     "resolution": """resolution : array-like of 3 numbers, optional
-    Resolution of `bounds` and `bbox_size` in nm per voxel (x, y, z). The client's when not given.""",
+    Resolution of `bounds` and `bbox_size`, nm per voxel (x, y, z). By default the client's.""",
     "scale_to_bounds": """scale_to_bounds : bool, optional
-    True gives a result with the voxels of `resolution`, one for each voxel of the bounds; False one with the mip's own
-    voxels. None (default) is True when neither a mip nor `image_size` is given.""",
+    True resamples the result to `resolution`, with one voxel for each voxel of the bounds; False returns the voxels of
+    the mip. None (default) is True if neither a mip nor `image_size` is given, and False otherwise.""",
     "root_ids": """root_ids : sequence of int, None or 'all'
-    Objects to keep, all other voxels are 0; an empty sequence keeps none. 'all' (default) keeps every object, None
-    gives the ids as stored: supervoxel ids in a dynamic segmentation, the same in a flat one. Listed ids of a dynamic
-    segmentation are checked, with one request, to be root ids at the cutout's moment.""",
+    Objects to keep; all other voxels become 0, and an empty sequence keeps no object. 'all' (default) keeps every
+    object. None returns the ids as stored: supervoxel ids in a dynamic segmentation, the same as 'all' in a flat one.
+    In a dynamic segmentation, one request checks that the given ids are root ids at the cutout's timestamp.""",
     "include_null_root": """include_null_root : bool
-    Whether 0, the voxels of no object, counts as an object. False by default.""",
+    Treat 0 (no object) as an object. False by default.""",
     "timestamp": """timestamp : datetime, str or number, optional
-    Moment of a dynamic segmentation: a datetime (naive means UTC), ISO 8601 text, seconds since 1970, or "now". The
-    client's when not given, else the moment of this call. It is resolved now, to a whole second, so that every block
-    shows the same state. A flat segmentation has only one state.""",
+    State of a dynamic segmentation to show: a datetime (naive means UTC), an ISO 8601 string, seconds since 1970, or
+    "now". By default the client's timestamp, or else the time of this call. It is resolved to a whole second at once,
+    so that every block shows the same state. It has no effect on a flat segmentation.""",
     "stop_layer": """stop_layer : int, optional
-    Layer of the ids to give, in a dynamic segmentation: 2 for L2 ids, 1 for supervoxels. Root ids when not given.
-    Listed `root_ids` choose voxels all the same.""",
+    Layer of the chunkedgraph whose ids are returned: 2 for L2 ids, 1 for supervoxel ids. By default root ids.
+    `root_ids` still selects the voxels to keep.""",
     "version": """version : int, optional
-    Materialization version, whose moment is taken. Needs a client made with a CAVEclient; not together with
+    Materialization version whose timestamp is used. Requires a client made with a CAVEclient; excludes
     `timestamp`.""",
     "convert_to_int64": """convert_to_int64 : bool
-    Convert ids to int64 (default) rather than give the stored dtype. An id above 2**63 - 1 makes the block that holds
-    it fail with an `OverflowError`.""",
+    True converts ids to int64; False keeps the stored dtype. With True, computing a block that contains an id above
+    2**63 - 1 raises an `OverflowError`.""",
     "resize": """resize : bool
-    Bring the coarser layer to the finer one's voxels (default), each taking the value of the coarse voxel that
-    contains its centre.""",
+    Resample the coarser layer to the voxels of the finer one (default): each voxel takes the value of the coarse voxel
+    that contains its center.""",
     "order": """order : {0, 1}
-    Resampling of imagery: 0 takes the nearest voxel (default), 1 interpolates linearly. Ids are never interpolated.""",
+    Resampling of imagery: 0 takes the nearest voxel (default), 1 interpolates linearly. Ids are not interpolated.""",
     "filename_prefix": """filename_prefix : str
-    Beginning of every file's name, folder included.""",
+    Path prefix of all files, including the folder.""",
     "slice_axis": """slice_axis : {0, 1, 2}
-    Axis along which a volume is cut into pictures, by default 2 (z).""",
+    Axis along which the volume is sliced into pictures: 0 (x), 1 (y) or 2 (z, default).""",
     "segmentation_colormap": """segmentation_colormap : dict, optional
-    Colors by root id: 3 (RGB) or 4 (RGBA) numbers from 0 to 255. Objects without one are white.""",
+    Colors by root id: 3 (RGB) or 4 (RGBA) numbers from 0 to 255. Other objects are white.""",
     "verbose": """verbose : bool
-    Print the name of each file.""",
+    Print the name of each file. False by default.""",
     "kwargs": """**kwargs
-    Passed to ``imageio.imwrite``, for example ``compress_level=1``.""",
+    Keyword arguments of ``imageio.imwrite``, for example ``compress_level=1``.""",
 }
 
 
 def describe(function: Function) -> Function:
-    """Fill ``{parameters}`` in a docstring with the prose of the function's parameters."""
+    """Replace ``{parameters}`` in a docstring with the descriptions of the function's parameters."""
     return fill_parameters(function, PROSE)

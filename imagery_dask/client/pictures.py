@@ -1,4 +1,4 @@
-"""The `save_*` calls of the client: cutouts, or data at hand, as PNG files."""
+"""The client's `save_*` methods: cutouts, or given arrays, as PNG files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Colormap = Mapping[int, Sequence[int]]
 
 
 class SavesPictures:
-    """Picture files of cutouts; the part of `ImageryClient` that writes."""
+    """Mixin of `ImageryClient`: PNG files of cutouts."""
 
     _settings: ClientSettings
 
@@ -42,15 +42,15 @@ class SavesPictures:
         verbose: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Write imagery as PNG files, one per slice, without holding the volume.
+        """Write imagery as PNG files, one per slice; the whole volume is never in memory at once.
 
-        Files are ``{prefix}_imagery.png``, or ``{prefix}_slice_{i}_imagery.png`` when there are several slices.
+        Files are ``{prefix}_imagery.png``, or ``{prefix}_slice_{i}_imagery.png`` for several slices.
 
         Parameters
         ----------
         {parameters}
         precomputed_image : numpy.ndarray or dask.array.Array, optional
-            Imagery to write instead of a cutout.
+            Imagery to write instead of a cutout, with axes x, y, z.
         """
         check_write_options(kwargs)
         if precomputed_image is None:
@@ -80,7 +80,7 @@ class SavesPictures:
         verbose: bool = False,
         **kwargs: object,
     ) -> None:
-        """Write the mask of every object as PNG files, transparent where the object is not.
+        """Write the mask of each object as PNG files, transparent outside the object.
 
         Files are ``{prefix}_root_id_{id}.png``, or ``{prefix}_slice_{i}_root_id_{id}.png`` for several slices.
 
@@ -88,7 +88,7 @@ class SavesPictures:
         ----------
         {parameters}
         precomputed_masks : mapping of int to array, optional
-            Masks (numpy or dask) to write instead of a cutout's.
+            Masks (numpy or dask) by root id to write instead of those of a cutout, with axes x, y, z.
         """
         check_write_options(kwargs)
         if precomputed_masks is None:
@@ -118,13 +118,15 @@ class SavesPictures:
         scale_to_bounds: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        """Write imagery and the mask of every object, aligned, as PNG files.
+        """Write imagery and the mask of each object, aligned, as PNG files.
+
+        Files are named as by `save_imagery` and `save_segmentation_masks`.
 
         Parameters
         ----------
         {parameters}
         precomputed_data : tuple of array and mapping, optional
-            Imagery and masks to write instead of a cutout's.
+            Imagery, and masks by root id, to write instead of those of a cutout.
         """
         check_write_options(kwargs, "verbose")
         if precomputed_data is None:
@@ -143,12 +145,12 @@ class SavesPictures:
 
 
 def _picture(cutout: Cutout) -> da.Array:
-    """Imagery for pictures: with channels the other axes stay, so that none of them is taken for the channels."""
+    """Return imagery for pictures; with several channels no axis is squeezed, so that the last axis is the channels."""
     image = lazy_array(cutout, squeeze=cutout.channels == 1)
-    return image if image.ndim > 1 else lazy_array(cutout, squeeze=False)  # a row of voxels is a picture too
+    return image if image.ndim > 1 else lazy_array(cutout, squeeze=False)  # a row of voxels is a picture of height 1
 
 
 def _needed(bounds: ArrayLike | None) -> ArrayLike:
     if bounds is None:
-        raise ValueError("Give bounds to cut out, or data at hand (precomputed_...).")
+        raise ValueError("bounds is None: give bounds, or the data to write (precomputed_...).")
     return bounds

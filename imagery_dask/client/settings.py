@@ -1,4 +1,4 @@
-"""What a client is made of: its layers, default mips and resolution, and requests that carry these defaults."""
+"""State of a client: layers, default mips and resolution; it resolves requests to cutouts with these defaults."""
 
 from __future__ import annotations
 
@@ -26,23 +26,15 @@ __all__ = ["ClientSettings", "DynamicSettings", "open_settings"]
 
 @dataclass(frozen=True, slots=True)
 class DynamicSettings:
-    """How a client asks for objects of a dynamic segmentation.
+    """How a client queries a dynamic segmentation."""
 
-    Parameters
-    ----------
-    moment : int or None
-        Whole second that the client is pinned to; None means the moment of each call.
-    stale_roots : {"error", "warn"}
-        What to do about root ids that were none at the moment of a cutout.
-    max_requests : int
-        Requests that a cluster has at the graph's server at once.
-    version : int or None
-        Materialization version that `moment` is that of.
-    """
-
+    #: Timestamp that the client is pinned to, in whole seconds since 1970; None means the time of each call.
     moment: int | None = None
+    #: Raise or warn if root ids were not valid at the timestamp of a cutout.
     stale_roots: StaleRoots = "error"
+    #: Largest number of requests in flight to the graph server, from all workers together.
     max_requests: int = 32
+    #: Materialization version that `moment` belongs to.
     version: int | None = None
 
     def __post_init__(self) -> None:
@@ -52,64 +44,55 @@ class DynamicSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSettings:
-    """Everything that a client's cutouts take from the client.
+    """Everything that a client's cutouts take from the client."""
 
-    Parameters
-    ----------
-    image, segmentation : Layer or None
-        The layers; None for one that the client was made without.
-    image_mip, segmentation_mip : int
-        Levels to read by default.
-    resolution : tuple of 3 float
-        Resolution in which bounds are given, nm.
-    missing : {"fill", "error"}
-        What a storage chunk that does not exist becomes.
-    dynamic : DynamicSettings
-        How a dynamic segmentation is asked.
-    """
-
+    #: Layers; None for a layer that the client was made without.
     image: Layer | None
     segmentation: Layer | None
+    #: Levels to read by default.
     image_mip: int
     segmentation_mip: int
+    #: Resolution in which bounds are given, nm per voxel (x, y, z).
     resolution: Triple
+    #: Whether a storage chunk that does not exist becomes zeros or an error.
     missing: Missing
+    #: How to query a dynamic segmentation.
     dynamic: DynamicSettings
 
     def image_layer(self) -> Layer:
-        """Imagery, or an error that says the client has none."""
+        """Return the image layer; raise ValueError if the client has none."""
         return self.image or _absent("imagery", "image_source")
 
     def segmentation_layer(self) -> Layer:
-        """Segmentation, or an error that says the client has none."""
+        """Return the segmentation layer; raise ValueError if the client has none."""
         return self.segmentation or _absent("segmentation", "segmentation_source")
 
     def resolution_or(self, resolution: object) -> Triple:
-        """Resolution of a call: the given one, else the client's."""
+        """Return the given resolution, or the client's if it is None."""
         if resolution is None:
             return self.resolution
         x, y, z = triple("resolution", resolution, positive=True)
         return (x, y, z)
 
     def image_cutout(self, bounds: ArrayLike, order: int, **request: object) -> Cutout:
-        """Resolve an imagery cutout; `request` holds the other fields of a `CutoutRequest`."""
+        """Return the imagery cutout of a request; `request` has the other fields of a `CutoutRequest`."""
         layer = self.image_layer()
         return resolve(self._request(bounds, self.image_mip, **request), layer, missing=self.missing, order=order)
 
     def labels_cutout(self, bounds: ArrayLike, labels: LabelRequest, **request: object) -> Cutout:
-        """Resolve a segmentation cutout."""
+        """Return the segmentation cutout of a request."""
         layer, rule = self.segmentation_layer(), self.rule(labels)
         asked = self._request(bounds, self.segmentation_mip, **request)
         return self._checked(resolve(asked, layer, labels=rule, missing=self.missing))
 
     def whole_labels(self, mip: int | None, labels: LabelRequest) -> Cutout:
-        """Resolve the whole segmentation at a level."""
+        """Return the cutout of the whole segmentation at a mip."""
         layer, rule = self.segmentation_layer(), self.rule(labels)
         level = self.segmentation_mip if mip is None else mip
         return self._checked(whole_layer(layer, level, labels=rule, missing=self.missing), leaves=False)
 
     def rule(self, labels: LabelRequest) -> LabelRule:
-        """Rule for ids, with a query where the segmentation is dynamic."""
+        """Return the rule that maps stored ids to the requested ones; it has a query if the segmentation is dynamic."""
         graph = self.segmentation_layer().graph
         stop_layer = labels.stop_layer
         if graph is None:
@@ -120,7 +103,7 @@ class ClientSettings:
             isinstance(stop_layer, bool) or not isinstance(stop_layer, int) or not 1 <= stop_layer <= graph.layers
         ):
             raise ValueError(
-                f"stop_layer is a layer of the graph, from 1 (supervoxels) to {graph.layers}; got {stop_layer!r}."
+                f"stop_layer must be a layer of the graph, from 1 (supervoxels) to {graph.layers}; got {stop_layer!r}."
             )
         moment, version = self.dynamic.moment, self.dynamic.version
         if moment is None or labels.timestamp is not None:
@@ -138,7 +121,7 @@ class ClientSettings:
         order: int,
         **request: object,
     ) -> tuple[Cutout, Cutout]:
-        """Resolve aligned cutouts of both layers."""
+        """Return aligned cutouts of imagery and segmentation."""
         image, segmentation = resolve_pair(
             self._request(bounds, 0, **request),
             self.image_layer(),
@@ -161,7 +144,7 @@ class ClientSettings:
         order: int,
         **request: object,
     ) -> dict[str, Cutout]:
-        """Resolve cutouts, on one grid, of the layers that the client has."""
+        """Return cutouts, on one grid, of the layers that the client has."""
         if self.segmentation is None:
             image = self.image_cutout(bounds, order, mip=mips[0], **request)
             return {"image": image}
@@ -171,7 +154,10 @@ class ClientSettings:
         return {"image": image, "segmentation": segmentation}
 
     def _checked(self, cutout: Cutout, leaves: bool = True) -> Cutout:
-        """Check listed roots with the server, and choose how they are found: by blocks, or by their supervoxels."""
+        """Check given root ids with the graph server, and choose the cheaper way to find their voxels.
+
+        Either each block looks up the roots of its supervoxels, or the supervoxels of each root are fetched once.
+        """
         rule = cutout.labels
         if rule is None or rule.query is None or rule.keep is None:
             return cutout
@@ -179,11 +165,11 @@ class ClientSettings:
         blocks = prod(len(edges) - 1 for edges in lazy_block_edges(cutout))
         if leaves and 0 < len(keep) * config.get("graph.processes") <= blocks:
             box = self._leaf_box(cutout, rule.query)
-            within = box if min(box.start) >= 0 else None  # the service's bounds have no sign
+            within = box if min(box.start) >= 0 else None  # the service does not accept negative bounds
         return replace(cutout, labels=replace(rule, keep=keep, leaves_within=within))
 
     def _leaf_box(self, cutout: Cutout, query: RootQuery) -> VoxelGrid:
-        """Box of a cutout in voxels of the graph; a target voxel larger, since it is found by voxel centres."""
+        """Return the box of a cutout in voxels of the graph, padded by a target voxel because centers are sampled."""
         nm = query.graph.resolution_nm
         level = next(mip for mip in self.segmentation_layer().mips if mip.grid.resolution_nm == nm)
         box, pad = cutout.target.at(nm), cutout.target.steps_from(nm).map(ceil)
@@ -203,27 +189,26 @@ def open_settings(
     token: str | None,
     dynamic: DynamicSettings,
 ) -> ClientSettings:
-    """Open the layers of a client and fill in its defaults.
+    """Return the settings of a client: open its layers and fill in its defaults.
 
     Raises
     ------
     ValueError
-        Without any layer, for a mip that does not exist, or an image given as segmentation.
+        When no layer is given, a mip does not exist, or an image is given as segmentation.
     SourceError
-        For a source that does not exist or may not be read.
+        When a source does not exist or access to it is refused.
     """
-    if missing not in ("fill", "error"):
-        raise ValueError(f"missing is 'fill' or 'error'; got {missing!r}.")
+    choice("missing", missing, ("fill", "error"))
     if image_source is None and segmentation_source is None:
         raise ValueError(
-            "A client needs a layer: give image_source or segmentation_source (or a CAVEclient), and leave imagery or "
-            "segmentation True."
+            "A client needs at least one layer: give image_source or segmentation_source (or a CAVEclient), and leave "
+            "imagery or segmentation True."
         )
     image, segmentation = _open_layer(image_source, token), _open_layer(segmentation_source, token)
     if segmentation is not None and segmentation.kind != "segmentation":
         raise ValueError(
-            f"segmentation_source {segmentation.path!r} is a layer of type {segmentation.kind!r}, not a segmentation; "
-            "give it as image_source."
+            f"segmentation_source {segmentation.path!r} is a layer of type {segmentation.kind!r}, not a segmentation. "
+            "Pass it as image_source."
         )
     return ClientSettings(
         image=image,
@@ -239,7 +224,7 @@ def open_settings(
 def _open_layer(source: str | None, token: str | None) -> Layer | None:
     if source is None:
         return None
-    # A client shows the volume as it is now, whatever this process has opened before.
+    # `fresh`: a new client reads the volume's current metadata, even if this process has opened the volume before.
     if token is None:
         return open_volume(source, fresh=True).layer
     path = normalize_path(source)
@@ -247,7 +232,7 @@ def _open_layer(source: str | None, token: str | None) -> Layer | None:
     try:
         return open_volume(path, fresh=True).layer
     except Exception:
-        forget_token(path, before)  # arrays that exist go on with the token that they were made with
+        forget_token(path, before)  # existing arrays keep the token that they were made with
         raise
 
 
@@ -259,7 +244,7 @@ def _default_mip(layer: Layer | None, mip: int | None) -> int:
 
 def _default_resolution(resolution: object, image: Layer | None, segmentation: Layer | None) -> Triple:
     if isinstance(resolution, str) and resolution not in ("image", "segmentation"):
-        raise ValueError(f"resolution is three numbers in nm, 'image' or 'segmentation'; got {resolution!r}.")
+        raise ValueError(f"resolution must be three numbers in nm, 'image' or 'segmentation'; got {resolution!r}.")
     if resolution is None:
         layer = image or segmentation
     elif isinstance(resolution, str):
@@ -268,9 +253,9 @@ def _default_resolution(resolution: object, image: Layer | None, segmentation: L
         x, y, z = triple("resolution", resolution, positive=True)
         return (x, y, z)
     if layer is None:
-        raise ValueError(f"resolution={resolution!r} asks for the resolution of a layer that the client does not have.")
+        raise ValueError(f"resolution={resolution!r} names a layer that the client does not have; give numbers in nm.")
     return layer.mips[layer.first_mip].grid.resolution_nm
 
 
 def _absent(layer: str, argument: str) -> NoReturn:
-    raise ValueError(f"This client was made without {layer}; make one with {argument}=... (and leave {layer}=True).")
+    raise ValueError(f"This client has no {layer}: make it with {argument}=... (and leave {layer}=True).")

@@ -155,7 +155,7 @@ def test_image_size_is_exact(world: World) -> None:
     assert shapes((90, 60, 10), image_size=(11, 11), resolution=(4.3, 9.7, 40)) == [(11, 11), (10, 11)]
     # The release rounds both corners towards 0, and they lie on both sides of it.
     assert shapes((0, 0, 10), image_size=(7, 7), mip=1) == [(7, 7), (6, 6)]
-    with pytest.raises(ValueError, match="image_size is a number of pixels and must be whole"):
+    with pytest.raises(ValueError, match="image_size must be whole numbers of pixels"):
         world.ours.image_cutout((60, 40, 10), image_size=(9.5, 13))
 
 
@@ -347,9 +347,9 @@ def test_one_source_makes_a_client_of_one_layer(world: World) -> None:
         assert imagery_dask.ImageryClient(**{source: path}).resolution[0] == first
         with pytest.raises(TypeError):
             imageryclient.ImageryClient(**{source: path})
-    with pytest.raises(ValueError, match="A client needs a layer"):
+    with pytest.raises(ValueError, match="A client needs at least one layer"):
         imagery_dask.ImageryClient()
-    with pytest.raises(ValueError, match="A client needs a layer"):
+    with pytest.raises(ValueError, match="A client needs at least one layer"):
         imagery_dask.ImageryClient(**world.sources, imagery=False, segmentation=False)
 
 

@@ -69,7 +69,7 @@ def test_a_client_without_a_layer_sends_no_request_for_it(server: CaveServer) ->
     server.reset()
     client = ImageryClient(client=cave, segmentation=False)
     assert (client.segmentation_source, server.count("info")) == (None, 0)
-    with pytest.raises(ValueError, match="made without segmentation"):
+    with pytest.raises(ValueError, match="has no segmentation"):
         client.segmentation_volume()
     assert ImageryClient(client=cave, imagery=False).image_source is None
 
@@ -97,7 +97,7 @@ def test_a_version_pins_the_moment(server: CaveServer, world: World, number: int
 
 def test_unknown_versions_and_wrong_combinations_are_refused(server: CaveServer) -> None:
     cave = server.client()
-    with pytest.raises(ValueError, match=r"Version 9 of datastack 'demo_datastack' does not exist; there are 1, 2, 3"):
+    with pytest.raises(ValueError, match=r"'demo_datastack' does not exist. Existing versions: 1, 2, 3"):
         ImageryClient(client=cave, version=9)
     with pytest.raises(ValueError, match=r"version=2 needs a CAVEclient"):
         client_of(server, version=2)

@@ -78,7 +78,7 @@ def test_the_command_exports_listed_roots_and_names_outdated_ones(
     np.testing.assert_array_equal(labels(tmp_path / "a.zarr")[::2, ::2], right)
     code, text, errors = run("export", "zarr", tmp_path / "b.zarr", *common, "--root-ids", f"{first},{merged}")
     assert code == 2
-    assert f"1 of 2 were no root ids at 2024-01-03T12:00:01Z: {first} " in errors
+    assert f"1 of 2 were not valid at 2024-01-03T12:00:01Z: {first} " in errors
     assert "Traceback" not in errors
     assert not (tmp_path / "b.zarr").exists()
     with pytest.warns(UserWarning, match=f"{first} "):
@@ -112,7 +112,7 @@ def test_the_command_counts_supervoxels_without_a_root(
         (["--version", "2", "--timestamp", "now"], "no timestamp beside it"),
         (["--root-ids", "1.5"], "whole numbers"),
         (["--root-ids", "-5"], "root_ids"),
-        (["--root-ids", "123"], "no root ids of table"),
+        (["--root-ids", "123"], "not root ids of table"),
         (["--stale-roots", "maybe"], "maybe"),
         (["--datastack", "other"], "no datastack 'other'"),
     ],

@@ -65,7 +65,7 @@ def test_ids_of_another_layer_are_refused_without_a_request(
     nodes = {1: int(world.graph.supervoxels[5]), 2: int(world.graph.roots(world.graph.supervoxels[:1], None, 2)[0])}
     other = nodes.get(layer, (layer << 56) + 7)
     server.reset()
-    with pytest.raises(ValueError, match=rf"{other}.* no root ids of table 'demo_v1'") as refused:
+    with pytest.raises(ValueError, match=rf"{other}.* not root ids of table 'demo_v1'") as refused:
         cut(client, world, root_ids=[roots_at(world, world.times["split_1"])[0], other])
     assert not isinstance(refused.value, OutdatedRootsError)
     assert_clean(refused.value)

@@ -92,7 +92,7 @@ def test_ids_of_other_layers_equal_cloudvolume(server: CaveServer, world: World,
 
 @pytest.mark.parametrize("layer", [0, 5, -1, 2.0, "2", True])
 def test_layers_that_the_graph_lacks_are_refused(client: ImageryClient, world: World, layer: Any) -> None:
-    with pytest.raises(ValueError, match=r"stop_layer is a layer of the graph, from 1 \(supervoxels\) to 4"):
+    with pytest.raises(ValueError, match=r"stop_layer must be a layer of the graph, from 1 \(supervoxels\) to 4"):
         cut(client, world, stop_layer=layer)
 
 
