@@ -1,4 +1,4 @@
-"""``imagery-dask info``: what a volume is, before anything is read from it."""
+"""``imagery-dask info``: print the metadata of a volume."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _show(layer: Layer) -> None:
 
     console = Console()
     if not console.is_terminal or console.width < NARROW:
-        # A pipe or a file has no width, and terminals break long lines better than numbers: never break a row.
+        # Never wrap within a row: a pipe or file has no width, and a narrow terminal wraps whole lines itself.
         console = Console(width=WIDE)
     console.print(f"[bold]{layer.path}[/bold]", highlight=False, soft_wrap=True)
     channels = "" if layer.channels == 1 else f", {layer.channels} channels"

@@ -1,4 +1,4 @@
-"""``imagery-dask plan``: what an export would take, before anything is spent."""
+"""``imagery-dask plan``: estimate an export without running it."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ __all__ = ["plan"]
 def plan() -> None:
     """Estimate what an export takes: blocks, bytes, requests, memory, time.
 
-    Nothing is written to OUT.
-    A few blocks are done for real, into a folder that is removed.
+    Nothing is written to OUT. A few sample blocks are written to a temporary folder.
     """
 
 
 def _options(command: Any) -> Any:
     for option in reversed((
         click.option("--workers", type=click.IntRange(min=1), metavar="N",
-                     help="Workers of one thread each to estimate for.  [default: one per core]"),
+                     help="Number of single-threaded workers to estimate for.  [default: one per core]"),
         click.option("--worker-memory", type=SizeType(),
-                     help="Memory of each of them: 4GiB is 4 x 2**30 bytes, 4G or 4GB is 4 x 10**9.  "
-                          "[default: this machine's, shared between them]"),
+                     help="Memory of each worker: 4GiB is 4 x 2**30 bytes, 4G or 4GB is 4 x 10**9.  "
+                          "[default: an equal part of this machine's memory]"),
         click.option("--samples", type=click.IntRange(min=1), default=SAMPLES, show_default=True, metavar="N",
-                     help="Blocks of each volume to measure."),
+                     help="Number of sample blocks per volume."),
         click.option("--save", type=click.Path(dir_okay=False, writable=True), metavar="FILE",
                      help="Write the plan to a file, for imagery-dask export --plan."),
         click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON."),
@@ -64,7 +63,7 @@ def _command(form: Format) -> click.Command:
                 click.echo(f"Run it with: imagery-dask export --plan {save}")
 
     return form.command(
-        callback, _options, f"Plan what export {form.name} with the same options writes to {form.argument}."
+        callback, _options, f"Plan the export that export {form.name} writes to {form.argument} with the same options."
     )
 
 
@@ -83,4 +82,4 @@ def _show(planned: PlannedExport) -> None:
         table.add_row(label, text)
     Console().print(table)
     for problem in planned.problems:
-        click.echo(f"Will not do well: {problem}", err=True)
+        click.echo(f"Problem: {problem}", err=True)

@@ -1,4 +1,4 @@
-"""``imagery-dask status``: how far an export is, from what is written beside it."""
+"""``imagery-dask status``: show the progress of an export, from the records beside it."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ __all__ = ["status", "status_lines"]
 DAMAGED_SHOWN = 10
 HOLDERS_SHOWN = 10
 WHAT_NEXT = {
-    "interrupted": "no process is at work; the same export, called again, goes on with the blocks that are left",
-    "failed": "no process is at work; the same export, called again, does the blocks again that failed",
-    "damaged": "the same export with repair=True (--repair) does the damaged blocks again",
+    "interrupted": "no process is running; run the same export again to resume it",
+    "failed": "no process is running; run the same export again to retry the failed blocks",
+    "damaged": "run the same export with repair=True (--repair) to write the damaged blocks again",
 }
 
 
 @click.command()
 @click.argument("out")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; integers above 2**53 are text.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object; integers above 2**53 are strings.")
 @click.option("--watch", type=click.FloatRange(min=0.1), metavar="SECONDS",
-              help="Print again every so often, as long as a process is at work, or a job waits to be.")  # fmt: skip
+              help="Print again at this interval while the export is running or its job is queued.")  # fmt: skip
 def status(out: str, as_json: bool, watch: float | None) -> None:
     """Show the progress of the exports at OUT.
 
     OUT is a store, a volume, or a prefix of slices. Only its records are read.
 
-    The state is running, interrupted, failed (blocks failed, and no process is at work), damaged (verify found blocks
-    that are not what was written) or complete. The exit code is 0 whatever it is, and 2 where there is no export: a
-    script reads the state from --json.
+    The state is running, interrupted, failed (blocks failed, and no process is running), damaged (verify found blocks
+    that differ from what was written) or complete. The exit code is 0 for every state, and 2 if there is no export;
+    scripts read the state from --json.
     """
     from imagery_dask.export.reports.status import drivers_of, status_of
     from imagery_dask.serialization import to_json
@@ -47,17 +47,17 @@ def status(out: str, as_json: bool, watch: float | None) -> None:
     while True:
         drivers = drivers_of(out)
         try:
-            found = status_of(out)
+            exports = status_of(out)
         except FileNotFoundError:
             if not drivers:
                 raise
-            found = []  # it waits in a queue
+            exports = []  # the driver's job is queued and has written no records yet
         if as_json:
-            click.echo(json.dumps({"exports": to_json(found), "drivers": to_json(drivers)}))
+            click.echo(json.dumps({"exports": to_json(exports), "drivers": to_json(drivers)}))
         else:
-            for line in _lines(out, found, drivers):
+            for line in _lines(out, exports, drivers):
                 click.echo(line)
-        if watch is None or not _goes_on(found, drivers):
+        if watch is None or not _is_active(exports, drivers):
             return
         try:
             time.sleep(watch)
@@ -67,24 +67,28 @@ def status(out: str, as_json: bool, watch: float | None) -> None:
             click.echo()
 
 
-def _goes_on(found: Sequence[Status], drivers: Sequence[Driver]) -> bool:
-    """Whether a process is at work, or a job that waits is about to be."""
+def _is_active(exports: Sequence[Status], drivers: Sequence[Driver]) -> bool:
+    """Return True if a driver is running or queued."""
     from imagery_dask.cluster import is_listed
 
-    if any(one.state == "running" for one in found):
+    if any(export.state == "running" for export in exports):
         return True
-    if found and all(one.state == "complete" for one in found):
+    if _all_complete(exports):
         return False
     listed = [is_listed(driver.system, driver.job) for driver in drivers]
-    return True in listed or (not found and None in listed)
+    return True in listed or (not exports and None in listed)
 
 
-def _lines(out: str, found: Sequence[Status], drivers: Sequence[Driver]) -> Iterator[str]:
-    if not found:
-        yield f"{out}: not begun"
-    for one in found:
-        yield from status_lines(one)
-    if all(one.state == "complete" for one in found) and found:
+def _all_complete(exports: Sequence[Status]) -> bool:
+    return bool(exports) and all(export.state == "complete" for export in exports)
+
+
+def _lines(out: str, exports: Sequence[Status], drivers: Sequence[Driver]) -> Iterator[str]:
+    if not exports:
+        yield f"{out}: not started"
+    for export in exports:
+        yield from status_lines(export)
+    if _all_complete(exports):
         return
     if drivers:
         from imagery_dask.cluster import describe_jobs
@@ -92,54 +96,54 @@ def _lines(out: str, found: Sequence[Status], drivers: Sequence[Driver]) -> Iter
         yield f"  driver: job {driver.job} ({driver.system}), submitted {driver.submitted[:19].replace('T', ' ')} UTC"
         yield from (f"    {line}" for line in describe_jobs(driver.system, [driver.job]).splitlines())
         if driver.logs is not None:
-            yield f"    its output is in {driver.logs}"
+            yield f"    output: {driver.logs}"
 
 
-def status_lines(found: Status) -> Iterator[str]:
-    """Say how far an export is, in lines."""
-    yield f"{found.out} ({found.kind}): {found.state}{_next(found)}"
-    share = int(1000 * found.done / found.blocks) / 10 if found.blocks else 100.0
-    trouble = "".join(
+def status_lines(export: Status) -> Iterator[str]:
+    """Return the status of an export as lines of text."""
+    yield f"{export.out} ({export.kind}): {export.state}{_next(export)}"
+    percent = int(1000 * export.done / export.blocks) / 10 if export.blocks else 100.0
+    problems = "".join(
         f", {count:,} {what}"
-        for count, what in ((found.failed, "failed"), (len(found.damaged), "damaged"), (found.repeats, "repeats"))
+        for count, what in ((export.failed, "failed"), (len(export.damaged), "damaged"), (export.repeats, "repeats"))
         if count
     )
-    yield f"  blocks: {found.done:,} of {found.blocks:,} done ({share}%){trouble}"
-    if len(found.stages) > 1:
-        for stage in found.stages:
+    yield f"  blocks: {export.done:,} of {export.blocks:,} done ({percent}%){problems}"
+    if len(export.stages) > 1:
+        for stage in export.stages:
             yield (
                 f"    stage {stage.stage + 1}, {stage.doing} {stage.volume} from level {stage.level}: "
                 f"{stage.done:,} of {stage.blocks:,}"
             )
-    yield f"  written: {human_bytes(found.written_bytes)}{_rate(found)}"
-    yield f"  source chunks missing: {found.missing:,}; supervoxels without a root: {found.zero_roots:,}"
-    if found.first is not None and found.last is not None:
-        yield f"  blocks done from {_moment(found.first)} to {_moment(found.last)}"
-    for holder in found.holders[:HOLDERS_SHOWN]:
+    yield f"  written: {human_bytes(export.written_bytes)}{_rate(export)}"
+    yield f"  source chunks missing: {export.missing:,}; supervoxels without a root: {export.zero_roots:,}"
+    if export.first is not None and export.last is not None:
+        yield f"  blocks done from {_moment(export.first)} to {_moment(export.last)}"
+    for holder in export.holders[:HOLDERS_SHOWN]:
         part = f"part {holder.part}: " if holder.part else ""
-        heard = f"heard of {human_time(holder.heard_of_seconds_ago)} ago"
-        yield f"  {part}process {holder.pid} on {holder.host}, {heard}"
-    if len(found.holders) > HOLDERS_SHOWN:
-        yield f"  and {len(found.holders) - HOLDERS_SHOWN:,} more parts"
-    if found.damaged:
-        yield f"  damaged blocks: {_some(found.damaged)}"
-    if found.failed:
-        yield f"  {found.failed:,} blocks failed:"
-        yield from (f"    {each.name}: {each.reason}" for each in found.failures)
-        if found.failed > len(found.failures):
-            yield f"    and {found.failed - len(found.failures):,} more"
+        seen = f"last seen {human_time(holder.heard_of_seconds_ago)} ago"
+        yield f"  {part}process {holder.pid} on {holder.host}, {seen}"
+    if len(export.holders) > HOLDERS_SHOWN:
+        yield f"  and {len(export.holders) - HOLDERS_SHOWN:,} more parts"
+    if export.damaged:
+        yield f"  damaged blocks: {_some(export.damaged)}"
+    if export.failed:
+        yield f"  {export.failed:,} blocks failed:"
+        yield from (f"    {failure.name}: {failure.reason}" for failure in export.failures)
+        if export.failed > len(export.failures):
+            yield f"    and {export.failed - len(export.failures):,} more"
 
 
-def _next(found: Status) -> str:
-    return f"; {WHAT_NEXT[found.state]}" if found.state in WHAT_NEXT else ""
+def _next(export: Status) -> str:
+    return f"; {WHAT_NEXT[export.state]}" if export.state in WHAT_NEXT else ""
 
 
-def _rate(found: Status) -> str:
-    if found.blocks_per_second is None or found.bytes_per_second is None:
-        return "; no block was done of late" if found.state == "running" else ""
-    when = "of late" if found.state == "running" else "at the end"
-    rate = f"; {when} {human_bytes(found.bytes_per_second)}/s, {found.blocks_per_second:.3g} blocks/s"
-    return rate + (f"; about {human_time(found.seconds_left)} left" if found.seconds_left is not None else "")
+def _rate(export: Status) -> str:
+    if export.blocks_per_second is None or export.bytes_per_second is None:
+        return "; no block was written recently" if export.state == "running" else ""
+    when = "recently" if export.state == "running" else "at the end"
+    rate = f"; {when} {human_bytes(export.bytes_per_second)}/s, {export.blocks_per_second:.3g} blocks/s"
+    return rate + (f"; about {human_time(export.seconds_left)} left" if export.seconds_left is not None else "")
 
 
 def _moment(seconds: float) -> str:

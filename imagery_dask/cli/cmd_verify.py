@@ -1,4 +1,4 @@
-"""``imagery-dask verify``: whether an export is what was written."""
+"""``imagery-dask verify``: check an export for damage."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SHOWN = 20
 @click.command()
 @click.argument("out")
 @click.option("--sample", type=MissingType(), default=None, metavar="P%",
-              help="Part of the blocks to look at, chosen at random.  [default: 1%]")  # fmt: skip
-@click.option("--all", "look_at_all", is_flag=True, help="Look at all blocks.")
+              help="Percentage of the blocks to check, chosen at random.  [default: 1%]")  # fmt: skip
+@click.option("--all", "look_at_all", is_flag=True, help="Check all blocks.")
 @click.option("--source/--no-source", default=True, show_default=True,
-              help="Make one in a hundred of them, at least four, again from the source.")  # fmt: skip
-@click.option("--seed", type=int, metavar="N", help="Choose the same blocks again.")
+              help="Also compute 1% of the checked blocks, at least four, again from the source.")  # fmt: skip
+@click.option("--seed", type=int, metavar="N", help="Seed of the random choice, to check the same blocks again.")
 @cluster_options
 def verify(
     out: str,
@@ -41,19 +41,19 @@ def verify(
 ) -> None:
     """Read the export OUT back and compare it with its receipts.
 
-    Finds what changed since: bytes, chunks and files that are gone, and says which blocks. Exit code 1 when there are
-    such, or when blocks are not written yet.
+    Lists the blocks whose bytes have changed or whose chunks or files are missing. The exit code is 1 if there are
+    such blocks, or if blocks are not written yet.
     """
     from imagery_dask.export.verify import verify_export
 
     if look_at_all and sample is not None:
-        raise click.UsageError("--all and --sample are one or the other.")
+        raise click.UsageError("--all and --sample exclude each other.")
     if isinstance(sample, int):
-        raise click.UsageError(f"--sample is a share of the blocks, as 1%; got {sample}.")
-    share = None if look_at_all else 0.01 if sample is None else sample
+        raise click.UsageError(f"--sample must be a percentage of the blocks, such as 1%; got {sample}.")
+    fraction = None if look_at_all else 0.01 if sample is None else sample
     with ended_as_interrupted():
         report = verify_export(
-            out, sample=share, source=source, seed=seed, cluster=cluster, workers=workers, wait_s=wait,
+            out, sample=fraction, source=source, seed=seed, cluster=cluster, workers=workers, wait_s=wait,
             retire_before_s=retire_before,
         )  # fmt: skip
     _show(report, out)
@@ -63,10 +63,10 @@ def verify(
 def _show(report: VerifyReport, out: str) -> None:
     click.echo(
         f"{out}: {report.checked:,} of {report.blocks:,} blocks read back in {report.seconds:.1f} s, "
-        f"{report.from_source:,} of them made again from the source"
+        f"{report.from_source:,} of them computed again from the source"
     )
     if report.unwritten:
-        click.echo(f"  {report.unwritten:,} blocks are not written yet: the export's own command goes on", err=True)
+        click.echo(f"  {report.unwritten:,} blocks are not written yet: run the same export again to resume", err=True)
     damaged, changed, unread = len(report.damaged), len(report.source_changed), len(report.unread)
     if not (damaged or changed or unread):
         click.echo("  the others are as written" if report.unwritten else "  all as written")
@@ -77,9 +77,9 @@ def _show(report: VerifyReport, out: str) -> None:
         click.echo(f"  {changed:,} blocks for which the SOURCE CHANGED", err=True)
     if unread:
         click.echo(f"  {unread:,} blocks could NOT BE READ: the store or the source did not answer", err=True)
-    for each in report.named[:SHOWN]:
-        click.echo(f"    {each.name}: {each.reason}", err=True)
+    for block in report.named[:SHOWN]:
+        click.echo(f"    {block.name}: {block.reason}", err=True)
     if len(report.named) > SHOWN:
         click.echo(f"    and {len(report.named) - SHOWN} more", err=True)
     if damaged or changed:
-        click.echo(f"  To do these again: imagery-dask export --plan {out} --repair", err=True)
+        click.echo(f"  To write these blocks again: imagery-dask export --plan {out} --repair", err=True)

@@ -1,4 +1,4 @@
-"""The formats that a region can be exported to; their flags are made from the fields of the formats' options."""
+"""Export formats on the command line; their flags are made from the fields of the formats' option dataclasses."""
 
 from __future__ import annotations
 
@@ -30,30 +30,32 @@ SYNTAX: dict[str, Callable[..., click.ParamType[Any]]] = {
     "shape": ShapeType, "levels": LevelsType, "window": WindowType, "colors": ColorsType,
 }  # fmt: skip
 NONE = "none"
-BLOCK_MIB = click.option("--block-mib", type=float, metavar="MIB", help="Size of a task's block.  [default: 32]")
+BLOCK_MIB = click.option(
+    "--block-mib", type=float, metavar="MIB", help="Size of the blocks of an export.  [default: 32]"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A format of exports on the command line."""
+    """A format of exports, and how it appears on the command line."""
 
-    #: Name of the command.
+    #: Name of the subcommand.
     name: str
     #: Name of its argument in the help text.
     argument: str
-    #: What it writes, as help text.
+    #: Help text.
     text: str
-    #: Dataclass of its options.
+    #: Dataclass of the options of the format.
     options: type
-    #: Makes the export from the URL and all options given; it removes those of the format and of the region.
+    #: Function that makes the export from the URL and the given options; it removes those that it uses.
     build: Callable[[str, Given], Export]
-    #: Further flags of its own.
-    more: tuple[Decorator, ...] = ()
+    #: Flags that are not fields of `options`.
+    extra_flags: tuple[Decorator, ...] = ()
 
-    def command(self, run: Any, more: Decorator, text: str) -> click.Command:
-        """Make a command of the format's flags and more of them, that calls ``run(out, **options)``."""
-        run = more(run)
-        for option in reversed([*_click_options(self.options), *self.more]):
+    def command(self, run: Any, shared_flags: Decorator, text: str) -> click.Command:
+        """Return a command with flags for region and format and `shared_flags`; it calls ``run(out, **flags)``."""
+        run = shared_flags(run)
+        for option in reversed([*_click_options(self.options), *self.extra_flags]):
             run = option(run)
         return click.command(self.name, help=text)(click.argument("out", metavar=self.argument)(region_options(run)))
 
@@ -62,7 +64,7 @@ class Format:
 
 
 def _click_options(options: type) -> Iterator[Decorator]:
-    """Make the click options of a dataclass."""
+    """Yield the click options of a dataclass."""
     for field, kind in _typed_fields(options):
         for name, flag in flags_of(field.metadata).items():
             yield _click_option(_dashed(name, field.name), kind, field.default, flag)
@@ -74,22 +76,22 @@ def _click_option(name: str, kind: object, default: object, flag: Flag) -> Decor
         return click.option(on, is_flag=True, default=default, show_default=bool(default), help=flag.help)
     if flag.default is not None:
         default = flag.default
-    more: Keywords = {}
+    keywords: Keywords = {}
     words = flag.choices or tuple(_words(kind, default))
     if flag.syntax:
-        more["type"] = SYNTAX[flag.syntax](*flag.choices)
+        keywords["type"] = SYNTAX[flag.syntax](*flag.choices)
     elif words:
-        more["type"], default = click.Choice(words), None if default is None else str(default)
+        keywords["type"], default = click.Choice(words), None if default is None else str(default)
     elif int in _alternatives(kind):
-        more |= {"type": click.IntRange(flag.minimum, flag.maximum), "metavar": "N"}
+        keywords |= {"type": click.IntRange(flag.minimum, flag.maximum), "metavar": "N"}
     else:
-        more["type"] = float
-    return click.option(f"--{name}", default=default, show_default=default is not None, help=flag.help, **more)
+        keywords["type"] = float
+    return click.option(f"--{name}", default=default, show_default=default is not None, help=flag.help, **keywords)
 
 
-def _options_from(options: type[Options], given: Given, **more: object) -> Options:
-    """Make a dataclass of the flags that are its own, which are removed from those given."""
-    values = dict(more)
+def _options_from(options: type[Options], given: Given, **other_fields: object) -> Options:
+    """Return a dataclass made of its flags and `other_fields`; its flags are removed from `given`."""
+    values = dict(other_fields)
     for field, kind in _typed_fields(options):
         flags = flags_of(field.metadata)
         read = {name: given.pop(_dashed(name, field.name).replace("-", "_")) for name in flags}
@@ -116,7 +118,7 @@ def _alternatives(kind: object) -> tuple[Any, ...]:
 
 
 def _words(kind: object, default: object) -> dict[Any, Any]:
-    """Return what the words of a literal type mean; ``none`` is None where that is not the default."""
+    """Return the values of a literal type by their words; ``none`` means None if None is not the default."""
     kinds = _alternatives(kind)
     if not all(get_origin(member) is Literal or member is type(None) for member in kinds):
         return {}
@@ -162,7 +164,7 @@ FORMATS = (
         "OUT",
         """Write a region as OME-Zarr to OUT: imagery at the root, segmentation under labels/segmentation.
 
-        Both are on one grid: that of the finer of the two at the mips that are read.""",
+        Both are written on the grid of the finer of the two at the mips that are read.""",
         ZarrOptions,
         _zarr,
         (BLOCK_MIB,),
@@ -170,7 +172,7 @@ FORMATS = (
     Format(
         "precomputed",
         "OUT",
-        "Write a region as Neuroglancer precomputed volumes to OUT; of two layers, to OUT/image and OUT/segmentation.",
+        "Write a region as Neuroglancer precomputed to OUT; two layers, to OUT/image and OUT/segmentation.",
         PrecomputedOptions,
         _precomputed,
         (BLOCK_MIB,),
@@ -178,10 +180,9 @@ FORMATS = (
     Format(
         "png",
         "PREFIX",
-        """Write each slice of a region as a picture file; PREFIX is a path or URL that ends with the start of names.
+        """Write each slice of a region as a picture file; PREFIX is a path or URL with the start of the file names.
 
-        With both sources given, pictures of either are on one grid: that of the finer of the two at the mips that are
-        read.""",
+        If both sources are given, all pictures are on the grid of the finer of the two at the mips that are read.""",
         ImageOptions,
         _png,
     ),

@@ -12,7 +12,7 @@ __all__ = ["INTERRUPTED", "main"]
 BAD_INPUT = 2
 INTERRUPTED = 130
 
-# First lines of the commands' help texts, so that the list of commands is shown without loading the commands.
+# First lines of the help texts of the commands, so that ``--help`` can list the commands without importing them.
 COMMANDS = {
     "demo": "Make a small EM-like volume, export it to OME-Zarr on a local cluster, and write pictures of it.",
     "export": "Write a region of imagery and segmentation.",
@@ -25,7 +25,7 @@ COMMANDS = {
 
 
 class _LazyCommands(click.Group):
-    """A group whose commands are loaded when one is run or completed."""
+    """A click group that imports a command when it is run or completed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

@@ -1,4 +1,4 @@
-"""Values of options that need reading."""
+"""Click types of option values that need parsing."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ __all__ = [
 
 
 class ShapeType(click.ParamType[Any]):
-    """Three whole numbers above 0, as X,Y,Z, or one of some words; ``none`` is None.
+    """Three whole numbers above 0, written X,Y,Z, or one of the given words; ``none`` becomes None.
 
     Parameters
     ----------
     *words : str
-        Words that stand for a shape.
+        Words that are accepted instead of a shape.
     """
 
     def __init__(self, *words: str) -> None:
@@ -39,7 +39,7 @@ class ShapeType(click.ParamType[Any]):
         self.name = "|".join(["X,Y,Z", *words])
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read the text."""
+        """Return the value of the text."""
         if not isinstance(value, str):
             return value
         if value in self._words:
@@ -51,17 +51,17 @@ class ShapeType(click.ParamType[Any]):
                 f"{value!r} is not three whole numbers X,Y,Z{''.join(f', or {w}' for w in self._words)}.", param, ctx
             )
         if min(x, y, z) < 1:
-            self.fail(f"{value!r}: a shape has at least 1 voxel along each axis.", param, ctx)
+            self.fail(f"{value!r}: a shape must have at least 1 voxel along each axis.", param, ctx)
         return (x, y, z)
 
 
 class DurationType(click.ParamType[Any]):
-    """A time such as 30s, 10m or 2h, in seconds; a number alone is seconds."""
+    """A time such as 30s, 10m or 2h, converted to seconds; a number without a unit is in seconds."""
 
     name = "TIME"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Read the text."""
+        """Return the value of the text."""
         if isinstance(value, int | float):
             return float(value)
         seconds = time_in_seconds(value)
@@ -76,7 +76,7 @@ class LevelsType(click.ParamType[Any]):
     name = "N|auto|source"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read the text."""
+        """Return the value of the text."""
         if isinstance(value, int) or value in ("auto", "source"):
             return value
         if not str(value).isdigit() or int(value) < 1:
@@ -85,14 +85,14 @@ class LevelsType(click.ParamType[Any]):
 
 
 class RootIdsType(click.ParamType[Any]):
-    """``all``, ``none``, ids separated by commas, or ``@FILE`` with ids separated by commas or white space."""
+    """``all``, ``none``, ids separated by commas, or ``@FILE`` for a file of ids separated by commas or white space."""
 
     name = "all|none|ID,ID|@FILE"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> list[int] | Literal["all"] | None:
-        """Read the text."""
+        """Return the value of the text."""
         if not isinstance(value, str):
             return value  # type: ignore[no-any-return]
         if value.lower() == "all":
@@ -106,41 +106,41 @@ class RootIdsType(click.ParamType[Any]):
             except OSError as error:
                 self.fail(f"Cannot read {value[1:]!r}: {error.strerror}.", param, ctx)
             except UnicodeDecodeError:
-                self.fail(f"{value[1:]!r} is no text file of ids.", param, ctx)
+                self.fail(f"{value[1:]!r} is not a text file of ids.", param, ctx)
         try:
             ids = [int(word) for word in text.replace(",", " ").split()]
         except ValueError as error:
             self.fail(f"Root ids must be whole numbers: {error}.", param, ctx)
         if not ids:
-            self.fail(f"{value!r} names no ids; leave the option out to export every object.", param, ctx)
+            self.fail(f"{value!r} contains no ids; leave the option out to export every object.", param, ctx)
         return ids
 
 
 class MissingType(click.ParamType[float]):
-    """A share, as 0.1%, or a whole number."""
+    """A percentage such as 0.1%, converted to a fraction, or a whole number."""
 
     name = "N|P%"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | int:
-        """Read the text."""
+        """Return the value of the text."""
         if not isinstance(value, str):
             return value  # type: ignore[no-any-return]
         try:
-            found: float | int = float(value[:-1]) / 100 if value.endswith("%") else int(value)
+            number: float | int = float(value[:-1]) / 100 if value.endswith("%") else int(value)
         except ValueError:
-            self.fail(f"{value!r} is neither a share, as 0.1%, nor a whole number.", param, ctx)
-        if not (0 <= found <= 1 if isinstance(found, float) else found >= 0):
-            self.fail(f"{value!r}: a share is from 0% to 100%, a number at least 0.", param, ctx)
-        return found
+            self.fail(f"{value!r} is neither a percentage such as 0.1% nor a whole number.", param, ctx)
+        if not (0 <= number <= 1 if isinstance(number, float) else number >= 0):
+            self.fail(f"{value!r}: a percentage must be from 0% to 100%, a number at least 0.", param, ctx)
+        return number
 
 
 class PartType(click.ParamType["Part"]):
-    """A part, as 3/8."""
+    """A part of an export, such as 3/8."""
 
     name = "I/N"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Part:
-        """Read the text."""
+        """Return the value of the text."""
         from imagery_dask.records.parts import Part
 
         if isinstance(value, Part):
@@ -157,7 +157,7 @@ class SizeType(click.ParamType[int]):
     name = "SIZE"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read the text."""
+        """Return the value of the text."""
         size = size_in_bytes(value)
         if size is None:
             self.fail(f"{value!r} is not a size such as 4GiB or 500MB.", param, ctx)
@@ -165,12 +165,12 @@ class SizeType(click.ParamType[int]):
 
 
 class WindowType(click.ParamType[tuple[float, float]]):
-    """Two numbers, as LOW,HIGH."""
+    """Two numbers, written LOW,HIGH."""
 
     name = "LOW,HIGH"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
-        """Read the text."""
+        """Return the value of the text."""
         if isinstance(value, tuple):
             return value
         try:
@@ -181,14 +181,14 @@ class WindowType(click.ParamType[tuple[float, float]]):
 
 
 class ColorsType(click.ParamType[Any]):
-    """File with a line ``id,r,g,b`` or ``id,r,g,b,a`` for each object."""
+    """A file with one line ``id,r,g,b`` or ``id,r,g,b,a`` per object, converted to a dict of colors by id."""
 
     name = "FILE"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> dict[int, tuple[int, ...]]:
-        """Read the file."""
+        """Return the colors in the file."""
         if isinstance(value, dict):
             return value
         try:
@@ -196,12 +196,12 @@ class ColorsType(click.ParamType[Any]):
         except OSError as error:
             self.fail(f"Cannot read {value!r}: {error.strerror}.", param, ctx)
         except UnicodeDecodeError:
-            self.fail(f"{value!r} is no text file of colors.", param, ctx)
+            self.fail(f"{value!r} is not a text file of colors.", param, ctx)
         colors: dict[int, tuple[int, ...]] = {}
         for line in lines:
             try:
                 root_id, *color = (int(word) for word in line.split(","))
             except ValueError:
-                self.fail(f"{value!r} has lines id,r,g,b; got {line!r}.", param, ctx)
+                self.fail(f"{value!r} must have lines id,r,g,b or id,r,g,b,a; got {line!r}.", param, ctx)
             colors[root_id] = tuple(color)
         return colors

@@ -1,4 +1,4 @@
-"""Options that say which region is exported, and the data that they name; shared by all exports."""
+"""Options that select the region to export, shared by all formats, and the dataset that they select."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 OPTIONS = (
     click.option("--image-source", metavar="URL", help="Imagery to export, a CloudVolume path."),
-    click.option("--segmentation-source", metavar="URL", help="Segmentation to export, on the same voxels."),
+    click.option("--segmentation-source", metavar="URL", help="Segmentation to export, a CloudVolume path."),
     cave_options,
     click.option("--stale-roots", type=click.Choice(["error", "warn"]), default="error", show_default=True,
-                 help="What --root-ids do that were no root ids at the moment shown."),
+                 help="If --root-ids were not valid at the timestamp: stop with an error, or warn and leave them out."),
     click.option("--bounds", nargs=6, type=float, required=True, metavar="X0 Y0 Z0 X1 Y1 Z1",
-                 help="Region, upper corner exclusive."),
+                 help="Lower corner (inclusive) and upper corner (exclusive) of the region."),
     click.option("--resolution", nargs=3, type=float, metavar="RX RY RZ",
-                 help="Resolution of the bounds, nm per voxel."),
-    click.option("--image-mip", type=int, metavar="N", help="Level of the imagery."),
-    click.option("--segmentation-mip", type=int, metavar="N", help="Level of the segmentation."),
-    click.option("--root-ids", type=RootIdsType(), default="all", show_default=True, help="Objects to keep."),
+                 help="Resolution in which the bounds are given, nm per voxel."),
+    click.option("--image-mip", type=int, metavar="N", help="Mip of the imagery to read."),
+    click.option("--segmentation-mip", type=int, metavar="N", help="Mip of the segmentation to read."),
+    click.option("--root-ids", type=RootIdsType(), default="all", show_default=True,
+                 help="Objects to keep; none writes the ids as stored (supervoxel ids)."),
     click.option("--missing", type=click.Choice(["fill", "error"]), default="fill", show_default=True,
-                 help="What a storage chunk that does not exist becomes: 0 and counted, or a failed block."),
+                 help="If a storage chunk does not exist: fill it with 0 and count it, or fail the block."),
 )  # fmt: skip
 
 
 def region_options(command: Command) -> Command:
-    """Give a command the options of `region_dataset` (`REGION_OPTIONS`)."""
+    """Add the options of `region_dataset` (`REGION_OPTIONS`) to a command."""
     for option in reversed(OPTIONS):
         command = option(command)
     return command
@@ -63,7 +64,7 @@ def region_dataset(
     root_ids: Any,
     missing: Any,
 ) -> xr.Dataset:
-    """Region that the options name, on the grid of the finer of its layers at the mips that are read."""
+    """Return the region that the options select, on the grid of the finer of its layers at the mips that are read."""
     client = source_client(
         datastack, server, version, timestamp, resolution=resolution or None, image_source=image_source,
         segmentation_source=segmentation_source, image_mip=image_mip, segmentation_mip=segmentation_mip,
@@ -77,7 +78,7 @@ def region_dataset(
 
 
 def same_moment(out: str, region: Keywords) -> Keywords:
-    """Take the moment of the export that is there, where the options name none: "now" is another one each time."""
+    """Return the region with the timestamp of the existing export if it has none, since "now" changes between runs."""
     dynamic = region["datastack"] is not None or "graphene://" in (region["segmentation_source"] or "")
     if not dynamic or region["timestamp"] is not None or region["version"] is not None:
         return region
@@ -91,7 +92,7 @@ def same_moment(out: str, region: Keywords) -> Keywords:
 
 
 def _check_inside(data: xr.Dataset) -> None:
-    """Refuse to write zeros only: bounds beside the volume are in another resolution than was meant."""
+    """Raise if the region lies outside the volume; the bounds are then probably given in another resolution."""
     from imagery_dask.arrays.lazy import source_of
 
     for name, variable in data.data_vars.items():
@@ -101,7 +102,8 @@ def _check_inside(data: xr.Dataset) -> None:
         volume = source.cutout.mip.grid
         if source.cutout.target.at(volume.resolution_nm).intersection(volume).size == 0:
             raise ValueError(
-                f"--bounds lie outside the {name}: at {volume.resolution_nm} nm, where it has voxels {volume.start} to "
-                f"{volume.stop}, they are voxels {source.cutout.target.at(volume.resolution_nm).start} to "
-                f"{source.cutout.target.at(volume.resolution_nm).stop}. Check --resolution, in which bounds are given."
+                f"--bounds lie outside the {name}: in voxels of {volume.resolution_nm} nm they are "
+                f"{source.cutout.target.at(volume.resolution_nm).start} to "
+                f"{source.cutout.target.at(volume.resolution_nm).stop}, and the {name} has {volume.start} to "
+                f"{volume.stop}. Check --resolution, the resolution in which bounds are given."
             )

@@ -1,4 +1,4 @@
-"""Options that say how an export runs, its run, its report and its exit code."""
+"""Options that control how an export runs; its run, its printed report and its exit code."""
 
 from __future__ import annotations
 
@@ -45,31 +45,32 @@ __all__ = [
 
 SOME_BLOCKS_FAILED = 1
 FAILURES_SHOWN = 10
-# Besides Ctrl-C; the terminal of a connection that is lost hangs up.
+# Signals that end a run like Ctrl-C does; a terminal sends SIGHUP when its connection is lost.
 ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 CLUSTER = (
     click.option("--workers", type=click.IntRange(min=1), metavar="N",
-                 help="Workers to start.  [default: one per core]"),
-    click.option("--cluster", default="local", show_default=True, metavar="local|FILE|ADDRESS", help="Where to run."),
+                 help="Number of workers to start.  [default: one per core]"),
+    click.option("--cluster", default="local", show_default=True, metavar="local|FILE|ADDRESS",
+                 help="Where to run: this machine, the cluster of a cluster file, or a dask scheduler."),
     click.option("--wait", type=DurationType(), default=600.0, show_default="10m",
                  help="How long to wait for the first worker: 30s, 10m, 2h."),
     click.option("--retire-before", type=DurationType(),
-                 help="On a batch system, how long before the walltime of their jobs workers leave.  "
-                      "[default: what the cluster file says, or a tenth of the walltime, 10m at most]"),
+                 help="On a batch system: how long before the end of their walltime workers retire.  "
+                      "[default: from the cluster file, else a tenth of the walltime, at most 10m]"),
 )  # fmt: skip
 RUNNING = (
     *CLUSTER,
-    click.option("--overwrite", is_flag=True, help="Start over, and replace what there is."),
-    click.option("--repair", is_flag=True, help="Do again the blocks that verify found damaged."),
+    click.option("--overwrite", is_flag=True, help="Start over and replace an existing export."),
+    click.option("--repair", is_flag=True, help="Write the blocks again that verify found damaged."),
     click.option("--max-missing", type=MissingType(),
-                 help="End when more storage chunks do not exist: 0.1% of those to read, or a number."),
+                 help="Stop if more storage chunks are missing: a percentage of those to read (0.1%), or a number."),
     click.option("--max-requests", type=click.IntRange(min=1), metavar="N",
-                 help="Requests in flight to one server, from all workers together."),
+                 help="Largest number of requests in flight to one server, from all workers together."),
     click.option("--report", type=click.Path(dir_okay=False, writable=True), metavar="FILE",
-                 help="HTML report to write at the end."),
+                 help="HTML report to write when the export ends."),
 )  # fmt: skip
 RUN_OPTIONS = (
     "cluster", "workers", "wait", "retire_before", "overwrite", "repair", "max_missing", "max_requests", "report",
@@ -77,30 +78,30 @@ RUN_OPTIONS = (
 
 
 def cluster_options(command: Command) -> Command:
-    """Give a command ``--workers``, ``--cluster``, ``--wait`` and ``--retire-before``."""
+    """Add ``--workers``, ``--cluster``, ``--wait`` and ``--retire-before`` to a command."""
     for option in reversed(CLUSTER):
         command = option(command)
     return command
 
 
 def run_options(command: Command) -> Command:
-    """Give a command the options of `run`."""
+    """Add the options of `run` to a command."""
     for option in reversed(RUNNING):
         command = option(command)
     return command
 
 
 def run(export: Callable[[], Export], out: str, **options: Any) -> None:
-    """Run an export, show its report, and leave with the exit code that says what went wrong.
+    """Run an export and print its report; if it fails, exit with the exit code of the failure.
 
     Parameters
     ----------
     export : callable
-        Makes the export.
+        Function that makes the export.
     out : str
-        Where to, as the user calls it.
+        Target of the export, as given on the command line.
     **options
-        Those of `run_options_of`.
+        Keywords of `run_options_of`.
     """
     from imagery_dask.export.execution.execute import execute
 
@@ -110,7 +111,7 @@ def run(export: Callable[[], Export], out: str, **options: Any) -> None:
             made = execute(built, run_options_of(**options))
     except BlockFailedError as error:
         print_report(error.report, out)
-        click.echo("  The same command tries these blocks again, and only these.", err=True)
+        click.echo("  Run the same command again to retry only these blocks.", err=True)
         sys.exit(SOME_BLOCKS_FAILED)
     except TargetBusyError:
         raise
@@ -118,7 +119,7 @@ def run(export: Callable[[], Export], out: str, **options: Any) -> None:
         click.echo(f"Error: {error}", err=True)
         sys.exit(SOME_BLOCKS_FAILED)
     except KeyboardInterrupt:
-        click.echo(f"Interrupted; the same command goes on with {out}, --overwrite starts over.", err=True)
+        click.echo(f"Interrupted. Run the same command again to resume {out}; --overwrite starts over.", err=True)
         sys.exit(INTERRUPTED)
     print_report(made, out)
 
@@ -138,7 +139,7 @@ def run_options_of(
     plan: ExportPlan | None = None,
     part: Part | None = None,
 ) -> RunOptions:
-    """How an export runs, of the options that say so; ValueError for what they cannot be."""
+    """Return the `RunOptions` of the options on the command line; raise ValueError for invalid values."""
     from imagery_dask.export.core.run_options import RunOptions
 
     return RunOptions(
@@ -150,28 +151,28 @@ def run_options_of(
 
 @contextmanager
 def ended_as_interrupted() -> Iterator[None]:
-    """Close the cluster, and give back the lease, where a batch system, a terminal or somebody ends this process."""
+    """Raise KeyboardInterrupt on SIGTERM and SIGHUP too, so that the cluster is closed and the lease is released."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # What is ignored stays so: by nohup, or in the background.
-    ours = (signal.SIG_DFL, signal.default_int_handler)
-    before = {each: signal.getsignal(each) for each in (*ENDINGS, signal.SIGINT) if signal.getsignal(each) in ours}
+    # Signals that are ignored, by nohup or in the background, stay ignored.
+    defaults = (signal.SIG_DFL, signal.default_int_handler)
+    before = {sig: signal.getsignal(sig) for sig in (*ENDINGS, signal.SIGINT) if signal.getsignal(sig) in defaults}
 
     def interrupt(number: int, frame: object) -> None:
-        # It is on its way: LSF sends one after the other.
-        for each in before:
-            signal.signal(each, signal.SIG_IGN)
+        # Ignore further signals while the process ends: LSF sends several in a row.
+        for sig in before:
+            signal.signal(sig, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         raise KeyboardInterrupt
 
-    for each in before:
-        signal.signal(each, interrupt)
+    for sig in before:
+        signal.signal(sig, interrupt)
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for sig, handler in before.items():
+            signal.signal(sig, handler)
 
 
 def _say_dashboard(client: Client) -> None:
@@ -182,27 +183,27 @@ def _say_dashboard(client: Client) -> None:
 
 
 def print_report(report: RunReport, out: str) -> None:
-    """Say what was done, and everything that went wrong."""
+    """Print what a run has done, and everything that failed."""
     counts = report.counts
     voxels = f", {report.voxels:,} voxels" if report.voxels else ""
     click.echo(f"{out}: {report.done} of {report.blocks} blocks{voxels}")
     if report.before:
         left = report.blocks - report.before
-        click.echo(f"  {report.before:,} blocks were there already; {left:,} were left to do")
+        click.echo(f"  {report.before:,} blocks were written before; {left:,} were left to do")
     if not report.before or report.before < report.blocks:
         written = human_bytes(report.written_bytes - report.before_bytes)
         click.echo(f"  {written} written in {report.seconds:.1f} s ({report.mb_per_s:.0f} MB/s)")
-    in_all = ", earlier calls included" if report.before else ""
+    in_all = ", including earlier runs" if report.before else ""
     click.echo(f"  {counts.chunks:,} storage chunks read ({human_bytes(counts.stored_bytes)} stored){in_all}")
     click.echo(f"  source chunks missing: {counts.missing}" + (" (filled with 0):" if counts.missing else ""))
     for key in counts.missing_keys[:FAILURES_SHOWN]:
         click.echo(f"    {key}")
     if counts.missing > FAILURES_SHOWN:
-        click.echo(f"    and {counts.missing - FAILURES_SHOWN} more: ledger.jsonl beside the store has all")
+        click.echo(f"    and {counts.missing - FAILURES_SHOWN} more; all are listed in ledger.jsonl beside the store")
     if counts.root_requests or counts.zero_roots:
         _print_roots(counts)
     if report.repeats:
-        click.echo(f"  blocks tried again: {report.repeats}")
+        click.echo(f"  blocks retried: {report.repeats}")
     for note in report.notes:
         click.echo(f"  note: {note}")
     if report.failures:
@@ -216,5 +217,6 @@ def print_report(report: RunReport, out: str) -> None:
 def _print_roots(counts: ReadCounts) -> None:
     click.echo(f"  supervoxels looked up: {counts.ids_sent:,} in {counts.root_requests:,} requests")
     ids = ", ".join(map(str, counts.zero_root_ids[:FAILURES_SHOWN]))
-    more = f" and {counts.zero_roots - FAILURES_SHOWN} more" if counts.zero_roots > FAILURES_SHOWN else ""
-    click.echo(f"  supervoxels without a root: {counts.zero_roots}" + (f" (written as 0): {ids}{more}" if ids else ""))
+    if counts.zero_roots > FAILURES_SHOWN:
+        ids += f" and {counts.zero_roots - FAILURES_SHOWN} more"
+    click.echo(f"  supervoxels without a root: {counts.zero_roots}" + (f" (written as 0): {ids}" if ids else ""))

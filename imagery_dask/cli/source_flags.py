@@ -1,4 +1,4 @@
-"""Options that say what is read, and the client that they make; shared by the commands that read."""
+"""Options that select a datastack and a timestamp, and the client that they make; shared by several commands."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def cave_options(command: Command) -> Command:
-    """Give a command the options that name a datastack of a CAVE server, and a moment."""
+    """Add the options that select a datastack of a CAVE server, and a timestamp, to a command."""
     for option in reversed(
         (
-            click.option("--datastack", metavar="NAME", help="CAVE datastack that names the sources."),
-            click.option("--server", metavar="URL", help="CAVE server.  [default: the global one]"),
+            click.option("--datastack", metavar="NAME", help="CAVE datastack whose imagery and segmentation to use."),
+            click.option("--server", metavar="URL", help="CAVE server.  [default: the global server]"),
             click.option("--version", "version", type=int, metavar="N", help="Materialization version to show."),
             click.option(
-                "--timestamp", metavar="WHEN", help="Moment to show: ISO 8601 (UTC), seconds since 1970, or now."
+                "--timestamp", metavar="WHEN", help="Timestamp to show: ISO 8601 (UTC), seconds since 1970, or now."
             ),
         )
     ):
@@ -34,10 +34,10 @@ def cave_options(command: Command) -> Command:
 
 
 def datastack_client(datastack: str | None, server: str | None) -> CAVEclient:
-    """Return the CAVEclient that the options name, or None."""
+    """Return the CAVEclient of a datastack, or None without a datastack."""
     if datastack is None:
         if server is not None:
-            raise ValueError("--server needs --datastack: a server has many.")
+            raise ValueError("--server needs --datastack, the name of a datastack on it.")
         return None
     from imagery_dask.client.cave import open_cave
 
@@ -47,10 +47,10 @@ def datastack_client(datastack: str | None, server: str | None) -> CAVEclient:
 def source_client(
     datastack: str | None, server: str | None, version: int | None, timestamp: str | None, **options: Any
 ) -> ImageryClient:
-    """Make the client that the options name; `options` are those of `ImageryClient`."""
+    """Return the client that the options select; `options` are keywords of `ImageryClient`."""
     from imagery_dask.client import ImageryClient
 
-    # Eight digits are a date in ISO's basic form: as seconds they would lie before 1974.
+    # Eight digits are a date in ISO 8601 basic format (20240131), not seconds since 1970.
     if timestamp is not None and timestamp.replace(".", "", 1).isdigit() and len(timestamp) != 8:
         moment: str | float | None = float(timestamp)
     else:

@@ -217,7 +217,7 @@ def test_workers_that_retire_hand_their_blocks_over(
     assert not stopped.value.code, captured.err
     assert [line for line in without_dashboard(captured.err).splitlines() if " of 72 blocks " not in line] == []
     assert "72 of 72 blocks" in captured.out
-    assert "tried again" not in captured.out
+    assert "blocks retried" not in captured.out
     assert files_of(tmp_path / "local.zarr") == files_of(tmp_path / "remote.zarr")
     # The workers of the first two jobs retired, so these jobs ended without being cancelled.
     logs = sorted((tmp_path / "logs").glob("*.err"), key=lambda log: int(log.stem.rpartition("-")[2]))

@@ -89,7 +89,7 @@ def test_a_submitted_driver_exports_and_shows_its_job_in_status(
     (job,) = [driver.job for driver in _submitted(tmp_path / "remote.zarr.receipts")]
     assert output.startswith(f"Submitted job {job} (slurm).\n")
     assert job in batch_system.jobs()
-    assert f"how far it is: imagery-dask status {tmp_path}/remote.zarr" in output
+    assert f"progress: imagery-dask status {tmp_path}/remote.zarr" in output
     text = command("status", "remote.zarr")
     assert f"driver: job {job} (slurm), submitted " in text
     assert f"{job} {batch_system.partition} " in text  # a line of squeue
@@ -118,11 +118,11 @@ def test_a_second_driver_is_refused_until_the_first_is_cancelled(
     try:
         command("submit", "zarr", "remote.zarr", *options, "--cluster", cluster_file.name)
         text = command("status", "remote.zarr")
-        assert text.startswith("remote.zarr: not begun\n")
+        assert text.startswith("remote.zarr: not started\n")
         assert "PENDING (PartitionDown)" in text
         (job,) = batch_system.jobs()
         output = command("submit", "zarr", "remote.zarr", *options, "--cluster", cluster_file.name, code=2)
-        assert re.search(rf"Error: Job {job} \(slurm\) is the driver of .*remote\.zarr already", output)
+        assert re.search(rf"Error: Job {job} \(slurm\) is already the driver of .*remote\.zarr", output)
         batch_system.run("scancel", job)
         command("submit", "zarr", "remote.zarr", *options, "--cluster", cluster_file.name)
         (job,) = batch_system.jobs()
@@ -147,7 +147,7 @@ def test_ctrl_c_cancels_pending_jobs(tmp_path: Path, cluster_file: Path, batch_s
             process.send_signal(signal.SIGINT)
             _, output = process.communicate(timeout=TIMEOUT_S)
         assert process.returncode == 130
-        assert without_dashboard(output).startswith("Interrupted; the same command goes on with remote.zarr")
+        assert without_dashboard(output).startswith("Interrupted. Run the same command again to resume remote.zarr")
         assert batch_system.jobs() == []
     finally:
         batch_system.run("scontrol", "update", f"PartitionName={batch_system.partition}", "State=UP")
@@ -192,9 +192,9 @@ def test_invalid_commands_are_refused_before_a_job_is_submitted(
     local = tmp_path / "local.yaml"
     local.write_text("cluster: distributed.LocalCluster\n")
     for arguments, message in (
-        (["zarr", "remote.zarr", *options], "Say which batch system: --cluster FILE"),
-        (["--cluster", cluster_file], "Say what to export"),
-        (["--cluster", cluster_file, "zar", "remote.zarr", *options], "What to export begins with one of zarr, "),
+        (["zarr", "remote.zarr", *options], "submit needs a batch system: --cluster FILE"),
+        (["--cluster", cluster_file], "Give an export"),
+        (["--cluster", cluster_file, "zar", "remote.zarr", *options], "An export begins with one of zarr, "),
         (["--cluster", cluster_file, "zarr", "remote.zarr", *options[:-1], "many"], "Invalid value for '--block-mib'"),
         (["--cluster", local, "zarr", "remote.zarr", *options], "is none; run imagery-dask export instead"),
         (["--cluster", cluster_file, "zarr", "remote.zarr", "--image-source", "precomputed://https://me:word@host/em",
@@ -203,7 +203,7 @@ def test_invalid_commands_are_refused_before_a_job_is_submitted(
         (["--cluster", cluster_file, "--plan", plan, "--part", "1/4"], "Parts need none"),
         (["--cluster", cluster_file, "--plan", "nope.json"], "There is no plan nope.json"),
         (["--cluster", "nope.yaml", "zarr", "remote.zarr", *options], "There is no cluster file nope.yaml"),
-        (["--cluster", "local", "zarr", "remote.zarr", *options], "Say which batch system: --cluster FILE"),
+        (["--cluster", "local", "zarr", "remote.zarr", *options], "submit needs a batch system: --cluster FILE"),
     ):  # fmt: skip
         assert message in submit(*arguments)
     assert batch_system.jobs() == []

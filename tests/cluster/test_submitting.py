@@ -186,7 +186,7 @@ def test_submit_refuses_what_the_job_would_refuse(
         (["--cluster", file, "zarr", "half.zarr", *region], "It was written with other arguments: "),
         (["--cluster", file, "zarr", "other.zarr", *region], "is not a zarr store"),
         (["--cluster", without_workers, "zarr", "new.zarr", *region], "asks for no workers; set "),
-        (["--cluster", file, "zarr", "new.zarr", *region, "--cluster", file], "--cluster is said twice"),
+        (["--cluster", file, "zarr", "new.zarr", *region, "--cluster", file], "--cluster is given twice"),
     ):  # fmt: skip
         code, output = submit(*arguments)
         assert (code, message in output) == (2, True), output

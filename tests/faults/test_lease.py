@@ -104,7 +104,7 @@ def test_sigterm_from_a_batch_system_is_an_interrupt(world: World, folder: Path,
     workers = psutil.Process(first.pid).children(recursive=True)
     first.send(signal.SIGTERM)
     assert first.wait() == 130
-    assert "Interrupted; the same command goes on with " in first.output
+    assert "Interrupted. Run the same command again to resume " in first.output
     assert "Traceback" not in first.output
     assert not (folder / "out.receipts" / "lease.json").exists()
     wait_for(lambda: not any(worker.is_running() for worker in workers))

@@ -138,7 +138,7 @@ def test_the_last_part_to_finish_closes_the_store(world: World, plan_export: Pla
     assert_same(comparable_files(planned.folder), expected)
     again = planned.run(f"1/{PARTS}")
     assert again.code == 0
-    assert f"{blocks} blocks were there already; 0 were left to do" in again.output
+    assert f"{blocks} blocks were written before; 0 were left to do" in again.output
     assert planned.run(None).code == 0
     assert_same(comparable_files(planned.folder), expected)
 

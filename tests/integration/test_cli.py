@@ -272,7 +272,11 @@ def test_invalid_options_are_named(
 def test_invalid_files_of_ids_are_refused(run: Run, tmp_path: Path, world: World) -> None:
     (tmp_path / "empty").write_text(" \n")
     (tmp_path / "bytes").write_bytes(bytes(range(128, 256)))
-    for name, message in (("empty", "names no ids"), ("bytes", "is no text file of ids"), ("nothing", "Cannot read")):
+    for name, message in (
+        ("empty", "contains no ids"),
+        ("bytes", "is not a text file of ids"),
+        ("nothing", "Cannot read"),
+    ):
         code, _, error = run(
             "export", "zarr", tmp_path / "o.zarr", *world.both, *BOUNDS, "--root-ids", f"@{tmp_path}/{name}"
         )
@@ -302,8 +306,8 @@ def test_an_interrupt_ends_a_command_in_one_line(
         with contextlib.suppress(ProcessLookupError):
             os.killpg(started.pid, signal.SIGKILL)
     assert (started.returncode, text) == (130, "")
-    goes_on = f"; the same command goes on with {out}, --overwrite starts over" if name == "export" else ""
-    assert without_dashboard(error).lstrip("\n") == f"Interrupted{goes_on}.\n"
+    resume = f" Run the same command again to resume {out}; --overwrite starts over." if name == "export" else ""
+    assert without_dashboard(error).lstrip("\n") == f"Interrupted.{resume}\n"
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:

@@ -257,7 +257,7 @@ def test_a_finished_export_is_verified_and_left_alone(
     for again in (export.command, ["export", "--plan", export.out], ["export", "--plan", export.out, "--repair"]):
         done = command(*again, "--cluster", address)
         assert (done.code, done.error) == (0, "")
-        assert f"{before['blocks']} blocks were there already; 0 were left to do" in done.out
+        assert f"{before['blocks']} blocks were written before; 0 were left to do" in done.out
     assert export.receipts() == receipts
     assert sum(receipts.values()) == before["blocks"]
 
@@ -274,7 +274,7 @@ def check_resumed(command: Command, export: Older, address: str, *resume: Any) -
     receipts = export.receipts()
     done = command(*(resume or export.command), "--cluster", address)
     assert (done.code, done.error) == (0, "")
-    assert f"{before['done']} blocks were there already; {left} were left to do" in done.out
+    assert f"{before['done']} blocks were written before; {left} were left to do" in done.out
     new = {name: count for name, count in export.receipts().items() if name not in receipts}
     assert sum(new.values()) == left
     check_whole(command, export, address)
@@ -321,7 +321,7 @@ def test_an_interrupted_replacement_is_resumed(tmp_path: Path, command: Command,
     done = command(*export.command, "--cluster", address)
     assert (done.code, done.error) == (0, "")
     left = replacing["blocks"] - replacing["done"]
-    assert f"{replacing['done']} blocks were there already; {left} were left to do" in done.out
+    assert f"{replacing['done']} blocks were written before; {left} were left to do" in done.out
     (now,) = status_of(command, export.out)
     assert now["run"] == replacing["run"]
     check_whole(command, export, address)
@@ -355,7 +355,7 @@ def test_blocks_that_failed_are_tried_again(tmp_path: Path, command: Command, ad
         shutil.copy(folder / there, folder / missing)
     done = command(*export.command, "--cluster", address)
     assert (done.code, done.error) == (0, "")
-    assert f"{before['done']} blocks were there already; {before['failed']} were left to do" in done.out
+    assert f"{before['done']} blocks were written before; {before['failed']} were left to do" in done.out
     (now,) = status_of(command, export.out)
     assert (now["state"], now["failed"]) == ("complete", 0)
     for found, expected in from_source(export, voxels(export.out)):
@@ -386,7 +386,7 @@ def test_a_damaged_block_is_found_and_repaired(tmp_path: Path, command: Command,
     receipts = export.receipts()
     done = command("export", "--plan", export.out, "--repair", "--cluster", address)
     assert (done.code, done.error) == (0, "")
-    assert f"{now['blocks'] - 1} blocks were there already; 1 were left to do" in done.out
+    assert f"{now['blocks'] - 1} blocks were written before; 1 were left to do" in done.out
     assert sum(export.receipts().values()) == sum(receipts.values()) + 1
     check_whole(command, export, address)
 

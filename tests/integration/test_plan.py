@@ -133,7 +133,7 @@ def test_a_saved_plan_is_run_elsewhere(
         if not name.endswith("provenance"):  # has the moment it was made
             assert content == other[name], name
     again = command("export", "--plan", here / "plan.json", *cluster)
-    assert "blocks were there already; 0 were left to do" in again.out
+    assert "blocks were written before; 0 were left to do" in again.out
 
 
 def test_a_plan_is_json_with_a_version_and_comes_back(tmp_path: Path, client: ImageryClient, listed: list[int]) -> None:
@@ -623,7 +623,7 @@ def test_memory_that_is_not_enough_is_said(tmp_path: Path, sources: dict[str, st
     """A block fits, and the process that does it has more besides."""
     done = plan_command(command, sources, tmp_path / "out.zarr", "--worker-memory", "20MB")
     assert done.code == 0
-    assert "Will not do well: A worker would take" in done.error
+    assert "Problem: A worker would take" in done.error
 
 
 @pytest.mark.parametrize("kind", ["zarr", "precomputed", "png"])

@@ -88,7 +88,7 @@ def test_too_many_missing_chunks_end_a_run(
     # A larger one goes on, and what was missed before is in its counts.
     done = command(*arguments, "--max-missing", "100%")
     assert (done.code, done.error) == (0, "")
-    assert f"{len(receipts):,} blocks were there already" in done.out
+    assert f"{len(receipts):,} blocks were written before" in done.out
     total = int(run_at(str(out)).records.receipts()["missing"].sum())
     assert f"source chunks missing: {total} (filled with 0)" in done.out
     whole = to_zarr(
@@ -340,7 +340,7 @@ def test_the_command_goes_on_with_the_moment_of_the_export(
         monkeypatch.setattr("time.time", lambda: now() + 100)
         done = command(*arguments)
         assert (done.code, done.error) == (0, "")
-        assert f"{done_before} blocks were there already" in done.out
+        assert f"{done_before} blocks were written before" in done.out
         assert read_plan(out).fingerprint_fields["segmentation timestamp"] == moment
         np.testing.assert_array_equal(labels(out), world.roots_volume(moment))
         other = command(*arguments, "--timestamp", "2024-01-03T00:00:00Z")

@@ -277,7 +277,7 @@ def test_the_command(tmp_path: Path, threads: Client, data: Any, run: Run) -> No
     code, text, error = run(out)
     assert (code, error) == (0, "")
     lines = text.splitlines()
-    assert lines[0].startswith(f"{out} (zarr): failed; no process is at work")
+    assert lines[0].startswith(f"{out} (zarr): failed; no process is running")
     assert "1 failed, 3 repeats" in lines[1]
     assert "    read+write data z1 y0 x0: OSError: gone" in lines
     assert "source chunks missing: 0" in text
@@ -350,7 +350,7 @@ def test_watching_ends_with_a_driver_that_never_began(
     # Each look asks twice: what squeue says of the job is shown, too.
     (tmp_path / "asked").write_text("5")
     code, text, _ = run(out, "--watch", 0.1)
-    assert (code, text.count(f"{out}: not begun")) == (0, 3)
+    assert (code, text.count(f"{out}: not started")) == (0, 3)
     # The same of one that is to go on with what was interrupted.
     with pytest.raises(KeyboardInterrupt):
         to_zarr(data, out, chunks=BLOCK, cluster=threads, progress=stop_after(4))

@@ -154,14 +154,14 @@ class PlannedExport:
 
     def __str__(self) -> str:
         lines = [f"{label:<24}{text}" for label, text in self.rows()]
-        return "\n".join([*lines, *(f"Will not do well: {problem}" for problem in self.problems)])
+        return "\n".join([*lines, *(f"Problem: {problem}" for problem in self.problems)])
 
     def _repr_html_(self) -> str:
         rows = "".join(
             f"<tr><th style='text-align:left'>{escape(label)}</th><td style='text-align:left'>{escape(text)}</td></tr>"
             for label, text in self.rows()
         )
-        problems = "".join(f"<p><b>Will not do well:</b> {escape(problem)}</p>" for problem in self.problems)
+        problems = "".join(f"<p><b>Problem:</b> {escape(problem)}</p>" for problem in self.problems)
         return f"<table>{rows}</table>{problems}"
 
     def run(

@@ -197,7 +197,7 @@ def test_what_exists_is_kept(run: Any, sources: dict[str, str], cluster: str, tm
     assert run("export", "zarr", store, *common)[0] == 0
     code, text, _ = run("export", "zarr", store, *common)
     assert code == 0
-    assert "were there already; 0 were left to do" in text
+    assert "were written before; 0 were left to do" in text
     other = (*common, "--codec", "gzip", "--root-ids", "all")
     code, _, error = run("export", "zarr", store, *other)
     assert code == 2
