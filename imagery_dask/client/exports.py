@@ -77,7 +77,7 @@ class PlansExports:
         samples : int
             Number of sample blocks per volume.
         **options
-            Options of the writer, such as ``chunks``, ``levels``, ``codec``.
+            Further arguments of the writer, such as ``chunks``, ``levels``, ``codec``.
 
         Returns
         -------

@@ -258,4 +258,4 @@ def _default_resolution(resolution: object, image: Layer | None, segmentation: L
 
 
 def _absent(layer: str, argument: str) -> NoReturn:
-    raise ValueError(f"This client has no {layer}: make it with {argument}=... (and leave {layer}=True).")
+    raise ValueError(f"This client was made without {layer}; make one with {argument}=... (and leave {layer}=True).")

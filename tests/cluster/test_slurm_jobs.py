@@ -200,7 +200,7 @@ def test_invalid_commands_are_refused_before_a_job_is_submitted(
         (["--cluster", cluster_file, "zarr", "remote.zarr", "--image-source", "precomputed://https://me:word@host/em",
           "--bounds", 0, 0, 0, 1, 1, 1], "leave the password out of the URL"),
         (["--cluster", cluster_file, "zarr", "remote.zarr", *options, "--retire-before", "100h"], "ask for a longer"),
-        (["--cluster", cluster_file, "--plan", plan, "--part", "1/4"], "Parts need none"),
+        (["--cluster", cluster_file, "--plan", plan, "--part", "1/4"], "parts run without a driver"),
         (["--cluster", cluster_file, "--plan", "nope.json"], "There is no plan nope.json"),
         (["--cluster", "nope.yaml", "zarr", "remote.zarr", *options], "There is no cluster file nope.yaml"),
         (["--cluster", "local", "zarr", "remote.zarr", *options], "submit needs a batch system: --cluster FILE"),

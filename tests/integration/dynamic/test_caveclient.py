@@ -69,7 +69,7 @@ def test_a_client_without_a_layer_sends_no_request_for_it(server: CaveServer) ->
     server.reset()
     client = ImageryClient(client=cave, segmentation=False)
     assert (client.segmentation_source, server.count("info")) == (None, 0)
-    with pytest.raises(ValueError, match="has no segmentation"):
+    with pytest.raises(ValueError, match="made without segmentation"):
         client.segmentation_volume()
     assert ImageryClient(client=cave, imagery=False).image_source is None
 
@@ -101,12 +101,12 @@ def test_unknown_versions_and_wrong_combinations_are_refused(server: CaveServer)
         ImageryClient(client=cave, version=9)
     with pytest.raises(ValueError, match=r"version=2 needs a CAVEclient"):
         client_of(server, version=2)
-    with pytest.raises(ValueError, match=r"no timestamp beside it"):
+    with pytest.raises(ValueError, match=r"excludes timestamp"):
         ImageryClient(client=cave, version=2, timestamp=1_704_067_300)
     client = ImageryClient(client=cave)
     with pytest.raises(ValueError, match=r"Version 0 .* does not exist"):
         client.segmentation_volume(version=0)
-    with pytest.raises(ValueError, match=r"no timestamp beside it"):
+    with pytest.raises(ValueError, match=r"excludes timestamp"):
         client.segmentation_volume(version=2, timestamp="now")
     with pytest.raises(ValueError, match=r"version=2 needs a CAVEclient"):
         client_of(server).segmentation_volume(version=2)
