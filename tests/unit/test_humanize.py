@@ -1,4 +1,4 @@
-"""Times for people."""
+"""Readable times."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ from imagery_dask.humanize import human_time
         (3661, "1 h 1 min"), (90_061, "1 d 1 h"),
     ],
 )  # fmt: skip
-def test_human_time(seconds: float, text: str) -> None:
+def test_times_have_two_units_at_most(seconds: float, text: str) -> None:
     assert human_time(seconds) == text

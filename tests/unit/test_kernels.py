@@ -1,4 +1,4 @@
-"""Block functions against numpy: exact for ids, the same in both memory orders, empty blocks included."""
+"""Block functions agree with numpy: exact for ids, equal in both memory orders, also for empty blocks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DTYPES = ["uint8", "uint16", "uint32", "uint64", "int64", "float32"]
 
 
 def block(shape: tuple[int, ...], dtype: str = "uint64", order: Any = "F") -> np.ndarray:
-    """Distinct values; those of 64 bits exceed 2**53."""
+    """Return distinct values; those of 64 bits exceed 2**53."""
     count = int(np.prod(shape))
     first = ROOT if np.dtype(dtype).itemsize == 8 else 0
     values = np.arange(count, dtype=np.uint64) + np.uint64(first)
@@ -30,7 +30,7 @@ def take(array: np.ndarray, indices: Any) -> np.ndarray:
 
 INDICES = [
     ([0, 0, 1, 1, 2, 2, 3, 3], [0, 2, 4], [0, 1, 2]),  # finer, coarser, equal
-    ([1, 2], [0, 1, 2, 3, 4], [2]),  # runs, the whole, one
+    ([1, 2], [0, 1, 2, 3, 4], [2]),  # a run, the whole axis, one index
     ([3, 1, 2, 0], [4, 4], [1, 0, 2]),
     ([], [0, 1], [0]),
     ([0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 1, 2]),
@@ -41,7 +41,7 @@ INDICES = [
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("order", ["F", "C"])
 @pytest.mark.parametrize("channels", [(), (1,), (3,)])
-def test_gather_is_numpy_take(indices: Any, dtype: str, order: str, channels: tuple[int, ...]) -> None:
+def test_gather_equals_numpy_take(indices: Any, dtype: str, order: str, channels: tuple[int, ...]) -> None:
     source = block((4, 5, 3, *channels), dtype, order)
     index = [np.array(part, dtype=np.int64) for part in indices]
     result = kernels.gather(source, index)
@@ -54,7 +54,7 @@ def test_gather_of_ids_is_exact_where_floats_are_not() -> None:
     source = block((4, 4, 4))
     result = kernels.gather(source, [np.repeat(np.arange(4), 2)] * 3)
     assert set(np.unique(result).tolist()) == set(source.ravel().tolist())
-    assert len(np.unique(source.astype(np.float64))) < 64  # the reason for a gather
+    assert len(np.unique(source.astype(np.float64))) < 64  # as floats, ids would merge
 
 
 @pytest.mark.parametrize("order", ["F", "C"])
@@ -67,7 +67,7 @@ def test_gather_and_interpolation_keep_the_memory_order(order: str) -> None:
         assert result.flags.c_contiguous == (order == "C")
 
 
-def test_linear_taps_by_hand() -> None:
+def test_linear_taps_have_known_values() -> None:
     left, weight = kernels.linear_taps(0, 4, Fraction(1, 2))
     assert left.tolist() == [-1, 0, 0, 1]
     assert weight.tolist() == [0.75, 0.25, 0.75, 0.25]
@@ -78,13 +78,13 @@ def test_linear_taps_by_hand() -> None:
 
 
 @pytest.mark.parametrize("order", ["F", "C"])
-def test_interpolation_by_hand(order: str) -> None:
+def test_interpolation_has_known_values(order: str) -> None:
     source = np.array([10, 20, 40], dtype=np.uint8).reshape(3, 1, 1, 1)
     same = (np.array([0]), np.array([0.0]))
     along_x = (np.array([-1, 0, 0, 1, 2]), np.array([0.75, 0.25, 0.5, 0.75, 0.25]))
     result = kernels.interpolate(np.asarray(source, order=order), [along_x, same, same])  # type: ignore[call-overload]
     assert result.dtype == np.uint8
-    # Beyond the edges their voxels are repeated; 12.5 is rounded to the even 12.
+    # Edge voxels are repeated beyond the edges; 12.5 is rounded to the even 12.
     assert result.ravel().tolist() == [10, 12, 15, 35, 40]
 
 
@@ -96,7 +96,7 @@ def test_interpolation_of_floats_is_not_rounded() -> None:
     assert result.ravel().tolist() == [0.125]
 
 
-def test_interpolation_is_the_same_in_both_memory_orders() -> None:
+def test_interpolation_is_equal_in_both_memory_orders() -> None:
     source = np.random.default_rng(0).random((5, 6, 7, 2)).astype(np.float32)
     taps = [kernels.linear_taps(0, n, Fraction(7, 9)) for n in (6, 7, 8)]
     in_order = [kernels.interpolate(np.asarray(source, order=order), taps) for order in ("F", "C")]  # type: ignore[call-overload]
@@ -115,7 +115,7 @@ def test_interpolation_is_the_same_in_both_memory_orders() -> None:
         [ROOT, ROOT, 2**64 - 1, 2**63, 1],
     ],
 )
-def test_keep_ids_of_uint64(ids: list[int], order: Any) -> None:
+def test_ids_that_are_not_listed_become_zero(ids: list[int], order: Any) -> None:
     source = np.asarray(np.array(ids * 4, dtype=np.uint64).reshape(5, 2, 2, 1), order=order)
     before = source.copy()
     for keep in ([], [ids[1]], ids[2:4], [2**64 - 1], ids, [ROOT + 5], [0], [ids[1] + 1]):
@@ -123,14 +123,14 @@ def test_keep_ids_of_uint64(ids: list[int], order: Any) -> None:
         assert result.dtype == np.uint64
         expected = np.where(np.isin(source, np.array(keep, dtype=np.uint64)), source, np.uint64(0))
         np.testing.assert_array_equal(result, expected)
-    np.testing.assert_array_equal(source, before)  # a block may be shared: it is never written to
+    np.testing.assert_array_equal(source, before)  # a block may be shared and must not change
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "int64"])
-def test_keep_ids_that_a_smaller_type_cannot_hold(dtype: str) -> None:
+def test_listed_ids_that_the_type_cannot_hold_match_nothing(dtype: str) -> None:
     largest = int(np.iinfo(dtype).max)
     source = np.array([0, 1, 5, largest], dtype=dtype).reshape(4, 1, 1)
-    # 2**64 - 1, 2**64 - 5 and 2**32 + 1 would be voxels here, if they wrapped.
+    # If they wrapped, 2**64 - 1, 2**64 - 5 and 2**32 + 1 would match voxels.
     result = kernels.keep_ids(source, [5, largest, largest + 1, largest + 2, 2**64 - 1, 2**64 - 5, 2**63])
     assert result.dtype == dtype
     assert result.ravel().tolist() == [0, 0, 5, largest]
@@ -138,7 +138,7 @@ def test_keep_ids_that_a_smaller_type_cannot_hold(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 3, 1), (2, 0, 2)])
-def test_empty_blocks(shape: tuple[int, ...]) -> None:
+def test_empty_blocks_stay_empty(shape: tuple[int, ...]) -> None:
     source = np.zeros(shape, dtype=np.uint64)
     assert kernels.keep_ids(source, [ROOT]).shape == shape
     assert kernels.to_int64(source).shape == shape
@@ -171,20 +171,20 @@ def test_smaller_ids_always_fit_int64(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("root_id", [0, ROOT, 2**63 + 5, 2**64 - 1])
-def test_is_id(root_id: int) -> None:
+def test_is_id_compares_exactly(root_id: int) -> None:
     source = np.array([0, ROOT, ROOT + 1, 2**63 + 5, 2**64 - 1], dtype=np.uint64).reshape(5, 1, 1)
     result = kernels.is_id(source, root_id)
     assert result.dtype == bool
     assert result.ravel().tolist() == [value == root_id for value in source.ravel().tolist()]
 
 
-def test_is_id_that_the_type_cannot_hold() -> None:
+def test_an_id_that_the_type_cannot_hold_matches_nothing() -> None:
     source = np.array([1, 255], dtype=np.uint8).reshape(2, 1, 1)
     for root_id in (256 + 1, ROOT, 2**64 - 1, -1):
         assert not kernels.is_id(source, root_id).any()
 
 
-def test_unique_ids() -> None:
+def test_unique_ids_are_sorted_and_exact() -> None:
     ids = [2**64 - 1, ROOT, 0, ROOT + 1, ROOT, 2**63]
     result = kernels.unique_ids(np.array(ids, dtype=np.uint64).reshape(3, 2, 1))
     assert result.dtype == np.uint64
@@ -204,14 +204,14 @@ def test_colors_depend_on_the_id_alone() -> None:
     np.testing.assert_array_equal(kernels.colors_of(ids[:1].astype(np.int64)), colors[:1])
 
 
-def test_neighbouring_ids_have_colors_of_their_own_and_bright_ones() -> None:
+def test_neighbouring_ids_have_different_bright_colors() -> None:
     colors = kernels.colors_of(np.arange(ROOT, ROOT + 100, dtype=np.uint64)).astype(int)
     assert len({tuple(color) for color in colors.tolist()}) > 95
     assert np.abs(np.diff(colors, axis=0)).max(axis=1).min() > 60
     assert colors.max(axis=1).min() == 255
 
 
-def test_overlay() -> None:
+def test_an_overlay_blends_labels_only() -> None:
     image = np.array([[100, 200, 0], [0, 50, 255]], dtype=np.uint8)
     labels = np.array([[0, ROOT, 0], [ROOT + 1, 0, 0]], dtype=np.uint64)
     picture = kernels.overlay(image, labels, alpha=0.5)
@@ -225,7 +225,7 @@ def test_overlay() -> None:
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_masks_of_all_ids_from_one_sort(order: str) -> None:
+def test_one_sort_gives_the_masks_of_all_ids(order: str) -> None:
     ids = np.array([0, 2**53, 2**53 + 1, 2**63, 2**64 - 1], dtype=np.uint64)
     block = np.asarray(ids[np.random.default_rng(0).integers(0, 5, (7, 6, 5))], order=order)
     places = kernels.places_of(block)
@@ -239,7 +239,7 @@ def test_masks_of_all_ids_from_one_sort(order: str) -> None:
         kernels.places_of(block[::2, ::2])
 
 
-def test_remap_of_ids_that_a_float_would_merge() -> None:
+def test_remapping_is_exact_for_ids_that_a_float_would_merge() -> None:
     block = np.array([[2**63, 2**63 + 1], [0, 2**64 - 1]], dtype=np.uint64)
     stored = kernels.unique_ids(block)
     values = np.array([0, 2**60 + 1, 2**60, 5], dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""What a process loads: each case runs in a process of its own, which prints the heavy modules that it has loaded."""
+"""Heavy modules are loaded only when needed. Each case runs in a process that prints its modules when it ends."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ def command_line(*arguments: str, **variables: str) -> set[str]:
     return loaded(program, arguments, **variables)
 
 
-def test_the_package_loads_nothing_heavy():
+def test_importing_the_package_loads_no_heavy_module():
     assert loaded("import imagery_dask; assert 'to_zarr' in dir(imagery_dask)") == set()
 
 
@@ -44,18 +44,18 @@ def test_the_package_loads_nothing_heavy():
     ],
     ids=" ".join,
 )  # fmt: skip
-def test_help_loads_nothing_heavy(arguments):
+def test_help_loads_no_heavy_module(arguments):
     assert command_line(*arguments) == set()
 
 
 @pytest.mark.parametrize("words", ["imagery-dask ", "imagery-dask export zarr --co"])
-def test_completion_loads_nothing_heavy(words):
+def test_completion_loads_no_heavy_module(words):
     program = "import sys; sys.argv[0] = 'imagery-dask'; from imagery_dask.cli import main; main()"
     variables = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1)}
     assert loaded(program, _IMAGERY_DASK_COMPLETE="bash_complete", **variables) == set()
 
 
-def test_the_list_of_commands_has_the_first_lines_of_their_help_texts():
+def test_the_list_of_commands_has_the_first_paragraphs_of_their_help():
     from imagery_dask.cli.main import COMMANDS as texts
     from imagery_dask.cli.main import commands
 
@@ -65,12 +65,12 @@ def test_the_list_of_commands_has_the_first_lines_of_their_help_texts():
         assert " ".join(command.help.split("\n\n")[0].split()) == text
 
 
-def test_a_plane_of_a_flat_volume_loads_no_library_that_it_does_not_need(tmp_path):
+def test_a_plane_of_a_flat_volume_loads_neither_caveclient_nor_zarr(tmp_path):
     volumes = write_demo_volumes(tmp_path)
     program = (
         "import sys; from imagery_dask import ImageryClient; c = ImageryClient(image_source=sys.argv[1]); "
         "c.image_volume  # a method\nlower = c._settings.image_layer().mips[0].grid.start\n"
         "c.image_cutout([lower, [n + 8 for n in lower]], mip=0)[:, :, 0].compute()"
     )
-    # Not pandas: dask.array imports xarray, where that is installed, and xarray imports pandas.
+    # pandas is not compared, because dask.array imports xarray if it is installed, and xarray imports pandas.
     assert loaded(program, (volumes.image_source,)) & {"caveclient", "zarr"} == set()

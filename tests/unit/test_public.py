@@ -1,4 +1,4 @@
-"""What is public is listed, documented, and its examples are right."""
+"""Public names are listed and documented, and the examples in docstrings are correct."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PUBLIC = [
     "ImageryClient", "bounds_from_center", "composite_overlay", "save_image_slices", "to_png", "to_precomputed",
     "to_zarr", "verify_export",
 ]  # fmt: skip
-# The reference's, and ours: whole layers, datasets, questions about objects.
+# Methods of imageryclient, and ours: whole layers, datasets, lookups of objects, plans.
 METHODS = {
     "image_bbox_size_from_dimensions", "segmentation_bbox_size_from_dimensions", "image_cutout", "segmentation_cutout",
     "split_segmentation_cutout", "image_and_segmentation_cutout", "save_imagery", "save_segmentation_masks",
@@ -36,12 +36,12 @@ def modules() -> list[str]:
 
 
 def documented() -> list[tuple[str, Any]]:
-    """Every public callable with its name: functions, the client, its methods."""
+    """Return every public function, class and method of the client, with its name."""
     top = [(name, getattr(imagery_dask, name)) for name in imagery_dask.__all__]
     return top + [(f"ImageryClient.{name}", getattr(ImageryClient, name)) for name in sorted(METHODS)]
 
 
-def test_public_names() -> None:
+def test_public_names_of_the_package() -> None:
     assert sorted(imagery_dask.__all__) == PUBLIC
     assert all(hasattr(imagery_dask, name) for name in PUBLIC)
 
@@ -52,7 +52,7 @@ def test_public_names_of_the_client() -> None:
 
 
 @pytest.mark.parametrize("name", modules())
-def test_every_module_lists_names_that_exist_and_are_documented(name: str) -> None:
+def test_every_module_exports_existing_documented_names(name: str) -> None:
     module = importlib.import_module(name)
     assert module.__doc__
     listed = getattr(module, "__all__", [])
@@ -68,7 +68,7 @@ def test_parameters_are_documented(name: str, value: Any) -> None:
     parameters = [parameter for parameter in inspect.signature(value).parameters.values() if parameter.name != "self"]
     text = inspect.getdoc(value) or ""
     section = re.search(r"^Parameters\n-+\n(.*?)(?=^\w+\n-+$|\Z)", text, re.MULTILINE | re.DOTALL)
-    assert section, f"{name} has no section of parameters"
+    assert section, f"{name} has no section 'Parameters'"
     listed: list[str] = []
     for line in section[1].splitlines():
         heading = re.match(r"(\*{0,2}\w[\w, *]*?)(?: : .+)?$", line)
@@ -87,9 +87,11 @@ def test_results_are_documented(name: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), documented())
-def test_docstrings_are_filled_in(name: str, value: Any) -> None:
+def test_docstrings_have_no_unfilled_placeholder(name: str, value: Any) -> None:
     text = inspect.getdoc(value) or ""
-    assert not re.search(r"\{\w+\}(?![_.\w])", re.sub(r"``[^`]*``", "", text)), f"{name} has a gap in its docstring"
+    assert not re.search(r"\{\w+\}(?![_.\w])", re.sub(r"``[^`]*``", "", text)), (
+        f"{name} has an unfilled placeholder in its docstring"
+    )
     assert text.splitlines()[0].endswith(".")
 
 
@@ -106,14 +108,14 @@ def modules_with_examples() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", list(modules_with_examples()))
-def test_examples_are_right(name: str) -> None:
+def test_examples_in_docstrings_are_correct(name: str) -> None:
     module: ModuleType = importlib.import_module(name)
     result = doctest.testmod(module)
     assert result.attempted > 0
     assert result.failed == 0
 
 
-def test_no_mutable_defaults() -> None:
+def test_no_default_is_mutable() -> None:
     for name, value in documented():
         for parameter in inspect.signature(value).parameters.values():
             assert not isinstance(parameter.default, (list, dict, set)), f"{name}({parameter.name}=...)"
@@ -125,7 +127,7 @@ def test_a_typo_in_a_keyword_is_a_type_error(name: str, value: Any) -> None:
     rest = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
     if rest:
         text = inspect.getdoc(value) or ""
-        assert "imageio.imwrite" in text or "arguments of the writer" in text  # test_png and test_plan have the typo
+        assert "imageio.imwrite" in text or "arguments of the writer" in text  # tests of these functions pass a typo
         return
     with pytest.raises(TypeError, match="bbox_sise"):
         signature.bind_partial(bbox_sise=(1, 1))

@@ -1,4 +1,4 @@
-"""Exit codes and texts of the command line, run in this process: 0 done, 1 some blocks failed, 2 bad input."""
+"""Exit codes and output of the command line, run in this process: 0 done, 1 some blocks failed, 2 bad input."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
-    """Address of a cluster in this process, which costs no new processes."""
+    """Return the address of a cluster in this process."""
     with LocalCluster(processes=False, n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as started:
         yield started.scheduler_address
 
@@ -56,7 +56,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> A
     """Run the command line and return exit code, stdout and stderr."""
 
     def call(*arguments: Any) -> tuple[int, str, str]:
-        monkeypatch.setenv("COLUMNS", "160")  # where stdout is no terminal, tables would be folded to 80 columns
+        monkeypatch.setenv("COLUMNS", "160")  # without a terminal, tables are folded to 80 columns
         monkeypatch.setattr(sys, "argv", ["imagery-dask", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
             main()
@@ -69,7 +69,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> A
 BOUNDS = ("--bounds", -16, 8, 5, 16, 40, 21)
 
 
-def test_help_and_version(run: Any) -> None:
+def test_help_and_version_are_code_0(run: Any) -> None:
     code, out, _ = run("--help")
     assert code == 0
     assert all(command in out for command in ("demo", "info", "export"))
@@ -77,7 +77,7 @@ def test_help_and_version(run: Any) -> None:
     assert run("--version")[0] == 0
 
 
-def test_info(run: Any, sources: dict[str, str]) -> None:
+def test_info_lists_the_layer_and_its_mips(run: Any, sources: dict[str, str]) -> None:
     code, out, _ = run("info", sources["segmentation"])
     assert code == 0
     flat = " ".join(out.split())
@@ -89,7 +89,7 @@ def test_info(run: Any, sources: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("root_ids", ["all", f"{ROOT},{ROOT + 5}"])
-def test_export_is_code_0_and_right(
+def test_a_finished_export_is_code_0_with_the_voxels_of_the_source(
     run: Any, sources: dict[str, str], cluster: str, tmp_path: Path, root_ids: str
 ) -> None:
     out = tmp_path / "out.zarr"
@@ -168,7 +168,7 @@ def test_negative_root_id_is_code_2(run: Any, sources: dict[str, str], tmp_path:
     assert f"-{ROOT}" in error
 
 
-def test_sources_that_cannot_be_used_are_code_2(run: Any, sources: dict[str, str], tmp_path: Path) -> None:
+def test_unusable_sources_are_code_2(run: Any, sources: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out.zarr"
     for arguments, word in [
         ((), "image_source or segmentation_source"),
@@ -183,16 +183,18 @@ def test_sources_that_cannot_be_used_are_code_2(run: Any, sources: dict[str, str
     assert not out.exists()
 
 
-def test_what_exists_is_kept(run: Any, sources: dict[str, str], cluster: str, tmp_path: Path) -> None:
-    precious = tmp_path / "thesis"
-    precious.mkdir()
-    (precious / "chapter1").write_text("text")
+def test_existing_files_and_stores_are_kept_without_overwrite(
+    run: Any, sources: dict[str, str], cluster: str, tmp_path: Path
+) -> None:
+    other_folder = tmp_path / "thesis"
+    other_folder.mkdir()
+    (other_folder / "chapter1").write_text("text")
     common = ("--image-source", sources["image"], *BOUNDS, "--cluster", cluster)
-    for options in ((), ("--overwrite",)):  # a folder that is no store is not even removed on request
-        code, _, error = run("export", "zarr", precious, *common, *options)
+    for options in ((), ("--overwrite",)):  # a folder that is no store is not removed, even with --overwrite
+        code, _, error = run("export", "zarr", other_folder, *common, *options)
         assert code == 2
-        assert str(precious) in error
-        assert (precious / "chapter1").read_text() == "text"
+        assert str(other_folder) in error
+        assert (other_folder / "chapter1").read_text() == "text"
     store = tmp_path / "store.zarr"
     assert run("export", "zarr", store, *common)[0] == 0
     code, text, _ = run("export", "zarr", store, *common)

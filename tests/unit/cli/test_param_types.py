@@ -1,4 +1,4 @@
-"""Types of command-line arguments: lists of root ids, shapes."""
+"""Parameter types of the command line: lists of root ids, and shapes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from imagery_dask.cli.param_types import RootIdsType, ShapeType
 ROOT = 864691135000000001
 
 
-def test_root_ids_are_read(tmp_path: Path) -> None:
+def test_root_ids_are_read_from_text_and_files(tmp_path: Path) -> None:
     file = tmp_path / "ids.txt"
     file.write_text(f"{ROOT}, {ROOT + 1}\n{2**64 - 1}\t5\n")
     read = RootIdsType().convert
@@ -20,5 +20,5 @@ def test_root_ids_are_read(tmp_path: Path) -> None:
     assert read(f"@{file}", None, None) == [ROOT, ROOT + 1, 2**64 - 1, 5]
 
 
-def test_chunks_are_read() -> None:
+def test_a_shape_is_three_numbers_with_commas() -> None:
     assert ShapeType().convert("128,64,16", None, None) == (128, 64, 16)

@@ -1,4 +1,4 @@
-"""Cluster files: what they say, under the names that each class has for it; and errors that name key and line."""
+"""Cluster files: conversion of keys to the arguments of each class, and errors that name key and line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from imagery_dask.cluster.starting import LEAVE_INTERRUPTS
 LOCAL = "cluster: distributed.LocalCluster\n"
 SSH = "cluster: distributed.SSHCluster\narguments: {hosts: [head, one, two]}\n"
 SLURM = "cluster: dask_jobqueue.SLURMCluster\narguments: {cores: 1, processes: 2%s}\n"
-WISHES = "environment: {A: 1, B: it's}\npreload: [one.py, two]\nworker_memory: 2GiB\n"
+WORKER_KEYS = "environment: {A: 1, B: it's}\npreload: [one.py, two]\nworker_memory: 2GiB\n"
 
 
 def write(folder: Path, text: str, name: str = "cluster.yaml") -> Path:
@@ -25,7 +25,7 @@ def write(folder: Path, text: str, name: str = "cluster.yaml") -> Path:
     return path
 
 
-def test_file_is_read(tmp_path: Path) -> None:
+def test_a_file_is_read(tmp_path: Path) -> None:
     path = write(tmp_path, LOCAL + "arguments:\n  n_workers: 0\n  threads_per_worker: 3\nworkers: 7\n")
     file = load_cluster_file(path)
     assert file.cluster is LocalCluster
@@ -65,7 +65,7 @@ def test_arguments_and_workers_are_optional(tmp_path: Path, text: str) -> None:
         ("cluster: .LocalCluster\n", ["'cluster' names no class", ".LocalCluster"]),
     ],
 )
-def test_files_that_say_something_else(tmp_path: Path, text: str, words: list[str]) -> None:
+def test_invalid_files_are_refused(tmp_path: Path, text: str, words: list[str]) -> None:
     path = write(tmp_path, text)
     with pytest.raises(ValueError, match="cluster.yaml") as caught:
         load_cluster_file(path)
@@ -73,7 +73,7 @@ def test_files_that_say_something_else(tmp_path: Path, text: str, words: list[st
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_certificates_are_for_encrypted_schedulers(tmp_path: Path) -> None:
+def test_certificates_need_an_encrypted_scheduler(tmp_path: Path) -> None:
     for name in ("ca", "cert", "key"):
         (tmp_path / name).touch()
     path = write(tmp_path, "address: tcp://host:1\nsecurity: {ca: ca, cert: cert, key: key}\n")
@@ -81,7 +81,7 @@ def test_certificates_are_for_encrypted_schedulers(tmp_path: Path) -> None:
         load_cluster_file(path)
 
 
-def test_package_that_is_not_installed(tmp_path: Path) -> None:
+def test_a_package_that_is_not_installed_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, "cluster: dask_of_the_moon.MoonCluster\n")
     with pytest.raises(ImportError, match="dask_of_the_moon.*pip install") as caught:
         load_cluster_file(path)
@@ -161,7 +161,7 @@ def test_errors_name_the_line(tmp_path: Path, text: str, line: int, words: str) 
 def test_a_missing_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str, extra: str
 ) -> None:
-    for module in [each for each in sys.modules if each.partition(".")[0] == package]:
+    for module in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, package, None)
     path = write(tmp_path, f"# a comment\ncluster: {name}\n")
@@ -170,16 +170,16 @@ def test_a_missing_extra_is_named(
     assert str(caught.value) == (f"{path}, line 2: {name} needs the package {package!r}; pip install '{extra}'.")
 
 
-def test_wishes_of_a_local_cluster(tmp_path: Path) -> None:
-    file = load_cluster_file(write(tmp_path, LOCAL + "arguments: {env: {C: d, A: 0}, preload: three}\n" + WISHES))
+def test_worker_keys_become_arguments_of_a_local_cluster(tmp_path: Path) -> None:
+    file = load_cluster_file(write(tmp_path, LOCAL + "arguments: {env: {C: d, A: 0}, preload: three}\n" + WORKER_KEYS))
     assert file.arguments == {
         "env": {"A": "1", "B": "it's", "C": "d"}, "preload": ["three", "one.py", "two"], "memory_limit": 2 * 2**30
     }  # fmt: skip
 
 
-def test_wishes_of_ssh(tmp_path: Path) -> None:
+def test_worker_keys_become_arguments_of_an_ssh_cluster(tmp_path: Path) -> None:
     pytest.importorskip("asyncssh", reason="needs asyncssh: pip install 'imagery_dask[ssh]'")
-    file = load_cluster_file(write(tmp_path, SSH + WISHES))
+    file = load_cluster_file(write(tmp_path, SSH + WORKER_KEYS))
     assert file.cluster is SSHCluster
     assert file.arguments == {
         "hosts": ["head", "one", "two"],
@@ -190,15 +190,15 @@ def test_wishes_of_ssh(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("own", ["", ", job_script_prologue: [activate], worker_extra_args: [--resources, GPU=1]"])
-def test_wishes_of_a_batch_system(tmp_path: Path, own: str) -> None:
+def test_worker_keys_become_arguments_of_a_batch_system(tmp_path: Path, own: str) -> None:
     pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
-    file = load_cluster_file(write(tmp_path, SLURM % own + WISHES))
+    file = load_cluster_file(write(tmp_path, SLURM % own + WORKER_KEYS))
     exports = ["export A=1", """export B='it'"'"'s'"""]
     flags = ["--preload", "one.py", "--preload", "two"]
     assert file.arguments == {
         "cores": 1, "processes": 2, "memory": "4.00GiB",
         "job_script_prologue": [*exports, *(["activate"] if own else [])],
-        # Half an hour is dask-jobqueue's walltime where none is said, and a tenth of it is kept.
+        # dask-jobqueue's default walltime is half an hour; workers leave a tenth of it earlier.
         "worker_extra_args": [
             *(["--resources", "GPU=1"] if own else []), *flags, "--lifetime", "1530s", "--lifetime-stagger", "90s"
         ],
@@ -209,7 +209,7 @@ WALLTIME = "cluster: dask_jobqueue.%s\narguments: {cores: 1, memory: 1GB, wallti
 
 
 @pytest.mark.parametrize(
-    ("kind", "walltime", "said", "wins", "flags"),
+    ("kind", "walltime", "retire_before", "override_s", "flags"),
     [
         ("SLURMCluster", "04:00:00", "10m", None, ["13500s", "300s"]),
         ("SLURMCluster", "04:00:00", "10m", 3600, ["9000s", "1800s"]),
@@ -225,12 +225,12 @@ WALLTIME = "cluster: dask_jobqueue.%s\narguments: {cores: 1, memory: 1GB, wallti
     ],
 )
 def test_workers_leave_before_the_walltime(
-    tmp_path: Path, kind: str, walltime: str, said: str, wins: float | None, flags: list[str] | None
+    tmp_path: Path, kind: str, walltime: str, retire_before: str, override_s: float | None, flags: list[str] | None
 ) -> None:
     pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
-    text = WALLTIME % (kind, walltime) + (f"retire_before: {said}\n" if said else "")
-    found = load_cluster_file(write(tmp_path, text), wins).arguments.get("worker_extra_args")
-    assert found == (flags and ["--lifetime", flags[0], "--lifetime-stagger", flags[1]])
+    text = WALLTIME % (kind, walltime) + (f"retire_before: {retire_before}\n" if retire_before else "")
+    arguments = load_cluster_file(write(tmp_path, text), override_s).arguments
+    assert arguments.get("worker_extra_args") == (flags and ["--lifetime", flags[0], "--lifetime-stagger", flags[1]])
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_workers_leave_before_the_walltime(
         ("cluster: dask_jobqueue.HTCondorCluster\narguments: {}\n\nretire_before: 5m\n", "no walltime"),
     ],
 )
-def test_walltimes_that_leave_no_time(tmp_path: Path, text: str, words: str) -> None:
+def test_retire_before_without_enough_walltime_is_refused(tmp_path: Path, text: str, words: str) -> None:
     pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
     path = write(tmp_path, text)
     with pytest.raises(ValueError, match=words) as caught:
@@ -257,15 +257,15 @@ def test_walltimes_that_leave_no_time(tmp_path: Path, text: str, words: str) -> 
     assert str(caught.value).startswith(f"{path}, line {len(text.splitlines())}: 'retire_before' (--retire-before): ")
 
 
-@pytest.mark.parametrize("said", ["[--lifetime, 3h]", "--resources GPU=1 --lifetime 3h"])
-def test_a_lifetime_that_a_file_says_by_itself_stays(tmp_path: Path, said: str) -> None:
+@pytest.mark.parametrize("extra_args", ["[--lifetime, 3h]", "--resources GPU=1 --lifetime 3h"])
+def test_a_lifetime_in_the_arguments_of_a_file_is_kept(tmp_path: Path, extra_args: str) -> None:
     pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
-    file = load_cluster_file(write(tmp_path, SLURM % f", worker_extra_args: {said}"))
-    assert file.arguments["worker_extra_args"] == (["--lifetime", "3h"] if said[0] == "[" else [said])
+    file = load_cluster_file(write(tmp_path, SLURM % f", worker_extra_args: {extra_args}"))
+    assert file.arguments["worker_extra_args"] == (["--lifetime", "3h"] if extra_args[0] == "[" else [extra_args])
 
 
-def test_numbers_are_as_they_are_written(tmp_path: Path) -> None:
-    """YAML reads 12:00:00 as a number of base 60, and 0755 as one of base 8."""
+def test_numbers_keep_their_spelling(tmp_path: Path) -> None:
+    """YAML 1.1 reads 12:00:00 as a number of base 60, and 0755 as a number of base 8."""
     pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
     text = SLURM % ", walltime: 12:00:00" + "driver: {walltime: 1:00:00}\nenvironment: {MODE: 0755, T: 1:30, F: 1.50}\n"
     file = load_cluster_file(write(tmp_path, text))
@@ -278,15 +278,15 @@ def test_booleans_of_yaml_1_1_are_booleans(tmp_path: Path) -> None:
     assert file.arguments == {"processes": False, "silence_logs": False, "host": "no"}
 
 
-def test_merged_mappings(tmp_path: Path) -> None:
-    """Names of an anchor may be given again; duplicates beside it are refused."""
+def test_keys_of_a_merged_mapping_may_be_overridden(tmp_path: Path) -> None:
+    """Keys of an anchor may be repeated; other duplicate keys are refused."""
     base = LOCAL + "environment: &base {A: 01, B: 2}\narguments:\n  env:\n    <<: *base\n    B: 3\n"
     assert load_cluster_file(write(tmp_path, base)).arguments["env"] == {"A": "01", "B": "2"}
     with pytest.raises(ValueError, match=r"line 7: duplicate key 'B' \(first on line 6\)"):
         load_cluster_file(write(tmp_path, base + "    B: 4\n"))
 
 
-def test_an_anchor_within_itself(tmp_path: Path) -> None:
+def test_an_anchor_within_itself_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cluster\.yaml: an anchor .* its own alias"):
         load_cluster_file(write(tmp_path, LOCAL + "arguments: &a {x: *a}\n"))
 
@@ -304,7 +304,7 @@ def test_only_workers_of_batch_systems_retire(tmp_path: Path) -> None:
             pass
 
 
-def test_a_class_without_a_shell_is_said(tmp_path: Path) -> None:
+def test_a_class_without_an_environment_is_named(tmp_path: Path) -> None:
     pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
     path = write(tmp_path, "cluster: dask_jobqueue.HTCondorCluster\nenvironment: {A: 1}\n")
     with pytest.raises(ValueError, match="line 2: this package does not know what HTCondorCluster calls 'environment'"):
@@ -317,7 +317,7 @@ def has_preloaded(dask_worker: Any) -> bool:
     return os.environ["COLOR"] == "green" and "preloaded_by_a_test" in os.environ
 
 
-def test_wishes_reach_workers(tmp_path: Path) -> None:
+def test_worker_keys_reach_the_workers(tmp_path: Path) -> None:
     preload = write(tmp_path, "import os\nos.environ['preloaded_by_a_test'] = 'yes'\n", "own_preload.py")
     text = LOCAL + "arguments: {threads_per_worker: 1, host: 127.0.0.1, dashboard_address: '127.0.0.1:0'}\n"
     text += f"workers: 2\nenvironment: {{COLOR: green}}\npreload: {preload}\nworker_memory: 1GiB\n"
@@ -330,14 +330,15 @@ def test_wishes_reach_workers(tmp_path: Path) -> None:
         assert LEAVE_INTERRUPTS in client.cluster.worker_spec[0]["options"]["preload"]
 
 
-def test_adapt_starts_with_the_smallest_number(tmp_path: Path) -> None:
+def test_adapt_starts_with_the_minimum(tmp_path: Path) -> None:
     text = LOCAL + "arguments: {processes: false, n_workers: 0, dashboard_address: '127.0.0.1:0'}\n"
     with connect(write(tmp_path, text + "adapt: {minimum: 2, maximum: 4}\n"), wait_s=30) as client:
         client.wait_for_workers(2, timeout=30)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # dask's half-made cluster
-def test_what_a_class_refuses_is_one_line(tmp_path: Path) -> None:
+# dask does not close a cluster that failed to start.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_error_of_a_class_is_one_line_with_the_path(tmp_path: Path) -> None:
     pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
     path = write(tmp_path, "cluster: dask_jobqueue.SLURMCluster\nworkers: 1\n")
     words = "SLURMCluster did not start: You must specify how much cores"
@@ -349,7 +350,7 @@ def test_what_a_class_refuses_is_one_line(tmp_path: Path) -> None:
     gc.collect()
 
 
-def test_ssh_has_as_many_workers_as_hosts(tmp_path: Path) -> None:
+def test_ssh_needs_a_host_for_each_worker(tmp_path: Path) -> None:
     pytest.importorskip("asyncssh", reason="needs asyncssh: pip install 'imagery_dask[ssh]'")
     path = write(tmp_path, SSH)
     with pytest.raises(ValueError, match="5 workers need 6 hosts.*'hosts' has 3"), connect(path, workers=5):

@@ -1,4 +1,4 @@
-"""From words, files and addresses to a dask client; and files that say something else."""
+"""`connect` makes a client from words, files and addresses, and refuses other values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from distributed import Client, LocalCluster
 from imagery_dask.cluster import connect
 
 LOCAL = "cluster: distributed.LocalCluster\n"
-# A port of its own: None would take 8787, with a warning (an error here) where another cluster has it.
+# Any free port. None would take 8787, with a warning (an error in tests) if another cluster uses it.
 PORT = "127.0.0.1:0"
 IN_PROCESS = (
     LOCAL + f"arguments: {{processes: false, n_workers: 1, threads_per_worker: 1, dashboard_address: '{PORT}'}}\n"
@@ -27,20 +27,20 @@ def write(folder: Path, text: str, name: str = "cluster.yaml") -> Path:
     return path
 
 
-def test_file_that_does_not_exist(tmp_path: Path) -> None:
+def test_a_file_that_does_not_exist_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"absent\.yaml"), connect(tmp_path / "absent.yaml"):
         pass
 
 
 @pytest.mark.parametrize("spec", ["locl", "host:8786", "cluster.txt", " "])
-def test_unknown_words(spec: str) -> None:
+def test_unknown_words_are_refused(spec: str) -> None:
     with pytest.raises(ValueError, match="'local', a YAML file, a scheduler file") as caught, connect(spec):
         pass
     assert repr(spec) in str(caught.value)
 
 
 @pytest.mark.parametrize("workers", [0, -1])
-def test_too_few_workers(workers: int) -> None:
+def test_fewer_than_one_worker_is_refused(workers: int) -> None:
     with (
         pytest.raises(ValueError, match=f"workers must be a whole number from 1; got {workers}"),
         connect("local", workers),
@@ -48,7 +48,7 @@ def test_too_few_workers(workers: int) -> None:
         pass
 
 
-def test_what_runs_has_its_own_workers(tmp_path: Path) -> None:
+def test_a_number_of_workers_is_refused_for_running_clusters(tmp_path: Path) -> None:
     with LocalCluster(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=PORT) as cluster:
         address = cluster.scheduler_address
         file = write(tmp_path, f"address: {address}\n")
@@ -58,7 +58,7 @@ def test_what_runs_has_its_own_workers(tmp_path: Path) -> None:
                     pass
 
 
-def test_what_is_for_coroutines_is_refused() -> None:
+def test_asynchronous_clusters_and_clients_are_refused() -> None:
     async def asynchronous() -> None:
         async with LocalCluster(processes=False, n_workers=1, dashboard_address=PORT, asynchronous=True) as cluster:
             with pytest.raises(TypeError, match="start it without asynchronous=True"), connect(cluster):
@@ -74,11 +74,11 @@ def square(value: int) -> int:
     return value * value
 
 
-def statuses(*things: Any) -> list[str]:
-    return [getattr(thing.status, "name", thing.status) for thing in things]
+def statuses(*owners: Any) -> list[str]:
+    return [getattr(owner.status, "name", owner.status) for owner in owners]
 
 
-def test_default_is_threads_of_this_process_closed_afterwards() -> None:
+def test_the_default_is_threads_of_this_process_closed_afterwards() -> None:
     threads = (os.cpu_count() or 1) + 1
     with connect(workers=threads) as client:
         assert client.submit(square, 12).result() == 144
@@ -88,7 +88,7 @@ def test_default_is_threads_of_this_process_closed_afterwards() -> None:
     assert statuses(client, cluster) == ["closed", "closed"]
 
 
-def test_file_starts_a_cluster_and_closes_it(tmp_path: Path) -> None:
+def test_a_file_starts_a_cluster_and_closes_it(tmp_path: Path) -> None:
     with connect(write(tmp_path, IN_PROCESS), workers=3) as client:
         client.wait_for_workers(3, timeout=30)
         assert client.submit(square, 5).result() == 25
@@ -96,7 +96,7 @@ def test_file_starts_a_cluster_and_closes_it(tmp_path: Path) -> None:
     assert statuses(client, cluster) == ["closed", "closed"]
 
 
-def test_what_exists_is_used_and_left_open(tmp_path: Path) -> None:
+def test_running_clusters_and_clients_are_used_and_left_open(tmp_path: Path) -> None:
     with LocalCluster(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=PORT) as cluster:
         scheduler_file = write(tmp_path, json.dumps({"address": cluster.scheduler_address}), "scheduler.json")
         for spec in (cluster, cluster.scheduler_address, str(scheduler_file), scheduler_file):
@@ -111,7 +111,7 @@ def test_what_exists_is_used_and_left_open(tmp_path: Path) -> None:
                 assert statuses(own, cluster) == ["running", "running"]
 
 
-def test_cluster_without_workers_times_out(tmp_path: Path) -> None:
+def test_a_cluster_without_workers_times_out(tmp_path: Path) -> None:
     with (
         LocalCluster(processes=False, n_workers=0, dashboard_address=PORT) as cluster,
         pytest.raises(TimeoutError, match="No worker came within 0.05 s.*queue"),

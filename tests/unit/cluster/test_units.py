@@ -1,4 +1,4 @@
-"""Times and sizes mean the same in a cluster file and on the command line."""
+"""Times and sizes have the same meaning in a cluster file and on the command line."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ LOCAL = "cluster: distributed.LocalCluster\n"
         ("1e3", 1000),
     ],
 )  # fmt: skip
-def test_times(tmp_path: Path, text: str, seconds: float) -> None:
+def test_times_are_read(tmp_path: Path, text: str, seconds: float) -> None:
     assert DurationType().convert(text, None, None) == seconds
     pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
     path = tmp_path / "cluster.yaml"
     path.write_text(SLURM % "100-00:00:00" + f"retire_before: {text}\n")
     flags = load_cluster_file(path).arguments["worker_extra_args"]
-    # Half of the time is the spread with which workers leave.
+    # The lifetime is spread over half of the time.
     assert float(flags[flags.index("--lifetime-stagger") + 1].removesuffix("s")) == seconds / 2
 
 
 @pytest.mark.parametrize("text", ["", "0", "0s", "-1m", "soon", "5 fortnights", "m", "nan", "inf", "10 min 5 s"])
-def test_texts_that_are_not_times(tmp_path: Path, text: str) -> None:
+def test_text_that_is_not_a_time_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(click.BadParameter, match="is not a time such as 30s, 10m or 2h"):
         DurationType().convert(text, None, None)
     path = tmp_path / "cluster.yaml"
@@ -50,7 +50,7 @@ def test_texts_that_are_not_times(tmp_path: Path, text: str) -> None:
         ("2048k", 2_048_000),
     ],
 )  # fmt: skip
-def test_sizes(tmp_path: Path, text: str, size: int) -> None:
+def test_sizes_are_read(tmp_path: Path, text: str, size: int) -> None:
     assert SizeType().convert(text, None, None) == size
     path = tmp_path / "cluster.yaml"
     path.write_text(LOCAL + f"worker_memory: {text}\n")
@@ -58,7 +58,7 @@ def test_sizes(tmp_path: Path, text: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "-4GiB", "much", "4XB", "GiB", "nan", "inf"])
-def test_texts_that_are_not_sizes(tmp_path: Path, text: str) -> None:
+def test_text_that_is_not_a_size_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(click.BadParameter, match="is not a size such as 4GiB or 500MB"):
         SizeType().convert(text, None, None)
     path = tmp_path / "cluster.yaml"

@@ -1,4 +1,4 @@
-"""Cutouts that the tests of exports share."""
+"""Fixtures for the tests of exports."""
 
 from __future__ import annotations
 

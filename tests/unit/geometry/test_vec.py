@@ -1,4 +1,4 @@
-"""`Vec3` against elementwise arithmetic of numpy on objects, and against the plain tuple that it is."""
+"""`Vec3` agrees with elementwise arithmetic of numpy on objects, and is a tuple."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def triples(numbers: st.SearchStrategy[Any], *, zero: bool = True) -> st.SearchS
 
 
 def same(result: Vec3[Any], expected: Any) -> bool:
-    """Equal values of equal types, in a Vec3."""
+    """Return True if the result is a Vec3 of the expected values and types."""
     values = tuple(expected)
     return type(result) is Vec3 and result == values and [type(v) for v in result] == [type(v) for v in values]
 
@@ -80,7 +80,7 @@ def test_named_operations_are_elementwise(numbers: Any, data: st.DataObject) -> 
 
 
 @given(own=triples(INTEGERS), other=triples(INTEGERS))
-def test_it_is_the_tuple_of_its_values(own: tuple[int, int, int], other: tuple[int, int, int]) -> None:
+def test_a_vector_is_the_tuple_of_its_values(own: tuple[int, int, int], other: tuple[int, int, int]) -> None:
     vec = Vec3(*own)
     assert isinstance(vec, tuple)
     assert vec == own
@@ -99,7 +99,7 @@ def test_it_is_the_tuple_of_its_values(own: tuple[int, int, int], other: tuple[i
     assert again == vec
 
 
-def test_numpy_takes_it_as_a_tuple() -> None:
+def test_numpy_accepts_a_vector_as_shape_and_index() -> None:
     vec = Vec3(2, 3, 4)
     assert np.zeros(vec).shape == (2, 3, 4)
     assert np.asarray(vec).dtype == np.asarray((2, 3, 4)).dtype
@@ -118,7 +118,7 @@ def test_operands_of_other_lengths_are_errors(operation: Callable[..., Any], ope
         operation(Vec3(1, 2, 3), operand)
 
 
-def test_tuples_of_other_lengths_are_not_concatenated_unseen() -> None:
+def test_adding_a_tuple_of_another_length_is_an_error() -> None:
     with pytest.raises(ValueError, match="values to unpack"):
         (1,) + Vec3(1, 2, 3)
 
@@ -131,7 +131,7 @@ def test_a_vector_has_three_values(values: Any) -> None:
         Vec3(1, 2, 3).map(max, values)
 
 
-def test_it_is_immutable() -> None:
+def test_a_vector_is_immutable() -> None:
     with pytest.raises(AttributeError):
         Vec3(1, 2, 3).x = 4  # type: ignore[misc]
 
@@ -143,7 +143,7 @@ class Box:
 
 
 @pytest.mark.parametrize("resolution_nm", [None, Vec3(8.0, 8.0, 40.0)])
-def test_json_gives_it_back(resolution_nm: Vec3[float] | None) -> None:
+def test_a_vector_returns_from_json(resolution_nm: Vec3[float] | None) -> None:
     box = Box(Vec3(1, 2**60, -3), resolution_nm)
     again = from_json(Box, json.loads(json.dumps(to_json(box))))
     assert again == box
@@ -166,14 +166,14 @@ def regions(draw: st.DrawFn) -> tuple[Region, Region]:
 
 
 @given(pair=regions())
-def test_a_part_of_a_region_is_found_in_its_array(pair: tuple[Region, Region]) -> None:
+def test_region_within_selects_a_part_of_a_larger_region(pair: tuple[Region, Region]) -> None:
     part, outer = pair
     voxels = np.arange(12**3).reshape(12, 12, 12)
     assert np.array_equal(voxels[outer][region_within(part, outer)], voxels[part])
     assert region_between(start_of(part), stop_of(part)) == part
 
 
-def test_numpy_functions_take_it() -> None:
+def test_numpy_reductions_accept_a_vector() -> None:
     shape = Vec3(3, 4, 5)
     assert (np.prod(shape), np.prod(shape, dtype=object), np.sum(shape), np.max(shape)) == (60, 60, 12, 5)
     assert np.zeros(shape).shape == shape

@@ -1,4 +1,4 @@
-"""What a graph's path and info say."""
+"""`ChunkedGraph` from the path and the info of a segmentation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PATH = "graphene://https://cave.example.org/segmentation/table/minnie3_v1"
         ("graphene://http://127.0.0.1:8080/segmentation/table/t", "http://127.0.0.1:8080", "t"),
     ],
 )
-def test_addresses(path: str, server: str, table: str) -> None:
+def test_a_path_gives_server_and_table(path: str, server: str, table: str) -> None:
     assert graphene_address(path) == (server, table)
 
 
@@ -48,14 +48,14 @@ def test_addresses(path: str, server: str, table: str) -> None:
         "graphene://https://h/segmentation/table/",
     ],
 )
-def test_other_paths_are_refused_with_the_form_that_is_right(path: str) -> None:
+def test_other_paths_are_refused_with_the_correct_form(path: str) -> None:
     with pytest.raises(SourceError, match=r"graphene://https://HOST/segmentation/table/TABLE") as refused:
         graphene_address(path)
     assert path in str(refused.value)
 
 
 def info(**graph: Any) -> dict[str, Any]:
-    """Info as the service gives it."""
+    """Return an info as the service sends it."""
     return {
         "app": {"supported_api_versions": [0, 1]},
         "chunks_start_at_voxel_offset": True,
@@ -68,7 +68,7 @@ def info(**graph: Any) -> dict[str, Any]:
     }
 
 
-def test_a_graph_from_its_info() -> None:
+def test_a_graph_is_made_from_its_info() -> None:
     graph = ChunkedGraph.from_info(PATH, info())
     assert graph == ChunkedGraph(
         "https://cave.example.org", "minnie3_v1", (256, 256, 512), (26385, 30308, 14850), (8.0, 8.0, 40.0), 12, 8
@@ -78,7 +78,7 @@ def test_a_graph_from_its_info() -> None:
     assert {graph: 1}[ChunkedGraph.from_info(PATH, info())] == 1
 
 
-def test_optional_parts_of_an_info() -> None:
+def test_optional_fields_of_an_info_have_defaults() -> None:
     sparse = info()
     del sparse["chunks_start_at_voxel_offset"], sparse["graph"]["cv_mip"], sparse["graph"]["n_bits_for_layer_id"]
     graph = ChunkedGraph.from_info(PATH, sparse)
@@ -101,18 +101,18 @@ def test_optional_parts_of_an_info() -> None:
         info(cv_mip=7),
     ],
 )
-def test_incomplete_infos_are_named(broken: dict[str, Any]) -> None:
+def test_an_incomplete_info_is_an_error_that_names_the_path(broken: dict[str, Any]) -> None:
     with pytest.raises(SourceError, match=r"minnie3_v1' does not describe a chunked graph"):
         ChunkedGraph.from_info(PATH, broken)
 
 
-def test_a_protocol_that_is_not_known() -> None:
+def test_an_unknown_api_version_is_an_error() -> None:
     with pytest.raises(SourceError, match=r"API versions \[2, 3\]; only version 1"):
         ChunkedGraph.from_info(PATH, {**info(), "app": {"supported_api_versions": [2, 3]}})
 
 
 @pytest.mark.parametrize("bits", [8, 4, 10])
-def test_layers_of_ids(bits: int) -> None:
+def test_the_layer_of_an_id_is_in_its_highest_bits(bits: int) -> None:
     graph = ChunkedGraph("https://h", "t", (1, 1, 1), (0, 0, 0), (1, 1, 1), 12, bits)
     layers = [0, 1, 2, 11, 12, 2**bits - 1]
     ids = np.array([(layer << (64 - bits)) + 5 for layer in layers], dtype=np.uint64)
@@ -136,9 +136,9 @@ GRAPH = ChunkedGraph("https://h", "t", (32, 32, 16), (6144, 4096, 1024), (16.0, 
         ((24, 16, 40), None, None),
     ],
 )
-def test_graph_chunks_in_voxels_of_a_level(level_nm: Any, shape: Any, origin: Any) -> None:
-    found = GRAPH.chunks_at(VoxelGrid((0, 0, 0), (10, 10, 10), level_nm))
-    assert found == (None if origin is None else (shape, origin))
+def test_graph_chunks_are_converted_to_voxels_of_a_level(level_nm: Any, shape: Any, origin: Any) -> None:
+    chunks = GRAPH.chunks_at(VoxelGrid((0, 0, 0), (10, 10, 10), level_nm))
+    assert chunks == (None if origin is None else (shape, origin))
 
 
 def cutout(start: tuple[int, int, int], chunk: tuple[int, int, int], labels: LabelRule) -> Cutout:
@@ -156,15 +156,16 @@ QUERY = RootQuery(GRAPH, 1_700_000_000)
         ((6144, 4096, 1024), (16, 8, 4), (32, 32, 16)),
         ((6144, 4096, 1024), (64, 24, 10), (64, 96, 80)),
         ((6144 + 64, 4096, 1024), (16, 8, 4), (32, 32, 16)),
-        ((6144 + 8, 4096, 1024), (16, 8, 4), (16, 8, 4)),  # no block edge is both: the cache serves neighbours
+        # Without a common edge, blocks are storage chunks; roots of neighbouring blocks are in the cache.
+        ((6144 + 8, 4096, 1024), (16, 8, 4), (16, 8, 4)),
     ],
 )
-def test_blocks_are_made_of_graph_chunks_and_storage_chunks(start: Any, chunk: Any, unit: Any) -> None:
+def test_blocks_are_multiples_of_graph_chunks_and_storage_chunks(start: Any, chunk: Any, unit: Any) -> None:
     assert cutout(start, chunk, LabelRule(query=QUERY)).unit == unit
     assert cutout(start, chunk, LabelRule()).unit == chunk
 
 
-def test_a_query_is_a_small_value() -> None:
+def test_a_query_is_a_small_picklable_value() -> None:
     assert QUERY.layer == 4
     assert RootQuery(GRAPH, 1, 2).layer == 2
     assert len(pickle.dumps(QUERY)) < 1000

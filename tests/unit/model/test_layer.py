@@ -1,4 +1,4 @@
-"""`Layer` and `Mip`: what an info says, and infos that say too little."""
+"""`Layer` and `Mip`: reading an info, and errors for incomplete infos."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def placeholders(*levels: int) -> dict[str, Any]:
     return changed
 
 
-def test_info_is_read() -> None:
+def test_an_info_is_read() -> None:
     layer = Layer.from_info(PATH, INFO)
     assert (layer.path, layer.kind, layer.dtype, layer.channels) == (PATH, "segmentation", "uint64", 1)
     fine, coarse = layer.mips
@@ -61,11 +61,11 @@ def test_info_is_read() -> None:
     assert not fine.is_sharded
     assert fine.chunk_count == 16 * 15 * 3
     assert (coarse.level, coarse.minishard_chunks, coarse.is_sharded) == (1, 512, True)
-    assert coarse.grid.start == (0, 0, 0)  # an info without voxel_offset begins at 0
+    assert coarse.grid.start == (0, 0, 0)  # the default of voxel_offset
     assert coarse.chunk_count == 4 * 4 * 5
 
 
-def test_first_mip_is_the_first_with_data() -> None:
+def test_the_first_mip_is_the_first_with_data() -> None:
     assert Layer.from_info(PATH, INFO).first_mip == 0
     layer = Layer.from_info(PATH, placeholders(0))
     assert layer.first_mip == 1
@@ -73,38 +73,38 @@ def test_first_mip_is_the_first_with_data() -> None:
     assert layer.mips[0].is_placeholder
 
 
-def test_layer_of_placeholders_only_is_an_error_that_says_so() -> None:
+def test_a_layer_of_placeholders_only_is_an_error() -> None:
     with pytest.raises(SourceError, match="placeholder.*no data") as caught:
         _ = Layer.from_info(PATH, placeholders(0, 1)).first_mip
     assert PATH in str(caught.value)
 
 
-def test_placeholder_mip_is_refused_and_another_named() -> None:
+def test_a_placeholder_mip_is_refused_with_the_first_mip_with_data() -> None:
     with pytest.raises(ValueError, match="mip 0 .*placeholder.*first mip with data is 1") as caught:
         Layer.from_info(PATH, placeholders(0)).mip(0)
     assert PATH in str(caught.value)
 
 
 @pytest.mark.parametrize("level", [2, 99, -1])
-def test_mip_that_does_not_exist(level: int) -> None:
+def test_a_mip_that_does_not_exist_is_refused(level: int) -> None:
     with pytest.raises(ValueError, match=f"mip {level} does not exist.*mips 0 to 1") as caught:
         Layer.from_info(PATH, INFO).mip(level)
     assert PATH in str(caught.value)
 
 
 @pytest.mark.parametrize("level", [True, False, np.True_, 1.0, "1", None, [1]])
-def test_mip_that_is_no_integer(level: Any) -> None:
+def test_a_mip_that_is_not_an_integer_is_refused(level: Any) -> None:
     with pytest.raises(TypeError, match="mip must be a whole number") as caught:
         Layer.from_info(PATH, INFO).mip(level)
     assert repr(level) in str(caught.value)
 
 
-def test_mip_of_a_numpy_integer() -> None:
+def test_a_mip_may_be_a_numpy_integer() -> None:
     assert Layer.from_info(PATH, INFO).mip(np.int64(1)).level == 1  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["scales", "type", "data_type", "num_channels"])
-def test_info_without_a_field_is_no_volume(name: str) -> None:
+def test_an_info_without_a_field_is_an_error(name: str) -> None:
     incomplete = info()
     del incomplete[name]
     with pytest.raises(SourceError, match=f"no usable '{name}'") as caught:
@@ -114,7 +114,7 @@ def test_info_without_a_field_is_no_volume(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["key", "size", "resolution", "chunk_sizes", "encoding"])
-def test_scale_without_a_field_is_no_volume(name: str) -> None:
+def test_a_scale_without_a_field_is_an_error(name: str) -> None:
     incomplete = info()
     del incomplete["scales"][1][name]
     with pytest.raises(SourceError, match=name):
@@ -135,11 +135,11 @@ def test_scale_without_a_field_is_no_volume(name: str) -> None:
         info(scales=[INFO["scales"][0] | {"chunk_sizes": []}]),
     ],
 )
-def test_info_of_something_else_is_a_source_error(wrong: dict[str, Any]) -> None:
+def test_an_info_that_is_not_of_a_volume_is_an_error(wrong: dict[str, Any]) -> None:
     with pytest.raises(SourceError, match="not an image or segmentation volume"):
         Layer.from_info(PATH, wrong)
 
 
-def test_layers_are_values() -> None:
+def test_layers_of_equal_infos_are_equal() -> None:
     assert Layer.from_info(PATH, INFO) == Layer.from_info(PATH, info())
     assert hash(Layer.from_info(PATH, INFO).mips[0]) == hash(Layer.from_info(PATH, info()).mips[0])

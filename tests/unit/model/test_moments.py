@@ -1,4 +1,4 @@
-"""What a moment is: which second is meant, and what is refused."""
+"""Moments: conversion of timestamps to whole seconds, and refused values."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ EAST = timezone(timedelta(hours=5, minutes=30))
     ],
     ids=repr,
 )
-def test_forms_of_one_moment(value: Any) -> None:
+def test_all_forms_of_a_moment_give_the_same_second(value: Any) -> None:
     moment = resolve_moment(value, now=LATER)
     assert (moment, type(moment)) == (NOON, int)
 
 
-def test_a_date_is_its_midnight() -> None:
+def test_a_date_means_its_midnight() -> None:
     midnight = NOON - 43_200
     assert resolve_moment("2024-05-01", now=LATER) == midnight
     assert resolve_moment(np.datetime64("2024-05-01"), now=LATER) == midnight
@@ -66,7 +66,7 @@ def test_fractions_are_rounded_up(fraction: float) -> None:
     assert resolve_moment(np.datetime64(int((NOON + fraction) * 1e6), "us"), now=LATER) == NOON + 1
 
 
-def test_a_nanosecond_after_a_second_is_not_that_second() -> None:
+def test_a_microsecond_after_a_second_is_rounded_up() -> None:
     assert resolve_moment(np.datetime64(NOON * 10**9 + 1000, "ns"), now=LATER) == NOON + 1
 
 
@@ -82,7 +82,7 @@ def test_the_future_is_refused(value: Any) -> None:
     assert "\n" not in str(refused.value)
 
 
-def test_milliseconds_are_guessed() -> None:
+def test_the_error_for_milliseconds_names_them() -> None:
     with pytest.raises(ValueError, match="milliseconds"):
         resolve_moment(NOON * 1000, now=LATER)
 
@@ -113,19 +113,19 @@ def test_milliseconds_are_guessed() -> None:
     ],
     ids=repr,
 )
-def test_what_is_no_moment(value: Any, kind: Any) -> None:
+def test_values_that_are_not_moments_are_refused(value: Any, kind: Any) -> None:
     with pytest.raises(kind, match=r"^asked_at must be") as refused:
         resolve_moment(value, now=LATER, name="asked_at")
     assert "\n" not in str(refused.value)
 
 
-def test_every_form_of_a_moment_before_1970_is_refused_alike() -> None:
+def test_every_form_of_a_moment_before_1970_is_refused() -> None:
     for value in (-86_400, "1969-12-31", datetime(1969, 12, 31), np.datetime64("1969-12-31"), datetime(1, 1, 1)):
         with pytest.raises(ValueError, match="timestamp"):
             resolve_moment(value, now=LATER)
 
 
-def test_the_clock_is_read_once_and_not_before_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moments_up_to_this_second_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: NOON + 0.75)
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("nothing to wait for"))
     assert resolve_moment(None) == NOON
@@ -134,7 +134,7 @@ def test_the_clock_is_read_once_and_not_before_it_is_needed(monkeypatch: pytest.
 
 
 def test_a_moment_within_this_second_waits_for_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What its second holds is not decided before it is over."""
+    """Edits may still happen until the end of the second."""
     slept: list[float] = []
     monkeypatch.setattr(time, "time", lambda: NOON + 0.75)
     monkeypatch.setattr(time, "sleep", slept.append)
@@ -142,12 +142,12 @@ def test_a_moment_within_this_second_waits_for_its_end(monkeypatch: pytest.Monke
     assert slept == [0.25]
 
 
-def test_seconds_keep_their_fraction() -> None:
+def test_unix_seconds_keep_their_fraction() -> None:
     assert as_unix_seconds("2024-05-01T12:00:00.25Z") == NOON + 0.25
     assert as_unix_seconds(datetime(2024, 5, 1, 12, 0, 0, 250_000)) == NOON + 0.25
 
 
-def test_description() -> None:
+def test_a_description_is_an_iso_time_that_resolves_to_its_moment() -> None:
     assert describe_moment(NOON) == "2024-05-01T12:00:00Z"
     assert describe_moment(NOON + 0.9) == "2024-05-01T12:00:00Z"
     assert resolve_moment(describe_moment(NOON), now=LATER) == NOON

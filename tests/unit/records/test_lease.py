@@ -1,4 +1,4 @@
-"""Leases: given back after an interrupt, and taken over from a process that may have crashed."""
+"""Leases: released after an interrupt, and taken over from processes that may have crashed."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from imagery_dask.storage.files import Files
 
 
 @pytest.mark.parametrize("how", ["enters", "leaves"])
-def test_an_interrupt_gives_the_lease_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    """Also in a process that lives on, such as that of a notebook."""
+def test_an_interrupt_releases_the_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Also in a process that does not end, such as that of a notebook."""
     files = Files.at(tmp_path / "out.receipts")
 
     def interrupted(*arguments: object) -> None:
@@ -39,12 +39,12 @@ def test_an_interrupt_gives_the_lease_back(tmp_path: Path, monkeypatch: pytest.M
 
 
 def _held_elsewhere(files: Files, age_s: float) -> None:
-    said = {"id": "other", "host": "other", "pid": 1, "machine": "other", "purpose": "close"}
-    files.put("lease.json", json.dumps(said | {"renewed": time.time() - age_s}).encode())
+    holder = {"id": "other", "host": "other", "pid": 1, "machine": "other", "purpose": "close"}
+    files.put("lease.json", json.dumps(holder | {"renewed": time.time() - age_s}).encode())
 
 
-def test_who_may_have_crashed_is_waited_for(tmp_path: Path, configure: Configure) -> None:
-    """Else parts that are run again soon would all leave it to one that is dead to close the store."""
+def test_a_holder_that_may_have_crashed_is_waited_for(tmp_path: Path, configure: Configure) -> None:
+    """Otherwise parts that are restarted soon would all leave closing the store to a dead process."""
     configure("lease.renew_s", 0.5)
     configure("lease.expires_s", 3.0)
     files = Files.at(tmp_path / "out.receipts")
@@ -54,7 +54,7 @@ def test_who_may_have_crashed_is_waited_for(tmp_path: Path, configure: Configure
     _held_elsewhere(files, 1.5)
     with leases.brief_lease(files, "OUT"):
         assert leases.holder_of(files)["pid"] == os.getpid()  # type: ignore[index]
-    # One that is late, or whose clock is, and is heard of.
+    # A holder that renews late, or whose clock is late, is alive if it renews during the wait.
     _held_elsewhere(files, 2.0)
     alive = threading.Timer(0.6, _held_elsewhere, (files, 2.0))
     alive.start()

@@ -1,4 +1,4 @@
-"""Parts of a plan: which blocks each has, their names, and which are being written."""
+"""Parts of a plan: their blocks, their names, and leases of parts that are being written."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from imagery_dask.storage.files import Files
 
 
 @given(blocks=st.integers(0, 500), of=st.integers(1, 60))
-def test_each_block_is_in_one_part(blocks: int, of: int) -> None:
+def test_every_block_is_in_one_part(blocks: int, of: int) -> None:
     parts = [Part(part, of).of_blocks(blocks) for part in range(1, of + 1)]
     np.testing.assert_array_equal(np.sum(parts, axis=0), np.ones(blocks))
-    # As even as can be.
+    # Sizes differ by one block at most.
     assert max(part.sum() for part in parts) - min(part.sum() for part in parts) <= 1
 
 
-def test_what_is_read_and_said() -> None:
-    share = Part.read("3/8")
-    assert (share, str(share), share.file) == (Part(3, 8), "part 3 of 8", "part-3-of-8.json")
+def test_a_part_is_read_from_text_and_names_its_file() -> None:
+    part = Part.read("3/8")
+    assert (part, str(part), part.file) == (Part(3, 8), "part 3 of 8", "part-3-of-8.json")
 
 
 @pytest.mark.parametrize("text", ["0/8", "9/8", "1/0", "3", "3/", "/8", "a/b", "-1/8", "1.5/8", "3/8/9", ""])
-def test_what_is_no_part(text: str) -> None:
+def test_text_that_is_not_a_part_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="A part is I/N"):
         Part.read(text)
 
 
-def test_parts_at_work_keep_others_out(tmp_path: Path) -> None:
+def test_a_running_part_keeps_out_processes_that_would_write_its_blocks(tmp_path: Path) -> None:
     files = Files.at(tmp_path / "out.receipts")
     refuse_parts(files, "OUT")
-    share = Part(3, 8)
-    with Lease(files, "part 3 of 8 of OUT", share.file, "part"):
-        ((found, held),) = part_holders(files)
-        assert (found, held["purpose"]) == (share, "part")
+    part = Part(3, 8)
+    with Lease(files, "part 3 of 8 of OUT", part.file, "part"):
+        ((running, holder),) = part_holders(files)
+        assert (running, holder["purpose"]) == (part, "part")
         with pytest.raises(TargetBusyError, match="part 3 of 8 of OUT is being written by process"):
             refuse_parts(files, "OUT")
         refuse_other_parts(files, "OUT", Part(1, 8))
         with pytest.raises(TargetBusyError, match="part 3 of 8 of OUT is being written by process"):
             refuse_other_parts(files, "OUT", Part(1, 4))
-        with pytest.raises(TargetBusyError), Lease(files, "part 3 of 8 of OUT", share.file, "part"):
+        with pytest.raises(TargetBusyError), Lease(files, "part 3 of 8 of OUT", part.file, "part"):
             pass
     assert list(part_holders(files)) == []
 
@@ -60,7 +60,7 @@ def test_leases_of_dead_processes_are_removed(tmp_path: Path) -> None:
     content = files.get("part-1-of-2.json")
     lease.__exit__(None, None, None)
     assert content is not None
-    # As it is after a kill: of a process of this machine that is not there.
+    # As after a kill: a lease of a process of this machine that does not exist.
     files.put("part-1-of-2.json", content.replace(f'"pid": {os.getpid()}'.encode(), b'"pid": 4194000'))
     refuse_parts(files, "OUT")
     assert list(files.names()) == []

@@ -1,4 +1,4 @@
-"""Runs among the records of a store."""
+"""Listing the runs in the records of a store."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from imagery_dask.records.runs import Run, now, runs_in
 from imagery_dask.storage.files import Files
 
 
-def test_one_that_is_removed_while_they_are_listed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_removed_during_listing_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = Files.at(str(tmp_path / "records"))
     stays, goes = (Run(Records(files, name), "OUT", {}, now()).saved() for name in ("stays", "goes"))
     assert {run.records.run for run in runs_in(files)} == {"stays", "goes"}
     get = Records.get
 
-    def removed_first(self: Records, name: str) -> Any:
+    def get_after_removal(self: Records, name: str) -> Any:
         if self.run == "goes":
             goes.records.remove()
         return get(self, name)
 
-    monkeypatch.setattr(Records, "get", removed_first)
+    monkeypatch.setattr(Records, "get", get_after_removal)
     assert [run.records.run for run in runs_in(files)] == [stays.records.run]

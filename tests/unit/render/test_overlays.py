@@ -1,4 +1,4 @@
-"""Pages of overlays by hand: axes, colors, widths, sides, errors."""
+"""Pages of overlays with known pixels: axes, colors, widths, sides, errors."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import pytest
 from imagery_dask import kernels
 from imagery_dask.render.overlays import overlay_halo, overlay_page
 
-A, B = 2**60 + 1, 2**60 + 2  # one float
+A, B = 2**60 + 1, 2**60 + 2  # equal as floats
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 COLORS = {A: RED, B: BLUE}
 
 
 def row(*ids: int) -> np.ndarray:
-    """Labels of one row: shape (x, 1)."""
+    """Return labels of one row, of shape (x, 1)."""
     return np.array(ids, dtype=np.uint64)[:, np.newaxis]
 
 
 def drawn(page: np.ndarray) -> str:
-    """First row of an RGBA page of red and blue, a letter per pixel; '.' is transparent."""
+    """Return the first row of an RGBA page as text: 'r' is red, 'b' is blue, '.' is transparent."""
     letters = {RED: "r", BLUE: "b"}
     return "".join(letters.get(tuple(pixel[:3]), "?") if pixel[3] else "." for pixel in page[0].tolist())
 
 
-def test_page_has_rows_of_y_and_columns_of_x() -> None:
+def test_rows_of_a_page_are_y_and_columns_are_x() -> None:
     labels = np.zeros((5, 3), dtype=np.uint64)
     labels[4, 1] = A
     page = overlay_page(labels, colors=COLORS, alpha=0.5)
@@ -37,7 +37,7 @@ def test_page_has_rows_of_y_and_columns_of_x() -> None:
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_page_over_an_image(order: Any) -> None:
+def test_a_page_over_an_image_blends_colors(order: Any) -> None:
     labels = np.array([[A, 0, B]] * 2, dtype=np.uint64, order=order)
     image = np.array([[100, 100, 100], [50, 60, 70]], dtype=np.uint8, order=order)
     page = overlay_page(labels, image, colors=COLORS, alpha=0.2)
@@ -49,7 +49,7 @@ def test_page_over_an_image(order: Any) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint64, np.int64, np.uint32, np.uint8])
-def test_ids_without_a_color_have_one_by_id(dtype: Any) -> None:
+def test_ids_without_a_color_get_the_color_of_their_id(dtype: Any) -> None:
     labels = np.array([[0, 5, 7], [7, 7, 0]], dtype=dtype)
     page = overlay_page(labels, colors={5: (1, 2, 3, 4)}, alpha=1)
     assert page[1, 0].tolist() == [1, 2, 3, 255]
@@ -57,7 +57,7 @@ def test_ids_without_a_color_have_one_by_id(dtype: Any) -> None:
     assert page[0, 1].tolist() == page[1, 1].tolist() == page[2, 0].tolist() == [*seven, 255]
 
 
-def test_neighbouring_ids_are_told_apart() -> None:
+def test_neighbouring_ids_have_different_pixels() -> None:
     assert float(A) == float(B)
     assert drawn(overlay_page(row(A, B, 0, B, A), colors=COLORS)) == "rb.br"
     other = overlay_page(row(A, B))[0]
@@ -78,7 +78,7 @@ def test_neighbouring_ids_are_told_apart() -> None:
     ],
     ids=str,
 )
-def test_outlines(options: dict[str, Any], expected: str) -> None:
+def test_outlines_have_known_pixels(options: dict[str, Any], expected: str) -> None:
     labels = row(0, 0, A, A, B, B, 0, 0)
     assert drawn(overlay_page(labels, colors=COLORS, outline=True, alpha=1, **options)) == expected
 
@@ -90,14 +90,14 @@ def test_later_ids_are_drawn_over_earlier_ones() -> None:
     assert drawn(overlay_page(labels[::-1], colors=swapped, outline=True, alpha=1, width=1)) == ".r."
 
 
-def test_the_edge_of_a_page_is_no_outline() -> None:
+def test_the_edge_of_a_page_has_no_outline() -> None:
     labels = np.full((6, 5), A, dtype=np.uint64)
     for side in ("in", "out"):
         assert not overlay_page(labels, outline=True, side=side).any()
         assert not overlay_page(labels, outline=True, side=side, merge_outline=False).any()
 
 
-def test_nothing_to_draw() -> None:
+def test_a_page_without_objects_is_the_image() -> None:
     nothing, image = np.zeros((4, 3), dtype=np.int64), np.arange(12, dtype=np.uint8).reshape(4, 3)
     for options in ({}, {"outline": True}, {"outline": True, "side": "in"}):
         assert not overlay_page(nothing, **options).any()
@@ -106,7 +106,7 @@ def test_nothing_to_draw() -> None:
     np.testing.assert_array_equal(overlay_page(ids, image, alpha=0), np.stack([image.T] * 3, axis=2))
 
 
-def test_halo() -> None:
+def test_the_halo_is_the_width_of_outlines() -> None:
     assert overlay_halo(False, 10) == 0
     assert overlay_halo(True, 7) == 7
     assert overlay_halo(True) == 10
@@ -114,7 +114,7 @@ def test_halo() -> None:
         overlay_halo(True, 0)
 
 
-def test_inputs_are_left_as_they_are() -> None:
+def test_overlays_do_not_change_their_input() -> None:
     labels, image = row(A, 0, B, B), np.full((4, 1), 8, dtype=np.uint8)
     labels.setflags(write=False)
     image.setflags(write=False)
@@ -139,6 +139,6 @@ def test_inputs_are_left_as_they_are() -> None:
     ],
     ids=str,
 )
-def test_bad_arguments(arguments: dict[str, Any], error: type[Exception], match: str) -> None:
+def test_bad_arguments_are_refused(arguments: dict[str, Any], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         overlay_page(**{"labels": np.full((4, 2), A), **arguments})

@@ -1,4 +1,4 @@
-"""Pages and their bytes, read back with Pillow and imageio."""
+"""Pages and their encodings, which Pillow and imageio read."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def voxels(shape: tuple[int, ...], dtype: str = "uint8") -> np.ndarray:
         ((5, 7, 3), "uint8", "RGB"), ((5, 7, 4), "uint8", "RGBA"),
     ],
 )  # fmt: skip
-def test_other_libraries_read_what_is_written(
+def test_other_libraries_read_encoded_pages(
     shape: tuple[int, ...], dtype: str, mode: str, form: Any, flat: bool
 ) -> None:
     page = voxels(shape, dtype)
@@ -38,7 +38,7 @@ def test_other_libraries_read_what_is_written(
     with Image.open(io.BytesIO(content)) as image:
         assert image.format == form.upper()
         assert image.mode == mode
-        image.load()  # with Pillow's own checks of checksums and lengths
+        image.load()  # checks checksums and lengths
         np.testing.assert_array_equal(np.asarray(image), page)
     np.testing.assert_array_equal(imageio.imread(content), page)
 
@@ -51,14 +51,14 @@ def test_large_png_files_have_several_data_chunks(monkeypatch: pytest.MonkeyPatc
     np.testing.assert_array_equal(imageio.imread(content), page)
 
 
-def test_png_without_zlib_ng(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_png_is_encoded_without_zlib_ng(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages.imagecodecs.ZLIBNG, "available", False)
     page = np.zeros((50, 60, 4), np.uint8)
     np.testing.assert_array_equal(imageio.imread(encode_page(page, flat=True)), page)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_rows_are_the_second_axis(order: Any) -> None:
+def test_rows_of_a_page_are_the_second_axis(order: Any) -> None:
     plane = np.array(voxels((7, 5)), order=order)
     np.testing.assert_array_equal(imagery_page(plane), plane.T)
     color = np.array(voxels((7, 5, 3)), order=order)
@@ -68,7 +68,7 @@ def test_rows_are_the_second_axis(order: Any) -> None:
 
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int16", "uint16", "uint8"])
-def test_a_window_scales(dtype: str, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_window_scales_values_to_bits(dtype: str, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pages, "WINDOW_VOXELS", 50)
     plane = voxels((20, 30), "uint8").astype(dtype)
     window = Window(50, 180, bits)
@@ -79,7 +79,7 @@ def test_a_window_scales(dtype: str, bits: int, monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_array_equal(page, expected)
 
 
-def test_a_window_of_what_is_no_number() -> None:
+def test_a_window_maps_nan_to_zero_and_clips_infinity() -> None:
     plane = np.array([[np.nan, np.inf, -np.inf, 0.5, 0.0, 1.0]])
     assert Window(0, 1).apply(plane).tolist() == [[0, 255, 0, 128, 0, 255]]
     for low, high in ((1, 1), (2, 1), (np.nan, 1), (0, np.inf)):
@@ -97,7 +97,7 @@ def test_masks_have_one_color() -> None:
 
 @pytest.mark.parametrize("dtype", ["uint64", "int64", "uint8", "int8"])
 @pytest.mark.parametrize("complete", [True, False])
-def test_values_of_ids(dtype: str, complete: bool) -> None:
+def test_values_of_ids_are_their_positions_in_the_table(dtype: str, complete: bool) -> None:
     base = ROOT if np.iinfo(dtype).bits == 64 else 1
     wide = "int64" if dtype.startswith("int") else "uint64"
     table = np.array([base, base + 1, base + 100], wide)
@@ -112,7 +112,7 @@ def test_values_of_ids(dtype: str, complete: bool) -> None:
         assert not values_of(plane, table[:0], complete).any()
 
 
-def test_labels_are_packed() -> None:
+def test_labels_are_packed_into_16_or_24_bits() -> None:
     values = np.array([[0, 1], [65_535, 65_536], [70_000, 2**24 - 1]], np.uint64)
     assert label_page(values[:2, :1], False).dtype == np.uint16
     page = label_page(values, True).astype(int)

@@ -1,4 +1,4 @@
-"""Slices as PNG files: names, axes, colors, depths, and how often blocks are computed."""
+"""Slices as PNG files: names, axes, colors, bit depths, and the number of computations of blocks."""
 
 from __future__ import annotations
 
@@ -41,21 +41,21 @@ KINDS = pytest.mark.parametrize("make", [np.asarray, as_dask], ids=["numpy", "da
 
 @KINDS
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_volume_is_cut_along_an_axis(tmp_path: Path, make: Any, axis: int) -> None:
+def test_a_volume_is_cut_along_an_axis(tmp_path: Path, make: Any, axis: int) -> None:
     image = volume()
     save_image_slices(str(tmp_path / "em"), "imagery", make(image), axis, "imagery")
     count = image.shape[axis]
     assert names(tmp_path) == {f"em_slice_{i}_imagery.png" for i in range(count)}
     for i in range(count):
         page = read(tmp_path, f"em_slice_{i}_imagery.png")
-        # Grey as three equal channels; columns are the first of the axes that are left, rows the second.
+        # Grey values in three equal channels; columns are the first of the two remaining axes, rows the second.
         expected = np.take(image, i, axis=axis).T
         np.testing.assert_array_equal(page, np.stack([expected] * 3, axis=2))
 
 
 @KINDS
 @pytest.mark.parametrize("shape", [(7, 5), (7, 5, 1)])
-def test_one_slice_has_no_number(tmp_path: Path, make: Any, shape: tuple[int, ...]) -> None:
+def test_the_name_of_a_single_slice_has_no_number(tmp_path: Path, make: Any, shape: tuple[int, ...]) -> None:
     image = volume(shape)
     save_image_slices(str(tmp_path / "em"), "imagery", make(image), 2, "imagery")
     assert names(tmp_path) == {"em_imagery.png"}
@@ -63,7 +63,7 @@ def test_one_slice_has_no_number(tmp_path: Path, make: Any, shape: tuple[int, ..
 
 
 @KINDS
-def test_sixteen_bits_stay_sixteen_bits(tmp_path: Path, make: Any) -> None:
+def test_16_bit_imagery_stays_16_bit(tmp_path: Path, make: Any) -> None:
     image = volume((7, 5, 2), "uint16")
     save_image_slices(str(tmp_path / "em"), "imagery", make(image), 2, "imagery")
     for i in range(2):
@@ -74,7 +74,7 @@ def test_sixteen_bits_stay_sixteen_bits(tmp_path: Path, make: Any) -> None:
 
 @KINDS
 @pytest.mark.parametrize("channels", [3, 4])
-def test_color_imagery(tmp_path: Path, make: Any, channels: int) -> None:
+def test_color_imagery_is_saved_in_color(tmp_path: Path, make: Any, channels: int) -> None:
     image = volume((7, 5, 2, channels))
     save_image_slices(str(tmp_path / "em"), "imagery", make(image), 2, "imagery")
     assert names(tmp_path) == {"em_slice_0_imagery.png", "em_slice_1_imagery.png"}
@@ -91,7 +91,7 @@ def test_color_imagery(tmp_path: Path, make: Any, channels: int) -> None:
         (np.array([1, 2, 3], dtype=np.uint8), (1, 2, 3, 255)),
     ],
 )
-def test_masks_are_transparent_where_they_are_not(tmp_path: Path, make: Any, color: Any, rgba: Any) -> None:
+def test_masks_are_transparent_where_they_are_false(tmp_path: Path, make: Any, color: Any, rgba: Any) -> None:
     mask = volume((6, 4, 2)) > 128
     save_image_slices(str(tmp_path / "seg"), f"root_id_{ROOT}", make(mask), 2, "mask", color=color)
     assert names(tmp_path) == {f"seg_slice_{i}_root_id_{ROOT}.png" for i in range(2)}
@@ -99,7 +99,7 @@ def test_masks_are_transparent_where_they_are_not(tmp_path: Path, make: Any, col
     np.testing.assert_array_equal(page, np.where(mask[:, :, 1].T[..., np.newaxis], rgba, 0))
 
 
-def test_verbose_names_each_file_and_quiet_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_verbose_prints_the_name_of_each_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_image_slices(str(tmp_path / "em"), "imagery", volume(), 2, "imagery")
     assert capsys.readouterr().out == ""
     save_image_slices(str(tmp_path / "em"), "imagery", volume(), 2, "imagery", verbose=True)
@@ -146,7 +146,7 @@ def test_bad_input_writes_nothing(
 
 
 class CountedBlocks:
-    """A dask array whose blocks count how often they are computed, and how many are alive in one computation."""
+    """A dask array that counts how often each of its blocks is computed."""
 
     def __init__(self, values: np.ndarray, chunks: tuple[int, ...]) -> None:
         self.computed: Counter[tuple[int, ...]] = Counter()
@@ -171,7 +171,7 @@ def test_every_block_is_computed_once(tmp_path: Path, axis: int) -> None:
 
 
 def test_slabs_are_computed_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory is bounded by a slab of blocks: when a slice is written, no block of a later slab has been computed."""
+    """When a slice is written, no block of a later slab has been computed, so that memory holds one slab."""
     counted = CountedBlocks(volume((6, 6, 9)), (3, 6, 3))
     computed_at: list[int] = []
     write = save._write
@@ -185,7 +185,7 @@ def test_slabs_are_computed_one_at_a_time(tmp_path: Path, monkeypatch: pytest.Mo
     assert computed_at == [2, 2, 2, 4, 4, 4, 6, 6, 6]
 
 
-def test_slabs_are_within_the_bound_on_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slabs_do_not_exceed_the_memory_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = volume((8, 8, 7))
     monkeypatch.setattr(save, "_slab_bytes", lambda: 2 * 64)
     shapes: list[tuple[int, ...]] = []
@@ -204,13 +204,13 @@ def test_slabs_are_within_the_bound_on_memory(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_slices_are_views(axis: int, order: Any) -> None:
-    """Cutouts are in Fortran order; np.take would copy them whole for each slice."""
+    """Cutouts are in Fortran order, and np.take would copy the whole cutout for each slice."""
     image = np.array(volume(), order=order)
     assert all(np.shares_memory(pixels, image) for _, pixels in save._slices(image, axis, image.shape[axis]))
 
 
-def test_writer_and_options_give_the_same_pixels(tmp_path: Path) -> None:
-    """Without options files are encoded here, with options by imageio."""
+def test_our_encoder_and_imageio_give_the_same_pixels(tmp_path: Path) -> None:
+    """Without options we encode the files, with options imageio does."""
     image = volume((70, 50, 2))
     for name, options in (("own", {}), ("imageio", {"compress_level": 3})):
         save_image_slices(str(tmp_path / name), "imagery", image, 2, "imagery", **options)
@@ -220,7 +220,7 @@ def test_writer_and_options_give_the_same_pixels(tmp_path: Path) -> None:
         np.testing.assert_array_equal(own, other, strict=True)
 
 
-# ------------------------------------------------------------------------------------- through the client
+# ------------------------------------------------------------------------------------- methods of the client
 
 
 def write_volume(folder: Path, data: np.ndarray, kind: str) -> str:
@@ -241,12 +241,12 @@ BOUNDS = [[3, 4, 5], [11, 10, 9]]
 def labels() -> np.ndarray:
     ids = np.zeros((8, 6, 4), dtype=np.uint64)
     ids[:4, :, :] = ROOT
-    ids[5:, :3, 2:] = 2**63 + 9  # first met in the third slice
+    ids[5:, :3, 2:] = 2**63 + 9  # begins in the third slice
     return ids
 
 
 @pytest.mark.parametrize("precomputed", [True, False])
-def test_masks_of_a_cutout_and_masks_at_hand_are_the_same_files(tmp_path: Path, precomputed: bool) -> None:
+def test_masks_of_a_cutout_and_computed_masks_give_the_same_files(tmp_path: Path, precomputed: bool) -> None:
     ids = labels()
     client = ImageryClient(imagery=False, segmentation_source=write_volume(tmp_path / "volume", ids, "segmentation"))
     (tmp_path / "out").mkdir()
@@ -264,7 +264,7 @@ def test_masks_of_a_cutout_and_masks_at_hand_are_the_same_files(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_color_cutout_is_saved_in_color(tmp_path: Path, depth: int) -> None:
+def test_a_color_cutout_is_saved_in_color(tmp_path: Path, depth: int) -> None:
     image = volume((8, 6, 4, 3))
     client = ImageryClient(segmentation=False, image_source=write_volume(tmp_path / "volume", image, "image"))
     (tmp_path / "out").mkdir()

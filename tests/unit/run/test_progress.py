@@ -1,4 +1,4 @@
-"""Progress where stderr is no terminal: lines now and then, none of short exports."""
+"""Progress when stderr is no terminal: a line at intervals, none for short exports."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ def report(done: int, **values: int) -> RunReport:
     return RunReport(400, done=done, seconds=10.0, written_bytes=done * 10**6, **values)
 
 
-def test_short_exports_say_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+def test_short_exports_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     with shown(True, 400) as show:
         assert show is not None
         show(report(400))
     assert capfd.readouterr() == ("", "")
 
 
-def test_lines(capfd: pytest.CaptureFixture[str], configure: Configure) -> None:
+def test_lines_have_progress_speed_and_problems(capfd: pytest.CaptureFixture[str], configure: Configure) -> None:
     configure("run.progress_line_s", 0.05)
     with shown(True, 400) as show:
         assert show is not None
@@ -42,7 +42,7 @@ def test_lines(capfd: pytest.CaptureFixture[str], configure: Configure) -> None:
     assert last.startswith("399 of 400 blocks (99.7%), 39.9 MB/s")
 
 
-def test_the_last_line_comes_once_and_after_an_interrupt(
+def test_the_last_line_is_printed_once_also_after_an_interrupt(
     capfd: pytest.CaptureFixture[str], configure: Configure
 ) -> None:
     configure("run.progress_line_s", 0.0)

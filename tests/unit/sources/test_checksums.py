@@ -10,12 +10,12 @@ import pytest
 from imagery_dask.sources.checksums import checksum_damage, stored_checksum
 
 CONTENT = b"123456789"
-CRC32C = base64.b64encode(bytes.fromhex("e3069283")).decode()  # the check value of the CRC's definition
+CRC32C = base64.b64encode(bytes.fromhex("e3069283")).decode()  # the check value in the definition of the CRC
 MD5 = base64.b64encode(hashlib.md5(CONTENT).digest()).decode()
 
 
 @pytest.mark.parametrize(("kind", "value"), [("crc32c", CRC32C), ("md5", MD5)])
-def test_right_and_wrong(kind: str, value: str) -> None:
+def test_wrong_checksums_are_reported(kind: str, value: str) -> None:
     assert checksum_damage(CONTENT, kind, value) == ""
     assert checksum_damage(CONTENT, kind, value.rstrip("=")) == ""
     assert kind in checksum_damage(CONTENT[:-1], kind, value)
@@ -23,12 +23,12 @@ def test_right_and_wrong(kind: str, value: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "value"), [(None, None), ("crc32c", None), ("crc32c", ""), ("sha1", "abc")])
-def test_nothing_to_check(kind: str | None, value: str | None) -> None:
+def test_missing_and_unknown_checksums_are_not_checked(kind: str | None, value: str | None) -> None:
     assert checksum_damage(CONTENT, kind, value) == ""
 
 
 @pytest.mark.parametrize(
-    ("headers", "found"),
+    ("headers", "checksum"),
     [
         ({}, None),
         ({"x-goog-hash": "crc32c=AAAA==,md5=BBBB=="}, "AAAA=="),
@@ -39,10 +39,10 @@ def test_nothing_to_check(kind: str | None, value: str | None) -> None:
             {"x-goog-hash": "crc32c=AAAA==", "x-goog-stored-content-encoding": "gzip", "Content-Encoding": "gzip"},
             "AAAA==",
         ),
-        # Decompressed on the way: what came is not what was stored.
+        # Decompressed by the server, so that the bytes received are not those stored.
         ({"x-goog-hash": "crc32c=AAAA==", "x-goog-stored-content-encoding": "gzip"}, None),
         ({"x-goog-hash": "crc32c=AAAA==", "Content-Encoding": "gzip"}, None),
     ],
 )
-def test_the_checksum_of_an_object_as_stored(headers: dict[str, str], found: str | None) -> None:
-    assert stored_checksum(headers) == found
+def test_the_stored_checksum_is_taken_only_for_bytes_as_stored(headers: dict[str, str], checksum: str | None) -> None:
+    assert stored_checksum(headers) == checksum

@@ -1,4 +1,4 @@
-"""Counts of reads: complete for a block, bounded for the sum of many."""
+"""Counts of reads: complete for a block, bounded for the sum of many blocks."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def test_the_sum_of_many_blocks_keeps_the_first_few() -> None:
     assert total.first(8) == [*(f"0 {number}" for number in range(7)), "1 0"]
 
 
-def test_requests_are_counted_where_they_are_made_for() -> None:
-    count_request(repeated=False)  # nobody collects
+def test_requests_are_counted_in_the_context_that_caused_them() -> None:
+    count_request(repeated=False)  # without a collector, nothing is counted
     with ThreadPoolExecutor(4) as pool, collect_counts() as block:
         count_request(repeated=False)
         read = ReadCounts()

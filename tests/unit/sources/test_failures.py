@@ -1,4 +1,4 @@
-"""Sorting failures, and how long to wait after them."""
+"""Classification of failures, and pauses before another attempt."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOW = 1_800_000_000
 DATE = formatdate(NOW, usegmt=True)
 
 
-def answered(status: int, **headers: str) -> requests.HTTPError:
+def http_error(status: int, **headers: str) -> requests.HTTPError:
     response = requests.Response()
     response.status_code = status
     response.headers.update({name.replace("_", "-"): value for name, value in headers.items()})
@@ -26,7 +26,7 @@ def answered(status: int, **headers: str) -> requests.HTTPError:
 
 
 class ClientError(Exception):
-    """As botocore's."""
+    """An error with the attributes of botocore's ClientError."""
 
     def __init__(self, status: int, code: str = "", **headers: str) -> None:
         self.response = {
@@ -38,11 +38,11 @@ class ClientError(Exception):
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        *[(answered(status), "passing") for status in (408, 425, 429, 500, 502, 503, 504)],
-        *[(answered(status), "refused") for status in (401, 403)],
-        (answered(404), "not there"),
-        (answered(416), "outside"),
-        *[(answered(status), "final") for status in (400, 405, 501)],
+        *[(http_error(status), "passing") for status in (408, 425, 429, 500, 502, 503, 504)],
+        *[(http_error(status), "refused") for status in (401, 403)],
+        (http_error(404), "not there"),
+        (http_error(416), "outside"),
+        *[(http_error(status), "final") for status in (400, 405, 501)],
         (ClientError(503, "SlowDown"), "passing"),
         (ClientError(403, "AccessDenied"), "refused"),
         (ClientError(404, "NoSuchKey"), "not there"),
@@ -58,7 +58,7 @@ class ClientError(Exception):
     ],
     ids=str,
 )
-def test_kinds(error: Exception, kind: str) -> None:
+def test_errors_are_classified(error: Exception, kind: str) -> None:
     assert kind_of(error) == kind
 
 
@@ -78,17 +78,17 @@ def test_kinds(error: Exception, kind: str) -> None:
     ],
     ids=str,
 )
-def test_what_retry_after_asks_for(headers: Any, seconds: float | None) -> None:
+def test_retry_after_is_read_as_seconds_or_date(headers: Any, seconds: float | None) -> None:
     assert retry_after_s(headers) == seconds
 
 
 @pytest.mark.parametrize("date", [{}, {"Date": "yesterday"}], ids=["no date", "no sensible date"])
-def test_a_date_without_the_servers_clock_is_by_this_one(date: dict[str, str]) -> None:
+def test_a_date_without_the_servers_clock_uses_the_local_clock(date: dict[str, str]) -> None:
     headers = {"Retry-After": formatdate(time.time() + 60, usegmt=True), **date}
     assert retry_after_s(headers) == pytest.approx(60, abs=2)
 
 
-def test_pauses_grow_and_are_spread() -> None:
+def test_pauses_grow_and_are_random() -> None:
     for attempt in range(12):
         longest = min(config.get("requests.longest_pause_s"), config.get("requests.first_pause_s") * 2**attempt)
         pauses = [pause_s(attempt) for _ in range(300)]
@@ -96,15 +96,17 @@ def test_pauses_grow_and_are_spread() -> None:
         assert 0.9 * longest < max(pauses) <= longest
 
 
-@pytest.mark.parametrize("error", [answered(429, Retry_After="20"), ClientError(503, **{"retry-after": "20"})], ids=str)
-def test_the_server_comes_first(error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error", [http_error(429, Retry_After="20"), ClientError(503, **{"retry-after": "20"})], ids=str
+)
+def test_a_pause_is_at_least_what_the_server_requests(error: Exception) -> None:
     pauses = [pause_s(1, error) for _ in range(100)]
     assert min(pauses) >= 20
     assert max(pauses) <= 20 + 2 * config.get("requests.first_pause_s")
     assert len(set(pauses)) > 50
 
 
-def test_the_server_is_not_waited_for_for_ever(configure: Configure) -> None:
+def test_pauses_requested_by_the_server_are_limited(configure: Configure) -> None:
     assert config.get("requests.longest_retry_after_s") == 120
     configure("requests.longest_retry_after_s", 5.0)
-    assert 5 <= pause_s(0, answered(503, Retry_After="86400")) < 6
+    assert 5 <= pause_s(0, http_error(503, Retry_After="86400")) < 6

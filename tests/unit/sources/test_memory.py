@@ -1,4 +1,4 @@
-"""Memory of worker processes: changed only where dask's default is in force."""
+"""malloc keeps freed memory in worker processes, and only if dask's default is in effect."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def run(value: str | None) -> tuple[bool, int]:
     return changed == "True", int(faults)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc is meant")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc's malloc")
 def test_buffers_are_reused_in_a_worker() -> None:
     changed, faults = run("65536")
     assert changed
-    # 50 buffers of 2 MB are 24,000 pages; kept memory is faulted in once.
+    # 50 buffers of 2 MB have 24,000 pages; memory that is kept causes page faults only once.
     assert faults < 5_000
 
 
 @pytest.mark.parametrize("value", [None, "1000000"])
-def test_other_processes_are_left_alone(value: str | None) -> None:
+def test_other_processes_are_not_changed(value: str | None) -> None:
     assert run(value)[0] is False

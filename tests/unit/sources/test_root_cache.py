@@ -1,4 +1,4 @@
-"""Roots that a process remembers."""
+"""The cache of roots in a process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def ids(*values: int) -> Ids:
     return np.array(values, dtype=np.uint64)
 
 
-def test_an_empty_cache_knows_nothing() -> None:
+def test_an_empty_cache_has_no_root() -> None:
     cache = RootCache()
     known, roots = cache.get(ids(1, 2**63, 2**64 - 1))
     assert (known.tolist(), roots.tolist(), len(cache)) == ([False] * 3, [0] * 3, 0)
@@ -24,7 +24,7 @@ def test_an_empty_cache_knows_nothing() -> None:
     assert (known.size, roots.size, roots.dtype) == (0, 0, np.uint64)
 
 
-def test_what_was_put_is_got() -> None:
+def test_roots_that_were_put_are_returned() -> None:
     cache = RootCache()
     cache.put(ids(3, 9), ids(30, 90))
     cache.put(ids(1, 5), ids(10, 50))
@@ -35,7 +35,7 @@ def test_what_was_put_is_got() -> None:
     assert len(cache) == 4
 
 
-def test_no_root_is_remembered_too() -> None:
+def test_ids_without_a_root_are_cached_too() -> None:
     cache = RootCache()
     cache.put(ids(7), ids(0))
     known, roots = cache.get(ids(7))
@@ -43,7 +43,7 @@ def test_no_root_is_remembered_too() -> None:
 
 
 def test_ids_near_and_above_2_to_the_63_stay_apart() -> None:
-    """As float64, or next to an int64, neighbours would be one."""
+    """As float64, also after arithmetic with int64, neighbours would be equal."""
     keys = ids(2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1)
     values = keys[::-1].copy()
     cache = RootCache()
@@ -56,7 +56,7 @@ def test_ids_near_and_above_2_to_the_63_stay_apart() -> None:
     assert not known.any()
 
 
-def test_it_stays_within_twice_its_capacity() -> None:
+def test_the_cache_stays_within_twice_its_capacity() -> None:
     cache = RootCache(capacity=100)
     for first in range(0, 10_000, 40):
         batch = np.arange(first, first + 40, dtype=np.uint64)
@@ -67,7 +67,7 @@ def test_it_stays_within_twice_its_capacity() -> None:
         assert (roots == batch + np.uint64(1)).all()
 
 
-def test_what_is_asked_for_stays_and_the_rest_goes() -> None:
+def test_recently_used_roots_are_kept() -> None:
     cache = RootCache(capacity=10)
     cache.put(ids(1, 2), ids(10, 20))
     for number in range(100, 200):
@@ -77,14 +77,14 @@ def test_what_is_asked_for_stays_and_the_rest_goes() -> None:
     assert not cache.get(ids(2))[0].any()
 
 
-def test_a_batch_larger_than_the_cache_is_kept_until_the_next() -> None:
+def test_a_batch_larger_than_the_cache_is_kept_until_the_next_batch() -> None:
     cache = RootCache(capacity=3)
     many = np.arange(1, 50, dtype=np.uint64)
     cache.put(many, many)
     assert cache.get(many)[0].all()
 
 
-def test_answers_are_the_callers_own() -> None:
+def test_changing_arguments_and_results_does_not_change_the_cache() -> None:
     cache = RootCache()
     keys, values = ids(1, 2), ids(10, 20)
     cache.put(keys, values)
@@ -93,7 +93,7 @@ def test_answers_are_the_callers_own() -> None:
     assert cache.get(keys)[1].tolist() == [10, 20]
 
 
-def test_threads_get_what_threads_put() -> None:
+def test_concurrent_threads_get_correct_roots() -> None:
     cache, wrong = RootCache(capacity=500), []
     start = threading.Barrier(4)
 

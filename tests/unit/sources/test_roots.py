@@ -1,4 +1,4 @@
-"""Ids of any size survive a lookup: a graph whose layers reach into the highest bit, on a socket of its own."""
+"""Lookups are exact for ids of any size, with a small server whose layers use the highest bit."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ LOW = np.uint64(2**56 - 1)
 
 
 def root_of(ids: Ids, layer: int = LAYERS) -> Ids:
-    """Neighbouring supervoxels have neighbouring roots, in another order; every 7th has none."""
-    found = (ids & LOW ^ np.uint64(1)) | np.uint64(layer << 56)
-    return np.where(ids % np.uint64(7) == 0, np.uint64(0), found)
+    """Return the roots of supervoxels: neighbours have neighbouring roots, and multiples of 7 have none."""
+    roots = (ids & LOW ^ np.uint64(1)) | np.uint64(layer << 56)
+    return np.where(ids % np.uint64(7) == 0, np.uint64(0), roots)
 
 
 class _Server(ThreadingHTTPServer):
@@ -57,7 +57,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 @pytest.fixture
@@ -87,35 +87,35 @@ def query(server: _Server) -> RootQuery:
 
 
 def supervoxels(layer: int = 1) -> Ids:
-    """Ids that a float64 would merge, up to the largest that a layer has."""
+    """Return ids that are equal as float64, up to the largest of a layer."""
     ends = [1, 2, 3, 2**53, 2**53 + 1, 2**53 + 2, 2**56 - 4, 2**56 - 3, 2**56 - 2]
     return np.array([(layer << 56) + end for end in ends], dtype=np.uint64)
 
 
 @pytest.mark.parametrize("layer", [1, 127, 128, 254])
-def test_roots_above_2_to_the_63(server: _Server, query: RootQuery, layer: int) -> None:
+def test_roots_above_2_to_the_63_are_exact(server: _Server, query: RootQuery, layer: int) -> None:
     ids = np.append(np.uint64(0), supervoxels(layer))
     with collect_counts() as counts:
-        found = look_up_roots(query, ids)
-    assert found.dtype == np.uint64
-    assert found.tolist() == [0, *root_of(ids[1:]).tolist()]
-    assert len(np.unique(found[found != 0])) == np.count_nonzero(found)
+        roots = look_up_roots(query, ids)
+    assert roots.dtype == np.uint64
+    assert roots.tolist() == [0, *root_of(ids[1:]).tolist()]
+    assert len(np.unique(roots[roots != 0])) == np.count_nonzero(roots)
     path, params, sent = server.asked[0]
     assert path == "/segmentation/api/v1/table/t/roots_binary"
     assert params == {"timestamp": "1700000000"}
-    assert sent.tolist() == ids[1:].tolist()  # not the 0
+    assert sent.tolist() == ids[1:].tolist()  # 0 is not sent
     none = [int(value) for value in ids[1:] if value % np.uint64(7) == 0]
     assert (counts.root_requests, counts.ids_sent, counts.zero_roots) == (1, len(ids) - 1, len(none))
     assert counts.zero_root_ids == none
     with collect_counts() as again:
-        assert look_up_roots(query, ids).tolist() == found.tolist()
+        assert look_up_roots(query, ids).tolist() == roots.tolist()
     assert (again.root_requests, again.ids_sent, again.zero_roots) == (0, 0, len(none))
     assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize("order", ["F", "C"])
 @pytest.mark.parametrize("layer", [1, 200])
-def test_blocks_of_such_ids(query: RootQuery, order: Any, layer: int) -> None:
+def test_blocks_of_large_ids_are_exact(query: RootQuery, order: Any, layer: int) -> None:
     ids = np.append(np.uint64(0), supervoxels(layer))
     block = np.random.default_rng(1).choice(ids, (9, 8, 7, 1))
     block = np.asarray(block, order=order)
@@ -130,7 +130,7 @@ def test_blocks_of_such_ids(query: RootQuery, order: Any, layer: int) -> None:
     np.testing.assert_array_equal(mask, right == np.uint64(listed[0]))
 
 
-def test_int64_is_refused_for_what_does_not_fit(query: RootQuery) -> None:
+def test_roots_that_do_not_fit_int64_are_an_error(query: RootQuery) -> None:
     block = supervoxels()[[0, 4]].reshape(2, 1, 1, 1)
     largest = int(root_of(block).max())
     assert largest > 2**63
@@ -138,7 +138,7 @@ def test_int64_is_refused_for_what_does_not_fit(query: RootQuery) -> None:
         apply_rule(block, LabelRule(query=query, as_int64=True))
 
 
-def test_ids_of_the_asked_layer_are_not_sent(server: _Server, query: RootQuery) -> None:
+def test_ids_of_the_requested_layer_are_not_sent(server: _Server, query: RootQuery) -> None:
     own = supervoxels(LAYERS)
     assert look_up_roots(query, own).tolist() == own.tolist()
     assert look_up_roots(query, np.zeros(1, np.uint64)).tolist() == [0]
@@ -149,18 +149,18 @@ def test_ids_of_the_asked_layer_are_not_sent(server: _Server, query: RootQuery) 
     assert server.asked[0][2].tolist() == supervoxels()[:3].tolist()
 
 
-def test_a_layer_between(server: _Server, query: RootQuery) -> None:
+def test_a_stop_layer_gives_the_nodes_of_that_layer(server: _Server, query: RootQuery) -> None:
     ids = supervoxels()
     second = RootQuery(query.graph, query.timestamp, stop_layer=2)
     assert look_up_roots(second, ids).tolist() == root_of(ids, 2).tolist()
     assert server.asked[0][1] == {"timestamp": "1700000000", "stop_layer": "2"}
-    assert look_up_roots(query, ids).tolist() == root_of(ids).tolist()  # layers are not mixed up in the cache
+    assert look_up_roots(query, ids).tolist() == root_of(ids).tolist()  # the cache keeps layers apart
     first = RootQuery(query.graph, query.timestamp, stop_layer=1)
     assert look_up_roots(first, ids).tolist() == ids.tolist()
     assert len(server.asked) == 2
 
 
-def test_many_ids_travel_in_batches_and_compressed(server: _Server, query: RootQuery, configure: Configure) -> None:
+def test_many_ids_are_sent_in_compressed_batches(server: _Server, query: RootQuery, configure: Configure) -> None:
     configure("graph.batch_ids", 4)
     configure("graph.gzip_above", 30)
     ids = supervoxels()
@@ -181,7 +181,7 @@ def test_many_ids_travel_in_batches_and_compressed(server: _Server, query: RootQ
     ],
     ids=["short", "long", "empty", "another layer", "supervoxels of others"],
 )
-def test_wrong_answers_are_repeated_then_an_error(
+def test_wrong_answers_are_requested_again_and_then_an_error(
     server: _Server, query: RootQuery, monkeypatch: pytest.MonkeyPatch, wrong: Any, reason: str
 ) -> None:
     impatient(monkeypatch)
@@ -194,11 +194,11 @@ def test_wrong_answers_are_repeated_then_an_error(
     server.answer = wrong
     with pytest.raises(ServerError, match=rf"POST /segmentation/api/v1/table/t/roots_binary failed.*{reason}"):
         look_up_roots(forget_query, ids)
-    assert len(lookups._cache_of(forget_query)) == 0  # nothing wrong is remembered
+    assert len(lookups._cache_of(forget_query)) == 0  # wrong answers are not cached
 
 
 @pytest.mark.parametrize("order", ["F", "C"])
-def test_remap_is_exact(order: Any) -> None:
+def test_remapping_is_exact(order: Any) -> None:
     ids = np.array([0, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1], np.uint64)
     values = np.roll(ids, 3)
     at = np.random.default_rng(0).integers(0, len(ids), (11, 7, 5, 1))
@@ -206,7 +206,7 @@ def test_remap_is_exact(order: Any) -> None:
     np.testing.assert_array_equal(kernels.remap(block, ids, values), values[at])
 
 
-def test_remap_of_nothing() -> None:
+def test_remapping_an_empty_block_gives_an_empty_block() -> None:
     nothing = np.zeros((0, 3, 2, 1), np.uint64)
     assert kernels.remap(nothing, np.zeros(0, np.uint64), np.zeros(0, np.uint64)).shape == (0, 3, 2, 1)
     same = np.array([[2**63 + 1, 5]], np.uint64)

@@ -1,4 +1,4 @@
-"""Names of servers in addresses."""
+"""The server in the path of a source."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ from imagery_dask.sources.transport import server_of
         ("s3://https://s3.host:9000/bucket/a", "https://s3.host:9000"),
     ],
 )
-def test_servers(path: str, server: str) -> None:
+def test_the_server_of_a_path_has_no_secret(path: str, server: str) -> None:
     assert server_of(path) == server

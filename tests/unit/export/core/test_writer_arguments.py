@@ -1,4 +1,4 @@
-"""Functions, values of options, plans and the command line have the same options with the same defaults."""
+"""Writers, option classes, plans and the command line have the same options with the same defaults."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def defaults_of(options: type[Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_keywords_of_a_writer_are_options_or_say_how_it_runs(name: str) -> None:
+def test_keywords_of_a_writer_are_those_of_its_options_and_of_runs(name: str) -> None:
     writer, options = WRITERS[name]
     keywords = {
         parameter.name: parameter.default
@@ -49,16 +49,16 @@ def test_keywords_of_a_writer_are_options_or_say_how_it_runs(name: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
-def test_flags_have_the_defaults_of_the_options(form: Any) -> None:
+def test_flags_have_the_defaults_and_help_of_the_options(form: Any) -> None:
     command = export.commands[form.name]
     flags = {parameter.name: parameter for parameter in command.params}
     for field in dataclasses.fields(WRITERS[form.name][1]):
         for prefix, flag in flags_of(field.metadata).items():
-            made = flags[f"{prefix}_{field.name}".strip("_")]
-            assert isinstance(made, click.Option)
-            assert made.help == flag.help
+            option = flags[f"{prefix}_{field.name}".strip("_")]
+            assert isinstance(option, click.Option)
+            assert option.help == flag.help
             expected = field.default if flag.default is None else flag.default
-            assert made.default == expected or made.default == str(expected)
+            assert option.default == expected or option.default == str(expected)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_the_json_of_options_keeps_its_keys() -> None:
         (ImageOptions, {"titel": 4}, TypeError, ["titel"]),
     ],
 )
-def test_options_are_checked_when_made(
+def test_options_are_validated_when_made(
     options: type[Any], given: dict[str, Any], error: type[Exception], words: list[str]
 ) -> None:
     with pytest.raises(error) as caught:
@@ -134,7 +134,7 @@ def test_options_are_checked_when_made(
     assert all(word in str(caught.value) for word in words)
 
 
-def test_options_do_not_change() -> None:
+def test_options_are_frozen() -> None:
     for _, options in WRITERS.values():
         with pytest.raises(dataclasses.FrozenInstanceError):
             next(iter([options()])).levels = 2

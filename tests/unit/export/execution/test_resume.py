@@ -1,4 +1,4 @@
-"""Parts that open the same export at the same time."""
+"""Opening the parts of an export at the same time."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from imagery_dask.records.runs import Run, now, runs_in
 from imagery_dask.storage.files import Files
 
 
-def test_parts_that_crashed_are_found_out_side_by_side(tmp_path: Path, configure: Configure) -> None:
-    """On other machines, of which only time tells; an array that is submitted again does not begin one by one."""
+def test_parts_wait_for_crashed_parts_at_the_same_time(tmp_path: Path, configure: Configure) -> None:
+    """Crashes on other machines are known only after a wait, which the parts of a job array must not do in turn."""
     configure("lease.renew_s", 2.0)
     files = Files.at(str(tmp_path / "records"))
     for part in range(1, 5):
         held = {"id": "x", "host": "elsewhere", "pid": 1, "machine": "another", "purpose": "part", "renewed": 0.0}
         files.put(Part(part, 4).file, json.dumps(held).encode(), "application/json")
-    target = SimpleNamespace(url="OUT", occupied=lambda: False, recover=lambda: None, holds=lambda place, written: True)
+    target = SimpleNamespace(url="OUT", occupied=lambda: False, recover=lambda: None, holds=lambda url, written: True)
     export = SimpleNamespace(target=target, records=files, fingerprint_fields={})
 
-    def begin(part: int) -> float:
+    def open_time(part: int) -> float:
         with open_part(export, Part(part, 4), lambda new: SimpleNamespace(id=new.id)):
             return time.monotonic()
 
     started = time.monotonic()
     with ThreadPoolExecutor(4) as threads:
-        begun = list(threads.map(begin, range(1, 5)))
-    assert 3 <= max(begun) - started < 9  # one after the other, it would be twelve
+        opened = list(threads.map(open_time, range(1, 5)))
+    assert 3 <= max(opened) - started < 9  # in turn, it would be twelve
 
 
-def test_a_store_that_another_part_makes_meanwhile_is_not_foreign(tmp_path: Path) -> None:
-    """Between the look at the records and the one at the store: its plan is there before it."""
+def test_a_store_that_another_part_makes_during_the_check_is_not_foreign(tmp_path: Path) -> None:
+    """The other part saves its plan and then makes the store, after the records and before the store are checked."""
     files = Files.at(str(tmp_path / "records"))
 
     def occupied() -> bool:

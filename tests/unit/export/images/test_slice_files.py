@@ -1,4 +1,4 @@
-"""Names of the files of slice exports."""
+"""File names of slice exports."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def names(axis: int = 2, start: Any = None, tiled: bool = False, shape: Any = (1
         (names(start=(0, 0, 5), shape=(9, 9, 1)), "em_imagery_z000008.png"),
     ],
 )
-def test_names(called: SliceNames, expected: str) -> None:
+def test_names_have_slice_tile_and_position(called: SliceNames, expected: str) -> None:
     index = 3 if called.shape[called.axis] > 1 or called.start else 0
     assert called.name("imagery", index, (10, 20)) == expected
 
 
 @pytest.mark.parametrize("first", [0, 7, 999_995, -5, -20, -1_000_005])
-def test_absolute_names_sort_as_slices_do(first: int) -> None:
+def test_absolute_names_sort_in_the_order_of_slices(first: int) -> None:
     called = names(start=(0, 0, first), shape=(9, 9, 20))
     listed = [called.name("imagery", index) for index in range(20)]
     assert sorted(listed) == listed

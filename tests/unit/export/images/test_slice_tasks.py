@@ -1,4 +1,4 @@
-"""Names of the tasks of slice exports: what is done, and which slab it is."""
+"""Task names of slice exports: the steps, and the position of the slab."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ BOUNDS = [[0, 0, 0], SHAPE]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_slices_by_the_place_of_their_slab(client: ImageryClient, tmp_path: Path, axis: int) -> None:
+def test_tasks_are_named_after_steps_and_position(client: ImageryClient, tmp_path: Path, axis: int) -> None:
     volumes = as_volumes(client.image_cutout(BOUNDS))
     plan = plan_slices(storage_edges(volumes), axis, 32, 1)
-    name = SliceNames("em", axis, SHAPE, (0, 0, 0), True, "png")
-    found = [task.name for task in SliceTasks(plan, volumes, ImageryPages(), name, Files.at(tmp_path), "png")]
+    file_names = SliceNames("em", axis, SHAPE, (0, 0, 0), True, "png")
+    task_names = [
+        task.name for task in SliceTasks(plan, volumes, ImageryPages(), file_names, Files.at(tmp_path), "png")
+    ]
     counts = [len(edges) - 1 for edges in plan.edges]
-    assert found == [
+    assert task_names == [
         f"read+write slices z{z} y{y} x{x}"
         for z in range(counts[2])
         for y in range(counts[1])
         for x in range(counts[0])
     ]
     both = [*as_volumes(remapped(client.segmentation_cutout(BOUNDS))), *volumes]
-    over = SliceTasks(plan, both, ImageryPages(), name, Files.at(tmp_path), "png")
-    assert over[0].name == "read+remap+resize+write slices z0 y0 x0"
+    overlays = SliceTasks(plan, both, ImageryPages(), file_names, Files.at(tmp_path), "png")
+    assert overlays[0].name == "read+remap+resize+write slices z0 y0 x0"

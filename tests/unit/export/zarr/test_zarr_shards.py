@@ -1,4 +1,4 @@
-"""Shards that are encoded here, read by zarr."""
+"""Shards encoded by this package are read by zarr."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def created(folder: Path, dtype: Any, codec: Any = None, fill: float = 0, **opti
 
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("dtype", ["uint8", "uint64", "float32", "bool"])
-def test_zarr_reads_what_was_written(tmp_path: Path, codec: Any, dtype: str) -> None:
+def test_zarr_reads_encoded_shards(tmp_path: Path, codec: Any, dtype: str) -> None:
     created(tmp_path, dtype, codec)
     voxels = np.random.default_rng(0).integers(0, 2, SHAPE).astype(dtype)
     voxels[:16, :16, :16] = 0  # an empty chunk of a shard
@@ -41,7 +41,7 @@ def test_zarr_reads_what_was_written(tmp_path: Path, codec: Any, dtype: str) -> 
 
 
 @pytest.mark.parametrize("options", [{"fill": 7}, {"shards": None}, {"dtype": "uint16", "serializer": "big"}])
-def test_other_arrays_are_left_to_zarr(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_other_arrays_are_encoded_by_zarr(tmp_path: Path, options: dict[str, Any]) -> None:
     if "serializer" in options:
         options = options | {"serializer": zarr.codecs.BytesCodec(endian="big")}
     created(tmp_path, options.pop("dtype", "uint8"), **options)

@@ -1,4 +1,4 @@
-"""The chunked graph of the local CAVE server, against a model that knows only sets of supervoxels."""
+"""The chunked graph of the local CAVE server agrees with a model of sets of supervoxels."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHUNK = (4, 4, 2)
 
 
 class Snapshot(NamedTuple):
-    """From ``time`` on, each set of ``objects`` was one object."""
+    """The objects from ``time`` on, each a set of supervoxels."""
 
     time: float
     objects: set[frozenset[int]]
@@ -37,7 +37,7 @@ class Case(NamedTuple):
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Random objects over random chunks, and random edits of them."""
+    """Draw random objects in random chunks, and random edits of them."""
     shape = draw(st.tuples(st.integers(1, 14), st.integers(1, 10), st.integers(1, 5)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     corners = rng.integers(0, draw(st.integers(1, 8)), size=[-(-n // 3) for n in shape])
@@ -67,7 +67,7 @@ def edit(
         first, second = draw(st.permutations(ordered))[:2]
         graph.merge(root_of(graph, first, moment), root_of(graph, second, moment), moment)
         return objects - {first, second} | {first | second}
-    divisible = [each for each in ordered if len(each) > 1]
+    divisible = [group for group in ordered if len(group) > 1]
     if not divisible:
         return None
     whole = draw(st.sampled_from(divisible))
@@ -86,13 +86,13 @@ def nodes_of(graph: ChunkedGraph) -> list[int]:
 
 
 @given(cases())
-def test_roots_partition_as_edits_did_to_the_millisecond(case: Case) -> None:
+def test_roots_are_exact_to_the_millisecond_of_an_edit(case: Case) -> None:
     ids = case.graph.supervoxels
     for snapshot, following in itertools.pairwise([*case.snapshots, Snapshot(4e9, set())]):
         for moment in (snapshot.time, (snapshot.time + following.time) / 2, following.time - 0.001):
             roots = case.graph.roots(ids, moment)
-            found = {frozenset(ids[roots == root].tolist()) for root in np.unique(roots)}
-            assert found == snapshot.objects
+            objects = {frozenset(ids[roots == root].tolist()) for root in np.unique(roots)}
+            assert objects == snapshot.objects
             assert (case.graph.layout.layers(roots) == case.graph.layout.n_layers).all()
 
 
@@ -116,7 +116,7 @@ def test_leaves_are_the_inverse_of_roots(case: Case) -> None:
 
 
 @given(cases())
-def test_ids_say_layer_and_chunk(case: Case) -> None:
+def test_ids_encode_layer_and_chunk(case: Case) -> None:
     layout = case.graph.layout
     assert len(set(nodes_of(case.graph))) == len(nodes_of(case.graph))
     for node in nodes_of(case.graph):
@@ -126,7 +126,8 @@ def test_ids_say_layer_and_chunk(case: Case) -> None:
         assert len(inside)
         assert (layout.chunks(inside) >> (layer - 2) == layout.chunks(node)).all()
         assert all(int(layout.layers(child)) < layer for child in case.graph.children(node))
-        assert layer in (2, layout.n_layers) or len(case.graph.children(node)) > 1  # others are skipped
+        # In other layers, nodes with a single child are skipped.
+        assert layer in (2, layout.n_layers) or len(case.graph.children(node)) > 1
         assert int(layout.encode(layer, layout.chunks(node), 0)) == int(layout.chunk_ids(node))
 
 
@@ -155,7 +156,7 @@ def test_stop_layers_lie_between_a_supervoxel_and_its_root(case: Case, data: st.
 
 
 @given(cases(), st.data())
-def test_bounds_choose_whole_chunks(case: Case, data: st.DataObject) -> None:
+def test_bounds_select_whole_chunks(case: Case, data: st.DataObject) -> None:
     graph = case.graph
     corners = [sorted(data.draw(st.tuples(st.integers(o - 9, o + 20), st.integers(o - 9, o + 20)))) for o in OFFSET]
     low, high = np.array([(a, b + 1) for a, b in corners]).T
@@ -164,20 +165,20 @@ def test_bounds_choose_whole_chunks(case: Case, data: st.DataObject) -> None:
     ids = case.volume[case.volume != 0]
     touched = {tuple(chunk) for chunk in ((position[in_box] - OFFSET) // CHUNK).tolist()}
     for root in np.unique(graph.roots(graph.supervoxels)).tolist():
-        everything, found = graph.leaves(root), graph.leaves(root, [low, high])
-        assert set(np.unique(ids[in_box & np.isin(ids, everything)]).tolist()) <= set(found.tolist())
+        everything, selected = graph.leaves(root), graph.leaves(root, [low, high])
+        assert set(np.unique(ids[in_box & np.isin(ids, everything)]).tolist()) <= set(selected.tolist())
         inside = [tuple(chunk) in touched for chunk in graph.layout.chunks(everything).tolist()]
-        assert set(everything[inside].tolist()) <= set(found.tolist()) <= set(everything.tolist())
-        chunk_low = (graph.layout.chunks(found)) * CHUNK + OFFSET
+        assert set(everything[inside].tolist()) <= set(selected.tolist()) <= set(everything.tolist())
+        chunk_low = (graph.layout.chunks(selected)) * CHUNK + OFFSET
         assert ((chunk_low < high) & (chunk_low + CHUNK > low)).all()
 
 
 @given(cases())
-def test_lineage_leads_to_what_shares_supervoxels(case: Case) -> None:
+def test_the_lineage_of_a_root_leads_to_roots_that_share_its_supervoxels(case: Case) -> None:
     graph, history = case.graph, case.graph.history
     for root in (node for node in nodes_of(graph) if node >> 56 == graph.layout.n_layers):
         born = history.created[root] / 1000
-        for moment in [each.time for each in case.snapshots if each.time >= born]:
+        for moment in [snapshot.time for snapshot in case.snapshots if snapshot.time >= born]:
             latest = history.latest(root, moment)
             assert history.are_latest(latest.tolist(), moment).all()
             assert set(np.unique(graph.roots(graph.leaves(root), moment)).tolist()) <= set(latest.tolist())
@@ -187,13 +188,13 @@ def test_lineage_leads_to_what_shares_supervoxels(case: Case) -> None:
             assert then - left == set(latest.tolist())
         replaced = history.ended(root, case.snapshots[-1].time)
         assert replaced == born or history.are_latest([root], replaced - 0.001).all()
-    made = {new for operation in history.operations for new in operation.new}
-    assert made == set(history.delta(0.0)[1])
+    created = {new for operation in history.operations for new in operation.new}
+    assert created == set(history.delta(0.0)[1])
     assert len(history.operations) == len(case.snapshots) - 1
 
 
 @given(cases())
-def test_nothing_that_was_is_changed_by_later_edits(case: Case) -> None:
+def test_later_edits_do_not_change_earlier_moments(case: Case) -> None:
     graph, last = case.graph, case.snapshots[-1]
     before = {moment: graph.roots(graph.supervoxels, moment).copy() for moment, _ in case.snapshots}
     leaves = {node: graph.leaves(node).tolist() for node in nodes_of(graph)}
@@ -203,7 +204,7 @@ def test_nothing_that_was_is_changed_by_later_edits(case: Case) -> None:
     graph.merge(root_of(graph, first, last.time), root_of(graph, second, last.time), last.time + 5)
     for moment, roots in before.items():
         np.testing.assert_array_equal(graph.roots(graph.supervoxels, moment), roots)
-    assert all(graph.leaves(node).tolist() == found for node, found in leaves.items())
+    assert all(graph.leaves(node).tolist() == before_edit for node, before_edit in leaves.items())
 
 
 def small_graph(**options: Any) -> ChunkedGraph:
@@ -214,7 +215,7 @@ def small_graph(**options: Any) -> ChunkedGraph:
     return ChunkedGraph(layout, cut.ids, cut.objects, CREATED)
 
 
-def test_before_the_graph_ids_are_their_own_roots() -> None:
+def test_ids_are_their_own_roots_before_the_graph_was_created() -> None:
     graph = small_graph()
     ids = np.append(graph.supervoxels, np.uint64(7))
     np.testing.assert_array_equal(graph.roots(ids, CREATED - 0.001), ids)
@@ -223,7 +224,7 @@ def test_before_the_graph_ids_are_their_own_roots() -> None:
     assert after[:-1].all()
 
 
-def test_ids_that_nobody_knows_are_zero_next_to_known_ones_and_else_themselves() -> None:
+def test_unknown_ids_are_zero_among_supervoxels_and_otherwise_themselves() -> None:
     graph = small_graph()
     known, unknown = int(graph.supervoxels[0]), int(graph.supervoxels[-1]) + 1
     root = int(graph.roots([known])[0])
@@ -237,11 +238,11 @@ def test_ids_that_nobody_knows_are_zero_next_to_known_ones_and_else_themselves()
     assert graph.exist([known, root], CREATED - 1) == [False, False]
 
 
-def test_an_edit_renews_only_what_it_touches() -> None:
+def test_an_edit_replaces_only_the_nodes_that_it_changes() -> None:
     graph = small_graph()
     first, second, third, _ = np.unique(graph.roots(graph.supervoxels)).tolist()
     old = set(graph.leaves(first, stop_layer=2).tolist()) | set(graph.leaves(third, stop_layer=2).tolist())
-    apart = graph.merge(first, third, CREATED + 1)  # no chunk has both: the nearest two nodes are renewed
+    apart = graph.merge(first, third, CREATED + 1)  # no chunk has both, so that the two nearest nodes are replaced
     new = set(graph.leaves(apart, stop_layer=2).tolist())
     assert (len(old - new), len(new - old), len(new)) == (2, 2, 12)
     one, other = graph.split(apart, graph.leaves(apart)[:3], CREATED + 2)
@@ -253,7 +254,7 @@ def test_an_edit_renews_only_what_it_touches() -> None:
     assert len(np.unique(chunks)) == len(chunks)
 
 
-def test_a_chunk_lists_its_nodes_of_layer_2_since_the_beginning() -> None:
+def test_a_chunk_lists_all_its_past_nodes_of_layer_2() -> None:
     graph = small_graph(pieces=3)
     first, second = np.unique(graph.roots(graph.supervoxels)).tolist()[:2]
     node = int(graph.leaves(first, stop_layer=2)[0])
@@ -268,7 +269,7 @@ def test_a_chunk_lists_its_nodes_of_layer_2_since_the_beginning() -> None:
     assert graph.level2_children(node, CREATED - 1) == {}
 
 
-def test_edits_that_make_no_sense_are_refused_and_change_nothing() -> None:
+def test_invalid_edits_are_refused_and_change_nothing() -> None:
     graph = small_graph()
     first, second, *_ = np.unique(graph.roots(graph.supervoxels)).tolist()
     leaves = graph.leaves(first)
@@ -290,7 +291,7 @@ def test_edits_that_make_no_sense_are_refused_and_change_nothing() -> None:
         graph.merge(first, merged)
 
 
-def test_edits_without_a_time_happen_now_one_after_the_other() -> None:
+def test_edits_without_a_time_happen_now_in_order() -> None:
     graph = small_graph()
     first, second, third, fourth = np.unique(graph.roots(graph.supervoxels)).tolist()
     started = time.time()
@@ -333,10 +334,10 @@ def test_a_hundred_thousand_ids_take_milliseconds() -> None:
         started = time.process_time()
         graph.roots(ids)
         took.append(time.process_time() - started)
-    assert min(took) < 0.2  # about 20 ms without a loop over ids; CPU time, which a busy machine does not change
+    assert min(took) < 0.2  # about 20 ms without a loop over ids; CPU time does not depend on other processes
 
 
-def test_queries_during_edits_see_whole_edits() -> None:
+def test_queries_during_edits_never_see_half_an_edit() -> None:
     graph = small_graph()
     roots = np.unique(graph.roots(graph.supervoxels)).tolist()
     stop, seen = threading.Event(), []
