@@ -69,6 +69,12 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         When a source does not exist, or this process may not read it.
     ServerError
         When a CAVE server does not answer.
+
+    Notes
+    -----
+    Every method checks its arguments when it is called: invalid bounds, sizes, mips and ids raise a `ValueError` or
+    `TypeError`, and outdated `root_ids` an `OutdatedRootsError`. Blocks are read when they are computed; a block that
+    cannot be read raises a `SourceError`, such as `AccessRefusedError` or `MissingChunkError`.
     """
 
     def __init__(
