@@ -260,7 +260,7 @@ def test_root_ids_are_any_collection_of_integers(world: World) -> None:
         ("everything", ValueError),
     ],
 )
-def test_invalid_root_ids_are_refused(world: World, bad: Any, error: type[Exception]) -> None:
+def test_invalid_root_ids_are_errors_at_the_call(world: World, bad: Any, error: type[Exception]) -> None:
     for call in (
         world.ours.segmentation_cutout,
         world.ours.split_segmentation_cutout,
