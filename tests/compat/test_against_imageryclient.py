@@ -45,11 +45,11 @@ def boxes(draw: st.DrawFn, resolution: Any) -> tuple[NDArray[np.int64], NDArray[
 
     The corner is relative to the image's first voxel; `placed` adds the voxel offset.
     """
-    own = np.array([8, 8, 40]) if resolution is None else np.asarray(resolution, dtype=float)
+    unit_nm = np.array([8, 8, 40]) if resolution is None else np.asarray(resolution, dtype=float)
     lower_nm = [draw(st.integers(-20, 100)) * 8, draw(st.integers(-20, 84)) * 8, draw(st.integers(-4, 25)) * 40]
     size_nm = [draw(st.integers(1, 40)) * 8, draw(st.integers(1, 40)) * 8, draw(st.integers(1, 8)) * 40]
-    lower = np.floor(np.array(lower_nm) / own).astype(np.int64)
-    size = np.maximum(1, np.round(np.array(size_nm) / own)).astype(np.int64)
+    lower = np.floor(np.array(lower_nm) / unit_nm).astype(np.int64)
+    size = np.maximum(1, np.round(np.array(size_nm) / unit_nm)).astype(np.int64)
     return lower, size
 
 
@@ -75,8 +75,8 @@ def requests(draw: st.DrawFn, mips: int, sizes: bool = True) -> tuple[Request, R
 
 def placed(world: World, how: Request, resolution: Any) -> Any:
     """Return the bounds (or center) of a drawn request, with the image's offset."""
-    own = np.array([8.0, 8.0, 40.0]) if resolution is None else np.asarray(resolution, dtype=float)
-    origin = np.floor(np.array(world.start) * [8, 8, 40] / own).astype(np.int64)
+    unit_nm = np.array([8.0, 8.0, 40.0]) if resolution is None else np.asarray(resolution, dtype=float)
+    origin = np.floor(np.array(world.start) * [8, 8, 40] / unit_nm).astype(np.int64)
     if "center" in how:
         return (how["center"] + origin).tolist()
     return np.array([how["lower"] + origin, how["upper"] + origin]).tolist()
@@ -207,8 +207,8 @@ def test_cutouts_of_an_image_size_have_equal_pixels(
 ) -> None:
     if flat:  # one voxel of `resolution` along z; it is one slice only if `resolution` has the image's z
         resolution, size = (None if resolution is None else [*resolution[:2], 40]), size[:2]
-    own = np.array([8, 8, 40]) if resolution is None else np.asarray(resolution)
-    at = np.floor((np.array(world.start) + center) * [8, 8, 40] / own).astype(int).tolist()
+    unit_nm = np.array([8, 8, 40]) if resolution is None else np.asarray(resolution)
+    at = np.floor((np.array(world.start) + center) * [8, 8, 40] / unit_nm).astype(int).tolist()
     cutouts = [getattr(client, f"{layer}_cutout") for client in (world.released, world.ours)]
     arguments = {"image_size": size, "mip": mip, "resolution": resolution}
     ours = cutouts[1](at, **arguments).compute()
@@ -223,7 +223,7 @@ def test_cutouts_of_an_image_size_have_equal_pixels(
     common = tuple(slice(min(a, b)) for a, b in zip(ours.shape, released.shape, strict=True))
     np.testing.assert_array_equal(ours[common], released[common])
     voxels = np.array([8, 8, 40]) * (2 if layer == "segmentation" else 1) * [2**mip, 2**mip, 1]
-    whole = all(voxel % step == 0 for voxel, step in zip(voxels[: len(size)], own[: len(size)], strict=True))
+    whole = all(voxel % step == 0 for voxel, step in zip(voxels[: len(size)], unit_nm[: len(size)], strict=True))
     if whole and min(world.start) > 0 and min(at) >= 60:
         assert released.shape == ours.shape
 
@@ -316,9 +316,13 @@ def assert_same_client(world: World, released: Any, ours: imagery_dask.ImageryCl
     np.testing.assert_array_equal(ours.resolution, released.resolution)
     assert (ours.image_source, ours.segmentation_source) == (released.image_source, released.segmentation_source)
     for layer in ("image_cv", "segmentation_cv"):
-        mine, theirs = getattr(ours, layer), getattr(released, layer)
-        assert mine.meta.info == theirs.meta.info
-        assert (mine.bounded, mine.fill_missing) == (theirs.bounded, theirs.fill_missing) == (False, True)
+        our_volume, released_volume = getattr(ours, layer), getattr(released, layer)
+        assert our_volume.meta.info == released_volume.meta.info
+        assert (
+            (our_volume.bounded, our_volume.fill_missing)
+            == (released_volume.bounded, released_volume.fill_missing)
+            == (False, True)
+        )
     center = (np.array(world.start) + 20) * [8, 8, 40] // released.resolution
     at = center.astype(int).tolist()
     assert_same(

@@ -103,35 +103,35 @@ def test_scale_to_bounds_none_rescales_without_a_mip(world: World) -> None:
 def test_resampling_is_anchored_in_the_world(world: World, nm: tuple[float, ...]) -> None:
     start = np.floor(np.array([50, 34, 10]) * IMAGE_NM / nm).astype(int)
     bounds = np.array([start, start + [17, 13, 5]])
-    asked = {"resolution": nm, "scale_to_bounds": True}
+    options = {"resolution": nm, "scale_to_bounds": True}
     for cut, volume, own_nm, first in (
         (world.ours.image_cutout, world.image, IMAGE_NM, world.start),
         (world.ours.segmentation_cutout, world.labels, LABELS_NM, (20, 12, 8)),
     ):
-        whole = cut(bounds, **asked).compute()
+        whole = cut(bounds, **options).compute()
         np.testing.assert_array_equal(whole, under_centres(volume, first, own_nm, bounds, nm))
         for axis in range(3):
             meet = bounds[0, axis] + 2
             below, above = bounds.copy(), bounds.copy()
             below[1, axis] = above[0, axis] = meet
-            pieces = [cut(part, **asked) for part in (below, above)]
+            pieces = [cut(part, **options) for part in (below, above)]
             np.testing.assert_array_equal(np.concatenate(pieces, axis=axis), whole)
 
 
 def test_release_is_anchored_in_the_cutout(world: World) -> None:
-    asked = {"resolution": (24, 24, 40), "scale_to_bounds": True}
+    options = {"resolution": (24, 24, 40), "scale_to_bounds": True}
     left, right, whole = [[15, 10, 9], [23, 20, 12]], [[23, 10, 9], [29, 20, 12]], [[15, 10, 9], [29, 20, 12]]
     for client, seamless in ((world.ours, True), (world.released, False)):
-        cuts = [np.asarray(client.image_cutout(bounds, **asked)) for bounds in (left, right, whole)]
+        cuts = [np.asarray(client.image_cutout(bounds, **options)) for bounds in (left, right, whole)]
         assert np.array_equal(np.concatenate(cuts[:2]), cuts[2]) == seamless
 
 
 def test_any_piece_of_a_pair_is_part_of_the_whole(world: World) -> None:
-    asked = {"image_mip": 0, "segmentation_mip": 1}  # 8 and 32 nm
-    whole = [np.asarray(cut) for cut in world.ours.image_and_segmentation_cutout(BOUNDS, **asked)]
+    options = {"image_mip": 0, "segmentation_mip": 1}  # 8 and 32 nm
+    whole = [np.asarray(cut) for cut in world.ours.image_and_segmentation_cutout(BOUNDS, **options)]
     for x in (44, 45, 47):
         piece = [[x, 29, 9], [x + 2, 32, 12]]  # smaller than a voxel of the segmentation
-        image, labels = world.ours.image_and_segmentation_cutout(piece, **asked)
+        image, labels = world.ours.image_and_segmentation_cutout(piece, **options)
         np.testing.assert_array_equal(image, whole[0][x - 44 : x - 42, 1:4])
         np.testing.assert_array_equal(labels, whole[1][x - 44 : x - 42, 1:4])
 
@@ -148,8 +148,8 @@ def test_one_voxel_wide_cutouts_are_scaled(world: World) -> None:
 
 
 def test_image_size_is_exact(world: World) -> None:
-    def shapes(center: Sequence[int], **asked: Any) -> list[tuple[int, ...]]:
-        return [client.image_cutout(center, **asked).shape for client in (world.ours, world.released)]
+    def shapes(center: Sequence[int], **options: Any) -> list[tuple[int, ...]]:
+        return [client.image_cutout(center, **options).shape for client in (world.ours, world.released)]
 
     assert shapes((30, 20, 10), image_size=(9, 13, 3), resolution=(16, 16, 40)) == [(9, 13, 3), (8, 12, 3)]
     assert shapes((90, 60, 10), image_size=(11, 11), resolution=(4.3, 9.7, 40)) == [(11, 11), (10, 11)]
@@ -509,10 +509,10 @@ def test_bad_slice_axis_and_colors_are_errors(world: World, tmp_path: Path) -> N
 
 def test_region_without_objects_keeps_its_imagery(world: World, tmp_path: Path) -> None:
     # Imagery of 32 nm is resized to the segmentation's 16 nm; no listed object is in the box.
-    asked = {"image_mip": 2, "segmentation_mip": 0, "root_ids": [2**60 + 1], "split_segmentations": True}
-    image, masks = world.ours.image_and_segmentation_cutout(BOUNDS, **asked)
+    options = {"image_mip": 2, "segmentation_mip": 0, "root_ids": [2**60 + 1], "split_segmentations": True}
+    image, masks = world.ours.image_and_segmentation_cutout(BOUNDS, **options)
     assert (image.shape, len(masks)) == ((8, 6, 3), 0)
-    released, none = world.released.image_and_segmentation_cutout(BOUNDS, **asked)
+    released, none = world.released.image_and_segmentation_cutout(BOUNDS, **options)
     assert (released.shape, none) == ((1, 1, 1), {})
 
 

@@ -59,12 +59,12 @@ def test_both_clients_take_the_same_settings_from_a_caveclient(both: tuple[Any, 
 
 @settings(max_examples=40)
 @given(
-    where=boxes(), edit=st.sampled_from(EDITS), shift=st.sampled_from([0, 1, 0.25]), mip=st.integers(0, 2),
+    corners=boxes(), edit=st.sampled_from(EDITS), shift=st.sampled_from([0, 1, 0.25]), mip=st.integers(0, 2),
     form=st.sampled_from(["number", "datetime"]), which=st.sampled_from(["all", "all", "some", None]),
     convert=st.booleans(), data=st.data(),
 )  # fmt: skip
 def test_cutouts_of_random_requests_are_equal(
-    both: tuple[Any, Any], world: World, where: Any, edit: str, shift: float, mip: int, form: str, which: Any,
+    both: tuple[Any, Any], world: World, corners: Any, edit: str, shift: float, mip: int, form: str, which: Any,
     convert: bool, data: st.DataObject,
 ) -> None:  # fmt: skip
     moment = world.times[edit] + shift
@@ -73,14 +73,14 @@ def test_cutouts_of_random_requests_are_equal(
         present = roots_at(world, np.ceil(moment))
         root_ids = data.draw(st.lists(st.sampled_from(present), min_size=1, max_size=4, unique=True))
     request: dict[str, Any] = {
-        "bounds": box(world, *where), "mip": mip, "root_ids": root_ids, "convert_to_int64": convert,
+        "bounds": box(world, *corners), "mip": mip, "root_ids": root_ids, "convert_to_int64": convert,
         "timestamp": at(moment) if form == "datetime" else moment,
     }  # fmt: skip
     released, ours = both
-    right = released.segmentation_cutout(**request)
-    got = ours.segmentation_cutout(**request)
-    assert got.dtype == right.dtype
-    np.testing.assert_array_equal(got.compute(), right)
+    expected = released.segmentation_cutout(**request)
+    cutout = ours.segmentation_cutout(**request)
+    assert cutout.dtype == expected.dtype
+    np.testing.assert_array_equal(cutout.compute(), expected)
 
 
 @pytest.mark.parametrize("edit", EDITS)
@@ -88,9 +88,9 @@ def test_cutouts_of_random_requests_are_equal(
 def test_cutouts_of_the_whole_volume_are_equal(both: tuple[Any, Any], world: World, edit: str, mip: int) -> None:
     released, ours = both
     request = {"bounds": box(world, (0, 0, 0), IMAGE), "mip": mip, "timestamp": int(np.ceil(world.times[edit]))}
-    right = world.roots_volume(int(np.ceil(world.times[edit])), mip)
+    expected = world.roots_volume(int(np.ceil(world.times[edit])), mip)
     for client in (released, ours):
-        np.testing.assert_array_equal(np.asarray(client.segmentation_cutout(**request)), right)
+        np.testing.assert_array_equal(np.asarray(client.segmentation_cutout(**request)), expected)
 
 
 @pytest.mark.parametrize("options", [{"bbox_size": (64, 50, 10)}, {"image_size": (20, 30, 7)}, {"bbox_size": (40, 40)}])
@@ -136,8 +136,8 @@ def test_cutouts_of_clients_with_a_timestamp_are_equal(server: CaveServer, world
         moment = world.times[edit]
         released = imageryclient.ImageryClient(client=server.client(), timestamp=moment)
         ours = imagery_dask.ImageryClient(client=server.client(), timestamp=moment)
-        right = released.segmentation_cutout(bounds, mip=0)
-        np.testing.assert_array_equal(ours.segmentation_cutout(bounds, mip=0), right)
+        expected = released.segmentation_cutout(bounds, mip=0)
+        np.testing.assert_array_equal(ours.segmentation_cutout(bounds, mip=0), expected)
 
 
 def test_a_pinned_caveclient_pins_only_our_client(server: CaveServer, world: World) -> None:
@@ -169,12 +169,12 @@ def test_our_client_sends_fewer_requests(server: CaveServer, both: tuple[Any, An
     moment = int(world.times["split_1"])
     listed = roots_at(world, moment)[:5]
     pieces = [box(world, (x, y, 0), (x + 32, y + 32, 16)) for x in range(0, 128, 32) for y in range(0, 128, 32)]
-    asked = []
+    request_counts = []
     for client in (released, ours):
         forget_roots()
         server.reset()
         for piece in pieces:
             np.asarray(client.segmentation_cutout(piece, mip=0, root_ids=listed, timestamp=moment))
-        asked.append(server.count("roots_binary") + server.count("leaves"))
-    assert asked[0] == len(pieces) * len(listed)
-    assert asked[1] <= len(pieces)
+        request_counts.append(server.count("roots_binary") + server.count("leaves"))
+    assert request_counts[0] == len(pieces) * len(listed)
+    assert request_counts[1] <= len(pieces)

@@ -55,9 +55,9 @@ class LevelStoreContract(ABC):
         voxels = ids()
         for region in (LOW, CORNER):
             digest = store.write(region, voxels[region])
-            got = store.read(region)
-            assert got.dtype == np.uint64
-            np.testing.assert_array_equal(got, voxels[region])
+            read_back = store.read(region)
+            assert read_back.dtype == np.uint64
+            np.testing.assert_array_equal(read_back, voxels[region])
             assert digest == store.digest(region) == store.digest_of(region, voxels[region])
         store.write(WHOLE, voxels)
         np.testing.assert_array_equal(store.read(WHOLE), voxels)

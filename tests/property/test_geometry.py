@@ -67,9 +67,9 @@ def write(folder: Path, start: Any, resolution: Any) -> Volume:
     volume.commit_provenance()
     oracles = []
     for mip in range(MIPS):
-        at = CloudVolume(path, mip=mip, bounded=False, fill_missing=True, progress=False)
-        at[at.bounds.to_slices()] = coordinate_ids(at.voxel_offset, at.volume_size, mip)
-        oracles.append(at)
+        oracle = CloudVolume(path, mip=mip, bounded=False, fill_missing=True, progress=False)
+        oracle[oracle.bounds.to_slices()] = coordinate_ids(oracle.voxel_offset, oracle.volume_size, mip)
+        oracles.append(oracle)
     # The image layer reads the same files, because an ImageryClient accepts any layer as imagery.
     return Volume(path, ImageryClient(image_source=path, segmentation_source=path), tuple(oracles))
 
@@ -124,37 +124,37 @@ def compare(volume: Volume, lower: Any, upper: Any, mip: int, resolution: Any) -
 
 @given(request=requests())
 def test_cutouts_equal_those_of_cloudvolume(volumes: dict[str, Volume], request: Any) -> None:
-    name, *asked = request
-    compare(volumes[name], *asked)
+    name, *arguments = request
+    compare(volumes[name], *arguments)
 
 
 @given(request=requests(whole=False))
 def test_fractional_bounds_are_rounded_as_by_cloudvolume(volumes: dict[str, Volume], request: Any) -> None:
-    name, *asked = request
-    compare(volumes[name], *asked)
+    name, *arguments = request
+    compare(volumes[name], *arguments)
 
 
 @pytest.mark.parametrize("name", PLACES)
 @pytest.mark.parametrize("mip", range(MIPS))
 def test_the_oracle_reads_what_was_written(volumes: dict[str, Volume], name: str, mip: int) -> None:
     volume = volumes[name]
-    at = volume.oracles[mip]
-    lower, upper = at.bounds.minpt.tolist(), at.bounds.maxpt.tolist()
-    expected = compare(volume, lower, upper, mip, tuple(at.resolution.tolist()))
-    np.testing.assert_array_equal(expected, coordinate_ids(lower, at.volume_size, mip))
+    oracle = volume.oracles[mip]
+    lower, upper = oracle.bounds.minpt.tolist(), oracle.bounds.maxpt.tolist()
+    expected = compare(volume, lower, upper, mip, tuple(oracle.resolution.tolist()))
+    np.testing.assert_array_equal(expected, coordinate_ids(lower, oracle.volume_size, mip))
 
 
 @pytest.mark.parametrize("name", PLACES)
 def test_volumes_open_at_their_offset(volumes: dict[str, Volume], name: str) -> None:
     volume = volumes[name]
     whole = volume.client.segmentation_volume(mip=1)
-    at = volume.oracles[1]
-    assert whole.shape == tuple(at.volume_size)
-    np.testing.assert_array_equal(whole.data.compute(), coordinate_ids(at.voxel_offset, at.volume_size, 1))
+    oracle = volume.oracles[1]
+    assert whole.shape == tuple(oracle.volume_size)
+    np.testing.assert_array_equal(whole.data.compute(), coordinate_ids(oracle.voxel_offset, oracle.volume_size, 1))
     for axis, dim in enumerate("xyz"):
-        centre = (at.voxel_offset[axis] + 0.5) * at.resolution[axis]
+        centre = (oracle.voxel_offset[axis] + 0.5) * oracle.resolution[axis]
         assert whole.coords[dim].values[0] == pytest.approx(centre, rel=1e-12)
-        assert np.diff(whole.coords[dim].values) == pytest.approx(at.resolution[axis], rel=1e-9)
+        assert np.diff(whole.coords[dim].values) == pytest.approx(oracle.resolution[axis], rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -131,20 +131,20 @@ def test_a_box_is_relabelled_with_one_call(volume: tuple[PrecomputedVolume, Ids]
         start.append(low)
         stop.append(high)
     box = VoxelGrid.between(np.add(start, OFFSET).tolist(), np.add(stop, OFFSET).tolist(), (8, 8, 40))
-    right = np.pad(voxels, 4)[tuple(slice(a + 4, b + 4) for a, b in zip(start, stop, strict=True))]
-    asked: list[Ids] = []
+    expected = np.pad(voxels, 4)[tuple(slice(a + 4, b + 4) for a, b in zip(start, stop, strict=True))]
+    relabel_calls: list[Ids] = []
 
     def relabel(ids: Ids) -> Ids:
-        asked.append(ids)
+        relabel_calls.append(ids)
         return mixed(ids)
 
     relabelled, _ = source.read(0, box, "fill", data.draw(st.sampled_from(["F", "C"])), relabel)
-    np.testing.assert_array_equal(relabelled[..., 0], mixed(right))
-    assert len(asked) == 1
-    assert set(asked[0].tolist()) | {0} == set(np.unique(right).tolist()) | {0}
-    assert (np.diff(asked[0]) > 0).all()
+    np.testing.assert_array_equal(relabelled[..., 0], mixed(expected))
+    assert len(relabel_calls) == 1
+    assert set(relabel_calls[0].tolist()) | {0} == set(np.unique(expected).tolist()) | {0}
+    assert (np.diff(relabel_calls[0]) > 0).all()
     again, _ = source.read(0, box, "fill", "F")
-    np.testing.assert_array_equal(again[..., 0], right)
+    np.testing.assert_array_equal(again[..., 0], expected)
 
 
 def test_whole_chunks_are_relabelled_before_they_are_decoded(tmp_path: Path, monkeypatch: Any) -> None:

@@ -74,9 +74,9 @@ def test_means_of_blocks_equal_the_whole(shape: Xyz, step: Xyz, dtype: Any, seed
     if image.dtype.kind == "f":
         np.testing.assert_allclose(whole, np.mean([p.astype(np.float64) for p in parts], axis=0), rtol=2e-3)
     else:  # exact, with Python's integers
-        right = sum(part.astype(object) for part in parts) // len(parts)
+        expected = sum(part.astype(object) for part in parts) // len(parts)
         if image.dtype.itemsize < 8:  # sums of 64-bit integers overflow, as in tinybrain
-            np.testing.assert_array_equal(whole, right.astype(image.dtype))
+            np.testing.assert_array_equal(whole, expected.astype(image.dtype))
     np.testing.assert_array_equal(in_blocks(image, step, False, cuts_of(shape, data)), whole)
 
 
@@ -108,13 +108,13 @@ def cuts_of(shape: Xyz, data: st.DataObject) -> list[list[int]]:
 def test_whole_levels_equal_tinybrain(shape: Xyz, step: Xyz, seed: int) -> None:
     even: Xyz = (2 * shape[0], 2 * shape[1], shape[2] * step[2])
     image = voxels_of(even, np.uint8, seed, labels=False)
-    right = tinybrain.downsample_with_averaging(image, step, num_mips=1)[0]
-    np.testing.assert_array_equal(kernels.downsample(image, step, labels=False), right)
+    expected = tinybrain.downsample_with_averaging(image, step, num_mips=1)[0]
+    np.testing.assert_array_equal(kernels.downsample(image, step, labels=False), expected)
     # tinybrain's modes of odd sizes are correct; its means over two axes are not (1.7.0), so that we pad.
     assume(min(n for n, s in zip(shape, step, strict=True) if s == 2) > 1)
     ids = voxels_of(shape, np.uint64, seed, labels=True)
-    right = tinybrain.downsample_segmentation(ids, step, num_mips=1)[0]
-    np.testing.assert_array_equal(kernels.downsample(ids, step, labels=True), right)
+    expected = tinybrain.downsample_segmentation(ids, step, num_mips=1)[0]
+    np.testing.assert_array_equal(kernels.downsample(ids, step, labels=True), expected)
 
 
 # --------------------------------------------------------------------------- geometry

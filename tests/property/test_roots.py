@@ -94,7 +94,7 @@ def test_edits_during_a_computation_change_no_block(
     keep = data.draw(st.sampled_from(["all", "some"]))
     listed: Any = "all" if keep == "all" else data.draw(st.lists(st.sampled_from(roots), min_size=1, max_size=4))
     box = ([0, 0, 0], list(SHAPE))
-    right = expected(world, moment, box, keep=listed)
+    expected_ids = expected(world, moment, box, keep=listed)
     todo = iter(enumerate(after, start=1))
 
     def edits(endpoint: str, n: int) -> Fault | None:
@@ -111,7 +111,7 @@ def test_edits_during_a_computation_change_no_block(
         assert array.npartitions == 8
         server.faults = edits
         for _ in range(2):
-            np.testing.assert_array_equal(array.compute(scheduler=scheduler), right)
+            np.testing.assert_array_equal(array.compute(scheduler=scheduler), expected_ids)
 
 
 @settings(max_examples=15)
@@ -151,11 +151,11 @@ def test_blocks_equal_the_whole(server: CaveServer, box: Any, block: int, mip: i
             np.array([low, high]) + offset, root_ids=listed, mip=mip, timestamp=moment, stop_layer=layer,
             resolution=(x * 2**mip, y * 2**mip, z), convert_to_int64=False,
         )  # fmt: skip
-        got = array.compute(scheduler="sync")
-    right = expected(world, moment, (low, high), mip=mip, keep=listed, stop_layer=layer)
-    np.testing.assert_array_equal(got, right.squeeze())
+        voxels = array.compute(scheduler="sync")
+    expected_ids = expected(world, moment, (low, high), mip=mip, keep=listed, stop_layer=layer)
+    np.testing.assert_array_equal(voxels, expected_ids.squeeze())
     known = {0, *world.graph.supervoxels.tolist()} if listed is None else {0, *all_ids(world, moment, layer)}
-    assert set(np.unique(got).tolist()) <= known
+    assert set(np.unique(voxels).tolist()) <= known
 
 
 def all_ids(world: World, moment: float, layer: int | None) -> list[int]:
@@ -192,8 +192,8 @@ def test_pieces_of_a_scaled_cutout_equal_the_whole(
     ]
     corner, far = [int(a.min()) for a in at], [int(a.max()) + 1 for a in at]
     source = crop(world.roots_volume(CREATED), (corner, far))
-    right = source[np.ix_(*(a - first for a, first in zip(at, corner, strict=True)))]
-    np.testing.assert_array_equal(whole.reshape(high - low), right)
+    expected_ids = source[np.ix_(*(a - first for a, first in zip(at, corner, strict=True)))]
+    np.testing.assert_array_equal(whole.reshape(high - low), expected_ids)
 
 
 # ---------------------------------------------------------------------------------------------------- the cache
@@ -229,9 +229,9 @@ class CacheAgainstDict(RuleBasedStateMachine):
         roots = missing ^ np.uint64(0xFF00FF00FF00FF01)
         self.cache.put(missing, roots)
         self.model.update(zip(missing.tolist(), roots.tolist(), strict=True))
-        known, got = self.cache.get(missing)
+        known, cached = self.cache.get(missing)
         assert known.all()
-        assert got.tolist() == roots.tolist()
+        assert cached.tolist() == roots.tolist()
 
     @invariant()
     def is_bounded(self) -> None:

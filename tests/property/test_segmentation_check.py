@@ -33,14 +33,14 @@ def test_whole_chunks_pass_and_chunks_that_lack_a_voxel_do_not(
     content = encoded(shape, kind, block_size, dtype)
     itemsize = np.dtype(dtype).itemsize
     assert segmentation_damage(content, (*shape, 1), block_size, itemsize) == ""
-    right = compressed_segmentation.decompress(content, shape, dtype, block_size, order="F")
+    expected = compressed_segmentation.decompress(content, shape, dtype, block_size, order="F")
     for stop in (0, 2, 4, 12, len(content) // 2, len(content) - 1, len(content) - 4):
         if segmentation_damage(content[:stop], (*shape, 1), block_size, itemsize):
             continue
         # The bytes cut off may be padding of the last block, which belongs to no voxel.
         padded = content[:stop] + b"\xff" * 2**16
         decoded = compressed_segmentation.decompress(padded, shape, dtype, block_size, order="F")
-        np.testing.assert_array_equal(decoded, right)
+        np.testing.assert_array_equal(decoded, expected)
         assert stop > 12
 
 

@@ -101,7 +101,7 @@ def by_ngff_zarr(path: Path, group: str, version: str) -> list[ReadLevel]:
     for image in multiscales.images:
         assert tuple(image.dims)[-3:] == ("z", "y", "x")
         assert {image.axes_units[axis] for axis in "xyz"} == {"nanometer"}
-        place = [np.array([float(of[axis]) for axis in "xyz"]) for of in (image.scale, image.translation)]
+        place = [np.array([float(values[axis]) for axis in "xyz"]) for values in (image.scale, image.translation)]
         levels.append(ReadLevel(np.asarray(image.data).T, *place))
     return levels
 

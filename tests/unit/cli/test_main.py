@@ -33,8 +33,8 @@ def write(folder: Path, kind: str) -> str:
     volume.commit_info()
     volume.commit_provenance()
     for mip in (0, 1):
-        at = CloudVolume(f"file://{folder}", mip=mip, progress=False)
-        at[at.bounds.to_slices()] = np.asfortranarray(data[:: 2**mip, :: 2**mip])
+        level = CloudVolume(f"file://{folder}", mip=mip, progress=False)
+        level[level.bounds.to_slices()] = np.asfortranarray(data[:: 2**mip, :: 2**mip])
     return f"file://{folder}"
 
 

@@ -36,7 +36,7 @@ def root_of(ids: Ids, layer: int = LAYERS) -> Ids:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
-    asked: list[tuple[str, dict[str, str], Ids]]
+    received: list[tuple[str, dict[str, str], Ids]]
     answer: Callable[[Ids, int], bytes]
 
 
@@ -49,7 +49,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
         ids, query = np.frombuffer(body, "<u8").astype(np.uint64), dict(parse_qsl(urlsplit(self.path).query))
-        self.server.asked.append((urlsplit(self.path).path, query, ids))
+        self.server.received.append((urlsplit(self.path).path, query, ids))
         content = self.server.answer(ids, int(query.get("stop_layer", LAYERS)))
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
@@ -64,7 +64,7 @@ class _Handler(BaseHTTPRequestHandler):
 def server() -> Iterator[_Server]:
     forget()
     served = _Server(("127.0.0.1", 0), _Handler)
-    served.asked, served.answer = [], lambda ids, layer: root_of(ids, layer).tobytes()
+    served.received, served.answer = [], lambda ids, layer: root_of(ids, layer).tobytes()
     thread = threading.Thread(target=served.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield served
@@ -100,7 +100,7 @@ def test_roots_above_2_to_the_63_are_exact(server: _Server, query: RootQuery, la
     assert roots.dtype == np.uint64
     assert roots.tolist() == [0, *root_of(ids[1:]).tolist()]
     assert len(np.unique(roots[roots != 0])) == np.count_nonzero(roots)
-    path, params, sent = server.asked[0]
+    path, params, sent = server.received[0]
     assert path == "/segmentation/api/v1/table/t/roots_binary"
     assert params == {"timestamp": "1700000000"}
     assert sent.tolist() == ids[1:].tolist()  # 0 is not sent
@@ -110,7 +110,7 @@ def test_roots_above_2_to_the_63_are_exact(server: _Server, query: RootQuery, la
     with collect_counts() as again:
         assert look_up_roots(query, ids).tolist() == roots.tolist()
     assert (again.root_requests, again.ids_sent, again.zero_roots) == (0, 0, len(none))
-    assert len(server.asked) == 1
+    assert len(server.received) == 1
 
 
 @pytest.mark.parametrize("order", ["F", "C"])
@@ -119,15 +119,17 @@ def test_blocks_of_large_ids_are_exact(query: RootQuery, order: Any, layer: int)
     ids = np.append(np.uint64(0), supervoxels(layer))
     block = np.random.default_rng(1).choice(ids, (9, 8, 7, 1))
     block = np.asarray(block, order=order)
-    right = np.where(block == 0, np.uint64(0), root_of(block))
+    expected = np.where(block == 0, np.uint64(0), root_of(block))
     looked_up = apply_rule(block.copy(order), LabelRule(query=query))
-    np.testing.assert_array_equal(looked_up, right)
+    np.testing.assert_array_equal(looked_up, expected)
     assert looked_up.flags.f_contiguous == block.flags.f_contiguous
-    listed = [int(value) for value in np.unique(right)[1:4]]
+    listed = [int(value) for value in np.unique(expected)[1:4]]
     kept = apply_rule(block.copy(order), LabelRule(keep=tuple(listed), query=query))
-    np.testing.assert_array_equal(kept, np.where(np.isin(right, np.array(listed, np.uint64)), right, np.uint64(0)))
+    np.testing.assert_array_equal(
+        kept, np.where(np.isin(expected, np.array(listed, np.uint64)), expected, np.uint64(0))
+    )
     mask = apply_rule(block.copy(order), LabelRule(query=query, mask_of=listed[0]))
-    np.testing.assert_array_equal(mask, right == np.uint64(listed[0]))
+    np.testing.assert_array_equal(mask, expected == np.uint64(listed[0]))
 
 
 def test_roots_that_do_not_fit_int64_are_an_error(query: RootQuery) -> None:
@@ -143,21 +145,21 @@ def test_ids_of_the_requested_layer_are_not_sent(server: _Server, query: RootQue
     assert look_up_roots(query, own).tolist() == own.tolist()
     assert look_up_roots(query, np.zeros(1, np.uint64)).tolist() == [0]
     assert look_up_roots(query, np.zeros(0, np.uint64)).tolist() == []
-    assert server.asked == []
+    assert server.received == []
     mixed = np.sort(np.concatenate([supervoxels()[:3], own]))
     assert look_up_roots(query, mixed).tolist() == [*root_of(supervoxels()[:3]).tolist(), *own.tolist()]
-    assert server.asked[0][2].tolist() == supervoxels()[:3].tolist()
+    assert server.received[0][2].tolist() == supervoxels()[:3].tolist()
 
 
 def test_a_stop_layer_gives_the_nodes_of_that_layer(server: _Server, query: RootQuery) -> None:
     ids = supervoxels()
     second = RootQuery(query.graph, query.timestamp, stop_layer=2)
     assert look_up_roots(second, ids).tolist() == root_of(ids, 2).tolist()
-    assert server.asked[0][1] == {"timestamp": "1700000000", "stop_layer": "2"}
+    assert server.received[0][1] == {"timestamp": "1700000000", "stop_layer": "2"}
     assert look_up_roots(query, ids).tolist() == root_of(ids).tolist()  # the cache keeps layers apart
     first = RootQuery(query.graph, query.timestamp, stop_layer=1)
     assert look_up_roots(first, ids).tolist() == ids.tolist()
-    assert len(server.asked) == 2
+    assert len(server.received) == 2
 
 
 def test_many_ids_are_sent_in_compressed_batches(server: _Server, query: RootQuery, configure: Configure) -> None:
@@ -166,7 +168,7 @@ def test_many_ids_are_sent_in_compressed_batches(server: _Server, query: RootQue
     ids = supervoxels()
     with collect_counts() as counts:
         assert look_up_roots(query, ids).tolist() == root_of(ids).tolist()
-    assert [len(sent) for _, _, sent in server.asked] == [4, 4, 1]
+    assert [len(sent) for _, _, sent in server.received] == [4, 4, 1]
     assert (counts.root_requests, counts.ids_sent) == (3, 9)
 
 
@@ -185,11 +187,11 @@ def test_wrong_answers_are_requested_again_and_then_an_error(
     server: _Server, query: RootQuery, monkeypatch: pytest.MonkeyPatch, wrong: Any, reason: str
 ) -> None:
     impatient(monkeypatch)
-    right = server.answer
-    server.answer = lambda ids, layer: (wrong if len(server.asked) < 3 else right)(ids, layer)
+    correct = server.answer
+    server.answer = lambda ids, layer: (wrong if len(server.received) < 3 else correct)(ids, layer)
     ids = supervoxels()
     assert look_up_roots(query, ids).tolist() == root_of(ids).tolist()
-    assert len(server.asked) == 3
+    assert len(server.received) == 3
     forget_query = RootQuery(query.graph, query.timestamp - 1)
     server.answer = wrong
     with pytest.raises(ServerError, match=rf"POST /segmentation/api/v1/table/t/roots_binary failed.*{reason}"):

@@ -23,8 +23,8 @@ def test_parts_wait_for_crashed_parts_at_the_same_time(tmp_path: Path, configure
     configure("lease.renew_s", 2.0)
     files = Files.at(str(tmp_path / "records"))
     for part in range(1, 5):
-        held = {"id": "x", "host": "elsewhere", "pid": 1, "machine": "another", "purpose": "part", "renewed": 0.0}
-        files.put(Part(part, 4).file, json.dumps(held).encode(), "application/json")
+        lease = {"id": "x", "host": "elsewhere", "pid": 1, "machine": "another", "purpose": "part", "renewed": 0.0}
+        files.put(Part(part, 4).file, json.dumps(lease).encode(), "application/json")
     target = SimpleNamespace(url="OUT", occupied=lambda: False, recover=lambda: None, holds=lambda url, written: True)
     export = SimpleNamespace(target=target, records=files, fingerprint_fields={})
 
