@@ -1,4 +1,4 @@
-"""The local CAVE server, asked over its socket by clients that know nothing of it."""
+"""The local CAVE server, queried by caveclient, CloudVolume, imageryclient and requests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEX, BASE64 = "0123456789abcdef", "c2VjcmV0L3Rva2VuKw=="
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """One world for all tests here that only read."""
+    """One world for all tests of this module that only read."""
     return make_world(tmp_path_factory.mktemp("cave"))
 
 
@@ -59,7 +59,7 @@ def volume(server: CaveServer, **options: Any) -> CloudVolume:
 
 
 def moments(world: World) -> list[float]:
-    """Each moment of the world's history, and the millisecond before."""
+    """Return each moment of the world's history, and the millisecond before it."""
     return [moment for edit in world.times.values() for moment in (edit - 0.001, edit)]
 
 
@@ -68,7 +68,7 @@ def roots_at(world: World, moment: float) -> list[int]:
 
 
 def changed(world: World, edit: str) -> tuple[list[int], list[int]]:
-    """Roots that an edit ended, and those that it made."""
+    """Return the roots that an edit replaced, and those that it created."""
     moment = world.times[edit]
     before, after = set(roots_at(world, moment - 0.001)), set(roots_at(world, moment))
     return sorted(before - after), sorted(after - before)
@@ -77,19 +77,19 @@ def changed(world: World, edit: str) -> tuple[list[int], list[int]]:
 # -- the world itself
 
 
-def test_the_world_has_a_history_that_can_be_seen(world: World) -> None:
+def test_every_edit_of_the_world_changes_many_voxels(world: World) -> None:
     assert list(world.times) == ["created", "merge_1", "split_1", "merge_2", "split_2"]
     assert world.supervoxels.shape == (128, 128, 32)
     volumes = [world.roots_volume(moment) for moment in world.times.values()]
     for before, after in zip(volumes, volumes[1:], strict=False):
         assert (before != after).sum() > 5000
-    assert all(np.array_equal(each == 0, world.supervoxels == 0) for each in volumes)
+    assert all(np.array_equal(volume == 0, world.supervoxels == 0) for volume in volumes)
     assert {len(old) for old, _ in (changed(world, "merge_1"), changed(world, "merge_2"))} == {2}
     assert {len(new) for _, new in (changed(world, "split_1"), changed(world, "split_2"))} == {2}
-    assert all(each > 2**53 for each in roots_at(world, world.times["created"]))
+    assert all(root > 2**53 for root in roots_at(world, world.times["created"]))
     assert world.times["split_2"] < world.versions[3].timestamp
     np.testing.assert_array_equal(world.roots_volume(world.times["created"] - 1), world.supervoxels)
-    for edit in ("merge_1", "split_2"):  # these are edits within chunks
+    for edit in ("merge_1", "split_2"):  # edits within chunks
         nodes = [set(world.graph.roots(world.graph.supervoxels, t, 2).tolist()) for t in moments(world)]
         when = moments(world).index(world.times[edit])
         assert len(nodes[when] - nodes[when - 1]) > 3
@@ -103,7 +103,7 @@ def test_the_same_seed_makes_the_same_world(world: World, tmp_path: Path) -> Non
     assert not np.array_equal(world.supervoxels, other.supervoxels)
 
 
-def test_a_world_of_given_arrays(tmp_path: Path, serve: Callable[..., CaveServer]) -> None:
+def test_a_world_can_be_made_of_arrays(tmp_path: Path, serve: Callable[..., CaveServer]) -> None:
     objects = np.arange(1, 2 * 3 * 5 + 1).reshape(2, 3, 5).repeat(20, 0).repeat(15, 1).repeat(7, 2)
     image = np.random.default_rng(0).integers(0, 2**16, size=(80, 45, 70), dtype=np.uint16)
     world = world_from_arrays(
@@ -118,7 +118,7 @@ def test_a_world_of_given_arrays(tmp_path: Path, serve: Callable[..., CaveServer
     np.testing.assert_array_equal(volume(serve(world), agglomerate=True)[:][..., 0], roots)
 
 
-def test_arrays_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_arrays_of_unsuitable_shape_are_refused(tmp_path: Path) -> None:
     objects = np.ones((32, 32, 16), np.uint64)
     with pytest.raises(ValueError, match="does not fit"):
         world_from_arrays(tmp_path, objects, np.zeros((48, 64, 16), np.uint8))
@@ -129,7 +129,7 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 # -- caveclient
 
 
-def test_caveclient_learns_where_everything_is(server: CaveServer, client: CAVEclient, world: World) -> None:
+def test_caveclient_reads_datastack_and_segmentation_info(server: CaveServer, client: CAVEclient, world: World) -> None:
     assert client.info.get_datastacks() == [server.datastack]
     assert client.info.segmentation_source() == server.segmentation_source
     assert client.info.image_source() == world.image_source
@@ -147,7 +147,7 @@ def test_caveclient_learns_where_everything_is(server: CaveServer, client: CAVEc
     graph = client.chunkedgraph.segmentation_info["graph"]
     assert graph["chunk_size"] == [32, 32, 16]
     assert graph["n_layers"] == world.graph.layout.n_layers == 4
-    assert not (Path.home() / ".cloudvolume").exists()  # nothing was written
+    assert not (Path.home() / ".cloudvolume").exists()  # caveclient has written no cache
 
 
 def test_caveclient_gets_the_roots_of_every_moment(client: CAVEclient, world: World) -> None:
@@ -158,18 +158,18 @@ def test_caveclient_gets_the_roots_of_every_moment(client: CAVEclient, world: Wo
         np.testing.assert_array_equal(roots, world.graph.roots(ids, moment))
         seen.append(roots.tobytes())
     assert len(set(seen)) == 1 + len(world.times)
-    assert seen[0] == ids.tobytes()  # before the graph
+    assert seen[0] == ids.tobytes()  # before the graph existed
     np.testing.assert_array_equal(client.chunkedgraph.get_roots(ids), world.graph.roots(ids))
     some = [int(ids[0]), 12345, 0]
     assert client.chunkedgraph.get_roots(some).tolist() == [int(world.graph.roots(ids[:1])[0]), 0, 0]
     assert client.chunkedgraph.get_roots([12345]).tolist() == [12345]
 
 
-def test_caveclient_climbs_to_layers(client: CAVEclient, world: World) -> None:
+def test_caveclient_gets_ids_of_other_layers(client: CAVEclient, world: World) -> None:
     moment = world.times["merge_1"]
     for layer in range(1, 5):
-        found = client.chunkedgraph.get_roots(world.graph.supervoxels, at(moment), stop_layer=layer)
-        np.testing.assert_array_equal(found, world.graph.roots(world.graph.supervoxels, moment, layer))
+        nodes = client.chunkedgraph.get_roots(world.graph.supervoxels, at(moment), stop_layer=layer)
+        np.testing.assert_array_equal(nodes, world.graph.roots(world.graph.supervoxels, moment, layer))
     sv = int(world.graph.supervoxels[7])
     assert client.chunkedgraph.get_root_id(sv, at(moment)) == world.graph.roots([sv], moment)[0]
     assert client.chunkedgraph.get_root_id(sv, at(moment), level2=True) >> 56 == 2
@@ -185,9 +185,9 @@ def test_caveclient_gets_leaves_of_the_chunks_that_bounds_touch(client: CAVEclie
     leaves = graph.leaves(root)
     chunks = graph.layout.chunks(leaves)
     low = world.voxel_offset + chunks[0] * (32, 32, 16) + 1  # one voxel inside a chunk: the chunk counts as a whole
-    found = cg.get_leaves(root, bounds=np.stack([low, low + 1], axis=1))
-    assert found.tolist() == leaves[(chunks == chunks[0]).all(axis=1)].tolist()
-    assert 0 < len(found) < len(chunks)
+    within = cg.get_leaves(root, bounds=np.stack([low, low + 1], axis=1))
+    assert within.tolist() == leaves[(chunks == chunks[0]).all(axis=1)].tolist()
+    assert 0 < len(within) < len(chunks)
     wider = cg.get_leaves(root, bounds=np.stack([low, low + (32, 33, 34)], axis=1))
     near = (chunks - chunks[0] <= (1, 1, 2)) & (chunks >= chunks[0])
     assert wider.tolist() == leaves[near.all(axis=1)].tolist()
@@ -225,7 +225,7 @@ def test_caveclient_gets_the_lineage_as_a_graph(client: CAVEclient, world: World
     assert raw.keys() == {"directed", "multigraph", "graph", "nodes", "links"}
 
 
-def test_caveclient_gets_what_changed_in_between(client: CAVEclient, world: World) -> None:
+def test_caveclient_gets_the_roots_that_changed_between_moments(client: CAVEclient, world: World) -> None:
     cg, times = client.chunkedgraph, world.times
     old, new = cg.get_delta_roots(at(times["created"]), at(times["split_1"]))
     edits = [changed(world, "merge_1"), changed(world, "split_1")]
@@ -246,10 +246,10 @@ def test_caveclient_knows_the_versions(client: CAVEclient, world: World) -> None
     for number, version in world.versions.items():
         assert materialize.get_timestamp(number) == at(version.timestamp)
         assert materialize.get_version_metadata(number)["expires_on"] == at(version.expires)
-    assert [each["version"] for each in materialize.get_versions_metadata()] == [2, 3]
+    assert [metadata["version"] for metadata in materialize.get_versions_metadata()] == [2, 3]
 
 
-def test_a_client_of_a_version_asks_for_its_moment(server: CaveServer, world: World) -> None:
+def test_a_client_of_a_version_reads_the_roots_of_its_moment(server: CaveServer, world: World) -> None:
     for number, version in world.versions.items():
         client = server.client(version=number)
         assert client.timestamp == at(version.timestamp)
@@ -284,7 +284,7 @@ def test_cloudvolume_reads_the_roots_of_every_moment(server: CaveServer, world: 
     for moment in moments(world):
         cv = volume(server, agglomerate=True, timestamp=moment, mip=mip)
         whole = cv[:][..., 0]
-        # It rounds up to whole seconds.
+        # CloudVolume rounds up to whole seconds.
         np.testing.assert_array_equal(whole, world.roots_volume(np.ceil(moment), mip))
     np.testing.assert_array_equal(volume(server, mip=mip)[:][..., 0], world.mips[mip])
 
@@ -313,7 +313,7 @@ def test_cloudvolume_reads_chosen_roots(server: CaveServer, world: World) -> Non
     assert server.count("leaves") == 2
 
 
-def test_cloudvolume_reads_ids_by_any_other_way(server: CaveServer, world: World) -> None:
+def test_cloudvolume_reads_ids_through_its_other_methods(server: CaveServer, world: World) -> None:
     moment = int(world.times["merge_1"]) + 1
     roots = world.roots_volume(moment)
     cv = volume(server, agglomerate=True, timestamp=moment)
@@ -331,17 +331,17 @@ def test_cloudvolume_reads_ids_by_any_other_way(server: CaveServer, world: World
     assert tuple(cv.meta.point_to_chunk_position(point, mip=0)) == (2, 1, 1)
 
 
-def test_many_ids_travel_compressed(server: CaveServer, world: World) -> None:
+def test_many_ids_are_sent_compressed(server: CaveServer, world: World) -> None:
     known = world.graph.supervoxels
     ids = np.append(known, np.arange(1, 300_000, dtype=np.uint64) + (np.uint64(1) << np.uint64(55)))
     roots = volume(server).get_roots(ids)
     np.testing.assert_array_equal(roots[: len(known)], world.graph.roots(known))
-    # 2**55 is of layer 0: neither a root nor known. What its batch knows decides between 0 and itself.
+    # 2**55 is of layer 0, so it is neither a root nor known; the answer is 0 or the id, depending on its batch.
     assert server.count("roots_binary") == 2
     assert server.ids_sent == len(ids)
     answer = post(server, "roots_binary", gzip.compress(known.tobytes()), {"Content-Encoding": "gzip"})
     np.testing.assert_array_equal(np.frombuffer(answer.content, np.uint64), world.graph.roots(known))
-    assert answer.headers["Content-Encoding"] == "gzip"  # requests asks for it, as caveclient does
+    assert answer.headers["Content-Encoding"] == "gzip"  # requests accepts gzip by default, as caveclient does
 
 
 def post(server: CaveServer, name: str, data: bytes, headers: dict[str, str] | None = None, **query: Any) -> Any:
@@ -390,7 +390,7 @@ def test_clients_with_a_wrong_token_fail(server: CaveServer) -> None:
 
 
 @pytest.mark.parametrize("token", [HEX, BASE64])
-def test_each_token_opens(world: World, serve: Callable[..., CaveServer], token: str) -> None:
+def test_each_token_is_accepted(world: World, serve: Callable[..., CaveServer], token: str) -> None:
     server = serve(world, tokens=(HEX, BASE64))
     assert server.client(token).chunkedgraph.get_oldest_timestamp()
     assert volume(server, secrets=token).info["graph"]
@@ -407,7 +407,7 @@ def test_cloudvolume_finds_the_token_in_its_secrets(server: CaveServer) -> None:
         file.unlink()
 
 
-# -- what is counted, and how it goes wrong
+# -- counts and faults
 
 
 def test_requests_are_counted(server: CaveServer, world: World) -> None:
@@ -425,7 +425,7 @@ def test_requests_are_counted(server: CaveServer, world: World) -> None:
     assert (server.requests, server.ids_sent, server.max_in_flight) == ([], 0, 0)
 
 
-def test_latency_and_concurrency(server: CaveServer, client: CAVEclient, world: World) -> None:
+def test_latency_is_applied_to_concurrent_requests(server: CaveServer, client: CAVEclient, world: World) -> None:
     client.chunkedgraph.get_roots([1])
     server.latency_s = 0.6
     started = time.monotonic()
@@ -435,21 +435,21 @@ def test_latency_and_concurrency(server: CaveServer, client: CAVEclient, world: 
     assert server.max_in_flight == 4
 
 
-def test_a_kept_connection_answers_at_once(server: CaveServer, client: CAVEclient) -> None:
+def test_a_kept_connection_answers_without_delay(server: CaveServer, client: CAVEclient) -> None:
     client.chunkedgraph.get_roots([1])
-    took = []
+    seconds = []
     for _ in range(50):
         started = time.monotonic()
         client.chunkedgraph.get_roots([1])
-        took.append(time.monotonic() - started)
+        seconds.append(time.monotonic() - started)
     assert (
-        np.quantile(took, 0.25) < 0.03
-    )  # most of them on a busy machine, too; with delayed acknowledgements it would be 0.04 s
+        np.quantile(seconds, 0.25) < 0.03
+    )  # a quartile, since the machine may be busy; delayed acknowledgements would take 0.04 s
 
 
 def test_closing_does_not_wait_for_latencies(world: World) -> None:
     def ask() -> None:
-        with suppress(requests.ConnectionError):  # or the answer is just in time
+        with suppress(requests.ConnectionError):  # unless the answer comes before the server closes
             post(server, "roots_binary", b"")
 
     with CaveServer(world, tokens=(HEX,)) as server:
@@ -463,8 +463,8 @@ def test_closing_does_not_wait_for_latencies(world: World) -> None:
     assert time.monotonic() - started < 30
 
 
-def test_clients_repeat_what_they_repeat(world: World, serve: Callable[..., CaveServer]) -> None:
-    """Both repeat roots_binary after 503; CloudVolume does not repeat its info, nor leaves."""
+def test_clients_repeat_requests_as_released(world: World, serve: Callable[..., CaveServer]) -> None:
+    """Both repeat roots_binary after 503; CloudVolume repeats neither its info nor leaves."""
     server = serve(world)
     client, cv = server.client(), volume(server)
     ids, roots = world.graph.supervoxels, world.graph.roots(world.graph.supervoxels)
@@ -490,7 +490,7 @@ def test_caveclient_gives_up_at_once_on_other_statuses(server: CaveServer, clien
     assert [(request.endpoint, request.status) for request in server.requests] == [("roots_binary", status)]
 
 
-def test_answers_can_be_cut_corrupted_and_late(server: CaveServer, client: CAVEclient, world: World) -> None:
+def test_faults_cut_corrupt_and_delay_answers(server: CaveServer, client: CAVEclient, world: World) -> None:
     ids, graph = world.graph.supervoxels, client.chunkedgraph
     right = graph.get_roots(ids)
     server.faults = lambda endpoint, n: Fault(cut=100)
@@ -507,10 +507,13 @@ def test_answers_can_be_cut_corrupted_and_late(server: CaveServer, client: CAVEc
 
 
 def test_an_error_of_a_fault_hook_is_not_swallowed(world: World) -> None:
-    def fails(endpoint: str, n: int) -> Fault | None:
+    def raise_error(endpoint: str, n: int) -> Fault | None:
         raise RuntimeError("in the hook")
 
-    with pytest.raises(RuntimeError, match="in the hook"), CaveServer(world, tokens=(HEX,), faults=fails) as server:
+    with (
+        pytest.raises(RuntimeError, match="in the hook"),
+        CaveServer(world, tokens=(HEX,), faults=raise_error) as server,
+    ):
         assert post(server, "roots_binary", b"").status_code == 500
 
 
@@ -541,7 +544,7 @@ def test_an_error_of_a_fault_hook_is_not_swallowed(world: World) -> None:
         ("GET", "/segmentation/api/v1/table/demo_v1/delta_roots", 400),
     ],
 )
-def test_what_cannot_be_answered(server: CaveServer, method: str, path: str, status: int) -> None:
+def test_invalid_requests_get_a_status_and_a_message(server: CaveServer, method: str, path: str, status: int) -> None:
     answer = requests.request(method, server.url + path, headers={"Authorization": f"Bearer {HEX}"})
     assert answer.status_code == status
     assert status == 200 or (answer.json()["code"], bool(answer.json()["message"])) == (status, True)
@@ -549,7 +552,7 @@ def test_what_cannot_be_answered(server: CaveServer, method: str, path: str, sta
 
 
 @pytest.mark.parametrize("body", [b"1234567", b"not gzip"])
-def test_bodies_that_are_no_ids(server: CaveServer, body: bytes) -> None:
+def test_invalid_bodies_of_ids_are_refused(server: CaveServer, body: bytes) -> None:
     headers = {"Content-Encoding": "gzip"} if body == b"not gzip" else {}
     assert post(server, "roots_binary", body, headers).status_code == 400
     assert post(server, "roots", b'{"node_ids": [-1]}').status_code == 400
@@ -565,17 +568,17 @@ def test_the_graph_may_be_edited_while_it_is_served(tmp_path: Path, serve: Calla
     first, second, *others = np.unique(graph.roots(ids)).tolist()
     counts = {len(others) + 1, len(others) + 2}
     with ThreadPoolExecutor(3) as pool:
-        asked = [pool.submit(client.chunkedgraph.get_roots, ids) for _ in range(60)]
+        futures = [pool.submit(client.chunkedgraph.get_roots, ids) for _ in range(60)]
         for _ in range(20):
             merged = graph.merge(first, second)
             first, second = graph.split(merged, graph.leaves(merged)[::2])
-        assert {len(np.unique(each.result())) for each in asked} <= counts
+        assert {len(np.unique(future.result())) for future in futures} <= counts
     time.sleep(0.05)  # edits a millisecond apart may be ahead of the clock
     np.testing.assert_array_equal(client.chunkedgraph.get_roots(ids), graph.roots(ids))
     assert client.chunkedgraph.is_latest_roots([first, second, merged]).tolist() == [True, True, False]
 
 
-def test_a_server_as_a_process(tmp_path: Path, world: World) -> None:
+def test_the_server_runs_as_a_command(tmp_path: Path, world: World) -> None:
     command = [sys.executable, "-m", "imagery_dask.testing.cave", str(tmp_path), "--token", HEX]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:

@@ -1,4 +1,4 @@
-"""Options of ``imagery-dask export zarr``: levels, shards, codecs, versions; and values that cannot be."""
+"""Options of ``imagery-dask export zarr``: levels, shards, codecs, versions, and invalid values."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def ids() -> NDArray[np.uint64]:
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory, image: Any, ids: Any) -> tuple[Any, ...]:
     folder = tmp_path_factory.mktemp("sources")
-    where: dict[str, Any] = {"voxel_offset": OFFSET, "resolution": (4.3, 4.3, 13)}
+    geometry: dict[str, Any] = {"voxel_offset": OFFSET, "resolution": (4.3, 4.3, 13)}
     return (
-        "--image-source", write_volume(folder / "image", image, **where),
-        "--segmentation-source", write_volume(folder / "ids", ids, layer_type="segmentation", **where),
+        "--image-source", write_volume(folder / "image", image, **geometry),
+        "--segmentation-source", write_volume(folder / "ids", ids, layer_type="segmentation", **geometry),
         *REGION,
     )  # fmt: skip
 
@@ -53,7 +53,7 @@ Run = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], threads: Client) -> Run:
-    """Run the command line here, on threads; give the exit code and what it says of errors."""
+    """Run the command line in this process, on threads; return exit code and stderr."""
 
     def call(*arguments: Any) -> tuple[int, str]:
         command = ["imagery-dask", "export", "zarr", *arguments, "--cluster", threads.scheduler_info()["address"]]
@@ -65,7 +65,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], thre
     return call
 
 
-def check(out: Path, image: Any, ids: Any, levels: int) -> None:
+def check_levels(out: Path, image: Any, ids: Any, levels: int) -> None:
+    """Check that each level is made of the level above, for imagery and labels."""
     for group, source, labels in (("", image, False), (IDS, ids, True)):
         above = source[PART]
         steps = [(1, 1, 1), (2, 2, 1), (2, 2, 2), (2, 2, 2)]
@@ -88,12 +89,12 @@ def check(out: Path, image: Any, ids: Any, levels: int) -> None:
     ],
     ids=str,
 )
-def test_options(
+def test_options_determine_levels_shards_codec_and_version(
     run: Run, tmp_path: Path, sources: tuple[Any, ...], image: Any, ids: Any, options: Any, levels: int, shards: Any
 ) -> None:
     out = tmp_path / "out.zarr"
     assert run(out, *sources, "--chunks", "32,32,32", *options) == (0, "")
-    check(out, image, ids, levels)
+    check_levels(out, image, ids, levels)
     old = "0.4" in options
     root = zarr.open_group(out, mode="r")
     assert root.metadata.zarr_format == (2 if old else 3)
@@ -104,13 +105,13 @@ def test_options(
     first: Any = root["0"]
     assert first.chunks == (32, 32, 32)
     assert (first.shards is not None) == (shards is not None)
-    codec = dict(zip(options, options[1:], strict=False)).get("--codec", "blosc-zstd")
-    names = " ".join(type(each).__name__.lower() for each in first.compressors)
-    assert names.startswith({"blosc-zstd": "blosc", "none": ""}.get(codec, codec))
-    assert bool(names) == (codec != "none")
+    codec_name = dict(zip(options, options[1:], strict=False)).get("--codec", "blosc-zstd")
+    names = " ".join(type(codec).__name__.lower() for codec in first.compressors)
+    assert names.startswith({"blosc-zstd": "blosc", "none": ""}.get(codec_name, codec_name))
+    assert bool(names) == (codec_name != "none")
 
 
-def test_auto_goes_down_to_512_voxels(run: Run, tmp_path: Path) -> None:
+def test_automatic_levels_end_at_512_voxels(run: Run, tmp_path: Path) -> None:
     voxels = coordinate_volume((1030, 16, 4), dtype=np.uint8)
     source = write_volume(tmp_path / "em", voxels, chunk_size=(512, 16, 4), resolution=(8, 8, 40))
     out = tmp_path / "out.zarr"
@@ -119,7 +120,7 @@ def test_auto_goes_down_to_512_voxels(run: Run, tmp_path: Path) -> None:
     assert shapes == [(4, 16, 1030), (4, 8, 515), (4, 4, 258)]
 
 
-def test_levels_of_the_source(run: Run, tmp_path: Path, image: Any) -> None:
+def test_levels_of_the_source_are_copied(run: Run, tmp_path: Path, image: Any) -> None:
     source = write_volume(tmp_path / "em", image, voxel_offset=OFFSET, mips=2, resolution=(4.3, 4.3, 13))
     out = tmp_path / "out.zarr"
     bounds = ("--bounds", *OFFSET, *(first + size for first, size in zip(OFFSET, SHAPE, strict=True)))
@@ -131,7 +132,7 @@ def test_levels_of_the_source(run: Run, tmp_path: Path, image: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         (("--shards", "48,64,64", "--chunks", "32,32,32"), "(64, 64, 64) would be"),
         (("--shards", "64,64"), "is not three whole numbers"),
@@ -152,10 +153,12 @@ def test_levels_of_the_source(run: Run, tmp_path: Path, image: Any) -> None:
     ],
     ids=str,
 )
-def test_bad_values_are_named(run: Run, tmp_path: Path, sources: tuple[Any, ...], options: Any, says: str) -> None:
+def test_invalid_values_are_named(
+    run: Run, tmp_path: Path, sources: tuple[Any, ...], options: Any, message: str
+) -> None:
     code, error = run(tmp_path / "out.zarr", *sources, *options)
     assert code == 2
-    assert says in error
+    assert message in error
     assert "Traceback" not in error
     assert len([line for line in error.splitlines() if line.startswith("Error: ")]) == 1
     assert list(tmp_path.iterdir()) == []

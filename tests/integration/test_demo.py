@@ -1,4 +1,4 @@
-"""The embedded default: the demo makes what it says it makes."""
+"""The demo writes the volumes, the store and the pictures that it describes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from imagery_dask.demo import DemoResult, run_cave_demo, run_demo, tour, write_d
 
 
 @pytest.fixture(scope="module")
-def said() -> list[str]:
+def lines() -> list[str]:
     return []
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _small() -> Iterator[None]:
-    """Make the demo's volume and region a tenth of their size; CI runs the README's command on the whole."""
+def _small_demo() -> Iterator[None]:
+    """Reduce the demo's volume and region; CI runs the README's command at full size."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tour, "write_demo_volumes", partial(write_demo_volumes, shape=(256, 256, 40)))
         patch.setattr(tour, "REGION", (192, 224, 32))
@@ -33,19 +33,19 @@ def _small() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory, said: list[str]) -> DemoResult:
-    """Run on threads of this process."""
-    return run_demo(tmp_path_factory.mktemp("demo"), said.append, cluster=None)
+def demo(tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> DemoResult:
+    """Run the demo on threads of this process."""
+    return run_demo(tmp_path_factory.mktemp("demo"), lines.append, cluster=None)
 
 
 def stored(source: str, demo: DemoResult, coarser: int) -> np.ndarray:
-    """Read the region with CloudVolume, at mip 0 of a layer that is so many times coarser along x and y."""
+    """Read the region with CloudVolume from mip 0 of a layer that is `coarser` times coarser along x and y."""
     lower, upper = (np.asarray(corner) // (coarser, coarser, 1) for corner in demo.bounds)
     return np.asarray(CloudVolume(source, progress=False)[Bbox(lower, upper)])[..., 0]
 
 
 @pytest.mark.smoke
-def test_the_store_holds_the_region(demo: DemoResult, said: list[str]) -> None:
+def test_the_store_holds_the_region(demo: DemoResult, lines: list[str]) -> None:
     assert demo.report.ok
     assert (demo.report.counts.missing, demo.report.failures) == (0, 0)
     image = stored(demo.volumes.image_source, demo, 1)
@@ -58,7 +58,7 @@ def test_the_store_holds_the_region(demo: DemoResult, said: list[str]) -> None:
     assert Image.from_zarr(zarr.open_group(demo.zarr, mode="r"))
     first = [(a + 0.5) * nm for a, nm in zip(demo.bounds[0], (8, 8, 40), strict=True)]
     assert placement(demo.zarr) == placement(demo.zarr, "labels/segmentation") == ([8.0, 8.0, 40.0], first)
-    assert any(str(demo.overlay.parent) in line for line in said)
+    assert any(str(demo.overlay.parent) in line for line in lines)
 
 
 def test_pictures_show_the_region(demo: DemoResult) -> None:
@@ -73,14 +73,14 @@ def test_pictures_show_the_region(demo: DemoResult) -> None:
     overlay = imageio.imread(demo.overlay)
     assert overlay.shape == (image.shape[1], image.shape[0], 3)
     assert overlay.dtype == np.uint8
-    # Grey where there is no object, colored elsewhere.
+    # The overlay is grey where there is no object, and colored elsewhere.
     colored = overlay.max(axis=2) > overlay.min(axis=2)
     objects = labels(demo.zarr)[:, :, image.shape[2] // 2].T != 0
     assert not colored[~objects].any()
     assert colored[objects].mean() > 0.9
 
 
-def test_the_volumes_are_what_the_issue_describes(demo: DemoResult) -> None:
+def test_the_volumes_have_three_mips_and_ids_above_2_53(demo: DemoResult) -> None:
     client = ImageryClient(image_source=demo.volumes.image_source, segmentation_source=demo.volumes.segmentation_source)
     for volume, nm in ((client.image_cv, [8, 8, 40]), (client.segmentation_cv, [16, 16, 40])):
         assert volume.resolution.tolist() == nm
@@ -90,7 +90,7 @@ def test_the_volumes_are_what_the_issue_describes(demo: DemoResult) -> None:
     assert client.segmentation_volume(mip=2)[..., 0].values.max() > 2**53
 
 
-def test_running_it_again_replaces_it(tmp_path: Path) -> None:
+def test_a_second_demo_replaces_the_first(tmp_path: Path) -> None:
     first = run_demo(tmp_path / "demo", lambda text: None, cluster=None)
     before = written(first.zarr)
     assert before.any()
@@ -102,13 +102,13 @@ def test_running_it_again_replaces_it(tmp_path: Path) -> None:
     assert imageio.imread(again.slices[0]).shape == (224, 192, 3)
 
 
-def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match="file"):
         run_demo(tmp_path / "file", lambda text: None, cluster=None)
 
 
-def test_the_same_place_at_two_moments(tmp_path: Path) -> None:
+def test_the_cave_demo_shows_one_region_at_two_moments(tmp_path: Path) -> None:
     result = run_cave_demo(tmp_path, lambda text: None, cluster=None)
     assert result.moments[0] < result.moments[1]
     assert result.changed > 0

@@ -1,4 +1,4 @@
-"""Whatever can be written comes out voxel for voxel, where it belongs in the world, on every kind of cluster."""
+"""Every kind of input is written voxel for voxel and at its position, on every kind of cluster."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Placement = tuple[list[float], list[float]]
 
 @dataclass(frozen=True)
 class World:
-    """Volumes on disk, what they hold at 8 nm, and clients of them."""
+    """Volumes on disk, their voxels at 8 nm, and clients of them."""
 
     image: NDArray[np.uint8]
     ids: NDArray[np.uint64]
@@ -70,7 +70,7 @@ def _several_blocks(configure: Configure) -> None:
 # ---------------------------------------------------------------------------------------------------------- inputs
 
 Case = Callable[[World], tuple[Any, NDArray[Any], Placement]]
-NOWHERE: Placement = ([1.0, 1.0, 1.0], [0.0, 0.0, 0.0])
+NO_PLACEMENT: Placement = ([1.0, 1.0, 1.0], [0.0, 0.0, 0.0])
 
 
 def image_cutout(world: World) -> Any:
@@ -130,23 +130,23 @@ def transposed_volume(world: World) -> Any:
 
 def computed_from_a_cutout(world: World) -> Any:
     array = world.client.image_cutout(BOUNDS).map_blocks(lambda block: 255 - block, dtype=np.uint8)
-    return array, 255 - world.image[PART], NOWHERE
+    return array, 255 - world.image[PART], NO_PLACEMENT
 
 
 def slice_of_a_cutout(world: World) -> Any:
-    return world.client.image_cutout(BOUNDS)[3:60:2, ::-1], world.image[PART][3:60:2, ::-1], NOWHERE
+    return world.client.image_cutout(BOUNDS)[3:60:2, ::-1], world.image[PART][3:60:2, ::-1], NO_PLACEMENT
 
 
 def plain_dask_array(world: World) -> Any:
-    return da.from_array(world.image, chunks=(37, 80, 11)), world.image, NOWHERE
+    return da.from_array(world.image, chunks=(37, 80, 11)), world.image, NO_PLACEMENT
 
 
 def numpy_array(world: World) -> Any:
-    return world.ids, world.ids, NOWHERE
+    return world.ids, world.ids, NO_PLACEMENT
 
 
 def numpy_plane(world: World) -> Any:
-    return world.image[:, :, 0], world.image[:, :, :1], NOWHERE
+    return world.image[:, :, 0], world.image[:, :, :1], NO_PLACEMENT
 
 
 CASES = [
@@ -157,12 +157,12 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-def test_every_input_is_written_where_it_belongs(tmp_path: Path, world: World, threads: Client, case: Case) -> None:
-    data, expected, where = case(world)
+def test_every_input_is_written_at_its_position(tmp_path: Path, world: World, threads: Client, case: Case) -> None:
+    data, expected, expected_placement = case(world)
     out = tmp_path / "out.zarr"
     report = to_zarr(data, out, chunks=CHUNKS, cluster=threads, progress=False)
     np.testing.assert_array_equal(written(out), expected, strict=True)
-    assert placement(out) == where
+    assert placement(out) == expected_placement
     assert (report.ok, report.done, report.voxels, report.written_bytes) == (
         True, report.blocks, expected.size, expected.nbytes,
     )  # fmt: skip
@@ -177,7 +177,7 @@ def test_every_input_is_written_where_it_belongs(tmp_path: Path, world: World, t
 
 @pytest.mark.smoke
 def test_a_dataset_is_an_image_with_labels(tmp_path: Path, world: World) -> None:
-    """The main job on threads of this process, which is what no cluster means."""
+    """Without a cluster, the export runs on threads of this process."""
     out = tmp_path / "out.zarr"
     report = to_zarr(world.client.dataset(BOUNDS), out, chunks=CHUNKS, progress=False)
     assert report.ok
@@ -196,7 +196,7 @@ def test_a_dataset_is_an_image_with_labels(tmp_path: Path, world: World) -> None
     assert placement(out) == placement(out, "labels/segmentation") == (NM, CENTRE)
 
 
-def test_a_dataset_of_labels_alone(tmp_path: Path, world: World, threads: Client) -> None:
+def test_a_dataset_of_labels_alone_is_written(tmp_path: Path, world: World, threads: Client) -> None:
     client = ImageryClient(segmentation_source=world.client.segmentation_source)
     out = tmp_path / "out.zarr"
     report = to_zarr(client.dataset([[-10, 30, 20], [25, 55, 50]]), out, chunks=CHUNKS, cluster=threads, progress=False)
@@ -210,7 +210,9 @@ def test_a_dataset_of_labels_alone(tmp_path: Path, world: World, threads: Client
 
 @pytest.mark.parametrize("kind", ["local", "current", "client", "cluster"])
 @pytest.mark.long
-def test_every_cluster_writes_the_same(tmp_path: Path, world: World, processes: Client, kind: str) -> None:
+def test_every_kind_of_cluster_writes_the_same_voxels(
+    tmp_path: Path, world: World, processes: Client, kind: str
+) -> None:
     data = world.client.dataset(BOUNDS)
     out = tmp_path / "out.zarr"
     options: dict[str, Any] = {"chunks": CHUNKS, "progress": False}
@@ -229,14 +231,14 @@ def test_every_cluster_writes_the_same(tmp_path: Path, world: World, processes: 
 
 
 def transitions(client: Client) -> int:
-    """Count the changes of state that tasks of a cluster ever made."""
+    """Return the number of task transitions of a cluster since its start."""
     count: int = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.transition_counter)
     return count
 
 
 @pytest.mark.parametrize("nm", [(4.3, 4.3, 40.0), (9.7, 9.7, 33.3), (0.1, 0.7, 1e5)], ids=str)
 @pytest.mark.parametrize("offset", [(0, 0, 0), (-7, 100_003, 5)], ids=["origin", "offset"])
-def test_voxel_centres_of_odd_resolutions(tmp_path: Path, threads: Client, nm: Any, offset: Any) -> None:
+def test_voxel_centres_are_exact_for_odd_resolutions(tmp_path: Path, threads: Client, nm: Any, offset: Any) -> None:
     data = coordinate_volume((40, 33, 20), offset, np.uint8)
     path = write_volume(tmp_path / "em", data, resolution=nm, voxel_offset=offset)
     client = ImageryClient(image_source=path)
@@ -253,14 +255,14 @@ def test_voxel_centres_of_odd_resolutions(tmp_path: Path, threads: Client, nm: A
         np.testing.assert_allclose(translation, [(a + 0.5) * r for a, r in zip(start, nm, strict=True)], rtol=1e-12)
 
 
-def test_a_place_can_be_given(tmp_path: Path, world: World, threads: Client) -> None:
+def test_resolution_and_translation_can_be_given(tmp_path: Path, world: World, threads: Client) -> None:
     options: dict[str, Any] = {"resolution_nm": (4, 5.5, 30), "translation_nm": (1, -2, 3.5)}
     to_zarr(world.image, tmp_path / "out.zarr", cluster=threads, progress=False, **options)
     assert placement(tmp_path / "out.zarr") == ([4.0, 5.5, 30.0], [1.0, -2.0, 3.5])
 
 
 @pytest.mark.parametrize("dtype", ["bool", "int8", "uint16", "uint32", "int64", "uint64", "float32", "float64"])
-def test_every_type_is_exact(tmp_path: Path, threads: Client, dtype: str) -> None:
+def test_every_dtype_is_exact(tmp_path: Path, threads: Client, dtype: str) -> None:
     data = coordinate_volume((50, 40, 30)).astype(dtype)
     to_zarr(data, f"file://{tmp_path}/out.zarr", chunks=CHUNKS, cluster=threads, progress=False)
     np.testing.assert_array_equal(written(tmp_path / "out.zarr"), data, strict=True)

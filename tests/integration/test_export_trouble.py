@@ -1,4 +1,4 @@
-"""Exports that are refused write nothing; blocks that fail are reported, and the others are written."""
+"""Refused exports write nothing; failed blocks are reported, and the other blocks are written."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def contents(folder: Path) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------------ refusals
 
 
-def test_a_store_that_exists_is_not_touched(tmp_path: Path, threads: Client, data: Any) -> None:
+def test_an_existing_store_is_not_touched(tmp_path: Path, threads: Client, data: Any) -> None:
     out = tmp_path / "out.zarr"
     to_zarr(data, out, cluster=threads, progress=False)
     before = contents(tmp_path)
@@ -62,7 +62,7 @@ def test_a_store_that_exists_is_not_touched(tmp_path: Path, threads: Client, dat
     np.testing.assert_array_equal(written(out), data)
 
 
-def test_what_is_replaced_can_be_what_is_read(tmp_path: Path, threads: Client, data: Any) -> None:
+def test_a_store_can_be_replaced_by_an_array_read_from_it(tmp_path: Path, threads: Client, data: Any) -> None:
     out = tmp_path / "out.zarr"
     to_zarr(data, out, cluster=threads, progress=False)
     report = to_zarr(da.from_zarr(str(out / "0")).T + 1, out, overwrite=True, cluster=threads, progress=False)
@@ -71,7 +71,7 @@ def test_what_is_replaced_can_be_what_is_read(tmp_path: Path, threads: Client, d
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.zarr", "out.zarr.receipts"]
 
 
-def test_what_should_be_replaced_stays_when_the_export_ends_early(tmp_path: Path, threads: Client, data: Any) -> None:
+def test_the_old_store_stays_when_its_replacement_is_interrupted(tmp_path: Path, threads: Client, data: Any) -> None:
     out = tmp_path / "out.zarr"
     to_zarr(data, out, cluster=threads, progress=False)
     before = contents(out)
@@ -82,7 +82,7 @@ def test_what_should_be_replaced_stays_when_the_export_ends_early(tmp_path: Path
     with pytest.raises(KeyboardInterrupt):
         to_zarr(data + 1, out, chunks=BLOCK, overwrite=True, cluster=threads, progress=stop)
     assert contents(out) == before
-    # The same call, without overwrite, goes on with what was to replace it.
+    # The same call without overwrite resumes the replacement.
     report = to_zarr(data + 1, out, chunks=BLOCK, cluster=threads, progress=False)
     assert 0 < report.before < report.blocks
     assert report.ok
@@ -90,7 +90,7 @@ def test_what_should_be_replaced_stays_when_the_export_ends_early(tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.zarr", "out.zarr.receipts"]
 
 
-def test_a_file_of_the_users_beside_the_chunks_keeps_a_store(tmp_path: Path, threads: Client, data: Any) -> None:
+def test_a_store_with_a_file_of_the_user_is_not_replaced(tmp_path: Path, threads: Client, data: Any) -> None:
     out = tmp_path / "out.zarr"
     to_zarr(
         xr.Dataset({"image": (tuple("xyz"), data), "segmentation": (tuple("xyz"), data.astype(np.uint64))}),
@@ -121,7 +121,7 @@ def test_coordinates_that_the_caller_changed_are_written(tmp_path: Path, threads
 @pytest.mark.parametrize(
     "labels", [np.ones((4, 4, 4, 2), np.uint64), np.ones((4, 4, 4), np.float64)], ids=["channels", "floats"]
 )
-def test_labels_that_are_none_are_refused(tmp_path: Path, labels: Any) -> None:
+def test_labels_that_are_not_integer_ids_are_refused(tmp_path: Path, labels: Any) -> None:
     dims = ("x", "y", "z", "channel")[: labels.ndim]
     with pytest.raises(ValueError, match="'segmentation' holds integer ids"):
         to_zarr(xr.Dataset({"segmentation": (dims, labels)}), tmp_path / "out.zarr")
@@ -129,7 +129,9 @@ def test_labels_that_are_none_are_refused(tmp_path: Path, labels: Any) -> None:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_what_is_no_store_is_never_removed(tmp_path: Path, threads: Client, data: Any, overwrite: bool) -> None:
+def test_files_and_folders_that_are_no_store_are_never_removed(
+    tmp_path: Path, threads: Client, data: Any, overwrite: bool
+) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
     (tmp_path / "notes.zarr").write_text("a file")
@@ -142,7 +144,7 @@ def test_what_is_no_store_is_never_removed(tmp_path: Path, threads: Client, data
     assert contents(tmp_path) == before
 
 
-def test_overwriting_leaves_nothing_of_the_old_store(tmp_path: Path, threads: Client, data: Any) -> None:
+def test_overwriting_removes_all_of_the_old_store(tmp_path: Path, threads: Client, data: Any) -> None:
     out = tmp_path / "out.zarr"
     with_labels = zarr.create_group(out)
     with_labels.create_group("labels/old")
@@ -156,7 +158,7 @@ def test_overwriting_leaves_nothing_of_the_old_store(tmp_path: Path, threads: Cl
 def test_a_store_can_be_overwritten_with_another_array(
     tmp_path: Path, request: pytest.FixtureRequest, data: Any, cluster: str
 ) -> None:
-    """By the same workers, which must not remember the array that was there: its chunks, type and shape."""
+    """The same workers write both arrays, so they must not cache chunks, dtype and shape of the first."""
     client, out = request.getfixturevalue(cluster), tmp_path / "out.zarr"
     to_zarr(data, out, chunks=BLOCK, cluster=client, progress=False)
     other = random_labels((40, 90, 20))
@@ -165,7 +167,7 @@ def test_a_store_can_be_overwritten_with_another_array(
     assert len(list(out.glob("0/c/*/*/*"))) == np.prod(zarr.open_array(out, path="0").cdata_shape)
 
 
-def test_an_empty_folder_is_free(tmp_path: Path, threads: Client, data: Any) -> None:
+def test_an_empty_folder_may_become_a_store(tmp_path: Path, threads: Client, data: Any) -> None:
     out = tmp_path / "deep" / "below" / "out.zarr"
     out.mkdir(parents=True)
     to_zarr(data, out, cluster=threads, progress=False)
@@ -173,7 +175,7 @@ def test_an_empty_folder_is_free(tmp_path: Path, threads: Client, data: Any) -> 
 
 
 def test_a_url_is_written_and_protected(data: Any) -> None:
-    """What fsspec opens; on threads of this process, which share its memory."""
+    """fsspec opens the URL; threads of this process share its memory."""
     url = "memory://exports/out.zarr"
     options: dict[str, Any] = {"chunks": (32, 32, 16), "progress": False}
     to_zarr(data, url, **options)
@@ -196,7 +198,7 @@ def test_objects_below_a_url_are_never_removed(data: Any, overwrite: bool) -> No
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "says"),
+    ("options", "error", "message"),
     [
         ({"chunks": (16, 0, 16)}, ValueError, "chunks .*from 1.*16, 0, 16"),
         ({"chunks": (16, -16, 16)}, ValueError, "chunks .*from 1"),
@@ -213,15 +215,15 @@ def test_objects_below_a_url_are_never_removed(data: Any, overwrite: bool) -> No
     ids=str,
 )
 def test_bad_arguments_write_nothing(
-    tmp_path: Path, data: Any, options: dict[str, Any], error: type[Exception], says: str
+    tmp_path: Path, data: Any, options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=says):
+    with pytest.raises(error, match=message):
         to_zarr(data, tmp_path / "out.zarr", progress=False, **options)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("bad", "error", "says"),
+    ("bad", "error", "message"),
     [
         (np.zeros((4, 0, 4)), ValueError, "empty"),
         (np.zeros((2, 2, 2, 2, 2)), ValueError, "axes x, y, z"),
@@ -232,13 +234,15 @@ def test_bad_arguments_write_nothing(
     ],
     ids=["empty", "five axes", "text", "complex", "list", "unknown shape"],
 )
-def test_what_cannot_be_written_is_refused(tmp_path: Path, bad: Any, error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=says):
+def test_arrays_that_cannot_be_written_are_refused(
+    tmp_path: Path, bad: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
         to_zarr(bad, tmp_path / "out.zarr", progress=False)
     assert not list(tmp_path.iterdir())
 
 
-# ------------------------------------------------------------------------------------------------- blocks that fail
+# ---------------------------------------------------------------------------------------------------- failed blocks
 
 
 def failed_export(data: Any, out: Path, client: Client) -> RunReport:
@@ -252,7 +256,9 @@ def failed_export(data: Any, out: Path, client: Client) -> RunReport:
 
 
 @pytest.mark.parametrize("cluster", ["threads", "processes"])
-def test_a_poisoned_block_is_reported(tmp_path: Path, request: pytest.FixtureRequest, data: Any, cluster: str) -> None:
+def test_a_block_that_raises_is_reported(
+    tmp_path: Path, request: pytest.FixtureRequest, data: Any, cluster: str
+) -> None:
     client, poison = request.getfixturevalue(cluster), int(data[20, 40, 3])
 
     def fail(block: Any, block_info: Any = None) -> Any:
@@ -299,8 +305,8 @@ def test_a_missing_chunk_fails_its_block_on_request(tmp_path: Path, threads: Cli
     np.testing.assert_array_equal(written(tmp_path / "out.zarr"), expected)
 
 
-def test_a_task_carries_its_own_voxels_only() -> None:
-    """Of an array in memory: a task with all of it would send all of it as often as there are blocks."""
+def test_a_task_contains_its_own_voxels_only() -> None:
+    """With an array in memory, a task that contained the whole array would send it once per block."""
     array = np.zeros((256, 256, 64), np.uint8)
     (volume,) = as_volumes(array)
     tasks = [pickle.dumps(volume.reader(region)) for _, region in volume.plan((32, 32, 32), 2**16)]
@@ -311,18 +317,18 @@ def test_a_task_carries_its_own_voxels_only() -> None:
 # ------------------------------------------------------------------------------------------------------- the window
 
 
-def test_progress_is_told_of_every_block(tmp_path: Path, threads: Client, data: Any) -> None:
-    seen: list[tuple[int, int, int]] = []
+def test_progress_is_called_after_every_block(tmp_path: Path, threads: Client, data: Any) -> None:
+    reports: list[tuple[int, int, int]] = []
 
     def progress(report: RunReport) -> None:
-        seen.append((report.done, report.blocks, report.written_bytes))
+        reports.append((report.done, report.blocks, report.written_bytes))
 
     to_zarr(data, tmp_path / "out.zarr", chunks=BLOCK, cluster=threads, progress=progress)
-    assert seen == [(n, BLOCKS, n * 16**3) for n in range(1, BLOCKS + 1)]
+    assert reports == [(n, BLOCKS, n * 16**3) for n in range(1, BLOCKS + 1)]
 
 
-def test_the_scheduler_knows_of_a_window_of_blocks(tmp_path: Path, threads: Client) -> None:
-    """Of 96 blocks, no more than three for each of the two threads."""
+def test_the_scheduler_holds_a_window_of_blocks(tmp_path: Path, threads: Client) -> None:
+    """At most three of the 96 blocks per thread are submitted at a time, on two threads."""
     known: list[tuple[int, int]] = []
 
     def progress(report: RunReport) -> None:
@@ -332,19 +338,19 @@ def test_the_scheduler_knows_of_a_window_of_blocks(tmp_path: Path, threads: Clie
     report = to_zarr(array, tmp_path / "out.zarr", chunks=BLOCK, cluster=threads, progress=progress)
     assert report.done == len(known) == 96
     in_scheduler, futures = np.array(known).max(axis=0)
-    assert 2 <= in_scheduler <= 6 + 1  # and the one that was just released
+    assert 2 <= in_scheduler <= 6 + 1  # and one that was just released
     assert 2 <= futures <= 6
 
 
 def tasks_of(client: Client) -> dict[str, str]:
-    """Ask the scheduler for the state of each task that it knows of."""
+    """Return the state of each task that the scheduler holds."""
     states: dict[str, str] = client.run_on_scheduler(
         lambda dask_scheduler: {str(key): task.state for key, task in dask_scheduler.tasks.items()}
     )
     return states
 
 
-def test_two_exports_of_one_array_at_once(tmp_path: Path, threads: Client, data: Any) -> None:
+def test_two_concurrent_exports_of_one_array_are_exact(tmp_path: Path, threads: Client, data: Any) -> None:
     array = da.from_array(data, chunks=BLOCK)
     outs = [tmp_path / f"{n}.zarr" for n in range(2)]
     options: dict[str, Any] = {"chunks": BLOCK, "cluster": threads, "progress": False}
@@ -374,7 +380,7 @@ def test_an_interrupted_export_stops(tmp_path: Path, threads: Client, data: Any,
     assert 3 <= len(list(out.glob("0/c/*/*/*"))) <= 3 + 6
 
 
-def test_a_cluster_without_workers_is_not_waited_for_for_ever(tmp_path: Path, data: Any, configure: Configure) -> None:
+def test_a_cluster_without_workers_is_an_error_after_a_while(tmp_path: Path, data: Any, configure: Configure) -> None:
     configure("run.ask_s", 0.2)
     configure("run.no_worker_s", 0.5)
     with (

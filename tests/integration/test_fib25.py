@@ -1,4 +1,4 @@
-"""The main job on real electron microscopy: FIB-25 (FlyEM, Janelia Research Campus; Takemura et al. 2015)."""
+"""Exports of real electron microscopy: FIB-25 (FlyEM, Janelia Research Campus; Takemura et al. 2015)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from imagery_dask import ImageryClient, to_zarr
 
 NM = (10.0, 10.0, 10.0)
 OFFSET = (-130, 2_000, 77)
-#: Cut by no chunk's edge, and by the volume's on one side.
+#: No side lies on a chunk's edge, and one side lies beyond the volume.
 BOUNDS = [[-101, 2_003, 80], [150, 2_230, 300]]
 PART = np.s_[29:250, 3:230, 3:223]
 CHUNKS = (64, 64, 64)
@@ -42,7 +42,7 @@ def write(folder: Path, data: NDArray[Any], kind: str, encoding: str, **options:
 
 
 def padded(data: NDArray[Any]) -> NDArray[Any]:
-    """Extend what is inside the volume by zeros to the bounds."""
+    """Extend voxels inside the volume by zeros to the bounds."""
     return np.pad(data, [(0, b - a - n) for a, b, n in zip(*BOUNDS, data.shape, strict=True)])
 
 
@@ -50,7 +50,7 @@ def padded(data: NDArray[Any]) -> NDArray[Any]:
     ("image_encoding", "label_encoding", "sharding", "depth"),
     [("raw", "compressed_segmentation", False, 250), ("jpeg", "compresso", False, 120), ("png", "crackle", True, 120)],
 )
-def test_every_voxel_arrives(
+def test_every_voxel_is_exported(
     tmp_path: Path, em: Fib25, processes: Client, image_encoding: str, label_encoding: str, sharding: bool, depth: int
 ) -> None:
     grey, supervoxel = em.image[:, :, :depth], em.supervoxel[:, :, :depth]
@@ -68,12 +68,12 @@ def test_every_voxel_arrives(
         np.testing.assert_array_equal(stored, grey)
     np.testing.assert_array_equal(written(out), padded(stored[PART]), strict=True)
     np.testing.assert_array_equal(labels(out), padded(supervoxel[PART]), strict=True)
-    where = ([10.0, 10.0, 10.0], [-1005.0, 20035.0, 805.0])
-    assert placement(out) == placement(out, "labels/segmentation") == where
+    expected_placement = ([10.0, 10.0, 10.0], [-1005.0, 20035.0, 805.0])
+    assert placement(out) == placement(out, "labels/segmentation") == expected_placement
 
 
-def test_mips_are_brought_to_one_grid(tmp_path: Path, em: Fib25, processes: Client) -> None:
-    """Imagery of 20 nm beside supervoxels of 10 nm, on the grid of these."""
+def test_layers_of_different_mips_are_brought_to_one_grid(tmp_path: Path, em: Fib25, processes: Client) -> None:
+    """Imagery of 20 nm is resampled to the grid of supervoxels of 10 nm."""
     image = write(tmp_path / "image", em.image, "image", "raw", mips=2, placeholder_mip=True)
     ids = write(tmp_path / "ids", em.supervoxel, "segmentation", "compressed_segmentation")
     client = ImageryClient(image_source=image, segmentation_source=ids, resolution=NM)
@@ -82,17 +82,17 @@ def test_mips_are_brought_to_one_grid(tmp_path: Path, em: Fib25, processes: Clie
     assert to_zarr(client.dataset(bounds), out, chunks=CHUNKS, cluster=processes, progress=False).ok
     np.testing.assert_array_equal(labels(out), em.supervoxel, strict=True)
     coarse = downsample(em.image, 1, (2, 2, 2))
-    # The odd offset along z, 77, was rounded down to 38 at 20 nm: voxel 77 lies in the first of them, 78 in the next.
+    # The odd offset 77 along z is 38 at 20 nm: voxel 77 lies in the first coarse voxel, 78 in the next.
     z = (np.arange(77, 327) // 2) - 38
     expected = coarse.repeat(2, axis=0).repeat(2, axis=1)[:, :, np.minimum(z, 124)]
     expected[:, :, z > 124] = 0
     np.testing.assert_array_equal(written(out), expected, strict=True)
 
 
-def test_a_subset_of_bodies(tmp_path: Path, em: Fib25, processes: Client) -> None:
+def test_listed_bodies_are_exported_alone(tmp_path: Path, em: Fib25, processes: Client) -> None:
     bodies = em.body_of(em.supervoxel)
-    found, sizes = np.unique(bodies, return_counts=True)
-    largest = found[np.argsort(sizes)][::-1]
+    body_ids, sizes = np.unique(bodies, return_counts=True)
+    largest = body_ids[np.argsort(sizes)][::-1]
     keep = [int(body) for body in largest if body][:5]
     assert min(keep) > 2**53
     source = write(tmp_path / "bodies", bodies, "segmentation", "compresso")

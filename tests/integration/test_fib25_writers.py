@@ -1,4 +1,4 @@
-"""Real electron microscopy goes through every writer: FIB-25 (FlyEM, Janelia; Takemura et al. 2015)."""
+"""Every writer on real electron microscopy: FIB-25 (FlyEM, Janelia; Takemura et al. 2015)."""
 
 from __future__ import annotations
 
@@ -33,12 +33,16 @@ def em() -> Fib25:
 @pytest.fixture(scope="module")
 def data(em: Fib25, tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("fib25")
-    where: dict[str, Any] = {"resolution": NM, "voxel_offset": OFFSET, "chunk_size": (64, 64, 64)}
+    geometry: dict[str, Any] = {"resolution": NM, "voxel_offset": OFFSET, "chunk_size": (64, 64, 64)}
     part = np.s_[:160, :160, :100]
     client = ImageryClient(
-        image_source=write_volume(folder / "em", em.image[part], **where),
+        image_source=write_volume(folder / "em", em.image[part], **geometry),
         segmentation_source=write_volume(
-            folder / "ids", em.supervoxel[part], layer_type="segmentation", encoding="compressed_segmentation", **where
+            folder / "ids",
+            em.supervoxel[part],
+            layer_type="segmentation",
+            encoding="compressed_segmentation",
+            **geometry,
         ),
     )
     return client.dataset(BOUNDS)
@@ -53,7 +57,7 @@ def data(em: Fib25, tmp_path_factory: pytest.TempPathFactory) -> Any:
     ],
     ids=str,
 )
-def test_ome_zarr(tmp_path: Path, em: Fib25, data: Any, processes: Client, options: Any) -> None:
+def test_ome_zarr_is_exact(tmp_path: Path, em: Fib25, data: Any, processes: Client, options: Any) -> None:
     assert to_zarr(
         data, tmp_path / "out", chunks=CHUNKS, levels=3, cluster=processes, progress=False, **options
     ).ok  # fmt: skip
@@ -66,7 +70,7 @@ def test_ome_zarr(tmp_path: Path, em: Fib25, data: Any, processes: Client, optio
 
 
 @pytest.mark.parametrize(("image", "ids"), [("raw", "compressed_segmentation"), ("png", "crackle")])
-def test_precomputed(tmp_path: Path, em: Fib25, data: Any, processes: Client, image: str, ids: str) -> None:
+def test_precomputed_is_exact(tmp_path: Path, em: Fib25, data: Any, processes: Client, image: str, ids: str) -> None:
     assert to_precomputed(
         data, tmp_path / "out", chunks=CHUNKS, levels=3, encoding={"image": image, "segmentation": ids},
         cluster=processes, progress=False,
@@ -79,15 +83,15 @@ def test_precomputed(tmp_path: Path, em: Fib25, data: Any, processes: Client, im
             np.testing.assert_array_equal(np.asarray(volume[:])[..., 0], above, strict=True)
 
 
-def test_pictures(tmp_path: Path, em: Fib25, data: Any, processes: Client) -> None:
+def test_png_slices_are_exact(tmp_path: Path, em: Fib25, data: Any, processes: Client) -> None:
     assert to_png(data.image[:, :, :9], tmp_path / "em", cluster=processes, progress=False).ok
     for z in range(9):
         page = imageio.imread(tmp_path / f"em_slice_{z}_imagery.png")
         np.testing.assert_array_equal(page, em.image[PART][:, :, z].T, strict=True)
 
 
-def test_pictures_of_ids(tmp_path: Path, em: Fib25, data: Any, processes: Client) -> None:
-    """A table says which id each value stands for."""
+def test_png_labels_are_exact_through_their_table(tmp_path: Path, em: Fib25, data: Any, processes: Client) -> None:
+    """The table gives the id of each pixel value."""
     to_png(data.segmentation[:, :, :9], tmp_path / "ids", what="labels", cluster=processes, progress=False)
     with (tmp_path / "ids_labels.csv").open() as file:
         ids = {int(row["value"]): int(row["id"]) for row in csv.DictReader(file)}

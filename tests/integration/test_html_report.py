@@ -1,4 +1,4 @@
-"""The report of an export: one file that says what was written, what was not, and why, however the export ended."""
+"""The HTML report of an export: what was written, what was not, and why, however the export ended."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def data() -> NDArray[np.uint8]:
 
 
 class Page(HTMLParser):
-    """A page as it is read: its text, tags and addresses; every tag must be closed in order."""
+    """Text, tags and URLs of an HTML page, whose tags must be closed in order."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -86,8 +86,8 @@ class Page(HTMLParser):
         heads = [address.partition(",") for address in self.addresses]
         return [np.asarray(imageio.imread(io.BytesIO(base64.b64decode(content)))) for _, _, content in heads]
 
-    def check_alone(self) -> None:
-        """Nothing is fetched from anywhere, and nothing runs."""
+    def check_self_contained(self) -> None:
+        """Check that the page loads nothing and runs no script."""
         assert not self.tags.keys() & {"script", "link", "iframe", "object", "base"}
         assert all(address.startswith("data:image/png;base64,") for address in self.addresses)
         assert not re.search(r"url\(|@import|https?://", self.source)
@@ -106,7 +106,7 @@ def states_of(page: Page) -> dict[str, int]:
 # ------------------------------------------------------------------------------------------------------ real exports
 
 
-def test_an_export_that_went_well(tmp_path: Path, threads: Client, data: Any) -> None:
+def test_a_complete_export_is_reported_with_pictures(tmp_path: Path, threads: Client, data: Any) -> None:
     ids = random_labels(SHAPE, n=30)
     source = write_volume(tmp_path / "em", data, chunk_size=BLOCK)
     segmentation = write_volume(tmp_path / "ids", ids, chunk_size=BLOCK, layer_type="segmentation")
@@ -116,7 +116,7 @@ def test_an_export_that_went_well(tmp_path: Path, threads: Client, data: Any) ->
         client.dataset([[0, 0, 0], SHAPE]), out, chunks=BLOCK, levels=2, cluster=threads, progress=False, report=file
     )
     page = Page(file)
-    page.check_alone()
+    page.check_self_contained()
     assert f"Complete: all {report.blocks} blocks are written." in page.text
     assert numbers_of(page)["blocks written"] == f"{report.blocks} of {report.blocks}"
     assert states_of(page) == {"done": report.blocks}
@@ -132,12 +132,14 @@ def test_an_export_that_went_well(tmp_path: Path, threads: Client, data: Any) ->
     file.unlink()
     to_zarr(
         client.dataset([[0, 0, 0], SHAPE]), out, chunks=BLOCK, levels=2, cluster=threads, progress=False, report=file
-    )  # nothing is left to do
+    )  # does no blocks
     assert len(file.read_bytes()) == pytest.approx(len(before), rel=0.05)
     assert "the last call did 0 blocks in 0 s." in Page(file).text
 
 
-def test_trouble_is_shown_and_then_what_was_done_about_it(tmp_path: Path, threads: Client, data: Any) -> None:
+def test_failed_blocks_and_missing_chunks_are_reported_until_repaired(
+    tmp_path: Path, threads: Client, data: Any
+) -> None:
     path = write_volume(tmp_path / "em", data, chunk_size=BLOCK)
     delete_chunks(path, 0, lambda start: start in ((16, 0, 16), (0, 0, 0)))
     broken = tmp_path / "em" / "8_8_40" / "32-48_16-32_0-16.gz"
@@ -150,7 +152,7 @@ def test_trouble_is_shown_and_then_what_was_done_about_it(tmp_path: Path, thread
     with pytest.raises(BlockFailedError):
         to_zarr(volume, out, **options)
     page = Page(file)
-    page.check_alone()
+    page.check_self_contained()
     assert f"Incomplete: 1 of {BLOCKS} blocks are not written." in page.text
     assert "a <b>&.zarr" in page.text
     assert states_of(page) == {"done": BLOCKS - 3, "missing chunks": 2, "failed": 1}
@@ -167,7 +169,7 @@ def test_trouble_is_shown_and_then_what_was_done_about_it(tmp_path: Path, thread
     assert "Blocks that failed" not in page.text
 
 
-def test_an_interrupt_leaves_a_report(tmp_path: Path, threads: Client, data: Any) -> None:
+def test_an_interrupted_export_writes_a_report(tmp_path: Path, threads: Client, data: Any) -> None:
     def stop(report: RunReport) -> None:
         if report.done == 5:
             raise KeyboardInterrupt
@@ -179,13 +181,13 @@ def test_an_interrupt_leaves_a_report(tmp_path: Path, threads: Client, data: Any
             block_mib=16**3 / 2**20, cluster=threads, progress=stop, report=file,
         )  # fmt: skip
     page = Page(file)
-    page.check_alone()
+    page.check_self_contained()
     assert "It was interrupted." in page.text
     assert states_of(page)["not done"] > 0
-    assert "No picture: " in page.text  # of chunks that are not there
+    assert "No picture: " in page.text  # of chunks that are not written
 
 
-def test_an_export_that_ends_early_says_why(tmp_path: Path, threads: Client, data: Any) -> None:
+def test_an_export_that_ends_early_reports_why(tmp_path: Path, threads: Client, data: Any) -> None:
     path = write_volume(tmp_path / "em", data, chunk_size=BLOCK)
     delete_chunks(path, 0, lambda start: start[2] == 0)
     volume, file = ImageryClient(image_source=path).image_volume(), tmp_path / "report.html"
@@ -207,25 +209,27 @@ def test_reasons_and_names_are_escaped(tmp_path: Path, threads: Client, data: An
     with pytest.raises(BlockFailedError):
         to_zarr(array, tmp_path / "out.zarr", chunks=BLOCK, cluster=threads, progress=False, report=file)
     page = Page(file)
-    page.check_alone()
+    page.check_self_contained()
     assert 'ZeroDivisionError: <script>alert("1")</script> & <img src=x>' in page.text
 
 
 @pytest.mark.parametrize("what", ["imagery", "masks", "labels", "overlay"])
 @pytest.mark.parametrize("form", ["png", "tiff"])
-def test_slices(tmp_path: Path, threads: Client, data: Any, what: Any, form: Any) -> None:
+def test_exports_of_slices_are_reported_with_pictures(
+    tmp_path: Path, threads: Client, data: Any, what: Any, form: Any
+) -> None:
     array = data if what == "imagery" else random_labels(SHAPE, n=6)
     file = tmp_path / "report.html"
     to_png(array, tmp_path / "s" / "em", what=what, format=form, tile=40, cluster=threads, progress=False, report=file)
     page = Page(file)
-    page.check_alone()
+    page.check_self_contained()
     assert len(page.pictures) == 4
     if what == "imagery":
         np.testing.assert_array_equal(page.pictures[1], data[:40, :40, 12].T)
     assert "Complete" in page.text
 
 
-def test_slices_of_16_bits(tmp_path: Path, threads: Client) -> None:
+def test_pictures_of_16_bit_slices_are_shown_in_8_bits(tmp_path: Path, threads: Client) -> None:
     file = tmp_path / "report.html"
     array = coordinate_volume(SHAPE, dtype=np.uint16)
     to_png(array, tmp_path / "em", cluster=threads, progress=False, report=file)
@@ -233,7 +237,7 @@ def test_slices_of_16_bits(tmp_path: Path, threads: Client) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "int32", "float32", "bool"])
-def test_imagery_of_other_types(tmp_path: Path, threads: Client, dtype: str) -> None:
+def test_imagery_of_other_dtypes_is_shown(tmp_path: Path, threads: Client, dtype: str) -> None:
     array = coordinate_volume(SHAPE, dtype=np.uint8).astype(dtype)
     if dtype == "float32":
         array[3, 3] = np.nan
@@ -242,31 +246,31 @@ def test_imagery_of_other_types(tmp_path: Path, threads: Client, dtype: str) -> 
     assert len(Page(file).pictures) == 4
 
 
-def test_several_channels(tmp_path: Path, threads: Client) -> None:
+def test_several_channels_are_shown_in_color(tmp_path: Path, threads: Client) -> None:
     array = coordinate_volume((*SHAPE, 3), dtype=np.uint8)
     file = tmp_path / "report.html"
     to_zarr(array, tmp_path / "out.zarr", chunks=BLOCK, cluster=threads, progress=False, report=file)
     np.testing.assert_array_equal(Page(file).pictures[0], array[:, :, 4].swapaxes(0, 1))
 
 
-# -------------------------------------------------------------------------------------------------------- its place
+# ---------------------------------------------------------------------------------------------------- its location
 
 
-def test_a_place_that_cannot_be_is_refused_before_anything_is_written(tmp_path: Path, data: Any) -> None:
+def test_an_invalid_report_path_is_refused_before_anything_is_written(tmp_path: Path, data: Any) -> None:
     out = tmp_path / "out.zarr"
     (tmp_path / "file").touch()
-    for bad, error, says in (
+    for bad, error, message in (
         (tmp_path, ValueError, "is a folder"),
         ("", ValueError, "report must be a file"),
         (out / "report.html", ValueError, "choose a place beside it"),
         (tmp_path / "file" / "report.html", OSError, "Cannot write to"),
     ):
-        with pytest.raises(error, match=says):
+        with pytest.raises(error, match=message):
             to_zarr(data, out, progress=False, report=bad)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_the_command_line(
+def test_the_command_line_writes_a_report_of_every_format(
     tmp_path: Path, threads: Client, data: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     source = write_volume(tmp_path / "em", data, chunk_size=BLOCK)
@@ -293,19 +297,19 @@ def test_maps_of_many_blocks_are_small(tmp_path: Path, counts: tuple[int, int, i
     file = tmp_path / "page.html"
     file.write_text(f"<html><body>{block_map(plan, states)}</body></html>")
     assert file.stat().st_size < 250_000
-    drawn = Page(file)
-    assert drawn.tags["svg"] <= 64
-    assert len(re.findall('class="failed"', drawn.source)) == 1
-    assert "1 failed" in drawn.text
+    page = Page(file)
+    assert page.tags["svg"] <= 64
+    assert len(re.findall('class="failed"', page.source)) == 1
+    assert "1 failed" in page.text
 
 
 @pytest.mark.parametrize("bursts", [[1], [1, 1], [50] * 40, [3, 1000]])
-def test_throughput_of_any_times(tmp_path: Path, bursts: list[int]) -> None:
+def test_charts_of_throughput_hold_numbers_for_any_times(tmp_path: Path, bursts: list[int]) -> None:
     times = [1.8e9 + day * 86_400 + np.linspace(0, 100 * count, count) for day, count in enumerate(bursts)]
     rows = np.zeros(sum(bursts), RECEIPT)
     rows["finished"], rows["written_bytes"] = np.concatenate(times), 10**6
     file = tmp_path / "page.html"
     file.write_text(f"<html><body>{throughput(rows)}</body></html>")
-    drawn = Page(file)
-    assert "nan" not in drawn.source
-    assert drawn.text.count("pause") <= 11
+    page = Page(file)
+    assert "nan" not in page.source
+    assert page.text.count("pause") <= 11

@@ -1,4 +1,4 @@
-"""Exports with several levels: what is read, what is refused, and what happens to coarser levels when a block fails."""
+"""Exports with several levels: what they read and refuse, and what coarser levels become when a block fails."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ def image(tmp_path: Path) -> Any:
 def test_each_chunk_is_read_once_for_all_levels(
     image: Any, tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, configure: Configure
 ) -> None:
-    again: list[str] = []
+    levels_read: list[str] = []
     read = ZarrLevel.read
 
-    def reading(level: ZarrLevel, region: Any) -> Any:
-        again.append(level.path)
+    def record_and_read(level: ZarrLevel, region: Any) -> Any:
+        levels_read.append(level.path)
         return read(level, region)
 
-    monkeypatch.setattr(ZarrLevel, "read", reading)
+    monkeypatch.setattr(ZarrLevel, "read", record_and_read)
     configure("export.small_fused_bytes", 64 * 64 * 32)
     configure("export.small_block_bytes", 1)
     report = to_zarr(image, tmp_path / "o.zarr", chunks=CHUNK, levels=4, progress=False, **options)
     assert report.counts.chunks == CHUNKS
     assert report.notes == []
-    # Levels 0 and 1 are made together, and nothing but the last of a stage is read again.
-    assert again
-    assert "0" not in again
+    # Levels 0 and 1 are made together, and only the last level of a stage is read again.
+    assert levels_read
+    assert "0" not in levels_read
 
 
-def test_levels_are_not_made_of_what_failed(tmp_path: Path, configure: Configure) -> None:
+def test_coarser_levels_are_not_made_of_failed_blocks(tmp_path: Path, configure: Configure) -> None:
     configure("export.small_fused_bytes", 1)
 
     def fail(block: Any, block_info: Any = None) -> Any:
@@ -74,7 +74,7 @@ def test_levels_are_not_made_of_what_failed(tmp_path: Path, configure: Configure
     assert attributes["blocks_failed"] == report.failures > 0
 
 
-def test_blocks_that_cut_chunks_are_named(image: Any, tmp_path: Path) -> None:
+def test_notes_name_repeated_reads_and_int64(image: Any, tmp_path: Path) -> None:
     report = to_zarr(image, tmp_path / "o.zarr", chunks=(48, 32, 16), block_mib=1e-6, progress=False)
     assert report.counts.chunks >= CHUNKS
     ids = np.arange(64, dtype=np.int64).reshape(4, 4, 4)
@@ -86,14 +86,14 @@ def test_blocks_that_cut_chunks_are_named(image: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [to_zarr, to_precomputed])
-def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path, write: Any) -> None:
+def test_blocks_that_do_not_fit_into_memory_are_refused(tmp_path: Path, write: Any) -> None:
     planes = da.zeros((400_000, 400_000, 64), chunks=(400_000, 400_000, 1), dtype=np.uint8)
     with pytest.raises(ValueError, match=r"would hold .* GB .*400,000x400,000x1.*rechunk"):
         write(planes, tmp_path / "out", resolution_nm=(8, 8, 40), translation_nm=(4, 4, 20), progress=False)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_layout_does_not_depend_on_the_blocks(image: Any, tmp_path: Path) -> None:
+def test_the_files_do_not_depend_on_the_block_size(image: Any, tmp_path: Path) -> None:
     options: dict[str, Any] = {"chunks": (16, 16, 16), "shards": (32, 32, 32), "levels": 4, "progress": False}
     to_zarr(image, tmp_path / "a.zarr", block_mib=1e-6, **options)
     to_zarr(image, tmp_path / "b.zarr", block_mib=64, **options)
@@ -101,7 +101,7 @@ def test_a_layout_does_not_depend_on_the_blocks(image: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("write", [to_zarr, to_precomputed])
-def test_a_store_is_not_replaced_by_one_with_holes(tmp_path: Path, write: Any) -> None:
+def test_a_store_is_not_replaced_by_an_incomplete_one(tmp_path: Path, write: Any) -> None:
     def fail(block: Any, block_info: Any = None) -> Any:
         if block_info:
             raise ArithmeticError("not to be had")
@@ -117,7 +117,7 @@ def test_a_store_is_not_replaced_by_one_with_holes(tmp_path: Path, write: Any) -
     (tmp_path / "out" / ".zarr.json.0123.partial").unlink()
     assert files_of(tmp_path / "out") == before
     kept = {path.name.partition("-")[0] for path in tmp_path.iterdir()}
-    assert kept == {"out", "out.receipts", ".out.incoming"}  # what was made of the new one, for the next attempt
+    assert kept == {"out", "out.receipts", ".out.incoming"}  # the incomplete store is kept for the next attempt
 
 
 def test_masked_arrays_are_refused(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_masked_arrays_are_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_levels_of_the_source_leave_placeholders_out(tmp_path: Path) -> None:
+def test_levels_of_the_source_skip_placeholders(tmp_path: Path) -> None:
     ids = np.random.default_rng(0).integers(1, 2**60, size=(32, 32, 16), dtype=np.uint64)
     segmentation = write_volume(tmp_path / "seg", ids, layer_type="segmentation", mips=3, placeholder_mip=True)
     image = write_volume(tmp_path / "em", np.ones((64, 64, 16), np.uint8), resolution=(4, 4, 40), mips=2)

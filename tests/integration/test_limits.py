@@ -1,4 +1,4 @@
-"""Requests in flight to one server are bounded, in a process and over a cluster, and each of them gets its turn."""
+"""Requests in flight to one server are limited, in a process and over a cluster, and each gets its turn."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def _no_slots() -> Iterator[None]:
 
 
 def read_files(url: str, limit: int | None, times: int = 1) -> list[str]:
-    """Read all files of a server, as a block does; says which worker did."""
+    """Read all files of a server, as a block does; return the address of the worker."""
     with limited_requests(limit):
         for _ in range(times):
-            found = Transport(url).get_many([Request(str(number)) for number in range(FILES)])
-            assert [int(blob.content) for _, blob in found if blob is not None] == list(range(FILES))
+            answers = Transport(url).get_many([Request(str(number)) for number in range(FILES)])
+            assert [int(blob.content) for _, blob in answers if blob is not None] == list(range(FILES))
     try:
         return [get_worker().address]
     except ValueError:
@@ -50,20 +50,20 @@ def read_files(url: str, limit: int | None, times: int = 1) -> list[str]:
 
 
 @pytest.mark.parametrize("limit", [1, 3])
-def test_a_process_keeps_to_the_limit(server: FileServer, limit: int) -> None:
+def test_threads_of_a_process_share_the_limit(server: FileServer, limit: int) -> None:
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda _: read_files(server.url, limit), range(4)))
     assert server.count() == 4 * FILES
     assert server.max_in_flight == limit
 
 
-def test_without_a_limit_there_are_more(server: FileServer) -> None:
+def test_without_a_limit_more_requests_are_in_flight(server: FileServer) -> None:
     read_files(server.url, None)
     assert server.max_in_flight > 3
 
 
 @pytest.mark.parametrize("limit", [1, 3])
-def test_a_cluster_keeps_to_the_limit(server: FileServer, processes: Client, limit: int) -> None:
+def test_workers_of_a_cluster_share_the_limit(server: FileServer, processes: Client, limit: int) -> None:
     futures = [processes.submit(read_files, server.url, limit, 3, pure=False) for _ in range(6)]
     workers = {address for [address] in processes.gather(futures)}
     assert len(workers) == 2
@@ -72,34 +72,32 @@ def test_a_cluster_keeps_to_the_limit(server: FileServer, processes: Client, lim
 
 
 @pytest.mark.parametrize("limit", [1, 3])
-def test_threads_of_a_cluster_in_this_process_keep_to_the_limit(
-    server: FileServer, threads: Client, limit: int
-) -> None:
+def test_worker_threads_in_this_process_share_the_limit(server: FileServer, threads: Client, limit: int) -> None:
     threads.gather([threads.submit(read_files, server.url, limit, pure=False) for _ in range(4)])
     assert server.count() == 4 * FILES
     assert server.max_in_flight == limit
 
 
-def asked(dask_scheduler: object, name: str) -> tuple[int, int]:
-    """How often a semaphore was acquired, and how many leases it has."""
+def semaphore_use(dask_scheduler: object, name: str) -> tuple[int, int]:
+    """Return how often a semaphore was acquired, and how many leases are held."""
     extension = dask_scheduler.extensions["semaphores"]  # type: ignore[attr-defined]
     return extension.metrics["acquire_total"][name], len(extension.leases[name])
 
 
-def test_the_scheduler_is_asked_seldom_and_gets_everything_back(server: FileServer, processes: Client) -> None:
+def test_slots_are_acquired_rarely_and_all_released(server: FileServer, processes: Client) -> None:
     server.latency_s = 0.0
     processes.gather([processes.submit(read_files, server.url, 2, 5, pure=False) for _ in range(4)])
     name = f"imagery-dask-requests-2-{server.url}"
     deadline = time.monotonic() + 5
-    while processes.run_on_scheduler(asked, name=name)[1] and time.monotonic() < deadline:
+    while processes.run_on_scheduler(semaphore_use, name=name)[1] and time.monotonic() < deadline:
         time.sleep(0.05)
-    acquired, held = processes.run_on_scheduler(asked, name=name)
+    acquired, held = processes.run_on_scheduler(semaphore_use, name=name)
     assert held == 0
     assert 0 < acquired < server.count() / 4
 
 
 def first_and_last(url: str, seconds: float) -> tuple[float, float]:
-    """Read one file at a time for a while: when the first was read, and when the last."""
+    """Read one file at a time for some seconds; return the times of the first and the last read."""
     transport = Transport(url)
     end = time.time() + seconds
     moments = []
@@ -110,8 +108,8 @@ def first_and_last(url: str, seconds: float) -> tuple[float, float]:
     return moments[0], moments[-1]
 
 
-def test_who_has_the_only_slot_gives_others_their_turn(server: FileServer, processes: Client) -> None:
-    """Both workers always have requests that wait, for much longer than a slot is kept."""
+def test_the_only_slot_is_passed_on_between_workers(server: FileServer, processes: Client) -> None:
+    """Both workers have pending requests all the time, for much longer than a slot is kept."""
     started = time.time()
     futures = [processes.submit(first_and_last, server.url, 4.0, pure=False) for _ in range(2)]
     for first, last in processes.gather(futures):
@@ -120,7 +118,7 @@ def test_who_has_the_only_slot_gives_others_their_turn(server: FileServer, proce
     assert server.max_in_flight == 1
 
 
-def test_a_worker_that_dies_gives_its_slots_back(
+def test_the_slots_of_a_dead_worker_are_released(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     variable = "DASK_DISTRIBUTED__SCHEDULER__LOCKS__"
@@ -151,7 +149,7 @@ def test_a_worker_that_dies_gives_its_slots_back(
         dask.config.refresh()
 
 
-# ------------------------------------------------------------------------------------------------------ which limit
+# ------------------------------------------------------------------------------------------------- choice of the limit
 
 
 @pytest.mark.parametrize("count", [0, -1])
@@ -161,27 +159,27 @@ def test_a_limit_is_at_least_1(count: int) -> None:
 
 
 def held_at_once(own: int | None = None) -> int:
-    """Count how many threads get a slot before anyone gives one back."""
-    slots, inside, let_go = request_slots("https://here", own), [], threading.Event()
+    """Return how many threads get a slot before any is released."""
+    slots, inside, release = request_slots("https://here", own), [], threading.Event()
 
     def hold() -> None:
         with slots:
             inside.append(1)
-            let_go.wait(5)
+            release.wait(5)
 
     threads = [threading.Thread(target=hold) for _ in range(6)]
     for thread in threads:
         thread.start()
     time.sleep(0.1)
-    found = len(inside)
-    let_go.set()
+    held = len(inside)
+    release.set()
     for thread in threads:
         thread.join()
     assert len(inside) == 6
-    return found
+    return held
 
 
-def test_the_smaller_limit_counts() -> None:
+def test_the_smallest_limit_applies() -> None:
     assert held_at_once() == 6
     assert held_at_once(2) == 2
     with limited_requests(3):
@@ -196,7 +194,7 @@ def test_the_smaller_limit_counts() -> None:
     assert held_at_once() == 6
 
 
-def test_a_limit_is_of_the_thread_and_of_copies_of_its_context() -> None:
+def test_a_limit_applies_to_its_thread_and_to_copies_of_its_context() -> None:
     with ThreadPoolExecutor(1) as thread, limited_requests(2):
         assert thread.submit(held_at_once).result() == 6
         assert thread.submit(copy_context().run, held_at_once).result() == 2

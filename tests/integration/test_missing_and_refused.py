@@ -1,4 +1,4 @@
-"""What is not there, what may not be read and what fails are three things; only the first may become 0."""
+"""Missing, refused and failing chunks are distinguished; only missing chunks may become 0."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ def serve(
 
 @contextmanager
 def faster_than(seconds: float) -> Iterator[None]:
+    """Check that the block takes less time."""
     started = time.perf_counter()
     yield
     assert time.perf_counter() - started < seconds
@@ -65,10 +66,10 @@ def read(client: ImageryClient, bounds: Any = (OFFSET, STOP)) -> Any:
 
 
 def answer(status: int, path: str, times: int = 10**9, **options: Any) -> Callable[[str, int], Fault | None]:
-    """Answer the first requests of a path (of all below it, when it ends in "/") with a status."""
+    """Return faults that answer the first requests of a path (or of all below it, if it ends in "/") with a status."""
 
-    def fault(asked: str, n: int) -> Fault | None:
-        hit = asked.startswith(path) if path.endswith("/") else asked == path
+    def fault(requested: str, n: int) -> Fault | None:
+        hit = requested.startswith(path) if path.endswith("/") else requested == path
         return Fault(status, **options) if hit and n <= times else None
 
     return fault
@@ -180,8 +181,8 @@ def test_a_refused_shard_index_is_refused_at_once(serve: Callable[..., tuple[Fil
     assert server.count(".shard") == 1
 
 
-def test_refused_ranges_of_a_shard_are_refused(data: Any, serve: Callable[..., tuple[FileServer, str]]) -> None:
-    """The indices were allowed; the permission went away between them and the chunks."""
+def test_refused_ranges_of_a_shard_are_an_error(data: Any, serve: Callable[..., tuple[FileServer, str]]) -> None:
+    """The indices were read before the permission was withdrawn."""
     server, url = serve(sharding=True)
     client = ImageryClient(image_source=url)
     np.testing.assert_array_equal(read(client), data)
@@ -201,7 +202,7 @@ def test_a_refused_export_ends_at_once(tmp_path: Path, serve: Callable[..., tupl
 # ------------------------------------------------------------------------------------------------ no such volume
 
 
-def test_no_info_is_no_volume(tmp_path: Path, file_server: FileServer) -> None:
+def test_a_folder_without_info_is_not_a_volume(tmp_path: Path, file_server: FileServer) -> None:
     for source in (f"precomputed://{file_server.url}/nothing", str(tmp_path / "nothing")):
         with pytest.raises(SourceNotFoundError, match="no precomputed volume at .*nothing"):
             ImageryClient(image_source=source)
@@ -212,7 +213,7 @@ IMAGE = {"type": "image", "data_type": "uint8", "num_channels": 1}
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         ("<html>moved</html>", "not JSON"),
         ("[1, 2]", "not a JSON object"),
@@ -222,29 +223,29 @@ IMAGE = {"type": "image", "data_type": "uint8", "num_channels": 1}
     ],
     ids=["html", "list", "annotations", "half a scale", "no scales"],
 )  # fmt: skip
-def test_an_info_of_something_else_is_an_error(
-    tmp_path: Path, file_server: FileServer, content: str, says: str
+def test_an_info_that_describes_no_volume_is_an_error(
+    tmp_path: Path, file_server: FileServer, content: str, message: str
 ) -> None:
     (tmp_path / "em").mkdir()
     (tmp_path / "em" / "info").write_text(content)
     for source in (f"precomputed://{file_server.url}/em", str(tmp_path / "em")):
-        with pytest.raises(SourceError, match=says) as caught:
+        with pytest.raises(SourceError, match=message) as caught:
             ImageryClient(image_source=source)
         assert "em" in str(caught.value)
 
 
-def test_an_image_is_no_segmentation(tmp_path: Path, data: Any) -> None:
+def test_an_image_is_refused_as_segmentation(tmp_path: Path, data: Any) -> None:
     path = write_volume(tmp_path / "em", data)
     with pytest.raises(ValueError, match=r"segmentation_source .*em' is a layer of type 'image'"):
         ImageryClient(segmentation_source=path)
 
 
-# ------------------------------------------------------------------------------------------- failures that may pass
+# ----------------------------------------------------------------------------------------------- transient failures
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 @sharded
-def test_what_may_pass_is_tried_again(
+def test_transient_failures_are_tried_again(
     data: Any, serve: Callable[..., tuple[FileServer, str]], status: int, sharded: bool
 ) -> None:
     server, url = serve(sharding=sharded)
@@ -257,7 +258,9 @@ def test_what_may_pass_is_tried_again(
     assert server.count(lambda request: request.status == status) == 2 * len(paths) > 0
 
 
-def test_an_info_is_tried_again(data: Any, serve: Callable[..., tuple[FileServer, str]]) -> None:
+def test_a_transient_failure_of_the_info_is_tried_again(
+    data: Any, serve: Callable[..., tuple[FileServer, str]]
+) -> None:
     server, url = serve()
     server.faults = answer(503, "/em/info", times=2)
     np.testing.assert_array_equal(read(ImageryClient(image_source=url)), data)
@@ -266,7 +269,7 @@ def test_an_info_is_tried_again(data: Any, serve: Callable[..., tuple[FileServer
 
 @pytest.mark.parametrize("compress", ["gzip", False], ids=["gzip", "plain"])
 @sharded
-def test_a_body_that_is_cut_is_read_again(
+def test_a_truncated_body_is_read_again(
     data: Any, serve: Callable[..., tuple[FileServer, str]], compress: Any, sharded: bool
 ) -> None:
     server, url = serve(compress=compress, sharding=sharded)
@@ -286,7 +289,7 @@ def test_a_server_that_keeps_failing_is_an_error(serve: Callable[..., tuple[File
     assert 1 < server.count(CHUNK) < 10
 
 
-def test_a_status_that_will_not_pass_is_not_tried_again(serve: Callable[..., tuple[FileServer, str]]) -> None:
+def test_a_permanent_failure_is_not_tried_again(serve: Callable[..., tuple[FileServer, str]]) -> None:
     server, url = serve()
     client = ImageryClient(image_source=url)
     server.faults = answer(400, CHUNK)
@@ -304,7 +307,7 @@ def test_a_chunk_that_does_not_decode_is_named(serve: Callable[..., tuple[FileSe
         read(client)
 
 
-def test_a_chunk_that_is_cut_on_disk_is_named(tmp_path: Path, data: Any) -> None:
+def test_a_chunk_truncated_on_disk_is_named(tmp_path: Path, data: Any) -> None:
     path = write_volume(tmp_path / "em", data, voxel_offset=OFFSET, compress=False)
     file = tmp_path / CHUNK.lstrip("/")
     file.write_bytes(file.read_bytes()[:-2])
@@ -314,10 +317,10 @@ def test_a_chunk_that_is_cut_on_disk_is_named(tmp_path: Path, data: Any) -> None
 
 @pytest.mark.parametrize("compress", ["gzip", False], ids=["gzip", "plain"])
 @pytest.mark.parametrize("remote", [False, True], ids=["disk", "http"])
-def test_a_shard_that_is_cut_is_not_missing_data(
+def test_a_truncated_shard_is_not_missing_data(
     tmp_path: Path, serve: Callable[..., tuple[FileServer, str]], compress: Any, remote: bool
 ) -> None:
-    """An upload that broke off: the index names bytes that the file does not have."""
+    """After an incomplete upload, the index names bytes beyond the end of the file."""
     _, url = serve(sharding=True, compress=compress)
     for shard in (tmp_path / "em" / "8_8_40").glob("*.shard"):
         shard.write_bytes(shard.read_bytes()[:200])
@@ -327,10 +330,10 @@ def test_a_shard_that_is_cut_is_not_missing_data(
 
 
 @pytest.mark.parametrize("compress", ["gzip", False], ids=["gzip", "plain"])
-def test_a_server_that_knows_no_ranges(
+def test_shards_are_read_from_a_server_without_ranges(
     tmp_path: Path, data: Any, serve: Callable[..., tuple[FileServer, str]], compress: Any
 ) -> None:
-    """Some (such as ``python -m http.server``) answer with the whole file, as HTTP allows them to."""
+    """Some servers (such as ``python -m http.server``) answer with the whole file, as HTTP allows."""
     server, url = serve(sharding=True, compress=compress)
 
     def whole(path: str, n: int) -> Fault | None:

@@ -1,7 +1,7 @@
 """Exports, plans and cluster files of version 0.1 still work: they are read, resumed, verified and repaired.
 
-`tests/data/v0.1/` holds them, and its README says how each was made. Nothing here may depend on how the program is
-built: tests use the command line and read results with zarr, CloudVolume and imageio.
+`tests/data/v0.1/` holds them, and its README describes how each was made. The tests do not depend on internals: they
+use the command line and read results with zarr, CloudVolume and imageio.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from support.programs import Done
 
 CORPUS = Path(__file__).parents[1] / "data" / "v0.1"
 EXPECTED: dict[str, Any] = json.loads((CORPUS / "expected.json").read_text())
-# The fingerprints in the corpus are those of exports below this path, for which "@ROOT@" stands.
+# "@ROOT@" in the corpus stands for this path, from which its fingerprints were computed.
 ROOT_OF_MAKER = "/tmp/imagery_dask_corpus_v0_1"
 RECEIPT_BYTES = 92
 OTHER_MACHINE = "00000000-0000-0000-0000-000000000000 pid:[1]"
-# Numbers that `status` computes from receipts, for people.
+# Keys of `status` whose values depend on the time of the call.
 RATES = {"blocks_per_second", "bytes_per_second", "seconds_left", "holders"}
 FORMATS = [name.partition("/")[0] for name in EXPECTED if name.endswith("/finished")]
 DAMAGED = [name for name in EXPECTED if "/damaged" in name]
@@ -48,12 +48,12 @@ Voxels = dict[str, NDArray[Any]]
 
 
 def fingerprint(plan: dict[str, Any]) -> str:
-    """Hash of what decides the voxels, as version 0.1 computes it."""
+    """Return the fingerprint of a plan as version 0.1 computes it."""
     return hashlib.sha256(json.dumps(plan["decides"], sort_keys=True).encode()).hexdigest()
 
 
 def machine() -> str:
-    """Name of this machine in a lease: a process that held one and is not there is known to be dead."""
+    """Return the name of this machine in a lease; a process of this machine that does not exist is dead."""
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
@@ -63,21 +63,21 @@ def machine() -> str:
 def unpack(root: Path, *folders: str, holder: str = OTHER_MACHINE) -> None:
     """Copy folders of the corpus as if their exports had been written below `root`.
 
-    Sources are at other paths there. Fingerprints cover these, and are computed again; records of pictures have them in
-    the name of their folder. `holder` is the machine whose dead process has left a lease.
+    Fingerprints depend on the paths of the sources, so they are computed again, also in the names of the folders with
+    the records of pictures. `holder` is the machine whose dead process has left a lease.
     """
     files = [path for folder in folders for path in (CORPUS / folder).rglob("*") if path.is_file()]
     changed = {"@ROOT@": str(root), "@MACHINE@": holder}
     short: dict[str, str] = {}
-    for path in files:
-        if path.suffix == ".json" and '"fingerprint"' in (text := path.read_text()):
-            before, after = (json.loads(text.replace("@ROOT@", each)) for each in (ROOT_OF_MAKER, str(root)))
+    for file in files:
+        if file.suffix == ".json" and '"fingerprint"' in (text := file.read_text()):
+            before, after = (json.loads(text.replace("@ROOT@", path)) for path in (ROOT_OF_MAKER, str(root)))
             before, after = before.get("plan", before), after.get("plan", after)
-            assert fingerprint(before) == before["fingerprint"], path
+            assert fingerprint(before) == before["fingerprint"], file
             changed[before["fingerprint"]] = fingerprint(after)
             short[f".{before['fingerprint'][:8]}."] = f".{fingerprint(after)[:8]}."
-    for path in files:
-        name, content = str(path.relative_to(CORPUS)), path.read_bytes()
+    for file in files:
+        name, content = str(file.relative_to(CORPUS)), file.read_bytes()
         for old, new in short.items():
             name = name.replace(old, new)
         for old, new in changed.items():
@@ -88,8 +88,8 @@ def unpack(root: Path, *folders: str, holder: str = OTHER_MACHINE) -> None:
 
 
 @dataclass(frozen=True)
-class Older:
-    """An export of the corpus, unpacked; `command` is what it was exported with."""
+class OldExport:
+    """An unpacked export of the corpus; `command` is the command line that wrote it."""
 
     root: Path
     form: str
@@ -99,25 +99,25 @@ class Older:
     damaged: int | None
 
     @property
-    def place(self) -> str:
-        """Name of what is exported, in the corpus."""
+    def target_name(self) -> str:
+        """Name of the exported store, volume or prefix in the corpus."""
         return "em.zarr" if self.out.suffix == ".zarr" else "em"
 
     def receipts(self) -> dict[str, int]:
-        """Receipts in each file of them; a torn one does not count."""
+        """Return the number of complete receipts in each file of receipts."""
         files = self.out.parent.rglob("receipts-*.bin")
         return {path.name: path.stat().st_size // RECEIPT_BYTES for path in files}
 
 
-def older(tmp_path: Path, name: str, holder: str = OTHER_MACHINE) -> Older:
-    """Unpack an export and its sources."""
+def unpack_export(tmp_path: Path, name: str, holder: str = OTHER_MACHINE) -> OldExport:
+    """Unpack an export of the corpus and its sources."""
     root = tmp_path.resolve()
     unpack(root, f"exports/{name}", "source", holder=holder)
-    found = json.loads(json.dumps(EXPECTED[name]).replace("@ROOT@", str(root)))
+    record = json.loads(json.dumps(EXPECTED[name]).replace("@ROOT@", str(root)))
     form, _, state = name.partition("/")
     if form == "more":
         form = "zarr-0.4" if state in ("failed", "queued") else "zarr-0.5"
-    return Older(root, form, Path(found["out"]), found["command"], found["status"], found.get("damaged"))
+    return OldExport(root, form, Path(record["out"]), record["command"], record["status"], record.get("damaged"))
 
 
 @pytest.fixture
@@ -132,121 +132,123 @@ def status_of(command: Command, out: Path) -> list[dict[str, Any]]:
     return exports
 
 
-def verified(command: Command, export: Older, address: str) -> Done:
-    """Verify all blocks; bytes of pictures that are made again may differ with the version of a compressor."""
+def verified(command: Command, export: OldExport, address: str) -> Done:
+    """Verify all blocks; pictures are not compared with the source, since their bytes depend on the compressor."""
     source = "--no-source" if export.form.startswith("png") else "--source"
     return command("verify", export.out, "--all", source, "--cluster", address)
 
 
-# ------------------------------------------------------------------------------------------------------ what is there
+# ------------------------------------------------------------------------------------------------------------ voxels
 
 
 def voxels(out: Path) -> Voxels:
-    """Read all voxels of an export, x, y, z, or the pixels of its pictures, as other programs do."""
+    """Read all voxels of an export, as x, y, z, or the pixels of its pictures, with other programs."""
     if out.suffix == ".zarr":
         members = zarr.open_group(out, mode="r").members(max_depth=None)
-        return {path: np.asarray(each[...]).T for path, each in members if isinstance(each, zarr.Array)}
+        return {path: np.asarray(member[...]).T for path, member in members if isinstance(member, zarr.Array)}
     if not out.exists():
         files = out.parent.glob(f"{out.name}_*.png")
         return {path.name.removeprefix(out.name): np.asarray(imageio.imread(path)) for path in files}
-    found = {}
+    levels = {}
     for info in sorted(out.rglob("info")):
         scales = json.loads(info.read_text())["scales"]
         for mip in range(len(scales)):
             volume = CloudVolume(f"precomputed://file://{info.parent}", mip=mip, progress=False)
-            found[f"{info.parent.name}/{mip}"] = np.asarray(volume[:])[..., 0]
-    return found
+            levels[f"{info.parent.name}/{mip}"] = np.asarray(volume[:])[..., 0]
+    return levels
 
 
 def source(root: Path, name: str) -> NDArray[Any]:
-    """Voxels of a source; chunks that are not there are 0."""
+    """Read the voxels of a source; missing chunks are 0."""
     volume = CloudVolume(f"precomputed://file://{root}/source/{name}", fill_missing=True, progress=False)
     return np.asarray(volume[:])[..., 0]
 
 
 def planes(pictures: Voxels, first: tuple[int, int, int]) -> NDArray[Any]:
-    """Put tiles together to voxels x, y, z; `first` is the voxel whose numbers are the lowest in names."""
-    found = np.zeros((40, 40, 16), np.int64)
+    """Join tiles to voxels x, y, z; `first` holds the lowest numbers that occur in their names."""
+    volume = np.zeros((40, 40, 16), np.int64)
     for name, picture in pictures.items():
         z, y, x = (int(number) for number in re.findall(r"(?:slice_|[zyx])(-?\d+)", name))
-        x, y, z = (at - start for at, start in zip((x, y, z), first, strict=True))
-        found[x : x + picture.shape[1], y : y + picture.shape[0], z] = picture.T
-    return found
+        x, y, z = (number - start for number, start in zip((x, y, z), first, strict=True))
+        volume[x : x + picture.shape[1], y : y + picture.shape[0], z] = picture.T
+    return volume
 
 
 @cache
 def finished_voxels(form: str, name: str) -> Voxels:
-    """All voxels of the export of a form that version 0.1 finished."""
+    """Return all voxels of a form's export that version 0.1 finished."""
     return voxels(CORPUS / "exports" / form / "finished" / name)
 
 
-def from_source(export: Older, found: Voxels) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Finest voxels of an export, and those of its source."""
+def with_source(export: OldExport, exported: Voxels) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Yield pairs of the finest voxels of an export and those of its source."""
     if export.form == "zarr-pyramid":
-        yield found["labels/segmentation/0"], source(export.root, "large-ids")
+        yield exported["labels/segmentation/0"], source(export.root, "large-ids")
     elif export.form == "png-imagery":
-        yield planes(found, (0, 0, 0)), source(export.root, "image")
+        yield planes(exported, (0, 0, 0)), source(export.root, "image")
     elif export.form == "png-labels":
         table = np.loadtxt(
             export.out.with_name(f"{export.out.name}_labels.csv"), dtype=np.uint64, delimiter=",", skiprows=1
         )
         np.testing.assert_array_equal(table[:, 1], np.arange(len(table)))
-        yield table[:, 0][planes(found, (-16, 32, 8))], source(export.root, "ids")
+        yield table[:, 0][planes(exported, (-16, 32, 8))], source(export.root, "ids")
     elif export.form != "png-overlay":
         image, ids = ("image/0", "segmentation/0") if export.form == "precomputed" else ("0", "labels/segmentation/0")
-        yield found[image], source(export.root, "image")
-        yield found[ids], source(export.root, "ids")
+        yield exported[image], source(export.root, "image")
+        yield exported[ids], source(export.root, "ids")
 
 
-def check_voxels(export: Older) -> None:
+def check_voxels(export: OldExport) -> None:
     """Compare the finest level with the source, and everything with the export that version 0.1 finished."""
-    found, as_finished = voxels(export.out), finished_voxels(export.form, export.place)
-    for finest, expected in from_source(export, found):
+    exported, as_finished = voxels(export.out), finished_voxels(export.form, export.target_name)
+    for finest, expected in with_source(export, exported):
         assert len(np.unique(expected)) > 5
         np.testing.assert_array_equal(finest, expected)
-    assert found.keys() == as_finished.keys()
-    assert len(found) > 1
+    assert exported.keys() == as_finished.keys()
+    assert len(exported) > 1
     for name, expected in as_finished.items():
-        np.testing.assert_array_equal(found[name], expected, err_msg=name)
+        np.testing.assert_array_equal(exported[name], expected, err_msg=name)
 
 
 # ------------------------------------------------------------------------------------------------------------- status
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_status_is_what_it_was(tmp_path: Path, command: Command, name: str) -> None:
-    """Also where a process of another machine that died had the lease."""
-    export = older(tmp_path, name)
+def test_status_equals_that_of_version_0_1(tmp_path: Path, command: Command, name: str) -> None:
+    """This holds also if the lease is that of a dead process of another machine."""
+    export = unpack_export(tmp_path, name)
     done = command("status", export.out, "--json")
     assert (done.code, done.error) == (0, "")
-    found = json.loads(done.out)
-    assert found["drivers"] == export.status["drivers"]
-    assert len(found["exports"]) == len(export.status["exports"])
-    for now, before in zip(found["exports"], export.status["exports"], strict=True):
+    status = json.loads(done.out)
+    assert status["drivers"] == export.status["drivers"]
+    assert len(status["exports"]) == len(export.status["exports"])
+    for now, before in zip(status["exports"], export.status["exports"], strict=True):
         assert {key: now[key] for key in before.keys() - RATES} == {key: before[key] for key in before.keys() - RATES}
         assert now["holders"] == []
 
 
 @pytest.mark.parametrize(("name", "file"), [("zarr-0.5/interrupted", "lease.json"), ("more/parts", "part-2-of-2.json")])
-def test_a_lease_that_was_just_renewed(tmp_path: Path, command: Command, name: str, file: str) -> None:
-    """Its holder is at work, unless it was a process of this machine that is not there any more."""
+def test_a_renewed_lease_is_running_unless_its_process_is_known_to_be_dead(
+    tmp_path: Path, command: Command, name: str, file: str
+) -> None:
+    """Only a process of this machine can be known to be dead."""
     for holder, state in ((OTHER_MACHINE, "running"), (machine(), "interrupted")):
-        export = older(tmp_path, name, holder)
+        export = unpack_export(tmp_path, name, holder)
         (path,) = export.out.parent.rglob(file)
         path.write_text(json.dumps(json.loads(path.read_text()) | {"renewed": time.time()}))
         (now,) = status_of(command, export.out)
         assert now["state"] == state
-        assert [each["host"] for each in now["holders"]] == (["older-host"] if state == "running" else [])
+        assert [process["host"] for process in now["holders"]] == (["older-host"] if state == "running" else [])
 
 
 # ---------------------------------------------------------------------------------------------------------- finished
 
 
 @pytest.mark.parametrize("name", [*(f"{form}/finished" for form in FORMATS), "more/resumed"])
-def test_a_finished_export_is_verified_and_left_alone(
+def test_a_finished_export_is_verified_and_not_changed(
     tmp_path: Path, command: Command, address: str, name: str
 ) -> None:
-    export = older(tmp_path, name)
+    export = unpack_export(tmp_path, name)
     (before,) = export.status["exports"]
     check_voxels(export)
     done = verified(command, export, address)
@@ -265,9 +267,9 @@ def test_a_finished_export_is_verified_and_left_alone(
 # ------------------------------------------------------------------------------------------------------- interrupted
 
 
-def check_resumed(command: Command, export: Older, address: str, *resume: Any) -> None:
-    """Resume an export: only blocks without a receipt are done, and then all of it is there."""
-    before = next(each for each in export.status["exports"] if each["state"] != "complete")
+def check_resumed(command: Command, export: OldExport, address: str, *resume: Any) -> None:
+    """Resume an export; check that only blocks without a receipt are done, and that the export is then complete."""
+    before = next(status for status in export.status["exports"] if status["state"] != "complete")
     left = before["blocks"] - before["done"]
     assert before["done"] > 0
     assert left > 0
@@ -277,11 +279,11 @@ def check_resumed(command: Command, export: Older, address: str, *resume: Any) -
     assert f"{before['done']} blocks were written before; {left} were left to do" in done.out
     new = {name: count for name, count in export.receipts().items() if name not in receipts}
     assert sum(new.values()) == left
-    check_whole(command, export, address)
+    check_complete(command, export, address)
 
 
-def check_whole(command: Command, export: Older, address: str) -> None:
-    """All blocks are done, once; the voxels are right, and nothing is left of what was killed."""
+def check_complete(command: Command, export: OldExport, address: str) -> None:
+    """Check that all blocks are done, the voxels are right, and no lease or partial file is left."""
     (now,) = status_of(command, export.out)
     assert (now["state"], now["done"], now["failed"], now["damaged"]) == ("complete", now["blocks"], 0, [])
     check_voxels(export)
@@ -295,19 +297,19 @@ def check_whole(command: Command, export: Older, address: str) -> None:
 def test_an_interrupted_export_is_resumed_by_its_command(
     tmp_path: Path, command: Command, address: str, form: str
 ) -> None:
-    check_resumed(command, older(tmp_path, f"{form}/interrupted", machine()), address)
+    check_resumed(command, unpack_export(tmp_path, f"{form}/interrupted", machine()), address)
 
 
 @pytest.mark.parametrize("form", ["zarr-0.5", "png-overlay"])
 def test_an_interrupted_export_is_resumed_by_its_plan(
     tmp_path: Path, command: Command, address: str, form: str
 ) -> None:
-    export = older(tmp_path, f"{form}/interrupted", machine())
+    export = unpack_export(tmp_path, f"{form}/interrupted", machine())
     check_resumed(command, export, address, "export", "--plan", export.out)
 
 
 def test_other_arguments_are_refused_by_name(tmp_path: Path, command: Command, address: str) -> None:
-    export = older(tmp_path, "zarr-0.5/interrupted", machine())
+    export = unpack_export(tmp_path, "zarr-0.5/interrupted", machine())
     receipts = export.receipts()
     done = command(*export.command, "--codec", "gzip", "--cluster", address)
     assert done.code == 2
@@ -316,7 +318,7 @@ def test_other_arguments_are_refused_by_name(tmp_path: Path, command: Command, a
 
 
 def test_an_interrupted_replacement_is_resumed(tmp_path: Path, command: Command, address: str) -> None:
-    export = older(tmp_path, "more/replacing", machine())
+    export = unpack_export(tmp_path, "more/replacing", machine())
     _, replacing = export.status["exports"]
     done = command(*export.command, "--cluster", address)
     assert (done.code, done.error) == (0, "")
@@ -324,46 +326,46 @@ def test_an_interrupted_replacement_is_resumed(tmp_path: Path, command: Command,
     assert f"{replacing['done']} blocks were written before; {left} were left to do" in done.out
     (now,) = status_of(command, export.out)
     assert now["run"] == replacing["run"]
-    check_whole(command, export, address)
+    check_complete(command, export, address)
 
 
 def test_a_part_is_resumed_and_closes_the_export(tmp_path: Path, command: Command, address: str) -> None:
-    export = older(tmp_path, "more/parts", machine())
+    export = unpack_export(tmp_path, "more/parts", machine())
     (before,) = export.status["exports"]
     receipts = export.receipts()
     done = command(*export.command, "--cluster", address)
     assert (done.code, done.error) == (0, "")
     new = {name: count for name, count in export.receipts().items() if name not in receipts}
     assert sum(new.values()) == before["blocks"] - before["done"]
-    check_whole(command, export, address)
+    check_complete(command, export, address)
 
 
-def test_blocks_that_failed_are_tried_again(tmp_path: Path, command: Command, address: str) -> None:
-    export = older(tmp_path, "more/failed", machine())
+def test_failed_blocks_are_tried_again(tmp_path: Path, command: Command, address: str) -> None:
+    export = unpack_export(tmp_path, "more/failed", machine())
     (before,) = export.status["exports"]
     receipts = export.receipts()
     done = command(*export.command, "--cluster", address)
     assert (done.code, f"{before['failed']} blocks FAILED" in done.error) == (1, True)
     assert export.receipts() == receipts
-    # The chunks of the source that were missing come back: others of the same shape take their place.
-    for there, missing in (
+    # Restore the missing chunks of the source by copies of others of the same shape.
+    for existing, missing in (
         ("image/8_8_40/0-16_48-64_8-12", "image/8_8_40/0-16_48-64_12-16"),
         ("ids/8_8_40/16-24_32-48_16-20", "ids/8_8_40/16-24_32-48_20-24"),
     ):
         folder = export.root / "source"
         assert not (folder / missing).exists()
-        shutil.copy(folder / there, folder / missing)
+        shutil.copy(folder / existing, folder / missing)
     done = command(*export.command, "--cluster", address)
     assert (done.code, done.error) == (0, "")
     assert f"{before['done']} blocks were written before; {before['failed']} were left to do" in done.out
     (now,) = status_of(command, export.out)
     assert (now["state"], now["failed"]) == ("complete", 0)
-    for found, expected in from_source(export, voxels(export.out)):
-        np.testing.assert_array_equal(found, expected)
+    for finest, expected in with_source(export, voxels(export.out)):
+        np.testing.assert_array_equal(finest, expected)
 
 
-def test_a_submitted_export_that_has_not_begun(tmp_path: Path, command: Command, address: str) -> None:
-    export = older(tmp_path, "more/queued")
+def test_a_submitted_export_that_has_not_begun_is_exported(tmp_path: Path, command: Command, address: str) -> None:
+    export = unpack_export(tmp_path, "more/queued")
     done = command(*export.command, "--cluster", address)
     assert (done.code, done.error) == (0, "")
     (now,) = status_of(command, export.out)
@@ -376,8 +378,8 @@ def test_a_submitted_export_that_has_not_begun(tmp_path: Path, command: Command,
 
 @pytest.mark.parametrize("name", DAMAGED)
 def test_a_damaged_block_is_found_and_repaired(tmp_path: Path, command: Command, address: str, name: str) -> None:
-    """In exports that are "damaged-found", version 0.1 has found and recorded it."""
-    export = older(tmp_path, name)
+    """In exports named "damaged-found", version 0.1 has recorded the damage already."""
+    export = unpack_export(tmp_path, name)
     if not name.endswith("found"):
         done = verified(command, export, address)
         assert (done.code, "  1 blocks DAMAGED" in done.error) == (1, True)
@@ -388,7 +390,7 @@ def test_a_damaged_block_is_found_and_repaired(tmp_path: Path, command: Command,
     assert (done.code, done.error) == (0, "")
     assert f"{now['blocks'] - 1} blocks were written before; 1 were left to do" in done.out
     assert sum(export.receipts().values()) == sum(receipts.values()) + 1
-    check_whole(command, export, address)
+    check_complete(command, export, address)
 
 
 # ------------------------------------------------------------------------------------------------------------- plans
@@ -400,7 +402,7 @@ def test_a_saved_plan_runs(tmp_path: Path, command: Command, address: str, name:
     unpack(root, "plans", "source")
     out = root / "plans" / "out" / (f"{name}.zarr" if name.startswith("zarr") else name)
     (finished,) = EXPECTED[f"{name}/finished"]["status"]["exports"]
-    export = Older(root, name, out, [], {}, None)
+    export = OldExport(root, name, out, [], {}, None)
     done = command("export", "--plan", root / "plans" / f"{name}.json", "--cluster", address)
     assert (done.code, done.error) == (0, "")
     (now,) = status_of(command, out)
@@ -412,7 +414,7 @@ def test_a_saved_plan_runs(tmp_path: Path, command: Command, address: str, name:
 
 
 def resolved(path: Path) -> dict[str, Any]:
-    """What the program makes of a cluster file, as `make.py` of the corpus writes it down."""
+    """Return the content of a loaded cluster file in the form of the corpus's `make.py`."""
     from imagery_dask.cluster import load_cluster_file
 
     file = load_cluster_file(path)
@@ -421,7 +423,7 @@ def resolved(path: Path) -> dict[str, Any]:
         names = [name for name in dir(file.security) if name.startswith("tls_")]
         values = {name: getattr(file.security, name) for name in names}
         security = {name: value for name, value in values.items() if isinstance(value, str)}
-        # Certificates that are made for a run differ each time.
+        # Temporary certificates differ in each run.
         security = {name: "PEM" if "-----BEGIN" in value else value for name, value in security.items()}
         security["require_encryption"] = bool(file.security.require_encryption)
     return {
@@ -432,13 +434,13 @@ def resolved(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", [path.name for path in sorted((CORPUS / "clusters").glob("*.yaml"))])
-def test_a_cluster_file_means_what_it_did(tmp_path: Path, name: str) -> None:
+def test_a_cluster_file_is_loaded_as_by_version_0_1(tmp_path: Path, name: str) -> None:
     root = tmp_path.resolve()
     unpack(root, "clusters")
     expected = json.loads((root / "clusters" / "resolved.json").read_text())[name]
     try:
-        found = resolved(root / "clusters" / name)
+        loaded = resolved(root / "clusters" / name)
     except ImportError as error:
         pytest.skip(str(error))
-    # Pairs become lists, as in the file.
-    assert json.loads(json.dumps(found)) == expected
+    # JSON turns tuples into lists, as in the expected file.
+    assert json.loads(json.dumps(loaded)) == expected

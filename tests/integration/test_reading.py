@@ -1,4 +1,4 @@
-"""Every way a volume can be stored gives the voxels that CloudVolume gives, from disk and over HTTP."""
+"""Volumes in every storage format are read as by CloudVolume, from disk and over HTTP."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from imagery_dask.errors import SourceError
 from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.sources import SourceHandle, open_volume
 
-#: Not a multiple of the chunks (32, 32, 16), so that the last ones are cut short; nowhere near the origin.
+#: Not a multiple of the chunks (32, 32, 16), so the last ones are truncated; the offset is not near the origin.
 SHAPE: Xyz = (75, 50, 41)
 OFFSET: Xyz = (-37, 101, 13)
 PAD = 20
@@ -57,26 +57,27 @@ class Stored:
         return "segmentation" if self.encoding in LABELS else "image"
 
     def data(self) -> NDArray[Any]:
-        """Voxels to store; what lossy codecs do to noise would say nothing about where voxels went."""
+        """Return the voxels to store; smooth for lossy codecs, whose effect on noise would hide misplaced voxels."""
         if self.encoding in LOSSY:
             return smooth_image(SHAPE, seed=4)
         if self.encoding in LABELS:
             labels = random_labels(SHAPE, seed=4, n=200, above_2_63=True)
-            # Small types keep the low bits, where ids differ.
+            # For small dtypes, keep the low bits, in which the ids differ.
             return labels if self.dtype == "uint64" else (labels ^ (labels >> np.uint64(8))).astype(self.dtype)
         return coordinate_volume(SHAPE, OFFSET, self.dtype)
 
 
-def ways() -> Iterator[Stored]:
+def storage_formats() -> Iterator[Stored]:
+    """Yield the combinations of encoding, dtype, sharding and compression to test."""
     for encoding, dtypes in DTYPES.items():
         for dtype, sharded in itertools.product(dtypes, (False, True)):
-            # The compression of an unsharded chunk is the transport's, whatever its type: all of them, for one type.
+            # Compression does not depend on the dtype: test all kinds with one dtype.
             every = [False, "gzip"] if sharded else [False, "gzip", "br"]
             yield from (Stored(encoding, dtype, sharded, c) for c in (every if dtype == dtypes[-1] else ["gzip"]))
 
 
 def boxes(seed: int, count: int = 4) -> Iterator[tuple[Xyz, Xyz]]:
-    """Draw boxes, absolute, most of them across chunks and many across the volume's border; then all of it."""
+    """Yield random boxes, most of them across chunks and many across the volume's border; at last the whole volume."""
     rng = np.random.default_rng(seed)
     lower, upper = np.array(OFFSET) - PAD, np.array(OFFSET) + SHAPE + PAD
     for _ in range(count):
@@ -106,7 +107,7 @@ def open_client(source: str, layer_type: str) -> ImageryClient:
     return ImageryClient(**{f"{layer_type}_source": source})
 
 
-@pytest.mark.parametrize("way", list(ways()), ids=str)
+@pytest.mark.parametrize("way", list(storage_formats()), ids=str)
 def test_cutouts_equal_cloudvolume(tmp_path: Path, file_server: FileServer, way: Stored) -> None:
     data = way.data()
     path = write_volume(
@@ -117,7 +118,7 @@ def test_cutouts_equal_cloudvolume(tmp_path: Path, file_server: FileServer, way:
     if way.encoding not in LOSSY:
         np.testing.assert_array_equal(theirs, data)
     whole = padded(theirs)
-    # What is behind the chunk's bytes is the same for every type: one of each encoding takes the long way.
+    # HTTP does not depend on the dtype: test one dtype of each encoding.
     remote = [f"precomputed://{file_server.url}/layer"] if way.dtype == DTYPES[way.encoding][-1] else []
     for source in (path, *remote):
         client = open_client(source, way.layer_type)
@@ -140,7 +141,7 @@ def test_a_plain_folder_is_a_source(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sharded", [False, True], ids=["files", "sharded"])
 @pytest.mark.parametrize(("encoding", "dtype"), [("raw", "uint16"), ("raw", "float32"), ("png", "uint8")])
 def test_several_channels_are_exact(tmp_path: Path, encoding: str, dtype: str, sharded: bool) -> None:
-    """Against the written data: CloudVolume 12.15 mixes the channels of pictures up."""
+    """Compare with the written data, since CloudVolume 12.15 confuses the channels of PNG chunks."""
     data = coordinate_volume((*SHAPE, 3), OFFSET, dtype)
     path = write_volume(tmp_path / "rgb", data, voxel_offset=OFFSET, encoding=encoding, sharding=sharded)
     client = ImageryClient(image_source=path)
@@ -157,16 +158,16 @@ def test_channels_are_selected(tmp_path: Path, part: Any) -> None:
     np.testing.assert_array_equal(volume[5:70, 20, 3:30, part].values, data[5:70, 20, 3:30][..., part], strict=True)
 
 
-def test_channels_of_jpeg_are_those_written(tmp_path: Path) -> None:
+def test_channels_of_jpeg_are_read_in_order(tmp_path: Path) -> None:
     data = smooth_image((*SHAPE, 3), seed=6)
     data[..., 1] //= 2
     data[..., 2] = 255 - data[..., 2]
     options = {"jpeg_quality": 100}
     path = write_volume(tmp_path / "rgb", data, voxel_offset=OFFSET, encoding="jpeg", scale_options=options)
-    found = np.asarray(ImageryClient(image_source=path).image_volume()).astype(int)
-    # JPEG stores color at half the resolution; swapped channels or places are off by a hundred.
-    assert np.abs(found - data).mean() < 3
-    assert np.abs(found - data).max() < 40
+    voxels = np.asarray(ImageryClient(image_source=path).image_volume()).astype(int)
+    # JPEG stores color at half the resolution; swapped channels or voxels would differ by a hundred.
+    assert np.abs(voxels - data).mean() < 3
+    assert np.abs(voxels - data).max() < 40
 
 
 def test_several_channels_of_jpeg_xl_are_refused(tmp_path: Path) -> None:
@@ -175,7 +176,7 @@ def test_several_channels_of_jpeg_xl_are_refused(tmp_path: Path) -> None:
         ImageryClient(image_source=path)
 
 
-def test_the_first_mip_is_not_a_placeholder(tmp_path: Path) -> None:
+def test_a_placeholder_mip_is_skipped(tmp_path: Path) -> None:
     data = coordinate_volume((80, 64, 20), (4, 8, 0), np.uint8)
     path = write_volume(tmp_path / "em", data, voxel_offset=(4, 8, 0), mips=3, placeholder_mip=True)
     client = ImageryClient(image_source=path)
@@ -191,7 +192,7 @@ def test_the_first_mip_is_not_a_placeholder(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- handles on workers
 
 
-def test_handles_pickle_to_a_name(tmp_path: Path) -> None:
+def test_a_handle_pickles_small_and_reads_after_unpickling(tmp_path: Path) -> None:
     data = coordinate_volume(SHAPE, OFFSET)
     path = write_volume(tmp_path / "ids", data, voxel_offset=OFFSET)
     handle = SourceHandle(path, open_volume(path).layer.mip(0))
@@ -210,9 +211,9 @@ def test_each_process_reads_the_info_once(tmp_path: Path, file_server: FileServe
     client = ImageryClient(image_source=f"precomputed://{file_server.url}/em")
     volume = client.image_volume().data.rechunk((32, 32, 16))
     with dask.config.set({"optimization.fuse.active": False}):
-        found = processes.compute(volume).result()
-        again = processes.compute(volume[::2]).result()
-    np.testing.assert_array_equal(found, data)
-    np.testing.assert_array_equal(again, data[::2])
+        whole = processes.compute(volume).result()
+        strided = processes.compute(volume[::2]).result()
+    np.testing.assert_array_equal(whole, data)
+    np.testing.assert_array_equal(strided, data[::2])
     assert 1 <= file_server.count(lambda request: request.path == "/em/info") <= 1 + 2
     assert file_server.count(lambda request: request.status != 200) == 0

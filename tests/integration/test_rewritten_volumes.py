@@ -1,4 +1,4 @@
-"""A volume that is written anew while processes have it open is read as it is now, or not at all."""
+"""A volume that is replaced while processes have it open is read in its new state, or not at all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from imagery_dask.errors import SourceError
 from imagery_dask.sources import handle
 
 
-def test_a_new_client_shows_the_volume_as_it_is_now(tmp_path: Path) -> None:
+def test_a_new_client_reads_the_new_volume_and_an_old_array_is_an_error(tmp_path: Path) -> None:
     first, second = (
         coordinate_volume((40, 30, 20), dtype=np.uint8),
         coordinate_volume((30, 40, 8), (10, 0, 0), np.uint8),
@@ -48,7 +48,7 @@ def test_workers_that_have_the_old_volume_open_read_the_new_one(
         np.testing.assert_array_equal(written(out), data)
 
 
-def test_zeros_that_are_no_data_are_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_missing_chunks_are_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = coordinate_volume((64, 64, 32), dtype=np.uint8)
     path = write_volume(tmp_path / "em", data)
     delete_chunks(path, 0, lambda start: start[0] == 32)
