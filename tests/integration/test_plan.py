@@ -1,4 +1,4 @@
-"""Plans: what is counted is exact, what is measured is near, nothing is spent, and what was planned is what is run."""
+"""Plans: counts are exact, measurements are close, planning writes nothing, and an export follows its plan."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SHAPE = (96, 80, 40)
 OFFSET = (-32, 48, 16)
 BOUNDS = [[-20, 60, 20], [50, 110, 50]]
 CLI_BOUNDS = ("--bounds", -20, 60, 20, 50, 110, 50)
-ROOM = WorkerResources(2, 2**31)
+RESOURCES = WorkerResources(2, 2**31)
 WRITERS: dict[str, Any] = {"zarr": to_zarr, "precomputed": to_precomputed, "png": to_png}
 
 Command = Callable[..., Done]
@@ -75,21 +75,21 @@ def server(world: World) -> Iterator[CaveServer]:
         yield server
 
 
-def options_of(sources: dict[str, str]) -> tuple[Any, ...]:
+def source_options(sources: dict[str, str]) -> tuple[Any, ...]:
     return ("--image-source", sources["image_source"], "--segmentation-source", sources["segmentation_source"])
 
 
 def planned(data: Any, kind: str = "zarr", out: Any = "/nowhere/out", block: int | None = None, **options: Any) -> Any:
-    """Plan without measuring anything."""
-    return KINDS[kind](data, out, **options).plan(ROOM, block)
+    """Plan an export without measuring anything."""
+    return KINDS[kind](data, out, **options).plan(RESOURCES, block)
 
 
-def everything(folder: Path) -> dict[str, tuple[int, int]]:
-    """Names below a folder, hidden ones too, with sizes and times of writing."""
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return all names below a folder, including hidden ones, with sizes and modification times."""
     return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
 
 
-# ----------------------------------------------------------------------------------------- plans that are run elsewhere
+# --------------------------------------------------------------------------------------------- plans that are run later
 
 FORMATS: dict[str, tuple[str, ...]] = {
     "zarr": ("--chunks", "32,16,8", "--levels", "2", "--block-mib", "0.05"),
@@ -100,28 +100,35 @@ FORMATS: dict[str, tuple[str, ...]] = {
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.long
-def test_a_saved_plan_is_run_elsewhere(
+def test_a_saved_plan_runs_in_another_folder(
     tmp_path: Path, sources: dict[str, str], threads: Client, processes: Client, command: Command, kind: str
 ) -> None:
-    """By another process, in another folder; what comes out is what the command itself writes."""
-    here, there = tmp_path / "here", tmp_path / "there"
-    here.mkdir()
-    there.mkdir()
-    relative = [os.path.relpath(sources[name].removeprefix("precomputed://file://"), here) for name in sources]
-    places = ("--image-source", relative[0], "--segmentation-source", relative[1], *CLI_BOUNDS)
-    said = program("plan", kind, "out/em", *places, *FORMATS[kind], "--save", "plan.json", cwd=here)
-    assert said.code == 0
-    assert "Run it with: imagery-dask export --plan plan.json" in said.out
-    assert [path.name for path in here.iterdir()] == ["plan.json"]
-    ran = program("export", "--plan", here / "plan.json", "--cluster", processes.scheduler_info()["address"], cwd=there)
-    assert (ran.code, ran.error) == (0, "")
-    assert list(there.iterdir()) == []
+    """The files equal those of the same export by one command."""
+    plan_folder, other_folder = tmp_path / "plan", tmp_path / "other"
+    plan_folder.mkdir()
+    other_folder.mkdir()
+    relative = [os.path.relpath(sources[name].removeprefix("precomputed://file://"), plan_folder) for name in sources]
+    region = ("--image-source", relative[0], "--segmentation-source", relative[1], *CLI_BOUNDS)
+    planning = program("plan", kind, "out/em", *region, *FORMATS[kind], "--save", "plan.json", cwd=plan_folder)
+    assert planning.code == 0
+    assert "Run it with: imagery-dask export --plan plan.json" in planning.out
+    assert [path.name for path in plan_folder.iterdir()] == ["plan.json"]
+    running = program(
+        "export",
+        "--plan",
+        plan_folder / "plan.json",
+        "--cluster",
+        processes.scheduler_info()["address"],
+        cwd=other_folder,
+    )
+    assert (running.code, running.error) == (0, "")
+    assert list(other_folder.iterdir()) == []
     cluster = ("--cluster", threads.scheduler_info()["address"])
     direct = command(
-        "export", kind, tmp_path / "direct" / "em", *options_of(sources), *CLI_BOUNDS, *FORMATS[kind], *cluster
+        "export", kind, tmp_path / "direct" / "em", *source_options(sources), *CLI_BOUNDS, *FORMATS[kind], *cluster
     )
     assert (direct.code, direct.error) == (0, "")
-    stores = [here / "out", tmp_path / "direct"]
+    stores = [plan_folder / "out", tmp_path / "direct"]
     if kind != "png":
         stores = [store / "em" for store in stores]
     one, other = (
@@ -130,34 +137,37 @@ def test_a_saved_plan_is_run_elsewhere(
     assert len(one) > 8
     assert one.keys() == other.keys()
     for name, content in one.items():
-        if not name.endswith("provenance"):  # has the moment it was made
+        if not name.endswith("provenance"):  # contains the date
             assert content == other[name], name
-    again = command("export", "--plan", here / "plan.json", *cluster)
+    again = command("export", "--plan", plan_folder / "plan.json", *cluster)
     assert "blocks were written before; 0 were left to do" in again.out
 
 
-def test_a_plan_is_json_with_a_version_and_comes_back(tmp_path: Path, client: ImageryClient, listed: list[int]) -> None:
-    made = client.plan_export(BOUNDS, tmp_path / "out.zarr", chunks=(32, 16, 8), levels=2, root_ids=listed, samples=1)
-    made.save(tmp_path / "plan.json")
+def test_a_plan_is_saved_as_versioned_json_and_read_back(
+    tmp_path: Path, client: ImageryClient, listed: list[int]
+) -> None:
+    saved = client.plan_export(BOUNDS, tmp_path / "out.zarr", chunks=(32, 16, 8), levels=2, root_ids=listed, samples=1)
+    saved.save(tmp_path / "plan.json")
     content = json.loads((tmp_path / "plan.json").read_text())
     assert (content["format"], content["version"]) == ("imagery_dask.plan", 1)
-    assert content["fingerprint"] == made.plan.fingerprint
-    assert content["estimate"]["samples"] == made.estimate.samples
+    assert content["fingerprint"] == saved.plan.fingerprint
+    assert content["estimate"]["samples"] == saved.estimate.samples
     assert json.loads(json.dumps(content), parse_int=float)["volumes"][1]["cutout"]["labels"]["keep"] == [
         str(value) for value in listed
     ]
-    back = read_plan(tmp_path / "plan.json")
-    assert back.to_json() == made.plan.to_json()
-    assert back.stages == made.plan.stages
-    assert KINDS["zarr"](client.dataset(BOUNDS, root_ids=listed, scale_to_bounds=False), tmp_path / "out.zarr",
-                         chunks=(32, 16, 8), levels=2).plan(ROOM, None).fingerprint == back.fingerprint  # fmt: skip
-    assert f"{made}"
-    assert made.plan.fingerprint[:16] in f"{made}"
-    assert made.plan.fingerprint[:16] in made._repr_html_()
+    loaded = read_plan(tmp_path / "plan.json")
+    assert loaded.to_json() == saved.plan.to_json()
+    assert loaded.stages == saved.plan.stages
+    data = client.dataset(BOUNDS, root_ids=listed, scale_to_bounds=False)
+    plan = KINDS["zarr"](data, tmp_path / "out.zarr", chunks=(32, 16, 8), levels=2).plan(RESOURCES, None)
+    assert plan.fingerprint == loaded.fingerprint
+    assert f"{saved}"
+    assert saved.plan.fingerprint[:16] in f"{saved}"
+    assert saved.plan.fingerprint[:16] in saved._repr_html_()
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
         ("{", "is not JSON"),
         ("[]", "This is not a plan"),
@@ -169,16 +179,18 @@ def test_a_plan_is_json_with_a_version_and_comes_back(tmp_path: Path, client: Im
         ('{"format": "imagery_dask.plan", "version": 1}', "The plan is damaged"),
     ],
 )
-def test_what_is_no_plan_is_refused(tmp_path: Path, command: Command, content: str, says: str) -> None:
+def test_invalid_plan_files_are_refused(tmp_path: Path, command: Command, content: str, message: str) -> None:
     (tmp_path / "plan.json").write_text(content)
     done = command("export", "--plan", tmp_path / "plan.json")
     assert done.code == 2
     assert done.error.startswith("Error: ")
-    assert says in done.error
+    assert message in done.error
     assert len(done.error.splitlines()) == 1
 
 
-def test_a_plan_of_a_computed_array_says_what_to_do(tmp_path: Path, client: ImageryClient, command: Command) -> None:
+def test_a_plan_of_a_computed_array_cannot_be_run_by_command(
+    tmp_path: Path, client: ImageryClient, command: Command
+) -> None:
     array = client.image_cutout(BOUNDS) + 1
     plan = planned(array, out=tmp_path / "out.zarr")
     (tmp_path / "plan.json").write_text(json.dumps(plan.to_json()))
@@ -188,10 +200,10 @@ def test_a_plan_of_a_computed_array_says_what_to_do(tmp_path: Path, client: Imag
 
 
 def test_a_plan_runs_from_python(tmp_path: Path, client: ImageryClient, threads: Client) -> None:
-    made = client.plan_export(BOUNDS, tmp_path / "out.zarr", chunks=(32, 16, 8), block_mib=0.03, samples=1)
-    report = made.run(cluster=threads, progress=False)
-    assert (report.ok, report.blocks) == (True, made.plan.blocks)
-    assert made.run(cluster=threads, progress=False).before == report.blocks
+    planned_export = client.plan_export(BOUNDS, tmp_path / "out.zarr", chunks=(32, 16, 8), block_mib=0.03, samples=1)
+    report = planned_export.run(cluster=threads, progress=False)
+    assert (report.ok, report.blocks) == (True, planned_export.plan.blocks)
+    assert planned_export.run(cluster=threads, progress=False).before == report.blocks
 
 
 def test_a_typo_in_an_option_is_a_type_error(tmp_path: Path, client: ImageryClient) -> None:
@@ -210,8 +222,8 @@ print(client.plan_export([[-20, 60, 20], [50, 110, 50]], sys.argv[2], samples=2)
 
 
 @pytest.mark.long
-def test_a_plain_script_plans(tmp_path: Path, sources: dict[str, str]) -> None:
-    """One without the guard that worker processes need."""
+def test_a_script_without_a_main_guard_plans(tmp_path: Path, sources: dict[str, str]) -> None:
+    """The script lacks the guard that worker processes need."""
     (tmp_path / "script.py").write_text(SCRIPT)
     done = python(tmp_path / "script.py", sources["image_source"], tmp_path / "out.zarr")
     assert (done.code, done.error) == (0, "")
@@ -222,12 +234,12 @@ def test_a_plain_script_plans(tmp_path: Path, sources: dict[str, str]) -> None:
 # ------------------------------------------------------------------------------------------------------- fingerprints
 
 
-def test_everything_that_decides_voxels_is_in_the_fingerprint(
+def test_the_fingerprint_covers_everything_that_determines_voxels(
     sources: dict[str, str], client: ImageryClient, listed: list[int], tmp_path: Path
 ) -> None:
-    def of(kind: str = "zarr", region: Any = None, **options: Any) -> str:
-        given = {"scale_to_bounds": False} | (region or {})
-        fingerprint: str = planned(client.dataset(**({"bounds": BOUNDS} | given)), kind, **options).fingerprint
+    def fingerprint_of(kind: str = "zarr", region: Any = None, **options: Any) -> str:
+        arguments: dict[str, Any] = {"bounds": BOUNDS, "scale_to_bounds": False} | (region or {})
+        fingerprint: str = planned(client.dataset(**arguments), kind, **options).fingerprint
         return fingerprint
 
     smaller = [[-20, 60, 20], [50, 110, 49]]
@@ -236,21 +248,21 @@ def test_everything_that_decides_voxels_is_in_the_fingerprint(
     image = client.image_cutout(BOUNDS)
     linear = [client.image_cutout(BOUNDS, mip=1, scale_to_bounds=True, order=order) for order in (0, 1)]
     other = write_volume(tmp_path / "other", coordinate_volume(SHAPE, OFFSET, np.uint8), voxel_offset=OFFSET)
-    of_precomputed: dict[str, Any] = {"kind": "precomputed"}
-    of_png: dict[str, Any] = {"kind": "png", "region": {"root_ids": listed}}
-    masks = of_png | {"what": "masks", "root_ids": listed}
-    overlay = of_png | {"what": "overlay", "root_ids": listed}
-    found = {
-        "plain": of(),
-        "smaller": of(region={"bounds": smaller}),
-        "moved": of(region={"bounds": moved}),
-        "mip": of(region={"image_mip": 1, "segmentation_mip": 1}),
-        "mip of one": of(region={"image_mip": 1}),
-        "resolution": of(region={"resolution": (4, 4, 40)}),
-        "ids": of(region={"root_ids": listed}),
-        "other ids": of(region={"root_ids": listed[1:]}),
-        "no ids": of(region={"root_ids": []}),
-        "int64": of(region={"convert_to_int64": True}),
+    precomputed: dict[str, Any] = {"kind": "precomputed"}
+    png: dict[str, Any] = {"kind": "png", "region": {"root_ids": listed}}
+    masks = png | {"what": "masks", "root_ids": listed}
+    overlay = png | {"what": "overlay", "root_ids": listed}
+    fingerprints = {
+        "plain": fingerprint_of(),
+        "smaller": fingerprint_of(region={"bounds": smaller}),
+        "moved": fingerprint_of(region={"bounds": moved}),
+        "mip": fingerprint_of(region={"image_mip": 1, "segmentation_mip": 1}),
+        "mip of one": fingerprint_of(region={"image_mip": 1}),
+        "resolution": fingerprint_of(region={"resolution": (4, 4, 40)}),
+        "ids": fingerprint_of(region={"root_ids": listed}),
+        "other ids": fingerprint_of(region={"root_ids": listed[1:]}),
+        "no ids": fingerprint_of(region={"root_ids": []}),
+        "int64": fingerprint_of(region={"convert_to_int64": True}),
         "missing": planned(strict.dataset(BOUNDS, scale_to_bounds=False)).fingerprint,
         "order 0": planned(linear[0]).fingerprint,
         "order 1": planned(linear[1]).fingerprint,
@@ -260,50 +272,52 @@ def test_everything_that_decides_voxels_is_in_the_fingerprint(
         "computed otherwise": planned(image + 2).fingerprint,
         "place": planned(image, resolution_nm=(1, 2, 3)).fingerprint,
         "other place": planned(image, translation_nm=(1, 2, 3)).fingerprint,
-        "chunks": of(chunks=(32, 16, 8)),
-        "shards": of(chunks=(32, 16, 8), shards=(64, 64, 64)),
-        "codec": of(codec="gzip"),
-        "levels": of(levels=3),
-        "levels of the source": of(levels="source"),
-        "version": of(ome_version="0.4"),
-        "precomputed": of(**of_precomputed),
-        "encoding": of(**of_precomputed, encoding={"image": "png"}),
-        "quality": of(**of_precomputed, encoding={"image": "jpeg"}, quality=80),
-        "other quality": of(**of_precomputed, encoding={"image": "jpeg"}, quality=81),
-        "compress": of(**of_precomputed, compress="gzip"),
-        "precomputed chunks": of(**of_precomputed, chunks=(32, 16, 8)),
+        "chunks": fingerprint_of(chunks=(32, 16, 8)),
+        "shards": fingerprint_of(chunks=(32, 16, 8), shards=(64, 64, 64)),
+        "codec": fingerprint_of(codec="gzip"),
+        "levels": fingerprint_of(levels=3),
+        "levels of the source": fingerprint_of(levels="source"),
+        "version": fingerprint_of(ome_version="0.4"),
+        "precomputed": fingerprint_of(**precomputed),
+        "encoding": fingerprint_of(**precomputed, encoding={"image": "png"}),
+        "quality": fingerprint_of(**precomputed, encoding={"image": "jpeg"}, quality=80),
+        "other quality": fingerprint_of(**precomputed, encoding={"image": "jpeg"}, quality=81),
+        "compress": fingerprint_of(**precomputed, compress="gzip"),
+        "precomputed chunks": fingerprint_of(**precomputed, chunks=(32, 16, 8)),
         "one precomputed": planned(image, "precomputed").fingerprint,
         "dataset of one": planned(xr.Dataset({"image": client.dataset(BOUNDS).image}), "precomputed").fingerprint,
-        "imagery": of("png"),
-        "axis": of("png", slice_axis=0),
-        "names": of("png", names="absolute"),
-        "format": of("png", format="tiff"),
-        "window": of("png", window=(3, 200)),
-        "other window": of("png", window=(3, 201)),
-        "bits": of("png", window=(3, 200), bits=16),
-        "tile": of("png", tile=32),
-        "masks": of(**masks),
-        "colors": of(**masks, colors={listed[0]: (1, 2, 3)}),
-        "other colors": of(**masks, colors={listed[0]: (1, 2, 4)}),
-        "labels": of(**masks | {"what": "labels"}),
-        "overlay": of(**overlay),
-        "alpha": of(**overlay, alpha=0.3),
-        "outline": of(**overlay, outline=True),
-        "no merge": of(**overlay, outline=True, merge_outline=False),
-        "width": of(**overlay, outline=True, width=3),
+        "imagery": fingerprint_of("png"),
+        "axis": fingerprint_of("png", slice_axis=0),
+        "names": fingerprint_of("png", names="absolute"),
+        "format": fingerprint_of("png", format="tiff"),
+        "window": fingerprint_of("png", window=(3, 200)),
+        "other window": fingerprint_of("png", window=(3, 201)),
+        "bits": fingerprint_of("png", window=(3, 200), bits=16),
+        "tile": fingerprint_of("png", tile=32),
+        "masks": fingerprint_of(**masks),
+        "colors": fingerprint_of(**masks, colors={listed[0]: (1, 2, 3)}),
+        "other colors": fingerprint_of(**masks, colors={listed[0]: (1, 2, 4)}),
+        "labels": fingerprint_of(**masks | {"what": "labels"}),
+        "overlay": fingerprint_of(**overlay),
+        "alpha": fingerprint_of(**overlay, alpha=0.3),
+        "outline": fingerprint_of(**overlay, outline=True),
+        "no merge": fingerprint_of(**overlay, outline=True, merge_outline=False),
+        "width": fingerprint_of(**overlay, outline=True, width=3),
     }
-    same = {name: [other for other in found if found[other] == found[name]] for name in found}
+    same = {
+        name: [other for other in fingerprints if fingerprints[other] == fingerprints[name]] for name in fingerprints
+    }
     assert [names for names in same.values() if len(names) > 1] == []
 
 
-def test_what_decides_no_voxel_is_not(client: ImageryClient, listed: list[int]) -> None:
+def test_the_fingerprint_ignores_what_does_not_determine_voxels(client: ImageryClient, listed: list[int]) -> None:
     data = client.dataset(BOUNDS, root_ids=listed)
     export = KINDS["zarr"](data, "/nowhere/out.zarr", chunks=(32, 16, 8))
-    expected = export.plan(ROOM, None)
+    expected = export.plan(RESOURCES, None)
     for other in (
         export.plan(WorkerResources(64, 2**33), None),
-        export.plan(ROOM, 10_000),
-        export.plan(ROOM, 2**28),
+        export.plan(RESOURCES, 10_000),
+        export.plan(RESOURCES, 2**28),
         planned(data, out="s3://bucket/out.zarr", chunks=(32, 16, 8)),
         planned(data, chunks=[32, 16, 8]),
         planned(data, chunks=np.array([32, 16, 8])),
@@ -312,7 +326,7 @@ def test_what_decides_no_voxel_is_not(client: ImageryClient, listed: list[int]) 
                 chunks=(32, 16, 8)),
     ):  # fmt: skip
         assert other.fingerprint == expected.fingerprint
-    assert export.plan(ROOM, 10_000).blocks > expected.blocks
+    assert export.plan(RESOURCES, 10_000).blocks > expected.blocks
     slices = [planned(data, "png", window=(0, 9), max_files=n, block=n * 1000).fingerprint for n in (1000, 2000)]
     assert slices[0] == slices[1]
 
@@ -320,23 +334,23 @@ def test_what_decides_no_voxel_is_not(client: ImageryClient, listed: list[int]) 
 def test_the_moment_is_in_the_fingerprint(server: CaveServer, world: World) -> None:
     client = ImageryClient(segmentation_source=server.segmentation_source, auth_token=TOKEN)
     roots = roots_at(world, world.times["split_1"])[:3]
-    found = [
+    plans = [
         planned(client.segmentation_volume(timestamp=world.times["split_1"])),
         planned(client.segmentation_volume(timestamp=world.times["split_2"])),
         planned(client.segmentation_volume(timestamp=world.times["split_1"], root_ids=None)),
         planned(client.segmentation_volume(timestamp=world.times["split_1"], root_ids=roots)),
         planned(client.segmentation_volume(timestamp=world.times["split_1"], stop_layer=2)),
     ]
-    assert len({plan.fingerprint for plan in found}) == len(found)
+    assert len({plan.fingerprint for plan in plans}) == len(plans)
     same = planned(client.segmentation_volume(timestamp=world.times["split_1"]), block=1000)
-    assert same.fingerprint == found[0].fingerprint
+    assert same.fingerprint == plans[0].fingerprint
 
 
-# ----------------------------------------------------------------------------------------- storage chunks that are read
+# ------------------------------------------------------------------------------------------------ storage chunks read
 
 
 def chunks_read(plan: ExportPlan, export: Any) -> int:
-    """Count by enumeration: every piece of every block, and the storage chunks of the voxels that it needs."""
+    """Count the storage chunks of all pieces of all blocks by enumeration."""
     total = 0
     for _, part in plan.parts:
         for source in export.format.reads(export, part).sources:
@@ -349,7 +363,7 @@ def chunks_read(plan: ExportPlan, export: Any) -> int:
 
 
 def chunks_along(cutout: Any, part: slice, axis: int) -> set[int]:
-    """Chunks along an axis that hold the voxels under the centres of some target voxels, or those around these."""
+    """Return the chunks along an axis that hold the source voxels at the centres of target voxels, or around them."""
     grid = cutout.mip.grid
     fine, coarse = Fraction(cutout.target.resolution_nm[axis]), Fraction(grid.resolution_nm[axis])
     needed: set[int] = set()
@@ -361,13 +375,13 @@ def chunks_along(cutout: Any, part: slice, axis: int) -> set[int]:
             needed |= {left, left + 1}
         else:
             needed.add(math.floor(centre))
-    # A read is one box: voxels between those that are needed are read too, also where the last of these lie outside.
+    # A read is one box, so voxels between the needed ones are read too, even if the last of them lie outside.
     box = range(max(min(needed), grid.start[axis]), min(max(needed) + 1, grid.stop[axis]))
     return {(voxel - grid.start[axis]) // cutout.mip.chunk_shape[axis] for voxel in box}
 
 
 def empty_volume(folder: Path, shape: Any, offset: Any, resolution: Any, chunk: Any, mips: int = 1) -> str:
-    """Make an info without any chunks: what is asked for is counted all the same."""
+    """Write a volume without chunks; reads of missing chunks are counted, too."""
     folder.mkdir(parents=True)
     scales = [
         {
@@ -399,7 +413,7 @@ def triples(values: Any) -> Any:
     block=st.sampled_from([500, 5_000, 10**6]),
     data=st.data(),
 )
-def test_source_chunks_are_those_that_are_read(
+def test_the_number_of_source_chunks_is_exact(
     tmp_path_factory: pytest.TempPathFactory, threads: Client, shape: Any, offset: Any, chunk: Any, out: Any, low: Any,
     size: Any, scale: Any, order: int, block: int, data: Any,
 ) -> None:  # fmt: skip
@@ -416,32 +430,32 @@ def test_source_chunks_are_those_that_are_read(
     if kind == "png":
         options = {"slice_axis": data.draw(st.sampled_from([0, 1, 2]))}
     export: Any = KINDS[kind](array, folder / "out", **options)
-    plan = export.plan(ROOM, block)
+    plan = export.plan(RESOURCES, block)
     assert plan.source_chunks == chunks_read(plan, export)
-    more = {} if kind == "png" else {"block_mib": block / 2**20}
-    report = WRITERS[kind](array, folder / "out", cluster=threads, progress=False, **options, **more)
+    block_size = {} if kind == "png" else {"block_mib": block / 2**20}
+    report = WRITERS[kind](array, folder / "out", cluster=threads, progress=False, **options, **block_size)
     assert report.counts.chunks == read_plan(folder / "out").source_chunks
 
 
 @pytest.mark.parametrize("levels", [1, 3, "source"])
 @pytest.mark.parametrize("kind", ["zarr", "precomputed"])
-def test_levels_read_what_is_planned(
+def test_the_number_of_source_chunks_is_exact_with_levels(
     tmp_path: Path, client: ImageryClient, threads: Client, kind: str, levels: Any
 ) -> None:
     data = client.dataset([[-32, 48, 16], [60, 120, 50]])
     options: dict[str, Any] = {"chunks": (16, 16, 8), "levels": levels}
     export: Any = KINDS[kind](data, tmp_path / "out", **options)
-    plan = export.plan(ROOM, 20_000)
+    plan = export.plan(RESOURCES, 20_000)
     assert plan.source_chunks == chunks_read(plan, export)
     report = WRITERS[kind](data, tmp_path / "out", cluster=threads, progress=False, block_mib=0.02, **options)
     assert report.counts.chunks == plan.source_chunks
 
 
 @pytest.mark.parametrize("what", ["imagery", "masks", "labels", "overlay", "outlines"])
-def test_slices_read_what_is_planned(
+def test_the_number_of_source_chunks_is_exact_for_slices(
     tmp_path: Path, client: ImageryClient, threads: Client, listed: list[int], what: str
 ) -> None:
-    """Outlines look beyond the edges of a tile."""
+    """Outlines read voxels beyond the edges of a tile."""
     data = client.dataset(BOUNDS)
     options: dict[str, Any] = {"what": what, "tile": 32}
     if what == "outlines":
@@ -451,14 +465,17 @@ def test_slices_read_what_is_planned(
     export: Any = KINDS["png"](data, tmp_path / "em", **options)
     report = to_png(data, tmp_path / "em", cluster=threads, progress=False, **options)
     assert report.counts.chunks == read_plan(tmp_path / "em").source_chunks
-    assert len(list(tmp_path.glob("*.png"))) == report_files(export)
+    assert len(list(tmp_path.glob("*.png"))) == planned_pictures(export)
 
 
-def report_files(export: Any) -> int:
+def planned_pictures(export: Any) -> int:
+    """Return the planned number of files without the table of labels."""
     return int(export.format.objects(export)) - (export.target.table is not None)
 
 
-def test_graph_chunks_are_read_in_pieces(tmp_path: Path, threads: Client, configure: Configure) -> None:
+def test_the_number_of_source_chunks_is_exact_for_pieces_of_graph_chunks(
+    tmp_path: Path, threads: Client, configure: Configure
+) -> None:
     configure("export.block_bytes", 8**3 * 8)
     world = make_world(tmp_path / "world", (128, 128, 32), storage_chunk=(8, 8, 8))
     with served(world) as server:
@@ -476,12 +493,12 @@ def test_graph_chunks_are_read_in_pieces(tmp_path: Path, threads: Client, config
             assert plan.source_chunks == chunks_read(plan, export) == report.counts.chunks
 
 
-def test_amplification_counts_reads_of_one_chunk(client: ImageryClient, threads: Client) -> None:
+def test_amplification_is_the_number_of_reads_per_chunk(client: ImageryClient, threads: Client) -> None:
     aligned = client.plan_export([[-32, 48, 16], [64, 128, 56]], "/tmp/nowhere", chunks=(32, 32, 16), samples=1)
     assert aligned.estimate.amplification == 1
     across = client.plan_export([[-16, 64, 24], [48, 128, 56]], "/tmp/nowhere", chunks=(32, 32, 16), block_mib=0.01,
                                 samples=1)  # fmt: skip
-    # Two blocks along each of three axes, each of which crosses two chunks where the region has three.
+    # Along each axis, two blocks read two chunks each of the three that the region touches.
     assert across.estimate.amplification == pytest.approx((4 / 3) * (4 / 3) * (4 / 3), rel=0.3)
     export = across.export
     reads = export.format.reads(export, across.plan.parts[0][1])
@@ -492,12 +509,12 @@ def test_amplification_counts_reads_of_one_chunk(client: ImageryClient, threads:
     assert any("Each storage chunk is read" in problem for problem in across.problems)
 
 
-# ---------------------------------------------------------------------------------------------------- what is measured
+# ------------------------------------------------------------------------------------------------------ measurements
 
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> ImageryClient:
-    """Voxels that no codec makes smaller: every part is like every other."""
+    """A volume of noise, which no codec compresses, so all samples are alike."""
     folder = tmp_path_factory.mktemp("noise")
     voxels = np.random.default_rng(0).integers(1, 256, (128, 128, 64), np.uint8)
     levels = [np.random.default_rng(1).integers(1, 256, (64, 64, 64), np.uint8)]
@@ -525,16 +542,16 @@ MEASURED: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("case", MEASURED)
 @pytest.mark.long
-def test_bytes_and_files_are_near(tmp_path: Path, noise: ImageryClient, threads: Client, case: str) -> None:
+def test_estimated_bytes_and_files_are_close(tmp_path: Path, noise: ImageryClient, threads: Client, case: str) -> None:
     kind, options = MEASURED[case]
     block = {} if kind in ("png", "tiff") else {"block_mib": 0.1}
-    made = noise.plan_export([[0, 0, 0], [128, 128, 64]], tmp_path / "out", format=kind, **options, **block)  # type: ignore[arg-type]
+    planned_export = noise.plan_export([[0, 0, 0], [128, 128, 64]], tmp_path / "out", format=kind, **options, **block)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
-    report = made.run(cluster=threads, progress=False)
+    report = planned_export.run(cluster=threads, progress=False)
     files, size = size_of(tmp_path.rglob("*"))
-    estimate = made.estimate
+    estimate = planned_export.estimate
     assert estimate.read_bytes.typical == pytest.approx(report.counts.stored_bytes, rel=0.1)
-    # Metadata and indices of shards are as large as they are, and these exports are small.
+    # The tolerance covers metadata and shard indices, a noticeable part of exports this small.
     assert estimate.written_bytes.typical == pytest.approx(size, rel=0.1)
     assert estimate.written_bytes.low <= estimate.written_bytes.typical <= estimate.written_bytes.high
     assert estimate.objects == files
@@ -546,10 +563,10 @@ def test_bytes_and_files_are_near(tmp_path: Path, noise: ImageryClient, threads:
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 @pytest.mark.parametrize("kind", ["zarr", "precomputed"])
-def test_files_of_datasets_are_counted(
+def test_the_number_of_files_of_datasets_is_exact(
     tmp_path: Path, sources: dict[str, str], threads: Client, kind: str, version: str
 ) -> None:
-    """With their groups and what describes them."""
+    """The number includes metadata of groups and arrays."""
     options: dict[str, Any] = {"chunks": (32, 32, 16), "levels": 2}
     if kind == "zarr":
         options["ome_version"] = version
@@ -562,48 +579,50 @@ def test_files_of_datasets_are_counted(
         assert export.format.objects(export) == files
 
 
-def test_empty_chunks_are_no_files(tmp_path: Path, threads: Client) -> None:
+def test_empty_chunks_are_not_counted_as_files(tmp_path: Path, threads: Client) -> None:
     voxels = np.zeros((96, 64, 32), np.uint8)
     voxels[:32] = np.random.default_rng(0).integers(1, 256, (32, 64, 32), np.uint8)
     client = ImageryClient(image_source=write_volume(tmp_path / "em", voxels, chunk_size=(32, 32, 32)))
     delete_chunks(client.image_source or "", 0, lambda start: start[0] == 64)
-    made = client.plan_export([[0, 0, 0], [96, 64, 32]], tmp_path / "out.zarr", chunks=(32, 32, 32), block_mib=0.03,
-                              samples=100)  # fmt: skip
-    assert made.estimate.samples == made.plan.blocks == 6
-    assert made.estimate.missing == pytest.approx(1 / 3)
-    assert "33.33% of the chunks" in f"{made}"
-    assert made.estimate.written_bytes.low == 0
-    made.run(cluster=threads, progress=False)
+    planned_export = client.plan_export(
+        [[0, 0, 0], [96, 64, 32]], tmp_path / "out.zarr", chunks=(32, 32, 32), block_mib=0.03, samples=100
+    )
+    assert planned_export.estimate.samples == planned_export.plan.blocks == 6
+    assert planned_export.estimate.missing == pytest.approx(1 / 3)
+    assert "33.33% of the chunks" in f"{planned_export}"
+    assert planned_export.estimate.written_bytes.low == 0
+    planned_export.run(cluster=threads, progress=False)
     files, _ = size_of((tmp_path / "out.zarr").rglob("*"))
-    assert files == made.estimate.objects - 4
-    # Every block was measured: what they are in all is exact but for the metadata.
+    assert files == planned_export.estimate.objects - 4
+    # All blocks were samples, so the estimate is exact except for metadata.
     chunks = sum(path.stat().st_size for path in (tmp_path / "out.zarr" / "0" / "c").rglob("*") if path.is_file())
-    assert made.estimate.written_bytes.typical == pytest.approx(chunks)
+    assert planned_export.estimate.written_bytes.typical == pytest.approx(chunks)
 
 
 @pytest.mark.long
 def test_lookups_of_roots_are_measured(tmp_path: Path, server: CaveServer, world: World, command: Command) -> None:
     client = ImageryClient(segmentation_source=server.segmentation_source, auth_token=TOKEN)
     start = np.array(world.voxel_offset)
-    made = client.plan_export(
+    planned_export = client.plan_export(
         np.array([start, start + (64, 64, 32)]), tmp_path / "out.zarr", resolution=world.resolution,
         timestamp=world.times["split_1"], chunks=(32, 32, 16), samples=100,
     )  # fmt: skip
-    assert made.estimate.supervoxels.typical == server.ids_sent > 10
-    assert made.estimate.root_requests.typical > 0
-    assert "supervoxels, in" in f"{made}"
-    assert TOKEN not in json.dumps(made.to_json())
+    assert planned_export.estimate.supervoxels.typical == server.ids_sent > 10
+    assert planned_export.estimate.root_requests.typical > 0
+    assert "supervoxels, in" in f"{planned_export}"
+    assert TOKEN not in json.dumps(planned_export.to_json())
 
 
-# --------------------------------------------------------------------------------------------- refused before any work
+# ----------------------------------------------------------------------------------------- refusals and empty targets
 
 
-def plan_command(command: Command, sources: dict[str, str], out: Any, *more: Any, kind: str = "zarr") -> Done:
-    options = ("--image-source", sources["image_source"], *CLI_BOUNDS, "--samples", 1)
-    return command("plan", kind, out, *options, *more)
+def plan_command(command: Command, sources: dict[str, str], out: Any, *options: Any, kind: str = "zarr") -> Done:
+    region = ("--image-source", sources["image_source"], *CLI_BOUNDS, "--samples", 1)
+    return command("plan", kind, out, *region, *options)
 
 
 def one_line(done: Done) -> str:
+    """Check that a command failed with one line on stderr; return it."""
     assert done.code == 2
     assert done.error.startswith("Error: ")
     assert len(done.error.splitlines()) == 1
@@ -619,25 +638,25 @@ def test_a_block_that_does_not_fit_is_refused(tmp_path: Path, sources: dict[str,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_memory_that_is_not_enough_is_said(tmp_path: Path, sources: dict[str, str], command: Command) -> None:
-    """A block fits, and the process that does it has more besides."""
+def test_insufficient_memory_of_workers_is_a_warning(tmp_path: Path, sources: dict[str, str], command: Command) -> None:
+    """A block fits, but the whole worker process needs more."""
     done = plan_command(command, sources, tmp_path / "out.zarr", "--worker-memory", "20MB")
     assert done.code == 0
     assert "Problem: A worker would take" in done.error
 
 
 @pytest.mark.parametrize("kind", ["zarr", "precomputed", "png"])
-def test_a_place_below_a_file_is_refused(tmp_path: Path, sources: dict[str, str], command: Command, kind: str) -> None:
+def test_a_target_below_a_file_is_refused(tmp_path: Path, sources: dict[str, str], command: Command, kind: str) -> None:
     (tmp_path / "file").write_text("a file")
-    before = everything(tmp_path)
+    before = listing(tmp_path)
     error = one_line(plan_command(command, sources, tmp_path / "file" / "deeper" / "out", kind=kind))
     assert f"{tmp_path}/file" in error
-    assert everything(tmp_path) == before
+    assert listing(tmp_path) == before
 
 
 AS_NOBODY = """
 import os
-import json, tempfile, uuid  # now: an interpreter in somebody's home is nobody else's to read
+import json, tempfile, uuid  # import first: the other user may not read the interpreter's folder
 import imagery_dask
 from imagery_dask.cli import cmd_plan, main
 from imagery_dask.export import registry
@@ -653,26 +672,26 @@ main()
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 @pytest.mark.parametrize("kind", ["zarr", "precomputed", "png"])
 @pytest.mark.long
-def test_a_folder_of_somebody_else_is_refused(kind: str) -> None:
-    # Not below pytest's own folder, which nobody else may enter.
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+def test_a_folder_of_another_user_is_refused(kind: str) -> None:
+    # Not below pytest's own folder, which other users may not enter.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         folder.chmod(0o755)
         source = write_volume(folder / "em", coordinate_volume(SHAPE, OFFSET, np.uint8), voxel_offset=OFFSET)
-        before = everything(folder)
+        before = listing(folder)
         done = python("-c", AS_NOBODY, "plan", kind, folder / "new" / "out", "--image-source", source, *CLI_BOUNDS,
                       env={"HOME": "/nonexistent"})  # fmt: skip
         assert done.code == 2, done
         assert "Traceback" not in done.error
         assert f"{folder}" in done.error.splitlines()[-1]
         assert "ermission denied" in done.error
-        assert everything(folder) == before
+        assert listing(folder) == before
 
 
-# A refusal takes 15 s: CloudFiles asks seven times.
+# A refusal takes 15 s, since CloudFiles sends the request seven times.
 @pytest.mark.parametrize(("keys", "kind"), [("wrong", "zarr"), ("reader", "png")])
 @pytest.mark.long
-def test_a_bucket_that_refuses(
+def test_a_bucket_that_refuses_is_one_line(
     tmp_path: Path, sources: dict[str, str], command: Command, s3_server: Any, kind: str, keys: str
 ) -> None:
     s3_server.create_bucket("plans")
@@ -687,7 +706,9 @@ def test_a_bucket_that_refuses(
 
 @pytest.mark.parametrize("out", ["s3://planned/some/out", "s3://planned-root"])
 @pytest.mark.long
-def test_a_bucket_is_left_as_it_is(sources: dict[str, str], command: Command, s3_server: Any, out: str) -> None:
+def test_planning_writes_nothing_to_a_bucket(
+    sources: dict[str, str], command: Command, s3_server: Any, out: str
+) -> None:
     bucket = out.split("/")[2]
     s3_server.create_bucket(bucket)
     with s3_server.environment():
@@ -695,27 +716,27 @@ def test_a_bucket_is_left_as_it_is(sources: dict[str, str], command: Command, s3
     assert (done.code, done.error) == (0, "")
     with s3_server._closing_client() as client:
         assert client.list_objects_v2(Bucket=bucket).get("KeyCount", 0) == 0
-        assert [each["Name"] for each in client.list_buckets()["Buckets"] if each["Name"].startswith(bucket)] == [
+        assert [entry["Name"] for entry in client.list_buckets()["Buckets"] if entry["Name"].startswith(bucket)] == [
             bucket
         ]
 
 
-def test_a_store_that_is_there_is_left_as_it_is(
+def test_planning_does_not_change_an_existing_store(
     tmp_path: Path, sources: dict[str, str], command: Command, threads: Client
 ) -> None:
     to_zarr(np.ones((8, 8, 8), np.uint8), tmp_path / "out.zarr", cluster=threads, progress=False)
-    before = everything(tmp_path)
+    before = listing(tmp_path)
     assert plan_command(command, sources, tmp_path / "out.zarr").code == 0
-    assert everything(tmp_path) == before
+    assert listing(tmp_path) == before
 
 
 @pytest.mark.parametrize("kind", ["zarr", "precomputed", "png"])
-def test_a_plan_writes_nothing(tmp_path: Path, sources: dict[str, str], command: Command, kind: str) -> None:
+def test_planning_writes_nothing(tmp_path: Path, sources: dict[str, str], command: Command, kind: str) -> None:
     assert plan_command(command, sources, tmp_path / "deep" / "down" / "out", kind=kind).code == 0
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_source_that_refuses_is_one_line(
+def test_a_refused_source_is_one_line(
     tmp_path: Path, command: Command, http_server_factory: Callable[..., FileServer]
 ) -> None:
     write_volume(tmp_path / "em", coordinate_volume(SHAPE, OFFSET, np.uint8), voxel_offset=OFFSET)
@@ -725,7 +746,7 @@ def test_a_source_that_refuses_is_one_line(
     assert f"Access was refused to {source}/8_8_40/" in error
 
 
-def test_a_chunk_that_is_missing_is_one_line(tmp_path: Path, command: Command) -> None:
+def test_a_missing_chunk_is_one_line(tmp_path: Path, command: Command) -> None:
     source = write_volume(tmp_path / "em", coordinate_volume(SHAPE, OFFSET, np.uint8), voxel_offset=OFFSET)
     delete_chunks(source, 0, lambda start: start[2] == 32)
     error = one_line(plan_command(command, {"image_source": source}, tmp_path / "out.zarr", "--missing", "error"))
@@ -743,7 +764,7 @@ def test_a_chunk_that_does_not_decode_is_one_line(tmp_path: Path, command: Comma
     assert "does not decode" in error
 
 
-def test_a_wrong_token_is_one_line(tmp_path: Path, server: CaveServer, world: World, command: Command,
+def test_a_wrong_token_is_one_line_and_not_shown(tmp_path: Path, server: CaveServer, world: World, command: Command,
                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     start = np.array(world.voxel_offset)
     monkeypatch.setenv("CAVE_TOKEN", TOKEN)
@@ -758,7 +779,7 @@ def test_a_wrong_token_is_one_line(tmp_path: Path, server: CaveServer, world: Wo
     assert TOKEN not in error
 
 
-def test_a_plan_prints_as_json(tmp_path: Path, sources: dict[str, str], command: Command) -> None:
+def test_a_plan_is_printed_as_json(tmp_path: Path, sources: dict[str, str], command: Command) -> None:
     done = plan_command(command, sources, tmp_path / "out.zarr", "--json")
     assert done.code == 0
     content = json.loads(done.out)

@@ -1,4 +1,4 @@
-"""Slices of whatever can be written come out pixel for pixel, under the right names, each chunk read once."""
+"""Slices of every kind of input are written pixel for pixel and under the right names, and each chunk is read once."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ OFFSET = (-32, 48, -16)
 STOP = tuple(a + n for a, n in zip(OFFSET, SHAPE, strict=True))
 BOUNDS = [[-20, 60, -12], [50, 110, 18]]
 PART = np.s_[12:82, 12:62, 4:34]
-#: Chunks of 32 x 32 x 16 that BOUNDS touch.
+#: Number of chunks of 32 x 32 x 16 that BOUNDS touch.
 CHUNKS = 3 * 2 * 3
 
 
 @dataclass(frozen=True)
 class World:
-    """Volumes on disk and what they hold."""
+    """Volumes on disk and their voxels."""
 
     folder: Path
     image: NDArray[np.uint8]
@@ -73,7 +73,7 @@ def _several_blocks(configure: Configure) -> None:
 
 
 def listing(folder: Path) -> list[str]:
-    """Names of the pictures and tables: records lie beside them, in a hidden folder."""
+    """Return the names of pictures and tables, without the hidden folder of records beside them."""
     return sorted(path.name for path in folder.iterdir() if path.suffix != ".receipts") if folder.exists() else []
 
 
@@ -94,7 +94,7 @@ def distinct(ids: NDArray[Any]) -> list[int]:
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("layer", ["image", "deep"])
-def test_imagery_of_a_cutout(tmp_path: Path, world: World, threads: Client, layer: str, axis: int) -> None:
+def test_imagery_of_a_cutout_is_exact(tmp_path: Path, world: World, threads: Client, layer: str, axis: int) -> None:
     client = ImageryClient(image_source=f"file://{world.folder}/{layer}")
     report = to_png(client.image_cutout(BOUNDS), tmp_path / "em", slice_axis=axis, cluster=threads, progress=False)
     assert report.blocks > 1
@@ -107,7 +107,7 @@ def test_imagery_of_a_cutout(tmp_path: Path, world: World, threads: Client, laye
         np.testing.assert_array_equal(page, plane(expected, i, axis), strict=True)
 
 
-def test_the_same_pixels_as_the_reference_writes(tmp_path: Path, world: World, threads: Client) -> None:
+def test_imagery_equals_that_of_save_imagery(tmp_path: Path, world: World, threads: Client) -> None:
     world.client.save_imagery(str(tmp_path / "old"), BOUNDS, slice_axis=1)
     to_png(world.client.image_cutout(BOUNDS), tmp_path / "new", slice_axis="y", cluster=threads, progress=False)
     for i in range(50):
@@ -115,7 +115,7 @@ def test_the_same_pixels_as_the_reference_writes(tmp_path: Path, world: World, t
         np.testing.assert_array_equal(old, np.repeat(new[..., np.newaxis], 3, axis=2))
 
 
-def test_worker_processes(tmp_path: Path, world: World, processes: Client) -> None:
+def test_worker_processes_write_absolute_names(tmp_path: Path, world: World, processes: Client) -> None:
     data = world.client.image_cutout(BOUNDS)
     report = to_png(data, f"{tmp_path}/deep/er/em", names="absolute", cluster=processes, progress=False)
     assert report.counts.chunks == CHUNKS
@@ -127,10 +127,10 @@ def test_worker_processes(tmp_path: Path, world: World, processes: Client) -> No
 
 
 @pytest.mark.parametrize("axis", [0, 2])
-def test_tiles_are_the_plane(tmp_path: Path, world: World, threads: Client, axis: int) -> None:
+def test_tiles_join_to_the_plane(tmp_path: Path, world: World, threads: Client, axis: int) -> None:
     data = world.client.image_cutout(BOUNDS)
     report = to_png(data, tmp_path / "em", slice_axis=axis, tile=40, cluster=threads, progress=False)
-    assert report.counts.chunks == CHUNKS, "tiles do not cut chunks"
+    assert report.counts.chunks == CHUNKS, "chunks were read more than once"
     expected = world.image[PART]
     columns, rows = ((0, 1), (1, 2))[axis == 0]
     letters = "xyz"
@@ -153,12 +153,12 @@ def test_absolute_tiles_are_named_by_voxel(tmp_path: Path, world: World, threads
     assert picture(tmp_path / "em_imagery_z000003_y000060_x000032.png").shape == (50, 18)
 
 
-def test_single_slice_has_no_number(tmp_path: Path, world: World, threads: Client) -> None:
+def test_a_single_slice_has_no_number(tmp_path: Path, world: World, threads: Client) -> None:
     to_png(world.client.image_cutout([[-20, 60, 3], [50, 110, 4]]), tmp_path / "em", cluster=threads, progress=False)
     assert listing(tmp_path) == ["em_imagery.png"]
 
 
-def test_tiff(tmp_path: Path, world: World, threads: Client) -> None:
+def test_tiff_slices_are_exact(tmp_path: Path, world: World, threads: Client) -> None:
     data = ImageryClient(image_source=f"file://{world.folder}/deep").image_cutout(BOUNDS)
     to_png(data, tmp_path / "em", format="tiff", names="absolute", cluster=threads, progress=False)
     files = listing(tmp_path)
@@ -168,7 +168,7 @@ def test_tiff(tmp_path: Path, world: World, threads: Client) -> None:
 
 
 @pytest.mark.parametrize("form", ["numpy", "dask", "xarray", "sliced", "color"])
-def test_anything_in(tmp_path: Path, world: World, threads: Client, form: str) -> None:
+def test_arrays_of_every_kind_are_written(tmp_path: Path, world: World, threads: Client, form: str) -> None:
     expected = world.image[PART]
     data: Any = {
         "numpy": lambda: expected,
@@ -185,7 +185,7 @@ def test_anything_in(tmp_path: Path, world: World, threads: Client, form: str) -
         np.testing.assert_array_equal(page, wanted[:, :, i].swapaxes(0, 1))
 
 
-def test_a_slice_of_a_volume_knows_its_place(tmp_path: Path, world: World, threads: Client) -> None:
+def test_absolute_names_of_a_sliced_volume_are_its_voxels(tmp_path: Path, world: World, threads: Client) -> None:
     data = world.client.image_volume()[PART][:, :, -2:]
     to_png(data, tmp_path / "em", names="absolute", cluster=threads, progress=False)
     assert listing(tmp_path) == ["em_imagery_z000016.png", "em_imagery_z000017.png"]
@@ -194,7 +194,7 @@ def test_a_slice_of_a_volume_knows_its_place(tmp_path: Path, world: World, threa
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_floats_by_a_window(tmp_path: Path, threads: Client, bits: Any) -> None:
+def test_floats_are_scaled_by_a_window(tmp_path: Path, threads: Client, bits: Any) -> None:
     data = np.random.default_rng(0).normal(size=(20, 30, 4)).astype(np.float32)
     to_png(data, tmp_path / "em", window=(-1, 2.5), bits=bits, cluster=threads, progress=False)
     top = 2**bits - 1
@@ -230,7 +230,9 @@ def test_failed_blocks_are_named(tmp_path: Path, world: World, threads: Client) 
 
 @pytest.mark.parametrize("axis", [0, 2])
 @pytest.mark.parametrize("listed", [False, True])
-def test_masks(tmp_path: Path, world: World, threads: Client, axis: int, listed: bool) -> None:
+def test_masks_are_written_for_each_root(
+    tmp_path: Path, world: World, threads: Client, axis: int, listed: bool
+) -> None:
     bounds = [[-8, 60, -6], [8, 80, 6]]
     ids = world.ids[24:40, 12:32, 10:22]
     roots = [*distinct(ids)[1:4], 2**64 - 5] if listed else distinct(ids)
@@ -250,7 +252,7 @@ def test_masks(tmp_path: Path, world: World, threads: Client, axis: int, listed:
             np.testing.assert_array_equal(page, np.where(inside, color, 0))
 
 
-def test_masks_are_those_of_the_reference(tmp_path: Path, world: World, threads: Client) -> None:
+def test_masks_equal_those_of_save_segmentation_masks(tmp_path: Path, world: World, threads: Client) -> None:
     bounds = [[-20, 60, -12], [-4, 80, -6]]
     (tmp_path / "a").mkdir()
     world.client.save_segmentation_masks(str(tmp_path / "a" / "seg"), bounds)
@@ -271,7 +273,7 @@ def unpacked(page: NDArray[Any]) -> NDArray[Any]:
 
 
 def check_labels(folder: Path, ids: NDArray[np.uint64], axis: int = 2) -> dict[int, int]:
-    """Every id comes back through the one table."""
+    """Check that every id can be read back through the one table; return the table."""
     values = table(folder / "seg_labels.csv")
     assert values[0] == 0
     assert len(set(values.values())) == len(values)
@@ -285,7 +287,7 @@ def check_labels(folder: Path, ids: NDArray[np.uint64], axis: int = 2) -> dict[i
 
 
 @pytest.mark.parametrize("axis", [1, 2])
-def test_labels(tmp_path: Path, world: World, processes: Client, axis: int) -> None:
+def test_labels_of_all_ids_are_exact(tmp_path: Path, world: World, processes: Client, axis: int) -> None:
     cutout = world.client.segmentation_cutout(BOUNDS, convert_to_int64=False)
     report = to_png(cutout, tmp_path / "seg", what="labels", slice_axis=axis, cluster=processes, progress=False)
     assert report.counts.chunks == CHUNKS
@@ -296,7 +298,7 @@ def test_labels(tmp_path: Path, world: World, processes: Client, axis: int) -> N
     assert picture(tmp_path / "seg_slice_0_labels.png").dtype == np.uint16
 
 
-def test_listed_labels(tmp_path: Path, world: World, threads: Client) -> None:
+def test_labels_of_listed_ids_are_exact(tmp_path: Path, world: World, threads: Client) -> None:
     ids = world.ids[PART]
     roots = distinct(ids)[3:6]
     cutout = world.client.segmentation_cutout(BOUNDS, root_ids=roots, convert_to_int64=False)
@@ -318,7 +320,7 @@ def test_many_labels_are_packed(tmp_path: Path, threads: Client, count: int) -> 
     assert picture(tmp_path / "seg_slice_0_labels.png").ndim == (2 if count == 65_535 else 3)
 
 
-def test_a_table_that_is_overwritten_is_read_anew(tmp_path: Path, world: World, threads: Client) -> None:
+def test_an_overwritten_table_fits_its_new_labels(tmp_path: Path, world: World, threads: Client) -> None:
     for part in (np.s_[:20, :20, :3], np.s_[20:40, 20:40, 10:13]):
         ids = world.ids[part]
         to_png(ids, tmp_path / "seg", what="labels", overwrite=True, cluster=threads, progress=False)
@@ -328,7 +330,7 @@ def test_a_table_that_is_overwritten_is_read_anew(tmp_path: Path, world: World, 
 # ----------------------------------------------------------------------------------------------------------- overlays
 
 
-def test_overlay(tmp_path: Path, world: World, threads: Client) -> None:
+def test_an_overlay_shows_objects_in_color(tmp_path: Path, world: World, threads: Client) -> None:
     data = world.client.dataset(BOUNDS)
     report = to_png(data, tmp_path / "both", what="overlay", alpha=1.0, cluster=threads, progress=False)
     assert report.counts.chunks == 2 * CHUNKS
@@ -341,7 +343,7 @@ def test_overlay(tmp_path: Path, world: World, threads: Client) -> None:
         assert np.abs(page.astype(int) - expected)[~background].max() <= 2
 
 
-def test_tiles_of_an_overlay_are_the_whole(tmp_path: Path, world: World, threads: Client) -> None:
+def test_tiles_of_an_overlay_equal_the_whole(tmp_path: Path, world: World, threads: Client) -> None:
     data = world.client.dataset(BOUNDS)
     to_png(data, tmp_path / "whole", what="overlay", cluster=threads, progress=False)
     to_png(data, tmp_path / "tile", what="overlay", tile=40, cluster=threads, progress=False)
@@ -349,7 +351,7 @@ def test_tiles_of_an_overlay_are_the_whole(tmp_path: Path, world: World, threads
 
 
 @pytest.mark.parametrize("merge", [True, False])
-def test_outlines_in_tiles_are_those_of_the_whole(tmp_path: Path, world: World, threads: Client, merge: bool) -> None:
+def test_outlines_in_tiles_equal_those_of_the_whole(tmp_path: Path, world: World, threads: Client, merge: bool) -> None:
     from imagery_dask.render import overlays
 
     data = world.client.dataset(BOUNDS)
@@ -378,10 +380,10 @@ def check_tiles(folder: Path) -> None:
             np.testing.assert_array_equal(part, whole[row:, column:][: part.shape[0], : part.shape[1]])
 
 
-# -------------------------------------------------------------------------------------------------------------- where
+# ------------------------------------------------------------------------------------------------------------ targets
 
 
-def test_s3(world: World, s3_server: S3Server, processes: Client) -> None:
+def test_pictures_are_written_to_s3_and_protected(world: World, s3_server: S3Server, processes: Client) -> None:
     s3_server.create_bucket("pictures")
     prefix = "s3://pictures/some/folder/seg"
     ids = world.ids[:40, :30, :3]
@@ -395,12 +397,12 @@ def test_s3(world: World, s3_server: S3Server, processes: Client) -> None:
         np.testing.assert_array_equal(np.array([0, *distinct(ids)], np.uint64)[page], ids[:, :, 2].T)
         with pytest.raises(FileExistsError, match=r"seg_labels.csv exists already in s3://pictures/some/folder"):
             to_png(ids[:-1], prefix, **options)
-        assert to_png(ids, prefix, **options).before == 1  # this is the export that is there
+        assert to_png(ids, prefix, **options).before == 1  # the same export is complete already
         to_png(ids, prefix, overwrite=True, **options)
-        to_png(world.image[:, :, :2], prefix, cluster=None, progress=False)  # other names
+        to_png(world.image[:, :, :2], prefix, cluster=None, progress=False)  # of other names
 
 
-def test_memory(threads: Client, processes: Client, world: World) -> None:
+def test_pictures_in_memory_are_written_by_this_process_only(threads: Client, processes: Client, world: World) -> None:
     to_png(world.image, "memory://pictures/em", cluster=threads, progress=False)
     files = Files.at("memory://pictures")
     assert len(list(files.names("em"))) == 40
@@ -410,13 +412,13 @@ def test_memory(threads: Client, processes: Client, world: World) -> None:
         to_png(world.image, "memory://elsewhere/em", cluster=processes, progress=False)
 
 
-def test_a_bucket_that_refuses(world: World, s3_server: S3Server) -> None:
+def test_a_bucket_that_refuses_is_an_error(world: World, s3_server: S3Server) -> None:
     s3_server.create_bucket("locked")
     with s3_server.environment(AWS_SECRET_ACCESS_KEY="guess"), pytest.raises(OSError, match="s3://locked"):
         to_png(world.image, "s3://locked/em", overwrite=True, progress=False)
 
 
-def test_fib25(tmp_path: Path, processes: Client) -> None:
+def test_slices_of_fib25_are_exact(tmp_path: Path, processes: Client) -> None:
     em = fib25()
     offset = (-130, 2_000, 77)
     options: dict[str, Any] = {"resolution": (10, 10, 10), "voxel_offset": offset, "chunk_size": (64, 64, 64)}
@@ -449,7 +451,7 @@ IDS = np.full((4, 4, 3), 2**60 + 1, np.uint64)
 
 
 @pytest.mark.parametrize(
-    ("data", "options", "error", "words"),
+    ("data", "options", "error", "messages"),
     [
         (FLOATS, {}, TypeError, ["float64", "--window"]),
         (FLOATS, {"window": (1, 0)}, ValueError, ["low < high"]),
@@ -488,19 +490,19 @@ IDS = np.full((4, 4, 3), 2**60 + 1, np.uint64)
         ([1, 2], {}, TypeError, ["list"]),
     ],
 )  # fmt: skip
-def test_bad_input_writes_nothing(
-    tmp_path: Path, threads: Client, data: Any, options: dict[str, Any], error: type[Exception], words: list[str]
+def test_invalid_input_writes_nothing(
+    tmp_path: Path, threads: Client, data: Any, options: dict[str, Any], error: type[Exception], messages: list[str]
 ) -> None:
     with pytest.raises(error) as caught:
         to_png(data, tmp_path / "out" / "em", cluster=threads, progress=False, **options)
-    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert all(message in str(caught.value) for message in messages), str(caught.value)
     assert not listing(tmp_path)
 
 
-def test_places_that_cannot_be_written(tmp_path: Path, threads: Client) -> None:
+def test_prefixes_that_cannot_be_written_are_refused(tmp_path: Path, threads: Client) -> None:
     image = IDS.astype(np.uint8)
     (tmp_path / "file").write_text("text")
-    for prefix, error, word in [
+    for prefix, error, message in [
         (tmp_path / "file" / "em", OSError, "file"),
         (f"{tmp_path}/", ValueError, "prefix"),
         ("s3://bucket", ValueError, "prefix"),
@@ -508,12 +510,12 @@ def test_places_that_cannot_be_written(tmp_path: Path, threads: Client) -> None:
         (7, TypeError, "prefix"),
         ("/proc/nothing/em", OSError, "Cannot write"),
     ]:
-        with pytest.raises(error, match=word):
+        with pytest.raises(error, match=message):
             to_png(image, prefix, cluster=threads, progress=False)
     assert listing(tmp_path) == ["file"]
 
 
-def test_files_that_exist_stay(tmp_path: Path, threads: Client) -> None:
+def test_existing_files_are_overwritten_on_request_only(tmp_path: Path, threads: Client) -> None:
     image = np.random.default_rng(0).integers(0, 255, (4, 5, 3), np.uint8)
     (tmp_path / "em_slice_2_imagery.png").write_text("precious")
     (tmp_path / "em_notes.txt").write_text("more")
@@ -531,7 +533,7 @@ def test_files_that_exist_stay(tmp_path: Path, threads: Client) -> None:
     assert len(listing(tmp_path)) == 5
 
 
-def test_a_slab_larger_than_a_worker(tmp_path: Path, threads: Client) -> None:
+def test_a_slab_larger_than_a_worker_is_refused(tmp_path: Path, threads: Client) -> None:
     big = da.zeros((2**20, 2**20, 64), chunks=(2**10, 2**10, 64), dtype=np.uint8)
     with pytest.raises(ValueError, match=r"1,048,576x1,048,576x64 voxels.*--tile"):
         to_png(big, tmp_path / "em", cluster=threads, progress=False)
@@ -576,7 +578,7 @@ def both(world: World) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def test_the_command_line_writes(tmp_path: Path, world: World, run: Run) -> None:
+def test_the_command_line_writes_every_kind_of_picture(tmp_path: Path, world: World, run: Run) -> None:
     code, text, error = run(tmp_path / "em", *both(world), "--names", "absolute", "--slice-axis", "y", "--tile", 64)
     assert (code, error) == (0, "")
     assert f"{CHUNKS} storage chunks read" in text
@@ -602,7 +604,7 @@ def test_the_command_line_writes(tmp_path: Path, world: World, run: Run) -> None
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "messages"),
     [
         (["--what", "picture"], ["--what", "picture"]),
         (["--slice-axis", "t"], ["--slice-axis"]),
@@ -619,21 +621,21 @@ def test_the_command_line_writes(tmp_path: Path, world: World, run: Run) -> None
         (["--what", "overlay", "--alpha", "3"], ["alpha"]),
     ],
 )
-def test_bad_options_are_code_2_and_write_nothing(
-    tmp_path: Path, world: World, run: Run, arguments: list[str], words: list[str]
+def test_invalid_options_exit_with_2_and_write_nothing(
+    tmp_path: Path, world: World, run: Run, arguments: list[str], messages: list[str]
 ) -> None:
     colors = tmp_path / "colors.csv"
     colors.write_text(f"{2**60},1,2,3\n")
     arguments = [str(colors) if word == "COLORS" else word for word in arguments]
     code, text, error = run(tmp_path / "out" / "em", *both(world), *arguments)
     assert (code, text) == (2, "")
-    assert all(word in error for word in words), error
+    assert all(message in error for message in messages), error
     assert "Traceback" not in error
     assert len([line for line in error.splitlines() if line.startswith("Error")]) == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_what_exists_is_code_2(tmp_path: Path, world: World, run: Run) -> None:
+def test_other_arguments_for_existing_pictures_exit_with_2(tmp_path: Path, world: World, run: Run) -> None:
     assert run(tmp_path / "em", *both(world))[0] == 0
     before = (tmp_path / "em_slice_3_imagery.png").stat().st_mtime_ns
     code, text, error = run(tmp_path / "em", *both(world))

@@ -1,4 +1,4 @@
-"""Precomputed volumes that are written here, read by CloudVolume, tensorstore and ImageryClient."""
+"""Exported precomputed volumes are read by CloudVolume, tensorstore and ImageryClient."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHAPE = (75, 60, 29)
 OFFSET = (-33, 101, 7)
 NM = (4.3, 4.3, 13)
 CHUNKS = (32, 32, 16)
-PLACE: dict[str, Any] = {
+PLACEMENT: dict[str, Any] = {
     "resolution_nm": NM,
     "translation_nm": [(first + 0.5) * size for first, size in zip(OFFSET, NM, strict=True)],
 }
@@ -47,8 +47,8 @@ def read(url: Any, mip: int = 0, folder: str = "") -> NDArray[Any]:
     return voxels if voxels.shape[3] > 1 else voxels[..., 0]
 
 
-def read_here(url: Any, labels: bool = False) -> NDArray[Any]:
-    """Read mip 0 with this package."""
+def read_with_client(url: Any, labels: bool = False) -> NDArray[Any]:
+    """Read mip 0 with an ImageryClient."""
     handle._volumes.clear()
     path = str(url) if "://" in str(url) else f"precomputed://file://{url}"
     if labels:
@@ -59,7 +59,7 @@ def read_here(url: Any, labels: bool = False) -> NDArray[Any]:
 
 
 def read_tensorstore(path: Path, mip: int = 0) -> tuple[NDArray[Any], list[int], list[float]]:
-    """Read a mip with tensorstore: voxels, the first voxel, and the voxel size in nm."""
+    """Read a mip with tensorstore; return voxels, the first voxel and the voxel size in nm."""
     ts = pytest.importorskip("tensorstore", reason="needs tensorstore")
     spec = {"driver": "neuroglancer_precomputed", "kvstore": {"driver": "file", "path": f"{path}/"}, "scale_index": mip}
     volume = ts.open(spec, read=True).result()
@@ -76,17 +76,17 @@ def image() -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def ids() -> NDArray[np.uint64]:
-    found = random_labels(SHAPE, n=40)
-    assert found.max() > 2**53
-    return found
+    labels = random_labels(SHAPE, n=40)
+    assert labels.max() > 2**53
+    return labels
 
 
 def client_of(folder: Path, image: Any, ids: Any, **options: Any) -> ImageryClient:
-    where = {"resolution": NM, "voxel_offset": OFFSET, **options}
+    geometry = {"resolution": NM, "voxel_offset": OFFSET, **options}
     return ImageryClient(
-        image_source=write_volume(folder / "image", image, **where),
+        image_source=write_volume(folder / "image", image, **geometry),
         segmentation_source=write_volume(
-            folder / "ids", ids, layer_type="segmentation", encoding="compressed_segmentation", **where
+            folder / "ids", ids, layer_type="segmentation", encoding="compressed_segmentation", **geometry
         ),
     )
 
@@ -122,7 +122,7 @@ def client_of(folder: Path, image: Any, ids: Any, **options: Any) -> ImageryClie
     ],
     ids=str,
 )
-def test_every_encoding(
+def test_every_encoding_is_read_by_other_programs(
     tmp_path: Path, image: Any, ids: Any, kind: str, encoding: str, options: Any, tolerance: int
 ) -> None:
     voxels: NDArray[Any] = {
@@ -140,37 +140,37 @@ def test_every_encoding(
     if labels and voxels.ndim == 3:
         data = xr.DataArray(data, dims=("x", "y", "z"), name="segmentation")
     out = tmp_path / "out"
-    report = to_precomputed(data, out, encoding=encoding, **PLACE, **OPTIONS, **options)
+    report = to_precomputed(data, out, encoding=encoding, **PLACEMENT, **OPTIONS, **options)
     assert report.ok
     volume = CloudVolume(f"file://{out}", progress=False)
     assert (volume.encoding, volume.layer_type) == (encoding, "segmentation" if labels else "image")
     assert tuple(volume.voxel_offset) == OFFSET
     np.testing.assert_allclose(volume.resolution, NM, rtol=1e-6)
-    # CloudVolume takes the colors of a picture for planes, one after another (12.15); tensorstore does not.
+    # CloudVolume (12.15) takes the colors of a PNG or JPEG chunk for planes; tensorstore does not.
     by_cloudvolume = [] if kind == "rgb" and encoding != "raw" else [read(out)]
-    for found in (*by_cloudvolume, read_here(out, labels)):
-        expected = voxels.astype(found.dtype) if labels else voxels
-        assert found.shape == expected.shape
+    for read_voxels in (*by_cloudvolume, read_with_client(out, labels)):
+        expected = voxels.astype(read_voxels.dtype) if labels else voxels
+        assert read_voxels.shape == expected.shape
         if tolerance:
-            difference = np.abs(found.astype(int) - expected.astype(int))
+            difference = np.abs(read_voxels.astype(int) - expected.astype(int))
             assert difference.max() <= tolerance
         else:
-            np.testing.assert_array_equal(found, expected)
+            np.testing.assert_array_equal(read_voxels, expected)
     if encoding not in ("jxl", "compresso", "crackle") and not options.get("compress"):
-        found, origin, size = read_tensorstore(out)
+        read_voxels, origin, size = read_tensorstore(out)
         assert (tuple(origin), tuple(size)) == (OFFSET, NM)
-        assert np.abs(found.astype(float) - voxels.astype(float)).max() <= tolerance
+        assert np.abs(read_voxels.astype(float) - voxels.astype(float)).max() <= tolerance
 
 
 @pytest.mark.parametrize("offset", [(0, 0, 0), (-1, 1, 0), (-64, -32, -16), (100_000, 3, 7)], ids=str)
-def test_edges_of_one_voxel(tmp_path: Path, offset: Any) -> None:
-    """Chunks at the end are cut: to one voxel, here, along every axis."""
+def test_chunks_of_one_voxel_at_the_end_are_exact(tmp_path: Path, offset: Any) -> None:
+    """The last chunks are truncated to one voxel along every axis."""
     for encoding in ("raw", "compressed_segmentation", "compresso", "crackle"):
         voxels = random_labels((33, 17, 9), n=10)
-        place = [(first + 0.5) * 8 for first in offset]
+        translation_nm = [(first + 0.5) * 8 for first in offset]
         to_precomputed(
             voxels, tmp_path / encoding, chunks=(16, 8, 8), encoding=encoding, resolution_nm=(8, 8, 8),
-            translation_nm=place, progress=False,
+            translation_nm=translation_nm, progress=False,
         )  # fmt: skip
         assert tuple(CloudVolume(f"file://{tmp_path / encoding}").voxel_offset) == offset
         np.testing.assert_array_equal(read(tmp_path / encoding), voxels)
@@ -178,7 +178,7 @@ def test_edges_of_one_voxel(tmp_path: Path, offset: Any) -> None:
     for encoding, tolerance in (("png", 0), ("jpeg", 24), ("jxl", 24)):
         to_precomputed(
             picture, tmp_path / encoding, chunks=(16, 8, 8), encoding=encoding, resolution_nm=(8, 8, 8),
-            translation_nm=place, progress=False,
+            translation_nm=translation_nm, progress=False,
         )  # fmt: skip
         assert np.abs(read(tmp_path / encoding).astype(int) - picture).max() <= tolerance
 
@@ -187,7 +187,7 @@ def test_edges_of_one_voxel(tmp_path: Path, offset: Any) -> None:
 
 
 @pytest.mark.parametrize("nm", [(4.3, 4.3, 13), (8, 8, 8), (8, 8, 40)], ids=str)
-def test_mips_are_those_of_the_level_above(tmp_path: Path, image: Any, ids: Any, nm: Any) -> None:
+def test_each_mip_is_made_of_the_mip_above(tmp_path: Path, image: Any, ids: Any, nm: Any) -> None:
     offset = (-32, 104, 8)
     client = client_of(tmp_path, image, ids, resolution=nm, voxel_offset=offset)
     out = tmp_path / "out"
@@ -206,12 +206,12 @@ def test_mips_are_those_of_the_level_above(tmp_path: Path, image: Any, ids: Any,
             first, origin, units = read_tensorstore(out / folder, mip)
             np.testing.assert_array_equal(first, above)
             np.testing.assert_allclose(units, size)
-            # The first voxel of each mip begins where the first of all does.
+            # Every mip begins at the position of the first voxel.
             np.testing.assert_allclose(origin * size, np.array(offset) * nm, atol=1e-6)
 
 
 def test_mips_of_the_source_are_copied(tmp_path: Path) -> None:
-    """Bounds that begin at no multiple of a mip's factor are no matter then."""
+    """Bounds need not begin at a multiple of a mip's factor."""
     shape, offset = (96, 80, 24), (-32, 64, 8)
     image, ids = coordinate_volume(shape, offset, np.uint8), random_labels(shape)
     client = client_of(tmp_path, image, ids, voxel_offset=offset, mips=3)
@@ -229,7 +229,7 @@ def test_mips_of_the_source_are_copied(tmp_path: Path) -> None:
             np.testing.assert_array_equal(read(out, mip, folder), source[:: 2**mip, :: 2**mip][inside], strict=True)
 
 
-def test_levels_that_lie_between_voxels_are_refused(tmp_path: Path, image: Any, ids: Any) -> None:
+def test_levels_need_bounds_at_a_multiple_of_their_factor(tmp_path: Path, image: Any, ids: Any) -> None:
     client = client_of(tmp_path, image, ids)
     data = client.image_volume()
     with pytest.raises(ValueError, match="begin at a multiple of the coarsest level's factor"):
@@ -256,29 +256,29 @@ def test_negative_ids_fail_their_block(tmp_path: Path, dtype: str) -> None:
     voxels[70, 50, 20] = -3
     signed = xr.DataArray(voxels, dims=("x", "y", "z"), name="segmentation")
     with pytest.raises(BlockFailedError, match="Id -3 is negative") as caught:
-        to_precomputed(signed, tmp_path / "out", **PLACE, **OPTIONS)
+        to_precomputed(signed, tmp_path / "out", **PLACEMENT, **OPTIONS)
     assert caught.value.report.failures == 1
     assert caught.value.report.done > 0
 
 
-def test_a_url_may_name_the_format(tmp_path: Path, image: Any) -> None:
+def test_a_url_may_begin_with_precomputed(tmp_path: Path, image: Any) -> None:
     to_precomputed(
-        image, f"precomputed://file://{tmp_path}/out", encoding="jpeg", quality=np.int64(90), **PLACE, **OPTIONS
+        image, f"precomputed://file://{tmp_path}/out", encoding="jpeg", quality=np.int64(90), **PLACEMENT, **OPTIONS
     )
     assert np.abs(read(tmp_path / "out").astype(int) - image).max() <= 8
 
 
-def test_masks_are_labels(tmp_path: Path, ids: Any) -> None:
+def test_masks_are_written_as_a_segmentation(tmp_path: Path, ids: Any) -> None:
     mask = ids == ids.max()
-    to_precomputed(mask, tmp_path / "out", **PLACE, **OPTIONS)
+    to_precomputed(mask, tmp_path / "out", **PLACEMENT, **OPTIONS)
     volume = CloudVolume(f"file://{tmp_path}/out", progress=False)
     assert (volume.layer_type, volume.dtype, volume.encoding) == ("segmentation", "uint8", "raw")
     np.testing.assert_array_equal(read(tmp_path / "out"), mask.astype(np.uint8), strict=True)
 
 
-@pytest.mark.parametrize("named", ["segment_properties", "props", "deep/er/props", "../beside"])
-def test_segment_properties_come_along(tmp_path: Path, ids: Any, named: str) -> None:
-    """And stay within the volume, whatever its source calls their folder."""
+@pytest.mark.parametrize("folder_name", ["segment_properties", "props", "deep/er/props", "../beside"])
+def test_segment_properties_are_copied_into_the_volume(tmp_path: Path, ids: Any, folder_name: str) -> None:
+    """Their folder lies within the new volume, whatever its name in the source."""
     (tmp_path / "source").mkdir()
     path = write_volume(tmp_path / "source" / "ids", ids, resolution=NM, voxel_offset=OFFSET, layer_type="segmentation")
     properties = {
@@ -286,18 +286,18 @@ def test_segment_properties_come_along(tmp_path: Path, ids: Any, named: str) -> 
         "inline": {"ids": [str(ids.max())], "properties": [{"id": "label", "type": "label", "values": ["one"]}]},
     }
     info = json.loads((tmp_path / "source" / "ids" / "info").read_text())
-    (tmp_path / "source" / "ids" / "info").write_text(json.dumps(info | {"segment_properties": named}))
-    folder = (tmp_path / "source" / "ids" / named).resolve()
+    (tmp_path / "source" / "ids" / "info").write_text(json.dumps(info | {"segment_properties": folder_name}))
+    folder = (tmp_path / "source" / "ids" / folder_name).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "info").write_text(json.dumps(properties))
-    out = tmp_path / "made" / "out"
+    out = tmp_path / "exported" / "out"
     data = ImageryClient(segmentation_source=path).segmentation_volume()
     for overwrite in (False, True):
         to_precomputed(data, out, overwrite=overwrite, **OPTIONS)
-        assert {entry.name for entry in (tmp_path / "made").iterdir()} == {"out", "out.receipts"}
-        named_now = json.loads((out / "info").read_text())["segment_properties"]
-        assert (out / named_now).resolve().is_relative_to(out)
-        assert json.loads((out / named_now / "info").read_text()) == properties
+        assert {entry.name for entry in (tmp_path / "exported").iterdir()} == {"out", "out.receipts"}
+        exported_name = json.loads((out / "info").read_text())["segment_properties"]
+        assert (out / exported_name).resolve().is_relative_to(out)
+        assert json.loads((out / exported_name / "info").read_text()) == properties
 
 
 # ---------------------------------------------------------------------------------------------------------- provenance
@@ -308,17 +308,17 @@ def test_provenance_is_read_by_cloudvolume(tmp_path: Path, image: Any, ids: Any)
     delete_chunks(client.image_source, 0, lambda start: start == OFFSET)
     out = tmp_path / "out"
     to_precomputed(client.image_volume(), out, **OPTIONS)
-    found = CloudVolume(f"file://{out}", progress=False).provenance
-    assert found.sources == [client.image_source]
-    (step,) = found.processing
+    provenance = CloudVolume(f"file://{out}", progress=False).provenance
+    assert provenance.sources == [client.image_source]
+    (step,) = provenance.processing
     method = step["method"]
     assert method["task"] == "imagery_dask.to_precomputed"
-    made = method["imagery_dask"]
-    assert made["bounds_voxels"] == [list(OFFSET), [a + n for a, n in zip(OFFSET, SHAPE, strict=True)]]
-    assert (made["mip"], made["resolution_nm"], made["source_chunks_missing"]) == (0, list(NM), 1)
-    assert made["blocks_failed"] == 0
-    assert made["created"] <= made["finished"]
-    assert (step["date"], step["by"]) == (made["created"], "")
+    record = method["imagery_dask"]
+    assert record["bounds_voxels"] == [list(OFFSET), [a + n for a, n in zip(OFFSET, SHAPE, strict=True)]]
+    assert (record["mip"], record["resolution_nm"], record["source_chunks_missing"]) == (0, list(NM), 1)
+    assert record["blocks_failed"] == 0
+    assert record["created"] <= record["finished"]
+    assert (step["date"], step["by"]) == (record["created"], "")
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals
@@ -364,37 +364,37 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cannot_be_written_is_refused(tmp_path: Path, case: str) -> None:
-    data, options, error, says = REFUSED[case]
-    given = {"resolution_nm": (8, 8, 8), "translation_nm": (4, 4, 4), "progress": False} | options
-    with pytest.raises(error, match=says) as caught:
-        to_precomputed(data, tmp_path / "out", **given)
+def test_invalid_data_and_options_are_refused(tmp_path: Path, case: str) -> None:
+    data, options, error, message = REFUSED[case]
+    arguments = {"resolution_nm": (8, 8, 8), "translation_nm": (4, 4, 4), "progress": False} | options
+    with pytest.raises(error, match=message) as caught:
+        to_precomputed(data, tmp_path / "out", **arguments)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 
-def test_what_exists_stays(tmp_path: Path, image: Any) -> None:
+def test_existing_files_are_not_touched(tmp_path: Path, image: Any) -> None:
     volume, foreign, mixed = tmp_path / "volume", tmp_path / "foreign", tmp_path / "mixed"
     for folder in (volume, mixed):
-        to_precomputed(image, folder, **PLACE, **OPTIONS)
+        to_precomputed(image, folder, **PLACEMENT, **OPTIONS)
     foreign.mkdir()
     (foreign / "thesis.txt").write_text("years")
     (mixed / "thesis.txt").write_text("years")
     before = contents(tmp_path)
-    for folder, overwrite, says in (
+    for folder, overwrite, message in (
         (volume, False, "exists already"),
         (foreign, False, "is not a precomputed volume"),
         (foreign, True, "is not a precomputed volume"),
         (mixed, True, r"holds 'thesis\.txt'"),
     ):
-        with pytest.raises(FileExistsError, match=says):
-            to_precomputed(255 - image, folder, overwrite=overwrite, **PLACE, **OPTIONS)
+        with pytest.raises(FileExistsError, match=message):
+            to_precomputed(255 - image, folder, overwrite=overwrite, **PLACEMENT, **OPTIONS)
     assert contents(tmp_path) == before
 
 
-def test_overwriting_keeps_the_old_until_it_is_done(tmp_path: Path, image: Any, threads: Client) -> None:
+def test_the_old_volume_stays_until_its_replacement_is_complete(tmp_path: Path, image: Any, threads: Client) -> None:
     out = tmp_path / "out"
-    to_precomputed(image, out, levels=1, compress="gzip", **PLACE, **OPTIONS)
+    to_precomputed(image, out, levels=1, compress="gzip", **PLACEMENT, **OPTIONS)
     before = contents(out)
 
     class Stopped(Exception):
@@ -405,16 +405,16 @@ def test_overwriting_keeps_the_old_until_it_is_done(tmp_path: Path, image: Any, 
         raise Stopped
 
     with pytest.raises(Stopped):
-        to_precomputed(255 - image, out, overwrite=True, cluster=threads, **PLACE, **(OPTIONS | {"progress": stop}))
+        to_precomputed(255 - image, out, overwrite=True, cluster=threads, **PLACEMENT, **(OPTIONS | {"progress": stop}))
     assert contents(out) == before
-    # What is read may be what is replaced.
+    # The volume that is replaced may be the one that is read.
     source = ImageryClient(image_source=f"precomputed://file://{out}").image_volume()
     to_precomputed(255 - source, out, overwrite=True, cluster=threads, **OPTIONS)
     np.testing.assert_array_equal(read(out), 255 - image)
     assert not [name for name in contents(out) if name.endswith((".gz", ".partial"))]
 
 
-def test_a_task_that_outlives_its_export_makes_no_folder(tmp_path: Path, image: Any) -> None:
+def test_a_late_task_does_not_create_the_deleted_folder_again(tmp_path: Path, image: Any) -> None:
     level = PrecomputedLevel(
         Files.at(tmp_path / "gone"), "8_8_8", (0, 0, 0), SHAPE, CHUNKS, "raw", "uint8", 1, compress=None, quality=None
     )
@@ -425,55 +425,55 @@ def test_a_task_that_outlives_its_export_makes_no_folder(tmp_path: Path, image: 
 
 def test_channels_of_ids_are_raw_by_default(tmp_path: Path, ids: Any) -> None:
     both = np.stack([ids, ids[::-1]], axis=3)
-    to_precomputed(both, tmp_path / "out", **PLACE, **OPTIONS)
+    to_precomputed(both, tmp_path / "out", **PLACEMENT, **OPTIONS)
     np.testing.assert_array_equal(read(tmp_path / "out"), both, strict=True)
 
 
-# ------------------------------------------------------------------------------------------------------ places, inputs
+# --------------------------------------------------------------------------------------------------- targets, inputs
 
 
-def test_a_bucket(s3_server: Any, ids: Any, image: Any) -> None:
+def test_a_volume_is_written_to_a_bucket_and_protected(s3_server: Any, ids: Any, image: Any) -> None:
     pytest.importorskip("obstore")
     bucket = f"t-{uuid.uuid4().hex[:12]}"
     s3_server.create_bucket(bucket)
     with s3_server.environment():
         url = f"s3://{bucket}/some/ids"
-        to_precomputed(ids, url, **PLACE, **OPTIONS)
+        to_precomputed(ids, url, **PLACEMENT, **OPTIONS)
         np.testing.assert_array_equal(read(url), ids, strict=True)
-        np.testing.assert_array_equal(read_here(f"precomputed://{url}", labels=True), ids.astype(np.int64))
+        np.testing.assert_array_equal(read_with_client(f"precomputed://{url}", labels=True), ids.astype(np.int64))
         with s3_server._closing_client() as client:
             listed = client.list_objects_v2(Bucket=bucket, Prefix="some/ids/4.3_4.3_13/")["Contents"]
             head = client.head_object(Bucket=bucket, Key=listed[0]["Key"])
             assert len(listed) == 3 * 2 * 2
             assert head["ContentEncoding"] == "gzip"
         with pytest.raises(FileExistsError):
-            to_precomputed(image, url, encoding="png", **PLACE, **OPTIONS)
-        to_precomputed(image, url, overwrite=True, compress=None, **PLACE, **OPTIONS)
+            to_precomputed(image, url, encoding="png", **PLACEMENT, **OPTIONS)
+        to_precomputed(image, url, overwrite=True, compress=None, **PLACEMENT, **OPTIONS)
         np.testing.assert_array_equal(read(url), image, strict=True)
 
 
-def test_memory_of_this_process(ids: Any, processes: Client) -> None:
+def test_a_volume_in_memory_is_written_by_this_process_only(ids: Any, processes: Client) -> None:
     name = f"memory://t-{uuid.uuid4().hex[:12]}/ids"
     cloud = name.replace("memory", "mem")
-    to_precomputed(ids, name, **PLACE, **OPTIONS)
+    to_precomputed(ids, name, **PLACEMENT, **OPTIONS)
     np.testing.assert_array_equal(read(cloud), ids, strict=True)
     with pytest.raises(FileExistsError):
-        to_precomputed(ids[:40], name, **PLACE, **OPTIONS)
-    to_precomputed(ids[:40], name, overwrite=True, **PLACE, **OPTIONS)
+        to_precomputed(ids[:40], name, **PLACEMENT, **OPTIONS)
+    to_precomputed(ids[:40], name, overwrite=True, **PLACEMENT, **OPTIONS)
     np.testing.assert_array_equal(read(cloud), ids[:40], strict=True)
     with pytest.raises(ValueError, match="memory of this process"):
-        to_precomputed(ids, f"memory://t-{uuid.uuid4().hex[:12]}/ids", cluster=processes, **PLACE, **OPTIONS)
+        to_precomputed(ids, f"memory://t-{uuid.uuid4().hex[:12]}/ids", cluster=processes, **PLACEMENT, **OPTIONS)
     files = CloudFiles(cloud)
     files.delete(list(files.list()))
 
 
-def test_memory_has_place_for_two(ids: Any) -> None:
+def test_two_volumes_may_share_a_memory_bucket(ids: Any) -> None:
     bucket = f"memory://t-{uuid.uuid4().hex[:12]}"
     for name in ("one", "two"):
-        to_precomputed(ids, f"{bucket}/{name}", **PLACE, **OPTIONS)
+        to_precomputed(ids, f"{bucket}/{name}", **PLACEMENT, **OPTIONS)
 
 
-def test_processes_write_the_same(tmp_path: Path, image: Any, ids: Any, processes: Client) -> None:
+def test_worker_processes_write_the_same_voxels(tmp_path: Path, image: Any, ids: Any, processes: Client) -> None:
     client = client_of(tmp_path, image, ids)
     bounds = [[-30, 105, 8], [40, 150, 36]]
     part = np.s_[3:73, 4:49, 1:29]
@@ -483,16 +483,16 @@ def test_processes_write_the_same(tmp_path: Path, image: Any, ids: Any, processe
     np.testing.assert_array_equal(read(tmp_path / "out", folder="segmentation"), ids[part], strict=True)
 
 
-def test_an_array_made_of_a_cutout(tmp_path: Path, image: Any, ids: Any, processes: Client) -> None:
+def test_an_array_computed_from_a_cutout_is_written(tmp_path: Path, image: Any, ids: Any, processes: Client) -> None:
     client = client_of(tmp_path, image, ids)
     bounds = [OFFSET, [a + n for a, n in zip(OFFSET, SHAPE, strict=True)]]
     array = client.image_cutout(bounds).map_blocks(lambda block: 255 - block, dtype=np.uint8)
-    to_precomputed(array, tmp_path / "out", cluster=processes, **PLACE, **OPTIONS)
+    to_precomputed(array, tmp_path / "out", cluster=processes, **PLACEMENT, **OPTIONS)
     np.testing.assert_array_equal(read(tmp_path / "out"), 255 - image, strict=True)
     assert tuple(CloudVolume(f"file://{tmp_path}/out").voxel_offset) == OFFSET
 
 
-def test_half_of_a_volume_that_failed_is_named(tmp_path: Path, image: Any) -> None:
+def test_failed_blocks_are_recorded_in_the_provenance(tmp_path: Path, image: Any) -> None:
     path = write_volume(tmp_path / "em", image, resolution=NM, voxel_offset=OFFSET, chunk_size=CHUNKS)
     delete_chunks(path, 0, lambda start: start == OFFSET)
     data = ImageryClient(image_source=path, missing="error").image_volume()
@@ -510,7 +510,7 @@ Run = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], threads: Client) -> Run:
-    """Run the command line here, on threads; give the exit code and what it says of errors."""
+    """Run the command line in this process, on threads; return exit code and stderr."""
     from imagery_dask.cli import main
 
     def call(*arguments: Any) -> tuple[int, str]:
@@ -544,7 +544,7 @@ PART = np.s_[1:73, 3:59, 1:29]
         ("raw", "compressed_segmentation", ("--levels", "auto", "--block-mib", 0.1), 0),
     ],
 )
-def test_options(
+def test_options_of_the_command_choose_encoding_and_compression(
     run: Run, tmp_path: Path, sources: list[Any], image: Any, ids: Any, image_encoding: str, label_encoding: str,
     options: Any, tolerance: int,
 ) -> None:  # fmt: skip
@@ -559,7 +559,7 @@ def test_options(
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         (("--image-encoding", "gif"), "'gif' is not one of"),
         (("--quality", 101), "101 is not in the range"),
@@ -573,54 +573,54 @@ def test_options(
     ],
     ids=str,
 )
-def test_bad_values_are_named(run: Run, tmp_path: Path, sources: list[Any], options: Any, says: str) -> None:
+def test_invalid_values_are_named(run: Run, tmp_path: Path, sources: list[Any], options: Any, message: str) -> None:
     code, error = run("export", "precomputed", tmp_path / "out", *sources, *options)
     assert code == 2
-    assert says in error
+    assert message in error
     assert "Traceback" not in error
     assert len([line for line in error.splitlines() if line.startswith("Error")]) == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_a_store_of_another_kind_is_no_volume(tmp_path: Path, image: Any) -> None:
+def test_a_store_of_another_format_is_not_overwritten(tmp_path: Path, image: Any) -> None:
     to_zarr(image, tmp_path / "out", progress=False)
     before = contents(tmp_path)
     with pytest.raises(FileExistsError, match="is not a precomputed volume"):
-        to_precomputed(image, tmp_path / "out", overwrite=True, **PLACE, **OPTIONS)
+        to_precomputed(image, tmp_path / "out", overwrite=True, **PLACEMENT, **OPTIONS)
     assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("folder", ["image", "segmentation"])
-def test_a_precomputed_volume_with_a_foreign_folder_is_not_replaced(tmp_path: Path, folder: str) -> None:
-    to_precomputed(np.ones((8, 8, 8), np.uint8), tmp_path / "o", progress=False, **PLACE)
+def test_a_volume_with_a_foreign_folder_is_not_replaced(tmp_path: Path, folder: str) -> None:
+    to_precomputed(np.ones((8, 8, 8), np.uint8), tmp_path / "o", progress=False, **PLACEMENT)
     foreign = tmp_path / "o" / folder / "notes.txt"
     foreign.parent.mkdir()
     foreign.write_text("mine")
     with pytest.raises(FileExistsError, match=f"holds '{folder}'"):
-        to_precomputed(np.ones((8, 8, 8), np.uint8), tmp_path / "o", overwrite=True, progress=False, **PLACE)
+        to_precomputed(np.ones((8, 8, 8), np.uint8), tmp_path / "o", overwrite=True, progress=False, **PLACEMENT)
     assert foreign.read_text() == "mine"
 
 
 @pytest.mark.parametrize("encoding", ["compressed_segmentation", "compresso", "crackle"])
-def test_ids_of_several_channels_are_refused_by_encodings_of_one(tmp_path: Path, encoding: str) -> None:
+def test_label_encodings_refuse_several_channels(tmp_path: Path, encoding: str) -> None:
     ids = np.ones((8, 8, 8, 3), np.uint64)
     with pytest.raises(ValueError, match=f"{encoding} cannot hold uint64 with 3 channels"):
-        to_precomputed(ids, tmp_path / "o", encoding=encoding, progress=False, **PLACE)
+        to_precomputed(ids, tmp_path / "o", encoding=encoding, progress=False, **PLACEMENT)
     assert not (tmp_path / "o").exists()
-    to_precomputed(ids, tmp_path / "o", progress=False, **PLACE)
+    to_precomputed(ids, tmp_path / "o", progress=False, **PLACEMENT)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"encoding": "jpeg", "quality": -5}, "quality of jpeg must be a whole number from .* to 100"),
         ({"encoding": "png", "quality": 50}, "quality of png must be a whole number from .* to 9"),
         ({"encoding": {"imagery": "jpeg"}}, "encoding names .*imagery"),
     ],
 )
-def test_options_are_refused_before_anything_is_written(tmp_path: Path, options: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        to_precomputed(np.ones((8, 8, 8), np.uint8), tmp_path / "o", progress=False, **PLACE, **options)
+def test_invalid_options_write_nothing(tmp_path: Path, options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        to_precomputed(np.ones((8, 8, 8), np.uint8), tmp_path / "o", progress=False, **PLACEMENT, **options)
     assert not (tmp_path / "o").exists()
 
 

@@ -1,4 +1,4 @@
-"""Stores read back by programs that know nothing of this one: the same voxels at the same nanometres."""
+"""Stores read by other programs: the same voxels at the same positions in nm."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.errors import BlockFailedError
 from imagery_dask.kernels import downsample
 
-#: Odd in every respect.
+#: Odd sizes and offsets along every axis.
 SHAPE = (67, 51, 33)
 OFFSET = (-7, 101, 5)
 BOUNDS = [list(OFFSET), [first + size for first, size in zip(OFFSET, SHAPE, strict=True)]]
@@ -32,7 +32,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 LABELS = "labels/segmentation"
 LEVELS = 4
 
-# ome-zarr says through warnings what it does by default.
+# ome-zarr warns about its own defaults.
 pytestmark = pytest.mark.filterwarnings("ignore:.*:DeprecationWarning:ome_zarr")
 
 Export = Callable[[str, str], Path]
@@ -45,22 +45,22 @@ def image() -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def ids() -> NDArray[np.uint64]:
-    found = random_labels(SHAPE, n=40, above_2_63=False)
-    assert found.max() > 2**53
-    return found
+    labels = random_labels(SHAPE, n=40, above_2_63=False)
+    assert labels.max() > 2**53
+    return labels
 
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory, image: Any, ids: Any) -> Export:
-    """Give the store of a layout and a resolution, written once."""
+    """Return the store of a layout and a resolution, which is written once."""
     folder = tmp_path_factory.mktemp("exports")
 
     @cache
     def client_at(resolution: str) -> ImageryClient:
-        where: dict[str, Any] = {"resolution": RESOLUTIONS[resolution], "voxel_offset": OFFSET}
+        geometry: dict[str, Any] = {"resolution": RESOLUTIONS[resolution], "voxel_offset": OFFSET}
         return ImageryClient(
-            image_source=write_volume(folder / f"{resolution} image", image, **where),
-            segmentation_source=write_volume(folder / f"{resolution} ids", ids, layer_type="segmentation", **where),
+            image_source=write_volume(folder / f"{resolution} image", image, **geometry),
+            segmentation_source=write_volume(folder / f"{resolution} ids", ids, layer_type="segmentation", **geometry),
         )
 
     @cache
@@ -74,7 +74,7 @@ def export(tmp_path_factory: pytest.TempPathFactory, image: Any, ids: Any) -> Ex
 
 
 def check_levels(levels: list[ReadLevel], source: NDArray[Any], nm: Any, labels: bool) -> None:
-    """Every voxel is right, and lies where the voxels of the source do that it is made of."""
+    """Check the voxels of every level, and that each lies at the position of the source voxels that it is made of."""
     assert len(levels) == LEVELS
     whole = source
     for index, level in enumerate(levels):
@@ -94,11 +94,11 @@ def check_levels(levels: list[ReadLevel], source: NDArray[Any], nm: Any, labels:
 
 
 def within(centre: NDArray[np.float64], size: NDArray[np.float64], nm: Any) -> tuple[slice, ...]:
-    """Voxels of the source whose centres lie within a voxel of a level, in nm alone."""
+    """Return slices of the source voxels whose centres lie within a voxel of a level, computed from nm alone."""
     parts = []
     for axis in range(3):
-        of_source = (np.arange(SHAPE[axis]) + OFFSET[axis] + 0.5) * nm[axis]
-        (inside,) = np.nonzero(np.abs(of_source - centre[axis]) < size[axis] / 2)
+        source_centres = (np.arange(SHAPE[axis]) + OFFSET[axis] + 0.5) * nm[axis]
+        (inside,) = np.nonzero(np.abs(source_centres - centre[axis]) < size[axis] / 2)
         assert len(inside) == round(size[axis] / nm[axis])
         parts.append(slice(int(inside[0]), int(inside[-1]) + 1))
     return tuple(parts)
@@ -110,7 +110,7 @@ def within(centre: NDArray[np.float64], size: NDArray[np.float64], nm: Any) -> t
 @pytest.mark.parametrize("resolution", RESOLUTIONS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("reader", READERS)
-def test_every_reader_gives_the_same_voxels_at_the_same_nanometres(
+def test_every_reader_gives_the_same_voxels_at_the_same_positions(
     request: pytest.FixtureRequest, export: Export, image: Any, ids: Any, reader: str, layout: str, resolution: str
 ) -> None:
     if (reader, layout) == ("xarray", "0.4"):
@@ -123,7 +123,7 @@ def test_every_reader_gives_the_same_voxels_at_the_same_nanometres(
 
 @pytest.mark.parametrize("version", ["0.5", "0.4"])
 def test_cloudvolume_gives_the_same_voxels(tmp_path: Path, image: Any, ids: Any, version: Any) -> None:
-    """It reads no shards, and of codecs those of Python; where voxels are, it takes from offsets of whole voxels."""
+    """CloudVolume reads no shards and only the codecs of Python, and places voxels by offsets of whole voxels."""
     nm = RESOLUTIONS["4.3x4.3x13"]
     for name, voxels in (("image", image), ("ids", ids)):
         out = tmp_path / f"{name}.zarr"
@@ -131,29 +131,30 @@ def test_cloudvolume_gives_the_same_voxels(tmp_path: Path, image: Any, ids: Any,
             voxels, out, chunks=(16, 16, 8), shards=None, codec="gzip", ome_version=version, resolution_nm=nm,
             translation_nm=(0, 0, 0), levels=2, progress=False,
         )  # fmt: skip
-        right, read = by_zarr(out, "", version), by_cloudvolume(out, "", version)
-        for ours, theirs in zip(right, read, strict=True):
-            np.testing.assert_array_equal(theirs.voxels, ours.voxels, strict=True)
-            np.testing.assert_allclose(theirs.scale, ours.scale, rtol=1e-6)
+        expected_levels, levels = by_zarr(out, "", version), by_cloudvolume(out, "", version)
+        for expected, level in zip(expected_levels, levels, strict=True):
+            np.testing.assert_array_equal(level.voxels, expected.voxels, strict=True)
+            np.testing.assert_allclose(level.scale, expected.scale, rtol=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="CloudVolume (12.15) takes translations in the order z, y, x, or not at all")
+@pytest.mark.xfail(strict=True, reason="CloudVolume (12.15) reads translations in the order z, y, x, or ignores them")
 @pytest.mark.parametrize("version", ["0.5", "0.4"])
-def test_cloudvolume_gives_the_same_nanometres(tmp_path: Path, image: Any, version: Any) -> None:
-    place: dict[str, Any] = {"resolution_nm": (8, 8, 40), "translation_nm": (12, 804, 220)}
-    to_zarr(image, tmp_path / "out.zarr", shards=None, codec="gzip", ome_version=version, progress=False, **place)
-    (right,), (read,) = by_zarr(tmp_path / "out.zarr", "", version), by_cloudvolume(tmp_path / "out.zarr", "", version)
-    np.testing.assert_allclose(read.translation, right.translation)
+def test_cloudvolume_gives_the_same_positions(tmp_path: Path, image: Any, version: Any) -> None:
+    placement: dict[str, Any] = {"resolution_nm": (8, 8, 40), "translation_nm": (12, 804, 220)}
+    to_zarr(image, tmp_path / "out.zarr", shards=None, codec="gzip", ome_version=version, progress=False, **placement)
+    (expected,) = by_zarr(tmp_path / "out.zarr", "", version)
+    (level,) = by_cloudvolume(tmp_path / "out.zarr", "", version)
+    np.testing.assert_allclose(level.translation, expected.translation)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_metadata_are_valid_by_the_models(export: Export, layout: str) -> None:
+def test_metadata_are_valid_by_ome_zarr_models(export: Export, layout: str) -> None:
     models: Any = v04 if layout == "0.4" else v05
     root = zarr.open_group(export(layout, "4.3x4.3x13"), mode="r")
     image = models.image.Image.from_zarr(root)
     labels = models.labels.Labels.from_zarr(root["labels"])
     label = models.image_label.ImageLabel.from_zarr(root[LABELS])
-    attributes = [each.attributes if layout == "0.4" else each.ome_attributes for each in (image, labels, label)]
+    attributes = [model.attributes if layout == "0.4" else model.ome_attributes for model in (image, labels, label)]
     assert attributes[1].labels == ["segmentation"]
     assert attributes[2].image_label.source.image == "../../"
     for described in (attributes[0], attributes[2]):
@@ -174,7 +175,7 @@ def test_metadata_are_valid_by_the_models(export: Export, layout: str) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kind", ["rgb", "16 bit"])
-def test_channels_and_16_bits(tmp_path: Path, layout: str, kind: str) -> None:
+def test_channels_and_16_bits_are_read_with_a_useful_window(tmp_path: Path, layout: str, kind: str) -> None:
     nm = RESOLUTIONS["4.3x4.3x13"]
     if kind == "rgb":
         source: NDArray[Any] = smooth_image((*SHAPE, 3))
@@ -189,7 +190,7 @@ def test_channels_and_16_bits(tmp_path: Path, layout: str, kind: str) -> None:
             check_levels(read(out, "", layout[:3]), source, nm, labels=False)
     models: Any = v04 if layout == "0.4" else v05
     assert models.image.Image.from_zarr(zarr.open_group(out, mode="r"))
-    channels = shown(out)
+    channels = channels_shown(out)
     if kind == "rgb":
         assert [channel["color"] for channel in channels] == ["FF0000", "00FF00", "0000FF"]
         assert [channel["window"]["end"] for channel in channels] == [255] * 3
@@ -199,15 +200,15 @@ def test_channels_and_16_bits(tmp_path: Path, layout: str, kind: str) -> None:
         assert source.min() <= window["start"] < window["end"] <= source.max()
 
 
-def shown(out: Path) -> list[dict[str, Any]]:
-    """Read what a store says of its display."""
+def channels_shown(out: Path) -> list[dict[str, Any]]:
+    """Return the channels of a store's `omero` metadata."""
     attributes: Any = zarr.open_group(out, mode="r").attrs.asdict()
     channels: list[dict[str, Any]] = attributes.get("ome", attributes)["omero"]["channels"]
     return channels
 
 
 def sparse(dtype: Any) -> NDArray[Any]:
-    """Make voxels of which so few differ that percentiles do not."""
+    """Return voxels of which too few differ from 0 to change percentiles."""
     voxels = np.zeros((64, 64, 3), dtype)
     voxels[5, 6] = 100
     return voxels
@@ -226,17 +227,17 @@ WINDOWS: dict[str, tuple[NDArray[Any], tuple[float, float]]] = {
 
 
 @pytest.mark.parametrize("case", WINDOWS)
-def test_no_window_is_empty(tmp_path: Path, case: str) -> None:
-    """A viewer divides by its width."""
+def test_the_window_of_a_channel_is_never_empty(tmp_path: Path, case: str) -> None:
+    """Viewers divide by the width of the window."""
     voxels, (least, most) = WINDOWS[case]
     to_zarr(voxels, tmp_path / "out.zarr", progress=False)
-    (channel,) = shown(tmp_path / "out.zarr")
+    (channel,) = channels_shown(tmp_path / "out.zarr")
     window = channel["window"]
     assert least - 1 <= window["min"] <= window["start"] < window["end"] <= window["max"] <= most + 1
 
 
 @pytest.mark.parametrize("missing", ["fill", "error"])
-def test_a_middle_that_cannot_be_read_is_reported_by_its_block(tmp_path: Path, missing: Any) -> None:
+def test_a_window_that_cannot_be_measured_is_the_full_range(tmp_path: Path, missing: Any) -> None:
     voxels = coordinate_volume((96, 96, 24), dtype=np.uint16)
     path = write_volume(tmp_path / "em", voxels, chunk_size=(32, 32, 8), resolution=(8, 8, 40))
     delete_chunks(path, 0, lambda start: start[2] == 8)
@@ -249,7 +250,7 @@ def test_a_middle_that_cannot_be_read_is_reported_by_its_block(tmp_path: Path, m
         with pytest.raises(BlockFailedError) as caught:
             to_zarr(data, tmp_path / "out.zarr", **options)
         assert (caught.value.report.done, caught.value.report.failures) == (2, 1)
-    (channel,) = shown(tmp_path / "out.zarr")
+    (channel,) = channels_shown(tmp_path / "out.zarr")
     assert channel["window"] == {"min": 0, "max": 65535, "start": 0, "end": 65535}
 
 
@@ -258,7 +259,7 @@ def test_a_middle_that_cannot_be_read_is_reported_by_its_block(tmp_path: Path, m
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_levels_of_the_source_are_copied(tmp_path: Path, layout: str) -> None:
-    """Bounds begin at no multiple of a mip's factor; every level then covers the region, as its mip does."""
+    """Bounds need not begin at a multiple of a mip's factor; every level covers the region, as its mip does."""
     nm, offset, shape = (4.3, 4.3, 13), (-32, 64, 8), (96, 80, 24)
     image = coordinate_volume(shape, offset, np.uint8)
     ids = random_labels(shape, n=30)
@@ -283,7 +284,7 @@ def test_levels_of_the_source_are_copied(tmp_path: Path, layout: str) -> None:
             np.testing.assert_allclose(first, np.round(first), atol=1e-6)
             start = np.round(first).astype(int)
             stop = start + level.voxels.shape
-            # Whole voxels of the mip, and no further than one of them from the bounds.
+            # Levels hold whole voxels of the mip and end less than one voxel from the bounds.
             assert (np.abs(start * factor - bounds[0]) < factor).all()
             assert (np.abs(stop * factor - bounds[1]) < factor).all()
             inside = tuple(slice(a, b) for a, b in zip(start - offset // factor, stop - offset // factor, strict=True))

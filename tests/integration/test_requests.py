@@ -1,4 +1,4 @@
-"""How many requests reads and exports make, counted at the server that answers them."""
+"""Numbers of requests that reads and exports send, counted at the server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def data() -> Any:
 
 
 def gets(server: FileServer, below: str = "/em/8_8_40/") -> Counter[str]:
-    """Count the requests of each file below a folder, none of which failed or only asked whether it exists."""
+    """Count the requests for each file below a folder; check that all were GET requests that succeeded."""
     assert {(request.method, request.status) for request in server.requests} <= {("GET", 200), ("GET", 206)}
     return Counter(request.path for request in server.requests if request.path.startswith(below))
 
@@ -55,7 +55,7 @@ def test_an_aligned_export_requests_each_chunk_once(
 def test_a_region_across_chunks_requests_each_chunk_once(
     tmp_path: Path, file_server: FileServer, data: Any, threads: Client
 ) -> None:
-    """No edge of the region is on a chunk's edge, and blocks are smaller than the region."""
+    """No side of the region lies on a chunk's edge, and blocks are smaller than the region."""
     write_volume(tmp_path / "em", data, voxel_offset=OFFSET)
     client = ImageryClient(image_source=f"precomputed://{file_server.url}/em")
     bounds = [[-16, 80, 24], [80, 176, 72]]
@@ -92,7 +92,7 @@ def test_an_aligned_export_of_resized_layers_requests_each_chunk_once(
 def test_indices_of_shards_are_read_once_per_process(
     tmp_path: Path, file_server: FileServer, data: Any, processes: Client, configure: Configure
 ) -> None:
-    """One storage chunk per block: the worst that an export can ask for."""
+    """The export has one storage chunk per block, which is the worst case."""
     configure("export.block_bytes", 32 * 32 * 16)
     path = write_volume(tmp_path / "em", data, voxel_offset=OFFSET, sharding=True)
     sharding = CloudVolume(path, progress=False).scale["sharding"]
@@ -105,31 +105,31 @@ def test_indices_of_shards_are_read_once_per_process(
     assert (report.blocks, report.counts.chunks) == (CHUNKS, CHUNKS)
     requested = gets(file_server)
     assert len(requested) == shards
-    # Both processes may need the same index; neither asks for one again.
+    # Both processes may need the same index, but neither requests one twice.
     assert CHUNKS < sum(requested.values()) <= CHUNKS + 2 * (shards + minishards)
 
 
 def test_sharded_reads_take_fewer_requests_than_cloudvolume(tmp_path: Path, file_server: FileServer, data: Any) -> None:
-    """Both one storage chunk at a time, in one process."""
+    """Both read one storage chunk at a time in one process."""
     write_volume(tmp_path / "em", data, voxel_offset=OFFSET, sharding=True)
     path = f"precomputed://{file_server.url}/em"
     corners = [[o + i * s for o, i, s in zip(OFFSET, cell, (32, 32, 16), strict=True)] for cell in np.ndindex(4, 4, 4)]
-    theirs = CloudVolume(path, progress=False)
+    cloudvolume = CloudVolume(path, progress=False)
     file_server.reset()
     for x, y, z in corners:
-        theirs[x : x + 32, y : y + 32, z : z + 16]
-    cloudvolume = sum(gets(file_server).values())
-    volume = ImageryClient(image_source=path).image_cutout
+        cloudvolume[x : x + 32, y : y + 32, z : z + 16]
+    cloudvolume_requests = sum(gets(file_server).values())
+    cutout = ImageryClient(image_source=path).image_cutout
     file_server.reset()
     for x, y, z in corners:
-        volume([[x, y, z], [x + 32, y + 32, z + 16]]).compute(scheduler="synchronous")
-    ours = sum(gets(file_server).values())
-    # Every chunk, every minishard index and every shard index: once.
-    assert ours <= CHUNKS + 32 + 8
-    assert ours < 0.75 * cloudvolume
+        cutout([[x, y, z], [x + 32, y + 32, z + 16]]).compute(scheduler="synchronous")
+    requests = sum(gets(file_server).values())
+    # Each chunk, minishard index and shard index is requested once.
+    assert requests <= CHUNKS + 32 + 8
+    assert requests < 0.75 * cloudvolume_requests
 
 
-def test_slices_read_what_they_cross(tmp_path: Path, file_server: FileServer, data: Any) -> None:
+def test_slices_request_the_chunks_that_they_cross(tmp_path: Path, file_server: FileServer, data: Any) -> None:
     write_volume(tmp_path / "em", data, voxel_offset=OFFSET)
     client = ImageryClient(image_source=f"precomputed://{file_server.url}/em")
     volume = client.image_volume()
@@ -150,7 +150,7 @@ def test_slices_read_what_they_cross(tmp_path: Path, file_server: FileServer, da
             assert (len(requested), set(requested.values())) == (count, {1}), part
 
 
-def test_opening_reads_the_info_and_nothing_else(tmp_path: Path, file_server: FileServer, data: Any) -> None:
+def test_opening_requests_the_info_only(tmp_path: Path, file_server: FileServer, data: Any) -> None:
     write_volume(tmp_path / "em", data, voxel_offset=OFFSET, sharding=True)
     client = ImageryClient(image_source=f"precomputed://{file_server.url}/em")
     array = client.image_volume()[3:40, ::2, 7].T.astype("float32") / 2
