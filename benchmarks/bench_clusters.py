@@ -1,9 +1,9 @@
-"""What more workers bring: where requests wait, where the CPU decides, and what the cluster itself costs.
+"""Scaling with the number of workers, for slow storage and for CPU-bound exports, and the overhead of the cluster.
 
     python benchmarks/bench_clusters.py [--only latency,threads,cpu,overhead] [--latency SECONDS]
 
-Where requests wait: raw imagery in chunks of 64 x 64 x 64 from a server that waits before each answer, exported with 1,
-2, 4 and 8 workers; the time of the workers' start is not in it, that of opening the source is.
+Slow storage: raw imagery in chunks of 64 x 64 x 64, from a server that waits before each answer, is exported with 1, 2,
+4 and 8 workers. The time includes opening the source, but not the start of the workers.
 """
 
 from __future__ import annotations
@@ -35,14 +35,16 @@ LATENCY_SIZE = (1024, 1024, 2048)
 CPU_SIZE = (1024, 1024, 1024)
 LABELS_SIZE = (512, 512, 1024)
 WORKERS = (1, 2, 4, 8)
-# Blocks of 64 storage chunks: two rounds of the 32 requests that a worker has in flight.
+# Blocks of 64 storage chunks: two rounds of the 32 requests that a worker may have in flight.
 BLOCK = {"chunks": (128, 128, 128), "shards": None, "block_mib": 16}
 
 
 def main() -> None:
-    """Run what is asked for."""
+    """Run the chosen benchmarks."""
     given = arguments(
-        __doc__, only=(str, "latency,threads,cpu,overhead", "which"), latency=(float, 1.0, "seconds of a request")
+        __doc__,
+        only=(str, "latency,threads,cpu,overhead", "benchmarks to run"),
+        latency=(float, 1.0, "seconds of a request"),
     )
     for name in given.only.split(","):
         {"latency": latency, "threads": threads, "cpu": cpu, "overhead": overhead}[name](given)
@@ -50,18 +52,18 @@ def main() -> None:
 
 @contextmanager
 def workers(count: int, threads_each: int = 1) -> Iterator[Client]:
-    """Cluster whose workers are there."""
-    made = LocalCluster(
+    """Start a cluster and yield a client when its workers are connected."""
+    cluster = LocalCluster(
         n_workers=count, threads_per_worker=threads_each, host="127.0.0.1", dashboard_address="127.0.0.1:0"
     )
-    with made, Client(made) as client:
+    with cluster, Client(cluster) as client:
         client.wait_for_workers(count)
         yield client
 
 
 @contextmanager
 def slow(folder: Path, seconds: float) -> Iterator[str]:
-    """Run a server that waits so long for each request."""
+    """Run a server that waits for some seconds before each answer."""
     command = [sys.executable, str(Path(__file__).with_name("slow_server.py")), str(folder), str(seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -72,11 +74,11 @@ def slow(folder: Path, seconds: float) -> Iterator[str]:
 
 
 def exported(path: str, size: Sequence[int], client: Any, **options: Any) -> tuple[float, Any, float]:
-    """Seconds of an export, its report, and the mean of its blocks' seconds, by their receipts."""
+    """Run an export; return its seconds, its report, and the mean seconds of a block from the receipts."""
     bounds = [OFFSET, np.add(OFFSET, size)]
-    which = "segmentation" if "labels" in path else "image"
-    source = ImageryClient(**{f"{which}_source": path})
-    data = source.image_cutout(bounds) if which == "image" else source.segmentation_cutout(bounds)
+    kind = "segmentation" if "labels" in path else "image"
+    source = ImageryClient(**{f"{kind}_source": path})
+    data = source.image_cutout(bounds) if kind == "image" else source.segmentation_cutout(bounds)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.zarr"
         started = time.perf_counter()
@@ -89,7 +91,7 @@ def exported(path: str, size: Sequence[int], client: Any, **options: Any) -> tup
 
 
 def latency(given: Any) -> None:
-    """Export from a server that waits, with more and more workers."""
+    """Export from a slow server with 1, 2, 4 and 8 workers."""
     header(f"A server that waits {given.latency:g} s, raw imagery of {' x '.join(map(str, LATENCY_SIZE))}")
     path = em_volume(given.data, "raw", LATENCY_SIZE, compress=False)
     folder = Path(path.removeprefix("precomputed://file://"))
@@ -101,35 +103,35 @@ def latency(given: Any) -> None:
                 before = psutil.cpu_times()
                 seconds, report, _ = exported(f"precomputed://{url}/{folder.name}", LATENCY_SIZE, client)
                 after = psutil.cpu_times()
-                found = json.loads(urlopen(f"{url}/in-flight").read())
+                in_flight = json.loads(urlopen(f"{url}/in-flight").read())
             alone = alone or seconds
             busy = (after.user + after.system - before.user - before.system) / seconds / psutil.cpu_count()
             linear = alone / seconds / count
-            text = f"{seconds:.1f} s, {linear:.2f} of linear; {found['mean']:.0f} requests in flight (at most "
-            text += f"{found['most']}), {busy:.0%} of the CPU; {report.blocks} blocks"
+            text = f"{seconds:.1f} s, {linear:.2f} of linear; {in_flight['mean']:.0f} requests in flight (at most "
+            text += f"{in_flight['most']}), {busy:.0%} of the CPU; {report.blocks} blocks"
             show(f"{count} workers", text, ">= 0.9 of linear, at 8 under half of the CPU", linear >= 0.9)
             if count == 1:
-                show("a worker's requests in flight", f"{found['most']}", ">= 32", found["most"] >= 32)
+                show("a worker's requests in flight", f"{in_flight['most']}", ">= 32", in_flight["most"] >= 32)
 
 
 def threads(given: Any) -> None:
-    """Compare threads with processes, for both kinds of source."""
+    """Compare threads with processes, for slow storage and for a local disk."""
     header("Threads or processes: MB/s of voxels")
     raw = em_volume(given.data, "raw", CPU_SIZE, compress=False)
     jpeg = em_volume(given.data, "jpeg", CPU_SIZE)
     folder = Path(raw.removeprefix("precomputed://file://"))
     with slow(folder.parent, given.latency / 4) as url:
         for name, path in (("waits", f"precomputed://{url}/{folder.name}"), ("jpeg", jpeg)):
-            for count, each in ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1)):
-                with workers(count, each) as client:
+            for count, threads_each in ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1)):
+                with workers(count, threads_each) as client:
                     exported(path, (128, 128, 128), client)
                     seconds, report, _ = exported(path, CPU_SIZE, client)
                 speed = report.written_bytes / 1e6 / seconds
-                show(f"{name}: {count} processes of {each} threads", f"{speed:.0f} MB/s", "", met=True)
+                show(f"{name}: {count} processes of {threads_each} threads", f"{speed:.0f} MB/s", "", met=True)
 
 
 class Apart:
-    """Two processes with a cluster of one worker each: what the machine's cores give to two that share nothing."""
+    """Two processes, each with a cluster of one worker: the limit that the machine's cores set for two workers."""
 
     client: Client
     stack = ExitStack()
@@ -146,24 +148,24 @@ class Apart:
         cls.stack.close()
 
     @classmethod
-    def _one(cls, *where: Any, options: dict[str, Any]) -> None:
-        exported(*where, cls.client, **options)
+    def _export(cls, path: str, size: Sequence[int], options: dict[str, Any]) -> None:
+        exported(path, size, cls.client, **options)
 
     def both(self, path: str, size: Sequence[int], options: dict[str, Any]) -> None:
         """Export twice at the same time."""
-        for each in [pool.submit(Apart._one, path, size, options=options) for pool in self._pools]:
-            each.result()
+        for future in [pool.submit(Apart._export, path, size, options) for pool in self._pools]:
+            future.result()
 
     def close(self) -> None:
-        """End both."""
+        """End both processes."""
         for pool in self._pools:
             pool.submit(Apart._stop)
             pool.shutdown()
 
 
 def cpu(given: Any) -> None:
-    """Compare two worker processes with one, where decoding and encoding decide."""
-    header("Two worker processes of one")
+    """Compare two worker processes with one, if decoding and encoding limit the rate."""
+    header("Two worker processes, times the speed of one")
     sources = {
         "jpeg": (em_volume(given.data, "jpeg", CPU_SIZE), CPU_SIZE, {}),
         "raw (gzip)": (em_volume(given.data, "raw", CPU_SIZE), CPU_SIZE, {}),
@@ -178,13 +180,13 @@ def cpu(given: Any) -> None:
                 apart=lambda path=path, size=size, options=options: apart.both(path, size, options),
             )
             times, most = ratio(seconds["one"], seconds["two"]), 2 * ratio(seconds["one"], seconds["apart"])
-            shown = ", ".join(f"{min(each):.2f} s" for each in seconds.values())
+            shown = ", ".join(f"{min(times_of_run):.2f} s" for times_of_run in seconds.values())
             text = f"{times:.2f} times ({shown}); two exports that share nothing: {most:.2f}"
             show(name, text, ">= 1.7", times >= 1.7)
 
 
 def overhead(given: Any) -> None:
-    """Measure what a cluster costs beside the blocks of a small export."""
+    """Measure the time of a small export that is not spent in blocks."""
     header("An export of 128 blocks, cluster='local'")
     path = em_volume(given.data, "raw", CPU_SIZE)
     spent = []
@@ -193,9 +195,9 @@ def overhead(given: Any) -> None:
         with connect("local", workers=2) as client:
             client.wait_for_workers(2)
             up = time.perf_counter() - started
-            seconds, report, each = exported(path, CPU_SIZE, client, block_mib=2)
+            seconds, report, block_s = exported(path, CPU_SIZE, client, block_mib=2)
         down = time.perf_counter() - started - up - seconds
-        blocks = each * report.blocks / 2
+        blocks = block_s * report.blocks / 2
         spent.append(seconds - blocks + down)
         text = f"start {up:.2f} s, export {seconds:.2f} s (blocks {blocks:.2f} s: {report.blocks}), end {down:.2f} s"
         show("export", text, "", met=True)

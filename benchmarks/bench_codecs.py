@@ -1,4 +1,4 @@
-"""CPU seconds of encoding zarr chunks: the zarrs pipeline against zarr's own, at several codecs.
+"""CPU time of encoding zarr chunks with several codecs, by the zarrs pipeline and by zarr's own.
 
 python benchmarks/bench_codecs.py
 """
@@ -27,7 +27,7 @@ PIPELINES = {"zarrs": PIPELINE, "zarr": "zarr.core.codec_pipeline.BatchedCodecPi
 
 
 def encode(data: NDArray, codec: object, pipeline: str) -> tuple[float, float]:
-    """CPU seconds to write an array, and the stored size over the raw one; what is written is read back by zarr."""
+    """Return the CPU seconds to write an array, and the stored size over the raw size; check the array with zarr."""
     with tempfile.TemporaryDirectory() as folder:
         with zarr.config.set({"codec_pipeline.path": pipeline, "threading.max_workers": 1}):
             array = zarr.create_array(

@@ -1,4 +1,4 @@
-"""Lazy cutouts against `CloudVolume.download`.
+"""Lazy cutouts, compared with `CloudVolume.download`.
 
 python benchmarks/bench_cutouts.py
 """
@@ -22,7 +22,7 @@ from imagery_dask.sources import collect_counts, open_volume
 
 
 def huge(folder: Path) -> str:
-    """Write a volume of 10**9 storage chunks, of which the first plane's are there."""
+    """Write a volume of 10**9 storage chunks, of which only those of a small region exist; return its path."""
     path = folder / "huge"
     info = CloudVolume.create_new_info(
         1, "image", "uint8", "raw", (4, 4, 40), (0, 0, 0), (64000, 64000, 64000), chunk_size=(64, 64, 64)
@@ -36,7 +36,7 @@ def huge(folder: Path) -> str:
 
 
 def bench_opening(folder: Path, repeats: int) -> None:
-    """Measure opening 10**9 storage chunks, and reading one plane of them."""
+    """Measure opening a layer of 10**9 storage chunks, and reading one plane of it."""
     header("Opening a layer of 10^9 storage chunks")
     path = huge(folder)
     open_volume(path)
@@ -64,7 +64,7 @@ def bench_opening(folder: Path, repeats: int) -> None:
 
 
 def bench_cutouts(folder: Path, repeats: int) -> None:
-    """Throughput of a cutout on threads and on two processes."""
+    """Measure the throughput of a cutout on threads and on two processes."""
     header("Cutouts, times the speed of CloudVolume.download of the same box")
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
         for name, path, size in (
@@ -73,10 +73,10 @@ def bench_cutouts(folder: Path, repeats: int) -> None:
             ("compressed_segmentation", label_volume(folder), (512, 512, 256)),
         ):
             bounds = [OFFSET, [a + b for a, b in zip(OFFSET, size, strict=True)]]
-            _one(name, path, bounds, cluster, repeats)
+            _bench_cutout(name, path, bounds, cluster, repeats)
 
 
-def _one(name: str, path: str, bounds: list, cluster: LocalCluster, repeats: int) -> None:
+def _bench_cutout(name: str, path: str, bounds: list, cluster: LocalCluster, repeats: int) -> None:
     kind = "segmentation" if "labels" in path else "image"
     client = ImageryClient(**{f"{kind}_source": path})
     cut = client.image_cutout if kind == "image" else client.segmentation_cutout

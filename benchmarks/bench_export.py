@@ -1,8 +1,8 @@
-"""Export of an image to zarr on two workers, against its peers and against the floor.
+"""Export of an image to zarr on two workers, compared with its peers and with a lower bound of the time.
 
     python benchmarks/bench_export.py
 
-The floor is the CPU time of decoding and encoding the same bytes in one plain loop, over two cores.
+The lower bound ("floor") is half of the CPU time of decoding and encoding the same bytes in one plain loop.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def ours(path: str, out: Path, client: Client) -> None:
 
 def cloudvolume_dask(path: str, out: Path, client: Client) -> None:
     """Export with cloud-volume's dask array on the same cluster, with the same output chunks."""
-    # It indexes from 0 and fails on a volume with an offset, so that it gets a copy without.
+    # It indexes from 0 and fails on a volume with an offset, so it reads a copy without offset.
     array = from_cloudvolume(path)
     with client.as_current():
         da.to_zarr(array.rechunk((128, 128, 128, 1)), str(out / "0"), zarr_format=3)
@@ -63,7 +63,7 @@ def imageryclient(path: str, out: Path) -> None:
 
 
 def floor(path: str, out: Path) -> float:
-    """CPU seconds to decode and encode the same bytes, over two cores."""
+    """Return half of the CPU seconds to decode and encode the same bytes."""
     source = CloudVolume(path, bounded=False, fill_missing=True, progress=False)
     with zarr.config.set({"codec_pipeline.path": PIPELINE, "threading.max_workers": 1}):
         target = _array(out)
@@ -83,7 +83,7 @@ def _array(out: Path) -> Any:
 
 
 class PeakMemory:
-    """Largest resident size of any worker, sampled while a run goes on."""
+    """Largest resident memory of any worker, sampled during a run."""
 
     def __init__(self, cluster: LocalCluster) -> None:
         self._workers = [psutil.Process(worker.pid) for worker in cluster.workers.values()]
@@ -106,7 +106,7 @@ class PeakMemory:
 
 
 def timed(run: Any, *args: Any) -> float:
-    """Seconds of a run into a fresh folder."""
+    """Return the seconds of a run that writes to a new folder."""
     folder = Path(tempfile.mkdtemp(dir=OPTIONS.data))
     try:
         started = time.perf_counter()
@@ -117,14 +117,14 @@ def timed(run: Any, *args: Any) -> float:
 
 
 def bench(encoding: str, peers: bool) -> None:
-    """One table for one encoding."""
+    """Print the table for an encoding."""
     header(f"Export of {' x '.join(map(str, SIZE))} {encoding} on two workers")
     path = em_volume(OPTIONS.data, encoding)
     zero = em_volume(OPTIONS.data, encoding, offset=(0, 0, 0)) if peers else path
     with LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0"
     ) as cluster, Client(cluster) as client:  # fmt: skip
-        client.run(importlib.import_module, "imagery_dask")  # idle is a worker that has loaded what it needs
+        client.run(importlib.import_module, "imagery_dask")  # measure idle memory after the imports
         runs: dict[str, list[float]] = {"ours": [], "floor": [], "dask": [], "released": []}
         with PeakMemory(cluster) as memory:
             timed(ours, path, client)

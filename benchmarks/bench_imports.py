@@ -1,4 +1,4 @@
-"""CPU seconds (user and system) of whole processes that import little: medians of five runs.
+"""CPU seconds (user and system) of whole processes that import the package: medians of five runs.
 
 Run with ``python benchmarks/bench_imports.py``.
 """
@@ -21,7 +21,7 @@ CASES = {
 
 
 def cpu_s(arguments: list[str]) -> float:
-    """Return the CPU time of a new interpreter that runs a program."""
+    """Return the CPU seconds of a new interpreter that runs a program."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", *arguments], check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

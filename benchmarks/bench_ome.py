@@ -1,10 +1,10 @@
-"""OME-Zarr with shards and pyramids on two workers, and slices as PNG, against what others write them with.
+"""OME-Zarr with shards and pyramids, and slices as PNG, on two workers, compared with other programs.
 
     python benchmarks/bench_ome.py --peers benchmarks/results/peers
 
-Every peer gets an environment of its own in that folder, made here where it is missing. Peers and workers stay alive
-between runs, so that imports are not counted; each run writes a fresh folder. CPU time is that of the processes that
-work: it says more than seconds do on a machine that others use too.
+Every peer has its own environment in that folder, which is created if it does not exist. Peers and workers stay alive
+between runs, so that imports are not timed; each run writes to a new folder. CPU time is that of the working processes;
+it is more reliable than wall time on a busy machine.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ IMAGE: XYZ = (1024, 1024, 256)
 LABELS: XYZ = (512, 512, 256)
 PLANES: XYZ = (1024, 1024, 128)
 LARGE = 32_768
-# What shards="auto" makes of a large volume: 32 MiB, wide where the next level halves.
+# The shards of a large volume with shards="auto": 32 MiB, wide along the axes that the next level halves.
 SHARDS = {"image": (512, 512, 128), "labels": (256, 256, 64)}
 CHUNK = {"image": 128, "labels": 64}
 PEERS = {
@@ -52,22 +52,22 @@ PEERS = {
     "igneous": ["igneous-pipeline>=4.37,<5", "numpy>=2.1,<3"],
 }
 
-# As it was before dask wrote into it: with its MALLOC_TRIM_THRESHOLD_, which our workers set aside, tensorstore takes
-# twice the CPU time, and with its OMP_NUM_THREADS others would have one thread.
+# The environment before dask changes it: with its MALLOC_TRIM_THRESHOLD_, which our workers override, tensorstore takes
+# twice the CPU time, and with its OMP_NUM_THREADS peers would have one thread.
 ENVIRONMENT = dict(os.environ)
 
 Times = tuple[float, float]
 
 
 class Peer:
-    """A process of another environment that does one job after another."""
+    """A process of another environment that runs jobs one after another."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
-        place = folder / f"peer-{name}"
-        python = place / "bin" / "python"
+        environment = folder / f"peer-{name}"
+        python = environment / "bin" / "python"
         if not python.exists():
-            subprocess.run([sys.executable, "-m", "venv", place], check=True)
+            subprocess.run([sys.executable, "-m", "venv", environment], check=True)
             subprocess.run([python, "-m", "pip", "install", "-q", *PEERS[name]], check=True)
         self._log = (folder / f"{name}.log").open("w")
         self._process = subprocess.Popen(
@@ -84,7 +84,7 @@ class Peer:
         self._log.close()
 
     def __call__(self, out: Path, **options: Any) -> Times:
-        """Do a job; seconds, and CPU seconds of the process (without those that it starts)."""
+        """Run a job; return its seconds, and the CPU seconds of the process without its children."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         job = {"name": self.name, "options": options | {"out": str(out.resolve())}}
@@ -98,7 +98,7 @@ class Peer:
 
 
 class Workers:
-    """Two processes of one thread, that have loaded what they need."""
+    """Two worker processes of one thread each, which have imported the package."""
 
     def __init__(self) -> None:
         self.cluster = LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0")
@@ -114,7 +114,7 @@ class Workers:
         self.cluster.close()
 
     def __call__(self, write: Callable[..., Any], data: Any, out: Path, **options: Any) -> Times:
-        """Export; seconds, and CPU seconds of the workers."""
+        """Run an export; return its seconds, and the CPU seconds of the workers."""
         before = self._cpu()
         started = time.perf_counter()
         report = write(data, out, cluster=self.client, progress=False, **options)
@@ -128,25 +128,25 @@ class Workers:
 
 
 def in_turn(repeats: int, check: Callable[[dict[str, Path]], None], **runs: Callable[[Path], Times]) -> dict[str, Any]:
-    """Seconds and CPU seconds of runs that take turns; the first turn is not counted, and its outputs are checked."""
-    found: dict[str, list[Times]] = {name: [] for name in runs}
+    """Return seconds and CPU seconds of runs that take turns; check the outputs of an untimed first turn."""
+    times_of: dict[str, list[Times]] = {name: [] for name in runs}
     for turn in range(repeats + 1):
         folder = Path(tempfile.mkdtemp(dir=OPTIONS.data))
         try:
             for name, run in runs.items():
                 times = run(folder / name)
                 if turn:
-                    found[name].append(times)
+                    times_of[name].append(times)
             if not turn:
                 check({name: folder / name for name in runs})
         finally:
             shutil.rmtree(folder)
-    return found
+    return times_of
 
 
-def compare(found: dict[str, list[Times]], peer: str, what: str, goal: float = 1.0, known: bool = True) -> None:
-    """One line: how many times faster ours is than a peer."""
-    ours, theirs = found["ours"], found[peer]
+def compare(times_of: dict[str, list[Times]], peer: str, what: str, goal: float = 1.0, known: bool = True) -> None:
+    """Print a row: how many times faster ours is than a peer."""
+    ours, theirs = times_of["ours"], times_of[peer]
     times = ratio([t for t, _ in theirs], [t for t, _ in ours])
     seconds = [statistics.median(t for t, _ in runs) for runs in (ours, theirs)]
     cpu = [statistics.median(t for _, t in runs) for runs in (ours, theirs)]
@@ -157,7 +157,7 @@ def compare(found: dict[str, list[Times]], peer: str, what: str, goal: float = 1
 
 
 def cutout(kind: str, path: str, size: XYZ) -> Any:
-    """Give what is exported."""
+    """Return the lazy array to export."""
     bounds = [OFFSET, tuple(a + b for a, b in zip(OFFSET, size, strict=True))]
     if kind == "labels":
         return ImageryClient(segmentation_source=path).segmentation_cutout(bounds)
@@ -165,15 +165,15 @@ def cutout(kind: str, path: str, size: XYZ) -> Any:
 
 
 def files_of(path: str) -> Path:
-    """Folder of a precomputed volume."""
+    """Return the folder of a precomputed volume."""
     return Path(path.removeprefix("precomputed://file://"))
 
 
-# --------------------------------------------------------------------------- what is compared
+# --------------------------------------------------------------------------- comparisons
 
 
 def copies(workers: Workers, kind: str, path: str, size: XYZ) -> None:
-    """Sharded level 0, against tensorstore."""
+    """Compare sharded level 0 with tensorstore."""
     shard, chunk = SHARDS[kind], CHUNK[kind]
     data = cutout(kind, path, size)
 
@@ -181,17 +181,17 @@ def copies(workers: Workers, kind: str, path: str, size: XYZ) -> None:
         same("level 0 equals tensorstore's", array(outs["ours"], "0"), array(outs["tensorstore"], "0"))
 
     with Peer("tensorstore", OPTIONS.peers) as peer:
-        found = in_turn(
+        times_of = in_turn(
             OPTIONS.repeats,
             check,
             ours=lambda out: workers(to_zarr, data, out, shards=shard),
             tensorstore=lambda out: peer(out, source=str(files_of(path)), chunk=chunk, shard=shard[::-1]),
         )
-    compare(found, "tensorstore", "tensorstore, two threads")
+    compare(times_of, "tensorstore", "tensorstore, two threads")
 
 
 def pyramids(workers: Workers, kind: str, path: str, size: XYZ) -> None:
-    """Three levels, against ngff-zarr (OME-Zarr, sharded) and igneous (precomputed, levels 1 and 2, and all three)."""
+    """Compare three levels with ngff-zarr (sharded OME-Zarr) and igneous (precomputed: mips 1 and 2, and all)."""
     shard, chunk, folder = SHARDS[kind], CHUNK[kind], files_of(path)
     data = cutout(kind, path, size)
     plain = folder.with_suffix(".npy")
@@ -207,13 +207,13 @@ def pyramids(workers: Workers, kind: str, path: str, size: XYZ) -> None:
             )  # fmt: skip
 
     with Peer("ngff", OPTIONS.peers) as peer:
-        found = in_turn(
+        times_of = in_turn(
             OPTIONS.repeats,
             check_zarr,
             ours=lambda out: workers(to_zarr, data, out, shards=shard, levels=3),
             ngff=lambda out: peer(out, shard=shard[::-1], labels=kind == "labels", **options),
         )
-    compare(found, "ngff", "ngff-zarr, from a mapped .npy, two threads")
+    compare(times_of, "ngff", "ngff-zarr, from a mapped .npy, two threads")
 
     def check_precomputed(outs: dict[str, Path]) -> None:
         volumes = {n: [CloudVolume(f"file://{o}", mip=m, progress=False) for m in range(3)] for n, o in outs.items()}
@@ -224,19 +224,19 @@ def pyramids(workers: Workers, kind: str, path: str, size: XYZ) -> None:
                 same(f"mip {level} equals igneous's", ours, volumes["mips"][level][:], needed=False)
 
     with Peer("igneous", OPTIONS.peers) as peer:
-        found = in_turn(
+        times_of = in_turn(
             OPTIONS.repeats,
             check_precomputed,
             ours=lambda out: workers(to_precomputed, data, out, chunks=(64, 64, 64), levels=3),
             transfer=lambda out: peer(out, copy=True, **(options | {"chunk": 64})),
             mips=lambda out: peer(out, copy=False, **options),
         )
-    compare(found, "transfer", "igneous, transfer with 2 mips, two processes", known=False)
-    compare(found, "mips", "igneous, 2 mips alone: it writes a third of the bytes", known=False)
+    compare(times_of, "transfer", "igneous, transfer with 2 mips, two processes", known=False)
+    compare(times_of, "mips", "igneous, 2 mips alone: it writes a third of the bytes", known=False)
 
 
 def slices(workers: Workers, path: str) -> None:
-    """PNG files of each slice, against the release."""
+    """Compare PNG files of slices with imageryclient."""
     data = cutout("image", path, PLANES)
     bounds = [OFFSET, tuple(a + b for a, b in zip(OFFSET, PLANES, strict=True))]
     released = ReleasedClient(image_source=path, segmentation=False)
@@ -262,13 +262,13 @@ def slices(workers: Workers, path: str) -> None:
         show("MB of files, and of the release's (RGB)", f"{sizes[0]:.0f}, {sizes[1]:.0f}", "", True)
 
     reads: list[float] = []
-    found = in_turn(OPTIONS.repeats, check, ours=ours, released=theirs)
-    compare(found, "released", f"imageryclient.save_imagery of {PLANES[2]} slices", goal=3.0)
+    times_of = in_turn(OPTIONS.repeats, check, ours=ours, released=theirs)
+    compare(times_of, "released", f"imageryclient.save_imagery of {PLANES[2]} slices", goal=3.0)
     show("reads of a storage chunk", f"{max(reads):.2f}", "1", max(reads) == 1)
 
 
 def memory(workers: Workers, what: str, run: Callable[[Path], object]) -> None:
-    """Largest memory of a worker over that of an idle one, in blocks."""
+    """Print a row: the largest memory of a worker above that of an idle one, in blocks."""
     folder = Path(tempfile.mkdtemp(dir=OPTIONS.data))
     try:
         with PeakMemory(workers.cluster) as meter:
@@ -280,7 +280,7 @@ def memory(workers: Workers, what: str, run: Callable[[Path], object]) -> None:
 
 
 def large_planes() -> da.Array:
-    """Planes of 32,768 x 32,768 that cost nothing to read: one tile, again and again."""
+    """Return a lazy plane of 32,768 x 32,768 that is cheap to read: one tile, repeated."""
     tile = np.random.default_rng(0).integers(0, 256, (2048, 2048, 1), dtype=np.uint8)
     blocks = (LARGE // 2048, LARGE // 2048, 1)
     return da.map_blocks(lambda: tile, chunks=tuple((s,) * n for s, n in zip(tile.shape, blocks, strict=True)),
@@ -291,12 +291,12 @@ def large_planes() -> da.Array:
 
 
 def array(out: Path, path: str) -> Any:
-    """Read an array that a run has written."""
+    """Read an array that a run wrote."""
     return np.asarray(zarr.open_array(str(out), path=path, mode="r")[:])
 
 
 def same(what: str, ours: Any, theirs: Any, needed: bool = True) -> None:
-    """One line: whether two arrays are equal, and how far apart they are where not."""
+    """Print a row: whether two arrays are equal, and how much they differ."""
     fits = ours.shape == theirs.shape
     equal = fits and bool((ours == theirs).all())
     apart = "" if fits else f", {theirs.shape}"
@@ -310,17 +310,17 @@ def same(what: str, ours: Any, theirs: Any, needed: bool = True) -> None:
 
 
 def arguments(known: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options."""
+    """Parse the options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("benchmarks/results/data"), help="folder for test volumes")
     parser.add_argument("--peers", type=Path, default=Path("benchmarks/results/peers"), help="folder for environments")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each, in turn with its peers")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each peer, which take turns")
     parser.add_argument("--only", choices=("copies", "pyramids", "slices", "memory"), help="one part")
     return parser.parse_args(known)
 
 
 def main() -> None:
-    """All tables."""
+    """Print all tables."""
     sources = {
         "raw": ("image", em_volume(OPTIONS.data, "raw", IMAGE, compress=False), IMAGE),
         "jpeg": ("image", em_volume(OPTIONS.data, "jpeg", IMAGE, compress=False), IMAGE),
@@ -353,6 +353,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     OPTIONS = arguments()
-    for place in (OPTIONS.data, OPTIONS.peers):
-        place.mkdir(parents=True, exist_ok=True)
+    for folder in (OPTIONS.data, OPTIONS.peers):
+        folder.mkdir(parents=True, exist_ok=True)
     main()

@@ -1,4 +1,4 @@
-"""Seconds of pages of overlays: thousands of objects without a mask for each, and composite_overlay beside the release.
+"""Seconds of overlays with thousands of objects, and of composite_overlay compared with imageryclient.
 
 python benchmarks/bench_overlays.py
 """
@@ -26,18 +26,18 @@ STYLES = {
 
 
 def cells(size: int, count: int, gap: float = 0) -> NDArray[np.uint64]:
-    """Page of ids: cells around random points, a fifth of them of sprawling objects; with a gap, 0 in between."""
+    """Return a page of ids: cells around random points, a fifth of them of large objects, with gaps of 0."""
     rng = np.random.default_rng(count)
     ids = FIRST_ID + rng.permutation(count).astype(np.uint64)
     ids[: count // 5] = ids[rng.integers(0, max(1, count // 50), count // 5)]
-    places = np.stack(np.mgrid[: size // 4, : size // 4], axis=-1).reshape(-1, 2) * 4 + 2
-    distance, nearest = cKDTree(rng.random((count, 2)) * size).query(places, k=2)
+    points = np.stack(np.mgrid[: size // 4, : size // 4], axis=-1).reshape(-1, 2) * 4 + 2
+    distance, nearest = cKDTree(rng.random((count, 2)) * size).query(points, k=2)
     page = np.where(distance[:, 1] - distance[:, 0] < gap, np.uint64(0), ids[nearest[:, 0]])
     return page.reshape(size // 4, size // 4).repeat(4, axis=0).repeat(4, axis=1)
 
 
 def grey(size: int) -> NDArray[np.uint8]:
-    """Imagery."""
+    """Return a page of imagery."""
     return np.random.default_rng(1).integers(0, 256, (size, size), dtype=np.uint8)
 
 

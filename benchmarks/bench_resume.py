@@ -1,4 +1,4 @@
-"""What it costs to export a million blocks that finish: planning, running, receipts, going on.
+"""Costs of an export of a million blocks: planning, running, receipts, resuming.
 
 python benchmarks/bench_resume.py [--blocks N] [--only plan,run,receipts,resume]
 """
@@ -42,7 +42,7 @@ MIB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class NoBlock:
-    """A block that is nothing to do."""
+    """A block without work."""
 
     name: str
     volume: str = "nothing"
@@ -52,7 +52,7 @@ class NoBlock:
         return Written(1, 1, b"0123456789abcdef")
 
     def stored(self) -> bytes:
-        """Give a hash."""
+        """Return a hash."""
         return b"0123456789abcdef"
 
     expected = stored
@@ -60,7 +60,7 @@ class NoBlock:
 
 @dataclass(frozen=True, slots=True)
 class NoBlocks(Sequence[NoBlock]):
-    """Blocks that are nothing to do."""
+    """Sequence of blocks without work."""
 
     count: int
 
@@ -72,7 +72,7 @@ class NoBlocks(Sequence[NoBlock]):
 
 
 def volume_of_blocks(folder: Path, blocks: int) -> str:
-    """Write the info of a volume, without data, that an export by chunks of 64 voxels cuts into so many blocks."""
+    """Write the info of a volume without data, which an export with chunks of 64 divides into `blocks` blocks."""
     side = round(blocks ** (1 / 3))
     info = {
         "type": "image", "data_type": "uint8", "num_channels": 1,
@@ -87,14 +87,14 @@ def volume_of_blocks(folder: Path, blocks: int) -> str:
 
 
 def export_of(folder: Path, blocks: int) -> ZarrExport:
-    """Make an export of blocks of one chunk."""
+    """Return an export whose blocks are single chunks."""
     source = str(folder / "volume") if (folder / "volume").exists() else volume_of_blocks(folder / "volume", blocks)
     volume = ImageryClient(image_source=source.removeprefix("precomputed://file://")).image_volume()
     return ZarrExport(volume, folder / "out.zarr", ZarrOptions(chunks=(64, 64, 64), shards=None))
 
 
 def plan(blocks: int) -> None:
-    """Time and memory of a plan, in a process of its own."""
+    """Measure time and memory of a plan."""
     with tempfile.TemporaryDirectory() as name:
         export = export_of(Path(name), blocks)
         before = psutil.Process().memory_info().rss
@@ -110,7 +110,7 @@ def plan(blocks: int) -> None:
 
 
 def run(blocks: int) -> None:
-    """Driver and scheduler time of blocks that are nothing to do, on two workers, and memory as it goes."""
+    """Measure driver and scheduler time and memory of a run of blocks without work, on two workers."""
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as cluster,
         Client(cluster) as client,
@@ -148,7 +148,7 @@ COSTS = {
 
 
 def receipts(repeats: int, folder: Path) -> None:
-    """Which share of the time of an export's blocks goes into receipts, hashes and waiting for the disk."""
+    """Measure the share of receipts, hashes and waiting for the disk in the time of an export's blocks."""
     image, labels = em_volume(folder, "raw"), label_volume(folder)
     for kind, client, options in (
         ("image, shards", ImageryClient(image_source=image), {"shards": (256, 256, 256)}),
@@ -157,7 +157,7 @@ def receipts(repeats: int, folder: Path) -> None:
         ("labels, chunks", ImageryClient(segmentation_source=labels), {"shards": None}),
     ):
         data = client.image_volume() if client.image_source else client.segmentation_volume()
-        shares = sorted((_shares(data, options) for _ in range(repeats)), key=lambda each: sum(each.values()))
+        shares = sorted((_shares(data, options) for _ in range(repeats)), key=lambda by_cost: sum(by_cost.values()))
         shown = ", ".join(f"{name} {share:.2%}" for name, share in shares[repeats // 2].items())
         print(
             f"\nreceipts, {kind}: {shown}; all {sum(shares[repeats // 2].values()):.2%} of the blocks' time "
@@ -167,7 +167,7 @@ def receipts(repeats: int, folder: Path) -> None:
 
 
 def _shares(data: Any, options: dict[str, Any]) -> dict[str, float]:
-    """Seconds in each of these functions, over those of all blocks."""
+    """Return the seconds in these functions over the seconds of all blocks."""
     spent: dict[str, float] = dict.fromkeys((*COSTS, "all"), 0.0)
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
         for name, functions in {**COSTS, "all": ("imagery_dask.run.block.run_block",)}.items():
@@ -179,16 +179,16 @@ def _shares(data: Any, options: dict[str, Any]) -> dict[str, float]:
 
 @contextmanager
 def _timed(function: str, name: str, spent: dict[str, float]) -> Iterator[None]:
-    """Add up the time that threads of this process are in a function."""
-    place, _, attribute = function.rpartition(".")
-    owner = pydoc.locate(place)
-    kept = getattr(owner, attribute)
+    """Add up the time that threads of this process spend in a function."""
+    owner_name, _, attribute = function.rpartition(".")
+    owner = pydoc.locate(owner_name)
+    original = getattr(owner, attribute)
 
-    @functools.wraps(kept)
+    @functools.wraps(original)
     def timed(*args: Any, **kwargs: Any) -> Any:
         started = time.perf_counter()
         try:
-            return kept(*args, **kwargs)
+            return original(*args, **kwargs)
         finally:
             spent[name] += time.perf_counter() - started
 
@@ -196,11 +196,11 @@ def _timed(function: str, name: str, spent: dict[str, float]) -> Iterator[None]:
     try:
         yield
     finally:
-        setattr(owner, attribute, kept)
+        setattr(owner, attribute, original)
 
 
 def resume(blocks: int) -> None:
-    """Time going on with an export of which nothing is left to do: the command, from its start to its end."""
+    """Measure resuming an export of which no block is left, and `imagery-dask status` of it."""
     with tempfile.TemporaryDirectory() as name:
         export = export_of(Path(name), blocks)
         with open_run(export, overwrite=False) as new:
@@ -211,7 +211,7 @@ def resume(blocks: int) -> None:
             for number in range(run.plan.blocks):
                 run_block(NoBlock("read+write image, x"), number, 1, run.records)
             blocks = run.plan.blocks
-        execute(export_of(Path(name), blocks), RunOptions(progress=False))  # says that it is complete
+        execute(export_of(Path(name), blocks), RunOptions(progress=False))  # sets its state to complete
         started = time.perf_counter()
         report = execute(export_of(Path(name), blocks), RunOptions(progress=False))
         seconds = time.perf_counter() - started
@@ -221,22 +221,24 @@ def resume(blocks: int) -> None:
         started = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         print(
-            f"\nresume: nothing left to do of {blocks:,} blocks: {seconds:.2f} s; "
+            f"\nresume: {blocks:,} blocks, all written: {seconds:.2f} s; "
             f"status, with Python's start: {time.perf_counter() - started:.2f} s"
         )
 
 
 class _NoClient:
-    """A cluster without workers, for an export that computes nothing."""
+    """A client without workers, for an export that computes nothing."""
 
     def run(self, *_: Any) -> dict[str, Any]:
-        """Ask nobody."""
+        """Return the results of no workers."""
         return {}
 
 
 if __name__ == "__main__":
     options = arguments(
-        __doc__, blocks=(int, BLOCKS, "blocks of the plans and runs"), only=(str, "plan,run,receipts,resume", "which")
+        __doc__,
+        blocks=(int, BLOCKS, "blocks of the plans and runs"),
+        only=(str, "plan,run,receipts,resume", "benchmarks to run"),
     )
     chosen = options.only.split(",")
     if "plan" in chosen:

@@ -1,10 +1,10 @@
-"""Root ids of a dynamic segmentation, against the released imageryclient, from a local CAVE server of 20 ms a call.
+"""Root ids of a dynamic segmentation, compared with imageryclient, from a local CAVE server with 20 ms per call.
 
     python benchmarks/bench_roots.py
 
-The region has 2**20 supervoxels in 64 graph chunks, which are also the blocks of its cutouts. The server is a process
-of its own, so that its interpreter lock is not that of the clients; it shares the machine's cores with them. Every run
-asks about another second, which no process has looked up before, unless it is said to be a second pass.
+The region has 2**20 supervoxels in 64 graph chunks, which are also the blocks of its cutouts. The server is another
+process, so that it does not share the interpreter lock of the clients, but it shares the cores of the machine. Every
+run uses a new timestamp, which no process has looked up before, except in a second pass.
 """
 
 from __future__ import annotations
@@ -63,37 +63,37 @@ _seconds = itertools.count(CREATED + 86_400)
 
 
 def fresh_moment(count: int = 1) -> int:
-    """First of so many seconds that nobody has asked about."""
+    """Return the first of `count` consecutive timestamps that no run has used."""
     return [next(_seconds) for _ in range(count)][0]
 
 
-# --------------------------------------------------------------------------- the place and its server
+# --------------------------------------------------------------------------- the region and its server
 
 
 def layout() -> GraphLayout:
-    """Chunks of the graph."""
+    """Return the layout of the graph's chunks."""
     return GraphLayout.for_volume(SHAPE, CHUNK, OFFSET)
 
 
 def supervoxels() -> tuple[Ids, Ids]:
-    """Supervoxel and object of each 8 x 4 x 4 voxels, both (128, 128, 64).
+    """Return the supervoxel and the object of each 8 x 4 x 4 voxels, both of shape (128, 128, 64).
 
     Objects are neurites that cross the region along z and drift through several chunks on their way.
     """
     size = np.array(SHAPE) // SUPERVOXEL
-    place = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), axis=-1)
-    chunk, inside = np.divmod(place, np.array(CHUNK) // SUPERVOXEL)
+    index = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), axis=-1)
+    chunk, inside = np.divmod(index, np.array(CHUNK) // SUPERVOXEL)
     inside_size = np.array(CHUNK) // SUPERVOXEL
     number = np.ravel_multi_index(tuple(np.moveaxis(inside, -1, 0)), tuple(inside_size))
-    x, y, z = np.moveaxis(place, -1, 0)
+    x, y, z = np.moveaxis(index, -1, 0)
     across, down = size[0] // NEURITE[0], size[1] // NEURITE[1]
     objects = 1 + (x // NEURITE[0] + z // 2) % across * down + (y // NEURITE[1] + z // 4) % down
-    # Segments as scattered as in the local server's other graphs.
+    # Segment numbers with gaps, as in the other graphs of the local server.
     return layout().encode(1, chunk, 1 + 3 * number), objects.astype(np.uint64)
 
 
 def watershed(folder: Path) -> str:
-    """Path of the supervoxels on disk, written once."""
+    """Return the path of the supervoxels on disk; write them if they do not exist."""
     path = folder / f"watershed-{'x'.join(map(str, SHAPE))}"
     if not (path / "info").exists():
         ids, _ = supervoxels()
@@ -129,7 +129,7 @@ def _world(folder: Path) -> World:
 
 
 def _serve(pipe: Connection, folder: Path) -> None:
-    """Serve until told to stop; answer how often which endpoint was called since the last question."""
+    """Serve until told to stop; send the calls by endpoint since the last question."""
     world = _world(folder)
     with CaveServer(world, tokens=(TOKEN,), latency_s=LATENCY_S) as server:
         pipe.send((server.url, server.table, server.segmentation_source))
@@ -139,8 +139,8 @@ def _serve(pipe: Connection, folder: Path) -> None:
 
 
 @dataclass(frozen=True)
-class BucketUrl:
-    """The region and its server, as its clients see them."""
+class ServedRegion:
+    """The region and its server."""
 
     url: str
     table: str
@@ -148,46 +148,46 @@ class BucketUrl:
     pipe: Connection
 
     def calls(self) -> tuple[Counter[str], int]:
-        """Tell the calls by endpoint, and the ids in those to ``roots_binary``, since the last time this was asked."""
+        """Return the calls by endpoint, and the ids sent to ``roots_binary``, since the last question."""
         self.pipe.send("calls")
         counted: tuple[Counter[str], int] = self.pipe.recv()
         return counted
 
     def ours(self) -> ImageryClient:
-        """Client of this package."""
+        """Return a client of this package."""
         return ImageryClient(segmentation_source=self.source, imagery=False, auth_token=TOKEN)
 
     def released(self) -> ReleasedClient:
-        """Client of the released imageryclient, pinned: it would ask about now otherwise, which costs the same."""
+        """Return a client of the released imageryclient with a fixed timestamp."""
         return ReleasedClient(
             segmentation_source=self.source, imagery=False, auth_token=TOKEN, resolution="segmentation",
             timestamp=datetime.fromtimestamp(CREATED + 86_400, UTC),
         )  # fmt: skip
 
     def query(self, moment: int) -> RootQuery:
-        """Question about a moment."""
+        """Return a query at a timestamp."""
         graph = open_volume(self.source).layer.graph
         assert graph is not None
         return RootQuery(graph, moment)
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[BucketUrl]:
+def served(folder: Path) -> Iterator[ServedRegion]:
     """Serve the region from another process."""
     spawn = multiprocessing.get_context("spawn")
-    here, there = spawn.Pipe()
-    process = spawn.Process(target=_serve, args=(there, folder), daemon=True)
+    pipe, server_pipe = spawn.Pipe()
+    process = spawn.Process(target=_serve, args=(server_pipe, folder), daemon=True)
     process.start()
     try:
-        yield BucketUrl(*here.recv(), here)
+        yield ServedRegion(*pipe.recv(), pipe)
     finally:
-        here.send("stop")
+        pipe.send("stop")
         process.join()
 
 
 @contextmanager
 def two_workers(threads: int) -> Iterator[Client]:
-    """Two worker processes, which find the token in their environment."""
+    """Start two worker processes, which have the token in their environment."""
     with (
         LocalCluster(n_workers=2, threads_per_worker=threads, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster, set_as_default=False) as client,
@@ -196,18 +196,18 @@ def two_workers(threads: int) -> Iterator[Client]:
 
 
 def blocks() -> list[NDArray[np.int64]]:
-    """Bounds of each block."""
+    """Return the bounds of each block."""
     starts = itertools.product(*(range(0, n, size) for n, size in zip(SHAPE, CHUNK, strict=True)))
     return [np.array([np.add(OFFSET, start), np.add(np.add(OFFSET, start), CHUNK)]) for start in starts]
 
 
-# --------------------------------------------------------------------------- 1. everything
+# --------------------------------------------------------------------------- 1. all objects
 
 
-def bench_all(place: BucketUrl, workers: dict[int, Client], repeats: int) -> None:
-    """Measure the whole region, every object, against the released client."""
+def bench_all(region: ServedRegion, workers: dict[int, Client], repeats: int) -> None:
+    """Compare a cutout of all objects of the region with the released client."""
     header(f"{SUPERVOXELS:,} supervoxels in {BLOCKS} blocks, root_ids='all', {1000 * LATENCY_S:.0f} ms a call")
-    ours, released = place.ours(), place.released()
+    ours, released = region.ours(), region.released()
 
     def array() -> Any:
         return ours.segmentation_cutout(BOUNDS, timestamp=fresh_moment())
@@ -229,9 +229,9 @@ def bench_all(place: BucketUrl, workers: dict[int, Client], repeats: int) -> Non
     }
     assert array().npartitions == BLOCKS
     assert (runs["whole_8"]() == released_whole()).all()
-    place.calls()
+    region.calls()
     runs["workers_4"]()
-    calls, sent = place.calls()
+    calls, sent = region.calls()
     show("supervoxels sent / distinct ones", f"{sent / SUPERVOXELS:.3f}", "<= 1.02", sent <= 1.02 * SUPERVOXELS)
     show("calls to the server", str(calls["roots_binary"]), f"{BLOCKS}", calls["roots_binary"] == BLOCKS)
     seconds = in_turn(repeats, **runs)
@@ -254,7 +254,7 @@ def bench_all(place: BucketUrl, workers: dict[int, Client], repeats: int) -> Non
 
 
 def irregular_block(count: int) -> Ids:
-    """Block in Fortran order of so many irregular supervoxels: the voxels nearest to each of random points."""
+    """Return a block (Fortran order) of `count` irregular supervoxels: the Voronoi cells of random points."""
     points = np.random.default_rng(count).random((count, 3)) * CHUNK
     voxels = np.stack(np.meshgrid(*map(np.arange, CHUNK), indexing="ij"), axis=-1)
     _, nearest = cKDTree(points).query(voxels.reshape(-1, 3, order="F"), workers=2)
@@ -263,8 +263,8 @@ def irregular_block(count: int) -> Ids:
 
 
 def bench_remapping(repeats: int) -> None:
-    """Measure what is done to a block's voxels, without any server."""
-    header("Remapping a block of 16 MiB (distinct ids, then their roots in their places), one core")
+    """Measure the remapping of a block's voxels, without a server."""
+    header("Remapping a block of 16 MiB (find distinct ids, replace them by roots), one core")
     for count in (200, 20_000):
         block = irregular_block(count)
         values = layout().encode(layout().n_layers, (0, 0, 0), 1 + np.arange(count) // 8)
@@ -273,10 +273,10 @@ def bench_remapping(repeats: int) -> None:
             voxels = block.copy(order="K")
             started = time.perf_counter()
             ids = kernels.unique_ids(voxels)
-            found = time.perf_counter()
+            remapping = time.perf_counter()
             kernels.remap(voxels, ids, values)
-            remapped.append(time.perf_counter() - found)
-            unique.append(found - started)
+            remapped.append(time.perf_counter() - remapping)
+            unique.append(remapping - started)
         both = statistics.median(a + b for a, b in zip(unique, remapped, strict=True))
         parts = (
             f"distinct ids {1e3 * statistics.median(unique):.0f} ms, roots {1e3 * statistics.median(remapped):.0f} ms"
@@ -285,48 +285,48 @@ def bench_remapping(repeats: int) -> None:
         show(f"{count:,} ids", f"{speed:.0f} MB/s ({parts})", ">= 300", speed >= 300)
 
 
-# --------------------------------------------------------------------------- 3. a list
+# --------------------------------------------------------------------------- 3. a list of roots
 
 
-def bench_list(place: BucketUrl) -> None:
-    """Count the calls for a list of roots."""
+def bench_list(region: ServedRegion) -> None:
+    """Count the calls of a cutout with a list of roots."""
     header(f"A list of {LISTED:,} roots over {BLOCKS} blocks")
-    client, moment = place.ours(), fresh_moment()
+    client, moment = region.ours(), fresh_moment()
     listed = layout().encode(layout().n_layers, (0, 0, 0), np.arange(1, 4 * LISTED, 4)).tolist()
-    place.calls()
+    region.calls()
     started = time.perf_counter()
     array = client.segmentation_cutout(BOUNDS, root_ids=listed, timestamp=moment)
     largest = array.max().compute(scheduler="threads")
     took = time.perf_counter() - started
-    calls, _ = place.calls()
+    calls, _ = region.calls()
     assert largest == max(listed)
     assert array.npartitions == BLOCKS
-    many = calls.total()
+    total = calls.total()
     named = ", ".join(f"{n} {name}" for name, n in sorted(calls.items()))
-    show("calls", f"{many} ({named})", f"<= {BLOCKS + 10}", many <= BLOCKS + 10)
+    show("calls", f"{total} ({named})", f"<= {BLOCKS + 10}", total <= BLOCKS + 10)
     show("seconds", f"{took:.2f}", "", True)
     started = time.perf_counter()
     array.max().compute(scheduler="threads")
     took = time.perf_counter() - started
-    again = place.calls()[0].total()
+    again = region.calls()[0].total()
     show("calls of a second pass", str(again), "0", again == 0)
     show("seconds of a second pass", f"{took:.2f}", "", True)
     client.segmentation_cutout(BOUNDS, timestamp=moment).max().compute(scheduler="threads")
-    other = place.calls()[0]["roots_binary"]
-    show("lookups of another cutout of the region and moment, of all objects", str(other), "0", other == 0)
+    other = region.calls()[0]["roots_binary"]
+    show("lookups of a later cutout of all objects, same region and timestamp", str(other), "0", other == 0)
 
 
 # --------------------------------------------------------------------------- 4. masks
 
 
-def bench_masks(place: BucketUrl, folder: Path, repeats: int) -> None:
-    """Measure a thousand masks, against the released client."""
+def bench_masks(region: ServedRegion, folder: Path, repeats: int) -> None:
+    """Compare a thousand masks with the released client."""
     header("Masks of 1,024 objects in 512 x 256 x 2 voxels")
-    ours, released = place.ours(), place.released()
-    place.calls()
-    found = ours.split_segmentation_cutout(BOUNDS, timestamp=fresh_moment())
-    count = len(found)
-    calls = place.calls()[0].total()
+    ours, released = region.ours(), region.released()
+    region.calls()
+    masks = ours.split_segmentation_cutout(BOUNDS, timestamp=fresh_moment())
+    count = len(masks)
+    calls = region.calls()[0].total()
     show(f"calls to find {count:,} masks in {BLOCKS} blocks", str(calls), f"<= {BLOCKS}", calls <= BLOCKS)
 
     def our_sizes() -> dict[int, int]:
@@ -338,16 +338,16 @@ def bench_masks(place: BucketUrl, folder: Path, repeats: int) -> None:
     def their_sizes() -> dict[int, int]:
         return {int(root): int(mask.sum()) for root, mask in released.split_segmentation_cutout(MASKED).items()}
 
-    few = list(found)[: 2**4]
+    few = list(masks)[: 2**4]
     some = ours.split_segmentation_cutout(MASKED, root_ids=few, timestamp=fresh_moment())
     for name, run in (
         (f"dask.compute of {len(few)} masks", lambda: dask.compute([some[root] for root in few])),
         ("compute() of all masks", our_masks),
     ):
-        place.calls()
+        region.calls()
         with dask.config.set(scheduler="synchronous"), collect_counts() as counts:
             run()
-        read, calls = counts.chunks, place.calls()[0]["roots_binary"]
+        read, calls = counts.chunks, region.calls()[0]["roots_binary"]
         once = f"{MASKED_BLOCKS} and {MASKED_BLOCKS}"
         show(f"chunks read and calls by {name}", f"{read} and {calls}", once, f"{read} and {calls}" == once)
 
@@ -361,9 +361,9 @@ def bench_masks(place: BucketUrl, folder: Path, repeats: int) -> None:
 
         assert our_sizes() == their_sizes() == {root: int(mask.sum()) for root, mask in our_masks().items()}
         assert len(our_sizes()) == 1024
-        place.calls()
+        region.calls()
         our_files()
-        calls = place.calls()[0].total()
+        calls = region.calls()[0].total()
         show(f"calls to save them, {MASKED_BLOCKS} blocks", str(calls), f"<= {MASKED_BLOCKS}", calls <= MASKED_BLOCKS)
         seconds = in_turn(
             repeats,
@@ -385,14 +385,14 @@ def bench_masks(place: BucketUrl, folder: Path, repeats: int) -> None:
         show(name, f"{times:.1f} ({took:.2f} s, {peer_took:.2f} s)", ">= 10", times >= 10)
 
 
-# --------------------------------------------------------------------------- 5. two ways of asking
+# --------------------------------------------------------------------------- 5. two kinds of lookups
 
 
-class Asking:
-    """Plain requests to the graph, with the bytes that travel counted."""
+class GraphRequests:
+    """Plain requests to the graph server, which counts calls and bytes."""
 
-    def __init__(self, place: BucketUrl) -> None:
-        self._path = f"{place.url}/segmentation/api/v1/table/{place.table}"
+    def __init__(self, region: ServedRegion) -> None:
+        self._path = f"{region.url}/segmentation/api/v1/table/{region.table}"
         self._session = requests.Session()
         self._session.headers = {"Authorization": f"Bearer {TOKEN}", "Accept-Encoding": "identity"}
         self.calls = self.bytes = 0
@@ -421,23 +421,23 @@ class Asking:
         return int(layout().chunk_ids(ids[:1])[0]) + (1 << 56)
 
 
-def bench_asking(place: BucketUrl, repeats: int) -> None:
+def bench_requests(region: ServedRegion, repeats: int) -> None:
     """Compare the lookup of a block's supervoxels with that of its chunk's L2 ids."""
-    header("Two ways of asking for a block's roots")
-    asking = Asking(place)
+    header("Two kinds of requests for a block's roots")
+    server = GraphRequests(region)
     in_chunks = supervoxels()[0].reshape(4, 32, 4, 32, 4, 16).transpose(0, 2, 4, 1, 3, 5).reshape(BLOCKS, 32, 32, 16)
     for name, chosen in (
         ("a whole graph chunk", [np.sort(chunk.ravel()) for chunk in in_chunks]),
         ("one slice of it", [np.sort(chunk[..., 5].ravel()) for chunk in in_chunks]),
     ):
-        assert (asking.roots(chosen[9]) == asking.by_chunk(chosen[9])).all()
-        for way, ask in (("roots_binary", asking.roots), ("l2_chunk_children_binary", asking.by_chunk)):
-            asking.calls = asking.bytes = 0
+        assert (server.roots(chosen[9]) == server.by_chunk(chosen[9])).all()
+        for endpoint, ask in (("roots_binary", server.roots), ("l2_chunk_children_binary", server.by_chunk)):
+            server.calls = server.bytes = 0
             ask(chosen[0])
-            calls, size = asking.calls, asking.bytes
+            calls, size = server.calls, server.bytes
             seconds = [_timed(ask, ids) for _ in range(repeats) for ids in chosen[::4]]
             took = 1e3 * statistics.median(seconds)
-            show(f"{name}, {way}", f"{calls} calls, {size / 1e3:.0f} kB, {took:.0f} ms", "", True)
+            show(f"{name}, {endpoint}", f"{calls} calls, {size / 1e3:.0f} kB, {took:.0f} ms", "", True)
 
 
 def _timed(run: Callable[..., object], *args: Any) -> float:
@@ -446,11 +446,11 @@ def _timed(run: Callable[..., object], *args: Any) -> float:
     return time.perf_counter() - started
 
 
-# --------------------------------------------------------------------------- 6. the bound on requests
+# --------------------------------------------------------------------------- 6. the limit of requests
 
 
 def lookups(query: RootQuery, ids: Ids, count: int, bounded: bool) -> float:
-    """Milliseconds of one lookup on a worker, the median of some, with or without the cluster's semaphore."""
+    """Return the median milliseconds of a lookup on a worker, with or without the cluster's semaphore."""
     slot = roots._request_slots if bounded else lambda query: nullcontext()
     moments = [replace(query, timestamp=query.timestamp + n) for n in range(count + 1)]
     with patch.object(roots, "_request_slots", slot):
@@ -458,24 +458,24 @@ def lookups(query: RootQuery, ids: Ids, count: int, bounded: bool) -> float:
     return 1e3 * statistics.median(took[1:])  # the first opens the connections
 
 
-def places(query: RootQuery, count: int) -> float:
-    """Milliseconds that it takes a worker to get and give back one place in the semaphore."""
+def leases(query: RootQuery, count: int) -> float:
+    """Return the median milliseconds in which a worker acquires and releases the semaphore."""
 
-    def one() -> None:
+    def acquire_and_release() -> None:
         with roots._request_slots(query):
             pass
 
-    return 1e3 * statistics.median(_timed(one) for _ in range(count))
+    return 1e3 * statistics.median(_timed(acquire_and_release) for _ in range(count))
 
 
-def bench_bound(place: BucketUrl, workers: Client, repeats: int) -> None:
-    """Measure what the bound on the cluster's requests costs."""
-    header("The bound on a cluster's requests (distributed.Semaphore), two workers at once")
+def bench_bound(region: ServedRegion, workers: Client, repeats: int) -> None:
+    """Measure the cost of the limit of the cluster's requests."""
+    header("The limit of a cluster's requests (distributed.Semaphore), two workers at once")
     ids = np.sort(supervoxels()[0][:32, :32, :16].ravel())
     count, names = 20, list(workers.scheduler_info()["workers"])
 
     def on_both(run: Callable[..., float], *args: Any, most: int = 32) -> float:
-        query = replace(place.query(fresh_moment(count + 1)), max_requests=most)
+        query = replace(region.query(fresh_moment(count + 1)), max_requests=most)
         tasks = [workers.submit(run, query, *args, workers=[name], pure=False) for name in names]
         return statistics.median(workers.gather(tasks))
 
@@ -488,7 +488,7 @@ def bench_bound(place: BucketUrl, workers: Client, repeats: int) -> None:
     show(f"a lookup of {len(ids):,} ids, unbounded", f"{free:.1f} ms", "", True)
     show("bounded to 32 requests", f"{bounded:.1f} ms ({bounded - free:+.1f})", "", True)
     show("bounded to 1 request, which the workers share", f"{one:.1f} ms", "", True)
-    show("to get and give back a place without a lookup", f"{on_both(places, 50):.1f} ms", "", True)
+    show("acquire and release without a lookup", f"{on_both(leases, 50):.1f} ms", "", True)
 
 
 if __name__ == "__main__":
@@ -502,4 +502,4 @@ if __name__ == "__main__":
         bench_remapping(options.repeats)
         bench_list(region)
         bench_masks(region, options.data, options.repeats)
-        bench_asking(region, options.repeats)
+        bench_requests(region, options.repeats)

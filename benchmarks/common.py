@@ -1,4 +1,4 @@
-"""What the benchmarks share: volumes to read, and a way to time that pairs each run with its peer."""
+"""Shared by the benchmarks: volumes to read, and the timing of runs that take turns with their peers."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from imagery_dask.testing.volume import synthesize
 OFFSET = (4096, 2048, 512)
 
 
-def arguments(description: str | None, **more: tuple[type, object, str]) -> argparse.Namespace:
-    """Options that every benchmark has, and more of a type, with a default and a help text."""
+def arguments(description: str | None, **further: tuple[type, object, str]) -> argparse.Namespace:
+    """Parse the options of all benchmarks, and further ones given as (type, default, help)."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("benchmarks/results/data"), help="folder for test volumes")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each, in turn with its peers")
-    for name, (kind, default, text) in more.items():
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs of each peer, which take turns")
+    for name, (kind, default, text) in further.items():
         parser.add_argument(f"--{name}", type=kind, default=default, help=text)
     return parser.parse_args()
 
@@ -32,16 +32,16 @@ XYZ = tuple[int, int, int]
 def em_volume(
     folder: Path, encoding: str, shape: XYZ = (1024, 1024, 256), offset: XYZ = OFFSET, compress: bool = True
 ) -> str:
-    """Path of an EM-like image volume on disk, written once: 64 x 64 x 64 chunks, non-zero offset.
+    """Return the path of an EM-like image volume on disk with chunks of 64 x 64 x 64; write it if it does not exist.
 
-    Without `compress` chunks are files as they are, which others than CloudVolume read too.
+    Without `compress` the chunks are not gzipped, so that other readers than CloudVolume can read them.
     """
     name = f"image-{encoding}-{'x'.join(map(str, shape))}" + ("" if offset == OFFSET else "-at-origin")
     return _write(folder / name, "image", encoding, shape, offset, compress)
 
 
 def label_volume(folder: Path, shape: XYZ = (512, 512, 256), compress: bool = True) -> str:
-    """Path of a segmentation on disk, written once."""
+    """Return the path of a segmentation on disk; write it if it does not exist."""
     path = folder / f"labels-{'x'.join(map(str, shape))}"
     return _write(path, "segmentation", "compressed_segmentation", shape, OFFSET, compress)
 
@@ -64,10 +64,10 @@ def _write(path: Path, kind: str, encoding: str, shape: XYZ, offset: XYZ, compre
 
 
 def in_turn(repeats: int, **runs: Callable[[], object]) -> dict[str, list[float]]:
-    """Seconds of each run; the runs take turns, so that a slow moment of the machine falls on all of them."""
+    """Return the seconds of each run. The runs take turns, so that slow moments of the machine affect all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
-        run()  # the first run pays for imports, connections and fresh memory
+        run()  # the first run includes imports, connections and new memory
     for _ in range(repeats):
         for name, run in runs.items():
             started = time.perf_counter()
@@ -77,15 +77,15 @@ def in_turn(repeats: int, **runs: Callable[[], object]) -> dict[str, list[float]
 
 
 def ratio(slower: Iterable[float], faster: Iterable[float]) -> float:
-    """Median, over the turns, of how many times faster the second is."""
+    """Return how many times faster the second is: the median over the turns."""
     return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
 
 
 def show(name: str, value: str, goal: str, met: bool) -> None:
-    """One line of a benchmark's table."""
+    """Print a row of the table."""
     print(f"| {name} | {value} | {goal} | {'yes' if met else 'NO'} |", flush=True)
 
 
 def header(title: str) -> None:
-    """Table head."""
+    """Print a title and the head of a table."""
     print(f"\n### {title}\n\n| what | measured | goal | met |\n|---|---|---|---|", flush=True)

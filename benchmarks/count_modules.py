@@ -1,10 +1,10 @@
 """Count the modules of imagery_dask that one call passes through, and its moves between modules.
 
-``python -m benchmarks.count_modules`` (or this file) makes a small volume and traces two calls on the driver: a cutout,
-and an export of one block with `to_zarr` on threads of this process. A *module* counts when
-a function of it runs on any thread, block included; a *move* is a call from a function of one module to a function of
-another, whatever foreign code lies between, on the driver's thread before the first block. Code that runs at import,
-generator expressions that another module consumes, and the arithmetic of `Vec3` are no moves.
+``python -m benchmarks.count_modules`` makes a small volume and traces two calls on the driver: a cutout, and an export
+of one block with `to_zarr` on threads of this process. A *module* counts if one of its functions runs on any thread,
+including those of the block. A *move* is a call from a function of one module to a function of another, directly or
+through other packages, on the driver's thread before the first block. Code that runs at import, generator expressions
+that another module consumes, and the arithmetic of `Vec3` are not moves.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cloudvolume import CloudVolume
 
 import imagery_dask
 from imagery_dask import ImageryClient, to_zarr
-from imagery_dask.run.block import run_batch  # noqa: F401 (imported, so that importing it is no part of what is traced)
+from imagery_dask.run.block import run_batch  # noqa: F401 (so that its import is not traced)
 
 PACKAGE = str(Path(imagery_dask.__file__).parent)
 ARITHMETIC = "geometry.vec"
@@ -32,7 +32,7 @@ NO_CALLS = {"<module>", "<genexpr>", "<listcomp>", "<dictcomp>", "<setcomp>", "<
 
 
 class Traced:
-    """Counts of one call."""
+    """Counts of a traced call."""
 
     def __init__(self) -> None:
         self.modules: Counter[str] = Counter()
@@ -71,7 +71,7 @@ class Traced:
             self.moves[origin, module] += 1
 
     def to_json(self) -> dict[str, int]:
-        """Return the two counts."""
+        """Return the numbers of modules, moves, and pairs of modules."""
         return {"modules": len(self.modules), "moves": sum(self.moves.values()), "pairs": len(self.moves)}
 
 
@@ -84,7 +84,7 @@ def _module(frame: FrameType) -> str | None:
 
 
 def count(folder: Path) -> dict[str, Traced]:
-    """Trace a cutout and an export of one block in a folder that is empty."""
+    """Trace a cutout and an export of one block in an empty folder."""
     source = f"precomputed://file://{folder}/image"
     voxels = np.arange(64**3, dtype=np.uint8).reshape(64, 64, 64)
     CloudVolume.from_numpy(
@@ -96,7 +96,7 @@ def count(folder: Path) -> dict[str, Traced]:
         return ImageryClient(image_source=source).image_cutout(bounds, mip=0)
 
     image = cut()
-    to_zarr(image, folder / "before.zarr", progress=False)  # what is done once in a process is not counted
+    to_zarr(image, folder / "before.zarr", progress=False)  # do what happens once per process before the trace
     return {
         "cutout": Traced().run(cut),
         "export": Traced().run(lambda: to_zarr(image, folder / "out.zarr", progress=False)),
@@ -106,7 +106,7 @@ def count(folder: Path) -> dict[str, Traced]:
 def main() -> None:
     """Print the counts, and with ``--list`` the modules and moves."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--list", action="store_true", help="list modules, and moves by number")
+    parser.add_argument("--list", action="store_true", help="list the modules, and the moves by number")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

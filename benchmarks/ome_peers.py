@@ -1,6 +1,6 @@
-"""What `bench_ome.py` compares with. Each peer runs in its own environment: their dependencies exclude each other.
+"""Peers of `bench_ome.py`. Each runs in its own environment, since their dependencies conflict.
 
-A peer stays alive, as our workers do, so that imports are not counted: it reads a job a line, and answers with seconds.
+A peer stays alive, like our workers, so that imports are not timed: it reads one job per line and prints its seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CORES = 2
 
 
 def tensorstore(source: str, out: str, chunk: int, shard: list[int]) -> None:
-    """Copy a precomputed volume to a sharded zarr array, z, y, x: two shards at a time, each written once."""
+    """Copy a precomputed volume to a sharded zarr array (z, y, x), two shards at a time, each written once."""
     import tensorstore as ts
 
     context = ts.Context({"data_copy_concurrency": {"limit": CORES}})
@@ -41,7 +41,7 @@ def tensorstore(source: str, out: str, chunk: int, shard: list[int]) -> None:
     boxes = [tuple(slice(a, min(a + s, n)) for a, s, n in zip(at, shard, volume.shape, strict=True)) for at in starts]
 
     def copy(box: tuple[slice, ...]) -> None:
-        with ts.Transaction() as transaction:  # without, a shard is written again for each of its chunks
+        with ts.Transaction() as transaction:  # without it, a shard is written again for each of its chunks
             array.with_transaction(transaction)[box].write(volume[box]).result()
 
     with ThreadPoolExecutor(CORES) as threads:
@@ -49,7 +49,7 @@ def tensorstore(source: str, out: str, chunk: int, shard: list[int]) -> None:
 
 
 def ngff(source: str, out: str, chunk: int, shard: list[int], labels: bool) -> None:
-    """Three levels with ngff-zarr on dask's threads; its source needs no decoding: a file that is mapped to memory."""
+    """Write three levels with ngff-zarr on dask's threads, from a memory-mapped file, which needs no decoding."""
     import dask
     import dask.array as da
     import numpy as np
@@ -68,16 +68,16 @@ def ngff(source: str, out: str, chunk: int, shard: list[int], labels: bool) -> N
 
 
 def igneous(source: str, out: str, chunk: int, copy: bool) -> None:
-    """Two mips of a precomputed volume, with level 0 (a transfer) or without it."""
+    """Write two mips of a precomputed volume, with level 0 (a transfer) or without it."""
     import igneous.task_creation as tc
     from taskqueue import LocalTaskQueue
 
-    place, target = f"file://{source}", f"file://{out}"
+    origin, target = f"file://{source}", f"file://{out}"
     if copy:
         options = {"chunk_size": (chunk,) * 3, "shape": (512, 512, 128), "max_mips": 2, "compress": False}
-        tasks = tc.create_transfer_tasks(place, target, no_src_update=True, **options)
+        tasks = tc.create_transfer_tasks(origin, target, no_src_update=True, **options)
     else:
-        # It writes beside the level that it reads, which is therefore lent to a folder of its own.
+        # igneous writes beside the level that it reads, so link that level into a new folder.
         info = json.loads(Path(source, "info").read_text())
         level = info["scales"][0]["key"]
         Path(out).mkdir()
@@ -96,7 +96,7 @@ def _folder(path: str) -> dict[str, str]:
 JOBS: dict[str, Callable[..., Any]] = {"tensorstore": tensorstore, "ngff": ngff, "igneous": igneous}
 
 if __name__ == "__main__":
-    answers, sys.stdout = sys.stdout, sys.stderr  # peers print what they do
+    answers, sys.stdout = sys.stdout, sys.stderr  # peers print their progress
     for line in sys.stdin:
         job = json.loads(line)
         Path(job["options"]["out"]).parent.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,9 @@
-"""A server of files that waits before each answer, in a process of its own and with little of its own to do.
+"""A file server that waits before each answer, in its own process.
 
     python benchmarks/slow_server.py FOLDER SECONDS
 
-It prints its port, and answers ``/in-flight`` with the most requests that waited at once, and their mean over the time
-in which any did, both since it was last asked.
+It prints its port. It answers ``/in-flight`` with the largest number of requests that waited at once and their mean
+over the time in which any waited, both since the last such request.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 class SlowServer:
-    """Files of a folder, each after so many seconds."""
+    """Serves the files of a folder, each after `latency_s` seconds."""
 
     def __init__(self, root: Path, latency_s: float) -> None:
         self._root, self._latency_s = root, latency_s
