@@ -1,4 +1,4 @@
-"""What a run keeps to: chunks that may be missing, requests in flight; what it writes down; and whose export it is."""
+"""Limits of a run (missing chunks, requests in flight), its ledger, and the check that an export is the same one."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def source(tmp_path: Path) -> str:
 
 
 def is_gone(start: Any) -> bool:
-    """Which storage chunks are removed: about half of them."""
+    """Return True for the storage chunks that are deleted, about half of them."""
     return int(np.dot((start - np.array(OFFSET)) // CHUNK, (3, 5, 7))) % 4 < 2
 
 
@@ -60,7 +60,7 @@ def is_gone(start: Any) -> bool:
 def test_too_many_missing_chunks_end_a_run(
     tmp_path: Path, source: str, threads: Client, command: Command, configure: Configure, limit: Any
 ) -> None:
-    # So short blocks are done many in one, up to a second's; what is under way is then a matter of a machine's speed.
+    # Bound the size of batches, which otherwise depends on the speed of the machine for such short blocks.
     configure("run.batch_blocks", 4)
     delete_chunks(source, 0, is_gone)
     out = tmp_path / "out.zarr"
@@ -68,7 +68,7 @@ def test_too_many_missing_chunks_end_a_run(
                  "--block-mib", "0.001", "--cluster", threads.scheduler_info()["address"])  # fmt: skip
     done = command(*arguments, "--max-missing", limit)
     assert done.code == 1
-    plan, receipts = read_plan(out), quiet_receipts(out)
+    plan, receipts = read_plan(out), final_receipts(out)
     most = limit if isinstance(limit, int) else 0.02 * (plan.source_chunks or 0)
     assert re.fullmatch(
         r"Error: [\d,]+ storage chunks of the source do not exist, and max_missing \(--max-missing\) allows "
@@ -78,14 +78,14 @@ def test_too_many_missing_chunks_end_a_run(
     named = re.search(r"8_8_40/(-?\d+)-\d+_(-?\d+)-\d+_(-?\d+)-\d+\. Finished", done.error)
     assert named
     assert is_gone(tuple(int(value) for value in named.groups()))
-    # Long before the end: a window of blocks was under way.
+    # The run ends early, except for the window of blocks that was in progress.
     assert most < receipts["missing"].sum()
     assert len(receipts) < plan.blocks // 2
     # The same limit ends the next call before it does anything.
     again = command(*arguments, "--max-missing", limit)
     assert (again.code, "allow more" in again.error, "the first: " in again.error) == (1, True, True)
     assert len(run_at(str(out)).records.receipts()) == len(receipts)
-    # A larger one goes on, and what was missed before is in its counts.
+    # A larger limit resumes the export, whose counts include the chunks missed before.
     done = command(*arguments, "--max-missing", "100%")
     assert (done.code, done.error) == (0, "")
     assert f"{len(receipts):,} blocks were written before" in done.out
@@ -100,23 +100,23 @@ def test_too_many_missing_chunks_end_a_run(
     one, other = ((tmp_path / f"{name}.zarr.receipts" / "ledger.jsonl").read_bytes() for name in ("out", "whole"))
     assert one == other
     attributes = [dict(zarr.open_group(tmp_path / f"{name}.zarr", mode="r").attrs[KEY]) for name in ("out", "whole")]  # type: ignore[call-overload]
-    for each in attributes:
-        assert each["source_chunks_missing"] == total
+    for recorded in attributes:
+        assert recorded["source_chunks_missing"] == total
     assert attributes[0]["source_chunks_missing_first"] == attributes[1]["source_chunks_missing_first"]
 
 
-def quiet_receipts(out: Path) -> Any:
-    """Receipts, once the blocks that were under way are done."""
+def final_receipts(out: Path) -> Any:
+    """Return the receipts once the blocks in progress are done."""
     before = run_at(str(out)).records.receipts()
     while True:
         time.sleep(1.5)
-        found = run_at(str(out)).records.receipts()
-        if len(found) == len(before):
-            return found
-        before = found
+        receipts = run_at(str(out)).records.receipts()
+        if len(receipts) == len(before):
+            return receipts
+        before = receipts
 
 
-def test_as_many_as_allowed_may_be_missing(tmp_path: Path, source: str, threads: Client) -> None:
+def test_max_missing_chunks_may_be_missing(tmp_path: Path, source: str, threads: Client) -> None:
     delete_chunks(source, 0, lambda start: start == OFFSET)
     array = ImageryClient(image_source=source).image_cutout(BOUNDS)
     options: dict[str, Any] = {"chunks": (64, 64, 32), "cluster": threads, "progress": False}
@@ -130,7 +130,7 @@ def test_as_many_as_allowed_may_be_missing(tmp_path: Path, source: str, threads:
             to_zarr(array, tmp_path / "b.zarr", max_missing=wrong, **options)  # type: ignore[arg-type]
 
 
-def test_a_share_of_what_is_not_known_is_refused(tmp_path: Path, source: str, threads: Client) -> None:
+def test_a_fraction_of_an_unknown_number_of_chunks_is_refused(tmp_path: Path, source: str, threads: Client) -> None:
     array = ImageryClient(image_source=source).image_cutout(BOUNDS) + 1
     with pytest.raises(ValueError, match="because an array is computed; give a whole number"):
         to_zarr(array, tmp_path / "out.zarr", max_missing=0.1, cluster=threads, progress=False)
@@ -139,7 +139,7 @@ def test_a_share_of_what_is_not_known_is_refused(tmp_path: Path, source: str, th
     to_zarr(array, tmp_path / "out.zarr", max_missing=1, cluster=threads, progress=False)
 
 
-def test_a_missing_chunk_fails_its_block_and_is_named(
+def test_a_missing_chunk_fails_its_blocks_and_is_named(
     tmp_path: Path, source: str, threads: Client, command: Command
 ) -> None:
     delete_chunks(source, 0, lambda start: start == (0, 80, 32))
@@ -162,7 +162,7 @@ def test_a_missing_chunk_fails_its_block_and_is_named(
 
 
 def chunks_of(region: Any) -> list[tuple[int, ...]]:
-    """First voxels of the storage chunks that a region of the cutout crosses."""
+    """Return the first voxels of the storage chunks that a region of the cutout crosses."""
     axes = []
     for (first, stop), begin, offset, size, length in zip(region, BOUNDS[0], OFFSET, CHUNK, SHAPE, strict=True):
         voxels = range(max(begin + first, offset), min(begin + stop, offset + length))
@@ -173,8 +173,8 @@ def chunks_of(region: Any) -> list[tuple[int, ...]]:
 # --------------------------------------------------------------------------------------------------------- the ledger
 
 
-@pytest.mark.parametrize("writer", [to_zarr, to_precomputed, to_png], ids=lambda each: each.__name__)
-def test_the_ledger_lists_what_was_missing(tmp_path: Path, source: str, threads: Client, writer: Any) -> None:
+@pytest.mark.parametrize("writer", [to_zarr, to_precomputed, to_png], ids=lambda function: function.__name__)
+def test_the_ledger_lists_missing_chunks(tmp_path: Path, source: str, threads: Client, writer: Any) -> None:
     delete_chunks(source, 0, is_gone)
     array = ImageryClient(image_source=source).image_cutout(BOUNDS)
     out = tmp_path / "out" / "em"
@@ -185,7 +185,7 @@ def test_the_ledger_lists_what_was_missing(tmp_path: Path, source: str, threads:
     for number in range(plan.blocks):
         region = [(part.start, part.stop) for part in plan.region(number)]
         keys = sorted(
-            "8_8_40/" + "_".join(f"{at}-{at + size}" for at, size in zip(start, CHUNK, strict=True))
+            "8_8_40/" + "_".join(f"{first}-{first + size}" for first, size in zip(start, CHUNK, strict=True))
             for start in chunks_of(region)
             if is_gone(start)
         )
@@ -200,10 +200,10 @@ def test_the_ledger_lists_what_was_missing(tmp_path: Path, source: str, threads:
     if writer is to_precomputed:
         (step,) = json.loads((out / "provenance").read_text())["processing"]
         assert step["method"][KEY]["source_chunks_missing"] == len(expected)
-        assert step["method"][KEY]["source_chunks_missing_first"] == first_few(expected)
+        assert step["method"][KEY]["source_chunks_missing_first"] == first_keys(expected)
 
 
-def first_few(rows: Any) -> list[str]:
+def first_keys(rows: Any) -> list[str]:
     return list(dict.fromkeys(key for _, _, key in rows))[:10]
 
 
@@ -222,15 +222,15 @@ def test_the_ledger_lists_supervoxels_without_a_root(tmp_path: Path, threads: Cl
     assert plan.parts[0][1].blocks.inner is None
     voxels = world.supervoxels[3:60, 5:50, 1:29]
     rows = [json.loads(line) for line in (tmp_path / "out.zarr.receipts" / "ledger.jsonl").read_text().splitlines()]
-    found = {row["block"]: row for row in rows}
+    row_of = {row["block"]: row for row in rows}
     total = 0
     for number in range(plan.blocks):
         ids = set(np.unique(voxels[plan.region(number)]).tolist()) - {0}
         total += len(ids)
-        assert found[number]["kind"] == "zero roots"
-        assert found[number]["supervoxels"] == len(ids)
-        assert {int(value) for value in found[number]["first"]} <= ids
-        assert len(found[number]["first"]) == min(KEYS_KEPT, len(ids))
+        assert row_of[number]["kind"] == "zero roots"
+        assert row_of[number]["supervoxels"] == len(ids)
+        assert {int(value) for value in row_of[number]["first"]} <= ids
+        assert len(row_of[number]["first"]) == min(KEYS_KEPT, len(ids))
     assert len(rows) == plan.blocks
     assert report.counts.zero_roots == total
     group: Any = zarr.open_group(tmp_path / "out.zarr", mode="r")
@@ -242,7 +242,7 @@ def test_the_ledger_lists_supervoxels_without_a_root(tmp_path: Path, threads: Cl
 
 
 @pytest.mark.parametrize("limit", [None, 2])
-def test_requests_in_flight_over_a_cluster(
+def test_requests_in_flight_are_limited_over_a_cluster(
     tmp_path: Path, source: str, processes: Client, command: Command,
     http_server_factory: Callable[..., FileServer], limit: int | None,
 ) -> None:  # fmt: skip
@@ -263,10 +263,10 @@ def test_requests_in_flight_over_a_cluster(
     assert command("export", "zarr", out, *CLI_BOUNDS, "--max-requests", 0).code == 2
 
 
-# --------------------------------------------------------------------------------------------------- whose export it is
+# ---------------------------------------------------------------------------------------------- arguments that differ
 
 
-def test_the_argument_that_differs_is_named(tmp_path: Path, source: str, threads: Client, command: Command) -> None:
+def test_an_argument_that_differs_is_named(tmp_path: Path, source: str, threads: Client, command: Command) -> None:
     ids = random_labels(SHAPE, n=30)
     both = ("--image-source", write_volume(tmp_path / "mips", coordinate_volume(SHAPE, OFFSET, np.uint8),
                                            voxel_offset=OFFSET, mips=2),
@@ -278,7 +278,7 @@ def test_the_argument_that_differs_is_named(tmp_path: Path, source: str, threads
     arguments = ("export", "zarr", out, *both, *CLI_BOUNDS, *cluster)
     assert command(*arguments).code == 0
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
-    for more, says in (
+    for options, message in (
         (("--bounds", -20, 55, 20, 96, 144, 79), "image bounds (voxels) was [116, 89, 60] and is [116, 89, 59]"),
         (("--bounds", -19, 55, 20, 97, 144, 80), "bounds (first voxel) was [-20, 55, 20] and is [-19, 55, 20]"),
         (("--image-mip", 1, "--segmentation-mip", 1), "image mip.level was 0 and is 1"),
@@ -289,9 +289,9 @@ def test_the_argument_that_differs_is_named(tmp_path: Path, source: str, threads
         (("--chunks", "32,32,16"), "chunk was"),
         (("--image-source", source), "image source was"),
     ):
-        done = command(*arguments, *more)
+        done = command(*arguments, *options)
         assert done.code == 2
-        assert says in done.error, (more, done.error)
+        assert message in done.error, (options, done.error)
         assert len(done.error.splitlines()) == 1
         assert "--overwrite" in done.error
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
@@ -302,7 +302,7 @@ def world(tmp_path: Path) -> World:
     return make_world(tmp_path / "world", (128, 128, 32))
 
 
-def test_the_moment_that_differs_is_named(tmp_path: Path, world: World, threads: Client) -> None:
+def test_a_timestamp_that_differs_is_named(tmp_path: Path, world: World, threads: Client) -> None:
     with served(world) as server:
         client = ImageryClient(segmentation_source=server.segmentation_source, auth_token=TOKEN)
         out = tmp_path / "out.zarr"
@@ -315,10 +315,10 @@ def test_the_moment_that_differs_is_named(tmp_path: Path, world: World, threads:
             to_zarr(client.segmentation_volume(timestamp=first, root_ids=roots), out, cluster=threads, progress=False)
 
 
-def test_the_command_goes_on_with_the_moment_of_the_export(
+def test_resuming_keeps_the_timestamp_of_the_export(
     tmp_path: Path, world: World, threads: Client, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Now is another moment each time that it is asked for."""
+    """The default timestamp is the time of the call, which differs between calls."""
     monkeypatch.setenv("CAVE_TOKEN", TOKEN)
     with served(world) as server:
         start = np.array(world.voxel_offset)
@@ -329,11 +329,11 @@ def test_the_command_goes_on_with_the_moment_of_the_export(
         stopped = command(*arguments, "--max-missing", 0)
         assert stopped.code == 0
         moment = read_plan(out).fingerprint_fields["segmentation timestamp"]
-        # Some blocks are to be done again, a while later.
+        # Remove receipts, so that some blocks must be done again later.
         records = run_at(str(out)).records
         for name in list(records.files.names(f"{records.run}/receipts-")):
-            held = records.files.get(name) or b""
-            records.files.put(name, held[: len(held) // 92 // 2 * 92])
+            content = records.files.get(name) or b""
+            records.files.put(name, content[: len(content) // 92 // 2 * 92])
         done_before = len(records.receipts())
         assert 0 < done_before < read_plan(out).blocks
         now = time.time

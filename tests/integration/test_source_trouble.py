@@ -1,4 +1,4 @@
-"""Sources that answer late, wrongly or not at all, by schedule: what passes heals unseen, what stays is named."""
+"""Sources that answer late, wrongly or not at all, on schedule: transient faults are invisible, lasting ones named."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FOLDER = "/em/8_8_40/"
 KEY = "8_8_40/64-96_-32-0_16-32"
 CHUNK = f"/em/{KEY}"
 
-# Voxels in pictures: broken ones do not decode, with or without a compression around them.
+# PNG chunks: a corrupt one does not decode, with or without compression of the transport.
 PICTURE = coordinate_volume(SHAPE, OFFSET, np.uint8)
 FEW_SHARDS = {"encoding": "png", "sharding": {"preshift_bits": 1, "minishard_bits": 1, "shard_bits": 1}}
 
@@ -42,7 +42,7 @@ sharded = pytest.mark.parametrize("sharded", [False, True], ids=["files", "shard
 
 
 @pytest.fixture(autouse=True)
-def _impatient(configure: Configure) -> None:
+def _short_pauses(configure: Configure) -> None:
     configure("requests.first_pause_s", 0.01)
 
 
@@ -68,20 +68,21 @@ def read(client: ImageryClient, bounds: Any = (OFFSET, STOP)) -> Any:
 
 
 def scheduled(path: str, **faults: Fault) -> Callable[[str, int], Fault | None]:
-    """Faults of a path (of each below it, when it ends in "/") by the number of its request: ``n1=...``, ``n2=...``."""
+    """Return faults of a path (or of each below it, if it ends in "/") by the number of the request: ``n1=...``."""
 
-    def fault(asked: str, n: int) -> Fault | None:
-        hit = asked.startswith(path) if path.endswith("/") else asked == path
+    def fault(requested: str, n: int) -> Fault | None:
+        hit = requested.startswith(path) if path.endswith("/") else requested == path
         return faults.get(f"n{n}", faults.get("always")) if hit else None
 
     return fault
 
 
 def in_seconds(seconds: float) -> str:
+    """Return the HTTP date that is some seconds from now."""
     return formatdate(time.time() + seconds, usegmt=True)
 
 
-# --------------------------------------------------------------------------------------------- failures that may pass
+# ------------------------------------------------------------------------------------------------- transient failures
 
 BUSY = Fault(503)
 PASSING = {
@@ -100,7 +101,7 @@ PASSING = {
 
 @sharded
 @pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING.keys())
-def test_what_may_pass_is_tried_again(
+def test_transient_failures_are_tried_again(
     data: Any, serve: Serve, configure: Configure, fault: Fault, sharded: bool
 ) -> None:
     configure("requests.timeout_s", (5, 0.4))
@@ -117,7 +118,7 @@ def test_what_may_pass_is_tried_again(
         assert counts.requests == server.count(FOLDER)
 
 
-def test_a_burst_of_different_failures(data: Any, serve: Serve) -> None:
+def test_different_failures_in_succession_are_tried_again(data: Any, serve: Serve) -> None:
     server, url = serve()
     client = ImageryClient(image_source=url)
     server.faults = scheduled(FOLDER, n1=BUSY, n2=Fault(reset=True), n3=Fault(429), n4=Fault(cut=3))
@@ -131,7 +132,7 @@ def test_a_burst_of_different_failures(data: Any, serve: Serve) -> None:
     [BUSY, Fault(429), Fault(reset=True), Fault(cut=5), Fault(delay_s=1.5)],
     ids=["503", "429", "reset", "cut", "hang"],
 )
-def test_what_does_not_pass_names_the_chunk(serve: Serve, configure: Configure, fault: Fault) -> None:
+def test_a_lasting_failure_names_the_chunk(serve: Serve, configure: Configure, fault: Fault) -> None:
     configure("requests.timeout_s", (5, 0.1))
     configure("requests.attempts", 3)
     server, url = serve()
@@ -147,7 +148,7 @@ def test_what_does_not_pass_names_the_chunk(serve: Serve, configure: Configure, 
 
 @pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize(("form", "at_least"), [("1", 1.0), ("date", 0.9)])
-def test_the_server_says_when_to_come_back(data: Any, serve: Serve, status: int, form: str, at_least: float) -> None:
+def test_the_wait_of_retry_after_is_respected(data: Any, serve: Serve, status: int, form: str, at_least: float) -> None:
     server, url = serve()
     client = ImageryClient(image_source=url)
     retry_after = in_seconds(2.0) if form == "date" else form
@@ -159,7 +160,7 @@ def test_the_server_says_when_to_come_back(data: Any, serve: Serve, status: int,
 
 
 @pytest.mark.parametrize("form", ["86400", "date"])
-def test_no_server_may_ask_for_too_much_patience(data: Any, serve: Serve, configure: Configure, form: str) -> None:
+def test_the_wait_of_retry_after_is_limited(data: Any, serve: Serve, configure: Configure, form: str) -> None:
     configure("requests.longest_retry_after_s", 0.3)
     server, url = serve()
     client = ImageryClient(image_source=url)
@@ -172,7 +173,7 @@ def test_no_server_may_ask_for_too_much_patience(data: Any, serve: Serve, config
 
 @sharded
 @pytest.mark.parametrize("status", [401, 403])
-def test_refused_is_refused_at_once(serve: Serve, status: int, sharded: bool) -> None:
+def test_refused_access_is_not_tried_again(serve: Serve, status: int, sharded: bool) -> None:
     server, url = serve(sharding=sharded)
     client = ImageryClient(image_source=url)
     server.reset()
@@ -202,24 +203,24 @@ def test_the_first_missing_chunk_is_named(serve: Serve) -> None:
 
 @pytest.mark.parametrize("compress", ["gzip", "br", False], ids=["gzip", "br", "plain"])
 @pytest.mark.parametrize("times", [1, DECODE_ATTEMPTS - 1])
-def test_a_corrupt_chunk_heals(data: Any, serve: Serve, compress: Any, times: int) -> None:
+def test_a_corrupt_chunk_is_fetched_again(data: Any, serve: Serve, compress: Any, times: int) -> None:
     server, url = serve(compress=compress)
     client = ImageryClient(image_source=url)
-    # Without compression, raw voxels are all right as long as they are as many as there should be.
+    # Uncompressed raw voxels decode whatever their values, so only a wrong length is noticed.
     wrong = Fault(corrupt=True) if compress else Fault(200, body=b"half")
     server.faults = scheduled(CHUNK, **{f"n{n + 1}": wrong for n in range(times)})
     with collect_counts() as counts:
         np.testing.assert_array_equal(read(client), data)
     assert (counts.chunks, counts.missing) == (CHUNKS, 0)
     assert (counts.requests, counts.retries) == (CHUNKS + times, times)
-    asked = [request.cache_control for request in server.requests if request.path == CHUNK]
-    assert asked == [None] + ["no-cache"] * times
+    cache_control = [request.cache_control for request in server.requests if request.path == CHUNK]
+    assert cache_control == [None] + ["no-cache"] * times
 
 
 @pytest.mark.parametrize("compress", ["gzip", False], ids=["gzip", "plain"])
 @pytest.mark.parametrize("broken", [[1], [2], [3], [4], [1, 2], [3, 4], [2, 5]], ids=str)
-def test_a_corrupt_shard_heals(serve: Serve, compress: Any, broken: list[int]) -> None:
-    """Requests for a shard are for its index, then its minishards' indices, then chunks; each may be broken."""
+def test_corrupt_parts_of_a_shard_are_fetched_again(serve: Serve, compress: Any, broken: list[int]) -> None:
+    """A shard is read by requests for its index, then for its minishards' indices, then for chunks."""
     server, url = serve(PICTURE, **FEW_SHARDS, compress=compress)
     client = ImageryClient(image_source=url)
     server.reset()
@@ -265,7 +266,7 @@ def test_a_shard_that_stays_corrupt_names_the_chunk(serve: Serve, tmp_path: Path
     assert server.count() < 60
 
 
-def test_only_chunks_of_a_broken_shard_are_lost(data: Any, serve: Serve, tmp_path: Path) -> None:
+def test_a_corrupt_shard_does_not_affect_other_shards(data: Any, serve: Serve, tmp_path: Path) -> None:
     _, url = serve(sharding=True)
     broken = sorted((tmp_path / "em" / "8_8_40").glob("*.shard"))[0]
     broken.write_bytes(b"\xff" * broken.stat().st_size)
@@ -274,17 +275,17 @@ def test_only_chunks_of_a_broken_shard_are_lost(data: Any, serve: Serve, tmp_pat
     lost = 0
     for x, y, z in cells:
         try:
-            found = read(client, ((x, y, z), (x + 32, y + 32, z + 16)))
+            voxels = read(client, ((x, y, z), (x + 32, y + 32, z + 16)))
         except CorruptChunkError:
             lost += 1
             continue
-        at = tuple(slice(a - o, a - o + n) for a, o, n in zip((x, y, z), OFFSET, (32, 32, 16), strict=True))
-        np.testing.assert_array_equal(found, data[at])
+        region = tuple(slice(a - o, a - o + n) for a, o, n in zip((x, y, z), OFFSET, (32, 32, 16), strict=True))
+        np.testing.assert_array_equal(voxels, data[region])
     assert 0 < lost < CHUNKS
 
 
-def test_shards_that_are_written_anew_are_read_anew(data: Any, serve: Serve, tmp_path: Path) -> None:
-    """The indices that this process kept point into files that are others by now."""
+def test_rewritten_shards_are_read_with_their_new_indices(data: Any, serve: Serve, tmp_path: Path) -> None:
+    """The cached indices refer to the previous files."""
     server, url = serve(sharding=True)
     client = ImageryClient(image_source=url)
     np.testing.assert_array_equal(read(client), data)
@@ -300,7 +301,7 @@ def test_shards_that_are_written_anew_are_read_anew(data: Any, serve: Serve, tmp
 @pytest.mark.parametrize("compress", ["gzip", False], ids=["gzip", "plain"])
 @pytest.mark.parametrize("kind", ["corrupt", "short"])
 @pytest.mark.parametrize("relabel", [False, True], ids=["voxels", "tables"])
-def test_label_tables_heal(
+def test_corrupt_label_chunks_are_fetched_again(
     tmp_path: Path, http_server_factory: Callable[..., FileServer], compress: Any, kind: str, relabel: bool
 ) -> None:
     ids = random_labels(SHAPE)
@@ -315,7 +316,7 @@ def test_label_tables_heal(
     wrong = Fault(corrupt=True) if kind == "corrupt" else short
     volume = PrecomputedVolume(f"{server.url}/em")
     box = VoxelGrid.between(OFFSET, STOP, (8, 8, 40))
-    mixed = (lambda found: found * np.uint64(0x9E3779B97F4A7C15)) if relabel else None
+    mixed = (lambda table: table * np.uint64(0x9E3779B97F4A7C15)) if relabel else None
     server.faults = scheduled(CHUNK, n1=wrong)
     voxels, counts = volume.read(0, box, "fill", "F", mixed)
     np.testing.assert_array_equal(voxels[..., 0], ids if mixed is None else mixed(ids))
@@ -325,18 +326,18 @@ def test_label_tables_heal(
         volume.read(0, box, "fill", "F", mixed)
 
 
-def test_a_checksum_that_is_wrong(data: Any, serve: Serve, tmp_path: Path) -> None:
-    """Uncompressed raw voxels decode whatever they are: only the store's checksum tells."""
+def test_a_chunk_with_a_wrong_checksum_is_fetched_again(data: Any, serve: Serve, tmp_path: Path) -> None:
+    """Uncompressed raw voxels decode whatever their values, so only the store's checksum reveals the damage."""
     server, url = serve(compress=False)
     client = ImageryClient(image_source=url)
 
-    def hashed(path: str) -> dict[str, str]:
+    def checksum_headers(path: str) -> dict[str, str]:
         digest = google_crc32c.value((tmp_path / path.lstrip("/")).read_bytes()).to_bytes(4, "big")
         text = base64.b64encode(digest).decode()
         return {"x-goog-hash": f"crc32c={text}", "x-goog-stored-content-encoding": "identity"}
 
     def fault(path: str, n: int) -> Fault:
-        return Fault(headers=hashed(path), corrupt=path == CHUNK and n < wrong)
+        return Fault(headers=checksum_headers(path), corrupt=path == CHUNK and n < wrong)
 
     wrong, server.faults = 3, fault
     with collect_counts() as counts:
@@ -349,7 +350,7 @@ def test_a_checksum_that_is_wrong(data: Any, serve: Serve, tmp_path: Path) -> No
     assert server.count(CHUNK) == 3
 
 
-def test_a_chunk_that_is_gone_when_it_is_fetched_again(data: Any, serve: Serve) -> None:
+def test_a_corrupt_chunk_that_disappears_is_missing(data: Any, serve: Serve) -> None:
     server, url = serve()
     server.faults = scheduled(CHUNK, n1=Fault(corrupt=True), always=Fault(404))
     expected = data.copy()
@@ -362,8 +363,8 @@ def test_a_chunk_that_is_gone_when_it_is_fetched_again(data: Any, serve: Serve) 
         read(ImageryClient(image_source=url, missing="error"))
 
 
-def test_chunks_on_disk_are_read_again(data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file that is being written, or an NFS server that is: right a moment later."""
+def test_an_incomplete_chunk_on_disk_is_read_again(data: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is still being written, as on a slow NFS server."""
     path = write_volume(tmp_path / "em", data, voxel_offset=OFFSET, compress=False)
     file = tmp_path / CHUNK.lstrip("/")
     content = file.read_bytes()
@@ -373,14 +374,14 @@ def test_chunks_on_disk_are_read_again(data: Any, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_an_export_through_trouble(data: Any, serve: Serve, tmp_path: Path, processes: Client) -> None:
+def test_an_export_with_transient_failures_is_exact(data: Any, serve: Serve, tmp_path: Path, processes: Client) -> None:
     server, url = serve()
     volume = ImageryClient(image_source=url).image_volume()
     server.reset()
     server.faults = scheduled(FOLDER, n1=BUSY, n2=Fault(corrupt=True))
     report = to_zarr(volume, tmp_path / "out.zarr", chunks=(32, 32, 16), cluster=processes, progress=False)
     assert report.ok
-    # The first blocks are also read by this process, which measures how they compress.
+    # The first blocks are also read by this process, which measures their compression.
     assert report.counts.chunks == CHUNKS
     assert 0 < report.counts.retries < report.counts.requests <= server.count()
     np.testing.assert_array_equal(written(tmp_path / "out.zarr"), data)

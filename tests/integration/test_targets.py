@@ -1,4 +1,4 @@
-"""Where stores are written: a folder, memory, S3, Google Cloud Storage; whole, or refused before anything is done."""
+"""Targets of stores (folder, memory, S3, Google Cloud Storage): written completely, or refused before any work."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(params=["folder", "memory", "s3", "gs"])
-def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Name a store that is not there yet, of every kind of place."""
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """URL of a store that does not exist yet, for every kind of target."""
     name = f"t-{uuid.uuid4().hex[:12]}"
     if request.param == "folder":
         yield str(tmp_path / "out.zarr")
@@ -65,7 +65,7 @@ def location(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def in_s3(s3_server: Any) -> str:
-    """Name a store in a bucket of its own, for tests that bring their own keys."""
+    """URL of a store in a bucket of its own, for tests that set their own keys."""
     pytest.importorskip("obstore")
     bucket = f"t-{uuid.uuid4().hex[:12]}"
     s3_server.create_bucket(bucket)
@@ -77,78 +77,78 @@ def ids() -> NDArray[np.uint64]:
     return np.random.default_rng(3).integers(2**53, 2**60, SHAPE, dtype=np.uint64)
 
 
-def create(location: str, layout: str = "chunks", shape: tuple[int, ...] = SHAPE, dtype: Any = np.uint64) -> str:
+def create_store(url: str, layout: str = "chunks", shape: tuple[int, ...] = SHAPE, dtype: Any = np.uint64) -> str:
     options = dict(LAYOUTS[layout])
-    group = zarr_stores.create_group(location, options.pop("zarr_format"))
+    group = zarr_stores.create_group(url, options.pop("zarr_format"))
     if layout != "zarr 2":
         options |= {"compressors": BloscCodec(cname="zstd", clevel=1), "dimension_names": ["z", "y", "x"]}
     group.create_array("0", shape=shape, dtype=dtype, fill_value=0, **options)
-    return location
+    return url
 
 
-def opened(location: str, layout: str = "chunks") -> block_array.BlockArray:
-    return block_array.open_array(location, "0", run=uuid.uuid4().hex, zarr_format=LAYOUTS[layout]["zarr_format"])
+def opened(url: str, layout: str = "chunks") -> block_array.BlockArray:
+    return block_array.open_array(url, "0", run=uuid.uuid4().hex, zarr_format=LAYOUTS[layout]["zarr_format"])
 
 
-def read(location: str) -> Any:
-    return zarr.open_array(zarr_stores.open_store(location), path="0", mode="r")[...]
+def read(url: str) -> Any:
+    return zarr.open_array(zarr_stores.open_store(url), path="0", mode="r")[...]
 
 
-def files(location: str) -> list[str]:
-    """Names of all objects of the array."""
-    system, path = zarr_stores.files_at(location)
+def files(url: str) -> list[str]:
+    """Return the names of all objects of the array."""
+    system, path = zarr_stores.files_at(url)
     system.invalidate_cache()
-    found = system.find(f"{path}/0", detail=True)
+    objects = system.find(f"{path}/0", detail=True)
     # SeaweedFS lists folders that became empty.
-    return sorted(str(name).partition("/0/")[2] for name, entry in found.items() if entry["size"])
+    return sorted(str(name).partition("/0/")[2] for name, entry in objects.items() if entry["size"])
 
 
 # ------------------------------------------------------------------------------------------------------------- blocks
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_blocks_are_written_everywhere(location: str, ids: NDArray[np.uint64], layout: str) -> None:
-    if location.startswith("gs") and layout == "shards":
-        pytest.skip("the emulator answers requests for the end of an object, where a shard's index is, with all of it")
-    array = opened(create(location, layout), layout)
+def test_blocks_are_written_to_every_target(url: str, ids: NDArray[np.uint64], layout: str) -> None:
+    if url.startswith("gs") and layout == "shards":
+        pytest.skip("the emulator answers requests for the end of an object (a shard's index) with the whole object")
+    array = opened(create_store(url, layout), layout)
     for z in range(0, SHAPE[0], 32):
         array.write_block((slice(z, min(z + 32, SHAPE[0])), slice(0, 64), slice(None)), ids[z : z + 32, :64])
         array.write_block((slice(z, min(z + 32, SHAPE[0])), slice(64, 100), slice(None)), ids[z : z + 32, 64:])
-    np.testing.assert_array_equal(read(location), ids, strict=True)
-    assert not [name for name in files(location) if "partial" in name]
+    np.testing.assert_array_equal(read(url), ids, strict=True)
+    assert not [name for name in files(url) if "partial" in name]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_block_of_zeros_removes_what_was_there(location: str, ids: NDArray[np.uint64], layout: str) -> None:
-    array = opened(create(location, layout), layout)
+def test_a_block_of_zeros_removes_chunks(url: str, ids: NDArray[np.uint64], layout: str) -> None:
+    array = opened(create_store(url, layout), layout)
     array.write_block(WHOLE, ids)
-    full = files(location)
+    full = files(url)
     array.write_block((slice(64, 70), slice(96, 100), slice(None)), np.zeros((6, 4, 45), np.uint64))
-    assert len(full) - len(files(location)) == 2
+    assert len(full) - len(files(url)) == 2
     array.write_block(WHOLE, np.zeros(SHAPE, np.uint64))
-    left = [name.rpartition("/")[2] for name in files(location)]
+    left = [name.rpartition("/")[2] for name in files(url)]
     assert set(left) <= {"zarr.json", ".zarray", ".zattrs"}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_nothing_is_read_before_it_is_written(location: str, ids: NDArray[np.uint64], layout: str) -> None:
-    """What is stored need not decode, at the array's edge either."""
-    array = opened(create(location, layout), layout)
+def test_writing_a_block_does_not_read_old_chunks(url: str, ids: NDArray[np.uint64], layout: str) -> None:
+    """Old chunks need not decode, not even at the array's edge."""
+    array = opened(create_store(url, layout), layout)
     array.write_block(WHOLE, ids)
-    system, path = zarr_stores.files_at(location)
-    for name in files(location):
+    system, path = zarr_stores.files_at(url)
+    for name in files(url):
         if not name.endswith((".json", ".zarray", ".zattrs")):
             system.pipe_file(f"{path}/0/{name}", b"torn")
     array.write_block(WHOLE, ids)
-    if not (location.startswith("gs") and layout == "shards"):
-        np.testing.assert_array_equal(read(location), ids)
+    if not (url.startswith("gs") and layout == "shards"):
+        np.testing.assert_array_equal(read(url), ids)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_files_are_those_that_zarr_writes(tmp_path: Path, ids: NDArray[np.uint64], layout: str) -> None:
+def test_files_are_named_as_by_zarr(tmp_path: Path, ids: NDArray[np.uint64], layout: str) -> None:
     ours, theirs = str(tmp_path / "ours.zarr"), str(tmp_path / "theirs.zarr")
-    opened(create(ours, layout), layout).write_block(WHOLE, ids)
-    zarr.open_array(create(theirs, layout), path="0")[...] = ids
+    opened(create_store(ours, layout), layout).write_block(WHOLE, ids)
+    zarr.open_array(create_store(theirs, layout), path="0")[...] = ids
     assert files(ours) == files(theirs)
     np.testing.assert_array_equal(read(ours), read(theirs))
 
@@ -157,7 +157,7 @@ def test_files_are_those_that_zarr_writes(tmp_path: Path, ids: NDArray[np.uint64
     "selection", [(slice(0, 16), *WHOLE[1:]), (slice(8, 70), *WHOLE[1:]), (slice(0, 64, 2), *WHOLE[1:])], ids=str
 )
 def test_parts_of_chunks_are_refused(tmp_path: Path, ids: NDArray[np.uint64], selection: tuple[slice, ...]) -> None:
-    array = opened(create(str(tmp_path / "out.zarr")))
+    array = opened(create_store(str(tmp_path / "out.zarr")))
     with pytest.raises(ValueError, match="does not cover whole units"):
         array.write_block(selection, ids[selection])
     with pytest.raises(ValueError, match="do not fit"):
@@ -165,15 +165,15 @@ def test_parts_of_chunks_are_refused(tmp_path: Path, ids: NDArray[np.uint64], se
 
 
 def test_arrays_are_opened_once_for_a_run(tmp_path: Path) -> None:
-    location = create(str(tmp_path / "out.zarr"))
-    first = block_array.open_array(location, "0", run="a")
-    assert block_array.open_array(location, "0", run="a") is first
-    assert block_array.open_array(location, "0", run="b") is not first
+    url = create_store(str(tmp_path / "out.zarr"))
+    first = block_array.open_array(url, "0", run="a")
+    assert block_array.open_array(url, "0", run="a") is first
+    assert block_array.open_array(url, "0", run="b") is not first
 
 
-def test_settings_of_zarr_stay(tmp_path: Path, ids: NDArray[np.uint64]) -> None:
+def test_the_configuration_of_zarr_is_not_changed(tmp_path: Path, ids: NDArray[np.uint64]) -> None:
     before = zarr.config.get("codec_pipeline.path"), zarr.config.get("threading.max_workers")
-    array = opened(create(str(tmp_path / "out.zarr")))
+    array = opened(create_store(str(tmp_path / "out.zarr")))
     threads = [threading.Thread(target=array.write_block, args=(WHOLE, ids)) for _ in range(4)]
     for thread in threads:
         thread.start()
@@ -183,7 +183,7 @@ def test_settings_of_zarr_stay(tmp_path: Path, ids: NDArray[np.uint64]) -> None:
     np.testing.assert_array_equal(read(str(tmp_path / "out.zarr")), ids)
 
 
-# ------------------------------------------------------------------------------------------------- never half a chunk
+# --------------------------------------------------------------------------------------------------- complete chunks
 
 WRITER = """
     import sys, numpy as np
@@ -197,118 +197,119 @@ WRITER = """
 """
 
 
-def writer(location: str, times: int) -> subprocess.Popen[str]:
+def writer(url: str, times: int) -> subprocess.Popen[str]:
+    """Start a process that writes the whole array several times."""
     code = textwrap.dedent(WRITER)
-    process = subprocess.Popen([sys.executable, "-c", code, location, str(times)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", code, url, str(times)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
 
 
 def is_of_one_writing(chunk: Any, noise: Any) -> bool:
-    """Whether all voxels of a chunk are of the same time it was written; or none are."""
+    """Return True if all voxels of a chunk were written at the same time, or none were."""
     return bool((chunk == 0).all() or (chunk - noise == chunk.flat[0] - noise.flat[0]).all())
 
 
 @pytest.mark.parametrize("layout", ["chunks", "shards"])
 @pytest.mark.long
-def test_a_killed_process_leaves_whole_chunks(tmp_path: Path, layout: str) -> None:
+def test_a_killed_process_leaves_complete_chunks(tmp_path: Path, layout: str) -> None:
     shape = (64, 128, 128)
     noise = np.random.default_rng(0).integers(1, 2**60, shape, dtype=np.uint64)
-    left = 0
+    partial_folders = 0
     for seed in range(4):
-        location = create(str(tmp_path / f"{seed}.zarr"), layout, shape)
-        process = writer(location, 1000)
+        url = create_store(str(tmp_path / f"{seed}.zarr"), layout, shape)
+        process = writer(url, 1000)
         time.sleep(random.Random(seed).uniform(0.02, 0.4))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        left += len(list(Path(location, "0").glob(".partial-*")))
-        stored = zarr.open_array(location, path="0", mode="r")
+        partial_folders += len(list(Path(url, "0").glob(".partial-*")))
+        stored = zarr.open_array(url, path="0", mode="r")
         for z, y, x in np.ndindex(2, 4, 4):
             box = tuple(slice(32 * n, 32 * n + 32) for n in (z, y, x))
             assert is_of_one_writing(stored[box], noise[box])
-        names = [name for name, _ in zarr.open_group(location, mode="r").members(max_depth=None)]
+        names = [name for name, _ in zarr.open_group(url, mode="r").members(max_depth=None)]
         assert names == ["0"]
-        assert xr.open_zarr(location, consolidated=False)["0"].shape == shape
-    assert left > 0, "no process was killed in the middle of a block"
+        assert xr.open_zarr(url, consolidated=False)["0"].shape == shape
+    assert partial_folders > 0, "no process was killed in the middle of a block"
 
 
-def test_what_killed_runs_left_is_removed(tmp_path: Path, ids: NDArray[np.uint64]) -> None:
-    location = create(str(tmp_path / "out.zarr"))
-    left = tmp_path / "out.zarr" / "0" / ".partial-killed-1"
-    left.mkdir()
-    (left / "c.0.0.0").write_bytes(b"half")
-    opened(location).write_block(WHOLE, ids)
-    assert block_array.remove_partial(location, "0") == 1
+def test_partial_files_of_killed_runs_are_removed(tmp_path: Path, ids: NDArray[np.uint64]) -> None:
+    url = create_store(str(tmp_path / "out.zarr"))
+    partial = tmp_path / "out.zarr" / "0" / ".partial-killed-1"
+    partial.mkdir()
+    (partial / "c.0.0.0").write_bytes(b"half")
+    opened(url).write_block(WHOLE, ids)
+    assert block_array.remove_partial(url, "0") == 1
     assert sorted(path.name for path in (tmp_path / "out.zarr" / "0").iterdir()) == ["c", "zarr.json"]
-    assert block_array.remove_partial("memory://nothing/there.zarr", "0") == 0
-    np.testing.assert_array_equal(read(location), ids)
+    assert block_array.remove_partial("memory://nothing/absent.zarr", "0") == 0
+    np.testing.assert_array_equal(read(url), ids)
 
 
-def test_a_reader_meanwhile_sees_whole_chunks(tmp_path: Path) -> None:
+def test_a_concurrent_reader_sees_complete_chunks(tmp_path: Path) -> None:
     shape = (32, 64, 64)
-    location = create(str(tmp_path / "out.zarr"), shape=shape)
+    url = create_store(str(tmp_path / "out.zarr"), shape=shape)
     noise = np.random.default_rng(0).integers(1, 2**60, shape, dtype=np.uint64)
-    stored, seen = zarr.open_array(location, path="0", mode="r"), set()
-    with writer(location, 60) as process:
+    stored, first_voxels = zarr.open_array(url, path="0", mode="r"), set()
+    with writer(url, 60) as process:
         while process.poll() is None:
             for y, x in np.ndindex(2, 2):
                 box = (slice(None), slice(32 * y, 32 * y + 32), slice(32 * x, 32 * x + 32))
                 chunk = stored[box]
                 assert is_of_one_writing(chunk, noise[box])
-                seen.add(int(chunk.flat[0]))
+                first_voxels.add(int(chunk.flat[0]))
     assert process.returncode == 0
-    assert len(seen) > 3
+    assert len(first_voxels) > 3
 
 
 # ----------------------------------------------------------------------------------------------- refused before work
 
 
-@pytest.mark.parametrize("who", ["unknown key", "wrong secret", "may only read", "nobody"])
-def test_refused_access_is_one_clear_error(s3_server: Any, in_s3: str, who: str) -> None:
+@pytest.mark.parametrize("credentials", ["unknown key", "wrong secret", "may only read", "nobody"])
+def test_refused_access_is_one_clear_error(s3_server: Any, in_s3: str, credentials: str) -> None:
     overrides = {
         "unknown key": {"AWS_ACCESS_KEY_ID": "nobody"},
         "wrong secret": {"AWS_SECRET_ACCESS_KEY": "planted-secret"},
         "may only read": s3_server.reader,
         "nobody": {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""},
-    }[who]
+    }[credentials]
     started = time.perf_counter()
     with (
         s3_server.environment(**overrides),
         pytest.raises(AccessRefusedError, match=f"Access was refused to {in_s3} .*permission") as caught,
     ):
         zarr_stores.create_group(in_s3)
-    assert time.perf_counter() - started < 12  # asked again and again, it would be 15 s
+    assert time.perf_counter() - started < 12  # with repeated attempts it would take 15 s
     assert "-aws-secret.json" in str(caught.value)
     assert "planted-secret" not in f"{caught.value!r} {caught.value.__context__!r}"
 
 
-def test_what_is_refused_is_no_free_place(s3_server: Any, in_s3: str) -> None:
+def test_a_refused_target_is_not_taken_for_a_free_one(s3_server: Any, in_s3: str) -> None:
     with s3_server.environment(AWS_SECRET_ACCESS_KEY="guess"), pytest.raises(AccessRefusedError, match="refused"):
         StoreTarget(in_s3).occupied()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_refuses_writing(tmp_path: Path) -> None:
+def test_a_read_only_folder_is_an_error(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError, match="cannot be written"):
         zarr_stores.create_group(str(tmp_path / "out.zarr"))
 
 
-def test_a_disk_that_cannot_be_written() -> None:
+def test_a_read_only_disk_is_an_error() -> None:
     error = OSError(errno.EROFS, "Read-only file system")
-    says = r"^/mnt/out.zarr cannot be written: Read-only file system\.$"
-    with pytest.raises(AccessRefusedError, match=says), zarr_stores.clear_errors("/mnt/out.zarr"):
+    message = r"^/mnt/out.zarr cannot be written: Read-only file system\.$"
+    with pytest.raises(AccessRefusedError, match=message), zarr_stores.clear_errors("/mnt/out.zarr"):
         raise error
 
 
-def test_a_bucket_that_is_not_there_is_named(gcs_server: Any) -> None:
+def test_a_missing_bucket_is_named(gcs_server: Any) -> None:
     pytest.importorskip("gcsfs")
     with gcs_server.environment(), pytest.raises(FileNotFoundError, match="the bucket 'never-made' does not exist"):
         zarr_stores.create_group("gs://never-made/out.zarr")
 
 
-def test_an_endpoint_that_does_not_answer(s3_server: Any, in_s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_endpoint_is_named(s3_server: Any, in_s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(buckets, "RETRIES", 1)
     with (
         s3_server.environment(AWS_ENDPOINT_URL_S3="http://127.0.0.1:1"),
@@ -325,23 +326,23 @@ def test_an_extra_that_is_not_installed_is_named(in_s3: str, monkeypatch: pytest
         zarr_stores.create_group(in_s3)
 
 
-def test_memory_is_of_one_process(processes: Client, threads: Client, tmp_path: Path) -> None:
+def test_a_store_in_memory_needs_threads_of_this_process(processes: Client, threads: Client, tmp_path: Path) -> None:
     zarr_stores.check_process("memory://here/out.zarr", threads)
     zarr_stores.check_process(str(tmp_path / "out.zarr"), processes)
     with pytest.raises(ValueError, match="memory://here/out.zarr is in the memory of this process.*bucket"):
         zarr_stores.check_process("memory://here/out.zarr", processes)
 
 
-def test_workers_must_see_the_store(
+def test_workers_that_cannot_write_to_the_store_are_an_error(
     processes: Client, threads: Client, tmp_path: Path, s3_server: Any, in_s3: str
 ) -> None:
-    """Workers of another environment have other credentials, or none."""
-    zarr_stores.check_reachable(create(str(tmp_path / "out.zarr")), processes)
+    """Workers with another environment have other credentials, or none."""
+    zarr_stores.check_reachable(create_store(str(tmp_path / "out.zarr")), processes)
     assert [path.name for path in (tmp_path / "out.zarr").glob(".*")] == []
     with pytest.raises(FileNotFoundError, match="2 workers cannot write .*share"):
         zarr_stores.check_reachable(str(tmp_path / "nowhere.zarr"), processes)
     with s3_server.environment():
-        create(in_s3)
+        create_store(in_s3)
         zarr_stores.check_reachable(in_s3, threads)
         processes.run(set_endpoint, s3_server.endpoint_url)
         try:
@@ -361,7 +362,7 @@ def set_endpoint(url: str | None) -> None:
 
 
 def test_secret_files_of_cloudvolume_are_used(s3_server: Any, in_s3: str, ids: NDArray[np.uint64]) -> None:
-    """The bucket's own file before the general one, and both before the environment."""
+    """The file of the bucket has precedence over the general one, and both over the environment."""
     bucket = in_s3.split("/")[2]
     own, general = Path(secretpath(f"{bucket}-aws-secret.json")), Path(secretpath("aws-secret.json"))
     own.parent.mkdir(parents=True, exist_ok=True)
@@ -370,10 +371,10 @@ def test_secret_files_of_cloudvolume_are_used(s3_server: Any, in_s3: str, ids: N
         general.write_text(json.dumps(keys | {"AWS_SECRET_ACCESS_KEY": "guess"}))
         with s3_server.environment():
             with pytest.raises(AccessRefusedError):
-                create(in_s3)
+                create_store(in_s3)
             own.write_text(json.dumps(keys))
         with s3_server.environment(AWS_SECRET_ACCESS_KEY="guess", AWS_SESSION_TOKEN="old"):
-            opened(create(in_s3)).write_block(WHOLE, ids)
+            opened(create_store(in_s3)).write_block(WHOLE, ids)
             np.testing.assert_array_equal(read(in_s3), ids)
     finally:
         own.unlink(missing_ok=True)
@@ -386,11 +387,11 @@ def test_aliases_of_cloudfiles_are_used(s3_server: Any, in_s3: str, ids: NDArray
     secret.write_text(
         json.dumps({"AWS_ACCESS_KEY_ID": s3_server.access_key, "AWS_SECRET_ACCESS_KEY": s3_server.secret_key})
     )
-    location = in_s3.replace("s3://", "nearby://")
+    url = in_s3.replace("s3://", "nearby://")
     cloudfiles.paths.add_alias("nearby", f"s3://{s3_server.endpoint_url}/")
     try:
-        opened(create(location)).write_block(WHOLE, ids)
-        np.testing.assert_array_equal(read(location), ids)
+        opened(create_store(url)).write_block(WHOLE, ids)
+        np.testing.assert_array_equal(read(url), ids)
     finally:
         cloudfiles.paths.remove_alias("nearby")
         secret.unlink()
@@ -398,9 +399,9 @@ def test_aliases_of_cloudfiles_are_used(s3_server: Any, in_s3: str, ids: NDArray
         np.testing.assert_array_equal(read(in_s3), ids)
 
 
-def test_no_credentials_in_a_pickle(s3_server: Any, in_s3: str, ids: NDArray[np.uint64]) -> None:
+def test_a_pickled_array_contains_no_credentials(s3_server: Any, in_s3: str, ids: NDArray[np.uint64]) -> None:
     with s3_server.environment():
-        array = opened(create(in_s3))
+        array = opened(create_store(in_s3))
         sent = pickle.dumps(array)
         assert s3_server.secret_key.encode() not in sent
         assert s3_server.access_key.encode() not in sent
@@ -409,48 +410,48 @@ def test_no_credentials_in_a_pickle(s3_server: Any, in_s3: str, ids: NDArray[np.
         np.testing.assert_array_equal(read(in_s3), ids)
 
 
-# ------------------------------------------------------------------------------------------------- what may be replaced
+# ---------------------------------------------------------------------------------------------------------- overwriting
 
 
-def test_stores_in_buckets_are_replaced(location: str, ids: NDArray[np.uint64]) -> None:
-    target = StoreTarget(location)
+def test_stores_are_replaced_on_every_target(url: str, ids: NDArray[np.uint64]) -> None:
+    target = StoreTarget(url)
     assert not target.occupied()
-    opened(create(location)).write_block(WHOLE, ids)
+    opened(create_store(url)).write_block(WHOLE, ids)
     assert target.occupied()
-    place = target.beside("1234abcd")
+    new_url = target.beside("1234abcd")
     if not target.is_local:
-        assert place == location
-        target.clear(place)
+        assert new_url == url
+        target.clear(new_url)
         assert not target.occupied()
-    opened(create(place)).write_block((slice(0, 32), *WHOLE[1:]), ids[:32])
+    opened(create_store(new_url)).write_block((slice(0, 32), *WHOLE[1:]), ids[:32])
     if target.is_local:
-        np.testing.assert_array_equal(read(location), ids)
-        target.swap(place)
-    np.testing.assert_array_equal(read(location)[32:], 0)
-    np.testing.assert_array_equal(read(location)[:32], ids[:32])
+        np.testing.assert_array_equal(read(url), ids)
+        target.swap(new_url)
+    np.testing.assert_array_equal(read(url)[32:], 0)
+    np.testing.assert_array_equal(read(url)[:32], ids[:32])
 
 
-def test_a_neighbour_of_the_same_beginning_stays(location: str, ids: NDArray[np.uint64]) -> None:
-    opened(create(location)).write_block(WHOLE, ids)
-    opened(create(f"{location}2")).write_block(WHOLE, ids)
-    StoreTarget(location).clear(location)
-    assert not StoreTarget(location).occupied()
-    np.testing.assert_array_equal(read(f"{location}2"), ids)
+def test_a_store_whose_name_begins_equally_is_not_removed(url: str, ids: NDArray[np.uint64]) -> None:
+    opened(create_store(url)).write_block(WHOLE, ids)
+    opened(create_store(f"{url}2")).write_block(WHOLE, ids)
+    StoreTarget(url).clear(url)
+    assert not StoreTarget(url).occupied()
+    np.testing.assert_array_equal(read(f"{url}2"), ids)
 
 
-def test_objects_of_others_are_not_replaced(location: str) -> None:
-    system, path = zarr_stores.files_at(location)
+def test_foreign_objects_are_not_replaced(url: str) -> None:
+    system, path = zarr_stores.files_at(url)
     system.makedirs(path, exist_ok=True)
     system.pipe_file(f"{path}/chapter.tex", b"years of work")
     with pytest.raises(FileExistsError, match="is not a zarr store"):
-        StoreTarget(location).occupied()
-    create(location)
+        StoreTarget(url).occupied()
+    create_store(url)
     with pytest.raises(FileExistsError, match=r"chapter\.tex"):
-        StoreTarget(location).occupied()
+        StoreTarget(url).occupied()
     assert system.cat_file(f"{path}/chapter.tex") == b"years of work"
 
 
-def test_many_objects_are_not_listed(s3_server: Any, in_s3: str) -> None:
+def test_a_folder_of_many_objects_is_refused_quickly(s3_server: Any, in_s3: str) -> None:
     bucket, _, prefix = in_s3.removeprefix("s3://").partition("/")
     with s3_server._closing_client() as client:
 
@@ -469,38 +470,37 @@ def test_many_objects_are_not_listed(s3_server: Any, in_s3: str) -> None:
 # ------------------------------------------------------------------------------------------------------------- exports
 
 
-def test_exports_go_everywhere(
-    location: str, ids: NDArray[np.uint64], monkeypatch: pytest.MonkeyPatch, configure: Configure
+def test_arrays_are_exported_to_every_target_without_credentials_in_tasks(
+    url: str, ids: NDArray[np.uint64], monkeypatch: pytest.MonkeyPatch, configure: Configure
 ) -> None:
-    """And no task of one carries credentials."""
     sent: list[bytes] = []
     submit = Client.submit
 
-    def seen(self: Client, function: Any, *args: Any, **kwargs: Any) -> Any:
+    def record_and_submit(self: Client, function: Any, *args: Any, **kwargs: Any) -> Any:
         sent.append(pickle.dumps((function, args)))
         return submit(self, function, *args, **kwargs)
 
-    monkeypatch.setattr(Client, "submit", seen)
+    monkeypatch.setattr(Client, "submit", record_and_submit)
     configure("export.small_block_bytes", 2**18)
     configure("run.batch_blocks", 1)
     options: dict[str, Any] = {"chunks": (32, 32, 32), "progress": False}
-    report = to_zarr(ids, location, **options)
+    report = to_zarr(ids, url, **options)
     assert report.ok
     assert len(sent) == report.blocks > 1
     assert b"tests-secret" not in b"".join(sent)
-    np.testing.assert_array_equal(read(location).T, ids)
-    assert to_zarr(ids, location, **options).before == report.blocks  # this is the export that is there
+    np.testing.assert_array_equal(read(url).T, ids)
+    assert to_zarr(ids, url, **options).before == report.blocks  # the same export is complete already
     with pytest.raises(FileExistsError, match=r"out\.zarr exists already.*arguments: image array is another one"):
-        to_zarr(ids + np.uint64(1), location, **options)
-    to_zarr(ids + np.uint64(1), location, overwrite=True, **options)
-    np.testing.assert_array_equal(read(location).T, ids + np.uint64(1))
+        to_zarr(ids + np.uint64(1), url, **options)
+    to_zarr(ids + np.uint64(1), url, overwrite=True, **options)
+    np.testing.assert_array_equal(read(url).T, ids + np.uint64(1))
 
 
-def test_an_export_that_is_refused_computes_nothing(
+def test_a_refused_export_computes_nothing(
     s3_server: Any, in_s3: str, processes: Client, ids: NDArray[np.uint64]
 ) -> None:
     def fail(block: Any) -> Any:
-        raise AssertionError("it was computed")
+        raise AssertionError("the array was computed")
 
     array = da.from_array(ids, chunks=32).map_blocks(fail, dtype=ids.dtype)
     with s3_server.environment(**s3_server.reader), pytest.raises(AccessRefusedError, match="refused"):
@@ -521,7 +521,7 @@ def test_a_zarr_store_with_a_foreign_folder_is_not_replaced(tmp_path: Path, fold
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
-def test_an_array_that_zarr_wrote_is_replaced(tmp_path: Path, zarr_format: Any) -> None:
+def test_a_store_written_by_zarr_may_be_replaced(tmp_path: Path, zarr_format: Any) -> None:
     encoding = {"name": "v2", "separator": "."} if zarr_format == 2 else None
     zarr.create_array(
         tmp_path / "o.zarr", data=np.ones((8, 8, 8)), chunks=(4, 4, 4), zarr_format=zarr_format,

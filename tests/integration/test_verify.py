@@ -1,4 +1,4 @@
-"""Exports that are read back: what changed since is found and named, and a repair does that again and nothing else."""
+"""Verifying exports: blocks that changed are found and named, and a repair does these blocks only."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class World:
     client: ImageryClient
 
     def rewrite(self, image: NDArray[Any]) -> None:
-        """Put other imagery in the place of the one that was exported."""
+        """Replace the imagery that was exported."""
         write_volume(self.folder / "image", image, voxel_offset=OFFSET)
         handle._volumes.clear()
 
@@ -64,7 +64,7 @@ def world(tmp_path: Path) -> World:
 
 @pytest.fixture(autouse=True)
 def _blocks_of_several_stages(configure: Configure) -> None:
-    """Many blocks, and coarser levels that are made in a stage of their own."""
+    """Split exports into many blocks, with coarser levels in a stage of their own."""
     configure("export.block_bytes", 2**15)
     for name in ("fused_bytes", "small_fused_bytes"):
         configure(f"export.{name}", 2**16)
@@ -111,47 +111,48 @@ FORMS: dict[str, Form] = {
 
 
 def export(world: World, form: str, cluster: Client, **options: Any) -> str:
-    """Export; give the place as a user calls it."""
-    kind, own, data = FORMS[form]
+    """Export a form of the volumes; return the URL."""
+    kind, form_options, data = FORMS[form]
     out = f"{world.folder}/out/em"
-    report = WRITERS[kind](data(world), out, cluster=cluster, progress=False, **own, **options)
+    report = WRITERS[kind](data(world), out, cluster=cluster, progress=False, **form_options, **options)
     assert report.ok
     return out
 
 
 def check(out: str, cluster: Client, **options: Any) -> Any:
+    """Verify all blocks of an export, unless the options say otherwise."""
     return verify_export(out, **{"sample": None, "cluster": cluster, "progress": False} | options)
 
 
 def data_files(out: str) -> list[Path]:
-    """Files of voxels."""
+    """Return the files that hold voxels."""
     names = sorted(path for path in Path(out).parent.rglob("*") if path.is_file() and "receipts" not in str(path))
     return [path for path in names if not path.name.endswith(METADATA)]
 
 
 def content(out: str) -> dict[str, bytes]:
-    """Everything but records and moments."""
+    """Return the content of all files except records and provenance, which contain dates."""
     files = files_of(Path(out).parent)
-    return {name: held for name, held in files.items() if "receipts" not in name and not name.endswith("provenance")}
+    return {name: data for name, data in files.items() if "receipts" not in name and not name.endswith("provenance")}
 
 
 def finished(out: str) -> dict[int, float]:
-    """When each block was written last."""
+    """Return the time at which each block was last written."""
     rows = run_at(out).records.receipts()
     return dict(zip(rows["block"].tolist(), rows["finished"].tolist(), strict=True))
 
 
-# ------------------------------------------------------------------------------------------- which block a file is of
+# -------------------------------------------------------------------------------------------------- blocks of files
 
 
 def owner(out: str, path: Path) -> int:
-    """Number of the block that wrote a file, from its name, what describes the store, and the plan."""
+    """Return the number of the block that wrote a file, from its name, the metadata of the store and the plan."""
     plan = read_plan(out)
     name = path.relative_to(Path(out).parent).as_posix().removeprefix("em/")
     if plan.kind == "png":
-        found = re.search(r"_slice_(\d+)(?:_[a-z_0-9]+?)?(?:_y(\d+)_x(\d+))?\.", name)
-        assert found, name
-        z, y, x = (int(value or 0) for value in found.groups())
+        match = re.search(r"_slice_(\d+)(?:_[a-z_0-9]+?)?(?:_y(\d+)_x(\d+))?\.", name)
+        assert match, name
+        z, y, x = (int(value or 0) for value in match.groups())
         return block_at(plan, plan.parts[0][1].volume, 0, (x, y, z), (1, 1, 1))
     if plan.kind == "zarr":
         group, level, position = re.fullmatch(r"(labels/segmentation/)?(\d)/(?:c/)?([\d/]+)", name).groups()  # type: ignore[union-attr]
@@ -179,40 +180,40 @@ def first_level(plan: Any, volume: str, level: int) -> int:
 
 
 def block_at(plan: Any, volume: str, level: int, voxel: Any, factor: Any) -> int:
-    """Number of the block that holds a voxel of a level."""
+    """Return the number of the block that holds a voxel of a level."""
     start = first_level(plan, volume, level)
     first, part = next(pair for pair in plan.parts if pair[1].volume == volume and pair[1].level == start)
-    where = [at * times for at, times in zip(voxel, factor, strict=True)]
+    position = [at * times for at, times in zip(voxel, factor, strict=True)]
     (number,) = [
         first + n for n, (_, region) in enumerate(part.blocks)
-        if all(span.start <= at < span.stop for span, at in zip(region, where, strict=True))
+        if all(span.start <= at < span.stop for span, at in zip(region, position, strict=True))
     ]  # fmt: skip
     return int(number)
 
 
 def as_read(out: str) -> Any:
-    """All voxels of an export, as plain zarr and CloudVolume read them; pictures are their bytes."""
+    """Return all voxels of an export, read with plain zarr and CloudVolume, or the bytes of its pictures."""
     plan = read_plan(out)
     try:
         if plan.kind == "png":
             return {path.name: path.read_bytes() for path in data_files(out)}
         if plan.kind == "zarr":
             members = zarr.open_group(out, mode="r").members(max_depth=None)
-            return {path: np.asarray(each[...]) for path, each in members if isinstance(each, zarr.Array)}
-        found = {}
-        if [each["name"] for each in plan.volumes] == ["segmentation"]:
-            for path in data_files(out):  # CloudVolume does not survive what is damaged
-                held = path.read_bytes() if path.suffix != ".gz" else gzip.decompress(path.read_bytes())
-                if segmentation_damage(held, (*chunk_shape(path), 1), (8, 8, 8), 8):
+            return {path: np.asarray(member[...]) for path, member in members if isinstance(member, zarr.Array)}
+        voxels = {}
+        if [volume["name"] for volume in plan.volumes] == ["segmentation"]:
+            for path in data_files(out):  # damaged chunks can crash CloudVolume
+                stored = path.read_bytes() if path.suffix != ".gz" else gzip.decompress(path.read_bytes())
+                if segmentation_damage(stored, (*chunk_shape(path), 1), (8, 8, 8), 8):
                     return "damaged"
         for info in Path(out).rglob("info"):
             for mip in range(len(CloudVolume(f"file://{info.parent}", progress=False).info["scales"])):
-                found[f"{info.parent} {mip}"] = np.asarray(
+                voxels[f"{info.parent} {mip}"] = np.asarray(
                     CloudVolume(f"file://{info.parent}", mip=mip, progress=False)[:]
                 )
     except Exception as error:
         return repr(type(error))
-    return found
+    return voxels
 
 
 def chunk_shape(path: Path) -> XYZ:
@@ -240,23 +241,23 @@ def test_a_flipped_bit_is_found(world: World, threads: Client, form: str) -> Non
     assert report.read_bytes == run_at(out).records.receipts()["written_bytes"].sum() > 0
     right, files, random = as_read(out), data_files(out), np.random.default_rng(len(form))
     assert isinstance(right, dict)
-    found = 0
+    changed_files = 0
     for _ in range(8):
         path = files[random.integers(len(files))]
-        held = bytearray(path.read_bytes())
-        # Of the end too, where shards and pictures have their indices and checksums.
-        held[int(random.integers(len(held)))] ^= 1 << int(random.integers(8))
+        damaged = bytearray(path.read_bytes())
+        # Any byte, including those at the end, where shards and pictures have indices and checksums.
+        damaged[int(random.integers(len(damaged)))] ^= 1 << int(random.integers(8))
         whole = path.read_bytes()
-        path.write_bytes(held)
+        path.write_bytes(damaged)
         changed = not same(as_read(out), right)
         report = check(out, threads, source=False)
         if changed:
             assert (report.damaged, report.ok) == ([owner(out, path)], False), path
-            found += 1
+            changed_files += 1
         else:
             assert report.damaged in ([], [owner(out, path)])
         path.write_bytes(whole)
-    assert found > 0
+    assert changed_files > 0
     assert check(out, threads).ok
 
 
@@ -277,17 +278,17 @@ def empty(files: list[Path]) -> list[Path]:
 
 def swap(files: list[Path]) -> list[Path]:
     one, other = files[0], next(path for path in files[::-1] if path.read_bytes() != files[0].read_bytes())
-    held = one.read_bytes(), other.read_bytes()
-    one.write_bytes(held[1])
-    other.write_bytes(held[0])
+    first, second = one.read_bytes(), other.read_bytes()
+    one.write_bytes(second)
+    other.write_bytes(first)
     return [one, other]
 
 
 def flip(files: list[Path]) -> list[Path]:
-    held = bytearray(files[-1].read_bytes())
-    for at in range(len(held) // 3, len(held), 7):
-        held[at] ^= 255
-    files[-1].write_bytes(held)
+    damaged = bytearray(files[-1].read_bytes())
+    for at in range(len(damaged) // 3, len(damaged), 7):
+        damaged[at] ^= 255
+    files[-1].write_bytes(damaged)
     return files[-1:]
 
 
@@ -308,10 +309,10 @@ def test_damage_is_found_named_and_repaired(
     assert (done.code, f"{len(owners):,} blocks DAMAGED" in done.error) == (1, True), done
     assert f"imagery-dask export --plan {out} --repair" in done.error
     assert "Traceback" not in done.error
-    named = [line for line in done.error.splitlines() if line.startswith("    ")]
-    assert len(named) == len(owners)
+    named_blocks = [line for line in done.error.splitlines() if line.startswith("    ")]
+    assert len(named_blocks) == len(owners)
     done = command("export", "--plan", out, "--cluster", address)
-    assert (done.code, "0 were left to do" in done.out) == (0, True)  # without --repair there is nothing to do
+    assert (done.code, "0 were left to do" in done.out) == (0, True)  # without --repair, no block is done
     assert finished(out) == times
     done = command("export", "--plan", out, "--repair", "--cluster", address)
     assert (done.code, done.error) == (0, "")
@@ -326,8 +327,8 @@ def test_damage_is_found_named_and_repaired(
     assert "0 were left to do" in again.out
 
 
-def test_what_is_gone_is_said_at_once(world: World, threads: Client) -> None:
-    """A file that is not there will not come back in a while."""
+def test_missing_files_are_reported_quickly(world: World, threads: Client) -> None:
+    """Reading a missing file is not tried again."""
     out = export(world, "raw", threads)
     for path in data_files(out)[:6]:
         path.unlink()
@@ -340,7 +341,7 @@ def test_what_is_gone_is_said_at_once(world: World, threads: Client) -> None:
     assert report.checked - len(report.damaged) < 10
 
 
-def test_a_store_that_is_gone_is_damaged_all_over(world: World, threads: Client) -> None:
+def test_all_blocks_of_a_deleted_array_are_damaged(world: World, threads: Client) -> None:
     out = export(world, "zarr chunks", threads)
     shutil.rmtree(Path(out) / "0")
     report = check(out, threads, source=False)
@@ -350,7 +351,7 @@ def test_a_store_that_is_gone_is_damaged_all_over(world: World, threads: Client)
 # ------------------------------------------------------------------------------------------------------------- samples
 
 
-def test_a_sample_is_a_share(world: World, threads: Client, command: Command) -> None:
+def test_a_sample_is_a_fraction_of_the_blocks(world: World, threads: Client, command: Command) -> None:
     address = threads.scheduler_info()["address"]
     out = export(world, "tiff tiles", threads)
     blocks = read_plan(out).blocks
@@ -360,11 +361,11 @@ def test_a_sample_is_a_share(world: World, threads: Client, command: Command) ->
     assert check(out, threads, sample=1.0).checked == 18
     done = command("verify", out, "--sample", "33%", "--seed", 5, "--cluster", address)
     assert (done.code, f"6 of {blocks} blocks read back" in done.out) == (0, True)
-    for words in (("--sample", "5"), ("--sample", "50%", "--all"), ("--sample", "0%"), ("--sample", "200%")):
-        assert command("verify", out, *words, "--cluster", address).code == 2
-    for share in (0, -1, 1.5, float("nan")):
+    for options in (("--sample", "5"), ("--sample", "50%", "--all"), ("--sample", "0%"), ("--sample", "200%")):
+        assert command("verify", out, *options, "--cluster", address).code == 2
+    for fraction in (0, -1, 1.5, float("nan")):
         with pytest.raises(ValueError, match="fraction of the blocks"):
-            check(out, threads, sample=share)
+            check(out, threads, sample=fraction)
 
 
 def test_a_seed_chooses_the_same_blocks_again(world: World, threads: Client) -> None:
@@ -374,7 +375,7 @@ def test_a_seed_chooses_the_same_blocks_again(world: World, threads: Client) -> 
     chosen = [sorted(check(out, threads, sample=0.3, seed=seed).damaged) for seed in (1, 1, 2)]
     assert len(chosen[0]) == 5
     assert chosen[0] == chosen[1] != chosen[2]
-    # What was found before and not looked at since is still to be repaired.
+    # Damaged blocks of earlier samples are remembered until they are verified again.
     assert set(run_at(out).records.get("damaged.json")["blocks"]) == {*chosen[1], *chosen[2]}
 
 
@@ -382,8 +383,8 @@ def test_a_seed_chooses_the_same_blocks_again(world: World, threads: Client) -> 
 
 
 @pytest.mark.parametrize("form", ["zarr pyramid", "raw", "jpeg"])
-def test_a_source_that_changed_is_found(world: World, threads: Client, command: Command, form: str) -> None:
-    """Four blocks at a time: which ones are made again from the source is left to chance."""
+def test_a_changed_source_is_found_and_repaired(world: World, threads: Client, command: Command, form: str) -> None:
+    """Each verification compares four random blocks with the source, so several are needed."""
     address = threads.scheduler_info()["address"]
     out = export(world, form, threads)
     plan = read_plan(out)
@@ -404,15 +405,15 @@ def same_voxels(one: str, other: str) -> bool:
     return [path.read_bytes() for path in data_files(one)] == [path.read_bytes() for path in data_files(other)]
 
 
-@pytest.mark.parametrize("what", ["changed", "damaged too"])
-def test_repaired_voxels_that_changed_reach_all_levels(world: World, threads: Client, what: str) -> None:
-    """Also where a block was damaged, so that nobody compared it with the source."""
+@pytest.mark.parametrize("state", ["changed", "damaged too"])
+def test_repaired_blocks_of_a_changed_source_reach_all_levels(world: World, threads: Client, state: str) -> None:
+    """This holds also for damaged blocks, which are not compared with the source."""
     out = export(world, "zarr pyramid", threads)
     before = finished(out)
     world.rewrite(255 - smooth_image(SHAPE))
-    reading = [path for path in data_files(out) if f"{out}/0/" in str(path)]
-    if what == "damaged too":
-        for path in reading:
+    finest_files = [path for path in data_files(out) if f"{out}/0/" in str(path)]
+    if state == "damaged too":
+        for path in finest_files:
             path.write_bytes(b"torn")
         report = check(out, threads)
         assert report.source_changed == []
@@ -430,7 +431,7 @@ def test_repaired_voxels_that_changed_reach_all_levels(world: World, threads: Cl
     assert same_voxels(out, export(fresh, "zarr pyramid", threads))
 
 
-def test_chunks_of_the_source_that_are_gone_since(world: World, threads: Client) -> None:
+def test_deleted_chunks_of_the_source_count_as_changed(world: World, threads: Client) -> None:
     client = ImageryClient(image_source=world.client.image_source, missing="error")
     out = world.folder / "out" / "em"
     to_zarr(client.image_cutout(BOUNDS), out, chunks=(32, 32, 16), cluster=threads, progress=False)
@@ -441,7 +442,7 @@ def test_chunks_of_the_source_that_are_gone_since(world: World, threads: Client)
     assert "does not have all of it any more" in report.named[0].reason
 
 
-def test_a_source_that_does_not_answer_is_no_damage(
+def test_a_source_that_does_not_answer_is_not_damage(
     tmp_path: Path,
     threads: Client,
     http_server_factory: Callable[..., FileServer],
@@ -466,7 +467,9 @@ def test_a_source_that_does_not_answer_is_no_damage(
 # ----------------------------------------------------------------------------------------------- unfinished, unrecorded
 
 
-def test_an_unfinished_export_says_so(world: World, threads: Client, command: Command) -> None:
+def test_verifying_an_unfinished_export_counts_unwritten_blocks(
+    world: World, threads: Client, command: Command
+) -> None:
     address = threads.scheduler_info()["address"]
     out = world.folder / "out" / "em"
     delete_chunks(world.client.image_source or "", 0, lambda start: start[2] == 48)
@@ -483,15 +486,15 @@ def test_an_unfinished_export_says_so(world: World, threads: Client, command: Co
     assert command("verify", out, "--all", "--cluster", address).code == 0
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_an_export_without_records_is_refused(world: World, threads: Client, command: Command, there: bool) -> None:
+@pytest.mark.parametrize("exported", [True, False])
+def test_an_export_without_records_is_refused(world: World, threads: Client, command: Command, exported: bool) -> None:
     address = threads.scheduler_info()["address"]
     out = f"{world.folder}/out/em"
-    if there:
+    if exported:
         export(world, "zarr chunks", threads)
         shutil.rmtree(f"{out}.receipts")
-    for words in (("verify", out, "--all"), ("export", "--plan", out, "--repair")):
-        done = command(*words, "--cluster", address)
+    for arguments in (("verify", out, "--all"), ("export", "--plan", out, "--repair")):
+        done = command(*arguments, "--cluster", address)
         assert done.code == 2
         assert done.error.startswith("Error: There are no records of an export beside")
         assert len(done.error.splitlines()) == 1
@@ -503,11 +506,11 @@ def test_an_export_without_records_is_refused(world: World, threads: Client, com
 
 
 def odd_floats() -> NDArray[np.float32]:
-    found = coordinate_volume(SHAPE, dtype=np.float32)
-    found[::3] = np.nan
-    found[1::3] = -0.0
-    found[2::9] = np.inf
-    return found
+    voxels = coordinate_volume(SHAPE, dtype=np.float32)
+    voxels[::3] = np.nan
+    voxels[1::3] = -0.0
+    voxels[2::9] = np.inf
+    return voxels
 
 
 COMPUTED: dict[str, Any] = {
@@ -552,7 +555,7 @@ def test_computed_arrays_are_verified_and_repaired(
 
 
 @pytest.mark.parametrize("what", ["imagery", "masks", "labels"])
-def test_slices_of_computed_arrays(tmp_path: Path, threads: Client, what: str) -> None:
+def test_slices_of_computed_arrays_are_verified_and_repaired(tmp_path: Path, threads: Client, what: str) -> None:
     values = smooth_image(SHAPE) if what == "imagery" else random_labels(SHAPE)
     data = xr.DataArray(da.from_array(values, chunks=20), dims=("x", "y", "z"), name="segmentation")
     out = f"{tmp_path}/out/em"
@@ -575,19 +578,23 @@ IN_S3 = ["zarr pyramid", "zarr shards", "raw", "compressed_segmentation", "png"]
 
 @pytest.mark.parametrize("form", IN_S3)
 @pytest.mark.long
-def test_exports_in_a_bucket(world: World, threads: Client, command: Command, s3_server: Any, form: str) -> None:
+def test_exports_in_a_bucket_are_verified_and_repaired(
+    world: World, threads: Client, command: Command, s3_server: Any, form: str
+) -> None:
     address = threads.scheduler_info()["address"]
     bucket = "verify-" + re.sub(r"[ _]", "-", form)
     s3_server.create_bucket(bucket)
-    kind, own, data = FORMS[form]
+    kind, form_options, data = FORMS[form]
     out = f"s3://{bucket}/some/em"
     with s3_server.environment(), s3_server._closing_client() as client:
 
         def objects() -> dict[str, str]:
-            listed = client.list_objects_v2(Bucket=bucket).get("Contents", [])
-            return {each["Key"]: each["ETag"] for each in listed if "receipts" not in each["Key"] and each["Size"]}
+            entries = client.list_objects_v2(Bucket=bucket).get("Contents", [])
+            return {
+                entry["Key"]: entry["ETag"] for entry in entries if "receipts" not in entry["Key"] and entry["Size"]
+            }
 
-        WRITERS[kind](data(world), out, cluster=threads, progress=False, **own)
+        WRITERS[kind](data(world), out, cluster=threads, progress=False, **form_options)
         done = command("verify", out, "--all", "--cluster", address)
         assert (done.code, done.error) == (0, "")
         before = objects()
