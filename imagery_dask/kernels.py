@@ -1,4 +1,4 @@
-"""Pure functions on blocks: gather, interpolate, mask, convert, colour. No I/O, no state.
+"""Pure functions on blocks: gather, interpolate, mask, convert, colour, hash. No I/O, no state.
 
 Blocks are numpy arrays with axes x, y, z and, last, channels. They are in Fortran order (as CloudVolume's decoders
 return them; the transpose is in C order with axes z, y, x, as zarr stores it) or in C order (as dask joins blocks).
@@ -14,14 +14,18 @@ import fastremap
 import numpy as np
 import tinybrain
 from numpy.typing import NDArray
+from xxhash import xxh3_128
 
 from imagery_dask.annotations import Array
 
 __all__ = [
+    "digest_of",
+    "digest_of_bytes",
     "downsample",
     "gather",
     "interpolate",
     "is_id",
+    "join_digests",
     "keep_ids",
     "linear_taps",
     "mask_at",
@@ -302,6 +306,26 @@ def overlay(image: Block, labels: Block, alpha: float | NDArray[np.float64] = 0.
     share = np.where(labels == 0, 0.0, alpha)[..., np.newaxis]
     mixed = grey * (1 - share) + colors_of(labels) * share
     return np.ascontiguousarray(np.swapaxes(mixed.astype(np.uint8), 0, 1))
+
+
+def digest_of(voxels: Array) -> bytes:
+    """Return the XXH3 hash (16 bytes) of voxels (x, y, z[, c]), in Fortran order whatever their order in memory.
+
+    It detects accidental damage and is not cryptographic. -0.0 counts as 0.0, since stores do not distinguish them.
+    """
+    if voxels.dtype.kind == "f":
+        voxels = voxels + voxels.dtype.type(0)
+    return digest_of_bytes(np.asfortranarray(voxels).T.data)
+
+
+def digest_of_bytes(content: bytes | memoryview) -> bytes:
+    """Return the XXH3 hash (16 bytes) of bytes."""
+    return bytes(xxh3_128(content).digest())
+
+
+def join_digests(digests: Sequence[bytes]) -> bytes:
+    """Return the hash of a sequence of hashes."""
+    return digest_of_bytes(b"".join(digests))
 
 
 def _c_ordered(block: Block) -> tuple[Block, bool]:

@@ -12,18 +12,32 @@ from imagery_dask.lazy_names import lazy_names
 if TYPE_CHECKING:
     from imagery_dask.cluster.batch_jobs import DriverJob, describe_jobs, is_listed, job_details, system_of
     from imagery_dask.cluster.cluster_file import ClusterFile, load_cluster_file
-    from imagery_dask.cluster.connecting import LOST, WAIT_S, connect
+    from imagery_dask.cluster.connecting import (
+        LOST,
+        WAIT_S,
+        WorkerResources,
+        connect,
+        dashboard_address,
+        resources_of,
+        thread_memory,
+    )
     from imagery_dask.cluster.driver import driver_script, submit_driver
-    from imagery_dask.cluster.resources import WorkerResources, dashboard_address, resources_of, thread_memory
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
             "imagery_dask.cluster.batch_jobs": ["DriverJob", "describe_jobs", "is_listed", "job_details", "system_of"],
             "imagery_dask.cluster.cluster_file": ["ClusterFile", "load_cluster_file"],
-            "imagery_dask.cluster.connecting": ["LOST", "WAIT_S", "connect"],
             "imagery_dask.cluster.driver": ["driver_script", "submit_driver"],
-            "imagery_dask.cluster.resources": ["WorkerResources", "dashboard_address", "resources_of", "thread_memory"],
+            "imagery_dask.cluster.connecting": [
+                "LOST",
+                "WAIT_S",
+                "connect",
+                "WorkerResources",
+                "dashboard_address",
+                "resources_of",
+                "thread_memory",
+            ],
         },
     )
 

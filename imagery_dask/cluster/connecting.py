@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import time
 from asyncio import CancelledError
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from distributed import Client
 from distributed.client import default_client
 from distributed.comm import CommClosedError
@@ -27,9 +31,12 @@ from imagery_dask.humanize import time_in_seconds
 from imagery_dask.validate import integer, whole_number
 
 if TYPE_CHECKING:
+    from distributed import Client
+
+if TYPE_CHECKING:
     from distributed.deploy import Cluster
 
-__all__ = ["LOST", "WAIT_S", "connect"]
+__all__ = ["LOST", "WAIT_S", "WorkerResources", "connect", "dashboard_address", "resources_of", "thread_memory"]
 
 WAIT_S = 600.0
 CLOSE_S = 2.0
@@ -250,3 +257,52 @@ def _current_client() -> Client | None:
         return default_client()
     except ValueError:
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerResources:
+    """Threads and memory of the workers of a cluster."""
+
+    # Tasks that run at once.
+    threads: int
+    # Bytes that one task may use.
+    thread_memory: int
+
+
+def resources_of(client: Client) -> WorkerResources:
+    """Return the present resources of the workers of a cluster."""
+    return WorkerResources(int(sum(client.nthreads().values())), thread_memory(client))
+
+
+def dashboard_address(client: Client) -> str | None:
+    """Return the address of the scheduler's dashboard, or None if there is none (bokeh is not installed)."""
+    try:
+        services = client.scheduler_info(n_workers=0).get("services") or {}
+        if "dashboard" not in services or importlib.util.find_spec("bokeh") is None:
+            return None
+        return client.dashboard_link or None
+    except (KeyError, ValueError, OSError):
+        return None
+
+
+def thread_memory(client: Client) -> int:
+    """Return the bytes that a task may use: the memory of the smallest worker, divided by its threads.
+
+    Workers without a memory limit share the memory that is free here, divided by the threads of their host.
+    """
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    free = int(psutil.virtual_memory().available)
+    of_host: Counter[str] = Counter()
+    for address, worker in workers.items():
+        of_host[_host_of(address)] += int(worker["nthreads"])
+    shares = [
+        int(worker["memory_limit"]) // int(worker["nthreads"])
+        if worker["memory_limit"]
+        else free // of_host[_host_of(address)]
+        for address, worker in workers.items()
+    ]
+    return min(shares, default=free)
+
+
+def _host_of(address: str) -> str:
+    return address.partition("://")[2].rpartition(":")[0]

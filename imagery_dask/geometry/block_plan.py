@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from imagery_dask.geometry.region import Region
+from imagery_dask.geometry.grid import Region
 from imagery_dask.geometry.vec import Vec3
 
 __all__ = ["SPLIT_ABOVE", "BlockPlan", "SourceChunks", "plan_blocks"]

@@ -1,27 +1,209 @@
-"""Runs that write, or wrote, to a target: their records and their state."""
+"""Runs of exports and their records: where they lie, the files of a run, and the ledger of what was missing.
+
+Processes append receipts and other lines to files of their own (`Records`), so that none waits for another; a run's
+state is one small JSON file (`Run`).
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Iterator
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
+from uuid import uuid4
 
-from imagery_dask.annotations import JsonObject
-from imagery_dask.records.journal import Records
+from imagery_dask.annotations import Array, JsonObject
+from imagery_dask.config import config
+from imagery_dask.records.receipts import receipts_in
+from imagery_dask.sources import ReadCounts
+from imagery_dask.storage.buckets import parse_bucket_url
 from imagery_dask.storage.files import Files, records_folder, split_prefix
 
-__all__ = ["Run", "now", "record_folders", "remove_unplanned", "runs_in"]
+__all__ = [
+    "FIRST_KEPT",
+    "LEDGER",
+    "Kind",
+    "NoRecords",
+    "Records",
+    "Run",
+    "ledger_line",
+    "ledger_rows",
+    "missing_first",
+    "now",
+    "record_folders",
+    "records_of",
+    "remove_unplanned",
+    "runs_in",
+    "write_ledger",
+]
 
+Kind = Literal["receipts", "ledger", "failed"]
+SUFFIX = {"receipts": "bin", "ledger": "jsonl", "failed": "jsonl"}
+# A segment of receipts has 380 kB at most, a hundredth of a block; a million receipts are 250 segments.
+GETS_IN_FLIGHT = 16
 PLAN = "plan.json"
 ENDING = ".receipts"
 # The names of records folders of slices contain what the slices show (`SliceExport.records`).
 OF_SLICES = ("imagery", "masks", "labels", "overlay")
 # Fields of `Run`, by their keys in the file.
 KEYS = {name: name for name in ("place", "created", "begun", "finished", "swapping", "plan")} | {"place": "url"}
+# Table of what was missing, beside the target, and how many keys of it a report names.
+LEDGER = "ledger.jsonl"
+FIRST_KEPT = 10
+
+_lock = threading.Lock()
+_segments: dict[tuple[str, str, str, int], tuple[str, list[bytes]]] = {}
+_names: dict[int, str] = {}
+
+
+def records_of(url: str) -> Files | None:
+    """Return the records folder of a target; None if its storage cannot write files atomically or list them."""
+    if parse_bucket_url(url).scheme not in ("file", "s3", "gs", "memory"):
+        return None
+    return records_folder(url)
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Records of a run. Small and picklable, since it is sent with every task.
+
+    Parameters
+    ----------
+    files : Files
+        The records folder of the target.
+    run : str
+        Name of the run.
+    """
+
+    files: Files
+    run: str
+
+    @property
+    def kept(self) -> bool:
+        """Return True if records are kept."""
+        return True
+
+    def append(self, kind: Kind, content: bytes) -> None:
+        """Append a record; other processes see it when this returns."""
+        if SUFFIX[kind] == "jsonl":
+            content = b"\n" + content  # so that a line truncated by a full disk does not damage the next one
+        process = os.getpid()  # a forked process writes its own files
+        with _lock:
+            name = _names.setdefault(process, f"{socket.gethostname()}-{process}-{uuid4().hex[:8]}")
+            path = f"{self.run}/{kind}-{name}"
+            if self.files.folder is not None:
+                _append(self.files.folder / f"{path}.{SUFFIX[kind]}", content)
+                return
+            key = (self.files.url, self.run, kind, process)
+            segment, held = _segments.get(key, ("", []))
+            if not held or len(held) >= config.get("records.segment_records"):
+                segment, held = uuid4().hex[:8], []
+            held.append(content)
+            _segments[key] = (segment, held)
+            self.files.put(f"{path}-{segment}.{SUFFIX[kind]}", b"".join(held), "application/octet-stream")
+
+    def has(self, kind: Kind) -> bool:
+        """Return True if there is any record of a kind."""
+        return any(True for _ in self.files.names(f"{self.run}/{kind}-"))
+
+    def contents(self, kind: Kind) -> list[bytes]:
+        """Return the contents of all files of a kind."""
+        names = sorted(self.files.names(f"{self.run}/{kind}-"))
+        with ThreadPoolExecutor(GETS_IN_FLIGHT) as threads:
+            return [content for content in threads.map(self.files.get, names) if content is not None]
+
+    def receipts(self) -> Array:
+        """Return the last receipt of each block, sorted by block (`RECEIPT`)."""
+        return receipts_in(self.contents("receipts"))
+
+    def lines(self, kind: Literal["ledger", "failed"]) -> Iterator[JsonObject]:
+        """Yield records that are lines of JSON; skip truncated lines."""
+        for content in self.contents(kind):
+            for line in content.splitlines():
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(record, dict):
+                    yield record
+
+    def put(self, name: str, value: object) -> None:
+        """Write a JSON file of the run atomically."""
+        self.files.put(f"{self.run}/{name}", json.dumps(value, indent=1).encode(), "application/json")
+
+    def get(self, name: str) -> Any:
+        """Return the content of a JSON file of the run; None if there is none."""
+        content = self.files.get(f"{self.run}/{name}")
+        return None if content is None else json.loads(content)
+
+    def remove(self, name: str = "") -> None:
+        """Remove a file of the run, or all of them, the plan last, so that an interrupted removal can be repeated."""
+        names = list(self.files.names(f"{self.run}/{name}"))
+        last = f"{self.run}/plan.json"
+        self.files.delete([file for file in names if file != last])
+        self.files.delete([file for file in names if file == last])
+        if self.files.folder is not None and not name:
+            (self.files.folder / self.run).rmdir()
+
+
+class _NoFiles(Files):
+    """Files that are not kept."""
+
+    __slots__ = ()
+
+    def put(self, name: str, content: bytes, content_type: object = None, compress: object = None) -> None:
+        """Keep nothing."""
+
+    def get(self, name: str) -> None:
+        """Return None."""
+
+    def names(self, prefix: str = "") -> Iterator[str]:
+        """List nothing."""
+        return iter(())
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Do nothing."""
+
+
+class NoRecords(Records):
+    """Records that are not kept, for targets whose storage has no place for them."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, run: str) -> NoRecords:
+        """Return the records of a run."""
+        return cls(_NoFiles(""), run)
+
+    @property
+    def kept(self) -> bool:
+        """Return False."""
+        return False
+
+    def append(self, kind: Kind, content: bytes) -> None:
+        """Keep nothing."""
+
+
+def _append(path: Any, content: bytes) -> None:
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    except FileNotFoundError:
+        # Do not create the folder here: a task that outlives its run must not restore what the run removed.
+        raise FileNotFoundError(f"The records of this run, {path.parent}, are gone.") from None
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(descriptor, view) :]
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +255,11 @@ def record_folders(url: str) -> Iterator[Files]:
         files, stem = split_prefix(url)
     except ValueError:  # the root of a bucket
         return
-    for name in sorted(_names(files, stem)):
+    for name in sorted(_folder_names(files, stem)):
         yield Files.at(f"{files.url}/{name}")
 
 
-def _names(files: Files, stem: str) -> set[str]:
+def _folder_names(files: Files, stem: str) -> set[str]:
     """Return the names of the records folders of slices."""
     pattern = re.compile(rf"\.{re.escape(stem)}_({'|'.join(OF_SLICES)})\.[0-9a-f]{{8}}{re.escape(ENDING)}")
     if files.folder is not None:
@@ -113,3 +295,65 @@ def remove_unplanned(files: Files) -> None:
 def now() -> str:
     """Return the current time as ISO 8601, UTC."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+# ---------------------------------------- the ledger: what the source did not have, for each block
+
+
+def ledger_line(block: int, name: str, volume: str, counts: ReadCounts) -> bytes | None:
+    """Return the line of a block; None if nothing was missing."""
+    if not (counts.missing or counts.zero_roots):
+        return None
+    line = {
+        "when": time.time(),
+        "block": block,
+        "name": name,
+        "volume": volume,
+        "missing": counts.missing_keys,
+        "zero_roots": counts.zero_roots,
+        "zero_root_ids": [str(value) for value in counts.zero_root_ids],
+    }
+    return json.dumps(line).encode() + b"\n"
+
+
+def ledger_rows(lines: Iterable[JsonObject], blocks: Any = None) -> Iterator[JsonObject]:
+    """Yield the rows of the table: one for each missing chunk, one for each block that has ids without a root.
+
+    Parameters
+    ----------
+    lines : iterable of dict
+        Lines of all processes. If a block has several, the last one counts.
+    blocks : container of int, optional
+        Blocks to include; by default all.
+    """
+    counted = [line for line in lines if blocks is None or line["block"] in blocks]
+    last = {line["block"]: line for line in sorted(counted, key=lambda line: float(line.get("when", 0)))}
+    for block, line in sorted(last.items()):
+        block_fields = {"block": block, "name": line["name"], "volume": line["volume"]}
+        for key in sorted(set(line["missing"])):
+            yield block_fields | {"kind": "missing chunk", "key": key}
+        if line["zero_roots"]:
+            ids = {"supervoxels": line["zero_roots"], "first": line["zero_root_ids"]}
+            yield block_fields | {"kind": "zero roots"} | ids
+
+
+def write_ledger(records: Records) -> None:
+    """Write the table of a run to the records folder, in the order of the blocks."""
+    rows = ledger_rows(records.lines("ledger"), _incomplete_blocks(records))
+    records.files.put(LEDGER, b"".join(json.dumps(row).encode() + b"\n" for row in rows), "application/jsonl")
+
+
+def missing_first(records: Records) -> dict[str, list[str]]:
+    """Return the first missing chunks of each layer, in the order of the blocks."""
+    first: dict[str, list[str]] = {}
+    for row in ledger_rows(records.lines("ledger"), _incomplete_blocks(records)):
+        keys = first.setdefault(row["volume"], [])
+        if row["kind"] == "missing chunk" and len(keys) < FIRST_KEPT and row["key"] not in keys:
+            keys.append(row["key"])
+    return first
+
+
+def _incomplete_blocks(records: Records) -> set[int]:
+    """Return the numbers of the blocks for which something was missing when they were last written."""
+    receipts = records.receipts()
+    return set(receipts["block"][(receipts["missing"] > 0) | (receipts["zero_roots"] > 0)].tolist())

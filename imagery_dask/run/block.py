@@ -11,9 +11,8 @@ from itertools import accumulate
 from typing import Any, Literal, Protocol
 
 from imagery_dask.errors import AccessRefusedError, MissingChunkError, SourceError
-from imagery_dask.records.journal import Records
-from imagery_dask.records.ledger import ledger_line
 from imagery_dask.records.receipts import receipt
+from imagery_dask.records.runs import Records, ledger_line
 from imagery_dask.sources import ReadCounts, collect_counts, limited_requests
 from imagery_dask.sources.counts import KEYS_KEPT
 

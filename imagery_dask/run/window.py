@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from imagery_dask.cluster import LOST, job_details
 from imagery_dask.config import config
 from imagery_dask.errors import AccessRefusedError, ClusterLostError, TargetFullError, TooManyMissingError
-from imagery_dask.records.journal import Records
+from imagery_dask.records.runs import Records
 from imagery_dask.run.block import BlockError, BlockResult, BlockTask, run_batch
 from imagery_dask.run.report import FailedBlock, RunReport
 from imagery_dask.sources import ReadCounts

@@ -21,8 +21,7 @@ from cloudvolume import CloudVolume, chunks
 from imagery_dask import kernels
 from imagery_dask.annotations import Array, JsonObject
 from imagery_dask.errors import CorruptChunkError, MissingChunkError, SourceError, SourceNotFoundError
-from imagery_dask.geometry.grid import VoxelGrid, bounds_key
-from imagery_dask.geometry.region import Region, region_between
+from imagery_dask.geometry.grid import Region, VoxelGrid, bounds_key, region_between
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.chunkedgraph import GRAPHENE, ChunkedGraph
 from imagery_dask.model.layer import Layer

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from imagery_dask.export.multiscale.levels import LevelStore
-from imagery_dask.geometry.region import Region
+from imagery_dask.geometry.grid import Region
 
 #: Shape x, y, z of a level; not a multiple of its chunks.
 SHAPE = (45, 100, 70)

@@ -23,8 +23,8 @@ from support.ports import free_port
 from support.streams import without_dashboard
 from support.volumes import coordinate_volume, delete_chunks, random_labels, write_volume
 
-from imagery_dask.records.journal import Records
 from imagery_dask.records.receipts import RECEIPT
+from imagery_dask.records.runs import Records
 from imagery_dask.storage.files import Files
 
 ROOT = Path(__file__).resolve().parents[2]

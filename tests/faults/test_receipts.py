@@ -17,9 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.settings import Configure
 
-from imagery_dask.records.journal import Records
-from imagery_dask.records.ledger import LEDGER, ledger_line, ledger_rows, missing_first, write_ledger
 from imagery_dask.records.receipts import MARK, RECEIPT, counts_of, receipt, receipts_in
+from imagery_dask.records.runs import LEDGER, Records, ledger_line, ledger_rows, missing_first, write_ledger
 from imagery_dask.sources import ReadCounts
 from imagery_dask.storage.files import Files
 

@@ -27,10 +27,9 @@ from imagery_dask.errors import BlockFailedError
 from imagery_dask.export.reports.block_states import bursts_of, recent_rate
 from imagery_dask.export.reports.status import Status, status_of
 from imagery_dask.records.drivers import Driver
-from imagery_dask.records.journal import Records
 from imagery_dask.records.lease import Lease
 from imagery_dask.records.receipts import RECEIPT, receipt
-from imagery_dask.records.runs import now, runs_in
+from imagery_dask.records.runs import Records, now, runs_in
 from imagery_dask.run import RunReport
 from imagery_dask.sources import ReadCounts
 from imagery_dask.storage.files import records_folder

@@ -15,12 +15,10 @@ from imagery_dask.annotations import JsonObject
 from imagery_dask.arrays.cutout_array import CutoutArray
 from imagery_dask.cluster import WorkerResources
 from imagery_dask.export.core.inputs import Volume
-from imagery_dask.export.core.plans import ExportPlan, StageBlocks, described_volume
+from imagery_dask.export.core.plans import ExportPlan, StageBlocks, described_volume, source_chunks
 from imagery_dask.export.core.preview import Preview
 from imagery_dask.export.core.run_states import StartedRun, Target
-from imagery_dask.export.core.source_reads import source_chunks
-from imagery_dask.geometry.grid import XYZ
-from imagery_dask.geometry.region import Region
+from imagery_dask.geometry.grid import XYZ, Region
 from imagery_dask.run import BlockTask, RunReport
 from imagery_dask.serialization import to_json
 from imagery_dask.storage.files import Files

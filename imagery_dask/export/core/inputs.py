@@ -16,8 +16,7 @@ from imagery_dask.annotations import Array
 from imagery_dask.arrays.cutout_array import CutoutArray
 from imagery_dask.arrays.lazy import lazy_array, source_of
 from imagery_dask.geometry.block_plan import BlockPlan, SourceChunks, plan_blocks
-from imagery_dask.geometry.grid import AXES, XYZ, VoxelGrid
-from imagery_dask.geometry.region import Region, start_of, stop_of
+from imagery_dask.geometry.grid import AXES, XYZ, Region, VoxelGrid, start_of, stop_of
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.sources import open_volume
 from imagery_dask.validate import triple

@@ -17,12 +17,10 @@ from numpy.typing import NDArray
 
 from imagery_dask.annotations import Array
 from imagery_dask.export.core.plans import ExportPlan
-from imagery_dask.records.journal import Records
 from imagery_dask.records.lease import HeldLease
-from imagery_dask.records.ledger import missing_first
 from imagery_dask.records.parts import refuse_parts
 from imagery_dask.records.receipts import counts_of, receipts_in
-from imagery_dask.records.runs import Run, now, remove_unplanned, runs_in
+from imagery_dask.records.runs import Records, Run, missing_first, now, remove_unplanned, runs_in
 from imagery_dask.run import RunReport
 
 __all__ = ["DAMAGED", "NewRun", "StartedRun", "Target"]

@@ -33,10 +33,10 @@ from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.core.run_states import NewRun, StartedRun
 from imagery_dask.export.execution.resume import look_at, open_end, open_part, open_run
 from imagery_dask.export.reports.html_report import checked_report, reported
-from imagery_dask.records.ledger import missing_first, write_ledger
 from imagery_dask.records.parts import Part
+from imagery_dask.records.runs import missing_first, write_ledger
 from imagery_dask.run import BlockTask, Rules, RunReport, check_missing, is_full, run_blocks
-from imagery_dask.run.progress import shown
+from imagery_dask.run.report import shown
 from imagery_dask.sources import ReadCounts
 
 __all__ = ["execute"]

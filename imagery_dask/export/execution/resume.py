@@ -9,10 +9,9 @@ from uuid import uuid4
 from imagery_dask.export.core.base import Export
 from imagery_dask.export.core.plans import difference, fingerprint_of
 from imagery_dask.export.core.run_states import NewRun, StartedRun, Target
-from imagery_dask.records.journal import NoRecords, Records
 from imagery_dask.records.lease import HeldLease, Lease, NoLease, brief_lease
 from imagery_dask.records.parts import Part, refuse_other_parts, refuse_parts, settle_part
-from imagery_dask.records.runs import Run, runs_in
+from imagery_dask.records.runs import NoRecords, Records, Run, runs_in
 from imagery_dask.storage.files import Files
 from imagery_dask.storage.zarr_stores import clear_errors
 

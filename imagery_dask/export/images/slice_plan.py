@@ -21,7 +21,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from imagery_dask.arrays.chunking import block_edges
+from imagery_dask.arrays.lazy import block_edges
 from imagery_dask.export.core.inputs import Volume
 from imagery_dask.export.images.slice_files import plane_axes
 from imagery_dask.geometry.block_plan import BlockPlan

@@ -17,11 +17,10 @@ from imagery_dask.export.core.inputs import Volume, steps_of
 from imagery_dask.export.images.slice_files import SliceNames, plane_axes
 from imagery_dask.export.images.slice_pages import Pages
 from imagery_dask.geometry.block_plan import BlockPlan
-from imagery_dask.geometry.grid import XYZ
-from imagery_dask.geometry.region import Region, region_within
+from imagery_dask.geometry.grid import XYZ, Region, region_within
+from imagery_dask.kernels import digest_of_bytes, join_digests
 from imagery_dask.render.pages import Format, encode_page
 from imagery_dask.run import WINDOW_PER_THREAD, Written
-from imagery_dask.storage.digests import digest_of_bytes, join_digests
 from imagery_dask.storage.files import Files
 
 __all__ = ["SLICES", "SliceBlock", "SliceTasks", "list_ids"]

@@ -39,7 +39,7 @@ from imagery_dask.export.images.slice_plan import BLOCKS_HELD, plan_slices, refu
 from imagery_dask.export.images.slice_previews import slice_previews
 from imagery_dask.export.images.slice_tasks import SLICES, SliceTasks, list_ids
 from imagery_dask.export.multiscale.levels import block_size
-from imagery_dask.geometry.region import Region
+from imagery_dask.geometry.grid import Region
 from imagery_dask.model.labels import RootIds
 from imagery_dask.render.overlays import overlay_halo
 from imagery_dask.render.pages import Format

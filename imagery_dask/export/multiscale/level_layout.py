@@ -16,17 +16,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self, cast
 
 import numpy as np
 
+from imagery_dask.annotations import JsonObject
 from imagery_dask.config import config
+from imagery_dask.export.core.writer_arguments import option
 from imagery_dask.geometry.grid import XYZ
-from imagery_dask.geometry.pyramid import Level
+from imagery_dask.geometry.pyramid import Level, Levels, checked_levels
 from imagery_dask.geometry.vec import Vec3
-from imagery_dask.validate import whole_triple
+from imagery_dask.validate import triple, whole_triple
 
-__all__ = ["LevelLayout", "StageLayout", "checked_shards", "default_chunks", "lay_out"]
+__all__ = ["LevelLayout", "StageLayout", "VolumeOptions", "checked_shards", "default_chunks", "lay_out"]
 
 # Viewers fetch chunks of some hundred kilobytes (compressed); object stores and file systems want fewer, larger files.
 # With these, 10 TB of 8 bit imagery and its pyramid are 990,000 objects.
@@ -156,3 +158,48 @@ def _clipped(level: Level, chunk: Vec3[int], shard: Vec3[int] | None) -> LevelLa
         return LevelLayout(level, chunk, None)
     whole = shard.minimum(level.shape.ceil_div(chunk) * chunk) // chunk * chunk
     return LevelLayout(level, chunk, None if whole == chunk else whole)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeOptions:
+    """Chunks, levels and position of the volumes that are written; see `imagery_dask.to_zarr`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        An option is not valid, whatever the data.
+    """
+
+    chunks: Sequence[int] | None = option(
+        None, "Chunks of the output.  [default: 128,128,128; 64,64,64 for 32 and 64 bit voxels]", syntax="shape"
+    )
+    levels: Levels = option(
+        1, "Levels of the pyramid; auto: down to 512 voxels; source: the mips of the source.", syntax="levels"
+    )
+    resolution_nm: Sequence[float] | None = None
+    translation_nm: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunks is not None:
+            self._set("chunks", whole_triple("chunks", self.chunks))
+        self._set("levels", checked_levels(self.levels))
+        if self.resolution_nm is not None:
+            triple("resolution_nm", self.resolution_nm, positive=True)
+            self._set("resolution_nm", tuple(np.asarray(self.resolution_nm, dtype=object).ravel()))
+        if self.translation_nm is not None:
+            triple("translation_nm", self.translation_nm)
+            self._set("translation_nm", tuple(np.asarray(self.translation_nm, dtype=object).ravel()))
+
+    @classmethod
+    def from_json(cls, options: JsonObject) -> Self:
+        """Return the options that a plan's JSON holds."""
+        return cls(**options)
+
+    @property
+    def chunk(self) -> XYZ | None:
+        """Chunk shape x, y, z, or None for the default of the data type."""
+        return cast(XYZ | None, self.chunks)
+
+    def _set(self, name: str, value: object) -> None:
+        """Set a field to its normal form, while the value is made."""
+        object.__setattr__(self, name, value)

@@ -23,9 +23,8 @@ from imagery_dask.config import config
 from imagery_dask.export.core.inputs import Volume, steps_of
 from imagery_dask.export.multiscale.level_layout import StageLayout
 from imagery_dask.geometry.block_plan import SPLIT_ABOVE, BlockPlan, plan_blocks
-from imagery_dask.geometry.grid import XYZ
+from imagery_dask.geometry.grid import XYZ, Region, region_between, region_within, start_of, stop_of, tiles_of
 from imagery_dask.geometry.pyramid import Level
-from imagery_dask.geometry.region import Region, region_between, region_within, start_of, stop_of, tiles_of
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.run import BlockTask, Written
 

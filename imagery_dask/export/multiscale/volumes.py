@@ -13,14 +13,19 @@ from imagery_dask.export.core.inputs import Volume, source_levels
 from imagery_dask.export.core.plans import ExportPlan, StageBlocks, voxels_decided_by
 from imagery_dask.export.core.preview import Preview
 from imagery_dask.export.core.run_states import StartedRun
-from imagery_dask.export.multiscale.level_layout import LevelLayout, checked_shards, default_chunks, lay_out
+from imagery_dask.export.multiscale.level_layout import (
+    LevelLayout,
+    VolumeOptions,
+    checked_shards,
+    default_chunks,
+    lay_out,
+)
 from imagery_dask.export.multiscale.level_previews import level_previews
 from imagery_dask.export.multiscale.levels import LevelStore, LevelTasks, VolumeLevels, plan_levels
-from imagery_dask.export.multiscale.volume_options import VolumeOptions
 from imagery_dask.geometry.grid import XYZ
 from imagery_dask.geometry.pyramid import Level, Levels, pyramid
 from imagery_dask.geometry.vec import Vec3
-from imagery_dask.records.journal import records_of
+from imagery_dask.records.runs import records_of
 from imagery_dask.run import BlockTask
 from imagery_dask.run.block import Chain
 from imagery_dask.serialization import to_json

@@ -18,9 +18,8 @@ import psutil
 from imagery_dask.annotations import JsonObject
 from imagery_dask.cluster import WorkerResources
 from imagery_dask.export.core.base import Export, held_bytes
-from imagery_dask.export.core.plans import ExportPlan, StageBlocks
+from imagery_dask.export.core.plans import ExportPlan, StageBlocks, chunk_reads
 from imagery_dask.export.core.run_options import RunOptions, block_bytes_of
-from imagery_dask.export.core.source_reads import chunk_reads
 from imagery_dask.export.execution.execute import execute
 from imagery_dask.export.planning import SAMPLES
 from imagery_dask.export.planning.sampling import Sample, Sampling, sample_blocks

@@ -25,8 +25,8 @@ from imagery_dask.errors import ImageryDaskError
 from imagery_dask.export.core.base import Export
 from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.export.core.run_states import NewRun
-from imagery_dask.records.journal import Records
 from imagery_dask.records.lease import NoLease
+from imagery_dask.records.runs import Records
 from imagery_dask.sources import ReadCounts, collect_counts, tokens_for_own_workers
 from imagery_dask.storage.files import records_folder
 

@@ -11,12 +11,20 @@ import numpy as np
 from cloudvolume import chunks as codecs
 
 from imagery_dask.annotations import Array
-from imagery_dask.geometry.grid import XYZ, bounds_key
-from imagery_dask.geometry.region import Region, region_between, region_within, start_of, stop_of, tiles_of
+from imagery_dask.geometry.grid import (
+    XYZ,
+    Region,
+    bounds_key,
+    region_between,
+    region_within,
+    start_of,
+    stop_of,
+    tiles_of,
+)
 from imagery_dask.geometry.vec import Vec3
+from imagery_dask.kernels import digest_of, digest_of_bytes, join_digests
 from imagery_dask.sources import channels_last
 from imagery_dask.sources.segmentation_check import segmentation_damage
-from imagery_dask.storage.digests import digest_of, digest_of_bytes, join_digests
 from imagery_dask.storage.files import Compression, Files, Put
 
 __all__ = ["SEGMENTATION_BLOCK", "PrecomputedLevel"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from imagery_dask.export.core.writer_arguments import Flag, option, option_by_name
-from imagery_dask.export.multiscale.volume_options import VolumeOptions
+from imagery_dask.export.multiscale.level_layout import VolumeOptions
 from imagery_dask.validate import choice, whole_number
 
 __all__ = ["COMPRESSIBLE", "IMAGE_ENCODINGS", "LABEL_ENCODINGS", "PrecomputedOptions"]

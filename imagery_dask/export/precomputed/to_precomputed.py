@@ -35,8 +35,8 @@ from imagery_dask.export.multiscale.volumes import (
 )
 from imagery_dask.export.precomputed.precomputed_level import SEGMENTATION_BLOCK, PrecomputedLevel
 from imagery_dask.export.precomputed.precomputed_options import COMPRESSIBLE, LABEL_ENCODINGS, PrecomputedOptions
+from imagery_dask.geometry.grid import Region
 from imagery_dask.geometry.pyramid import Level, Levels
-from imagery_dask.geometry.region import Region
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.run import RunReport
 from imagery_dask.serialization import to_json

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from imagery_dask.annotations import Array, JsonObject
 from imagery_dask.export.core.run_states import DAMAGED
-from imagery_dask.records.journal import Records
+from imagery_dask.records.runs import Records
 
 __all__ = ["STATES", "Burst", "Outcomes", "bursts_of", "outcomes_of", "recent_rate"]
 

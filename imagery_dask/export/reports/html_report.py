@@ -25,9 +25,8 @@ from imagery_dask.export.core.run_states import StartedRun
 from imagery_dask.export.reports.block_states import NOT_DONE, Outcomes, bursts_of, outcomes_of
 from imagery_dask.export.reports.html_charts import COLORS, block_map, throughput
 from imagery_dask.humanize import human_bytes, human_count, human_time
-from imagery_dask.records.journal import Records
-from imagery_dask.records.ledger import ledger_rows
 from imagery_dask.records.receipts import counts_of
+from imagery_dask.records.runs import Records, ledger_rows
 from imagery_dask.run import RunReport
 from imagery_dask.storage.files import Files, check_writable, split_prefix
 

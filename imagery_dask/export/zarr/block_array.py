@@ -33,9 +33,9 @@ from zarr.storage import LocalStore, StorePath, WrapperStore
 
 from imagery_dask.annotations import Array
 from imagery_dask.export.zarr.zarr_shards import ShardEncoder, shard_encoder
-from imagery_dask.geometry.region import Region
+from imagery_dask.geometry.grid import Region
+from imagery_dask.kernels import digest_of
 from imagery_dask.storage.buckets import parse_bucket_url
-from imagery_dask.storage.digests import digest_of
 from imagery_dask.storage.files import move_durably, write_soon
 from imagery_dask.storage.zarr_stores import clear_errors, open_store
 

@@ -24,8 +24,8 @@ from imagery_dask.annotations import JsonObject
 from imagery_dask.errors import AccessRefusedError
 from imagery_dask.export.core.inputs import Volume
 from imagery_dask.export.zarr.zarr_options import OmeVersion
+from imagery_dask.geometry.grid import region_between
 from imagery_dask.geometry.pyramid import Level
-from imagery_dask.geometry.region import region_between
 from imagery_dask.geometry.vec import Vec3
 
 __all__ = ["display", "image_attributes", "label_attributes", "labels_attributes", "omero"]

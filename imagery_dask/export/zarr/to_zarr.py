@@ -35,8 +35,8 @@ from imagery_dask.export.multiscale.volumes import (
 from imagery_dask.export.zarr import ome
 from imagery_dask.export.zarr.block_array import ZarrLevel, remove_partial
 from imagery_dask.export.zarr.zarr_options import Codec, OmeVersion, ZarrOptions
+from imagery_dask.geometry.grid import Region
 from imagery_dask.geometry.pyramid import Levels
-from imagery_dask.geometry.region import Region
 from imagery_dask.run import RunReport
 from imagery_dask.serialization import to_json
 from imagery_dask.storage.targets import StoreTarget

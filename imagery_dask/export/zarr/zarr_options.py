@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 from imagery_dask.export.core.writer_arguments import option
-from imagery_dask.export.multiscale.volume_options import VolumeOptions
+from imagery_dask.export.multiscale.level_layout import VolumeOptions
 from imagery_dask.geometry.grid import XYZ
 from imagery_dask.validate import choice, whole_triple
 

@@ -31,7 +31,7 @@ from support.volumes import coordinate_volume, delete_chunks, random_labels, wri
 import imagery_dask
 from imagery_dask.cli import main as imagery_dask_command
 from imagery_dask.cluster import ClusterFile, load_cluster_file
-from imagery_dask.records.journal import Records
+from imagery_dask.records.runs import Records
 
 COMMIT = "fe6ded5"
 HERE = Path(__file__).resolve().parent

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagery_dask.geometry.region import Region, region_between, region_within, start_of, stop_of
+from imagery_dask.geometry.grid import Region, region_between, region_within, start_of, stop_of
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.serialization import from_json, to_json
 

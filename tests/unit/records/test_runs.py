@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from imagery_dask.records.journal import Records
-from imagery_dask.records.runs import Run, now, runs_in
+from imagery_dask.records.runs import Records, Run, now, runs_in
 from imagery_dask.storage.files import Files
 
 

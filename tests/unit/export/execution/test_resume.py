@@ -12,9 +12,8 @@ import pytest
 from support.settings import Configure
 
 from imagery_dask.export.execution.resume import _refuse_foreign, open_part
-from imagery_dask.records.journal import Records
 from imagery_dask.records.parts import Part
-from imagery_dask.records.runs import Run, now, runs_in
+from imagery_dask.records.runs import Records, Run, now, runs_in
 from imagery_dask.storage.files import Files
 
 

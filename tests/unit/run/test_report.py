@@ -8,7 +8,7 @@ import pytest
 from support.settings import Configure
 
 from imagery_dask.run import RunReport
-from imagery_dask.run.progress import shown
+from imagery_dask.run.report import shown
 
 
 def report(done: int, **values: int) -> RunReport:
