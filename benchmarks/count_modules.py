@@ -3,13 +3,15 @@
 ``python -m benchmarks.count_modules`` makes a small volume and traces two calls on the driver: a cutout, and an export
 of one block with `to_zarr` on threads of this process. A *module* counts if one of its functions runs on any thread,
 including those of the block. A *move* is a call from a function of one module to a function of another, directly or
-through other packages, on the driver's thread before the first block. Code that runs at import, generator expressions
-that another module consumes, and the arithmetic of `Vec3` are not moves.
+through other packages, on the driver's thread before the first block. Code that runs at import, generators
+that are resumed (as at the end of a context manager), generator expressions that another module consumes, and the
+arithmetic of `Vec3` are not moves.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
 import tempfile
@@ -39,6 +41,8 @@ class Traced:
         self.moves: Counter[tuple[str, str]] = Counter()
         self.submitted = False
         self.thread = 0
+        # Generators that were called; a frame that is held cannot be taken for another one.
+        self.generators: set[FrameType] = set()
 
     def run(self, call: Callable[[], object]) -> Traced:
         """Trace a call on this thread."""
@@ -61,10 +65,12 @@ class Traced:
         self.modules[module] += 1
         if module == "run.window" and frame.f_code.co_name == "_submit":
             self.submitted = True
-        if self.submitted or threading.get_ident() != self.thread:
+        if self.submitted or threading.get_ident() != self.thread or frame in self.generators:
             return
+        if frame.f_code.co_flags & inspect.CO_GENERATOR:
+            self.generators.add(frame)
         caller = frame.f_back
-        while caller is not None and _module(caller) is None:
+        while caller is not None and _module(caller) in (None, ARITHMETIC):
             caller = caller.f_back
         origin = None if caller is None else _module(caller)
         if origin is not None and origin != module and caller is not None and caller.f_code.co_name != "<module>":

@@ -31,7 +31,7 @@ from imagery_dask.annotations import Array, JsonObject, Keywords
 from imagery_dask.arrays.cutout_array import CutoutArray, CutoutSlice
 from imagery_dask.config import config
 from imagery_dask.geometry.block_plan import SPLIT_ABOVE
-from imagery_dask.geometry.grid import AXES, edge_at_or_after, nearest_index
+from imagery_dask.geometry.grid import AXES, edge_at_or_after, source_span
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.cutout import Cutout
 from imagery_dask.model.moments import describe_moment
@@ -316,9 +316,8 @@ def grow_block(unit: Vec3[int], extent: Vec3[int], steps: Vec3[Fraction], voxels
 
 
 def _axis_edges(start: int, stop: int, origin: int, size: int, step: Fraction) -> list[int]:
-    first = nearest_index(start, 1, step)[0]
-    last = nearest_index(stop - 1, 1, step)[0]
-    inner = range((int(first) - origin) // size + 1, (int(last) - origin) // size + 1)
+    first, after = source_span(start, stop, step)
+    inner = range((first - origin) // size + 1, (after - 1 - origin) // size + 1)
     if step == 1:
         crossings = [origin + size * k for k in inner]
     else:

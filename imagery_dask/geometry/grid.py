@@ -41,6 +41,7 @@ __all__ = [
     "ratio",
     "region_between",
     "region_within",
+    "source_span",
     "start_of",
     "stop_of",
     "tiles_of",
@@ -102,6 +103,18 @@ def nearest_index(start: int, size: int, step: Fraction) -> NDArray[np.int64]:
         return np.asarray((2 * targets + 1) * np.int64(numerator) // np.int64(denominator), dtype=np.int64)
     exact = [(2 * target + 1) * numerator // denominator for target in range(start, start + size)]
     return np.array(exact, dtype=np.int64)
+
+
+def source_span(start: int, stop: int, step: Fraction) -> tuple[int, int]:
+    """Return the first source voxel that the target voxels ``[start, stop)`` show, and the one after the last.
+
+    Examples
+    --------
+    >>> source_span(1, 4, Fraction(1, 2))
+    (0, 2)
+    """
+    first = int(nearest_index(start, 1, step)[0])
+    return first, int(nearest_index(stop - 1, 1, step)[0]) + 1 if stop > start else first
 
 
 def edge_at_or_after(source_edge: int, step: Fraction) -> int:
@@ -265,13 +278,8 @@ class VoxelGrid:
 
         A block with this grid must read this box from the source.
         """
-        start, stop = [], []
-        for axis, step in enumerate(self.steps_from(source_nm)):
-            first = nearest_index(self.start[axis], 1, step)[0]
-            last = nearest_index(self.stop[axis] - 1, 1, step)[0]
-            start.append(int(first))
-            stop.append(int(last) + 1 if self.shape[axis] else int(first))
-        return VoxelGrid.between(start, stop, source_nm)
+        spans = list(self.start.map(source_span, self.stop, self.steps_from(source_nm)))
+        return VoxelGrid.between([first for first, _ in spans], [after for _, after in spans], source_nm)
 
     def tiles(self, block: Sequence[int]) -> Iterator[VoxelGrid]:
         """Yield blocks of at most `block` voxels that partition the grid, x fastest."""

@@ -247,12 +247,12 @@ def _is_chunk(name: str) -> bool:
 
 
 def _anything_at(url: str) -> bool:
+    if "://" not in url:
+        return os.path.exists(url) and not (os.path.isdir(url) and not os.listdir(url))
     parsed = parse_bucket_url(url)
     if parsed.scheme == "s3":  # one object is enough: there may be millions
         entries = (entry for batch in s3_store(parsed).list(chunk_size=10) for entry in batch)
         return any(not entry["path"].startswith(RECORDS) for entry in entries)
-    if parsed.scheme == "file" and os.path.isdir(parsed.path):
-        return bool(os.listdir(parsed.path))
     files, path = files_at(url)
     files.invalidate_cache()
     return bool(files.exists(path))

@@ -122,14 +122,14 @@ def create_group(url: str, zarr_format: Literal[2, 3] = 3) -> zarr.Group:
     FileNotFoundError
         If the bucket does not exist.
     """
-    parsed = parse_bucket_url(url)
     try:
         with clear_errors(url):
             return zarr.create_group(open_store(url), zarr_format=zarr_format)
     except FileNotFoundError:
-        if not parsed.bucket:
+        bucket = parse_bucket_url(url).bucket
+        if not bucket:
             raise
-        raise FileNotFoundError(f"{url} cannot be written: the bucket {parsed.bucket!r} does not exist.") from None
+        raise FileNotFoundError(f"{url} cannot be written: the bucket {bucket!r} does not exist.") from None
 
 
 @contextmanager

@@ -35,16 +35,13 @@ class Export(ABC):
     target: Target
     # Options of the format: a dataclass.
     options: Any
+    # Fields that determine the output voxels, by name.
+    fingerprint_fields: JsonObject
 
     @property
     def url(self) -> str:
         """Local path or URL of the target."""
         return self.target.url
-
-    @property
-    @abstractmethod
-    def fingerprint_fields(self) -> JsonObject:
-        """Fields that determine the output voxels, by name."""
 
     @property
     @abstractmethod

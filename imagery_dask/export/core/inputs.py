@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import dask
@@ -27,7 +28,7 @@ Triple = tuple[float, float, float]
 LABELS_GROUP = "labels/segmentation/"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Volume:
     """An array to write, with axes x, y, z(, channel), and its position in the world.
 
@@ -63,12 +64,12 @@ class Volume:
     held: Array | None = None
     variable: bool = False
 
-    @property
+    @cached_property
     def shape(self) -> Vec3[int]:
         """Voxels along x, y, z."""
         return Vec3.of(self.array.shape[:3]).map(int)
 
-    @property
+    @cached_property
     def voxel_bytes(self) -> int:
         """Bytes of a voxel with all its channels."""
         return int(self.array.dtype.itemsize * math.prod(self.array.shape[3:]))
@@ -78,7 +79,7 @@ class Volume:
         """Bytes of all voxels."""
         return self.voxel_bytes * math.prod(self.shape)
 
-    @property
+    @cached_property
     def read_bytes(self) -> float:
         """Bytes that are held for a voxel of the result while it is read."""
         return self.voxel_bytes * (1.0 if self.source is None else _amplification(self.source))
@@ -104,9 +105,10 @@ class Volume:
 
     def held_bytes(self, plan: BlockPlan) -> int:
         """Return the most bytes that a task holds: a block, what it is computed from, and what it is encoded to."""
-        block = plan.largest_piece.prod() * self.voxel_bytes
+        voxels = plan.largest_piece.prod()
+        block = voxels * self.voxel_bytes
         if self.source is not None:
-            return int(plan.largest_piece.prod() * self.read_bytes) + 2 * block
+            return int(voxels * self.read_bytes) + 2 * block
         if self.held is not None:
             return 2 * block
         crossed = Vec3.of(self.array.chunks[:3]).map(_longest, plan.edges)
@@ -379,5 +381,5 @@ def _amplification(source: CutoutArray) -> float:
     """Source bytes that are held for a byte of the result, at least 1."""
     cutout = source.cutout
     steps = cutout.target.steps_from(cutout.mip.grid.resolution_nm)
-    stored = np.dtype(cutout.stored_dtype).itemsize / cutout.dtype.itemsize
+    stored = np.dtype(cutout.stored_dtype).itemsize / source.dtype.itemsize
     return max(1.0, stored * float(math.prod(steps)))

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -21,7 +22,7 @@ from imagery_dask.arrays.lazy import lazy_dataarray
 from imagery_dask.export.core.inputs import Volume
 from imagery_dask.export.core.provenance import PROGRAM, without_user
 from imagery_dask.geometry.block_plan import BlockPlan
-from imagery_dask.geometry.grid import AXES, XYZ, Region, VoxelGrid
+from imagery_dask.geometry.grid import AXES, XYZ, Region, source_span
 from imagery_dask.kernels import linear_taps
 from imagery_dask.model.cutout import Cutout
 from imagery_dask.serialization import flat, from_json, to_json
@@ -157,11 +158,11 @@ class ExportPlan:
     def to_json(self) -> JsonObject:
         """Return the plan as JSON, with a version."""
         head = {"format": FORMAT, "version": VERSION, "program": PROGRAM, "fingerprint": self.fingerprint}
-        return head | {
-            "kind": self.kind, "out": self.url, "volumes": to_json(self.volumes), "options": to_json(self.options),
-            "decides": to_json(self.fingerprint_fields), "stages": to_json(self.stages),
-            "voxels": self.voxels, "source_chunks": self.source_chunks,
+        content = {
+            "kind": self.kind, "out": self.url, "volumes": self.volumes, "options": self.options,
+            "decides": self.fingerprint_fields, "stages": self.stages,
         }  # fmt: skip
+        return head | to_json(content) | {"voxels": self.voxels, "source_chunks": self.source_chunks}
 
     @classmethod
     def from_json(cls, content: object) -> ExportPlan:
@@ -200,12 +201,9 @@ def described_volume(volume: Volume) -> JsonObject:
     content: JsonObject = {"name": volume.name, "variable": volume.variable}
     if volume.source is not None:
         content["cutout"] = _cutout_of(volume.source)
-    return content | {
-        "shape": [int(n) for n in volume.array.shape],
-        "dtype": str(volume.array.dtype),
-        "resolution_nm": to_json(volume.resolution_nm),
-        "translation_nm": to_json(volume.translation_nm),
-    }
+    array = {"shape": volume.array.shape, "dtype": str(volume.array.dtype)}
+    position = {"resolution_nm": volume.resolution_nm, "translation_nm": volume.translation_nm}
+    return content | to_json(array | position)
 
 
 def data_of(volumes: Sequence[JsonObject]) -> xr.Dataset | xr.DataArray:
@@ -216,7 +214,7 @@ def data_of(volumes: Sequence[JsonObject]) -> xr.Dataset | xr.DataArray:
 
 def voxels_decided_by(volume: Volume) -> JsonObject:
     """Return the fields that determine the voxels of a volume, by names that a user knows."""
-    position = {"resolution_nm": to_json(volume.resolution_nm), "translation_nm": to_json(volume.translation_nm)}
+    position = to_json({"resolution_nm": volume.resolution_nm, "translation_nm": volume.translation_nm})
     if volume.source is None:
         # dask names an array by what it is computed from.
         fields = {"array": volume.array.name, "shape": to_json(volume.array.shape), "dtype": str(volume.array.dtype)}
@@ -297,38 +295,27 @@ def source_chunks(reads: Iterable[tuple[BlockPlan, Sequence[CutoutArray | None],
 
 def chunk_reads(source: CutoutArray, blocks: BlockPlan, margin: XYZ = (0, 0, 0)) -> int:
     """Count the storage chunks that blocks of a cutout cross, once for every piece of a block."""
-    return math.prod(_along(source, blocks, axis, margin[axis]) for axis in range(3))
+    steps = source.cutout.target.steps_from(source.cutout.mip.grid.resolution_nm)
+    return math.prod(_along(source, blocks, axis, margin[axis], steps[axis]) for axis in range(3))
 
 
-def _along(source: CutoutArray, blocks: BlockPlan, axis: int, margin: int) -> int:
+def _along(source: CutoutArray, blocks: BlockPlan, axis: int, margin: int, step: Fraction) -> int:
     """Count the chunks that the pieces of blocks cross along an axis; the product over the axes is the total."""
     cutout = source.cutout
     grid, chunk = cutout.mip.grid, cutout.mip.chunk_shape[axis]
+    origin, extent, first_voxel = grid.start[axis], grid.shape[axis], cutout.target.start[axis]
+    span = _linear_span if cutout.order == 1 and cutout.target.resolution_nm != grid.resolution_nm else source_span
     inner = () if blocks.inner is None else blocks.inner[axis]
-    edges = sorted({*blocks.edges[axis], *inner})
-    offset, shape, reads = [0, 0, 0], [1, 1, 1], 0
+    edges, reads = sorted({*blocks.edges[axis], *inner}), 0
     for first, stop in pairwise(edges):
-        offset[axis] = max(0, first - margin)
-        shape[axis] = min(edges[-1], stop + margin) - offset[axis]
-        box = cutout.target.crop(tuple(offset), tuple(shape))
-        start, end = _linear(source, box, axis) if _interpolates(source) else _nearest(source, box, axis)
-        low, high = max(start, grid.start[axis]) - grid.start[axis], min(end, grid.stop[axis]) - grid.start[axis]
+        with_margin = max(0, first - margin), min(edges[-1], stop + margin)
+        start, end = span(first_voxel + with_margin[0], first_voxel + with_margin[1], step)
+        low, high = max(start - origin, 0), min(end - origin, extent)
         reads += -(-high // chunk) - low // chunk if high > low else 0
     return reads
 
 
-def _interpolates(source: CutoutArray) -> bool:
-    return source.cutout.order == 1 and source.cutout.target.resolution_nm != source.cutout.mip.grid.resolution_nm
-
-
-def _nearest(source: CutoutArray, box: VoxelGrid, axis: int) -> tuple[int, int]:
-    """Return the first voxel of the source that a box takes along an axis, and the one after the last."""
-    within = box.at(source.cutout.mip.grid.resolution_nm)
-    return within.start[axis], within.stop[axis]
-
-
-def _linear(source: CutoutArray, box: VoxelGrid, axis: int) -> tuple[int, int]:
-    """Return the same for linear interpolation, which takes two voxels for one."""
-    step = box.steps_from(source.cutout.mip.grid.resolution_nm)[axis]
-    first, last = (int(linear_taps(at, 1, step)[0][0]) for at in (box.start[axis], box.stop[axis] - 1))
+def _linear_span(start: int, stop: int, step: Fraction) -> tuple[int, int]:
+    """Return the same as `source_span` for linear interpolation, which takes two voxels for one."""
+    first, last = (int(linear_taps(voxel, 1, step)[0][0]) for voxel in (start, stop - 1))
     return first, last + 2

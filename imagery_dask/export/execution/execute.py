@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -52,7 +52,7 @@ def execute(export: Export, options: RunOptions) -> RunReport:
     BlockFailedError, AccessRefusedError, TargetFullError, TooManyMissingError, ClusterLostError
         See `imagery_dask.run.run_blocks`.
     """
-    page = checked_report(options.report, export.url)
+    page = None if options.report is None else checked_report(options.report, export.url)
     work = _Work(export, options, page)
     if options.part is not None:
         with _clear_when_full(export.url), work:
@@ -100,11 +100,10 @@ class Execution:
         if self.todo.any():
             _check_memory(self.work.export, self.run.plan, self.work.client)
 
-    @contextmanager
-    def reported(self) -> Iterator[None]:
-        """Write the HTML report at the end, whether that is a failure or not."""
-        with reported(self.work.export, self.run, self.report, self.work.page):
-            yield
+    def reported(self) -> AbstractContextManager[None]:
+        """Return a context that writes the HTML report at its end, also after a failure."""
+        page = self.work.page
+        return nullcontext() if page is None else reported(self.work.export, self.run, self.report, page)
 
     def run_blocks(self) -> None:
         """Write the blocks that are to be done, stage by stage."""

@@ -230,7 +230,8 @@ def _settled(runs: list[Run], target: Target) -> list[Run]:
 @contextmanager
 def _folder_of(files: Files) -> Iterator[None]:
     """Remove folders that were made for a lease and are empty at the end."""
-    folders = [] if files.folder is None else [files.folder, *files.folder.parents]
+    folder = files.folder
+    folders = [] if folder is None else [folder, *folder.parents]
     made = [folder for folder in folders if not folder.exists()]
     try:
         yield

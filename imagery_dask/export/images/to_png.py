@@ -13,7 +13,7 @@ import xarray as xr
 from distributed import Client
 
 from imagery_dask import kernels
-from imagery_dask.annotations import Array, JsonObject
+from imagery_dask.annotations import Array
 from imagery_dask.cluster import WorkerResources
 from imagery_dask.config import config
 from imagery_dask.export.core.base import BlockReads, Export, OutputFormat, plan_of
@@ -225,7 +225,10 @@ class SliceExport(Export):
         edges = plan_slices(self._edges, options.axis, options.tile, 1).edges
         kinds = self.kinds(options.keep)
         self.target = SliceTarget(files, file_names, edges, tuple(kinds), options.what == "labels")
-        self._fingerprint_options = {name: value for name, value in to_json(options).items() if name != "max_files"}
+        self.fingerprint_fields = {"format": self.kind}
+        for volume in self.volumes:
+            self.fingerprint_fields |= voxels_decided_by(volume)
+        self.fingerprint_fields |= {name: value for name, value in to_json(options).items() if name != "max_files"}
         self.check_count(kinds)
 
     @property
@@ -237,14 +240,6 @@ class SliceExport(Export):
     def names(self) -> SliceNames:
         """Names of the files."""
         return self.target.names
-
-    @property
-    def fingerprint_fields(self) -> JsonObject:
-        """Fields that determine the pixels, by name."""
-        fields: JsonObject = {"format": self.kind}
-        for volume in self.volumes:
-            fields |= voxels_decided_by(volume)
-        return fields | self._fingerprint_options
 
     @property
     def records(self) -> Files:

@@ -41,19 +41,17 @@ class Multiscale:
 
     Parameters
     ----------
+    volume : Volume
+        What level 0 is made of.
     export : VolumeLevels
         What is computed.
     layouts : tuple of LevelLayout
         Chunks and shards of each level.
     """
 
+    volume: Volume
     export: VolumeLevels
     layouts: tuple[LevelLayout, ...]
-
-    @property
-    def volume(self) -> Volume:
-        """Volume that level 0 is made of."""
-        return self.export.volumes[0]
 
 
 def multiscale_of(volume: Volume, levels: Levels, chunks: XYZ | None, shards: object = None) -> Multiscale:
@@ -69,12 +67,12 @@ def multiscale_of(volume: Volume, levels: Levels, chunks: XYZ | None, shards: ob
     if levels != "source":
         geometry = pyramid(volume.shape, volume.resolution_nm, volume.translation_nm, levels)
         layouts, stages = lay_out(geometry, chunks, shards, volume.voxel_bytes)
-        return Multiscale(VolumeLevels((volume,), geometry, stages), layouts)
+        return Multiscale(volume, VolumeLevels((volume,), geometry, stages), layouts)
     volumes = source_levels(volume)
     geometry = tuple(Level(one.shape, Vec3(1, 1, 1), one.resolution_nm, one.translation_nm) for one in volumes)
     laid_out = [lay_out([level], chunks, shards, volume.voxel_bytes) for level in geometry]
     stages = tuple(replace(stage, first=index, last=index) for index, (_, (stage,)) in enumerate(laid_out))
-    return Multiscale(VolumeLevels(volumes, geometry, stages), tuple(layout for (layout,), _ in laid_out))
+    return Multiscale(volume, VolumeLevels(volumes, geometry, stages), tuple(layout for (layout,), _ in laid_out))
 
 
 class VolumeExport(Export):
@@ -86,31 +84,21 @@ class VolumeExport(Export):
         What is written.
     options : VolumeOptions
         Options of the format.
+    fields : dict
+        Fields of the format's own that determine the output voxels, by name.
     """
 
     target: FolderTarget
 
-    def __init__(self, multiscales: Sequence[Multiscale], options: VolumeOptions) -> None:
+    def __init__(self, multiscales: Sequence[Multiscale], options: VolumeOptions, fields: JsonObject) -> None:
         self.multiscales = list(multiscales)
         self.volumes = [multiscale.volume for multiscale in multiscales]
         self.options = options
+        self.fingerprint_fields = {"format": self.kind} | _voxel_fields(multiscales) | fields
 
     @abstractmethod
     def stores(self, run: StartedRun) -> Sequence[Sequence[LevelStore]]:
         """Return where each level of each volume is written."""
-
-    @property
-    def fingerprint_fields(self) -> JsonObject:
-        """Fields that determine the output voxels, by name."""
-        fields: JsonObject = {"format": self.kind}
-        for multiscale in self.multiscales:
-            fields |= voxels_decided_by(multiscale.volume)
-            fields[f"{multiscale.volume.name} levels"] = len(multiscale.export.levels)
-            for index, level in enumerate(multiscale.export.levels):
-                fields[f"{multiscale.volume.name} level {index} shape"] = list(level.shape)
-                fields[f"{multiscale.volume.name} level {index} step"] = list(level.step)
-                fields[f"{multiscale.volume.name} level {index} resolution_nm"] = to_json(level.resolution_nm)
-        return fields
 
     @property
     def records(self) -> Files | None:
@@ -142,6 +130,20 @@ class VolumeExport(Export):
             Chain([LevelTasks(*_stage_of(self, part), part.blocks, of_volume[part.volume]) for part in stage])
             for stage in run.plan.stages
         ]
+
+
+def _voxel_fields(multiscales: Sequence[Multiscale]) -> JsonObject:
+    """Return the fields that determine the voxels of all levels, by name."""
+    fields: JsonObject = {}
+    for multiscale in multiscales:
+        name, levels = multiscale.volume.name, multiscale.export.levels
+        fields |= voxels_decided_by(multiscale.volume)
+        of_levels: JsonObject = {f"{name} levels": len(levels)}
+        for index, level in enumerate(levels):
+            for what in ("shape", "step", "resolution_nm"):
+                of_levels[f"{name} level {index} {what}"] = getattr(level, what)
+        fields |= to_json(of_levels)
+    return fields
 
 
 def volume_reads(export: VolumeExport, part: StageBlocks) -> BlockReads:

@@ -148,21 +148,16 @@ class PrecomputedExport(VolumeExport):
         options.check_names([volume.name for volume in volumes])
         self.layers = [_layer(volume, options) for volume in volumes]
         options.check_quality({layer.info["scales"][0]["encoding"] for layer in self.layers})
-        super().__init__([layer.multiscale for layer in self.layers], options)
         several = isinstance(data, xr.Dataset)
         self._folders = [layer.multiscale.volume.name if several else "" for layer in self.layers]
-        self._fingerprint_options = {"compress": options.compress, "quality": to_json(options.quality)}
-        self.target = VolumeTarget(url.removeprefix("precomputed://") if isinstance(url, str) else url)
-
-    @property
-    def fingerprint_fields(self) -> JsonObject:
-        """Fields that determine the output voxels, by name."""
-        layout = {
+        fields = {
             f"{layer.multiscale.volume.name} {name}": layer.info["scales"][0][key]
             for layer in self.layers
             for name, key in (("encoding", "encoding"), ("chunks", "chunk_sizes"))
         }
-        return super().fingerprint_fields | layout | self._fingerprint_options | {"folders": self._folders}
+        fields |= {"compress": options.compress, "quality": to_json(options.quality), "folders": self._folders}
+        super().__init__([layer.multiscale for layer in self.layers], options, fields)
+        self.target = VolumeTarget(url.removeprefix("precomputed://") if isinstance(url, str) else url)
 
     def create(self, run: StartedRun, client: Client, regions: Sequence[Region] | None = None) -> None:
         """Write the metadata of the volumes."""

@@ -43,7 +43,7 @@ MISSING_SHOWN = 100
 LONG = 300
 
 
-def checked_report(path: str | os.PathLike[str] | None, out: str) -> str | None:
+def checked_report(path: str | os.PathLike[str], url: str) -> str:
     """Return the path of the report as text; raise if no report can be written there.
 
     Raises
@@ -51,8 +51,6 @@ def checked_report(path: str | os.PathLike[str] | None, out: str) -> str | None:
     ValueError, OSError
         The path is a folder, is inside the store, or cannot be written.
     """
-    if path is None:
-        return None
     text = os.fspath(path)
     try:
         files, name = split_prefix(text)
@@ -60,20 +58,17 @@ def checked_report(path: str | os.PathLike[str] | None, out: str) -> str | None:
         raise ValueError(f"report must be a file to write, as in 'report.html'; got {text!r}.") from None
     if files.folder is not None and (files.folder / name).is_dir():
         raise ValueError(f"report must be a file to write; {text!r} is a folder. Add a name: {text}/report.html.")
-    if files.url == Files.at(out).url or files.url.startswith(f"{Files.at(out).url}/"):
+    if files.url == Files.at(url).url or files.url.startswith(f"{Files.at(url).url}/"):
         raise ValueError(
-            f"report {text!r} lies in {out}, which holds nothing but the export; choose a place beside it."
+            f"report {text!r} lies in {url}, which holds nothing but the export; choose a place beside it."
         )
     check_writable(files, name)
     return text
 
 
 @contextmanager
-def reported(export: Export, run: StartedRun, report: RunReport, path: str | None) -> Iterator[None]:
+def reported(export: Export, run: StartedRun, report: RunReport, path: str) -> Iterator[None]:
     """Write a report when the block ends, also if it ends with an error."""
-    if path is None:
-        yield
-        return
 
     def write(ended: str | None = None) -> None:
         records = run.records if run.records.kept else None

@@ -173,27 +173,20 @@ class ZarrExport(VolumeExport):
     options: ZarrOptions
 
     def __init__(self, data: Any, url: str | os.PathLike[str], options: ZarrOptions) -> None:
-        super().__init__(
-            [
-                multiscale_of(volume, options.levels, options.chunk, options.shard)
-                for volume in as_volumes(data, options.resolution_nm, options.translation_nm)
-            ],
-            options,
-        )
-        self.target = StoreTarget(url)
-
-    @property
-    def fingerprint_fields(self) -> JsonObject:
-        """Fields that determine the output voxels, by name."""
+        chunk, shard = options.chunk, options.shard
+        multiscales = [
+            multiscale_of(volume, options.levels, chunk, shard)
+            for volume in as_volumes(data, options.resolution_nm, options.translation_nm)
+        ]
         layout = {
-            f"{multiscale.volume.name} level {index} {what}": to_json(getattr(layout, what))
-            for multiscale in self.multiscales
+            f"{multiscale.volume.name} level {index} {what}": getattr(layout, what)
+            for multiscale in multiscales
             for index, layout in enumerate(multiscale.layouts)
             for what in ("chunk", "shard")
         }
-        return (
-            super().fingerprint_fields | layout | {"codec": self.options.codec, "ome_version": self.options.ome_version}
-        )
+        fields = to_json(layout | {"codec": options.codec, "ome_version": options.ome_version})
+        super().__init__(multiscales, options, fields)
+        self.target = StoreTarget(url)
 
     def create(self, run: StartedRun, client: Client, regions: Sequence[Region] | None = None) -> None:
         """Make the groups, their metadata and the empty arrays."""
@@ -252,7 +245,7 @@ def _create(store: str, multiscales: list[Multiscale], shown_as: list[JsonObject
 
 
 def _create_levels(group: Any, multiscale: Multiscale, attributes: JsonObject, options: ZarrOptions) -> None:
-    volume = multiscale.volume
+    volume, zarr_format = multiscale.volume, options.zarr_format
     group.attrs.update(attributes | {KEY: provenance(volume)})
     ahead = tuple(int(n) for n in volume.array.shape[3:])
     for index, layout in enumerate(multiscale.layouts):
@@ -262,10 +255,10 @@ def _create_levels(group: Any, multiscale: Multiscale, attributes: JsonObject, o
             chunks=(*ahead, *reversed(layout.chunk)),
             shards=None if layout.shard is None else (*ahead, *reversed(layout.shard)),
             dtype=volume.array.dtype,
-            compressors=_compressor(options.codec, options.zarr_format),
+            compressors=_compressor(options.codec, zarr_format),
             fill_value=0,
-            chunk_key_encoding=None if options.zarr_format == 3 else {"name": "v2", "separator": "/"},
-            dimension_names=None if options.zarr_format == 2 else [*"c" * len(ahead), "z", "y", "x"],
+            chunk_key_encoding=None if zarr_format == 3 else {"name": "v2", "separator": "/"},
+            dimension_names=None if zarr_format == 2 else [*"c" * len(ahead), "z", "y", "x"],
         )
 
 
