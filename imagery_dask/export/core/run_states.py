@@ -227,7 +227,7 @@ class StartedRun:
             Blocks that the report counts; all by default.
         """
         plan = self.plan
-        report = RunReport(plan.blocks, voxels=plan.voxels) if counted is None else RunReport(int(counted.sum()))
+        report = RunReport(len(todo), voxels=plan.voxels) if counted is None else RunReport(int(counted.sum()))
         receipts = self.receipts
         numbers = receipts["block"].astype(np.int64)
         receipts = receipts[~todo[numbers] & (True if counted is None else counted[numbers])]

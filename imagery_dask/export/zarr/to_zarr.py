@@ -192,8 +192,9 @@ class ZarrExport(VolumeExport):
         """Make the groups, their metadata and the empty arrays."""
         # Reads a sample, before anything is written: if the source cannot be read, no store is left behind.
         shown_as = [None if volume.labels else ome.display(volume) for volume in self.volumes]
-        _create(run.url, self.multiscales, shown_as, self.options)
-        check_reachable(run.url, client)
+        url = run.url
+        _create(url, self.multiscales, shown_as, self.options)
+        check_reachable(url, client)
 
     def stores(self, run: StartedRun) -> list[list[LevelStore]]:
         """Return the arrays of each volume."""
