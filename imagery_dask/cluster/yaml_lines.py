@@ -87,8 +87,8 @@ def read_lines(path: Path) -> Lines:
             return Lines(path, 1, {}, {}, {}, {})
         if not isinstance(content, _Mapping):
             raise ValueError(
-                f"{path}, line 1: a cluster file must be a mapping with a key 'cluster', the name of a cluster class "
-                "(see cluster_configs/)."
+                f"{path}, line 1: the file is not a mapping; it must have a key 'cluster' with the name of a cluster "
+                "class (see cluster_configs/)."
             )
         return _lines(path, content)
     except MarkedYAMLError as error:

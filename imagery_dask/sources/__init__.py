@@ -1,4 +1,4 @@
-"""Reading of volumes and segmentation graphs: picklable handles, opened once per process, without credentials.
+"""Reading of volumes and segmentation graphs: picklable handles without credentials, opened once per process.
 
 May import `model`, `geometry` and `kernels`; knows neither dask arrays nor exports. Begin with `handle`
 (`SourceHandle`, which tasks hold), then `precomputed` (reads a box), `transport` (requests, retries and refusals) and

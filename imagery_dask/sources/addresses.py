@@ -1,4 +1,4 @@
-"""Normalisation of users' paths to cloud paths."""
+"""Normalize paths of sources to cloud paths."""
 
 from __future__ import annotations
 

@@ -32,14 +32,13 @@ def checksum_damage(content: bytes, kind: str | None, expected: str | None) -> s
     actual = base64.b64encode(digest).decode()
     if actual.rstrip("=") == expected.rstrip("="):
         return ""
-    return f"its {kind} is {actual}, and {expected} was promised"
+    return f"its {kind} is {actual}, but the server sent {expected}"
 
 
 def stored_checksum(headers: Mapping[str, str]) -> str | None:
     """Return the CRC32C that Google sends for an object (``x-goog-hash``), if the body is the object as stored.
 
-    If the server decompresses an object while sending it, the checksum is that of the compressed object, so that None
-    is returned.
+    None if the server decompresses the object while sending it, since the checksum is that of the compressed object.
     """
     stored = headers.get("x-goog-stored-content-encoding", "identity")
     if stored != (headers.get("Content-Encoding") or "identity"):

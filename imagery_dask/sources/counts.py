@@ -1,4 +1,4 @@
-"""Counts of storage chunks, bytes, requests and, most important, missing chunks."""
+"""Count storage chunks, bytes, requests and missing chunks of reads."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class ReadCounts:
     missing : int
         Storage chunks inside the volume that do not exist and were filled with 0.
     missing_keys : list of str
-        Their keys: all of them while one block is read, the first few in the sum of many blocks (`add`).
+        Keys of the missing chunks: all of one block, the first few of many blocks (`add`).
     requests : int
         Requests for files of volumes, or parts of them: info, shard indices, chunks. Reads from disk are included,
         requests to a chunked graph are not.
     retries : int
-        Number of these that repeated a request that failed or whose bytes did not decode.
+        Number of these that were repeated, after a failure or because the bytes did not decode.
     root_requests : int
         Requests to a chunked graph.
     ids_sent : int
@@ -105,7 +105,7 @@ def collect_counts() -> Iterator[ReadCounts]:
 
 @contextmanager
 def counting_into(counts: ReadCounts) -> Iterator[None]:
-    """Count the requests made inside the block in `counts`, and in nothing else."""
+    """Count the requests made inside the block in `counts` only."""
     token = _collecting.set(counts)
     try:
         yield

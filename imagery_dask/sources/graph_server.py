@@ -81,10 +81,10 @@ class GraphServer:
 
         def read(content: bytes) -> NDArray[np.uint64]:
             if len(content) != 8 * len(ids):
-                raise ConnectionError(f"{len(ids)} ids were asked for and {len(content)} bytes came")
+                raise ConnectionError(f"the answer for {len(ids)} ids has {len(content)} bytes")
             answer = np.frombuffer(content, dtype="<u8").astype(np.uint64)
             if not valid(ids, answer):
-                raise ConnectionError("the answer is not made of ids of this graph")
+                raise ConnectionError("the answer has ids that are not of this graph")
             return answer
 
         return np.asarray(self._call("POST", path, read, params=params, data=body, headers=headers))
@@ -127,9 +127,9 @@ class GraphServer:
                     f"{token_places(self._host)}."
                 )
             if status == 404:
-                raise SourceNotFoundError(f"{self.server}{path} does not exist (HTTP 404): {_words(response, token)}")
+                raise SourceNotFoundError(f"{self.server}{path} does not exist (HTTP 404): {_text_of(response, token)}")
             if status >= 400:
-                raise requests.HTTPError(f"HTTP {status}: {_words(response, token)}", response=response)
+                raise requests.HTTPError(f"HTTP {status}: {_text_of(response, token)}", response=response)
             return response.content
 
     def _token(self) -> str:
@@ -158,7 +158,7 @@ def _graph_server(server: str, process: int) -> GraphServer:
 
 
 def read_graph_info(path: str) -> tuple[ChunkedGraph, JsonObject]:
-    """Return the graph of a graphene path, and its info: that of the watershed volume with ``data_dir`` and more."""
+    """Return the graph of a graphene path, and its info: the watershed volume's, with ``data_dir`` and further keys."""
     server, table = graphene_address(path)
     try:
         info = graph_server(server).get_json(f"/segmentation/table/{table}/info")
@@ -174,5 +174,5 @@ def _json(content: bytes) -> Any:
         raise ConnectionError(f"the answer is not JSON: {content[:100]!r}") from error
 
 
-def _words(response: requests.Response, token: str) -> str:
+def _text_of(response: requests.Response, token: str) -> str:
     return " ".join(response.text.replace(token, "<token>").split())[:200]

@@ -1,8 +1,8 @@
-"""Reading boxes of voxels from precomputed volumes.
+"""Read boxes of voxels from precomputed volumes.
 
 CloudVolume interprets the ``info`` and decodes the chunks. This module selects and fetches the chunks, handles missing
-and refused ones, and joins the voxels, because ``CloudVolume.download`` does not report which chunks were missing and
-treats a refused request as a missing chunk.
+and refused ones, and joins the voxels: ``CloudVolume.download`` does not report which chunks were missing, and treats a
+refused request as a missing chunk.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Bounds check of compressed_segmentation chunks before they are decoded.
+"""Check the offsets in compressed_segmentation chunks before they are decoded.
 
 The decoder (compressed-segmentation 2.3) does not check the offsets in a chunk. In a truncated or damaged chunk it
-reads beyond the buffer, which gives wrong labels or a crash. Where possible, only the headers of the chunk's blocks are
-checked.
+reads beyond the buffer, which gives wrong labels or a crash. If possible, only the headers of the chunk's blocks are
+read.
 
 Format: https://github.com/google/neuroglancer/tree/master/src/sliceview/compressed_segmentation
 """
@@ -36,12 +36,12 @@ def segmentation_damage(content: bytes, shape: tuple[int, int, int, int], block_
         Bytes of a label.
     """
     if len(content) % 4:
-        return f"its {len(content)} bytes are not whole words"
+        return f"its size of {len(content)} bytes is not a multiple of 4"
     words: NDArray[np.uint32] = np.frombuffer(content, "<u4")
     extents = _extents(shape[:3], block_size)
     channels = shape[3]
     if len(words) < channels:
-        return f"it is cut short: {len(content)} bytes"
+        return f"it is truncated ({len(content)} bytes)"
     for base in words[:channels].tolist():
         damage = _channel_damage(words, base, extents, block_size, itemsize // 4)
         if damage:
@@ -53,20 +53,20 @@ def _channel_damage(
     words: NDArray[np.uint32], base: int, extents: NDArray[np.int64], block_size: XYZ, entry: int
 ) -> str:
     if base + 2 * len(extents) > len(words):
-        return "the headers of its blocks lie outside"
+        return "the headers of its blocks are beyond its end"
     headers = words[base : base + 2 * len(extents)].reshape(-1, 2).astype(np.int64)
     bits, tables, values = headers[:, 0] >> OFFSET_BITS, headers[:, 0] % (1 << OFFSET_BITS) + base, headers[:, 1] + base
     if not np.isin(bits, ENCODED_BITS).all():
-        return "a block has a number of bits that the encoding does not know"
+        return "a block has an invalid number of bits"
     used = -(-_used_values(extents, block_size) * bits // 32)
     if ((bits > 0) & (values + used > len(words))).any():
-        return "the values of a block lie outside"
-    # Unpack the indices only of blocks in which the largest index of that many bits would lead outside.
+        return "the values of a block are beyond its end"
+    # Unpack only the indices of blocks in which the largest possible index would be beyond the end.
     for block in np.flatnonzero(tables + (entry << bits) > len(words)):
         start = int(values[block])
         largest = _largest_index(words[start : start + int(used[block])], int(bits[block]), extents[block], block_size)
         if tables[block] + entry * (largest + 1) > len(words):
-            return "the table of a block lies outside"
+            return "the table of a block is beyond its end"
     return ""
 
 

@@ -48,7 +48,7 @@ class _Piece:
 
 
 class _IndexFetcher:
-    """The method of CloudVolume's cache service that its shard reader calls to read indices."""
+    """Reads indices for CloudVolume's shard reader, in place of CloudVolume's cache service."""
 
     enabled = False
 
@@ -78,7 +78,7 @@ class _Broken(bytes):
 class _Indices(ShardReader):
     """CloudVolume's reader of indices, with a check of their content.
 
-    Indices have no checksum. A damaged index lacks most chunks, which would be taken for missing.
+    Indices have no checksum. The chunks that a damaged index lacks would count as missing.
 
     Attributes
     ----------
@@ -164,7 +164,7 @@ class ShardedChunks:
     def get_many(self, cells: Sequence[Vec3[int]]) -> Iterator[tuple[Vec3[int], Blob | None]]:
         """Yield storage chunks with their position in the grid of chunks; None for a missing chunk.
 
-        If an index or the bytes it points to are damaged, `Blob.damage` says so.
+        `Blob.damage` describes damage of an index or of the bytes it points to.
         """
         with self._lock:
             places = self._places(self._index, cells)

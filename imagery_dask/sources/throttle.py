@@ -1,10 +1,9 @@
-"""Limits of the requests in flight to one server, over the whole cluster.
+"""Limit the requests in flight to one server, over the whole cluster.
 
-On a dask worker the slots are leases of a dask semaphore. Two calls to the scheduler for each request of a few
-milliseconds would take as long as the requests. A process therefore keeps its leases and reuses them for its next
-requests, until a lease was idle for `IDLE_S`, or is `SHARE_S` old, so that other processes get their turn. The leases
-of a process that dies expire after dask's ``distributed.scheduler.locks.lease-timeout``. Outside of a worker the limit
-holds for the process.
+On a dask worker a slot is a lease of a dask semaphore. Acquiring and releasing a lease takes two calls to the
+scheduler, as long as a request of a few milliseconds. So a process keeps a lease for its next requests until the lease
+was idle for `IDLE_S`, or is `SHARE_S` old, so that other processes get their turn. Leases of a dead process
+expire after dask's ``distributed.scheduler.locks.lease-timeout``. Outside of a worker the limit applies to the process.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ IDLE_S = 0.05
 SHARE_S = 0.5
 # Largest number of open lease requests of a process to the scheduler; each of them uses a connection.
 QUESTIONS_AT_ONCE = 16
-# Seconds between checks, by a waiting request, that its worker still runs.
+# Interval at which a waiting request checks that its worker still runs.
 LOOK_S = 5.0
 
 _count: ContextVar[int | None] = ContextVar("imagery_dask_requests_in_flight", default=None)
@@ -47,13 +46,13 @@ _of_worker: WeakKeyDictionary[object, dict[tuple[str, int], _ClusterSlots]] = We
 def limited_requests(count: int | None) -> Iterator[None]:
     """Limit the requests in flight to any one server while the block lasts.
 
-    The limit holds for this thread and for threads that run in a copy of its context. It is shared by all tasks of the
-    cluster with the same limit; outside of a dask worker, by the threads of this process.
+    The limit applies to this thread and to threads that run in a copy of its context. All tasks of the cluster with the
+    same limit share it; outside of a dask worker, all threads of this process.
 
     Parameters
     ----------
     count : int or None
-        Largest number of requests in flight, from 1. None adds no limit. Of nested limits the smallest holds.
+        Largest number of requests in flight, from 1. None adds no limit. The smallest of nested limits applies.
 
     Raises
     ------
@@ -77,7 +76,7 @@ def request_slots(server: str, own_limit: int | None = None) -> AbstractContextM
     server : str
         Name of the server, such as ``https://host``.
     own_limit : int, optional
-        A limit for this server; the smaller of this and `limited_requests` holds.
+        A limit for this server; the smaller of this and `limited_requests` applies.
 
     Returns
     -------
@@ -87,7 +86,7 @@ def request_slots(server: str, own_limit: int | None = None) -> AbstractContextM
     limit = _smaller(own_limit, _count.get())
     if limit is None:
         return nullcontext()
-    # A process without distributed.worker is no dask worker.
+    # A dask worker has imported this module.
     module = sys.modules.get("distributed.worker")
     if module is None:
         return _process_slots(server, limit)

@@ -1,9 +1,9 @@
-"""Reading of bytes from storage, by key, for every protocol of cloud-files.
+"""Read bytes from storage by key, for every protocol of cloud-files.
 
 cloud-files' HTTP reader returns None for both 403 and 404, and retries refused requests for minutes. Here a key
 *exists*, is *missing* (None), is *refused* (`AccessRefusedError`), or the read fails, and only transient failures are
-retried. Bytes that fail a check are returned with their `Blob.damage`, because the code that decodes them decides what
-to read again.
+retried. Bytes that fail a check are returned with a `Blob.damage`, since the code that decodes them decides what to
+read again.
 """
 
 from __future__ import annotations
@@ -249,7 +249,7 @@ def _complete(request: Request, blob: Blob | None) -> Blob | None:
     if len(blob.content) == request.stop - request.start:
         return blob
     damage = (
-        f"{request.key} is cut short: its index or format refers to bytes {request.start} to {request.stop}, and "
+        f"{request.key} is truncated: its index or format refers to bytes {request.start} to {request.stop}, and "
         f"{len(blob.content)} of them were received"
     )
     return replace(blob, damage=damage)
@@ -258,7 +258,7 @@ def _complete(request: Request, blob: Blob | None) -> Blob | None:
 def _check_length(response: requests.Response, received: int) -> None:
     promised = response.headers.get("Content-Length")
     if promised is not None and int(promised) != received:
-        raise ConnectionError(f"the body was cut short: {received} of {promised} bytes")
+        raise ConnectionError(f"the body was truncated: {received} of {promised} bytes")
 
 
 @lru_cache(maxsize=1)

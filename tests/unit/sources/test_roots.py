@@ -175,11 +175,11 @@ def test_many_ids_are_sent_in_compressed_batches(server: _Server, query: RootQue
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        (lambda ids, layer: root_of(ids)[:-1].tobytes(), "9 ids were asked for and 64 bytes came"),
-        (lambda ids, layer: root_of(ids).tobytes() + b"x", "9 ids were asked for and 73 bytes came"),
-        (lambda ids, layer: b"", "0 bytes came"),
-        (lambda ids, layer: (root_of(ids) & LOW).tobytes(), "not made of ids of this graph"),
-        (lambda ids, layer: ids[::-1].tobytes(), "not made of ids of this graph"),
+        (lambda ids, layer: root_of(ids)[:-1].tobytes(), "the answer for 9 ids has 64 bytes"),
+        (lambda ids, layer: root_of(ids).tobytes() + b"x", "the answer for 9 ids has 73 bytes"),
+        (lambda ids, layer: b"", "the answer for 9 ids has 0 bytes"),
+        (lambda ids, layer: (root_of(ids) & LOW).tobytes(), "ids that are not of this graph"),
+        (lambda ids, layer: ids[::-1].tobytes(), "ids that are not of this graph"),
     ],
     ids=["short", "long", "empty", "another layer", "supervoxels of others"],
 )
