@@ -68,7 +68,8 @@ class LoggingServer(Generic[Logged]):
     Attributes
     ----------
     max_in_flight : int
-        Largest number of requests answered at the same time since the last `reset`.
+        Largest number of requests answered at the same time since the last `reset`. A request whose answer is being
+        sent does not count, because its client may already send the next one.
     latency_s, faults
         As given; they may be set at any time.
     """

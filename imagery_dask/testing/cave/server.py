@@ -64,7 +64,7 @@ class CaveServer(LoggingServer[Request]):
     world, tokens, latency_s, faults
         As given; the last two may be set at any time.
     max_in_flight : int
-        Largest number of requests answered at the same time since the last `reset`.
+        Largest number of requests answered at the same time since the last `reset`; see `LoggingServer`.
     """
 
     def __init__(
@@ -139,20 +139,20 @@ class _Handler(Handler):
                 call.body = _decompress(body)
         except ApiError as error:
             answer = _raiser(error)
-        with self.server.owner.answering(name) as nth:
-            try:
-                self._respond(name, nth, call, answer)
-            except ConnectionError:
-                self.close_connection = True
-            except BaseException as error:
-                self.server.owner.failed(error)
-                self._send(call, name, 500, {}, _json({"code": 500, "message": repr(error)}), None)
+        try:
+            with self.server.owner.answering(name) as nth:
+                fault = self.server.owner.fault(name, nth)
+                status, headers, body = self._respond(fault, call, answer)
+            self._send(call, name, status, headers, body, fault.cut)
+        except ConnectionError:
+            self.close_connection = True
+        except BaseException as error:
+            self.server.owner.failed(error)
+            self._send(call, name, 500, {}, _json({"code": 500, "message": repr(error)}), None)
 
     do_POST = do_GET
 
-    def _respond(self, name: str, nth: int, call: Call, answer: Callable[[Call], object]) -> None:
-        owner = self.server.owner
-        fault = owner.fault(name, nth)
+    def _respond(self, fault: Fault, call: Call, answer: Callable[[Call], object]) -> tuple[int, dict[str, str], bytes]:
         if fault.status is not None:
             kind = "application/json" if fault.body.startswith((b"{", b"[", b'"')) else "text/plain"
             status, headers, body = fault.status, {"Content-Type": kind}, fault.body
@@ -164,7 +164,7 @@ class _Handler(Handler):
         if accepted and fault == Fault() and len(body) >= _COMPRESSED_FROM:
             headers |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
             body = gzip.compress(body, 1)
-        self._send(call, name, status, {**headers, **fault.headers}, body, fault.cut)
+        return status, {**headers, **fault.headers}, body
 
     def _answer(self, call: Call, answer: Callable[[Call], object]) -> tuple[int, dict[str, str], bytes]:
         try:
