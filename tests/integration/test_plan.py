@@ -196,7 +196,7 @@ def test_a_plan_of_a_computed_array_cannot_be_run_by_command(
     (tmp_path / "plan.json").write_text(json.dumps(plan.to_json()))
     done = command("export", "--plan", tmp_path / "plan.json")
     assert done.code == 2
-    assert "array that was computed" in done.error
+    assert "is the plan of a computed array" in done.error
 
 
 def test_a_plan_runs_from_python(tmp_path: Path, client: ImageryClient, threads: Client) -> None:

@@ -544,7 +544,7 @@ def test_computed_arrays_are_verified_and_repaired(
     assert (done.code, f"{len(owners)} blocks DAMAGED" in done.error) == (1, True)
     done = command("export", "--plan", out, "--repair", "--cluster", address)
     assert done.code == 2
-    assert "array that was computed" in done.error
+    assert "is the plan of a computed array" in done.error
     assert "repair=True" in done.error
     repaired = WRITERS[kind](data, out, repair=True, **options)
     assert repaired.blocks - repaired.before == len(owners)
