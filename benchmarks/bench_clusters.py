@@ -41,13 +41,13 @@ BLOCK = {"chunks": (128, 128, 128), "shards": None, "block_mib": 16}
 
 def main() -> None:
     """Run the chosen benchmarks."""
-    given = arguments(
+    options = arguments(
         __doc__,
         only=(str, "latency,threads,cpu,overhead", "benchmarks to run"),
         latency=(float, 1.0, "seconds of a request"),
     )
-    for name in given.only.split(","):
-        {"latency": latency, "threads": threads, "cpu": cpu, "overhead": overhead}[name](given)
+    for name in options.only.split(","):
+        {"latency": latency, "threads": threads, "cpu": cpu, "overhead": overhead}[name](options)
 
 
 @contextmanager
@@ -90,13 +90,13 @@ def exported(path: str, size: Sequence[int], client: Any, **options: Any) -> tup
         return seconds, report, float(np.mean(run.records.receipts()["seconds"]))
 
 
-def latency(given: Any) -> None:
+def latency(options: Any) -> None:
     """Export from a slow server with 1, 2, 4 and 8 workers."""
-    header(f"A server that waits {given.latency:g} s, raw imagery of {' x '.join(map(str, LATENCY_SIZE))}")
-    path = em_volume(given.data, "raw", LATENCY_SIZE, compress=False)
+    header(f"A server that waits {options.latency:g} s, raw imagery of {' x '.join(map(str, LATENCY_SIZE))}")
+    path = em_volume(options.data, "raw", LATENCY_SIZE, compress=False)
     folder = Path(path.removeprefix("precomputed://file://"))
     alone = 0.0
-    with slow(folder.parent, given.latency) as url:
+    with slow(folder.parent, options.latency) as url:
         for count in WORKERS:
             with workers(count) as client:
                 urlopen(f"{url}/in-flight").read()
@@ -114,13 +114,13 @@ def latency(given: Any) -> None:
                 show("a worker's requests in flight", f"{in_flight['most']}", ">= 32", in_flight["most"] >= 32)
 
 
-def threads(given: Any) -> None:
+def threads(options: Any) -> None:
     """Compare threads with processes, for slow storage and for a local disk."""
     header("Threads or processes: MB/s of voxels")
-    raw = em_volume(given.data, "raw", CPU_SIZE, compress=False)
-    jpeg = em_volume(given.data, "jpeg", CPU_SIZE)
+    raw = em_volume(options.data, "raw", CPU_SIZE, compress=False)
+    jpeg = em_volume(options.data, "jpeg", CPU_SIZE)
     folder = Path(raw.removeprefix("precomputed://file://"))
-    with slow(folder.parent, given.latency / 4) as url:
+    with slow(folder.parent, options.latency / 4) as url:
         for name, path in (("waits", f"precomputed://{url}/{folder.name}"), ("jpeg", jpeg)):
             for count, threads_each in ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1)):
                 with workers(count, threads_each) as client:
@@ -163,18 +163,18 @@ class Apart:
             pool.shutdown()
 
 
-def cpu(given: Any) -> None:
+def cpu(options: Any) -> None:
     """Compare two worker processes with one, if decoding and encoding limit the rate."""
     header("Two worker processes, times the speed of one")
     sources = {
-        "jpeg": (em_volume(given.data, "jpeg", CPU_SIZE), CPU_SIZE, {}),
-        "raw (gzip)": (em_volume(given.data, "raw", CPU_SIZE), CPU_SIZE, {}),
-        "compressed_segmentation": (label_volume(given.data, LABELS_SIZE), LABELS_SIZE, {"chunks": (64, 64, 64)}),
+        "jpeg": (em_volume(options.data, "jpeg", CPU_SIZE), CPU_SIZE, {}),
+        "raw (gzip)": (em_volume(options.data, "raw", CPU_SIZE), CPU_SIZE, {}),
+        "compressed_segmentation": (label_volume(options.data, LABELS_SIZE), LABELS_SIZE, {"chunks": (64, 64, 64)}),
     }
     with closing(Apart()) as apart, workers(1) as one, workers(2) as two:
         for name, (path, size, options) in sources.items():
             seconds = in_turn(
-                given.repeats,
+                options.repeats,
                 one=lambda path=path, size=size, options=options: exported(path, size, one, **options),
                 two=lambda path=path, size=size, options=options: exported(path, size, two, **options),
                 apart=lambda path=path, size=size, options=options: apart.both(path, size, options),
@@ -185,12 +185,12 @@ def cpu(given: Any) -> None:
             show(name, text, ">= 1.7", times >= 1.7)
 
 
-def overhead(given: Any) -> None:
+def overhead(options: Any) -> None:
     """Measure the time of a small export that is not spent in blocks."""
     header("An export of 128 blocks, cluster='local'")
-    path = em_volume(given.data, "raw", CPU_SIZE)
+    path = em_volume(options.data, "raw", CPU_SIZE)
     spent = []
-    for _ in range(given.repeats):
+    for _ in range(options.repeats):
         started = time.perf_counter()
         with connect("local", workers=2) as client:
             client.wait_for_workers(2)

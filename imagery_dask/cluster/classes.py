@@ -87,8 +87,8 @@ def with_lists(cluster_class: type, arguments: Mapping[str, object]) -> Keywords
     """Split multi-line strings into lists where dask-jobqueue expects a list; it would iterate over the characters."""
     result = dict(arguments)
     for name in LISTS_OF_JOBQUEUE if is_job_queue(cluster_class) else ():
-        if isinstance(given := result.get(name), str):
-            result[name] = [line for line in given.splitlines() if line.strip()]
+        if isinstance(text := result.get(name), str):
+            result[name] = [line for line in text.splitlines() if line.strip()]
     return result
 
 
@@ -206,48 +206,48 @@ def _job_queue(cluster_class: type, arguments: Keywords, settings: WorkerSetting
     section = arguments.get("config_name") or system_of(cluster_class)
 
     def own(name: str) -> list[str]:
-        given = arguments.get(name)
-        return _list(dask.config.get(f"jobqueue.{section}.{name.replace('_', '-')}") if given is None else given)
+        value = arguments.get(name)
+        return _list(dask.config.get(f"jobqueue.{section}.{name.replace('_', '-')}") if value is None else value)
 
-    made = dict(arguments)
+    result = dict(arguments)
     if settings.environment:
         # Before the file's own lines, which may use the variables.
         exports = [f"export {name}={shlex.quote(value)}" for name, value in settings.environment.items()]
-        made["job_script_prologue"] = [*exports, *own("job_script_prologue")]
+        result["job_script_prologue"] = [*exports, *own("job_script_prologue")]
     if settings.preload:
         flags = [word for module in settings.preload for word in ("--preload", shlex.quote(module))]
-        made["worker_extra_args"] = [*own("worker_extra_args"), *flags]
+        result["worker_extra_args"] = [*own("worker_extra_args"), *flags]
     if settings.memory:
         _refuse_second_memory(arguments, "memory")
         processes = arguments.get("processes") or dask.config.get(f"jobqueue.{section}.processes") or 1
-        made["memory"] = format_bytes(settings.memory * int(processes)).replace(" ", "")
-    return made
+        result["memory"] = format_bytes(settings.memory * int(processes)).replace(" ", "")
+    return result
 
 
 def _kube(arguments: Keywords, settings: WorkerSettings) -> Keywords:
-    made = dict(arguments)
+    result = dict(arguments)
     if settings.environment:
         own = arguments.get("env") or {}
         extra = [{"name": name, "value": value} for name, value in settings.environment.items()]
-        made["env"] = [*own, *extra] if isinstance(own, list) else {**own, **settings.environment}
+        result["env"] = [*own, *extra] if isinstance(own, list) else {**own, **settings.environment}
     if settings.preload:
         command = arguments.get("worker_command") or ["dask", "worker"]
         flags = [word for module in settings.preload for word in ("--preload", module)]
-        made["worker_command"] = [*(command.split() if isinstance(command, str) else command), *flags]
+        result["worker_command"] = [*(command.split() if isinstance(command, str) else command), *flags]
     if settings.memory:
         resources = {kind: dict(amounts) for kind, amounts in (arguments.get("resources") or {}).items()}
         for kind in ("requests", "limits"):
             of_kind = resources.setdefault(kind, {})
             _refuse_second_memory(of_kind, "memory", f"resources: {kind}: memory")
             of_kind["memory"] = str(settings.memory)  # in bytes: Kubernetes spells GiB as Gi
-        made["resources"] = resources
-    return made
+        result["resources"] = resources
+    return result
 
 
-def _refuse_second_memory(given: Mapping[str, object], name: str, called: str = "") -> None:
-    if given.get(name) is not None:
+def _refuse_second_memory(arguments: Mapping[str, object], name: str, path: str = "") -> None:
+    if arguments.get(name) is not None:
         raise UnfitError(
-            "worker_memory", f"the memory is given twice: by 'worker_memory' and by {called or name!r} in 'arguments'."
+            "worker_memory", f"the memory is given twice: by 'worker_memory' and by {path or name!r} in 'arguments'."
         )
 
 

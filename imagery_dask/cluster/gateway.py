@@ -60,26 +60,26 @@ def check_gateway(arguments: Mapping[str, object], file: str) -> None:
     ConnectionError
         If nothing answers, or something other than a gateway.
     """
-    given = {name: arguments[name] for name in CLIENT if name in arguments}
+    options = {name: arguments[name] for name in CLIENT if name in arguments}
     # In another thread, since a notebook has a running event loop in this one.
     with ThreadPoolExecutor(1) as pool:
-        proxy_address = pool.submit(asyncio.run, _ask(given, file)).result()
+        proxy_address = pool.submit(asyncio.run, _ask(options, file)).result()
     host, port = get_address_host_port(proxy_address.replace("gateway://", "tcp://"))
     proxy = f"{file}: the gateway's proxy for schedulers ('proxy_address') {proxy_address}"
     with open_connection(host, port, proxy):
         pass
 
 
-async def _ask(given: Mapping[str, object], file: str) -> str:
+async def _ask(options: Mapping[str, object], file: str) -> str:
     """Ask a gateway for its options, and return the address of its proxy for schedulers."""
     from aiohttp import ClientError, ClientResponseError, InvalidURL
     from dask_gateway import Gateway
 
     try:
-        gateway = Gateway(asynchronous=True, **given)
+        gateway = Gateway(asynchronous=True, **options)
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"{file}: the authentication {given.get('auth')!r} needs the package {error.name!r}, which is not "
+            f"{file}: the authentication {options.get('auth')!r} needs the package {error.name!r}, which is not "
             "installed; 'auth' is basic, kerberos, jupyterhub, or the dotted name of a class."
         ) from None
     except (ValueError, TypeError, ImportError) as error:

@@ -173,16 +173,16 @@ class Lease:
             if held is not None or self._read() is None:
                 self._write()
             return
-        taken = folder / f".{self._name}.{uuid4().hex}.partial"
+        moved = folder / f".{self._name}.{uuid4().hex}.partial"
         with suppress(FileNotFoundError):  # another process was faster
-            os.rename(folder / self._name, taken)
+            os.rename(folder / self._name, moved)
             try:
                 # If two processes read the same file, the slower one may have moved the new file of the faster one.
-                if self._id_in(taken) != held["id"]:
+                if self._id_in(moved) != held["id"]:
                     with suppress(FileExistsError):
-                        os.link(taken, folder / self._name)
+                        os.link(moved, folder / self._name)
             finally:
-                taken.unlink()
+                moved.unlink()
         if not self._create() and self._read() is None:
             self._write()
 

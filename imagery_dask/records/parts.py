@@ -34,25 +34,25 @@ class Part:
 
     Parameters
     ----------
-    part : int
+    number : int
         Number of the part, from 1.
-    of : int
+    parts : int
         Number of parts.
 
     Raises
     ------
     ValueError
-        If `part` is not within 1 to `of`.
+        If `number` is not within 1 to `parts`.
     """
 
-    part: int
-    of: int
+    number: int
+    parts: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.part <= self.of:
+        if not 1 <= self.number <= self.parts:
             raise ValueError(
-                f"A part is I/N with I from 1 to N; got {self.part}/{self.of}. Number the tasks of an array from 1 "
-                "(sbatch --array=1-N)."
+                f"A part is I/N with I from 1 to N; got {self.number}/{self.parts}. Number the tasks of an array from "
+                "1 (sbatch --array=1-N)."
             )
 
     @classmethod
@@ -64,17 +64,17 @@ class Part:
         return cls(int(numbers[1]), int(numbers[2]))
 
     def __str__(self) -> str:
-        return f"part {self.part} of {self.of}"
+        return f"part {self.number} of {self.parts}"
 
     @property
     def file(self) -> str:
         """File name of its lease."""
-        return f"part-{self.part}-of-{self.of}.json"
+        return f"part-{self.number}-of-{self.parts}.json"
 
     def of_blocks(self, blocks: int) -> NDArray[np.bool_]:
         """Return a mask of the blocks of this part, by number."""
         mask = np.zeros(blocks, bool)
-        mask[self.part - 1 :: self.of] = True
+        mask[self.number - 1 :: self.parts] = True
         return mask
 
 
@@ -93,7 +93,7 @@ def refuse_parts(files: Files, url: str) -> None:
 
 def refuse_other_parts(files: Files, url: str, part: Part) -> None:
     """Raise `TargetBusyError` while a part of another N is running, since it has blocks of this part."""
-    _refuse(files, url, [other for other in _parts(files) if other.of != part.of])
+    _refuse(files, url, [other for other in _parts(files) if other.parts != part.parts])
 
 
 def settle_part(files: Files, url: str, part: Part) -> None:

@@ -61,13 +61,13 @@ def receipt(
     seconds : float
         Duration of that attempt.
     """
-    one = np.zeros(1, RECEIPT)
-    one["mark"], one["block"], one["digest"] = np.void(MARK), block, np.void(digest)
-    one["voxels"], one["written_bytes"], one["attempts"] = voxels, written_bytes, attempts
+    record = np.zeros(1, RECEIPT)
+    record["mark"], record["block"], record["digest"] = np.void(MARK), block, np.void(digest)
+    record["voxels"], record["written_bytes"], record["attempts"] = voxels, written_bytes, attempts
     for name in ("stored_bytes", "chunks", "missing", "zero_roots", "root_requests", "ids_sent"):
-        one[name] = min(getattr(counts, name), np.iinfo(RECEIPT[name]).max)
-    one["seconds"], one["finished"] = seconds, time.time()
-    content = one.tobytes()[:-4]
+        record[name] = min(getattr(counts, name), np.iinfo(RECEIPT[name]).max)
+    record["seconds"], record["finished"] = seconds, time.time()
+    content = record.tobytes()[:-4]
     return content + zlib.crc32(content).to_bytes(4, "little")
 
 

@@ -217,5 +217,5 @@ def _cluster_slots(server: str, limit: int, worker: Worker) -> _ClusterSlots:
         return slots[server, limit]
 
 
-def _smaller(one: int | None, other: int | None) -> int | None:
-    return min((limit for limit in (one, other) if limit is not None), default=None)
+def _smaller(first: int | None, second: int | None) -> int | None:
+    return min((limit for limit in (first, second) if limit is not None), default=None)

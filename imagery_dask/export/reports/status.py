@@ -184,7 +184,7 @@ def _statuses(files: Files) -> list[Status]:
 def _holders(files: Files, now: float) -> Iterator[tuple[str | None, Holder]]:
     """Return the processes that hold a lease, and the run that each writes."""
     whole = holder_of(files)
-    parts = ((f"{part.part}/{part.of}", held) for part, held in part_holders(files))
+    parts = ((f"{part.number}/{part.parts}", held) for part, held in part_holders(files))
     for part, held in [*([(None, whole)] if whole is not None else []), *parts]:
         if is_held(held):
             heard_of = max(0.0, now - float(held["renewed"]))
