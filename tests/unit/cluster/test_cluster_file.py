@@ -43,8 +43,8 @@ def test_arguments_and_workers_are_optional(tmp_path: Path, text: str) -> None:
     ("text", "words"),
     [
         ("", ["must have a key 'cluster'"]),
-        ("- a\n- b\n", ["must be a mapping with a key 'cluster'"]),
-        ("just words", ["must be a mapping with a key 'cluster'"]),
+        ("- a\n- b\n", ["the file is not a mapping; it must have a key 'cluster'"]),
+        ("just words", ["the file is not a mapping; it must have a key 'cluster'"]),
         ("arguments: {}\n", ["must have a key 'cluster'"]),
         ("cluster: [unclosed\n", ["is not YAML"]),
         (LOCAL + "argument: {}\n", ["unknown key 'argument'", "adapt, address, arguments, cluster"]),
