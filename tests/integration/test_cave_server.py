@@ -91,8 +91,8 @@ def test_every_edit_of_the_world_changes_many_voxels(world: World) -> None:
     np.testing.assert_array_equal(world.roots_volume(world.times["created"] - 1), world.supervoxels)
     for edit in ("merge_1", "split_2"):  # edits within chunks
         nodes = [set(world.graph.roots(world.graph.supervoxels, t, 2).tolist()) for t in moments(world)]
-        when = moments(world).index(world.times[edit])
-        assert len(nodes[when] - nodes[when - 1]) > 3
+        index = moments(world).index(world.times[edit])
+        assert len(nodes[index] - nodes[index - 1]) > 3
 
 
 def test_the_same_seed_makes_the_same_world(world: World, tmp_path: Path) -> None:
@@ -294,9 +294,9 @@ def test_cloudvolume_reads_boxes_across_chunks(server: CaveServer, world: World,
     moment = int(world.times["split_1"])
     low, high = np.array(box)
     cv = volume(server, agglomerate=True, timestamp=moment)
-    got = cv.download(Bbox(low + world.voxel_offset, high + world.voxel_offset))
+    voxels = cv.download(Bbox(low + world.voxel_offset, high + world.voxel_offset))
     part = tuple(map(slice, low, high))
-    np.testing.assert_array_equal(got[..., 0], world.roots_volume(moment)[part])
+    np.testing.assert_array_equal(voxels[..., 0], world.roots_volume(moment)[part])
     second = cv.download(Bbox(low + world.voxel_offset, high + world.voxel_offset), stop_layer=2)
     np.testing.assert_array_equal(second[..., 0], world.roots_volume(moment, stop_layer=2)[part])
     assert server.count("info") == 1
@@ -308,8 +308,8 @@ def test_cloudvolume_reads_chosen_roots(server: CaveServer, world: World) -> Non
     moment = world.times["merge_1"]
     chosen = [changed(world, "merge_1")[1][0], roots_at(world, moment)[0]]
     roots = world.roots_volume(moment)
-    got = volume(server).download(volume(server).bounds, segids=chosen)
-    np.testing.assert_array_equal(got[..., 0], np.where(np.isin(roots, chosen), roots, 0))
+    voxels = volume(server).download(volume(server).bounds, segids=chosen)
+    np.testing.assert_array_equal(voxels[..., 0], np.where(np.isin(roots, chosen), roots, 0))
     assert server.count("leaves") == 2
 
 
@@ -492,17 +492,17 @@ def test_caveclient_gives_up_at_once_on_other_statuses(server: CaveServer, clien
 
 def test_faults_cut_corrupt_and_delay_answers(server: CaveServer, client: CAVEclient, world: World) -> None:
     ids, graph = world.graph.supervoxels, client.chunkedgraph
-    right = graph.get_roots(ids)
+    correct = graph.get_roots(ids)
     server.faults = lambda endpoint, n: Fault(cut=100)
     with pytest.raises(requests.exceptions.ChunkedEncodingError):
         graph.get_roots(ids)
     server.faults = lambda endpoint, n: Fault(corrupt=True)
-    wrong = graph.get_roots(ids)
-    assert wrong[:8].tolist() == (~right[:8]).tolist()
-    assert wrong[8:].tolist() == right[8:].tolist()
+    corrupted = graph.get_roots(ids)
+    assert corrupted[:8].tolist() == (~correct[:8]).tolist()
+    assert corrupted[8:].tolist() == correct[8:].tolist()
     server.faults = lambda endpoint, n: Fault(delay_s=0.3) if endpoint == "roots_binary" else None
     started = time.monotonic()
-    assert graph.get_roots(ids).tolist() == right.tolist()
+    assert graph.get_roots(ids).tolist() == correct.tolist()
     assert time.monotonic() - started >= 0.3
 
 

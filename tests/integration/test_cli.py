@@ -100,8 +100,8 @@ def test_the_script_exports_on_worker_processes(tmp_path: Path, world: World) ->
     np.testing.assert_array_equal(written(out), world.image[PART], strict=True)
     np.testing.assert_array_equal(labels(out), world.ids[PART], strict=True)
     assert stored(out).chunks == stored(out, "labels/segmentation").chunks == (8, 16, 32)
-    where = ([8.0, 8.0, 40.0], [-19.5 * 8, -35.5 * 8, 20.5 * 40])
-    assert placement(out) == placement(out, "labels/segmentation") == where
+    expected_placement = ([8.0, 8.0, 40.0], [-19.5 * 8, -35.5 * 8, 20.5 * 40])
+    assert placement(out) == placement(out, "labels/segmentation") == expected_placement
 
 
 def test_the_script_refuses_bad_input(tmp_path: Path, world: World) -> None:

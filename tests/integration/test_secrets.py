@@ -107,9 +107,9 @@ client = ImageryClient(segmentation_source=source, auth_token=sys.stdin.readline
 bounds, mip = np.array(eval(bounds)), 0
 options = {"resolution": (16, 16, 40), "timestamp": int(moment)}
 if command == "plan":
-    made = client.plan_export(bounds, out, chunks=(32, 32, 16), samples=2, **options)
-    made.save(plan)
-    print(made)
+    planned = client.plan_export(bounds, out, chunks=(32, 32, 16), samples=2, **options)
+    planned.save(plan)
+    print(planned)
 elif command == "verify":
     print(verify_export(out, sample=None, cluster=cluster))
 else:

@@ -239,8 +239,8 @@ def test_a_flipped_bit_is_found(world: World, threads: Client, form: str) -> Non
     assert report.checked == report.blocks == read_plan(out).blocks > 2
     assert report.from_source == min(4, report.blocks)
     assert report.read_bytes == run_at(out).records.receipts()["written_bytes"].sum() > 0
-    right, files, random = as_read(out), data_files(out), np.random.default_rng(len(form))
-    assert isinstance(right, dict)
+    voxels, files, random = as_read(out), data_files(out), np.random.default_rng(len(form))
+    assert isinstance(voxels, dict)
     changed_files = 0
     for _ in range(8):
         path = files[random.integers(len(files))]
@@ -249,7 +249,7 @@ def test_a_flipped_bit_is_found(world: World, threads: Client, form: str) -> Non
         damaged[int(random.integers(len(damaged)))] ^= 1 << int(random.integers(8))
         whole = path.read_bytes()
         path.write_bytes(damaged)
-        changed = not same(as_read(out), right)
+        changed = not same(as_read(out), voxels)
         report = check(out, threads, source=False)
         if changed:
             assert (report.damaged, report.ok) == ([owner(out, path)], False), path

@@ -40,10 +40,10 @@ def test_a_caveclient_provides_sources_and_resolution(server: CaveServer, world:
     assert client.segmentation_source == server.segmentation_source
     assert client.resolution.tolist() == [8, 8, 40]
     assert "timestamp" not in repr(client)
-    got = client.segmentation_cutout(
+    voxels = client.segmentation_cutout(
         bounds(world, BOXES[1]) * (2, 2, 1), scale_to_bounds=False, timestamp=world.times["created"]
     )
-    np.testing.assert_array_equal(got, expected(world, world.times["created"], BOXES[1]))
+    np.testing.assert_array_equal(voxels, expected(world, world.times["created"], BOXES[1]))
 
 
 def test_explicit_arguments_replace_those_of_the_caveclient(server: CaveServer, world: World) -> None:
@@ -81,18 +81,18 @@ def test_a_version_pins_the_moment(server: CaveServer, world: World, number: int
     by_keyword = ImageryClient(client=server.client(), imagery=False, version=number)
     by_volume = ImageryClient(client=server.client(), imagery=False).segmentation_volume(version=number)
     keyword_over_client = ImageryClient(client=server.client(version=4 - number), imagery=False, version=number)
-    right = expected(world, moment, WHOLE)
+    expected_voxels = expected(world, moment, WHOLE)
     for volume in (by_client.segmentation_volume(), by_keyword.segmentation_volume(), by_volume):
         assert volume.attrs["timestamp_unix_s"] == moment
         assert volume.attrs["materialization_version"] == number
-        np.testing.assert_array_equal(volume, right)
+        np.testing.assert_array_equal(volume, expected_voxels)
     assert keyword_over_client.segmentation_volume().attrs["timestamp_unix_s"] == moment
     assert by_client.segmentation_volume(version=2).attrs["timestamp_unix_s"] == np.ceil(world.versions[2].timestamp)
     assert "materialization_version" not in by_client.segmentation_volume(timestamp=moment).attrs
     for client in (by_client, by_keyword):
-        np.testing.assert_array_equal(cut(client, world, BOXES[1]), crop(right, BOXES[1]))
+        np.testing.assert_array_equal(cut(client, world, BOXES[1]), crop(expected_voxels, BOXES[1]))
         masks = client.split_segmentation_cutout(bounds(world, BOXES[1]), mip=0, resolution=resolution(world))
-        assert set(masks) == set(np.unique(crop(right, BOXES[1])).tolist()) - {0}
+        assert set(masks) == set(np.unique(crop(expected_voxels, BOXES[1])).tolist()) - {0}
 
 
 def test_unknown_versions_and_wrong_combinations_are_refused(server: CaveServer) -> None:

@@ -58,8 +58,8 @@ def test_the_command_exports_the_voxels_of_the_moment(
     address = threads.scheduler.address
     code, text, errors = run("export", "zarr", out, *options_for(server, world), "--cluster", address, *arguments)
     assert code == 0, errors
-    right = expected(world, np.ceil(world.times[moment]), SOME)
-    np.testing.assert_array_equal(labels(out)[::2, ::2], right)
+    expected_voxels = expected(world, np.ceil(world.times[moment]), SOME)
+    np.testing.assert_array_equal(labels(out)[::2, ::2], expected_voxels)
     assert re.search(r"supervoxels without a root: 0$", text, re.MULTILINE)
     assert re.search(r"supervoxels looked up: \d+ in \d+ requests", text)
     assert TOKEN not in text + errors
@@ -74,8 +74,8 @@ def test_the_command_exports_listed_roots_and_names_outdated_ones(
     common = [*options_for(server, world), "--cluster", address, "--version", "2"]
     code, text, errors = run("export", "zarr", tmp_path / "a.zarr", *common, "--root-ids", f"{merged}")
     assert code == 0, errors
-    right = expected(world, world.times["split_1"], SOME, keep=[merged])
-    np.testing.assert_array_equal(labels(tmp_path / "a.zarr")[::2, ::2], right)
+    expected_voxels = expected(world, world.times["split_1"], SOME, keep=[merged])
+    np.testing.assert_array_equal(labels(tmp_path / "a.zarr")[::2, ::2], expected_voxels)
     code, text, errors = run("export", "zarr", tmp_path / "b.zarr", *common, "--root-ids", f"{first},{merged}")
     assert code == 2
     assert f"1 of 2 were not valid at 2024-01-03T12:00:01Z: {first} " in errors
@@ -86,7 +86,7 @@ def test_the_command_exports_listed_roots_and_names_outdated_ones(
             "export", "zarr", tmp_path / "b.zarr", *common, "--root-ids", f"{first},{merged}", "--stale-roots", "warn"
         )
     assert code == 0, errors
-    np.testing.assert_array_equal(labels(tmp_path / "b.zarr")[::2, ::2], right)
+    np.testing.assert_array_equal(labels(tmp_path / "b.zarr")[::2, ::2], expected_voxels)
 
 
 def test_the_command_counts_supervoxels_without_a_root(

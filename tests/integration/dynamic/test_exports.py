@@ -82,8 +82,8 @@ def test_an_exported_dataset_holds_the_roots_of_the_moment(
     server.reset()
     with secrets_file(server):
         report = to_zarr(data, tmp_path / "out.zarr", chunks=(32, 32, 16), cluster=processes, progress=False)
-    right = expected(world, world.times["split_1"], WHOLE).repeat(2, 0).repeat(2, 1)
-    np.testing.assert_array_equal(labels(tmp_path / "out.zarr"), right)
+    expected_voxels = expected(world, world.times["split_1"], WHOLE).repeat(2, 0).repeat(2, 1)
+    np.testing.assert_array_equal(labels(tmp_path / "out.zarr"), expected_voxels)
     assert server.ids_sent <= 1.02 * distinct(world)
     assert report.counts.ids_sent == server.ids_sent
 
@@ -104,18 +104,18 @@ def test_arrays_of_every_kind_are_exported(
     options: dict[str, Any] = {"listed": {"root_ids": listed}, "none": {"root_ids": None}}.get(kind, {})
     layer = 2 if kind == "level 2" else None
     box = BOXES[4]
-    right = expected(world, moment, box, keep=options.get("root_ids", "all"), stop_layer=layer)
+    expected_voxels = expected(world, moment, box, keep=options.get("root_ids", "all"), stop_layer=layer)
     array = cut(client, world, box, timestamp=moment, stop_layer=layer, **options)
     if kind == "mask":
-        root = int(np.unique(right)[-1])
+        root = int(np.unique(expected_voxels)[-1])
         array = client.split_segmentation_cutout(
             bounds(world, box), mip=0, resolution=resolution(world), timestamp=moment
         )[root]
-        right = right == root
+        expected_voxels = expected_voxels == root
     if kind == "computed":
-        array, right = array % 1009, right % 1009
+        array, expected_voxels = array % 1009, expected_voxels % 1009
     to_zarr(array, tmp_path / "out.zarr", chunks=(16, 16, 16), cluster=threads, progress=False)
-    np.testing.assert_array_equal(written(tmp_path / "out.zarr"), right)
+    np.testing.assert_array_equal(written(tmp_path / "out.zarr"), expected_voxels)
 
 
 def test_results_are_of_one_moment_while_the_graph_is_edited(
@@ -132,7 +132,7 @@ def test_results_are_of_one_moment_while_the_graph_is_edited(
             first, second = graph.split(merged, graph.leaves(merged)[::2])
             time.sleep(0.002)
 
-    right: Callable[[Any], np.ndarray] = lambda volume: expected(  # noqa: E731
+    expected_of: Callable[[Any], np.ndarray] = lambda volume: expected(  # noqa: E731
         world, volume.attrs["timestamp_unix_s"], ((0, 0, 0), (64, 64, 32))
     )
     with served(world, latency_s=0.003) as server:
@@ -143,11 +143,11 @@ def test_results_are_of_one_moment_while_the_graph_is_edited(
             for number in range(3):
                 volume = client.segmentation_volume()
                 forget_roots()
-                np.testing.assert_array_equal(volume, right(volume))
+                np.testing.assert_array_equal(volume, expected_of(volume))
                 forget_roots()
                 out = tmp_path / f"{number}.zarr"
                 to_zarr(volume, out, chunks=(32, 32, 16), cluster=threads, progress=False)
-                np.testing.assert_array_equal(written(out), right(volume))
+                np.testing.assert_array_equal(written(out), expected_of(volume))
         finally:
             stop.set()
             editor.join()
@@ -171,9 +171,9 @@ def test_a_failing_server_fails_blocks_with_its_reason(
         assert TOKEN not in block.reason
     assert TOKEN not in repr(report)
     assert_clean(failed.value)
-    right, got = expected(world, world.times["split_1"], WHOLE), written(tmp_path / "out.zarr")
-    assert got.any()
-    np.testing.assert_array_equal(got[got != 0], right[got != 0])
+    expected_voxels, voxels = expected(world, world.times["split_1"], WHOLE), written(tmp_path / "out.zarr")
+    assert voxels.any()
+    np.testing.assert_array_equal(voxels[voxels != 0], expected_voxels[voxels != 0])
 
 
 def test_an_expired_token_ends_an_export_at_once(

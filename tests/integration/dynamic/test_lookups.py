@@ -103,10 +103,10 @@ def test_blocks_smaller_than_graph_chunks_share_lookups(
     array = client.segmentation_cutout(box, resolution=nm, timestamp=world.times["merge_1"], scale_to_bounds=True)
     assert array.npartitions > 8
     server.reset()
-    got = array.compute(scheduler="sync")
+    voxels = array.compute(scheduler="sync")
     assert server.ids_sent == distinct(world, ((10, 10, 3), (40, 40, 9)))
-    right = expected(world, world.times["merge_1"] + 1, ((10, 10, 3), (40, 40, 9)))
-    np.testing.assert_array_equal(got, right.repeat(4, 0).repeat(4, 1).repeat(4, 2))
+    expected_voxels = expected(world, world.times["merge_1"] + 1, ((10, 10, 3), (40, 40, 9)))
+    np.testing.assert_array_equal(voxels, expected_voxels.repeat(4, 0).repeat(4, 1).repeat(4, 2))
 
 
 def test_requests_hold_at_most_one_batch(
@@ -114,8 +114,8 @@ def test_requests_hold_at_most_one_batch(
 ) -> None:
     configure("graph.batch_ids", 50)
     server.reset()
-    got = cut(client, world, WHOLE, timestamp=world.times["split_1"])
-    np.testing.assert_array_equal(got, expected(world, world.times["split_1"], WHOLE))
+    voxels = cut(client, world, WHOLE, timestamp=world.times["split_1"])
+    np.testing.assert_array_equal(voxels, expected(world, world.times["split_1"], WHOLE))
     assert max(sent_ids(server)) == 50
     assert server.ids_sent == distinct(world)
 
@@ -124,18 +124,18 @@ def test_a_mapping_of_masks_sends_requests_only_when_needed(
     server: CaveServer, client: ImageryClient, world: World, small_lazy_blocks: None, no_cache: None
 ) -> None:
     moment = int(world.times["split_1"])
-    right = expected(world, moment, BOXES[1])
+    expected_voxels = expected(world, moment, BOXES[1])
     server.reset()
     masks = client.split_segmentation_cutout(
         bounds(world, BOXES[1]), mip=0, resolution=resolution(world), timestamp=moment
     )
     root = changed(world, "split_1")[1][0]
     mask = masks[root]
-    assert (mask.dtype, mask.shape, masks.shape) == (bool, right.shape, right.shape)
+    assert (mask.dtype, mask.shape, masks.shape) == (bool, expected_voxels.shape, expected_voxels.shape)
     assert server.count() == 0
-    np.testing.assert_array_equal(mask, right == root)
+    np.testing.assert_array_equal(mask, expected_voxels == root)
     server.reset()
-    assert list(masks) == [int(value) for value in np.unique(right) if value]
+    assert list(masks) == [int(value) for value in np.unique(expected_voxels) if value]
     assert server.ids_sent == distinct(world, BOXES[1])  # one pass
     assert len(masks) == len(list(masks.items()))
     assert root in masks
@@ -150,8 +150,8 @@ def test_saving_all_masks_looks_up_each_block_once(
     listed: bool,
 ) -> None:  # fmt: skip
     moment = int(world.times["split_1"])
-    right = expected(world, moment, BOXES[1])
-    roots = [int(value) for value in np.unique(right) if value]
+    expected_voxels = expected(world, moment, BOXES[1])
+    roots = [int(value) for value in np.unique(expected_voxels) if value]
     keep: Any = roots[::2] if listed else "all"
     server.reset()
     client.save_segmentation_masks(
@@ -160,12 +160,12 @@ def test_saving_all_masks_looks_up_each_block_once(
     )  # fmt: skip
     assert server.ids_sent == distinct(world, BOXES[1])
     wanted = roots[::2] if listed else roots
-    depth = right.shape[2]
+    depth = expected_voxels.shape[2]
     assert len([path for path in tmp_path.iterdir() if path.is_file()]) == len(wanted) * depth
     for root in wanted[:: max(1, len(wanted) // 4)]:
         for index in (0, depth - 1):
             picture = imageio.imread(tmp_path / f"mask_slice_{index}_root_id_{root}.png")
-            np.testing.assert_array_equal(picture[..., 3].T == 255, right[:, :, index] == root)
+            np.testing.assert_array_equal(picture[..., 3].T == 255, expected_voxels[:, :, index] == root)
 
 
 @pytest.mark.parametrize("limit", [1, 3])

@@ -90,17 +90,19 @@ def test_an_array_keeps_its_moment_while_the_graph_is_edited(tmp_path: Path, sma
         merged = graph.merge(first, second)
         graph.split(merged, graph.leaves(merged)[::2])
         moment = volume.attrs["timestamp_unix_s"]
-        right = expected(world, moment, whole)
-        assert {first, second} <= set(np.unique(right).tolist())
-        assert not np.array_equal(right, world.roots_volume(time.time() + 1))
+        expected_voxels = expected(world, moment, whole)
+        assert {first, second} <= set(np.unique(expected_voxels).tolist())
+        assert not np.array_equal(expected_voxels, world.roots_volume(time.time() + 1))
         for _ in range(2):
-            np.testing.assert_array_equal(volume, right)
-            np.testing.assert_array_equal(listed, np.where(np.isin(right, [first, second]), right, 0))
+            np.testing.assert_array_equal(volume, expected_voxels)
+            np.testing.assert_array_equal(
+                listed, np.where(np.isin(expected_voxels, [first, second]), expected_voxels, 0)
+            )
             forget_roots()
         assert {first, second} <= set(masks)
-        np.testing.assert_array_equal(masks[first], right == first)
+        np.testing.assert_array_equal(masks[first], expected_voxels == first)
         to_zarr(volume, tmp_path / "out.zarr", chunks=(32, 32, 16), progress=False)
-        np.testing.assert_array_equal(written(tmp_path / "out.zarr"), right)
+        np.testing.assert_array_equal(written(tmp_path / "out.zarr"), expected_voxels)
 
 
 @pytest.mark.parametrize("call", ["client", "cutout", "masks", "volume", "dataset", "unique_roots", "root_at", "remap"])

@@ -24,14 +24,14 @@ def test_unique_roots_counts_the_voxels_of_each_root(
     for box in BOXES:
         box = at_mip(box, mip)
         ids, counts = np.unique(expected(world, moment, box, mip=mip, keep=keep), return_counts=True)
-        right = dict(zip(ids.tolist(), counts.tolist(), strict=True))
+        expected_roots = dict(zip(ids.tolist(), counts.tolist(), strict=True))
         options: dict[str, Any] = {
             "mip": mip, "resolution": resolution(world, mip), "timestamp": moment, "root_ids": keep,
         }  # fmt: skip
-        assert client.unique_roots(bounds(world, box, mip), include_null_root=True, **options) == right
-        right.pop(0, None)
+        assert client.unique_roots(bounds(world, box, mip), include_null_root=True, **options) == expected_roots
+        expected_roots.pop(0, None)
         roots = client.unique_roots(bounds(world, box, mip), **options)
-        assert roots == right
+        assert roots == expected_roots
         assert list(roots) == sorted(roots)
         assert all(type(value) is int for pair in roots.items() for value in pair)
 
@@ -55,19 +55,21 @@ def test_root_at_returns_the_roots_at_points(
     steps = np.array((2**mip, 2**mip, 1))
     cells = voxels // steps
     inside = ((cells >= 0) & (cells < volume.shape)).all(axis=1)
-    right = np.where(inside, volume[tuple(np.clip(cells, 0, np.array(volume.shape) - 1).T)], np.uint64(0))
+    expected_roots = np.where(inside, volume[tuple(np.clip(cells, 0, np.array(volume.shape) - 1).T)], np.uint64(0))
     server.reset()
     points = voxels + world.voxel_offset
-    got = client.root_at(points, mip=mip, timestamp=moment, stop_layer=layer)
-    assert got.dtype == np.uint64
-    np.testing.assert_array_equal(got, right)
+    roots = client.root_at(points, mip=mip, timestamp=moment, stop_layer=layer)
+    assert roots.dtype == np.uint64
+    np.testing.assert_array_equal(roots, expected_roots)
     assert server.count("roots_binary") == 1
     one = client.root_at(points[7], mip=mip, timestamp=moment, stop_layer=layer)
-    assert (one.shape, int(one)) == ((), int(right[7]))
+    assert (one.shape, int(one)) == ((), int(expected_roots[7]))
     assert client.root_at(np.zeros((0, 3)), timestamp=moment).shape == (0,)
     finer = client.root_at(points * (2, 2, 1) + (1, 1, 0), mip=mip, resolution=(8, 8, 40), timestamp=moment)
-    assert layer or np.array_equal(finer, right)
-    np.testing.assert_array_equal(client.root_at(points.tolist(), mip=mip, timestamp=moment, stop_layer=layer), right)
+    assert layer or np.array_equal(finer, expected_roots)
+    np.testing.assert_array_equal(
+        client.root_at(points.tolist(), mip=mip, timestamp=moment, stop_layer=layer), expected_roots
+    )
 
 
 def test_root_at_equals_cloudvolume(server: CaveServer, client: ImageryClient, world: World) -> None:
@@ -75,8 +77,8 @@ def test_root_at_equals_cloudvolume(server: CaveServer, client: ImageryClient, w
     points = np.random.default_rng(4).integers((0, 0, 0), (128, 128, 32), (20, 3)) + world.voxel_offset
     cv = CloudVolume(server.segmentation_source, agglomerate=True, timestamp=moment, secrets=TOKEN, progress=False)
     scattered = cv.scattered_points([tuple(point) for point in points.tolist()])
-    got = client.root_at(points, timestamp=moment)
-    assert got.tolist() == [int(scattered[tuple(point)]) for point in points.tolist()]
+    roots = client.root_at(points, timestamp=moment)
+    assert roots.tolist() == [int(scattered[tuple(point)]) for point in points.tolist()]
 
 
 @pytest.mark.parametrize("points", [[1, 2], [[1, 2]], "here", [[1, 2, np.nan]], [[[1, 2, 3]]], 5, None])
@@ -88,23 +90,23 @@ def test_invalid_points_are_refused(client: ImageryClient, points: Any) -> None:
 def test_remap_returns_the_root_of_each_supervoxel(server: CaveServer, client: ImageryClient, world: World) -> None:
     moment = int(world.times["split_1"])
     ids = np.append(world.graph.supervoxels, np.uint64(0))
-    right = np.append(world.graph.roots(world.graph.supervoxels, moment), np.uint64(0))
+    expected_roots = np.append(world.graph.roots(world.graph.supervoxels, moment), np.uint64(0))
     server.reset()
-    got = client.remap(ids, timestamp=moment)
-    assert got.dtype == np.uint64
-    np.testing.assert_array_equal(got, right)
+    roots = client.remap(ids, timestamp=moment)
+    assert roots.dtype == np.uint64
+    np.testing.assert_array_equal(roots, expected_roots)
     assert server.ids_sent == len(world.graph.supervoxels)
-    np.testing.assert_array_equal(got, [*server.client().chunkedgraph.get_roots(ids[:-1], at(moment)), 0])
+    np.testing.assert_array_equal(roots, [*server.client().chunkedgraph.get_roots(ids[:-1], at(moment)), 0])
     shuffled = np.random.default_rng(0).permutation(np.concatenate([ids, ids]))
     for form in (shuffled, shuffled.reshape(2, -1), shuffled.astype(np.int64), shuffled.tolist(), shuffled[::-1]):
         values = np.asarray(form, dtype=np.uint64)
         again = client.remap(form, timestamp=moment)
         assert (again.shape, again.dtype) == (values.shape, np.uint64)
         order = np.argsort(ids)
-        np.testing.assert_array_equal(again, right[order][np.searchsorted(ids[order], values)])
+        np.testing.assert_array_equal(again, expected_roots[order][np.searchsorted(ids[order], values)])
     assert not client.remap(np.zeros(3, np.uint64)).any()
     assert client.remap([]).shape == (0,)
-    assert int(client.remap(int(ids[0]), timestamp=moment)) == right[0]
+    assert int(client.remap(int(ids[0]), timestamp=moment)) == expected_roots[0]
 
 
 def test_remap_does_not_change_its_input_and_keeps_dask_arrays_lazy(client: ImageryClient, world: World) -> None:

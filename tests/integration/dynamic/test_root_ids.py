@@ -148,9 +148,9 @@ def test_outdated_roots_match_nothing_and_warn_on_request(
     with pytest.warns(UserWarning, match=rf"3 of 4 .*{first} ") as warned:
         array = cut(client, world, WHOLE, root_ids=listed)
     assert len(warned) == 1
-    right = expected(world, world.times["split_1"], WHOLE, keep=[merged])
-    assert right.any()
-    np.testing.assert_array_equal(array, right)
+    expected_voxels = expected(world, world.times["split_1"], WHOLE, keep=[merged])
+    assert expected_voxels.any()
+    np.testing.assert_array_equal(array, expected_voxels)
     assert (server.count("leaves") > 0) == (way == "leaves")
     with pytest.warns(UserWarning, match=str(first)):
         assert not cut(client, world, WHOLE, root_ids=[first]).compute().any()

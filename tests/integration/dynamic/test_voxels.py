@@ -43,10 +43,10 @@ def test_voxels_equal_cloudvolume_at_every_moment(server: CaveServer, world: Wor
         )  # fmt: skip
         for box in BOXES:
             box = at_mip(box, mip)
-            got = cut(client, world, box, mip, timestamp=moment).compute()
-            np.testing.assert_array_equal(got, squeezed(cv.download(Bbox(*bounds(world, box, mip)))))
-            np.testing.assert_array_equal(got, squeezed(expected(world, np.ceil(moment), box, mip=mip)))
-            assert got.dtype == np.uint64
+            voxels = cut(client, world, box, mip, timestamp=moment).compute()
+            np.testing.assert_array_equal(voxels, squeezed(cv.download(Bbox(*bounds(world, box, mip)))))
+            np.testing.assert_array_equal(voxels, squeezed(expected(world, np.ceil(moment), box, mip=mip)))
+            assert voxels.dtype == np.uint64
 
 
 @pytest.mark.parametrize("mip", [0, 1, 2])
@@ -56,8 +56,8 @@ def test_without_root_ids_supervoxels_are_read_as_stored(server: CaveServer, wor
     server.reset()
     for box in BOXES:
         box = at_mip(box, mip)
-        got = cut(client, world, box, mip, root_ids=None).compute()
-        np.testing.assert_array_equal(got, squeezed(cv.download(Bbox(*bounds(world, box, mip)))))
+        voxels = cut(client, world, box, mip, root_ids=None).compute()
+        np.testing.assert_array_equal(voxels, squeezed(cv.download(Bbox(*bounds(world, box, mip)))))
     assert server.count() == 0
 
 
@@ -69,10 +69,10 @@ def test_listed_roots_equal_cloudvolume(server: CaveServer, world: World, mip: i
     cv = CloudVolume(server.segmentation_source, mip=mip, secrets=TOKEN, progress=False, bounded=False)
     for box in BOXES:
         box = at_mip(box, mip)
-        got = cut(client, world, box, mip, root_ids=listed, timestamp=moment).compute()
-        right = cv.download(Bbox(*bounds(world, box, mip)), segids=listed, timestamp=moment)
-        np.testing.assert_array_equal(got, squeezed(right))
-        np.testing.assert_array_equal(got, squeezed(expected(world, moment, box, mip=mip, keep=listed)))
+        voxels = cut(client, world, box, mip, root_ids=listed, timestamp=moment).compute()
+        expected_voxels = cv.download(Bbox(*bounds(world, box, mip)), segids=listed, timestamp=moment)
+        np.testing.assert_array_equal(voxels, squeezed(expected_voxels))
+        np.testing.assert_array_equal(voxels, squeezed(expected(world, moment, box, mip=mip, keep=listed)))
 
 
 @pytest.mark.parametrize("layer", [1, 2, 3, 4])
@@ -82,9 +82,9 @@ def test_ids_of_other_layers_equal_cloudvolume(server: CaveServer, world: World,
         server.segmentation_source, agglomerate=True, timestamp=moment, secrets=TOKEN, progress=False, bounded=False
     )
     for box in BOXES:
-        got = cut(client, world, box, timestamp=moment, stop_layer=layer).compute()
-        np.testing.assert_array_equal(got, cv.download(Bbox(*bounds(world, box)), stop_layer=layer)[..., 0])
-        np.testing.assert_array_equal(got, crop(world.roots_volume(moment, stop_layer=layer), box))
+        voxels = cut(client, world, box, timestamp=moment, stop_layer=layer).compute()
+        np.testing.assert_array_equal(voxels, cv.download(Bbox(*bounds(world, box)), stop_layer=layer)[..., 0])
+        np.testing.assert_array_equal(voxels, crop(world.roots_volume(moment, stop_layer=layer), box))
     listed = roots_at(world, moment)[::3]
     some = cut(client, world, WHOLE, timestamp=moment, stop_layer=layer, root_ids=listed)
     np.testing.assert_array_equal(some, expected(world, moment, WHOLE, keep=listed, stop_layer=layer))
@@ -104,21 +104,21 @@ def test_boxes_outside_the_volume_are_empty(
     server.reset()
     for box in (((-50, 0, 0), (-10, 20, 5)), ((128, 0, 0), (140, 5, 5)), ((500, 500, 500), (600, 600, 510))):
         for layer in (None, 2):
-            got = cut(
+            voxels = cut(
                 client, world, box, root_ids=listed if root_ids == "listed" else root_ids, stop_layer=layer,
                 timestamp=world.times["merge_1"],
             )  # fmt: skip
-            assert got.shape == tuple(np.subtract(*box[::-1]))
-            assert not got.compute().any()
+            assert voxels.shape == tuple(np.subtract(*box[::-1]))
+            assert not voxels.compute().any()
     assert server.count("roots_binary") == 0
 
 
 def test_convert_to_int64_chooses_the_dtype(client: ImageryClient, world: World) -> None:
-    right = expected(world, world.times["split_1"], WHOLE)
+    expected_voxels = expected(world, world.times["split_1"], WHOLE)
     for convert, dtype in ((True, np.int64), (False, np.uint64)):
-        got = cut(client, world, WHOLE, timestamp=world.times["split_1"], convert_to_int64=convert)
-        assert got.dtype == got.compute().dtype == dtype
-        np.testing.assert_array_equal(got.compute().astype(np.uint64), right)
+        voxels = cut(client, world, WHOLE, timestamp=world.times["split_1"], convert_to_int64=convert)
+        assert voxels.dtype == voxels.compute().dtype == dtype
+        np.testing.assert_array_equal(voxels.compute().astype(np.uint64), expected_voxels)
 
 
 def test_imagery_and_objects_are_aligned(server: CaveServer, world: World) -> None:
@@ -154,8 +154,8 @@ def test_threads_of_a_cluster_give_the_same_voxels(
     client: ImageryClient, world: World, threads: Client, small_lazy_blocks: None
 ) -> None:
     array = cut(client, world, WHOLE, timestamp=world.times["merge_1"])
-    got = threads.compute(array + 0).result()
-    np.testing.assert_array_equal(got, expected(world, np.ceil(world.times["merge_1"]), WHOLE))
+    voxels = threads.compute(array + 0).result()
+    np.testing.assert_array_equal(voxels, expected(world, np.ceil(world.times["merge_1"]), WHOLE))
 
 
 @pytest.mark.parametrize("listed", [False, True])
@@ -167,8 +167,8 @@ def test_worker_processes_find_the_token_in_a_file(
     array = cut(client, world, WHOLE, timestamp=moment, root_ids=keep)
     server.reset()
     with secrets_file(server):
-        got = processes.compute(array + 0).result()
-    np.testing.assert_array_equal(got, expected(world, moment, WHOLE, keep=keep))
+        voxels = processes.compute(array + 0).result()
+    np.testing.assert_array_equal(voxels, expected(world, moment, WHOLE, keep=keep))
     assert server.count("info") <= 2  # once in each process
     assert {request.status for request in server.requests} == {200}
 
@@ -179,10 +179,10 @@ def test_worker_processes_find_the_token_in_their_environment(
     array = cut(client, world, WHOLE, timestamp=world.times["split_2"])
     processes.run(set_token, TOKEN)
     try:
-        got = processes.compute(array + 0).result()
+        voxels = processes.compute(array + 0).result()
     finally:
         processes.run(set_token, None)
-    np.testing.assert_array_equal(got, expected(world, np.ceil(world.times["split_2"]), WHOLE))
+    np.testing.assert_array_equal(voxels, expected(world, np.ceil(world.times["split_2"]), WHOLE))
 
 
 def set_token(token: str | None) -> None:

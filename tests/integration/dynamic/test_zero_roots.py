@@ -35,20 +35,20 @@ def test_unknown_supervoxels_become_zero_and_are_counted(
 ) -> None:
     server, world, unknown = holes
     volume = client_of(server).segmentation_volume()
-    right = np.where(np.isin(world.supervoxels, unknown), 0, world.roots_volume())
-    assert right.any()
+    expected_voxels = np.where(np.isin(world.supervoxels, unknown), 0, world.roots_volume())
+    assert expected_voxels.any()
     for _ in range(2):  # looked up, then cached
         with collect_counts() as counts:
-            np.testing.assert_array_equal(volume.compute(scheduler="sync"), right)
+            np.testing.assert_array_equal(volume.compute(scheduler="sync"), expected_voxels)
         assert counts.zero_roots == len(unknown)
         assert set(counts.zero_root_ids) <= set(unknown.tolist())
         assert len(counts.zero_root_ids) == min(20, len(unknown))
     report = to_zarr(volume, tmp_path / "out.zarr", chunks=(32, 32, 16), cluster=threads, progress=False)
     assert report.counts.zero_roots == len(unknown)
-    np.testing.assert_array_equal(written(tmp_path / "out.zarr"), right)
-    some = int(np.unique(right)[1])
+    np.testing.assert_array_equal(written(tmp_path / "out.zarr"), expected_voxels)
+    some = int(np.unique(expected_voxels)[1])
     listed = client_of(server).segmentation_volume(root_ids=[some])
-    np.testing.assert_array_equal(listed, np.where(right == some, right, 0))
+    np.testing.assert_array_equal(listed, np.where(expected_voxels == some, expected_voxels, 0))
 
 
 @pytest.mark.parametrize("layer", [None, 2])
