@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 import weakref
 from fractions import Fraction
 from itertools import accumulate, pairwise
@@ -66,13 +67,19 @@ class LazyCutout(da.Array):
     Like any other, but when it is computed alone and whole, each block is written into the result when it has been
     read, in the decoders' memory order. dask's own way holds all blocks beside the result (on a cluster: on one worker)
     and joins them at the end, in C order, which takes as long as decoding where codecs are as fast as memory.
+
+    Slices of it are of this class too, and read by dask.
     """
 
-    def compute(self, **kwargs: object) -> Array:
-        """Read the cutout; where it has several blocks, the result is in Fortran order."""
+    def compute(self, **kwargs: Any) -> Any:
+        """Read the voxels; where a cutout has several blocks, the result is in Fortran order."""
+        if _has_no_client():
+            kwargs.setdefault("scheduler", dask.threaded.get)
         source = source_of(self)
+        if source is None:
+            return super().compute(**kwargs)
         scheduler = get_scheduler(collections=[self], scheduler=kwargs.get("scheduler"))
-        if source is not None and math.prod(self.numblocks) > 1:
+        if math.prod(self.numblocks) > 1:
             source = source.with_layout("F")
             if scheduler in (dask.threaded.get, dask.local.get_sync):
                 kwargs = {name: value for name, value in kwargs.items() if name not in NOT_OF_SCHEDULERS}
@@ -87,16 +94,27 @@ class LazyCutout(da.Array):
     def __getitem__(self, index: Any) -> Any:
         source = source_of(self)
         if source is None or not da.array_expr_enabled():
-            return super().__getitem__(index)
+            return _lazy(super().__getitem__(index))
         split = _split_index(index, source.shape)
         if split is None or split[0] == tuple(map(range, source.shape)):
-            return super().__getitem__(index)
+            return _lazy(super().__getitem__(index))
         parts, rest = split
         chunks = tuple(
             _chunks_of(part, edges) for part, edges in zip(parts, self.chunks, strict=True) if isinstance(part, range)
         )
         selected = _from_source(CutoutSlice(source, parts), chunks)
-        return selected[rest]
+        return _lazy(selected[rest])
+
+
+def _lazy(array: da.Array) -> LazyCutout:
+    if da.array_expr_enabled():
+        return LazyCutout(array.expr)
+    return LazyCutout(array.dask, array.name, array.chunks, meta=array._meta)
+
+
+def _has_no_client() -> bool:
+    """Return True if dask would import distributed only to find that it has no client."""
+    return "distributed" not in sys.modules and dask.config.get("scheduler", None) is None
 
 
 # Options of ``compute`` that dask takes for itself; the others are the scheduler's.
@@ -214,9 +232,7 @@ def lazy_array(cutout: Cutout, *, squeeze: bool = True) -> da.Array:
     source = _sources.setdefault(name, source)
     plain = _from_source(source, chunks, name)
     _sources[plain.name] = source  # expressions have names of their own
-    if da.array_expr_enabled():
-        return LazyCutout(plain.expr)
-    return LazyCutout(plain.dask, plain.name, plain.chunks, meta=plain._meta)
+    return _lazy(plain)
 
 
 def _name_of(source: CutoutArray) -> str:

@@ -93,6 +93,7 @@ def _load_readers() -> None:
     """Import the modules that read and resample voxels, which takes seconds, before the first block."""
     import_module("imagery_dask.arrays.lazy")
     import_module("imagery_dask.sources.handle")
+    import_module("imagery_dask.sources.shards")  # with CloudVolume
 
 
 def _here() -> tuple[str, int]:

@@ -10,7 +10,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-from cloudfiles.secrets import secretpath
 
 __all__ = [
     "Bearer",
@@ -19,6 +18,7 @@ __all__ = [
     "has_aws",
     "has_google",
     "remember_token",
+    "secret_file",
     "secrets_for",
     "token_places",
     "tokens_for_own_workers",
@@ -84,9 +84,8 @@ def cave_token(host: str) -> str | None:
     if given:
         return str(given)
     for name in TOKEN_FILES:
-        file = Path(secretpath(name.format(host=host)))
         try:
-            content = json.loads(file.read_text())
+            content = json.loads(secret_file(name.format(host=host)).read_text())
         except (OSError, ValueError):
             continue
         token = content.get("token") if isinstance(content, dict) else content
@@ -97,7 +96,7 @@ def cave_token(host: str) -> str | None:
 
 def token_places(host: str) -> str:
     """Return the places where `cave_token` looks, for errors."""
-    files = ", ".join(str(secretpath(name.format(host=host))) for name in TOKEN_FILES)
+    files = ", ".join(str(secret_file(name.format(host=host))) for name in TOKEN_FILES)
     return f"auth_token=... or the CAVEclient (in the process that made the array), ${TOKEN_VARIABLE}, {files}"
 
 
@@ -120,7 +119,7 @@ def has_google() -> bool:
     if os.environ.get("STORAGE_EMULATOR_HOST") or os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
         return True
     own = Path.home() / ".config" / "gcloud" / "application_default_credentials.json"
-    return own.exists() or Path(secretpath("google-secret.json")).exists()
+    return own.exists() or secret_file("google-secret.json").exists()
 
 
 def has_aws(cloudpath: str) -> bool:
@@ -128,6 +127,13 @@ def has_aws(cloudpath: str) -> bool:
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE")
     in_environment = any(os.environ.get(name) for name in names)
     return in_environment or _aws_file(cloudpath) or (Path.home() / ".aws" / "credentials").exists()
+
+
+def secret_file(name: str) -> Path:
+    """Return the path at which cloud-files looks for a file with a secret."""
+    from cloudfiles.secrets import secretpath
+
+    return Path(secretpath(name))
 
 
 def _cave_host(path: str) -> str | None:
@@ -145,4 +151,4 @@ def _is_bucket(cloudpath: str, scheme: str) -> bool:
 def _aws_file(cloudpath: str) -> bool:
     bucket = cloudpath.partition("s3://")[2].partition("/")[0]
     names = ("aws-secret.json", f"{bucket}-aws-secret.json")
-    return any(Path(secretpath(name)).exists() for name in names)
+    return any(secret_file(name).exists() for name in names)

@@ -7,8 +7,7 @@ import os
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
-
-from cloudvolume import CloudVolume
+from typing import TYPE_CHECKING
 
 from imagery_dask.annotations import Array
 from imagery_dask.errors import SourceError
@@ -19,6 +18,9 @@ from imagery_dask.sources.counts import active_counts
 from imagery_dask.sources.memory import keep_freed_memory
 from imagery_dask.sources.precomputed import Layout, Missing, PrecomputedVolume, Relabel
 from imagery_dask.sources.transport import reachable_path
+
+if TYPE_CHECKING:
+    from cloudvolume import CloudVolume
 
 __all__ = ["SourceHandle", "cloud_volume", "open_volume"]
 
@@ -115,5 +117,7 @@ def cloud_volume(path: str, token: str | None = None) -> CloudVolume:
 
 @lru_cache(maxsize=OPEN_VOLUMES_KEPT)
 def _cloud_volume(path: str, token: str | None, process: int) -> CloudVolume:
+    from cloudvolume import CloudVolume
+
     del process
     return CloudVolume(reachable_path(path), bounded=False, fill_missing=True, progress=False, secrets=token)

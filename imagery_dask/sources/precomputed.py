@@ -1,8 +1,7 @@
 """Read boxes of voxels from precomputed volumes.
 
-CloudVolume interprets the ``info`` and decodes the chunks. This module selects and fetches the chunks, handles missing
-and refused ones, and joins the voxels: ``CloudVolume.download`` does not report which chunks were missing, and treats a
-refused request as a missing chunk.
+This module selects and fetches the chunks, handles missing and refused ones, and joins the voxels:
+``CloudVolume.download`` does not report which chunks were missing, and treats a refused request as a missing chunk.
 """
 
 from __future__ import annotations
@@ -13,28 +12,29 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from cloudvolume import CloudVolume, chunks
 
 from imagery_dask import kernels
 from imagery_dask.annotations import Array, JsonObject
 from imagery_dask.errors import CorruptChunkError, MissingChunkError, SourceError, SourceNotFoundError
-from imagery_dask.geometry.grid import Region, VoxelGrid, bounds_key, region_between
+from imagery_dask.geometry.grid import XYZ, Region, VoxelGrid, bounds_key, region_between
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.chunkedgraph import GRAPHENE, ChunkedGraph
 from imagery_dask.model.layer import Layer
 from imagery_dask.sources.addresses import normalize_path
+from imagery_dask.sources.codecs import decode
 from imagery_dask.sources.counts import ReadCounts, counting_into
 from imagery_dask.sources.failures import pause_s
 from imagery_dask.sources.graph_server import read_graph_info
 from imagery_dask.sources.label_tables import LabelTables
-from imagery_dask.sources.segmentation_check import segmentation_damage
-from imagery_dask.sources.shards import ShardedChunks
 from imagery_dask.sources.transport import Blob, Request, Transport
 
-__all__ = ["Layout", "Missing", "PrecomputedVolume", "Relabel", "channels_last"]
+if TYPE_CHECKING:
+    from imagery_dask.sources.shards import ShardedChunks
+
+__all__ = ["Layout", "Missing", "PrecomputedVolume", "Relabel"]
 
 Missing = Literal["fill", "error"]
 Layout = Literal["F", "C"]
@@ -46,7 +46,8 @@ TILE = 16
 REDIRECTS = 10
 # A chunk that does not decode is fetched this often, in case it was damaged in transit or read while being written.
 DECODE_ATTEMPTS = 3
-INTERLEAVED = ("jpeg", "png")
+# Of compressed_segmentation, in an info without one.
+SEGMENTATION_BLOCK = (8, 8, 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +83,6 @@ class PrecomputedVolume:
         self._transport, self.info, graph = _read_info(path)
         self.layer = Layer.from_info(path, self.info, graph)
         _check_readable(self.layer)
-        # The info and an empty provenance are given, so that CloudVolume makes no request.
-        self._volume = CloudVolume(self._transport.cloudpath, info=self.info, provenance={}, progress=False, parallel=1)
-        self._meta = self._volume.meta
         self._shards: dict[int, ShardedChunks] = {}
         self._lock = threading.Lock()
 
@@ -209,7 +207,7 @@ class PrecomputedVolume:
 
     def _label_tables(self, reading: _Reading, grid: VoxelGrid, blob: Blob) -> LabelTables | None:
         level = self.layer.mips[reading.mip]
-        block_size = self._meta.compressed_segmentation_block_size(reading.mip)
+        block_size = self._block_size(reading.mip)
         encoded = level.encoding == "compressed_segmentation" and self.layer.channels == 1
         # A chunk that the box cuts has labels outside the box, which need no lookup.
         if not encoded or self.layer.dtype != "uint64" or block_size is None or grid.intersection(reading.box) != grid:
@@ -218,7 +216,7 @@ class PrecomputedVolume:
             content = blob.decompressed()
         except Exception:  # of any decoder; decoding the voxels raises it again with the name of the chunk
             return None
-        return LabelTables.parse(content, grid.shape, tuple(block_size))
+        return LabelTables.parse(content, grid.shape, block_size)
 
     def _chunks(self, mip: int, cells: list[Vec3[int]]) -> Iterator[tuple[Vec3[int], Blob | None]]:
         level = self.layer.mips[mip]
@@ -229,7 +227,13 @@ class PrecomputedVolume:
         for request, blob in self._transport.get_many([Request(key) for key in by_key]):
             yield by_key[request.key], blob
 
+    def _block_size(self, mip: int) -> XYZ | None:
+        block_size = self.info["scales"][mip].get("compressed_segmentation_block_size")
+        return None if block_size is None else tuple(block_size)
+
     def _sharded(self, mip: int) -> ShardedChunks:
+        from imagery_dask.sources.shards import ShardedChunks  # loads CloudVolume
+
         with self._lock:
             if mip not in self._shards:
                 level = self.layer.mips[mip]
@@ -265,19 +269,10 @@ class PrecomputedVolume:
 
     def _decode(self, reading: _Reading, grid: VoxelGrid, blob: Blob) -> Array:
         level = self.layer.mips[reading.mip]
-        encoding, shape = self._meta.encoding(reading.mip), (*grid.shape, self.layer.channels)
-        block_size = self._meta.compressed_segmentation_block_size(reading.mip)
-        block_size = (8, 8, 8) if block_size is None else tuple(block_size)
+        encoding, shape = level.encoding, (*grid.shape, self.layer.channels)
+        block_size = self._block_size(reading.mip) or SEGMENTATION_BLOCK
         try:
-            content = blob.decompressed()
-            if encoding == "compressed_segmentation":
-                damage = segmentation_damage(content, shape, block_size, np.dtype(self.layer.dtype).itemsize)
-                if damage:
-                    raise ValueError(damage)
-            voxels = chunks.decode(
-                content, encoding=encoding, shape=shape, dtype=self._meta.dtype, block_size=block_size
-            )
-            return channels_last(np.asarray(voxels), shape, level.encoding)
+            return decode(blob.decompressed(), encoding, shape, self.layer.dtype, block_size)
         except Exception as error:
             raise CorruptChunkError(
                 f"Storage chunk {self._key(reading.mip, grid)} of {self.path} does not decode as {encoding} {shape} "
@@ -334,17 +329,6 @@ def _cells(box: VoxelGrid, volume: VoxelGrid, chunk_shape: Vec3[int]) -> list[Ve
 
 def _chunk_grid(cell: Vec3[int], volume: VoxelGrid, chunk_shape: Vec3[int]) -> VoxelGrid:
     return volume.crop(cell * chunk_shape, chunk_shape)
-
-
-def channels_last(voxels: Array, shape: tuple[int, ...], encoding: str) -> Array:
-    """Return the voxels of a decoded chunk as (x, y, z, channel).
-
-    JPEG and PNG interleave the channels of a pixel; CloudVolume 12.15 arranges them as if each channel were contiguous.
-    """
-    if shape[3] == 1 or encoding not in INTERLEAVED:
-        return voxels.reshape(shape, order="F")
-    flat = voxels.ravel(order="F")
-    return np.moveaxis(flat.reshape((shape[3], *shape[:3]), order="F"), 0, 3)
 
 
 def _paste(out: Array, box: VoxelGrid, voxels: Array, grid: VoxelGrid) -> None:

@@ -8,31 +8,35 @@ read again.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import inspect
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import google_crc32c
 import requests
-from cloudfiles import CloudFiles
-from cloudfiles.compression import decompress
-from cloudvolume.paths import to_https_protocol
 
 from imagery_dask.config import config
 from imagery_dask.errors import AccessRefusedError, SourceError
 from imagery_dask.sources import credentials
-from imagery_dask.sources.checksums import checksum_damage, stored_checksum
+from imagery_dask.sources.codecs import decompress
 from imagery_dask.sources.counts import count_request
 from imagery_dask.sources.failures import brief, forget_request, kind_of, pause_s
+from imagery_dask.sources.local_files import LocalFiles, local_folder
 from imagery_dask.sources.throttle import request_slots
+
+if TYPE_CHECKING:
+    from cloudfiles import CloudFiles
 
 __all__ = ["Blob", "Request", "Transport"]
 
@@ -67,7 +71,7 @@ class Blob:
         """Return the bytes without the transport's compression (gzip, brotli, ...); raise ValueError if damaged."""
         if self.damage:
             raise ValueError(self.damage)
-        return bytes(decompress(self.content, self.encoding)) if self.encoding else self.content
+        return decompress(self.content, self.encoding)
 
 
 class Transport:
@@ -82,16 +86,16 @@ class Transport:
 
     def __init__(self, cloudpath: str) -> None:
         self.cloudpath = cloudpath
-        self._files = CloudFiles(
-            reachable_path(cloudpath),
-            secrets=credentials.secrets_for(cloudpath),
-            locking=False,
-            progress=False,
-        )
+        self._get_once: Callable[[Request], Blob | None]
+        folder = local_folder(cloudpath)
+        if folder is not None:
+            self.is_remote, self._get_once = False, partial(_read_local, LocalFiles(folder))
+            return
+        self._files = _cloud_files(cloudpath)
         self._local = threading.local()
         self._server = server_of(self._files.cloudpath)
         protocol = self._files.protocol
-        self.is_remote = protocol not in ("file", "mem")
+        self.is_remote = protocol != "mem"
         behind_cave = protocol == "middleauth+https"
         self._token_host = urlsplit(cloudpath.partition("middleauth+")[2]).netloc if behind_cave else None
         self._get_once = self._http_get if protocol in HTTP_PROTOCOLS else self._cloud_files_get
@@ -224,12 +228,24 @@ class Transport:
 HTTP_PROTOCOLS = ("http", "https", "middleauth+https")
 
 
+def _read_local(files: LocalFiles, request: Request) -> Blob | None:
+    stored = files.read(request.key, request.start, request.stop)
+    return None if stored is None else Blob(*stored)
+
+
+def _cloud_files(cloudpath: str) -> CloudFiles:
+    from cloudfiles import CloudFiles
+
+    secrets = credentials.secrets_for(cloudpath)
+    return CloudFiles(reachable_path(cloudpath), secrets=secrets, locking=False, progress=False)
+
+
 def reachable_path(cloudpath: str) -> str:
     """Return a path that this process can read: buckets without credentials become anonymous HTTPS."""
     scheme = cloudpath.removeprefix("precomputed://").partition("://")[0]
-    if scheme == "gs" and not credentials.has_google():
-        return str(to_https_protocol(cloudpath))
-    if scheme == "s3" and not credentials.has_aws(cloudpath):
+    if (scheme == "gs" and not credentials.has_google()) or (scheme == "s3" and not credentials.has_aws(cloudpath)):
+        from cloudvolume.paths import to_https_protocol
+
         return str(to_https_protocol(cloudpath))
     return cloudpath
 
@@ -259,6 +275,45 @@ def _check_length(response: requests.Response, received: int) -> None:
     promised = response.headers.get("Content-Length")
     if promised is not None and int(promised) != received:
         raise ConnectionError(f"the body was truncated: {received} of {promised} bytes")
+
+
+def checksum_damage(content: bytes, kind: str | None, expected: str | None) -> str:
+    """Return a description of a checksum mismatch; "" if the bytes agree with their checksum or there is none.
+
+    Parameters
+    ----------
+    content : bytes
+        Bytes of the whole file, as stored.
+    kind : {"crc32c", "md5"} or None
+        Algorithm; others are not checked.
+    expected : str or None
+        Checksum in base64.
+    """
+    if not expected or kind not in ("crc32c", "md5"):
+        return ""
+    if kind == "crc32c":
+        digest = google_crc32c.value(content).to_bytes(4, "big")
+    else:
+        digest = hashlib.md5(content, usedforsecurity=False).digest()
+    actual = base64.b64encode(digest).decode()
+    if actual.rstrip("=") == expected.rstrip("="):
+        return ""
+    return f"its {kind} is {actual}, but the server sent {expected}"
+
+
+def stored_checksum(headers: Mapping[str, str]) -> str | None:
+    """Return the CRC32C that Google sends for an object (``x-goog-hash``), if the body is the object as stored.
+
+    None if the server decompresses the object while sending it, since the checksum is that of the compressed object.
+    """
+    stored = headers.get("x-goog-stored-content-encoding", "identity")
+    if stored != (headers.get("Content-Encoding") or "identity"):
+        return None
+    for part in headers.get("x-goog-hash", "").split(","):
+        kind, _, value = part.strip().partition("=")
+        if kind == "crc32c":
+            return value
+    return None
 
 
 @lru_cache(maxsize=1)

@@ -6,34 +6,44 @@ Storage is written with gcsfs, which supports emulators and all kinds of Google'
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import botocore.session
-from cloudfiles import paths
-from cloudfiles.secrets import secretpath
-
 from imagery_dask.annotations import Keywords
+from imagery_dask.errors import AccessRefusedError
+from imagery_dask.sources.credentials import secret_file
+from imagery_dask.sources.failures import brief, kind_of
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-__all__ = ["BucketUrl", "credential_places", "google_files", "parse_bucket_url", "s3_files", "s3_store"]
+__all__ = [
+    "BucketUrl",
+    "clear_errors",
+    "credential_places",
+    "google_files",
+    "parse_bucket_url",
+    "s3_files",
+    "s3_store",
+]
 
 # About 15 s, after which an endpoint that does not answer is given up; a busy one has that long to recover.
 RETRIES = 7
 REQUEST_TIMEOUT = "60s"
 # Time after which credentials that change (roles, instances) are requested again.
 CREDENTIALS_FOR = timedelta(minutes=15)
+# Names of obstore's and Google's errors.
+REFUSED = ("PermissionDeniedError", "UnauthenticatedError", "RefreshError", "DefaultCredentialsError")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +119,7 @@ def google_files(url: BucketUrl, asynchronous: bool) -> AbstractFileSystem:
 
 def credential_places(url: BucketUrl) -> str:
     """Return the places where credentials for a URL are looked for, as text for errors."""
-    files = " or ".join(str(secretpath(name)) for name in _secret_names(url))
+    files = " or ".join(str(secret_file(name)) for name in _secret_names(url))
     if url.scheme == "gs":
         return f"{files}, or Google's default credentials (gcloud auth application-default login)"
     if url.scheme == "s3":
@@ -117,8 +127,26 @@ def credential_places(url: BucketUrl) -> str:
     return "the permissions of the folder"
 
 
+@contextmanager
+def clear_errors(url: str) -> Iterator[None]:
+    """Raise one `AccessRefusedError` for every kind of refusal; shorten other errors of obstore to one line."""
+    try:
+        yield
+    except AccessRefusedError:
+        raise
+    except Exception as error:
+        if _is_refusal(error):
+            raise _refusal(url, error) from None
+        if isinstance(error, OSError) or not type(error).__module__.startswith("obstore"):
+            raise
+        region = " Set AWS_DEFAULT_REGION to the bucket's region." if "without LOCATION" in str(error) else ""
+        raise OSError(f"{url}: {str(error).splitlines()[0]}.{region}") from None
+
+
 def _alias(scheme: str) -> tuple[str, str]:
     """Return the endpoint and name of an alias, or empty strings."""
+    from cloudfiles import paths
+
     paths.update_aliases_from_file()
     url = str(paths.ALIASES.get(scheme, ""))
     return (url.removeprefix("s3://").rstrip("/"), scheme) if url.startswith("s3://") else ("", "")
@@ -132,7 +160,7 @@ def _secret(url: BucketUrl) -> Keywords:
     """Return the content of the secret file that cloud-files uses: that of the bucket, else that of the service."""
     for name in _secret_names(url):
         with suppress(FileNotFoundError):
-            content = json.loads(Path(secretpath(name)).read_text())
+            content = json.loads(secret_file(name).read_text())
             return content if isinstance(content, dict) else {}
     return {}
 
@@ -175,6 +203,8 @@ def _s3_options(url: BucketUrl) -> Keywords:
 
 def _session() -> Any:
     """Return a botocore session for the current environment."""
+    import botocore.session
+
     session = botocore.session.get_session()
     session.register_component("data_loader", _service_models())
     return session
@@ -183,6 +213,8 @@ def _session() -> Any:
 @lru_cache(maxsize=1)
 def _service_models() -> Any:
     """Cache botocore's service models: each session would read them again, which takes 0.06 s."""
+    import botocore.session
+
     return botocore.session.get_session().get_component("data_loader")
 
 
@@ -199,3 +231,26 @@ def _needed(module: str, extra: str) -> ModuleType:
     except ImportError as error:
         name = module.partition(".")[0]
         raise ImportError(f"Writing to this URL needs {name}: pip install 'imagery_dask[{extra}]'") from error
+
+
+def _is_refusal(error: Exception) -> bool:
+    text = str(error)
+    return (
+        type(error).__name__ in REFUSED
+        or (isinstance(error, OSError) and error.errno == errno.EROFS)
+        or kind_of(error) == "refused"
+        or (isinstance(error, OSError) and text.startswith(("Forbidden", "Unauthorized")))
+        or "Anonymous caller" in text
+    )
+
+
+def _refusal(url: str, error: Exception) -> AccessRefusedError:
+    parsed = parse_bucket_url(url)
+    if parsed.scheme == "file":
+        return AccessRefusedError(f"{url} cannot be written: {getattr(error, 'strerror', None) or brief(error)}.")
+    # Not the message of the store, which quotes the request.
+    status = next((code for code in ("401", "403") if code in str(error)), type(error).__name__)
+    return AccessRefusedError(
+        f"Access was refused to {url} ({status}). Check the credentials that this process finds: "
+        f"{credential_places(parsed)}; they need permission to list, read and write there."
+    )

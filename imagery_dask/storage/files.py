@@ -15,13 +15,16 @@ from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 from uuid import uuid4
 
+from imagery_dask.sources.codecs import compress as compressed
+from imagery_dask.sources.codecs import decompress
+from imagery_dask.sources.local_files import EXTENSIONS, LocalFiles
+
 if TYPE_CHECKING:
     from cloudfiles import CloudFiles
 
 __all__ = ["Files", "check_writable", "existing_names", "move_durably", "records_folder", "split_prefix", "write_soon"]
 
 Compression = Literal["gzip", "br"]
-EXTENSIONS = {None: "", "gzip": ".gz", "br": ".br"}
 LOCAL = "file://"
 # A hint to the kernel, on Linux only; file systems may ignore it.
 _sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
@@ -103,7 +106,7 @@ class Files:
             path.parent.mkdir(parents=True, exist_ok=True)
             written.append((partial, path))
             with open(partial, "wb") as file:
-                file.write(_compressed(content, compress) if compress else content)
+                file.write(compressed(content, compress) if compress else content)
                 write_soon(file)
 
         try:
@@ -132,12 +135,16 @@ class Files:
 
     def get(self, name: str) -> bytes | None:
         """Return the content of a file, decompressed, or None if it does not exist."""
+        if self.folder is not None:
+            stored = self._local().read(name)
+            return None if stored is None else decompress(*stored)
         content = self._cloud().get(name)
         return None if content is None else bytes(content)
 
     def names(self, prefix: str = "") -> Iterator[str]:
         """Yield the names of all files that begin with a prefix."""
-        if self.folder is not None and not self.folder.exists():
+        if self.folder is not None:
+            yield from self._local().names(prefix)
             return
         if not self.url.startswith(MEMORY):
             yield from self._cloud().list(prefix=prefix)
@@ -159,16 +166,17 @@ class Files:
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove files; missing ones are ignored."""
-        self._cloud().delete(list(names))
+        if self.folder is None:
+            self._cloud().delete(list(names))
+            return
+        for name in names:
+            self._local().delete(name)
+
+    def _local(self) -> LocalFiles:
+        return LocalFiles(str(self.folder))
 
     def _cloud(self) -> CloudFiles:
         return _cloud_files(self.url, os.getpid())
-
-
-def _compressed(content: bytes, compress: Compression) -> Any:
-    from cloudfiles.compression import compress as compressed
-
-    return compressed(content, compress)
 
 
 def _linked(folder: Path, name: str, content: bytes) -> bool | None:

@@ -16,9 +16,9 @@ from uuid import uuid4
 import zarr
 
 from imagery_dask.annotations import JsonObject
-from imagery_dask.storage.buckets import parse_bucket_url, s3_store
+from imagery_dask.storage.buckets import clear_errors, parse_bucket_url, s3_store
 from imagery_dask.storage.files import Files, records_folder
-from imagery_dask.storage.zarr_stores import check_process, clear_errors, files_at, open_store
+from imagery_dask.storage.zarr_stores import check_process, files_at, open_store
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import socket
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,8 +17,8 @@ from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
 from imagery_dask.errors import AccessRefusedError
-from imagery_dask.sources.failures import brief, kind_of
-from imagery_dask.storage.buckets import credential_places, google_files, parse_bucket_url, s3_files, s3_store
+from imagery_dask.sources.failures import brief
+from imagery_dask.storage.buckets import clear_errors, google_files, parse_bucket_url, s3_files, s3_store
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -30,14 +29,12 @@ __all__ = [
     "WholeObjects",
     "check_process",
     "check_reachable",
-    "clear_errors",
     "create_group",
     "files_at",
     "open_store",
 ]
 
 ROOTS = ("zarr.json", ".zgroup", ".zarray")
-REFUSED = ("PermissionDeniedError", "UnauthenticatedError", "RefreshError", "DefaultCredentialsError")
 
 
 class WholeObjects(ObjectStore[Any]):
@@ -132,22 +129,6 @@ def create_group(url: str, zarr_format: Literal[2, 3] = 3) -> zarr.Group:
         raise FileNotFoundError(f"{url} cannot be written: the bucket {bucket!r} does not exist.") from None
 
 
-@contextmanager
-def clear_errors(url: str) -> Iterator[None]:
-    """Raise one `AccessRefusedError` for every kind of refusal; shorten other errors of obstore to one line."""
-    try:
-        yield
-    except AccessRefusedError:
-        raise
-    except Exception as error:
-        if _is_refusal(error):
-            raise _refusal(url, error) from None
-        if isinstance(error, OSError) or not type(error).__module__.startswith("obstore"):
-            raise
-        region = " Set AWS_DEFAULT_REGION to the bucket's region." if "without LOCATION" in str(error) else ""
-        raise OSError(f"{url}: {str(error).splitlines()[0]}.{region}") from None
-
-
 def check_process(url: str, client: Client) -> None:
     """Raise ValueError if a store is in memory and workers are other processes, which have memories of their own."""
     if parse_bucket_url(url).scheme != "memory":
@@ -210,26 +191,3 @@ def _try_folder(folder: Path) -> tuple[str, str] | None:
 
 def _process_name() -> tuple[str, int]:
     return socket.gethostname(), os.getpid()
-
-
-def _is_refusal(error: Exception) -> bool:
-    text = str(error)
-    return (
-        type(error).__name__ in REFUSED
-        or (isinstance(error, OSError) and error.errno == errno.EROFS)
-        or kind_of(error) == "refused"
-        or (isinstance(error, OSError) and text.startswith(("Forbidden", "Unauthorized")))
-        or "Anonymous caller" in text
-    )
-
-
-def _refusal(url: str, error: Exception) -> AccessRefusedError:
-    parsed = parse_bucket_url(url)
-    if parsed.scheme == "file":
-        return AccessRefusedError(f"{url} cannot be written: {getattr(error, 'strerror', None) or brief(error)}.")
-    # Not the message of the store, which quotes the request.
-    status = next((code for code in ("401", "403") if code in str(error)), type(error).__name__)
-    return AccessRefusedError(
-        f"Access was refused to {url} ({status}). Check the credentials that this process finds: "
-        f"{credential_places(parsed)}; they need permission to list, read and write there."
-    )

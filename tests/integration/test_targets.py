@@ -299,7 +299,7 @@ def test_a_read_only_folder_is_an_error(tmp_path: Path) -> None:
 def test_a_read_only_disk_is_an_error() -> None:
     error = OSError(errno.EROFS, "Read-only file system")
     message = r"^/mnt/out.zarr cannot be written: Read-only file system\.$"
-    with pytest.raises(AccessRefusedError, match=message), zarr_stores.clear_errors("/mnt/out.zarr"):
+    with pytest.raises(AccessRefusedError, match=message), buckets.clear_errors("/mnt/out.zarr"):
         raise error
 
 

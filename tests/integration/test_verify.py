@@ -28,7 +28,7 @@ from imagery_dask import ImageryClient, to_png, to_precomputed, to_zarr, verify_
 from imagery_dask.export.registry import read_plan, run_at
 from imagery_dask.geometry.grid import XYZ
 from imagery_dask.sources import handle
-from imagery_dask.sources.segmentation_check import segmentation_damage
+from imagery_dask.sources.codecs import segmentation_damage
 
 SHAPE = (96, 80, 40)
 OFFSET = (-32, 48, 16)

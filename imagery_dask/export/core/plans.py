@@ -9,23 +9,24 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import dask.array as da
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from imagery_dask.annotations import JsonObject
-from imagery_dask.arrays.cutout_array import CutoutArray
-from imagery_dask.arrays.lazy import lazy_dataarray
-from imagery_dask.export.core.inputs import Volume
 from imagery_dask.export.core.provenance import PROGRAM, without_user
 from imagery_dask.geometry.block_plan import BlockPlan
 from imagery_dask.geometry.grid import AXES, XYZ, Region, source_span
 from imagery_dask.kernels import linear_taps
 from imagery_dask.model.cutout import Cutout
 from imagery_dask.serialization import flat, from_json, to_json
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from imagery_dask.arrays.cutout_array import CutoutArray
+    from imagery_dask.export.core.inputs import Volume
 
 __all__ = [
     "ExportPlan",
@@ -208,6 +209,8 @@ def described_volume(volume: Volume) -> JsonObject:
 
 def data_of(volumes: Sequence[JsonObject]) -> xr.Dataset | xr.DataArray:
     """Return the data of a plan: cutouts, and zeros in place of computed arrays."""
+    import xarray as xr
+
     arrays = {volume["name"]: _array(volume) for volume in volumes}
     return xr.Dataset(arrays) if all(volume["variable"] for volume in volumes) else next(iter(arrays.values()))
 
@@ -240,6 +243,11 @@ def difference(before: Mapping[str, object], now: Mapping[str, object]) -> str:
 
 
 def _array(described: JsonObject) -> xr.DataArray:
+    import dask.array as da
+    import xarray as xr
+
+    from imagery_dask.arrays.lazy import lazy_dataarray
+
     if "cutout" in described:
         return lazy_dataarray(from_json(Cutout, described["cutout"]), described["name"])
     array = da.zeros(described["shape"], dtype=described["dtype"], chunks=-1)

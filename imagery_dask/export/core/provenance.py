@@ -6,13 +6,15 @@ import hashlib
 import re
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from imagery_dask.annotations import JsonObject
-from imagery_dask.arrays.lazy import described
-from imagery_dask.export.core.inputs import Volume
 from imagery_dask.model.labels import LabelRule
 from imagery_dask.run import RunReport
 from imagery_dask.sources import ReadCounts
+
+if TYPE_CHECKING:
+    from imagery_dask.export.core.inputs import Volume
 
 __all__ = ["KEY", "PROGRAM", "provenance", "what_was_missing", "without_user"]
 
@@ -28,6 +30,8 @@ def provenance(volume: Volume) -> JsonObject:
     attributes: JsonObject = {"version": PROGRAM, "created": _now()}
     if volume.source is None:
         return attributes
+    from imagery_dask.arrays.lazy import described
+
     cutout = volume.source.cutout
     target = cutout.target
     attributes |= described(cutout) | {

@@ -9,10 +9,9 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from distributed import Client
 from numpy.typing import NDArray
 
 from imagery_dask.annotations import Array
@@ -22,6 +21,9 @@ from imagery_dask.records.parts import refuse_parts
 from imagery_dask.records.receipts import counts_of, receipts_in
 from imagery_dask.records.runs import Records, Run, missing_first, now, remove_unplanned, runs_in
 from imagery_dask.run import RunReport
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 __all__ = ["DAMAGED", "NewRun", "StartedRun", "Target"]
 

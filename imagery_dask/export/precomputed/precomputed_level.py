@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from cloudvolume import chunks as codecs
 
 from imagery_dask.annotations import Array
 from imagery_dask.geometry.grid import (
@@ -23,8 +22,7 @@ from imagery_dask.geometry.grid import (
 )
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.kernels import digest_of, digest_of_bytes, join_digests
-from imagery_dask.sources import channels_last
-from imagery_dask.sources.segmentation_check import segmentation_damage
+from imagery_dask.sources.codecs import decode
 from imagery_dask.storage.files import Compression, Files, Put
 
 __all__ = ["SEGMENTATION_BLOCK", "PrecomputedLevel"]
@@ -118,6 +116,8 @@ class PrecomputedLevel:
         return [(self._name(part), voxels[region_within(part, region)]) for part in chunks]
 
     def _encoded(self, voxels: Array) -> bytes:
+        from cloudvolume import chunks as codecs
+
         params = {} if self.quality is None else {"level": self.quality}
         return bytes(codecs.encode(np.asfortranarray(voxels), self.encoding, SEGMENTATION_BLOCK, params))
 
@@ -133,13 +133,10 @@ class PrecomputedLevel:
     def _get(self, part: Region) -> Array:
         content = self._content(part)
         x, y, z = (axis.stop - axis.start for axis in part)
-        shape = (x, y, z, self.channels)
-        if self.encoding == "compressed_segmentation":  # the decoder crashes on damaged data
-            damage = segmentation_damage(content, shape, SEGMENTATION_BLOCK, np.dtype(self.dtype).itemsize)
-            if damage:
-                raise ValueError(f"{self.files.url}/{self._name(part)} does not decode: {damage}")
-        decoded = codecs.decode(content, self.encoding, shape, np.dtype(self.dtype), SEGMENTATION_BLOCK)
-        return channels_last(np.asarray(decoded), shape, self.encoding)
+        try:
+            return decode(content, self.encoding, (x, y, z, self.channels), self.dtype, SEGMENTATION_BLOCK)
+        except ValueError as error:
+            raise ValueError(f"{self.files.url}/{self._name(part)} does not decode: {error}") from error
 
     def _content(self, part: Region) -> bytes:
         content = self.files.get(self._name(part))

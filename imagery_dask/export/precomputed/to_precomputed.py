@@ -41,9 +41,9 @@ from imagery_dask.geometry.vec import Vec3
 from imagery_dask.run import RunReport
 from imagery_dask.serialization import to_json
 from imagery_dask.sources import open_volume
+from imagery_dask.storage.buckets import clear_errors
 from imagery_dask.storage.files import Files
 from imagery_dask.storage.targets import VolumeTarget
-from imagery_dask.storage.zarr_stores import clear_errors
 
 __all__ = ["PrecomputedExport", "to_precomputed"]
 

@@ -1,0 +1,179 @@
+"""Decompression of files and decoding of chunks, as cloud-files and CloudVolume do.
+
+Importing either of them loads the clients of all object stores, which takes a second of CPU time. The common codecs are
+called directly, so that local volumes are read without that; CloudVolume decodes the others.
+
+Format of compressed_segmentation:
+https://github.com/google/neuroglancer/tree/master/src/sliceview/compressed_segmentation
+"""
+
+from __future__ import annotations
+
+import compressed_segmentation
+import deflate
+import numpy as np
+import pyspng
+import simplejpeg
+from numpy.typing import NDArray
+
+from imagery_dask.annotations import Array
+from imagery_dask.geometry.grid import XYZ
+from imagery_dask.geometry.vec import Vec3
+
+__all__ = ["compress", "decode", "decompress", "segmentation_damage"]
+
+GZIP_MAGIC = b"\x1f\x8b"
+GZIP_LEVEL = 9
+INTERLEAVED = ("jpeg", "png")
+# Of compressed_segmentation.
+ENCODED_BITS = (0, 1, 2, 4, 8, 16, 32)
+OFFSET_BITS = 24
+
+
+def compress(content: bytes, encoding: str) -> bytes:
+    """Compress the content of a file with gzip or brotli."""
+    if encoding == "gzip":
+        return bytes(deflate.gzip_compress(content, GZIP_LEVEL))
+    from cloudfiles import compression
+
+    return bytes(compression.compress(content, encoding))
+
+
+def decompress(content: bytes, encoding: str | None) -> bytes:
+    """Return the content of a file that is stored with a compression; None and "" are no compression."""
+    if not encoding:
+        return content
+    if encoding == "gzip" and content.startswith(GZIP_MAGIC):
+        return bytes(deflate.gzip_decompress(content))
+    from cloudfiles import compression
+
+    return bytes(compression.decompress(content, encoding))
+
+
+def decode(content: bytes, encoding: str, shape: tuple[int, int, int, int], dtype: str, block_size: XYZ) -> Array:
+    """Return the voxels of a chunk as (x, y, z, channel).
+
+    Parameters
+    ----------
+    content : bytes
+        The chunk, without the transport's compression.
+    encoding : str
+        Encoding as in the info.
+    shape : tuple of 4 int
+        Voxels along x, y, z, and channels.
+    dtype : str
+        Data type of the voxels.
+    block_size : tuple of 3 int
+        Block size of compressed_segmentation.
+
+    Raises
+    ------
+    ValueError, RuntimeError
+        The chunk is damaged; codecs may raise errors of their own.
+    """
+    if encoding == "compressed_segmentation":
+        damage = segmentation_damage(content, shape, block_size, np.dtype(dtype).itemsize)
+        if damage:
+            raise ValueError(damage)
+    voxels: Array
+    if content and encoding == "raw":
+        voxels = np.frombuffer(content, dtype)
+    elif content and encoding == "jpeg":
+        voxels = simplejpeg.decode_jpeg(content, colorspace="RGB" if shape[3] > 1 else "GRAY").ravel()
+    elif content and encoding == "png":
+        voxels = pyspng.load(content).ravel().astype(dtype, copy=False)
+    elif content and encoding == "compressed_segmentation":
+        voxels = compressed_segmentation.decompress(content, shape, np.dtype(dtype), block_size, order="F")
+    else:
+        from cloudvolume import chunks
+
+        voxels = np.asarray(chunks.decode(content, encoding, shape, np.dtype(dtype), block_size))
+    return _channels_last(voxels, shape, encoding)
+
+
+def _channels_last(voxels: Array, shape: tuple[int, int, int, int], encoding: str) -> Array:
+    """Return what a decoder returned as (x, y, z, channel).
+
+    JPEG and PNG interleave the channels of a pixel; CloudVolume 12.15 arranges them as if each channel were contiguous.
+    """
+    if shape[3] == 1 or encoding not in INTERLEAVED:
+        return voxels.reshape(shape, order="F")
+    flat = voxels.ravel(order="F")
+    return np.moveaxis(flat.reshape((shape[3], *shape[:3]), order="F"), 0, 3)
+
+
+def segmentation_damage(content: bytes, shape: tuple[int, int, int, int], block_size: XYZ, itemsize: int) -> str:
+    """Return the reason why a chunk in compressed_segmentation cannot be decoded, or "" if it can.
+
+    The decoder (compressed-segmentation 2.3) does not check the offsets in a chunk. In a truncated or damaged chunk it
+    reads beyond the buffer, which gives wrong labels or a crash. Where possible, only the headers of the chunk's blocks
+    are checked.
+
+    Parameters
+    ----------
+    content : bytes
+        The chunk, without the transport's compression.
+    shape : tuple of int
+        Voxels of the chunk along x, y, z, and channels.
+    block_size : tuple of int
+        Voxels of the encoding's blocks along x, y, z.
+    itemsize : {4, 8}
+        Bytes of a label.
+    """
+    if len(content) % 4:
+        return f"its size of {len(content)} bytes is not a multiple of 4"
+    words: NDArray[np.uint32] = np.frombuffer(content, "<u4")
+    extents = _extents(shape[:3], block_size)
+    channels = shape[3]
+    if len(words) < channels:
+        return f"it is truncated ({len(content)} bytes)"
+    for base in words[:channels].tolist():
+        damage = _channel_damage(words, base, extents, block_size, itemsize // 4)
+        if damage:
+            return damage
+    return ""
+
+
+def _channel_damage(
+    words: NDArray[np.uint32], base: int, extents: NDArray[np.int64], block_size: XYZ, entry: int
+) -> str:
+    if base + 2 * len(extents) > len(words):
+        return "the headers of its blocks are beyond its end"
+    headers = words[base : base + 2 * len(extents)].reshape(-1, 2).astype(np.int64)
+    bits, tables, values = headers[:, 0] >> OFFSET_BITS, headers[:, 0] % (1 << OFFSET_BITS) + base, headers[:, 1] + base
+    if not np.isin(bits, ENCODED_BITS).all():
+        return "a block has an invalid number of bits"
+    used = -(-_used_values(extents, block_size) * bits // 32)
+    if ((bits > 0) & (values + used > len(words))).any():
+        return "the values of a block are beyond its end"
+    # Unpack only the indices of blocks in which the largest possible index would be beyond the end.
+    for block in np.flatnonzero(tables + (entry << bits) > len(words)):
+        start = int(values[block])
+        largest = _largest_index(words[start : start + int(used[block])], int(bits[block]), extents[block], block_size)
+        if tables[block] + entry * (largest + 1) > len(words):
+            return "the table of a block is beyond its end"
+    return ""
+
+
+def _extents(shape: tuple[int, ...], block_size: XYZ) -> NDArray[np.int64]:
+    """Return the voxels along x, y, z of each block, x fastest; the chunk may cut the last blocks."""
+    along = Vec3.of(shape).map(lambda n, size: np.minimum(size, n - np.arange(0, n, size)), block_size)
+    z, y, x = np.meshgrid(*along.zyx, indexing="ij")
+    return np.stack([x.ravel(), y.ravel(), z.ravel()], axis=1).astype(np.int64)
+
+
+def _used_values(extents: NDArray[np.int64], block_size: XYZ) -> NDArray[np.int64]:
+    """Return the number of values of each block up to its last voxel inside the chunk."""
+    x, y, z = extents.T
+    used: NDArray[np.int64] = x + block_size[0] * (y - 1 + block_size[1] * (z - 1))
+    return used
+
+
+def _largest_index(values: NDArray[np.uint32], bits: int, extent: NDArray[np.int64], block_size: XYZ) -> int:
+    """Return the largest index of a block into its table."""
+    if bits == 0:
+        return 0
+    unpacked = (values[:, None].astype(np.int64) >> np.arange(0, 32, bits)) & ((1 << bits) - 1)
+    x, y, z = (np.arange(n) for n in extent)
+    at = x + block_size[0] * (y[:, None] + block_size[1] * z[:, None, None])
+    return int(unpacked.ravel()[at].max())

@@ -1,0 +1,71 @@
+"""Files of a local folder, without loading cloud-files; compressed ones have its extensions (``info.gz``)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+
+__all__ = ["EXTENSIONS", "LocalFiles", "local_folder"]
+
+EXTENSIONS = {None: "", "gzip": ".gz", "br": ".br", "zstd": ".zstd", "xz": ".xz", "bzip2": ".bz2"}
+
+
+def local_folder(cloudpath: str) -> str | None:
+    """Return the folder of a ``file://`` path, or None for other paths."""
+    path = cloudpath.removeprefix("precomputed://")
+    if not path.startswith("file://") or "|" in path:  # cloud-files reads "file:///folder|neuroglancer-precomputed:"
+        return None
+    return os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
+
+
+class LocalFiles:
+    """Files below a folder, by name without the extension of their compression.
+
+    Parameters
+    ----------
+    folder : str
+        Path of the folder, which need not exist.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+        # In the order in which they are tried: most files of a folder have the same.
+        self._extensions = list(EXTENSIONS.items())
+
+    def read(self, name: str, start: int | None = None, stop: int | None = None) -> tuple[bytes, str | None] | None:
+        """Return a file's bytes ``start .. stop - 1`` as stored, and its compression; None if it does not exist."""
+        path = os.path.join(self.folder, name)
+        for encoding, extension in self._extensions:
+            with suppress(FileNotFoundError), open(path + extension, "rb") as file:
+                file.seek(start or 0)
+                content = file.read() if stop is None else file.read(stop - (start or 0))
+                self._try_first(encoding, extension)
+                return content, encoding
+        return None
+
+    def names(self, prefix: str = "") -> Iterator[str]:
+        """Yield the names of all files, also in subfolders, that begin with a prefix, in their order."""
+        names = []
+        for parent, _, files in os.walk(os.path.join(self.folder, os.path.dirname(prefix))):
+            inside = os.path.relpath(parent, self.folder)
+            names += files if inside == os.curdir else [os.path.join(inside, file) for file in files]
+        yield from sorted(_without_extension(name) for name in names if name.startswith(prefix))
+
+    def delete(self, name: str) -> None:
+        """Remove a file; a missing one is ignored."""
+        path = os.path.join(self.folder, name)
+        for extension in EXTENSIONS.values():
+            with suppress(FileNotFoundError):
+                os.remove(path + extension)
+                return
+
+    def _try_first(self, encoding: str | None, extension: str) -> None:
+        if self._extensions[0][0] != encoding:
+            first = (encoding, extension)
+            self._extensions = [first, *(pair for pair in EXTENSIONS.items() if pair != first)]
+
+
+def _without_extension(name: str) -> str:
+    base, extension = os.path.splitext(name)
+    return base if extension and extension in EXTENSIONS.values() else name
