@@ -103,6 +103,6 @@ class PlansExports:
             timestamp=timestamp, scale_to_bounds=False,
         )  # fmt: skip
         return plan_export(
-            kind.export(data, url, format_options), workers=workers, worker_memory=worker_memory, block_mib=block_mib,
+            kind.make(data, url, format_options), workers=workers, worker_memory=worker_memory, block_mib=block_mib,
             samples=samples,
         )  # fmt: skip

@@ -17,8 +17,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 from weakref import WeakSet
 
-import numcodecs.blosc
-import zarr
 from distributed import Client, WorkerPlugin
 
 from imagery_dask.annotations import Keywords
@@ -108,6 +106,9 @@ def bound_threads(threads: int) -> Any:
     threadpoolctl.threadpool_limits or None
         Restores the limits of BLAS and OpenMP; None if threadpoolctl is not installed.
     """
+    import numcodecs.blosc
+    import zarr
+
     for name in ONE_THREAD:
         os.environ.setdefault(name, "1")
     # zarrs (rayon) and zarr each have one pool per process, which all tasks share.

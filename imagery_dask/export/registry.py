@@ -12,41 +12,63 @@ from typing import Any
 from imagery_dask.export.core.base import Export
 from imagery_dask.export.core.plans import ExportPlan, data_of
 from imagery_dask.export.images.image_options import ImageOptions
-from imagery_dask.export.images.to_png import SliceExport
 from imagery_dask.export.precomputed.precomputed_options import PrecomputedOptions
-from imagery_dask.export.precomputed.to_precomputed import PrecomputedExport
-from imagery_dask.export.zarr.to_zarr import ZarrExport
 from imagery_dask.export.zarr.zarr_options import ZarrOptions
 from imagery_dask.records.runs import Run, record_folders, runs_in
 
 __all__ = ["KINDS", "Kind", "export_of", "read_plan", "run_at"]
 
 
+Make = Callable[[Any, str | os.PathLike[str], Any], Export]
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     """A kind of exports; called with options as keywords, it makes an export."""
 
-    #: Makes the export from data, URL and options.
-    export: Callable[[Any, str | os.PathLike[str], Any], Export]
+    #: Imports what makes the export from data, URL and options: only an export to zarr needs zarr.
+    load: Callable[[], Make]
     #: Dataclass of the options.
     options: type[Any]
 
     def __call__(self, data: Any, url: str | os.PathLike[str], **options: object) -> Export:
         """Make the export of some data to a URL."""
-        return self.export(data, url, self.options(**options))
+        return self.make(data, url, self.options(**options))
+
+    def make(self, data: Any, url: str | os.PathLike[str], options: Any) -> Export:
+        """Make the export of some data to a URL, with options in their dataclass."""
+        return self.load()(data, url, options)
+
+
+def _zarr() -> Make:
+    from imagery_dask.export.zarr.to_zarr import ZarrExport
+
+    return ZarrExport
+
+
+def _precomputed() -> Make:
+    from imagery_dask.export.precomputed.to_precomputed import PrecomputedExport
+
+    return PrecomputedExport
+
+
+def _png() -> Make:
+    from imagery_dask.export.images.to_png import SliceExport
+
+    return SliceExport
 
 
 KINDS = {
-    "zarr": Kind(ZarrExport, ZarrOptions),
-    "precomputed": Kind(PrecomputedExport, PrecomputedOptions),
-    "png": Kind(SliceExport, ImageOptions),
+    "zarr": Kind(_zarr, ZarrOptions),
+    "precomputed": Kind(_precomputed, PrecomputedOptions),
+    "png": Kind(_png, ImageOptions),
 }
 
 
 def export_of(plan: ExportPlan) -> Export:
     """Return the export that a plan describes; computed arrays are replaced by zeros."""
     kind = KINDS[plan.kind]
-    return kind.export(data_of(plan.volumes), plan.url, kind.options.from_json(plan.options))
+    return kind.make(data_of(plan.volumes), plan.url, kind.options.from_json(plan.options))
 
 
 def read_plan(path: str | os.PathLike[str]) -> ExportPlan:

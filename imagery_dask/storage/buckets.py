@@ -31,6 +31,7 @@ __all__ = [
     "BucketUrl",
     "clear_errors",
     "credential_places",
+    "files_at",
     "google_files",
     "parse_bucket_url",
     "s3_files",
@@ -115,6 +116,18 @@ def google_files(url: BucketUrl, asynchronous: bool) -> AbstractFileSystem:
     core = import_module("gcsfs.core")  # not the package, whose extensions request the layout of every bucket
     options = {"asynchronous": asynchronous, "skip_instance_cache": True, "use_listings_cache": False}
     return core.GCSFileSystem(token=_google_token(url), **options)
+
+
+def files_at(url: str) -> tuple[AbstractFileSystem, str]:
+    """Return a file system of fsspec for a URL, and the path in it."""
+    import fsspec
+
+    parsed = parse_bucket_url(url)
+    if parsed.scheme == "s3":
+        return s3_files(parsed), f"{parsed.bucket}/{parsed.path}".rstrip("/")
+    if parsed.scheme == "gs":
+        return google_files(parsed, asynchronous=False), f"{parsed.bucket}/{parsed.path}".rstrip("/")
+    return fsspec.url_to_fs(parsed.path if parsed.scheme == "file" else url)  # type: ignore[no-any-return]
 
 
 def credential_places(url: BucketUrl) -> str:

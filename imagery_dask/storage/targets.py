@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from glob import escape
@@ -13,18 +14,15 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Self
 from uuid import uuid4
 
-import zarr
-
 from imagery_dask.annotations import JsonObject
-from imagery_dask.storage.buckets import clear_errors, parse_bucket_url, s3_store
+from imagery_dask.storage.buckets import clear_errors, files_at, parse_bucket_url, s3_store
 from imagery_dask.storage.files import Files, records_folder
-from imagery_dask.storage.zarr_stores import check_process, files_at, open_store
 
 if TYPE_CHECKING:
     from distributed import Client
     from fsspec import AbstractFileSystem
 
-__all__ = ["FolderTarget", "StoreTarget", "VolumeTarget"]
+__all__ = ["FolderTarget", "StoreTarget", "VolumeTarget", "check_process"]
 
 # Folder of the records in a store that is the root of a bucket.
 RECORDS = ".receipts"
@@ -173,6 +171,10 @@ class StoreTarget(FolderTarget):
     KIND = "zarr store"
 
     def _opens(self) -> bool:
+        import zarr
+
+        from imagery_dask.storage.zarr_stores import open_store
+
         try:
             zarr.open(open_store(self.url), mode="r")
         except (FileNotFoundError, ValueError, NotADirectoryError):
@@ -277,6 +279,18 @@ def _remove(url: str, last: set[str]) -> None:
         files.rm(name, recursive=True)
 
 
+def check_process(url: str, client: Client) -> None:
+    """Raise ValueError if a store is in memory and workers are other processes, which have memories of their own."""
+    if parse_bucket_url(url).scheme != "memory":
+        return
+    if others := set(client.run(_process_name).values()) - {_process_name()}:
+        host, number = min(others)
+        raise ValueError(
+            f"{url} is in the memory of this process, which the workers do not share (process {number} on {host}); "
+            "write to a folder or a bucket, or without a cluster."
+        )
+
+
 def _checked_url(url: str | os.PathLike[str]) -> str:
     if not isinstance(url, (str, os.PathLike)):
         raise TypeError(f"url must be a folder or a URL to write to; got {url!r}.")
@@ -286,3 +300,7 @@ def _checked_url(url: str | os.PathLike[str]) -> str:
     if text.startswith("file://"):
         text = text.removeprefix("file://")
     return text if "://" in text else str(Path(text).expanduser().resolve())
+
+
+def _process_name() -> tuple[str, int]:
+    return socket.gethostname(), os.getpid()

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import io
-import os
-import socket
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import fsspec
 import zarr
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
 from imagery_dask.errors import AccessRefusedError
 from imagery_dask.sources.failures import brief
-from imagery_dask.storage.buckets import clear_errors, google_files, parse_bucket_url, s3_files, s3_store
+from imagery_dask.storage.buckets import clear_errors, google_files, parse_bucket_url, s3_store
 
 if TYPE_CHECKING:
     from distributed import Client
-    from fsspec import AbstractFileSystem
 
 __all__ = [
     "GoogleObjects",
     "WholeObjects",
-    "check_process",
     "check_reachable",
     "create_group",
-    "files_at",
     "open_store",
 ]
 
@@ -99,16 +93,6 @@ def open_store(url: str) -> Store:
     return FsspecStore.from_url(url)
 
 
-def files_at(url: str) -> tuple[AbstractFileSystem, str]:
-    """Return a file system of fsspec for a URL, and the path in it."""
-    parsed = parse_bucket_url(url)
-    if parsed.scheme == "s3":
-        return s3_files(parsed), f"{parsed.bucket}/{parsed.path}".rstrip("/")
-    if parsed.scheme == "gs":
-        return google_files(parsed, asynchronous=False), f"{parsed.bucket}/{parsed.path}".rstrip("/")
-    return fsspec.url_to_fs(parsed.path if parsed.scheme == "file" else url)  # type: ignore[no-any-return]
-
-
 def create_group(url: str, zarr_format: Literal[2, 3] = 3) -> zarr.Group:
     """Create the root group of a new store, which also checks that the URL can be written.
 
@@ -127,18 +111,6 @@ def create_group(url: str, zarr_format: Literal[2, 3] = 3) -> zarr.Group:
         if not bucket:
             raise
         raise FileNotFoundError(f"{url} cannot be written: the bucket {bucket!r} does not exist.") from None
-
-
-def check_process(url: str, client: Client) -> None:
-    """Raise ValueError if a store is in memory and workers are other processes, which have memories of their own."""
-    if parse_bucket_url(url).scheme != "memory":
-        return
-    if others := set(client.run(_process_name).values()) - {_process_name()}:
-        host, number = min(others)
-        raise ValueError(
-            f"{url} is in the memory of this process, which the workers do not share (process {number} on {host}); "
-            "write to a folder or a bucket, or without a cluster."
-        )
 
 
 def check_reachable(url: str, client: Client) -> None:
@@ -187,7 +159,3 @@ def _try_folder(folder: Path) -> tuple[str, str] | None:
         with suppress(OSError):
             probe.unlink(missing_ok=True)
     return None
-
-
-def _process_name() -> tuple[str, int]:
-    return socket.gethostname(), os.getpid()

@@ -18,7 +18,7 @@ from zarr.codecs import BloscCodec
 from imagery_dask.export.precomputed.precomputed_level import PrecomputedLevel
 from imagery_dask.export.zarr import block_array
 from imagery_dask.export.zarr.block_array import ZarrLevel
-from imagery_dask.storage import zarr_stores
+from imagery_dask.storage import buckets, zarr_stores
 from imagery_dask.storage.files import Files
 
 KEY = "8_8_40"
@@ -50,7 +50,7 @@ class Zarr(LevelStoreContract, ChannelsContract):
         return np.asarray(zarr.open_array(zarr_stores.open_store(url), path="0", mode="r")[...]).T
 
     def contents(self, url: str) -> dict[str, bytes]:
-        system, path = zarr_stores.files_at(url)
+        system, path = buckets.files_at(url)
         names = {str(name).partition("/0/")[2]: str(name) for name in system.find(f"{path}/0")}
         metadata = ("zarr.json", ".zarray", ".zattrs")
         return {name: system.cat_file(names[name]) for name in sorted(names) if not name.endswith(metadata)}

@@ -34,7 +34,7 @@ from zarr.codecs import BloscCodec
 from imagery_dask import to_zarr
 from imagery_dask.errors import AccessRefusedError
 from imagery_dask.export.zarr import block_array
-from imagery_dask.storage import buckets, zarr_stores
+from imagery_dask.storage import buckets, targets, zarr_stores
 from imagery_dask.storage.targets import StoreTarget
 
 SHAPE = (70, 100, 45)
@@ -96,7 +96,7 @@ def read(url: str) -> Any:
 
 def files(url: str) -> list[str]:
     """Return the names of all objects of the array."""
-    system, path = zarr_stores.files_at(url)
+    system, path = buckets.files_at(url)
     system.invalidate_cache()
     objects = system.find(f"{path}/0", detail=True)
     # SeaweedFS lists folders that became empty.
@@ -135,7 +135,7 @@ def test_writing_a_block_does_not_read_old_chunks(url: str, ids: NDArray[np.uint
     """Old chunks need not decode, not even at the array's edge."""
     array = opened(create_store(url, layout), layout)
     array.write_block(WHOLE, ids)
-    system, path = zarr_stores.files_at(url)
+    system, path = buckets.files_at(url)
     for name in files(url):
         if not name.endswith((".json", ".zarray", ".zattrs")):
             system.pipe_file(f"{path}/0/{name}", b"torn")
@@ -327,10 +327,10 @@ def test_an_extra_that_is_not_installed_is_named(in_s3: str, monkeypatch: pytest
 
 
 def test_a_store_in_memory_needs_threads_of_this_process(processes: Client, threads: Client, tmp_path: Path) -> None:
-    zarr_stores.check_process("memory://here/out.zarr", threads)
-    zarr_stores.check_process(str(tmp_path / "out.zarr"), processes)
+    targets.check_process("memory://here/out.zarr", threads)
+    targets.check_process(str(tmp_path / "out.zarr"), processes)
     with pytest.raises(ValueError, match="memory://here/out.zarr is in the memory of this process.*bucket"):
-        zarr_stores.check_process("memory://here/out.zarr", processes)
+        targets.check_process("memory://here/out.zarr", processes)
 
 
 def test_workers_that_cannot_write_to_the_store_are_an_error(
@@ -440,7 +440,7 @@ def test_a_store_whose_name_begins_equally_is_not_removed(url: str, ids: NDArray
 
 
 def test_foreign_objects_are_not_replaced(url: str) -> None:
-    system, path = zarr_stores.files_at(url)
+    system, path = buckets.files_at(url)
     system.makedirs(path, exist_ok=True)
     system.pipe_file(f"{path}/chapter.tex", b"years of work")
     with pytest.raises(FileExistsError, match="is not a zarr store"):

@@ -159,11 +159,11 @@ class ExportPlan:
     def to_json(self) -> JsonObject:
         """Return the plan as JSON, with a version."""
         head = {"format": FORMAT, "version": VERSION, "program": PROGRAM, "fingerprint": self.fingerprint}
-        content = {
+        content: JsonObject = to_json({
             "kind": self.kind, "out": self.url, "volumes": self.volumes, "options": self.options,
             "decides": self.fingerprint_fields, "stages": self.stages,
-        }  # fmt: skip
-        return head | to_json(content) | {"voxels": self.voxels, "source_chunks": self.source_chunks}
+        })  # fmt: skip
+        return head | content | {"voxels": self.voxels, "source_chunks": self.source_chunks}
 
     @classmethod
     def from_json(cls, content: object) -> ExportPlan:
@@ -204,7 +204,8 @@ def described_volume(volume: Volume) -> JsonObject:
         content["cutout"] = _cutout_of(volume.source)
     array = {"shape": volume.array.shape, "dtype": str(volume.array.dtype)}
     position = {"resolution_nm": volume.resolution_nm, "translation_nm": volume.translation_nm}
-    return content | to_json(array | position)
+    described: JsonObject = to_json(array | position)
+    return content | described
 
 
 def data_of(volumes: Sequence[JsonObject]) -> xr.Dataset | xr.DataArray:

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
-from cloudvolume import CloudVolume
 from distributed import Client
 
 from imagery_dask.annotations import JsonObject
@@ -257,17 +256,17 @@ def _layer(volume: Volume, options: PrecomputedOptions) -> _Layer:
         for level in multiscale.export.levels
         for resolution in [[_number(value) for value in level.resolution_nm or ()]]
     ]
-    info = CloudVolume.create_new_info(
-        num_channels=channels,
-        layer_type="segmentation" if volume.labels else "image",
-        data_type=dtype, encoding=encoding, resolution=scales[0]["resolution"],
-        voxel_offset=scales[0]["voxel_offset"], volume_size=scales[0]["size"], chunk_size=scales[0]["chunk_sizes"][0],
-    )  # fmt: skip
+    info: JsonObject = {
+        "num_channels": channels,
+        "type": "segmentation" if volume.labels else "image",
+        "data_type": dtype,
+        "scales": scales,
+    }
     properties = _segment_properties(volume)
     if properties is not None:
         info["segment_properties"] = PROPERTIES
     beside = {} if properties is None else {f"{PROPERTIES}/info": properties}
-    return _Layer(multiscale, info | {"scales": scales}, beside, provenance(volume), options)
+    return _Layer(multiscale, info, beside, provenance(volume), options)
 
 
 def _stored_as(volume: Volume) -> str:
