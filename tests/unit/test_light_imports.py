@@ -1,5 +1,6 @@
 """Heavy modules are loaded only when needed. Each case runs in a process that prints its modules when it ends."""
 
+import json
 import os
 import subprocess
 import sys
@@ -65,12 +66,50 @@ def test_the_list_of_commands_has_the_first_paragraphs_of_their_help():
         assert " ".join(command.help.split("\n\n")[0].split()) == text
 
 
-def test_a_plane_of_a_flat_volume_loads_neither_caveclient_nor_zarr(tmp_path):
-    volumes = write_demo_volumes(tmp_path)
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory):
+    return write_demo_volumes(tmp_path_factory.mktemp("volumes"))
+
+
+@pytest.fixture(scope="module")
+def exports(volumes, tmp_path_factory):
+    """Return the URLs of finished exports of a flat local volume, by kind."""
+    from imagery_dask import ImageryClient, to_png, to_precomputed, to_zarr
+
+    data = ImageryClient(**sources(volumes)).dataset([[n - 16 for n in volumes.center], volumes.center])
+    folder = tmp_path_factory.mktemp("exports")
+    urls = {kind: str(folder / kind) for kind in ("zarr", "precomputed", "png")}
+    for kind, write in (("zarr", to_zarr), ("precomputed", to_precomputed), ("png", to_png)):
+        write(data, urls[kind], progress=False)
+    return urls
+
+
+def sources(volumes):
+    return {"image_source": volumes.image_source, "segmentation_source": volumes.segmentation_source}
+
+
+@pytest.mark.parametrize("layer", ["image", "segmentation"])
+def test_a_plane_of_a_flat_volume_loads_what_dask_loads(layer, volumes):
     program = (
-        "import sys; from imagery_dask import ImageryClient; c = ImageryClient(image_source=sys.argv[1]); "
-        "c.image_volume  # a method\nlower = c._settings.image_layer().mips[0].grid.start\n"
-        "c.image_cutout([lower, [n + 8 for n in lower]], mip=0)[:, :, 0].compute()"
+        "import json, sys; from imagery_dask import ImageryClient; c = ImageryClient(**json.loads(sys.argv[1])); "
+        f"c.{layer}_cutout(json.loads(sys.argv[2]))[:, :, 3].compute()"
     )
-    # pandas is not compared, because dask.array imports xarray if it is installed, and xarray imports pandas.
-    assert loaded(program, (volumes.image_source,)) & {"caveclient", "zarr"} == set()
+    bounds = [[n - 16 for n in volumes.center], volumes.center]
+    # dask.array imports xarray if it is installed, and xarray imports pandas.
+    assert loaded(program, (json.dumps(sources(volumes)), json.dumps(bounds))) == loaded("import dask.array")
+
+
+@pytest.mark.parametrize("kind", ["zarr", "precomputed", "png"])
+def test_status_loads_no_library_of_arrays(kind, exports):
+    assert command_line("status", exports[kind]) == {"pydantic"}
+
+
+@pytest.mark.parametrize("kind", ["zarr", "precomputed", "png"])
+def test_verify_loads_what_the_export_needs(kind, exports):
+    # In threads of this process, so that what reads the blocks is included.
+    program = (
+        "import sys; from imagery_dask import verify_export; "
+        "assert verify_export(sys.argv[1], sample=None, progress=False).ok"
+    )
+    libraries = loaded(program, (exports[kind],)) & {"caveclient", "cloudfiles", "cloudvolume", "zarr"}
+    assert libraries == ({"zarr"} if kind == "zarr" else set())
