@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from support.buckets import SHARED
 
 from imagery_dask.export.images.slice_files import SliceNames, SliceTarget
 from imagery_dask.storage import zarr_stores
@@ -88,9 +89,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     else:
         pytest.importorskip("obstore")
         server = request.getfixturevalue("s3_server")
-        server.create_bucket(name)
         with server.environment():
-            yield f"s3://{name}/some/out"
+            yield f"s3://{SHARED}/{name}/out"
 
 
 def test_a_free_target_becomes_occupied(kind: Kind, url: str) -> None:

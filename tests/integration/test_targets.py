@@ -28,6 +28,7 @@ import zarr
 from cloudfiles.secrets import secretpath
 from distributed import Client
 from numpy.typing import NDArray
+from support.buckets import SHARED
 from support.settings import Configure
 from zarr.codecs import BloscCodec
 
@@ -58,9 +59,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     else:
         pytest.importorskip({"s3": "obstore", "gs": "gcsfs"}[request.param])
         server = request.getfixturevalue({"s3": "s3_server", "gs": "gcs_server"}[request.param])
-        server.create_bucket(name)
+        server.create_bucket(SHARED)
         with server.environment():
-            yield f"{request.param}://{name}/some/out.zarr"
+            yield f"{request.param}://{SHARED}/{name}/out.zarr"
 
 
 @pytest.fixture

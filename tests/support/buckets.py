@@ -29,6 +29,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from support.ports import free_port, free_ports
 
 START_TIMEOUT_S = 30.0
+# Exists in each S3 store, for tests that need a prefix of their own and not a bucket.
+SHARED = "shared"
 READING = ("Read", "List")
 CONTENT_ENCODINGS = {".gz": "gzip", ".br": "br"}
 
@@ -104,7 +106,7 @@ class S3Server:
         )
 
     def create_bucket(self, bucket: str) -> None:
-        """Create a bucket unless it exists."""
+        """Create a bucket unless it exists; each adds volumes to the store, which takes longer than most tests."""
         with self._closing_client() as client, suppress(client.exceptions.BucketAlreadyOwnedByYou):
             client.create_bucket(Bucket=bucket)
 
@@ -133,10 +135,9 @@ class S3Server:
     def _ready(self) -> bool:
         try:
             with self._closing_client() as client:
-                client.create_bucket(Bucket="ready")
-                client.put_object(Bucket="ready", Key="probe", Body=b"x")  # the volume server must run, too
-                client.delete_object(Bucket="ready", Key="probe")
-                client.delete_bucket(Bucket="ready")
+                client.create_bucket(Bucket=SHARED)
+                client.put_object(Bucket=SHARED, Key="probe", Body=b"x")  # the volume server must run, too
+                client.delete_object(Bucket=SHARED, Key="probe")
         except (BotoCoreError, ClientError):
             return False
         return True
