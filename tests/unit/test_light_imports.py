@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import click
 import pytest
 
 from imagery_dask.testing.volume import write_demo_volumes
@@ -64,6 +65,16 @@ def test_the_list_of_commands_has_the_first_paragraphs_of_their_help():
     for name, text in texts.items():
         command = commands.get_command(None, name)
         assert " ".join(command.help.split("\n\n")[0].split()) == text
+
+
+@pytest.mark.parametrize("incomplete", ["", "e", "s", "x", "--"])
+def test_commands_are_completed_as_click_completes_them(incomplete):
+    from imagery_dask.cli.main import commands
+
+    context = click.Context(commands)
+    by_click = click.Group.shell_complete(commands, context, incomplete)  # which imports every command
+    completed = commands.shell_complete(context, incomplete)
+    assert [(item.value, item.help) for item in completed] == [(item.value, item.help) for item in by_click]
 
 
 @pytest.fixture(scope="module")
