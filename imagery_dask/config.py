@@ -68,6 +68,7 @@ config = Config(
                 "processes": 8,
             },
             "lease": {
+                # How often the holder of a lease renews it, and the age at which another process may take it over.
                 "renew_s": 10.0,
                 "expires_s": 60.0,
                 # Pause before a new lease is read again; longer than a file takes to become visible to other processes.

@@ -22,6 +22,10 @@ __all__ = [
 ]
 
 
+# HTTP statuses of servers and stores that refuse access; they become `AccessRefusedError`.
+REFUSED_STATUS = (401, 403)
+
+
 class ImageryDaskError(Exception):
     """Base class of this package's exceptions."""
 

@@ -1,4 +1,4 @@
-"""Pure functions on blocks: gather, interpolate, mask, convert, colour, hash. No I/O, no state.
+"""Pure functions on blocks: gather, interpolate, mask, convert, hash. No I/O, no state.
 
 Blocks are numpy arrays with axes x, y, z and, last, channels. They are in Fortran order (as CloudVolume's decoders
 return them; the transpose is in C order with axes z, y, x, as zarr stores it) or in C order (as dask joins blocks).
@@ -29,7 +29,6 @@ __all__ = [
     "keep_ids",
     "linear_taps",
     "mask_at",
-    "overlay",
     "places_of",
     "remap",
     "to_int64",
@@ -272,40 +271,6 @@ def remap(block: Block, ids: Array, values: Array) -> Block:
         return block
     table = dict(zip(ids.tolist(), values.tolist(), strict=True))
     return np.asarray(fastremap.remap(block, table, preserve_missing_labels=False, in_place=True))
-
-
-def colors_of(ids: Block) -> NDArray[np.uint8]:
-    """Return a bright color for each id, the same in every block and every run: shape ``(*ids.shape, 3)``."""
-    # A multiplicative hash (Knuth, TAOCP 6.4) spreads neighbouring ids over the hues.
-    mixed = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    hue = (mixed >> np.uint64(40)).astype(np.float64) / 2**24 * 6
-    offsets = np.array([5.0, 3.0, 1.0])
-    k = (offsets + hue[..., np.newaxis]) % 6
-    bright = 1 - 0.8 * np.clip(np.minimum(k, 4 - k), 0, 1)
-    return np.asarray(255 * bright, dtype=np.uint8)
-
-
-def overlay(image: Block, labels: Block, alpha: float | NDArray[np.float64] = 0.35) -> NDArray[np.uint8]:
-    """Blend a grey image with colored labels.
-
-    Parameters
-    ----------
-    image : numpy.ndarray of uint8, shape (x, y)
-        Imagery.
-    labels : numpy.ndarray of integers, shape (x, y)
-        Ids; 0 has no color.
-    alpha : float or numpy.ndarray of float64, shape (x, y)
-        Strength of the colors, 0 to 1.
-
-    Returns
-    -------
-    numpy.ndarray of uint8, shape (y, x, 3)
-        RGB picture: rows are y, columns are x.
-    """
-    grey = np.repeat(image[..., np.newaxis], 3, axis=2).astype(np.float64)
-    share = np.where(labels == 0, 0.0, alpha)[..., np.newaxis]
-    mixed = grey * (1 - share) + colors_of(labels) * share
-    return np.ascontiguousarray(np.swapaxes(mixed.astype(np.uint8), 0, 1))
 
 
 def digest_of(voxels: Array) -> bytes:

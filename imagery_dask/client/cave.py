@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import requests
 
-from imagery_dask.errors import AccessRefusedError, OutdatedRootsError, ServerError, SourceNotFoundError
+from imagery_dask.errors import REFUSED_STATUS, AccessRefusedError, OutdatedRootsError, ServerError, SourceNotFoundError
 from imagery_dask.model.chunkedgraph import RootQuery
 from imagery_dask.model.moments import describe_moment, resolve_moment
 from imagery_dask.sources import cave_token, token_places
@@ -214,14 +214,12 @@ def _one_line_errors(what: str, hint: str = "") -> Iterator[None]:
         ) from None
     except requests.HTTPError as error:
         status = error.response.status_code if error.response is not None else 0
-        kinds: dict[int, Callable[[str], Exception]] = {
-            401: AccessRefusedError, 403: AccessRefusedError, 404: SourceNotFoundError,
-        }  # fmt: skip
-        refused = f"Access was refused to {what} (HTTP {status}).{hint}"
-        texts = {401: refused, 403: refused, 404: f"There is no {what} (HTTP 404)."}
-        text = texts.get(status, f"The server failed for {what} (HTTP {status}).")
         forget_request(error)
-        raise kinds.get(status, ServerError)(text) from None
+        if status in REFUSED_STATUS:
+            raise AccessRefusedError(f"Access was refused to {what} (HTTP {status}).{hint}") from None
+        if status == requests.codes.not_found:
+            raise SourceNotFoundError(f"There is no {what} (HTTP 404).") from None
+        raise ServerError(f"The server failed for {what} (HTTP {status}).") from None
     except requests.RequestException as error:
         forget_request(error)
         raise ServerError(f"The server of {what} does not answer: {_first_line(error)}") from None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from distributed.comm import get_address_host_port
 
 from imagery_dask.cluster.joining import ANSWER_S, open_connection
+from imagery_dask.errors import REFUSED_STATUS
 
 if TYPE_CHECKING:
     from distributed.deploy import Cluster
@@ -22,7 +23,6 @@ __all__ = ["check_gateway", "closed_for_good", "is_gateway"]
 
 # Arguments of the cluster class for the addresses of the gateway and the authentication.
 CLIENT = ("address", "proxy_address", "public_address", "auth")
-REFUSED = (401, 403)
 WORDS_SHOWN = 200
 
 
@@ -96,7 +96,7 @@ async def _ask(options: Mapping[str, object], file: str) -> str:
         except ModuleNotFoundError as error:
             raise ImportError(f"{server}: its authentication needs the package {error.name!r}.") from None
         except ClientResponseError as error:
-            if error.status in REFUSED:
+            if error.status in REFUSED_STATUS:
                 raise PermissionError(
                     f"{server} refuses this user ({error.status} {error.message}); check 'auth', and the user and "
                     "password in dask's configuration (gateway.auth)."

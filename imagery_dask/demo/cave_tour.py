@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from imagery_dask.client import ImageryClient
 from imagery_dask.export.zarr.to_zarr import to_zarr
 from imagery_dask.geometry.vec import Vec3
-from imagery_dask.kernels import overlay
+from imagery_dask.render.overlays import overlay
 from imagery_dask.run import RunReport
 from imagery_dask.testing.cave import CaveServer, World, make_world
 

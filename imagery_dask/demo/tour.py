@@ -11,8 +11,8 @@ import numpy as np
 
 from imagery_dask.client import ImageryClient
 from imagery_dask.export.zarr.to_zarr import to_zarr
-from imagery_dask.kernels import overlay
 from imagery_dask.model.arguments import bounds_from_center
+from imagery_dask.render.overlays import overlay
 from imagery_dask.run import RunReport
 from imagery_dask.testing.volume import DemoVolumes, write_demo_volumes
 

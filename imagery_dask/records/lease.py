@@ -3,6 +3,7 @@
 The holder writes a file and renews it. If the file is no longer renewed, or its process on this machine is dead,
 another process replaces it by its own file, waits, and checks that its own file is still there: if two processes do so
 at once, one of them has the lease. The clocks of machines are not compared if reading the file twice is enough.
+How often it is renewed and when it expires is set in `imagery_dask.config` (``lease.renew_s``, ``lease.expires_s``).
 """
 
 from __future__ import annotations

@@ -12,14 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from imagery_dask import kernels
 from imagery_dask.annotations import Array
 from imagery_dask.arrays.masks import SegmentationMasks
 from imagery_dask.render.canvas import Canvas, Rgba, Style, draw_masks, draw_numbers, over, packed, unpacked
-from imagery_dask.render.palettes import DEFAULT_H, DEFAULT_L, DEFAULT_PALETTE, DEFAULT_S, discrete_colors, mask_color
+from imagery_dask.render.palettes import (
+    DEFAULT_H,
+    DEFAULT_L,
+    DEFAULT_PALETTE,
+    DEFAULT_S,
+    colors_of,
+    discrete_colors,
+    mask_color,
+)
 from imagery_dask.validate import choice
 
-__all__ = ["composite_overlay", "overlay_halo", "overlay_page"]
+__all__ = ["composite_overlay", "overlay", "overlay_halo", "overlay_page"]
 
 Shape = tuple[int, ...]
 # Rows that are composited at a time, so that intermediate values stay in the processor's cache.
@@ -131,7 +138,7 @@ def overlay_page(
     image : numpy.ndarray of uint8, shape (x, y), optional
         What to draw over.
     colors : mapping of int to 3 or 4 int, optional
-        RGB (0 to 255) by id; a fourth number is ignored. Other ids have the color of `kernels.colors_of`, the same in
+        RGB (0 to 255) by id; a fourth number is ignored. Other ids have the color of `palettes.colors_of`, the same in
         every page and every run.
     alpha : float
         Opacity of the colors, 0 to 1.
@@ -156,12 +163,35 @@ def overlay_page(
     image = None if image is None else np.asarray(_checked_imagery(image, labels.shape))
     numbers, ids = _numbered(labels)
     table = np.zeros((len(ids) + 1, 3), dtype=np.uint8)
-    table[1:] = kernels.colors_of(ids)
+    table[1:] = colors_of(ids)
     for number, root_id in enumerate(ids.tolist(), 1):
         if colors and root_id in colors:
             table[number] = mask_color(colors[root_id])[:3]
     page = unpacked(draw_numbers(numbers.T, np.argsort(ids) + 1, packed(table, style.alpha), style))
     return page if image is None else _over_image(image, page)
+
+
+def overlay(image: Array, labels: Array, alpha: float | NDArray[np.float64] = 0.35) -> NDArray[np.uint8]:
+    """Blend a grey image with colored labels.
+
+    Parameters
+    ----------
+    image : numpy.ndarray of uint8, shape (x, y)
+        Imagery.
+    labels : numpy.ndarray of integers, shape (x, y)
+        Ids; 0 has no color.
+    alpha : float or numpy.ndarray of float64, shape (x, y)
+        Strength of the colors, 0 to 1.
+
+    Returns
+    -------
+    numpy.ndarray of uint8, shape (y, x, 3)
+        RGB picture: rows are y, columns are x.
+    """
+    grey = np.repeat(image[..., np.newaxis], 3, axis=2).astype(np.float64)
+    share = np.where(labels == 0, 0.0, alpha)[..., np.newaxis]
+    mixed = grey * (1 - share) + colors_of(labels) * share
+    return np.ascontiguousarray(np.swapaxes(mixed.astype(np.uint8), 0, 1))
 
 
 def overlay_halo(outline: bool, width: int = 10) -> int:

@@ -1,4 +1,4 @@
-"""Colors of objects: evenly spaced hues, a seaborn palette by name, or the RGBA that a caller gives."""
+"""Colors of objects: one for each id, evenly spaced hues, a seaborn palette by name, or RGBA that a caller gives."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["DEFAULT_H", "DEFAULT_L", "DEFAULT_PALETTE", "DEFAULT_S", "discrete_colors", "mask_color"]
+from imagery_dask.annotations import Array
+
+__all__ = ["DEFAULT_H", "DEFAULT_L", "DEFAULT_PALETTE", "DEFAULT_S", "colors_of", "discrete_colors", "mask_color"]
 
 # The defaults of imageryclient.
 DEFAULT_PALETTE = "husl"
@@ -61,6 +64,17 @@ def discrete_colors(count: int, palette: object, h: float, l: float, s: float) -
         return [colorsys.hls_to_rgb(hue, float(l), float(s)) for hue in hues]
     # 359 degrees and 99 percent, as in seaborn.
     return [_husl_to_rgb(hue * 359, float(s) * 99, float(l) * 99) for hue in hues]
+
+
+def colors_of(ids: Array) -> NDArray[np.uint8]:
+    """Return a bright color for each id, the same in every block and every run: shape ``(*ids.shape, 3)``."""
+    # A multiplicative hash (Knuth, TAOCP 6.4) spreads neighbouring ids over the hues.
+    mixed = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    hue = (mixed >> np.uint64(40)).astype(np.float64) / 2**24 * 6
+    offsets = np.array([5.0, 3.0, 1.0])
+    k = (offsets + hue[..., np.newaxis]) % 6
+    bright = 1 - 0.8 * np.clip(np.minimum(k, 4 - k), 0, 1)
+    return np.asarray(255 * bright, dtype=np.uint8)
 
 
 def mask_color(color: Sequence[int] | None) -> tuple[int, int, int, int]:

@@ -10,6 +10,7 @@ from typing import Any
 import requests
 
 from imagery_dask.config import config
+from imagery_dask.errors import REFUSED_STATUS
 
 __all__ = ["PASSING_STATUS", "brief", "forget_request", "kind_of", "pause_s", "retry_after_s"]
 
@@ -40,7 +41,7 @@ def kind_of(error: Exception) -> str:
         code = str(status)
     if code in NOT_THERE_CODES or isinstance(error, FileNotFoundError):
         return "not there"
-    if code in REFUSED_CODES or status in (401, 403) or isinstance(error, PermissionError):
+    if code in REFUSED_CODES or status in REFUSED_STATUS or isinstance(error, PermissionError):
         return "refused"
     if status == RANGE_NOT_SATISFIABLE:
         return "outside"

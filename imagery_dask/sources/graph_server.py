@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from imagery_dask.annotations import JsonObject
 from imagery_dask.config import config
-from imagery_dask.errors import AccessRefusedError, ServerError, SourceNotFoundError
+from imagery_dask.errors import REFUSED_STATUS, AccessRefusedError, ServerError, SourceNotFoundError
 from imagery_dask.model.chunkedgraph import ChunkedGraph, graphene_address
 from imagery_dask.sources.credentials import Bearer, cave_token, token_places
 from imagery_dask.sources.failures import brief, forget_request, kind_of, pause_s
@@ -119,7 +119,7 @@ class GraphServer:
             **content,
         ) as response:
             status = response.status_code
-            if status in (401, 403) or 300 <= status < 400:
+            if status in REFUSED_STATUS or 300 <= status < 400:
                 # CAVE redirects requests with an expired token to a login page.
                 raise AccessRefusedError(
                     f"Access was refused by {self._host} ({method} {path}: HTTP {status}). The token of this process "

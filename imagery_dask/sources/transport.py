@@ -27,7 +27,7 @@ import google_crc32c
 import requests
 
 from imagery_dask.config import config
-from imagery_dask.errors import AccessRefusedError, SourceError
+from imagery_dask.errors import REFUSED_STATUS, AccessRefusedError, SourceError
 from imagery_dask.sources import credentials
 from imagery_dask.sources.codecs import decompress
 from imagery_dask.sources.counts import count_request
@@ -210,7 +210,7 @@ class Transport:
         ) as response:
             if response.status_code in (404, 410):
                 return None
-            if response.status_code in (401, 403):
+            if response.status_code in REFUSED_STATUS:
                 raise self._refused(request.key, f"HTTP {response.status_code}")
             response.raise_for_status()
             # Still compressed: `Blob.decompressed` decodes once.

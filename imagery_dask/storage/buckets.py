@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from imagery_dask.annotations import Keywords
-from imagery_dask.errors import AccessRefusedError
+from imagery_dask.errors import REFUSED_STATUS, AccessRefusedError
 from imagery_dask.sources.credentials import secret_file
 from imagery_dask.sources.failures import brief, kind_of
 
@@ -262,7 +262,7 @@ def _refusal(url: str, error: Exception) -> AccessRefusedError:
     if parsed.scheme == "file":
         return AccessRefusedError(f"{url} cannot be written: {getattr(error, 'strerror', None) or brief(error)}.")
     # Not the message of the store, which quotes the request.
-    status = next((code for code in ("401", "403") if code in str(error)), type(error).__name__)
+    status = next((code for code in map(str, REFUSED_STATUS) if code in str(error)), type(error).__name__)
     return AccessRefusedError(
         f"Access was refused to {url} ({status}). Check the credentials that this process finds: "
         f"{credential_places(parsed)}; they need permission to list, read and write there."

@@ -15,6 +15,7 @@ from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 from uuid import uuid4
 
+from imagery_dask.errors import REFUSED_STATUS
 from imagery_dask.sources.codecs import compress as compressed
 from imagery_dask.sources.codecs import decompress
 from imagery_dask.sources.local_files import EXTENSIONS, LocalFiles
@@ -33,7 +34,6 @@ SYNC_FILE_RANGE_WRITE = 2
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 MEMORY = "memory://"
 BUCKETS = ("s3", "gs")
-REFUSED_STATUS = (401, 403)
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}([0-9a-f]{24})?\.partial")
 
 

@@ -20,9 +20,10 @@ from support.settings import Configure
 from support.streams import without_dashboard
 from support.volumes import coordinate_volume, delete_chunks, fib25, random_labels, write_volume
 
-from imagery_dask import ImageryClient, kernels, to_png
+from imagery_dask import ImageryClient, to_png
 from imagery_dask.cli import main
 from imagery_dask.errors import AccessRefusedError, BlockFailedError
+from imagery_dask.render.palettes import colors_of
 from imagery_dask.storage.files import Files
 
 if TYPE_CHECKING:
@@ -339,7 +340,7 @@ def test_an_overlay_shows_objects_in_color(tmp_path: Path, world: World, threads
         page = picture(tmp_path / f"both_slice_{i}_overlay.png")[..., :3]
         background = plane(ids, i, 2) == 0
         np.testing.assert_array_equal(page[background], plane(image, i, 2)[background][:, np.newaxis].repeat(3, 1))
-        expected = kernels.colors_of(plane(ids, i, 2))
+        expected = colors_of(plane(ids, i, 2))
         assert np.abs(page.astype(int) - expected)[~background].max() <= 2
 
 

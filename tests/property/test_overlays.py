@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from imagery_dask import composite_overlay, kernels
+from imagery_dask import composite_overlay
 from imagery_dask.render import canvas
 from imagery_dask.render.overlays import overlay_halo, overlay_page
+from imagery_dask.render.palettes import colors_of
 
 FIRST_ID = 2**60 + 1
 
@@ -50,7 +51,7 @@ def test_a_page_equals_the_overlay_of_its_masks(
     ids = [int(root_id) for root_id in np.unique(labels) if root_id]
     masks = {root_id: labels == root_id for root_id in ids}
     bytes_ = {root_id: (root_id % 251, root_id % 7 * 36, 255) for root_id in ids[::2]}
-    by_id = {root_id: kernels.colors_of(np.array(root_id, dtype=labels.dtype)).tolist() for root_id in ids}
+    by_id = {root_id: colors_of(np.array(root_id, dtype=labels.dtype)).tolist() for root_id in ids}
     # Add half a step, so that truncation gives the byte.
     fractions = {root_id: [min((value + 0.5) / 255, 1) for value in (by_id | bytes_)[root_id]] for root_id in ids}
     image = grey(labels)

@@ -191,39 +191,6 @@ def test_unique_ids_are_sorted_and_exact() -> None:
     assert result.tolist() == sorted(set(ids))
 
 
-# --------------------------------------------------------------------------------------------------- colors
-
-
-def test_colors_depend_on_the_id_alone() -> None:
-    ids = np.array([[ROOT, ROOT + 1], [2**64 - 1, ROOT]], dtype=np.uint64)
-    colors = kernels.colors_of(ids)
-    assert colors.shape == (2, 2, 3)
-    assert colors.dtype == np.uint8
-    np.testing.assert_array_equal(colors[0, 0], colors[1, 1])
-    np.testing.assert_array_equal(kernels.colors_of(ids[1:])[0, 0], colors[1, 0])
-    np.testing.assert_array_equal(kernels.colors_of(ids[:1].astype(np.int64)), colors[:1])
-
-
-def test_neighbouring_ids_have_different_bright_colors() -> None:
-    colors = kernels.colors_of(np.arange(ROOT, ROOT + 100, dtype=np.uint64)).astype(int)
-    assert len({tuple(color) for color in colors.tolist()}) > 95
-    assert np.abs(np.diff(colors, axis=0)).max(axis=1).min() > 60
-    assert colors.max(axis=1).min() == 255
-
-
-def test_an_overlay_blends_labels_only() -> None:
-    image = np.array([[100, 200, 0], [0, 50, 255]], dtype=np.uint8)
-    labels = np.array([[0, ROOT, 0], [ROOT + 1, 0, 0]], dtype=np.uint64)
-    picture = kernels.overlay(image, labels, alpha=0.5)
-    assert picture.shape == (3, 2, 3)  # rows are y
-    assert picture.dtype == np.uint8
-    plain = labels.T == 0
-    np.testing.assert_array_equal(picture[plain], np.repeat(image.T[plain][:, np.newaxis], 3, axis=1))
-    mixed = (0.5 * 200 + 0.5 * kernels.colors_of(labels)[0, 1]).astype(np.uint8)
-    np.testing.assert_array_equal(picture[1, 0], mixed)
-    np.testing.assert_array_equal(kernels.overlay(image, labels, alpha=0), np.stack([image.T] * 3, axis=2))
-
-
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_one_sort_gives_the_masks_of_all_ids(order: str) -> None:
     ids = np.array([0, 2**53, 2**53 + 1, 2**63, 2**64 - 1], dtype=np.uint64)

@@ -16,6 +16,8 @@ from imagery_dask.validate import choice, whole_number
 __all__ = ["COMPRESSIBLE", "IMAGE_ENCODINGS", "LABEL_ENCODINGS", "PrecomputedOptions"]
 
 IMAGE_ENCODINGS = ("raw", "jpeg", "png", "jxl")
+# Defaults: of imagery and of small integers, and of ids of 32 and 64 bits.
+DEFAULT, DEFAULT_OF_LABELS = "raw", "compressed_segmentation"
 LABEL_ENCODINGS = ("compressed_segmentation", "raw", "compresso", "crackle")
 # CloudVolume compresses chunks of these further; the other encodings are dense already.
 COMPRESSIBLE = ("raw", "compressed_segmentation", "compresso", "crackle")
@@ -34,9 +36,9 @@ class PrecomputedOptions(VolumeOptions):
 
     encoding: str | Mapping[str, str] | None = option_by_name(
         None,
-        image=Flag("Encoding of imagery.", choices=IMAGE_ENCODINGS, default="raw"),
+        image=Flag("Encoding of imagery.", choices=IMAGE_ENCODINGS, default=DEFAULT),
         segmentation=Flag(
-            "Encoding of segmentation.  [default: compressed_segmentation; raw for ids of 8 and 16 bits]",
+            f"Encoding of segmentation.  [default: {DEFAULT_OF_LABELS}; {DEFAULT} for ids of 8 and 16 bits]",
             choices=LABEL_ENCODINGS,
         ),
     )
@@ -82,7 +84,7 @@ class PrecomputedOptions(VolumeOptions):
         encoding = self.encoding.get(name) if isinstance(self.encoding, Mapping) else self.encoding
         if encoding is None:
             dense = labels and dtype in ("uint32", "uint64") and channels == 1
-            return "compressed_segmentation" if dense else "raw"
+            return DEFAULT_OF_LABELS if dense else DEFAULT
         kind, possible = ("labels", LABEL_ENCODINGS) if labels else ("imagery", IMAGE_ENCODINGS)
         if encoding not in possible:
             why = " Pictures lose bits, and an id that lost one is another id." if encoding in IMAGE_ENCODINGS else ""

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from imagery_dask import kernels
-from imagery_dask.render.overlays import overlay_halo, overlay_page
+from imagery_dask.render.overlays import overlay, overlay_halo, overlay_page
+from imagery_dask.render.palettes import colors_of
 
 A, B = 2**60 + 1, 2**60 + 2  # equal as floats
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -53,7 +53,7 @@ def test_ids_without_a_color_get_the_color_of_their_id(dtype: Any) -> None:
     labels = np.array([[0, 5, 7], [7, 7, 0]], dtype=dtype)
     page = overlay_page(labels, colors={5: (1, 2, 3, 4)}, alpha=1)
     assert page[1, 0].tolist() == [1, 2, 3, 255]
-    seven = kernels.colors_of(np.array(7, dtype=dtype)).tolist()
+    seven = colors_of(np.array(7, dtype=dtype)).tolist()
     assert page[0, 1].tolist() == page[1, 1].tolist() == page[2, 0].tolist() == [*seven, 255]
 
 
@@ -142,3 +142,16 @@ def test_overlays_do_not_change_their_input() -> None:
 def test_bad_arguments_are_refused(arguments: dict[str, Any], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         overlay_page(**{"labels": np.full((4, 2), A), **arguments})
+
+
+def test_an_overlay_blends_labels_only() -> None:
+    image = np.array([[100, 200, 0], [0, 50, 255]], dtype=np.uint8)
+    labels = np.array([[0, 2**60, 0], [2**60 + 1, 0, 0]], dtype=np.uint64)
+    picture = overlay(image, labels, alpha=0.5)
+    assert picture.shape == (3, 2, 3)  # rows are y
+    assert picture.dtype == np.uint8
+    plain = labels.T == 0
+    np.testing.assert_array_equal(picture[plain], np.repeat(image.T[plain][:, np.newaxis], 3, axis=1))
+    mixed = (0.5 * 200 + 0.5 * colors_of(labels)[0, 1]).astype(np.uint8)
+    np.testing.assert_array_equal(picture[1, 0], mixed)
+    np.testing.assert_array_equal(overlay(image, labels, alpha=0), np.stack([image.T] * 3, axis=2))
