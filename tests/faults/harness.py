@@ -292,5 +292,5 @@ def check_receipts(folder: Path) -> None:
 
 def assert_same(files: dict[str, bytes], expected: dict[str, bytes]) -> None:
     """Compare files by name and content; a failure shows names only, not megabytes of content."""
-    assert sorted(files) == sorted(expected)
+    assert sorted(files) == sorted(expected), sorted(files.keys() ^ expected.keys())
     assert [name for name in expected if files[name] != expected[name]] == []
