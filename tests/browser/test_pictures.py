@@ -239,6 +239,7 @@ def test_source_and_export_overlap_exactly(camera: Camera, export: str) -> None:
     np.testing.assert_array_equal(picture.pixels[..., 0], picture.pixels[..., 1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("level", range(1, LEVELS))
 @pytest.mark.parametrize("kind", ["image", "segmentation"])
 @pytest.mark.parametrize("export", EXPORTS)

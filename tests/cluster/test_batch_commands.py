@@ -79,6 +79,7 @@ def test_jobs_that_end_in_the_queue_are_submitted_again(tmp_path: Path, program:
     assert len((tmp_path / "submitted").read_text().split()) == 3
 
 
+@pytest.mark.long
 def test_a_batch_command_that_hangs_is_killed(
     tmp_path: Path, program: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

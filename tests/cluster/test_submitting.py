@@ -98,6 +98,7 @@ def test_an_interrupt_while_jobs_are_submitted_cancels_them(tmp_path: Path, queu
     assert listed(queue, "cancelled") == listed(queue, "submitted")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "ending"), [("export", signal.SIGHUP), ("verify", signal.SIGTERM)])
 def test_a_signal_while_waiting_for_workers_cancels_the_jobs(
     tmp_path: Path, queue: Path, source: str, name: str, ending: signal.Signals

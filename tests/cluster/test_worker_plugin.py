@@ -41,6 +41,7 @@ def cluster_file(folder: Path, threads: int, lines: str = "") -> Path:
     return path
 
 
+@pytest.mark.long
 def test_libraries_use_no_more_threads_than_their_worker(tmp_path: Path) -> None:
     with connect(cluster_file(tmp_path, 3)) as client:
         (threads,) = client.run(threads_of).values()
@@ -137,6 +138,7 @@ def test_the_plugin_contains_no_credentials(tmp_path: Path) -> None:
         forget_token(server, before)
 
 
+@pytest.mark.long
 def test_preparing_workers_is_fast(tmp_path: Path) -> None:
     with dask_processes(tmp_path, workers=2) as file, Client(address_of(file), set_as_default=False) as client:
         client.wait_for_workers(2, timeout=60)

@@ -103,6 +103,7 @@ def test_wrong_keys_are_refused(tmp_path: Path, s3_server: S3Server, data: Any, 
     assert f"precomputed://{url}/info" in str(caught.value)
 
 
+@pytest.mark.long
 def test_refused_credentials_of_workers_end_an_export(tmp_path: Path, s3_server: S3Server, data: Any) -> None:
     """Credentials are not sent to workers: each reads with its own."""
     write_volume(tmp_path / "em", data)

@@ -578,6 +578,7 @@ def test_the_graph_may_be_edited_while_it_is_served(tmp_path: Path, serve: Calla
     assert client.chunkedgraph.is_latest_roots([first, second, merged]).tolist() == [True, True, False]
 
 
+@pytest.mark.long
 def test_the_server_runs_as_a_command(tmp_path: Path, world: World) -> None:
     command = [sys.executable, "-m", "imagery_dask.testing.cave", str(tmp_path), "--token", HEX]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

@@ -31,6 +31,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> int:
     return int(stopped.value.code or 0)
 
 
+@pytest.mark.long
 def test_the_dashboards_address_is_printed_before_blocks_run(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, source: str
 ) -> None:

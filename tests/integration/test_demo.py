@@ -108,6 +108,7 @@ def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
         run_demo(tmp_path / "file", lambda text: None, cluster=None)
 
 
+@pytest.mark.long
 def test_the_cave_demo_shows_one_region_at_two_moments(tmp_path: Path) -> None:
     result = run_cave_demo(tmp_path, lambda text: None, cluster=None)
     assert result.moments[0] < result.moments[1]

@@ -48,7 +48,11 @@ def padded(data: NDArray[Any]) -> NDArray[Any]:
 
 @pytest.mark.parametrize(
     ("image_encoding", "label_encoding", "sharding", "depth"),
-    [("raw", "compressed_segmentation", False, 250), ("jpeg", "compresso", False, 120), ("png", "crackle", True, 120)],
+    [
+        ("raw", "compressed_segmentation", False, 250),
+        pytest.param("jpeg", "compresso", False, 120, marks=pytest.mark.long),
+        pytest.param("png", "crackle", True, 120, marks=pytest.mark.long),
+    ],
 )
 def test_every_voxel_is_exported(
     tmp_path: Path, em: Fib25, processes: Client, image_encoding: str, label_encoding: str, sharding: bool, depth: int

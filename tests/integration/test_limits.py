@@ -118,6 +118,7 @@ def test_the_only_slot_is_passed_on_between_workers(server: FileServer, processe
     assert server.max_in_flight == 1
 
 
+@pytest.mark.long
 def test_the_slots_of_a_dead_worker_are_released(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

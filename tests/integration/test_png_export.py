@@ -419,6 +419,7 @@ def test_a_bucket_that_refuses_is_an_error(world: World, s3_server: S3Server) ->
         to_png(world.image, "s3://locked/em", overwrite=True, progress=False)
 
 
+@pytest.mark.long
 def test_slices_of_fib25_are_exact(tmp_path: Path, processes: Client) -> None:
     em = fib25()
     offset = (-130, 2_000, 77)

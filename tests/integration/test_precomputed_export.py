@@ -624,6 +624,7 @@ def test_invalid_options_write_nothing(tmp_path: Path, options: Any, message: st
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.long
 def test_the_command_line_writes_small_ids(tmp_path: Path) -> None:
     source = write_volume(tmp_path / "seg", np.ones((16, 16, 16), np.uint16), layer_type="segmentation")
     bounds = [str(value) for value in (0, 0, 0, 16, 16, 16)]

@@ -168,6 +168,7 @@ def test_a_dynamic_segmentation_records_its_moment_and_no_token(tmp_path: Path, 
     assert holding(tmp_path, TOKEN) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["zarr", "precomputed"])
 def test_no_secret_of_a_bucket_is_exported(tmp_path: Path, s3_server: Any, client: ImageryClient, form: str) -> None:
     pytest.importorskip("obstore")

@@ -56,7 +56,7 @@ def is_gone(start: Any) -> bool:
 # -------------------------------------------------------------------------------------------------------------- missing
 
 
-@pytest.mark.parametrize("limit", [3, "2%"])
+@pytest.mark.parametrize("limit", [3, pytest.param("2%", marks=pytest.mark.long)])
 def test_too_many_missing_chunks_end_a_run(
     tmp_path: Path, source: str, threads: Client, command: Command, configure: Configure, limit: Any
 ) -> None:

@@ -224,6 +224,7 @@ def test_the_rate_is_measured_over_the_last_minutes() -> None:
     np.testing.assert_allclose(slow[0], 2 / 300, rtol=0.01)
 
 
+@pytest.mark.long
 def test_the_status_of_a_million_blocks_takes_seconds(tmp_path: Path, threads: Client, data: Any) -> None:
     out = tmp_path / "out.zarr"
     array = da.zeros((100, 100, 100), chunks=100, dtype=np.uint8)

@@ -131,6 +131,7 @@ def test_a_block_of_zeros_removes_chunks(url: str, ids: NDArray[np.uint64], layo
     assert set(left) <= {"zarr.json", ".zarray", ".zattrs"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_writing_a_block_does_not_read_old_chunks(url: str, ids: NDArray[np.uint64], layout: str) -> None:
     """Old chunks need not decode, not even at the array's edge."""
@@ -247,6 +248,7 @@ def test_partial_files_of_killed_runs_are_removed(tmp_path: Path, ids: NDArray[n
     np.testing.assert_array_equal(read(url), ids)
 
 
+@pytest.mark.long
 def test_a_concurrent_reader_sees_complete_chunks(tmp_path: Path) -> None:
     shape = (32, 64, 64)
     url = create_store(str(tmp_path / "out.zarr"), shape=shape)
@@ -452,6 +454,7 @@ def test_foreign_objects_are_not_replaced(url: str) -> None:
     assert system.cat_file(f"{path}/chapter.tex") == b"years of work"
 
 
+@pytest.mark.long
 def test_a_folder_of_many_objects_is_refused_quickly(s3_server: Any, in_s3: str) -> None:
     bucket, _, prefix = in_s3.removeprefix("s3://").partition("/")
     with s3_server._closing_client() as client:

@@ -526,6 +526,7 @@ COMPUTED: dict[str, Any] = {
 NO_RESOLUTION = {"resolution_nm": (8, 8, 40), "translation_nm": (4, 4, 20)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["zarr", "precomputed"])
 @pytest.mark.parametrize("what", COMPUTED)
 def test_computed_arrays_are_verified_and_repaired(
@@ -554,6 +555,7 @@ def test_computed_arrays_are_verified_and_repaired(
     assert content(out) == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", ["imagery", "masks", "labels"])
 def test_slices_of_computed_arrays_are_verified_and_repaired(tmp_path: Path, threads: Client, what: str) -> None:
     values = smooth_image(SHAPE) if what == "imagery" else random_labels(SHAPE)

@@ -211,7 +211,7 @@ def test_blocks_own_whole_chunks_of_every_level(
     st.sampled_from(["0.5", "0.4"]),
     seeds,
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_an_exported_pyramid_equals_repeated_downsampling(
     tmp_path: Path,
     threads: Client,

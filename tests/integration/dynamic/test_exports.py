@@ -57,6 +57,7 @@ def test_an_export_looks_up_each_id_once(
     assert server.count("info") <= 2
 
 
+@pytest.mark.long
 def test_an_export_of_large_graph_chunks_looks_up_each_id_once(
     tmp_path: Path, processes: Client, configure: Configure
 ) -> None:

@@ -136,6 +136,7 @@ def test_a_reason_that_repeats_the_token_is_not_shown(
     assert_clean(failed.value)
 
 
+@pytest.mark.long
 def test_the_token_is_in_no_pickle_text_log_or_file(
     server: CaveServer, world: World, tmp_path: Path, processes: Client, caplog: pytest.LogCaptureFixture,
     small_blocks: int, small_lazy_blocks: None, monkeypatch: pytest.MonkeyPatch, configure: Configure,
