@@ -41,7 +41,7 @@ class Traced:
         self.moves: Counter[tuple[str, str]] = Counter()
         self.submitted = False
         self.thread = 0
-        # Generators that were called; a frame that is held cannot be taken for another one.
+        # Frames of generators that were called; references keep them from being reused for other calls.
         self.generators: set[FrameType] = set()
 
     def run(self, call: Callable[[], object]) -> Traced:

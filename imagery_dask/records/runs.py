@@ -1,7 +1,7 @@
-"""Runs of exports and their records: where they lie, the files of a run, and the ledger of what was missing.
+"""Runs of exports and their records: folders, the files of a run, and the ledger of missing chunks.
 
-Processes append receipts and other lines to files of their own (`Records`), so that none waits for another; a run's
-state is one small JSON file (`Run`).
+Every process appends its receipts and other records to its own files (`Records`), so that no locks are needed. The
+state of a run is one small JSON file (`Run`).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ ENDING = ".receipts"
 OF_SLICES = ("imagery", "masks", "labels", "overlay")
 # Fields of `Run`, by their keys in the file.
 KEYS = {name: name for name in ("place", "created", "begun", "finished", "swapping", "plan")} | {"place": "url"}
-# Table of what was missing, beside the target, and how many keys of it a report names.
+# Table of missing chunks in the records folder, and the number of its keys that a report names.
 LEDGER = "ledger.jsonl"
 FIRST_KEPT = 10
 

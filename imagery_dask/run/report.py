@@ -1,6 +1,6 @@
-"""The result of an export (blocks written, what was read, what failed), and its progress on stderr.
+"""The result of an export (blocks, counts of reads, failures), and its progress on stderr.
 
-Progress is a bar in a terminal, and a line from time to time elsewhere.
+Progress is a bar in a terminal, and a line at intervals elsewhere.
 """
 
 from __future__ import annotations

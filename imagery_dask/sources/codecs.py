@@ -1,4 +1,4 @@
-"""Decompression of files and decoding of chunks, as cloud-files and CloudVolume do.
+"""Decompress files and decode chunks, as cloud-files and CloudVolume do.
 
 Importing either of them loads the clients of all object stores, which takes a second of CPU time. The common codecs are
 called directly, so that local volumes are read without that; CloudVolume decodes the others.
@@ -25,7 +25,7 @@ __all__ = ["compress", "decode", "decompress", "segmentation_damage"]
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_LEVEL = 9
 INTERLEAVED = ("jpeg", "png")
-# Of compressed_segmentation.
+# Fields of block headers in compressed_segmentation.
 ENCODED_BITS = (0, 1, 2, 4, 8, 16, 32)
 OFFSET_BITS = 24
 
@@ -40,7 +40,7 @@ def compress(content: bytes, encoding: str) -> bytes:
 
 
 def decompress(content: bytes, encoding: str | None) -> bytes:
-    """Return the content of a file that is stored with a compression; None and "" are no compression."""
+    """Return the decompressed content of a file; None and "" mean no compression."""
     if not encoding:
         return content
     if encoding == "gzip" and content.startswith(GZIP_MAGIC):

@@ -1,4 +1,4 @@
-"""Files of a local folder, without loading cloud-files; compressed ones have its extensions (``info.gz``)."""
+"""Read files of a local folder without importing cloud-files; compressed files have its extensions (``info.gz``)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LocalFiles:
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        # In the order in which they are tried: most files of a folder have the same.
+        # In the order in which they are tried: most files of a folder have the same extension.
         self._extensions = list(EXTENSIONS.items())
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> tuple[bytes, str | None] | None:

@@ -46,7 +46,7 @@ TILE = 16
 REDIRECTS = 10
 # A chunk that does not decode is fetched this often, in case it was damaged in transit or read while being written.
 DECODE_ATTEMPTS = 3
-# Of compressed_segmentation, in an info without one.
+# Default block size of compressed_segmentation, if the info has none.
 SEGMENTATION_BLOCK = (8, 8, 8)
 
 
