@@ -60,7 +60,8 @@ def execute(export: Export, options: RunOptions) -> RunReport:
     with _clear_when_full(export.url), open_run(export, options.overwrite) as opened, work:  # lease
         run = start(work, opened) if isinstance(opened, NewRun) else opened
         execution = Execution(work, run, todo := run.left_to_do(options.repair), run.report(todo))
-        execution.check_workers()
+        if run is opened:  # a new run was planned for these workers
+            execution.check_workers()
         with execution.reported():
             execution.run_blocks()
             execution.close()
