@@ -11,8 +11,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-import requests
-
 from imagery_dask.errors import REFUSED_STATUS, AccessRefusedError, OutdatedRootsError, ServerError, SourceNotFoundError
 from imagery_dask.model.chunkedgraph import RootQuery
 from imagery_dask.model.moments import describe_moment, resolve_moment
@@ -206,6 +204,8 @@ def _auth_errors() -> tuple[type[Exception], ...]:
 @contextmanager
 def _one_line_errors(what: str, hint: str = "") -> Iterator[None]:
     """Convert errors of caveclient to errors of this package, with messages of one line and without the token."""
+    import requests
+
     try:
         yield
     except _auth_errors() as error:

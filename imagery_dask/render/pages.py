@@ -17,7 +17,6 @@ from typing import Any, Literal
 import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from imagery_dask import kernels
 from imagery_dask.annotations import Array
@@ -165,6 +164,8 @@ def encode_page(page: Page, form: Format = "png", flat: bool = False) -> bytes:
         True for pages with large areas of one value, such as labels and masks.
     """
     if form == "tiff":
+        from PIL import Image
+
         out = io.BytesIO()
         Image.fromarray(page).save(out, "TIFF", compression="tiff_adobe_deflate")
         return out.getvalue()

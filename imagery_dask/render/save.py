@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import dask.array as da
-import imageio.v2 as imageio
 import numpy as np
 import psutil
 
@@ -239,6 +238,8 @@ def _write(name: str, page: Pixels | bytes, verbose: bool, kwargs: Keywords) -> 
     if isinstance(page, bytes):
         Path(name).expanduser().write_bytes(page)
     else:
+        import imageio.v2 as imageio
+
         imageio.imwrite(name, page, **kwargs)
     if verbose:
         print(f"Saved {name}...")  # noqa: T201  # what imageryclient prints for verbose

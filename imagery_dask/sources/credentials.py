@@ -6,10 +6,11 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import requests
+if TYPE_CHECKING:
+    from requests import PreparedRequest
 
 __all__ = [
     "Bearer",
@@ -33,13 +34,13 @@ TOKEN_FILES = ("{host}-cave-secret.json", "cave-secret.json", "chunkedgraph-secr
 _tokens: dict[str, str] = {}
 
 
-class Bearer(requests.auth.AuthBase):
+class Bearer:
     """A token as requests' ``auth``, because a login in ~/.netrc replaces a header."""
 
     def __init__(self, token: str) -> None:
         self._token = token
 
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+    def __call__(self, request: PreparedRequest) -> PreparedRequest:
         """Sign a request."""
         request.headers["Authorization"] = f"Bearer {self._token}"
         return request

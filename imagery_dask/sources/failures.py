@@ -7,8 +7,6 @@ import time
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-import requests
-
 from imagery_dask.config import config
 from imagery_dask.errors import REFUSED_STATUS
 
@@ -45,7 +43,7 @@ def kind_of(error: Exception) -> str:
         return "refused"
     if status == RANGE_NOT_SATISFIABLE:
         return "outside"
-    if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, TypeError, ValueError)):
+    if isinstance(error, (TypeError, ValueError)):  # among them those of requests for an invalid URL
         return "final"
     return "passing" if status == 0 or status in PASSING_STATUS else "final"
 
@@ -90,7 +88,9 @@ def forget_request(error: BaseException) -> None:
     The context and cause are removed too, because they keep other errors with their requests when the error is
     pickled.
     """
-    if isinstance(error, requests.RequestException):
+    from requests import RequestException
+
+    if isinstance(error, RequestException):
         error.request = error.response = None
     error.__context__ = error.__cause__ = None
 
@@ -98,8 +98,10 @@ def forget_request(error: BaseException) -> None:
 def _headers(error: Exception | None) -> Any:
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore
+        from requests.structures import CaseInsensitiveDict
+
         headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-        return requests.structures.CaseInsensitiveDict(headers)
+        return CaseInsensitiveDict(headers)
     return getattr(response, "headers", None) or {}
 
 

@@ -8,10 +8,9 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import requests
 from numpy.typing import NDArray
 
 from imagery_dask.annotations import JsonObject
@@ -20,6 +19,9 @@ from imagery_dask.errors import REFUSED_STATUS, AccessRefusedError, ServerError,
 from imagery_dask.model.chunkedgraph import ChunkedGraph, graphene_address
 from imagery_dask.sources.credentials import Bearer, cave_token, token_places
 from imagery_dask.sources.failures import brief, forget_request, kind_of, pause_s
+
+if TYPE_CHECKING:
+    from requests import Response
 
 __all__ = ["GraphServer", "graph_server", "read_graph_info"]
 
@@ -37,10 +39,13 @@ class GraphServer:
     """
 
     def __init__(self, server: str) -> None:
+        from requests import Session
+        from requests.adapters import HTTPAdapter
+
         self.server = server
         self._host = server.partition("://")[2]
-        self._session = requests.Session()
-        adapter = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=CONNECTIONS)
+        self._session = Session()
+        adapter = HTTPAdapter(pool_connections=4, pool_maxsize=CONNECTIONS)
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
 
@@ -129,7 +134,9 @@ class GraphServer:
             if status == 404:
                 raise SourceNotFoundError(f"{self.server}{path} does not exist (HTTP 404): {_text_of(response, token)}")
             if status >= 400:
-                raise requests.HTTPError(f"HTTP {status}: {_text_of(response, token)}", response=response)
+                from requests import HTTPError
+
+                raise HTTPError(f"HTTP {status}: {_text_of(response, token)}", response=response)
             return response.content
 
     def _token(self) -> str:
@@ -139,7 +146,9 @@ class GraphServer:
         return token
 
     def _failed(self, method: str, path: str, error: Exception) -> str:
-        if isinstance(error, requests.ConnectionError):
+        from requests import ConnectionError as NoConnection
+
+        if isinstance(error, NoConnection):
             attempts = config.get("graph.attempts")
             return f"{self.server} does not answer ({method} {path}, {attempts} attempts): {brief(error)}"
         return f"{method} {path} failed at {self.server}: {brief(error)}"
@@ -174,5 +183,5 @@ def _json(content: bytes) -> Any:
         raise ConnectionError(f"the answer is not JSON: {content[:100]!r}") from error
 
 
-def _text_of(response: requests.Response, token: str) -> str:
+def _text_of(response: Response, token: str) -> str:
     return " ".join(response.text.replace(token, "<token>").split())[:200]

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import google_crc32c
-import requests
 
 from imagery_dask.config import config
 from imagery_dask.errors import REFUSED_STATUS, AccessRefusedError, SourceError
@@ -37,6 +36,8 @@ from imagery_dask.sources.throttle import request_slots
 
 if TYPE_CHECKING:
     from cloudfiles import CloudFiles
+    from requests import Response
+    from requests.adapters import HTTPAdapter
 
 __all__ = ["Blob", "Request", "Transport"]
 
@@ -271,7 +272,7 @@ def _complete(request: Request, blob: Blob | None) -> Blob | None:
     return replace(blob, damage=damage)
 
 
-def _check_length(response: requests.Response, received: int) -> None:
+def _check_length(response: Response, received: int) -> None:
     promised = response.headers.get("Content-Length")
     if promised is not None and int(promised) != received:
         raise ConnectionError(f"the body was truncated: {received} of {promised} bytes")
@@ -317,9 +318,11 @@ def stored_checksum(headers: Mapping[str, str]) -> str | None:
 
 
 @lru_cache(maxsize=1)
-def _adapter(process: int) -> requests.adapters.HTTPAdapter:
+def _adapter(process: int) -> HTTPAdapter:
+    from requests.adapters import HTTPAdapter
+
     del process
-    return requests.adapters.HTTPAdapter(pool_connections=8, pool_maxsize=2 * REQUESTS_IN_FLIGHT)
+    return HTTPAdapter(pool_connections=8, pool_maxsize=2 * REQUESTS_IN_FLIGHT)
 
 
 @lru_cache(maxsize=1)
