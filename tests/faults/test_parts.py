@@ -30,6 +30,8 @@ from imagery_dask.export.reports.status import Status, status_of
 
 pytestmark = pytest.mark.long
 LATENCY_S = 0.02
+# So that an export outlasts the commands that are refused meanwhile, on a slow machine too.
+HELD_S = 10.0
 PARTS = 3
 
 
@@ -161,6 +163,7 @@ def test_other_parts_run_together_and_the_same_part_is_refused(world: World, pla
     first = planned.start("1/2")
     wait_for(lambda: receipts_so_far(planned.folder) >= 1 or first.code is not None)
     assert first.code is None, first.output
+    world.server.latency_s = HELD_S
     (holder,) = planned.status().holders
     assert (planned.status().state, holder.pid, holder.part) == ("running", first.pid, "1/2")
     for part, options in ((None, []), (None, ["--overwrite"]), ("1/2", []), ("1/4", [])):
@@ -176,6 +179,7 @@ def test_other_parts_run_together_and_the_same_part_is_refused(world: World, pla
     world.server.latency_s = 0.4
     whole_run = whole.start(None)
     wait_for(lambda: receipts_so_far(whole.folder) >= 1 or whole_run.code is not None)
+    world.server.latency_s = HELD_S
     refused = whole.run("1/2")
     assert refused.code == 2
     assert f"is being written by process {whole_run.pid}" in refused.output
