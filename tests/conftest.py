@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 import tempfile
@@ -56,12 +55,6 @@ os.environ |= {
 settings.register_profile("ci", deadline=None, derandomize=False, print_blob=True, max_examples=60)
 settings.register_profile("thorough", settings.get_profile("ci"), max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
-
-
-def pytest_collection_finish() -> None:
-    """Exempt all modules and tests from garbage collection: CloudFiles collects whenever connections are reset."""
-    gc.collect()
-    gc.freeze()
 
 
 def pytest_unconfigure() -> None:

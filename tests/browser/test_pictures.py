@@ -229,6 +229,7 @@ def test_exported_segments_have_the_pixels_of_their_source(camera: Camera, expor
     assert_same_picture(camera, camera.segmentation(world.source), camera.segmentation(world.export(export)), at=at)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("export", EXPORTS)
 def test_source_and_export_overlap_exactly(camera: Camera, export: str) -> None:
     """Red and green add up to yellow where both have the same voxels."""

@@ -55,6 +55,7 @@ def test_libraries_use_no_more_threads_than_their_worker(tmp_path: Path) -> None
         assert {answer["rayon"] for answer in client.run(threads_of).values()} == {"3"}
 
 
+@pytest.mark.long
 def test_thread_limits_set_by_the_user_are_kept(tmp_path: Path) -> None:
     with connect(cluster_file(tmp_path, 1, "environment: {RAYON_NUM_THREADS: 2}\n")) as client:
         (threads,) = client.run(threads_of).values()

@@ -166,7 +166,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"precomputed://file://{folder}"
 
 
-@pytest.fixture(scope="module", params=MODES)
+@pytest.fixture(scope="module", params=[pytest.param("graphs", marks=pytest.mark.long), "expressions"])
 def results(request: pytest.FixtureRequest, source: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return the results of a process in one mode."""
     folder = tmp_path_factory.mktemp("mode")

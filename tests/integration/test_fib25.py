@@ -93,6 +93,7 @@ def test_layers_of_different_mips_are_brought_to_one_grid(tmp_path: Path, em: Fi
     np.testing.assert_array_equal(written(out), expected, strict=True)
 
 
+@pytest.mark.long
 def test_listed_bodies_are_exported_alone(tmp_path: Path, em: Fib25, processes: Client) -> None:
     bodies = em.body_of(em.supervoxel)
     body_ids, sizes = np.unique(bodies, return_counts=True)

@@ -62,7 +62,7 @@ def test_without_a_limit_more_requests_are_in_flight(server: FileServer) -> None
     assert server.max_in_flight > 3
 
 
-@pytest.mark.parametrize("limit", [1, 3])
+@pytest.mark.parametrize("limit", [pytest.param(1, marks=pytest.mark.long), 3])
 def test_workers_of_a_cluster_share_the_limit(server: FileServer, processes: Client, limit: int) -> None:
     futures = [processes.submit(read_files, server.url, limit, 3, pure=False) for _ in range(6)]
     workers = {address for [address] in processes.gather(futures)}

@@ -731,7 +731,9 @@ def test_planning_does_not_change_an_existing_store(
     assert listing(tmp_path) == before
 
 
-@pytest.mark.parametrize("kind", ["zarr", "precomputed", "png"])
+@pytest.mark.parametrize(
+    "kind", ["zarr", pytest.param("precomputed", marks=pytest.mark.long), pytest.param("png", marks=pytest.mark.long)]
+)
 def test_planning_writes_nothing(tmp_path: Path, sources: dict[str, str], command: Command, kind: str) -> None:
     assert plan_command(command, sources, tmp_path / "deep" / "down" / "out", kind=kind).code == 0
     assert list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ ends.
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import importlib.util
 import json
@@ -48,6 +49,7 @@ def environment(variables: Mapping[str, str]) -> Iterator[None]:
     CloudFiles caches clients by bucket name alone, so that it would use a client of another endpoint or with other
     credentials. Processes started inside the block inherit the variables.
     """
+    gc.freeze()  # CloudFiles collects garbage with each reset, which would look at all modules that were ever imported
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     cloudfiles.interfaces.reset_connection_pools()

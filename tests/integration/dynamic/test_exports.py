@@ -38,7 +38,7 @@ from imagery_dask.errors import (
 from imagery_dask.testing.cave import CaveServer, Fault, World, make_world
 
 
-@pytest.mark.parametrize("cluster", [None, "local"])
+@pytest.mark.parametrize("cluster", [None, pytest.param("local", marks=pytest.mark.long)])
 def test_an_export_looks_up_each_id_once(
     server: CaveServer, world: World, tmp_path: Path, small_blocks: int, cluster: str | None
 ) -> None:

@@ -317,6 +317,7 @@ def has_preloaded(dask_worker: Any) -> bool:
     return os.environ["COLOR"] == "green" and "preloaded_by_a_test" in os.environ
 
 
+@pytest.mark.long
 def test_worker_keys_reach_the_workers(tmp_path: Path) -> None:
     preload = write(tmp_path, "import os\nos.environ['preloaded_by_a_test'] = 'yes'\n", "own_preload.py")
     text = LOCAL + "arguments: {threads_per_worker: 1, host: 127.0.0.1, dashboard_address: '127.0.0.1:0'}\n"
