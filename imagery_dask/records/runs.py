@@ -91,6 +91,11 @@ class Records:
         """Return True if records are kept."""
         return True
 
+    @property
+    def removed(self) -> bool:
+        """Return True if another run has replaced this one; only looked at on a disk, where that takes no request."""
+        return self.files.folder is not None and not (self.files.folder / self.run).exists()
+
     def append(self, kind: Kind, content: bytes) -> None:
         """Append a record; other processes see it when this returns."""
         if SUFFIX[kind] == "jsonl":

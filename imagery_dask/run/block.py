@@ -90,6 +90,10 @@ class BlockError:
 def run_block(task: BlockTask, number: int, attempt: int, records: Records | None) -> BlockResult | BlockError:
     """Run the task of a block, and write its receipt when its bytes are in the store."""
     started = time.perf_counter()
+    if records is not None and records.removed:
+        # The driver was stopped, or killed; the store at the URL is that of another run now.
+        reason = "The export was replaced by another one."
+        return BlockError(reason, reason, "lasting")
     try:
         with collect_counts() as counts:
             written = task()

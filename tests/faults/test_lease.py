@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from distributed import Client
 from faults.conftest import World
 from faults.harness import CLI, MANY, SEEDS, Process, assert_same, comparable_files, driver, receipts_so_far, wait_for
 
@@ -239,7 +240,7 @@ def test_a_stopped_holder_exits_when_another_has_taken_over(world: World, folder
     first.send(signal.SIGSTOP)
     time.sleep(EXPIRES_S)
     if how == "overwrites":
-        _wait_for_workers(folder)
+        _wait_for_workers(world)
     options = ["--overwrite"] if how == "overwrites" else []
     second = start([*arguments_of(world, folder, kind), *options], IMPATIENT + CLI)
     if how == "goes on":
@@ -257,12 +258,19 @@ def test_a_stopped_holder_exits_when_another_has_taken_over(world: World, folder
     assert_same(comparable_files(folder), expected)
 
 
-def _wait_for_workers(folder: Path) -> None:
+def _wait_for_workers(world: World) -> None:
     """Wait until the workers of a stopped driver have written the blocks that were assigned to them."""
-    before = -1
-    while (now := receipts_so_far(folder)) != before:
-        before = now
-        time.sleep(2.0)
+    unfinished = ("processing", "queued", "waiting", "no-worker")
+    with Client(world.cluster.address, set_as_default=False) as client:
+        wait_for(
+            lambda: (
+                not client.run_on_scheduler(
+                    lambda dask_scheduler: [
+                        task.key for task in dask_scheduler.tasks.values() if task.state in unfinished
+                    ]
+                )
+            )
+        )
 
 
 def test_a_lease_names_its_holder(tmp_path: Path) -> None:
