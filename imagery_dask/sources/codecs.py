@@ -20,8 +20,10 @@ from imagery_dask.annotations import Array
 from imagery_dask.geometry.grid import XYZ
 from imagery_dask.geometry.vec import Vec3
 
-__all__ = ["compress", "decode", "decompress", "segmentation_damage"]
+__all__ = ["SEGMENTATION_BLOCK", "compress", "decode", "decompress", "segmentation_damage"]
 
+# Block size of compressed_segmentation: of an info that has none, and of volumes that are written here.
+SEGMENTATION_BLOCK = (8, 8, 8)
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_LEVEL = 9
 INTERLEAVED = ("jpeg", "png")

@@ -24,7 +24,7 @@ from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.chunkedgraph import GRAPHENE, ChunkedGraph
 from imagery_dask.model.layer import Layer
 from imagery_dask.sources.addresses import normalize_path
-from imagery_dask.sources.codecs import decode
+from imagery_dask.sources.codecs import SEGMENTATION_BLOCK, decode
 from imagery_dask.sources.counts import ReadCounts, counting_into
 from imagery_dask.sources.failures import pause_s
 from imagery_dask.sources.graph_server import read_graph_info
@@ -46,8 +46,6 @@ TILE = 16
 REDIRECTS = 10
 # A chunk that does not decode is fetched this often, in case it was damaged in transit or read while being written.
 DECODE_ATTEMPTS = 3
-# Default block size of compressed_segmentation, if the info has none.
-SEGMENTATION_BLOCK = (8, 8, 8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,8 +169,9 @@ class Files:
         if self.folder is None:
             self._cloud().delete(list(names))
             return
+        local = self._local()
         for name in names:
-            self._local().delete(name)
+            local.delete(name)
 
     def _local(self) -> LocalFiles:
         return LocalFiles(str(self.folder))

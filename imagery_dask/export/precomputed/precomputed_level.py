@@ -22,12 +22,11 @@ from imagery_dask.geometry.grid import (
 )
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.kernels import digest_of, digest_of_bytes, join_digests
-from imagery_dask.sources.codecs import decode
+from imagery_dask.sources.codecs import SEGMENTATION_BLOCK, decode
 from imagery_dask.storage.files import Compression, Files, Put
 
-__all__ = ["SEGMENTATION_BLOCK", "PrecomputedLevel"]
+__all__ = ["PrecomputedLevel"]
 
-SEGMENTATION_BLOCK = (8, 8, 8)
 PUTS_IN_FLIGHT = 8
 
 

@@ -32,7 +32,7 @@ from imagery_dask.export.multiscale.volumes import (
     volume_previews,
     volume_reads,
 )
-from imagery_dask.export.precomputed.precomputed_level import SEGMENTATION_BLOCK, PrecomputedLevel
+from imagery_dask.export.precomputed.precomputed_level import PrecomputedLevel
 from imagery_dask.export.precomputed.precomputed_options import COMPRESSIBLE, LABEL_ENCODINGS, PrecomputedOptions
 from imagery_dask.geometry.grid import Region
 from imagery_dask.geometry.pyramid import Level, Levels
@@ -40,6 +40,7 @@ from imagery_dask.geometry.vec import Vec3
 from imagery_dask.run import RunReport
 from imagery_dask.serialization import to_json
 from imagery_dask.sources import open_volume
+from imagery_dask.sources.codecs import SEGMENTATION_BLOCK
 from imagery_dask.storage.buckets import clear_errors
 from imagery_dask.storage.files import Files
 from imagery_dask.storage.targets import VolumeTarget

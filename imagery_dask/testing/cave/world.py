@@ -265,8 +265,3 @@ def _write(
     for mip, voxels in enumerate(mips):
         CloudVolume(source, mip=mip, progress=False)[:] = voxels
     return source
-
-
-def _triple(values: Any) -> Triple:
-    x, y, z = (int(value) for value in values)
-    return x, y, z
