@@ -1,4 +1,4 @@
-"""Connect to the cluster that `--cluster` names, and close what was opened."""
+"""Connect to the cluster that `--cluster` names, close what was opened, and tell what its workers have."""
 
 from __future__ import annotations
 
@@ -29,9 +29,6 @@ from imagery_dask.cluster.worker_plugin import prepare_workers
 from imagery_dask.errors import ClusterLostError, ImageryDaskError
 from imagery_dask.humanize import time_in_seconds
 from imagery_dask.validate import integer, whole_number
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 if TYPE_CHECKING:
     from distributed.deploy import Cluster
