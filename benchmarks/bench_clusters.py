@@ -29,7 +29,7 @@ from distributed import Client, LocalCluster
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.cluster import connect
 from imagery_dask.records.runs import runs_in
-from imagery_dask.storage.files import Files
+from imagery_dask.storage.atomic_files import Files
 
 LATENCY_SIZE = (1024, 1024, 2048)
 CPU_SIZE = (1024, 1024, 1024)

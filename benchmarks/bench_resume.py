@@ -143,7 +143,7 @@ def run(blocks: int) -> None:
 COSTS = {
     "receipts": ("imagery_dask.records.runs.Records.append", "imagery_dask.run.block.receipt"),
     "hashes": ("imagery_dask.export.zarr.block_array.digest_of",),
-    "waiting for the disk": ("imagery_dask.storage.files._wait_for_disk",),
+    "waiting for the disk": ("imagery_dask.storage.atomic_files._wait_for_disk",),
 }
 
 

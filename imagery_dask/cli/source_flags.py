@@ -39,7 +39,7 @@ def datastack_client(datastack: str | None, server: str | None) -> CAVEclient:
         if server is not None:
             raise ValueError("--server needs --datastack, the name of a datastack on it.")
         return None
-    from imagery_dask.client.cave import open_cave
+    from imagery_dask.client.cave_queries import open_cave
 
     return open_cave(datastack, server)
 

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from imagery_dask.arrays.lazy import lazy_array, lazy_dataarray
 from imagery_dask.arrays.masks import SegmentationMasks
-from imagery_dask.client.cave import StaleRoots, read_cave_client, version_moment
+from imagery_dask.client.cave_queries import StaleRoots, read_cave_client, version_moment
 from imagery_dask.client.exports import PlansExports
 from imagery_dask.client.objects import FindsObjects
 from imagery_dask.client.parameters import describe

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from numpy.typing import ArrayLike
 
 from imagery_dask.arrays.lazy import lazy_block_edges
-from imagery_dask.client.cave import StaleRoots, check_root_ids
+from imagery_dask.client.cave_queries import StaleRoots, check_root_ids
 from imagery_dask.config import config
 from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.model.arguments import Triple

@@ -21,7 +21,7 @@ from distributed.comm import CommClosedError
 from distributed.security import Security
 
 from imagery_dask.cluster.batch_jobs import describe_jobs, is_job_queue, job_details, submitted_ids, system_of
-from imagery_dask.cluster.cluster_file import load_cluster_file
+from imagery_dask.cluster.files import load_cluster_file
 from imagery_dask.cluster.joining import check_scheduler, scheduler_address
 from imagery_dask.cluster.replacing import Replacer
 from imagery_dask.cluster.starting import from_file, processes_here, threads_here

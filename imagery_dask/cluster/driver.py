@@ -15,7 +15,7 @@ import dask
 
 from imagery_dask.cluster.batch_jobs import DriverJob, is_job_queue, system_of
 from imagery_dask.cluster.classes import NO_SHELL, job_names
-from imagery_dask.cluster.cluster_file import ClusterFile
+from imagery_dask.cluster.files import ClusterFile
 
 __all__ = ["driver_script", "submit_driver"]
 

@@ -20,7 +20,7 @@ from distributed.security import Security
 from imagery_dask.annotations import Keywords
 from imagery_dask.cluster.batch_jobs import is_job_queue, job_details
 from imagery_dask.cluster.classes import UnfitError, sized
-from imagery_dask.cluster.cluster_file import ClusterFile
+from imagery_dask.cluster.files import ClusterFile
 from imagery_dask.cluster.gateway import check_gateway, closed_for_good, is_gateway
 from imagery_dask.cluster.replacing import Replacer, replacing_workers
 from imagery_dask.sources import tokens_for_own_workers

@@ -1,7 +1,7 @@
 """A small synthetic volume, and an export of it.
 
 It uses the package as a user does, so it may import everything but the command line. Begin with `demo.tour`;
-`demo.cave_tour` exports a dynamic segmentation from a local CAVE server.
+`demo.cave_tour` exports a dynamic segmentation from a local CAVE server, which `demo.cave` offers.
 """
 
 from typing import TYPE_CHECKING

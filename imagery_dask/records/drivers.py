@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from imagery_dask.cluster import DriverJob
-from imagery_dask.storage.files import Files
+from imagery_dask.storage.atomic_files import Files
 
 __all__ = ["Driver", "driver_of"]
 

@@ -25,7 +25,7 @@ from uuid import uuid4
 from imagery_dask.annotations import JsonObject
 from imagery_dask.config import config
 from imagery_dask.errors import TargetBusyError
-from imagery_dask.storage.files import Files
+from imagery_dask.storage.atomic_files import Files
 
 __all__ = ["NAME", "HeldLease", "Lease", "NoLease", "Purpose", "brief_lease", "holder_of", "is_held"]
 

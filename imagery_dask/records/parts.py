@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from imagery_dask.annotations import JsonObject
 from imagery_dask.errors import TargetBusyError
 from imagery_dask.records.lease import Lease, brief_lease, holder_of
-from imagery_dask.storage.files import Files
+from imagery_dask.storage.atomic_files import Files
 
 __all__ = ["Part", "refuse_other_parts", "refuse_parts", "settle_part", "part_holders"]
 

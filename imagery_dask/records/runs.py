@@ -24,8 +24,8 @@ from imagery_dask.annotations import Array, JsonObject
 from imagery_dask.config import config
 from imagery_dask.records.receipts import receipts_in
 from imagery_dask.sources import ReadCounts
+from imagery_dask.storage.atomic_files import Files, records_folder, split_prefix
 from imagery_dask.storage.buckets import parse_bucket_url
-from imagery_dask.storage.files import Files, records_folder, split_prefix
 
 __all__ = [
     "FIRST_KEPT",

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Self
 from uuid import uuid4
 
 from imagery_dask.annotations import JsonObject
+from imagery_dask.storage.atomic_files import Files, records_folder
 from imagery_dask.storage.buckets import clear_errors, files_at, parse_bucket_url, s3_store
-from imagery_dask.storage.files import Files, records_folder
 
 if TYPE_CHECKING:
     from distributed import Client

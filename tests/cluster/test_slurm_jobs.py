@@ -104,7 +104,7 @@ def test_a_submitted_driver_exports_and_shows_its_job_in_status(
 def _submitted(records: Path) -> Sequence[Any]:
     """Return the recorded driver, if there is one."""
     from imagery_dask.records.drivers import driver_of
-    from imagery_dask.storage.files import Files
+    from imagery_dask.storage.atomic_files import Files
 
     driver = driver_of(Files.at(records))
     return [] if driver is None else [driver]

@@ -19,7 +19,7 @@ from imagery_dask.export.precomputed.precomputed_level import PrecomputedLevel
 from imagery_dask.export.zarr import block_array
 from imagery_dask.export.zarr.block_array import ZarrLevel
 from imagery_dask.storage import buckets, zarr_stores
-from imagery_dask.storage.files import Files
+from imagery_dask.storage.atomic_files import Files
 
 KEY = "8_8_40"
 OFFSET = (-16, 8, 5)

@@ -15,7 +15,7 @@ from support.buckets import SHARED
 
 from imagery_dask.export.images.slice_files import SliceNames, SliceTarget
 from imagery_dask.storage import zarr_stores
-from imagery_dask.storage.files import Files, split_prefix
+from imagery_dask.storage.atomic_files import Files, split_prefix
 from imagery_dask.storage.targets import StoreTarget, VolumeTarget
 
 Target = StoreTarget | VolumeTarget | SliceTarget

@@ -25,7 +25,7 @@ from support.volumes import coordinate_volume, delete_chunks, random_labels, wri
 
 from imagery_dask.records.receipts import RECEIPT
 from imagery_dask.records.runs import Records
-from imagery_dask.storage.files import Files
+from imagery_dask.storage.atomic_files import Files
 
 ROOT = Path(__file__).resolve().parents[2]
 # Split small volumes into many blocks, and build each level from the level above, as for large volumes.

@@ -21,7 +21,7 @@ from faults.conftest import World
 from faults.harness import CLI, MANY, SEEDS, Process, assert_same, comparable_files, driver, receipts_so_far, wait_for
 
 from imagery_dask.records import lease
-from imagery_dask.storage.files import Files
+from imagery_dask.storage.atomic_files import Files
 
 pytestmark = pytest.mark.long
 LATENCY_S = 0.02
@@ -188,7 +188,7 @@ CONTEND = (
     + """
 import os, sys, time
 from imagery_dask.errors import TargetBusyError
-from imagery_dask.storage.files import Files
+from imagery_dask.storage.atomic_files import Files
 from imagery_dask.records.lease import Lease
 folder, out, at = sys.argv[1:]
 time.sleep(max(0, float(at) - time.time()))

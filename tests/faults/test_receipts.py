@@ -20,7 +20,7 @@ from support.settings import Configure
 from imagery_dask.records.receipts import MARK, RECEIPT, counts_of, receipt, receipts_in
 from imagery_dask.records.runs import LEDGER, Records, ledger_line, ledger_rows, missing_first, write_ledger
 from imagery_dask.sources import ReadCounts
-from imagery_dask.storage.files import Files
+from imagery_dask.storage.atomic_files import Files
 
 pytestmark = pytest.mark.long
 

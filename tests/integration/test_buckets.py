@@ -27,7 +27,7 @@ from imagery_dask.export.zarr.zarr_options import ZarrOptions
 from imagery_dask.records.lease import Lease
 from imagery_dask.records.parts import Part
 from imagery_dask.sources import collect_counts
-from imagery_dask.storage.files import Files
+from imagery_dask.storage.atomic_files import Files
 from imagery_dask.storage.zarr_stores import open_store
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from imagery_dask import ImageryClient, to_png
 from imagery_dask.cli import main
 from imagery_dask.errors import AccessRefusedError, BlockFailedError
 from imagery_dask.render.palettes import colors_of
-from imagery_dask.storage.files import Files
+from imagery_dask.storage.atomic_files import Files
 
 if TYPE_CHECKING:
     from support.buckets import S3Server

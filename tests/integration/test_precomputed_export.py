@@ -27,7 +27,7 @@ from imagery_dask.errors import BlockFailedError
 from imagery_dask.export.precomputed.precomputed_level import PrecomputedLevel
 from imagery_dask.kernels import downsample
 from imagery_dask.sources import handle
-from imagery_dask.storage.files import Files
+from imagery_dask.storage.atomic_files import Files
 
 SHAPE = (75, 60, 29)
 OFFSET = (-33, 101, 7)

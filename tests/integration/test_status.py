@@ -32,7 +32,7 @@ from imagery_dask.records.receipts import RECEIPT, receipt
 from imagery_dask.records.runs import Records, now, runs_in
 from imagery_dask.run import RunReport
 from imagery_dask.sources import ReadCounts
-from imagery_dask.storage.files import records_folder
+from imagery_dask.storage.atomic_files import records_folder
 
 SHAPE = (64, 64, 32)
 BLOCK = (16, 16, 16)

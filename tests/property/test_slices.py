@@ -19,7 +19,7 @@ from imagery_dask.export.images.slice_files import SliceNames, plane_axes
 from imagery_dask.export.images.slice_pages import ImageryPages, MaskPages
 from imagery_dask.export.images.slice_plan import plan_slices, storage_edges
 from imagery_dask.export.images.slice_tasks import SliceTasks
-from imagery_dask.storage.files import Files
+from imagery_dask.storage.atomic_files import Files
 
 CHUNKS = st.lists(st.integers(1, 9), min_size=1, max_size=5).map(tuple)
 AXES = st.integers(0, 2)

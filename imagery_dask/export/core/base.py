@@ -21,7 +21,7 @@ from imagery_dask.export.core.run_states import StartedRun, Target
 from imagery_dask.geometry.grid import XYZ, Region
 from imagery_dask.run import BlockTask, RunReport
 from imagery_dask.serialization import to_json
-from imagery_dask.storage.files import Files
+from imagery_dask.storage.atomic_files import Files
 
 __all__ = ["BlockReads", "Export", "OutputFormat", "held_bytes", "plan_of"]
 

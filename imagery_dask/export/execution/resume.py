@@ -12,8 +12,8 @@ from imagery_dask.export.core.run_states import NewRun, StartedRun, Target
 from imagery_dask.records.lease import HeldLease, Lease, NoLease, brief_lease
 from imagery_dask.records.parts import Part, refuse_other_parts, refuse_parts, settle_part
 from imagery_dask.records.runs import NoRecords, Records, Run, runs_in
+from imagery_dask.storage.atomic_files import Files
 from imagery_dask.storage.buckets import clear_errors
-from imagery_dask.storage.files import Files
 
 __all__ = ["look_at", "open_end", "open_part", "open_run", "refuse_occupied"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from distributed import Client
 
 from imagery_dask.geometry.grid import AXES, XYZ
-from imagery_dask.storage.files import Files, check_writable, existing_names, split_prefix
+from imagery_dask.storage.atomic_files import Files, check_writable, existing_names, split_prefix
 
 __all__ = ["SliceNames", "SliceTarget", "plane_axes"]
 

@@ -14,7 +14,7 @@ from imagery_dask import kernels
 from imagery_dask.annotations import Array
 from imagery_dask.render.overlays import overlay_halo, overlay_page
 from imagery_dask.render.pages import Window, imagery_page, label_page, mask_page, values_of
-from imagery_dask.storage.files import Files
+from imagery_dask.storage.atomic_files import Files
 
 __all__ = [
     "IdTable",

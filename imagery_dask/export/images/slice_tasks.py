@@ -21,7 +21,7 @@ from imagery_dask.geometry.grid import XYZ, Region, region_within
 from imagery_dask.kernels import digest_of_bytes, join_digests
 from imagery_dask.render.pages import Format, encode_page
 from imagery_dask.run import WINDOW_PER_THREAD, Written
-from imagery_dask.storage.files import Files
+from imagery_dask.storage.atomic_files import Files
 
 __all__ = ["SLICES", "SliceBlock", "SliceTasks", "list_ids"]
 

@@ -45,7 +45,7 @@ from imagery_dask.render.overlays import overlay_halo
 from imagery_dask.render.pages import Format
 from imagery_dask.run import BlockTask, RunReport
 from imagery_dask.serialization import to_json
-from imagery_dask.storage.files import Files, split_prefix
+from imagery_dask.storage.atomic_files import Files, split_prefix
 
 __all__ = ["SliceExport", "to_png"]
 

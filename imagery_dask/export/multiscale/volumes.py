@@ -29,7 +29,7 @@ from imagery_dask.records.runs import records_of
 from imagery_dask.run import BlockTask
 from imagery_dask.run.block import Chain
 from imagery_dask.serialization import to_json
-from imagery_dask.storage.files import Files
+from imagery_dask.storage.atomic_files import Files
 from imagery_dask.storage.targets import FolderTarget
 
 __all__ = ["Multiscale", "VolumeExport", "multiscale_of", "volume_previews", "volume_reads"]

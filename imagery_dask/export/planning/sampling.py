@@ -28,7 +28,7 @@ from imagery_dask.export.core.run_states import NewRun
 from imagery_dask.records.lease import NoLease
 from imagery_dask.records.runs import Records
 from imagery_dask.sources import ReadCounts, collect_counts, tokens_for_own_workers
-from imagery_dask.storage.files import records_folder
+from imagery_dask.storage.atomic_files import records_folder
 
 __all__ = ["Sample", "Sampling", "sample_blocks"]
 

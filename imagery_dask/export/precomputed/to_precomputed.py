@@ -41,8 +41,8 @@ from imagery_dask.run import RunReport
 from imagery_dask.serialization import to_json
 from imagery_dask.sources import open_volume
 from imagery_dask.sources.codecs import SEGMENTATION_BLOCK
+from imagery_dask.storage.atomic_files import Files
 from imagery_dask.storage.buckets import clear_errors
-from imagery_dask.storage.files import Files
 from imagery_dask.storage.targets import VolumeTarget
 
 __all__ = ["PrecomputedExport", "to_precomputed"]

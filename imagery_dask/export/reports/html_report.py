@@ -28,7 +28,7 @@ from imagery_dask.humanize import human_bytes, human_count, human_time
 from imagery_dask.records.receipts import counts_of
 from imagery_dask.records.runs import Records, ledger_rows
 from imagery_dask.run import RunReport
-from imagery_dask.storage.files import Files, check_writable, split_prefix
+from imagery_dask.storage.atomic_files import Files, check_writable, split_prefix
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -16,8 +16,8 @@ from imagery_dask.records.drivers import Driver, driver_of
 from imagery_dask.records.lease import holder_of, is_held
 from imagery_dask.records.parts import part_holders
 from imagery_dask.records.runs import Run, record_folders, runs_in
+from imagery_dask.storage.atomic_files import Files, records_folder
 from imagery_dask.storage.buckets import clear_errors
-from imagery_dask.storage.files import Files, records_folder
 
 __all__ = ["Failure", "Holder", "StageStatus", "State", "Status", "drivers_of", "status_of"]
 

@@ -35,8 +35,8 @@ from imagery_dask.annotations import Array
 from imagery_dask.export.zarr.zarr_shards import ShardEncoder, shard_encoder
 from imagery_dask.geometry.grid import Region
 from imagery_dask.kernels import digest_of
+from imagery_dask.storage.atomic_files import move_durably, write_soon
 from imagery_dask.storage.buckets import clear_errors, parse_bucket_url
-from imagery_dask.storage.files import move_durably, write_soon
 from imagery_dask.storage.zarr_stores import open_store
 
 __all__ = ["BlockArray", "ZarrLevel", "codec_threads", "open_array", "remove_partial"]

@@ -16,7 +16,7 @@ import numpy as np
 from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ShardingCodec, ZstdCodec
 
 from imagery_dask.annotations import Array
-from imagery_dask.storage.files import write_soon
+from imagery_dask.storage.atomic_files import write_soon
 
 __all__ = ["ShardEncoder", "shard_encoder"]
 

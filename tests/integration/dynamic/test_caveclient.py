@@ -25,7 +25,7 @@ from support.dynamic import (
 )
 
 from imagery_dask import ImageryClient
-from imagery_dask.client.cave import open_cave
+from imagery_dask.client.cave_queries import open_cave
 from imagery_dask.errors import (
     AccessRefusedError,
     ServerError,

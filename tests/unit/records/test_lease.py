@@ -14,7 +14,7 @@ from support.settings import Configure
 from imagery_dask.errors import TargetBusyError
 from imagery_dask.records import lease as leases
 from imagery_dask.records.lease import Lease
-from imagery_dask.storage.files import Files
+from imagery_dask.storage.atomic_files import Files
 
 
 @pytest.mark.parametrize("how", ["enters", "leaves"])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from imagery_dask.errors import TargetBusyError
 from imagery_dask.records.lease import Lease
 from imagery_dask.records.parts import Part, part_holders, refuse_other_parts, refuse_parts, settle_part
-from imagery_dask.storage.files import Files
+from imagery_dask.storage.atomic_files import Files
 
 
 @given(blocks=st.integers(0, 500), of=st.integers(1, 60))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from imagery_dask.records.runs import Records, Run, now, runs_in
-from imagery_dask.storage.files import Files
+from imagery_dask.storage.atomic_files import Files
 
 
 def test_a_run_that_is_removed_during_listing_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from imagery_dask.records.runs import NoRecords, Records
 from imagery_dask.run.block import BlockError, BlockResult, Written, run_block
-from imagery_dask.storage.files import Files
+from imagery_dask.storage.atomic_files import Files
 
 
 class Task:

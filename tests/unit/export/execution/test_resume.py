@@ -14,7 +14,7 @@ from support.settings import Configure
 from imagery_dask.export.execution.resume import _refuse_foreign, open_part
 from imagery_dask.records.parts import Part
 from imagery_dask.records.runs import Records, Run, now, runs_in
-from imagery_dask.storage.files import Files
+from imagery_dask.storage.atomic_files import Files
 
 
 def test_parts_wait_for_crashed_parts_at_the_same_time(tmp_path: Path, configure: Configure) -> None:

@@ -13,7 +13,7 @@ from imagery_dask.export.images.slice_files import SliceNames
 from imagery_dask.export.images.slice_pages import ImageryPages
 from imagery_dask.export.images.slice_plan import plan_slices, storage_edges
 from imagery_dask.export.images.slice_tasks import SliceTasks
-from imagery_dask.storage.files import Files
+from imagery_dask.storage.atomic_files import Files
 
 SHAPE = (64, 64, 32)
 BOUNDS = [[0, 0, 0], SHAPE]
