@@ -36,9 +36,11 @@ def normalize_path(path: str) -> str:
         path = os.fspath(path)
     if not isinstance(path, str) or not path.strip():
         raise TypeError(f"A source is a path such as 'precomputed://gs://bucket/layer'; got {path!r}.")
-    path = path.strip().rstrip("/")
-    scheme = path.partition("://")[0]
-    if scheme in OTHER_FORMATS:
+    if "://" in path or not os.path.exists(path):  # names of folders may begin or end with a space
+        path = path.strip()
+    path = path.rstrip("/")
+    scheme, separator, _ = path.partition("://")
+    if separator and scheme in OTHER_FORMATS:
         raise SourceError(f"{path!r} is a {scheme} volume; only precomputed and graphene volumes can be read.")
     if "://" not in path:
         return f"precomputed://file://{Path(path).expanduser().resolve()}"

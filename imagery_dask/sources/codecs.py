@@ -1,6 +1,6 @@
-"""Decompress files and decode chunks, as cloud-files and CloudVolume do.
+"""Decode chunks, as CloudVolume does.
 
-Importing either of them loads the clients of all object stores, which takes a second of CPU time. The common codecs are
+Importing CloudVolume loads the clients of all object stores, which takes a second of CPU time. The common codecs are
 called directly, so that local volumes are read without that; CloudVolume decodes the others.
 
 Format of compressed_segmentation:
@@ -10,7 +10,6 @@ https://github.com/google/neuroglancer/tree/master/src/sliceview/compressed_segm
 from __future__ import annotations
 
 import compressed_segmentation
-import deflate
 import numpy as np
 import pyspng
 import simplejpeg
@@ -20,36 +19,14 @@ from imagery_dask.annotations import Array
 from imagery_dask.geometry.grid import XYZ
 from imagery_dask.geometry.vec import Vec3
 
-__all__ = ["SEGMENTATION_BLOCK", "compress", "decode", "decompress", "segmentation_damage"]
+__all__ = ["SEGMENTATION_BLOCK", "decode", "segmentation_damage"]
 
 # Block size of compressed_segmentation: of an info that has none, and of volumes that are written here.
 SEGMENTATION_BLOCK = (8, 8, 8)
-GZIP_MAGIC = b"\x1f\x8b"
-GZIP_LEVEL = 9
 INTERLEAVED = ("jpeg", "png")
 # Fields of block headers in compressed_segmentation.
 ENCODED_BITS = (0, 1, 2, 4, 8, 16, 32)
 OFFSET_BITS = 24
-
-
-def compress(content: bytes, encoding: str) -> bytes:
-    """Compress the content of a file with gzip or brotli."""
-    if encoding == "gzip":
-        return bytes(deflate.gzip_compress(content, GZIP_LEVEL))
-    from cloudfiles import compression
-
-    return bytes(compression.compress(content, encoding))
-
-
-def decompress(content: bytes, encoding: str | None) -> bytes:
-    """Return the decompressed content of a file; None and "" mean no compression."""
-    if not encoding:
-        return content
-    if encoding == "gzip" and content.startswith(GZIP_MAGIC):
-        return bytes(deflate.gzip_decompress(content))
-    from cloudfiles import compression
-
-    return bytes(compression.decompress(content, encoding))
 
 
 def decode(content: bytes, encoding: str, shape: tuple[int, int, int, int], dtype: str, block_size: XYZ) -> Array:

@@ -18,6 +18,7 @@ __all__ = [
     "forget_token",
     "has_aws",
     "has_google",
+    "http_login",
     "remember_token",
     "secret_file",
     "secrets_for",
@@ -113,6 +114,15 @@ def secrets_for(cloudpath: str) -> Any:
         names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION")
         return {name: os.environ[name] for name in names if os.environ.get(name)}
     return None
+
+
+def http_login() -> Any:
+    """Return the user and password for HTTP servers in cloud-files' ``http-secret.json``, as requests' ``auth``."""
+    from cloudfiles.secrets import http_credentials
+    from requests.auth import HTTPBasicAuth
+
+    login = http_credentials() or {}
+    return HTTPBasicAuth(login["user"], login["password"]) if {"user", "password"} <= login.keys() else None
 
 
 def has_google() -> bool:

@@ -26,18 +26,20 @@ from urllib.parse import urlsplit
 import google_crc32c
 
 from imagery_dask.config import config
-from imagery_dask.errors import REFUSED_STATUS, AccessRefusedError, SourceError
+from imagery_dask.errors import AccessRefusedError, SourceError
 from imagery_dask.sources import credentials
-from imagery_dask.sources.codecs import decompress
 from imagery_dask.sources.counts import count_request
 from imagery_dask.sources.failures import brief, forget_request, kind_of, pause_s
-from imagery_dask.sources.local_files import LocalFiles, local_folder
+from imagery_dask.sources.files.compression import LARGEST_FILE, decompress
+from imagery_dask.sources.files.http_files import HttpFiles
+from imagery_dask.sources.files.local_files import FORMAT_SUFFIX, LocalFiles, local_folder
 from imagery_dask.sources.throttle import request_slots
+from imagery_dask.urls import is_safe_for_tokens, name_in_url, server_of
 
 if TYPE_CHECKING:
     from cloudfiles import CloudFiles
-    from requests import Response
-    from requests.adapters import HTTPAdapter
+
+    from imagery_dask.sources.files.http_files import Auth
 
 __all__ = ["Blob", "Request", "Transport"]
 
@@ -47,12 +49,30 @@ REQUESTS_IN_FLIGHT = 32
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A file, or its bytes ``start .. stop - 1``; `fresh` bypasses caches, for bytes that did not decode."""
+    """A file, or its bytes ``start .. stop - 1``.
+
+    Parameters
+    ----------
+    key : str
+        Name of the file below the cloud path.
+    start, stop : int, optional
+        Range of bytes; by default the whole file.
+    fresh : bool
+        Bypass caches, for bytes that did not decode.
+    most : int
+        Largest possible size of the file. No more bytes are kept, and a larger file is damaged.
+    """
 
     key: str
     start: int | None = None
     stop: int | None = None
     fresh: bool = False
+    most: int = LARGEST_FILE
+
+    @property
+    def size_limit(self) -> int:
+        """Largest possible number of bytes of the answer."""
+        return self.most if self.start is None or self.stop is None else self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +88,14 @@ class Blob:
         """True for an empty file, which represents a chunk that was not written."""
         return not self.content and not self.damage
 
-    def decompressed(self) -> bytes:
-        """Return the bytes without the transport's compression (gzip, brotli, ...); raise ValueError if damaged."""
+    def decompressed(self, most: int = LARGEST_FILE) -> bytes:
+        """Return the bytes without the transport's compression (gzip, brotli, ...), of which there are at most `most`.
+
+        Raise ValueError if they are damaged.
+        """
         if self.damage:
             raise ValueError(self.damage)
-        return decompress(self.content, self.encoding)
+        return decompress(self.content, self.encoding, most)
 
 
 class Transport:
@@ -88,18 +111,21 @@ class Transport:
     def __init__(self, cloudpath: str) -> None:
         self.cloudpath = cloudpath
         self._get_once: Callable[[Request], Blob | None]
-        folder = local_folder(cloudpath)
+        self.is_remote = True
+        self._server = server_of(cloudpath)
+        folder, url = local_folder(cloudpath), http_url(cloudpath)
         if folder is not None:
             self.is_remote, self._get_once = False, partial(_read_local, LocalFiles(folder))
-            return
-        self._files = _cloud_files(cloudpath)
-        self._local = threading.local()
-        self._server = server_of(self._files.cloudpath)
-        protocol = self._files.protocol
-        self.is_remote = protocol != "mem"
-        behind_cave = protocol == "middleauth+https"
-        self._token_host = urlsplit(cloudpath.partition("middleauth+")[2]).netloc if behind_cave else None
-        self._get_once = self._http_get if protocol in HTTP_PROTOCOLS else self._cloud_files_get
+        elif url is not None:
+            self._server = server_of(url)
+            behind_cave = cloudpath.removeprefix("precomputed://").startswith(MIDDLEAUTH)
+            auth = partial(_cave_auth, url) if behind_cave else _always(credentials.http_login())
+            self._get_once = partial(_read_http, HttpFiles(url, auth))
+        else:
+            self._files = _cloud_files(cloudpath)
+            self.is_remote = self._files.protocol != "mem"
+            self._local = threading.local()
+            self._get_once = self._cloud_files_get
 
     def get(self, request: Request) -> Blob | None:
         """Fetch one file or byte range.
@@ -128,7 +154,7 @@ class Transport:
                 raise
             except Exception as error:
                 kind = kind_of(error)
-                if kind == "outside" and request.start is not None:
+                if kind == "outside":
                     return _complete(request, Blob(b""))
                 if kind == "not there":
                     return None
@@ -136,7 +162,7 @@ class Transport:
                     refused = self._refused(request.key, error)
                     forget_request(error)
                     raise refused from error
-                if kind in ("final", "outside") or attempt == attempts - 1:
+                if kind == "final" or attempt == attempts - 1:
                     failed = SourceError(f"Reading {self._name(request.key)} failed: {brief(error)}")
                     forget_request(error)
                     raise failed from error
@@ -179,84 +205,98 @@ class Transport:
         connection = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = self._files._get_connection()
-            if self._files.protocol in HTTP_PROTOCOLS:
-                # cloud-files' adapter keeps 10 connections; beyond these, every request opens and closes one.
-                for scheme in ("http://", "https://"):
-                    connection.session.mount(scheme, _adapter(os.getpid()))
         return connection
 
     def _cloud_files_get(self, request: Request) -> Blob | None:
         connection = self._connection()
         # Without cloud-files' own retries, which repeat refused requests seven times, for up to minutes.
         get_file = inspect.unwrap(type(connection).get_file)
-        content, encoding, checksum, kind = get_file(connection, request.key, request.start, request.stop)
+        # A range limits what is received; stores answer with the whole object if it is smaller.
+        start, stop = (request.start, request.stop) if request.start is not None else (0, request.most + 1)
+        content, encoding, checksum, kind = get_file(connection, request.key, start, stop)
         if content is None:
             return None
+        damage = _size_damage(request, content)
         # Not checked on S3: the ETag is the MD5 of some objects, but not of others (encrypted ones).
-        checked = request.start is None and self._files.protocol == "gs"
-        return Blob(content, encoding or None, checksum_damage(content, kind, checksum) if checked else "")
-
-    def _http_get(self, request: Request) -> Blob | None:
-        connection = self._connection()
-        headers = dict(connection.default_headers())
-        token = credentials.cave_token(self._token_host) if self._token_host else None
-        auth = credentials.Bearer(token) if token else None
-        if request.start is not None and request.stop is not None:
-            headers["Range"] = f"bytes={request.start}-{request.stop - 1}"
-        if request.fresh:
-            headers["Cache-Control"] = "no-cache"
-        url = connection.get_path_to_file(request.key)
-        with connection.session.get(
-            url, headers=headers, auth=auth, stream=True, timeout=config.get("requests.timeout_s")
-        ) as response:
-            if response.status_code in (404, 410):
-                return None
-            if response.status_code in REFUSED_STATUS:
-                raise self._refused(request.key, f"HTTP {response.status_code}")
-            response.raise_for_status()
-            # Still compressed: `Blob.decompressed` decodes once.
-            content = response.raw.read(decode_content=False)
-            _check_length(response, len(content))
-            damage = ""
-            if response.status_code == 200:
-                damage = checksum_damage(content, "crc32c", stored_checksum(response.headers))
-                if request.start is not None:
-                    # The server ignored the range and sent the whole file, as HTTP allows.
-                    content = content[request.start : request.stop]
-            return Blob(content, response.headers.get("Content-Encoding"), damage)
+        if not damage and request.start is None and self._files.protocol == "gs":
+            damage = checksum_damage(content, kind, checksum)
+        return Blob(content, encoding or None, damage)
 
 
-HTTP_PROTOCOLS = ("http", "https", "middleauth+https")
+MIDDLEAUTH = "middleauth+"
+# Hosts at which buckets are read without credentials.
+PUBLIC_HOSTS = {"gs": "https://storage.googleapis.com", "s3": "https://s3.amazonaws.com"}
 
 
 def _read_local(files: LocalFiles, request: Request) -> Blob | None:
-    stored = files.read(request.key, request.start, request.stop)
-    return None if stored is None else Blob(*stored)
+    stop = request.stop if request.start is not None else request.most + 1
+    stored = files.read(request.key, request.start, stop)
+    return None if stored is None else Blob(*stored, damage=_size_damage(request, stored[0]))
+
+
+def _read_http(files: HttpFiles, request: Request) -> Blob | None:
+    answer = files.get(request.key, request.start, request.stop, request.most, request.fresh)
+    if answer is None:
+        return None
+    damage = answer.damage
+    if answer.whole and not damage:
+        damage = checksum_damage(answer.content, "crc32c", stored_checksum(answer.headers))
+    return Blob(answer.content, answer.headers.get("Content-Encoding"), damage)
+
+
+def _size_damage(request: Request, content: bytes) -> str:
+    if request.start is not None or len(content) <= request.most:
+        return ""
+    return f"it has more than {request.most} bytes, more than it can have"
+
+
+def _always(auth: Auth | None) -> Callable[[], Auth | None]:
+    return lambda: auth
+
+
+def _cave_auth(url: str) -> Auth | None:
+    """Return the token for a server behind CAVE's authentication, which is only sent over HTTPS."""
+    token = credentials.cave_token(urlsplit(url).netloc) if is_safe_for_tokens(url) else None
+    return None if token is None else credentials.Bearer(token)
+
+
+def http_url(cloudpath: str) -> str | None:
+    """Return the URL at which a path is read over HTTP; None for other protocols.
+
+    Buckets for which this process has no credentials are read from their public URL.
+    """
+    path = cloudpath.removeprefix("precomputed://").removesuffix(FORMAT_SUFFIX).removeprefix(MIDDLEAUTH)
+    scheme, _, rest = path.partition("://")
+    if scheme in ("http", "https"):
+        return path
+    if scheme not in PUBLIC_HOSTS or not _is_anonymous(cloudpath):
+        return None
+    if rest.startswith(("http://", "https://")):  # of S3, with another server
+        server, _, name = rest.partition("://")[2].partition("/")
+        return f"{rest.partition('://')[0]}://{server}/{name_in_url(name)}"
+    return f"{PUBLIC_HOSTS[scheme]}/{name_in_url(rest)}"
 
 
 def _cloud_files(cloudpath: str) -> CloudFiles:
     from cloudfiles import CloudFiles
 
     secrets = credentials.secrets_for(cloudpath)
-    return CloudFiles(reachable_path(cloudpath), secrets=secrets, locking=False, progress=False)
+    return CloudFiles(cloudpath, secrets=secrets, locking=False, progress=False)
 
 
 def reachable_path(cloudpath: str) -> str:
-    """Return a path that this process can read: buckets without credentials become anonymous HTTPS."""
-    scheme = cloudpath.removeprefix("precomputed://").partition("://")[0]
-    if (scheme == "gs" and not credentials.has_google()) or (scheme == "s3" and not credentials.has_aws(cloudpath)):
+    """Return a path that this process can read with CloudVolume: buckets without credentials become public HTTPS."""
+    if _is_anonymous(cloudpath):
         from cloudvolume.paths import to_https_protocol
 
         return str(to_https_protocol(cloudpath))
     return cloudpath
 
 
-def server_of(cloudpath: str) -> str:
-    """Return the server of a path: ``scheme://host``, or ``scheme://bucket`` if it has no host of its own."""
-    path = cloudpath.removeprefix("precomputed://").removeprefix("middleauth+")
-    endpoint = path.partition("://")[2]
-    parts = urlsplit(endpoint if "://" in endpoint else path)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+def _is_anonymous(cloudpath: str) -> bool:
+    """Return True for a bucket for which this process has no credentials."""
+    scheme = cloudpath.removeprefix("precomputed://").partition("://")[0]
+    return (scheme == "gs" and not credentials.has_google()) or (scheme == "s3" and not credentials.has_aws(cloudpath))
 
 
 def _complete(request: Request, blob: Blob | None) -> Blob | None:
@@ -270,12 +310,6 @@ def _complete(request: Request, blob: Blob | None) -> Blob | None:
         f"{len(blob.content)} of them were received"
     )
     return replace(blob, damage=damage)
-
-
-def _check_length(response: Response, received: int) -> None:
-    promised = response.headers.get("Content-Length")
-    if promised is not None and int(promised) != received:
-        raise ConnectionError(f"the body was truncated: {received} of {promised} bytes")
 
 
 def checksum_damage(content: bytes, kind: str | None, expected: str | None) -> str:
@@ -315,14 +349,6 @@ def stored_checksum(headers: Mapping[str, str]) -> str | None:
         if kind == "crc32c":
             return value
     return None
-
-
-@lru_cache(maxsize=1)
-def _adapter(process: int) -> HTTPAdapter:
-    from requests.adapters import HTTPAdapter
-
-    del process
-    return HTTPAdapter(pool_connections=8, pool_maxsize=2 * REQUESTS_IN_FLIGHT)
 
 
 @lru_cache(maxsize=1)

@@ -16,9 +16,9 @@ from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 from uuid import uuid4
 
 from imagery_dask.errors import REFUSED_STATUS
-from imagery_dask.sources.codecs import compress as compressed
-from imagery_dask.sources.codecs import decompress
-from imagery_dask.sources.local_files import EXTENSIONS, LocalFiles
+from imagery_dask.sources.files.compression import compress as compressed
+from imagery_dask.sources.files.compression import decompress
+from imagery_dask.sources.files.local_files import EXTENSIONS, LocalFiles
 
 if TYPE_CHECKING:
     from cloudfiles import CloudFiles

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cloudfiles import compression
 from cloudvolume import chunks
 
 from imagery_dask.annotations import Array
-from imagery_dask.sources.codecs import compress, decode, decompress
+from imagery_dask.sources.codecs import decode
 
 SHAPE = (24, 16, 9, 1)
 BLOCK = (8, 8, 8)
@@ -43,26 +42,3 @@ def test_truncated_chunks_are_errors(encoding: str, dtype: str) -> None:
     content = bytes(chunks.encode(voxels_of(dtype), encoding, BLOCK))
     with pytest.raises(Exception, match="."):
         decode(content[: len(content) // 3], encoding, SHAPE, dtype, BLOCK)
-
-
-@pytest.mark.parametrize("encoding", ["gzip", "br"])
-def test_files_are_compressed_as_cloud_files_compresses_them(encoding: str) -> None:
-    content = bytes(range(256)) * 40
-    assert compress(content, encoding) == compression.compress(content, encoding)
-
-
-@pytest.mark.parametrize("encoding", ["gzip", "br", "zstd", "xz", "bzip2"])
-def test_compressed_files_are_read(encoding: str) -> None:
-    content = bytes(range(256)) * 40
-    assert decompress(compression.compress(content, encoding), encoding) == content
-
-
-@pytest.mark.parametrize("encoding", [None, ""])
-def test_files_without_compression_are_read_as_they_are(encoding: str | None) -> None:
-    assert decompress(b"abc", encoding) == b"abc"
-
-
-@pytest.mark.parametrize("content", [b"", b"abc", b"\x1f\x8b"])
-def test_files_that_are_not_compressed_are_errors(content: bytes) -> None:
-    with pytest.raises(Exception, match="."):
-        decompress(content, "gzip")

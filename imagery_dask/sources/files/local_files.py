@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 
-__all__ = ["EXTENSIONS", "LocalFiles", "local_folder"]
+__all__ = ["EXTENSIONS", "FORMAT_SUFFIX", "LocalFiles", "local_folder"]
+
+# Neuroglancer's way to name the format of a path.
+FORMAT_SUFFIX = "|neuroglancer-precomputed:"
+FORMAT_AT_END = re.compile(r"\|[\w-]+:$")
 
 EXTENSIONS = {None: "", "gzip": ".gz", "br": ".br", "zstd": ".zstd", "xz": ".xz", "bzip2": ".bz2"}
 
@@ -14,7 +19,7 @@ EXTENSIONS = {None: "", "gzip": ".gz", "br": ".br", "zstd": ".zstd", "xz": ".xz"
 def local_folder(cloudpath: str) -> str | None:
     """Return the folder of a ``file://`` path, or None for other paths."""
     path = cloudpath.removeprefix("precomputed://")
-    if not path.startswith("file://") or "|" in path:  # cloud-files reads "file:///folder|neuroglancer-precomputed:"
+    if not path.startswith("file://") or FORMAT_AT_END.search(path):  # which cloud-files understands
         return None
     return os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
 
@@ -38,8 +43,11 @@ class LocalFiles:
         path = os.path.join(self.folder, name)
         for encoding, extension in self._extensions:
             with suppress(FileNotFoundError), open(path + extension, "rb") as file:
-                file.seek(start or 0)
-                content = file.read() if stop is None else file.read(stop - (start or 0))
+                begin = start or 0
+                file.seek(begin)
+                # Python reserves memory for as many bytes as are asked for.
+                size = os.fstat(file.fileno()).st_size - begin if stop is not None else -1
+                content = file.read() if stop is None else file.read(max(0, min(stop - begin, size)))
                 self._try_first(encoding, extension)
                 return content, encoding
         return None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cloudfiles import CloudFiles, compression
 
-from imagery_dask.sources.local_files import LocalFiles, local_folder
+from imagery_dask.sources.files.local_files import LocalFiles, local_folder
 
 NAMES = ("info", "1_1_1/0-8", "1_1_1/8-16", "1_1_1.json", "deep/er/info", ".hidden")
 

@@ -1,0 +1,91 @@
+"""URLs of files and stores: names as parts of URLs, and URLs without their secrets."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from urllib.parse import quote, urlsplit
+
+__all__ = ["file_url", "is_safe_for_tokens", "name_in_url", "redacted", "server_of"]
+
+# Up to the last @ of the host, because passwords may hold one; beyond a "/" only if no port follows the colon.
+USER = re.compile(r"://(?:[^/\s:\[]*:(?!\d*[/\s])[^\s\"]*@|[^/\s]*@)")
+URL = re.compile(r"[A-Za-z][\w.+-]*://(?:[^\s'\"<>]|'(?=\w))+")
+QUERY = re.compile(r"(?<=[?&;])([^=&;?#]+)=[^&;#]*")
+SECRET = "***"
+# A question mark begins a query only if a name and "=" follow; otherwise it belongs to a name.
+BEGIN_OF_QUERY = re.compile(r"\?(?=[^=/&?#]+=)")
+ESCAPED = re.compile(r"(%[0-9A-Fa-f]{2})")
+UNESCAPED = "/:@!$&'()*,;=~"
+
+
+def redacted(text: str) -> str:
+    """Return a text in which the URLs have no user, no password, and no values in their query.
+
+    >>> redacted("Reading https://me:p@ss@host/em/info?token=abc&v=1 failed")
+    'Reading https://***@host/em/info?token=***&v=*** failed'
+    """
+    if "://" not in text:
+        return text
+    return URL.sub(_without_query, USER.sub(f"://{SECRET}@", text))
+
+
+def _without_query(match: re.Match[str]) -> str:
+    url = match.group()
+    return QUERY.sub(rf"\1={SECRET}", url) if "?" in url else url
+
+
+def name_in_url(name: str) -> str:
+    """Return a name, such as a key of a bucket, as the path of a URL: ``a#b+c/d`` is ``a%23b%2Bc/d``."""
+    return quote(name, safe="/~")
+
+
+def file_url(base: str, key: str) -> str:
+    """Return the URL of a file below a base URL, whose query stays at the end.
+
+    Parameters
+    ----------
+    base : str
+        An HTTP URL as a user writes it. Characters that a URL cannot hold are escaped; ``%XX`` is kept.
+    key : str
+        The name of the file below `base`; every character stands for itself.
+
+    Examples
+    --------
+    >>> file_url("https://host/em?token=abc", "8_8_40#1/0-64")
+    'https://host/em/8_8_40%231/0-64?token=abc'
+    """
+    scheme, _, rest = base.partition("://")
+    begin = BEGIN_OF_QUERY.search(rest)
+    path, query = (rest[: begin.start()], rest[begin.end() :]) if begin else (rest, "")
+    host, _, path = path.partition("/")
+    pieces = ESCAPED.split(path.strip("/"))
+    path = "".join(piece if ESCAPED.fullmatch(piece) else quote(piece, safe=UNESCAPED) for piece in pieces)
+    url = "/".join([f"{scheme}://{host}", *filter(None, [path, name_in_url(key.lstrip("/"))])])
+    return f"{url}?{query}" if query else url
+
+
+def server_of(url: str) -> str:
+    """Return the server of a source: ``scheme://host``, or ``scheme://bucket`` if it has no host of its own.
+
+    It has neither user nor password.
+
+    >>> server_of("precomputed://https://user:secret@host:8080/a")
+    'https://host:8080'
+    """
+    path = url.removeprefix("precomputed://").removeprefix("middleauth+")
+    endpoint = path.partition("://")[2]
+    parts = urlsplit(endpoint if endpoint.startswith(("http://", "https://")) else path)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def is_safe_for_tokens(url: str) -> bool:
+    """Return True if a token may be sent to a URL: over HTTPS, or to this machine."""
+    parts = urlsplit(url)
+    if parts.scheme == "https":
+        return True
+    host = parts.hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
