@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,10 @@ class CutoutArray:
             block = block[(slice(None),) * axis + (spans[axis][2],)]
         dropped = tuple(a for a in range(4) if a not in self.axes or not isinstance(parts[a], (slice, np.ndarray)))
         return block.squeeze(axis=dropped)
+
+    def select(self, parts: Sequence[range | int]) -> CutoutSlice:
+        """Select voxels along each axis by ranges and integers; nothing is read."""
+        return CutoutSlice(self, tuple(parts))
 
     def with_layout(self, layout: Layout) -> CutoutArray:
         """Return the same voxels in another memory order."""
@@ -125,11 +129,23 @@ class CutoutSlice:
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:
         return ("imagery_dask.CutoutSlice", self.source.__dask_tokenize__(), self.parts)
 
+    def select(self, parts: Sequence[range | int]) -> CutoutSlice:
+        """Select voxels along each axis of this part by ranges and integers; nothing is read."""
+        inner = iter(parts)
+        return CutoutSlice(
+            self.source, tuple(_within(part, next(inner)) if isinstance(part, range) else part for part in self.parts)
+        )
+
     def __getitem__(self, key: tuple[slice, ...]) -> Array:
         inner = iter(key)
         return self.source[
             tuple(_slice_of(part[next(inner)]) if isinstance(part, range) else part for part in self.parts)
         ]
+
+
+def _within(whole: range, part: range | int) -> range | int:
+    """Return what a range, or an integer, selects of a range."""
+    return whole[_slice_of(part)] if isinstance(part, range) else whole[part]
 
 
 def _slice_of(picked: range) -> slice:

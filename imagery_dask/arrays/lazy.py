@@ -6,7 +6,7 @@ cross and no more.
 
 dask has two kinds of arrays, chosen when it is imported: graphs, and expressions (``array.query-planning``). Both are
 made by `dask.array.from_array`. In a graph dask merges a slice with the task that reads; an expression reads whole
-blocks and slices them afterwards, so there `LazyCutout` selects from the array-like before dask sees the slice.
+blocks and slices them afterwards, unless it is one of `imagery_dask.arrays.expressions`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import operator
 import sys
 import weakref
 from fractions import Fraction
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -29,7 +29,7 @@ from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 
 from imagery_dask.annotations import Array, JsonObject, Keywords
-from imagery_dask.arrays.cutout_array import CutoutArray, CutoutSlice
+from imagery_dask.arrays.cutout_array import CutoutArray
 from imagery_dask.config import config
 from imagery_dask.geometry.block_plan import SPLIT_ABOVE
 from imagery_dask.geometry.grid import AXES, edge_at_or_after, source_span
@@ -61,55 +61,49 @@ Region = tuple[slice, ...]
 _sources: weakref.WeakValueDictionary[str, CutoutArray] = weakref.WeakValueDictionary()
 
 
-class LazyCutout(da.Array):
-    """The dask array of a cutout.
+class WholeCutout:
+    """The ``compute`` of a cutout's array, which it has as an attribute of its own.
 
-    Like any other, but when it is computed alone and whole, each block is written into the result when it has been
-    read, in the decoders' memory order. dask's own way holds all blocks beside the result (on a cluster: on one worker)
-    and joins them at the end, in C order, which takes as long as decoding where codecs are as fast as memory.
+    Each block is written into the result when it has been read, in the decoders' memory order. dask's own way holds all
+    blocks beside the result (on a cluster: on one worker) and joins them at the end, in C order, which takes as long as
+    decoding where codecs are as fast as memory.
 
-    Slices of it are of this class too, and read by dask.
+    It is an attribute because xarray refuses a subclass of dask's array beside arrays that are made of it.
+
+    Parameters
+    ----------
+    array : dask.array.Array
+        The array as dask computes it.
+    source : CutoutArray
+        The cutout that it is.
     """
 
-    def compute(self, **kwargs: Any) -> Any:
+    def __init__(self, array: da.Array, source: CutoutArray) -> None:
+        # Not `array` itself, which holds this: it would live until a garbage collection.
+        self.plain, self.source = _again(array), source
+
+    def __call__(self, **kwargs: Any) -> Any:
         """Read the voxels; where a cutout has several blocks, the result is in Fortran order."""
+        array, source = self.plain, self.source
         if _has_no_client():
             kwargs.setdefault("scheduler", dask.threaded.get)
-        source = source_of(self)
-        if source is None:
-            return super().compute(**kwargs)
-        scheduler = get_scheduler(collections=[self], scheduler=kwargs.get("scheduler"))
-        if math.prod(self.numblocks) > 1:
+        scheduler = get_scheduler(collections=[array], scheduler=kwargs.get("scheduler"))
+        if math.prod(array.numblocks) > 1:
             source = source.with_layout("F")
             if scheduler in (dask.threaded.get, dask.local.get_sync):
                 kwargs = {name: value for name, value in kwargs.items() if name not in NOT_OF_SCHEDULERS}
-                return _fill(scheduler, self, source, kwargs)
+                return _fill(scheduler, array, source, kwargs)
             client = getattr(scheduler, "__self__", None)
             from distributed import Client
 
             if isinstance(client, Client):
-                return _gather(client, self, source)
-        return np.asarray(super().compute(**kwargs))
-
-    def __getitem__(self, index: Any) -> Any:
-        source = source_of(self)
-        if source is None or not da.array_expr_enabled():
-            return _lazy(super().__getitem__(index))
-        split = _split_index(index, source.shape)
-        if split is None or split[0] == tuple(map(range, source.shape)):
-            return _lazy(super().__getitem__(index))
-        parts, rest = split
-        chunks = tuple(
-            _chunks_of(part, edges) for part, edges in zip(parts, self.chunks, strict=True) if isinstance(part, range)
-        )
-        selected = _from_source(CutoutSlice(source, parts), chunks)
-        return _lazy(selected[rest])
+                return _gather(client, array, source)
+        return np.asarray(array.compute(**kwargs))
 
 
-def _lazy(array: da.Array) -> LazyCutout:
-    if da.array_expr_enabled():
-        return LazyCutout(array.expr)
-    return LazyCutout(array.dask, array.name, array.chunks, meta=array._meta)
+def _again(array: da.Array) -> da.Array:
+    """Return another object of the same array."""
+    return da.Array(array.expr) if da.array_expr_enabled() else array.copy()
 
 
 def _has_no_client() -> bool:
@@ -156,58 +150,6 @@ def block_reads(array: da.Array, source: CutoutArray) -> list[Delayed]:
     return [Delayed(key, graph, layer=name) for key in tasks]
 
 
-def _from_source(source: CutoutArray | CutoutSlice, chunks: Chunks, name: str | None = None) -> da.Array:
-    """One symbolic layer over an array-like."""
-    meta = np.empty((0,) * source.ndim, dtype=source.dtype)
-    return da.from_array(source, chunks=chunks, name=name, asarray=False, inline_array=True, meta=meta)
-
-
-def _split_index(index: Any, shape: tuple[int, ...]) -> tuple[tuple[range | int, ...], tuple[Any, ...]] | None:
-    """Split an index into what slices and integers select, and what remains to be selected from that.
-
-    Returns
-    -------
-    parts : tuple of range or int
-        Voxels along each axis.
-    rest : tuple
-        Index of the result, where new axes and lists remain.
-    None
-        The index is left to dask: it is out of bounds, or spans several axes.
-    """
-    given = index if isinstance(index, tuple) else (index,)
-    missing = len(shape) - sum(part is not None and part is not Ellipsis for part in given)
-    dots = next((n for n, part in enumerate(given) if part is Ellipsis), len(given))
-    given = (*given[:dots], *[slice(None)] * missing, *given[dots + 1 :])
-    parts: list[range | int] = []
-    rest: list[Any] = []
-    for part in given:
-        whole = range(shape[len(parts)]) if len(parts) < len(shape) else range(0)
-        if part is None:
-            rest.append(part)
-        elif isinstance(part, slice):
-            parts.append(whole[part])
-            rest.append(slice(None))
-        elif isinstance(part, (int, np.integer)) and not isinstance(part, bool) and -len(whole) <= part < len(whole):
-            parts.append(whole[part])
-        elif isinstance(part, list) or getattr(part, "ndim", 0) == 1:
-            parts.append(whole)
-            rest.append(part)
-        else:
-            return None
-    return (tuple(parts), tuple(rest)) if len(parts) == len(shape) else None
-
-
-def _chunks_of(picked: range, chunks: tuple[int, ...]) -> tuple[int, ...]:
-    """Chunks of a slice along an axis: what each block of the whole holds of it, empty ones left out."""
-    ascending = picked if picked.step > 0 else picked[::-1]
-    below = [
-        min(max(-((ascending.start - edge) // ascending.step), 0), len(picked))
-        for edge in accumulate(chunks, initial=0)
-    ]
-    held = [b - a for a, b in pairwise(below) if b > a] or [0]
-    return tuple(held if picked.step > 0 else reversed(held))
-
-
 def lazy_array(cutout: Cutout, *, squeeze: bool = True) -> da.Array:
     """Dask array of a cutout.
 
@@ -230,9 +172,15 @@ def lazy_array(cutout: Cutout, *, squeeze: bool = True) -> da.Array:
     name = _name_of(source)
     # Equal arrays share one array-like. Their graphs hold it, so that this entry lives as long as any of them.
     source = _sources.setdefault(name, source)
-    plain = _from_source(source, chunks, name)
-    _sources[plain.name] = source  # expressions have names of their own
-    return _lazy(plain)
+    meta = np.empty((0,) * source.ndim, dtype=source.dtype)
+    array = da.from_array(source, chunks=chunks, name=name, asarray=False, inline_array=True, meta=meta)
+    if da.array_expr_enabled():
+        from imagery_dask.arrays.expressions import with_pushdown
+
+        array = with_pushdown(array)
+    _sources[array.name] = source  # expressions have names of their own
+    array.compute = WholeCutout(array, source)
+    return array
 
 
 def _name_of(source: CutoutArray) -> str:

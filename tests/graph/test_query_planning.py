@@ -61,6 +61,7 @@ def key_of(*cell: int) -> str:
 
 def run_cases(source: str, folder: Path) -> dict[str, Any]:
     """Run all cases in the mode of this process; each result includes its reads."""
+    import dask
     import dask.array as da
     from distributed import Client, LocalCluster
 
@@ -102,6 +103,12 @@ def run_cases(source: str, folder: Path) -> dict[str, Any]:
             record(name, lambda index=index: np.asarray(volume.data[index].compute()))  # type: ignore[misc]
         record("xarray", lambda: volume.isel(x=slice(3, 9), z=20).compute().values)
         record("a function of voxels", lambda: (volume.data[:, :, 3] > FIRST_ID + 5).compute())
+        record("a chain", lambda: np.asarray(volume.data[30:100, :, 3][4:30:5, 90:2:-5].compute()))
+        plane = volume.data[:, :, 3]
+        record("persisted", lambda: np.asarray(dask.persist(plane, plane > 0)[0].compute()))
+        results["types"] = {type(array).__mro__.index(da.Array) for array in (cutout, volume.data, plane, plane > 0)}
+        dataset = volume.isel(z=slice(3, 5)).to_dataset(name="ids")
+        record("a dataset", lambda: dataset.assign(mask=dataset.ids > FIRST_ID + 5).compute().ids.values)
         record("a mask", lambda: np.asarray(client.split_segmentation_cutout(BOUNDS)[FIRST_ID][:, :, 0].compute()))
         record("ids", lambda: len(client.split_segmentation_cutout(BOUNDS)))
         finer = client.segmentation_cutout(np.multiply(BOUNDS, (2, 2, 1)), resolution=(4, 4, 40))
@@ -207,6 +214,18 @@ def test_slices_of_xarray_and_functions_of_slices_are_pushed_into_the_reader(res
     check(results["a mask"], ids()[:, :, 0] == FIRST_ID, np.s_[:, :, 0])
     check(results["resized"], ids()[:, :, 3].repeat(2, axis=0).repeat(2, axis=1).astype(np.int64), np.s_[:, :, 3])
     check(results["ids"], math.prod(SHAPE), ALL)
+
+
+def test_arrays_are_of_the_type_of_all_that_is_made_of_them(results: dict[str, Any]) -> None:
+    assert results["types"] == {0}
+    np.testing.assert_array_equal(results["a dataset"]["voxels"], ids()[:, :, 3:5])
+    assert set(results["a dataset"]["reads"]) == chunks_of(np.s_[:, :, 3:5])
+
+
+def test_chains_of_slices_and_persisted_slices_are_right(results: dict[str, Any]) -> None:
+    chain = ids()[30:100, :, 3][4:30:5, 90:2:-5]
+    np.testing.assert_array_equal(results["a chain"]["voxels"], chain)
+    np.testing.assert_array_equal(results["persisted"]["voxels"], ids()[:, :, 3])
 
 
 def test_exports_recognise_cutouts(results: dict[str, Any]) -> None:
