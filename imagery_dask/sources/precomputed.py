@@ -271,6 +271,8 @@ class PrecomputedVolume:
         block_size = self._block_size(reading.mip) or SEGMENTATION_BLOCK
         try:
             return decode(blob.decompressed(), encoding, shape, self.layer.dtype, block_size)
+        except SourceError:  # the decoder cannot be started, which is no fault of the chunk
+            raise
         except Exception as error:
             raise CorruptChunkError(
                 f"Storage chunk {self._key(reading.mip, grid)} of {self.path} does not decode as {encoding} {shape} "
