@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from imagery_dask.annotations import Array
 from imagery_dask.geometry.grid import XYZ
 from imagery_dask.geometry.vec import Vec3
+from imagery_dask.sources.encodings.picture_sizes import check_picture_size
 
 __all__ = ["SEGMENTATION_BLOCK", "decode", "segmentation_damage"]
 
 # Block size of compressed_segmentation: of an info that has none, and of volumes that are written here.
 SEGMENTATION_BLOCK = (8, 8, 8)
 INTERLEAVED = ("jpeg", "png")
+PICTURES = ("jpeg", "png", "jxl")
 # Encodings that are checked before, or in place of, their own decoders.
 CHECKED = ("compresso", "crackle")
 # Fields of block headers in compressed_segmentation.
@@ -57,6 +59,8 @@ def decode(content: bytes, encoding: str, shape: tuple[int, int, int, int], dtyp
         if damage:
             raise ValueError(damage)
     voxels: Array
+    if content and encoding in PICTURES:
+        check_picture_size(content, encoding, shape)
     if content and encoding == "raw":
         voxels = np.frombuffer(content, dtype)
     elif content and encoding == "jpeg":
@@ -71,6 +75,8 @@ def decode(content: bytes, encoding: str, shape: tuple[int, int, int, int], dtyp
         from cloudvolume import chunks
 
         voxels = np.asarray(chunks.decode(content, encoding, shape, np.dtype(dtype), block_size))
+    if voxels.dtype != np.dtype(dtype):  # a damaged header of jxl
+        raise ValueError(f"it decodes to {voxels.dtype}, not to {dtype}")
     return _channels_last(voxels, shape, encoding)
 
 
