@@ -50,6 +50,7 @@ __all__ = [
     "lazy_block_edges",
     "lazy_dataarray",
     "source_of",
+    "sources_in",
 ]
 
 Chunks = tuple[tuple[int, ...], ...]
@@ -198,6 +199,13 @@ def lazy_block_edges(cutout: Cutout) -> tuple[list[int], list[int], list[int]]:
 def source_of(array: da.Array) -> CutoutArray | None:
     """Return the array-like behind an array, when it is a cutout as `lazy_array` made it."""
     return _sources.get(array.name)
+
+
+def sources_in(array: da.Array) -> list[CutoutArray]:
+    """Return the cutouts that an array is computed from."""
+    layers = getattr(array.dask, "layers", None)
+    names = (node._name for node in array.expr.walk()) if layers is None else layers
+    return [source for name in names if (source := _sources.get(name)) is not None]
 
 
 def lazy_dataarray(cutout: Cutout, name: str) -> xr.DataArray:

@@ -82,10 +82,11 @@ def same_moment(out: str, region: Keywords) -> Keywords:
     dynamic = region["datastack"] is not None or "graphene://" in (region["segmentation_source"] or "")
     if not dynamic or region["timestamp"] is not None or region["version"] is not None:
         return region
+    from imagery_dask.export.core.run_states import plan_in
     from imagery_dask.export.registry import run_at
 
     try:
-        moment = run_at(out).plan["decides"].get("segmentation timestamp")
+        moment = plan_in(run_at(out)).fingerprint_fields.get("segmentation timestamp")
     except FileNotFoundError:
         return region
     return region if moment is None else region | {"timestamp": str(moment)}

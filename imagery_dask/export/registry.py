@@ -11,6 +11,7 @@ from typing import Any
 
 from imagery_dask.export.core.base import Export
 from imagery_dask.export.core.plans import ExportPlan, data_of
+from imagery_dask.export.core.run_states import plan_in
 from imagery_dask.export.images.image_options import ImageOptions
 from imagery_dask.export.precomputed.precomputed_options import PrecomputedOptions
 from imagery_dask.export.zarr.zarr_options import ZarrOptions
@@ -81,13 +82,17 @@ def read_plan(path: str | os.PathLike[str]) -> ExportPlan:
     """
     if os.path.isfile(path):
         try:
-            content = json.loads(Path(path).read_text())
+            content = json.loads(Path(path).read_bytes())
+        except (ValueError, RecursionError) as error:
+            reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+            raise ValueError(f"{os.fspath(path)} is not JSON: {reason}.") from None
+        try:
+            return ExportPlan.from_json(content.get("plan", content) if isinstance(content, dict) else content)
         except ValueError as error:
-            raise ValueError(f"{os.fspath(path)} is not JSON: {error}.") from error
-        return ExportPlan.from_json(content.get("plan", content) if isinstance(content, dict) else content)
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
     if os.fspath(path).endswith(".json"):
         raise FileNotFoundError(f"There is no plan {os.fspath(path)}; imagery-dask plan ... --save FILE writes one.")
-    return ExportPlan.from_json(run_at(os.fspath(path)).plan)
+    return plan_in(run_at(os.fspath(path)))
 
 
 def run_at(url: str) -> Run:
@@ -105,4 +110,4 @@ def run_at(url: str) -> Run:
             "been removed, or the export was made by something else."
         )
     # A run that is to replace the target has not done so yet.
-    return max(runs, key=lambda run: (".incoming-" not in run.url, run.created))
+    return max(runs, key=lambda run: (run.in_place, run.created))

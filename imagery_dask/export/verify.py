@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from imagery_dask.cluster import WAIT_S, connect
 from imagery_dask.errors import ImageryDaskError, MissingChunkError
 from imagery_dask.export.core.plans import ExportPlan
-from imagery_dask.export.core.run_states import DAMAGED, StartedRun
+from imagery_dask.export.core.run_states import DAMAGED, StartedRun, plan_in
 from imagery_dask.export.registry import export_of, run_at
 from imagery_dask.records.lease import NoLease
 from imagery_dask.run import BlockTask, FailedBlock, Rules, RunReport, Written, run_blocks
@@ -133,7 +133,7 @@ def verify_export(
     if sample is not None and not 0 < sample <= 1:
         raise ValueError(f"sample is a fraction of the blocks, above 0 and at most 1; got {sample!r}.")
     record = run_at(os.fspath(url))
-    plan = ExportPlan.from_json(record.plan)
+    plan = plan_in(record)
     export = export_of(plan)
     run = StartedRun(export.target, record, plan, NoLease())
     receipts = run.receipts

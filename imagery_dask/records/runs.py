@@ -30,6 +30,7 @@ from imagery_dask.storage.buckets import parse_bucket_url
 __all__ = [
     "FIRST_KEPT",
     "LEDGER",
+    "PLAN",
     "Kind",
     "NoRecords",
     "Records",
@@ -42,6 +43,7 @@ __all__ = [
     "records_of",
     "remove_unplanned",
     "runs_in",
+    "target_url",
     "write_ledger",
 ]
 
@@ -53,8 +55,16 @@ PLAN = "plan.json"
 ENDING = ".receipts"
 # The names of records folders of slices contain what the slices show (`SliceExport.records`).
 OF_SLICES = ("imagery", "masks", "labels", "overlay")
-# Fields of `Run`, by their keys in the file.
-KEYS = {name: name for name in ("place", "created", "begun", "finished", "swapping", "plan")} | {"place": "url"}
+SLICES = re.compile(rf"\.(.+)_(?:{'|'.join(OF_SLICES)})\.[0-9a-f]{{8}}{re.escape(ENDING)}")
+# Where a run writes, in its file: the target, or a store beside it of this name. No other path is ever read from it.
+IN_PLACE = "in place"
+INCOMING = re.compile(r"\.[^/]+\.incoming-([^/]+)")
+RUN_NAME = re.compile(r"\w[\w.-]*")
+# Types of the fields in the file.
+FIELDS: dict[str, tuple[type, ...]] = {
+    "place": (str,), "created": (str,), "begun": (bool,), "finished": (str, type(None)), "swapping": (bool,),
+    "plan": (dict,),
+}  # fmt: skip
 # Table of missing chunks in the records folder, and the number of its keys that a report names.
 LEDGER = "ledger.jsonl"
 FIRST_KEPT = 10
@@ -145,9 +155,32 @@ class Records:
         self.files.put(f"{self.run}/{name}", json.dumps(value, indent=1).encode(), "application/json")
 
     def get(self, name: str) -> Any:
-        """Return the content of a JSON file of the run; None if there is none."""
+        """Return the content of a JSON file of the run; None if there is none.
+
+        Raises
+        ------
+        ValueError
+            The file is not JSON.
+        """
         content = self.files.get(f"{self.run}/{name}")
-        return None if content is None else json.loads(content)
+        if content is None:
+            return None
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError) as error:
+            reason = "it is nested too deeply" if isinstance(error, RecursionError) else f"it is not JSON ({error})"
+            raise self.damaged(name, reason) from None
+
+    def damaged(self, name: str, reason: str) -> ValueError:
+        """Return the error for a file of the run that cannot be used."""
+        if name == PLAN:
+            remedy = (
+                f"Restore it from a copy, or remove {self.files.url}/{self.run}: the export is then started anew "
+                "(overwrite=True, --overwrite where its store exists)."
+            )
+        else:
+            remedy = "Remove it; verify finds out again what it says."
+        return ValueError(f"{self.files.url}/{self.run}/{name} is damaged: {reason.removesuffix('.')}. {remedy}")
 
     def remove(self, name: str = "") -> None:
         """Remove a file of the run, or all of them, the plan last, so that an interrupted removal can be repeated."""
@@ -219,12 +252,13 @@ class Run:
     ----------
     records : Records
         The records of the run.
-    url : str
-        Where it writes: the target, or a store beside the target that replaces it at the end.
     plan : dict
-        The plan (`imagery_dask.export.core.plans.ExportPlan` as JSON).
+        The plan (`imagery_dask.export.core.plans.ExportPlan` as JSON). Its ``out`` is where the records lie now, so
+        that a project that was copied or moved is complete in itself.
     created : str
         Time at which it was started, ISO 8601.
+    in_place : bool
+        True if it writes to the target; False if to ``.NAME.incoming-RUN`` beside it, which replaces it at the end.
     begun : bool
         True if the empty store exists, so that blocks can be written.
     finished : str or None
@@ -234,9 +268,9 @@ class Run:
     """
 
     records: Records
-    url: str
     plan: JsonObject
     created: str
+    in_place: bool = True
     begun: bool = False
     finished: str | None = None
     swapping: bool = False
@@ -244,9 +278,84 @@ class Run:
     def saved(self, **changes: Any) -> Run:
         """Return the run with changed fields, after writing it to its records."""
         run = replace(self, **changes)
-        content = {key: getattr(run, name) for key, name in KEYS.items()}
-        run.records.put(PLAN, content)
+        content = {key: getattr(run, key) for key in FIELDS if key != "place"}
+        run.records.put(PLAN, {"place": run._place} | content)
         return run
+
+    @property
+    def _place(self) -> str:
+        name = target_url(self.records.files).rpartition("/")[2]
+        return IN_PLACE if self.in_place else f".{name}.incoming-{self.records.run}"
+
+    @classmethod
+    def read(cls, records: Records) -> Run | None:
+        """Return the run that its file describes; None if there is no file.
+
+        Raises
+        ------
+        ValueError
+            The file is damaged, or names a place that is not the target of these records.
+        """
+        content = records.get(PLAN)
+        if content is None:
+            return None
+        if not isinstance(content, dict):
+            raise records.damaged(PLAN, "it holds no record of a run")
+        for key, kinds in FIELDS.items():
+            if not isinstance(content.get(key), kinds):
+                raise records.damaged(PLAN, f"{key!r} is {_brief(content.get(key))}")
+        plan = content["plan"]
+        url = target_url(records.files, of_slices=plan.get("kind") == "png")
+        in_place = _is_in_place(records, content["place"], url, str(plan.get("out")))
+        fields = {key: content[key] for key in FIELDS if key not in ("place", "plan")}
+        return cls(records=records, plan=plan | {"out": url}, in_place=in_place, **fields)
+
+
+def _is_in_place(records: Records, place: str, url: str, planned: str) -> bool:
+    """Return whether a run writes to the target itself, or to a store beside it.
+
+    Version 0.1 recorded absolute paths. Those of its own target are understood wherever the records lie now; they are
+    never followed.
+    """
+    folder, _, name = place.rpartition("/")
+    beside = INCOMING.fullmatch(name)
+    if place == IN_PLACE or place in (url, planned):
+        return True
+    if beside is not None and beside[1] == records.run and folder in ("", _parent(url), _parent(planned)):
+        return False
+    raise records.damaged(
+        PLAN,
+        f"its place is {place!r}, which is neither {IN_PLACE!r} nor a store beside {url}; nothing there is touched",
+    )
+
+
+def _parent(url: str) -> str:
+    return url.rpartition("/")[0]
+
+
+def _brief(value: object) -> str:
+    text = "missing" if value is None else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def target_url(files: Files, of_slices: bool = False) -> str:
+    """Return the target of a records folder: what lies beside the folder, under the name without its ending.
+
+    Examples
+    --------
+    >>> target_url(Files("file:///data/em.zarr.receipts"))
+    '/data/em.zarr'
+    >>> target_url(Files("s3://bucket/.receipts"))
+    's3://bucket'
+    >>> target_url(Files("file:///data/.em_imagery.1234abcd.receipts"), of_slices=True)
+    'file:///data/em'
+    """
+    folder, _, name = files.url.rpartition("/")
+    if name == ENDING:
+        return folder
+    if of_slices and (stem := SLICES.fullmatch(name)):
+        return f"{folder}/{stem[1]}"
+    return f"{folder}/{name.removesuffix(ENDING)}".removeprefix("file://")
 
 
 def record_folders(url: str) -> Iterator[Files]:
@@ -266,23 +375,27 @@ def record_folders(url: str) -> Iterator[Files]:
 
 def _folder_names(files: Files, stem: str) -> set[str]:
     """Return the names of the records folders of slices."""
-    pattern = re.compile(rf"\.{re.escape(stem)}_({'|'.join(OF_SLICES)})\.[0-9a-f]{{8}}{re.escape(ENDING)}")
     if files.folder is not None:
         if not files.folder.is_dir():
             return set()
-        return {name for name in os.listdir(files.folder) if pattern.fullmatch(name)}
+        return {name for name in os.listdir(files.folder) if _stem(name) == stem}
     # List by prefixes that no picture has, since there may be a million pictures.
     names = (name for what in OF_SLICES for name in files.names(f".{stem}_{what}."))
-    return {first for name in names if pattern.fullmatch(first := name.partition("/")[0])}
+    return {first for name in names if _stem(first := name.partition("/")[0]) == stem}
+
+
+def _stem(name: str) -> str | None:
+    """Return the stem of slices whose records folder has this name."""
+    match = SLICES.fullmatch(name)
+    return None if match is None else match[1]
 
 
 def runs_in(files: Files) -> list[Run]:
-    """Return the runs in a records folder, oldest first."""
-    names = [name for name in files.names() if name.endswith(f"/{PLAN}")]
-    of_runs = [Records(files, name.partition("/")[0]) for name in names]
+    """Return the runs in a records folder, oldest first; ValueError names a file that is damaged."""
+    of_plans = (name.partition("/") for name in files.names())
+    names = [run for run, _, name in of_plans if name == PLAN and RUN_NAME.fullmatch(run)]
     # Another process may remove a run meanwhile.
-    written = [(records, plan) for records in of_runs if (plan := records.get(PLAN)) is not None]
-    known = [Run(records=records, **{KEYS[key]: value for key, value in plan.items()}) for records, plan in written]
+    known = [run for name in names if (run := Run.read(Records(files, name))) is not None]
     return sorted(known, key=lambda run: run.created)
 
 

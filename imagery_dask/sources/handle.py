@@ -22,7 +22,7 @@ from imagery_dask.sources.transport import reachable_path
 if TYPE_CHECKING:
     from cloudvolume import CloudVolume
 
-__all__ = ["SourceHandle", "cloud_volume", "open_volume"]
+__all__ = ["SourceHandle", "cloud_volume", "folders_of", "open_volume"]
 
 OPEN_VOLUMES_KEPT = 64
 
@@ -93,6 +93,12 @@ def open_volume(path: str, fresh: bool = False) -> PrecomputedVolume:
         while len(_volumes) > OPEN_VOLUMES_KEPT:
             del _volumes[next(iter(_volumes))]
         return _volumes[key]
+
+
+def folders_of(path: str) -> set[str]:
+    """Return the paths of a layer: its own, and that of the folder with its chunks, which its info may name."""
+    path = normalize_path(path)
+    return {path, open_volume(path).data_path}
 
 
 def _level(volume: PrecomputedVolume, level: int) -> Mip | None:

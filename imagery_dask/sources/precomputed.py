@@ -84,6 +84,11 @@ class PrecomputedVolume:
         self._shards: dict[int, ShardedChunks] = {}
         self._lock = threading.Lock()
 
+    @property
+    def data_path(self) -> str:
+        """Cloud path of the folder that holds the chunks."""
+        return self._transport.cloudpath
+
     def is_current(self) -> bool:
         """Read the volume's info again, and return True if it has not changed."""
         return _read_info(self.path)[1] == self.info

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import suppress
 from glob import escape
 from pathlib import Path
@@ -17,16 +18,23 @@ from uuid import uuid4
 from imagery_dask.annotations import JsonObject
 from imagery_dask.storage.atomic_files import Files, records_folder
 from imagery_dask.storage.buckets import clear_errors, files_at, parse_bucket_url, s3_store
+from imagery_dask.storage.store_files import (
+    METADATA,
+    RECORDS,
+    ZarrFiles,
+    first_foreign,
+    is_metadata,
+    names_in,
+    resembles_volume_chunk,
+    resembles_zarr_chunk,
+    volume_files,
+)
 
 if TYPE_CHECKING:
     from distributed import Client
     from fsspec import AbstractFileSystem
 
 __all__ = ["FolderTarget", "StoreTarget", "VolumeTarget", "check_process"]
-
-# Folder of the records in a store that is the root of a bucket.
-RECORDS = ".receipts"
-METADATA = {"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"}
 
 
 class FolderTarget(ABC):
@@ -50,6 +58,14 @@ class FolderTarget(ABC):
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
         self.url = _checked_url(url)
+
+    # The folder is the store.
+    owns_folder = True
+
+    @property
+    def folder(self) -> str:
+        """Folder or bucket that is written to."""
+        return self.url
 
     @property
     def is_local(self) -> bool:
@@ -82,10 +98,11 @@ class FolderTarget(ABC):
         return FileExistsError(f"{message} {why}".strip())
 
     def holds(self, url: str, written: bool) -> bool:
-        """Return True if the store of a run exists; it does before any block is written."""
+        """Return True if the store of a run exists, perhaps without its metadata; it does before a block is written."""
         del written
         with clear_errors(url):
-            return type(self)(url)._opens()
+            store = type(self)(url)
+            return store._opens() or store._remains()
 
     def beside(self, run: str) -> str:
         """Return the URL at which a run writes a replacement: beside a local store, or at the same URL in a bucket."""
@@ -141,6 +158,41 @@ class FolderTarget(ABC):
         with clear_errors(url):
             type(self)(url)._remove()
 
+    def discard(self) -> None:
+        """Remove the empty store of a run that was not begun.
+
+        Raises
+        ------
+        FileExistsError
+            There is something else than metadata.
+        """
+        with clear_errors(self.url):
+            is_empty = next(names_in(self.url), None) is None
+            foreign = first_foreign(self.url, is_metadata)
+        if foreign:
+            raise FileExistsError(
+                f"{self.url} holds {_listed(foreign)}, which an export that had not begun cannot have written: it will "
+                "not be removed; choose another name, or move it away."
+            )
+        if self.is_local or not is_empty:
+            self.clear(self.url)
+
+    def check_replaceable(self) -> None:
+        """Raise if the store at the URL holds files that are not part of it, however deep; all names are listed.
+
+        Raises
+        ------
+        FileExistsError
+            With the first few of these names.
+        """
+        with clear_errors(self.url):
+            foreign = first_foreign(self.url, self._has())
+        if foreign:
+            raise FileExistsError(
+                f"{self.url} holds {_listed(foreign)}, which is not of the {self.KIND} of an export: it will not be "
+                "replaced. Move this away, or choose another name."
+            )
+
     def _stranger(self) -> str | None:
         files, path = files_at(self.url)
         files.invalidate_cache()
@@ -151,6 +203,26 @@ class FolderTarget(ABC):
 
     def _anything(self) -> bool:
         return _anything_at(self.url)
+
+    def _remains(self) -> bool:
+        """Return True if there are files of a store of this kind, and nothing else; its metadata may be lost."""
+        return self._anything() and not first_foreign(self.url, self._resembles, 1)
+
+    def _content(self, name: str) -> bytes | None:
+        """Return the content of a file of the store, or None."""
+        files, path = files_at(self.url)
+        try:
+            return bytes(files.cat_file(f"{path}/{name}"))
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+
+    @abstractmethod
+    def _has(self) -> Callable[[str], bool]:
+        """Return a function that tells whether a file is part of the store that exists."""
+
+    @abstractmethod
+    def _resembles(self, name: str) -> bool:
+        """Return True if a file has the name of one of a store of this kind."""
 
     @abstractmethod
     def _opens(self) -> bool:
@@ -191,6 +263,12 @@ class StoreTarget(FolderTarget):
             return all(_is_chunk(entry) for entry in inside)
         return bool(files.exists(f"{path.rpartition('/')[0]}/.zarray"))
 
+    def _has(self) -> Callable[[str], bool]:
+        return ZarrFiles(self._content).has
+
+    def _resembles(self, name: str) -> bool:
+        return is_metadata(name) or resembles_zarr_chunk(name)
+
     def _remove(self) -> None:
         _remove(self.url, METADATA)
 
@@ -204,21 +282,32 @@ class VolumeTarget(FolderTarget):
     def _opens(self) -> bool:
         return any(self._infos())
 
-    def _infos(self) -> list[JsonObject]:
-        """Return the contents of info files, at the root and in the folders."""
+    def _infos(self) -> list[tuple[str, JsonObject]]:
+        """Return the folders and contents of info files, at the root and in the folders."""
         files, infos = Files.at(self.url), []
-        for name in ("info", *(f"{folder}/info" for folder in self.FOLDERS)):
-            with suppress(ValueError, NotADirectoryError):
-                info = json.loads(files.get(name) or b"null")
-                if isinstance(info, dict) and "scales" in info:
-                    infos.append(info)
+        for folder in ("", *(f"{name}/" for name in self.FOLDERS)):
+            with suppress(ValueError, NotADirectoryError, RecursionError):
+                info = json.loads(files.get(f"{folder}info") or b"null")
+                if isinstance(info, dict) and isinstance(info.get("scales"), list):
+                    infos.append((folder, info))
         return infos
+
+    def _has(self) -> Callable[[str], bool]:
+        return volume_files(self._infos())
+
+    def _resembles(self, name: str) -> bool:
+        return is_metadata(name) or resembles_volume_chunk(name)
+
+    def check_replaceable(self) -> None:
+        """Raise if the volumes at the URL hold files that are not part of them."""
+        if not self._in_memory():
+            super().check_replaceable()
 
     def _owns(self, files: AbstractFileSystem, path: str, name: str) -> bool:
         if name in self.FOLDERS:
             return bool(files.exists(f"{path}/info"))
         known = {"info", "provenance", "segment_properties"}
-        for info in self._infos():
+        for _, info in self._infos():
             known |= {str(scale["key"]).split("/")[0] for scale in info["scales"]}
             known.add(str(info.get("segment_properties", "")))
         return name in known
@@ -241,6 +330,10 @@ class VolumeTarget(FolderTarget):
     def _in_memory(self) -> bool:
         # `Files` and zarr stores keep separate memories in a process.
         return parse_bucket_url(self.url).scheme == "memory"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(repr, names))
 
 
 def _is_chunk(name: str) -> bool:

@@ -15,7 +15,7 @@ import xarray as xr
 
 from imagery_dask.annotations import Array
 from imagery_dask.arrays.cutout_array import CutoutArray
-from imagery_dask.arrays.lazy import lazy_array, source_of
+from imagery_dask.arrays.lazy import lazy_array, source_of, sources_in
 from imagery_dask.geometry.block_plan import BlockPlan, SourceChunks, plan_blocks
 from imagery_dask.geometry.grid import AXES, XYZ, Region, VoxelGrid, start_of, stop_of
 from imagery_dask.geometry.vec import Vec3
@@ -88,6 +88,11 @@ class Volume:
     def channels(self) -> bool:
         """Whether there is a channel axis."""
         return bool(self.array.ndim == 4)
+
+    @property
+    def sources(self) -> list[CutoutArray]:
+        """The cutouts that it is computed from."""
+        return sources_in(self.array) if self.source is None else [self.source]
 
     def plan(self, output_chunks: XYZ, block_bytes: int, most_bytes: int | None = None) -> BlockPlan:
         """Blocks for an output of these chunks, of `block_bytes`, or of `most_bytes` where that reads chunks once."""

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from imagery_dask.export.core.inputs import Volume
 
 __all__ = [
+    "FORMAT",
     "ExportPlan",
     "StageBlocks",
     "chunk_reads",
@@ -41,6 +42,8 @@ __all__ = [
 ]
 
 FORMAT = "imagery_dask.plan"
+# What may be written (`imagery_dask.export.registry.KINDS`).
+PLAN_KINDS = ("zarr", "precomputed", "png")
 VERSION = 1
 LISTED = 100
 # Names of a cutout's fields in messages.
@@ -181,15 +184,46 @@ class ExportPlan:
                 f"The plan has version {content.get('version')!r}, and this program reads version {VERSION}; plan "
                 "again, or use the program that made it."
             )
+        if content.get("kind") not in PLAN_KINDS:
+            raise ValueError(
+                f"The plan is of an export to {content.get('kind')!r}, and this program writes "
+                f"{', '.join(PLAN_KINDS)}; plan again, or use the program that made it."
+            )
         try:
-            return cls(
-                kind=content["kind"], url=content["out"], volumes=content["volumes"], options=content["options"],
-                fingerprint_fields=content["decides"],
+            plan = cls(
+                kind=content["kind"], url=_typed(content, "out", str), volumes=_typed(content, "volumes", list),
+                options=_typed(content, "options", dict), fingerprint_fields=_typed(content, "decides", dict),
                 stages=from_json(tuple[tuple[StageBlocks, ...], ...], content["stages"]),
                 voxels=int(content["voxels"]), source_chunks=content["source_chunks"],
             )  # fmt: skip
-        except (KeyError, TypeError, ValueError) as error:
+            if not plan.blocks:
+                raise ValueError("it has no stages, or stages without blocks")
+            for volume in plan.volumes:
+                _check_volume(volume)
+            return plan
+        except KeyError as error:
+            raise ValueError(f"The plan is damaged: it has no {error}.") from error
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"The plan is damaged: {str(error).removesuffix('.')}.") from error
+
+
+def _typed(content: JsonObject, key: str, kind: type) -> Any:
+    """Return a value of a plan; raise ValueError if it is of another type."""
+    if not isinstance(content[key], kind):
+        raise ValueError(f"{key!r} is {_text(content[key])}")
+    return content[key]
+
+
+def _check_volume(volume: object) -> None:
+    """Raise ValueError if this does not describe a volume."""
+    known = {"name": str, "variable": bool, "shape": list, "dtype": str, "cutout": dict}
+    if not isinstance(volume, dict):
+        raise ValueError(f"a volume is {_text(volume)}")
+    for key, kind in known.items():
+        if key in volume or key in ("name", "variable"):
+            _typed(volume, key, kind)
+    if "cutout" not in volume and not {"shape", "dtype", "resolution_nm", "translation_nm"} <= volume.keys():
+        raise ValueError(f"volume {volume['name']!r} has neither a cutout nor a shape")
 
 
 def fingerprint_of(fields: Mapping[str, object]) -> str:

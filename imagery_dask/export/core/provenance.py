@@ -12,14 +12,13 @@ from imagery_dask.annotations import JsonObject
 from imagery_dask.model.labels import LabelRule
 from imagery_dask.run import RunReport
 from imagery_dask.sources import ReadCounts
+from imagery_dask.storage.store_files import KEY
 
 if TYPE_CHECKING:
     from imagery_dask.export.core.inputs import Volume
 
 __all__ = ["KEY", "PROGRAM", "provenance", "what_was_missing", "without_user"]
 
-# Attribute of zarr groups, and key of the provenance of precomputed volumes.
-KEY = "imagery_dask"
 IDS_LISTED = 1000
 # Read once, at import.
 PROGRAM = version("imagery_dask")

@@ -19,13 +19,13 @@ from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.records.lease import HeldLease
 from imagery_dask.records.parts import refuse_parts
 from imagery_dask.records.receipts import counts_of, receipts_in
-from imagery_dask.records.runs import Records, Run, missing_first, now, remove_unplanned, runs_in
+from imagery_dask.records.runs import PLAN, Records, Run, missing_first, now, remove_unplanned, runs_in
 from imagery_dask.run import RunReport
 
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["DAMAGED", "NewRun", "StartedRun", "Target"]
+__all__ = ["DAMAGED", "NewRun", "StartedRun", "Target", "plan_in", "url_of"]
 
 DAMAGED = "damaged.json"
 
@@ -36,6 +36,16 @@ class Target(Protocol):
     @property
     def url(self) -> str:
         """Local path or URL."""
+        ...
+
+    @property
+    def folder(self) -> str:
+        """Folder or bucket that is written to."""
+        ...
+
+    @property
+    def owns_folder(self) -> bool:
+        """Return True if the folder is the store, False if it holds other files too."""
         ...
 
     def at(self, url: str) -> Any:
@@ -78,6 +88,27 @@ class Target(Protocol):
         """Remove the store of a run."""
         ...
 
+    def check_replaceable(self) -> None:
+        """Raise FileExistsError if what would be replaced holds files of somebody else."""
+        ...
+
+    def discard(self) -> None:
+        """Remove the empty store of a run that had not begun; raise FileExistsError if it holds anything else."""
+        ...
+
+
+def plan_in(record: Run) -> ExportPlan:
+    """Return the plan of a run; ValueError names the file if it is damaged."""
+    try:
+        return ExportPlan.from_json(record.plan)
+    except ValueError as error:
+        raise record.records.damaged(PLAN, str(error)) from error
+
+
+def url_of(record: Run, target: Target) -> str:
+    """Return where a run writes: the target, or a store beside it."""
+    return target.url if record.in_place else target.beside(record.records.run)
+
 
 @dataclass(frozen=True, slots=True)
 class NewRun:
@@ -104,7 +135,7 @@ class NewRun:
 
     def start(self, plan: ExportPlan) -> StartedRun:
         """Write the plan down."""
-        record = Run(self.records, self.url, plan.to_json(), now()).saved()
+        record = Run(self.records, plan.to_json(), now(), in_place=not self.replaces).saved()
         started = StartedRun(self.target, record, plan, self.lease, self.overwrites)
         started.receipts = receipts_in([])
         return started
@@ -124,7 +155,7 @@ class StartedRun:
     @classmethod
     def of(cls, target: Target, record: Run, lease: HeldLease) -> StartedRun:
         """Return the run that a record describes."""
-        return cls(target, record, ExportPlan.from_json(record.plan), lease)
+        return cls(target, record, plan_in(record), lease)
 
     @property
     def id(self) -> str:
@@ -134,7 +165,7 @@ class StartedRun:
     @property
     def url(self) -> str:
         """Where the run writes: the target, or a store beside it."""
-        return self.record.url
+        return url_of(self.record, self.target)
 
     @property
     def records(self) -> Records:
@@ -144,7 +175,7 @@ class StartedRun:
     @property
     def replaces(self) -> bool:
         """Return True if the store that is replaced still exists."""
-        return self.url != self.target.url
+        return not self.record.in_place
 
     @property
     def finished(self) -> bool:
@@ -164,7 +195,10 @@ class StartedRun:
     def abandon(self) -> None:
         """Remove a store that could not be made, and its records."""
         with suppress(Exception):  # the caller raises the error that led here
-            self.target.clear(self.url)
+            if self.record.in_place:
+                self.target.discard()
+            else:
+                self.target.clear(self.url)
             self.records.remove()
 
     def keep(self) -> None:
@@ -189,13 +223,15 @@ class StartedRun:
         """Let the store replace the target, and write down that it is complete."""
         others = [run for run in runs_in(self.records.files) if run.records.run != self.id]
         if self.replaces:
+            if self.target.occupied():
+                self.target.check_replaceable()  # also what came while the new store was written
             self.record = self.record.saved(swapping=True)
             self.target.swap(self.url)
         for run in others:
-            if run.url != self.target.url:
-                self.target.clear(run.url)
+            if not run.in_place:
+                self.target.clear(url_of(run, self.target))
             run.records.remove()
-        self.record = self.record.saved(url=self.target.url, finished=now(), swapping=False)
+        self.record = self.record.saved(in_place=True, finished=now(), swapping=False)
         self.records.remove(DAMAGED)
 
     def damaged(self) -> tuple[list[int], list[int]]:

@@ -31,7 +31,7 @@ from imagery_dask.export.core.base import Export, held_bytes
 from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.core.run_states import NewRun, StartedRun
-from imagery_dask.export.execution.resume import look_at, open_end, open_part, open_run
+from imagery_dask.export.execution.resume import look_at, open_end, open_part, open_run, refuse_own_source
 from imagery_dask.export.reports.html_report import checked_report, reported
 from imagery_dask.records.parts import Part
 from imagery_dask.records.runs import missing_first, write_ledger
@@ -53,6 +53,7 @@ def execute(export: Export, options: RunOptions) -> RunReport:
         See `imagery_dask.run.run_blocks`.
     """
     page = None if options.report is None else checked_report(options.report, export.url)
+    refuse_own_source(export)
     work = _Work(export, options, page)
     if options.part is not None:
         with _clear_when_full(export.url), work:

@@ -6,16 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from uuid import uuid4
 
+from imagery_dask.errors import SourceError
 from imagery_dask.export.core.base import Export
 from imagery_dask.export.core.plans import difference, fingerprint_of
-from imagery_dask.export.core.run_states import NewRun, StartedRun, Target
+from imagery_dask.export.core.run_states import NewRun, StartedRun, Target, plan_in, url_of
 from imagery_dask.records.lease import HeldLease, Lease, NoLease, brief_lease
 from imagery_dask.records.parts import Part, refuse_other_parts, refuse_parts, settle_part
 from imagery_dask.records.runs import NoRecords, Records, Run, runs_in
+from imagery_dask.sources.handle import folders_of
 from imagery_dask.storage.atomic_files import Files
 from imagery_dask.storage.buckets import clear_errors
+from imagery_dask.storage.overlaps import overlap
 
-__all__ = ["look_at", "open_end", "open_part", "open_run", "refuse_occupied"]
+__all__ = ["look_at", "open_end", "open_part", "open_run", "refuse_occupied", "refuse_own_source"]
 
 
 @contextmanager
@@ -34,6 +37,7 @@ def open_run(export: Export, overwrite: bool) -> Iterator[NewRun | StartedRun]:
         if target.occupied():
             if not overwrite:
                 raise target.refusal()
+            target.check_replaceable()
             target.clear(target.url)
         yield NewRun(target, NoRecords.of(_new_id()), NoLease(), target.url, overwrite)
         return
@@ -114,8 +118,36 @@ def look_at(export: Export) -> StartedRun | None:
         return None if record is None else StartedRun.of(target, record, NoLease())
 
 
+def refuse_own_source(export: Export) -> None:
+    """Raise if an export would replace, or write into, a volume that it reads.
+
+    Raises
+    ------
+    FileExistsError
+        With both paths.
+    """
+    target = export.target
+    cutouts = [source.cutout for volume in export.volumes for source in volume.sources]
+    for path in dict.fromkeys(cutout.path for cutout in cutouts):
+        for folder in _folders_of(path):
+            how = overlap(target.folder, folder)
+            # Pictures lie beside other files in their folder.
+            if how is not None and (how != "contains" or target.owns_folder):
+                raise FileExistsError(
+                    f"{target.url} {how} {path}, which the export reads: it would be overwritten. Choose another name."
+                )
+
+
+def _folders_of(path: str) -> set[str]:
+    try:
+        return folders_of(path)
+    except SourceError:  # reading it says why
+        return {path}
+
+
 def refuse_occupied(export: Export, overwrite: bool) -> None:
     """Raise the FileExistsError that `open_run` would raise, without taking the lease."""
+    refuse_own_source(export)
     target, files = export.target, export.records
     with clear_errors(target.url):
         if files is None:
@@ -133,9 +165,9 @@ def refuse_occupied(export: Export, overwrite: bool) -> None:
 
 def _refuse_different(export: Export, living: list[Run]) -> None:
     target = export.target
-    other = next((run for run in living if run.url == target.url), None)
+    other = next((run for run in living if run.in_place), None)
     if other is not None:
-        what = difference(other.plan["decides"], export.fingerprint_fields)
+        what = difference(plan_in(other).fingerprint_fields, export.fingerprint_fields)
         raise target.refusal(f"It was written with other arguments: {what}.")
 
 
@@ -160,14 +192,19 @@ def _records_of(export: Export) -> Files:
 
 def _living(runs: list[Run], target: Target) -> list[Run]:
     """List the runs that were begun and whose store still exists."""
-    return [run for run in runs if run.begun and target.holds(run.url, written=run.records.has("receipts"))]
+    return [run for run in runs if run.begun and _exists(run, target)]
+
+
+def _exists(run: Run, target: Target) -> bool:
+    """Return True if the store of a run exists, perhaps without its metadata."""
+    return target.holds(url_of(run, target), written=run.records.has("receipts"))
 
 
 def _record_of(export: Export, living: list[Run]) -> Run | None:
     """Return the run with the fingerprint of an export."""
     fingerprint = fingerprint_of(export.fingerprint_fields)
     # A run that is to replace the target comes first: it was asked for last.
-    for run in sorted(living, key=lambda run: run.url == export.target.url):
+    for run in sorted(living, key=lambda run: run.in_place):
         if run.plan.get("fingerprint") == fingerprint:
             return run
     return None
@@ -181,22 +218,27 @@ def _resume(export: Export, files: Files, lease: HeldLease, runs: list[Run]) -> 
     if record is not None:
         return StartedRun.of(target, record, lease)
     _refuse_different(export, living)
-    _remove([run for run in runs if run not in living], target)
+    over = [run for run in runs if run not in living]
+    _discard_empty(over, target)
     if target.occupied():
         raise target.refusal()
+    _remove(over, target)  # only now: an export that is refused keeps its records
     return NewRun(target, Records(files, _new_id()), lease, target.url)
 
 
 def _start_over(target: Target, files: Files, lease: HeldLease, runs: list[Run]) -> NewRun:
     """Return a new run; where stores can be renamed, the old store stays until the new one is complete."""
-    _remove([run for run in runs if run.url != target.url or not run.begun], target)
+    _discard_empty(runs, target)
     run_id, occupied = _new_id(), target.occupied()
+    if occupied:
+        target.check_replaceable()
+    _remove([run for run in runs if not (run.in_place and run.begun)], target)
     url = target.beside(run_id) if occupied else target.url
     new = NewRun(target, Records(files, run_id), lease, url, overwrites=True)
     if not new.replaces:
         if occupied:
             target.clear(target.url)
-        _remove([run for run in runs if run.url == target.url and run.begun], target)
+        _remove([run for run in runs if run.in_place and run.begun], target)
     return new
 
 
@@ -204,26 +246,33 @@ def _new_id() -> str:
     return uuid4().hex[:8]
 
 
+def _discard_empty(runs: list[Run], target: Target) -> None:
+    """Remove the empty store at the target if a run ended while it made it."""
+    in_place = [run for run in runs if run.in_place]
+    if in_place and not any(run.begun for run in in_place):
+        target.discard()
+
+
 def _remove(runs: list[Run], target: Target) -> None:
-    """Remove runs that are not resumed; the store at the target only if it had not been begun."""
+    """Remove the records of runs that are not resumed, and stores beside the target."""
     for run in runs:
-        if run.url != target.url or not run.begun:
-            target.clear(run.url)
+        if not run.in_place:
+            target.clear(url_of(run, target))
         run.records.remove()
 
 
 def _settled(runs: list[Run], target: Target) -> list[Run]:
-    """Correct the URL of a run that replaced the target and was killed before it could write that down."""
+    """Correct the place of a run that replaced the target and was killed before it could write that down."""
     for run in runs:
-        if not run.swapping or run.url == target.url:
+        if not run.swapping or run.in_place:
             continue
-        if not target.holds(run.url, written=True) and target.holds(target.url, written=True):
+        if not target.holds(url_of(run, target), written=True) and target.holds(target.url, written=True):
             # The store that it replaced is gone, so its records must not be taken for those of the new one.
             for other in runs:
-                if other.url == target.url:
+                if other.in_place:
                     other.records.remove()
-            others = [other for other in runs if other is not run and other.url != target.url]
-            return [*others, run.saved(url=target.url, swapping=False)]
+            others = [other for other in runs if other is not run and not other.in_place]
+            return [*others, run.saved(in_place=True, swapping=False)]
     return runs
 
 

@@ -111,6 +111,16 @@ class SliceTarget:
         return f"{self.files.url}/{self.names.stem}"
 
     @property
+    def folder(self) -> str:
+        """Folder or bucket of the files."""
+        return self.files.url
+
+    @property
+    def owns_folder(self) -> bool:
+        """Return False: the folder holds other files too."""
+        return False
+
+    @property
     def table(self) -> str | None:
         """Name of the table of values."""
         return f"{self.names.stem}_labels.csv" if self.has_table else None
@@ -180,3 +190,9 @@ class SliceTarget:
     def clear(self, url: str) -> None:
         """Do nothing: files stay until they are replaced."""
         del url
+
+    def check_replaceable(self) -> None:
+        """Do nothing: only pictures of the same names are replaced."""
+
+    def discard(self) -> None:
+        """Do nothing: a run that has not begun has written no picture."""

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -18,7 +19,7 @@ import psutil
 from imagery_dask.annotations import JsonObject
 from imagery_dask.cluster import WorkerResources
 from imagery_dask.export.core.base import Export, held_bytes
-from imagery_dask.export.core.plans import ExportPlan, StageBlocks, chunk_reads
+from imagery_dask.export.core.plans import FORMAT, ExportPlan, StageBlocks, chunk_reads
 from imagery_dask.export.core.run_options import RunOptions, block_bytes_of
 from imagery_dask.export.execution.execute import execute
 from imagery_dask.export.planning import SAMPLES
@@ -186,7 +187,19 @@ class PlannedExport:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan to a file."""
-        Path(path).write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        file = Path(path)
+        # A device, such as /dev/stdout, is written to.
+        if file.is_file() and file.stat().st_size and not _is_saved(file):
+            raise FileExistsError(f"{file} exists and is no saved plan: it will not be replaced; choose another name.")
+        file.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+
+
+def _is_saved(file: Path) -> bool:
+    """Return True for a plan as `save` writes it."""
+    with suppress(ValueError, RecursionError):
+        content = json.loads(file.read_bytes())
+        return isinstance(content, dict) and content.get("format") == FORMAT
+    return False
 
 
 def plan_export(

@@ -41,6 +41,9 @@ Previews = Callable[[Sequence[StageBlocks]], Iterable[Preview]]
 FAILURES_SHOWN = 100
 MISSING_SHOWN = 100
 LONG = 300
+# In the first bytes of every report; the second in those of version 0.1.
+MARKS = (b'<meta name="generator" content="imagery_dask">', b"<title>Export to ")
+HEAD = 2000
 
 
 def checked_report(path: str | os.PathLike[str], url: str) -> str:
@@ -48,10 +51,14 @@ def checked_report(path: str | os.PathLike[str], url: str) -> str:
 
     Raises
     ------
+    FileExistsError
+        There is a file that is no report of this package.
     ValueError, OSError
-        The path is a folder, is inside the store, or cannot be written.
+        The path is a folder or a device, is inside the store, or cannot be written.
     """
     text = os.fspath(path)
+    if "://" not in text:
+        text = os.path.realpath(os.path.expanduser(text)) if os.path.islink(text) else text
     try:
         files, name = split_prefix(text)
     except ValueError:
@@ -63,7 +70,24 @@ def checked_report(path: str | os.PathLike[str], url: str) -> str:
             f"report {text!r} lies in {url}, which holds nothing but the export; choose a place beside it."
         )
     check_writable(files, name)
+    if not _is_report_or_free(files, name):
+        raise FileExistsError(
+            f"report {text!r} exists and is no report of imagery_dask: it will not be replaced; choose another name."
+        )
     return text
+
+
+def _is_report_or_free(files: Files, name: str) -> bool:
+    """Return True if a report may be written: there is no file, an empty one, or a report."""
+    head = b""
+    if files.folder is None:
+        head = (files.get(name) or b"")[:HEAD]
+    elif (path := files.folder / name).exists():
+        if not path.is_file():
+            raise ValueError(f"report must be a file to write; {str(path)!r} is a device, a pipe or a socket.")
+        with open(path, "rb") as file:
+            head = file.read(HEAD)
+    return not head or any(mark in head for mark in MARKS)
 
 
 @contextmanager
@@ -71,6 +95,7 @@ def reported(export: Export, run: StartedRun, report: RunReport, path: str) -> I
     """Write a report when the block ends, also if it ends with an error."""
 
     def write(ended: str | None = None) -> None:
+        checked_report(path, export.url)  # also what was written there meanwhile
         records = run.records if run.records.kept else None
         write_html(path, run.plan, records, report, previews=partial(export.format.previews, export, run), ended=ended)
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from imagery_dask.annotations import JsonObject
 from imagery_dask.export.core.plans import ExportPlan
+from imagery_dask.export.core.run_states import plan_in
 from imagery_dask.export.reports.block_states import Outcomes, outcomes_of, recent_rate
 from imagery_dask.records.drivers import Driver, driver_of
 from imagery_dask.records.lease import holder_of, is_held
@@ -192,7 +193,7 @@ def _holders(files: Files, now: float) -> Iterator[tuple[str | None, Holder]]:
 
 
 def _status(run: Run, holders: tuple[Holder, ...], now: float) -> Status:
-    plan = ExportPlan.from_json(run.plan)
+    plan = plan_in(run)
     outcomes = outcomes_of(run.records, plan.blocks)
     receipts = outcomes.receipts
     done, failed = len(receipts), len(outcomes.failed)

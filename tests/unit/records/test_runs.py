@@ -13,7 +13,7 @@ from imagery_dask.storage.atomic_files import Files
 
 def test_a_run_that_is_removed_during_listing_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = Files.at(str(tmp_path / "records"))
-    stays, goes = (Run(Records(files, name), "OUT", {}, now()).saved() for name in ("stays", "goes"))
+    stays, goes = (Run(Records(files, name), {}, now()).saved() for name in ("stays", "goes"))
     assert {run.records.run for run in runs_in(files)} == {"stays", "goes"}
     get = Records.get
 

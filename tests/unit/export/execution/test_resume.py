@@ -43,7 +43,7 @@ def test_a_store_that_another_part_makes_during_the_check_is_not_foreign(tmp_pat
 
     def occupied() -> bool:
         if not runs_in(files):
-            Run(Records(files, "first"), "OUT", {"fingerprint": "x"}, now()).saved()
+            Run(Records(files, "first"), {"fingerprint": "x"}, now()).saved()
         raise FileExistsError("it is half made")
 
     target = SimpleNamespace(url="OUT", occupied=occupied, refusal=FileExistsError)

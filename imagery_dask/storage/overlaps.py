@@ -1,0 +1,88 @@
+"""Whether two URLs name the same folder, or one that lies in the other, however they are written."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote, urlsplit
+
+from imagery_dask.storage.buckets import parse_bucket_url
+
+__all__ = ["Overlap", "overlap"]
+
+Overlap = Literal["is", "lies in", "contains"]
+# Addresses of buckets over HTTPS: path style, and with the bucket in the host.
+GOOGLE = re.compile(r"(?:(?P<bucket>.+)\.)?storage\.(?:googleapis|cloud\.google)\.com")
+AMAZON = re.compile(r"(?:(?P<bucket>.+)\.)?s3[.-](?:[a-z0-9-]+\.)*amazonaws\.com")
+
+
+def overlap(url: str, other: str) -> Overlap | None:
+    """Return how a folder lies to another one.
+
+    Parameters
+    ----------
+    url, other : str
+        Local paths or URLs, with or without ``precomputed://``; links are followed.
+
+    Returns
+    -------
+    {"is", "lies in", "contains"} or None
+        What the first does to the second; None if they have nothing in common.
+
+    Examples
+    --------
+    >>> overlap("gs://bucket/em/out", "precomputed://https://storage.googleapis.com/bucket/em/")
+    'lies in'
+    """
+    storage, path = _parsed(url)
+    other_storage, other_path = _parsed(other)
+    if storage != other_storage:
+        return None
+    if storage == ("file", ""):
+        return _of_folders(Path(path), Path(other_path))
+    first, second = [part for part in path.split("/") if part], [part for part in other_path.split("/") if part]
+    if first == second:
+        return "is"
+    if first[: len(second)] == second:
+        return "lies in"
+    return "contains" if second[: len(first)] == first else None
+
+
+def _of_folders(folder: Path, other: Path) -> Overlap | None:
+    if _is_same(folder, other):
+        return "is"
+    if any(_is_same(parent, other) for parent in folder.parents):
+        return "lies in"
+    return "contains" if any(_is_same(parent, folder) for parent in other.parents) else None
+
+
+def _is_same(folder: Path, other: Path) -> bool:
+    """Return True for the same folder, also by two mounts, or by names that the file system does not distinguish."""
+    if folder == other:
+        return True
+    try:
+        return os.path.samefile(folder, other)
+    except OSError:  # one of them does not exist
+        return False
+
+
+def _parsed(url: str) -> tuple[tuple[str, str], str]:
+    """Return where a URL is stored, and its path there."""
+    url = url.removeprefix("precomputed://").removeprefix("middleauth+").partition("|")[0]
+    scheme = url.partition("://")[0]
+    if scheme in ("http", "https"):
+        address = urlsplit(url)
+        host, path = address.netloc.rpartition("@")[2].lower(), unquote(address.path)
+        for service, pattern in (("gs", GOOGLE), ("s3", AMAZON)):
+            if match := pattern.fullmatch(host):
+                bucket, _, inside = (
+                    f"{match['bucket']}{path}".partition("/") if match["bucket"] else path[1:].partition("/")
+                )
+                return (service, bucket), inside
+        return (scheme, host), path
+    parsed = parse_bucket_url(url)
+    if parsed.scheme == "file":
+        return ("file", ""), os.path.realpath(os.path.expanduser(parsed.path))
+    return (parsed.scheme, f"{parsed.host}{parsed.bucket}"), parsed.path

@@ -1,0 +1,293 @@
+"""What is replaced: the store of an export, a report, a saved plan, and nothing of anybody else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from distributed import Client
+from integration.stores import written
+from support.buckets import SHARED
+from support.programs import Done
+from support.volumes import write_volume
+
+from imagery_dask import ImageryClient, to_png, to_precomputed, to_zarr
+from imagery_dask.export.core.provenance import KEY
+from imagery_dask.run import RunReport
+from imagery_dask.storage.overlaps import overlap
+
+Command = Callable[..., Done]
+SHAPE = (16, 16, 16)
+VOXELS = np.random.default_rng(1).integers(1, 255, SHAPE, dtype=np.uint8)
+PLACE: dict[str, Any] = {"resolution_nm": (8, 8, 40), "translation_nm": (4, 4, 20)}
+WRITERS: dict[str, Callable[..., RunReport]] = {"zarr": to_zarr, "precomputed": to_precomputed, "png": to_png}
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    write_volume(tmp_path / "data" / "em", VOXELS, resolution=(8, 8, 40))
+    return tmp_path / "data" / "em"
+
+
+def image(source: Path | str) -> Any:
+    return ImageryClient(image_source=str(source)).image_cutout(((0, 0, 0), SHAPE), mip=0)
+
+
+# ---------------------------------------------------------------------------------------------------------- own source
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("computed", [False, True])
+def test_an_export_into_its_own_source_is_refused(
+    tmp_path: Path, source: Path, threads: Client, writer: str, computed: bool
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(source)
+    (tmp_path / "folder").symlink_to(source.parent)
+    volumes = [source, f"file://{source}", link, tmp_path / "folder" / "em", source.parent / "x" / ".." / "em",
+               source / "inside", source / "a" / "b", link / "inside"]  # fmt: skip
+    if writer != "png":
+        volumes += [source.parent, tmp_path]
+    data = image(source)
+    data = 255 - data if computed else data
+    place = PLACE if writer == "precomputed" and computed else {}
+    before = content(tmp_path)
+    for url in volumes:
+        target = f"{url}/em" if writer == "png" else url
+        for overwrite in (False, True):
+            with pytest.raises(
+                FileExistsError, match=r"(is|lies in|contains) precomputed://.*em, which the export reads"
+            ):
+                WRITERS[writer](data, target, overwrite=overwrite, cluster=threads, progress=False, **place)
+    assert content(tmp_path) == before
+    assert WRITERS[writer](data, source.parent / "emission", cluster=threads, progress=False, **place).ok
+
+
+def test_a_link_as_source_is_refused_too(tmp_path: Path, source: Path, threads: Client, command: Command) -> None:
+    (tmp_path / "link").symlink_to(source)
+    before = content(source)
+    with pytest.raises(FileExistsError, match="which the export reads"):
+        to_precomputed(image(tmp_path / "link"), source, overwrite=True, cluster=threads, progress=False)
+    for option in ([], ["--overwrite"]):
+        done = command("export", "precomputed", source, "--image-source", source, "--bounds", 0, 0, 0, *SHAPE, *option)
+        assert (done.code, "which the export reads" in done.error) == (2, True)
+    assert content(source) == before
+
+
+def test_a_redirected_source_is_that_which_it_names(tmp_path: Path, source: Path, threads: Client) -> None:
+    alias = tmp_path / "alias"
+    alias.mkdir()
+    (alias / "info").write_text(f'{{"redirect": "precomputed://file://{source}"}}')
+    before = content(source)
+    with pytest.raises(FileExistsError, match="which the export reads"):
+        to_precomputed(image(alias), source, overwrite=True, cluster=threads, progress=False)
+    assert content(source) == before
+
+
+def test_a_bucket_is_not_its_own_source(s3_server: Any, threads: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("obstore")
+    s3_server.create_bucket(SHARED)
+    url = f"s3://{SHARED}/t-{uuid.uuid4().hex[:12]}/em"
+    with s3_server.environment():
+        to_precomputed(VOXELS, url, cluster=threads, progress=False, **PLACE)
+        data = image(f"precomputed://{url}")
+        for target in (url, f"{url}/", f"{url}/inside", url.rpartition("/")[0]):
+            with pytest.raises(FileExistsError, match="which the export reads"):
+                to_precomputed(data, target, overwrite=True, cluster=threads, progress=False)
+        np.testing.assert_array_equal(np.asarray(data), VOXELS)
+
+
+@pytest.mark.parametrize(
+    ("url", "other", "how"),
+    [
+        ("gs://b/em", "gs://b/em/", "is"),
+        ("gs://b/em", "gs://b//em", "is"),
+        ("gcs://b/em/out", "precomputed://gs://b/em", "lies in"),
+        ("gs://b", "gs://b/em", "contains"),
+        ("gs://b/em2", "gs://b/em", None),
+        ("gs://b/em", "s3://b/em", None),
+        ("gs://b/em", "https://storage.googleapis.com/b/em", "is"),
+        ("gs://b/em", "https://b.storage.googleapis.com/em", "is"),
+        ("s3://b/em", "https://s3.amazonaws.com/b/em", "is"),
+        ("s3://b/em", "https://b.s3.eu-west-1.amazonaws.com/em", "is"),
+        ("s3://b/a b", "https://b.s3.amazonaws.com/a%20b", "is"),
+        ("https://x.org/em", "https://X.org/em/1", "contains"),
+        ("https://x.org/em", "https://y.org/em", None),
+        ("/data/em", "file:///data/em", "is"),
+        ("/data/em", "graphene://https://x.org/segmentation/table/t", None),
+    ],
+)
+def test_spellings_of_one_folder(url: str, other: str, how: str | None) -> None:
+    turned = {"is": "is", "lies in": "contains", "contains": "lies in", None: None}
+    assert overlap(url, other) == how
+    assert overlap(other, url) == turned[how]
+
+
+# -------------------------------------------------------------------------------------------------- files in a store
+
+
+def stored(writer: str, url: Path, threads: Client, **options: Any) -> RunReport:
+    coordinates = {axis: (np.arange(16) + 0.5) * size for axis, size in zip("xyz", (8, 8, 40), strict=True)}
+    arrays = {"image": VOXELS, "segmentation": VOXELS.astype(np.uint64)}
+    data = xr.Dataset(
+        {name: (list("xyz"), da.from_array(array, chunks=8)) for name, array in arrays.items()}, coords=coordinates
+    )
+    if writer == "precomputed":
+        return to_precomputed(data, url, chunks=(8, 8, 8), levels=2, cluster=threads, progress=False, **options)
+    version = writer.removeprefix("zarr-")
+    return to_zarr(
+        data, url, chunks=(8, 8, 8), levels=2, ome_version=version, cluster=threads, progress=False, **options
+    )  # type: ignore[arg-type]
+
+
+FOREIGN = {
+    "zarr-0.5": ["0/notes.txt", "0/c/notes.txt", "0/c/0/0/0.bak", "labels/notes.txt", "labels/segmentation/0/c/x",
+                 "labels/segmentation/tracing.swc", "deep/er/notes.txt", "7/c/0/0/0", "1/c/.hidden"],
+    "zarr-0.4": ["0/notes.txt", "0/0/notes.txt", "labels/segmentation/0/x", "0/0/0/0.bak", "0/.zarray.bak"],
+    "precomputed": ["image/notes.txt", "image/mesh/info", "image/8_8_40/notes.txt", "image/8_8_40/deep/1-2_1-2_1-2",
+                    "segmentation/16_16_40/0-8_0-8_0-8.bak", "notes.txt", "image/info.bak"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("writer", FOREIGN)
+def test_files_that_no_export_wrote_are_kept(tmp_path: Path, threads: Client, writer: str) -> None:
+    url = tmp_path / "out"
+    stored(writer, url, threads)
+    for name in FOREIGN[writer]:
+        path = url / name
+        parents = [parent for parent in path.parents if not parent.exists()]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+        with pytest.raises(FileExistsError, match=r"holds '[^']+', which is not of"):
+            stored(writer, url, threads, overwrite=True)
+        assert path.read_text() == "mine"
+        path.unlink()
+        for parent in parents:
+            parent.rmdir()
+    os.mkfifo(url / "image.pipe")
+    with pytest.raises(FileExistsError, match=r"image\.pipe"):
+        stored(writer, url, threads, overwrite=True)
+    (url / "image.pipe").unlink()
+    assert stored(writer, url, threads, overwrite=True).ok
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out.receipts"}
+
+
+def test_labels_that_somebody_added_are_kept(tmp_path: Path, threads: Client) -> None:
+    url = tmp_path / "out"
+    stored("zarr-0.5", url, threads)
+    group = zarr.open_group(url, path="labels")
+    group.create_group("mine").create_array("0", data=np.ones((4, 4), np.uint8))
+    zarr.open_group(url).create_array("extra", data=np.ones((4, 4), np.uint8))
+    with pytest.raises(FileExistsError, match="'(labels/mine|extra)/"):
+        stored("zarr-0.5", url, threads, overwrite=True)
+    assert zarr.open_array(url, path="labels/mine/0")[...].all()
+    shutil.rmtree(url / "labels" / "mine")
+    shutil.rmtree(url / "extra")
+    assert stored("zarr-0.5", url, threads, overwrite=True).ok
+    assert KEY in zarr.open_group(url).attrs
+
+
+def test_a_file_that_comes_while_a_store_is_replaced_is_kept(tmp_path: Path, threads: Client) -> None:
+    url = tmp_path / "out"
+    to_zarr(VOXELS, url, cluster=threads, progress=False)
+
+    def add(report: RunReport) -> None:
+        (url / "0" / "notes.txt").write_text("mine")
+
+    data = da.from_array(255 - VOXELS, chunks=8)
+    with pytest.raises(FileExistsError, match=r"notes\.txt"):
+        to_zarr(data, url, overwrite=True, cluster=threads, progress=add)
+    assert (url / "0" / "notes.txt").read_text() == "mine"
+    np.testing.assert_array_equal(written(url), VOXELS)
+    (url / "0" / "notes.txt").unlink()
+    report = to_zarr(data, url, cluster=threads, progress=False)
+    assert report.before == report.blocks
+    np.testing.assert_array_equal(written(url), 255 - VOXELS)
+
+
+def test_objects_that_no_export_wrote_are_kept(s3_server: Any, threads: Client) -> None:
+    from imagery_dask.storage import buckets
+
+    pytest.importorskip("obstore")
+    s3_server.create_bucket(SHARED)
+    with s3_server.environment():
+        for writer, name in (("zarr-0.5", "0/notes.txt"), ("precomputed", "image/8_8_40/notes.txt")):
+            url = f"s3://{SHARED}/t-{uuid.uuid4().hex[:12]}/out"
+            stored(writer, url, threads)  # type: ignore[arg-type]
+            system, path = buckets.files_at(url)
+            system.pipe_file(f"{path}/{name}", b"mine")
+            with pytest.raises(FileExistsError, match=r"notes\.txt"):
+                stored(writer, url, threads, overwrite=True)  # type: ignore[arg-type]
+            assert system.cat_file(f"{path}/{name}") == b"mine"
+            system.rm_file(f"{path}/{name}")
+            assert stored(writer, url, threads, overwrite=True).ok  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------------------- reports
+
+
+def test_a_report_replaces_reports_alone(tmp_path: Path, threads: Client) -> None:
+    def run(report: Path) -> RunReport:
+        return to_zarr(VOXELS, tmp_path / "out", report=report, cluster=threads, progress=False)
+
+    report = tmp_path / "report.html"
+    for before in (None, b"", run):
+        if isinstance(before, bytes):
+            report.write_bytes(before)
+        assert run(report).ok
+        assert b"imagery_dask" in report.read_bytes()[:1000]
+    link = tmp_path / "link.html"
+    link.symlink_to(report)
+    assert run(link).ok
+    assert link.is_symlink()
+    thesis = tmp_path / "thesis.html"
+    thesis.write_text("<!DOCTYPE html><title>Thesis</title>")
+    (tmp_path / "to-thesis.html").symlink_to(thesis)
+    for other in (thesis, tmp_path / "to-thesis.html"):
+        with pytest.raises(FileExistsError, match="is no report of imagery_dask"):
+            run(other)
+    assert "Thesis" in thesis.read_text()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "to-null").symlink_to("/dev/null")
+    for special in (tmp_path / "pipe", tmp_path / "to-null", Path("/dev/null")):
+        with pytest.raises(ValueError, match="device, a pipe or a socket"):
+            run(special)
+    assert not Path("/dev/null").is_file()
+
+
+@pytest.mark.long
+def test_a_saved_plan_replaces_plans_alone(tmp_path: Path, source: Path, command: Command) -> None:
+    arguments = [
+        "plan",
+        "zarr",
+        tmp_path / "out",
+        "--image-source",
+        source,
+        "--bounds",
+        0,
+        0,
+        0,
+        *SHAPE,
+        "--samples",
+        1,
+    ]
+    saved = tmp_path / "plan.json"
+    for _ in range(2):
+        assert command(*arguments, "--save", saved).code == 0
+    saved.write_text('{"notes": "mine"}')
+    done = command(*arguments, "--save", saved)
+    assert (done.code, "is no saved plan" in done.error) == (2, True)
+    assert "mine" in saved.read_text()
