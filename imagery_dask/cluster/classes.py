@@ -21,7 +21,9 @@ from typing import Any
 import dask
 from dask.utils import format_bytes
 from distributed import LocalCluster, Nanny, SSHCluster, Worker
-from distributed.deploy.spec import SpecCluster
+from distributed.core import Server
+from distributed.deploy import Cluster
+from distributed.deploy.spec import ProcessInterface, SpecCluster
 
 from imagery_dask.annotations import Keywords
 from imagery_dask.cluster.batch_jobs import is_job_queue, system_of
@@ -33,6 +35,8 @@ __all__ = [
     "WorkerSettings",
     "accepted_names",
     "fitted",
+    "is_cluster_class",
+    "is_process_class",
     "job_names",
     "sized",
     "takes_security",
@@ -51,6 +55,7 @@ PASSED_ON = ("base_class_kwargs",)
 LISTS_OF_JOBQUEUE = ("job_directives_skip", "job_extra_directives", "job_script_prologue", "worker_extra_args")
 # Classes whose jobs run no shell script, so that variables cannot be exported in it.
 NO_SHELL = ("HTCondorCluster",)
+GATEWAY = "dask_gateway.client.GatewayCluster"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,22 @@ class UnfitError(ValueError):
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
         self.key = key
+
+
+def is_cluster_class(value: Any) -> bool:
+    """Return True for dask's cluster classes and their subclasses; whatever a file names is called."""
+    if value is SSHCluster:  # a function
+        return True
+    if not inspect.isclass(value):
+        return False
+    # dask-gateway's class has no base class.
+    gateway = any(f"{base.__module__}.{base.__name__}" == GATEWAY for base in value.__mro__)
+    return gateway or issubclass(value, Cluster)
+
+
+def is_process_class(value: Any) -> bool:
+    """Return True for classes of schedulers, workers, nannies, and jobs of a batch system."""
+    return inspect.isclass(value) and issubclass(value, (Server, ProcessInterface))
 
 
 def takes_security(cluster_class: type) -> bool:

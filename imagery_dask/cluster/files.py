@@ -7,13 +7,14 @@ import importlib.util
 import re
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from distributed import SSHCluster
 from distributed.security import Security
+from distributed.utils import import_term
 
 from imagery_dask.annotations import Keywords
 from imagery_dask.cluster.batch_jobs import is_job_queue
@@ -23,10 +24,13 @@ from imagery_dask.cluster.classes import (
     WorkerSettings,
     accepted_names,
     fitted,
+    is_cluster_class,
+    is_process_class,
     job_names,
     takes_security,
     with_lists,
 )
+from imagery_dask.cluster.old_names import with_configured, with_new_names
 from imagery_dask.cluster.retiring import retiring
 from imagery_dask.cluster.yaml_lines import Lines, close_word, read_lines
 from imagery_dask.humanize import size_in_bytes, time_in_seconds
@@ -39,6 +43,8 @@ STARTED_ONLY = (
 KEYS = ("address", "cluster", "security", *STARTED_ONLY)
 SECURITY = {"ca": "tls_ca_file", "cert": "tls_{role}_cert", "key": "tls_{role}_key"}
 ROLES = ("client", "scheduler", "worker")
+# Arguments, and keys within them, that name classes to call.
+PROCESS_CLASSES = {"cls", "job_cls", "scheduler_cls", "worker_class"}
 # Arguments that `imagery_dask.cluster.driver` sets itself.
 NOT_DRIVERS = {"name", "scheduler"}
 # A smaller size is probably a number whose unit was forgotten.
@@ -142,10 +148,14 @@ def load_cluster_file(path: Path, retire_before_s: float | None = None) -> Clust
             f"{file.values['cluster']} takes no certificates here; set distributed.comm.tls in dask's configuration, "
             "or start scheduler and workers by hand and join them by 'address'.",
         )
-    if "arguments" in file.parts and (known := accepted_names(cluster_class)) is not None:
-        file.parts["arguments"].check_names(known, "argument")
+    if "arguments" in file.parts:
+        if (known := accepted_names(cluster_class)) is not None:
+            file.parts["arguments"].check_names(known, "argument")
+        _check_process_classes(file.parts["arguments"])
+        arguments = with_new_names(cluster_class, file.parts["arguments"])
     driver = _driver(file, cluster_class)
     try:
+        arguments = with_configured(cluster_class, arguments)
         arguments = fitted(cluster_class, with_lists(cluster_class, arguments), settings)
         arguments = retiring(cluster_class, arguments, before_s if retire_before_s is None else retire_before_s)
     except UnfitError as error:
@@ -160,6 +170,18 @@ def _arguments(file: Lines) -> Keywords:
     return dict(arguments)
 
 
+def _check_process_classes(part: Lines) -> None:
+    """Refuse names of schedulers and workers, which the cluster class calls, that are no classes of dask."""
+    for name in PROCESS_CLASSES & part.values.keys():
+        value = named = part.values[name]
+        with suppress(ImportError, AttributeError, ValueError):  # perhaps a class that only the workers have
+            named = import_term(value) if isinstance(value, str) else value
+        if named is not value and not is_process_class(named):
+            part.refuse(name, f"{name!r} names no class of a scheduler, a worker or a job: {value!r}.")
+    for inner in part.parts.values():
+        _check_process_classes(inner)
+
+
 def _driver(file: Lines, cluster_class: type) -> Keywords:
     given = file.values.get("driver")
     if given is None:
@@ -172,7 +194,7 @@ def _driver(file: Lines, cluster_class: type) -> Keywords:
     if part is None:
         file.refuse("driver", f"'driver' must be a mapping of names to values, like 'arguments'; got {given!r}.")
     part.check_names(job_names(cluster_class) - NOT_DRIVERS, "argument")
-    return with_lists(cluster_class, part.values)
+    return with_lists(cluster_class, with_new_names(cluster_class, part))
 
 
 def _count(file: Lines, name: str) -> int | None:
@@ -330,6 +352,12 @@ def _class(file: Lines) -> Any:
             attribute, [name for name in dir(importlib.import_module(module)) if name.endswith("Cluster")]
         )
         file.refuse("cluster", f"'cluster' names no class: {name!r}{near}.")
-    if not callable(cluster_class):
-        file.refuse("cluster", f"'cluster' names no class: {name!r} is a {type(cluster_class).__name__}.")
+    if not is_cluster_class(cluster_class):
+        kind = "another class" if isinstance(cluster_class, type) else f"a {type(cluster_class).__name__}"
+        file.refuse(
+            "cluster",
+            f"'cluster' names no class of clusters: {name!r} is {kind}. Accepted are subclasses of "
+            "distributed.deploy.Cluster (distributed.LocalCluster, those of dask_jobqueue, dask_kubernetes and "
+            "dask_cloudprovider), distributed.SSHCluster and dask_gateway.GatewayCluster.",
+        )
     return cluster_class

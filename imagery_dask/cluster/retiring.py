@@ -60,7 +60,8 @@ def retiring(cluster_class: type, arguments: Mapping[str, object], before_s: flo
         own = arguments.get(name)
         return dask.config.get(f"jobqueue.{section}.{name.replace('_', '-')}", None) if own is None else own
 
-    words = list(setting("worker_extra_args") or [])
+    words = setting("worker_extra_args") or []
+    words = [words] if isinstance(words, str) else list(words)
     walltime_s = walltime_seconds(system_of(cluster_class), setting("walltime"))
     if any(flag.startswith("--lifetime") for word in words for flag in str(word).split()):
         if before_s is None:

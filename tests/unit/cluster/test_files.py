@@ -264,6 +264,52 @@ def test_a_lifetime_in_the_arguments_of_a_file_is_kept(tmp_path: Path, extra_arg
     assert file.arguments["worker_extra_args"] == (["--lifetime", "3h"] if extra_args[0] == "[" else [extra_args])
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("os.system", "a builtin_function_or_method"), ("subprocess.Popen", "another class"),
+        ("shutil.rmtree", "a function"), ("distributed.Client", "another class"), ("os.environ", "a _Environ"),
+        ("pathlib.Path.unlink", "module"), ("distributed.deploy.ssh.SSHCluster", None), ("builtins.eval", "a builtin"),
+    ],
+)  # fmt: skip
+def test_only_cluster_classes_are_called(tmp_path: Path, name: str, kind: str | None) -> None:
+    path = write(tmp_path, f"cluster: {name}\narguments: {{}}\n")
+    if kind is None:
+        assert load_cluster_file(path).cluster is SSHCluster
+        return
+    with pytest.raises(ValueError, match=f"line 1: 'cluster' names no class.*{kind}"):
+        load_cluster_file(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("cluster: distributed.SpecCluster\narguments:\n  workers:\n    a:\n      cls: os.system\n", 5),
+        ("cluster: distributed.SpecCluster\narguments:\n  scheduler: {cls: subprocess.Popen}\n", 3),
+        (LOCAL + "arguments:\n  processes: true\n  worker_class: os.system\n", 4),
+    ],
+)
+def test_only_classes_of_processes_are_called(tmp_path: Path, text: str, line: int) -> None:
+    with pytest.raises(ValueError, match=f"line {line}: '(cls|worker_class)' names no class of a scheduler"):
+        load_cluster_file(write(tmp_path, text))
+
+
+def test_classes_of_processes_are_accepted(tmp_path: Path) -> None:
+    text = "arguments: {worker: {cls: distributed.Nanny}, workers: {a: {cls: absent.W}}}\n"
+    assert load_cluster_file(write(tmp_path, "cluster: distributed.SpecCluster\n" + text)).arguments["worker"] == {
+        "cls": "distributed.Nanny"
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["distributed.SpecCluster", "distributed.deploy.Cluster", "dask_jobqueue.OARCluster",
+             "dask_gateway.GatewayCluster", "dask_kubernetes.operator.KubeCluster"],
+)  # fmt: skip
+def test_all_cluster_classes_of_dask_are_accepted(tmp_path: Path, name: str) -> None:
+    pytest.importorskip(name.partition(".")[0])
+    assert load_cluster_file(write(tmp_path, f"cluster: {name}\n")).cluster.__name__ == name.rpartition(".")[2]
+
+
 def test_numbers_keep_their_spelling(tmp_path: Path) -> None:
     """YAML 1.1 reads 12:00:00 as a number of base 60, and 0755 as a number of base 8."""
     pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
