@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from imagery_dask.urls import redacted
+
 __all__ = [
     "AccessRefusedError",
     "BlockFailedError",
     "ClusterLostError",
     "CorruptChunkError",
     "ImageryDaskError",
+    "InvalidInfoError",
     "MissingChunkError",
     "OutdatedRootsError",
     "ServerError",
@@ -27,7 +30,10 @@ REFUSED_STATUS = (401, 403)
 
 
 class ImageryDaskError(Exception):
-    """Base class of this package's exceptions."""
+    """Base class of this package's exceptions. URLs in their messages have no passwords and tokens."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redacted(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class SourceError(ImageryDaskError):
@@ -39,6 +45,12 @@ class SourceError(ImageryDaskError):
 
 class SourceNotFoundError(SourceError, FileNotFoundError):
     """No precomputed volume exists at the given path."""
+
+
+class InvalidInfoError(SourceError, ValueError):
+    """The info of a volume is invalid, is of something else, or asks for what cannot be read."""
+
+    lasting = True
 
 
 class AccessRefusedError(SourceError, PermissionError):

@@ -6,7 +6,7 @@ import ipaddress
 import re
 from urllib.parse import quote, urlsplit
 
-__all__ = ["file_url", "is_safe_for_tokens", "name_in_url", "redacted", "server_of"]
+__all__ = ["file_url", "is_loopback", "is_safe_for_tokens", "name_in_url", "redacted", "server_of"]
 
 # Up to the last @ of the host, because passwords may hold one; beyond a "/" only if no port follows the colon.
 USER = re.compile(r"://(?:[^/\s:\[]*:(?!\d*[/\s])[^\s\"]*@|[^/\s]*@)")
@@ -81,10 +81,12 @@ def server_of(url: str) -> str:
 
 def is_safe_for_tokens(url: str) -> bool:
     """Return True if a token may be sent to a URL: over HTTPS, or to this machine."""
-    parts = urlsplit(url)
-    if parts.scheme == "https":
-        return True
-    host = parts.hostname or ""
+    return urlsplit(url).scheme == "https" or is_loopback(url)
+
+
+def is_loopback(url: str) -> bool:
+    """Return True if a URL is of this machine."""
+    host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -93,7 +93,7 @@ class Layer:
 
     @classmethod
     def from_info(cls, path: str, info: JsonObject, graph: ChunkedGraph | None = None) -> Layer:
-        """Read the parsed ``info`` JSON of a volume.
+        """Read the parsed ``info`` JSON of a volume; `volume_info.check_info` checks it in detail.
 
         Raises
         ------
@@ -104,7 +104,8 @@ class Layer:
             mips = tuple(_mip(level, scale) for level, scale in enumerate(info["scales"]))
             if not mips:
                 raise ValueError("scales")
-            return cls(path, str(info["type"]), str(info["data_type"]), int(info["num_channels"]), mips, graph)
+            kind, dtype = str(info["type"]).lower(), str(info["data_type"]).lower()
+            return cls(path, kind, dtype, int(info["num_channels"]), mips, graph)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise SourceError(
                 f"{path!r} is not an image or segmentation volume: its info has no usable {error}. "
@@ -144,4 +145,4 @@ def _mip(level: int, scale: JsonObject) -> Mip:
     chunk_shape = Vec3.of(scale["chunk_sizes"][0]).map(int)
     sharding = scale.get("sharding")
     per_minishard = 2 ** int(sharding["preshift_bits"]) if sharding else None
-    return Mip(level, str(scale["key"]), grid, chunk_shape, str(scale["encoding"]), per_minishard)
+    return Mip(level, str(scale["key"]), grid, chunk_shape, str(scale["encoding"]).lower(), per_minishard)

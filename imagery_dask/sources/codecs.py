@@ -9,6 +9,9 @@ https://github.com/google/neuroglancer/tree/master/src/sliceview/compressed_segm
 
 from __future__ import annotations
 
+import struct
+from importlib.util import find_spec
+
 import compressed_segmentation
 import numpy as np
 import pyspng
@@ -20,12 +23,17 @@ from imagery_dask.geometry.grid import XYZ
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.sources.encodings.picture_sizes import check_picture_size
 
-__all__ = ["SEGMENTATION_BLOCK", "decode", "segmentation_damage"]
+__all__ = ["SEGMENTATION_BLOCK", "decode", "missing_package", "segmentation_damage"]
 
 # Block size of compressed_segmentation: of an info that has none, and of volumes that are written here.
 SEGMENTATION_BLOCK = (8, 8, 8)
 INTERLEAVED = ("jpeg", "png")
 PICTURES = ("jpeg", "png", "jxl")
+# Bits of a channel, and kind of color (https://www.w3.org/TR/png/#11IHDR).
+PNG_HEADER = struct.Struct(">24xBB")
+PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
+# Packages of encodings that this package does not install.
+OPTIONAL_PACKAGES = {"fpzip": "fpzip", "kempressed": "fpzip", "zfpc": "zfpc"}
 # Encodings that are checked before, or in place of, their own decoders.
 CHECKED = ("compresso", "crackle")
 # Fields of block headers in compressed_segmentation.
@@ -54,22 +62,24 @@ def decode(content: bytes, encoding: str, shape: tuple[int, int, int, int], dtyp
     ValueError, RuntimeError
         The chunk is damaged; codecs may raise errors of their own.
     """
+    if not content:
+        raise ValueError("it is empty")
     if encoding == "compressed_segmentation":
         damage = segmentation_damage(content, shape, block_size, np.dtype(dtype).itemsize)
         if damage:
             raise ValueError(damage)
     voxels: Array
-    if content and encoding in PICTURES:
+    if encoding in PICTURES:
         check_picture_size(content, encoding, shape)
-    if content and encoding == "raw":
+    if encoding == "raw":
         voxels = np.frombuffer(content, dtype)
-    elif content and encoding == "jpeg":
+    elif encoding == "jpeg":
         voxels = simplejpeg.decode_jpeg(content, colorspace="RGB" if shape[3] > 1 else "GRAY").ravel()
-    elif content and encoding == "png":
-        voxels = pyspng.load(content).ravel().astype(dtype, copy=False)
-    elif content and encoding in CHECKED:
+    elif encoding == "png":
+        voxels = _decode_png(content, shape, dtype)
+    elif encoding in CHECKED:
         voxels = _decode_checked(content, encoding, shape, dtype)
-    elif content and encoding == "compressed_segmentation":
+    elif encoding == "compressed_segmentation":
         voxels = compressed_segmentation.decompress(content, shape, np.dtype(dtype), block_size, order="F")
     else:
         from cloudvolume import chunks
@@ -78,6 +88,30 @@ def decode(content: bytes, encoding: str, shape: tuple[int, int, int, int], dtyp
     if voxels.dtype != np.dtype(dtype):  # a damaged header of jxl
         raise ValueError(f"it decodes to {voxels.dtype}, not to {dtype}")
     return _channels_last(voxels, shape, encoding)
+
+
+def missing_package(encoding: str) -> str | None:
+    """Return the package that this process lacks to decode an encoding, or None."""
+    package = OPTIONAL_PACKAGES.get(encoding)
+    return package if package is not None and find_spec(package) is None else None
+
+
+def _decode_png(content: bytes, shape: tuple[int, int, int, int], dtype: str) -> Array:
+    if len(content) < PNG_HEADER.size:
+        raise ValueError("it is no PNG")
+    bits, color = PNG_HEADER.unpack_from(content)
+    if bits == 8:
+        voxels = pyspng.load(content)
+    else:
+        import imagecodecs
+
+        # pyspng 1.1 makes two channels of one, and four of three, if they have 16 bits.
+        voxels = imagecodecs.png_decode(content)
+    if voxels.dtype.itemsize > np.dtype(dtype).itemsize:
+        raise ValueError(f"it has {bits} bits per voxel, more than {dtype}")
+    if PNG_CHANNELS.get(color, shape[3]) != shape[3]:
+        raise ValueError(f"it has {PNG_CHANNELS[color]} channels, not {shape[3]}")
+    return np.asarray(voxels.ravel().astype(dtype, copy=False))
 
 
 def _decode_checked(content: bytes, encoding: str, shape: tuple[int, int, int, int], dtype: str) -> Array:

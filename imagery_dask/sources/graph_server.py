@@ -19,6 +19,7 @@ from imagery_dask.errors import REFUSED_STATUS, AccessRefusedError, ServerError,
 from imagery_dask.model.chunkedgraph import ChunkedGraph, graphene_address
 from imagery_dask.sources.credentials import Bearer, cave_token, token_places
 from imagery_dask.sources.failures import brief, forget_request, kind_of, pause_s
+from imagery_dask.urls import is_safe_for_tokens
 
 if TYPE_CHECKING:
     from requests import Response
@@ -140,6 +141,10 @@ class GraphServer:
             return response.content
 
     def _token(self) -> str:
+        if not is_safe_for_tokens(self.server):
+            raise AccessRefusedError(
+                f"No token is sent to {self.server}, because plain HTTP is not encrypted. Use https://{self._host}."
+            )
         token = cave_token(self._host)
         if token is None:
             raise AccessRefusedError(f"No token for {self._host} was found. Looked in: {token_places(self._host)}.")

@@ -18,18 +18,20 @@ import numpy as np
 
 from imagery_dask import kernels
 from imagery_dask.annotations import Array, JsonObject
-from imagery_dask.errors import CorruptChunkError, MissingChunkError, SourceError, SourceNotFoundError
+from imagery_dask.errors import CorruptChunkError, InvalidInfoError, MissingChunkError, SourceError, SourceNotFoundError
 from imagery_dask.geometry.grid import XYZ, Region, VoxelGrid, bounds_key, region_between
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.chunkedgraph import GRAPHENE, ChunkedGraph
 from imagery_dask.model.layer import Layer
-from imagery_dask.sources.addresses import normalize_path
-from imagery_dask.sources.codecs import SEGMENTATION_BLOCK, decode
+from imagery_dask.model.volume_info import check_info
+from imagery_dask.sources.addresses import named_by_info
+from imagery_dask.sources.codecs import SEGMENTATION_BLOCK, decode, missing_package
 from imagery_dask.sources.counts import ReadCounts, counting_into
-from imagery_dask.sources.failures import pause_s
+from imagery_dask.sources.failures import brief, pause_s
 from imagery_dask.sources.graph_server import read_graph_info
 from imagery_dask.sources.label_tables import LabelTables
 from imagery_dask.sources.transport import Blob, Request, Transport
+from imagery_dask.urls import server_of
 
 if TYPE_CHECKING:
     from imagery_dask.sources.shards import ShardedChunks
@@ -44,6 +46,12 @@ Fetched = tuple[VoxelGrid, Blob | None]
 # Decoded chunks are in Fortran order. Copying to C order is twice as fast in tiles of this edge, which fit the cache.
 TILE = 16
 REDIRECTS = 10
+LARGEST_INFO = 2**26
+LARGEST_PROPERTIES = 2**30
+# Bytes of an encoded chunk, for each byte of its voxels and in addition. In compressed_segmentation with blocks of one
+# voxel, a label of 4 bytes takes 12; compression of incompressible data adds a little.
+ENCODED_AT_MOST = 4
+HEADERS_AT_MOST = 2**17
 # A chunk that does not decode is fetched this often, in case it was damaged in transit or read while being written.
 DECODE_ATTEMPTS = 3
 
@@ -80,7 +88,7 @@ class PrecomputedVolume:
         self.path = path
         self._transport, self.info, graph = _read_info(path)
         self.layer = Layer.from_info(path, self.info, graph)
-        _check_readable(self.layer)
+        _check_decodable(self.layer)
         self._shards: dict[int, ShardedChunks] = {}
         self._lock = threading.Lock()
 
@@ -150,8 +158,9 @@ class PrecomputedVolume:
     def segment_properties(self) -> tuple[str, bytes] | None:
         """Return the folder and content of the volume's segment properties, or None."""
         folder = str(self.info.get("segment_properties") or "").strip("/")
-        blob = self._transport.get(Request(f"{folder}/info")) if folder else None
-        return None if blob is None else (folder, blob.decompressed())
+        request = Request(f"{folder}/info", most=LARGEST_PROPERTIES)
+        blob = self._transport.get(request) if folder else None
+        return None if blob is None else (folder, blob.decompressed(LARGEST_PROPERTIES))
 
     def _fetch(self, reading: _Reading) -> Iterator[Fetched]:
         """Yield the storage chunks that a box crosses, in order of arrival; None for a missing chunk."""
@@ -166,7 +175,7 @@ class PrecomputedVolume:
 
     def _counted(self, reading: _Reading, grid: VoxelGrid, blob: Blob | None) -> Blob | None:
         """Count a chunk's bytes and return it, or count it as missing and return None."""
-        if blob is not None and not blob.is_nothing:
+        if blob is not None:
             reading.counts.stored_bytes += len(blob.content)
             return blob
         key = self._key(reading.mip, grid)
@@ -216,7 +225,7 @@ class PrecomputedVolume:
         if not encoded or self.layer.dtype != "uint64" or block_size is None or grid.intersection(reading.box) != grid:
             return None
         try:
-            content = blob.decompressed()
+            content = blob.decompressed(self._largest(reading.mip))
         except Exception:  # of any decoder; decoding the voxels raises it again with the name of the chunk
             return None
         return LabelTables.parse(content, grid.shape, block_size)
@@ -227,12 +236,18 @@ class PrecomputedVolume:
             yield from self._sharded(mip).get_many(cells)
             return
         by_key = {self._key(mip, _chunk_grid(cell, level.grid, level.chunk_shape)): cell for cell in cells}
-        for request, blob in self._transport.get_many([Request(key) for key in by_key]):
+        for request, blob in self._transport.get_many([Request(key, most=self._largest(mip)) for key in by_key]):
             yield by_key[request.key], blob
 
     def _block_size(self, mip: int) -> XYZ | None:
         block_size = self.info["scales"][mip].get("compressed_segmentation_block_size")
         return None if block_size is None else tuple(block_size)
+
+    def _largest(self, mip: int) -> int:
+        """Return a size that no file of a chunk exceeds, compressed or not."""
+        level = self.layer.mips[mip]
+        voxels = level.chunk_shape.minimum(level.grid.shape).prod() * self.layer.channels
+        return ENCODED_AT_MOST * voxels * np.dtype(self.layer.dtype).itemsize + HEADERS_AT_MOST
 
     def _sharded(self, mip: int) -> ShardedChunks:
         from imagery_dask.sources.shards import ShardedChunks  # loads CloudVolume
@@ -242,7 +257,7 @@ class PrecomputedVolume:
                 level = self.layer.mips[mip]
                 cells = level.grid.shape.ceil_div(level.chunk_shape)
                 sharding = self.info["scales"][mip]["sharding"]
-                self._shards[mip] = ShardedChunks(self._transport, level.key, sharding, cells)
+                self._shards[mip] = ShardedChunks(self._transport, level.key, sharding, cells, self._largest(mip))
             return self._shards[mip]
 
     def _key(self, mip: int, grid: VoxelGrid) -> str:
@@ -267,7 +282,7 @@ class PrecomputedVolume:
     def _fetch_again(self, mip: int, grid: VoxelGrid) -> Blob | None:
         level = self.layer.mips[mip]
         if not level.is_sharded:
-            return self._transport.get(Request(self._key(mip, grid), fresh=True))
+            return self._transport.get(Request(self._key(mip, grid), fresh=True, most=self._largest(mip)))
         return self._sharded(mip).get_again((grid.start - level.grid.start) // level.chunk_shape)
 
     def _decode(self, reading: _Reading, grid: VoxelGrid, blob: Blob) -> Array:
@@ -275,7 +290,7 @@ class PrecomputedVolume:
         encoding, shape = level.encoding, (*grid.shape, self.layer.channels)
         block_size = self._block_size(reading.mip) or SEGMENTATION_BLOCK
         try:
-            return decode(blob.decompressed(), encoding, shape, self.layer.dtype, block_size)
+            return decode(blob.decompressed(self._largest(reading.mip)), encoding, shape, self.layer.dtype, block_size)
         except SourceError:  # the decoder cannot be started, which is no fault of the chunk
             raise
         except Exception as error:
@@ -286,43 +301,46 @@ class PrecomputedVolume:
 
 
 def _read_info(path: str) -> tuple[Transport, JsonObject, ChunkedGraph | None]:
-    """Read a layer's info from its graph server or its folder."""
+    """Read and check a layer's info from its graph server or its folder."""
     if not path.startswith(GRAPHENE):
-        return *_read_flat_info(path), None
+        transport, info = _read_flat_info(path)
+        return transport, check_info(path, info), None
     graph, info = read_graph_info(path)
-    return Transport(normalize_path(str(info["data_dir"]))), info, graph
+    checked = check_info(path, info, is_graph=True)
+    return Transport(named_by_info(path, "data_dir", info.get("data_dir"))), checked, graph
 
 
-def _read_flat_info(path: str) -> tuple[Transport, JsonObject]:
+def _read_flat_info(path: str) -> tuple[Transport, object]:
     """Read a folder's info, following redirects as CloudVolume does."""
+    server = server_of(path)
     for _ in range(REDIRECTS):
-        transport = Transport(path)
-        blob = transport.get(Request("info"))
+        transport = Transport(path, login=server_of(path) == server)
+        blob = transport.get(Request("info", most=LARGEST_INFO))
         if blob is None:
             raise SourceNotFoundError(
                 f"There is no precomputed volume at {path!r}: it has no info file. Check the path; it must be the "
                 "folder that holds 'info', for example precomputed://gs://bucket/layer or file:///data/layer."
             )
         try:
-            info = json.loads(blob.decompressed())
-        except ValueError as error:
-            raise SourceError(f"The info file of {path!r} is not JSON: {error}") from error
-        if not isinstance(info, dict):
-            raise SourceError(f"The info file of {path!r} is not a JSON object.")
-        target = info.get("redirect")
+            info = json.loads(blob.decompressed(LARGEST_INFO))
+        except (ValueError, RecursionError) as error:
+            raise InvalidInfoError(f"The info file of {path!r} is not JSON: {brief(error)}") from error
+        target = info.get("redirect") if isinstance(info, dict) else None
         if not target or target == path:
             return transport, info
-        path = str(target)
+        path = named_by_info(path, "redirect", target)
     raise SourceError(f"The info of {path!r} redirects more than {REDIRECTS} times.")
 
 
-def _check_readable(layer: Layer) -> None:
-    """Raise if CloudVolume would decode the layer to wrong voxels."""
-    if layer.channels > 1 and any(mip.encoding == "jxl" for mip in layer.mips):
-        raise SourceError(
-            f"{layer.path!r} has {layer.channels} channels in JPEG XL, which CloudVolume does not decode to the right "
-            "voxels; convert it to jpeg, png or raw."
-        )
+def _check_decodable(layer: Layer) -> None:
+    """Raise if this process lacks the decoder of a level."""
+    for mip in layer.mips:
+        package = None if mip.is_placeholder else missing_package(mip.encoding)
+        if package is not None:
+            raise InvalidInfoError(
+                f"{layer.path!r} cannot be read: scales[{mip.level}].encoding of its info is {mip.encoding!r}, and "
+                f"this process has no decoder for it. Install it, also for workers: pip install {package}"
+            )
 
 
 def _cells(box: VoxelGrid, volume: VoxelGrid, chunk_shape: Vec3[int]) -> list[Vec3[int]]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from imagery_dask.annotations import JsonObject
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.sources.failures import brief
+from imagery_dask.sources.files.compression import decompress
 from imagery_dask.sources.transport import Blob, Request, Transport
 
 __all__ = ["ShardedChunks"]
@@ -29,9 +30,10 @@ SHARD_INDICES_KEPT = 4096
 MINISHARD_INDICES_KEPT = 16384
 # Neighbouring byte ranges are read in one request up to this size, so that chunks of a large block arrive one by one.
 LARGEST_REQUEST = 16 * 2**20
-# An index with a larger chunk or shard is invalid.
-LARGEST_CHUNK = 2**32
+# An index with a larger shard is invalid.
 LARGEST_SHARD = 2**50
+# Bytes of an entry of a minishard index: id, offset, size.
+ENTRY = 24
 
 
 # Shard file, first byte, number of bytes.
@@ -86,10 +88,13 @@ class _Indices(ShardReader):
         Damage of indices, by the name of the shard file. Chunks that these indices lack may exist.
     """
 
-    def __init__(self, transport: Transport, spec: ShardingSpecification, cells: Vec3[int], fresh: bool) -> None:
+    def __init__(
+        self, transport: Transport, spec: ShardingSpecification, cells: Vec3[int], largest_chunk: int, fresh: bool
+    ) -> None:
         fetcher = _IndexFetcher(transport, fresh)
         super().__init__(transport.cloudpath, fetcher, spec, SHARD_INDICES_KEPT, MINISHARD_INDICES_KEPT)
         self.broken: dict[str, str] = {}
+        self._largest_chunk = largest_chunk
         self._codes = 2 ** sum((n - 1).bit_length() for n in cells)
         # An entry has 24 bytes; compression of incompressible data adds a little.
         self._largest = 32 * self._codes + 4096
@@ -113,6 +118,8 @@ class _Indices(ShardReader):
     def _shard_index(self, binary: bytes, filename: str) -> NDArray[np.uint64]:
         _check_whole(binary)
         index: NDArray[np.uint64] = super().decode_index(binary, filename)
+        if (index[:, 1] == index[:, 0]).all():
+            raise ValueError("it refers to no chunks, as if it had been overwritten with zeros")
         outside = (index < self.spec.index_length()) | (index > LARGEST_SHARD)
         if outside.any() or (index[:, 1] < index[:, 0]).any() or (index[:, 1] - index[:, 0] > self._largest).any():
             raise ValueError("it has impossible offsets of minishard indices")
@@ -122,11 +129,20 @@ class _Indices(ShardReader):
         if binary is None:
             raise ValueError("the file disappeared while it was read")
         _check_whole(binary)
-        index: NDArray[np.uint64] = super().decode_minishard_index(binary, filename)
+        encoding = str(self.spec.minishard_index_encoding)
+        content = decompress(binary, None if encoding == "raw" else encoding, self._largest)
+        if not content or len(content) % ENTRY:
+            raise ValueError(f"its {len(content)} bytes are no whole number of entries")
+        deltas: NDArray[np.uint64] = np.frombuffer(content, "<u8").reshape(3, -1)
+        index = np.cumsum(deltas, axis=1, dtype=np.uint64).T
+        index[1:, 1] += index[:-1, 2]
+        index[:, 1] += np.uint64(self.spec.index_length())
+        index[:, 2] = deltas[2]
         if (
-            (index[:, 0] >= self._codes).any()
+            (deltas[0, 1:] == 0).any()
+            or (index[:, 0] >= self._codes).any()
             or (index[:, 1] > LARGEST_SHARD).any()
-            or (index[:, 2] > LARGEST_CHUNK).any()
+            or (index[:, 2] > self._largest_chunk).any()
         ):
             raise ValueError("it has impossible ids or offsets of chunks")
         return index
@@ -150,13 +166,18 @@ class ShardedChunks:
         The ``sharding`` entry of the mip's scale.
     cells : tuple of 3 int
         Number of storage chunks along x, y, z.
+    largest_chunk : int
+        Size that no stored chunk exceeds, in bytes.
     """
 
-    def __init__(self, transport: Transport, key: str, sharding: JsonObject, cells: Vec3[int]) -> None:
+    def __init__(
+        self, transport: Transport, key: str, sharding: JsonObject, cells: Vec3[int], largest_chunk: int
+    ) -> None:
         self._transport = transport
         self._key = key
         self._spec = ShardingSpecification.from_dict(sharding)
         self._cells = cells
+        self._largest_chunk = largest_chunk
         self._index = self._indices()
         # CloudVolume's index caches are linked lists without a lock.
         self._lock = threading.Lock()
@@ -220,7 +241,7 @@ class ShardedChunks:
         return places
 
     def _indices(self, fresh: bool = False) -> _Indices:
-        return _Indices(self._transport, self._spec, self._cells, fresh)
+        return _Indices(self._transport, self._spec, self._cells, self._largest_chunk, fresh)
 
 
 def _runs(pieces: list[_Piece]) -> Iterator[list[_Piece]]:

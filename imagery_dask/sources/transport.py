@@ -83,11 +83,6 @@ class Blob:
     encoding: str | None = None
     damage: str = ""
 
-    @property
-    def is_nothing(self) -> bool:
-        """True for an empty file, which represents a chunk that was not written."""
-        return not self.content and not self.damage
-
     def decompressed(self, most: int = LARGEST_FILE) -> bytes:
         """Return the bytes without the transport's compression (gzip, brotli, ...), of which there are at most `most`.
 
@@ -106,9 +101,11 @@ class Transport:
     cloudpath : str
         A path in CloudVolume's form. Buckets for which this process has no credentials are read anonymously over
         HTTPS.
+    login : bool
+        Send the user and password for HTTP servers of cloud-files' secrets, if there are any.
     """
 
-    def __init__(self, cloudpath: str) -> None:
+    def __init__(self, cloudpath: str, login: bool = True) -> None:
         self.cloudpath = cloudpath
         self._get_once: Callable[[Request], Blob | None]
         self.is_remote = True
@@ -119,7 +116,7 @@ class Transport:
         elif url is not None:
             self._server = server_of(url)
             behind_cave = cloudpath.removeprefix("precomputed://").startswith(MIDDLEAUTH)
-            auth = partial(_cave_auth, url) if behind_cave else _always(credentials.http_login())
+            auth = partial(_cave_auth, url) if behind_cave else _always(credentials.http_login() if login else None)
             self._get_once = partial(_read_http, HttpFiles(url, auth))
         else:
             self._files = _cloud_files(cloudpath)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import imagecodecs
 import numpy as np
 import pytest
 from cloudvolume import chunks
@@ -32,9 +33,25 @@ def test_chunks_decode_as_cloudvolume_decodes_them(encoding: str, dtype: str) ->
     np.testing.assert_array_equal(voxels, expected)
 
 
-@pytest.mark.parametrize("encoding", ["raw", "jpeg", "png"])
-def test_empty_chunks_are_zeros(encoding: str) -> None:
-    np.testing.assert_array_equal(decode(b"", encoding, SHAPE, "uint8", BLOCK), np.zeros(SHAPE, np.uint8))
+@pytest.mark.parametrize(("encoding", "dtype"), SAMPLES.items())
+def test_empty_chunks_are_errors(encoding: str, dtype: str) -> None:
+    with pytest.raises(ValueError, match="empty"):
+        decode(b"", encoding, SHAPE, dtype, BLOCK)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_png_chunks_have_8_or_16_bits_and_up_to_four_channels(dtype: str, channels: int) -> None:
+    shape = (*SHAPE[:3], channels)
+    voxels = np.random.default_rng(3).integers(0, np.iinfo(dtype).max, shape, endpoint=True).astype(dtype)
+    picture = np.ascontiguousarray(voxels.transpose(2, 1, 0, 3).reshape(-1, SHAPE[0], channels))  # z and y, x
+    content = imagecodecs.png_encode(picture[..., 0] if channels == 1 else picture)
+    np.testing.assert_array_equal(decode(content, "png", shape, dtype, BLOCK), voxels)
+    if dtype == "uint16":
+        with pytest.raises(ValueError, match="16 bits per voxel, more than uint8"):
+            decode(content, "png", shape, "uint8", BLOCK)
+    with pytest.raises(ValueError, match="channels|reshape"):
+        decode(content, "png", (*SHAPE[:3], channels % 4 + 1), dtype, BLOCK)
 
 
 @pytest.mark.parametrize(("encoding", "dtype"), SAMPLES.items())
