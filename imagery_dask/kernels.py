@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from typing import Any
 
 import fastremap
 import numpy as np
@@ -39,7 +40,9 @@ __all__ = [
 Block = Array
 
 INT64_MAX = 2**63 - 1
-NO_MEANS = (np.float16, np.int32, np.int64)  # tinybrain cannot average these over three axes
+# tinybrain 1.7.0 has no mean of float16, int32 and int64 over three axes, rounds means of int8 and int16 towards zero,
+# and adds uint64 in 64 bits.
+NO_MEANS = (np.float16, np.int8, np.int16, np.int32, np.int64, np.uint64)
 
 
 def gather(block: Block, indices: Sequence[NDArray[np.int64]]) -> Block:
@@ -124,10 +127,20 @@ def interpolate(block: Block, taps: Sequence[tuple[NDArray[np.int64], NDArray[np
         low = np.take(out, np.clip(left, 0, last), axis=along)
         high = np.take(out, np.clip(left + 1, 0, last), axis=along)
         out = low + (high - low) * share
-    if np.issubdtype(block.dtype, np.integer):
-        out = np.rint(out)
-    voxels = out.astype(block.dtype)
+    voxels = _rounded(out, block.dtype) if np.issubdtype(block.dtype, np.integer) else out.astype(block.dtype)
     return voxels.T if transposed else voxels
+
+
+def _rounded(values: NDArray[np.float64], dtype: np.dtype[Any]) -> Block:
+    """Round floats to integers of a dtype; 64-bit limits, which float64 rounds up, stay the limits."""
+    values = np.rint(values)
+    limit = np.iinfo(dtype).max
+    if dtype.itemsize < 8:
+        return values.astype(dtype)
+    above = values >= float(limit)
+    voxels = np.where(above, 0.0, values).astype(dtype)
+    voxels[above] = limit
+    return voxels
 
 
 def keep_ids(block: Block, ids: Sequence[int]) -> Block:
@@ -178,8 +191,8 @@ def unique_counts(block: Block) -> tuple[Array, NDArray[np.int64]]:
 def downsample(block: Block, step: tuple[int, int, int], labels: bool) -> Block:
     """Halve a block along some axes: the mean of imagery, the most frequent id of labels.
 
-    Results equal tinybrain's on the whole array if the edges between blocks are at even voxels. Means of integers are
-    rounded down, and ties between ids are broken, as in tinybrain.
+    Results equal those of the whole array if the edges between blocks are at even voxels. Means are right up to the
+    limits of every dtype; those of integers are rounded down. Ties between ids are broken as in tinybrain.
 
     Parameters
     ----------
@@ -211,24 +224,36 @@ def downsample(block: Block, step: tuple[int, int, int], labels: bool) -> Block:
         return _downsample_plainly(block, step, labels)
     pooling = tinybrain.downsample_segmentation if labels else tinybrain.downsample_with_averaging
     if len(halved) == 3:
-        return np.asarray(pooling(np.asfortranarray(block), (2, 2, 2), num_mips=1)[0])
-    # tinybrain halves x and y, so that other pairs of axes are moved there.
-    small = pooling(np.asfortranarray(np.moveaxis(block, halved, (0, 1))), (2, 2, 1), num_mips=1)[0]
-    return np.asfortranarray(np.moveaxis(small, (0, 1), halved))
+        small = np.asarray(pooling(np.asfortranarray(block), (2, 2, 2), num_mips=1)[0])
+    else:
+        # tinybrain halves x and y, so that other pairs of axes are moved there.
+        small = pooling(np.asfortranarray(np.moveaxis(block, halved, (0, 1))), (2, 2, 1), num_mips=1)[0]
+        small = np.asfortranarray(np.moveaxis(small, (0, 1), halved))
+    overflowed = not labels and block.dtype.kind == "f" and not np.isfinite(small).all()
+    return _downsample_plainly(block, step, labels) if overflowed else small
 
 
 def _downsample_plainly(block: Block, step: tuple[int, int, int], labels: bool) -> Block:
-    """Downsample with numpy where tinybrain is slow (one axis) or has no mean (`NO_MEANS`)."""
+    """Downsample with numpy where tinybrain is slow (one axis) or has no right mean (`NO_MEANS`)."""
     parts = [block[tuple(slice(o, None, s) for o, s in zip(offset, step, strict=True))] for offset in np.ndindex(step)]
     if labels:  # two ids are equally frequent: the first wins
         return np.array(parts[0], order="F")
     if block.dtype.kind == "f":
-        total = np.add.reduce([part.astype(np.float64) for part in parts])
-        return np.asarray(total / len(parts), dtype=block.dtype, order="F")
+        return _mean_of_floats(parts)
     bits = len(parts).bit_length() - 1  # quotients and remainders are summed apart, so that nothing overflows
     whole = np.add.reduce([part >> bits for part in parts], dtype=block.dtype)
     rest = np.add.reduce([(part & (len(parts) - 1)).astype(np.uint8) for part in parts], dtype=np.uint8)
     return np.asarray(whole + (rest >> bits).astype(block.dtype), order="F")
+
+
+def _mean_of_floats(parts: Sequence[Block]) -> Block:
+    """Return the mean of arrays of floats, in Fortran order; a sum that overflows is made of the quotients."""
+    exact = [part.astype(np.float64) for part in parts]
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = np.add.reduce(exact) / len(exact)
+        if not np.isfinite(mean).all():
+            mean = np.where(np.isfinite(mean), mean, np.add.reduce([part / len(exact) for part in exact]))
+    return np.asarray(mean, dtype=parts[0].dtype, order="F")
 
 
 def places_of(block: Block) -> dict[int, NDArray[np.intp]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imagery_dask.annotations import Array
-from imagery_dask.geometry.grid import VoxelGrid
+from imagery_dask.geometry.grid import VoxelGrid, voxels_along
 from imagery_dask.model.layer import Layer
 from imagery_dask.sources import Missing, SourceHandle
 
@@ -17,8 +18,8 @@ __all__ = ["stored_ids_at", "voxels_of"]
 CHUNKS_IN_FLIGHT = 16
 
 
-def voxels_of(points: NDArray[np.float64], points_nm: object, voxel_nm: object) -> NDArray[np.int64]:
-    """Voxels that points fall into, by the rule of `imagery_dask.geometry.grid.voxel_bounds`.
+def voxels_of(points: NDArray[np.float64], points_nm: Sequence[float], voxel_nm: Sequence[float]) -> NDArray[np.int64]:
+    """Voxels that points fall into, by the rule of `imagery_dask.geometry.grid.voxel_of`.
 
     Parameters
     ----------
@@ -32,8 +33,8 @@ def voxels_of(points: NDArray[np.float64], points_nm: object, voxel_nm: object) 
     numpy.ndarray of int64, shape (n, 3)
         Absolute voxels.
     """
-    ratio = np.asarray(voxel_nm, dtype=np.float64) / np.asarray(points_nm, dtype=np.float64)
-    return np.trunc(np.trunc(points) / ratio).astype(np.int64)
+    along = zip(points.T, points_nm, voxel_nm, strict=True)
+    return np.stack([voxels_along(values, own_nm, other_nm) for values, own_nm, other_nm in along], axis=1)
 
 
 def stored_ids_at(layer: Layer, level: int, voxels: NDArray[np.int64], missing: Missing) -> Array:

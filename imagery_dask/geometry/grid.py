@@ -6,7 +6,8 @@ Two rules determine every voxel:
 
 * **The voxels that a request selects** (`voxel_bounds`) follow ``CloudVolume.download(bbox, mip=...,
   coord_resolution=...)``: corners are truncated to whole numbers, divided by the ratio of the resolutions, and
-  truncated (towards zero) again.
+  truncated (towards zero) again. The arithmetic is exact, and a corner within 10**-6 of a voxel edge is on the edge
+  (`voxel_of`), whereas CloudVolume takes 4400 nm for voxel 999 of 4.4 nm.
 * **The source voxel that a target voxel shows** (`nearest_index`) is the one that contains the target voxel's centre,
   in nm. It depends on absolute positions alone, so that a region read in pieces gives the same voxels as a region read
   at once::
@@ -46,6 +47,8 @@ __all__ = [
     "stop_of",
     "tiles_of",
     "voxel_bounds",
+    "voxel_of",
+    "voxels_along",
 ]
 
 XYZ = tuple[int, int, int]
@@ -53,6 +56,10 @@ Resolution = tuple[float, float, float]
 # Slices along x, y and z, with start and stop and no step. A plain tuple, because dask concatenates indices with ``+``.
 Region = tuple[slice, slice, slice]
 AXES = ("x", "y", "z")
+# Voxels. A coordinate so close to an edge is that edge: it was computed in floats, or a resolution was rounded.
+EDGE = Fraction(1, 10**6)
+# Ratios of resolutions that were rounded to 16 digits are the fractions of small numbers that they are this close to.
+SMALL_DENOMINATOR, ROUNDED = 1000, Fraction(1, 10**12)
 
 
 @lru_cache(maxsize=1024)
@@ -62,7 +69,8 @@ def ratio(numerator_nm: float, denominator_nm: float) -> Fraction:
     Parameters
     ----------
     numerator_nm, denominator_nm : float
-        Voxel sizes. ``4.3`` means 43/10, not the nearest binary fraction, so that 8.6 over 4.3 is exactly 2.
+        Voxel sizes. ``4.3`` means 43/10, not the nearest binary fraction, so that 8.6 over 4.3 is exactly 2, and so is
+        66.66666666666667 over 33.333333333333336.
 
     Returns
     -------
@@ -74,7 +82,9 @@ def ratio(numerator_nm: float, denominator_nm: float) -> Fraction:
     >>> ratio(8.6, 4.3)
     Fraction(2, 1)
     """
-    return Fraction(repr(float(numerator_nm))) / Fraction(repr(float(denominator_nm)))
+    exact = Fraction(repr(float(numerator_nm))) / Fraction(repr(float(denominator_nm)))
+    simple = exact.limit_denominator(SMALL_DENOMINATOR)
+    return simple if abs(simple - exact) <= exact * ROUNDED else exact
 
 
 def nearest_index(start: int, size: int, step: Fraction) -> NDArray[np.int64]:
@@ -140,15 +150,77 @@ def edge_at_or_after(source_edge: int, step: Fraction) -> int:
     return math.ceil(Fraction(source_edge) / step - Fraction(1, 2))
 
 
+def voxel_of(value: float, own_nm: float, voxel_nm: float) -> int:
+    """Convert a coordinate to voxels of another resolution: an edge to that edge, anything else as CloudVolume does.
+
+    Parameters
+    ----------
+    value : float
+        Coordinate in voxels of `own_nm`.
+    own_nm, voxel_nm : float
+        Resolutions, nm per voxel.
+
+    Returns
+    -------
+    int
+        Voxel of `voxel_nm`. Fractions of voxels are dropped (towards zero), before and after the conversion.
+
+    Notes
+    -----
+    A fraction is kept where it makes the coordinate an edge between voxels that are larger than its unit: 30.8 nm is
+    the edge of voxel 7 of 4.4 nm.
+
+    Examples
+    --------
+    >>> voxel_of(4400, 1.0, 4.4), voxel_of(30.8, 1.0, 4.4), voxel_of(10.9, 8.0, 4.0)
+    (1000, 7, 20)
+    """
+    step, exact = ratio(own_nm, voxel_nm), Fraction(repr(float(value)))
+    if step < 1 and exact.denominator != 1:
+        edge = _edge_at(exact * step)
+        if edge is not None:
+            return edge
+    return _whole(_whole(exact) * step)
+
+
+def voxels_along(values: NDArray[np.float64], own_nm: float, voxel_nm: float) -> NDArray[np.int64]:
+    """Return `voxel_of` each coordinate of an array, as int64."""
+    step = ratio(own_nm, voxel_nm)
+    whole = np.rint(values)
+    most = max(abs(float(whole.max(initial=0))), abs(float(whole.min(initial=0))))
+    # Below 2**31, floats find every coordinate that may be an edge.
+    if most * step.numerator >= 2**62 or most * max(float(step), 1.0) >= 2**31 or step.denominator >= 2**31:
+        return np.array([voxel_of(value, own_nm, voxel_nm) for value in values.tolist()], dtype=np.int64)
+    scaled = values * float(step)
+    unclear = (values != whole) & ((np.abs(values - whole) < 1e-5) | (np.abs(scaled - np.rint(scaled)) < 1e-5))
+    units = np.trunc(values).astype(np.int64)
+    voxels = np.abs(units) * step.numerator // step.denominator
+    rest = np.abs(units) * step.numerator - voxels * step.denominator
+    voxels = np.where(units < 0, -1, 1) * (voxels + (step.denominator - rest <= float(EDGE) * step.denominator))
+    voxels[unclear] = [voxel_of(value, own_nm, voxel_nm) for value in values[unclear].tolist()]
+    return np.asarray(voxels, dtype=np.int64)
+
+
+def _edge_at(value: int | Fraction) -> int | None:
+    nearest = round(value)
+    return nearest if abs(value - nearest) <= EDGE else None
+
+
+def _whole(value: int | Fraction) -> int:
+    """Drop the fraction of a number, unless the next whole number is within `EDGE`."""
+    edge = _edge_at(value)
+    return math.trunc(value) if edge is None else edge
+
+
 def voxel_bounds(
     lower: Sequence[float], upper: Sequence[float], bounds_nm: Resolution, voxel_nm: Resolution
 ) -> tuple[Vec3[int], Vec3[int]]:
-    """Convert bounds given in one resolution to voxels of another, as CloudVolume does.
+    """Convert bounds given in one resolution to voxels of another, corner by corner (`voxel_of`).
 
     Parameters
     ----------
     lower, upper : sequence of 3 numbers
-        Corners in voxels of `bounds_nm`, lower inclusive, upper exclusive. Fractions are dropped.
+        Corners in voxels of `bounds_nm`, lower inclusive, upper exclusive.
     bounds_nm : tuple of 3 float
         Resolution of the corners, nm per voxel.
     voxel_nm : tuple of 3 float
@@ -161,15 +233,10 @@ def voxel_bounds(
 
     Notes
     -----
-    The two roundings and their order are those of ``CloudVolumePrecomputed.download`` (cloud-volume 12), in
-    float64, so that the same request selects the same voxels in both. (CloudVolume keeps fractional corners in
-    float32, which is inexact above 2**24.)
+    The two roundings and their order are those of ``CloudVolumePrecomputed.download`` (cloud-volume 12), so that the
+    same request selects the same voxels in both wherever its float arithmetic does not lose a voxel at an edge.
     """
-
-    def convert(value: float, own_nm: float, other_nm: float) -> int:
-        return math.trunc(float(math.trunc(value)) / (other_nm / own_nm))
-
-    start, stop = (Vec3.of(corner).map(convert, bounds_nm, voxel_nm) for corner in (lower, upper))
+    start, stop = (Vec3.of(corner).map(voxel_of, bounds_nm, voxel_nm) for corner in (lower, upper))
     return start, stop
 
 

@@ -169,6 +169,18 @@ def test_fractional_bounds_far_away_are_exact(tmp_path: Path) -> None:
     np.testing.assert_array_equal(released.image_cutout(bounds.astype(int)), image[:5, :5, :3])
 
 
+def test_bounds_on_voxel_edges_are_exact(tmp_path: Path) -> None:
+    image = coordinate_volume((1100, 1, 1), dtype=np.uint8)
+    path = write_volume(tmp_path / "v", image, resolution=(4.4, 4.4, 40), chunk_size=(64, 1, 1))
+    ours, released = both(image_source=path, segmentation=False, resolution=(1, 1, 1))
+    for lower in (4400, 30.8):
+        bounds, first = [[lower, 0, 0], [lower + 44, 4.4, 40]], round(lower / 4.4)
+        exact = ours.image_cutout(bounds, scale_to_bounds=False)
+        np.testing.assert_array_equal(exact, image[first : first + 10, 0, 0])
+    bounds = [[4400, 0, 0], [4444, 5, 40]]
+    np.testing.assert_array_equal(released.image_cutout(bounds, scale_to_bounds=False), image[999:1009, 0, 0])
+
+
 def test_resolution_image_is_that_of_the_first_mip(world: World) -> None:
     released, ours = world.both(image_mip=1, segmentation_mip=1)
     assert (tuple(ours.resolution), tuple(released.resolution)) == ((8, 8, 40), (16, 16, 40))

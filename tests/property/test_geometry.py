@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from imagery_dask import ImageryClient
+from imagery_dask.geometry.grid import voxel_of, voxels_along
 
 SHAPE = (44, 36, 22)
 CHUNK = (16, 16, 8)
@@ -97,8 +99,10 @@ def requests(draw: st.DrawFn, whole: bool = True) -> tuple[str, Any, Any, int, A
         last = int((start[axis] + SHAPE[axis] * 3 // 2) * unit)
         a = draw(st.integers(first, last - 1))
         size = draw(st.integers(1, max(1, int(40 * unit))))
-        lower.append(a if whole else a + draw(st.floats(-0.99, 0.99)))
-        upper.append(a + size if whole else a + size + draw(st.floats(-0.99, 0.99)))
+        # Not within 10**-6 of a whole number, which counts as that number.
+        fractions = st.integers(-990, 990).map(lambda thousandths: thousandths / 1000)
+        lower.append(a if whole else a + draw(fractions))
+        upper.append(a + size if whole else a + size + draw(fractions))
     assume(all(a < b for a, b in zip(lower, upper, strict=True)))
     return name, lower, upper, mip, resolution
 
@@ -236,3 +240,38 @@ def test_image_size_is_the_size_of_the_result(
             at = center[axis] * resolution[axis] / float(own[axis])
             # Corners are rounded twice: by less than a voxel of the bounds, and by less than a voxel of the mip.
             assert abs(at - (start[axis] + full[axis] / 2)) <= 1.5 + resolution[axis] / float(own[axis])
+
+
+@pytest.mark.parametrize("digits", [1, 2])
+@given(data=st.data())
+def test_every_coordinate_becomes_the_voxel_of_exact_arithmetic(digits: int, data: st.DataObject) -> None:
+    own, size = (data.draw(st.integers(1, 100 * 10**digits)) for _ in range(2))
+    own_nm, voxel_nm = own / 10**digits, size / 10**digits
+    edge = data.draw(st.integers(-(10**4), 10**4))  # the position own * size * edge, which both resolutions divide
+    values = [size * edge + step for step in (-1, 0, 1)]
+    expected = [int(Fraction(value * own, size)) for value in values]
+    assert expected[1] == own * edge
+    assert [voxel_of(value, own_nm, voxel_nm) for value in values] == expected
+    assert voxels_along(np.array(values, float), own_nm, voxel_nm).tolist() == expected
+
+
+@pytest.mark.parametrize("voxel_nm", [n / 10 for n in range(1, 101)])
+def test_edges_in_nanometres_are_edges_at_every_resolution_of_one_decimal(voxel_nm: float) -> None:
+    voxels = np.arange(-2000, 2000)
+    for values in (voxels * voxel_nm, np.array([float(voxel * Fraction(repr(voxel_nm))) for voxel in voxels.tolist()])):
+        if voxel_nm > 1:
+            assert voxels_along(values, 1.0, voxel_nm).tolist() == voxels.tolist()
+    tenths = [n / 10 for n in range(1, 101)]
+    for own_nm in tenths:
+        size, own = round(voxel_nm * 10), round(own_nm * 10)
+        assert voxels_along(np.arange(0, 100 * size, size, dtype=float), own_nm, voxel_nm)[-1] == 99 * own
+
+
+@given(
+    values=st.lists(st.one_of(st.integers(-(2**52), 2**52), st.floats(-1e9, 1e9)), max_size=8),
+    own_nm=st.sampled_from([1.0, 0.1, 4.4, 8.0, 33.333333333333336]), voxel_nm=st.sampled_from([4.4, 8.0, 0.3, 100.0]),
+)  # fmt: skip
+def test_arrays_of_coordinates_become_the_voxels_of_each(values: list[float], own_nm: float, voxel_nm: float) -> None:
+    each = [voxel_of(value, own_nm, voxel_nm) for value in values]
+    assume(all(abs(voxel) < 2**63 for voxel in each))
+    assert voxels_along(np.array(values, float), own_nm, voxel_nm).tolist() == each

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -75,9 +76,36 @@ def test_means_of_blocks_equal_the_whole(shape: Xyz, step: Xyz, dtype: Any, seed
         np.testing.assert_allclose(whole, np.mean([p.astype(np.float64) for p in parts], axis=0), rtol=2e-3)
     else:  # exact, with Python's integers
         expected = sum(part.astype(object) for part in parts) // len(parts)
-        if image.dtype.itemsize < 8:  # sums of 64-bit integers overflow, as in tinybrain
-            np.testing.assert_array_equal(whole, expected.astype(image.dtype))
+        np.testing.assert_array_equal(whole, expected.astype(image.dtype))
     np.testing.assert_array_equal(in_blocks(image, step, False, cuts_of(shape, data)), whole)
+
+
+@pytest.mark.parametrize("step", [(2, 1, 1), (2, 2, 1), (1, 2, 2), (2, 2, 2)])
+@pytest.mark.parametrize("dtype", [f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)])
+def test_means_of_integers_are_right_at_the_limits(dtype: str, step: Xyz) -> None:
+    limits = np.iinfo(dtype)
+    values = [limits.max, limits.max - 1, limits.min, limits.min + 1, 0, 1, limits.max // 2, limits.max // 4 + 1]
+    rng = np.random.default_rng(1)
+    image = np.array(values, dtype)[rng.integers(0, len(values), (16, 16, 16))]
+    image[:4], image[4:6] = limits.max, limits.min
+    expected = sum(part.astype(object) for part in windows(image, step)) // np.prod(step)
+    assert kernels.downsample(image, step, labels=False).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("step", [(2, 1, 1), (2, 2, 1), (1, 2, 2), (2, 2, 2)])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_means_of_floats_do_not_overflow(dtype: str, step: Xyz) -> None:
+    limits = np.finfo(dtype)
+    values = np.array([limits.max, limits.max / 2, -limits.max, 1], dtype)
+    image = values[np.random.default_rng(1).integers(0, 4, (8, 8, 8))]
+    image[:4] = limits.max
+    parts = [np.vectorize(Fraction, otypes=[object])(part.astype(object)) for part in windows(image, step)]
+    expected = (sum(parts) / int(np.prod(step))).astype(np.float64)
+    means = kernels.downsample(image, step, labels=False)
+    assert np.isfinite(means).all()
+    np.testing.assert_allclose(means / limits.max, expected / limits.max, rtol=0, atol=4 * float(limits.eps))
+    image[0, 0, 0] = np.inf
+    assert np.isinf(kernels.downsample(image, step, labels=False)[0, 0, 0])
 
 
 @given(shapes, steps, label_types, seeds, st.data())

@@ -96,6 +96,15 @@ def test_interpolation_of_floats_is_not_rounded() -> None:
     assert result.ravel().tolist() == [0.125]
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "int64", "uint64"])
+def test_interpolation_stays_within_the_limits_of_the_type(dtype: str) -> None:
+    limits = np.iinfo(dtype)
+    taps = [(np.array([0, 0]), np.array([0.0, 0.5])), *[(np.array([0]), np.array([0.0]))] * 2]
+    for limit in (limits.min, limits.max):
+        voxels = kernels.interpolate(np.full((2, 1, 1), limit, dtype), taps)
+        assert voxels.ravel().tolist() == [limit, limit]
+
+
 def test_interpolation_is_equal_in_both_memory_orders() -> None:
     source = np.random.default_rng(0).random((5, 6, 7, 2)).astype(np.float32)
     taps = [kernels.linear_taps(0, n, Fraction(7, 9)) for n in (6, 7, 8)]

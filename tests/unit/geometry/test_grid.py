@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from imagery_dask.geometry.grid import VoxelGrid, edge_at_or_after, nearest_index, ratio, voxel_bounds
+from imagery_dask.geometry.grid import VoxelGrid, edge_at_or_after, nearest_index, ratio, voxel_bounds, voxel_of
 
 EM = (8.0, 8.0, 40.0)
 
@@ -160,3 +160,33 @@ def test_edge_at_or_after_has_known_values(edge: int, step: Fraction, expected: 
 )
 def test_voxel_bounds_have_known_values(lower: Any, upper: Any, bounds_nm: Any, voxel_nm: Any, expected: Any) -> None:
     assert voxel_bounds(lower, upper, bounds_nm, voxel_nm) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "own_nm", "voxel_nm", "expected"),
+    [
+        (4400, 1, 4.4, 1000),
+        (4399, 1, 4.4, 999),
+        (30.8, 1, 4.4, 7),
+        (-30.8, 1, 4.4, -7),
+        (30.7, 1, 4.4, 6),
+        # Coordinates that were computed in floats, and resolutions that were rounded to 16 digits.
+        (3.3000000000000003, 1, 1.1, 3),
+        (999.9999999999999, 8, 8, 1000),
+        (999.9999, 8, 8, 999),
+        (3000, 33.333333333333336, 100, 1000),
+        (7 * 4.4, 1.0, 4.4, 7),
+        (2**52, 4.4, 4.4, 2**52),
+        (2**52, 4.4, 2.2, 2**53),
+    ],
+)
+def test_a_coordinate_on_an_edge_is_that_voxel(value: float, own_nm: float, voxel_nm: float, expected: int) -> None:
+    assert voxel_of(value, own_nm, voxel_nm) == expected
+
+
+def test_ratios_of_rounded_resolutions_are_the_ratios_that_were_meant() -> None:
+    assert ratio(200 / 3, 100 / 3) == 2
+    assert ratio(100, 100 / 3) == 3
+    assert ratio(4.3, 9.7) == Fraction(43, 97)
+    assert ratio(1.00001, 1) == Fraction(100001, 100000)
+    assert ratio(1e-4, 1e4) == Fraction(1, 10**8)
