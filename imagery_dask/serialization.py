@@ -6,7 +6,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, cast
 
@@ -15,7 +15,7 @@ import numpy as np
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
 
-__all__ = ["flat", "from_json", "to_json"]
+__all__ = ["NEWER", "flat", "from_json", "to_json"]
 
 T = TypeVar("T")
 
@@ -23,6 +23,8 @@ T = TypeVar("T")
 EXACT_AS_FLOAT = 2**53
 DIGITS = re.compile(r"-?[0-9]+")
 ERRORS_SHOWN = 3
+# Metadata of a field that earlier versions did not have: it is left out of the JSON where it has its default.
+NEWER = {"newer": True}
 
 
 def to_json(value: object) -> Any:
@@ -34,7 +36,7 @@ def to_json(value: object) -> Any:
     [1, '1152921504606846976']
     """
     if dataclasses.is_dataclass(value):
-        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {name: to_json(item) for name, item in _written(value)}
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -47,6 +49,13 @@ def to_json(value: object) -> Any:
         number = int(value)
         return number if abs(number) <= EXACT_AS_FLOAT else str(number)
     raise TypeError(f"{value!r} ({type(value).__name__}) cannot be written as JSON.")
+
+
+def _written(value: Any) -> Iterator[tuple[str, Any]]:
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        if not ("newer" in field.metadata and item == field.default):
+            yield field.name, item
 
 
 def from_json(kind: type[T], value: object) -> T:

@@ -48,7 +48,8 @@ class CutoutArray:
         return type(self), (self.cutout, self.squeeze, self.layout)
 
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:
-        return ("imagery_dask.CutoutArray", repr(self.cutout), self.axes, self.layout)
+        kind = () if self.cutout.kind is None else (self.cutout.kind,)
+        return ("imagery_dask.CutoutArray", repr(self.cutout), self.axes, self.layout, *kind)
 
     def __getitem__(self, key: Any) -> Array:
         parts = self._parts(key)

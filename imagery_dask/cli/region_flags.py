@@ -18,13 +18,15 @@ __all__ = ["REGION_OPTIONS", "region_dataset", "region_options", "same_moment"]
 
 REGION_OPTIONS = (
     "image_source", "segmentation_source", "datastack", "server", "version", "timestamp", "stale_roots", "bounds",
-    "resolution", "image_mip", "segmentation_mip", "root_ids", "missing",
+    "resolution", "image_mip", "segmentation_mip", "root_ids", "missing", "as_segmentation",
 )  # fmt: skip
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 OPTIONS = (
     click.option("--image-source", metavar="URL", help="Imagery to export, a CloudVolume path."),
     click.option("--segmentation-source", metavar="URL", help="Segmentation to export, a CloudVolume path."),
+    click.option("--as-segmentation", is_flag=True,
+                 help="Read --segmentation-source as ids even if its info says that it is an image."),
     cave_options,
     click.option("--stale-roots", type=click.Choice(["error", "warn"]), default="error", show_default=True,
                  help="If --root-ids were not valid at the timestamp: stop with an error, or warn and leave them out."),
@@ -63,12 +65,13 @@ def region_dataset(
     segmentation_mip: int | None,
     root_ids: Any,
     missing: Any,
+    as_segmentation: bool,
 ) -> xr.Dataset:
     """Return the region that the options select, on the grid of the finer of its layers at the mips that are read."""
     client = source_client(
         datastack, server, version, timestamp, resolution=resolution or None, image_source=image_source,
         segmentation_source=segmentation_source, image_mip=image_mip, segmentation_mip=segmentation_mip,
-        missing=missing, stale_roots=stale_roots
+        missing=missing, stale_roots=stale_roots, as_segmentation=as_segmentation,
     )  # fmt: skip
     if client.segmentation_source is None and (root_ids != "all" or segmentation_mip is not None):
         raise ValueError("--root-ids and --segmentation-mip need a segmentation; give --segmentation-source.")

@@ -17,7 +17,7 @@ from imagery_dask.client.parameters import describe
 from imagery_dask.client.pictures import SavesPictures
 from imagery_dask.client.settings import DynamicSettings, open_settings
 from imagery_dask.model.cutout import dimensions_in, whole_layer
-from imagery_dask.model.labels import LabelRequest, RootIds
+from imagery_dask.model.labels import Kind, LabelRequest, RootIds
 from imagery_dask.model.moments import Moment, describe_moment, resolve_moment
 from imagery_dask.sources import Missing, cloud_volume
 
@@ -60,6 +60,12 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         only a warning; they then match no voxel.
     max_requests : int
         Largest number of requests in flight to the server of a dynamic segmentation, from all workers together.
+    image_kind : {"image", "segmentation"}, optional
+        What the voxels of `image_source` are: intensities, which are averaged in pyramids and by ``order=1``, or ids,
+        which never are. By default they are ids in a layer of type "segmentation", and if they are integers of 32 bits
+        or more.
+    as_segmentation : bool
+        True opens `segmentation_source` as a segmentation even if its info says "image".
 
     Raises
     ------
@@ -94,6 +100,8 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         version: int | None = None,
         stale_roots: StaleRoots = "error",
         max_requests: int = 32,
+        image_kind: Kind | None = None,
+        as_segmentation: bool = False,
     ) -> None:
         self._client = client
         moment = None if timestamp is None else resolve_moment(timestamp)
@@ -113,8 +121,9 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         sources = (self._image_source, self._segmentation_source)
         dynamic = DynamicSettings(moment, stale_roots, max_requests, version)
         self._settings = open_settings(
-            *sources, (image_mip, segmentation_mip), resolution, missing, auth_token, dynamic
-        )
+            *sources, (image_mip, segmentation_mip), resolution, missing, auth_token, dynamic,
+            image_kind=image_kind, as_segmentation=as_segmentation,
+        )  # fmt: skip
 
     def __getstate__(self) -> dict[str, object]:
         """Return the state without the token and the CAVEclient, so that no token is pickled."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import Any, NoReturn
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from imagery_dask.arrays.lazy import lazy_block_edges
@@ -15,7 +16,7 @@ from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.model.arguments import Triple
 from imagery_dask.model.chunkedgraph import RootQuery
 from imagery_dask.model.cutout import Cutout, CutoutRequest, resolve, resolve_pair, whole_layer
-from imagery_dask.model.labels import LabelRequest, LabelRule, label_rule
+from imagery_dask.model.labels import Kind, LabelRequest, LabelRule, label_rule
 from imagery_dask.model.layer import Layer
 from imagery_dask.model.moments import resolve_moment
 from imagery_dask.sources import Missing, forget_token, normalize_path, open_volume, remember_token
@@ -188,6 +189,9 @@ def open_settings(
     missing: Missing,
     token: str | None,
     dynamic: DynamicSettings,
+    *,
+    image_kind: Kind | None = None,
+    as_segmentation: bool = False,
 ) -> ClientSettings:
     """Return the settings of a client: open its layers and fill in its defaults.
 
@@ -205,10 +209,16 @@ def open_settings(
             "imagery or segmentation True."
         )
     image, segmentation = _open_layer(image_source, token), _open_layer(segmentation_source, token)
-    if segmentation is not None and segmentation.kind != "segmentation":
+    if image_kind is not None:
+        choice("image_kind", image_kind, ("image", "segmentation"))
+        image = replace(image or _absent("imagery", "image_source"), given_kind=image_kind)
+    if as_segmentation:
+        segmentation = _segmentation(segmentation or _absent("segmentation", "segmentation_source"))
+    elif segmentation is not None and segmentation.kind != "segmentation":
         raise ValueError(
             f"segmentation_source {segmentation.path!r} is a layer of type {segmentation.kind!r}, not a segmentation. "
-            "Pass it as image_source."
+            "Pass it as image_source (--image-source), or, if its voxels are ids, as_segmentation=True "
+            "(--as-segmentation)."
         )
     return ClientSettings(
         image=image,
@@ -234,6 +244,16 @@ def _open_layer(source: str | None, token: str | None) -> Layer | None:
     except Exception:
         forget_token(path, before)  # existing arrays keep the token that they were made with
         raise
+
+
+def _segmentation(layer: Layer) -> Layer:
+    """Return a layer as a segmentation, whatever its info says; raise if its voxels cannot be ids."""
+    if np.dtype(layer.dtype).kind not in "iu" or layer.channels != 1:
+        raise ValueError(
+            f"as_segmentation: {layer.path!r} holds {layer.dtype} with {layer.channels} channels, and ids are integers "
+            "of one channel."
+        )
+    return replace(layer, given_kind="segmentation")
 
 
 def _default_mip(layer: Layer | None, mip: int | None) -> int:

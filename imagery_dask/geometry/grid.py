@@ -192,11 +192,14 @@ def voxels_along(values: NDArray[np.float64], own_nm: float, voxel_nm: float) ->
     if most * step.numerator >= 2**62 or most * max(float(step), 1.0) >= 2**31 or step.denominator >= 2**31:
         return np.array([voxel_of(value, own_nm, voxel_nm) for value in values.tolist()], dtype=np.int64)
     scaled = values * float(step)
-    unclear = (values != whole) & ((np.abs(values - whole) < 1e-5) | (np.abs(scaled - np.rint(scaled)) < 1e-5))
+    unclear: NDArray[np.bool_] = (values != whole) & (
+        (np.abs(values - whole) < 1e-5) | (np.abs(scaled - np.rint(scaled)) < 1e-5)
+    )
     units = np.trunc(values).astype(np.int64)
     voxels = np.abs(units) * step.numerator // step.denominator
     rest = np.abs(units) * step.numerator - voxels * step.denominator
-    voxels = np.where(units < 0, -1, 1) * (voxels + (step.denominator - rest <= float(EDGE) * step.denominator))
+    voxels += np.asarray(step.denominator - rest <= float(EDGE) * step.denominator, dtype=np.int64)
+    voxels = np.where(units < 0, -voxels, voxels)
     voxels[unclear] = [voxel_of(value, own_nm, voxel_nm) for value in values[unclear].tolist()]
     return np.asarray(voxels, dtype=np.int64)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -19,8 +19,9 @@ from imagery_dask.geometry.grid import AXES, VoxelGrid, ratio, voxel_bounds
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.arguments import Triple, corners
 from imagery_dask.model.chunkedgraph import RootQuery
-from imagery_dask.model.labels import LabelRule
+from imagery_dask.model.labels import Kind, LabelRule, are_ids
 from imagery_dask.model.layer import Layer, Mip
+from imagery_dask.serialization import NEWER
 from imagery_dask.validate import sizes, triple
 
 __all__ = [
@@ -55,6 +56,8 @@ class Cutout:
         0 takes the voxel under the target's centre, 1 interpolates linearly (imagery only).
     labels : LabelRule or None
         None for imagery.
+    kind : {"image", "segmentation"} or None
+        What the voxels of a layer that is read as imagery are; None decides by the data type.
     """
 
     path: str
@@ -65,6 +68,15 @@ class Cutout:
     missing: Literal["fill", "error"] = "fill"
     order: int = 0
     labels: LabelRule | None = None
+    # Not in the repr, from which names of arrays are made: those of other cutouts stay what they were.
+    kind: Kind | None = field(default=None, repr=False, metadata=NEWER)
+
+    @property
+    def holds_ids(self) -> bool:
+        """True if voxels are ids, of which there is no mean."""
+        if self.kind is not None:
+            return self.kind == "segmentation"
+        return self.labels is not None or are_ids(self.stored_dtype)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -169,10 +181,11 @@ def resolve(
     ValueError, TypeError
         If arguments are invalid or contradict each other; the message has the values and the remedy.
     """
-    _check_options(missing, order)
+    _check_options(missing, order, layer)
     mip = layer.mip(request.default_mip if request.mip is None else request.mip)
     target = _target(request, mip)
-    return Cutout(layer.path, mip, layer.dtype, layer.channels, target, missing, int(order), labels)
+    kind = _kind(layer, labels)
+    return Cutout(layer.path, mip, layer.dtype, layer.channels, target, missing, int(order), labels, kind)
 
 
 def whole_layer(
@@ -180,7 +193,8 @@ def whole_layer(
 ) -> Cutout:
     """Return the cutout of all voxels of a level."""
     mip = layer.mip(level)
-    return Cutout(layer.path, mip, layer.dtype, layer.channels, mip.grid, missing, 0, labels)
+    kind = _kind(layer, labels)
+    return Cutout(layer.path, mip, layer.dtype, layer.channels, mip.grid, missing, 0, labels, kind)
 
 
 def resolve_pair(
@@ -231,7 +245,7 @@ def resolve_pair(
     segmentation_nm = segmentation.mip(segmentation_level).grid.resolution_nm
     segmentation_is_finer = segmentation_nm.all_le(image_nm)
     finer = segmentation if segmentation_is_finer else image
-    _check_options(missing, order)
+    _check_options(missing, order, image)
 
     def cut(layer: Layer, level: int, target: VoxelGrid | None = None) -> Cutout:
         mip = layer.mip(level)
@@ -242,6 +256,7 @@ def resolve_pair(
             path=layer.path, mip=mip, stored_dtype=layer.dtype, channels=layer.channels,
             target=_target(own, mip) if target is None else target, missing=missing,
             order=order if is_image else 0, labels=None if is_image else labels,
+            kind=_kind(layer, None if is_image else labels),
         )  # fmt: skip
 
     # The coarser layer may have no voxel of its own in the bounds, but it has a value for each voxel of the finer one.
@@ -250,11 +265,23 @@ def resolve_pair(
     return cut(image, image_level, target), cut(segmentation, segmentation_level, target)
 
 
-def _check_options(missing: str, order: int) -> None:
+def _kind(layer: Layer, labels: LabelRule | None) -> Kind | None:
+    """Return what a cutout's voxels are where that does not follow from its rule and data type."""
+    if labels is not None:
+        return None
+    return layer.given_kind or ("segmentation" if layer.kind == "segmentation" else None)
+
+
+def _check_options(missing: str, order: int, layer: Layer) -> None:
     if missing not in ("fill", "error"):
         raise ValueError(f"missing must be 'fill' or 'error'; got {missing!r}.")
     if order not in (0, 1):
         raise ValueError(f"order must be 0 (nearest) or 1 (linear); got {order!r}.")
+    if order == 1 and layer.holds_ids:
+        raise ValueError(
+            f"order=1 interpolates, and the voxels of {layer.path!r} ({layer.kind}, {layer.dtype}) are taken for ids, "
+            "between which there is nothing. Pass order=0, or image_kind='image' to the client if they are intensities."
+        )
 
 
 def _target(request: CutoutRequest, mip: Mip) -> VoxelGrid:

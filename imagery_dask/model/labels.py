@@ -7,14 +7,26 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.model.chunkedgraph import RootQuery
 from imagery_dask.validate import root_id
 
-__all__ = ["LabelRequest", "LabelRule", "RootIds", "label_rule"]
+__all__ = ["Kind", "LabelRequest", "LabelRule", "RootIds", "are_ids", "label_rule"]
 
+# What voxels are: intensities, which have a mean, or ids, which have none.
+Kind = Literal["image", "segmentation"]
 RootIds = Sequence[int] | Literal["all"] | None
+
+
+def are_ids(dtype: DTypeLike) -> bool:
+    """Return True if voxels of a dtype are taken for ids unless the caller says otherwise.
+
+    These are integers of 32 bits and more, and masks.
+    """
+    dtype = np.dtype(dtype)
+    return dtype.kind == "b" or (dtype.kind in "iu" and dtype.itemsize >= 4)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from imagery_dask.errors import SourceError
 from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.chunkedgraph import ChunkedGraph
+from imagery_dask.model.labels import Kind, are_ids
 from imagery_dask.validate import integer
 
 __all__ = ["Layer", "Mip"]
@@ -82,6 +83,8 @@ class Layer:
         Levels, finest first.
     graph : ChunkedGraph or None
         The graph with the root ids of the layer's supervoxels; None for a flat layer.
+    given_kind : {"image", "segmentation"} or None
+        What the caller says that voxels are, whatever the info says.
     """
 
     path: str
@@ -90,6 +93,14 @@ class Layer:
     channels: int
     mips: tuple[Mip, ...]
     graph: ChunkedGraph | None = None
+    given_kind: Kind | None = None
+
+    @property
+    def holds_ids(self) -> bool:
+        """True if voxels are ids: the caller says so, or the info, or they are integers of 32 bits and more."""
+        if self.given_kind is not None:
+            return self.given_kind == "segmentation"
+        return self.kind == "segmentation" or are_ids(self.dtype)
 
     @classmethod
     def from_info(cls, path: str, info: JsonObject, graph: ChunkedGraph | None = None) -> Layer:

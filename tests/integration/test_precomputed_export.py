@@ -251,10 +251,14 @@ def test_int64_is_stored_as_uint64(tmp_path: Path, ids: Any, levels: int) -> Non
 
 
 @pytest.mark.parametrize("dtype", ["int64", "int32", "int16", "int8"])
-def test_negative_ids_fail_their_block(tmp_path: Path, dtype: str) -> None:
+def test_negative_ids_are_refused_or_fail_their_block(tmp_path: Path, dtype: str) -> None:
     voxels = np.full(SHAPE, np.iinfo(dtype).max - 5, dtype)
     voxels[70, 50, 20] = -3
     signed = xr.DataArray(voxels, dims=("x", "y", "z"), name="segmentation")
+    with pytest.raises(ValueError, match="holds -3: ids are not negative"):
+        to_precomputed(signed, tmp_path / "out", **PLACEMENT, **OPTIONS)
+    assert not (tmp_path / "out").exists()
+    signed = signed.chunk(32)  # values of a lazy array are not known at the call
     with pytest.raises(BlockFailedError, match="Id -3 is negative") as caught:
         to_precomputed(signed, tmp_path / "out", **PLACEMENT, **OPTIONS)
     assert caught.value.report.failures == 1

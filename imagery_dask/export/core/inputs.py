@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -19,8 +19,9 @@ from imagery_dask.arrays.lazy import lazy_array, source_of, sources_in
 from imagery_dask.geometry.block_plan import BlockPlan, SourceChunks, plan_blocks
 from imagery_dask.geometry.grid import AXES, XYZ, Region, VoxelGrid, start_of, stop_of
 from imagery_dask.geometry.vec import Vec3
+from imagery_dask.model.labels import Kind, are_ids
 from imagery_dask.sources import open_volume
-from imagery_dask.validate import triple
+from imagery_dask.validate import choice, triple
 
 __all__ = ["Volume", "as_volumes", "source_levels", "steps_of"]
 
@@ -47,11 +48,14 @@ class Volume:
     translation_nm : tuple of 3 float
         Centre of the first voxel.
     labels : bool
-        Whether voxels are ids, which have a most frequent one but no mean.
+        Whether voxels are ids, which have a most frequent one but no mean: those of a segmentation, and integers of 32
+        bits and more unless the caller says that they are an image.
     held : numpy.ndarray or None
         The voxels, when the caller has them in memory; a graph would send all of them with every block.
     variable : bool
         Whether it is a variable of a dataset; some formats write these into folders.
+    given_kind : {"image", "segmentation"} or None
+        What the caller says that voxels are; `labels` follows it.
     """
 
     name: str
@@ -63,6 +67,7 @@ class Volume:
     labels: bool
     held: Array | None = None
     variable: bool = False
+    given_kind: Kind | None = None
 
     @cached_property
     def shape(self) -> Vec3[int]:
@@ -83,6 +88,22 @@ class Volume:
     def read_bytes(self) -> float:
         """Bytes that are held for a voxel of the result while it is read."""
         return self.voxel_bytes * (1.0 if self.source is None else _amplification(self.source))
+
+    @property
+    def is_assumed(self) -> bool:
+        """Whether voxels of an image layer are taken for ids because of their data type alone."""
+        cutout = None if self.source is None else self.source.cutout
+        is_told = cutout is None or cutout.labels is not None or cutout.kind is not None
+        return self.labels and self.given_kind is None and not is_told
+
+    @property
+    def chosen_kind(self) -> Kind | None:
+        """What voxels are, where the first version of this package took them for something else, or the caller says so.
+
+        It determines voxels of coarser levels; others follow from the other fields of a plan, as they always did.
+        """
+        before = _are_ids(self.array.dtype, self.name) if self.source is None else self.source.cutout.labels is not None
+        return None if self.labels == before else "segmentation" if self.labels else "image"
 
     @property
     def channels(self) -> bool:
@@ -167,9 +188,12 @@ class HeldBlock:
 
 
 def as_volumes(
-    data: Any, resolution_nm: Sequence[float] | None = None, translation_nm: Sequence[float] | None = None
+    data: Any,
+    resolution_nm: Sequence[float] | None = None,
+    translation_nm: Sequence[float] | None = None,
+    kind: Kind | Mapping[str, Kind] | None = None,
 ) -> list[Volume]:
-    """Bring anything that can be written to `Volume` form.
+    """Bring anything that can be written to `Volume` form; `kind` says what voxels are, by name for a dataset.
 
     Raises
     ------
@@ -184,14 +208,24 @@ def as_volumes(
                 "Write other variables one at a time."
             )
         groups = {"image": "", "segmentation": LABELS_GROUP}
+        if kind is not None and not isinstance(kind, Mapping):
+            if len(data.data_vars) > 1:
+                raise ValueError(f"kind of a dataset names its variables: kind={{'image': {kind!r}}}.")
+            kind = {str(name): kind for name in data.data_vars}
         if "segmentation" in data.data_vars:
             _check_labels(data["segmentation"])
-        return [
+        volumes = [
             replace(_volume(data[name], name, groups[name], resolution_nm, translation_nm), variable=True)
             for name in groups
             if name in data.data_vars
         ]
-    return [_volume(data, None, "", resolution_nm, translation_nm)]
+    else:
+        volumes = [_volume(data, None, "", resolution_nm, translation_nm)]
+    kinds = dict(kind) if isinstance(kind, Mapping) else {} if kind is None else {volumes[0].name: kind}
+    unknown = sorted(set(kinds) - {"image", "segmentation", *(volume.name for volume in volumes)})
+    if unknown:
+        raise ValueError(f"kind names {unknown}; there is {' and '.join(volume.name for volume in volumes)}.")
+    return [_of_kind(volume, kinds.get(volume.name)) for volume in volumes]
 
 
 def steps_of(volumes: Sequence[Volume]) -> str:
@@ -271,17 +305,31 @@ def _volume(data: Any, name: str | None, group: str, resolution: object, transla
     _check(array)
     resolution_nm = own[0] if resolution is None else triple("resolution_nm", resolution, positive=True)
     translation_nm = Vec3.of(own[1] if translation is None else triple("translation_nm", translation))
-    labels = _holds_ids(array.dtype, name, source)
-    kind = "segmentation" if source is not None and source.cutout.labels is not None else "image"
+    labels = _are_ids(array.dtype, name) if source is None else source.cutout.holds_ids
+    default = "segmentation" if source is not None and source.cutout.labels is not None else "image"
     voxel_nm = None if resolution_nm is None else Vec3.of(resolution_nm)
-    return Volume(name or kind, array, group, source, voxel_nm, translation_nm, labels, held)
+    return Volume(name or default, array, group, source, voxel_nm, translation_nm, labels, held)
 
 
-def _holds_ids(dtype: np.dtype[Any], name: str | None, source: CutoutArray | None) -> bool:
-    """Whether voxels are ids: a cutout knows; integers of 32 bits and more, and masks, are no imagery."""
-    if source is not None:
-        return source.cutout.labels is not None
-    return dtype.kind in "biu" and (name == "segmentation" or dtype.kind == "b" or dtype.itemsize >= 4)
+def _are_ids(dtype: np.dtype[Any], name: str | None) -> bool:
+    """Whether voxels of an array that is no cutout are ids."""
+    return are_ids(dtype) or (dtype.kind in "iu" and name == "segmentation")
+
+
+def _of_kind(volume: Volume, kind: Kind | None) -> Volume:
+    """Return a volume whose voxels are what the caller says that they are."""
+    if kind is None:
+        return volume
+    dtype, is_image = volume.array.dtype, choice("kind", kind, ("image", "segmentation")) == "image"
+    segmented = volume.group == LABELS_GROUP or (volume.source is not None and volume.source.cutout.labels is not None)
+    if is_image and (segmented or dtype.kind == "b"):
+        raise ValueError(
+            f"kind='image': the {volume.name} ({dtype}) is {'a mask' if dtype.kind == 'b' else 'a segmentation'}, and "
+            "ids have no mean. Pass a layer of intensities as image_source."
+        )
+    if not is_image and dtype.kind not in "iub":
+        raise ValueError(f"kind='segmentation': ids are integers; the {volume.name} is {dtype}.")
+    return replace(volume, labels=not is_image, given_kind=kind)
 
 
 def _voxels(block_bytes: float, voxel_bytes: float) -> int:
@@ -291,7 +339,9 @@ def _voxels(block_bytes: float, voxel_bytes: float) -> int:
 def _exact_place(own: tuple[Triple | None, Triple], target: VoxelGrid) -> tuple[Triple | None, Triple]:
     """Position of a cutout: its own, which is exact, unless the caller's coordinates differ."""
     is_given = own[0] is not None and not (
-        np.allclose(own[0], target.resolution_nm) and np.allclose(own[1], target.translation_nm)
+        np.allclose(own[0], target.resolution_nm)
+        # Of a voxel, however far from the origin.
+        and np.allclose(np.divide(np.subtract(own[1], target.translation_nm), target.resolution_nm), 0, atol=1e-3)
     )
     return own if is_given else (target.resolution_nm, target.translation_nm)
 

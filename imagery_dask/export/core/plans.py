@@ -258,6 +258,7 @@ def voxels_decided_by(volume: Volume) -> JsonObject:
         fields = {"array": volume.array.name, "shape": to_json(volume.array.shape), "dtype": str(volume.array.dtype)}
     else:
         leaves = flat(_cutout_of(volume.source))
+        leaves.pop("kind", None)  # determines levels, not voxels: see `Volume.chosen_kind`
         leaves = {name: value for name, value in leaves.items() if not name.startswith(DECIDE_NOTHING)}
         fields = {CALLED.get(name, name): _short(value) for name, value in leaves.items()}
     return {f"{volume.name} {name}": value for name, value in (fields | position).items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from imagery_dask.docstrings import fill_parameters
@@ -68,9 +69,9 @@ def option(default: object, help: str, /, **flag: Any) -> Any:
     return field(default=default, metadata={FLAG: {"": Flag(help, **flag)}})
 
 
-def option_by_name(default: object, /, **flags: Flag) -> Any:
+def option_by_name(default: object, /, metadata: Mapping[str, Any] = MappingProxyType({}), **flags: Flag) -> Any:
     """Return a dataclass field that maps names to words: ``--NAME-FIELD`` for each name."""
-    return field(default=default, metadata={FLAG: flags})
+    return field(default=default, metadata={**metadata, FLAG: flags})
 
 
 def flags_of(metadata: Mapping[str, Any]) -> Mapping[str, Flag]:

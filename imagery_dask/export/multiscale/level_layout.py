@@ -14,19 +14,21 @@ Coarser levels are made from the last of these, in another stage.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self, cast
+from typing import Literal, Self, cast, get_args
 
 import numpy as np
 
 from imagery_dask.annotations import JsonObject
 from imagery_dask.config import config
-from imagery_dask.export.core.writer_arguments import option
+from imagery_dask.export.core.writer_arguments import Flag, option, option_by_name
 from imagery_dask.geometry.grid import XYZ
 from imagery_dask.geometry.pyramid import Level, Levels, checked_levels
 from imagery_dask.geometry.vec import Vec3
-from imagery_dask.validate import triple, whole_triple
+from imagery_dask.model.labels import Kind
+from imagery_dask.serialization import NEWER
+from imagery_dask.validate import choice, triple, whole_triple
 
 __all__ = ["LevelLayout", "StageLayout", "VolumeOptions", "checked_shards", "default_chunks", "lay_out"]
 
@@ -160,6 +162,14 @@ def _clipped(level: Level, chunk: Vec3[int], shard: Vec3[int] | None) -> LevelLa
     return LevelLayout(level, chunk, None if whole == chunk else whole)
 
 
+def _checked_kind(kind: object) -> Kind | dict[str, Kind] | None:
+    if kind is None or (isinstance(kind, Mapping) and not kind):
+        return None
+    if isinstance(kind, Mapping):
+        return {str(name): choice(f"kind of {name}", value, get_args(Kind)) for name, value in kind.items()}
+    return choice("kind", kind, get_args(Kind))
+
+
 @dataclass(frozen=True, kw_only=True)
 class VolumeOptions:
     """Chunks, levels and position of the volumes that are written; see `imagery_dask.to_zarr`.
@@ -176,10 +186,20 @@ class VolumeOptions:
     levels: Levels = option(
         1, "Levels of the pyramid; auto: down to 512 voxels; source: the mips of the source.", syntax="levels"
     )
+    kind: Kind | Mapping[str, Kind] | None = option_by_name(
+        None,
+        NEWER,
+        image=Flag(
+            "What the image's voxels are: intensities, which levels average, or ids.  [default: ids in a layer of type "
+            "segmentation, and if they are integers of 32 bits or more]",
+            choices=get_args(Kind),
+        ),
+    )
     resolution_nm: Sequence[float] | None = None
     translation_nm: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
+        self._set("kind", _checked_kind(self.kind))
         if self.chunks is not None:
             self._set("chunks", whole_triple("chunks", self.chunks))
         self._set("levels", checked_levels(self.levels))

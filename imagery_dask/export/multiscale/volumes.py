@@ -139,6 +139,8 @@ def _voxel_fields(multiscales: Sequence[Multiscale]) -> JsonObject:
         name, levels = multiscale.volume.name, multiscale.export.levels
         fields |= voxels_decided_by(multiscale.volume)
         of_levels: JsonObject = {f"{name} levels": len(levels)}
+        if multiscale.volume.chosen_kind is not None and any(level.step != (1, 1, 1) for level in levels):
+            of_levels[f"{name} kind"] = multiscale.volume.chosen_kind
         for index, level in enumerate(levels):
             for what in ("shape", "step", "resolution_nm"):
                 of_levels[f"{name} level {index} {what}"] = getattr(level, what)

@@ -105,7 +105,8 @@ class PrecomputedLevel:
         """Return names and voxels of the chunks of a region."""
         if voxels.dtype.kind == "i" and self.dtype.startswith("u") and int(voxels.min(initial=0)) < 0:
             raise OverflowError(
-                f"Id {int(voxels.min())} is negative: a precomputed volume of {self.dtype} cannot hold it."
+                f"Id {int(voxels.min())} is negative: a precomputed volume of {self.dtype} cannot hold it. Pass "
+                "kind='image' if these are intensities."
             )
         voxels = voxels.view(self.dtype) if voxels.dtype != self.dtype else voxels
         voxels = voxels.reshape((*voxels.shape[:3], -1), order="F")

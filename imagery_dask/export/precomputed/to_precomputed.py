@@ -37,6 +37,7 @@ from imagery_dask.export.precomputed.precomputed_options import COMPRESSIBLE, LA
 from imagery_dask.geometry.grid import Region
 from imagery_dask.geometry.pyramid import Level, Levels
 from imagery_dask.geometry.vec import Vec3
+from imagery_dask.model.labels import Kind
 from imagery_dask.run import RunReport
 from imagery_dask.serialization import to_json
 from imagery_dask.sources import open_volume
@@ -49,8 +50,8 @@ __all__ = ["PrecomputedExport", "to_precomputed"]
 
 # Fixed name of the folder, because the name in the source may be a path that leads out of the volume.
 PROPERTIES = "segment_properties"
-STORED_AS = {"int64": "uint64", "int32": "uint32", "bool": "uint8"}
-DTYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "float32")
+# https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/volume.md, as tensorstore reads it.
+DTYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "float32")
 
 
 @describe_run
@@ -63,6 +64,7 @@ def to_precomputed(
     levels: Levels = 1,
     compress: Literal["auto", "gzip", "br"] | None = "auto",
     quality: int | None = None,
+    kind: Kind | Mapping[str, Kind] | None = None,
     block_mib: float | None = None,
     resolution_nm: Sequence[float] | None = None,
     translation_nm: Sequence[float] | None = None,
@@ -97,6 +99,8 @@ def to_precomputed(
         decompressed, and none on a local disk, where only CloudVolume reads a chunk from a file named ``.gz``.
     quality : int, optional
         Quality of jpeg (1 to 100) and jxl (0 to 100, which is lossless), compression level of png (0 to 9).
+    kind : {"image", "segmentation"} or mapping of str to these, optional
+        As for `to_zarr`: whether voxels are intensities or ids.
     resolution_nm, translation_nm : sequence of 3 float, optional
         Voxel size, and centre of the first voxel, x, y, z in nm, of an array that has none of its own.
     {parameters}
@@ -118,7 +122,7 @@ def to_precomputed(
     """
     options = PrecomputedOptions(
         encoding=encoding, chunks=chunks, levels=levels, compress=compress, quality=quality,
-        resolution_nm=resolution_nm, translation_nm=translation_nm,
+        resolution_nm=resolution_nm, translation_nm=translation_nm, kind=kind,
     )  # fmt: skip
     return execute(PrecomputedExport(data, url, options), RunOptions(
         cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, repair=repair,
@@ -144,7 +148,7 @@ class PrecomputedExport(VolumeExport):
     format = OutputFormat(volume_reads, _objects, lambda export: (), volume_previews)
 
     def __init__(self, data: Any, url: str | os.PathLike[str], options: PrecomputedOptions) -> None:
-        volumes = as_volumes(data, options.resolution_nm, options.translation_nm)
+        volumes = as_volumes(data, options.resolution_nm, options.translation_nm, options.kind)
         options.check_names([volume.name for volume in volumes])
         self.layers = [_layer(volume, options) for volume in volumes]
         options.check_quality({layer.info["scales"][0]["encoding"] for layer in self.layers})
@@ -259,7 +263,7 @@ def _layer(volume: Volume, options: PrecomputedOptions) -> _Layer:
     ]
     info: JsonObject = {
         "num_channels": channels,
-        "type": "segmentation" if volume.labels else "image",
+        "type": "segmentation" if volume.labels and dtype.startswith("u") else "image",
         "data_type": dtype,
         "scales": scales,
     }
@@ -271,18 +275,28 @@ def _layer(volume: Volume, options: PrecomputedOptions) -> _Layer:
 
 
 def _stored_as(volume: Volume) -> str:
-    """Return the data type in which voxels are stored.
+    """Return the data type in which voxels are stored: of signed ids, which are never negative, the unsigned one.
 
     Raises
     ------
-    TypeError
-        Precomputed volumes cannot hold the data type.
+    TypeError, ValueError
+        Precomputed volumes cannot hold the data type, or there is a negative id.
     """
     dtype = str(volume.array.dtype)
-    dtype = STORED_AS.get(dtype, f"u{dtype}" if volume.labels and dtype.startswith("int") else dtype)
+    if dtype == "bool":
+        return "uint8"
+    if volume.labels and dtype.startswith("int") and not volume.is_assumed:
+        if volume.held is not None and volume.held.min() < 0:
+            raise ValueError(
+                f"The {volume.name} ({dtype}) is taken for ids, and holds {volume.held.min()}: ids are not negative. "
+                "Pass kind='image' if its voxels are intensities."
+            )
+        return f"u{dtype}"
     if dtype not in DTYPES:
+        ids = " Pass kind='segmentation' if these are ids, which are not negative: uint64 holds them."
         raise TypeError(
-            f"Precomputed volumes hold {', '.join(DTYPES)}; got {dtype}. Convert it first: array.astype(...)."
+            f"Precomputed volumes hold {', '.join(DTYPES)}; got {dtype}.{ids if volume.labels else ''} Convert other "
+            "voxels first: array.astype(...)."
         )
     return dtype
 

@@ -7,7 +7,7 @@ in the C order that zarr expects, without a copy.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numcodecs
@@ -37,6 +37,7 @@ from imagery_dask.export.zarr.block_array import ZarrLevel, remove_partial
 from imagery_dask.export.zarr.zarr_options import Codec, OmeVersion, ZarrOptions
 from imagery_dask.geometry.grid import Region
 from imagery_dask.geometry.pyramid import Levels
+from imagery_dask.model.labels import Kind
 from imagery_dask.run import RunReport
 from imagery_dask.serialization import to_json
 from imagery_dask.storage.targets import StoreTarget
@@ -60,6 +61,7 @@ def to_zarr(
     levels: Levels = 1,
     codec: Codec = "blosc-zstd",
     ome_version: OmeVersion = "0.5",
+    kind: Kind | Mapping[str, Kind] | None = None,
     block_mib: float | None = None,
     resolution_nm: Sequence[float] | None = None,
     translation_nm: Sequence[float] | None = None,
@@ -98,6 +100,10 @@ def to_zarr(
         Compression of chunks. Empty chunks are not stored.
     ome_version : {"0.5", "0.4"}
         OME-Zarr 0.5 is zarr v3; 0.4, for older readers, zarr v2.
+    kind : {"image", "segmentation"} or mapping of str to these, optional
+        What voxels are: intensities, which levels average, or ids, which are never averaged. By default they are ids in
+        cutouts of a segmentation, in masks, and if they are integers of 32 bits or more, also in a cutout of a layer
+        of type "image". A mapping names that of variables of a dataset: ``{"image": "image"}``.
     resolution_nm, translation_nm : sequence of 3 float, optional
         Voxel size, and centre of the first voxel, x, y, z in nm. Cutouts and DataArrays with coordinates have their
         own; an array without any is written without units.
@@ -133,7 +139,7 @@ def to_zarr(
     """
     options = ZarrOptions(
         chunks=chunks, shards=shards, levels=levels, codec=codec, ome_version=ome_version, resolution_nm=resolution_nm,
-        translation_nm=translation_nm,
+        translation_nm=translation_nm, kind=kind,
     )  # fmt: skip
     return execute(ZarrExport(data, url, options), RunOptions(
         cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, repair=repair,
@@ -176,7 +182,7 @@ class ZarrExport(VolumeExport):
         chunk, shard = options.chunk, options.shard
         multiscales = [
             multiscale_of(volume, options.levels, chunk, shard)
-            for volume in as_volumes(data, options.resolution_nm, options.translation_nm)
+            for volume in as_volumes(data, options.resolution_nm, options.translation_nm, options.kind)
         ]
         layout = {
             f"{multiscale.volume.name} level {index} {what}": getattr(layout, what)
