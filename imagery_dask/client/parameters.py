@@ -53,7 +53,8 @@ PROSE = {
     Resample the coarser layer to the voxels of the finer one (default): each voxel takes the value of the coarse voxel
     that contains its center.""",
     "order": """order : {0, 1}
-    Resampling of imagery: 0 takes the nearest voxel (default), 1 interpolates linearly. Ids are not interpolated.""",
+    Resampling of imagery: 0 takes the nearest voxel (default), 1 interpolates linearly. For ids,
+    also those of an image layer (see `image_kind` of the client), 1 is an error.""",
     "filename_prefix": """filename_prefix : str
     Path prefix of all files, including the folder.""",
     "slice_axis": """slice_axis : {0, 1, 2}

@@ -206,7 +206,8 @@ def voxels_along(values: NDArray[np.float64], own_nm: float, voxel_nm: float) ->
 
 def _edge_at(value: int | Fraction) -> int | None:
     nearest = round(value)
-    return nearest if abs(value - nearest) <= EDGE else None
+    distance: Fraction = abs(Fraction(value) - nearest)
+    return nearest if distance <= EDGE else None
 
 
 def _whole(value: int | Fraction) -> int:

@@ -211,10 +211,11 @@ def test_graphs_contain_no_volume_token_or_path_of_secrets(source: str) -> None:
     assert client.image_cv.shape[:3] == SHAPE  # opens the volume with the token before anything is pickled
     bounds = [list(START), [a + n for a, n in zip(START, SHAPE, strict=True)]]
     masks = client.split_segmentation_cutout(bounds)
+    image = ImageryClient(image_source=source, image_kind="image", auth_token=TOKEN)
     arrays = [
         client.image_cutout(bounds), client.segmentation_cutout(bounds, root_ids=[ROOT]), masks[ROOT],
         client.image_volume().data, client.dataset(bounds)["segmentation"].data,
-        client.image_cutout(bounds, resolution=(16, 16, 40), order=1),
+        image.image_cutout(bounds, resolution=(16, 16, 40), order=1),
     ]  # fmt: skip
     for array in arrays:
         array[0, 0, 0].compute()  # opens the volume in a worker thread, too
