@@ -17,6 +17,7 @@ __all__ = [
     "OutdatedRootsError",
     "ServerError",
     "SourceError",
+    "SourceGoneError",
     "SourceNotFoundError",
     "TargetBusyError",
     "TargetFullError",
@@ -51,6 +52,10 @@ class InvalidInfoError(SourceError, ValueError):
     """The info of a volume is invalid, is of something else, or asks for what cannot be read."""
 
     lasting = True
+
+
+class SourceGoneError(SourceNotFoundError):
+    """A volume that was being read is no longer there: its info file is gone, and so may be its chunks."""
 
 
 class AccessRefusedError(SourceError, PermissionError):

@@ -65,6 +65,7 @@ RUNNING = (
     *CLUSTER,
     click.option("--overwrite", is_flag=True, help="Start over and replace an existing export."),
     click.option("--repair", is_flag=True, help="Write the blocks again that verify found damaged."),
+    click.option("--redo-missing", is_flag=True, help="Write the blocks again of which source chunks were missing."),
     click.option("--max-missing", type=MissingType(),
                  help="Stop if more storage chunks are missing: a percentage of those to read (0.1%), or a number."),
     click.option("--max-requests", type=click.IntRange(min=1), metavar="N",
@@ -73,7 +74,8 @@ RUNNING = (
                  help="HTML report to write when the export ends."),
 )  # fmt: skip
 RUN_OPTIONS = (
-    "cluster", "workers", "wait", "retire_before", "overwrite", "repair", "max_missing", "max_requests", "report",
+    "cluster", "workers", "wait", "retire_before", "overwrite", "repair", "redo_missing", "max_missing", "max_requests",
+    "report",
 )  # fmt: skip
 
 
@@ -132,6 +134,7 @@ def run_options_of(
     retire_before: float | None,
     overwrite: bool,
     repair: bool,
+    redo_missing: bool,
     max_missing: float | None,
     max_requests: int | None,
     report: str | None,
@@ -144,7 +147,7 @@ def run_options_of(
 
     return RunOptions(
         cluster=cluster, workers=workers, wait_s=wait, retire_before_s=retire_before, connected=_say_dashboard,
-        overwrite=overwrite, repair=repair, plan=plan, part=part, max_missing=max_missing,
+        overwrite=overwrite, repair=repair, redo_missing=redo_missing, plan=plan, part=part, max_missing=max_missing,
         max_requests=max_requests, report=report, block_mib=block_mib,
     )  # fmt: skip
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagery_dask.cluster import WAIT_S, connect
-from imagery_dask.errors import ImageryDaskError, MissingChunkError
+from imagery_dask.errors import ImageryDaskError, MissingChunkError, SourceError, SourceGoneError
 from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.export.core.run_states import DAMAGED, StartedRun, plan_in
 from imagery_dask.export.registry import export_of, run_at
@@ -224,6 +224,8 @@ class CheckBlock:
     def _make_again(self) -> bytes:
         try:
             return self.task.expected()
+        except SourceGoneError as error:
+            raise SourceError(str(error)) from None
         except MissingChunkError as error:
             raise SourceChangedError(f"the source does not have all of it any more: {error}") from None
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal, Protocol
 
-from imagery_dask.errors import AccessRefusedError, MissingChunkError, SourceError
+from imagery_dask.errors import AccessRefusedError, MissingChunkError, SourceError, SourceGoneError
 from imagery_dask.records.receipts import receipt
 from imagery_dask.records.runs import Records, ledger_line
 from imagery_dask.sources import ReadCounts, collect_counts, limited_requests
@@ -19,8 +19,8 @@ from imagery_dask.sources.counts import KEYS_KEPT
 __all__ = ["BlockError", "BlockResult", "BlockTask", "Chain", "Outcome", "Written", "is_full", "run_batch", "run_block"]
 
 # Consequence of an error: the block is repeated ("passing") or given up ("lasting"), or the run ends, since the source
-# refuses access ("refused") or the target has no space left ("full").
-Outcome = Literal["passing", "lasting", "refused", "full"]
+# refuses access ("refused") or has vanished, also after repeats ("gone"), or the target has no space left ("full").
+Outcome = Literal["passing", "lasting", "refused", "gone", "full"]
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -139,6 +139,8 @@ def outcome_of(error: Exception) -> Outcome:
         return "refused"
     if is_full(error):
         return "full"
+    if isinstance(error, SourceGoneError):
+        return "gone"
     if isinstance(error, MissingChunkError) or (isinstance(error, SourceError) and error.lasting):
         return "lasting"
     return "passing" if isinstance(error, (SourceError, OSError)) else "lasting"

@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 
 from imagery_dask.cluster import LOST, job_details
 from imagery_dask.config import config
-from imagery_dask.errors import AccessRefusedError, ClusterLostError, TargetFullError, TooManyMissingError
+from imagery_dask.errors import (
+    AccessRefusedError,
+    ClusterLostError,
+    SourceGoneError,
+    TargetFullError,
+    TooManyMissingError,
+)
 from imagery_dask.records.runs import Records
 from imagery_dask.run.block import BlockError, BlockResult, BlockTask, run_batch
 from imagery_dask.run.report import FailedBlock, RunReport
@@ -108,6 +114,8 @@ def run_blocks(
     ------
     AccessRefusedError
         If the source refuses access to a block; further blocks would be refused as well.
+    SourceGoneError
+        If the source has vanished.
     TargetFullError
         If no space is left at the target.
     TooManyMissingError
@@ -350,13 +358,15 @@ class _Window:
                 f"No space is left: {result.reason}. {self.report.done} of {self.report.blocks} blocks are written; "
                 "free some space and run the same command again to resume."
             )
-        if result.outcome == "passing" and block.attempt < config.get("run.attempts"):
+        if result.outcome in ("passing", "gone") and block.attempt < config.get("run.attempts"):
             self.report.repeats += 1
             pauses_s = config.get("run.pauses_s")
             pause = pauses_s[min(block.attempt, len(pauses_s)) - 1] * random.uniform(0.5, 1.5)
             again = _Submitted(block.number, block.task, block.attempt + 1)
             heapq.heappush(self.waiting, (time.monotonic() + pause, block.number, again))
             return
+        if result.outcome == "gone":  # further blocks would be filled with zeros
+            raise SourceGoneError(result.message)
         self._set_aside(block, result.reason)
 
     def _lost(self, block: _Submitted, lost: _Lost) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import threading
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from imagery_dask.annotations import Array
-from imagery_dask.errors import SourceError
+from imagery_dask.errors import SourceError, SourceGoneError, SourceNotFoundError
 from imagery_dask.geometry.grid import VoxelGrid
+from imagery_dask.model.chunkedgraph import GRAPHENE
 from imagery_dask.model.layer import Mip
 from imagery_dask.sources.addresses import normalize_path
 from imagery_dask.sources.counts import active_counts
+from imagery_dask.sources.files.local_files import local_folder
 from imagery_dask.sources.memory import keep_freed_memory
 from imagery_dask.sources.precomputed import Layout, Missing, PrecomputedVolume, Relabel
 from imagery_dask.sources.transport import reachable_path
@@ -22,7 +28,7 @@ from imagery_dask.sources.transport import reachable_path
 if TYPE_CHECKING:
     from cloudvolume import CloudVolume
 
-__all__ = ["SourceHandle", "cloud_volume", "folders_of", "open_volume"]
+__all__ = ["SourceHandle", "cloud_volume", "folders_of", "open_volume", "stamp_of"]
 
 OPEN_VOLUMES_KEPT = 64
 
@@ -58,15 +64,42 @@ class SourceHandle:
         Raises
         ------
         SourceError
-            If the volume's info has changed since the handle was made.
+            If the volume's info has changed since the handle was made, or is gone, so that chunks only seem to be
+            missing.
         """
         voxels, counts = self._volume().read(self.mip.level, box, self.missing, layout, relabel)
+        if counts.missing:
+            self.check()
         collecting = active_counts()
         if collecting is not None:
             collecting.include(counts)
         elif counts.missing:
             _warn_missing(self.path, self.mip.level, counts.first(1)[0])
         return voxels
+
+    def check(self) -> None:
+        """Read the volume's info again.
+
+        Raises
+        ------
+        SourceGoneError
+            If there is none any more.
+        SourceError
+            If it describes another volume, or cannot be read.
+        """
+        if self.path.startswith(GRAPHENE):  # the graph's server answers, whatever became of the chunks: see `stamp_of`
+            return
+        try:
+            if self._volume().is_current():
+                return
+        except SourceNotFoundError:
+            raise SourceGoneError(
+                f"{self.path!r} has vanished: its info file was there, and is gone. Chunks that are missing now need "
+                "not be empty. Make the volume accessible again (mount it, undo a rename), then run the same command "
+                "or call again."
+            ) from None
+        open_volume(self.path, fresh=True)
+        self._volume()
 
     def _volume(self) -> PrecomputedVolume:
         # This process may have opened the volume before it was rewritten.
@@ -99,6 +132,40 @@ def folders_of(path: str) -> set[str]:
     """Return the paths of a layer: its own, and that of the folder with its chunks, which its info may name."""
     path = normalize_path(path)
     return {path, open_volume(path).data_path}
+
+
+def stamp_of(path: str, levels: Iterable[int], fresh: bool = False) -> dict[str, str | int | None]:
+    """Return what shows whether a volume was rewritten.
+
+    Parameters
+    ----------
+    path : str
+        CloudVolume path.
+    levels : iterable of int
+        Mips that are read; changes of others do not count.
+    fresh : bool
+        Read the info again.
+
+    Returns
+    -------
+    dict
+        ``info``: hash of what the info says of these mips. ``written_ns``: when the info of a local volume was written.
+        ``data``: of a graph, whether the folder with its supervoxels has an info.
+    """
+    volume = open_volume(path, fresh)
+    scales = volume.info.get("scales") or []
+    described = {key: volume.info.get(key) for key in ("data_type", "num_channels", "type", "data_dir")}
+    described["scales"] = [scales[level] if level < len(scales) else None for level in sorted(set(levels))]
+    folder, written_ns = local_folder(volume.data_path), None
+    if folder is not None:
+        with suppress(OSError):
+            written_ns = os.stat(os.path.join(folder, "info")).st_mtime_ns
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    stamp: dict[str, str | int | None] = {"info": digest, "written_ns": written_ns}
+    if path.startswith(GRAPHENE):
+        # The folder of the supervoxels need not have an info of its own.
+        stamp["data"] = "there" if volume.data_has_info() else None
+    return stamp
 
 
 def _level(volume: PrecomputedVolume, level: int) -> Mip | None:

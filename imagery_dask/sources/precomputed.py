@@ -97,6 +97,10 @@ class PrecomputedVolume:
         """Cloud path of the folder that holds the chunks."""
         return self._transport.cloudpath
 
+    def data_has_info(self) -> bool:
+        """Return True if the folder with the chunks has an info file now."""
+        return self._transport.get(Request("info")) is not None
+
     def is_current(self) -> bool:
         """Read the volume's info again, and return True if it has not changed."""
         return _read_info(self.path)[1] == self.info

@@ -46,7 +46,8 @@ def test_an_aligned_export_requests_each_chunk_once(
     assert (len(requested), set(requested.values())) == (CHUNKS, {1})
     assert report.blocks >= 4
     assert (report.counts.chunks, report.counts.missing) == (CHUNKS, 0)
-    assert file_server.count("/em/info") <= 3
+    # This process and two workers open the volume; the info is read again before the first and after the last block.
+    assert file_server.count("/em/info") <= 5
     assert len(file_server.requests) == CHUNKS + file_server.count("/em/info")
     np.testing.assert_array_equal(written(tmp_path / "out.zarr"), data)
 

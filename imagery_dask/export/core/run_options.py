@@ -39,6 +39,8 @@ class RunOptions:
         Write the blocks again that `verify` found damaged.
     block_mib : float or None
         Size of blocks.
+    redo_missing : bool
+        Write the blocks again that had missing chunks.
     max_missing : float, int or None
         Fraction (float) or number (int) of storage chunks that may be missing.
     max_requests : int or None
@@ -53,7 +55,7 @@ class RunOptions:
     Raises
     ------
     ValueError
-        A size or limit is out of range, or `overwrite` or `repair` is combined with `part`.
+        A size or limit is out of range, or `overwrite`, `repair` or `redo_missing` is combined with `part`.
     """
 
     cluster: Any = None
@@ -64,6 +66,7 @@ class RunOptions:
     progress: bool | Callable[[RunReport], None] = True
     overwrite: bool = False
     repair: bool = False
+    redo_missing: bool = False
     block_mib: float | None = None
     max_missing: float | None = None
     max_requests: int | None = None
@@ -72,8 +75,9 @@ class RunOptions:
     part: Part | None = None
 
     def __post_init__(self) -> None:
-        if self.part is not None and (self.overwrite or self.repair):
-            what = "overwrite (--overwrite)" if self.overwrite else "repair (--repair)"
+        flags = [name for name in ("overwrite", "repair", "redo_missing") if getattr(self, name)]
+        if self.part is not None and flags:
+            what = f"{flags[0]} (--{flags[0].replace('_', '-')})"
             raise ValueError(f"{what} concerns a whole export and cannot be combined with {self.part}: omit one.")
         block_bytes_of(self.block_mib)
         _check_missing(self.max_missing)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["DAMAGED", "NewRun", "StartedRun", "Target", "plan_in", "url_of"]
 
 DAMAGED = "damaged.json"
+# Exists if a source vanished, so that missing chunks need not be missing.
+DOUBTFUL = "doubtful.json"
 
 
 class Target(Protocol):
@@ -232,7 +234,7 @@ class StartedRun:
                 self.target.clear(url_of(run, self.target))
             run.records.remove()
         self.record = self.record.saved(in_place=True, finished=now(), swapping=False)
-        self.records.remove(DAMAGED)
+        self.records.remove(DOUBTFUL)
 
     def damaged(self) -> tuple[list[int], list[int]]:
         """Blocks that `verify` found damaged, and blocks of which the source has other voxels now."""
@@ -244,10 +246,16 @@ class StartedRun:
         written = self.records.get(DAMAGED) or {}
         return dict(written.get("digests", {}))
 
-    def left_to_do(self, repair: bool = False) -> NDArray[np.bool_]:
-        """Mark the blocks, by number, that have no receipt or are to be repaired."""
+    def doubt_missing(self) -> None:
+        """Let the next call do blocks with missing chunks again, since the source has vanished."""
+        self.records.put(DOUBTFUL, {"missing": True})
+
+    def left_to_do(self, repair: bool = False, redo_missing: bool = False) -> NDArray[np.bool_]:
+        """Mark the blocks, by number, that have no receipt, are to be repaired, or had missing chunks."""
         todo = np.ones(self.plan.blocks, bool)
         todo[self.receipts["block"].astype(np.int64)] = False
+        if redo_missing or self.records.get(DOUBTFUL):
+            todo[self.receipts["block"][self.receipts["missing"] > 0].astype(np.int64)] = True
         if repair:
             damaged, changed = self.damaged()
             todo[damaged + changed] = True

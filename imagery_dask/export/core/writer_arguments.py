@@ -30,6 +30,8 @@ RUN_PROSE = {
     With False (default), the same call resumes an export that was interrupted, and does nothing if it is complete.""",
     "repair": """repair : bool
     Write the blocks again that ``imagery-dask verify`` found damaged.""",
+    "redo_missing": """redo_missing : bool
+    Write the blocks again of which storage chunks of the source were missing.""",
     "max_missing": """max_missing : float or int, optional
     End early if more storage chunks of the source do not exist: a fraction of those that the export reads (0.001), or
     a number of them (5).""",

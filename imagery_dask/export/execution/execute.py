@@ -30,8 +30,9 @@ from imagery_dask.errors import TargetBusyError, TargetFullError
 from imagery_dask.export.core.base import Export, held_bytes
 from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.export.core.run_options import RunOptions
-from imagery_dask.export.core.run_states import NewRun, StartedRun
+from imagery_dask.export.core.run_states import DAMAGED, NewRun, StartedRun
 from imagery_dask.export.execution.resume import look_at, open_end, open_part, open_run, refuse_own_source
+from imagery_dask.export.execution.source_watch import SourceWatch
 from imagery_dask.export.reports.html_report import checked_report, reported
 from imagery_dask.records.parts import Part
 from imagery_dask.records.runs import missing_first, write_ledger
@@ -60,7 +61,8 @@ def execute(export: Export, options: RunOptions) -> RunReport:
             return _PartRun(work, options.part).run()
     with _clear_when_full(export.url), open_run(export, options.overwrite) as opened, work:  # lease
         run = start(work, opened) if isinstance(opened, NewRun) else opened
-        execution = Execution(work, run, todo := run.left_to_do(options.repair), run.report(todo))
+        todo = run.left_to_do(options.repair, options.redo_missing)
+        execution = Execution(work, run, todo, run.report(todo))
         if run is opened:  # a new run was planned for these workers
             execution.check_workers()
         with execution.reported():
@@ -112,12 +114,26 @@ class Execution:
         if not self.todo.any():
             return
         options = self.work.options
+        if self._reads_sources():
+            self.watch.begin()
         rules = Rules(
             records=self.run.records, todo=self.todo, most_missing=options.most_missing(self.run.plan),
             check=self.run.lease.check, max_requests=options.max_requests, on_failure=self._set_aside,
         )  # fmt: skip
         with shown(options.progress, self.report.blocks, self.report.before) as on_progress:
             run_blocks(self.work.client, self._stages(), self.report, on_progress, rules)
+
+    def _reads_sources(self) -> bool:
+        """Return True if a block to write is not made of others."""
+        parts = self.run.plan.parts
+        return any(
+            self.todo[first : first + len(part.blocks)].any() for first, part in parts if part.doing != "downsample"
+        )
+
+    @cached_property
+    def watch(self) -> SourceWatch:
+        """What notices changes of the sources."""
+        return SourceWatch(self.work.export, self.run)
 
     def close(self) -> None:
         """Write into the store what was missing, and let it replace the target."""
@@ -126,6 +142,7 @@ class Execution:
         if run.finished and report.before == report.blocks:
             return
         run.lease.check()
+        self.watch.end(report)
         run.tidy()
         if run.records.kept:
             # In the order of the blocks, however often the run was interrupted.
@@ -139,17 +156,25 @@ class Execution:
             report.raise_for_failures()
         if report.ok:
             run.finish()  # finished
+            if self.work.options.repair:
+                run.records.remove(DAMAGED)
 
     def _stages(self) -> Iterator[Sequence[BlockTask]]:
         """Tasks of the stages; where a repair wrote other voxels than before, what is made of them is made again."""
         for index, tasks in enumerate(self.work.export.tasks(self.run)):
-            if index and self.work.options.repair:
+            if index and self._before:
                 self._make_again()
             yield tasks
 
+    @cached_property
+    def _before(self) -> dict[str, str]:
+        """Hash of what had been written of each block that is written again, by its number as text."""
+        rows = self.run.receipts[self.todo[self.run.receipts["block"].astype(np.int64)]]
+        written = {str(row["block"]): row["digest"].item().hex() for row in rows}
+        return written | (self.run.digests_before() if self.work.options.repair else {})
+
     def _make_again(self) -> None:
-        run, report = self.run, self.report
-        before = run.digests_before()
+        run, report, before = self.run, self.report, self._before
         changed = {
             int(row["block"])
             for row in run.records.receipts()

@@ -83,6 +83,7 @@ def to_png(
     max_files: int = MAX_FILES,
     overwrite: bool = False,
     repair: bool = False,
+    redo_missing: bool = False,
     max_missing: float | None = None,
     max_requests: int | None = None,
     report: str | os.PathLike[str] | None = None,
@@ -175,6 +176,7 @@ def to_png(
     )  # fmt: skip
     return execute(SliceExport(data, prefix, options), RunOptions(
         cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, repair=repair,
+        redo_missing=redo_missing,
         max_missing=max_missing, max_requests=max_requests, report=report,
     ))  # fmt: skip
 

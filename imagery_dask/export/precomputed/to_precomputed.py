@@ -70,6 +70,7 @@ def to_precomputed(
     translation_nm: Sequence[float] | None = None,
     overwrite: bool = False,
     repair: bool = False,
+    redo_missing: bool = False,
     max_missing: float | None = None,
     max_requests: int | None = None,
     report: str | os.PathLike[str] | None = None,
@@ -126,6 +127,7 @@ def to_precomputed(
     )  # fmt: skip
     return execute(PrecomputedExport(data, url, options), RunOptions(
         cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, repair=repair,
+        redo_missing=redo_missing,
         block_mib=block_mib, max_missing=max_missing,
         max_requests=max_requests, report=report,
     ))  # fmt: skip

@@ -1,0 +1,98 @@
+"""Notice sources that vanish or are rewritten while an export reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from imagery_dask.annotations import JsonObject
+from imagery_dask.errors import SourceError, SourceGoneError, SourceNotFoundError
+from imagery_dask.export.core.base import Export
+from imagery_dask.export.core.run_states import StartedRun
+from imagery_dask.run import RunReport
+from imagery_dask.sources.handle import stamp_of
+
+__all__ = ["SourceWatch"]
+
+# Stamps of the sources when the run began (`imagery_dask.sources.handle.stamp_of`), by path.
+STAMPS = "sources.json"
+
+
+@dataclass
+class SourceWatch:
+    """Compares the sources of a run at its end, and when it is resumed, with what they were when it began."""
+
+    export: Export
+    run: StartedRun
+
+    @cached_property
+    def _stamps(self) -> dict[str, JsonObject]:
+        """What the sources were when the run began."""
+        written = self.run.records.get(STAMPS)
+        return written if isinstance(written, dict) else {}
+
+    def begin(self) -> None:
+        """Write down what the sources are, or compare it with what an earlier call has written down.
+
+        Raises
+        ------
+        SourceError
+            A source has changed since the run began, or cannot be opened.
+        """
+        now = {path: stamp_of(path, levels, fresh=True) for path, levels in self._levels().items()}
+        self._compare(now)
+        if now.keys() - self._stamps.keys():
+            self._stamps.update({path: stamp for path, stamp in now.items() if path not in self._stamps})
+            self.run.records.put(STAMPS, self._stamps)
+
+    def end(self, report: RunReport) -> None:
+        """Compare the sources with what they were.
+
+        Raises
+        ------
+        SourceError
+            A source has changed, or has vanished and chunks were missing, whose blocks are done again then.
+        """
+        now: dict[str, JsonObject] = {}
+        for path, levels in self._levels().items():
+            try:
+                now[path] = stamp_of(path, levels, fresh=True)
+                is_gone = now[path].get("data") != self._stamps.get(path, now[path]).get("data")
+            except SourceNotFoundError:
+                is_gone = True
+            if is_gone and report.counts.missing:
+                self.run.doubt_missing()
+                raise SourceGoneError(
+                    f"{path!r} has vanished while it was exported, and chunks were missing before that was noticed. "
+                    "Make it accessible again and run the same command again: blocks with missing chunks are then done "
+                    "again."
+                )
+        report.notes += self._compare(now)
+
+    def _compare(self, now: dict[str, JsonObject]) -> list[str]:
+        """Raise if a source describes itself differently; return notes of those that were only written again."""
+        notes = []
+        for path, stamp in now.items():
+            before = self._stamps.get(path, stamp)
+            if before["info"] != stamp["info"]:
+                raise SourceError(
+                    f"{path!r} has changed since the export of {self.run.target.url} began: its info says other things "
+                    "of the voxels that are read. Blocks of the old and the new volume would be mixed; start over with "
+                    "overwrite=True (--overwrite), or restore the volume."
+                )
+            if before["written_ns"] != stamp["written_ns"]:
+                notes.append(
+                    f"The info of {path} was written again while it was exported. If its voxels have changed too, the "
+                    "export mixes old and new ones: imagery-dask verify compares blocks with the source."
+                )
+        return notes
+
+    def _levels(self) -> dict[str, set[int]]:
+        """Return the mips that are read of each source."""
+        levels: dict[str, set[int]] = {}
+        for stage in self.run.plan.stages:
+            for part in stage:
+                for source in self.export.format.reads(self.export, part).sources:
+                    if source is not None:
+                        levels.setdefault(source.cutout.path, set()).add(source.cutout.mip.level)
+        return levels
