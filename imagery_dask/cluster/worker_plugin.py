@@ -78,10 +78,13 @@ class WorkerSetup(WorkerPlugin):
 
 
 def _load_readers() -> None:
-    """Import the modules that read and resample voxels, which takes seconds, before the first block."""
-    import_module("imagery_dask.arrays.lazy")
-    import_module("imagery_dask.sources.handle")
-    import_module("imagery_dask.sources.shards")  # with CloudVolume
+    """Import the modules that most blocks need, before the first block.
+
+    CloudVolume (for sharded volumes) and dask.array (for computed arrays) take a second of CPU each: they are imported
+    by the workers whose blocks need them.
+    """
+    import_module("imagery_dask.arrays.cutout_array")
+    import_module("imagery_dask.run.block")
 
 
 def _here() -> tuple[str, int]:

@@ -68,7 +68,7 @@ def run_cases(source: str, folder: Path) -> dict[str, Any]:
     from imagery_dask import ImageryClient, to_zarr
     from imagery_dask.arrays.lazy import source_of
     from imagery_dask.config import config
-    from imagery_dask.export.core.inputs import ComputeBlock
+    from imagery_dask.export.core.block_reads import ComputeBlock
     from imagery_dask.sources.transport import Transport
 
     reads: Counter[str] = Counter()

@@ -126,3 +126,32 @@ def test_verify_loads_what_the_export_needs(kind, exports):
     )
     libraries = loaded(program, (exports[kind],)) & {"caveclient", "cloudfiles", "cloudvolume", "zarr"}
     assert libraries == ({"zarr"} if kind == "zarr" else set())
+
+
+EXPORT_ON_A_WORKER = """
+import json, sys
+from distributed import Client, LocalCluster
+
+def loaded():
+    import sys
+    return sorted(set(sys.modules) & {"cloudfiles", "cloudvolume", "dask.array", "pandas", "xarray"})
+
+if __name__ == "__main__":
+    from imagery_dask import ImageryClient, to_zarr  # here, because workers import the script
+
+    data = ImageryClient(**json.loads(sys.argv[1])).dataset(json.loads(sys.argv[2]), scale_to_bounds=False)
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster) as client:
+        to_zarr(data, sys.argv[3], cluster=client, progress=False)
+        print(*client.run(loaded).values())
+"""
+
+
+@pytest.mark.long
+def test_a_worker_that_writes_cutouts_to_zarr_loads_neither_dask_array_nor_cloudvolume(volumes, tmp_path):
+    (tmp_path / "export.py").write_text(EXPORT_ON_A_WORKER)
+    bounds = [[n - 16 for n in volumes.center], volumes.center]
+    words = [json.dumps(sources(volumes)), json.dumps(bounds), str(tmp_path / "out.zarr")]
+    result = subprocess.run(
+        [sys.executable, tmp_path / "export.py", *words], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr

@@ -16,14 +16,15 @@ import xarray as xr
 from imagery_dask.annotations import Array
 from imagery_dask.arrays.cutout_array import CutoutArray
 from imagery_dask.arrays.lazy import lazy_array, source_of, sources_in
+from imagery_dask.export.core.block_reads import ComputeBlock, HeldBlock, ReadCutout
 from imagery_dask.geometry.block_plan import BlockPlan, SourceChunks, plan_blocks
-from imagery_dask.geometry.grid import AXES, XYZ, Region, VoxelGrid, start_of, stop_of
+from imagery_dask.geometry.grid import AXES, XYZ, Region, VoxelGrid
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.labels import Kind, are_ids
 from imagery_dask.sources import open_volume
 from imagery_dask.validate import choice, triple
 
-__all__ = ["Volume", "as_volumes", "source_levels", "steps_of"]
+__all__ = ["Volume", "as_volumes", "source_levels"]
 
 Triple = tuple[float, float, float]
 LABELS_GROUP = "labels/segmentation/"
@@ -150,43 +151,6 @@ class Volume:
         return ComputeBlock(part)
 
 
-@dataclass(frozen=True, slots=True)
-class ReadCutout:
-    """Read a region of a cutout; nothing of dask is involved."""
-
-    source: CutoutArray
-    region: Region
-
-    def __call__(self) -> Array:
-        """Voxels of the region."""
-        cutout = self.source.cutout
-        offset = start_of(self.region)
-        block = self.source.read(cutout.target.crop(offset, stop_of(self.region) - offset))
-        return block if cutout.channels > 1 else block[..., 0]
-
-
-@dataclass(frozen=True, slots=True)
-class ComputeBlock:
-    """Compute a small dask array inside the task that holds it."""
-
-    part: da.Array
-
-    def __call__(self) -> Array:
-        """Voxels of the array."""
-        return np.asarray(self.part.compute(scheduler="synchronous"))
-
-
-@dataclass(frozen=True, slots=True)
-class HeldBlock:
-    """Voxels that the caller had in memory, of one block."""
-
-    voxels: Array
-
-    def __call__(self) -> Array:
-        """Voxels of the block."""
-        return self.voxels
-
-
 def as_volumes(
     data: Any,
     resolution_nm: Sequence[float] | None = None,
@@ -226,21 +190,6 @@ def as_volumes(
     if unknown:
         raise ValueError(f"kind names {unknown}; there is {' and '.join(volume.name for volume in volumes)}.")
     return [_of_kind(volume, kinds.get(volume.name)) for volume in volumes]
-
-
-def steps_of(volumes: Sequence[Volume]) -> str:
-    """Name the steps of a task that writes a block: ``"read+remap+resize+write"``, or fewer of them.
-
-    Root ids are looked up for one of them (remap), or one is resampled to another resolution (resize).
-    """
-    cutouts = [volume.source.cutout for volume in volumes if volume.source is not None]
-    steps = {
-        "read": True,
-        "remap": any(cutout.query is not None for cutout in cutouts),
-        "resize": any(cutout.target.resolution_nm != cutout.mip.grid.resolution_nm for cutout in cutouts),
-        "write": True,
-    }
-    return "+".join(step for step, is_done in steps.items() if is_done)
 
 
 def source_levels(volume: Volume) -> tuple[Volume, ...]:

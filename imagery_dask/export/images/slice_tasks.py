@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from distributed import Client, as_completed
 
 from imagery_dask import kernels
 from imagery_dask.annotations import Array
-from imagery_dask.export.core.inputs import Volume, steps_of
+from imagery_dask.export.core.block_reads import steps_of
 from imagery_dask.export.images.slice_files import SliceNames, plane_axes
 from imagery_dask.export.images.slice_pages import Pages
 from imagery_dask.geometry.block_plan import BlockPlan
@@ -22,6 +22,9 @@ from imagery_dask.kernels import digest_of_bytes, join_digests
 from imagery_dask.render.pages import Format, encode_page
 from imagery_dask.run import WINDOW_PER_THREAD, Written
 from imagery_dask.storage.atomic_files import Files
+
+if TYPE_CHECKING:
+    from imagery_dask.export.core.inputs import Volume
 
 __all__ = ["SLICES", "SliceBlock", "SliceTasks", "list_ids"]
 

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from xxhash import xxh3_128
@@ -20,13 +20,16 @@ from imagery_dask import kernels
 from imagery_dask.annotations import Array
 from imagery_dask.cluster import WorkerResources
 from imagery_dask.config import config
-from imagery_dask.export.core.inputs import Volume, steps_of
+from imagery_dask.export.core.block_reads import steps_of
 from imagery_dask.export.multiscale.level_layout import StageLayout
 from imagery_dask.geometry.block_plan import SPLIT_ABOVE, BlockPlan, plan_blocks
 from imagery_dask.geometry.grid import XYZ, Region, region_between, region_within, start_of, stop_of, tiles_of
 from imagery_dask.geometry.pyramid import Level
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.run import BlockTask, Written
+
+if TYPE_CHECKING:
+    from imagery_dask.export.core.inputs import Volume
 
 __all__ = [
     "LevelStore",
