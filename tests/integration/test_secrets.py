@@ -179,11 +179,11 @@ class Driver:
         return process.returncode, logs[0].read_text() + logs[1].read_text()
 
     def _open_pages(self, ended: threading.Event) -> None:
-        """Open the pages of the dashboard while blocks run."""
-        number = 0
-        while not ended.wait(2.0):  # rarely, since rendering them delays the scheduler
+        """Open the pages of the dashboard while blocks run: twice, since rendering them delays the scheduler."""
+        for number in range(2):
+            if ended.wait(2.0):
+                return
             self.pages |= {f"{name} {self.count}.{number}": page for name, page in self.planted.cluster.pages().items()}
-            number += 1
 
 
 def homes_of(planted: Planted) -> dict[str, str]:
