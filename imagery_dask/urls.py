@@ -6,11 +6,12 @@ import ipaddress
 import re
 from urllib.parse import quote, urlsplit
 
-__all__ = ["file_url", "is_loopback", "is_safe_for_tokens", "name_in_url", "redacted", "server_of"]
+__all__ = ["file_url", "is_loopback", "is_safe_for_tokens", "name_in_url", "redacted", "server_of", "without_secrets"]
 
 # Up to the last @ of the host, because passwords may hold one; beyond a "/" only if no port follows the colon.
 USER = re.compile(r"://(?:[^/\s:\[]*:(?!\d*[/\s])[^\s\"]*@|[^/\s]*@)")
-URL = re.compile(r"[A-Za-z][\w.+-]*://(?:[^\s'\"<>]|'(?=\w))+")
+# Also the path of a URL, as urllib3 names it in its errors.
+URL = re.compile(r"(?:[A-Za-z][\w.+-]*://|(?<=url: )/)(?:[^\s'\"<>]|'(?=\w))+")
 QUERY = re.compile(r"(?<=[?&;])([^=&;?#]+)=[^&;#]*")
 SECRET = "***"
 # A question mark begins a query only if a name and "=" follow; otherwise it belongs to a name.
@@ -25,7 +26,7 @@ def redacted(text: str) -> str:
     >>> redacted("Reading https://me:p@ss@host/em/info?token=abc&v=1 failed")
     'Reading https://***@host/em/info?token=***&v=*** failed'
     """
-    if "://" not in text:
+    if "://" not in text and "url: /" not in text:
         return text
     return URL.sub(_without_query, USER.sub(f"://{SECRET}@", text))
 
@@ -33,6 +34,18 @@ def redacted(text: str) -> str:
 def _without_query(match: re.Match[str]) -> str:
     url = match.group()
     return QUERY.sub(rf"\1={SECRET}", url) if "?" in url else url
+
+
+def without_secrets(path: str) -> str:
+    """Return the path of a source without user, password and query, as it is recorded.
+
+    >>> without_secrets("precomputed://https://me:p@ss@host/em?token=abc")
+    'precomputed://https://host/em'
+    """
+    path = USER.sub("://", path)
+    scheme = path.removeprefix("precomputed://").removeprefix("graphene://").removeprefix("middleauth+")
+    # In a bucket, or on disk, a question mark is part of a name.
+    return BEGIN_OF_QUERY.split(path)[0] if scheme.startswith(("http://", "https://", "s3://http")) else path
 
 
 def name_in_url(name: str) -> str:

@@ -36,6 +36,7 @@ from imagery_dask.geometry.grid import AXES, edge_at_or_after, source_span
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.cutout import Cutout
 from imagery_dask.model.moments import describe_moment
+from imagery_dask.urls import without_secrets
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -225,7 +226,7 @@ def described(cutout: Cutout) -> JsonObject:
     """Describe the origin of a cutout in plain values: attributes of arrays and stores."""
     target, query = cutout.target, cutout.query
     attributes = {
-        "source": cutout.path,
+        "source": without_secrets(cutout.path),
         "mip": cutout.mip.level,
         "resolution_nm": list(target.resolution_nm),
         "voxel_offset": list(target.start),

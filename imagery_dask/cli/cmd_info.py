@@ -8,6 +8,7 @@ import click
 
 from imagery_dask.cli.source_flags import cave_options, source_client
 from imagery_dask.humanize import human_bytes
+from imagery_dask.urls import redacted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,7 +51,7 @@ def _show(layer: Layer) -> None:
     if not console.is_terminal or console.width < NARROW:
         # Never wrap within a row: a pipe or file has no width, and a narrow terminal wraps whole lines itself.
         console = Console(width=WIDE)
-    console.print(f"[bold]{layer.path}[/bold]", highlight=False, soft_wrap=True)
+    console.print(f"[bold]{redacted(layer.path)}[/bold]", highlight=False, soft_wrap=True)
     channels = "" if layer.channels == 1 else f", {layer.channels} channels"
     console.print(f"{layer.kind}, {layer.dtype}{channels}, {len(layer.mips)} mips", highlight=False)
     if layer.graph is not None:

@@ -59,6 +59,7 @@ def commands() -> None:
 def main() -> None:
     """Run the command line: exit code 0 done, 1 some blocks failed, 2 bad input, 130 interrupted."""
     from imagery_dask.errors import ImageryDaskError
+    from imagery_dask.urls import redacted
 
     try:
         sys.exit(commands.main(standalone_mode=False) or 0)
@@ -69,5 +70,5 @@ def main() -> None:
         click.echo("Interrupted.", err=True)
         sys.exit(INTERRUPTED)
     except (ImageryDaskError, ValueError, TypeError, OSError, ImportError) as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(redacted(f"Error: {error}"), err=True)
         sys.exit(BAD_INPUT)

@@ -20,6 +20,7 @@ from imagery_dask.model.cutout import dimensions_in, whole_layer
 from imagery_dask.model.labels import Kind, LabelRequest, RootIds
 from imagery_dask.model.moments import Moment, describe_moment, resolve_moment
 from imagery_dask.sources import Missing, cloud_volume
+from imagery_dask.urls import redacted
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -132,7 +133,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
     def __repr__(self) -> str:
         moment = self._settings.dynamic.moment
         pinned = "" if moment is None else f", timestamp={describe_moment(moment)!r}"
-        return (
+        return redacted(
             f"ImageryClient(image_source={self._image_source!r}, segmentation_source={self._segmentation_source!r}, "
             f"resolution={self._settings.resolution}{pinned})"
         )

@@ -20,6 +20,7 @@ from imagery_dask.model.labels import Kind, LabelRequest, LabelRule, label_rule
 from imagery_dask.model.layer import Layer
 from imagery_dask.model.moments import resolve_moment
 from imagery_dask.sources import Missing, forget_token, normalize_path, open_volume, remember_token
+from imagery_dask.urls import redacted
 from imagery_dask.validate import choice, triple, whole_number
 
 __all__ = ["ClientSettings", "DynamicSettings", "open_settings"]
@@ -216,8 +217,8 @@ def open_settings(
         segmentation = _segmentation(segmentation or _absent("segmentation", "segmentation_source"))
     elif segmentation is not None and segmentation.kind != "segmentation":
         raise ValueError(
-            f"segmentation_source {segmentation.path!r} is a layer of type {segmentation.kind!r}, not a segmentation. "
-            "Pass it as image_source (--image-source), or, if its voxels are ids, as_segmentation=True "
+            f"segmentation_source {redacted(segmentation.path)!r} is a layer of type {segmentation.kind!r}, not a "
+            "segmentation. Pass it as image_source (--image-source), or, if its voxels are ids, as_segmentation=True "
             "(--as-segmentation)."
         )
     return ClientSettings(

@@ -24,6 +24,7 @@ from imagery_dask.annotations import JsonObject
 from imagery_dask.errors import SourceError
 from imagery_dask.geometry.grid import XYZ, VoxelGrid, ratio
 from imagery_dask.geometry.vec import Vec3
+from imagery_dask.urls import server_of
 
 __all__ = ["GRAPHENE", "ChunkedGraph", "RootQuery", "graphene_address"]
 
@@ -60,7 +61,7 @@ def graphene_address(path: str) -> tuple[str, str]:
             f"{path!r} is not the path of a dynamic segmentation. The expected form is "
             "graphene://https://HOST/segmentation/table/TABLE."
         )
-    return f"{parts.scheme}://{parts.netloc}", match["table"]
+    return server_of(path.removeprefix(GRAPHENE)), match["table"]
 
 
 @dataclass(frozen=True, slots=True)

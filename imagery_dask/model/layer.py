@@ -14,6 +14,7 @@ from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.chunkedgraph import ChunkedGraph
 from imagery_dask.model.labels import Kind, are_ids
+from imagery_dask.urls import redacted
 from imagery_dask.validate import integer
 
 __all__ = ["Layer", "Mip"]
@@ -140,11 +141,13 @@ class Layer:
             If the level does not exist, or is a placeholder.
         """
         if not 0 <= integer("mip", level) < len(self.mips):
-            raise ValueError(f"mip {level} does not exist in {self.path!r}, which has mips 0 to {len(self.mips) - 1}.")
+            raise ValueError(
+                f"mip {level} does not exist in {redacted(self.path)!r}, which has mips 0 to {len(self.mips) - 1}."
+            )
         mip = self.mips[int(level)]
         if mip.is_placeholder:
             raise ValueError(
-                f"mip {level} of {self.path!r} is a placeholder without data; "
+                f"mip {level} of {redacted(self.path)!r} is a placeholder without data; "
                 f"the first mip with data is {self.first_mip}."
             )
         return mip

@@ -16,6 +16,7 @@ import numpy as np
 
 from imagery_dask.annotations import JsonObject
 from imagery_dask.errors import InvalidInfoError
+from imagery_dask.urls import redacted
 
 __all__ = ["ENCODINGS", "check_info"]
 
@@ -224,7 +225,7 @@ class _Checks:
 
     def wrong(self, field: str, value: object, reason: str) -> InvalidInfoError:
         """Return the error of a field."""
-        text = repr(value)
+        text = redacted(repr(value))
         shown = text if len(text) <= 100 else f"{text[:100]}..."
         return InvalidInfoError(
             f"{self.path!r} cannot be read: {self.prefix}{field} of its info is {shown}, but {reason}. {REMEDY}"

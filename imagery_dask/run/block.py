@@ -15,6 +15,7 @@ from imagery_dask.records.receipts import receipt
 from imagery_dask.records.runs import Records, ledger_line
 from imagery_dask.sources import ReadCounts, collect_counts, limited_requests
 from imagery_dask.sources.counts import KEYS_KEPT
+from imagery_dask.urls import redacted
 
 __all__ = ["BlockError", "BlockResult", "BlockTask", "Chain", "Outcome", "Written", "is_full", "run_batch", "run_block"]
 
@@ -108,7 +109,7 @@ def run_block(task: BlockTask, number: int, attempt: int, records: Records | Non
             )
     except Exception as error:
         # Return a value: dask would log a traceback for each exception, and some cannot be pickled.
-        return BlockError(f"{type(error).__name__}: {error}", str(error), outcome_of(error))
+        return BlockError(redacted(f"{type(error).__name__}: {error}"), redacted(str(error)), outcome_of(error))
     return BlockResult(written.size, replace(counts, missing_keys=counts.first(KEYS_KEPT)), seconds)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from imagery_dask.config import config
 from imagery_dask.errors import REFUSED_STATUS
+from imagery_dask.urls import redacted
 
 __all__ = ["PASSING_STATUS", "brief", "forget_request", "kind_of", "pause_s", "retry_after_s"]
 
@@ -76,14 +77,14 @@ def retry_after_s(headers: Any) -> float | None:
 
 
 def brief(reason: object) -> str:
-    """Return a reason as one short line."""
-    text = " ".join(str(reason).split())
+    """Return a reason as one short line, without passwords and tokens of URLs."""
+    text = redacted(" ".join(str(reason).split()))
     name = f"{type(reason).__name__}: " if isinstance(reason, Exception) else ""
     return (name + text)[:300]
 
 
 def forget_request(error: BaseException) -> None:
-    """Remove the request, whose header holds the token, from an error.
+    """Remove the request, whose header holds the token, and the passwords and tokens of URLs from an error.
 
     The context and cause are removed too, because they keep other errors with their requests when the error is
     pickled.
@@ -92,6 +93,7 @@ def forget_request(error: BaseException) -> None:
 
     if isinstance(error, RequestException):
         error.request = error.response = None
+        error.args = (redacted(str(error)),)
     error.__context__ = error.__cause__ = None
 
 

@@ -24,6 +24,7 @@ from imagery_dask.sources.files.local_files import local_folder
 from imagery_dask.sources.memory import keep_freed_memory
 from imagery_dask.sources.precomputed import Layout, Missing, PrecomputedVolume, Relabel
 from imagery_dask.sources.transport import reachable_path
+from imagery_dask.urls import redacted
 
 if TYPE_CHECKING:
     from cloudvolume import CloudVolume
@@ -55,6 +56,10 @@ class SourceHandle:
     path: str
     mip: Mip
     missing: Missing = "fill"
+
+    def __repr__(self) -> str:
+        # dask logs the arguments of tasks that fail.
+        return f"SourceHandle({redacted(self.path)!r}, mip={self.mip.level}, missing={self.missing!r})"
 
     def read(self, box: VoxelGrid, layout: Layout = "F", relabel: Relabel | None = None) -> Array:
         """Read a box of voxels as (x, y, z, channel), with ids replaced by `relabel` if it is given.
@@ -179,7 +184,7 @@ def _warn_missing(path: str, level: int, key: str) -> None:
         _warned.add((path, level))
         _logger.warning(
             "Storage chunks of %s are missing at mip %d, the first one seen is %s: their voxels are 0. "
-            "ImageryClient(missing='error') makes them an error.", path, level, key,
+            "ImageryClient(missing='error') makes them an error.", redacted(path), level, key,
         )  # fmt: skip
 
 

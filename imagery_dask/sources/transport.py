@@ -34,7 +34,7 @@ from imagery_dask.sources.files.compression import LARGEST_FILE, decompress
 from imagery_dask.sources.files.http_files import HttpFiles
 from imagery_dask.sources.files.local_files import FORMAT_SUFFIX, LocalFiles, local_folder
 from imagery_dask.sources.throttle import request_slots
-from imagery_dask.urls import is_safe_for_tokens, name_in_url, server_of
+from imagery_dask.urls import is_safe_for_tokens, name_in_url, server_of, without_secrets
 
 if TYPE_CHECKING:
     from cloudfiles import CloudFiles
@@ -189,7 +189,7 @@ class Transport:
         return request_slots(self._server) if self.is_remote else nullcontext()
 
     def _name(self, key: str) -> str:
-        return f"{self.cloudpath.rstrip('/')}/{key}"
+        return f"{without_secrets(self.cloudpath).rstrip('/')}/{key}"
 
     def _refused(self, key: str, reason: object) -> AccessRefusedError:
         return AccessRefusedError(

@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from imagery_dask.urls import file_url, is_safe_for_tokens, redacted, server_of
+from imagery_dask.urls import file_url, is_safe_for_tokens, redacted, server_of, without_secrets
 
 PRINTABLE = [c for c in string.printable if c.isprintable() and c != "/"]
 
@@ -45,12 +45,29 @@ def test_the_query_of_a_base_stays_at_the_end(base: str, url: str) -> None:
         ("{'a': 'https://host/em?X-Amz-Signature=secret'}", "{'a': 'https://host/em?X-Amz-Signature=***'}"),
         ("http://host:8080/a@b?", "http://host:8080/a@b?"),
         ("http://[::1]:80/a@b", "http://[::1]:80/a@b"),
+        ("retries exceeded with url: /em/info?token=secret (", "retries exceeded with url: /em/info?token=*** ("),
         ("Is mail@host: a URL?x=1", "Is mail@host: a URL?x=1"),
     ],
 )  # fmt: skip
 def test_secrets_are_not_shown(text: str, expected: str) -> None:
     assert redacted(text) == expected
     assert redacted(expected) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "recorded"),
+    [
+        ("precomputed://https://user:p@s/s@host:80/em?token=abc", "precomputed://https://host:80/em"),
+        ("precomputed://middleauth+https://host/em", "precomputed://middleauth+https://host/em"),
+        ("graphene://https://user@host/segmentation/table/a", "graphene://https://host/segmentation/table/a"),
+        ("precomputed://https://host/em?", "precomputed://https://host/em?"),
+        ("precomputed://gs://bucket/a?b=c", "precomputed://gs://bucket/a?b=c"),  # a name
+        ("precomputed://file:///data/a?b=c@d", "precomputed://file:///data/a?b=c@d"),
+    ],
+)
+def test_recorded_paths_have_no_secrets(path: str, recorded: str) -> None:
+    assert without_secrets(path) == recorded
+    assert without_secrets(recorded) == recorded
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from imagery_dask.geometry.grid import AXES, XYZ, Region, VoxelGrid
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.labels import Kind, are_ids
 from imagery_dask.sources import open_volume
+from imagery_dask.urls import redacted
 from imagery_dask.validate import choice, triple
 
 __all__ = ["Volume", "as_volumes", "source_levels"]
@@ -225,7 +226,7 @@ def source_levels(volume: Volume) -> tuple[Volume, ...]:
                 )
             )  # fmt: skip
     if len(volumes) == 1:
-        raise ValueError(f"levels='source': {cutout.path!r} has no mip coarser than {fine} nm; pass 'auto'.")
+        raise ValueError(f"levels='source': {redacted(cutout.path)!r} has no mip coarser than {fine} nm; pass 'auto'.")
     return tuple(volumes)
 
 

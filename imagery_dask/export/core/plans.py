@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagery_dask.annotations import JsonObject
-from imagery_dask.export.core.provenance import PROGRAM, without_user
+from imagery_dask.export.core.provenance import PROGRAM
 from imagery_dask.geometry.block_plan import BlockPlan
 from imagery_dask.geometry.grid import AXES, XYZ, Region, source_span
 from imagery_dask.kernels import linear_taps
 from imagery_dask.model.cutout import Cutout
 from imagery_dask.serialization import flat, from_json, to_json
+from imagery_dask.urls import without_secrets
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -299,9 +300,9 @@ def _array(described: JsonObject) -> xr.DataArray:
 
 
 def _cutout_of(source: CutoutArray) -> JsonObject:
-    """Cutout of a volume as data, without a name and password before the host of its URL."""
+    """Cutout of a volume as data, without user, password and query of its URL."""
     cutout: JsonObject = to_json(source.cutout)
-    return cutout | {"path": without_user(cutout["path"])}
+    return cutout | {"path": without_secrets(cutout["path"])}
 
 
 def _short(value: object) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -13,11 +12,12 @@ from imagery_dask.model.labels import LabelRule
 from imagery_dask.run import RunReport
 from imagery_dask.sources import ReadCounts
 from imagery_dask.storage.store_files import KEY
+from imagery_dask.urls import without_secrets
 
 if TYPE_CHECKING:
     from imagery_dask.export.core.inputs import Volume
 
-__all__ = ["KEY", "PROGRAM", "provenance", "what_was_missing", "without_user"]
+__all__ = ["KEY", "PROGRAM", "provenance", "what_was_missing"]
 
 IDS_LISTED = 1000
 # Read once, at import.
@@ -34,7 +34,7 @@ def provenance(volume: Volume) -> JsonObject:
     cutout = volume.source.cutout
     target = cutout.target
     attributes |= described(cutout) | {
-        "source": without_user(cutout.path),
+        "source": without_secrets(cutout.path),
         "bounds_voxels": [list(target.start), list(target.stop)],
         "source_resolution_nm": list(cutout.mip.grid.resolution_nm),
         "missing_rule": cutout.missing,
@@ -52,11 +52,6 @@ def what_was_missing(report: RunReport, volume: str) -> JsonObject:
         "supervoxels_without_root": counts.zero_roots,
         "blocks_failed": report.failures,
     }
-
-
-def without_user(path: str) -> str:
-    """Remove a user name and password from a URL: an export may be shown to others."""
-    return re.sub(r"://[^/@]*@", "://", path)
 
 
 def _objects(rule: LabelRule) -> JsonObject:

@@ -11,10 +11,11 @@ from imagery_dask.export.core.base import Export
 from imagery_dask.export.core.run_states import StartedRun
 from imagery_dask.run import RunReport
 from imagery_dask.sources.handle import stamp_of
+from imagery_dask.urls import without_secrets
 
 __all__ = ["SourceWatch"]
 
-# Stamps of the sources when the run began (`imagery_dask.sources.handle.stamp_of`), by path.
+# Stamps of the sources when the run began (`imagery_dask.sources.handle.stamp_of`), by path without secrets.
 STAMPS = "sources.json"
 
 
@@ -39,7 +40,7 @@ class SourceWatch:
         SourceError
             A source has changed since the run began, or cannot be opened.
         """
-        now = {path: stamp_of(path, levels, fresh=True) for path, levels in self._levels().items()}
+        now = {without_secrets(path): stamp_of(path, levels, fresh=True) for path, levels in self._levels().items()}
         self._compare(now)
         if now.keys() - self._stamps.keys():
             self._stamps.update({path: stamp for path, stamp in now.items() if path not in self._stamps})
@@ -55,9 +56,10 @@ class SourceWatch:
         """
         now: dict[str, JsonObject] = {}
         for path, levels in self._levels().items():
+            name = without_secrets(path)
             try:
-                now[path] = stamp_of(path, levels, fresh=True)
-                is_gone = now[path].get("data") != self._stamps.get(path, now[path]).get("data")
+                now[name] = stamp_of(path, levels, fresh=True)
+                is_gone = now[name].get("data") != self._stamps.get(name, now[name]).get("data")
             except SourceNotFoundError:
                 is_gone = True
             if is_gone and report.counts.missing:
