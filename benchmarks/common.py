@@ -22,7 +22,8 @@ def arguments(description: str | None, **further: tuple[type, object, str]) -> a
     parser.add_argument("--data", type=Path, default=Path("benchmarks/results/data"), help="folder for test volumes")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each peer, which take turns")
     for name, (kind, default, text) in further.items():
-        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+        how = {"action": "store_true"} if kind is bool else {"type": kind, "default": default}
+        parser.add_argument(f"--{name}", help=text, **how)  # type: ignore[arg-type]
     return parser.parse_args()
 
 

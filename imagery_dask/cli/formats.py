@@ -164,6 +164,8 @@ FORMATS = (
         "OUT",
         """Write a region as OME-Zarr to OUT: imagery at the root, segmentation under labels/segmentation.
 
+        A segmentation alone goes to the root.
+
         Both are written on the grid of the finer of the two at the mips that are read.""",
         ZarrOptions,
         _zarr,

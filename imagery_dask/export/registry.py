@@ -69,7 +69,8 @@ KINDS = {
 def export_of(plan: ExportPlan) -> Export:
     """Return the export that a plan describes; computed arrays are replaced by zeros."""
     kind = KINDS[plan.kind]
-    return kind.make(data_of(plan.volumes), plan.url, kind.options.from_json(plan.options))
+    export = kind.make(data_of(plan.volumes), plan.url, kind.options.from_json(plan.options))
+    return export.as_begun([plan.fingerprint_fields])
 
 
 def read_plan(path: str | os.PathLike[str]) -> ExportPlan:

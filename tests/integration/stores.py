@@ -22,8 +22,8 @@ def written(path: Path, group: str = "") -> NDArray[Any]:
 
 
 def labels(path: Path) -> NDArray[Any]:
-    """Read the whole segmentation of a dataset as x, y, z."""
-    return written(path, "labels/segmentation")
+    """Read the whole segmentation of a dataset, beside an image or alone, as x, y, z."""
+    return written(path, "labels/segmentation" if (path / "labels").exists() else "")
 
 
 def placement(path: Path, group: str = "") -> tuple[list[float], list[float]]:

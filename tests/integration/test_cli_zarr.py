@@ -106,9 +106,15 @@ def test_options_determine_levels_shards_codec_and_version(
     assert first.chunks == (32, 32, 32)
     assert (first.shards is not None) == (shards is not None)
     codec_name = dict(zip(options, options[1:], strict=False)).get("--codec", "blosc-zstd")
-    names = " ".join(type(codec).__name__.lower() for codec in first.compressors)
+    names = codecs_of(first)
     assert names.startswith({"blosc-zstd": "blosc", "none": ""}.get(codec_name, codec_name))
     assert bool(names) == (codec_name != "none")
+    expected = "zstd" if "--codec" not in options else names  # by default
+    assert codecs_of(root["labels/segmentation/0"]).startswith(expected)
+
+
+def codecs_of(array: Any) -> str:
+    return " ".join(type(codec).__name__.lower() for codec in array.compressors)
 
 
 def test_automatic_levels_end_at_512_voxels(run: Run, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from imagery_dask.annotations import JsonObject
 from imagery_dask.arrays.cutout_array import CutoutArray
 from imagery_dask.cluster import WorkerResources
 from imagery_dask.export.core.inputs import Volume
-from imagery_dask.export.core.plans import ExportPlan, StageBlocks, described_volume, source_chunks
+from imagery_dask.export.core.plans import ExportPlan, StageBlocks, described_volume, fingerprint_of, source_chunks
 from imagery_dask.export.core.preview import Preview
 from imagery_dask.export.core.run_states import StartedRun, Target
 from imagery_dask.geometry.grid import XYZ, Region
@@ -64,11 +64,26 @@ class Export(ABC):
     def close(self, run: StartedRun, report: RunReport) -> None:
         """Remove what killed processes left half-written, and write into the store what was missing."""
 
+    def earlier(self) -> Iterable[Self]:
+        """Return this export as earlier versions wrote it, whose runs are resumed and verified as they were begun."""
+        return ()
+
+    def as_begun(self, recorded: Iterable[JsonObject]) -> Self:
+        """Return this export, or as an earlier version wrote it: whichever has the recorded fields of a plan."""
+        fingerprints = {_without_arrays(fields) for fields in recorded}
+        exports = (self, *self.earlier()) if fingerprints else ()
+        return next((export for export in exports if _without_arrays(export.fingerprint_fields) in fingerprints), self)
+
     def copied_to(self, url: str) -> Self:
         """Return the same export to another URL."""
         other = copy(self)
         other.target = self.target.at(url)
         return other
+
+
+def _without_arrays(fields: JsonObject) -> str:
+    """Return the fingerprint of fields but the names of computed arrays, which a plan cannot make again."""
+    return fingerprint_of({name: value for name, value in fields.items() if not name.endswith(" array")})
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from imagery_dask.sources import open_volume
 from imagery_dask.urls import redacted
 from imagery_dask.validate import choice, triple
 
-__all__ = ["Volume", "as_volumes", "source_levels"]
+__all__ = ["LABELS_GROUP", "Volume", "as_volumes", "source_levels"]
 
 Triple = tuple[float, float, float]
 LABELS_GROUP = "labels/segmentation/"
@@ -172,7 +172,7 @@ def as_volumes(
                 f"A dataset to write has the variables 'image' and 'segmentation'; got {list(data.data_vars)}. "
                 "Write other variables one at a time."
             )
-        groups = {"image": "", "segmentation": LABELS_GROUP}
+        groups = {"image": "", "segmentation": LABELS_GROUP if "image" in data.data_vars else ""}
         if kind is not None and not isinstance(kind, Mapping):
             if len(data.data_vars) > 1:
                 raise ValueError(f"kind of a dataset names its variables: kind={{'image': {kind!r}}}.")

@@ -31,7 +31,14 @@ from imagery_dask.export.core.base import Export, held_bytes
 from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.core.run_states import DAMAGED, NewRun, StartedRun
-from imagery_dask.export.execution.resume import look_at, open_end, open_part, open_run, refuse_own_source
+from imagery_dask.export.execution.resume import (
+    as_begun,
+    look_at,
+    open_end,
+    open_part,
+    open_run,
+    refuse_own_source,
+)
 from imagery_dask.export.execution.source_watch import SourceWatch
 from imagery_dask.export.reports.html_report import checked_report, reported
 from imagery_dask.records.parts import Part
@@ -55,6 +62,7 @@ def execute(export: Export, options: RunOptions) -> RunReport:
     """
     page = None if options.report is None else checked_report(options.report, export.url)
     refuse_own_source(export)
+    export = as_begun(export, options.overwrite)
     work = _Work(export, options, page)
     if options.part is not None:
         with _clear_when_full(export.url), work:

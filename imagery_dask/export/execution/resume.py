@@ -18,7 +18,16 @@ from imagery_dask.storage.atomic_files import Files
 from imagery_dask.storage.buckets import clear_errors
 from imagery_dask.storage.overlaps import overlap
 
-__all__ = ["look_at", "open_end", "open_part", "open_run", "refuse_occupied", "refuse_own_source"]
+__all__ = ["as_begun", "look_at", "open_end", "open_part", "open_run", "refuse_occupied", "refuse_own_source"]
+
+
+def as_begun(export: Export, overwrite: bool) -> Export:
+    """Return the export as the run that it resumes was begun, which an earlier version may have done."""
+    files = export.records
+    if overwrite or files is None:
+        return export
+    with clear_errors(export.url):
+        return export.as_begun([run.plan.get("decides", {}) for run in runs_in(files)])
 
 
 @contextmanager
@@ -148,6 +157,7 @@ def _folders_of(path: str) -> set[str]:
 def refuse_occupied(export: Export, overwrite: bool) -> None:
     """Raise the FileExistsError that `open_run` would raise, without taking the lease."""
     refuse_own_source(export)
+    export = as_begun(export, overwrite)
     target, files = export.target, export.records
     with clear_errors(target.url):
         if files is None:

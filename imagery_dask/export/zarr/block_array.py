@@ -94,6 +94,11 @@ class BlockArray:
         # Opened again in the receiving process, because an open bucket holds credentials.
         return _arrived, (self.location, self.path, self.run, self.padded.zarr_format)
 
+    @property
+    def dtype(self) -> Any:
+        """Data type of the array."""
+        return self.padded.dtype.to_native_dtype()
+
     def write_block(self, selection: Sequence[slice], voxels: Array) -> None:
         """Write all files of a block; units that are all zero have none.
 
@@ -211,7 +216,9 @@ class ZarrLevel:
     def write(self, region: Region, voxels: Array) -> bytes:
         """Write voxels x, y, z(, c) to a region of whole chunks and return their hash."""
         array = self._array()
-        array.write_block(self._selection(region, array.shape), voxels.T)
+        # Masks are stored as integers, but stores of version 0.1 hold bool.
+        stored = voxels.view(array.dtype) if voxels.dtype == np.bool_ else voxels
+        array.write_block(self._selection(region, array.shape), stored.T)
         return digest_of(voxels)
 
     def digest_of(self, region: Region, voxels: Array) -> bytes:

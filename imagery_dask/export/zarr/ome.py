@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from ome_zarr_models.common.omero import Omero
@@ -23,15 +23,24 @@ from ome_zarr_models.v05.multiscales import Multiscale as Multiscale05
 from imagery_dask.annotations import JsonObject
 from imagery_dask.errors import AccessRefusedError
 from imagery_dask.export.core.inputs import Volume
+from imagery_dask.export.core.provenance import PROGRAM
 from imagery_dask.export.zarr.zarr_options import OmeVersion
 from imagery_dask.geometry.grid import region_between
 from imagery_dask.geometry.pyramid import Level
 from imagery_dask.geometry.vec import Vec3
 
-__all__ = ["display", "image_attributes", "label_attributes", "labels_attributes", "omero"]
+__all__ = ["Pyramid", "display", "image_attributes", "label_attributes", "labels_attributes", "omero"]
 
 RGB = ("FF0000", "00FF00", "0000FF")
 WHITE = "FFFFFF"
+# Red, green, blue and opacity of no object, and of the object of a mask.
+COLORS = ([0, 0, 0, 0], [255, 255, 255, 255])
+Pyramid = Literal["mean", "mode", "source"]
+PYRAMIDS: dict[Pyramid, str] = {
+    "mean": "Each voxel is the mean of the voxels that it covers in the level before.",
+    "mode": "Each voxel is the most frequent id of the voxels that it covers in the level before.",
+    "source": "Each level is a copy of a mip of the source.",
+}
 # Shape x, y, z of the sample in the middle of a volume whose range is displayed, and the percentiles of that range.
 SAMPLE = (256, 256, 1)
 PERCENTILES = (0.1, 99.9)
@@ -43,6 +52,7 @@ def image_attributes(
     channels: bool,
     levels: Sequence[Level],
     shown: JsonObject | None,
+    pyramid: Pyramid,
 ) -> JsonObject:
     """Return the attributes of an image group with levels ``0``, ``1``, ...
 
@@ -59,23 +69,29 @@ def image_attributes(
         centre of the first voxel.
     shown : dict or None
         What `omero` says of the display.
+    pyramid : {"mean", "mode", "source"}
+        How coarser levels are made.
 
     Returns
     -------
     dict
         Attributes of the group; axes are (c,) z, y, x.
     """
-    described = _multiscale(version, name, channels, levels)
+    described = _multiscale(version, name, channels, levels, pyramid)
     if version == "0.4":
         return _dump(Image04(multiscales=[described])) | ({} if shown is None else {"omero": shown})
     content = _dump(Image05(version="0.5", multiscales=[described]))
     return {"ome": content | ({} if shown is None else {"omero": shown})}
 
 
-def label_attributes(version: OmeVersion, name: str, levels: Sequence[Level], of_image: bool) -> JsonObject:
+def label_attributes(
+    version: OmeVersion, name: str, levels: Sequence[Level], of_image: bool, is_mask: bool, pyramid: Pyramid
+) -> JsonObject:
     """Return the attributes of a labels group; `of_image` refers to an image two folders above."""
     label: JsonObject = {"source": {"image": "../../"}} if of_image else {}
-    content: JsonObject = {"multiscales": [_multiscale(version, name, False, levels)], "image-label": label}
+    # Readers choose the colors of ids that are not listed.
+    label["colors"] = [{"label-value": value, "rgba": color} for value, color in enumerate(COLORS[: 1 + is_mask])]
+    content: JsonObject = {"multiscales": [_multiscale(version, name, False, levels, pyramid)], "image-label": label}
     if version == "0.4":
         content["image-label"] = {"version": "0.4"} | label
         return _dump(ImageLabel04.model_validate(content))
@@ -135,7 +151,7 @@ def omero(names: Sequence[str], limits: tuple[float, float], window: tuple[float
     return content
 
 
-def _multiscale(version: OmeVersion, name: str, channels: bool, levels: Sequence[Level]) -> Any:
+def _multiscale(version: OmeVersion, name: str, channels: bool, levels: Sequence[Level], pyramid: Pyramid) -> Any:
     old: JsonObject = {"version": "0.4"} if version == "0.4" else {}
     axis: Any = Axis04 if old else Axis05
     dataset: Any = Dataset04 if old else Dataset05
@@ -154,7 +170,8 @@ def _multiscale(version: OmeVersion, name: str, channels: bool, levels: Sequence
         )
         for index, (level, size) in enumerate(zip(levels, sizes, strict=True))
     )
-    return multiscale(axes=axes, datasets=datasets, name=name, **old)
+    made = {"description": PYRAMIDS[pyramid], "method": "imagery_dask.to_zarr", "version": PROGRAM}
+    return multiscale(axes=axes, datasets=datasets, name=name, type=pyramid, metadata=made, **old)
 
 
 def _sizes(levels: Sequence[Level]) -> list[Vec3[float]]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, Self
 
 import numcodecs
 import numpy as np
@@ -18,7 +19,7 @@ from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
 from imagery_dask.annotations import JsonObject
 from imagery_dask.export.core.base import OutputFormat
-from imagery_dask.export.core.inputs import as_volumes
+from imagery_dask.export.core.inputs import LABELS_GROUP, as_volumes
 from imagery_dask.export.core.provenance import KEY, provenance, what_was_missing
 from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.core.run_states import StartedRun
@@ -59,7 +60,7 @@ def to_zarr(
     chunks: Sequence[int] | None = None,
     shards: Sequence[int] | Literal["auto"] | None = "auto",
     levels: Levels = 1,
-    codec: Codec = "blosc-zstd",
+    codec: Codec = "auto",
     ome_version: OmeVersion = "0.5",
     kind: Kind | Mapping[str, Kind] | None = None,
     block_mib: float | None = None,
@@ -85,8 +86,8 @@ def to_zarr(
         Axes x, y, z (two or three of them; DataArrays in any order) and optionally channels. A dataset has the
         variables ``image`` and ``segmentation``, either or both.
     url : str or path
-        Where to write: a local folder or what fsspec opens. An array goes to the root of the store; a dataset's image
-        to the root and its segmentation under ``labels/segmentation``.
+        Where to write: a local folder or what fsspec opens. An array, or a dataset's only variable, goes to the root
+        of the store; beside an image, a segmentation goes to ``labels/segmentation``.
     chunks : sequence of 3 int, optional
         Chunk shape x, y, z of the output. By default 128 along each axis for 8 and 16 bit voxels, 64 for others.
     shards : sequence of 3 int, "auto" or None
@@ -97,8 +98,9 @@ def to_zarr(
         Number of levels of the pyramid. Each halves the axes whose voxels are finest, by the mean (imagery) or the most
         frequent id (labels). ``"auto"`` adds levels until no axis is longer than 512 voxels; ``"source"`` copies the
         coarser mips of the source.
-    codec : {"blosc-zstd", "zstd", "gzip", "none"}
-        Compression of chunks. Empty chunks are not stored.
+    codec : {"auto", "blosc-zstd", "zstd", "gzip", "none"}
+        Compression of chunks. ``"auto"`` is zstd for ids and masks, which blosc's byte shuffle makes larger, and
+        blosc-zstd for imagery. Empty chunks are not stored.
     ome_version : {"0.5", "0.4"}
         OME-Zarr 0.5 is zarr v3; 0.4, for older readers, zarr v2.
     kind : {"image", "segmentation"} or mapping of str to these, optional
@@ -166,10 +168,10 @@ def _objects(export: ZarrExport) -> int:
 def _notes(export: ZarrExport) -> Iterator[str]:
     """Yield notes about volumes that Neuroglancer does not show."""
     for volume in export.volumes:
-        if volume.array.dtype in (np.int64, np.bool_):
+        if volume.array.dtype == np.int64:
             yield (
                 f"{volume.name}: Neuroglancer shows no zarr array of {volume.array.dtype}. Write ids as uint64 "
-                "(convert_to_int64=False), masks as uint8."
+                "(convert_to_int64=False)."
             )
 
 
@@ -180,21 +182,34 @@ class ZarrExport(VolumeExport):
     format = OutputFormat(volume_reads, _objects, _notes, volume_previews)
     options: ZarrOptions
 
-    def __init__(self, data: Any, url: str | os.PathLike[str], options: ZarrOptions) -> None:
+    def __init__(self, data: Any, url: str | os.PathLike[str], options: ZarrOptions, *, in_root: bool = True) -> None:
+        """Lay out an export; without `in_root`, a dataset's lone segmentation lies where that of an image does."""
+        self._data = data
         chunk, shard = options.chunk, options.shard
-        multiscales = [
-            multiscale_of(volume, options.levels, chunk, shard)
-            for volume in as_volumes(data, options.resolution_nm, options.translation_nm, options.kind)
-        ]
+        volumes = as_volumes(data, options.resolution_nm, options.translation_nm, options.kind)
+        self._is_lone = len(volumes) == 1 and volumes[0].variable and volumes[0].name == "segmentation"
+        if self._is_lone and not in_root:
+            volumes = [replace(volume, group=LABELS_GROUP) for volume in volumes]
+        multiscales = [multiscale_of(volume, options.levels, chunk, shard) for volume in volumes]
         layout = {
             f"{multiscale.volume.name} level {index} {what}": getattr(layout, what)
             for multiscale in multiscales
             for index, layout in enumerate(multiscale.layouts)
             for what in ("chunk", "shard")
         }
-        fields = to_json(layout | {"codec": options.codec, "ome_version": options.ome_version})
+        codecs = {volume.name: options.codec_of(volume.labels) for volume in volumes}
+        codec = ", ".join(dict.fromkeys(codecs.values()))
+        fields = to_json(layout | {"codec": codec, "ome_version": options.ome_version})
+        if self._is_lone and in_root:
+            fields["segmentation group"] = "/"
         super().__init__(multiscales, options, fields)
         self.target = StoreTarget(url)
+
+    def earlier(self) -> Iterator[Self]:
+        """Yield the export as version 0.1 wrote it: its default codec, and a lone segmentation below the root."""
+        if self._is_lone or self.options.codec == "auto":
+            codec: Codec = "blosc-zstd" if self.options.codec == "auto" else self.options.codec
+            yield type(self)(self._data, self.url, replace(self.options, codec=codec), in_root=False)
 
     def create(self, run: StartedRun, client: Client, regions: Sequence[Region] | None = None) -> None:
         """Make the groups, their metadata and the empty arrays."""
@@ -241,16 +256,30 @@ def _create(store: str, multiscales: list[Multiscale], shown_as: list[JsonObject
     for multiscale, omero in images:
         volume, levels = multiscale.volume, multiscale.export.levels
         if volume.labels and not volume.channels:
-            attributes = ome.label_attributes(version, volume.name, levels, of_image=False)
+            attributes = _label_attributes(version, multiscale, of_image=False)
         else:
-            attributes = ome.image_attributes(version, volume.name, volume.channels, levels, omero)
+            made = _pyramid(multiscale)
+            attributes = ome.image_attributes(version, volume.name, volume.channels, levels, omero, made)
         _create_levels(root, multiscale, attributes, options)
     if labels:
         folder = root.create_group("labels")
         folder.attrs.update(ome.labels_attributes(version, [multiscale.volume.name for multiscale in labels]))
         for multiscale in labels:
-            attributes = ome.label_attributes(version, multiscale.volume.name, multiscale.export.levels, bool(images))
+            attributes = _label_attributes(version, multiscale, of_image=bool(images))
             _create_levels(folder.create_group(multiscale.volume.name), multiscale, attributes, options)
+
+
+def _label_attributes(version: OmeVersion, multiscale: Multiscale, of_image: bool) -> JsonObject:
+    volume, is_mask = multiscale.volume, multiscale.volume.array.dtype == np.bool_
+    levels = multiscale.export.levels
+    return ome.label_attributes(version, volume.name, levels, of_image, is_mask, _pyramid(multiscale))
+
+
+def _pyramid(multiscale: Multiscale) -> ome.Pyramid:
+    """Return how coarser levels are made."""
+    if len(multiscale.export.volumes) > 1:
+        return "source"
+    return "mode" if multiscale.volume.labels else "mean"
 
 
 def _create_levels(group: Any, multiscale: Multiscale, attributes: JsonObject, options: ZarrOptions) -> None:
@@ -263,12 +292,17 @@ def _create_levels(group: Any, multiscale: Multiscale, attributes: JsonObject, o
             shape=(*ahead, *reversed(layout.level.shape)),
             chunks=(*ahead, *reversed(layout.chunk)),
             shards=None if layout.shard is None else (*ahead, *reversed(layout.shard)),
-            dtype=volume.array.dtype,
-            compressors=_compressor(options.codec, zarr_format),
+            dtype=_stored_as(volume.array.dtype),
+            compressors=_compressor(options.codec_of(volume.labels), zarr_format),
             fill_value=0,
             chunk_key_encoding=None if zarr_format == 3 else {"name": "v2", "separator": "/"},
             dimension_names=None if zarr_format == 2 else [*"c" * len(ahead), "z", "y", "x"],
         )
+
+
+def _stored_as(dtype: Any) -> Any:
+    """Return the data type of an array: labels are integers, also masks (https://ngff.openmicroscopy.org/0.5/)."""
+    return np.dtype(np.uint8) if dtype == np.bool_ else dtype
 
 
 def _compressor(codec: Codec, zarr_format: int) -> Any:

@@ -94,7 +94,7 @@ def test_options_of_images_return_from_json(options: ImageOptions) -> None:
 
 def test_the_json_of_options_keeps_its_keys() -> None:
     assert to_json(ZarrOptions(chunks=(4, 4, 4))) == {
-        "chunks": [4, 4, 4], "shards": "auto", "levels": 1, "codec": "blosc-zstd", "ome_version": "0.5",
+        "chunks": [4, 4, 4], "shards": "auto", "levels": 1, "codec": "auto", "ome_version": "0.5",
         "resolution_nm": None, "translation_nm": None,
     }  # fmt: skip
     assert to_json(PrecomputedOptions(encoding={"image": "raw"})) == {
