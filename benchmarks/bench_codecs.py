@@ -118,9 +118,8 @@ if __name__ == "__main__":
         quick=(bool, False, "a small volume, once"),
     )
     repeats, side = (1, 64) if options.quick else (options.repeats, 250)
-    print(
-        "\n### Codecs on one thread\n\n| data | codec | encode, MB/s | decode, MB/s | times smaller |\n|---|---|---|---|---|"
-    )
+    print("\n### Codecs on one thread\n")
+    print("| data | codec | encode, MB/s | decode, MB/s | times smaller |\n|---|---|---|---|---|")
     for kind, data in volumes(options.microscopy, side):
         for name, codec in CODECS.items():
             encoding, decoding, smaller = measure(data, codec, repeats)
