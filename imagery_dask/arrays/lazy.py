@@ -204,8 +204,7 @@ def source_of(array: da.Array) -> CutoutArray | None:
 
 def sources_in(array: da.Array) -> list[CutoutArray]:
     """Return the cutouts that an array is computed from."""
-    layers = getattr(array.dask, "layers", None)
-    names = (node._name for node in array.expr.walk()) if layers is None else layers
+    names = (node._name for node in array.expr.walk()) if da.array_expr_enabled() else array.dask.layers
     return [source for name in names if (source := _sources.get(name)) is not None]
 
 
