@@ -197,9 +197,7 @@ class ZarrExport(VolumeExport):
             for index, layout in enumerate(multiscale.layouts)
             for what in ("chunk", "shard")
         }
-        codecs = {volume.name: options.codec_of(volume.labels) for volume in volumes}
-        codec = ", ".join(dict.fromkeys(codecs.values()))
-        fields = to_json(layout | {"codec": codec, "ome_version": options.ome_version})
+        fields = to_json(layout | {"codec": options.codec, "ome_version": options.ome_version})
         if self._is_lone and in_root:
             fields["segmentation group"] = "/"
         super().__init__(multiscales, options, fields)

@@ -204,7 +204,7 @@ def test_existing_files_and_stores_are_kept_without_overwrite(
     code, _, error = run("export", "zarr", store, *other)
     assert code == 2
     assert "--overwrite" in error
-    assert 'codec was "blosc-zstd" and is "gzip".' in error
+    assert 'codec was "auto" and is "gzip".' in error
     assert run("export", "zarr", store, *other, "--overwrite")[0] == 0
 
 
