@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from imagery_dask.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from imagery_dask import composite as composite
     from imagery_dask.client import ImageryClient
+    from imagery_dask.composite import stack_images
     from imagery_dask.export.images.to_png import to_png
     from imagery_dask.export.precomputed.to_precomputed import to_precomputed
     from imagery_dask.export.verify import verify_export
@@ -23,6 +25,7 @@ else:
         __name__,
         {
             "imagery_dask.client": ["ImageryClient"],
+            "imagery_dask.composite": ["stack_images"],
             "imagery_dask.export.images.to_png": ["to_png"],
             "imagery_dask.export.precomputed.to_precomputed": ["to_precomputed"],
             "imagery_dask.export.verify": ["verify_export"],
@@ -31,6 +34,7 @@ else:
             "imagery_dask.render.overlays": ["composite_overlay"],
             "imagery_dask.render.save": ["save_image_slices"],
         },
+        modules=["composite"],
     )
 
 __all__ = [
@@ -38,6 +42,7 @@ __all__ = [
     "bounds_from_center",
     "composite_overlay",
     "save_image_slices",
+    "stack_images",
     "to_png",
     "to_precomputed",
     "to_zarr",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import dask.array as da
@@ -104,7 +105,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         image_kind: Kind | None = None,
         as_segmentation: bool = False,
     ) -> None:
-        self._client = client
+        self._client, self._timestamp = client, timestamp
         moment = None if timestamp is None else resolve_moment(timestamp)
         if version is not None:
             moment = self._moment_of(version, timestamp)
@@ -152,6 +153,23 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
     def segmentation_source(self) -> str | None:
         """CloudVolume path of the segmentation, or None."""
         return self._segmentation_source
+
+    @property
+    def token(self) -> str | None:
+        """Token for the sources in this process: as given, or that of the CAVEclient; None where there is none."""
+        return self._auth_token
+
+    @property
+    def timestamp(self) -> Any:
+        """State of a dynamic segmentation that cutouts show.
+
+        As it was given to the client; for ``"now"``, `version` or a pinned CAVEclient, in seconds since 1970. A client
+        without any shows the present, and returns the time of this call.
+        """
+        if self._timestamp is not None and not isinstance(self._timestamp, str):
+            return self._timestamp
+        moment = self._settings.dynamic.moment
+        return time.time() if moment is None else float(moment)
 
     @property
     def resolution(self) -> NDArray[np.float64]:

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 
 from imagery_dask.annotations import Array
 
-__all__ = ["DEFAULT_H", "DEFAULT_L", "DEFAULT_PALETTE", "DEFAULT_S", "colors_of", "discrete_colors", "mask_color"]
+__all__ = [
+    "DEFAULT_H",
+    "DEFAULT_L",
+    "DEFAULT_PALETTE",
+    "DEFAULT_S",
+    "Color",
+    "colors_of",
+    "discrete_colors",
+    "mask_color",
+]
 
 # The defaults of imageryclient.
 DEFAULT_PALETTE = "husl"

@@ -18,8 +18,8 @@ import imagery_dask
 from imagery_dask import ImageryClient
 
 PUBLIC = [
-    "ImageryClient", "bounds_from_center", "composite_overlay", "save_image_slices", "to_png", "to_precomputed",
-    "to_zarr", "verify_export",
+    "ImageryClient", "bounds_from_center", "composite_overlay", "save_image_slices", "stack_images", "to_png",
+    "to_precomputed", "to_zarr", "verify_export",
 ]  # fmt: skip
 # Methods of imageryclient, and ours: whole layers, datasets, lookups of objects, plans.
 METHODS = {
@@ -28,7 +28,9 @@ METHODS = {
     "save_image_and_segmentation_masks", "image_volume", "segmentation_volume", "dataset",
     "unique_roots", "root_at", "remap", "plan_export",
 }  # fmt: skip
-PROPERTIES = {"image_cv", "segmentation_cv", "image_source", "segmentation_source", "resolution"}
+PROPERTIES = {
+    "image_cv", "segmentation_cv", "image_source", "segmentation_source", "resolution", "timestamp", "token",
+}  # fmt: skip
 
 
 def modules() -> list[str]:
