@@ -41,6 +41,8 @@ config = Config(
                 "worker_deaths": 16,
                 # Seconds between two queries of the scheduler for the number of worker threads.
                 "ask_s": 5.0,
+                # Seconds without a heartbeat after which a worker is restarted and its blocks are given to others.
+                "silent_s": 120.0,
                 # Seconds that a cluster may be without workers before the run ends.
                 "no_worker_s": 600.0,
                 # Seconds between progress lines where the output is not a terminal.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
-    "axis", "choice", "integer", "number", "numbers", "root_id", "sizes", "triple", "whole_number", "whole_triple",
+    "axis", "choice", "expanded_path", "integer", "number", "numbers", "root_id", "sizes", "triple", "whole_number",
+    "whole_triple",
 ]  # fmt: skip
 
 AXES = ("x", "y", "z")
@@ -125,6 +127,30 @@ def axis(name: str, value: object, letters: bool = True) -> int:
     if index not in (0, 1, 2):
         raise ValueError(f"{name} must be 0 (x), 1 (y) or 2 (z); got {value!r}.")
     return index
+
+
+def expanded_path(path: str | os.PathLike[str]) -> str:
+    """Return a local path with ``~`` and ``~user`` replaced by home folders.
+
+    Raises
+    ------
+    ValueError
+        When there is no such user: the path would be that of a folder named ``~user``.
+
+    Examples
+    --------
+    >>> expanded_path("data/em"), expanded_path("./~nobody-here/em")
+    ('data/em', './~nobody-here/em')
+    """
+    text = os.fspath(path)
+    expanded = os.path.expanduser(text)
+    if text.startswith("~") and expanded == text:
+        user = text.partition("/")[0]
+        raise ValueError(
+            f"{text!r} begins with {user}, the home folder of a user whom this machine does not know; write './{text}' "
+            "for a folder of that name."
+        )
+    return expanded
 
 
 def triple(name: str, value: object, *, positive: bool = False) -> tuple[float, float, float]:

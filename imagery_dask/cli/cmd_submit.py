@@ -13,6 +13,7 @@ import click
 from imagery_dask.cli.cmd_export import export, planned
 from imagery_dask.cli.formats import FORMATS
 from imagery_dask.cli.run_flags import RUN_OPTIONS, run_options_of
+from imagery_dask.validate import expanded_path
 
 if TYPE_CHECKING:
     from imagery_dask.cluster import ClusterFile
@@ -51,7 +52,7 @@ def submit(cluster: str | None, dry_run: bool, arguments: tuple[str, ...]) -> No
         raise click.UsageError("--cluster is given twice: give it once, before or after the export's arguments.")
     if (cluster or run_options.cluster) == "local":
         raise click.UsageError("submit needs a batch system: --cluster FILE (cluster_configs/slurm.yaml).")
-    chosen = Path(cluster or run_options.cluster)
+    chosen = Path(expanded_path(cluster or run_options.cluster))
     file = load_cluster_file(chosen, run_options.retire_before_s)
     file.check_count(run_options.workers)
     # Insert --cluster right after the name of the format, since the arguments may contain "--".

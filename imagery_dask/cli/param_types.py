@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from imagery_dask.humanize import size_in_bytes, time_in_seconds
+from imagery_dask.validate import expanded_path
 
 if TYPE_CHECKING:
     from imagery_dask.records.parts import Part
@@ -102,7 +103,7 @@ class RootIdsType(click.ParamType[Any]):
         text = value
         if value.startswith("@"):
             try:
-                text = Path(value[1:]).read_text()
+                text = Path(expanded_path(value[1:])).read_text()
             except OSError as error:
                 self.fail(f"Cannot read {value[1:]!r}: {error.strerror}.", param, ctx)
             except UnicodeDecodeError:
@@ -192,7 +193,7 @@ class ColorsType(click.ParamType[Any]):
         if isinstance(value, dict):
             return value
         try:
-            lines = [line for line in Path(value).read_text().splitlines() if line.strip()]
+            lines = [line for line in Path(expanded_path(value)).read_text().splitlines() if line.strip()]
         except OSError as error:
             self.fail(f"Cannot read {value!r}: {error.strerror}.", param, ctx)
         except UnicodeDecodeError:

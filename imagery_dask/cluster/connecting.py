@@ -28,7 +28,7 @@ from imagery_dask.cluster.starting import from_file, processes_here, threads_her
 from imagery_dask.cluster.worker_plugin import prepare_workers
 from imagery_dask.errors import ClusterLostError, ImageryDaskError
 from imagery_dask.humanize import time_in_seconds
-from imagery_dask.validate import integer, whole_number
+from imagery_dask.validate import expanded_path, integer, whole_number
 
 if TYPE_CHECKING:
     from distributed.deploy import Cluster
@@ -121,7 +121,7 @@ def connect(
         return
     with ExitStack() as stack:
         cluster, security, replacer = stack.enter_context(_cluster(spec, workers, retire_before_s))
-        stack.enter_context(_log_level_restored())
+        stack.enter_context(_logs_kept_short())
         client = stack.enter_context(_Client(cluster, security=security, set_as_default=False))
         try:
             with _raising_if_lost(client):
@@ -185,13 +185,20 @@ def _refuse_workers(workers: int | None, running: object) -> None:
 
 
 @contextmanager
-def _log_level_restored() -> Iterator[None]:
-    logger = logging.getLogger("distributed.client")
+def _logs_kept_short() -> Iterator[None]:
+    """Drop asyncio's tracebacks for connections to workers that ended; afterwards restore the level of the client."""
+    logger, of_asyncio = logging.getLogger("distributed.client"), logging.getLogger("asyncio")
     level = logger.level
+    of_asyncio.addFilter(_is_no_closed_connection)
     try:
         yield
     finally:
+        of_asyncio.removeFilter(_is_no_closed_connection)
         logger.setLevel(level)
+
+
+def _is_no_closed_connection(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], CommClosedError))
 
 
 @contextmanager
@@ -227,7 +234,7 @@ def _cluster(
         _refuse_workers(workers, text)
         yield _running(text, None), None, None
     elif text.endswith(YAML):
-        file = load_cluster_file(Path(text), retire_before_s)
+        file = load_cluster_file(Path(expanded_path(text)), retire_before_s)
         if file.address is not None:
             _refuse_workers(workers, file.address)
             yield _running(file.address, file.security), file.security, None
@@ -243,7 +250,7 @@ def _cluster(
 
 def _running(spec: str, security: Security | None) -> str:
     """Return the address of a running scheduler, given as an address or a scheduler file."""
-    scheduler_file = None if "://" in spec else Path(spec)
+    scheduler_file = None if "://" in spec else Path(expanded_path(spec))
     address = spec if scheduler_file is None else scheduler_address(scheduler_file)
     check_scheduler(address, security, scheduler_file)
     return address

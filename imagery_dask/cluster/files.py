@@ -34,6 +34,7 @@ from imagery_dask.cluster.old_names import with_configured, with_new_names
 from imagery_dask.cluster.retiring import retiring
 from imagery_dask.cluster.yaml_lines import Lines, close_word, read_lines
 from imagery_dask.humanize import size_in_bytes, time_in_seconds
+from imagery_dask.validate import expanded_path
 
 __all__ = ["ClusterFile", "load_cluster_file"]
 
@@ -305,7 +306,7 @@ def _security(file: Lines) -> Security | None:
 
 def _beside(file: Lines, name: str) -> Path:
     """Return the path of a file that is named relative to the folder of the cluster file."""
-    return (file.path.absolute().parent / Path(name).expanduser()).absolute()
+    return (file.path.absolute().parent / Path(expanded_path(name))).absolute()
 
 
 @contextmanager

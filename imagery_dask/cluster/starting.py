@@ -50,7 +50,7 @@ HEARD = {"logging.distributed": "info"}
 
 def threads_here(threads: int | None) -> LocalCluster:
     """Start a cluster of threads of this process."""
-    with dask.config.set(NO_PROFILE):
+    with dask.config.set(NO_PROFILE), _failed_start():
         return LocalCluster(
             n_workers=1, threads_per_worker=threads or _cores(), processes=False, dashboard_address=DASHBOARD
         )
@@ -60,7 +60,7 @@ def threads_here(threads: int | None) -> LocalCluster:
 def processes_here(workers: int | None) -> Iterator[tuple[LocalCluster, Replacer]]:
     """Start a cluster of processes on this machine, with one thread each, and replace those that end."""
     with _kill_warnings_dropped():
-        with dask.config.set(NO_PROFILE):
+        with dask.config.set(NO_PROFILE), _failed_start():
             started = LocalCluster(
                 n_workers=workers or _cores(), threads_per_worker=1, host=LOOPBACK, dashboard_address=DASHBOARD,
                 **_own_processes({}),
@@ -125,6 +125,19 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, Rep
                 yield cluster, replacer
         else:
             yield cluster, None
+
+
+@contextmanager
+def _failed_start() -> Iterator[None]:
+    """Raise OSError, with one line, if a cluster on this machine does not start: a worker was killed, say."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+        raise OSError(
+            f"The workers on this machine did not start: {reason.rstrip('.')}. One of them may have been killed, "
+            "perhaps for want of memory; run the same command again, or with fewer workers (--workers)."
+        ) from error
 
 
 @contextmanager

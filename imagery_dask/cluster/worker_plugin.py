@@ -15,6 +15,7 @@ from typing import Any
 from weakref import WeakSet
 
 from distributed import Client, WorkerPlugin
+from distributed.comm import CommClosedError
 
 from imagery_dask.cluster.versions import check_versions, differing, own_versions
 from imagery_dask.errors import ImageryDaskError, VersionMismatchError
@@ -22,6 +23,9 @@ from imagery_dask.errors import ImageryDaskError, VersionMismatchError
 __all__ = ["NAME", "WorkerSetup", "prepare_workers"]
 
 NAME = "imagery-dask"
+# Attempts to prepare workers of which one ends meanwhile, and seconds that dask has to start it again.
+ATTEMPTS = 4
+RESTART_S = 60.0
 IN_PROCESS = "inproc://"
 # Variables that libraries read when they load, or when they first start threads.
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLOSC_NTHREADS", "NUMEXPR_NUM_THREADS")
@@ -124,12 +128,14 @@ def prepare_workers(client: Client) -> None:
     ------
     VersionMismatchError
         If a worker or the scheduler runs other versions of packages.
+    OSError
+        If workers end while they are prepared, several times.
     """
     if client in _prepared or client.scheduler.address.startswith(IN_PROCESS):
         return
     setup = WorkerSetup(check_versions(client), _here())
     try:
-        client.register_plugin(setup, name=NAME)
+        _register(client, setup)
     except (ImageryDaskError, OSError):
         raise
     except Exception as error:
@@ -139,3 +145,20 @@ def prepare_workers(client: Client) -> None:
             "and restart the workers."
         ) from error
     _prepared.add(client)
+
+
+def _register(client: Client, setup: WorkerSetup) -> None:
+    """Register the plugin, again if a worker ended meanwhile: dask then raises the error of the connection to it."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            client.register_plugin(setup, name=NAME)
+            return
+        except CommClosedError as error:
+            if client.status != "running":
+                raise
+            if attempt == ATTEMPTS:
+                raise OSError(
+                    f"A worker ended while it was prepared, {attempt} times in a row. It may have been killed, perhaps "
+                    "for want of memory; the logs of the workers may say why."
+                ) from error
+        client.wait_for_workers(1, timeout=RESTART_S)

@@ -16,6 +16,7 @@ from imagery_dask.geometry.vec import Vec3
 from imagery_dask.render.overlays import overlay
 from imagery_dask.run import RunReport
 from imagery_dask.testing.cave import CaveServer, World, make_world
+from imagery_dask.validate import expanded_path
 
 __all__ = ["CaveDemoResult", "run_cave_demo"]
 
@@ -61,7 +62,7 @@ def run_cave_demo(out: Path, say: Callable[[str], None], cluster: str | None = "
     cluster : str or None
         Where to run the exports, see `imagery_dask.cluster.connect`.
     """
-    out = out.expanduser().resolve()
+    out = Path(expanded_path(out)).resolve()
     say(f"Making a dynamic segmentation in {out / 'cave'}, with a history of merges and splits ...")
     world = make_world(out / "cave", SHAPE)
     times = (world.times["created"], max(world.times.values()))

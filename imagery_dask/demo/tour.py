@@ -15,6 +15,7 @@ from imagery_dask.model.arguments import bounds_from_center
 from imagery_dask.render.overlays import overlay
 from imagery_dask.run import RunReport
 from imagery_dask.testing.volume import DemoVolumes, write_demo_volumes
+from imagery_dask.validate import expanded_path
 
 __all__ = ["DemoResult", "run_demo"]
 
@@ -66,7 +67,7 @@ def run_demo(out: Path, say: Callable[[str], None], cluster: str | None = "local
     DemoResult
         Paths of the volumes, the store and the pictures, and the report.
     """
-    out = out.expanduser().resolve()
+    out = Path(expanded_path(out)).resolve()
     say(f"Making a small EM-like volume in {out / 'volume'} ...")
     volumes = write_demo_volumes(out / "volume")
     client = ImageryClient(image_source=volumes.image_source, segmentation_source=volumes.segmentation_source)

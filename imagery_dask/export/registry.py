@@ -16,6 +16,7 @@ from imagery_dask.export.images.image_options import ImageOptions
 from imagery_dask.export.precomputed.precomputed_options import PrecomputedOptions
 from imagery_dask.export.zarr.zarr_options import ZarrOptions
 from imagery_dask.records.runs import Run, record_folders, runs_in
+from imagery_dask.validate import expanded_path
 
 __all__ = ["KINDS", "Kind", "export_of", "read_plan", "run_at"]
 
@@ -81,6 +82,7 @@ def read_plan(path: str | os.PathLike[str]) -> ExportPlan:
     ValueError, FileNotFoundError
         The path is neither.
     """
+    path = expanded_path(path) if "://" not in os.fspath(path) else path
     if os.path.isfile(path):
         try:
             content = json.loads(Path(path).read_bytes())

@@ -16,7 +16,7 @@ from imagery_dask.annotations import Array, Keywords
 from imagery_dask.arrays.masks import SegmentationMasks
 from imagery_dask.render.pages import encode_page, mask_page
 from imagery_dask.render.palettes import mask_color
-from imagery_dask.validate import axis, choice
+from imagery_dask.validate import axis, choice, expanded_path
 
 __all__ = ["check_masks", "check_write_options", "save_image_slices", "save_masks"]
 
@@ -235,11 +235,12 @@ def _content(page: Pixels, kwargs: Keywords, flat: bool = False) -> Pixels | byt
 
 
 def _write(name: str, page: Pixels | bytes, verbose: bool, kwargs: Keywords) -> None:
+    path = expanded_path(name)
     if isinstance(page, bytes):
-        Path(name).expanduser().write_bytes(page)
+        Path(path).write_bytes(page)
     else:
         import imageio.v2 as imageio
 
-        imageio.imwrite(name, page, **kwargs)
+        imageio.imwrite(path, page, **kwargs)
     if verbose:
         print(f"Saved {name}...")  # noqa: T201  # what imageryclient prints for verbose

@@ -21,6 +21,9 @@ from imagery_dask.sources import ReadCounts
 
 __all__ = ["FailedBlock", "RunReport", "progress_bar", "progress_lines", "shown"]
 
+# Silent workers that a line of progress names.
+SILENT_NAMED = 3
+
 
 @dataclass(frozen=True, slots=True)
 class FailedBlock:
@@ -62,6 +65,8 @@ class RunReport:
         Uncompressed bytes of these blocks.
     repeats : int
         Number of repeated attempts, after errors that may pass.
+    silent : list of str
+        Addresses of workers that have sent no heartbeats for a while.
     """
 
     blocks: int
@@ -77,6 +82,7 @@ class RunReport:
     before: int = 0
     before_bytes: int = 0
     repeats: int = 0
+    silent: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -186,4 +192,5 @@ def _line(report: RunReport) -> str:
 
 def _trouble(report: RunReport) -> list[str]:
     counts = ((report.counts.missing, "chunks missing"), (report.repeats, "repeats"), (report.failures, "failed"))
-    return [f"{count:,} {what}" for count, what in counts if count]
+    silent = [f"silent: {' '.join(report.silent[:SILENT_NAMED])}"] if report.silent else []
+    return [*(f"{count:,} {what}" for count, what in counts if count), *silent]

@@ -30,6 +30,7 @@ from imagery_dask.errors import (
 from imagery_dask.records.runs import Records
 from imagery_dask.run.block import BlockError, BlockResult, BlockTask, run_batch
 from imagery_dask.run.report import FailedBlock, RunReport
+from imagery_dask.run.silent_workers import SilentWorkers
 from imagery_dask.sources import ReadCounts
 
 __all__ = ["WINDOW_PER_THREAD", "Rules", "Stages", "check_missing", "run_blocks"]
@@ -180,6 +181,10 @@ class _Window:
     asked: float = -math.inf
     # Time at which it last had a worker.
     last_manned: float = field(default_factory=time.monotonic)
+    silent: SilentWorkers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.silent = SilentWorkers(self.client)
 
     def run(self, tasks: Sequence[BlockTask], first: int) -> None:
         """Run a stage."""
@@ -228,10 +233,18 @@ class _Window:
         return time.monotonic() - self.asked > ask_s
 
     def _ask(self) -> None:
-        """Ask the scheduler for the number of threads."""
+        """Ask the scheduler for the number of threads, and at longer intervals for the workers' heartbeats."""
+        is_to_look = self.silent.is_to_look()
         with self._asking():
-            identity = self.client.sync(self.client.scheduler.identity, n_workers=0, callback_timeout=SILENCE_S)
+            identity = self.client.sync(
+                self.client.scheduler.identity, n_workers=-1 if is_to_look else 0, callback_timeout=SILENCE_S
+            )
         self.asked = time.monotonic()
+        if is_to_look:
+            silent = self.silent.look(identity["workers"])
+            if silent != self.report.silent:
+                self.report.silent = silent
+                self.show()
         self.threads = int(identity["total_threads"])
         self.last_manned = self.asked if self.threads else self.last_manned
         if self.asked - self.last_manned > config.get("run.no_worker_s"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from imagery_dask.errors import SourceError
 from imagery_dask.model.chunkedgraph import GRAPHENE, graphene_address
 from imagery_dask.urls import is_loopback, server_of
+from imagery_dask.validate import expanded_path
 
 __all__ = ["named_by_info", "normalize_path"]
 
@@ -44,7 +45,7 @@ def normalize_path(path: str) -> str:
     if separator and scheme in OTHER_FORMATS:
         raise SourceError(f"{path!r} is a {scheme} volume; only precomputed and graphene volumes can be read.")
     if "://" not in path:
-        return f"precomputed://file://{Path(path).expanduser().resolve()}"
+        return f"precomputed://file://{Path(expanded_path(path)).resolve()}"
     if path.startswith(GRAPHENE):
         server, table = graphene_address(path)
         return f"{GRAPHENE}{server}/segmentation/table/{table}"

@@ -19,6 +19,7 @@ from imagery_dask.errors import REFUSED_STATUS
 from imagery_dask.sources.files.compression import compress as compressed
 from imagery_dask.sources.files.compression import decompress
 from imagery_dask.sources.files.local_files import EXTENSIONS, LocalFiles
+from imagery_dask.validate import expanded_path
 
 if TYPE_CHECKING:
     from cloudfiles import CloudFiles
@@ -65,7 +66,7 @@ class Files:
         """Return the files at a URL or a local path."""
         text = os.fspath(url)
         if "://" not in text:
-            text = LOCAL + str(Path(text).expanduser().resolve())
+            text = LOCAL + str(Path(expanded_path(text)).resolve())
         return cls(text.rstrip("/"))
 
     @property

@@ -9,6 +9,7 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from imagery_dask.storage.buckets import parse_bucket_url
+from imagery_dask.validate import expanded_path
 
 __all__ = ["Overlap", "overlap"]
 
@@ -84,5 +85,5 @@ def _parsed(url: str) -> tuple[tuple[str, str], str]:
         return (scheme, host), path
     parsed = parse_bucket_url(url)
     if parsed.scheme == "file":
-        return ("file", ""), os.path.realpath(os.path.expanduser(parsed.path))
+        return ("file", ""), os.path.realpath(expanded_path(parsed.path))
     return (parsed.scheme, f"{parsed.host}{parsed.bucket}"), parsed.path

@@ -29,6 +29,7 @@ from imagery_dask.storage.store_files import (
     resembles_zarr_chunk,
     volume_files,
 )
+from imagery_dask.validate import expanded_path
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -392,7 +393,7 @@ def _checked_url(url: str | os.PathLike[str]) -> str:
         raise ValueError("url is empty; give a folder or a URL to write to.")
     if text.startswith("file://"):
         text = text.removeprefix("file://")
-    return text if "://" in text else str(Path(text).expanduser().resolve())
+    return text if "://" in text else str(Path(expanded_path(text)).resolve())
 
 
 def _process_name() -> tuple[str, int]:

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from support.volumes import coordinate_volume
 
 from imagery_dask import to_zarr
 from imagery_dask.cluster import connect
+from imagery_dask.cluster.replacing import replacing_workers
 from imagery_dask.errors import BlockFailedError
 from imagery_dask.run import RunReport
 
@@ -46,6 +47,8 @@ def one_worker(threads: int = 1) -> Iterator[Client]:
             n_workers=1, threads_per_worker=threads, host="127.0.0.1", dashboard_address="127.0.0.1:0"
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
+        # Under load a worker that the scheduler has forgotten closes with its nanny, which nobody starts again.
+        replacing_workers(cluster, {}),
     ):
         yield client
 
@@ -94,7 +97,7 @@ def test_the_death_of_a_worker_does_not_count_as_an_attempt(tmp_path: Path, conf
     with one_worker() as client:
 
         def kill(report: RunReport) -> None:
-            pid = client.cluster.workers[0].pid
+            pid = next(iter(client.cluster.workers.values())).pid
             if report.done >= 25 * len(killed) - 20 and pid not in killed and len(killed) < 3:
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
@@ -155,3 +158,44 @@ def test_workers_that_join_later_get_blocks(tmp_path: Path, configure: Configure
     to_zarr(data, tmp_path / "here.zarr", chunks=BLOCK, progress=False)
     np.testing.assert_array_equal(written(tmp_path / "out.zarr"), data)
     assert files_of(tmp_path / "here.zarr" / "0") == files_of(tmp_path / "out.zarr" / "0")
+
+
+def test_a_stopped_worker_is_named_and_its_blocks_are_given_to_others(
+    tmp_path: Path, configure: Configure, logged_warnings: list[str]
+) -> None:
+    configure("run.batch_blocks", 1)
+    configure("run.ask_s", 0.5)
+    configure("run.silent_s", 8.0)
+    data = coordinate_volume(SHAPE, dtype=np.uint8)
+    stopped: list[int] = []
+
+    def slow(block: Any) -> Any:
+        import time
+
+        time.sleep(0.1)
+        return block
+
+    array = da.from_array(data, chunks=BLOCK).map_blocks(slow, dtype=data.dtype)
+    with connect("local", workers=2) as client:
+        addresses = client.run(os.getpid)
+        named: list[str] = []
+
+        def stop(report: RunReport) -> None:
+            named.extend(report.silent)
+            if report.done == 5 and not stopped:
+                pid = min(addresses.values())
+                stopped.append(pid)
+                os.kill(pid, signal.SIGSTOP)
+
+        try:
+            report = to_zarr(array, tmp_path / "out.zarr", chunks=BLOCK, cluster=client, progress=stop)
+        finally:
+            for pid in stopped:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+    (address,) = (address for address, pid in addresses.items() if pid in stopped)
+    assert (report.done, report.failures, report.repeats) == (BLOCKS, 0, 0)
+    np.testing.assert_array_equal(written(tmp_path / "out.zarr"), data)
+    assert set(named) == {address}
+    assert any(message.startswith(f"The worker {address} (") for message in logged_warnings)
+    assert f"The blocks of {address} are given to other workers." in logged_warnings

@@ -28,6 +28,7 @@ from imagery_dask.geometry.block_plan import BlockPlan
 from imagery_dask.humanize import human_bytes, human_time
 from imagery_dask.run import RunReport
 from imagery_dask.serialization import to_json
+from imagery_dask.validate import expanded_path
 
 __all__ = ["Estimate", "PlannedExport", "Span", "plan_export"]
 
@@ -187,7 +188,7 @@ class PlannedExport:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan to a file."""
-        file = Path(path)
+        file = Path(expanded_path(path))
         # A device, such as /dev/stdout, is written to.
         if file.is_file() and file.stat().st_size and not _is_saved(file):
             raise FileExistsError(f"{file} exists and is no saved plan: it will not be replaced; choose another name.")

@@ -29,6 +29,7 @@ from imagery_dask.records.receipts import counts_of
 from imagery_dask.records.runs import Records, ledger_rows
 from imagery_dask.run import RunReport
 from imagery_dask.storage.atomic_files import Files, check_writable, split_prefix
+from imagery_dask.validate import expanded_path
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -58,7 +59,7 @@ def checked_report(path: str | os.PathLike[str], url: str) -> str:
     """
     text = os.fspath(path)
     if "://" not in text:
-        text = os.path.realpath(os.path.expanduser(text)) if os.path.islink(text) else text
+        text = os.path.realpath(text) if os.path.islink(text := expanded_path(text)) else text
     try:
         files, name = split_prefix(text)
     except ValueError:

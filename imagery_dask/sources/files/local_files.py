@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 
+from imagery_dask.validate import expanded_path
+
 __all__ = ["EXTENSIONS", "FORMAT_SUFFIX", "LocalFiles", "local_folder"]
 
 # Neuroglancer's way to name the format of a path.
@@ -21,7 +23,7 @@ def local_folder(cloudpath: str) -> str | None:
     path = cloudpath.removeprefix("precomputed://")
     if not path.startswith("file://") or FORMAT_AT_END.search(path):  # which cloud-files understands
         return None
-    return os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
+    return os.path.abspath(expanded_path(path.removeprefix("file://")))
 
 
 class LocalFiles:
