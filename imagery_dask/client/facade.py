@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +107,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         as_segmentation: bool = False,
     ) -> None:
         self._client, self._timestamp = client, timestamp
+        self._volumes: dict[tuple[str, int], CloudVolume] = {}
         moment = None if timestamp is None else resolve_moment(timestamp)
         if version is not None:
             moment = self._moment_of(version, timestamp)
@@ -128,8 +130,8 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         )  # fmt: skip
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state without the token and the CAVEclient, so that no token is pickled."""
-        return {**self.__dict__, "_auth_token": None, "_client": None}
+        """Return the state without the token, the CAVEclient and volumes, so that no token is pickled."""
+        return {**self.__dict__, "_auth_token": None, "_client": None, "_volumes": {}}
 
     def __repr__(self) -> str:
         moment = self._settings.dynamic.moment
@@ -179,12 +181,19 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
     @property
     def image_cv(self) -> CloudVolume:
         """`CloudVolume` of the imagery, or None in a client without imagery."""
-        return self._image_source and cloud_volume(self._image_source, self._auth_token)
+        return self._volume(self._image_source, "image")
 
     @property
     def segmentation_cv(self) -> CloudVolume:
         """`CloudVolume` of the segmentation, or None in a client without segmentation."""
-        return self._segmentation_source and cloud_volume(self._segmentation_source, self._auth_token)
+        return self._volume(self._segmentation_source, "segmentation")
+
+    def _volume(self, source: str | None, layer: str) -> CloudVolume:
+        """Return this client's own `CloudVolume` of a layer, whose `mip` and other attributes users set."""
+        key = (layer, os.getpid())  # connections do not survive a fork
+        if source is not None and key not in self._volumes:
+            self._volumes[key] = cloud_volume(source, self._auth_token)
+        return self._volumes.get(key)
 
     @describe
     def image_bbox_size_from_dimensions(

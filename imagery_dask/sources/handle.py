@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from imagery_dask.annotations import Array
@@ -190,12 +189,7 @@ def _warn_missing(path: str, level: int, key: str) -> None:
 
 def cloud_volume(path: str, token: str | None = None) -> CloudVolume:
     """Return a `CloudVolume` for direct use, with `imageryclient`'s options: unbounded, missing chunks are 0."""
-    return _cloud_volume(normalize_path(path), token, os.getpid())
-
-
-@lru_cache(maxsize=OPEN_VOLUMES_KEPT)
-def _cloud_volume(path: str, token: str | None, process: int) -> CloudVolume:
     from cloudvolume import CloudVolume
 
-    del process
-    return CloudVolume(reachable_path(path), bounded=False, fill_missing=True, progress=False, secrets=token)
+    path = reachable_path(normalize_path(path))
+    return CloudVolume(path, bounded=False, fill_missing=True, progress=False, secrets=token)

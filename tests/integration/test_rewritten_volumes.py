@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import shutil
 from pathlib import Path
 
@@ -32,6 +33,22 @@ def test_a_new_client_reads_the_new_volume_and_an_old_array_is_an_error(tmp_path
     np.testing.assert_array_equal(new.to_numpy(), second)
     with pytest.raises(SourceError, match="has changed"):
         old.data.compute(scheduler="synchronous")
+
+
+def test_each_client_has_cloudvolumes_of_its_own(tmp_path: Path) -> None:
+    path = write_volume(tmp_path / "em", coordinate_volume((40, 30, 20), dtype=np.uint8))
+    first, second = (ImageryClient(image_source=path, segmentation_source=None) for _ in range(2))
+    first.image_cv.fill_missing = False
+    assert first.image_cv is first.image_cv
+    assert not first.image_cv.fill_missing
+    assert second.image_cv.fill_missing
+    assert second.segmentation_cv is None
+    both = ImageryClient(image_source=path, segmentation_source=path, as_segmentation=True)
+    assert both.image_cv is not both.segmentation_cv
+    assert not pickle.loads(pickle.dumps(first)).__dict__["_volumes"]
+    shutil.rmtree(tmp_path / "em")
+    write_volume(tmp_path / "em", coordinate_volume((20, 10, 8), dtype=np.uint8))
+    assert ImageryClient(image_source=path).image_cv.shape[:3] == (20, 10, 8)
 
 
 def test_workers_that_have_the_old_volume_open_read_the_new_one(

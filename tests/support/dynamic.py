@@ -45,7 +45,6 @@ BOXES: list[Box] = [
 def forget() -> None:
     """Clear this process's caches: volumes, roots, leaves, connections and tokens."""
     handle._volumes.clear()
-    handle._cloud_volume.cache_clear()
     graph_servers._graph_server.cache_clear()
     forget_roots()
     throttle.forget_slots()
