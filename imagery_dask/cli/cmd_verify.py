@@ -68,7 +68,9 @@ def _show(report: VerifyReport, out: str) -> None:
     if report.unwritten:
         click.echo(f"  {report.unwritten:,} blocks are not written yet: run the same export again to resume", err=True)
     damaged, changed, unread = len(report.damaged), len(report.source_changed), len(report.unread)
-    if not (damaged or changed or unread):
+    if report.metadata:
+        click.echo(f"  {len(report.metadata):,} metadata files of the store DAMAGED", err=True)
+    elif not (damaged or changed or unread):
         click.echo("  the others are as written" if report.unwritten else "  all as written")
         return
     if damaged:
@@ -81,5 +83,10 @@ def _show(report: VerifyReport, out: str) -> None:
         click.echo(f"    {block.name}: {block.reason}", err=True)
     if len(report.named) > SHOWN:
         click.echo(f"    and {len(report.named) - SHOWN} more", err=True)
-    if damaged or changed:
+    if report.metadata:
+        click.echo(
+            f"  To write these files again: imagery-dask export --plan {out} --repair; then verify again, since blocks "
+            "cannot be read without them", err=True,
+        )  # fmt: skip
+    elif damaged or changed:
         click.echo(f"  To write these blocks again: imagery-dask export --plan {out} --repair", err=True)

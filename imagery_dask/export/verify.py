@@ -14,6 +14,7 @@ from imagery_dask.cluster import WAIT_S, connect
 from imagery_dask.errors import ImageryDaskError, MissingChunkError, SourceError, SourceGoneError
 from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.export.core.run_states import DAMAGED, StartedRun, plan_in
+from imagery_dask.export.core.store_metadata import damaged_metadata
 from imagery_dask.export.registry import export_of, run_at
 from imagery_dask.records.lease import NoLease
 from imagery_dask.run import BlockTask, FailedBlock, Rules, RunReport, Written, run_blocks
@@ -65,6 +66,9 @@ class VerifyReport:
         Numbers of blocks that could not be read: the store or the source did not answer.
     named : list of FailedBlock
         Names and reasons of all these.
+    metadata : list of str
+        Metadata files of the store that are lost or differ from what was written. Blocks that cannot be read because
+        of them are among the damaged ones, but are not written down: a repair writes the files, then verify again.
     seconds : float
         Wall time.
     read_bytes : int
@@ -81,11 +85,12 @@ class VerifyReport:
     named: list[FailedBlock] = field(default_factory=list)
     seconds: float = 0.0
     read_bytes: int = 0
+    metadata: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
         """Return True if all blocks are written, and all that were checked are as written."""
-        return not (self.unwritten or self.damaged or self.source_changed or self.unread)
+        return not (self.unwritten or self.damaged or self.source_changed or self.unread or self.metadata)
 
 
 def verify_export(
@@ -138,6 +143,9 @@ def verify_export(
     run = StartedRun(export.target, record, plan, NoLease())
     receipts = run.receipts
     report = VerifyReport(plan.blocks, plan.blocks - len(receipts))
+    for name, reason in damaged_metadata(export, run).items():
+        report.metadata.append(name)
+        report.named.append(FailedBlock(name, reason))
     chosen, again = _chosen(plan, receipts["block"].astype(np.int64), sample, np.random.default_rng(seed))
     if not source or plan.source_chunks is None:
         again = again[:0]
@@ -166,7 +174,8 @@ def verify_export(
             ran = run_blocks(client, [Chain(export.tasks(run))], RunReport(len(chosen)), on_progress, rules)
         report.seconds, report.read_bytes = ran.seconds, ran.written_bytes
     report.checked, report.from_source = len(chosen), len(again)
-    _write_down(run, report, chosen, again)
+    if not report.metadata:  # without which blocks may only seem to be damaged
+        _write_down(run, report, chosen, again)
     return report
 
 

@@ -305,6 +305,8 @@ class Run:
             if not isinstance(content.get(key), kinds):
                 raise records.damaged(PLAN, f"{key!r} is {_brief(content.get(key))}")
         plan = content["plan"]
+        if not isinstance(plan.get("decides", {}), dict):
+            raise records.damaged(PLAN, f"'decides' of its plan is {_brief(plan['decides'])}")
         url = target_url(records.files, of_slices=plan.get("kind") == "png")
         in_place = _is_in_place(records, content["place"], url, str(plan.get("out")))
         fields = {key: content[key] for key in FIELDS if key not in ("place", "plan")}

@@ -24,7 +24,16 @@ from imagery_dask.validate import expanded_path
 if TYPE_CHECKING:
     from cloudfiles import CloudFiles
 
-__all__ = ["Files", "check_writable", "existing_names", "move_durably", "records_folder", "split_prefix", "write_soon"]
+__all__ = [
+    "Files",
+    "check_writable",
+    "existing_names",
+    "flush",
+    "move_durably",
+    "records_folder",
+    "split_prefix",
+    "write_soon",
+]
 
 Compression = Literal["gzip", "br"]
 LOCAL = "file://"
@@ -254,6 +263,17 @@ def move_durably(moves: Sequence[tuple[Path, Path]]) -> None:
         os.replace(source, target)
     if moves:
         _wait_for_disk(moves[-1][1].parent)
+
+
+def flush(files: Files, names: Iterable[str]) -> None:
+    """Wait until files of a local folder, and their names, are on disk; in a bucket they are."""
+    folder = files.folder
+    if folder is None:
+        return
+    paths = [folder / name for name in names]
+    for path in [*paths, *{path.parent for path in paths}]:
+        with suppress(FileNotFoundError):
+            _wait_for_disk(path)
 
 
 def _wait_for_disk(path: Path) -> None:

@@ -74,6 +74,14 @@ class Export(ABC):
         exports = (self, *self.earlier()) if fingerprints else ()
         return next((export for export in exports if _without_arrays(export.fingerprint_fields) in fingerprints), self)
 
+    def metadata_names(self) -> list[str]:
+        """Return the names of the files, beside chunks and pictures, that a reader needs."""
+        return []
+
+    def metadata_files(self, url: str) -> Files:
+        """Return the folder in which these lie, of a store at a URL."""
+        return Files.at(url)
+
     def copied_to(self, url: str) -> Self:
         """Return the same export to another URL."""
         other = copy(self)

@@ -31,6 +31,7 @@ from imagery_dask.export.core.base import Export, held_bytes
 from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.core.run_states import DAMAGED, NewRun, StartedRun
+from imagery_dask.export.core.store_metadata import LOST, damaged_metadata, keep_metadata, restore_metadata
 from imagery_dask.export.execution.resume import (
     as_begun,
     look_at,
@@ -71,7 +72,8 @@ def execute(export: Export, options: RunOptions) -> RunReport:
         run = start(work, opened) if isinstance(opened, NewRun) else opened
         todo = run.left_to_do(options.repair, options.redo_missing)
         execution = Execution(work, run, todo, run.report(todo))
-        if run is opened:  # a new run was planned for these workers
+        if run is opened:  # a new run has just made its store, and was planned for these workers
+            execution.mend()
             execution.check_workers()
         with execution.reported():
             execution.run_blocks()
@@ -90,6 +92,7 @@ def start(work: _Work, new: NewRun) -> StartedRun:
     run = new.start(plan)  # plan
     try:
         export.create(run, client)  # empty store
+        keep_metadata(export, run)
     except BaseException:
         run.abandon()
         raise
@@ -106,6 +109,16 @@ class Execution:
     # Blocks to write, by number.
     todo: NDArray[np.bool_]
     report: RunReport
+
+    def mend(self) -> None:
+        """Write metadata of the store again that is lost, or that differs where this is a repair."""
+        export, run = self.work.export, self.run
+        damaged = damaged_metadata(export, run)
+        if not self.work.options.repair:
+            damaged = {name: reason for name, reason in damaged.items() if reason in LOST}
+        if damaged:
+            restore_metadata(export, run, self.work.client, damaged)
+            self.report.notes += [f"{name} was written again: {reason}." for name, reason in damaged.items()]
 
     def check_workers(self) -> None:
         """Connect, where blocks are left, and raise if they do not fit into the workers."""
@@ -160,6 +173,7 @@ class Execution:
             report.counts.missing_keys = [key for keys in first.values() for key in keys]
         write_ledger(run.records)  # ledger
         export.close(run, report)  # attributes
+        keep_metadata(export, run)
         if run.replaces:  # a complete store is not replaced by one with failed blocks
             report.raise_for_failures()
         if report.ok:
@@ -275,6 +289,7 @@ class _PartRun:
         _ = self.work.client
         with open_part(self.work.export, self.part, lambda new: start(self.work, new)) as run:
             execution = self._execution(run)
+            execution.mend()
             execution.check_workers()
             with execution.reported():
                 execution.run_blocks()
@@ -291,6 +306,7 @@ class _PartRun:
                 execution = Execution(self.work, run, todo := run.left_to_do(), run.report(todo))
                 with execution.reported():
                     check_missing(execution.report, self.work.options.most_missing(run.plan))
+                    execution.mend()
                     execution.check_workers()
                     execution.run_blocks()
                     execution.close()

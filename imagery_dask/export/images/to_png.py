@@ -306,6 +306,15 @@ class SliceExport(Export):
             ids = self._label_ids(ids)
         self._id_table(run).write(ids)
 
+    def metadata_names(self) -> list[str]:
+        """Return the name of the table of ids, if it lies beside the pictures."""
+        return [] if self.target.table is None else [self.target.table]
+
+    def metadata_files(self, url: str) -> Files:
+        """Return the folder of the pictures."""
+        del url
+        return self.files
+
     def tasks(self, run: StartedRun) -> Sequence[Sequence[BlockTask]]:
         """Return the tasks of the slabs; each is made when it is taken."""
         ((part,),) = run.plan.stages

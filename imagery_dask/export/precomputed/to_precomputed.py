@@ -171,6 +171,14 @@ class PrecomputedExport(VolumeExport):
             for layer, files in self._filed(run.url):
                 layer.create(files)
 
+    def metadata_names(self) -> list[str]:
+        """Return the names of the info files and what lies beside them."""
+        return [
+            f"{folder}/{name}".lstrip("/")
+            for layer, folder in zip(self.layers, self._folders, strict=True)
+            for name in ("info", "provenance", *layer.beside)
+        ]
+
     def stores(self, run: StartedRun) -> list[list[LevelStore]]:
         """Return the mips of each volume."""
         return [layer.stores(files) for layer, files in self._filed(run.url)]

@@ -217,6 +217,21 @@ class ZarrExport(VolumeExport):
         _create(url, self.multiscales, shown_as, self.options)
         check_reachable(url, client)
 
+    def metadata_names(self) -> list[str]:
+        """Return the names of the metadata of groups and arrays."""
+        groups = {""}
+        for group in (multiscale.volume.group for multiscale in self.multiscales if multiscale.volume.group):
+            groups |= {f"{group.partition('/')[0]}/", group}
+        arrays = {
+            f"{multiscale.volume.group}{index}/"
+            for multiscale in self.multiscales
+            for index in range(len(multiscale.layouts))
+        }
+        if self.options.zarr_format == 3:
+            return sorted(f"{folder}zarr.json" for folder in groups | arrays)
+        own = {f"{folder}.zgroup" for folder in groups} | {f"{folder}.zarray" for folder in arrays}
+        return sorted(own | {f"{folder}.zattrs" for folder in groups | arrays})
+
     def stores(self, run: StartedRun) -> list[list[LevelStore]]:
         """Return the arrays of each volume."""
         return [_stores(run.url, multiscale, self.options, run.id) for multiscale in self.multiscales]
