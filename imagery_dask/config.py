@@ -57,7 +57,7 @@ config = Config(
                 "longest_retry_after_s": 120.0,
                 # To connect, and between two pieces of a response.
                 "timeout_s": (10, 60),
-                # Beyond both timeouts, a response may take as long as its bytes take at this rate.
+                # Beyond both timeouts, a response may take as long as the received bytes take at this rate.
                 "slowest_bytes_per_s": 2000,
             },
             "graph": {

@@ -19,6 +19,8 @@ from imagery_dask.errors import REFUSED_STATUS, AccessRefusedError, ServerError,
 from imagery_dask.model.chunkedgraph import ChunkedGraph, graphene_address
 from imagery_dask.sources.credentials import Bearer, cave_token, token_places
 from imagery_dask.sources.failures import brief, forget_request, kind_of, pause_s
+from imagery_dask.sources.files.compression import decompress
+from imagery_dask.sources.files.http_files import adapter_with_deadlines, check_length, deadline_of, read_body
 from imagery_dask.urls import is_safe_for_tokens
 
 if TYPE_CHECKING:
@@ -26,8 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["GraphServer", "graph_server", "read_graph_info"]
 
-# Connections that a process keeps open to one server.
-CONNECTIONS = 64
+# Largest answer in JSON, such as the supervoxels of a root; and of other answers, beyond the ids.
+LARGEST_ANSWER = 2**30
+LARGEST_REST = 2**16
 
 
 class GraphServer:
@@ -41,12 +44,11 @@ class GraphServer:
 
     def __init__(self, server: str) -> None:
         from requests import Session
-        from requests.adapters import HTTPAdapter
 
         self.server = server
         self._host = server.partition("://")[2]
         self._session = Session()
-        adapter = HTTPAdapter(pool_connections=4, pool_maxsize=CONNECTIONS)
+        adapter = adapter_with_deadlines()
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
 
@@ -93,7 +95,8 @@ class GraphServer:
                 raise ConnectionError("the answer has ids that are not of this graph")
             return answer
 
-        return np.asarray(self._call("POST", path, read, params=params, data=body, headers=headers))
+        most = 8 * len(ids) + LARGEST_REST
+        return np.asarray(self._call("POST", path, read, params=params, data=body, headers=headers, most=most))
 
     def _call(
         self, method: str, path: str, read: Callable[[bytes], Any], attempts: int | None = None, **request: Any
@@ -113,17 +116,28 @@ class GraphServer:
                 time.sleep(pause_s(attempt, error))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _call_once(self, method: str, path: str, headers: dict[str, str] | None = None, **content: Any) -> bytes:
-        token = self._token()
-        with self._session.request(
-            method,
-            self.server + path,
-            headers=headers,
-            auth=Bearer(token),
-            timeout=config.get("graph.timeout_s"),
-            allow_redirects=False,
-            **content,
-        ) as response:
+    def _call_once(
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str] | None = None,
+        most: int = LARGEST_ANSWER,
+        **content: Any,
+    ) -> bytes:
+        token, timeouts = self._token(), config.get("graph.timeout_s")
+        with (
+            deadline_of(sum(timeouts)),
+            self._session.request(
+                method,
+                self.server + path,
+                headers=headers,
+                auth=Bearer(token),
+                timeout=timeouts,
+                allow_redirects=False,
+                stream=True,
+                **content,
+            ) as response,
+        ):
             status = response.status_code
             if status in REFUSED_STATUS or 300 <= status < 400:
                 # CAVE redirects requests with an expired token to a login page.
@@ -138,7 +152,11 @@ class GraphServer:
                 from requests import HTTPError
 
                 raise HTTPError(f"HTTP {status}: {_text_of(response, token)}", response=response)
-            return response.content
+            body = read_body(response, most + 1)
+            check_length(response, len(body), most)
+            if len(body) > most:
+                raise ConnectionError(f"the answer has more than {most} bytes")
+            return decompress(body, response.headers.get("Content-Encoding"), most) if body else b""
 
     def _token(self) -> str:
         if not is_safe_for_tokens(self.server):
@@ -189,4 +207,5 @@ def _json(content: bytes) -> Any:
 
 
 def _text_of(response: Response, token: str) -> str:
-    return " ".join(response.text.replace(token, "<token>").split())[:200]
+    text = response.raw.read(LARGEST_REST, decode_content=True).decode(errors="replace")
+    return " ".join(text.replace(token, "<token>").split())[:200]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from imagery_dask.annotations import Array
-from imagery_dask.errors import SourceError, SourceGoneError, SourceNotFoundError
+from imagery_dask.errors import AccessRefusedError, SourceError, SourceGoneError, SourceNotFoundError
 from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.model.chunkedgraph import GRAPHENE
 from imagery_dask.model.layer import Mip
@@ -23,7 +23,7 @@ from imagery_dask.sources.files.local_files import local_folder
 from imagery_dask.sources.memory import keep_freed_memory
 from imagery_dask.sources.precomputed import Layout, Missing, PrecomputedVolume, Relabel
 from imagery_dask.sources.transport import reachable_path
-from imagery_dask.urls import redacted
+from imagery_dask.urls import is_safe_for_tokens, redacted
 
 if TYPE_CHECKING:
     from cloudvolume import CloudVolume
@@ -189,7 +189,9 @@ def _warn_missing(path: str, level: int, key: str) -> None:
 
 def cloud_volume(path: str, token: str | None = None) -> CloudVolume:
     """Return a `CloudVolume` for direct use, with `imageryclient`'s options: unbounded, missing chunks are 0."""
+    path = normalize_path(path)
+    if path.startswith(GRAPHENE) and not is_safe_for_tokens(path.removeprefix(GRAPHENE)):
+        raise AccessRefusedError(f"No token is sent to {path}, because plain HTTP is not encrypted. Use https://.")
     from cloudvolume import CloudVolume
 
-    path = reachable_path(normalize_path(path))
-    return CloudVolume(path, bounded=False, fill_missing=True, progress=False, secrets=token)
+    return CloudVolume(reachable_path(path), bounded=False, fill_missing=True, progress=False, secrets=token)

@@ -32,6 +32,7 @@ MINISHARD_INDICES_KEPT = 16384
 LARGEST_REQUEST = 16 * 2**20
 # An index with a larger shard is invalid.
 LARGEST_SHARD = 2**50
+LARGEST_INDEX = 2**28
 # Bytes of an entry of a minishard index: id, offset, size.
 ENTRY = 24
 
@@ -97,7 +98,7 @@ class _Indices(ShardReader):
         self._largest_chunk = largest_chunk
         self._codes = 2 ** sum((n - 1).bit_length() for n in cells)
         # An entry has 24 bytes; compression of incompressible data adds a little.
-        self._largest = 32 * self._codes + 4096
+        self._largest = min(32 * self._codes + 4096, LARGEST_INDEX)
 
     def decode_index(self, binary: bytes | None, filename: str = "Shard") -> NDArray[np.uint64] | None:
         if not binary:

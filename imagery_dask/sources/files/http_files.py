@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
     Auth = Callable[[PreparedRequest], PreparedRequest]
 
-__all__ = ["Answer", "HttpFiles", "TooSlowError"]
+__all__ = ["Answer", "HttpFiles", "TooSlowError", "adapter_with_deadlines", "check_length", "deadline_of", "read_body"]
 
 CONNECTIONS = 64
 REDIRECTS = 10
 GONE = (404, 410)
 HTML = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S)
 CONTENT_RANGE = re.compile(r"\s*bytes\s+(\d+)-(\d+)/(?:\d+|\*)\s*", re.I)
-# Bytes of a body that are read at once where they are not kept.
-PIECE = 2**20
+# Bytes of a body that are read at once; the slowest server that is waited for sends them within the timeouts.
+PIECE = 2**17
 
 
 class Answer(NamedTuple):
@@ -88,15 +88,12 @@ class HttpFiles:
         if start is not None and stop is not None:
             headers["Range"] = f"bytes={start}-{stop - 1}"
             most = stop - start
-        with _deadline(sum(config.get("requests.timeout_s"))) as deadline, ExitStack() as stack:
+        with deadline_of(sum(config.get("requests.timeout_s"))), ExitStack() as stack:
             response, redirected = self._answer(file_url(self._url, key), headers)
             stack.enter_context(response)
             if response.status_code in GONE and (not redirected or _is_asked(response.url, key)):
                 return None
             _check_status(response, redirected, ranged="Range" in headers)
-            expected = _content_length(response)
-            size = (stop or most) if expected is None else min(expected, stop or most)
-            deadline.extend(size / config.get("requests.slowest_bytes_per_s"))
             if response.status_code == 206:
                 return _part(response, start or 0, stop, most)
             return _whole(response, start, most)
@@ -153,8 +150,8 @@ def _check_status(response: Response, redirected: bool, ranged: bool) -> None:
 
 def _part(response: Response, start: int, stop: int | None, most: int) -> Answer:
     """Return the answer to a request for a range."""
-    content = _read(response, most + 1)
-    _check_length(response, len(content), most)
+    content = read_body(response, most + 1)
+    check_length(response, len(content), most)
     sent = response.headers.get("Content-Range")
     match = CONTENT_RANGE.fullmatch(sent or "")
     damage = _html_damage(content)
@@ -165,31 +162,32 @@ def _part(response: Response, start: int, stop: int | None, most: int) -> Answer
 
 def _whole(response: Response, start: int | None, most: int) -> Answer:
     """Return an answer with the whole file, cut to the requested range, which a server may ignore."""
-    skipped = 0
-    while start is not None and skipped < start:
-        piece = response.raw.read(min(PIECE, start - skipped), decode_content=False)
-        if not piece:
-            break
-        skipped += len(piece)
-    content = _read(response, most if start is not None else most + 1)
+    for _ in _pieces(response, start or 0):
+        pass
+    content = read_body(response, most if start is not None else most + 1)
     if start is not None:
         return Answer(content, response.headers, False, _html_damage(content) if start == 0 else "")
-    _check_length(response, len(content), most)
+    check_length(response, len(content), most)
     damage = _html_damage(content)
     if len(content) > most:
         damage = damage or f"it has more than {most} bytes, more than it can have"
     return Answer(content[:most], response.headers, not damage, damage)
 
 
-def _read(response: Response, most: int) -> bytes:
-    """Return the next `most` bytes of a body, or fewer at its end."""
-    if _content_length(response) is not None:
-        return bytes(response.raw.read(most, decode_content=False))
-    pieces: list[bytes] = []  # reading without a length would first reserve memory for `most` bytes
+def read_body(response: Response, most: int) -> bytes:
+    """Return the next `most` bytes of a body, or fewer at its end, without decompressing them."""
+    return b"".join(_pieces(response, most))
+
+
+def _pieces(response: Response, most: int) -> Iterator[bytes]:
+    """Yield the next bytes of a body, and allow the request the time that they take at the slowest rate."""
+    deadline: _Deadline | None = getattr(_current, "deadline", None)
+    seconds_per_byte = 1 / config.get("requests.slowest_bytes_per_s")
     while most > 0 and (piece := response.raw.read(min(PIECE, most), decode_content=False)):
-        pieces.append(piece)
+        if deadline is not None:
+            deadline.end += seconds_per_byte * len(piece)
         most -= len(piece)
-    return b"".join(pieces)
+        yield piece
 
 
 def _html_damage(content: bytes) -> str:
@@ -207,7 +205,8 @@ def _content_length(response: Response) -> int | None:
         return None
 
 
-def _check_length(response: Response, received: int, most: int) -> None:
+def check_length(response: Response, received: int, most: int) -> None:
+    """Raise if a body that was read up to a limit is shorter than its ``Content-Length``."""
     promised = _content_length(response)
     if promised is not None and received <= most and promised != received:
         raise ConnectionError(f"the body was truncated: {received} of {promised} bytes")
@@ -220,10 +219,6 @@ class _Deadline:
         self.end = end
         self.socket: socket.socket | None = None
         self.passed = False
-
-    def extend(self, seconds: float) -> None:
-        """Allow more time, for a body of known size."""
-        self.end += seconds
 
 
 class _Watch(threading.Thread):
@@ -271,13 +266,13 @@ _current = threading.local()
 
 
 @contextmanager
-def _deadline(seconds: float) -> Iterator[_Deadline]:
-    """End the request of this thread inside the block after some seconds, with a `TooSlowError`."""
+def deadline_of(seconds: float) -> Iterator[None]:
+    """End the request of this thread inside the block after some seconds, and those its body takes, with an error."""
     deadline, watch = _Deadline(time.monotonic() + seconds), _watch(os.getpid())
     _current.deadline = deadline
     watch.add(deadline)
     try:
-        yield deadline
+        yield
     except Exception as error:
         if deadline.passed:
             raise TooSlowError("the answer was not complete in time; the server sends too slowly") from error
@@ -300,11 +295,15 @@ def _watch(process: int) -> _Watch:
 
 @lru_cache(maxsize=1)
 def _adapter(process: int) -> HTTPAdapter:
+    del process
+    return adapter_with_deadlines()
+
+
+def adapter_with_deadlines() -> HTTPAdapter:
+    """Return an adapter of requests whose connections obey `deadline_of`."""
     from requests.adapters import HTTPAdapter
     from urllib3.connection import HTTPConnection, HTTPSConnection
     from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-
-    del process
 
     class Connection(HTTPConnection):
         def getresponse(self) -> Any:
