@@ -31,6 +31,7 @@ __all__ = ["GRAPHENE", "ChunkedGraph", "RootQuery", "graphene_address"]
 GRAPHENE = "graphene://"
 SUPERVOXEL_LAYER = 1
 ID_BITS = 64
+LARGEST_LAYER_BITS = 16
 # Paths written by users, by CAVE's info service and by CloudVolume: .../segmentation/table/T,
 # /segmentation/api/v1/table/T, and the older forms without "table".
 PATH = re.compile(r"^/(?P<modality>\w+)/(?:api/v\d+/|1\.0/)?(?:table/)?(?P<table>(?!table/?$)[\w.\-]+)/?$")
@@ -114,8 +115,14 @@ class ChunkedGraph:
                 Vec3.of(scale["resolution"]).map(float), int(graph["n_layers"]),
                 int(graph.get("n_bits_for_layer_id", 8)),
             )  # fmt: skip
-            supported = info["app"]["supported_api_versions"]
-        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+            supported = list(info["app"]["supported_api_versions"])
+            if min(chunked_graph.chunk_shape) < 1:
+                raise ValueError(f"graph.chunk_size: {graph['chunk_size']!r}")
+            if not 1 <= chunked_graph.layer_bits <= LARGEST_LAYER_BITS:
+                raise ValueError(f"graph.n_bits_for_layer_id: {graph['n_bits_for_layer_id']!r}")
+            if not 1 < chunked_graph.layers < 2**chunked_graph.layer_bits:
+                raise ValueError(f"graph.n_layers: {graph['n_layers']!r}")
+        except (AttributeError, KeyError, IndexError, OverflowError, TypeError, ValueError) as error:
             raise SourceError(
                 f"The info of {path!r} does not describe a chunked graph: it has no usable {error}."
             ) from error

@@ -21,7 +21,7 @@ from support.http_server import Fault, FileServer
 from support.settings import Configure
 from support.volumes import coordinate_volume, write_volume
 
-from imagery_dask import ImageryClient
+from imagery_dask import ImageryClient, to_precomputed
 from imagery_dask.errors import SourceError
 from imagery_dask.sources import collect_counts
 from imagery_dask.sources.transport import Request, Transport
@@ -85,6 +85,16 @@ def test_names_in_s3_have_any_characters(tmp_path: Path, data: Any, s3_server: S
         with_key(tmp_path / str(number), data, name)
         url = s3_server.upload(tmp_path / str(number), "shared", f"names/{name}")
         with s3_server.environment():
+            np.testing.assert_array_equal(read(url), data)
+
+
+def test_volumes_are_written_with_names_of_any_characters(tmp_path: Path, data: Any, s3_server: S3Server) -> None:
+    options: dict[str, Any] = {"resolution_nm": (8, 8, 40), "translation_nm": (4, 4, 20), "chunks": (32, 32, 16)}
+    name = NAMES[0].translate({ord(c): None for c in "*?[]"})  # patterns of paths
+    with s3_server.environment():
+        s3_server.create_bucket("shared")
+        for url in (str(tmp_path / name), f"s3://shared/written/{name}"):
+            to_precomputed(data, url, progress=False, **options)
             np.testing.assert_array_equal(read(url), data)
 
 

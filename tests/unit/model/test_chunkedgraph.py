@@ -98,6 +98,13 @@ def test_optional_fields_of_an_info_have_defaults() -> None:
         info(chunk_size=[256, 256]),
         info(chunk_size="large"),
         info(n_layers=None),
+        info(n_layers=0),
+        info(n_layers=300),
+        info(n_layers=float("inf")),
+        info(n_bits_for_layer_id=0),
+        info(n_bits_for_layer_id=10**12),
+        info(chunk_size=[256, 0, 512]),
+        {**info(), "app": {"supported_api_versions": 1}},
         info(cv_mip=7),
     ],
 )
