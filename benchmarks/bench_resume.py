@@ -1,6 +1,6 @@
 """Costs of an export of a million blocks: planning, running, receipts, resuming.
 
-python benchmarks/bench_resume.py [--blocks N] [--only plan,run,receipts,resume]
+python benchmarks/bench_resume.py [--blocks N] [--only plan,run,receipts,resume] [--quick]
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from imagery_dask.run import Rules, RunReport, Written, run_blocks
 from imagery_dask.run.block import run_block
 
 BLOCKS = 1_000_000
+QUICK_BLOCKS = 1000
 MIB = 2**20
 
 
@@ -239,7 +240,10 @@ if __name__ == "__main__":
         __doc__,
         blocks=(int, BLOCKS, "blocks of the plans and runs"),
         only=(str, "plan,run,receipts,resume", "benchmarks to run"),
+        quick=(bool, False, "a plan, a run and a resumption of a few blocks, to see that they work"),
     )
+    if options.quick:
+        options.only, options.blocks = "plan,run,resume", QUICK_BLOCKS
     chosen = options.only.split(",")
     if "plan" in chosen:
         plan(options.blocks)
