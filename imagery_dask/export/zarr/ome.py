@@ -89,13 +89,19 @@ def label_attributes(
 ) -> JsonObject:
     """Return the attributes of a labels group; `of_image` refers to an image two folders above."""
     label: JsonObject = {"source": {"image": "../../"}} if of_image else {}
-    # Readers choose the colors of ids that are not listed.
     label["colors"] = [{"label-value": value, "rgba": color} for value, color in enumerate(COLORS[: 1 + is_mask])]
     content: JsonObject = {"multiscales": [_multiscale(version, name, False, levels, pyramid)], "image-label": label}
     if version == "0.4":
         content["image-label"] = {"version": "0.4"} | label
-        return _dump(ImageLabel04.model_validate(content))
-    return {"ome": _dump(ImageLabel05.model_validate({"version": "0.5"} | content))}
+        attributes = content = _dump(ImageLabel04.model_validate(content))
+    else:
+        content = _dump(ImageLabel05.model_validate({"version": "0.5"} | content))
+        attributes = {"ome": content}
+    if not is_mask:
+        # A number for the schema, but not an integer: ome-zarr ignores it. napari, which takes the colors from there,
+        # would draw nothing but the listed values, and the ids are not known yet.
+        content["image-label"]["colors"][0]["label-value"] = 0.0
+    return attributes
 
 
 def labels_attributes(version: OmeVersion, names: Sequence[str]) -> JsonObject:
