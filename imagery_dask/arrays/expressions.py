@@ -17,7 +17,7 @@ from dask.array._array_expr._slicing import SliceSlicesIntegers, SlicesWrapNone
 __all__ = ["with_pushdown"]
 
 
-class ReadCutout(FromArray):
+class CutoutRead(FromArray):
     """Read a cutout."""
 
     def _simplify_up(self, parent: Any, dependents: Any) -> Any:
@@ -28,7 +28,7 @@ class ReadCutout(FromArray):
         parts = tuple(range(size)[part] if isinstance(part, slice) else int(part) for size, part in picked)
         chunks = SliceSlicesIntegers.chunks.func(parent)  # without the new axes of SlicesWrapNone
         meta = np.empty((0,) * len(chunks), dtype=self.dtype)
-        read = ReadSlice(self.array.select(parts), chunks, asarray=False, inline_array=True, meta=meta)
+        read = CutoutSliceRead(self.array.select(parts), chunks, asarray=False, inline_array=True, meta=meta)
         if not isinstance(parent, SlicesWrapNone):
             return read
         whole = (slice(None, None, None),) * len(chunks)
@@ -39,7 +39,7 @@ class ReadCutout(FromArray):
         return _is_computed(parent, dependents)
 
 
-class ReadSlice(ReadCutout):
+class CutoutSliceRead(CutoutRead):
     """Read slices of a cutout, in an expression that is computed."""
 
     def _may_rename(self, parent: Any, dependents: Any) -> bool:
@@ -48,7 +48,7 @@ class ReadSlice(ReadCutout):
 
 def with_pushdown(array: da.Array) -> da.Array:
     """Return the array of a cutout with slices that are pushed into the reader when they are computed."""
-    return da.Array(ReadCutout(*array.expr.operands))
+    return da.Array(CutoutRead(*array.expr.operands))
 
 
 def _is_computed(expression: Any, dependents: Any) -> bool:

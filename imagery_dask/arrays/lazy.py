@@ -15,6 +15,7 @@ import math
 import operator
 import sys
 import weakref
+from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -177,9 +178,12 @@ def lazy_array(cutout: Cutout, *, squeeze: bool = True) -> da.Array:
     meta = np.empty((0,) * source.ndim, dtype=source.dtype)
     array = da.from_array(source, chunks=chunks, name=name, asarray=False, inline_array=True, meta=meta)
     if da.array_expr_enabled():
-        from imagery_dask.arrays.expressions import with_pushdown
+        # With private names of dask. In a version without them, slices are right too, but read the blocks that they
+        # cross.
+        with suppress(ImportError):
+            from imagery_dask.arrays.expressions import with_pushdown
 
-        array = with_pushdown(array)
+            array = with_pushdown(array)
     _sources[array.name] = source  # expressions have names of their own
     array.compute = WholeCutout(array, source)
     return array

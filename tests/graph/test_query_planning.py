@@ -76,7 +76,7 @@ def run_cases(source: str, folder: Path) -> dict[str, Any]:
 
     def counting(self: Transport, request: Any) -> Any:
         with lock:
-            reads[request.key] += 1
+            reads[request.key] += request.key != "info"  # an export reads it again when it ends
         return get(self, request)
 
     Transport.get = counting  # type: ignore[method-assign]
@@ -85,7 +85,7 @@ def run_cases(source: str, folder: Path) -> dict[str, Any]:
     def record(name: str, compute: Callable[[], Any]) -> None:
         reads.clear()
         voxels = compute()
-        results[name] = {"voxels": voxels, "reads": dict(reads)}
+        results[name] = {"voxels": voxels, "reads": dict(+reads)}
 
     client = ImageryClient(image_source=source, segmentation_source=source)
     with config.set({"lazy.block_bytes": 2**18}):
@@ -216,10 +216,36 @@ def test_slices_of_xarray_and_functions_of_slices_are_pushed_into_the_reader(res
     check(results["ids"], math.prod(SHAPE), ALL)
 
 
+WITHOUT_PUSHDOWN = """
+import sys
+sys.modules["imagery_dask.arrays.expressions"] = None  # as if dask had other names
+import json
+import numpy as np
+from imagery_dask import ImageryClient
+
+array = ImageryClient(segmentation_source=sys.argv[1]).segmentation_cutout(json.loads(sys.argv[2]))
+slices = {"plane": array[:, :, 3], "box": array[30:34, 10:20, 15:17], "steps": array[::7, 90:2:-5, ::-1]}
+np.savez(sys.argv[3], **{name: np.asarray(part.compute()) for name, part in slices.items()})
+"""
+
+
+@pytest.mark.long
+def test_slices_are_right_without_private_names_of_dask(source: str, tmp_path: Path) -> None:
+    path = tmp_path / "slices.npz"
+    done = python("-c", WITHOUT_PUSHDOWN, source, json.dumps(BOUNDS), path, env={"DASK_ARRAY__QUERY_PLANNING": "True"})
+    assert done.code == 0, done.error
+    slices = np.load(path)
+    np.testing.assert_array_equal(slices["plane"], ids()[:, :, 3])
+    np.testing.assert_array_equal(slices["box"], ids()[30:34, 10:20, 15:17])
+    np.testing.assert_array_equal(slices["steps"], ids()[::7, 90:2:-5, ::-1])
+
+
 def test_arrays_are_of_the_type_of_all_that_is_made_of_them(results: dict[str, Any]) -> None:
     assert results["types"] == {0}
     np.testing.assert_array_equal(results["a dataset"]["voxels"], ids()[:, :, 3:5])
-    assert set(results["a dataset"]["reads"]) == chunks_of(np.s_[:, :, 3:5])
+    # In a graph, dask reads blocks whole if a result is also the input of another; no block has other planes than these.
+    planes = np.s_[:, :, 3:5] if results["expressions"] else np.s_[:, :, :32]
+    assert set(results["a dataset"]["reads"]) == chunks_of(planes)
 
 
 def test_chains_of_slices_and_persisted_slices_are_right(results: dict[str, Any]) -> None:
