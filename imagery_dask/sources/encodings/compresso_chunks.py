@@ -57,7 +57,7 @@ def decode_compresso(content: bytes, shape: tuple[int, int, int], dtype: str) ->
     shape : tuple of 3 int
         Voxels along x, y, z.
     dtype : str
-        Data type of the labels, an unsigned integer.
+        Data type of the labels, an integer.
 
     Returns
     -------
@@ -69,7 +69,8 @@ def decode_compresso(content: bytes, shape: tuple[int, int, int], dtype: str) ->
     ValueError
         The chunk is damaged.
     """
-    parts = _parse(content, shape, np.dtype(dtype))
+    kind = np.dtype(dtype)
+    parts = _parse(content, shape, kind)
     inner = _inner(parts)
     components, count = _components(inner, parts.in_3d)
     _compare("components", count, len(parts.ids))
@@ -79,7 +80,7 @@ def decode_compresso(content: bytes, shape: tuple[int, int, int], dtype: str) ->
             raise ValueError("the components of its slices do not agree with its index")
     labels = np.concatenate([np.zeros(1, parts.ids.dtype), parts.ids]).take(components)
     _fill_borders(labels, inner, parts)
-    return np.ascontiguousarray(labels[:-1, :-1, :-1]).T
+    return np.ascontiguousarray(labels[:-1, :-1, :-1]).view(kind).T
 
 
 def _compare(what: str, counted: int, written: int) -> None:
@@ -94,7 +95,7 @@ def _parse(content: bytes, shape: tuple[int, int, int], dtype: np.dtype) -> _Par
     magic, version, width, *written_shape, x_step, y_step, z_step, ids, values, locations, connectivity = fields
     if magic != MAGIC or version > 1:
         raise ValueError(f"it does not begin as compresso of version 0 or 1: {content[:5]!r}")
-    if tuple(written_shape) != tuple(shape) or width != dtype.itemsize or dtype.kind != "u":
+    if tuple(written_shape) != tuple(shape) or width != dtype.itemsize or dtype.kind not in "iu":
         raise ValueError(f"its header says {tuple(written_shape)} of {width} bytes, not {tuple(shape)} {dtype}")
     bits = x_step * y_step * z_step
     if not 1 <= bits <= 64 or connectivity not in (4, 6) or (connectivity == 6 and version == 1):
@@ -106,7 +107,7 @@ def _parse(content: bytes, shape: tuple[int, int, int], dtype: np.dtype) -> _Par
     window_bytes = len(content) - HEADER.size - (ids + locations) * width - values * window.itemsize - index_bytes
     if window_bytes < 0 or window_bytes % window.itemsize:
         raise ValueError(f"its parts do not fill its {len(content)} bytes")
-    label = dtype.newbyteorder("<")
+    label = np.dtype(f"<u{width}")
     at = HEADER.size
     arrays: list[Array] = []
     for count, kind in (

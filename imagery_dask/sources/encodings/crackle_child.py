@@ -26,7 +26,7 @@ REQUEST = struct.Struct("<QQ")
 # Memory beyond what the process has when it is ready: for any chunk, and for each byte of its voxels.
 SPARE, SPARE_FACTOR = 256 * 2**20, 6
 # CPU time for any chunk, and bytes of voxels for each second more.
-CPU_S, BYTES_A_S = 30, 2**20
+CPU_S, BYTES_A_S = 15, 2**20
 LOOK_S = 5.0
 
 

@@ -97,10 +97,9 @@ def _parse(content: bytes, shape: tuple[int, int, int], dtype: np.dtype) -> _Par
     _, _, bits, *written_shape, grid, label_bytes = header.unpack_from(content)
     if version and _crc8(content[5 : header.size]) != content[header.size]:
         raise ValueError("the checksum of its header does not match")
-    width, signed = 1 << _field(bits, WIDTH), bool(_field(bits, SIGNED))
-    if tuple(written_shape) != tuple(shape) or width != dtype.itemsize or signed != (dtype.kind == "i"):
-        kind = f"{'int' if signed else 'uint'}{8 * width}"
-        raise ValueError(f"its header says {tuple(written_shape)} {kind}, not {tuple(shape)} {dtype}")
+    width = 1 << _field(bits, WIDTH)
+    if tuple(written_shape) != tuple(shape) or width != dtype.itemsize or dtype.kind not in "iu":
+        raise ValueError(f"its header says {tuple(written_shape)} of {width} bytes, not {tuple(shape)} {dtype}")
     if 2**grid < max(shape[:2]) or _field(bits, LABEL_FORMAT) not in (FLAT, PINS):
         raise ValueError("its header is damaged")
     index_at = header.size + version
@@ -144,7 +143,7 @@ def _crc8(content: bytes) -> int:
 def _components(parts: _Parts, dtype: np.dtype) -> tuple[NDArray[np.int64], Array | None]:
     """Return the number of components of each slice and the label of each component; None if pins give it."""
     labels = parts.labels
-    stored = np.dtype(f"<{'i' if _field(parts.bits, SIGNED) else 'u'}{1 << _field(parts.bits, STORED_WIDTH)}")
+    stored = np.dtype(f"<u{1 << _field(parts.bits, STORED_WIDTH)}")
     pins = _field(parts.bits, LABEL_FORMAT) == PINS
     at = stored.itemsize if pins else 0  # the background precedes the table
     count = int.from_bytes(labels[at : at + 8], "little")
@@ -165,7 +164,8 @@ def _components(parts: _Parts, dtype: np.dtype) -> tuple[NDArray[np.int64], Arra
     indices = np.frombuffer(labels, index, -1, end)
     if indices.max() >= count:
         raise ValueError("a component has a label beyond the table")
-    return counts, np.frombuffer(labels, stored, count, at).astype(dtype).take(indices)
+    table = np.frombuffer(labels, stored, count, at).astype(f"u{dtype.itemsize}")
+    return counts, table.view(dtype).take(indices)
 
 
 def _bytes_for(value: int) -> int:

@@ -80,9 +80,16 @@ def test_every_flip_of_a_header_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype"), [((21, 18, 8), "uint32"), ((18, 21, 7), "uint32"), (SHAPE, "uint64"), (SHAPE, "int32")]
+    ("shape", "dtype"), [((21, 18, 8), "uint32"), ((18, 21, 7), "uint32"), (SHAPE, "uint64"), (SHAPE, "float32")]
 )
 def test_a_chunk_of_another_shape_or_dtype_is_an_error(shape: tuple[int, int, int], dtype: str) -> None:
     content = compresso.compress(labels_of("uint32", 3))
     with pytest.raises(ValueError, match=r"its header says \(21, 18, 7\) of 4 bytes, not"):
         decode_compresso(content, shape, dtype)
+
+
+def test_labels_of_a_signed_type_have_the_same_bits() -> None:
+    labels = labels_of("uint32", 3)
+    decoded = decode_compresso(compresso.compress(labels), SHAPE, "int32")
+    assert decoded.dtype == "int32"
+    np.testing.assert_array_equal(decoded, labels.view("int32"))

@@ -77,11 +77,11 @@ def test_a_flipped_bit_is_an_error_where_there_are_checksums(part: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype"), [((21, 18, 8), "uint32"), ((18, 21, 7), "uint32"), (SHAPE, "uint64"), (SHAPE, "int32")]
+    ("shape", "dtype"), [((21, 18, 8), "uint32"), ((18, 21, 7), "uint32"), (SHAPE, "uint64"), (SHAPE, "float32")]
 )
 def test_a_chunk_of_another_shape_or_dtype_is_an_error(shape: tuple[int, int, int], dtype: str) -> None:
     content = crackle.compress(labels_of("uint32"))
-    with pytest.raises(ValueError, match=r"its header says \(21, 18, 7\) uint32, not"):
+    with pytest.raises(ValueError, match=r"its header says \(21, 18, 7\) of 4 bytes, not"):
         decode_crackle(content, shape, dtype)
 
 
@@ -92,3 +92,10 @@ def test_a_truncated_chunk_is_an_error(size: int, version: int) -> None:
     content = content if version else without_checksums(content)
     with pytest.raises(ValueError, match=r"it does not begin|beyond its end|parts do not fill"):
         decode_crackle(content[:size], SHAPE, "uint32")
+
+
+def test_labels_of_a_signed_type_have_the_same_bits() -> None:
+    labels = labels_of("uint32")
+    decoded = decode_crackle(crackle.compress(labels), SHAPE, "int32")
+    assert decoded.dtype == "int32"
+    np.testing.assert_array_equal(decoded, labels.view("int32"))
