@@ -350,6 +350,8 @@ def _check(array: da.Array) -> None:
         raise TypeError("The array is masked; say what is written under the mask: da.ma.filled(array, 0).")
     if array.dtype.kind not in "biuf":
         raise TypeError(f"Voxels are numbers; got dtype {array.dtype}.")
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        raise TypeError(f"No format holds {array.dtype}; convert it first: array.astype('float64').")
 
 
 def _grids(source: CutoutArray, chunk: XYZ) -> list[SourceChunks | None]:

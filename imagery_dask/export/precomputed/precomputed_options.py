@@ -11,6 +11,7 @@ from typing import Literal
 
 from imagery_dask.export.core.writer_arguments import Flag, option, option_by_name
 from imagery_dask.export.multiscale.level_layout import VolumeOptions
+from imagery_dask.geometry.grid import XYZ
 from imagery_dask.validate import choice, whole_number
 
 __all__ = ["COMPRESSIBLE", "IMAGE_ENCODINGS", "LABEL_ENCODINGS", "PrecomputedOptions"]
@@ -21,6 +22,8 @@ DEFAULT, DEFAULT_OF_LABELS = "raw", "compressed_segmentation"
 LABEL_ENCODINGS = ("compressed_segmentation", "raw", "compresso", "crackle")
 # CloudVolume compresses chunks of these further; the other encodings are dense already.
 COMPRESSIBLE = ("raw", "compressed_segmentation", "compresso", "crackle")
+# Largest sides of a libjpeg picture, and of a compresso chunk, whose header has 16 bits for each.
+JPEG_SIDE, COMPRESSO_SIDE = 65500, 2**16 - 1
 QUALITIES = {"jpeg": (1, 100), "jxl": (0, 100), "png": (0, 9)}
 
 
@@ -95,14 +98,28 @@ class PrecomputedOptions(VolumeOptions):
             "png": dtype == "uint8" and channels <= 4,  # pyspng, which CloudVolume encodes with, writes no other
             # CloudVolume encodes one channel of these; of some it drops the others without an error.
             "compressed_segmentation": dtype in ("uint32", "uint64") and channels == 1,
-            "compresso": channels == 1,
-            "crackle": channels == 1,
+            "compresso": channels == 1 and dtype.startswith("uint"),
+            "crackle": channels == 1 and dtype.startswith("uint"),
         }
         if not can_hold.get(encoding, True):
             raise ValueError(
                 f"{encoding} cannot hold {dtype} with {channels} channels; choose another encoding, such as raw."
             )
         return encoding
+
+    def check_chunk(self, encoding: str, chunk: XYZ) -> None:
+        """Raise ValueError if the encoding cannot hold the chunks of a volume, the largest of which has this shape."""
+        x, y, z = chunk
+        if encoding == "jpeg" and max(x, y * z) > JPEG_SIDE:
+            raise ValueError(
+                f"A chunk of {x} x {y} x {z} voxels is a picture of {x:,} columns and {y * z:,} rows (y times z), and "
+                f"JPEG holds {JPEG_SIDE:,} of each. Choose smaller chunks (--chunks), or another encoding."
+            )
+        if encoding == "compresso" and max(chunk) > COMPRESSO_SIDE:
+            raise ValueError(
+                f"A chunk of {x} x {y} x {z} voxels is too long for compresso, which holds {COMPRESSO_SIDE:,} voxels "
+                "along an axis. Choose smaller chunks (--chunks), or another encoding."
+            )
 
     def check_quality(self, encodings: Set[str]) -> None:
         """Raise if `quality` does not apply to the encodings of the volumes, or is outside their range."""

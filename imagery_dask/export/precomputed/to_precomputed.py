@@ -258,6 +258,7 @@ def _layer(volume: Volume, options: PrecomputedOptions) -> _Layer:
     dtype = _stored_as(volume)
     channels = int(np.prod(volume.array.shape[3:], dtype=np.int64))
     encoding = options.encoding_of(volume.name, volume.labels, dtype, channels)
+    options.check_chunk(encoding, multiscale.layouts[0].chunk)
     scales = [
         {
             "encoding": encoding,

@@ -50,6 +50,8 @@ __all__ = ["ZarrExport", "to_zarr"]
 LEVEL = 1
 # Blosc's own choice at level 1 is 32 KiB: larger blocks are encoded and decoded faster, and ids take less space.
 BLOSC_BLOCK = 256 * 2**10
+# BLOSC_MAX_BUFFERSIZE of c-blosc.
+BLOSC_BYTES = 2**31 - 1 - 16
 
 
 @describe_run
@@ -191,6 +193,8 @@ class ZarrExport(VolumeExport):
         if self._is_lone and not in_root:
             volumes = [replace(volume, group=LABELS_GROUP) for volume in volumes]
         multiscales = [multiscale_of(volume, options.levels, chunk, shard) for volume in volumes]
+        for multiscale in multiscales:
+            _check_chunk(multiscale, options.codec)
         layout = {
             f"{multiscale.volume.name} level {index} {what}": getattr(layout, what)
             for multiscale in multiscales
@@ -316,6 +320,17 @@ def _create_levels(group: Any, multiscale: Multiscale, attributes: JsonObject, o
 def _stored_as(dtype: Any) -> Any:
     """Return the data type of an array: labels are integers, also masks (https://ngff.openmicroscopy.org/0.5/)."""
     return np.dtype(np.uint8) if dtype == np.bool_ else dtype
+
+
+def _check_chunk(multiscale: Multiscale, codec: Codec) -> None:
+    """Raise if a codec cannot hold the chunks of a volume."""
+    chunk, voxel_bytes = multiscale.layouts[0].chunk, multiscale.volume.voxel_bytes
+    size = chunk.prod() * voxel_bytes
+    if codec == "blosc-zstd" and size > BLOSC_BYTES:
+        raise ValueError(
+            f"A chunk of {' x '.join(map(str, chunk))} voxels of {voxel_bytes} bytes is {size:,} bytes, and blosc "
+            f"holds {BLOSC_BYTES:,}. Choose smaller chunks (--chunks), or codec='zstd'."
+        )
 
 
 def _compressor(codec: Codec, zarr_format: int) -> Any:
