@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-__all__ = ["human_bytes", "human_count", "human_time", "size_in_bytes", "time_in_seconds"]
+__all__ = ["human_bytes", "human_count", "human_share", "human_time", "size_in_bytes", "time_in_seconds"]
 
 
 def human_bytes(count: float) -> str:
@@ -35,6 +35,17 @@ def human_count(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count:,}"
+
+
+def human_share(share: float) -> str:
+    """Return a part of a whole in percent.
+
+    Examples
+    --------
+    >>> human_share(0.95), human_share(0.0001)
+    ('95%', '0.01%')
+    """
+    return f"{100 * share:.3g}%"
 
 
 def human_time(seconds: float) -> str:

@@ -10,6 +10,7 @@ import click
 from imagery_dask.annotations import Keywords
 from imagery_dask.cli.param_types import RootIdsType
 from imagery_dask.cli.source_flags import cave_options, source_client
+from imagery_dask.humanize import human_share
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -72,6 +73,7 @@ def region_dataset(
         datastack, server, version, timestamp, resolution=resolution or None, image_source=image_source,
         segmentation_source=segmentation_source, image_mip=image_mip, segmentation_mip=segmentation_mip,
         missing=missing, stale_roots=stale_roots, as_segmentation=as_segmentation,
+        outside="fill",  # said here, in the words of the command line
     )  # fmt: skip
     if client.segmentation_source is None and (root_ids != "all" or segmentation_mip is not None):
         raise ValueError("--root-ids and --segmentation-mip need a segmentation; give --segmentation-source.")
@@ -96,18 +98,24 @@ def same_moment(out: str, region: Keywords) -> Keywords:
 
 
 def _check_inside(data: xr.Dataset) -> None:
-    """Raise if the region lies outside the volume; the bounds are then probably given in another resolution."""
+    """Raise if the region lies outside the volume, warn if a part of it does.
+
+    The bounds are then probably given in another resolution.
+    """
     from imagery_dask.arrays.lazy import source_of
 
     for name, variable in data.data_vars.items():
         source = source_of(variable.data)
         if source is None:
             continue
-        volume = source.cutout.mip.grid
-        if source.cutout.target.at(volume.resolution_nm).intersection(volume).size == 0:
+        cutout, share = source.cutout, source.cutout.share_outside
+        if share == 1:
             raise ValueError(
-                f"--bounds lie outside the {name}: in voxels of {volume.resolution_nm} nm they are "
-                f"{source.cutout.target.at(volume.resolution_nm).start} to "
-                f"{source.cutout.target.at(volume.resolution_nm).stop}, and the {name} has {volume.start} to "
-                f"{volume.stop}. Check --resolution, the resolution in which bounds are given."
+                f"--bounds lie outside the {name}: {cutout.where}. Check --resolution, the resolution in which bounds "
+                "are given."
+            )
+        if share > 0:
+            click.echo(
+                f"Warning: {human_share(share)} of --bounds lie outside the {name} ({cutout.where}): they are 0 there.",
+                err=True,
             )

@@ -17,7 +17,7 @@ from imagery_dask.client.exports import PlansExports
 from imagery_dask.client.objects import FindsObjects
 from imagery_dask.client.parameters import describe
 from imagery_dask.client.pictures import SavesPictures
-from imagery_dask.client.settings import DynamicSettings, open_settings
+from imagery_dask.client.settings import DynamicSettings, Outside, open_settings
 from imagery_dask.model.cutout import dimensions_in, whole_layer
 from imagery_dask.model.labels import Kind, LabelRequest, RootIds
 from imagery_dask.model.moments import Moment, describe_moment, resolve_moment
@@ -69,6 +69,9 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         or more.
     as_segmentation : bool
         True opens `segmentation_source` as a segmentation even if its info says "image".
+    outside : {"error", "fill"}
+        Whether a cutout that lies wholly outside of its layer raises an error or is zeros. With "error", bounds that
+        are partly outside are logged once for each mip; their voxels outside are 0.
 
     Raises
     ------
@@ -105,6 +108,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         max_requests: int = 32,
         image_kind: Kind | None = None,
         as_segmentation: bool = False,
+        outside: Outside = "error",
     ) -> None:
         self._client, self._timestamp = client, timestamp
         self._volumes: dict[tuple[str, int], CloudVolume] = {}
@@ -126,7 +130,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         dynamic = DynamicSettings(moment, stale_roots, max_requests, version)
         self._settings = open_settings(
             *sources, (image_mip, segmentation_mip), resolution, missing, auth_token, dynamic,
-            image_kind=image_kind, as_segmentation=as_segmentation,
+            image_kind=image_kind, as_segmentation=as_segmentation, outside=outside,
         )  # fmt: skip
 
     def __getstate__(self) -> dict[str, object]:
@@ -253,7 +257,8 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         -------
         dask.array.Array
             Lazy array in the layer's dtype, with axes x, y, z (and channel, if the layer has several); axes of length 1
-            are squeezed. Voxels outside the volume are 0.
+            are squeezed. Voxels outside the volume are 0; a cutout wholly outside is an error (see
+            `outside` of the client).
         """
         cutout = self._settings.image_cutout(
             bounds, order, bbox_size=bbox_size, image_size=image_size, mip=mip, resolution=resolution,
@@ -286,7 +291,8 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         -------
         dask.array.Array
             Lazy array of ids with axes x, y, z; axes of length 1 are squeezed. Its dtype is int64, or the layer's with
-            ``convert_to_int64=False``. Voxels outside the volume are 0.
+            ``convert_to_int64=False``. Voxels outside the volume are 0; a cutout wholly outside is an error (see
+            `outside` of the client).
         """
         cutout = self._settings.labels_cutout(
             bounds, LabelRequest(root_ids, convert_to_int64, timestamp, stop_layer), bbox_size=bbox_size,

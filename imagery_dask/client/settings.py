@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from math import ceil, prod
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from imagery_dask.arrays.lazy import lazy_block_edges
 from imagery_dask.client.cave_queries import StaleRoots, check_root_ids
 from imagery_dask.config import config
 from imagery_dask.geometry.grid import VoxelGrid
+from imagery_dask.humanize import human_share
 from imagery_dask.model.arguments import Triple
 from imagery_dask.model.chunkedgraph import RootQuery
 from imagery_dask.model.cutout import Cutout, CutoutRequest, resolve, resolve_pair, whole_layer
@@ -23,7 +25,12 @@ from imagery_dask.sources import Missing, forget_token, normalize_path, open_vol
 from imagery_dask.urls import redacted
 from imagery_dask.validate import choice, triple, whole_number
 
-__all__ = ["ClientSettings", "DynamicSettings", "open_settings"]
+__all__ = ["ClientSettings", "DynamicSettings", "Outside", "open_settings"]
+
+Outside = Literal["error", "fill"]
+# Path and mip of layers of which it was said that bounds are partly outside.
+_warned: set[tuple[str, int]] = set()
+_logger = logging.getLogger("imagery_dask")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +67,8 @@ class ClientSettings:
     missing: Missing
     #: How to query a dynamic segmentation.
     dynamic: DynamicSettings
+    #: Whether a cutout that is wholly outside of its layer is an error or zeros.
+    outside: Outside = "error"
 
     def image_layer(self) -> Layer:
         """Return the image layer; raise ValueError if the client has none."""
@@ -79,13 +88,14 @@ class ClientSettings:
     def image_cutout(self, bounds: ArrayLike, order: int, **request: object) -> Cutout:
         """Return the imagery cutout of a request; `request` has the other fields of a `CutoutRequest`."""
         layer = self.image_layer()
-        return resolve(self._request(bounds, self.image_mip, **request), layer, missing=self.missing, order=order)
+        asked = self._request(bounds, self.image_mip, **request)
+        return self._inside(resolve(asked, layer, missing=self.missing, order=order))
 
     def labels_cutout(self, bounds: ArrayLike, labels: LabelRequest, **request: object) -> Cutout:
         """Return the segmentation cutout of a request."""
         layer, rule = self.segmentation_layer(), self.rule(labels)
         asked = self._request(bounds, self.segmentation_mip, **request)
-        return self._checked(resolve(asked, layer, labels=rule, missing=self.missing))
+        return self._checked(self._inside(resolve(asked, layer, labels=rule, missing=self.missing)))
 
     def whole_labels(self, mip: int | None, labels: LabelRequest) -> Cutout:
         """Return the cutout of the whole segmentation at a mip."""
@@ -135,7 +145,7 @@ class ClientSettings:
             missing=self.missing,
             order=order,
         )
-        return image, self._checked(segmentation)
+        return self._inside(image), self._checked(self._inside(segmentation))
 
     def present(
         self,
@@ -154,6 +164,35 @@ class ClientSettings:
             return {"segmentation": self.labels_cutout(bounds, labels, mip=mips[1], **request)}
         image, segmentation = self.pair(bounds, mips, labels, resize=True, order=order, **request)
         return {"image": image, "segmentation": segmentation}
+
+    def _inside(self, cutout: Cutout) -> Cutout:
+        """Return a cutout; raise if all of it is outside of its layer, and log once for each mip if a part of it is."""
+        share = cutout.share_outside
+        if share == 0 or self.outside == "fill":
+            return cutout
+        layer = "image" if cutout.labels is None else "segmentation"
+        if share == 1:
+            raise ValueError(
+                f"The bounds lie outside the {layer} {cutout.path!r}: {cutout.where}. Check the resolution in which "
+                "bounds are given; ImageryClient(outside='fill') returns zeros."
+            )
+        if (cutout.path, cutout.mip.level) not in _warned:
+            _warned.add((cutout.path, cutout.mip.level))
+            _logger.warning(
+                "%s of the bounds lie outside the %s %s (%s): their voxels are 0. This is said once for each mip; "
+                "ImageryClient(outside='fill') does not say it.", human_share(share), layer, cutout.path, cutout.where,
+            )  # fmt: skip
+        return cutout
+
+    def tell_outside(self, volume: VoxelGrid, voxels: NDArray[np.int64]) -> None:
+        """Log how many voxels of n x 3 are outside of the segmentation."""
+        outside = int(((voxels < volume.start) | (voxels >= volume.stop)).any(axis=1).sum())
+        if outside and self.outside == "error":
+            _logger.warning(
+                "%d of %d points lie outside the segmentation, which has the voxels %s to %s of %s nm: their id is 0. "
+                "Check the resolution in which points are given; ImageryClient(outside='fill') does not say this.",
+                outside, len(voxels), volume.start, volume.stop, volume.resolution_nm,
+            )  # fmt: skip
 
     def _checked(self, cutout: Cutout, leaves: bool = True) -> Cutout:
         """Check given root ids with the graph server, and choose the cheaper way to find their voxels.
@@ -193,6 +232,7 @@ def open_settings(
     *,
     image_kind: Kind | None = None,
     as_segmentation: bool = False,
+    outside: Outside = "error",
 ) -> ClientSettings:
     """Return the settings of a client: open its layers and fill in its defaults.
 
@@ -204,6 +244,7 @@ def open_settings(
         When a source does not exist or access to it is refused.
     """
     choice("missing", missing, ("fill", "error"))
+    choice("outside", outside, ("error", "fill"))
     if image_source is None and segmentation_source is None:
         raise ValueError(
             "A client needs at least one layer: give image_source or segmentation_source (or a CAVEclient), and leave "
@@ -229,6 +270,7 @@ def open_settings(
         resolution=_default_resolution(resolution, image, segmentation),
         missing=missing,
         dynamic=dynamic,
+        outside=outside,
     )
 
 

@@ -88,6 +88,22 @@ class Cutout:
         return np.dtype(np.int64 if self.labels.as_int64 else self.stored_dtype)
 
     @property
+    def share_outside(self) -> float:
+        """Part of the source's voxels under the cutout that are outside of the volume, from 0.0 to 1.0."""
+        box = self.target.at(self.mip.grid.resolution_nm)
+        return float(1 - Fraction(box.intersection(self.mip.grid).size, box.size))
+
+    @property
+    def where(self) -> str:
+        """Say where the cutout and the volume are, for messages."""
+        volume = self.mip.grid
+        box = volume if self.target == volume else self.target.at(volume.resolution_nm)
+        return (
+            f"in voxels of {_plain(volume.resolution_nm)} nm they are {box.start} to {box.stop}, and the volume has "
+            f"{volume.start} to {volume.stop}"
+        )
+
+    @property
     def query(self) -> RootQuery | None:
         """Query to a chunked graph that determines the ids, or None."""
         return None if self.labels is None else self.labels.query

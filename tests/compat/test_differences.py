@@ -542,6 +542,14 @@ def test_refused_access_is_an_error(tmp_path: Path, http_server_factory: Callabl
     assert not released.image_cutout(bounds).any()  # 0 in the release
 
 
+def test_bounds_outside_the_volume_are_an_error(world: World) -> None:
+    outside, client = [[4000, 4000, 9], [4016, 4012, 12]], imagery_dask.ImageryClient(**world.sources)
+    assert not world.released.image_cutout(outside).any()
+    with pytest.raises(ValueError, match="lie outside the image"):
+        client.image_cutout(outside)
+    assert not world.ours.image_cutout(outside).compute().any()  # outside="fill"
+
+
 def test_missing_chunks_can_be_an_error(world: World, tmp_path: Path) -> None:
     shutil.copytree(world.sources["image_source"].partition("file://")[2], tmp_path / "image")
     path = f"precomputed://file://{tmp_path / 'image'}"

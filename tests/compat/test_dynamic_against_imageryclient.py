@@ -33,7 +33,9 @@ def world(server: CaveServer) -> World:
 @pytest.fixture(scope="module")
 def both(server: CaveServer) -> tuple[Any, Any]:
     """Make both clients, each from its own CAVEclient."""
-    return imageryclient.ImageryClient(client=server.client()), imagery_dask.ImageryClient(client=server.client())
+    return imageryclient.ImageryClient(client=server.client()), imagery_dask.ImageryClient(
+        client=server.client(), outside="fill"
+    )
 
 
 def box(world: World, low: Any, high: Any) -> np.ndarray:
@@ -135,7 +137,7 @@ def test_cutouts_of_clients_with_a_timestamp_are_equal(server: CaveServer, world
     for edit in EDITS:
         moment = world.times[edit]
         released = imageryclient.ImageryClient(client=server.client(), timestamp=moment)
-        ours = imagery_dask.ImageryClient(client=server.client(), timestamp=moment)
+        ours = imagery_dask.ImageryClient(client=server.client(), timestamp=moment, outside="fill")
         expected = released.segmentation_cutout(bounds, mip=0)
         np.testing.assert_array_equal(ours.segmentation_cutout(bounds, mip=0), expected)
 

@@ -47,7 +47,7 @@ class World:
     def both(self, **arguments: Any) -> tuple[imageryclient.ImageryClient, imagery_dask.ImageryClient]:
         """Make both clients with additional constructor arguments."""
         arguments = {**self.sources, **arguments}
-        return imageryclient.ImageryClient(**arguments), imagery_dask.ImageryClient(**arguments)
+        return imageryclient.ImageryClient(**arguments), imagery_dask.ImageryClient(**arguments, outside="fill")
 
 
 def make_world(folder: Path, start: Xyz) -> World:
@@ -68,5 +68,5 @@ def make_world(folder: Path, start: Xyz) -> World:
         ),
     }
     x, y, z = (a + n for a, n in zip(start, SHAPE, strict=True))
-    released, ours = imageryclient.ImageryClient(**sources), imagery_dask.ImageryClient(**sources)
+    released, ours = imageryclient.ImageryClient(**sources), imagery_dask.ImageryClient(**sources, outside="fill")
     return World(start, (x, y, z), image, labels, sources, released, ours)

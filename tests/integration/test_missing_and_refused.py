@@ -133,7 +133,7 @@ def test_voxels_outside_are_zero_and_not_missing(
     data: Any, serve: Callable[..., tuple[FileServer, str]], sharded: bool
 ) -> None:
     server, url = serve(sharding=sharded)
-    client = ImageryClient(image_source=url, missing="error")
+    client = ImageryClient(image_source=url, missing="error", outside="fill")
     server.reset()
     with collect_counts() as counts:
         assert not read(client, ((0, 0, 0), (60, 30, 10))).any()

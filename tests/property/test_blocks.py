@@ -58,7 +58,7 @@ def grey() -> np.ndarray:
 def client(tmp_path_factory: pytest.TempPathFactory) -> ImageryClient:
     root = tmp_path_factory.mktemp("blocks")
     image, segmentation = write(root / "em", grey(), "image"), write(root / "seg", labels(), "segmentation")
-    return ImageryClient(image_source=image, segmentation_source=segmentation)
+    return ImageryClient(image_source=image, segmentation_source=segmentation, outside="fill")
 
 
 @st.composite
@@ -338,7 +338,7 @@ def test_tokens_differ_exactly_where_cutouts_differ(client: ImageryClient, first
 def test_tokens_depend_on_every_option_that_changes_voxels(client: ImageryClient) -> None:
     target = ([[10, -18, 0], [20, -10, 4]], OWN)
     fill = cut(client, "image", target)
-    strict = ImageryClient(image_source=client.image_source, missing="error")
+    strict = ImageryClient(image_source=client.image_source, missing="error", outside="fill")
     one_id = FIRST_ID + 5
     arrays = [
         fill,

@@ -73,7 +73,7 @@ def write(folder: Path, start: Any, resolution: Any) -> Volume:
         oracle[oracle.bounds.to_slices()] = coordinate_ids(oracle.voxel_offset, oracle.volume_size, mip)
         oracles.append(oracle)
     # The image layer reads the same files, because an ImageryClient accepts any layer as imagery.
-    return Volume(path, ImageryClient(image_source=path, segmentation_source=path), tuple(oracles))
+    return Volume(path, ImageryClient(image_source=path, segmentation_source=path, outside="fill"), tuple(oracles))
 
 
 @pytest.fixture(scope="module")

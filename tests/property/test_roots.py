@@ -59,7 +59,7 @@ def edit(graph: ChunkedGraph, number: int, timestamp: float | None) -> None:
 
 
 def client_of(server: CaveServer, **options: Any) -> ImageryClient:
-    return ImageryClient(segmentation_source=server.segmentation_source, auth_token=TOKEN, **options)
+    return ImageryClient(segmentation_source=server.segmentation_source, auth_token=TOKEN, outside="fill", **options)
 
 
 def bounds(world: World, low: Any, high: Any) -> np.ndarray:

@@ -131,7 +131,9 @@ def changed(world: World, edit: str) -> tuple[list[int], list[int]]:
 
 def client_of(server: CaveServer, **options: Any) -> ImageryClient:
     """Return a client of the server's segmentation, with a valid token."""
-    return ImageryClient(segmentation_source=server.segmentation_source, **{"auth_token": TOKEN, **options})
+    return ImageryClient(
+        segmentation_source=server.segmentation_source, **{"auth_token": TOKEN, "outside": "fill", **options}
+    )
 
 
 def cut(client: ImageryClient, world: World, box: Box = SOME, mip: int = 0, **options: Any) -> Any:
