@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from imagery_dask.arrays.remap import read_objects
 from imagery_dask.geometry.grid import VoxelGrid, nearest_index
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.cutout import Cutout
-from imagery_dask.sources import Layout, SourceHandle
+from imagery_dask.sources import Layout, Once, SourceHandle
 
 __all__ = ["CutoutArray", "CutoutSlice"]
 
@@ -34,8 +35,11 @@ class CutoutArray:
         Memory order of the blocks that slices return. dask joins blocks in C order; decoders return Fortran order.
     """
 
-    def __init__(self, cutout: Cutout, squeeze: bool = False, layout: Layout = "C") -> None:
+    def __init__(self, cutout: Cutout, squeeze: bool = False, layout: Layout = "C", once: Once | None = None) -> None:
         self.cutout, self.squeeze, self.layout = cutout, squeeze, layout
+        # Masks of one cutout are one array here, however many there are.
+        is_mask = cutout.labels is not None and cutout.labels.mask_of is not None
+        self._once = once or (Once.of(_key(cutout)) if is_mask else Once())
         full = (*cutout.target.shape, cutout.channels)
         # A single channel has no axis; several are the last axis, which is never squeezed.
         axes = [0, 1, 2, 3] if cutout.channels > 1 else [0, 1, 2]
@@ -45,7 +49,7 @@ class CutoutArray:
         self.ndim = len(self.axes)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.cutout, self.squeeze, self.layout)
+        return _unpickled, (self.cutout, self.squeeze, self.layout)
 
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:
         kind = () if self.cutout.kind is None else (self.cutout.kind,)
@@ -71,7 +75,7 @@ class CutoutArray:
 
     def with_layout(self, layout: Layout) -> CutoutArray:
         """Return the same voxels in another memory order."""
-        return CutoutArray(self.cutout, self.squeeze, layout)
+        return CutoutArray(self.cutout, self.squeeze, layout, self._once)
 
     def read(self, target: VoxelGrid, layout: Layout = "F") -> Array:
         """Read a box of the target grid as (x, y, z, channel), in Fortran or C order."""
@@ -79,12 +83,12 @@ class CutoutArray:
         source_nm = cutout.mip.grid.resolution_nm
         handle = SourceHandle(cutout.path, cutout.mip, cutout.missing)
         if target.resolution_nm == source_nm:
-            return read_objects(handle, target, cutout.labels, layout)
+            return read_objects(handle, target, cutout.labels, layout, self._once)
         if cutout.order == 1:
             return _read_linear(handle, target, cutout.mip.grid, layout)
         box = target.at(source_nm)
         # Ids are masked and converted on source voxels, before resizing multiplies them.
-        block = read_objects(handle, box, cutout.labels, layout)
+        block = read_objects(handle, box, cutout.labels, layout, self._once)
         steps = target.steps_from(source_nm)
         indices = [
             nearest_index(target.start[axis], target.shape[axis], steps[axis]) - box.start[axis] for axis in range(3)
@@ -108,6 +112,16 @@ class CutoutArray:
                 part = part if part.ndim else int(part)
             parts[axis] = part
         return parts
+
+
+def _unpickled(cutout: Cutout, squeeze: bool, layout: Layout) -> CutoutArray:
+    return CutoutArray(cutout, squeeze, layout, Once.of(_key(cutout)))
+
+
+def _key(cutout: Cutout) -> Hashable:
+    """Return what the masks of a cutout have in common."""
+    rule = cutout.labels
+    return cutout if rule is None else replace(cutout, labels=replace(rule, mask_of=None))
 
 
 class CutoutSlice:

@@ -15,12 +15,14 @@ from imagery_dask.annotations import Array
 from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.model.chunkedgraph import RootQuery
 from imagery_dask.model.labels import LabelRule
-from imagery_dask.sources import Layout, SourceHandle, look_up_roots, roots_from_leaves
+from imagery_dask.sources import Layout, Once, SourceHandle, active_counts, look_up_roots, roots_from_leaves
 
-__all__ = ["apply_rule", "ids_of", "read_objects", "relabel"]
+__all__ = ["apply_rule", "ids_of", "read_objects", "relabel", "relabel_block"]
 
 
-def read_objects(handle: SourceHandle, box: VoxelGrid, rule: LabelRule | None, layout: Layout) -> Array:
+def read_objects(
+    handle: SourceHandle, box: VoxelGrid, rule: LabelRule | None, layout: Layout, once: Once | None = None
+) -> Array:
     """Read a box of voxels and apply a rule to their ids.
 
     Parameters
@@ -33,6 +35,8 @@ def read_objects(handle: SourceHandle, box: VoxelGrid, rule: LabelRule | None, l
         How stored ids are mapped; None leaves the voxels unchanged.
     layout : {"F", "C"}
         Memory order of the result.
+    once : Once, optional
+        The array that the box is of: supervoxels without a root are logged once for it, unless they are counted.
 
     Returns
     -------
@@ -41,13 +45,13 @@ def read_objects(handle: SourceHandle, box: VoxelGrid, rule: LabelRule | None, l
     """
     if rule is None:
         return handle.read(box, layout)
-    query = rule.query
+    query, once = rule.query, _unless_counted(once)
     if query is None:
         return apply_rule(handle.read(box, layout), rule)
-    return _finished(handle.read(box, layout, lambda stored: ids_of(stored, query, rule)), rule)
+    return _finished(handle.read(box, layout, lambda stored: ids_of(stored, query, rule, once)), rule)
 
 
-def apply_rule(block: Array, rule: LabelRule) -> Array:
+def apply_rule(block: Array, rule: LabelRule, once: Once | None = None) -> Array:
     """Apply a rule to a block of stored ids, which may be changed in place.
 
     Parameters
@@ -64,30 +68,42 @@ def apply_rule(block: Array, rule: LabelRule) -> Array:
     """
     if rule.query is not None:
         stored = kernels.unique_ids(block)
-        return _finished(kernels.remap(block, stored, ids_of(stored, rule.query, rule)), rule)
+        return _finished(kernels.remap(block, stored, ids_of(stored, rule.query, rule, once)), rule)
     return _finished(block if rule.keep is None else kernels.keep_ids(block, rule.keep), rule)
 
 
-def relabel(ids: Array, rule: LabelRule) -> Array:
+def relabel_block(ids: Array, rule: LabelRule) -> Array:
+    """Return a block of a lazy array, mapped as by `relabel`."""
+    return relabel(ids, rule, Once.of(rule))
+
+
+def relabel(ids: Array, rule: LabelRule, once: Once | None = None) -> Array:
     """Return a new array of stored ids, of any shape and integer type, mapped by a rule."""
     own = np.array(ids, dtype=np.uint64 if rule.query is not None else None, order="C", ndmin=1)
-    return apply_rule(own, rule).reshape(np.shape(ids))
+    return apply_rule(own, rule, _unless_counted(once or Once())).reshape(np.shape(ids))
 
 
-def ids_of(supervoxels: NDArray[np.uint64], query: RootQuery, rule: LabelRule) -> NDArray[np.uint64]:
+def ids_of(
+    supervoxels: NDArray[np.uint64], query: RootQuery, rule: LabelRule, once: Once | None = None
+) -> NDArray[np.uint64]:
     """Map distinct, ascending supervoxels by a rule with a query."""
     if rule.keep is None:
-        return look_up_roots(query, supervoxels)
+        return look_up_roots(query, supervoxels, once)
     of_roots = replace(query, stop_layer=None)
     if rule.leaves_within is not None:
         roots = roots_from_leaves(of_roots, rule.keep, rule.leaves_within, supervoxels)
     else:
-        roots = look_up_roots(of_roots, supervoxels) if rule.keep else np.zeros_like(supervoxels)
+        roots = look_up_roots(of_roots, supervoxels, once) if rule.keep else np.zeros_like(supervoxels)
     kept = np.isin(roots, np.array(rule.keep, dtype=np.uint64)) & (roots != 0)
     roots[~kept] = 0
     if query.stop_layer is not None:
-        roots[kept] = look_up_roots(query, supervoxels[kept])
+        roots[kept] = look_up_roots(query, supervoxels[kept], once)
     return roots
+
+
+def _unless_counted(once: Once | None) -> Once | None:
+    """Return None where supervoxels without a root are counted, and told in a report."""
+    return once if active_counts() is None else None
 
 
 def _finished(ids: Array, rule: LabelRule) -> Array:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from imagery_dask.arrays.lazy import lazy_array
 from imagery_dask.arrays.masks import count_ids
 from imagery_dask.arrays.points import stored_ids_at, voxels_of
-from imagery_dask.arrays.remap import relabel
+from imagery_dask.arrays.remap import relabel, relabel_block
 from imagery_dask.client.parameters import describe
 from imagery_dask.client.settings import ClientSettings
 from imagery_dask.model.labels import LabelRequest, RootIds
@@ -122,7 +122,7 @@ class FindsObjects:
         if isinstance(supervoxels, da.Array):
             _check_ids(supervoxels.dtype)
             return supervoxels.map_blocks(
-                relabel, rule, dtype=np.uint64, meta=np.empty((0,) * supervoxels.ndim, np.uint64)
+                relabel_block, rule, dtype=np.uint64, meta=np.empty((0,) * supervoxels.ndim, np.uint64)
             )
         ids = np.asarray(supervoxels)
         _check_ids(ids.dtype, empty=ids.size == 0)

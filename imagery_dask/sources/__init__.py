@@ -11,7 +11,7 @@ from imagery_dask.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from imagery_dask.sources.addresses import normalize_path
-    from imagery_dask.sources.counts import ReadCounts, collect_counts
+    from imagery_dask.sources.counts import Once, ReadCounts, active_counts, collect_counts
     from imagery_dask.sources.credentials import (
         cave_token,
         forget_token,
@@ -28,7 +28,7 @@ else:
         __name__,
         {
             "imagery_dask.sources.addresses": ["normalize_path"],
-            "imagery_dask.sources.counts": ["ReadCounts", "collect_counts"],
+            "imagery_dask.sources.counts": ["Once", "ReadCounts", "active_counts", "collect_counts"],
             "imagery_dask.sources.credentials": [
                 "cave_token",
                 "forget_token",
@@ -46,9 +46,11 @@ else:
 __all__ = [
     "Layout",
     "Missing",
+    "Once",
     "PrecomputedVolume",
     "ReadCounts",
     "SourceHandle",
+    "active_counts",
     "cave_token",
     "cloud_volume",
     "collect_counts",

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["KEYS_KEPT", "ReadCounts", "active_counts", "collect_counts", "count_request", "counting_into"]
+__all__ = ["KEYS_KEPT", "Once", "ReadCounts", "active_counts", "collect_counts", "count_request", "counting_into"]
 
 # Number of keys and ids that the sum of many blocks keeps for display, whatever the size of the volume.
 KEYS_KEPT = 20
+ONCES_KEPT = 1024
 
 
 @dataclass(slots=True)
@@ -84,6 +86,29 @@ class ReadCounts:
         self.zero_roots += len(supervoxels)
         room = KEYS_KEPT - len(self.zero_root_ids)
         self.zero_root_ids += [int(value) for value in supervoxels[:room]]
+
+
+class Once:
+    """Whether it was said of an array that supervoxels have no root."""
+
+    _of_process: ClassVar[dict[Hashable, Once]] = {}
+
+    def __init__(self) -> None:
+        self._lock, self._is_done = threading.Lock(), False
+
+    @classmethod
+    def of(cls, key: Hashable) -> Once:
+        """Return the one that this process has for copies of an array, which arrive with every block."""
+        once = cls._of_process.setdefault(key, cls())
+        while len(cls._of_process) > ONCES_KEPT:
+            del cls._of_process[next(iter(cls._of_process))]
+        return once
+
+    def is_first(self) -> bool:
+        """Return True the first time."""
+        with self._lock:
+            first, self._is_done = not self._is_done, True
+        return first
 
 
 # A context variable, because threads that make requests for this one run in a copy of its context.

@@ -9,6 +9,7 @@ Two functions find the roots of a block's supervoxels:
 
 from __future__ import annotations
 
+import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 from imagery_dask.config import config
 from imagery_dask.geometry.grid import VoxelGrid, bounds_key
 from imagery_dask.model.chunkedgraph import SUPERVOXEL_LAYER, RootQuery
-from imagery_dask.sources.counts import ReadCounts, active_counts
+from imagery_dask.model.moments import describe_moment
+from imagery_dask.sources.counts import Once, ReadCounts, active_counts
 from imagery_dask.sources.graph_server import graph_server
 from imagery_dask.sources.root_cache import RootCache
 from imagery_dask.sources.throttle import request_slots
@@ -35,9 +37,10 @@ LEAF_REQUESTS_IN_FLIGHT = 8
 _caches: dict[tuple[str, str, int, int | None], RootCache] = {}
 _caches_lock = threading.Lock()
 _leaves_lock = threading.Lock()
+_logger = logging.getLogger("imagery_dask")
 
 
-def look_up_roots(query: RootQuery, supervoxels: Ids) -> Ids:
+def look_up_roots(query: RootQuery, supervoxels: Ids, once: Once | None = None) -> Ids:
     """Return the roots of supervoxels, from this process's cache or the server.
 
     Parameters
@@ -46,6 +49,8 @@ def look_up_roots(query: RootQuery, supervoxels: Ids) -> Ids:
         Graph and timestamp.
     supervoxels : numpy.ndarray of uint64, shape (n,)
         Distinct ids, ascending.
+    once : Once, optional
+        The array that the supervoxels are of, if it is to be logged that some have no root.
 
     Returns
     -------
@@ -74,6 +79,12 @@ def look_up_roots(query: RootQuery, supervoxels: Ids) -> Ids:
     collecting = active_counts()
     if collecting is not None:
         collecting.include(counts)
+    if counts.zero_roots and once is not None and once.is_first():
+        _logger.warning(
+            "%d of %d supervoxels have no root at %s, the first is %d: their voxels are 0. Table %s may be younger "
+            "than that, or the ids are not of it. This is said of the first such block of an array.", counts.zero_roots,
+            len(wanted), describe_moment(query.timestamp), counts.zero_root_ids[0], query.graph.table,
+        )  # fmt: skip
     return roots
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import pickle
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +66,38 @@ def test_before_the_graph_existed_there_are_no_objects(
     report = to_zarr(volume, tmp_path / "out.zarr", cluster=threads, progress=False)
     assert (report.counts.zero_roots, report.ok) == (distinct(world), True)
     assert len(client.split_segmentation_cutout(bounds(world, WHOLE), timestamp=world.times["created"] - 1)) == 0
+
+
+CALLS: dict[str, Callable[[ImageryClient, Any, Any], Any]] = {
+    "cutout": lambda client, box, when: client.segmentation_cutout(box, timestamp=when).compute(),
+    "processes": lambda client, box, when: pickle.loads(
+        pickle.dumps(client.segmentation_cutout(box, timestamp=when))
+    ).compute(),
+    "slices": lambda client, box, when: [client.segmentation_cutout(box, timestamp=when)[:, 5].compute()],
+    "dataset": lambda client, box, when: client.dataset(box, timestamp=when).compute(),
+    "roots": lambda client, box, when: client.unique_roots(box, timestamp=when),
+    "masks": lambda client, box, when: list(client.split_segmentation_cutout(box, timestamp=when)),
+    "mask": lambda client, box, when: client.split_segmentation_cutout(box, timestamp=when)[2**56 * 4 + 1].compute(),
+    "point": lambda client, box, when: client.root_at(box[0] + 9, timestamp=when),
+    "remap": lambda client, box, when: client.remap(
+        client.segmentation_cutout(box, root_ids=None).compute(), timestamp=when
+    ),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_supervoxels_without_a_root_are_logged_once_for_each_array(
+    client: ImageryClient, world: World, small_lazy_blocks: None, caplog: pytest.LogCaptureFixture, call: str
+) -> None:
+    box = bounds(world, WHOLE)
+    with caplog.at_level(logging.WARNING, "imagery_dask"):
+        CALLS[call](client, box, world.times["split_1"])
+        assert not caplog.messages
+        before = world.times["created"] - 1
+        for repeat in (1, 2):
+            CALLS[call](client, box, before)
+            assert len(caplog.messages) == (1 if call in ("mask", "processes") else repeat)
+    for message in caplog.messages:
+        assert re.match(
+            r"\d+ of \d+ supervoxels have no root at \d{4}-.*Z, the first is \d+: their voxels are 0", message
+        )
