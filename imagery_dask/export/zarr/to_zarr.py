@@ -194,7 +194,7 @@ class ZarrExport(VolumeExport):
             volumes = [replace(volume, group=LABELS_GROUP) for volume in volumes]
         multiscales = [multiscale_of(volume, options.levels, chunk, shard) for volume in volumes]
         for multiscale in multiscales:
-            _check_chunk(multiscale, options.codec)
+            _check_chunk(multiscale, options.codec_of(multiscale.volume.labels))
         layout = {
             f"{multiscale.volume.name} level {index} {what}": getattr(layout, what)
             for multiscale in multiscales
