@@ -27,6 +27,7 @@ from distributed.deploy.spec import ProcessInterface, SpecCluster
 
 from imagery_dask.annotations import Keywords
 from imagery_dask.cluster.batch_jobs import is_job_queue, system_of
+from imagery_dask.validate import expanded_path
 
 __all__ = [
     "EXTRAS",
@@ -40,7 +41,7 @@ __all__ = [
     "job_names",
     "sized",
     "takes_security",
-    "with_lists",
+    "as_jobqueue_expects",
 ]
 
 # Extras of this package, by the cluster class or package that needs them.
@@ -104,12 +105,19 @@ def takes_security(cluster_class: type) -> bool:
     return is_job_queue(cluster_class) or (inspect.isclass(cluster_class) and issubclass(cluster_class, LocalCluster))
 
 
-def with_lists(cluster_class: type, arguments: Mapping[str, object]) -> Keywords:
-    """Split multi-line strings into lists where dask-jobqueue expects a list; it would iterate over the characters."""
+def as_jobqueue_expects(cluster_class: type, arguments: Mapping[str, object]) -> Keywords:
+    """Return arguments as dask-jobqueue expects them.
+
+    Multi-line strings are split where it expects a list, since it would iterate over the characters, and the home
+    folder in ``log_directory`` is expanded.
+    """
     result = dict(arguments)
     for name in LISTS_OF_JOBQUEUE if is_job_queue(cluster_class) else ():
         if isinstance(text := result.get(name), str):
             result[name] = [line for line in text.splitlines() if line.strip()]
+    # dask-jobqueue makes this folder, and neither it nor a batch system expands "~".
+    if is_job_queue(cluster_class) and isinstance(folder := result.get("log_directory"), str):
+        result["log_directory"] = expanded_path(folder)
     return result
 
 

@@ -23,12 +23,12 @@ from imagery_dask.cluster.classes import (
     UnfitError,
     WorkerSettings,
     accepted_names,
+    as_jobqueue_expects,
     fitted,
     is_cluster_class,
     is_process_class,
     job_names,
     takes_security,
-    with_lists,
 )
 from imagery_dask.cluster.old_names import with_configured, with_new_names
 from imagery_dask.cluster.retiring import retiring
@@ -157,7 +157,7 @@ def load_cluster_file(path: Path, retire_before_s: float | None = None) -> Clust
     driver = _driver(file, cluster_class)
     try:
         arguments = with_configured(cluster_class, arguments)
-        arguments = fitted(cluster_class, with_lists(cluster_class, arguments), settings)
+        arguments = fitted(cluster_class, as_jobqueue_expects(cluster_class, arguments), settings)
         arguments = retiring(cluster_class, arguments, before_s if retire_before_s is None else retire_before_s)
     except UnfitError as error:
         file.refuse(error.key, str(error))
@@ -195,7 +195,7 @@ def _driver(file: Lines, cluster_class: type) -> Keywords:
     if part is None:
         file.refuse("driver", f"'driver' must be a mapping of names to values, like 'arguments'; got {given!r}.")
     part.check_names(job_names(cluster_class) - NOT_DRIVERS, "argument")
-    return with_lists(cluster_class, with_new_names(cluster_class, part))
+    return as_jobqueue_expects(cluster_class, with_new_names(cluster_class, part))
 
 
 def _count(file: Lines, name: str) -> int | None:

@@ -310,6 +310,16 @@ def test_all_cluster_classes_of_dask_are_accepted(tmp_path: Path, name: str) -> 
     assert load_cluster_file(write(tmp_path, f"cluster: {name}\n")).cluster.__name__ == name.rpartition(".")[2]
 
 
+def test_the_home_folder_in_a_folder_of_logs_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = load_cluster_file(write(tmp_path, SLURM % ", log_directory: ~/logs" + "driver: {log_directory: ~/driver}\n"))
+    assert file.arguments["log_directory"] == f"{tmp_path}/logs"
+    assert file.driver["log_directory"] == f"{tmp_path}/driver"
+    with pytest.raises(ValueError, match="~no-such-user-here, the home folder of a user whom this machine does not"):
+        load_cluster_file(write(tmp_path, SLURM % ", log_directory: ~no-such-user-here/logs"))
+
+
 def test_numbers_keep_their_spelling(tmp_path: Path) -> None:
     """YAML 1.1 reads 12:00:00 as a number of base 60, and 0755 as a number of base 8."""
     pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
