@@ -243,7 +243,7 @@ def test_slices_are_right_without_private_names_of_dask(source: str, tmp_path: P
 def test_arrays_are_of_the_type_of_all_that_is_made_of_them(results: dict[str, Any]) -> None:
     assert results["types"] == {0}
     np.testing.assert_array_equal(results["a dataset"]["voxels"], ids()[:, :, 3:5])
-    # In a graph, dask reads blocks whole if a result is also the input of another; no block has other planes than these.
+    # In a graph, dask reads blocks whole if a result is also the input of another; no block has other planes.
     planes = np.s_[:, :, 3:5] if results["expressions"] else np.s_[:, :, :32]
     assert set(results["a dataset"]["reads"]) == chunks_of(planes)
 
