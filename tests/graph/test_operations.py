@@ -7,6 +7,7 @@ slices and all that is made of them.
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 import xarray as xr
 from cloudvolume import CloudVolume
 from distributed import Client, LocalCluster
+from support.programs import python
 from support.volumes import write_volume
 
 from imagery_dask import ImageryClient, to_zarr
@@ -264,34 +266,45 @@ def _stored(ids: Any) -> Any:
 # ------------------------------------------------------------------------------------------------------- the tests
 
 
-@pytest.fixture(scope="module")
-def paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """An image and ids above 2**53, of the same shape."""
-    folder = tmp_path_factory.mktemp("operations")
+def write_volumes(folder: Path) -> tuple[str, str]:
+    """Write an image and ids above 2**53, of the same shape."""
     random = np.random.default_rng(5)
     image = random.integers(0, 256, SHAPE, dtype=np.uint8)
     ids = random.choice(np.array([0, *range(FIRST_ID, FIRST_ID + 6)], dtype=np.uint64), SHAPE)
     written = [
-        write_volume(folder / kind, data, voxel_offset=START, chunk_size=(8, 8, 4), layer_type=kind)
+        write_volume(folder / kind, data, voxel_offset=START, chunk_size=(16, 8, 8), layer_type=kind)
         for kind, data in (("image", image), ("segmentation", ids))
     ]
     return written[0], written[1]
 
 
-@pytest.fixture(scope="module", params=["many blocks", pytest.param("one block", marks=pytest.mark.long)])
-def lazy(request: pytest.FixtureRequest, paths: tuple[str, str]) -> xr.Dataset:
-    with config.set({"lazy.block_bytes": BLOCKS[request.param]}):
+def lazy_dataset(paths: tuple[str, str], blocks: str) -> xr.Dataset:
+    with config.set({"lazy.block_bytes": BLOCKS[blocks]}):
         return ImageryClient(image_source=paths[0], segmentation_source=paths[1]).dataset(BOUNDS)
 
 
-@pytest.fixture(scope="module")
-def eager(paths: tuple[str, str], lazy: xr.Dataset) -> xr.Dataset:
-    """The same dataset, of the voxels that CloudVolume downloads."""
+def eager_dataset(paths: tuple[str, str], lazy: xr.Dataset) -> xr.Dataset:
+    """Return the same dataset, of the voxels that CloudVolume downloads."""
     voxels = {
         name: np.ascontiguousarray(CloudVolume(path, progress=False)[:, :, :])[..., 0]
         for name, path in zip(("image", "segmentation"), paths, strict=True)
     }
     return lazy.assign({name: lazy[name].copy(data=array) for name, array in voxels.items()})
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    return write_volumes(tmp_path_factory.mktemp("operations"))
+
+
+@pytest.fixture(scope="module", params=["many blocks", pytest.param("one block", marks=pytest.mark.long)])
+def lazy(request: pytest.FixtureRequest, paths: tuple[str, str]) -> xr.Dataset:
+    return lazy_dataset(paths, request.param)
+
+
+@pytest.fixture(scope="module")
+def eager(paths: tuple[str, str], lazy: xr.Dataset) -> xr.Dataset:
+    return eager_dataset(paths, lazy)
 
 
 @pytest.fixture(scope="module")
@@ -323,9 +336,7 @@ def same(result: Any, expected: Any) -> None:
         np.testing.assert_array_equal(result, expected)
 
 
-@pytest.mark.parametrize("name", XARRAY)
-@pytest.mark.usefixtures("scheduler")
-def test_xarray(lazy: xr.Dataset, eager: xr.Dataset, name: str) -> None:
+def check_xarray(lazy: xr.Dataset, eager: xr.Dataset, name: str) -> None:
     expected = XARRAY[name](eager.copy())
     result = XARRAY[name](lazy.copy())
     result = result.compute()
@@ -338,19 +349,73 @@ def test_xarray(lazy: xr.Dataset, eager: xr.Dataset, name: str) -> None:
         same(result[variable].values, expected[variable].values)
 
 
-@pytest.mark.parametrize("name", DASK)
-@pytest.mark.usefixtures("scheduler")
-def test_dask(lazy: xr.Dataset, eager: xr.Dataset, name: str) -> None:
+def check_dask(lazy: xr.Dataset, eager: xr.Dataset, name: str) -> None:
     (result,) = dask.compute(DASK[name](da, lazy.image.data, lazy.segmentation.data))
     same(result, DASK[name](np, eager.image.data, eager.segmentation.data))
 
 
-@pytest.mark.parametrize("name", DASK_ONLY)
-@pytest.mark.usefixtures("scheduler")
-def test_dask_alone(lazy: xr.Dataset, eager: xr.Dataset, name: str) -> None:
+def check_dask_alone(lazy: xr.Dataset, eager: xr.Dataset, name: str) -> None:
     function, of_numpy = DASK_ONLY[name]
     (result,) = dask.compute(function(lazy.segmentation.data))
     same(result, of_numpy(eager.segmentation.data))
+
+
+CHECKS = [
+    *((check_xarray, name) for name in XARRAY),
+    *((check_dask, name) for name in DASK),
+    *((check_dask_alone, name) for name in DASK_ONLY),
+]
+
+
+@pytest.mark.parametrize(("check", "name"), CHECKS, ids=lambda value: getattr(value, "__name__", value))
+@pytest.mark.usefixtures("scheduler")
+def test_operations(
+    lazy: xr.Dataset, eager: xr.Dataset, check: Callable[[xr.Dataset, xr.Dataset, str], None], name: str
+) -> None:
+    check(lazy, eager, name)
+
+
+class Voxels:
+    """An array-like of which dask knows as much as of a cutout."""
+
+    def __init__(self, voxels: Any) -> None:
+        self.voxels, self.shape, self.dtype, self.ndim = voxels, voxels.shape, voxels.dtype, voxels.ndim
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.voxels[key]
+
+
+def only_cutouts_fail(folder: Path) -> list[str]:
+    """Return the operations that dask can do with plain arrays, but not with cutouts, in the mode of this process."""
+    paths = write_volumes(folder)
+    lazy = lazy_dataset(paths, "many blocks")
+    eager = eager_dataset(paths, lazy)
+    variables = {}
+    for name in ("image", "segmentation"):
+        voxels, chunks = Voxels(eager[name].values), lazy[name].data.chunks
+        meta = np.empty((0, 0, 0), voxels.dtype)
+        variables[name] = lazy[name].copy(
+            data=da.from_array(voxels, chunks, asarray=False, inline_array=True, meta=meta)
+        )
+    plain = lazy.assign(variables)
+
+    def fails(check: Callable[..., None], dataset: xr.Dataset, name: str) -> bool:
+        try:
+            check(dataset, eager, name)
+        except Exception:
+            return True
+        return False
+
+    computed = [(check, name) for check, name in CHECKS if not fails(check, plain, name)]
+    assert len(computed) > 50
+    return [name for check, name in computed if fails(check, lazy, name)]
+
+
+@pytest.mark.long
+def test_cutouts_as_expressions_do_what_plain_arrays_do(tmp_path: Path) -> None:
+    """dask has not implemented all operations for its array expressions, which it chooses when it is imported."""
+    done = python("-W", "ignore", __file__, tmp_path, env={"DASK_ARRAY__QUERY_PLANNING": "True"})
+    assert (done.code, done.out.strip().splitlines()[-1:]) == (0, ["True []"]), done.error
 
 
 @pytest.mark.usefixtures("scheduler")
@@ -408,3 +473,7 @@ def test_exports_of_datasets_read_from_the_source(
     same(np.asarray(root["labels/segmentation/0"]).T, eager.segmentation.values)
     for group in (root, root["labels/segmentation"]):
         assert group.attrs["imagery_dask"]["mip"] == 0
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{da.array_expr_enabled()} {only_cutouts_fail(Path(sys.argv[1]))}\n")
