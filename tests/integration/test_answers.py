@@ -16,6 +16,7 @@ import brotli
 import numpy as np
 import pytest
 import zstandard
+from requests import Session
 from support.buckets import GcsServer, S3Server
 from support.http_server import Fault, FileServer
 from support.settings import Configure
@@ -108,7 +109,14 @@ def test_names_in_google_cloud_storage_have_any_characters(tmp_path: Path, data:
 
 def test_a_query_is_sent_with_each_request(data: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     _, url = serve()
+    sent: list[str] = []
+    request = Session.get
+    monkeypatch.setattr(
+        Session, "get", lambda self, url, **options: (sent.append(url), request(self, url, **options))[1]
+    )
     np.testing.assert_array_equal(read(f"{url}?token=abc&v=1"), data)
+    assert len(sent) == 3
+    assert all(one.endswith("?token=abc&v=1") for one in sent)
 
 
 # ------------------------------------------------------------------------------------------------- what is data
@@ -173,6 +181,17 @@ def test_pages_are_named(serve: Serve, part: str) -> None:
     server.faults = lambda path, n: Fault(200, body=PAGE) if path == f"/em/{part}" else None
     with pytest.raises(SourceError, match="HTML page .*Please log in"):
         read(url)
+
+
+@pytest.mark.parametrize("start", [0, 20, 1000])
+@pytest.mark.parametrize("status", [200, 206])
+def test_pages_in_place_of_ranges_are_named(serve: Serve, start: int, status: int) -> None:
+    server, url = serve()
+    headers = {"Content-Range": f"bytes {start}-{start + 99}/5000"}
+    server.faults = lambda path, n: Fault(status, headers=headers if status == 206 else {}, body=PAGE)
+    blob = Transport(url).get(Request("8_8_40/0.shard", start, start + 100))
+    assert blob is not None
+    assert "HTML page" in blob.damage
 
 
 @pytest.mark.parametrize("sent", ["bytes 0-99/1000", "bytes 100-300/1000", "bytes 101-200/1000", "nonsense"])

@@ -162,11 +162,12 @@ def _part(response: Response, start: int, stop: int | None, most: int) -> Answer
 
 def _whole(response: Response, start: int | None, most: int) -> Answer:
     """Return an answer with the whole file, cut to the requested range, which a server may ignore."""
-    for _ in _pieces(response, start or 0):
-        pass
+    page = ""
+    for number, piece in enumerate(_pieces(response, start or 0)):
+        page = _html_damage(piece) if number == 0 else page
     content = read_body(response, most if start is not None else most + 1)
     if start is not None:
-        return Answer(content, response.headers, False, _html_damage(content) if start == 0 else "")
+        return Answer(content, response.headers, False, page or (_html_damage(content) if start == 0 else ""))
     check_length(response, len(content), most)
     damage = _html_damage(content)
     if len(content) > most:
