@@ -31,7 +31,7 @@ from imagery_dask.sources import credentials
 from imagery_dask.sources.counts import count_request
 from imagery_dask.sources.failures import brief, forget_request, kind_of, pause_s
 from imagery_dask.sources.files.compression import LARGEST_FILE, decompress
-from imagery_dask.sources.files.http_files import HttpFiles
+from imagery_dask.sources.files.http_files import HttpFiles, TooSlowError
 from imagery_dask.sources.files.local_files import FORMAT_SUFFIX, LocalFiles, local_folder
 from imagery_dask.sources.throttle import request_slots
 from imagery_dask.urls import is_safe_for_tokens, name_in_url, server_of, without_secrets
@@ -45,6 +45,7 @@ __all__ = ["Blob", "Request", "Transport"]
 
 # Requests at the same time from one process, enough to hide the latency of object stores.
 REQUESTS_IN_FLIGHT = 32
+SLOW_ATTEMPTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,9 @@ class Transport:
                     refused = self._refused(request.key, error)
                     forget_request(error)
                     raise refused from error
-                if kind == "final" or attempt == attempts - 1:
+                # Each slow answer has taken a minute and more.
+                last = min(attempts, SLOW_ATTEMPTS) if isinstance(error, TooSlowError) else attempts
+                if kind == "final" or attempt >= last - 1:
                     failed = SourceError(f"Reading {self._name(request.key)} failed: {brief(error)}")
                     forget_request(error)
                     raise failed from error
