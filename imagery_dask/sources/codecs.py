@@ -179,6 +179,10 @@ def _channel_damage(
     bits, tables, values = headers[:, 0] >> OFFSET_BITS, headers[:, 0] % (1 << OFFSET_BITS) + base, headers[:, 1] + base
     if not np.isin(bits, ENCODED_BITS).all():
         return "a block has an invalid number of bits"
+    # Tables and values follow the headers of all blocks; a header that is zeroed points to the first of them.
+    first = base + 2 * len(extents)
+    if (tables < first).any() or ((bits > 0) & (values < first)).any():
+        return "the header of a block points to headers"
     used = -(-_used_values(extents, block_size) * bits // 32)
     if ((bits > 0) & (values + used > len(words))).any():
         return "the values of a block are beyond its end"
