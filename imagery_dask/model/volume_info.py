@@ -28,6 +28,7 @@ GRAPH_FIELDS = ("data_dir", "graph", "app")
 OCDBT_FIELDS = ("ocdbt_seg", "ocdbt_path", "ocdbt_kvstore_spec")
 INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 DATA_TYPES = (*INTEGERS, "float32", "float64")
+DEEPEST = 50
 LARGEST_LENGTH = 2**40
 LARGEST_CHUNK = 2**32
 LARGEST_CHANNELS = 2**16
@@ -81,6 +82,7 @@ def check_info(path: str, info: object, is_graph: bool = False) -> JsonObject:
         raise InvalidInfoError(
             f"The info file of {path!r} is not a JSON object. Give the folder that holds a precomputed volume's info."
         )
+    _check_depth(path, info)
     _check_kind(path, info, is_graph)
     checks = _Checks(path)
     kind = checks.name("type", info, ("image", "segmentation"))
@@ -97,6 +99,17 @@ def check_info(path: str, info: object, is_graph: bool = False) -> JsonObject:
         _check_scale(checks, f"scales[{level}]", scale, data_type, channels) for level, scale in enumerate(scales)
     ]
     return info | {"type": kind, "data_type": data_type, "num_channels": channels, "scales": checked}
+
+
+def _check_depth(path: str, info: JsonObject) -> None:
+    """Raise for an info that functions which follow it down, such as `repr`, could not handle."""
+    values: list[tuple[object, int]] = [(info, 0)]
+    while values:
+        value, depth = values.pop()
+        if depth > DEEPEST:
+            raise InvalidInfoError(f"The info of {path!r} is nested more than {DEEPEST} levels deep. {REMEDY}")
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        values += [(one, depth + 1) for one in inside]
 
 
 def _check_kind(path: str, info: JsonObject, is_graph: bool) -> None:

@@ -23,7 +23,7 @@ from support.settings import Configure
 from support.volumes import coordinate_volume, write_volume
 
 from imagery_dask import ImageryClient, to_precomputed
-from imagery_dask.errors import SourceError
+from imagery_dask.errors import InvalidInfoError, SourceError
 from imagery_dask.sources import collect_counts
 from imagery_dask.sources.transport import Request, Transport
 
@@ -225,6 +225,24 @@ def test_an_unknown_content_encoding_is_named(serve: Serve) -> None:
     _, url = answered(serve, **answer)
     with pytest.raises(SourceError, match="8_8_40/0-32_0-32_0-16.*compression 'shrink' is unknown"):
         read(url)
+
+
+INFOS = {
+    "nothing": b"", "half": b'{"scales": [', "zeros": bytes(100), "no text": b"\xff\xfe", "a page": PAGE,
+    "nested lists": b"[" * 100_000, "nested objects": b'{"a": ' * 100_000, "many digits": b"1" * 10_000, 
+    "null": b"null",
+    "a list": b"[]", "a number": b"NaN", "nested": b'{"a": ' + b"[" * 500 + b"]" * 500 + b"}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", INFOS.values(), ids=INFOS)
+def test_infos_that_are_none_are_refused(serve: Serve, tmp_path: Path, content: bytes) -> None:
+    _, url = serve()
+    (tmp_path / "em" / "info").write_bytes(content)
+    for source in (url, str(tmp_path / "em")):
+        with pytest.raises(InvalidInfoError, match="info.*em'") as caught:
+            ImageryClient(image_source=source)
+        assert len(str(caught.value)) < 600
 
 
 # ------------------------------------------------------------------------------------------------- limits

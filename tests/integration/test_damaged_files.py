@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from support.settings import Configure
 from support.volumes import random_labels, smooth_image, write_volume
 
 from imagery_dask import ImageryClient
-from imagery_dask.errors import CorruptChunkError
+from imagery_dask.errors import CorruptChunkError, SourceError
 
 SHAPE = (64, 32, 16)  # 2 chunks
 ENCODINGS = {
@@ -89,3 +90,13 @@ def test_damaged_parts_of_shards_are_named(
     content[begin:end] = DAMAGES[damage](bytes(content[begin:end]))
     shard.write_bytes(bytes(content))
     check(tmp_path / "em", file_server, "8_8_40/0-32_0-32_0-16")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes")
+def test_a_pipe_in_place_of_a_chunk_is_an_error(tmp_path: Path) -> None:
+    write_volume(tmp_path / "em", voxels_of("uint16"), compress=False)
+    (chunk,) = (tmp_path / "em" / "8_8_40").glob("0-32_*")
+    chunk.unlink()
+    os.mkfifo(chunk)
+    with pytest.raises(SourceError, match=chunk.name):
+        ImageryClient(image_source=str(tmp_path / "em")).image_cutout([[0, 0, 0], SHAPE]).compute()

@@ -44,7 +44,7 @@ class LocalFiles:
         """Return a file's bytes ``start .. stop - 1`` as stored, and its compression; None if it does not exist."""
         path = os.path.join(self.folder, name)
         for encoding, extension in self._extensions:
-            with suppress(FileNotFoundError), open(path + extension, "rb") as file:
+            with suppress(FileNotFoundError), open(path + extension, "rb", opener=_opened) as file:
                 begin = start or 0
                 file.seek(begin)
                 # Python reserves memory for as many bytes as are asked for.
@@ -74,6 +74,11 @@ class LocalFiles:
         if self._extensions[0][0] != encoding:
             first = (encoding, extension)
             self._extensions = [first, *(pair for pair in EXTENSIONS.items() if pair != first)]
+
+
+def _opened(path: str, flags: int) -> int:
+    # A pipe is an error when the file is sought, and opening it does not wait for a writer.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _without_extension(name: str) -> str:

@@ -188,3 +188,12 @@ def test_graphs_with_supervoxels_elsewhere_are_refused(name: str) -> None:
     with pytest.raises(InvalidInfoError, match=f"OCDBT database .*'{name}'"):
         check_info(PATH, INFO | {"graph": {name: "gs://bucket/ocdbt"}}, is_graph=True)
     assert check_info(PATH, INFO | {"graph": {name: False}}, is_graph=True)
+
+
+@pytest.mark.parametrize("field", ["made by", "scales", "graph"])
+def test_a_deeply_nested_info_is_refused(field: str) -> None:
+    nested: Any = []
+    for _ in range(900):
+        nested = [nested]
+    with pytest.raises(InvalidInfoError, match="nested more than 50 levels"):
+        check_info(PATH, INFO | {field: nested})
