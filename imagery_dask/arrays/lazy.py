@@ -76,20 +76,25 @@ class WholeCutout:
     Parameters
     ----------
     array : dask.array.Array
-        The array as dask computes it.
-    source : CutoutArray
-        The cutout that it is.
+        The array of a cutout. Assignments turn it into another one, which dask computes.
     """
 
-    def __init__(self, array: da.Array, source: CutoutArray) -> None:
-        # Not `array` itself, which holds this: it would live until a garbage collection.
-        self.plain, self.source = _again(array), source
+    def __init__(self, array: da.Array) -> None:
+        # A strong reference to the array, which holds this, would keep both until a garbage collection.
+        self._array, self._again = weakref.ref(array), _again(array)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return WholeCutout, (self._again,)
 
     def __call__(self, **kwargs: Any) -> Any:
         """Read the voxels; where a cutout has several blocks, the result is in Fortran order."""
-        array, source = self.plain, self.source
+        own = self._array()
+        array = self._again if own is None or own.name == self._again.name else _again(own)
         if _has_no_client():
             kwargs.setdefault("scheduler", dask.threaded.get)
+        source = source_of(array)
+        if source is None:
+            return array.compute(**kwargs)
         scheduler = get_scheduler(collections=[array], scheduler=kwargs.get("scheduler"))
         if math.prod(array.numblocks) > 1:
             source = source.with_layout("F")
@@ -105,7 +110,7 @@ class WholeCutout:
 
 
 def _again(array: da.Array) -> da.Array:
-    """Return another object of the same array."""
+    """Return another object of the same array, which dask computes."""
     return da.Array(array.expr) if da.array_expr_enabled() else array.copy()
 
 
@@ -185,7 +190,7 @@ def lazy_array(cutout: Cutout, *, squeeze: bool = True) -> da.Array:
 
             array = with_pushdown(array)
     _sources[array.name] = source  # expressions have names of their own
-    array.compute = WholeCutout(array, source)
+    array.compute = WholeCutout(array)
     return array
 
 

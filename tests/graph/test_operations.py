@@ -440,6 +440,25 @@ def test_cutouts_in_datasets_of_the_user(paths: tuple[str, str], eager: xr.Datas
         same(result[name].values, voxels)
 
 
+@pytest.mark.parametrize("changed", ["assigned", "assigned by a mask", "result of a function"])
+def test_an_array_that_is_changed_in_place_is_no_cutout(
+    paths: tuple[str, str], eager: xr.Dataset, changed: str
+) -> None:
+    array = lazy_dataset(paths, "many blocks").segmentation.data
+    expected = eager.segmentation.values.copy()
+    for voxels in (array, expected):
+        if changed == "assigned":
+            voxels[2:5, 3] = 7
+        elif changed == "assigned by a mask":
+            voxels[voxels == ID] = 7
+        else:
+            np.add(voxels, np.uint64(1), out=voxels)
+    assert source_of(array) is None
+    same(array.compute(), expected)
+    same(np.asarray(array), expected)
+    same(lazy_dataset(paths, "many blocks").segmentation.data.compute(), eager.segmentation.values)
+
+
 def test_files_of_xarray(lazy: xr.Dataset, eager: xr.Dataset, tmp_path: Path) -> None:
     def derived(ds: xr.Dataset) -> xr.Dataset:
         return ds.assign(cell=(ds.segmentation == ID).astype("uint8")).drop_attrs()
