@@ -39,8 +39,7 @@ def volume(folder: Path, voxels: NDArray[Any], layer_type: str = "image") -> str
 def level(writer: str, url: Path, index: int = 1) -> NDArray[Any]:
     """Return a level of a store as x, y, z."""
     if writer == "to_zarr":
-        group = url if (url / str(index)).exists() else url / "labels" / "segmentation"
-        return np.asarray(zarr.open_array(group / str(index), mode="r")[:]).T
+        return np.asarray(zarr.open_array(url / str(index), mode="r")[:]).T
     client = ImageryClient(image_source=str(url))
     return np.asarray(client.image_volume(mip=index).data.compute(scheduler="synchronous"))
 
@@ -62,9 +61,7 @@ def test_levels_of_an_image_layer_hold_only_ids_of_the_source(
 ) -> None:
     ids = ids_of(dtype)
     writer(INPUTS[given](volume(tmp_path, ids)), tmp_path / "o", levels=2, progress=False)
-    url = tmp_path / "o" / "image" if given == "dataset" and writer is to_precomputed else tmp_path / "o"
-    if writer is to_precomputed and not (url / "info").exists():
-        url = tmp_path / "o"
+    url = tmp_path / "o"
     np.testing.assert_array_equal(level(writer.__name__, url, 0), ids)
     assert np.isin(level(writer.__name__, url), ids).all()
 
@@ -93,7 +90,6 @@ def test_wide_integers_that_are_an_image_have_means(tmp_path: Path, given: str, 
     options |= PLACE if given in ("numpy", "dask") else {}
     writer(data, tmp_path / "o", levels=2, progress=False, **options)
     url = tmp_path / "o"
-    url = url if writer is to_zarr or (url / "info").exists() else url / "image"
     means = image.astype(np.uint64).reshape(10, 2, 9, 2, 10).sum(axis=(1, 3)) // 4
     np.testing.assert_array_equal(level(writer.__name__, url), means)
 

@@ -21,10 +21,14 @@ from numpy.typing import NDArray
 from support.streams import without_dashboard
 from support.volumes import coordinate_volume, delete_chunks, random_labels, smooth_image, write_volume
 
-from imagery_dask import ImageryClient, to_precomputed, to_zarr
+from imagery_dask import ImageryClient, to_precomputed, to_zarr, verify_export
 from imagery_dask.cli.main import commands
 from imagery_dask.errors import BlockFailedError
+from imagery_dask.export.core.run_options import RunOptions
+from imagery_dask.export.execution.execute import execute
 from imagery_dask.export.precomputed.precomputed_level import PrecomputedLevel
+from imagery_dask.export.precomputed.precomputed_options import PrecomputedOptions
+from imagery_dask.export.precomputed.to_precomputed import PrecomputedExport
 from imagery_dask.kernels import downsample
 from imagery_dask.sources import handle
 from imagery_dask.storage.atomic_files import Files
@@ -635,3 +639,26 @@ def test_the_command_line_writes_small_ids(tmp_path: Path) -> None:
     arguments = ["export", "precomputed", str(tmp_path / "o"), "--segmentation-source", source, "--bounds", *bounds]
     result = CliRunner().invoke(commands, arguments)
     assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("name", ["image", "segmentation"])
+def test_a_dataset_of_one_variable_is_written_to_the_target(tmp_path: Path, ids: Any, name: str) -> None:
+    data = xr.Dataset({name: xr.DataArray(ids, dims=("x", "y", "z"))})
+    to_precomputed(data, tmp_path / "out", **PLACEMENT, **OPTIONS)
+    np.testing.assert_array_equal(read(tmp_path / "out"), ids)
+    assert not (tmp_path / "out" / name).exists()
+
+
+def test_an_export_that_was_begun_in_a_folder_is_resumed_there(tmp_path: Path, ids: Any) -> None:
+    data, url = xr.Dataset({"segmentation": xr.DataArray(ids, dims=("x", "y", "z"))}), tmp_path / "out"
+    options = PrecomputedOptions(chunks=(32, 32, 16), **PLACEMENT)
+    before = PrecomputedExport(data, url, options, in_root=False)
+    execute(before, RunOptions(progress=False))
+    assert not (url / "info").exists()
+    report = to_precomputed(data, url, chunks=(32, 32, 16), progress=False, **PLACEMENT)
+    assert (report.before, report.blocks) == (report.blocks, report.blocks)
+    assert not (url / "info").exists()
+    np.testing.assert_array_equal(read(url / "segmentation"), ids)
+    verify_export(url)
+    to_precomputed(data, url, chunks=(32, 32, 16), progress=False, overwrite=True, **PLACEMENT)
+    np.testing.assert_array_equal(read(url), ids)

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
-import xarray as xr
 from distributed import Client
 
 from imagery_dask.annotations import JsonObject
@@ -83,7 +82,7 @@ def to_precomputed(
     Parameters
     ----------
     data : dask.array.Array, numpy.ndarray, xarray.DataArray or xarray.Dataset
-        As for `to_zarr`. Of a dataset, ``image`` and ``segmentation`` are written to folders of these names.
+        As for `to_zarr`. A dataset of two variables is written to the folders ``image`` and ``segmentation``.
     url : str or path
         Where to write: a local folder, ``s3://``, ``gs://``, or ``memory://`` of this process; ``precomputed://``
         before these means the same.
@@ -149,21 +148,33 @@ class PrecomputedExport(VolumeExport):
     kind = "precomputed"
     format = OutputFormat(volume_reads, _objects, lambda export: (), volume_previews)
 
-    def __init__(self, data: Any, url: str | os.PathLike[str], options: PrecomputedOptions) -> None:
+    def __init__(
+        self, data: Any, url: str | os.PathLike[str], options: PrecomputedOptions, *, in_root: bool = True
+    ) -> None:
+        """Lay out an export; without `in_root`, the one variable of a dataset lies in a folder, as two of them do."""
+        self._data = data
         volumes = as_volumes(data, options.resolution_nm, options.translation_nm, options.kind)
         options.check_names([volume.name for volume in volumes])
         self.layers = [_layer(volume, options) for volume in volumes]
         options.check_quality({layer.info["scales"][0]["encoding"] for layer in self.layers})
-        several = isinstance(data, xr.Dataset)
-        self._folders = [layer.multiscale.volume.name if several else "" for layer in self.layers]
+        self._is_lone = len(volumes) == 1 and volumes[0].variable
+        in_folders = len(volumes) > 1 or (self._is_lone and not in_root)
+        self._folders = [layer.multiscale.volume.name if in_folders else "" for layer in self.layers]
         fields = {
             f"{layer.multiscale.volume.name} {name}": layer.info["scales"][0][key]
             for layer in self.layers
             for name, key in (("encoding", "encoding"), ("chunks", "chunk_sizes"))
         }
         fields |= {"compress": options.compress, "quality": to_json(options.quality), "folders": self._folders}
+        if self._is_lone and in_root:
+            fields["folders"] = ["/"]
         super().__init__([layer.multiscale for layer in self.layers], options, fields)
         self.target = VolumeTarget(url.removeprefix("precomputed://") if isinstance(url, str) else url)
+
+    def earlier(self) -> Iterator[Self]:
+        """Yield the export as version 0.1 wrote it: the one variable of a dataset in a folder."""
+        if self._is_lone:
+            yield type(self)(self._data, self.url, self.options, in_root=False)
 
     def create(self, run: StartedRun, client: Client, regions: Sequence[Region] | None = None) -> None:
         """Write the metadata of the volumes."""
