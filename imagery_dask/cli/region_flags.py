@@ -69,6 +69,10 @@ def region_dataset(
     as_segmentation: bool,
 ) -> xr.Dataset:
     """Return the region that the options select, on the grid of the finer of its layers at the mips that are read."""
+    if image_source is None and segmentation_source is None and datastack is None:
+        raise ValueError("Give what to export: --image-source, --segmentation-source, or both; or a --datastack.")
+    if as_segmentation and segmentation_source is None:
+        raise ValueError("--as-segmentation is about --segmentation-source; give it.")
     client = source_client(
         datastack, server, version, timestamp, resolution=resolution or None, image_source=image_source,
         segmentation_source=segmentation_source, image_mip=image_mip, segmentation_mip=segmentation_mip,

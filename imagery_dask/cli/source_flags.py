@@ -50,6 +50,10 @@ def source_client(
     """Return the client that the options select; `options` are keywords of `ImageryClient`."""
     from imagery_dask.client import ImageryClient
 
+    if version is not None and datastack is None:
+        raise ValueError(f"--version needs --datastack: version={version} needs a CAVEclient, which that makes.")
+    if version is not None and timestamp is not None:
+        raise ValueError("Give --version or --timestamp, not both.")
     # Eight digits are a date in ISO 8601 basic format (20240131), not seconds since 1970.
     if timestamp is not None and timestamp.replace(".", "", 1).isdigit() and len(timestamp) != 8:
         moment: str | float | None = float(timestamp)

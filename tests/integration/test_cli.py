@@ -256,7 +256,8 @@ def test_an_existing_output_is_replaced_on_request_only(
         (("--bounds", 1e30, 0, 0, 2e30, 10, 10), "bounds must be below 2**53"),
         (("--bounds", 0, 0, 0, 1e12, 10, 10), "1,000,000,000,000 voxels long along x; the volume has 96"),
         (("--server", "http://127.0.0.1:9"), "--server needs --datastack"),
-        (("--version", "3"), "version=3 needs a CAVEclient"),
+        (("--version", "3"), "--version needs --datastack"),
+        (("--as-segmentation",), "--as-segmentation is about --segmentation-source"),
     ],
 )
 def test_invalid_options_are_named(
@@ -267,6 +268,14 @@ def test_invalid_options_are_named(
     assert (code, text) == (2, "")
     assert message in error
     assert not out.exists()
+
+
+@pytest.mark.parametrize("command", [("export", "zarr"), ("plan", "precomputed"), ("export", "png")])
+def test_without_a_source_the_flags_are_named(run: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
+    code, text, error = run(*command, tmp_path / "out", *BOUNDS)
+    assert (code, text) == (2, "")
+    assert "--image-source, --segmentation-source, or both; or a --datastack" in error
+    assert "image_source" not in error
 
 
 def test_invalid_files_of_ids_are_refused(run: Run, tmp_path: Path, world: World) -> None:

@@ -586,7 +586,7 @@ def test_the_command_line_writes_every_kind_of_picture(tmp_path: Path, world: Wo
     assert f"{CHUNKS} storage chunks read" in text
     assert len(listing(tmp_path)) == 50 * 2
     ids = world.ids[PART]
-    code, text, error = run(tmp_path / "seg" / "seg", *both(world), "--what", "labels")
+    code, text, error = run(tmp_path / "seg" / "seg", *both(world), "--what", "labels", "--names", "reference")
     assert (code, error) == (0, "")
     check_labels(tmp_path / "seg", ids)
     roots = distinct(ids)[:2]
@@ -597,12 +597,32 @@ def test_the_command_line_writes_every_kind_of_picture(tmp_path: Path, world: Wo
         colors,
     )  # fmt: skip
     assert (code, error) == (0, "")
-    page = picture(tmp_path / "masks" / f"m_slice_7_root_id_{roots[1]}.png")
+    page = picture(tmp_path / "masks" / f"m_slice_07_root_id_{roots[1]}.png")
     inside = (np.uint64(roots[1]) == ids[:, :, 7].T)[..., np.newaxis]
     np.testing.assert_array_equal(page, np.where(inside, (0, 255, 0, 128), 0))
     code, text, error = run(tmp_path / "o" / "o", *both(world), "--what", "overlay", "--alpha", 0.5, "--format", "tiff")
     assert (code, error) == (0, "")
     assert len(listing(tmp_path / "o")) == 30
+
+
+def test_the_command_line_resumes_pictures_with_the_names_that_they_were_begun_with(
+    tmp_path: Path, world: World, run: Run, threads: Client
+) -> None:
+    client = ImageryClient(
+        image_source=f"file://{world.folder}/image", segmentation_source=f"file://{world.folder}/ids"
+    )
+    data = client.dataset(BOUNDS, scale_to_bounds=False)
+    before = to_png(data, tmp_path / "em", names="reference", cluster=threads, progress=False)
+    listed = listing(tmp_path)
+    code, _, error = run(tmp_path / "em", *both(world))
+    assert (code, error) == (0, "")
+    assert listing(tmp_path) == listed
+    assert run(tmp_path / "new", *both(world))[0] == 0
+    new = sorted(name for name in listing(tmp_path) if name.startswith("new"))
+    assert new == [f"new_slice_{index:02d}_imagery.png" for index in range(len(listed))]
+    assert run(tmp_path / "em", *both(world), "--overwrite")[0] == 0
+    assert "em_slice_00_imagery.png" in listing(tmp_path)
+    assert before.blocks > 0
 
 
 @pytest.mark.parametrize(
@@ -639,7 +659,7 @@ def test_invalid_options_exit_with_2_and_write_nothing(
 
 def test_other_arguments_for_existing_pictures_exit_with_2(tmp_path: Path, world: World, run: Run) -> None:
     assert run(tmp_path / "em", *both(world))[0] == 0
-    before = (tmp_path / "em_slice_3_imagery.png").stat().st_mtime_ns
+    before = (tmp_path / "em_slice_03_imagery.png").stat().st_mtime_ns
     code, text, error = run(tmp_path / "em", *both(world))
     assert code == 0
     assert "0 were left to do" in text
@@ -647,5 +667,5 @@ def test_other_arguments_for_existing_pictures_exit_with_2(tmp_path: Path, world
     assert (code, text) == (2, "")
     assert "--overwrite" in error
     assert len(error.splitlines()) == 1
-    assert (tmp_path / "em_slice_3_imagery.png").stat().st_mtime_ns == before
+    assert (tmp_path / "em_slice_03_imagery.png").stat().st_mtime_ns == before
     assert run(tmp_path / "em", *both(world), "--window", "0,200", "--overwrite")[0] == 0

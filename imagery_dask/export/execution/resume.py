@@ -23,11 +23,13 @@ __all__ = ["as_begun", "look_at", "open_end", "open_part", "open_run", "refuse_o
 
 def as_begun(export: Export, overwrite: bool) -> Export:
     """Return the export as the run that it resumes was begun, which an earlier version may have done."""
-    files = export.records
-    if overwrite or files is None:
+    if overwrite or export.records is None:
         return export
     with clear_errors(export.url):
-        return export.as_begun([run.plan.get("decides", {}) for run in runs_in(files)])
+        # Records of pictures lie in a folder for each fingerprint.
+        folders = {files.url: files for one in (export, *export.earlier()) if (files := one.records) is not None}
+        runs = [run for files in folders.values() for run in runs_in(files)]
+        return export.as_begun([run.plan.get("decides", {}) for run in runs])
 
 
 @contextmanager

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_FILES", "ImageOptions", "What"]
 
 What = Literal["imagery", "masks", "labels", "overlay"]
-Names = Literal["reference", "absolute"]
+Names = Literal["reference", "padded", "absolute"]
 MAX_FILES = 1_000_000
 
 
@@ -43,7 +43,10 @@ class ImageOptions:
         2, "Axis along which the region is cut.", choices=("x", "y", "z"), default="z"
     )
     names: Names = option(
-        "reference", "PREFIX_slice_0_imagery.png, or PREFIX_imagery_z021360.png with the slice's voxel index."
+        "reference",
+        "padded: PREFIX_slice_007_imagery.png, which sorts; reference: PREFIX_slice_7_imagery.png, as imageryclient "
+        "names it; absolute: PREFIX_imagery_z021360.png with the slice's voxel index.",
+        default="padded",
     )
     format: Format = option("png", "Kind of the files.")
     root_ids: RootIds = "all"

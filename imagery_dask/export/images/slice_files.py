@@ -25,9 +25,10 @@ def plane_axes(axis: int) -> tuple[int, int]:
 class SliceNames:
     """Names of the files of an export.
 
-    Slices are numbered from 0 in the cutout, as imageryclient does (``em_slice_3_imagery.png``), or by their voxel
-    index (``em_imagery_z021360.png``), padded so that names sort like slices. Negative numbers do not sort: if the
-    first index is negative, the number in the cutout precedes it (``em_imagery_000003_z-000013.png``). Names of tiles
+    Slices are numbered from 0 in the cutout, as imageryclient does (``em_slice_3_imagery.png``), or with as many digits
+    as the last slice has, so that names sort (``em_slice_003_imagery.png``), or by their voxel index
+    (``em_imagery_z021360.png``), padded so that names sort like slices. Negative numbers do not sort: if the first
+    index is negative, the number in the cutout precedes it (``em_imagery_000003_z-000013.png``). Names of tiles
     end with the first row and column, counted like slices: ``_y4096_x0``, or ``_y004096_x000000``.
 
     Parameters
@@ -44,6 +45,8 @@ class SliceNames:
         Include the first row and column of a page in its name.
     extension : str
         Extension without the dot.
+    padded : bool
+        Whether numbers in the cutout have as many digits as the last of them.
     """
 
     stem: str
@@ -52,6 +55,7 @@ class SliceNames:
     start: XYZ | None
     tiled: bool
     extension: str
+    padded: bool = False
 
     def name(self, kind: str, index: int, origin: tuple[int, int] = (0, 0)) -> str:
         """Return the name of a file.
@@ -71,7 +75,7 @@ class SliceNames:
         elif self.shape[self.axis] == 1:
             base = f"{self.stem}_{kind}"
         else:
-            base = f"{self.stem}_slice_{index}_{kind}"
+            base = f"{self.stem}_slice_{self._relative(self.axis, index)}_{kind}"
         return f"{base}{self._tile(origin)}.{self.extension}"
 
     def _tile(self, origin: tuple[int, int]) -> str:
@@ -79,8 +83,12 @@ class SliceNames:
             return ""
         columns, rows = plane_axes(self.axis)
         if self.start is None:
-            return f"_{AXES[rows]}{origin[1]}_{AXES[columns]}{origin[0]}"
+            row, column = self._relative(rows, origin[1]), self._relative(columns, origin[0])
+            return f"_{AXES[rows]}{row}_{AXES[columns]}{column}"
         return f"_{self._absolute(rows, origin[1])}_{self._absolute(columns, origin[0])}"
+
+    def _relative(self, axis: int, index: int) -> str:
+        return f"{index:0{len(str(self.shape[axis] - 1))}d}" if self.padded else str(index)
 
     def _absolute(self, axis: int, index: int) -> str:
         value = (self.start or (0, 0, 0))[axis] + index

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import xarray as xr
@@ -68,7 +68,7 @@ def to_png(
     *,
     what: What = "imagery",
     slice_axis: int | Literal["x", "y", "z"] = 2,
-    names: Literal["reference", "absolute"] = "reference",
+    names: Literal["reference", "padded", "absolute"] = "reference",
     format: Format = "png",
     root_ids: RootIds = "all",
     colors: Mapping[int, Sequence[int]] | None = None,
@@ -110,8 +110,10 @@ def to_png(
         slice whose values stand for ids (see Notes); objects in color over imagery.
     slice_axis : int or {"x", "y", "z"}
         Axis along which the volume is cut.
-    names : {"reference", "absolute"}
-        ``{prefix}_slice_{i}_imagery.png``, as imageryclient names them (without a number for a single slice); or
+    names : {"reference", "padded", "absolute"}
+        ``{prefix}_slice_{i}_imagery.png``, as imageryclient names them (without a number for a single slice); the same
+        with as many digits as the last slice has, so that names sort, as ``imagery-dask export png`` does by default;
+        or
         ``{prefix}_imagery_z021360.png`` with the voxel index of the slice in the grid of `data`, so that names sort.
     format : {"png", "tiff"}
         Kind of the files; TIFF files end in ``.tif``.
@@ -216,12 +218,13 @@ class SliceExport(Export):
     options: ImageOptions
 
     def __init__(self, data: Any, prefix: str | os.PathLike[str], options: ImageOptions) -> None:
+        self._data, self._prefix, self._given = data, prefix, options
         self.volumes = _volumes_of(data, options.what)
         self.options = options = options.for_volumes(self.volumes)
         files, stem = split_prefix(prefix)
         file_names = SliceNames(
             stem, options.axis, self.volumes[0].shape, options.start, options.tile is not None,
-            EXTENSIONS[options.format],
+            EXTENSIONS[options.format], options.names == "padded",
         )  # fmt: skip
         self._edges = storage_edges(self.volumes)
         edges = plan_slices(self._edges, options.axis, options.tile, 1).edges
@@ -232,6 +235,11 @@ class SliceExport(Export):
             self.fingerprint_fields |= voxels_decided_by(volume)
         self.fingerprint_fields |= {name: value for name, value in to_json(options).items() if name != "max_files"}
         self.check_count(kinds)
+
+    def earlier(self) -> Iterator[Self]:
+        """Yield the export with the names that ``imagery-dask export png`` of version 0.1 gave by default."""
+        if self._given.names == "padded":
+            yield type(self)(self._data, self._prefix, replace(self._given, names="reference"))
 
     @property
     def files(self) -> Files:

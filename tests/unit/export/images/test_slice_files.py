@@ -39,3 +39,20 @@ def test_absolute_names_sort_in_the_order_of_slices(first: int) -> None:
     listed = [called.name("imagery", index) for index in range(20)]
     assert sorted(listed) == listed
     assert [int(name.rpartition("_z")[2].removesuffix(".png")) for name in listed] == list(range(first, first + 20))
+
+
+@pytest.mark.parametrize("count", [1, 2, 10, 11, 100, 101, 1001])
+def test_padded_names_sort_in_the_order_of_slices_and_tiles(count: int) -> None:
+    called = SliceNames("em", 2, (2000, 300, count), None, True, "png", padded=True)
+    listed = [
+        called.name("imagery", index, (column, row))
+        for index in range(count)
+        for row in range(0, 300, 64)
+        for column in range(0, 2000, 512)
+    ]
+    assert sorted(listed) == listed
+    assert len(set(listed)) == len(listed)
+    if count == 1001:
+        assert listed[:2] == ["em_slice_0000_imagery_y000_x0000.png", "em_slice_0000_imagery_y000_x0512.png"]
+    if count == 10:  # no more digits than the last slice has
+        assert listed[0] == "em_slice_0_imagery_y000_x0000.png"
