@@ -415,9 +415,12 @@ def test_the_old_volume_stays_until_its_replacement_is_complete(tmp_path: Path, 
     with pytest.raises(Stopped):
         to_precomputed(255 - image, out, overwrite=True, cluster=threads, **PLACEMENT, **(OPTIONS | {"progress": stop}))
     assert contents(out) == before
-    # The volume that is replaced may be the one that is read.
+    # The volume that is replaced may not be the one that is read.
     source = ImageryClient(image_source=f"precomputed://file://{out}").image_volume()
-    to_precomputed(255 - source, out, overwrite=True, cluster=threads, **OPTIONS)
+    with pytest.raises(FileExistsError, match="which the export reads: it would be overwritten"):
+        to_precomputed(255 - source, out, overwrite=True, cluster=threads, **OPTIONS)
+    assert contents(out) == before
+    to_precomputed(255 - image, out, overwrite=True, cluster=threads, **PLACEMENT, **OPTIONS)
     np.testing.assert_array_equal(read(out), 255 - image)
     assert not [name for name in contents(out) if name.endswith((".gz", ".partial"))]
 
