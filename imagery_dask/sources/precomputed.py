@@ -31,7 +31,7 @@ from imagery_dask.sources.failures import brief, pause_s
 from imagery_dask.sources.graph_server import read_graph_info
 from imagery_dask.sources.label_tables import LabelTables
 from imagery_dask.sources.transport import Blob, Request, Transport
-from imagery_dask.urls import server_of
+from imagery_dask.urls import server_of, without_secrets
 
 if TYPE_CHECKING:
     from imagery_dask.sources.shards import ShardedChunks
@@ -47,6 +47,7 @@ Fetched = tuple[VoxelGrid, Blob | None]
 TILE = 16
 REDIRECTS = 10
 LARGEST_INFO = 2**26
+GRAPH_PATH = "/table/"
 LARGEST_PROPERTIES = 2**30
 # Bytes of an encoded chunk, for each byte of its voxels and in addition. In compressed_segmentation with blocks of one
 # voxel, a label of 4 bytes takes 12; compression of incompressible data adds a little.
@@ -319,21 +320,36 @@ def _read_flat_info(path: str) -> tuple[Transport, object]:
     server = server_of(path)
     for _ in range(REDIRECTS):
         transport = Transport(path, login=server_of(path) == server)
-        blob = transport.get(Request("info", most=LARGEST_INFO))
+        hint = _graph_hint(path)
+        try:
+            blob = transport.get(Request("info", most=LARGEST_INFO))
+        except SourceError as error:
+            if not hint:
+                raise
+            raise type(error)(f"{error}{hint}") from error.__cause__
         if blob is None:
             raise SourceNotFoundError(
                 f"There is no precomputed volume at {path!r}: it has no info file. Check the path; it must be the "
                 "folder that holds 'info', for example precomputed://gs://bucket/layer or file:///data/layer."
+                f"{hint}"
             )
         try:
             info = json.loads(blob.decompressed(LARGEST_INFO))
         except (ValueError, RecursionError) as error:
             raise InvalidInfoError(f"The info file of {path!r} is not JSON: {brief(error)}") from error
         target = info.get("redirect") if isinstance(info, dict) else None
-        if not target or target == path:
+        following = named_by_info(path, "redirect", target) if target and target != path else path
+        if following == path:
             return transport, info
-        path = named_by_info(path, "redirect", target)
+        path = following
     raise SourceError(f"The info of {path!r} redirects more than {REDIRECTS} times.")
+
+
+def _graph_hint(path: str) -> str:
+    """Return the right spelling of a path that looks like one of a graph server, which asks for a token."""
+    url = path.removeprefix("precomputed://").removeprefix("middleauth+")
+    looks_like_graph = url.startswith(("http://", "https://")) and GRAPH_PATH in url
+    return f" A dynamic segmentation is given as {GRAPHENE}{without_secrets(url)}." if looks_like_graph else ""
 
 
 def _check_decodable(layer: Layer) -> None:

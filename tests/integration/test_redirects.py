@@ -100,6 +100,29 @@ def test_a_redirect_is_followed_without_login(
     assert logins == [(f"{server.url}/old", True), (f"{other.url}/em", False)]
 
 
+@pytest.mark.parametrize("target", ["{url}", "{url}/", "precomputed://{url}"])
+def test_a_redirect_to_itself_is_none(tmp_path: Path, file_server: FileServer, target: str) -> None:
+    data = coordinate_volume(SHAPE, dtype=np.uint8)
+    write_volume(tmp_path / "em", data)
+    url = f"{file_server.url}/em"
+    info = json.loads((tmp_path / "em" / "info").read_text())
+    (tmp_path / "em" / "info").write_text(json.dumps(info | {"redirect": target.format(url=url)}))
+    np.testing.assert_array_equal(ImageryClient(image_source=url).image_cutout([[0, 0, 0], SHAPE]).compute(), data)
+
+
+@pytest.mark.parametrize("target", ["file://{folder}/em", "{folder}/em", "middleauth+{url}/em", "{url}/a", 5])
+def test_a_redirect_that_is_not_followed_is_an_error(tmp_path: Path, file_server: FileServer, target: Any) -> None:
+    write_volume(tmp_path / "em", coordinate_volume(SHAPE, dtype=np.uint8))
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        named = target.format(folder=tmp_path, url=file_server.url) if isinstance(target, str) else target
+        (tmp_path / name / "info").write_text(
+            json.dumps({"redirect": named if name == "b" else f"{file_server.url}/b"})
+        )
+    with pytest.raises(SourceError, match="redirect"):
+        ImageryClient(image_source=f"{file_server.url}/a")
+
+
 def test_a_token_stays_on_its_server_after_a_redirect(
     tmp_path: Path, http_server_factory: Callable[..., FileServer]
 ) -> None:

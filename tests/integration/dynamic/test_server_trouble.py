@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
 import numpy as np
 import pytest
+import requests
 from support.dynamic import (
     TOKEN,
     WHOLE,
@@ -181,3 +183,40 @@ def test_a_server_of_another_kind_is_an_error(server: CaveServer, no_pauses: Non
         with pytest.raises(SourceError, match="demo_v1") as failed:
             client_of(server)
         assert_clean(failed.value)
+
+
+def answering(server: CaveServer, **changes: Any) -> None:
+    """Let a server answer a changed info of its graph."""
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    info = requests.get(f"{server.url}/segmentation/table/demo_v1/info", headers=headers, timeout=20).json()
+    graph = info["graph"] | changes.pop("graph", {})
+    body = json.dumps(info | {"graph": graph} | changes).encode()
+    server.faults = lambda name, n: Fault(status=200, body=body) if name == "info" else None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"graph": {"ocdbt_seg": True}}, "OCDBT database .*'ocdbt_seg'"),
+        ({"graph": {"ocdbt_path": "gs://bucket/ocdbt"}}, "OCDBT database .*'ocdbt_path'"),
+        ({"graph": {"chunk_size": [0, 32, 16]}}, "graph.chunk_size"),
+        ({"data_type": "float32"}, "data_type of its info is 'float32'"),
+        ({"data_dir": "middleauth+https://other/em"}, "data_dir .* asks for a token to be sent to another server"),
+        ({"data_dir": None}, "data_dir .* is no path"),
+    ],
+    ids=str,
+)
+def test_infos_of_graphs_that_cannot_be_read_are_refused(
+    server: CaveServer, changes: dict[str, Any], message: str
+) -> None:
+    answering(server, **changes)
+    with pytest.raises(SourceError, match=message):
+        ImageryClient(segmentation_source=server.segmentation_source, auth_token=TOKEN)
+
+
+def test_the_address_of_a_graph_without_its_scheme_is_refused_with_the_right_spelling(server: CaveServer) -> None:
+    address = server.segmentation_source
+    assert address.startswith("graphene://")
+    with pytest.raises(SourceError) as refused:
+        ImageryClient(segmentation_source=address.removeprefix("graphene://"))
+    assert address in str(refused.value)
