@@ -46,9 +46,10 @@ def check(folder: Path, file_server: FileServer, name: str) -> None:
             client.image_cutout([[0, 0, 0], [32, 32, 16]]).compute(scheduler="synchronous")
 
 
-@pytest.mark.parametrize("compress", ["gzip", "br"])
+@pytest.mark.parametrize(
+    ("encoding", "compress"), [*((encoding, "gzip") for encoding in ENCODINGS), ("raw", "br"), ("crackle", "br")]
+)
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("encoding", ENCODINGS)
 def test_damaged_chunks_are_named(
     tmp_path: Path, file_server: FileServer, encoding: str, damage: str, compress: str
 ) -> None:
