@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from imagery_dask.geometry.grid import AXES, VoxelGrid, ratio, voxel_bounds
+from imagery_dask.geometry.grid import AXES, VoxelGrid, voxel_bounds
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.arguments import Triple, corners
 from imagery_dask.model.chunkedgraph import RootQuery
@@ -332,6 +332,8 @@ def _corners(request: CutoutRequest, voxel_nm: Triple) -> tuple[Triple, Triple]:
     else:
         return corners(request.bounds)
     center = np.asarray(triple("bounds (the center, since a size is given)", request.bounds))
+    # Sizes that follow from a division of floats are whole where they were meant to be.
+    size = Vec3.of(size).map(lambda length: round(length) if abs(length - round(length)) < 1e-6 else length)
     lower = center - np.floor_divide(size, 2)
     x0, y0, z0 = lower.tolist()
     x1, y1, z1 = (lower + np.asarray(size)).tolist()
@@ -341,7 +343,7 @@ def _corners(request: CutoutRequest, voxel_nm: Triple) -> tuple[Triple, Triple]:
 def dimensions_in(image_size: ArrayLike, voxel_nm: Triple, resolution: Triple) -> Triple:
     """Return the size, in voxels of `resolution`, of `image_size` pixels of `voxel_nm`; z is 1 for a 2-element size."""
     size = sizes("image_size", image_size, whole=True)
-    x, y, z = Vec3.of(size).map(lambda pixels, *nm: float(Fraction(pixels) * ratio(*nm)), voxel_nm, resolution)
+    x, y, z = Vec3.of(size).map(lambda pixels, own_nm, other_nm: pixels * own_nm / other_nm, voxel_nm, resolution)
     return (x, y, z if np.size(np.asarray(image_size)) == 3 else 1.0)
 
 

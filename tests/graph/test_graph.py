@@ -180,7 +180,7 @@ def test_the_size_of_a_graph_grows_with_the_block_edges_only(tmp_path: Path) -> 
 
 def test_blocks_of_a_coarser_result_are_bounded_in_source_and_result(tmp_path: Path) -> None:
     """A block of a much coarser result must not read a thousand times its own size."""
-    client = ImageryClient(image_source=write_info(tmp_path / "em", 64_000))
+    client = ImageryClient(image_source=write_info(tmp_path / "em", 64_000), outside="fill")
     for resolution in [(8, 8, 40), (16, 16, 40), (64, 64, 40), (128, 128, 160)]:
         array = client.image_cutout([[200] * 3, [700] * 3], resolution=resolution, scale_to_bounds=True)
         source_ = lazy.source_of(array)

@@ -418,7 +418,7 @@ def test_the_number_of_source_chunks_is_exact(
     size: Any, scale: Any, order: int, block: int, data: Any,
 ) -> None:  # fmt: skip
     folder = tmp_path_factory.mktemp("geometry")
-    client = ImageryClient(image_source=empty_volume(folder / "em", shape, offset, (8, 8, 40), chunk))
+    client = ImageryClient(image_source=empty_volume(folder / "em", shape, offset, (8, 8, 40), chunk), outside="fill")
     start = np.add(offset, low)
     if scale is None:
         array = client.image_cutout([start, start + size], mip=0)
