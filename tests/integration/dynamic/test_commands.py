@@ -109,7 +109,7 @@ def test_the_command_counts_supervoxels_without_a_root(
         (["--timestamp", "2100-01-01"], "future"),
         (["--timestamp", "soon"], "date and time"),
         (["--version", "9"], "Version 9 of datastack"),
-        (["--version", "2", "--timestamp", "now"], "excludes timestamp"),
+        (["--version", "2", "--timestamp", "now"], "not both"),
         (["--root-ids", "1.5"], "whole numbers"),
         (["--root-ids", "-5"], "root_ids"),
         (["--root-ids", "123"], "not root ids of table"),
