@@ -185,7 +185,7 @@ class ExportPlan:
                 f"The plan has version {content.get('version')!r}, and this program reads version {VERSION}; plan "
                 "again, or use the program that made it."
             )
-        if content.get("kind") not in PLAN_KINDS:
+        if "kind" in content and content["kind"] not in PLAN_KINDS:
             raise ValueError(
                 f"The plan is of an export to {content.get('kind')!r}, and this program writes "
                 f"{', '.join(PLAN_KINDS)}; plan again, or use the program that made it."
