@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import types
 import typing
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, cast
 
@@ -15,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
 
-__all__ = ["NEWER", "flat", "from_json", "to_json"]
+__all__ = ["NEWER", "flat", "from_json", "json_object", "to_json"]
 
 T = TypeVar("T")
 
@@ -25,6 +27,14 @@ DIGITS = re.compile(r"-?[0-9]+")
 ERRORS_SHOWN = 3
 # Metadata of a field that earlier versions did not have: it is left out of the JSON where it has its default.
 NEWER = {"newer": True}
+
+
+def json_object(content: bytes | None) -> dict[str, Any] | None:
+    """Return the JSON object that a file holds; None if there is no file, or if it holds anything else."""
+    with suppress(ValueError, RecursionError):
+        value = json.loads(content or b"null")
+        return value if isinstance(value, dict) else None
+    return None
 
 
 def to_json(value: object) -> Any:

@@ -283,9 +283,7 @@ def resolve_pair(
 
 def _kind(layer: Layer, labels: LabelRule | None) -> Kind | None:
     """Return what a cutout's voxels are where that does not follow from its rule and data type."""
-    if labels is not None:
-        return None
-    return layer.given_kind or ("segmentation" if layer.kind == "segmentation" else None)
+    return layer.told_kind if labels is None else None
 
 
 def _check_options(missing: str, order: int, layer: Layer) -> None:

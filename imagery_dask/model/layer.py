@@ -97,11 +97,14 @@ class Layer:
     given_kind: Kind | None = None
 
     @property
+    def told_kind(self) -> Kind | None:
+        """What voxels are where the caller says so, or the info of a segmentation; None leaves it to the data type."""
+        return self.given_kind or ("segmentation" if self.kind == "segmentation" else None)
+
+    @property
     def holds_ids(self) -> bool:
         """True if voxels are ids: the caller says so, or the info, or they are integers of 32 bits and more."""
-        if self.given_kind is not None:
-            return self.given_kind == "segmentation"
-        return self.kind == "segmentation" or are_ids(self.dtype)
+        return are_ids(self.dtype) if self.told_kind is None else self.told_kind == "segmentation"
 
     @classmethod
     def from_info(cls, path: str, info: JsonObject, graph: ChunkedGraph | None = None) -> Layer:

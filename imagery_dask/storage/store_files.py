@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from imagery_dask.annotations import JsonObject
+from imagery_dask.serialization import json_object
 from imagery_dask.sources.files.local_files import EXTENSIONS
 from imagery_dask.storage.buckets import files_at, parse_bucket_url, s3_store
 
@@ -160,9 +160,12 @@ class ZarrFiles:
 
     def _read_node(self, folder: str) -> JsonObject | None:
         for name in ("zarr.json", ".zarray", ".zgroup"):
-            node = _json(self.read(folder + name))
-            if node is not None:
-                return node if name == "zarr.json" else node | {"attributes": _json(self.read(f"{folder}.zattrs"))}
+            node = json_object(self.read(folder + name))
+            if node is None:
+                continue
+            if name == "zarr.json":
+                return node
+            return node | {"attributes": json_object(self.read(f"{folder}.zattrs"))}
         return None
 
 
@@ -198,10 +201,3 @@ def _plain(name: str) -> str:
 def first_foreign(url: str, has: Callable[[str], bool], most: int = 3) -> list[str]:
     """Return the names of the first few files below a URL that are not part of the store there."""
     return list(islice((name for name in names_in(url) if not has(name)), most))
-
-
-def _json(content: bytes | None) -> JsonObject | None:
-    with suppress(ValueError, RecursionError):
-        value = json.loads(content or b"null")
-        return value if isinstance(value, dict) else None
-    return None

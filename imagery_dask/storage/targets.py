@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 from uuid import uuid4
 
 from imagery_dask.annotations import JsonObject
+from imagery_dask.serialization import json_object
 from imagery_dask.storage.atomic_files import Files, records_folder
 from imagery_dask.storage.buckets import clear_errors, files_at, parse_bucket_url, s3_store
 from imagery_dask.storage.store_files import (
@@ -287,9 +287,9 @@ class VolumeTarget(FolderTarget):
         """Return the folders and contents of info files, at the root and in the folders."""
         files, infos = Files.at(self.url), []
         for folder in ("", *(f"{name}/" for name in self.FOLDERS)):
-            with suppress(ValueError, NotADirectoryError, RecursionError):
-                info = json.loads(files.get(f"{folder}info") or b"null")
-                if isinstance(info, dict) and isinstance(info.get("scales"), list):
+            with suppress(NotADirectoryError):
+                info = json_object(files.get(f"{folder}info"))
+                if info is not None and isinstance(info.get("scales"), list):
                     infos.append((folder, info))
         return infos
 

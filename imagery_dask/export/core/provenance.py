@@ -12,7 +12,6 @@ from imagery_dask.model.labels import LabelRule
 from imagery_dask.run import RunReport
 from imagery_dask.sources import ReadCounts
 from imagery_dask.storage.store_files import KEY
-from imagery_dask.urls import without_secrets
 
 if TYPE_CHECKING:
     from imagery_dask.export.core.inputs import Volume
@@ -34,7 +33,6 @@ def provenance(volume: Volume) -> JsonObject:
     cutout = volume.source.cutout
     target = cutout.target
     attributes |= described(cutout) | {
-        "source": without_secrets(cutout.path),
         "bounds_voxels": [list(target.start), list(target.stop)],
         "source_resolution_nm": list(cutout.mip.grid.resolution_nm),
         "missing_rule": cutout.missing,

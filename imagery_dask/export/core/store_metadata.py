@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from imagery_dask.annotations import JsonObject
 from imagery_dask.export.core.run_states import StartedRun
 from imagery_dask.records.lease import NoLease
 from imagery_dask.records.runs import target_url
+from imagery_dask.serialization import json_object
 from imagery_dask.storage.atomic_files import Files, flush
 
 if TYPE_CHECKING:
@@ -93,10 +92,10 @@ def _damage(name: str, content: bytes | None, kept: str | None) -> str | None:
         return EMPTY
     if name.endswith(".csv"):
         return None if kept is None or content == kept.encode() else "it is not as it was written"
-    now = _json(content)
+    now = json_object(content)
     if now is None:
         return UNREADABLE
-    before = {} if kept is None else _json(kept.encode()) or {}
+    before = {} if kept is None else json_object(kept.encode()) or {}
     other = [key for key in before if not _agrees(name, key, before[key], now.get(key))]
     return f"it says other things of {', '.join(map(repr, other[:3]))}" if other else None
 
@@ -109,10 +108,3 @@ def _agrees(name: str, key: str, before: Any, now: Any) -> bool:
     if key == "scales" and isinstance(now, list):  # further mips may have been added
         return bool(now[: len(before)] == before)
     return bool(now == before)
-
-
-def _json(content: bytes) -> JsonObject | None:
-    with suppress(ValueError, RecursionError):
-        value = json.loads(content)
-        return value if isinstance(value, dict) else None
-    return None

@@ -204,12 +204,7 @@ def _records_of(export: Export) -> Files:
 
 def _living(runs: list[Run], target: Target) -> list[Run]:
     """List the runs that were begun and whose store still exists."""
-    return [run for run in runs if run.begun and _exists(run, target)]
-
-
-def _exists(run: Run, target: Target) -> bool:
-    """Return True if the store of a run exists, perhaps without its metadata."""
-    return target.holds(url_of(run, target), written=run.records.has("receipts"))
+    return [run for run in runs if run.begun and target.holds(url_of(run, target), written=run.records.has("receipts"))]
 
 
 def _record_of(export: Export, living: list[Run]) -> Run | None:

@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -27,7 +26,7 @@ from imagery_dask.export.planning.sampling import Sample, Sampling, sample_block
 from imagery_dask.geometry.block_plan import BlockPlan
 from imagery_dask.humanize import human_bytes, human_time
 from imagery_dask.run import RunReport
-from imagery_dask.serialization import to_json
+from imagery_dask.serialization import json_object, to_json
 from imagery_dask.validate import expanded_path
 
 __all__ = ["Estimate", "PlannedExport", "Span", "plan_export"]
@@ -190,17 +189,9 @@ class PlannedExport:
         """Write the plan to a file."""
         file = Path(expanded_path(path))
         # A device, such as /dev/stdout, is written to.
-        if file.is_file() and file.stat().st_size and not _is_saved(file):
+        if file.is_file() and file.stat().st_size and (json_object(file.read_bytes()) or {}).get("format") != FORMAT:
             raise FileExistsError(f"{file} exists and is no saved plan: it will not be replaced; choose another name.")
         file.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-
-
-def _is_saved(file: Path) -> bool:
-    """Return True for a plan as `save` writes it."""
-    with suppress(ValueError, RecursionError):
-        content = json.loads(file.read_bytes())
-        return isinstance(content, dict) and content.get("format") == FORMAT
-    return False
 
 
 def plan_export(
