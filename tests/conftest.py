@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -140,3 +141,15 @@ def configure() -> Iterator[Configure]:
 def _short_pauses(configure: Configure) -> None:
     """Shorten the pauses between attempts at a block in this process; other processes use the defaults."""
     configure("run.pauses_s", (0.05, 0.1, 0.2))
+
+
+@pytest.fixture
+def logged_warnings() -> Iterator[list[str]]:
+    """Collect the warnings that the package logs; dask-jobqueue can silence the handler of pytest's `caplog`."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("imagery_dask")
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -48,15 +47,3 @@ def cluster_file(tmp_path: Path, batch_system: Slurm, monkeypatch: pytest.Monkey
     file = tmp_path / "slurm.yaml"
     file.write_text(yaml.safe_dump(content))
     return file
-
-
-@pytest.fixture
-def logged_warnings() -> Iterator[list[str]]:
-    """Collect the warnings that the package logs; dask-jobqueue can silence the handler of pytest's `caplog`."""
-    messages: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("imagery_dask")
-    logger.addHandler(handler)
-    yield messages
-    logger.removeHandler(handler)

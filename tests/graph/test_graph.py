@@ -10,7 +10,6 @@ import pickletools
 import threading
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import zarr
 from cloudvolume import CloudVolume
 from dask.base import tokenize
 from dask.blockwise import Blockwise
-from distributed import Client, LocalCluster
+from distributed import Client
 from support.settings import Configure
 
 from imagery_dask import ImageryClient, to_zarr
@@ -71,16 +70,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture
 def client(source: str) -> ImageryClient:
     return ImageryClient(image_source=source, segmentation_source=source)
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Client]:
-    """A cluster of threads in this process, where reads can be counted."""
-    with (
-        LocalCluster(processes=False, n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as started,
-        Client(started, set_as_default=False) as client,
-    ):
-        yield client
 
 
 @pytest.fixture
@@ -327,12 +316,12 @@ def test_opening_layers_reads_no_chunk(client: ImageryClient, fetched: Counter[s
 
 @pytest.mark.parametrize("chunks", [(32, 32, 16), (64, 32, 64), (16, 16, 16), (128, 96, 64)])
 def test_an_aligned_export_reads_every_chunk_once(
-    client: ImageryClient, cluster: Client, fetched: Counter[str], tmp_path: Path, chunks: tuple[int, int, int],
+    client: ImageryClient, threads: Client, fetched: Counter[str], tmp_path: Path, chunks: tuple[int, int, int],
     configure: Configure,
 ) -> None:  # fmt: skip
     configure("export.block_bytes", 2**18)  # gives several blocks
     volume = client.segmentation_volume()
-    report = to_zarr(volume, tmp_path / "out.zarr", chunks=chunks, cluster=cluster, progress=False)
+    report = to_zarr(volume, tmp_path / "out.zarr", chunks=chunks, cluster=threads, progress=False)
     assert report.ok
     assert report.blocks > (1 if chunks != SHAPE else 0)
     assert report.counts.chunks == 4 * 3 * 4
@@ -342,13 +331,13 @@ def test_an_aligned_export_reads_every_chunk_once(
 
 
 def test_an_export_of_a_region_reads_every_chunk_it_crosses_once(
-    client: ImageryClient, cluster: Client, fetched: Counter[str], tmp_path: Path, configure: Configure
+    client: ImageryClient, threads: Client, fetched: Counter[str], tmp_path: Path, configure: Configure
 ) -> None:
     """Blocks begin at common edges of both grids, although the region begins within a chunk."""
     configure("export.block_bytes", 2**18)
     bounds = [[START[0] + 16, START[1], START[2] + 8], [a + n for a, n in zip(START, SHAPE, strict=True)]]
     cutout = client.segmentation_cutout(bounds, convert_to_int64=False)
-    report = to_zarr(cutout, tmp_path / "out.zarr", chunks=(16, 32, 8), cluster=cluster, progress=False)
+    report = to_zarr(cutout, tmp_path / "out.zarr", chunks=(16, 32, 8), cluster=threads, progress=False)
     assert report.ok
     assert report.blocks > 1
     assert report.counts.chunks == 4 * 3 * 4
@@ -439,7 +428,7 @@ def test_computing_a_cutout_needs_its_memory_once(client: ImageryClient, configu
 
 
 def test_a_cutout_computed_on_a_cluster_arrives_block_by_block(
-    client: ImageryClient, fetched: Counter[str], cluster: Client, monkeypatch: pytest.MonkeyPatch, configure: Configure
+    client: ImageryClient, fetched: Counter[str], threads: Client, monkeypatch: pytest.MonkeyPatch, configure: Configure
 ) -> None:
     configure("lazy.block_bytes", 8 * 32 * 32 * 16)
     array = client.segmentation_cutout([START, [a + n for a, n in zip(START, SHAPE, strict=True)]], mip=0)
@@ -452,7 +441,7 @@ def test_a_cutout_computed_on_a_cluster_arrives_block_by_block(
         return futures
 
     monkeypatch.setattr(Client, "compute", recording)
-    voxels = array.compute(scheduler=cluster)
+    voxels = array.compute(scheduler=threads)
     assert len(keys) == blocks_of(array)  # no task concatenates them on a worker
     assert set(fetched.values()) == {1}
     assert (voxels == coordinates().astype(np.int64)).all()
@@ -460,7 +449,7 @@ def test_a_cutout_computed_on_a_cluster_arrives_block_by_block(
 
 
 def test_the_error_of_a_block_on_a_cluster_is_raised(
-    source: str, cluster: Client, monkeypatch: pytest.MonkeyPatch, configure: Configure
+    source: str, threads: Client, monkeypatch: pytest.MonkeyPatch, configure: Configure
 ) -> None:
     configure("lazy.block_bytes", 8 * 32 * 32 * 16)
     array = ImageryClient(segmentation_source=source).segmentation_cutout(
@@ -472,4 +461,4 @@ def test_the_error_of_a_block_on_a_cluster_is_raised(
 
     monkeypatch.setattr(SourceHandle, "read", fail)
     with pytest.raises(OverflowError, match="id 7"):
-        array.compute(scheduler=cluster)
+        array.compute(scheduler=threads)

@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import xarray as xr
 from cloudvolume import CloudVolume
-from distributed import Client, LocalCluster
 from support.programs import python
 from support.volumes import write_volume
 
@@ -307,20 +306,11 @@ def eager(paths: tuple[str, str], lazy: xr.Dataset) -> xr.Dataset:
     return eager_dataset(paths, lazy)
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Client]:
-    with (
-        LocalCluster(processes=False, n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as started,
-        Client(started, set_as_default=False) as client,
-    ):
-        yield client
-
-
 @pytest.fixture(params=["threads", pytest.param("distributed", marks=pytest.mark.long)])
 def scheduler(request: pytest.FixtureRequest) -> Iterator[None]:
     with ExitStack() as stack:
         if request.param == "distributed":
-            stack.enter_context(request.getfixturevalue("cluster").as_current())
+            stack.enter_context(request.getfixturevalue("threads").as_current())
         else:
             stack.enter_context(dask.config.set(scheduler="threads"))
         yield

@@ -19,6 +19,7 @@ from integration.stores import written
 from support.buckets import SHARED
 from support.programs import Done
 from support.settings import Configure
+from support.stopping import Stopped, stop
 
 from imagery_dask import to_png, to_precomputed, to_zarr
 from imagery_dask.export.registry import run_at
@@ -37,15 +38,6 @@ WRITERS: dict[str, Callable[..., RunReport]] = {
     ),
     "png": lambda data, url, **options: to_png(data, url, tile=8, **options),
 }
-
-
-class Stopped(Exception):
-    """Raised to stop an export."""
-
-
-def stop(report: RunReport) -> None:
-    if report.done >= 3:
-        raise Stopped
 
 
 @pytest.fixture(autouse=True)

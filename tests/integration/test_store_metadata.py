@@ -16,6 +16,7 @@ from distributed import Client
 from support.buckets import SHARED
 from support.programs import Done
 from support.settings import Configure
+from support.stopping import Stopped, stop
 
 from imagery_dask import to_png, to_precomputed, to_zarr
 from imagery_dask.export.registry import run_at
@@ -41,15 +42,6 @@ WRITERS: dict[str, Callable[..., RunReport]] = {
     "png": lambda url, **options: to_png(DATA["segmentation"], url, what="labels", tile=8, **options),
 }
 DAMAGE = [None, b"", b"   \n", b"{", b"\xff\xfe", bytes(50), b"[" * 50_000]
-
-
-class Stopped(Exception):
-    """Raised to stop an export."""
-
-
-def stop(report: RunReport) -> None:
-    if report.done >= 3:
-        raise Stopped
 
 
 @pytest.fixture(autouse=True)

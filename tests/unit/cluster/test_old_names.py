@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +30,6 @@ OLD = {
 }
 
 
-@pytest.fixture
-def warned() -> Iterator[list[str]]:
-    """Collect the warnings that the package logs."""
-    messages: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("imagery_dask")
-    logger.addHandler(handler)
-    yield messages
-    logger.removeHandler(handler)
-
-
 def script(folder: Path, system: str, given: dict[str, Any], keys: str = "") -> str:
     """Return the job script of a cluster file."""
     needed = {"disk": "1GB"} if system == "HTCondor" else {"walltime": "2:00" if system == "LSF" else "02:00:00"}
@@ -60,14 +46,16 @@ def script(folder: Path, system: str, given: dict[str, Any], keys: str = "") -> 
 @pytest.mark.parametrize("system", SHELLS)
 @pytest.mark.parametrize("ours", ["", OURS], ids=["alone", "with ours"])
 @pytest.mark.parametrize("where", ["file", "configuration"])
-def test_older_names_have_their_effect(system: str, ours: str, where: str, tmp_path: Path, warned: list[str]) -> None:
+def test_older_names_have_their_effect(
+    system: str, ours: str, where: str, tmp_path: Path, logged_warnings: list[str]
+) -> None:
     given = {name: value for name, (value, _) in OLD.items()}
     configured = {f"jobqueue.{system.lower()}.{name.replace('_', '-')}": value for name, value in given.items()}
     with dask.config.set(configured if where == "configuration" else {}):
         text = script(tmp_path, system, given if where == "file" else {}, ours)
     for _, words in OLD.values():
         assert words in text
-    assert len(warned) == len(OLD)
+    assert len(logged_warnings) == len(OLD)
     if ours:
         assert "export A=1" in text
         assert "--preload one.py" in text
@@ -90,9 +78,9 @@ def test_a_project_is_an_account_where_there_is_one(system: str, where: str, tmp
         assert re.search(r"-A em\n", script(tmp_path, system, {"project": "em"} if where == "file" else {}))
 
 
-def test_a_project_stays_one_elsewhere(tmp_path: Path, warned: list[str]) -> None:
+def test_a_project_stays_one_elsewhere(tmp_path: Path, logged_warnings: list[str]) -> None:
     assert '#BSUB -P "em"' in script(tmp_path, "LSF", {"project": "em"})
-    assert warned == []
+    assert logged_warnings == []
 
 
 @pytest.mark.parametrize("where", ["file", "configuration"])
@@ -120,12 +108,12 @@ def test_an_older_and_a_new_name_are_refused(tmp_path: Path) -> None:
         script(tmp_path, "SLURM", {})
 
 
-def test_an_argument_overrides_the_configuration(tmp_path: Path, warned: list[str]) -> None:
+def test_an_argument_overrides_the_configuration(tmp_path: Path, logged_warnings: list[str]) -> None:
     with dask.config.set({"jobqueue.slurm.env-extra": ["configured"]}):
         text = script(tmp_path, "SLURM", {"job_script_prologue": ["own"]})
     assert "own\n" in text
     assert "configured" not in text
-    assert warned == [
+    assert logged_warnings == [
         "jobqueue.slurm.env-extra of dask's configuration is not used, since 'arguments' have 'job_script_prologue'."
     ]
 
