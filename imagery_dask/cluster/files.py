@@ -175,7 +175,8 @@ def _check_process_classes(part: Lines) -> None:
     """Refuse names of schedulers and workers, which the cluster class calls, that are no classes of dask."""
     for name in PROCESS_CLASSES & part.values.keys():
         value = named = part.values[name]
-        with suppress(ImportError, AttributeError, ValueError):  # perhaps a class that only the workers have
+        # A class that is not found may be one that only the workers have.
+        with suppress(ImportError, AttributeError, ValueError), _interrupts_kept():
             named = import_term(value) if isinstance(value, str) else value
         if named is not value and not is_process_class(named):
             part.refuse(name, f"{name!r} names no class of a scheduler, a worker or a job: {value!r}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import pytest
 
 from imagery_dask.cluster import driver_script, load_cluster_file
 
-pytest.importorskip("dask_jobqueue", reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'")
 pytestmark = [
+    # Not imported here: when tests are collected, its handler of interrupts would stay for all of them.
+    pytest.mark.skipif(
+        find_spec("dask_jobqueue") is None, reason="needs dask-jobqueue: pip install 'imagery_dask[clusters]'"
+    ),
     # Of dask-jobqueue, for older names in dask's configuration.
     pytest.mark.filterwarnings("ignore:.* has been renamed to:FutureWarning"),
     pytest.mark.filterwarnings("ignore:OAR Job memory:UserWarning"),
