@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
+@pytest.mark.long
 def test_every_benchmark_imports() -> None:
     names = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
     assert "bench_resume" in names

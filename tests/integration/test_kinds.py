@@ -170,6 +170,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     return call
 
 
+@pytest.mark.long
 def test_the_command_line_says_what_layers_are(
     tmp_path: Path, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

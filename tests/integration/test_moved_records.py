@@ -92,6 +92,7 @@ def plan_of(url: Path) -> Path:
 # ------------------------------------------------------------------------------------------------ copied and moved
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize(
     ("state", "act"), [("half done", "resume"), ("half done", "overwrite"), ("complete", "overwrite")]
@@ -167,6 +168,7 @@ def test_a_plan_beside_a_copy_writes_the_copy(tmp_path: Path, command: Command, 
     assert json.loads(done.out)["exports"][0]["out"] == str(tmp_path / "copy" / "out.zarr")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("writer", ["zarr", "precomputed"])
 @pytest.mark.parametrize("act", ["resume", "overwrite"])
 def test_only_the_copy_in_a_bucket_is_written(s3_server: Any, threads: Client, writer: str, act: str) -> None:

@@ -64,6 +64,7 @@ def damage(path: Path, content: bytes | None) -> None:
         path.write_bytes(content)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("writer", WRITERS)
 def test_lost_metadata_is_found_and_written_again(tmp_path: Path, threads: Client, writer: str) -> None:
     url, options = tmp_path / "out", {"cluster": threads, "progress": False}
@@ -106,6 +107,7 @@ def test_a_half_done_export_without_its_metadata_is_resumed(tmp_path: Path, thre
     assert names == {path.relative_to(tmp_path / "reference") for path in metadata_of(writer, tmp_path / "reference")}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("writer", ["zarr-0.5", "zarr-0.4", "precomputed"])
 def test_metadata_of_older_exports_is_made_from_the_plan(tmp_path: Path, threads: Client, writer: str) -> None:
     """Version 0.1 kept no copy."""
@@ -156,6 +158,7 @@ def test_the_command_names_lost_metadata_and_the_remedy(tmp_path: Path, threads:
     assert f"imagery-dask export --plan {url} --repair" in done.error
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("writer", ["zarr-0.5", "precomputed"])
 def test_lost_metadata_in_a_bucket_is_written_again(s3_server: Any, threads: Client, writer: str) -> None:
     pytest.importorskip("obstore")

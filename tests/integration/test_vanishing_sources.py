@@ -135,6 +135,7 @@ def test_a_command_says_that_its_source_has_vanished(
     np.testing.assert_array_equal(written(tmp_path / "out"), VOXELS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("writer", WRITERS)
 def test_chunks_that_vanish_before_the_info_are_read_again(
     tmp_path: Path, source: Path, path: str, threads: Client, writer: str
@@ -219,6 +220,7 @@ def edit(source: Path, **fields: Any) -> None:
     (source / "info").write_text(json.dumps(info))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "fields",
     [{"data_type": "int8"}, {"voxel_offset": [16, 0, 0]}, {"encoding": "png"},
