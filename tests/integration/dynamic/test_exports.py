@@ -54,7 +54,8 @@ def test_an_export_looks_up_each_id_once(
     assert server.ids_sent == report.counts.ids_sent == distinct(world)
     assert server.count("roots_binary") == report.counts.root_requests
     assert report.counts.zero_roots == 0
-    assert server.count("info") <= 2
+    # The driver reads it as it begins and ends; each worker when it opens the volume.
+    assert server.count("info") <= 2 + (2 if cluster else 0)
 
 
 @pytest.mark.long
