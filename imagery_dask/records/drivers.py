@@ -30,5 +30,5 @@ def driver_of(files: Files) -> Driver | None:
     content = files.get(NAME)
     try:
         return None if content is None else Driver(**json.loads(content))
-    except (ValueError, TypeError):  # truncated by a crash, or written by another version
+    except (ValueError, TypeError, RecursionError):  # truncated by a crash, or written by another version
         return None

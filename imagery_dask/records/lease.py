@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import random
 import socket
@@ -35,6 +36,7 @@ Purpose = Literal["write", "part", "open", "close"]
 # Seconds of waiting after which a warning names the holder.
 WARN_AFTER_S = 10.0
 TRY_AGAIN_S = 0.5
+LARGEST_PID = 2**31 - 1
 _logger = logging.getLogger(__name__)
 
 
@@ -291,10 +293,11 @@ def holder_of(files: Files, name: str = NAME) -> JsonObject | None:
         return None
     try:
         held: JsonObject = json.loads(content)
-        float(held["renewed"]), int(held["pid"]), held["id"], held["host"]
-    except (ValueError, KeyError, TypeError):  # truncated by a crash
+        possible = math.isfinite(float(held["renewed"])) and 0 < int(held["pid"]) <= LARGEST_PID
+        _ = held["id"], held["host"]
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):  # damaged by a crash
         return None
-    return held
+    return held if possible else None
 
 
 def is_held(held: JsonObject | None) -> bool:
@@ -302,7 +305,7 @@ def is_held(held: JsonObject | None) -> bool:
     if held is None or (held.get("machine") == _machine() and not _alive(int(held["pid"]))):
         return False
     expires_s: float = config.get("lease.expires_s")
-    return time.time() - float(held["renewed"]) < expires_s
+    return abs(time.time() - float(held["renewed"])) < expires_s
 
 
 def _machine() -> str:

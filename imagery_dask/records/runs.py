@@ -68,6 +68,11 @@ FIELDS: dict[str, tuple[type, ...]] = {
 # Table of missing chunks in the records folder, and the number of its keys that a report names.
 LEDGER = "ledger.jsonl"
 FIRST_KEPT = 10
+# Fields of its lines; a line that a crash has damaged is left out.
+LEDGER_FIELDS: dict[str, Any] = {
+    "block": int, "name": str, "volume": str, "missing": list, "zero_roots": int,
+    "zero_root_ids": list,
+}  # fmt: skip
 
 _lock = threading.Lock()
 _segments: dict[tuple[str, str, str, int], tuple[str, list[bytes]]] = {}
@@ -145,7 +150,7 @@ class Records:
             for line in content.splitlines():
                 try:
                     record = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     continue
                 if isinstance(record, dict):
                     yield record
@@ -179,7 +184,7 @@ class Records:
                 "(overwrite=True, --overwrite where its store exists)."
             )
         else:
-            remedy = "Remove it; verify finds out again what it says."
+            remedy = "Remove it; what it says is found out again (by verify, for damaged.json)."
         return ValueError(f"{self.files.url}/{self.run}/{name} is damaged: {reason.removesuffix('.')}. {remedy}")
 
     def remove(self, name: str = "") -> None:
@@ -446,15 +451,21 @@ def ledger_rows(lines: Iterable[JsonObject], blocks: Any = None) -> Iterator[Jso
     blocks : container of int, optional
         Blocks to include; by default all.
     """
-    counted = [line for line in lines if blocks is None or line["block"] in blocks]
-    last = {line["block"]: line for line in sorted(counted, key=lambda line: float(line.get("when", 0)))}
+    whole = [line for line in lines if all(isinstance(line.get(key), kind) for key, kind in LEDGER_FIELDS.items())]
+    counted = [line for line in whole if blocks is None or line["block"] in blocks]
+    last = {line["block"]: line for line in sorted(counted, key=_when)}
     for block, line in sorted(last.items()):
         block_fields = {"block": block, "name": line["name"], "volume": line["volume"]}
-        for key in sorted(set(line["missing"])):
+        for key in sorted(set(map(str, line["missing"]))):
             yield block_fields | {"kind": "missing chunk", "key": key}
         if line["zero_roots"]:
             ids = {"supervoxels": line["zero_roots"], "first": line["zero_root_ids"]}
             yield block_fields | {"kind": "zero roots"} | ids
+
+
+def _when(line: JsonObject) -> float:
+    when = line.get("when", 0)
+    return float(when) if isinstance(when, (int, float)) else 0.0
 
 
 def write_ledger(records: Records) -> None:

@@ -15,6 +15,7 @@ from imagery_dask.records.receipts import receipt
 from imagery_dask.records.runs import Records, ledger_line
 from imagery_dask.sources import ReadCounts, collect_counts, limited_requests
 from imagery_dask.sources.counts import KEYS_KEPT
+from imagery_dask.storage.atomic_files import only_while
 from imagery_dask.urls import redacted
 
 __all__ = ["BlockError", "BlockResult", "BlockTask", "Chain", "Outcome", "Written", "is_full", "run_batch", "run_block"]
@@ -96,7 +97,8 @@ def run_block(task: BlockTask, number: int, attempt: int, records: Records | Non
         reason = "The export was replaced by another one."
         return BlockError(reason, reason, "lasting")
     try:
-        with collect_counts() as counts:
+        # A block may be under way for minutes while another run replaces the store.
+        with collect_counts() as counts, only_while(lambda: records is None or not records.removed):
             written = task()
         seconds = time.perf_counter() - started
         if records is not None:

@@ -6,8 +6,9 @@ import ctypes
 import errno
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 from uuid import uuid4
 
-from imagery_dask.errors import REFUSED_STATUS
+from imagery_dask.errors import REFUSED_STATUS, ImageryDaskError
 from imagery_dask.sources.files.compression import compress as compressed
 from imagery_dask.sources.files.compression import decompress
 from imagery_dask.sources.files.local_files import EXTENSIONS, LocalFiles
@@ -26,10 +27,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Files",
+    "NotWantedError",
+    "check_wanted",
     "check_writable",
     "existing_names",
     "flush",
     "move_durably",
+    "only_while",
     "records_folder",
     "split_prefix",
     "write_soon",
@@ -43,8 +47,13 @@ SYNC_FILE_RANGE_WRITE = 2
 # Errors of file systems without hard links.
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 MEMORY = "memory://"
+_wanted: ContextVar[Callable[[], bool] | None] = ContextVar("_wanted", default=None)
 BUCKETS = ("s3", "gs")
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}([0-9a-f]{24})?\.partial")
+
+
+class NotWantedError(ImageryDaskError):
+    """A file was about to appear in a store that another run has replaced."""
 
 
 class Put(Protocol):
@@ -248,6 +257,29 @@ def write_soon(file: IO[bytes]) -> None:
         _sync_file_range(file.fileno(), ctypes.c_int64(0), ctypes.c_int64(0), SYNC_FILE_RANGE_WRITE)
 
 
+@contextmanager
+def only_while(wanted: Callable[[], bool]) -> Iterator[None]:
+    """Let files of this thread appear on a local disk only while a function returns True."""
+    token = _wanted.set(wanted)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
+
+
+def check_wanted() -> None:
+    """Raise if files of this thread are not wanted any more (`only_while`).
+
+    Raises
+    ------
+    NotWantedError
+        Another run has replaced the store since.
+    """
+    wanted = _wanted.get()
+    if wanted is not None and not wanted():
+        raise NotWantedError("The store has been replaced by another run.")
+
+
 def move_durably(moves: Sequence[tuple[Path, Path]]) -> None:
     """Rename files so that neither their content nor their names are lost in a power failure.
 
@@ -259,6 +291,7 @@ def move_durably(moves: Sequence[tuple[Path, Path]]) -> None:
             write_soon(file)
     for source, _ in moves:
         _wait_for_disk(source)
+    check_wanted()
     for source, target in moves:
         os.replace(source, target)
     if moves:

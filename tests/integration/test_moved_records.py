@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -341,3 +342,98 @@ def test_a_plan_with_a_damaged_field_is_named(tmp_path: Path, threads: Client, c
             done = command(*call)
             path = saved if call[-1] == saved else plan_of(url)
             assert (done.code, str(path) in done.error) == (2, True), (key, value, done.error)
+
+
+OTHERS = {
+    "damaged.json": [b"", b"[", b"[]", b'{"blocks": 3}', b'{"blocks": ["1"]}', b'{"blocks": [-1]}', b"\xff",
+                     b"[" * 50_000],
+    "metadata.json": [b"", b"\xff", b"{"],
+}  # fmt: skip
+
+
+def test_other_damaged_records_are_named(tmp_path: Path, threads: Client, command: Command) -> None:
+    url = tmp_path / "out"
+    export("zarr", url, threads)
+    for name, contents in OTHERS.items():
+        path = plan_of(url).with_name(name)
+        before = path.read_bytes() if path.exists() else None
+        for damaged in contents:
+            path.write_bytes(damaged)
+            done = command("verify", url, "--cluster", threads.scheduler_info()["address"])
+            assert (done.code, f"{path} is damaged" in done.error, "Remove it" in done.error) == (2, True, True)
+        path.unlink()
+        if before is not None:
+            path.write_bytes(before)
+    assert export("zarr", url, threads).before > 0
+
+
+def test_damaged_lines_and_receipts_are_left_out(tmp_path: Path, threads: Client, command: Command) -> None:
+    url = tmp_path / "out"
+    blocks = export("zarr", url, threads).blocks
+    folder = plan_of(url).parent
+    lines = [b"", b"[]", b"5", b'{"block": "x"}', b'{"block": -1}', b'{"block": 0}', b'{"block": 0, "when": "noon"}',
+             b'{"block": 1e300}', b"\xff\xfe", b"[" * 50_000, b'{"block": 0, "missing": 4, "name": 1}']  # fmt: skip
+    for kind in ("ledger", "failed"):
+        (folder / f"{kind}-somewhere-1-abc.jsonl").write_bytes(b"\n".join(lines))
+    (folder / "receipts-somewhere-1-abc.bin").write_bytes(b"IDR1" * 300 + bytes(500))
+    receipts = next(path for path in folder.glob("receipts-*") if "somewhere" not in path.name)
+    content = receipts.read_bytes()
+    receipts.write_bytes(content[:92] + bytes(92) + content[184:-10])
+    assert command("status", url).code == 0
+    report = export("zarr", url, threads)
+    assert report.blocks == blocks
+    assert report.blocks - report.before == 2
+    assert verify_export(url, sample=None, source=False, cluster=threads, progress=False).ok
+
+
+LEASES = [{"pid": 10**30}, {"pid": -1}, {"pid": 0}, {"pid": "many"}, {"pid": None}, {"pid": 1e300}, {"renewed": "noon"},
+          {"renewed": 1e400}, {"renewed": None}, {"host": ...}]  # fmt: skip
+
+
+def test_a_damaged_lease_holds_nothing(tmp_path: Path, threads: Client, command: Command) -> None:
+    url = tmp_path / "out"
+    export("zarr", url, threads)
+    lease = tmp_path / "out.receipts" / "lease.json"
+    whole = {"id": "x", "host": "h", "pid": 1, "machine": "m", "renewed": time.time(), "purpose": "write", "run": None}
+    contents = [json.dumps({key: value for key, value in (whole | change).items() if value is not ...}).encode()
+                for change in LEASES]  # fmt: skip
+    for content_of_lease in [*contents, b"", b"[", b"[]", b"[" * 50_000, b"\xff"]:
+        lease.write_bytes(content_of_lease)
+        assert command("status", url).code == 0
+        assert export("zarr", url, threads).before > 0
+        assert not lease.exists()
+
+
+STARTED, GO_ON = threading.Event(), threading.Event()
+
+
+def wait(block: Any, block_info: Any = None) -> Any:
+    """Wait in the last block, as a slow source would."""
+    if block_info is not None and block_info[0]["chunk-location"] == (1, 1, 1):
+        STARTED.set()
+        GO_ON.wait(60)
+    return block
+
+
+@pytest.mark.parametrize("writer", ["zarr", "precomputed"])
+def test_a_block_under_way_does_not_write_into_the_store_of_another_run(
+    tmp_path: Path, threads: Client, writer: str
+) -> None:
+    url = tmp_path / "out"
+    STARTED.clear()
+    GO_ON.clear()
+
+    def stop_when_waiting(report: RunReport) -> None:
+        if STARTED.wait(60):
+            raise Stopped
+
+    slow = da.from_array(OLD, chunks=16).map_blocks(wait, dtype=np.uint8)
+    with pytest.raises(Stopped):
+        WRITERS[writer](slow, url, cluster=threads, progress=stop_when_waiting)
+    WRITERS[writer](NEW, url, overwrite=True, progress=False)
+    before = {name: data for name, data in content(tmp_path).items() if ".receipts/" not in name}
+    GO_ON.set()
+    while any(threads.run(lambda dask_worker: len(dask_worker.active_threads)).values()):
+        time.sleep(0.02)
+    assert {name: data for name, data in content(tmp_path).items() if ".receipts/" not in name} == before
+    np.testing.assert_array_equal(voxels(writer, url), NEW)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from imagery_dask.annotations import Array
+from imagery_dask.annotations import Array, JsonObject
 from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.records.lease import HeldLease
 from imagery_dask.records.parts import refuse_parts
@@ -25,7 +25,7 @@ from imagery_dask.run import RunReport
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["DAMAGED", "NewRun", "StartedRun", "Target", "plan_in", "url_of"]
+__all__ = ["DAMAGED", "NewRun", "StartedRun", "Target", "damaged_in", "plan_in", "url_of"]
 
 DAMAGED = "damaged.json"
 # Exists if a source vanished, so that missing chunks need not be missing.
@@ -105,6 +105,21 @@ def plan_in(record: Run) -> ExportPlan:
         return ExportPlan.from_json(record.plan)
     except ValueError as error:
         raise record.records.damaged(PLAN, str(error)) from error
+
+
+def damaged_in(records: Records) -> JsonObject:
+    """Return what `verify` found damaged: ``blocks``, ``source_changed`` (numbers), ``digests`` (of blocks before)."""
+    nothing: JsonObject = {"blocks": [], "source_changed": [], "digests": {}}
+    content = records.get(DAMAGED)
+    written = nothing if content is None else content
+    if isinstance(written, dict):
+        written = nothing | written
+        lists = [written["blocks"], written["source_changed"]]
+        if isinstance(written["digests"], dict) and all(
+            isinstance(some, list) and all(type(n) is int and n >= 0 for n in some) for some in lists
+        ):
+            return written
+    raise records.damaged(DAMAGED, "it does not list blocks")
 
 
 def url_of(record: Run, target: Target) -> str:
@@ -228,6 +243,11 @@ class StartedRun:
             if self.target.occupied():
                 self.target.check_replaceable()  # also what came while the new store was written
             self.record = self.record.saved(swapping=True)
+            # Before the swap: a block of the replaced run that is still under way must not write into the new store.
+            for run in others:
+                if run.in_place:
+                    run.records.remove()
+            others = [run for run in others if not run.in_place]
             self.target.swap(self.url)
         for run in others:
             if not run.in_place:
@@ -238,13 +258,13 @@ class StartedRun:
 
     def damaged(self) -> tuple[list[int], list[int]]:
         """Blocks that `verify` found damaged, and blocks of which the source has other voxels now."""
-        written = self.records.get(DAMAGED) or {"blocks": [], "source_changed": []}
-        return written["blocks"], written["source_changed"]
+        written = damaged_in(self.records)
+        of_plan = [[n for n in written[key] if n < self.plan.blocks] for key in ("blocks", "source_changed")]
+        return of_plan[0], of_plan[1]
 
     def digests_before(self) -> dict[str, str]:
         """Hash of what had been written of each damaged block, by its number as text."""
-        written = self.records.get(DAMAGED) or {}
-        return dict(written.get("digests", {}))
+        return dict(damaged_in(self.records)["digests"])
 
     def doubt_missing(self) -> None:
         """Let the next call do blocks with missing chunks again, since the source has vanished."""

@@ -67,7 +67,7 @@ def restore_metadata(export: Export, run: StartedRun, client: Client, damaged: M
 
 def _kept(run: StartedRun) -> dict[str, str] | None:
     kept = run.records.get(COPY)
-    return kept if isinstance(kept, dict) else None
+    return kept if isinstance(kept, dict) and all(isinstance(text, str) for text in kept.values()) else None
 
 
 def _made_again(export: Export, run: StartedRun, client: Client) -> dict[str, bytes]:

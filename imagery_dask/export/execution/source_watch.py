@@ -30,7 +30,8 @@ class SourceWatch:
     def _stamps(self) -> dict[str, JsonObject]:
         """What the sources were when the run began."""
         written = self.run.records.get(STAMPS)
-        return written if isinstance(written, dict) else {}
+        stamps = written.items() if isinstance(written, dict) else ()
+        return {path: stamp for path, stamp in stamps if isinstance(stamp, dict) and "info" in stamp}
 
     def begin(self) -> None:
         """Write down what the sources are, or compare it with what an earlier call has written down.
@@ -82,7 +83,7 @@ class SourceWatch:
                     "of the voxels that are read. Blocks of the old and the new volume would be mixed; start over with "
                     "overwrite=True (--overwrite), or restore the volume."
                 )
-            if before["written_ns"] != stamp["written_ns"]:
+            if before.get("written_ns") != stamp["written_ns"]:
                 notes.append(
                     f"The info of {path} was written again while it was exported. If its voxels have changed too, the "
                     "export mixes old and new ones: imagery-dask verify compares blocks with the source."

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagery_dask.annotations import Array, JsonObject
-from imagery_dask.export.core.run_states import DAMAGED
+from imagery_dask.export.core.run_states import damaged_in
 from imagery_dask.records.runs import Records
 
 __all__ = ["STATES", "Burst", "Outcomes", "bursts_of", "outcomes_of", "recent_rate"]
@@ -81,8 +81,7 @@ def outcomes_of(records: Records, blocks: int) -> Outcomes:
     done = np.zeros(blocks, bool)
     done[_numbers(receipts)] = True
     failed = _failures(records.lines("failed"), done)
-    broken = records.get(DAMAGED)
-    damaged = () if broken is None else tuple(sorted({int(block) for block in broken["blocks"]}))
+    damaged = tuple(sorted(set(damaged_in(records)["blocks"])))
     damaged = tuple(block for block in damaged if block < blocks)
     states = np.full(blocks, NOT_DONE, np.uint8)
     states[done] = DONE
@@ -138,14 +137,19 @@ def recent_rate(receipts: Array, now: float | None = None) -> tuple[float, float
     return len(recent) / seconds, int(recent["written_bytes"].sum(dtype=np.uint64)) / seconds
 
 
+def _when(line: JsonObject) -> float:
+    when = line.get("when", 0)
+    return float(when) if isinstance(when, (int, float)) else 0.0
+
+
 def _failures(lines: Iterable[JsonObject], done: NDArray[np.bool_]) -> dict[int, JsonObject]:
     """Return the last failure of each block that is not done."""
     last: dict[int, JsonObject] = {}
     for line in lines:
-        block = int(line["block"])
-        if block >= len(done) or done[block]:
+        block = line.get("block")
+        if type(block) is not int or not 0 <= block < len(done) or done[block]:
             continue
-        if block not in last or float(line.get("when", 0)) >= float(last[block].get("when", 0)):
+        if block not in last or _when(line) >= _when(last[block]):
             last[block] = line
     return dict(sorted(last.items()))
 

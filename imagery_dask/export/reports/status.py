@@ -227,9 +227,10 @@ def _state(run: Run, outcomes: Outcomes, blocks: int, held: bool) -> State:
 
 
 def _failure(line: JsonObject) -> Failure:
+    attempts, when = line.get("attempts", 1), line.get("when", 0)
     return Failure(
-        int(line["block"]), str(line.get("name", "")), str(line.get("reason", "")), int(line.get("attempts", 1)),
-        float(line.get("when", 0)),
+        int(line["block"]), str(line.get("name", "")), str(line.get("reason", "")),
+        attempts if isinstance(attempts, int) else 1, float(when) if isinstance(when, (int, float)) else 0.0,
     )  # fmt: skip
 
 

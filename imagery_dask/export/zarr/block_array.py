@@ -35,7 +35,7 @@ from imagery_dask.annotations import Array
 from imagery_dask.export.zarr.zarr_shards import ShardEncoder, shard_encoder
 from imagery_dask.geometry.grid import Region
 from imagery_dask.kernels import digest_of
-from imagery_dask.storage.atomic_files import move_durably, write_soon
+from imagery_dask.storage.atomic_files import check_wanted, move_durably, write_soon
 from imagery_dask.storage.buckets import clear_errors, parse_bucket_url
 from imagery_dask.storage.zarr_stores import open_store
 
@@ -349,6 +349,7 @@ def _configured(pipeline: str, threads: int) -> Iterator[None]:
 def _move(moves: Iterable[tuple[Path, Path]]) -> None:
     """Move files of chunks into place; a chunk without a file is empty, so an older file of it is removed."""
     written = []
+    check_wanted()
     for source, target in moves:
         if source.exists():
             written.append((source, target))
