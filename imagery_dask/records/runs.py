@@ -109,7 +109,7 @@ class Records:
     @property
     def removed(self) -> bool:
         """Return True if another run has replaced this one; only looked at on a disk, where that takes no request."""
-        return self.files.folder is not None and not (self.files.folder / self.run).exists()
+        return self.files.folder is not None and not (self.files.folder / self.run / PLAN).exists()
 
     def append(self, kind: Kind, content: bytes) -> None:
         """Append a record; other processes see it when this returns."""
@@ -190,11 +190,12 @@ class Records:
     def remove(self, name: str = "") -> None:
         """Remove a file of the run, or all of them, the plan last, so that an interrupted removal can be repeated."""
         names = list(self.files.names(f"{self.run}/{name}"))
-        last = f"{self.run}/plan.json"
+        last = f"{self.run}/{PLAN}"
         self.files.delete([file for file in names if file != last])
         self.files.delete([file for file in names if file == last])
         if self.files.folder is not None and not name:
-            (self.files.folder / self.run).rmdir()
+            with suppress(OSError):  # a block of a stopped run has just ended: see `remove_unplanned`
+                (self.files.folder / self.run).rmdir()
 
 
 class _NoFiles(Files):
@@ -407,13 +408,15 @@ def runs_in(files: Files) -> list[Run]:
 
 
 def remove_unplanned(files: Files) -> None:
-    """Remove the empty folders of runs that ended before their plan was written, or after it was removed."""
+    """Remove the folders of runs that ended before their plan was written, or after it was removed."""
     if files.folder is None or not files.folder.is_dir():
         return
     for folder in files.folder.iterdir():
-        if folder.is_dir() and not (folder / PLAN).exists():
+        if folder.is_dir() and RUN_NAME.fullmatch(folder.name) and not (folder / PLAN).exists():
             files.remove_partial(folder.name)
-            with suppress(OSError):  # not empty
+            for kind in SUFFIX:
+                files.delete(list(files.names(f"{folder.name}/{kind}-")))
+            with suppress(OSError):  # foreign files
                 folder.rmdir()
 
 

@@ -404,12 +404,12 @@ def test_a_damaged_lease_holds_nothing(tmp_path: Path, threads: Client, command:
         assert not lease.exists()
 
 
-STARTED, GO_ON = threading.Event(), threading.Event()
+STARTED, GO_ON, TURN = threading.Event(), threading.Event(), threading.Lock()
 
 
 def wait(block: Any, block_info: Any = None) -> Any:
-    """Wait in the last block, as a slow source would."""
-    if block_info is not None and block_info[0]["chunk-location"] == (1, 1, 1):
+    """Wait in the second block that is read, as a slow source would."""
+    if block_info is not None and any(block_info[0]["chunk-location"]) and TURN.acquire(blocking=False):
         STARTED.set()
         GO_ON.wait(60)
     return block
@@ -424,7 +424,7 @@ def test_a_block_under_way_does_not_write_into_the_store_of_another_run(
     GO_ON.clear()
 
     def stop_when_waiting(report: RunReport) -> None:
-        if STARTED.wait(60):
+        if STARTED.is_set():
             raise Stopped
 
     slow = da.from_array(OLD, chunks=16).map_blocks(wait, dtype=np.uint8)
@@ -435,5 +435,6 @@ def test_a_block_under_way_does_not_write_into_the_store_of_another_run(
     GO_ON.set()
     while any(threads.run(lambda dask_worker: len(dask_worker.active_threads)).values()):
         time.sleep(0.02)
+    TURN.release()
     assert {name: data for name, data in content(tmp_path).items() if ".receipts/" not in name} == before
     np.testing.assert_array_equal(voxels(writer, url), NEW)

@@ -243,16 +243,16 @@ class StartedRun:
             if self.target.occupied():
                 self.target.check_replaceable()  # also what came while the new store was written
             self.record = self.record.saved(swapping=True)
-            # Before the swap: a block of the replaced run that is still under way must not write into the new store.
-            for run in others:
-                if run.in_place:
-                    run.records.remove()
-            others = [run for run in others if not run.in_place]
+        # Before the swap: a block of the replaced run that is still under way must not write into the new store.
+        for run in others:
+            if run.in_place:
+                run.records.remove()
+        if self.replaces:
             self.target.swap(self.url)
         for run in others:
             if not run.in_place:
                 self.target.clear(url_of(run, self.target))
-            run.records.remove()
+                run.records.remove()
         self.record = self.record.saved(in_place=True, finished=now(), swapping=False)
         self.records.remove(DOUBTFUL)
 
