@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from imagery_dask.validate import whole_number
 
@@ -115,6 +115,7 @@ class _ClusterSlots:
         from distributed import Semaphore
 
         self._server, self._limit, self._loop = server, limit, worker.loop
+        self._worker = ref(worker)  # weak, as the key of `_of_worker`
         name = f"imagery-dask-requests-{limit}-{server}"
         self._semaphore = Semaphore(limit, name, scheduler_rpc=worker.scheduler, loop=worker.loop)
         self._changed = threading.Condition()
@@ -185,6 +186,11 @@ class _ClusterSlots:
             self._keep()
 
     async def _release(self) -> None:
+        from distributed.core import Status
+
+        worker = self._worker()
+        if worker is None or worker.status in (Status.closing, Status.closed):
+            return  # its connections are closed: the lease expires
         await self._semaphore.release()
         # After the release, so that processes that wait at the scheduler come before this one's next lease request.
         with self._changed:

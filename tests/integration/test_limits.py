@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -151,6 +152,23 @@ def test_the_slots_of_a_dead_worker_are_released(
 
 
 # ------------------------------------------------------------------------------------------------- choice of the limit
+
+
+def test_a_worker_that_closes_releases_no_slots(
+    server: FileServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(throttle, "IDLE_S", 1.0)
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        client.submit(read_files, server.url, 3).result()
+        cluster.sync(cluster.workers[0].close)
+        (slots,) = throttle._of_worker[cluster.workers[0]].values()
+        while slots._idle:
+            time.sleep(0.02)
+        client.sync(asyncio.sleep, 0)  # after the release, which is another turn of the same loop
+    assert "Release failed" not in caplog.text
 
 
 @pytest.mark.parametrize("count", [0, -1])
