@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cloudfiles import CloudFiles
 
 __all__ = [
+    "BUCKETS",
     "Files",
     "NotWantedError",
     "check_wanted",

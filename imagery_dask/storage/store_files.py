@@ -36,12 +36,14 @@ INFOS = {"info", "provenance"}
 # Attribute of the zarr groups that an export writes, and key of the provenance of its precomputed volumes.
 KEY = "imagery_dask"
 CHUNK = re.compile(r"c(/\d+)*|\d+([./]\d+)*")
+# What writers here and zarr's own leave when they are killed: NAME.ID.partial, and folders .partial-RUN-ID of blocks.
+PARTIAL = re.compile(r".*[.-][0-9a-f]{8}([0-9a-f]{24})?\.partial|\.partial-[0-9a-z]+-[0-9a-f]{12}|\.probe-[0-9a-f]{32}")
 VOLUME_CHUNK = re.compile(r"-?\d+--?\d+_-?\d+--?\d+_-?\d+--?\d+|[0-9a-f]+\.shard")
 
 
 def is_partial(name: str) -> bool:
     """Return True for what a killed process leaves of a file that it was writing."""
-    return any(part.startswith(".") and ".partial" in part or part.endswith(".partial") for part in name.split("/"))
+    return any(PARTIAL.fullmatch(part) for part in name.split("/"))
 
 
 def is_metadata(name: str) -> bool:

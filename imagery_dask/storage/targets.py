@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from imagery_dask.annotations import JsonObject
 from imagery_dask.serialization import json_object
-from imagery_dask.storage.atomic_files import Files, records_folder
+from imagery_dask.storage.atomic_files import BUCKETS, Files, records_folder
 from imagery_dask.storage.buckets import clear_errors, files_at, parse_bucket_url, s3_store
 from imagery_dask.storage.store_files import (
     METADATA,
@@ -24,6 +24,7 @@ from imagery_dask.storage.store_files import (
     ZarrFiles,
     first_foreign,
     is_metadata,
+    is_partial,
     names_in,
     resembles_volume_chunk,
     resembles_zarr_chunk,
@@ -129,8 +130,10 @@ class FolderTarget(ABC):
         return type(self)(url)
 
     def check_workers(self, client: Client) -> None:
-        """Raise if the workers cannot write to the target."""
+        """Raise if the workers cannot write to the target; those that share a disk are asked later."""
         check_process(self.url, client)
+        if parse_bucket_url(self.url).scheme in BUCKETS:
+            client.run(self.check_writable)
 
     def recover(self) -> None:
         """Undo a replacement that was interrupted between its two renames; remove leftovers of finished ones."""
@@ -199,7 +202,7 @@ class FolderTarget(ABC):
         files.invalidate_cache()
         names = sorted(str(name).rstrip("/").rpartition("/")[2] for name in files.ls(path, detail=False))
         # Partial files of killed processes do not count.
-        names = [name for name in names if not (name.startswith(".") and (".partial" in name or name == RECORDS))]
+        names = [name for name in names if not (is_partial(name) or name == RECORDS)]
         return next((name for name in names if not self._owns(files, f"{path}/{name}", name)), None)
 
     def _anything(self) -> bool:

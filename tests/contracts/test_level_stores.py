@@ -56,10 +56,10 @@ class Zarr(LevelStoreContract, ChannelsContract):
         return {name: system.cat_file(names[name]) for name in sorted(names) if not name.endswith(metadata)}
 
     def leave_partial_files(self, url: str) -> None:
-        left = Path(url) / "0" / ".partial-killed-1"
+        left = Path(url) / "0" / ".partial-killed-0123456789ab"
         left.mkdir()
         (left / "c.0.0.0").write_bytes(b"half")
-        (Path(url) / "0" / ".zarr.json.0123.partial").write_bytes(b"half")
+        (Path(url) / "0" / ".zarr.json.01234567.partial").write_bytes(b"half")
 
     def remove_leftovers(self, url: str) -> None:
         assert block_array.remove_partial(url, "0") == 2

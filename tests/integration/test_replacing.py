@@ -21,6 +21,7 @@ from support.programs import Done
 from support.volumes import write_volume
 
 from imagery_dask import ImageryClient, to_png, to_precomputed, to_zarr
+from imagery_dask.errors import SourceError
 from imagery_dask.export.core.provenance import KEY
 from imagery_dask.run import RunReport
 from imagery_dask.storage.overlaps import overlap
@@ -136,6 +137,63 @@ def test_spellings_of_one_folder(url: str, other: str, how: str | None) -> None:
     assert overlap(other, url) == turned[how]
 
 
+def test_a_bucket_is_not_replaced_by_what_is_computed_from_it(s3_server: Any, threads: Client) -> None:
+    from imagery_dask.storage.zarr_stores import open_store
+
+    pytest.importorskip("obstore")
+    s3_server.create_bucket(SHARED)
+    with s3_server.environment():
+        for folder in (f"s3://{SHARED}/t-{uuid.uuid4().hex[:12]}", f"memory://{uuid.uuid4().hex}"):
+            url = f"{folder}/out"
+            to_zarr(VOXELS, url, cluster=threads, progress=False)
+            array = da.from_zarr(open_store(url), component="0").T
+            opened = xr.open_zarr(open_store(url), consolidated=False)["0"].transpose(..., "z", "y", "x").data.T
+            for data in (array, 255 - array, opened + 1):
+                with pytest.raises(FileExistsError, match="which the array is computed from"):
+                    to_zarr(data, url, overwrite=True, cluster=threads, progress=False)
+            np.testing.assert_array_equal(array.compute(), VOXELS)
+            assert to_zarr(255 - array, f"{url}-2", overwrite=True, cluster=threads, progress=False).ok
+
+
+def test_a_local_store_may_be_replaced_by_what_is_computed_from_it(tmp_path: Path, threads: Client) -> None:
+    to_zarr(VOXELS, tmp_path / "out", cluster=threads, progress=False)
+    array = 255 - da.from_zarr(tmp_path / "out", component="0").T
+    assert to_zarr(array, tmp_path / "out", overwrite=True, cluster=threads, progress=False).ok
+    np.testing.assert_array_equal(written(tmp_path / "out"), 255 - VOXELS)
+
+
+# --------------------------------------------------------------------------------------------- runs that do not start
+
+
+@pytest.mark.parametrize("why", ["no scheduler", "no cluster file", "no source"])
+def test_a_store_is_removed_only_when_its_replacement_starts(source: Path, threads: Client, why: str) -> None:
+    url = f"memory://{uuid.uuid4().hex}/out"
+    data = image(source)
+    assert to_zarr(data, url, cluster=threads, progress=False).ok
+    cluster: Any = threads
+    if why == "no source":
+        source.rename(source.with_name("away"))
+    else:
+        cluster = {"no scheduler": "tcp://127.0.0.1:1", "no cluster file": "/there/is/none.yaml"}[why]
+    with pytest.raises((OSError, ValueError, SourceError)):
+        to_zarr(data, url, overwrite=True, cluster=cluster, progress=False)
+    np.testing.assert_array_equal(written(url), VOXELS)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_records_are_removed_only_when_another_run_starts(tmp_path: Path, threads: Client, overwrite: bool) -> None:
+    url, away = tmp_path / "out", tmp_path / "away"
+    to_zarr(VOXELS, url, cluster=threads, progress=False)
+    before = content(tmp_path / "out.receipts")
+    url.rename(away)
+    with pytest.raises(ConnectionError):
+        to_zarr(VOXELS, url, overwrite=overwrite, cluster="tcp://127.0.0.1:1", progress=False)
+    assert content(tmp_path / "out.receipts").keys() >= before.keys()
+    away.rename(url)
+    report = to_zarr(VOXELS, url, cluster=threads, progress=False)
+    assert report.before == report.blocks
+
+
 # -------------------------------------------------------------------------------------------------- files in a store
 
 
@@ -155,7 +213,8 @@ def stored(writer: str, url: Path, threads: Client, **options: Any) -> RunReport
 
 FOREIGN = {
     "zarr-0.5": ["0/notes.txt", "0/c/notes.txt", "0/c/0/0/0.bak", "labels/notes.txt", "labels/segmentation/0/c/x",
-                 "labels/segmentation/tracing.swc", "deep/er/notes.txt", "7/c/0/0/0", "1/c/.hidden"],
+                 "labels/segmentation/tracing.swc", "deep/er/notes.txt", "7/c/0/0/0", "1/c/.hidden",
+                 "film.mp4.partial", ".partial-notes/a", "0/.my.partial", "0/.probe"],
     "zarr-0.4": ["0/notes.txt", "0/0/notes.txt", "labels/segmentation/0/x", "0/0/0/0.bak", "0/.zarray.bak"],
     "precomputed": ["image/notes.txt", "image/mesh/info", "image/8_8_40/notes.txt", "image/8_8_40/deep/1-2_1-2_1-2",
                     "segmentation/16_16_40/0-8_0-8_0-8.bak", "notes.txt", "image/info.bak"],

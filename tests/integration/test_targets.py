@@ -238,7 +238,7 @@ def test_a_killed_process_leaves_complete_chunks(tmp_path: Path, layout: str) ->
 
 def test_partial_files_of_killed_runs_are_removed(tmp_path: Path, ids: NDArray[np.uint64]) -> None:
     url = create_store(str(tmp_path / "out.zarr"))
-    partial = tmp_path / "out.zarr" / "0" / ".partial-killed-1"
+    partial = tmp_path / "out.zarr" / "0" / ".partial-killed-0123456789ab"
     partial.mkdir()
     (partial / "c.0.0.0").write_bytes(b"half")
     opened(url).write_block(WHOLE, ids)

@@ -6,6 +6,7 @@ a `StartedRun`, which has a plan and records.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -139,6 +140,8 @@ class NewRun:
     url: str
     # Whether an earlier export is replaced.
     overwrites: bool = False
+    # Removes what the run replaces at its start: a store in a bucket, and records of earlier runs.
+    make_room: Callable[[], None] = lambda: None
 
     @property
     def id(self) -> str:
@@ -151,7 +154,8 @@ class NewRun:
         return self.url != self.target.url
 
     def start(self, plan: ExportPlan) -> StartedRun:
-        """Write the plan down."""
+        """Remove what is replaced, and write the plan down."""
+        self.make_room()
         record = Run(self.records, plan.to_json(), now(), in_place=not self.replaces).saved()
         started = StartedRun(self.target, record, plan, self.lease, self.overwrites)
         started.receipts = receipts_in([])

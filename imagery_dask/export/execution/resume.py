@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from uuid import uuid4
 
 from imagery_dask.errors import SourceError
@@ -13,7 +14,7 @@ from imagery_dask.export.core.run_states import NewRun, StartedRun, Target, plan
 from imagery_dask.records.lease import HeldLease, Lease, NoLease, brief_lease
 from imagery_dask.records.parts import Part, refuse_other_parts, refuse_parts, settle_part
 from imagery_dask.records.runs import NoRecords, Records, Run, runs_in
-from imagery_dask.sources.handle import folders_of
+from imagery_dask.sources.handle import folders_of, open_volume
 from imagery_dask.storage.atomic_files import Files
 from imagery_dask.storage.buckets import clear_errors
 from imagery_dask.storage.overlaps import overlap
@@ -49,8 +50,11 @@ def open_run(export: Export, overwrite: bool) -> Iterator[NewRun | StartedRun]:
             if not overwrite:
                 raise target.refusal()
             target.check_replaceable()
-            target.clear(target.url)
-        yield NewRun(target, NoRecords.of(_new_id()), NoLease(), target.url, overwrite)
+            _refuse_own_store(export)
+            make_room = partial(_remove_store, export)
+        else:
+            make_room = partial(_remove, [], target)
+        yield NewRun(target, NoRecords.of(_new_id()), NoLease(), target.url, overwrite, make_room)
         return
     with clear_errors(target.url):
         # Before anything is made: a target that is something else is left as it is.
@@ -60,7 +64,7 @@ def open_run(export: Export, overwrite: bool) -> Iterator[NewRun | StartedRun]:
             refuse_parts(files, target.url)
             target.recover()
             runs = _settled(runs_in(files), target)
-            run = _start_over(target, files, lease, runs) if overwrite else _resume(export, files, lease, runs)
+            run = _start_over(export, files, lease, runs) if overwrite else _resume(export, files, lease, runs)
             if runs:
                 lease.keep_of(run.id)
             yield run
@@ -149,6 +153,33 @@ def refuse_own_source(export: Export) -> None:
                 )
 
 
+def _refuse_own_store(export: Export) -> None:
+    """Raise if an array is computed from the store that is removed before the blocks are read.
+
+    Raises
+    ------
+    FileExistsError
+        With both URLs.
+    """
+    from imagery_dask.storage.graph_stores import stores_read  # loads zarr
+
+    target = export.target
+    for volume in export.volumes:
+        for url in stores_read(volume.array.dask):
+            if how := overlap(target.url, url):
+                raise FileExistsError(
+                    f"{target.url} {how} {url}, which the array is computed from, and would be removed before it is "
+                    "read. Choose another name, or compute the array first."
+                )
+
+
+def _remove_store(export: Export) -> None:
+    """Remove the store at the target, if the sources of the one that replaces it can be opened."""
+    for path in {source.cutout.path for volume in export.volumes for source in volume.sources}:
+        open_volume(path, fresh=True)
+    export.target.clear(export.target.url)
+
+
 def _folders_of(path: str) -> set[str]:
     try:
         return folders_of(path)
@@ -229,24 +260,31 @@ def _resume(export: Export, files: Files, lease: HeldLease, runs: list[Run]) -> 
     _discard_empty(over, target)
     if target.occupied():
         raise target.refusal()
-    _remove(over, target)  # only now: an export that is refused keeps its records
-    return NewRun(target, Records(files, _new_id()), lease, target.url)
+    # Records stay until the run starts: it may still be refused.
+    return NewRun(target, Records(files, _new_id()), lease, target.url, make_room=partial(_remove, over, target))
 
 
-def _start_over(target: Target, files: Files, lease: HeldLease, runs: list[Run]) -> NewRun:
-    """Return a new run; where stores can be renamed, the old store stays until the new one is complete."""
+def _start_over(export: Export, files: Files, lease: HeldLease, runs: list[Run]) -> NewRun:
+    """Return a new run; where stores can be renamed, the old store stays until the new one is complete.
+
+    In a bucket it stays until the new run starts: cluster, plan and sources are checked before.
+    """
+    target = export.target
     _discard_empty(runs, target)
     run_id, occupied = _new_id(), target.occupied()
     if occupied:
         target.check_replaceable()
-    _remove([run for run in runs if not (run.in_place and run.begun)], target)
     url = target.beside(run_id) if occupied else target.url
-    new = NewRun(target, Records(files, run_id), lease, url, overwrites=True)
-    if not new.replaces:
-        if occupied:
-            target.clear(target.url)
-        _remove([run for run in runs if run.in_place and run.begun], target)
-    return new
+    is_removed = occupied and url == target.url
+    if is_removed:
+        _refuse_own_store(export)
+
+    def make_room() -> None:
+        if is_removed:
+            _remove_store(export)
+        _remove([run for run in runs if url == target.url or not (run.in_place and run.begun)], target)
+
+    return NewRun(target, Records(files, run_id), lease, url, overwrites=True, make_room=make_room)
 
 
 def _new_id() -> str:

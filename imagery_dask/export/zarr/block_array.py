@@ -37,6 +37,7 @@ from imagery_dask.geometry.grid import Region
 from imagery_dask.kernels import digest_of
 from imagery_dask.storage.atomic_files import check_wanted, move_durably, write_soon
 from imagery_dask.storage.buckets import clear_errors, parse_bucket_url
+from imagery_dask.storage.store_files import is_partial
 from imagery_dask.storage.zarr_stores import open_store
 
 __all__ = ["BlockArray", "ZarrLevel", "codec_threads", "open_array", "remove_partial"]
@@ -289,13 +290,14 @@ def remove_partial(location: str, path: str) -> int:
     place = parse_bucket_url(location)
     if place.scheme != "file":
         return 0
-    folders = list((Path(place.path) / path).glob(f"{PARTIAL}*"))
-    files = list((Path(place.path) / path).glob("*.partial"))
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-    for file in files:
-        file.unlink(missing_ok=True)
-    return len(folders) + len(files)
+    folder = Path(place.path) / path
+    left = [entry for entry in (folder.iterdir() if folder.is_dir() else ()) if is_partial(entry.name)]
+    for entry in left:
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+    return len(left)
 
 
 @lru_cache(maxsize=64)
