@@ -6,13 +6,23 @@ import ipaddress
 import re
 from urllib.parse import quote, urlsplit
 
-__all__ = ["file_url", "is_loopback", "is_safe_for_tokens", "name_in_url", "redacted", "server_of", "without_secrets"]
+__all__ = [
+    "file_url",
+    "is_loopback",
+    "is_safe_for_tokens",
+    "name_in_url",
+    "redacted",
+    "server_of",
+    "without_secrets",
+    "without_values",
+]
 
 # Up to the last @ of the host, because passwords may hold one; beyond a "/" only if no port follows the colon.
-USER = re.compile(r"://(?:[^/\s:\[]*:(?!\d*[/\s])[^\s\"]*@|[^/\s]*@)")
+# A space in one is only looked for in the rest of a line.
+USER = re.compile(r"://(?:[^/\s:\[]*:(?!\d*[/\s])(?:[^\s\"]*@|(?!\d+\W)\S[^\"\n]{,80}?@)|[^/\s]*@)")
 # Also the path of a URL, as urllib3 names it in its errors.
 URL = re.compile(r"(?:[A-Za-z][\w.+-]*://|(?<=url: )/)(?:[^\s'\"<>]|'(?=\w))+")
-QUERY = re.compile(r"(?<=[?&;])([^=&;?#]+)=[^&;#]*")
+QUERY = re.compile(r"(?<=[?&;])([^=&;?#\s]+)=[^&;#\s]*")
 SECRET = "***"
 # A question mark begins a query only if a name and "=" follow; otherwise it belongs to a name.
 BEGIN_OF_QUERY = re.compile(r"\?(?=[^=/&?#]+=)")
@@ -32,8 +42,16 @@ def redacted(text: str) -> str:
 
 
 def _without_query(match: re.Match[str]) -> str:
-    url = match.group()
-    return QUERY.sub(rf"\1={SECRET}", url) if "?" in url else url
+    return without_values(match.group())
+
+
+def without_values(text: str) -> str:
+    """Return a URL, or a text that may quote a part of one, without the values of a query.
+
+    >>> without_values("Log in to see /em/info?token=abc")
+    'Log in to see /em/info?token=***'
+    """
+    return QUERY.sub(rf"\1={SECRET}", text) if "?" in text else text
 
 
 def without_secrets(path: str) -> str:

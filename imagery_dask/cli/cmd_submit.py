@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 from imagery_dask.cli.cmd_export import export, planned
 from imagery_dask.cli.formats import FORMATS
 from imagery_dask.cli.run_flags import RUN_OPTIONS, run_options_of
+from imagery_dask.urls import redacted
 from imagery_dask.validate import expanded_path
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from imagery_dask.export.core.run_options import RunOptions
 
 __all__ = ["submit"]
-
-PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@")
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -42,10 +40,11 @@ def submit(cluster: str | None, dry_run: bool, arguments: tuple[str, ...]) -> No
 
     if not arguments:
         raise click.UsageError("Give an export: imagery-dask submit --cluster FILE zarr OUT --image-source URL ...")
-    if any(PASSWORD.search(argument) for argument in arguments):
+    if secret := next((argument for argument in arguments if redacted(argument) != argument), None):
         raise ValueError(
-            "Other users can read the driver's script: leave the password out of the URL, and store it where the "
-            "source's library looks for it (CloudVolume's secrets, ~/.netrc)."
+            f"{redacted(secret)} has a password or token, and other users can read the driver's script and command "
+            "line. Leave it out of the URL, and store it where the source's library looks for it (CloudVolume's "
+            "secrets, ~/.netrc); or run imagery-dask export in a job of your own."
         )
     built, run_options = _export(arguments)
     if cluster and any(argument.partition("=")[0] == "--cluster" for argument in arguments):

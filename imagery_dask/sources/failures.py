@@ -11,7 +11,7 @@ from imagery_dask.config import config
 from imagery_dask.errors import REFUSED_STATUS
 from imagery_dask.urls import redacted
 
-__all__ = ["PASSING_STATUS", "brief", "forget_request", "kind_of", "pause_s", "retry_after_s"]
+__all__ = ["PASSING_STATUS", "brief", "forget_request", "kind_of", "pause_s", "printable", "retry_after_s"]
 
 REFUSED_CODES = {
     "401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken",
@@ -77,10 +77,15 @@ def retry_after_s(headers: Any) -> float | None:
 
 
 def brief(reason: object) -> str:
-    """Return a reason as one short line, without passwords and tokens of URLs."""
-    text = redacted(" ".join(str(reason).split()))
+    """Return a reason as one short line, without passwords and tokens of URLs, and without codes for a terminal."""
+    text = redacted(printable(str(reason)))
     name = f"{type(reason).__name__}: " if isinstance(reason, Exception) else ""
     return (name + text)[:300]
+
+
+def printable(text: str) -> str:
+    """Return a text that others have written as one line, in which what cannot be printed is a question mark."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
 def forget_request(error: BaseException) -> None:

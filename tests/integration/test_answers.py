@@ -183,6 +183,14 @@ def test_pages_are_named(serve: Serve, part: str) -> None:
         read(url)
 
 
+def test_the_title_of_a_page_is_named_without_secrets(serve: Serve) -> None:
+    page = b"<html><title>Log in for /em/info?token=SECRET&v=1, http://me:SECRET@host</title></html>"
+    _, url = answered(serve, status=200, body=page)
+    with pytest.raises(SourceError, match=r"HTML page .*/em/info\?token=\*\*\*") as caught:
+        read(url)
+    assert "SECRET" not in str(caught.value)
+
+
 @pytest.mark.parametrize("start", [0, 20, 1000])
 @pytest.mark.parametrize("status", [200, 206])
 def test_pages_in_place_of_ranges_are_named(serve: Serve, start: int, status: int) -> None:
@@ -201,6 +209,16 @@ def test_the_range_of_an_answer_is_compared(serve: Serve, sent: str) -> None:
     blob = Transport(url).get(Request(CHUNK.removeprefix("/em/"), 100, 200))
     assert blob is not None
     assert "bytes 100 to 200 were requested" in blob.damage
+
+
+def test_several_parts_in_place_of_a_range_are_damage(serve: Serve) -> None:
+    server, url = serve(compress=False)
+    body = b"--X\r\nContent-Range: bytes 100-199/1000\r\n\r\n" + bytes(100) + b"\r\n--X--\r\n"
+    headers = {"Content-Type": "multipart/byteranges; boundary=X"}
+    server.faults = lambda path, n: Fault(206, headers=headers, body=body)
+    blob = Transport(url).get(Request(CHUNK.removeprefix("/em/"), 100, 200))
+    assert blob is not None
+    assert "the server sent more" in blob.damage
 
 
 COMPRESSED = {

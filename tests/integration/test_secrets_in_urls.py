@@ -16,6 +16,7 @@ from support.settings import Configure
 from support.volumes import coordinate_volume, write_volume
 
 from imagery_dask import ImageryClient, to_zarr
+from imagery_dask.cli.cmd_submit import submit
 from imagery_dask.cluster import WorkerResources
 from imagery_dask.errors import BlockFailedError, SourceError
 from imagery_dask.export.core.plans import ExportPlan
@@ -110,3 +111,13 @@ def test_a_plan_has_no_secret(source: Any, tmp_path: Path) -> None:
     recorded = json.dumps(plan.to_json())
     assert hides(f"{plan} {recorded}")
     assert ExportPlan.from_json(json.loads(recorded)).fingerprint == plan.fingerprint
+
+
+@pytest.mark.parametrize("url", ["https://me:p/a@ss@host/em", "precomputed://https://host/em?token=SECRET"])
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_job_script_has_no_secret(tmp_path: Path, capsys: Any, url: str, joined: bool) -> None:
+    source = [f"--image-source={url}"] if joined else ["--image-source", url]
+    with pytest.raises(ValueError, match="has a password or token") as caught:
+        submit.main(["--dry-run", "zarr", str(tmp_path / "out"), *source], standalone_mode=False)
+    assert "SECRET" not in f"{caught.value} {capsys.readouterr()}"
+    assert "p/a@ss" not in str(caught.value)

@@ -41,6 +41,9 @@ def test_the_query_of_a_base_stays_at_the_end(base: str, url: str) -> None:
         ("'precomputed://https://user:p@s/s@host:80/em' failed", "'precomputed://https://***@host:80/em' failed"),
         ("s3://http://key:se'cr#et?@host/b; gs://b/a@b", "s3://http://***@host/b; gs://b/a@b"),
         ("https://TOKEN@host/em", "https://***@host/em"),
+        ("Reading https://user:se cr et@host/em: ask a@b", "Reading https://***@host/em: ask a@b"),
+        ("tcp://127.0.0.1:1: nothing listens there, ask a@b", "tcp://127.0.0.1:1: nothing listens there, ask a@b"),
+        ("gs://bucket: refused to a@b", "gs://bucket: refused to a@b"),
         ("https://host/em?token=secret&sig=s'e/c+r%et#x, z", "https://host/em?token=***&sig=***#x, z"),
         ("{'a': 'https://host/em?X-Amz-Signature=secret'}", "{'a': 'https://host/em?X-Amz-Signature=***'}"),
         ("http://host:8080/a@b?", "http://host:8080/a@b?"),
@@ -58,6 +61,7 @@ def test_secrets_are_not_shown(text: str, expected: str) -> None:
     ("path", "recorded"),
     [
         ("precomputed://https://user:p@s/s@host:80/em?token=abc", "precomputed://https://host:80/em"),
+        ("https://user:p s@host/em", "https://host/em"),
         ("precomputed://middleauth+https://host/em", "precomputed://middleauth+https://host/em"),
         ("graphene://https://user@host/segmentation/table/a", "graphene://https://host/segmentation/table/a"),
         ("precomputed://https://host/em?", "precomputed://https://host/em?"),

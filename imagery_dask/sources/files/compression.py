@@ -20,6 +20,8 @@ __all__ = ["LARGEST_FILE", "compress", "decompress", "encodings_of"]
 LARGEST_FILE = 2**31
 GZIP_MAGIC = b"\x1f\x8b"
 GZIP_LEVEL = 9
+# The part of a zstd file that may be zeros at its end.
+ZEROS_AT_MOST = 32
 # Names of HTTP and of stores that mean no compression of the content.
 PLAIN = ("", "identity", "aws-chunked")
 # Window bits of zlib: a gzip header, a zlib header, no header.
@@ -130,6 +132,11 @@ def _zstd(content: bytes, most: int) -> bytes:
 
     if zstandard.frame_content_size(content) > most:
         raise _too_large(most)
+    whole = content.rstrip(b"\0")
+    # A frame need not have a checksum, and blocks that do not become smaller are stored as they are, but only if less
+    # than a sixty-fourth would be saved. A longer tail of zeros is either padding, or what was lost.
+    if len(content) - len(whole) > len(content) // ZEROS_AT_MOST + 16:
+        content = whole
     # Reserves no more than the content size of the frame, if it is known.
     return bytes(zstandard.ZstdDecompressor().decompress(content, max_output_size=most))
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit
 
 from imagery_dask.config import config
-from imagery_dask.urls import file_url, redacted, server_of
+from imagery_dask.sources.failures import printable
+from imagery_dask.urls import file_url, redacted, server_of, without_values
 
 if TYPE_CHECKING:
     from requests import PreparedRequest, Response, Session
@@ -157,6 +158,8 @@ def _part(response: Response, start: int, stop: int | None, most: int) -> Answer
     damage = _html_damage(content)
     if sent is not None and (match is None or int(match[1]) != start or (stop is not None and int(match[2]) >= stop)):
         damage = damage or f"bytes {start} to {stop} were requested, and the server sent {sent!r}"
+    if len(content) > most:  # several parts, or another range
+        damage = damage or f"bytes {start} to {stop} were requested, and the server sent more"
     return Answer(content[:most], response.headers, False, damage)
 
 
@@ -195,7 +198,7 @@ def _html_damage(content: bytes) -> str:
     if not HTML.match(content[:1024]):
         return ""
     title = re.search(rb"<title[^>]*>(.*?)</title>", content[:65536], re.I | re.S)
-    name = " ".join(title[1].decode(errors="replace").split())[:100] if title else ""
+    name = without_values(redacted(printable(title[1].decode(errors="replace"))))[:100] if title else ""
     return f"the server answered with an HTML page{f' ({name!r})' if name else ''} instead of data"
 
 

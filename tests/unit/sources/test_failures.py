@@ -12,7 +12,7 @@ from support.settings import Configure
 from urllib3.exceptions import IncompleteRead, ReadTimeoutError
 
 from imagery_dask.config import config
-from imagery_dask.sources.failures import kind_of, pause_s, retry_after_s
+from imagery_dask.sources.failures import brief, kind_of, pause_s, retry_after_s
 
 NOW = 1_800_000_000
 DATE = formatdate(NOW, usegmt=True)
@@ -110,3 +110,10 @@ def test_pauses_requested_by_the_server_are_limited(configure: Configure) -> Non
     assert config.get("requests.longest_retry_after_s") == 120
     configure("requests.longest_retry_after_s", 5.0)
     assert 5 <= pause_s(0, http_error(503, Retry_After="86400")) < 6
+
+
+def test_a_reason_has_no_codes_for_a_terminal() -> None:
+    assert (
+        brief(ValueError("HTTP/1.1 \x1b]0;title\x07\x1b[2J \x00 done\r\n2"))
+        == "ValueError: HTTP/1.1 ?]0;title??[2J ? done 2"
+    )

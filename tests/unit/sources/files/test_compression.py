@@ -11,6 +11,8 @@ from cloudfiles import compression
 from imagery_dask.sources.files.compression import compress, decompress
 
 CONTENT = np.random.default_rng(0).integers(0, 9, 60_000).astype("u1").tobytes()
+# No compression makes it smaller, so that it is stored as it is.
+NOISE = np.random.default_rng(0).bytes(60_000)
 ENCODINGS = ["gzip", "br", "zstd", "xz", "bzip2"]
 
 encodings = pytest.mark.parametrize("encoding", ENCODINGS)
@@ -42,10 +44,11 @@ def test_files_that_are_not_compressed_are_errors(encoding: str, content: bytes)
 
 
 @encodings
-@pytest.mark.parametrize("kept", [0.2, 0.5, 0.99])
+@pytest.mark.parametrize("voxels", [CONTENT, NOISE], ids=["compressible", "noise"])
+@pytest.mark.parametrize("kept", [0.2, 0.5, 0.95])
 @pytest.mark.parametrize("tail", ["zeros", "nothing"])
-def test_truncated_and_zero_filled_files_are_errors(encoding: str, kept: float, tail: str) -> None:
-    content = compression.compress(CONTENT, encoding)
+def test_truncated_and_zero_filled_files_are_errors(encoding: str, voxels: bytes, kept: float, tail: str) -> None:
+    content = compression.compress(voxels, encoding)
     size = int(len(content) * kept)
     damaged = content[:size] + bytes(len(content) - size if tail == "zeros" else 0)
     with pytest.raises(ValueError, match="."):
@@ -60,6 +63,13 @@ def test_a_gzip_file_with_a_lost_end_is_an_error(lost: int) -> None:
         if damaged != content:
             with pytest.raises(ValueError, match="."):
                 decompress(damaged, "gzip")
+
+
+@encodings
+@pytest.mark.parametrize("zeros", [0, 10, 900, 60_000])
+def test_voxels_that_end_in_zeros_are_no_damage(encoding: str, zeros: int) -> None:
+    voxels = NOISE + bytes(zeros)
+    assert decompress(compression.compress(voxels, encoding), encoding) == voxels
 
 
 @encodings
