@@ -12,6 +12,7 @@ __all__ = [
     "is_safe_for_tokens",
     "name_in_url",
     "redacted",
+    "resolved_name",
     "server_of",
     "without_secrets",
     "without_values",
@@ -69,6 +70,21 @@ def without_secrets(path: str) -> str:
 def name_in_url(name: str) -> str:
     """Return a name, such as a key of a bucket, as the path of a URL: ``a#b+c/d`` is ``a%23b%2Bc/d``."""
     return quote(name, safe="/~")
+
+
+def resolved_name(name: str) -> str:
+    """Return a relative name without ``.``, and with ``..`` at its beginning only, as URLs are resolved.
+
+    >>> resolved_name("a/./b/../c/"), resolved_name("../c"), resolved_name(".")
+    ('a/c', '../c', '')
+    """
+    parts: list[str] = []
+    for part in name.rstrip("/").split("/"):
+        if part == ".." and parts and parts[-1] != "..":
+            parts.pop()
+        elif part != ".":
+            parts.append(part)
+    return "/".join(parts)
 
 
 def file_url(base: str, key: str) -> str:

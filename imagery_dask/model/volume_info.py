@@ -16,7 +16,7 @@ import numpy as np
 
 from imagery_dask.annotations import JsonObject
 from imagery_dask.errors import InvalidInfoError
-from imagery_dask.urls import redacted
+from imagery_dask.urls import redacted, resolved_name
 
 __all__ = ["ENCODINGS", "check_info"]
 
@@ -165,7 +165,7 @@ def _check_scale(checks: _Checks, field: str, scale: object, data_type: str, cha
     chunk_bytes = math.prod(map(min, shapes[0], size)) * channels * np.dtype(data_type).itemsize
     if chunk_bytes > LARGEST_CHUNK:
         raise checks.wrong("chunk_sizes", chunk_sizes, f"one chunk would have {chunk_bytes / 1e9:,.0f} GB")
-    checked = scale | {"voxel_offset": offset, "size": size, "chunk_sizes": shapes}
+    checked = scale | {"key": resolved_name(key), "voxel_offset": offset, "size": size, "chunk_sizes": shapes}
     if "placeholder" in key.lower():  # holds no data
         return checked | {"encoding": str(scale.get("encoding", "raw")).lower(), "sharding": None}
     checked["encoding"] = _check_encoding(checks, scale, data_type, channels)

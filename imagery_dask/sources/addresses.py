@@ -38,7 +38,7 @@ def normalize_path(path: str) -> str:
         path = os.fspath(path)
     if not isinstance(path, str) or not path.strip():
         raise TypeError(f"A source is a path such as 'precomputed://gs://bucket/layer'; got {path!r}.")
-    if "://" in path or not os.path.exists(path):  # names of folders may begin or end with a space
+    if not _exists(path):  # names of folders may begin or end with a space
         path = path.strip()
     path = path.rstrip("/")
     scheme, separator, _ = path.partition("://")
@@ -50,6 +50,11 @@ def normalize_path(path: str) -> str:
         server, table = graphene_address(path)
         return f"{GRAPHENE}{server}/segmentation/table/{table}"
     return path if path.startswith("precomputed://") else f"precomputed://{path}"
+
+
+def _exists(path: str) -> bool:
+    """Return True if a path is that of a local folder or file, exactly as it is written."""
+    return os.path.exists(path.removeprefix("precomputed://").removeprefix("file://"))
 
 
 def named_by_info(path: str, field: str, target: object) -> str:
@@ -81,6 +86,8 @@ def named_by_info(path: str, field: str, target: object) -> str:
     reason = ""
     if not separator and not (is_local and named.strip()):
         reason = "is no path of a volume"
+    elif not separator and not plain.startswith(("/", "~")):
+        reason = "is a relative path"
     elif scheme in ("file", "mem", "") and not is_local:
         reason = "is on this machine, and the info is not"
     elif scheme == "graphene":

@@ -10,7 +10,7 @@ https://github.com/google/neuroglancer/tree/master/src/sliceview/compressed_segm
 from __future__ import annotations
 
 import struct
-from importlib.util import find_spec
+from importlib import import_module
 
 import compressed_segmentation
 import numpy as np
@@ -91,9 +91,14 @@ def decode(content: bytes, encoding: str, shape: tuple[int, int, int, int], dtyp
 
 
 def missing_package(encoding: str) -> str | None:
-    """Return the package that this process lacks to decode an encoding, or None."""
+    """Return the package that this process lacks, or cannot import, to decode an encoding; None if it has it."""
     package = OPTIONAL_PACKAGES.get(encoding)
-    return package if package is not None and find_spec(package) is None else None
+    if package is not None:
+        try:
+            import_module(package)
+        except ImportError:  # also of what the package needs
+            return package
+    return None
 
 
 def _decode_png(content: bytes, shape: tuple[int, int, int, int], dtype: str) -> Array:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import posixpath
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -31,7 +32,7 @@ from imagery_dask.sources.failures import brief, pause_s
 from imagery_dask.sources.graph_server import read_graph_info
 from imagery_dask.sources.label_tables import LabelTables
 from imagery_dask.sources.transport import Blob, Request, Transport
-from imagery_dask.urls import server_of, without_secrets
+from imagery_dask.urls import resolved_name, server_of, without_secrets
 
 if TYPE_CHECKING:
     from imagery_dask.sources.shards import ShardedChunks
@@ -162,7 +163,7 @@ class PrecomputedVolume:
 
     def segment_properties(self) -> tuple[str, bytes] | None:
         """Return the folder and content of the volume's segment properties, or None."""
-        folder = str(self.info.get("segment_properties") or "").strip("/")
+        folder = resolved_name(str(self.info.get("segment_properties") or "").strip("/"))
         request = Request(f"{folder}/info", most=LARGEST_PROPERTIES)
         blob = self._transport.get(request) if folder else None
         return None if blob is None else (folder, blob.decompressed(LARGEST_PROPERTIES))
@@ -267,7 +268,7 @@ class PrecomputedVolume:
 
     def _key(self, mip: int, grid: VoxelGrid) -> str:
         level = self.layer.mips[mip]
-        return f"{level.key}/{bounds_key(grid.start, grid.stop.minimum(level.grid.stop))}"
+        return posixpath.join(level.key, bounds_key(grid.start, grid.stop.minimum(level.grid.stop)))
 
     def _healed(self, reading: _Reading, grid: VoxelGrid, blob: Blob) -> Array | None:
         """Decode a chunk, fetching it again if it does not decode; return None if it no longer exists by then."""

@@ -34,7 +34,7 @@ from imagery_dask.sources.files.compression import LARGEST_FILE, decompress
 from imagery_dask.sources.files.http_files import HttpFiles, TooSlowError
 from imagery_dask.sources.files.local_files import FORMAT_SUFFIX, LocalFiles, local_folder
 from imagery_dask.sources.throttle import request_slots
-from imagery_dask.urls import is_safe_for_tokens, name_in_url, server_of, without_secrets
+from imagery_dask.urls import is_safe_for_tokens, name_in_url, resolved_name, server_of, without_secrets
 
 if TYPE_CHECKING:
     from cloudfiles import CloudFiles
@@ -205,6 +205,7 @@ class Transport:
         connection = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = self._files._get_connection()
+            connection.get_path_to_file = partial(_name_in_bucket, connection.get_path_to_file)
         return connection
 
     def _cloud_files_get(self, request: Request) -> Blob | None:
@@ -226,6 +227,17 @@ class Transport:
 MIDDLEAUTH = "middleauth+"
 # Hosts at which buckets are read without credentials.
 PUBLIC_HOSTS = {"gs": "https://storage.googleapis.com", "s3": "https://s3.amazonaws.com"}
+
+
+def _name_in_bucket(below: Callable[[str], str], key: str) -> str:
+    """Return the name of a file in its bucket, which does not resolve ``..``; `below` joins it to the volume's name."""
+    name = below(key)
+    if not key.startswith("../"):
+        return name
+    name = resolved_name(name)
+    if name.startswith("../"):
+        raise ValueError(f"{key!r} is outside of the bucket")
+    return name
 
 
 def _read_local(files: LocalFiles, request: Request) -> Blob | None:

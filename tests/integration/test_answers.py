@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import os
 import socket
 import string
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from imagery_dask.sources.transport import Request, Transport
 SHAPE = (64, 32, 16)  # 2 chunks
 CHUNK = "/em/8_8_40/0-32_0-32_0-16"
 NAMES = ["".join(c for c in string.printable if c.isprintable() and c not in '/"\\ '), "a b", "8%5F8", "+", "#", "?x"]
+# Relative to the folder with the info.
+RELATIVE = ["mip/", "./mip", "a/./mip", "a/../mip", "../beside/mip", "a/b/../../../other"]
 PAGE = b"<!DOCTYPE html>\n<html><head><title>Please log in</title></head></html>"
 
 Serve = Callable[..., tuple[FileServer, str]]
@@ -55,14 +58,16 @@ def serve(tmp_path: Path, data: Any, http_server_factory: Callable[..., FileServ
     return start
 
 
-def read(source: str) -> Any:
+def read(source: str | Path) -> Any:
     return ImageryClient(image_source=source).image_cutout([[0, 0, 0], SHAPE]).compute(scheduler="synchronous")
 
 
 def with_key(folder: Path, data: Any, key: str) -> None:
     """Write a volume whose scale has a given key."""
     write_volume(folder, data, compress=False)
-    (folder / "8_8_40").rename(folder / key)
+    target = Path(os.path.normpath(folder / key))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    (folder / "8_8_40").rename(target)
     info = (folder / "info").read_text()
     assert '"8_8_40"' in info
     (folder / "info").write_text(info.replace('"8_8_40"', '"' + key + '"'))
@@ -79,6 +84,13 @@ def test_names_have_any_characters(
         with collect_counts() as counts:
             np.testing.assert_array_equal(read(source), data)
         assert (counts.chunks, counts.missing) == (2, 0)
+
+
+def test_names_of_folders_end_with_spaces(tmp_path: Path, data: Any) -> None:
+    with_key(tmp_path / "em ", data, "mip ")
+    folder = tmp_path / "em "
+    for source in (folder, str(folder), f"file://{folder}", f"precomputed://file://{folder}"):
+        np.testing.assert_array_equal(read(source), data)
 
 
 def test_names_in_s3_have_any_characters(tmp_path: Path, data: Any, s3_server: S3Server) -> None:
@@ -105,6 +117,23 @@ def test_names_in_google_cloud_storage_have_any_characters(tmp_path: Path, data:
         url = gcs_server.upload(tmp_path / str(number), "names", f"names/{name}")
         with gcs_server.environment():
             np.testing.assert_array_equal(read(url), data)
+
+
+@pytest.mark.parametrize("store", ["disk", "http", "s3", "gs"])
+def test_keys_of_scales_are_relative_paths(
+    tmp_path: Path, data: Any, store: str, request: pytest.FixtureRequest, http_server_factory: Any
+) -> None:
+    for number, key in enumerate(RELATIVE):
+        with_key(tmp_path / str(number) / "em", data, key)
+    url, environment = str(tmp_path), nullcontext()
+    if store == "http":
+        url = http_server_factory(tmp_path).url
+    elif store in ("s3", "gs"):
+        server = request.getfixturevalue("s3_server" if store == "s3" else "gcs_server")
+        url, environment = server.upload(tmp_path, "shared", "relative"), server.environment()
+    with environment:
+        for number in range(len(RELATIVE)):
+            np.testing.assert_array_equal(read(f"{url}/{number}/em"), data)
 
 
 def test_a_query_is_sent_with_each_request(data: Any, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

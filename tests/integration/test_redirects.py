@@ -41,6 +41,7 @@ Servers = Callable[[Path], FileServer]
         ("precomputed://http://127.0.0.1:80/em", "file:///data/em"),
         ("precomputed://s3://bucket/em", "file:///data/em"),
         ("precomputed://https://host/em", "/data/em"),
+        ("precomputed://file:///data/em", "em"),
         ("precomputed://https://host/em", "mem://bucket/em"),
         ("precomputed://gs://bucket/em", "s3://https://other/bucket/em"),
         ("precomputed://s3://https://host/bucket/em", "s3://https://other/bucket/em"),

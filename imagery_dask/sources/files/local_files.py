@@ -43,6 +43,8 @@ class LocalFiles:
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> tuple[bytes, str | None] | None:
         """Return a file's bytes ``start .. stop - 1`` as stored, and its compression; None if it does not exist."""
         path = os.path.join(self.folder, name)
+        if name.startswith("../"):  # beside the folder, as in URLs; the folder may be a link
+            path = os.path.normpath(path)
         for encoding, extension in self._extensions:
             with suppress(FileNotFoundError), open(path + extension, "rb", opener=_opened) as file:
                 begin = start or 0

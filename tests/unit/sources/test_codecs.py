@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import imagecodecs
 import numpy as np
 import pytest
 from cloudvolume import chunks
 
 from imagery_dask.annotations import Array
-from imagery_dask.sources.codecs import decode
+from imagery_dask.sources.codecs import decode, missing_package
 
 SHAPE = (24, 16, 9, 1)
 BLOCK = (8, 8, 8)
@@ -59,3 +62,11 @@ def test_truncated_chunks_are_errors(encoding: str, dtype: str) -> None:
     content = bytes(chunks.encode(voxels_of(dtype), encoding, BLOCK))
     with pytest.raises(Exception, match="."):
         decode(content[: len(content) // 3], encoding, SHAPE, dtype, BLOCK)
+
+
+def test_a_package_that_cannot_be_imported_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "zfpc.py").write_text("import a_library_that_is_not_installed")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "zfpc", raising=False)
+    assert missing_package("zfpc") == "zfpc"
+    assert missing_package("raw") is None
