@@ -6,6 +6,7 @@ exit code (negative for a signal) or null.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -56,6 +57,8 @@ def start(code: str, arguments: list[str], environment: dict[str, str], log: str
 
 def main() -> None:
     """Answer requests until stdin is closed."""
+    # Garbage collections, at the latest those at exit, would copy the memory that a forked process shares.
+    gc.freeze()
     exit_codes: dict[int, int] = {}
     for line in sys.stdin:
         request = json.loads(line)
