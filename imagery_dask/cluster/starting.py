@@ -49,11 +49,15 @@ HEARD = {"logging.distributed": "info"}
 
 
 def threads_here(threads: int | None) -> LocalCluster:
-    """Start a cluster of threads of this process."""
+    """Start a cluster of threads of this process.
+
+    It has no dashboard, whose address nobody would learn, and whose import of bokeh takes longer than a small export.
+    """
     with dask.config.set(NO_PROFILE), _failed_start():
         return LocalCluster(
-            n_workers=1, threads_per_worker=threads or _cores(), processes=False, dashboard_address=DASHBOARD
-        )
+            n_workers=1, threads_per_worker=threads or _cores(), processes=False, dashboard_address=DASHBOARD,
+            scheduler_kwargs={"dashboard": False},
+        )  # fmt: skip
 
 
 @contextmanager

@@ -118,10 +118,12 @@ def secrets_for(cloudpath: str) -> Any:
 
 def http_login() -> Any:
     """Return the user and password for HTTP servers in cloud-files' ``http-secret.json``, as requests' ``auth``."""
-    from cloudfiles.secrets import http_credentials
     from requests.auth import HTTPBasicAuth
 
-    login = http_credentials() or {}
+    try:
+        login = json.loads(secret_file("http-secret.json").read_text()) or {}
+    except FileNotFoundError:
+        return None
     return HTTPBasicAuth(login["user"], login["password"]) if {"user", "password"} <= login.keys() else None
 
 
@@ -141,10 +143,17 @@ def has_aws(cloudpath: str) -> bool:
 
 
 def secret_file(name: str) -> Path:
-    """Return the path at which cloud-files looks for a file with a secret."""
-    from cloudfiles.secrets import secretpath
+    """Return the path at which cloud-files looks for a file with a secret.
 
-    return Path(secretpath(name))
+    As `cloudfiles.secrets.secretpath`, but without cloud-files and the clients of the clouds, whose import takes each
+    process most of a second.
+    """
+    folders = [
+        Path(os.environ.get("CLOUD_VOLUME_DIR", Path.home() / ".cloudvolume"), "secrets"),
+        Path("/"),
+        Path(os.environ.get("CLOUD_FILES_DIR", Path.home() / ".cloudfiles"), "secrets"),
+    ]
+    return next((folder / name for folder in folders if (folder / name).exists()), folders[0] / name)
 
 
 def _cave_host(path: str) -> str | None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -79,7 +80,7 @@ def test_commands_are_completed_as_click_completes_them(incomplete):
 
 @pytest.fixture(scope="module")
 def volumes(tmp_path_factory):
-    return write_demo_volumes(tmp_path_factory.mktemp("volumes"))
+    return write_demo_volumes(tmp_path_factory.mktemp("volumes"), shape=(64, 64, 40))
 
 
 @pytest.fixture(scope="module")
@@ -99,17 +100,20 @@ def sources(volumes):
     return {"image_source": volumes.image_source, "segmentation_source": volumes.segmentation_source}
 
 
-@pytest.mark.parametrize("layer", ["image", "segmentation"])
 @pytest.mark.parametrize("selected", ["", "[:, :, 3]"], ids=["whole", "plane"])
-def test_a_cutout_of_a_flat_volume_loads_what_dask_loads(layer, selected, volumes):
+def test_cutouts_of_flat_volumes_load_what_dask_loads(selected, volumes, http_server_factory):
     program = (
         "import json, sys; from imagery_dask import ImageryClient; c = ImageryClient(**json.loads(sys.argv[1])); "
-        f"c.{layer}_cutout(json.loads(sys.argv[2])){selected}.compute()"
+        f"bounds = json.loads(sys.argv[2]); c.image_cutout(bounds){selected}.compute(); "
+        f"c.segmentation_cutout(bounds){selected}.compute()"
     )
     bounds = [[n - 16 for n in volumes.center], volumes.center]
     # dask.array imports xarray if it is installed, and xarray imports pandas; a slice is computed by dask.
     of_dask = "import dask.array as da; " + ("da.zeros(3).compute()" if selected else "")
-    assert loaded(program, (json.dumps(sources(volumes)), json.dumps(bounds))) == loaded(of_dask)
+    image = Path(volumes.image_source.partition("file://")[2])
+    served = f"precomputed://{http_server_factory(image.parent).url}/{image.name}"
+    used = json.dumps(sources(volumes) | {"image_source": served})
+    assert loaded(program, (used, json.dumps(bounds))) == loaded(of_dask)
 
 
 @pytest.mark.parametrize("kind", ["zarr", "precomputed", "png"])
@@ -117,15 +121,17 @@ def test_status_loads_no_library_of_arrays(kind, exports):
     assert command_line("status", exports[kind]) == {"pydantic"}
 
 
-@pytest.mark.parametrize("kind", ["zarr", "precomputed", "png"])
-def test_verify_loads_what_the_export_needs(kind, exports):
+@pytest.mark.parametrize(
+    ("kinds", "libraries"), [(("png", "precomputed"), set()), (("zarr",), {"zarr"})], ids=["volumes", "zarr"]
+)
+def test_verify_loads_what_the_export_needs(kinds, libraries, exports):
     # In threads of this process, so that what reads the blocks is included.
     program = (
         "import sys; from imagery_dask import verify_export; "
-        "assert verify_export(sys.argv[1], sample=None, progress=False).ok"
+        "assert all(verify_export(url, sample=None, progress=False).ok for url in sys.argv[1:])"
     )
-    libraries = loaded(program, (exports[kind],)) & {"caveclient", "cloudfiles", "cloudvolume", "zarr"}
-    assert libraries == ({"zarr"} if kind == "zarr" else set())
+    used = loaded(program, tuple(exports[kind] for kind in kinds))
+    assert used & {"caveclient", "cloudfiles", "cloudvolume", "zarr"} == libraries
 
 
 EXPORT_ON_A_WORKER = """
