@@ -28,6 +28,7 @@ from support.volumes import coordinate_volume, delete_chunks, random_labels, wri
 from imagery_dask import ImageryClient, to_png, to_precomputed, to_zarr
 from imagery_dask.cluster import WorkerResources
 from imagery_dask.export.core.plans import ExportPlan
+from imagery_dask.export.planning import sampling
 from imagery_dask.export.registry import KINDS, read_plan
 from imagery_dask.testing.cave import CaveServer, World, make_world
 
@@ -73,6 +74,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def server(world: World) -> Iterator[CaveServer]:
     with served(world) as server:
         yield server
+
+
+@pytest.fixture
+def sampled_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write sample blocks in this process, which saves the seconds of imports in a process of their own."""
+    monkeypatch.setattr(sampling, "_is_here", lambda volume: True)
 
 
 def source_options(sources: dict[str, str]) -> tuple[Any, ...]:
@@ -143,6 +150,7 @@ def test_a_saved_plan_runs_in_another_folder(
     assert "blocks were written before; 0 were left to do" in again.out
 
 
+@pytest.mark.usefixtures("sampled_here")
 def test_a_plan_is_saved_as_versioned_json_and_read_back(
     tmp_path: Path, client: ImageryClient, listed: list[int]
 ) -> None:
@@ -199,6 +207,7 @@ def test_a_plan_of_a_computed_array_cannot_be_run_by_command(
     assert "is the plan of a computed array" in done.error
 
 
+@pytest.mark.usefixtures("sampled_here")
 def test_a_plan_runs_from_python(tmp_path: Path, client: ImageryClient, threads: Client) -> None:
     planned_export = client.plan_export(BOUNDS, tmp_path / "out.zarr", chunks=(32, 16, 8), block_mib=0.03, samples=1)
     report = planned_export.run(cluster=threads, progress=False)
@@ -580,6 +589,7 @@ def test_the_number_of_files_of_datasets_is_exact(
         assert export.format.objects(export) == files
 
 
+@pytest.mark.usefixtures("sampled_here")
 def test_empty_chunks_are_not_counted_as_files(tmp_path: Path, threads: Client) -> None:
     voxels = np.zeros((96, 64, 32), np.uint8)
     voxels[:32] = np.random.default_rng(0).integers(1, 256, (32, 64, 32), np.uint8)
@@ -722,6 +732,7 @@ def test_planning_writes_nothing_to_a_bucket(
         ]
 
 
+@pytest.mark.usefixtures("sampled_here")
 def test_planning_does_not_change_an_existing_store(
     tmp_path: Path, sources: dict[str, str], command: Command, threads: Client
 ) -> None:
@@ -749,6 +760,7 @@ def test_a_refused_source_is_one_line(
     assert f"Access was refused to {source}/8_8_40/" in error
 
 
+@pytest.mark.usefixtures("sampled_here")
 def test_a_missing_chunk_is_one_line(tmp_path: Path, command: Command) -> None:
     source = write_volume(tmp_path / "em", coordinate_volume(SHAPE, OFFSET, np.uint8), voxel_offset=OFFSET)
     delete_chunks(source, 0, lambda start: start[2] == 32)
@@ -782,6 +794,7 @@ def test_a_wrong_token_is_one_line_and_not_shown(tmp_path: Path, server: CaveSer
     assert TOKEN not in error
 
 
+@pytest.mark.usefixtures("sampled_here")
 def test_a_plan_is_printed_as_json(tmp_path: Path, sources: dict[str, str], command: Command) -> None:
     done = plan_command(command, sources, tmp_path / "out.zarr", "--json")
     assert done.code == 0
