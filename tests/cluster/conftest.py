@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cluster.processes import NO_DASHBOARD
 from cluster.slurm import Slurm, SlurmUnavailable, slurm
 
 SLURM_FILE = Path(__file__).parents[2] / "cluster_configs" / "slurm.yaml"
@@ -43,6 +44,7 @@ def cluster_file(tmp_path: Path, batch_system: Slurm, monkeypatch: pytest.Monkey
         "local_directory": str(tmp_path / "scratch"),
         "log_directory": str(tmp_path / "logs"),
         "scheduler_options": {"dashboard_address": "127.0.0.1:0"},
+        "worker_extra_args": list(NO_DASHBOARD),
     }
     file = tmp_path / "slurm.yaml"
     file.write_text(yaml.safe_dump(content))

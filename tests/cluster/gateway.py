@@ -34,7 +34,7 @@ c.UnsafeLocalBackend.clusters_directory = {clusters!r}
 c.UnsafeLocalBackend.sigint_timeout = 2
 c.UnsafeLocalBackend.inherited_environment = {variables!r}
 c.ClusterConfig.scheduler_cmd = [{python!r}, "-m", "distributed.cli.dask_scheduler"]
-c.ClusterConfig.worker_cmd = [{python!r}, "-m", "distributed.cli.dask_worker"]
+c.ClusterConfig.worker_cmd = [{python!r}, "-m", "distributed.cli.dask_worker", "--no-dashboard"]
 c.ClusterConfig.worker_memory = "1 G"
 """
 

@@ -13,6 +13,8 @@ from pathlib import Path
 
 START_TIMEOUT_S = 30.0
 ROOT = Path(__file__).parents[2]
+# For which each process would import bokeh, which takes a second.
+NO_DASHBOARD = ("--no-dashboard",)
 
 
 def environment() -> dict[str, str]:
@@ -76,7 +78,7 @@ def dask_processes(
         stack.enter_context(
             process(
                 folder, "scheduler", *dask, "scheduler", "--scheduler-file", str(file), "--host", host, "--port",
-                "0", "--dashboard-address", "127.0.0.1:0", *options, env=scheduler_env,
+                "0", "--dashboard-address", "127.0.0.1:0", *NO_DASHBOARD, *options, env=scheduler_env,
             )
         )  # fmt: skip
         wait_for(file, folder / "scheduler.log")
@@ -101,7 +103,7 @@ def dask_worker(
     return process(
         folder, name, *prefix, sys.executable, "-m", "dask", "worker", "--scheduler-file",
         str(folder / "scheduler.json"), "--nthreads", str(threads), "--memory-limit", "1GiB", "--local-directory",
-        str(folder / "scratch"), *(("--host", host) if host else ()), *options, env=env,
+        str(folder / "scratch"), *(("--host", host) if host else ()), *NO_DASHBOARD, *options, env=env,
     )  # fmt: skip
 
 
