@@ -15,6 +15,7 @@ from typing import Any
 import dask
 import distributed.cli.dask_scheduler
 import distributed.cli.dask_worker  # noqa: F401
+import requests  # noqa: F401
 import zarrs  # noqa: F401
 
 import imagery_dask
