@@ -31,7 +31,10 @@ SYNTAX: dict[str, Callable[..., click.ParamType[Any]]] = {
 }  # fmt: skip
 NONE = "none"
 BLOCK_MIB = click.option(
-    "--block-mib", type=float, metavar="MIB", help="Size of the blocks of an export.  [default: 32]"
+    "--block-mib",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MIB",
+    help="Size of the blocks of an export.  [default: 32]",
 )
 
 
@@ -153,9 +156,14 @@ def _precomputed(out: str, given: Given) -> Export:
 def _png(out: str, given: Given) -> Export:
     from imagery_dask.export.images.to_png import SliceExport
 
-    root_ids = {} if given["what"] == "imagery" else {"root_ids": given["root_ids"]}
+    what = given["what"]
+    root_ids = {} if what == "imagery" else {"root_ids": given["root_ids"]}
     options = _options_from(ImageOptions, given, **root_ids)
-    return SliceExport(_region(out, given), out, options)
+    region = _region(out, given)
+    layer, source = ("image", "--image-source") if what == "imagery" else ("segmentation", "--segmentation-source")
+    if layer not in region:
+        raise ValueError(f"--what {what} needs {source}; give it, or choose another --what.")
+    return SliceExport(region, out, options)
 
 
 FORMATS = (

@@ -108,10 +108,11 @@ class RootIdsType(click.ParamType[Any]):
                 self.fail(f"Cannot read {value[1:]!r}: {error.strerror}.", param, ctx)
             except UnicodeDecodeError:
                 self.fail(f"{value[1:]!r} is not a text file of ids.", param, ctx)
-        try:
-            ids = [int(word) for word in text.replace(",", " ").split()]
-        except ValueError as error:
-            self.fail(f"Root ids must be whole numbers: {error}.", param, ctx)
+        ids = []
+        for word in text.replace(",", " ").split():
+            if not word.isdecimal() or int(word) >= 2**64:
+                self.fail(f"Root ids must be whole numbers from 0 to 2**64 - 1; got {word!r}.", param, ctx)
+            ids.append(int(word))
         if not ids:
             self.fail(f"{value!r} contains no ids; leave the option out to export every object.", param, ctx)
         return ids

@@ -81,6 +81,8 @@ def region_dataset(
     )  # fmt: skip
     if client.segmentation_source is None and (root_ids != "all" or segmentation_mip is not None):
         raise ValueError("--root-ids and --segmentation-mip need a segmentation; give --segmentation-source.")
+    if client.image_source is None and image_mip is not None:
+        raise ValueError("--image-mip needs imagery; give --image-source.")
     data = client.dataset((bounds[:3], bounds[3:]), root_ids=root_ids, scale_to_bounds=False)
     _check_inside(data)
     return data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from imagery_dask.errors import SourceError
@@ -10,8 +11,19 @@ from imagery_dask.model.chunkedgraph import GRAPHENE, graphene_address
 from imagery_dask.urls import is_loopback, server_of
 from imagery_dask.validate import expanded_path
 
-__all__ = ["named_by_info", "normalize_path"]
+__all__ = ["check_scheme", "named_by_info", "normalize_path"]
 
+READABLE = (
+    "gs",
+    "s3",
+    "https",
+    "http",
+    "file",
+    "mem",
+    "middleauth+https",
+    "middleauth+http",
+    "ngauth+https",
+)
 OTHER_FORMATS = (
     "zarr",
     "zarr2",
@@ -31,8 +43,8 @@ def normalize_path(path: str) -> str:
 
     Raises
     ------
-    TypeError, SourceError
-        If `path` is not a path, or its format is neither precomputed nor graphene.
+    TypeError, ValueError, SourceError
+        If `path` is not a path, its scheme is unknown, or its format is neither precomputed nor graphene.
     """
     if isinstance(path, os.PathLike):
         path = os.fspath(path)
@@ -40,16 +52,55 @@ def normalize_path(path: str) -> str:
         raise TypeError(f"A source is a path such as 'precomputed://gs://bucket/layer'; got {path!r}.")
     if not _exists(path):  # names of folders may begin or end with a space
         path = path.strip()
-    path = path.rstrip("/")
     scheme, separator, _ = path.partition("://")
     if separator and scheme in OTHER_FORMATS:
         raise SourceError(f"{path!r} is a {scheme} volume; only precomputed and graphene volumes can be read.")
+    if not path.startswith(GRAPHENE):
+        check_scheme(path.removeprefix("precomputed://"), READABLE)
+    path = path.rstrip("/")
     if "://" not in path:
         return f"precomputed://file://{Path(expanded_path(path)).resolve()}"
     if path.startswith(GRAPHENE):
         server, table = graphene_address(path)
         return f"{GRAPHENE}{server}/segmentation/table/{table}"
     return path if path.startswith("precomputed://") else f"precomputed://{path}"
+
+
+def check_scheme(url: str, known: Collection[str]) -> None:
+    """Raise if a URL begins with no known scheme; cloud-files takes ``s4://b/k`` for the local folder ``s4:/b/k``.
+
+    Parameters
+    ----------
+    url : str
+        A URL or a local path.
+    known : collection of str
+        Schemes in lower case. Aliases of cloud-files (``matrix://``) are always known.
+
+    Raises
+    ------
+    ValueError
+        If the scheme is unknown, is followed by one slash, or by no name.
+    """
+    scheme, separator, name = url.partition(":")
+    if not separator or "/" in scheme or not name.startswith("/") or _exists(url):
+        return
+    slashes = len(name) - len(name.lstrip("/"))
+    reason = ""
+    if slashes == 1 and scheme.lower() in known:
+        reason = f"write {scheme.lower()}:/{name} with two slashes"
+    elif slashes > 1 and scheme not in known and not _is_alias(scheme):
+        reason = f"give a folder, or a URL that begins with {', '.join(f'{one}://' for one in known)}"
+    elif slashes > 1 and not name.strip("/"):
+        reason = "it names no bucket, server or folder"
+    if reason:
+        raise ValueError(f"{url!r} is not understood: {reason}.")
+
+
+def _is_alias(scheme: str) -> bool:
+    from cloudfiles import paths
+
+    paths.update_aliases_from_file()
+    return scheme in paths.ALIASES
 
 
 def _exists(path: str) -> bool:

@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 from uuid import uuid4
 
 from imagery_dask.errors import REFUSED_STATUS, ImageryDaskError
+from imagery_dask.sources.addresses import check_scheme
 from imagery_dask.sources.files.compression import compress as compressed
 from imagery_dask.sources.files.compression import decompress
 from imagery_dask.sources.files.local_files import EXTENSIONS, LocalFiles
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BUCKETS",
+    "WRITABLE",
     "Files",
     "NotWantedError",
     "check_wanted",
@@ -50,6 +52,8 @@ NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 MEMORY = "memory://"
 _wanted: ContextVar[Callable[[], bool] | None] = ContextVar("_wanted", default=None)
 BUCKETS = ("s3", "gs")
+# Schemes of URLs that can be written.
+WRITABLE = (*BUCKETS, "gcs", "memory", "mem", "file")
 PARTIAL = re.compile(r"\..+\.[0-9a-f]{8}([0-9a-f]{24})?\.partial")
 
 
@@ -359,6 +363,7 @@ def split_prefix(prefix: object) -> tuple[Files, str]:
     if not isinstance(prefix, (str, os.PathLike)):
         raise TypeError(f"prefix must be a path or a URL that ends with the beginning of the names; got {prefix!r}.")
     text = os.fspath(prefix)
+    check_scheme(text, WRITABLE)
     folder, slash, stem = text.rpartition("/")
     if not stem or folder.endswith(":/"):
         raise ValueError(f"prefix must end with the beginning of the files' names, as in 'folder/em'; got {text!r}.")

@@ -54,7 +54,7 @@ class BucketUrl:
     Parameters
     ----------
     scheme : str
-        ``file``, ``memory``, ``s3``, ``gs``, or another scheme of fsspec.
+        ``file``, ``memory``, ``s3`` or ``gs``.
     bucket : str
         Name of the bucket; empty for other schemes.
     path : str

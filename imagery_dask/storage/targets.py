@@ -16,7 +16,8 @@ from uuid import uuid4
 
 from imagery_dask.annotations import JsonObject
 from imagery_dask.serialization import json_object
-from imagery_dask.storage.atomic_files import BUCKETS, Files, records_folder
+from imagery_dask.sources.addresses import check_scheme
+from imagery_dask.storage.atomic_files import BUCKETS, WRITABLE, Files, records_folder
 from imagery_dask.storage.buckets import clear_errors, files_at, parse_bucket_url, s3_store
 from imagery_dask.storage.store_files import (
     METADATA,
@@ -394,6 +395,7 @@ def _checked_url(url: str | os.PathLike[str]) -> str:
     text = os.fspath(url)
     if not text:
         raise ValueError("url is empty; give a folder or a URL to write to.")
+    check_scheme(text, WRITABLE)
     if text.startswith("file://"):
         text = text.removeprefix("file://")
     return text if "://" in text else str(Path(expanded_path(text)).resolve())

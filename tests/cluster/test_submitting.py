@@ -183,7 +183,7 @@ def test_submit_refuses_what_the_job_would_refuse(
     without_workers.write_text(TEXT)
     before = sorted(tmp_path.rglob("*"))
     for arguments, message in (
-        (["--cluster", file, "zarr", "new.zarr", *region, "--block-mib", -5], "block_mib must be a number above 0"),
+        (["--cluster", file, "zarr", "new.zarr", *region, "--block-mib", -5], "Invalid value for '--block-mib'"),
         (["--cluster", file, "zarr", "half.zarr", *region], "It was written with other arguments: "),
         (["--cluster", file, "zarr", "other.zarr", *region], "is not a zarr store"),
         (["--cluster", without_workers, "zarr", "new.zarr", *region], "asks for no workers; set "),

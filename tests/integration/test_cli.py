@@ -278,6 +278,28 @@ def test_without_a_source_the_flags_are_named(run: Run, tmp_path: Path, command:
     assert "image_source" not in error
 
 
+@pytest.mark.parametrize(
+    ("layer", "options", "missing"),
+    [
+        ("image", ("--what", "masks"), "--what masks needs --segmentation-source"),
+        ("image", ("--what", "labels"), "--what labels needs --segmentation-source"),
+        ("image", ("--what", "overlay"), "--what overlay needs --segmentation-source"),
+        ("segmentation", ("--what", "imagery"), "--what imagery needs --image-source"),
+        ("segmentation", ("--what", "overlay", "--image-mip", "0"), "--image-mip needs imagery; give --image-source"),
+        ("segmentation", ("--what", "masks", "--root-ids", "7,-5"), "from 0 to 2**64 - 1; got '-5'"),
+        ("segmentation", ("--what", "masks", "--root-ids", 2**64), "got '18446744073709551616'"),
+    ],
+)
+def test_what_an_option_needs_is_named(
+    run: Run, tmp_path: Path, world: World, layer: str, options: tuple[Any, ...], missing: str
+) -> None:
+    source = world.both[:2] if layer == "image" else world.both[2:4]
+    assert str(source[0]).startswith(f"--{layer}")
+    code, text, error = run("export", "png", tmp_path / "o", *source, *BOUNDS, *options)
+    assert (code, text) == (2, "")
+    assert missing in error
+
+
 def test_invalid_files_of_ids_are_refused(run: Run, tmp_path: Path, world: World) -> None:
     (tmp_path / "empty").write_text(" \n")
     (tmp_path / "bytes").write_bytes(bytes(range(128, 256)))

@@ -580,7 +580,7 @@ def test_options_of_the_command_choose_encoding_and_compression(
         (("--levels", 5), "begin at a multiple"),
         (("--levels", "source"), "no mip coarser"),
         (("--chunks", "1,2"), "not three whole numbers"),
-        (("--block-mib", 0), "block_mib must be"),
+        (("--block-mib", 0), "Invalid value for '--block-mib'"),
     ],
     ids=str,
 )

@@ -28,7 +28,8 @@ from imagery_dask.humanize import human_bytes, human_count, human_time
 from imagery_dask.records.receipts import counts_of
 from imagery_dask.records.runs import Records, ledger_rows
 from imagery_dask.run import RunReport
-from imagery_dask.storage.atomic_files import Files, check_writable, split_prefix
+from imagery_dask.sources.addresses import check_scheme
+from imagery_dask.storage.atomic_files import WRITABLE, Files, check_writable, split_prefix
 from imagery_dask.validate import expanded_path
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def checked_report(path: str | os.PathLike[str], url: str) -> str:
     text = os.fspath(path)
     if "://" not in text:
         text = os.path.realpath(text) if os.path.islink(text := expanded_path(text)) else text
+    check_scheme(text, WRITABLE)
     try:
         files, name = split_prefix(text)
     except ValueError:

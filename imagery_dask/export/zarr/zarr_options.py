@@ -43,7 +43,9 @@ class ZarrOptions(VolumeOptions):
         if self.shards is None or (isinstance(self.shards, str) and self.shards == "auto"):
             return
         if self.zarr_format == 2:
-            raise ValueError("OME-Zarr 0.4 (zarr v2) has no shards; pass shards=None, or ome_version='0.5'.")
+            raise ValueError(
+                "OME-Zarr 0.4 (zarr v2) has no shards; pass shards=None (--shards none), or ome_version='0.5'."
+            )
         self._set("shards", whole_triple("shards", self.shards))
 
     @property

@@ -164,7 +164,7 @@ def test_negative_root_id_is_code_2(run: Any, sources: dict[str, str], tmp_path:
     both = ("--image-source", sources["image"], "--segmentation-source", sources["segmentation"])
     code, _, error = run("export", "zarr", tmp_path / "out.zarr", *both, *BOUNDS, "--root-ids", f"-{ROOT}")
     assert code == 2
-    assert "root_ids" in error
+    assert "--root-ids" in error
     assert f"-{ROOT}" in error
 
 
