@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-__all__ = ["human_bytes", "human_count", "human_share", "human_time", "size_in_bytes", "time_in_seconds"]
+__all__ = ["human_bytes", "human_count", "human_share", "human_time", "printable", "size_in_bytes", "time_in_seconds"]
 
 
 def human_bytes(count: float) -> str:
@@ -122,3 +122,8 @@ def _number_with_unit(value: object) -> str | int | float | None:
         text = value.strip()
         return text if re.match(r"[\d.]", text) else None
     return value if math.isfinite(value) else None
+
+
+def printable(text: str) -> str:
+    """Return a text that others have written as one line, in which what cannot be printed is a question mark."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))

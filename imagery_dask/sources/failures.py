@@ -9,9 +9,10 @@ from typing import Any
 
 from imagery_dask.config import config
 from imagery_dask.errors import REFUSED_STATUS
+from imagery_dask.humanize import printable
 from imagery_dask.urls import redacted
 
-__all__ = ["PASSING_STATUS", "brief", "forget_request", "kind_of", "pause_s", "printable", "retry_after_s"]
+__all__ = ["PASSING_STATUS", "brief", "forget_request", "kind_of", "pause_s", "retry_after_s"]
 
 REFUSED_CODES = {
     "401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken",
@@ -81,11 +82,6 @@ def brief(reason: object) -> str:
     text = redacted(printable(str(reason)))
     name = f"{type(reason).__name__}: " if isinstance(reason, Exception) else ""
     return (name + text)[:300]
-
-
-def printable(text: str) -> str:
-    """Return a text that others have written as one line, in which what cannot be printed is a question mark."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
 
 
 def forget_request(error: BaseException) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit
 
 from imagery_dask.config import config
-from imagery_dask.sources.failures import printable
+from imagery_dask.humanize import printable
 from imagery_dask.urls import file_url, redacted, server_of, without_values
 
 if TYPE_CHECKING:
