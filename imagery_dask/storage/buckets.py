@@ -34,6 +34,7 @@ __all__ = [
     "files_at",
     "google_files",
     "parse_bucket_url",
+    "s3_endpoint",
     "s3_files",
     "s3_store",
 ]
@@ -198,8 +199,7 @@ def _s3_options(url: BucketUrl) -> Keywords:
     if any(keys):
         session.set_credentials(*keys)
     region = str(secret.get("AWS_DEFAULT_REGION") or session.get_config_variable("region") or "us-east-1")
-    # botocore reads all configuration of endpoints: variables, profiles, ~/.aws/config.
-    endpoint = url.host or str(session.create_client("s3", region_name=region).meta.endpoint_url)
+    endpoint = url.host or _endpoint(session, region)
     credentials = session.get_credentials()
     plain = endpoint.startswith("http://")
     return {
@@ -212,6 +212,16 @@ def _s3_options(url: BucketUrl) -> Keywords:
         # Without credentials requests are unsigned; the store may refuse them.
         **({"credential_provider": _Keys(credentials)} if credentials else {"skip_signature": True}),
     }
+
+
+def s3_endpoint(url: BucketUrl) -> str:
+    """Return the address of the server of an S3 bucket, as this process is configured."""
+    return url.host or _endpoint(_session(), "us-east-1")
+
+
+def _endpoint(session: Any, region: str) -> str:
+    # botocore reads all configuration of endpoints: variables, profiles, ~/.aws/config.
+    return str(session.create_client("s3", region_name=region).meta.endpoint_url)
 
 
 def _session() -> Any:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
 
-from imagery_dask.storage.buckets import parse_bucket_url
+from imagery_dask.storage.buckets import parse_bucket_url, s3_endpoint
+from imagery_dask.urls import file_url, is_loopback, name_in_url
 from imagery_dask.validate import expanded_path
 
 __all__ = ["Overlap", "overlap"]
@@ -16,7 +18,8 @@ __all__ = ["Overlap", "overlap"]
 Overlap = Literal["is", "lies in", "contains"]
 # Addresses of buckets over HTTPS: path style, and with the bucket in the host.
 GOOGLE = re.compile(r"(?:(?P<bucket>.+)\.)?storage\.(?:googleapis|cloud\.google)\.com")
-AMAZON = re.compile(r"(?:(?P<bucket>.+)\.)?s3[.-](?:[a-z0-9-]+\.)*amazonaws\.com")
+AMAZON = re.compile(r"(?:(?P<bucket>.+)\.)?s3[.-](?:[a-z0-9-]+\.)*amazonaws\.com(?:\.cn)?")
+DEFAULT_PORTS = (None, 80, 443)
 
 
 def overlap(url: str, other: str) -> Overlap | None:
@@ -72,18 +75,24 @@ def _is_same(folder: Path, other: Path) -> bool:
 def _parsed(url: str) -> tuple[tuple[str, str], str]:
     """Return where a URL is stored, and its path there."""
     url = url.removeprefix("precomputed://").removeprefix("middleauth+").partition("|")[0]
-    scheme = url.partition("://")[0]
-    if scheme in ("http", "https"):
-        address = urlsplit(url)
-        host, path = address.netloc.rpartition("@")[2].lower(), unquote(address.path)
-        for service, pattern in (("gs", GOOGLE), ("s3", AMAZON)):
-            if match := pattern.fullmatch(host):
-                bucket, _, inside = (
-                    f"{match['bucket']}{path}".partition("/") if match["bucket"] else path[1:].partition("/")
-                )
-                return (service, bucket), inside
-        return (scheme, host), path
+    if url.startswith(("s3://http://", "s3://https://")):  # with another server
+        url = url.removeprefix("s3://")
+    if url.startswith(("http://", "https://")):
+        return _of_address(url)
     parsed = parse_bucket_url(url)
     if parsed.scheme == "file":
         return ("file", ""), os.path.realpath(expanded_path(parsed.path))
-    return (parsed.scheme, f"{parsed.host}{parsed.bucket}"), parsed.path
+    if parsed.scheme == "s3":
+        return _of_address(f"{s3_endpoint(parsed)}/{parsed.bucket}/{name_in_url(parsed.path)}")
+    return (parsed.scheme, parsed.bucket), parsed.path
+
+
+def _of_address(url: str) -> tuple[tuple[str, str], str]:
+    address = urlsplit(file_url(url, ""))
+    path = posixpath.normpath(f"/{unquote(address.path)}").lstrip("/")
+    host = "localhost" if is_loopback(url) else address.hostname or ""
+    for service, pattern in (("gs", GOOGLE), ("s3", AMAZON)):
+        if match := pattern.fullmatch(host):
+            bucket, _, inside = (f"{match['bucket']}/{path}" if match["bucket"] else path).partition("/")
+            return (service, bucket), inside
+    return ("http", host if address.port in DEFAULT_PORTS else f"{host}:{address.port}"), path

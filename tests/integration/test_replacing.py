@@ -125,6 +125,12 @@ def test_a_bucket_is_not_its_own_source(s3_server: Any, threads: Client, monkeyp
         ("s3://b/em", "https://s3.amazonaws.com/b/em", "is"),
         ("s3://b/em", "https://b.s3.eu-west-1.amazonaws.com/em", "is"),
         ("s3://b/a b", "https://b.s3.amazonaws.com/a%20b", "is"),
+        ("s3://b/a#b?c", "https://b.s3.amazonaws.com/a%23b%3Fc", "is"),
+        ("s3://b/em", "https://b.s3.cn-north-1.amazonaws.com.cn:443/em", "is"),
+        ("s3://b/em", "s3://https://s3.amazonaws.com/b/em/out", "contains"),
+        ("s3://b/em", "http://127.0.0.1:9000/b/em", None),
+        ("s3://http://127.0.0.1:9000/b/em", "http://localhost:9000/b/em", "is"),
+        ("https://x.org/em", "http://x.org:80/a/../em/", "is"),
         ("https://x.org/em", "https://X.org/em/1", "contains"),
         ("https://x.org/em", "https://y.org/em", None),
         ("/data/em", "file:///data/em", "is"),
@@ -192,6 +198,14 @@ def test_records_are_removed_only_when_another_run_starts(tmp_path: Path, thread
     away.rename(url)
     report = to_zarr(VOXELS, url, cluster=threads, progress=False)
     assert report.before == report.blocks
+
+
+@pytest.mark.parametrize("other", ["http://127.0.0.1:9000/b/em/", "s3://http://localhost:9000/b/em"])
+def test_buckets_of_another_server_have_its_address(monkeypatch: pytest.MonkeyPatch, other: str) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9000")
+    assert overlap("s3://b/em/out", other) == "lies in"
+    assert overlap("s3://b/em", "s3://b/em") == "is"
+    assert overlap("s3://b/em", "https://b.s3.amazonaws.com/em") is None
 
 
 # -------------------------------------------------------------------------------------------------- files in a store
@@ -325,6 +339,9 @@ def test_a_report_replaces_reports_alone(tmp_path: Path, threads: Client) -> Non
         with pytest.raises(ValueError, match="device, a pipe or a socket"):
             run(special)
     assert not Path("/dev/null").is_file()
+    for name in ("report.html", "ledger.jsonl"):
+        with pytest.raises(ValueError, match="holds nothing but the export"):
+            run(tmp_path / "out.receipts" / name)
 
 
 @pytest.mark.long

@@ -29,7 +29,7 @@ from imagery_dask.records.receipts import counts_of
 from imagery_dask.records.runs import Records, ledger_rows
 from imagery_dask.run import RunReport
 from imagery_dask.sources.addresses import check_scheme
-from imagery_dask.storage.atomic_files import WRITABLE, Files, check_writable, split_prefix
+from imagery_dask.storage.atomic_files import WRITABLE, Files, check_writable, records_folder, split_prefix
 from imagery_dask.validate import expanded_path
 
 if TYPE_CHECKING:
@@ -68,10 +68,12 @@ def checked_report(path: str | os.PathLike[str], url: str) -> str:
         raise ValueError(f"report must be a file to write, as in 'report.html'; got {text!r}.") from None
     if files.folder is not None and (files.folder / name).is_dir():
         raise ValueError(f"report must be a file to write; {text!r} is a folder. Add a name: {text}/report.html.")
-    if files.url == Files.at(url).url or files.url.startswith(f"{Files.at(url).url}/"):
-        raise ValueError(
-            f"report {text!r} lies in {url}, which holds nothing but the export; choose a place beside it."
-        )
+    for place in (Files.at(url).url, records_folder(url).url):
+        if f"{files.url}/".startswith(f"{place}/"):
+            raise ValueError(
+                f"report {text!r} lies in {place.removeprefix('file://')}, which holds nothing but the export; choose "
+                "a place beside it."
+            )
     check_writable(files, name)
     if not _is_report_or_free(files, name):
         raise FileExistsError(
