@@ -98,7 +98,7 @@ def read_lines(path: Path) -> Lines:
             raise ValueError(f"{path}{line}: {error.problem}.") from None
         raise ValueError(f"{path}{line} is not YAML: {error.problem or error.context}.") from None
     except RecursionError:
-        raise ValueError(f"{path}: it is nested too deeply, or an anchor (&) contains its own alias (*).") from None
+        raise ValueError(f"{path}: an anchor (&) contains its own alias (*), or it is nested too deeply.") from None
     except YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
 

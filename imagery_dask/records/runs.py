@@ -28,6 +28,7 @@ from imagery_dask.storage.atomic_files import Files, records_folder, split_prefi
 from imagery_dask.storage.buckets import parse_bucket_url
 
 __all__ = [
+    "ENDING",
     "FIRST_KEPT",
     "LEDGER",
     "PLAN",

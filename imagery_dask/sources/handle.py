@@ -154,6 +154,7 @@ def stamp_of(path: str, levels: Iterable[int], fresh: bool = False) -> dict[str,
     -------
     dict
         ``info``: hash of what the info says of these mips. ``written_ns``: when the info of a local volume was written.
+        ``modified``: when that of a volume that is read over HTTP was, as the server says.
         ``data``: of a graph, whether the folder with its supervoxels has an info.
     """
     volume = open_volume(path, fresh)
@@ -165,7 +166,7 @@ def stamp_of(path: str, levels: Iterable[int], fresh: bool = False) -> dict[str,
         with suppress(OSError):
             written_ns = os.stat(os.path.join(folder, "info")).st_mtime_ns
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-    stamp: dict[str, str | int | None] = {"info": digest, "written_ns": written_ns}
+    stamp: dict[str, str | int | None] = {"info": digest, "written_ns": written_ns, "modified": volume.modified}
     if path.startswith(GRAPHENE):
         # The folder of the supervoxels need not have an info of its own.
         stamp["data"] = "there" if volume.data_has_info() else None

@@ -88,7 +88,9 @@ class PrecomputedVolume:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._transport, self.info, graph = _read_info(path)
+        #: When the info was modified, if it was read over HTTP and the server says so.
+        self.modified: str | None = None
+        self._transport, self.info, graph = self._read_info()
         self.layer = Layer.from_info(path, self.info, graph)
         _check_decodable(self.layer)
         self._shards: dict[int, ShardedChunks] = {}
@@ -105,7 +107,17 @@ class PrecomputedVolume:
 
     def is_current(self) -> bool:
         """Read the volume's info again, and return True if it has not changed."""
-        return _read_info(self.path)[1] == self.info
+        return self._read_info()[1] == self.info
+
+    def _read_info(self) -> tuple[Transport, JsonObject, ChunkedGraph | None]:
+        """Read and check the info from its graph server or its folder."""
+        path = self.path
+        if not path.startswith(GRAPHENE):
+            transport, info, self.modified = _read_flat_info(path)
+            return transport, check_info(path, info), None
+        graph, info = read_graph_info(path)
+        checked = check_info(path, info, is_graph=True)
+        return Transport(named_by_info(path, "data_dir", info.get("data_dir"))), checked, graph
 
     def read(
         self, mip: int, box: VoxelGrid, missing: Missing, layout: Layout = "F", relabel: Relabel | None = None
@@ -306,18 +318,8 @@ class PrecomputedVolume:
             ) from error
 
 
-def _read_info(path: str) -> tuple[Transport, JsonObject, ChunkedGraph | None]:
-    """Read and check a layer's info from its graph server or its folder."""
-    if not path.startswith(GRAPHENE):
-        transport, info = _read_flat_info(path)
-        return transport, check_info(path, info), None
-    graph, info = read_graph_info(path)
-    checked = check_info(path, info, is_graph=True)
-    return Transport(named_by_info(path, "data_dir", info.get("data_dir"))), checked, graph
-
-
-def _read_flat_info(path: str) -> tuple[Transport, object]:
-    """Read a folder's info, following redirects as CloudVolume does."""
+def _read_flat_info(path: str) -> tuple[Transport, object, str | None]:
+    """Read a folder's info, following redirects as CloudVolume does, and when it was modified."""
     server = server_of(path)
     for _ in range(REDIRECTS):
         transport = Transport(path, login=server_of(path) == server)
@@ -341,7 +343,7 @@ def _read_flat_info(path: str) -> tuple[Transport, object]:
         target = info.get("redirect") if isinstance(info, dict) else None
         following = named_by_info(path, "redirect", target) if target and target != path else path
         if following == path:
-            return transport, info
+            return transport, info, blob.modified
         path = following
     raise SourceError(f"The info of {path!r} redirects more than {REDIRECTS} times.")
 

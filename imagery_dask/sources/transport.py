@@ -78,11 +78,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """Bytes as stored, their compression, and a description of their damage, if any."""
+    """Bytes as stored, their compression, a description of their damage, and when a server says they were written."""
 
     content: bytes
     encoding: str | None = None
     damage: str = ""
+    modified: str | None = None
 
     def decompressed(self, most: int = LARGEST_FILE) -> bytes:
         """Return the bytes without the transport's compression (gzip, brotli, ...), of which there are at most `most`.
@@ -253,7 +254,10 @@ def _read_http(files: HttpFiles, request: Request) -> Blob | None:
     damage = answer.damage
     if answer.whole and not damage:
         damage = checksum_damage(answer.content, "crc32c", stored_checksum(answer.headers))
-    return Blob(answer.content, answer.headers.get("Content-Encoding"), damage)
+    modified = answer.headers.get("Last-Modified")
+    if modified == answer.headers.get("Date"):  # made for this request
+        modified = None
+    return Blob(answer.content, answer.headers.get("Content-Encoding"), damage, modified)
 
 
 def _size_damage(request: Request, content: bytes) -> str:

@@ -254,8 +254,8 @@ class StoreTarget(FolderTarget):
 
         try:
             zarr.open(open_store(self.url), mode="r")
-        except (FileNotFoundError, ValueError, NotADirectoryError):
-            return False
+        except (FileNotFoundError, ValueError, NotADirectoryError, AttributeError, KeyError, TypeError):
+            return False  # also with metadata that are no JSON, or other JSON
         return True
 
     def _owns(self, files: AbstractFileSystem, path: str, name: str) -> bool:

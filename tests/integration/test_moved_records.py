@@ -438,3 +438,20 @@ def test_a_block_under_way_does_not_write_into_the_store_of_another_run(
     TURN.release()
     assert {name: data for name, data in content(tmp_path).items() if ".receipts/" not in name} == before
     np.testing.assert_array_equal(voxels(writer, url), NEW)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_records_of_another_export_are_not_changed_by_a_link(tmp_path: Path, threads: Client, overwrite: bool) -> None:
+    export("zarr", tmp_path / "a", threads, half=True)
+    before = settled(tmp_path)
+    link = tmp_path / "b.receipts"
+    link.symlink_to("a.receipts")
+    with pytest.raises(FileExistsError, match=r"b\.receipts is a link to .*a\.receipts, the records of another export"):
+        export("zarr", tmp_path / "b", threads, overwrite=overwrite)
+    link.unlink()
+    assert content(tmp_path) == before
+    (tmp_path / "elsewhere" / "b.receipts").mkdir(parents=True)
+    link.symlink_to("elsewhere/b.receipts")  # such as another disk
+    export("zarr", tmp_path / "b", threads)
+    np.testing.assert_array_equal(voxels("zarr", tmp_path / "b"), OLD)
+    assert export("zarr", tmp_path / "b", threads).ok

@@ -41,7 +41,7 @@ WRITERS: dict[str, Callable[..., RunReport]] = {
     "precomputed": lambda url, **options: to_precomputed(DATA, url, **OPTIONS, **options),
     "png": lambda url, **options: to_png(DATA["segmentation"], url, what="labels", tile=8, **options),
 }
-DAMAGE = [None, b"", b"   \n", b"{", b"\xff\xfe", bytes(50), b"[" * 50_000]
+DAMAGE = [None, b"", b"   \n", b"{", b"\xff\xfe", bytes(50), b"[" * 50_000, b"[]", b"3"]
 
 
 @pytest.fixture(autouse=True)

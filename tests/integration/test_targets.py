@@ -454,6 +454,16 @@ def test_foreign_objects_are_not_replaced(url: str) -> None:
     assert system.cat_file(f"{path}/chapter.tex") == b"years of work"
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b"3", b'{"zarr_format": 9}', b"\xff"])
+def test_a_folder_with_other_metadata_is_not_a_zarr_store(tmp_path: Path, content: bytes) -> None:
+    for name in ("zarr.json", ".zgroup", ".zarray"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / name).write_bytes(content)
+        with pytest.raises(FileExistsError, match="is not a zarr store"):
+            StoreTarget(str(folder)).occupied()
+
+
 @pytest.mark.long
 def test_a_folder_of_many_objects_is_refused_quickly(s3_server: Any, in_s3: str) -> None:
     bucket, _, prefix = in_s3.removeprefix("s3://").partition("/")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from distributed import Client
 from integration.stores import written
-from support.http_server import FileServer
+from support.http_server import Fault, FileServer
 from support.programs import Done
 from support.settings import Configure
 from support.volumes import delete_chunks, write_volume
@@ -135,6 +135,20 @@ def test_a_command_says_that_its_source_has_vanished(
     np.testing.assert_array_equal(written(tmp_path / "out"), VOXELS)
 
 
+def test_chunks_that_vanish_without_the_info_end_the_export(
+    tmp_path: Path, source: Path, path: str, threads: Client
+) -> None:
+    url, away = tmp_path / "out", tmp_path / "away"
+    vanish = after(3, lambda: (source / "8_8_40").rename(away))
+    with pytest.raises(SourceGoneError, match=r"Chunks of .*em', of which blocks were written, are missing now"):
+        WRITERS["zarr"](image(path), url, cluster=threads, progress=vanish)
+    assert run_at(str(url)).finished is None
+    away.rename(source / "8_8_40")
+    report = WRITERS["zarr"](image(path), url, cluster=threads, progress=False)
+    assert (report.ok, report.counts.missing) == (True, 0)
+    check_voxels("zarr", url)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("writer", WRITERS)
 def test_chunks_that_vanish_before_the_info_are_read_again(
@@ -240,6 +254,18 @@ def test_a_source_that_is_rewritten_is_noticed(
     (source / "info").write_bytes(whole)
     assert WRITERS["zarr"](image(path), url, cluster=threads, progress=False).before >= 60
     check_voxels("zarr", url)
+
+
+@pytest.mark.parametrize("date", ["Sat, 01 Jan 2000 00:00:00 GMT", None])
+def test_an_info_that_is_written_again_is_noticed_over_http(
+    tmp_path: Path, source: Path, threads: Client, file_server: FileServer, date: str | None
+) -> None:
+    moment = ["Fri, 31 Dec 1999 00:00:00 GMT"]
+    file_server.faults = lambda path, n: Fault(headers={"Last-Modified": moment[0]} if moment else {})
+    again = after(3, lambda: moment.__setitem__(0, date) if date else moment.clear())
+    path = f"precomputed://{file_server.url}/data/em"
+    report = WRITERS["zarr"](image(path), tmp_path / "out", cluster=threads, progress=again)
+    assert any("was written again" in note for note in report.notes) == (date is not None)
 
 
 def test_a_mip_that_is_added_is_no_change(tmp_path: Path, source: Path, threads: Client) -> None:

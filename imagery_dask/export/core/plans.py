@@ -157,8 +157,12 @@ class ExportPlan:
 
     def region(self, number: int) -> Region:
         """Region of a block, in voxels of the level that it writes first."""
+        return self.part_and_region(number)[1]
+
+    def part_and_region(self, number: int) -> tuple[StageBlocks, Region]:
+        """Return the blocks among which a block is, and its region."""
         first, part = next(pair for pair in reversed(self.parts) if pair[0] <= number)
-        return part.blocks[number - first][1]
+        return part, part.blocks[number - first][1]
 
     def to_json(self) -> JsonObject:
         """Return the plan as JSON, with a version."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from uuid import uuid4
 
 from imagery_dask.errors import SourceError
@@ -13,7 +15,7 @@ from imagery_dask.export.core.plans import difference, fingerprint_of
 from imagery_dask.export.core.run_states import NewRun, StartedRun, Target, plan_in, url_of
 from imagery_dask.records.lease import HeldLease, Lease, NoLease, brief_lease
 from imagery_dask.records.parts import Part, refuse_other_parts, refuse_parts, settle_part
-from imagery_dask.records.runs import NoRecords, Records, Run, runs_in
+from imagery_dask.records.runs import ENDING, NoRecords, Records, Run, runs_in, target_url
 from imagery_dask.sources.handle import folders_of, open_volume
 from imagery_dask.storage.atomic_files import Files
 from imagery_dask.storage.buckets import clear_errors
@@ -216,6 +218,7 @@ def _refuse_different(export: Export, living: list[Run]) -> None:
 
 def _refuse_foreign(files: Files, target: Target, overwrite: bool = False) -> None:
     """Raise if the target holds what no run has written; a run that starts meanwhile writes its plan first."""
+    _refuse_linked(files, target)
     if runs_in(files):
         return
     try:
@@ -224,6 +227,18 @@ def _refuse_foreign(files: Files, target: Target, overwrite: bool = False) -> No
         refusal = error
     if refusal is not None and not runs_in(files):
         raise refusal
+
+
+def _refuse_linked(files: Files, target: Target) -> None:
+    """Raise if the records folder is a link to the records of another target."""
+    folder = Path(f"{target.url}{ENDING}")
+    if not folder.is_symlink():
+        return
+    linked = folder.resolve()
+    if linked.name.endswith(ENDING) and (linked.name != folder.name or os.path.exists(target_url(files))):
+        raise FileExistsError(
+            f"{folder} is a link to {linked}, the records of another export. They will not be changed; remove the link."
+        )
 
 
 def _records_of(export: Export) -> Files:

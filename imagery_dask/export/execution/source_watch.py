@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from imagery_dask.annotations import JsonObject
 from imagery_dask.errors import SourceError, SourceGoneError, SourceNotFoundError
 from imagery_dask.export.core.base import Export
 from imagery_dask.export.core.run_states import StartedRun
+from imagery_dask.geometry.grid import start_of, stop_of
 from imagery_dask.run import RunReport
+from imagery_dask.sources import collect_counts
 from imagery_dask.sources.handle import stamp_of
 from imagery_dask.urls import without_secrets
 
@@ -17,6 +21,8 @@ __all__ = ["SourceWatch"]
 
 # Stamps of the sources when the run began (`imagery_dask.sources.handle.stamp_of`), by path without secrets.
 STAMPS = "sources.json"
+# Blocks whose chunks are read again where others were missing.
+PROBED = 4
 
 
 @dataclass
@@ -70,7 +76,32 @@ class SourceWatch:
                     "Make it accessible again and run the same command again: blocks with missing chunks are then done "
                     "again."
                 )
+        if report.counts.missing and (incomplete := self._without_chunks()):
+            self.run.doubt_missing()
+            raise SourceGoneError(
+                f"Chunks of {incomplete!r}, of which blocks were written, are missing now, and others may have been "
+                "missing for the same reason. Make them accessible again and run the same command again: blocks with "
+                "missing chunks are then done again. If they were removed on purpose, start over with overwrite=True "
+                "(--overwrite)."
+            )
         report.notes += self._compare(now)
+
+    def _without_chunks(self) -> str | None:
+        """Return the path of a source without chunks of which blocks were written; a few blocks are looked at."""
+        receipts = self.run.records.receipts()
+        whole = receipts["block"][(receipts["missing"] == 0) & (receipts["chunks"] > 0)]
+        for index in sorted(set(np.linspace(0, len(whole) - 1, PROBED).astype(int))) if len(whole) else ():
+            part, region = self.run.plan.part_and_region(int(whole[index]))
+            start, stop = start_of(region), stop_of(region)
+            for source in self.export.format.reads(self.export, part).sources:
+                if source is None:
+                    continue
+                for corner in (start, stop - 1):  # one of them may be outside of the volume
+                    with collect_counts() as counts:
+                        source.read(source.cutout.target.crop(corner, (1, 1, 1)))
+                    if counts.missing:
+                        return str(source.cutout.path)
+        return None
 
     def _compare(self, now: dict[str, JsonObject]) -> list[str]:
         """Raise if a source describes itself differently; return notes of those that were only written again."""
@@ -83,7 +114,8 @@ class SourceWatch:
                     "of the voxels that are read. Blocks of the old and the new volume would be mixed; start over with "
                     "overwrite=True (--overwrite), or restore the volume."
                 )
-            if before.get("written_ns") != stamp["written_ns"]:
+            moments = ((before.get(name), stamp[name]) for name in ("written_ns", "modified"))
+            if any(None not in pair and pair[0] != pair[1] for pair in moments):
                 notes.append(
                     f"The info of {path} was written again while it was exported. If its voxels have changed too, the "
                     "export mixes old and new ones: imagery-dask verify compares blocks with the source."
