@@ -20,6 +20,8 @@ config = Config(
         {
             # Target size of a block of a lazy array.
             "lazy": {"block_bytes": 16 * MIB},
+            # Size of the cache of decoded chunks (`imagery_dask.sources.chunk_cache`); None is its default.
+            "cache_bytes": None,
             "export": {
                 # Three blocks must fit into a worker with 1 GB of memory, beside everything else it holds.
                 "block_bytes": 32 * MIB,

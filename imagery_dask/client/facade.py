@@ -22,6 +22,7 @@ from imagery_dask.model.cutout import dimensions_in, whole_layer
 from imagery_dask.model.labels import Kind, LabelRequest, RootIds
 from imagery_dask.model.moments import Moment, describe_moment, resolve_moment
 from imagery_dask.sources import Missing, cloud_volume
+from imagery_dask.sources.chunk_cache import set_cache_bytes
 from imagery_dask.urls import redacted
 
 if TYPE_CHECKING:
@@ -72,6 +73,11 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
     outside : {"error", "fill"}
         Whether a cutout that lies wholly outside of its layer raises an error or is zeros. With "error", bounds that
         are partly outside are logged once for each mip; their voxels outside are 0.
+    cache_bytes : int or str, optional
+        Size of the cache of decoded storage chunks of this process, which all its clients share, such as ``"1GB"``; 0
+        turns it off. By default the environment variable ``IMAGERY_DASK_CACHE_BYTES``, or else 256 MiB and at most 5%
+        of the machine's memory. A new client reads its volumes anew, and chunks of local files are read again when the
+        files change. Exports do not use the cache.
 
     Raises
     ------
@@ -109,7 +115,10 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         image_kind: Kind | None = None,
         as_segmentation: bool = False,
         outside: Outside = "error",
+        cache_bytes: int | str | None = None,
     ) -> None:
+        if cache_bytes is not None:
+            set_cache_bytes(cache_bytes)
         self._client, self._timestamp = client, timestamp
         self._volumes: dict[tuple[str, int], CloudVolume] = {}
         moment = None if timestamp is None else resolve_moment(timestamp)

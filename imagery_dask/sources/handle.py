@@ -18,6 +18,7 @@ from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.model.chunkedgraph import GRAPHENE
 from imagery_dask.model.layer import Mip
 from imagery_dask.sources.addresses import normalize_path
+from imagery_dask.sources.chunk_cache import chunk_cache
 from imagery_dask.sources.counts import active_counts
 from imagery_dask.sources.files.local_files import local_folder
 from imagery_dask.sources.memory import keep_freed_memory
@@ -63,7 +64,8 @@ class SourceHandle:
     def read(self, box: VoxelGrid, layout: Layout = "F", relabel: Relabel | None = None) -> Array:
         """Read a box of voxels as (x, y, z, channel), with ids replaced by `relabel` if it is given.
 
-        The first read in a process opens the volume. Counts are added to the thread's `collect_counts`, if any.
+        The first read in a process opens the volume. Counts are added to the thread's `collect_counts`, if any;
+        without, decoded chunks are taken from this process's cache and kept in it.
 
         Raises
         ------
@@ -71,10 +73,12 @@ class SourceHandle:
             If the volume's info has changed since the handle was made, or is gone, so that chunks only seem to be
             missing.
         """
-        voxels, counts = self._volume().read(self.mip.level, box, self.missing, layout, relabel)
+        collecting = active_counts()
+        # Blocks of exports, whose reads are counted, read each chunk once.
+        cache = chunk_cache() if collecting is None else None
+        voxels, counts = self._volume().read(self.mip.level, box, self.missing, layout, relabel, cache)
         if counts.missing:
             self.check()
-        collecting = active_counts()
         if collecting is not None:
             collecting.include(counts)
         elif counts.missing:
@@ -118,7 +122,7 @@ class SourceHandle:
 
 
 def open_volume(path: str, fresh: bool = False) -> PrecomputedVolume:
-    """Return an open layer, opened once per process; with `fresh`, its info is read again."""
+    """Return an open layer, opened once per process; with `fresh`, its info is read again and kept chunks are not."""
     path = normalize_path(path)
     key = (path, os.getpid())  # connections do not survive a fork
     # Under a lock, so that threads that start together read the info once.
@@ -126,6 +130,8 @@ def open_volume(path: str, fresh: bool = False) -> PrecomputedVolume:
         if key not in _volumes or (fresh and not _volumes[key].is_current()):
             keep_freed_memory()
             _volumes[key] = PrecomputedVolume(path)
+        elif fresh:
+            _volumes[key].forget_chunks()
         _volumes[key] = _volumes.pop(key)  # the most recently used is the last
         while len(_volumes) > OPEN_VOLUMES_KEPT:
             del _volumes[next(iter(_volumes))]

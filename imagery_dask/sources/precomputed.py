@@ -11,7 +11,8 @@ import json
 import posixpath
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -26,6 +27,7 @@ from imagery_dask.model.chunkedgraph import GRAPHENE, ChunkedGraph
 from imagery_dask.model.layer import Layer
 from imagery_dask.model.volume_info import check_info
 from imagery_dask.sources.addresses import named_by_info
+from imagery_dask.sources.chunk_cache import ChunkCache
 from imagery_dask.sources.codecs import SEGMENTATION_BLOCK, decode, missing_package
 from imagery_dask.sources.counts import ReadCounts, counting_into
 from imagery_dask.sources.failures import brief, pause_s
@@ -43,7 +45,9 @@ Missing = Literal["fill", "error"]
 Layout = Literal["F", "C"]
 # Returns the new ids of distinct, ascending ids; 0 (missing or background) must stay 0.
 Relabel = Callable[[Array], Array]
+# A storage chunk as stored, and its voxels; None if it does not exist.
 Fetched = tuple[VoxelGrid, Blob | None]
+Decoded = tuple[VoxelGrid, Array | None]
 # Decoded chunks are in Fortran order. Copying to C order is twice as fast in tiles of this edge, which fit the cache.
 TILE = 16
 REDIRECTS = 10
@@ -65,6 +69,7 @@ class _Reading:
     mip: int
     box: VoxelGrid
     missing: Missing
+    cache: ChunkCache | None = None
     counts: ReadCounts = field(default_factory=ReadCounts)
 
 
@@ -94,6 +99,7 @@ class PrecomputedVolume:
         self.layer = Layer.from_info(path, self.info, graph)
         _check_decodable(self.layer)
         self._shards: dict[int, ShardedChunks] = {}
+        self._kept_as = object()  # part of the keys of chunks in the cache
         self._lock = threading.Lock()
 
     @property
@@ -119,8 +125,18 @@ class PrecomputedVolume:
         checked = check_info(path, info, is_graph=True)
         return Transport(named_by_info(path, "data_dir", info.get("data_dir"))), checked, graph
 
+    def forget_chunks(self) -> None:
+        """Read every chunk again that is in the cache."""
+        self._kept_as = object()
+
     def read(
-        self, mip: int, box: VoxelGrid, missing: Missing, layout: Layout = "F", relabel: Relabel | None = None
+        self,
+        mip: int,
+        box: VoxelGrid,
+        missing: Missing,
+        layout: Layout = "F",
+        relabel: Relabel | None = None,
+        cache: ChunkCache | None = None,
     ) -> tuple[Array, ReadCounts]:
         """Read a box of voxels.
 
@@ -137,6 +153,8 @@ class PrecomputedVolume:
         relabel : callable, optional
             Called with the distinct ids of the box; returns their replacements. Called a second time if a chunk does
             not decode and is fetched again.
+        cache : ChunkCache, optional
+            Takes and keeps decoded chunks.
 
         Returns
         -------
@@ -154,22 +172,23 @@ class PrecomputedVolume:
         AccessRefusedError, SourceError
             If the storage refuses access, or fails after retries.
         """
-        reading = _Reading(mip, box, missing)
+        reading = _Reading(mip, box, missing, cache)
         with counting_into(reading.counts):
             return self._read(reading, layout, relabel), reading.counts
 
     def _read(self, reading: _Reading, layout: Layout, relabel: Relabel | None) -> Array:
-        fetched: Iterable[Fetched] = self._fetch(reading)
+        if relabel is None or reading.cache is not None:  # which keeps stored ids
+            voxels = self._assemble(reading, self._chunks(reading), layout)
+        else:
+            fetched = list(self._fetch(reading, self._cells(reading)))
+            relabelled = self._relabel_stored(reading, fetched, relabel)
+            if relabelled is not None:
+                # A chunk that is fetched again has its stored ids, so that all chunks are relabelled below.
+                with suppress(CorruptChunkError):
+                    return self._assemble(reading, _decoded(reading, relabelled, self._decode), layout)
+            voxels = self._assemble(reading, _decoded(reading, fetched, self._healed), layout)
         if relabel is None:
-            return self._assemble(reading, fetched, layout, self._healed)
-        fetched = list(fetched)
-        relabelled = self._relabel_stored(reading, fetched, relabel)
-        if relabelled is not None:
-            try:
-                return self._assemble(reading, relabelled, layout, self._decode)
-            except CorruptChunkError:
-                pass  # a chunk that is fetched again has its stored ids, so that all chunks are relabelled below
-        voxels = self._assemble(reading, fetched, layout, self._healed)
+            return voxels
         ids = kernels.unique_ids(voxels)
         return kernels.remap(voxels, ids, relabel(ids))
 
@@ -180,14 +199,45 @@ class PrecomputedVolume:
         blob = self._transport.get(request) if folder else None
         return None if blob is None else (folder, blob.decompressed(LARGEST_PROPERTIES))
 
-    def _fetch(self, reading: _Reading) -> Iterator[Fetched]:
-        """Yield the storage chunks that a box crosses, in order of arrival; None for a missing chunk."""
+    def _cells(self, reading: _Reading) -> list[Vec3[int]]:
+        """Return the positions, in the grid of storage chunks, of the chunks that a box crosses."""
         level = self.layer.mips[reading.mip]
         inside = reading.box.intersection(level.grid)
-        if inside.size == 0:
+        return [] if inside.size == 0 else _cells(inside, level.grid, level.chunk_shape)
+
+    def _chunks(self, reading: _Reading) -> Iterator[Decoded]:
+        """Yield the voxels of the storage chunks that a box crosses, from and into the cache if there is one."""
+        cells, cache = self._cells(reading), reading.cache
+        if cache is None:
+            yield from _decoded(reading, self._fetch(reading, cells), self._healed)
             return
-        for cell, blob in self._chunks(reading.mip, _cells(inside, level.grid, level.chunk_shape)):
-            grid = level.grid.intersection(_chunk_grid(cell, level.grid, level.chunk_shape))
+        keys: dict[VoxelGrid, Hashable] = {}
+        absent = []
+        for cell in cells:
+            grid = self._grid_of(reading.mip, cell)
+            keys[grid] = key = self._cache_key(reading.mip, grid)
+            voxels = None if key is None else cache.get(key)
+            if voxels is None:
+                absent.append(cell)
+            else:
+                reading.counts.chunks += 1
+                yield grid, voxels
+        for grid, voxels in _decoded(reading, self._fetch(reading, absent), self._healed):
+            if voxels is not None and keys[grid] is not None:
+                cache.put(keys[grid], voxels)
+            yield grid, voxels
+
+    def _cache_key(self, mip: int, grid: VoxelGrid) -> Hashable:
+        """Return under what a chunk is kept; None if it would not be noticed that its file changes."""
+        stamp: tuple[object, ...] | None = ()
+        if not self._transport.is_remote:
+            stamp = None if self.layer.mips[mip].is_sharded else self._transport.stamp(self._key(mip, grid))
+        return None if stamp is None else (self._kept_as, mip, grid.start, stamp)
+
+    def _fetch(self, reading: _Reading, cells: list[Vec3[int]]) -> Iterator[Fetched]:
+        """Yield storage chunks in order of arrival; None for a missing chunk."""
+        for cell, blob in self._stored(reading.mip, cells):
+            grid = self._grid_of(reading.mip, cell)
             reading.counts.chunks += 1
             yield grid, self._counted(reading, grid, blob)
 
@@ -206,14 +256,13 @@ class PrecomputedVolume:
         reading.counts.missing_keys.append(key)
         return None
 
-    def _assemble(self, reading: _Reading, fetched: Iterable[Fetched], layout: Layout, decode: Decode) -> Array:
+    def _assemble(self, reading: _Reading, chunks: Iterable[Decoded], layout: Layout) -> Array:
         """Return the voxels of a box, joined from the chunks that it crosses."""
         box = reading.box
         # Every voxel inside the volume is written below, by its chunk or by the 0 of a missing one.
         make = np.empty if box.intersection(self.layer.mips[reading.mip].grid) == box else np.zeros
         out: Array = make((*box.shape, self.layer.channels), dtype=self.layer.dtype, order=layout)
-        for grid, blob in fetched:
-            voxels = None if blob is None else decode(reading, grid, blob)
+        for grid, voxels in chunks:
             if voxels is None:
                 out[_within(box, grid)] = 0
                 continue
@@ -248,14 +297,18 @@ class PrecomputedVolume:
             return None
         return LabelTables.parse(content, grid.shape, block_size)
 
-    def _chunks(self, mip: int, cells: list[Vec3[int]]) -> Iterator[tuple[Vec3[int], Blob | None]]:
-        level = self.layer.mips[mip]
-        if level.is_sharded:
+    def _stored(self, mip: int, cells: list[Vec3[int]]) -> Iterator[tuple[Vec3[int], Blob | None]]:
+        if self.layer.mips[mip].is_sharded:
             yield from self._sharded(mip).get_many(cells)
             return
-        by_key = {self._key(mip, _chunk_grid(cell, level.grid, level.chunk_shape)): cell for cell in cells}
+        by_key = {self._key(mip, self._grid_of(mip, cell)): cell for cell in cells}
         for request, blob in self._transport.get_many([Request(key, most=self._largest(mip)) for key in by_key]):
             yield by_key[request.key], blob
+
+    def _grid_of(self, mip: int, cell: Vec3[int]) -> VoxelGrid:
+        """Return the voxels of a storage chunk, which the volume cuts at its upper edges."""
+        level = self.layer.mips[mip]
+        return level.grid.intersection(level.grid.crop(cell * level.chunk_shape, level.chunk_shape))
 
     def _block_size(self, mip: int) -> XYZ | None:
         block_size = self.info["scales"][mip].get("compressed_segmentation_block_size")
@@ -373,8 +426,9 @@ def _cells(box: VoxelGrid, volume: VoxelGrid, chunk_shape: Vec3[int]) -> list[Ve
     return [Vec3(x, y, z) for z, y, x in itertools.product(along_z, along_y, along_x)]
 
 
-def _chunk_grid(cell: Vec3[int], volume: VoxelGrid, chunk_shape: Vec3[int]) -> VoxelGrid:
-    return volume.crop(cell * chunk_shape, chunk_shape)
+def _decoded(reading: _Reading, fetched: Iterable[Fetched], decode: Decode) -> Iterator[Decoded]:
+    for grid, blob in fetched:
+        yield grid, None if blob is None else decode(reading, grid, blob)
 
 
 def _paste(out: Array, box: VoxelGrid, voxels: Array, grid: VoxelGrid) -> None:

@@ -113,8 +113,9 @@ class Transport:
         self.is_remote = True
         self._server = server_of(cloudpath)
         folder, url = local_folder(cloudpath), http_url(cloudpath)
-        if folder is not None:
-            self.is_remote, self._get_once = False, partial(_read_local, LocalFiles(folder))
+        self._folder = None if folder is None else LocalFiles(folder)
+        if self._folder is not None:
+            self.is_remote, self._get_once = False, partial(_read_local, self._folder)
         elif url is not None:
             self._server = server_of(url)
             behind_cave = cloudpath.removeprefix("precomputed://").startswith(MIDDLEAUTH)
@@ -169,6 +170,10 @@ class Transport:
                     raise failed from error
                 time.sleep(pause_s(attempt, error))
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+    def stamp(self, key: str) -> tuple[object, ...] | None:
+        """Return what differs once a local file is written again; None if it is not known (`LocalFiles.stamp`)."""
+        return None if self._folder is None else self._folder.stamp(key)
 
     def get_many(self, wanted: Iterable[Request]) -> Iterator[tuple[Request, Blob | None]]:
         """Yield the results of many requests in their order, fetched concurrently from remote storage."""

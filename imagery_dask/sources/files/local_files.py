@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -15,6 +16,7 @@ __all__ = ["EXTENSIONS", "FORMAT_SUFFIX", "LocalFiles", "local_folder"]
 FORMAT_SUFFIX = "|neuroglancer-precomputed:"
 FORMAT_AT_END = re.compile(r"\|[\w-]+:$")
 
+JUST_NOW_NS = 2_000_000_000
 EXTENSIONS = {None: "", "gzip": ".gz", "br": ".br", "zstd": ".zstd", "xz": ".xz", "bzip2": ".bz2"}
 
 
@@ -54,6 +56,17 @@ class LocalFiles:
                 content = file.read() if stop is None else file.read(max(0, min(stop - begin, size)))
                 self._try_first(encoding, extension)
                 return content, encoding
+        return None
+
+    def stamp(self, name: str) -> tuple[object, ...] | None:
+        """Return what differs once a file is written again; None if it does not exist, or was written just now."""
+        path = os.path.join(self.folder, name)
+        for _, extension in self._extensions:
+            with suppress(OSError):
+                stat = os.stat(path + extension)
+                # File systems know the time to some milliseconds: a second change in that time would go unnoticed.
+                is_settled = abs(time.time_ns() - stat.st_mtime_ns) > JUST_NOW_NS
+                return (extension, stat.st_ino, stat.st_size, stat.st_mtime_ns) if is_settled else None
         return None
 
     def names(self, prefix: str = "") -> Iterator[str]:
