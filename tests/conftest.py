@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -141,6 +142,14 @@ def configure() -> Iterator[Configure]:
 def _short_pauses(configure: Configure) -> None:
     """Shorten the pauses between attempts at a block in this process; other processes use the defaults."""
     configure("run.pauses_s", (0.05, 0.1, 0.2))
+
+
+@pytest.fixture(autouse=True)
+def _no_cached_chunks() -> Iterator[None]:
+    """Empty the cache of decoded chunks: a server of a later test may have the same URL."""
+    yield
+    if (chunk_cache := sys.modules.get("imagery_dask.sources.chunk_cache")) is not None:
+        chunk_cache._forget()
 
 
 @pytest.fixture

@@ -22,11 +22,6 @@ SHAPE, CHUNKS = (64, 64, 32), (16, 16, 8)
 IN_A_PLANE = 16
 
 
-@pytest.fixture(autouse=True)
-def _no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunk_cache, "_cache", None)
-
-
 def chunks_read(server: FileServer) -> int:
     return server.count(lambda request: request.path.rpartition("/")[2] != "info")
 
@@ -141,7 +136,7 @@ def test_changed_local_files_are_read_again(
         assert (volume.values == value).all()
 
 
-def test_local_files_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_files_are_decoded_once(tmp_path: Path) -> None:
     path = write_volume(tmp_path / "em", coordinate_volume(SHAPE, dtype=np.uint8), chunk_size=CHUNKS)
     for file in (tmp_path / "em").rglob("*"):
         os.utime(file, ns=(0, 0))

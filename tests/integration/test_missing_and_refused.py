@@ -184,7 +184,7 @@ def test_a_refused_shard_index_is_refused_at_once(serve: Callable[..., tuple[Fil
 def test_refused_ranges_of_a_shard_are_an_error(data: Any, serve: Callable[..., tuple[FileServer, str]]) -> None:
     """The indices were read before the permission was withdrawn."""
     server, url = serve(sharding=True)
-    client = ImageryClient(image_source=url)
+    client = ImageryClient(image_source=url, cache_bytes=0)
     np.testing.assert_array_equal(read(client), data)
     server.faults = answer(403, "/em/8_8_40/")
     with faster_than(8), pytest.raises(AccessRefusedError, match="Access was refused"):

@@ -14,11 +14,6 @@ from imagery_dask.sources import chunk_cache
 from imagery_dask.sources.chunk_cache import ChunkCache, set_cache_bytes
 
 
-@pytest.fixture(autouse=True)
-def _no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunk_cache, "_cache", None)
-
-
 @given(
     most=st.integers(0, 40),
     calls=st.lists(st.tuples(st.sampled_from(["get", "put", "resize"]), st.integers(0, 5), st.integers(0, 20))),
