@@ -23,7 +23,16 @@ TEXT = Path(__file__).resolve().parents[3] / "shared" / "reference" / "imagerycl
 CALLS: dict[str, Parameters] = {"__init__": CONSTRUCTOR, **METHODS, **FUNCTIONS}
 #: Parameters that our calls have in addition to those of imageryclient.
 EXTRAS = {
-    "__init__": {"missing", "version", "stale_roots", "max_requests", "image_kind", "as_segmentation", "outside"},
+    "__init__": {
+        "missing",
+        "version",
+        "stale_roots",
+        "max_requests",
+        "image_kind",
+        "as_segmentation",
+        "outside",
+        "cache_bytes",
+    },
     "image_cutout": {"order"},
     "image_and_segmentation_cutout": {"order", "stop_layer"},
     "segmentation_cutout": {"stop_layer"},
