@@ -119,7 +119,13 @@ class PrecomputedLevel:
         from cloudvolume import chunks as codecs
 
         params = {} if self.quality is None else {"level": self.quality}
-        return bytes(codecs.encode(np.asfortranarray(voxels), self.encoding, SEGMENTATION_BLOCK, params))
+        try:
+            return bytes(codecs.encode(np.asfortranarray(voxels), self.encoding, SEGMENTATION_BLOCK, params))
+        except OverflowError:  # offsets of compressed_segmentation have 24 bits
+            raise OverflowError(
+                f"A chunk of {' x '.join(map(str, voxels.shape[:3]))} voxels has more different ids than "
+                f"{self.encoding} can hold. Choose smaller chunks (--chunks), or another encoding."
+            ) from None
 
     def _put(self, put: Put, name: str, voxels: Array) -> bytes:
         """Write a chunk; return the hash of its bytes if the encoding is lossy."""

@@ -80,3 +80,13 @@ def test_chunks_that_an_encoding_cannot_hold_are_refused(
     # Chunks are no longer than the volume.
     assert make(most, chunks=chunk)
     assert make(chunk, chunks=(4, 4, 4))
+
+
+@pytest.mark.long
+def test_a_chunk_of_too_many_different_ids_names_the_remedy(tmp_path: Path) -> None:
+    shape = (256, 256, 128)
+    ids = np.asfortranarray(np.arange(1, np.prod(shape) + 1, dtype=np.uint64).reshape(shape))
+    export = PrecomputedExport(ids, tmp_path, PrecomputedOptions(chunks=shape, **PLACE))
+    (store,) = export.layers[0].stores(Files.at(str(tmp_path)))
+    with pytest.raises(OverflowError, match=r"256 x 256 x 128 voxels has more different ids.*smaller chunks"):
+        store.write(region_between((0, 0, 0), shape), ids)
