@@ -170,20 +170,20 @@ class Driver:
             )
             ended = threading.Event()
             watcher = threading.Thread(target=self._open_pages, args=(ended,))
-            watcher.start()
+            if command != "plan":  # which runs nothing on the cluster
+                watcher.start()
             process.communicate(stdin.encode(), timeout=200)
             ended.set()
-            watcher.join()
+            if watcher.ident:
+                watcher.join()
         for file in Path(planted.home["CLOUD_VOLUME_DIR"]).rglob("*.json"):
             file.unlink()
         return process.returncode, logs[0].read_text() + logs[1].read_text()
 
     def _open_pages(self, ended: threading.Event) -> None:
-        """Open the pages of the dashboard while blocks run: twice, since rendering them delays the scheduler."""
-        for number in range(2):
-            if ended.wait(2.0):
-                return
-            self.pages |= {f"{name} {self.count}.{number}": page for name, page in self.planted.cluster.pages().items()}
+        """Open the pages of the dashboard once while blocks run, since rendering them delays the scheduler."""
+        if not ended.wait(2.0):
+            self.pages |= {f"{name} {self.count}": page for name, page in self.planted.cluster.pages().items()}
 
 
 def homes_of(planted: Planted) -> dict[str, str]:
