@@ -54,7 +54,8 @@ os.environ |= {
     "no_proxy": "127.0.0.1,localhost",
 }
 
-settings.register_profile("ci", deadline=None, derandomize=False, print_blob=True, max_examples=60)
+# Every run draws other examples.
+settings.register_profile("ci", deadline=None, derandomize=False, print_blob=True, max_examples=30)
 settings.register_profile("thorough", settings.get_profile("ci"), max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

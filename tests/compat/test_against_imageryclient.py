@@ -115,7 +115,7 @@ def assert_same_masks(ours: Mapping[int, da.Array], released: Mapping[int, NDArr
 # --------------------------------------------------------------------------- cutouts
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(request=requests(mips=3))
 def test_image_cutouts_are_equal(world: World, request: tuple[Request, Request]) -> None:
     how, arguments = request
@@ -141,7 +141,7 @@ def root_ids(world: World, choice: Any) -> Any:
     return [ids[index] for index in choice] if isinstance(choice, list) else choice
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(request=requests(mips=2), choice=root_choices(), convert=st.booleans())
 def test_segmentation_cutouts_are_equal(
     world: World, request: tuple[Request, Request], choice: Any, convert: bool
@@ -158,7 +158,7 @@ def test_segmentation_cutouts_are_equal(
         assert_same(ours(), released)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(request=requests(mips=2), choice=root_choices(), include_null_root=st.booleans())
 def test_masks_are_equal(world: World, request: tuple[Request, Request], choice: Any, include_null_root: bool) -> None:
     how, arguments = request
@@ -173,7 +173,7 @@ def test_masks_are_equal(world: World, request: tuple[Request, Request], choice:
         assert_same_masks(ours(), released)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     mip=st.integers(0, 2),
     lower=st.tuples(st.integers(-10, 80), st.integers(-10, 60), st.integers(-3, 22)),
@@ -188,7 +188,7 @@ def test_images_scaled_to_their_own_resolution_are_equal(
     assert_same(world.ours.image_cutout(bounds, **arguments), world.released.image_cutout(bounds, **arguments))
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     mip=st.integers(0, 1),
     resolution=st.sampled_from(RESOLUTIONS),
@@ -229,7 +229,7 @@ def test_cutouts_of_an_image_size_have_equal_pixels(
         assert released.shape == ours.shape
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(request=requests(mips=1), mips=st.tuples(st.integers(0, 2), st.integers(0, 1)), split=st.booleans())
 def test_pairs_as_stored_are_equal(
     world: World, request: tuple[Request, Request], mips: tuple[int, int], split: bool
@@ -254,7 +254,7 @@ def multiples(step: int, least: int, most: int) -> st.SearchStrategy[int]:
     return st.integers(least, most).map(lambda n: n * step)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     mips=st.sampled_from([(1, 0), (2, 1), (0, 0), (2, 0), (1, 1)]),
     lower=st.tuples(multiples(4, -3, 22), multiples(4, -3, 18), st.integers(-3, 22)),

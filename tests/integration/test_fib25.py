@@ -76,6 +76,7 @@ def test_every_voxel_is_exported(
     assert placement(out) == placement(out, "labels/segmentation") == expected_placement
 
 
+@pytest.mark.long
 def test_layers_of_different_mips_are_brought_to_one_grid(tmp_path: Path, em: Fib25, processes: Client) -> None:
     """Imagery of 20 nm is resampled to the grid of supervoxels of 10 nm."""
     image = write(tmp_path / "image", em.image, "image", "raw", mips=2, placeholder_mip=True)

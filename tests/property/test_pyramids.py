@@ -230,7 +230,7 @@ def test_blocks_own_whole_chunks_of_every_level(
 
 
 @given(
-    st.tuples(st.integers(1, 45), st.integers(1, 45), st.integers(1, 26)),
+    st.tuples(st.integers(1, 33), st.integers(1, 33), st.integers(1, 20)),
     st.sampled_from([(8, 8, 8), (16, 8, 4), (5, 7, 3)]),
     st.sampled_from([None, "auto", (2, 1, 2), (2, 2, 2)]),
     st.sampled_from([(8, 8, 40), (8, 8, 8), (40, 8, 8), (4.3, 4.3, 13)]),
