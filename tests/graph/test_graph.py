@@ -392,7 +392,7 @@ def test_the_cutout_of_an_array_is_known_as_long_as_the_array_lives(client: Imag
     assert lazy.source_of(array) is not None
 
 
-@pytest.mark.parametrize("scheduler", ["threads", "synchronous", pytest.param("processes", marks=pytest.mark.long)])
+@pytest.mark.parametrize("scheduler", ["threads", "synchronous", "processes"])
 def test_a_cutout_computed_alone_equals_its_blocks_and_reads_each_chunk_once(
     client: ImageryClient, fetched: Counter[str], configure: Configure, scheduler: str
 ) -> None:
