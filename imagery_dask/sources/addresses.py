@@ -8,7 +8,7 @@ from pathlib import Path
 
 from imagery_dask.errors import SourceError
 from imagery_dask.model.chunkedgraph import GRAPHENE, graphene_address
-from imagery_dask.urls import is_loopback, server_of
+from imagery_dask.urls import is_loopback, redacted, server_of
 from imagery_dask.validate import expanded_path
 
 __all__ = ["check_scheme", "named_by_info", "normalize_path"]
@@ -57,6 +57,7 @@ def normalize_path(path: str) -> str:
         raise SourceError(f"{path!r} is a {scheme} volume; only precomputed and graphene volumes can be read.")
     if not path.startswith(GRAPHENE):
         check_scheme(path.removeprefix("precomputed://"), READABLE)
+        _check_host(path)
     path = path.rstrip("/")
     if "://" not in path:
         return f"precomputed://file://{Path(expanded_path(path)).resolve()}"
@@ -64,6 +65,16 @@ def normalize_path(path: str) -> str:
         server, table = graphene_address(path)
         return f"{GRAPHENE}{server}/segmentation/table/{table}"
     return path if path.startswith("precomputed://") else f"precomputed://{path}"
+
+
+def _check_host(path: str) -> None:
+    try:
+        server_of(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{redacted(path)!r} is not a URL ({error}): [ and ] enclose an IPv6 address; in a password they are %5B "
+            "and %5D."
+        ) from None
 
 
 def check_scheme(url: str, known: Collection[str]) -> None:
@@ -151,7 +162,10 @@ def named_by_info(path: str, field: str, target: object) -> str:
         raise SourceError(
             f"The {field} in the info of {path!r}, {target!r}, {reason}. If you trust it, give it as source."
         )
-    return normalize_path(named)
+    try:
+        return normalize_path(named)
+    except (TypeError, ValueError) as error:
+        raise SourceError(f"The {field} in the info of {path!r}, {target!r}, cannot be read: {error}") from None
 
 
 def _has_token(path: str, target: str) -> bool:

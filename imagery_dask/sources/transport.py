@@ -31,7 +31,7 @@ from imagery_dask.sources import credentials
 from imagery_dask.sources.counts import count_request
 from imagery_dask.sources.failures import brief, forget_request, kind_of, pause_s
 from imagery_dask.sources.files.compression import LARGEST_FILE, decompress
-from imagery_dask.sources.files.http_files import HttpFiles, TooSlowError
+from imagery_dask.sources.files.http_files import HttpFiles, TooSlowError, deadline_of, let_buckets_obey
 from imagery_dask.sources.files.local_files import FORMAT_SUFFIX, LocalFiles, local_folder
 from imagery_dask.sources.throttle import request_slots
 from imagery_dask.urls import is_safe_for_tokens, name_in_url, resolved_name, server_of, without_secrets
@@ -211,6 +211,7 @@ class Transport:
         connection = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = self._files._get_connection()
+            let_buckets_obey(self._files.protocol, connection)
             connection.get_path_to_file = partial(_name_in_bucket, connection.get_path_to_file)
         return connection
 
@@ -220,7 +221,8 @@ class Transport:
         get_file = inspect.unwrap(type(connection).get_file)
         # A range limits what is received; stores answer with the whole object if it is smaller.
         start, stop = (request.start, request.stop) if request.start is not None else (0, request.most + 1)
-        content, encoding, checksum, kind = get_file(connection, request.key, start, stop)
+        with deadline_of(sum(config.get("requests.timeout_s")), request.size_limit):
+            content, encoding, checksum, kind = get_file(connection, request.key, start, stop)
         if content is None:
             return None
         damage = _size_damage(request, content)

@@ -359,3 +359,35 @@ def test_a_slow_answer_is_an_error(configure: Configure, head: bytes, piece: byt
     configure("requests.attempts", 1)
     with endless(head, piece, 0.1) as (url, sent), pytest.raises(SourceError, match="too slowly|timed out"):
         Transport(url).get(Request("8_8_40/0", most=20))
+
+
+@pytest.fixture
+def as_s3(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Transport]:
+    """Return a function that opens a server as the endpoint of S3, whose requests boto3 makes."""
+
+    def transport(url: str) -> Transport:
+        server = S3Server(url.removesuffix("/em"))
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        return Transport(f"precomputed://s3://bucket-{url.rpartition(':')[2].replace('/', '-')}/em")
+
+    return transport
+
+
+@pytest.mark.parametrize(
+    ("head", "error"),
+    [
+        (b"HTTP/1.1 200 OK\r\nX-A: ", "too slowly|timed out"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n", "too slowly|timed out"),
+        (b"HTTP/1.1 206 OK\r\nContent-Length: 3000000000\r\n\r\n", "more than 20 bytes"),
+    ],
+    ids=["header", "length", "size"],
+)
+def test_a_bucket_has_the_same_limits(
+    configure: Configure, as_s3: Callable[[str], Transport], head: bytes, error: str
+) -> None:
+    configure("requests.timeout_s", (0.1, 0.4))
+    configure("requests.attempts", 1)
+    with endless(head, b"x", 0.1) as (url, _), pytest.raises(SourceError, match=error):
+        as_s3(url).get(Request("8_8_40/0", most=20))

@@ -111,7 +111,8 @@ def test_a_redirect_to_itself_is_none(tmp_path: Path, file_server: FileServer, t
     np.testing.assert_array_equal(ImageryClient(image_source=url).image_cutout([[0, 0, 0], SHAPE]).compute(), data)
 
 
-@pytest.mark.parametrize("target", ["file://{folder}/em", "{folder}/em", "middleauth+{url}/em", "{url}/a", 5])
+@pytest.mark.parametrize("target", ["file://{folder}/em", "{folder}/em", "middleauth+{url}/em", "{url}/a", 5,
+                                    "http://[bad", "ftp://host/em", "FILE://{folder}/em"])  # fmt: skip
 def test_a_redirect_that_is_not_followed_is_an_error(tmp_path: Path, file_server: FileServer, target: Any) -> None:
     write_volume(tmp_path / "em", coordinate_volume(SHAPE, dtype=np.uint8))
     for name in ("a", "b"):

@@ -27,13 +27,24 @@ if TYPE_CHECKING:
 
     Auth = Callable[[PreparedRequest], PreparedRequest]
 
-__all__ = ["Answer", "HttpFiles", "TooSlowError", "adapter_with_deadlines", "check_length", "deadline_of", "read_body"]
+__all__ = [
+    "Answer",
+    "HttpFiles",
+    "TooSlowError",
+    "adapter_with_deadlines",
+    "check_length",
+    "deadline_of",
+    "let_buckets_obey",
+    "read_body",
+]
 
 CONNECTIONS = 64
 REDIRECTS = 10
 GONE = (404, 410)
 HTML = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S)
 CONTENT_RANGE = re.compile(r"\s*bytes\s+(\d+)-(\d+)/(?:\d+|\*)\s*", re.I)
+# An error of a bucket may be larger than a file that was asked for.
+LARGEST_ERROR = 2**16
 # Bytes of a body that are read at once; the slowest server that is waited for sends them within the timeouts.
 PIECE = 2**17
 
@@ -202,7 +213,7 @@ def _html_damage(content: bytes) -> str:
     return f"the server answered with an HTML page{f' ({name!r})' if name else ''} instead of data"
 
 
-def _content_length(response: Response) -> int | None:
+def _content_length(response: Any) -> int | None:
     try:
         return int(response.headers["Content-Length"])
     except (KeyError, ValueError):
@@ -219,10 +230,37 @@ def check_length(response: Response, received: int, most: int) -> None:
 class _Deadline:
     """The time at which a request must be complete, and the socket that is closed if it is not."""
 
-    def __init__(self, end: float) -> None:
-        self.end = end
+    def __init__(self, end: float, most: int | None) -> None:
+        self.end, self.most = end, most
         self.socket: socket.socket | None = None
-        self.passed = False
+        self.passed = self.is_too_large = False
+
+    def begin(self, connected: socket.socket | None) -> None:
+        """Take note of the socket of a request, or of another attempt at it."""
+        self.socket = connected
+        if self.passed:
+            self.stop()
+
+    def answered(self, length: int | None) -> None:
+        """Allow the time that a body takes at the slowest rate, where others read it; stop it if it is too large."""
+        if self.most is None:
+            return
+        self.is_too_large = (length or 0) > max(self.most + 1, LARGEST_ERROR)
+        if self.is_too_large:
+            self.stop()
+        self.end += (self.most if length is None else length) / config.get("requests.slowest_bytes_per_s")
+
+    def stop(self) -> None:
+        """Shut the socket down."""
+        if self.socket is not None:
+            _shut_down(self.socket)
+
+    def check(self, error: Exception | None = None) -> None:
+        """Raise if the request was stopped."""
+        if self.is_too_large:
+            raise ValueError(f"it has more than {self.most} bytes, more than it can have") from error
+        if self.passed:
+            raise TooSlowError("the answer was not complete in time; the server sends too slowly") from error
 
 
 class _Watch(threading.Thread):
@@ -256,8 +294,7 @@ class _Watch(threading.Thread):
                 for deadline in [one for one in self._deadlines if one.end <= now]:
                     self._deadlines.discard(deadline)
                     deadline.passed = True
-                    if deadline.socket is not None:
-                        _shut_down(deadline.socket)
+                    deadline.stop()
 
 
 def _shut_down(connected: socket.socket) -> None:
@@ -270,22 +307,28 @@ _current = threading.local()
 
 
 @contextmanager
-def deadline_of(seconds: float) -> Iterator[None]:
-    """End the request of this thread inside the block after some seconds, and those its body takes, with an error."""
-    deadline, watch = _Deadline(time.monotonic() + seconds), _watch(os.getpid())
+def deadline_of(seconds: float, most: int | None = None) -> Iterator[None]:
+    """End the request of this thread inside the block after some seconds, and those its body takes, with an error.
+
+    Parameters
+    ----------
+    seconds : float
+        Time without that of the body, which `read_body` adds.
+    most : int, optional
+        Largest body, where it is not read by `read_body`: one that is announced to be larger is an error, too.
+    """
+    deadline, watch = _Deadline(time.monotonic() + seconds, most), _watch(os.getpid())
     _current.deadline = deadline
     watch.add(deadline)
     try:
         yield
     except Exception as error:
-        if deadline.passed:
-            raise TooSlowError("the answer was not complete in time; the server sends too slowly") from error
+        deadline.check(error)
         raise
     finally:
         watch.remove(deadline)
         _current.deadline = None
-    if deadline.passed:  # the end of a body without a length may look like its regular end
-        raise TooSlowError("the answer was not complete in time; the server sends too slowly")
+    deadline.check()  # the end of a body without a length may look like its regular end
 
 
 @lru_cache(maxsize=1)
@@ -306,35 +349,48 @@ def _adapter(process: int) -> HTTPAdapter:
 def adapter_with_deadlines() -> HTTPAdapter:
     """Return an adapter of requests whose connections obey `deadline_of`."""
     from requests.adapters import HTTPAdapter
-    from urllib3.connection import HTTPConnection, HTTPSConnection
     from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-    class Connection(HTTPConnection):
-        def getresponse(self) -> Any:
-            _register(self.sock)
-            return super().getresponse()
-
-    class SecureConnection(HTTPSConnection):
-        def getresponse(self) -> Any:
-            _register(self.sock)
-            return super().getresponse()
-
-    class Pool(HTTPConnectionPool):
-        ConnectionCls = Connection
-
-    class SecurePool(HTTPSConnectionPool):
-        ConnectionCls = SecureConnection
+    pools = {"http": _watched(HTTPConnectionPool), "https": _watched(HTTPSConnectionPool)}
 
     class Adapter(HTTPAdapter):
         def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
             super().init_poolmanager(*args, **kwargs)
-            self.poolmanager.pool_classes_by_scheme = {"http": Pool, "https": SecurePool}
+            self.poolmanager.pool_classes_by_scheme = pools
 
     return Adapter(pool_connections=8, pool_maxsize=CONNECTIONS)
 
 
-def _register(connected: socket.socket | None) -> None:
-    """Name the socket of this thread's request to its deadline."""
-    deadline: _Deadline | None = getattr(_current, "deadline", None)
-    if deadline is not None:
-        deadline.socket = connected
+def let_buckets_obey(protocol: str, connection: Any) -> None:
+    """Let the requests of a connection of cloud-files to a bucket obey `deadline_of`."""
+    if protocol == "gs":
+        session = connection._bucket.client._http
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, _adapter(os.getpid()))
+    elif protocol == "s3":
+        session = connection._conn._endpoint.http_session
+        pools = session._pool_classes_by_scheme  # of all its managers
+        if not issubclass(pools["http"].ConnectionCls, _Watched):
+            pools |= {scheme: _watched(pool) for scheme, pool in pools.items()}
+            session._manager.clear()
+
+
+class _Watched:
+    """A connection of urllib3 that names its socket to the deadline of the thread's request."""
+
+    sock: socket.socket | None
+
+    def getresponse(self, *arguments: Any, **keywords: Any) -> Any:
+        deadline: _Deadline | None = getattr(_current, "deadline", None)
+        if deadline is not None:
+            deadline.begin(self.sock)
+        response = super().getresponse(*arguments, **keywords)  # type: ignore[misc]
+        if deadline is not None:
+            deadline.answered(_content_length(response))
+        return response
+
+
+def _watched(pool: Any) -> Any:
+    """Return a class of pools of urllib3 whose connections are watched."""
+    connection = pool.ConnectionCls
+    return type("Pool", (pool,), {"ConnectionCls": type("Connection", (_Watched, connection), {})})
