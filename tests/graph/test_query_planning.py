@@ -69,8 +69,10 @@ def run_cases(source: str, folder: Path) -> dict[str, Any]:
     from imagery_dask.arrays.lazy import source_of
     from imagery_dask.config import config
     from imagery_dask.export.core.block_reads import ComputeBlock
+    from imagery_dask.sources.chunk_cache import set_cache_bytes
     from imagery_dask.sources.transport import Transport
 
+    set_cache_bytes(0)  # the reads and the memory are those of each computation
     reads: Counter[str] = Counter()
     lock, get = threading.Lock(), Transport.get
 
