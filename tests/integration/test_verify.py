@@ -242,7 +242,7 @@ def test_a_flipped_bit_is_found(world: World, threads: Client, form: str) -> Non
     voxels, files, random = as_read(out), data_files(out), np.random.default_rng(len(form))
     assert isinstance(voxels, dict)
     changed_files = 0
-    for _ in range(8):
+    for _ in range(4):
         path = files[random.integers(len(files))]
         damaged = bytearray(path.read_bytes())
         # Any byte, including those at the end, where shards and pictures have indices and checksums.
