@@ -362,17 +362,21 @@ def adapter_with_deadlines() -> HTTPAdapter:
 
 
 def let_buckets_obey(protocol: str, connection: Any) -> None:
-    """Let the requests of a connection of cloud-files to a bucket obey `deadline_of`."""
+    """Let the requests of a connection of cloud-files to a bucket obey `deadline_of`.
+
+    The pools of boto3 are private. A version that has others has only its own timeouts, between two pieces of a body.
+    """
     if protocol == "gs":
         session = connection._bucket.client._http
         for scheme in ("http://", "https://"):
             session.mount(scheme, _adapter(os.getpid()))
     elif protocol == "s3":
-        session = connection._conn._endpoint.http_session
-        pools = session._pool_classes_by_scheme  # of all its managers
-        if not issubclass(pools["http"].ConnectionCls, _Watched):
-            pools |= {scheme: _watched(pool) for scheme, pool in pools.items()}
-            session._manager.clear()
+        with suppress(AttributeError):
+            session = connection._conn._endpoint.http_session
+            pools = session._pool_classes_by_scheme  # of all its managers
+            if not issubclass(pools["http"].ConnectionCls, _Watched):
+                pools |= {scheme: _watched(pool) for scheme, pool in pools.items()}
+                session._manager.clear()
 
 
 class _Watched:
