@@ -198,7 +198,7 @@ def test_invalid_commands_are_refused_before_a_job_is_submitted(
         (["--cluster", cluster_file, "zarr", "remote.zarr", *options[:-1], "many"], "Invalid value for '--block-mib'"),
         (["--cluster", local, "zarr", "remote.zarr", *options], "is none; run imagery-dask export instead"),
         (["--cluster", cluster_file, "zarr", "remote.zarr", "--image-source", "precomputed://https://me:word@host/em",
-          "--bounds", 0, 0, 0, 1, 1, 1], "leave the password out of the URL"),
+          "--bounds", 0, 0, 0, 1, 1, 1], "Leave it out of the URL"),
         (["--cluster", cluster_file, "zarr", "remote.zarr", *options, "--retire-before", "100h"], "ask for a longer"),
         (["--cluster", cluster_file, "--plan", plan, "--part", "1/4"], "parts run without a driver"),
         (["--cluster", cluster_file, "--plan", "nope.json"], "There is no plan nope.json"),
