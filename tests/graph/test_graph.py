@@ -398,6 +398,7 @@ def test_a_cutout_computed_alone_equals_its_blocks_and_reads_each_chunk_once(
 ) -> None:
     """A whole cutout is computed without dask's concatenation; voxels and reads are the same."""
     configure("lazy.block_bytes", 8 * 32 * 32 * 16)
+    configure("cache_bytes", 0)
     stop = [a + n for a, n in zip(START, SHAPE, strict=True)]
     for bounds in ([START, stop], [[a - 3 for a in START], [b - 5 for b in stop]]):
         array = client.segmentation_cutout(bounds, mip=0, convert_to_int64=False)

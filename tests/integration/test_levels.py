@@ -110,11 +110,11 @@ def test_a_store_is_not_replaced_by_an_incomplete_one(tmp_path: Path, write: Any
     options: dict[str, Any] = {"resolution_nm": (8, 8, 40), "translation_nm": (4, 4, 20), "progress": False}
     write(np.full((16, 16, 16), 9, np.uint8), tmp_path / "out", **options)
     before = files_of(tmp_path / "out")
-    (tmp_path / "out" / ".zarr.json.0123.partial").write_bytes(b"of a process that was killed")
+    (tmp_path / "out" / ".zarr.json.01234567.partial").write_bytes(b"of a process that was killed")
     failing = da.zeros((16, 16, 16), dtype=np.uint8).map_blocks(fail, dtype=np.uint8)
     with pytest.raises(BlockFailedError, match="not to be had"):
         write(failing, tmp_path / "out", overwrite=True, **options)
-    (tmp_path / "out" / ".zarr.json.0123.partial").unlink()
+    (tmp_path / "out" / ".zarr.json.01234567.partial").unlink()
     assert files_of(tmp_path / "out") == before
     kept = {path.name.partition("-")[0] for path in tmp_path.iterdir()}
     assert kept == {"out", "out.receipts", ".out.incoming"}  # the incomplete store is kept for the next attempt

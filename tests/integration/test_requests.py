@@ -132,7 +132,7 @@ def test_sharded_reads_take_fewer_requests_than_cloudvolume(tmp_path: Path, file
 
 def test_slices_request_the_chunks_that_they_cross(tmp_path: Path, file_server: FileServer, data: Any) -> None:
     write_volume(tmp_path / "em", data, voxel_offset=OFFSET)
-    client = ImageryClient(image_source=f"precomputed://{file_server.url}/em")
+    client = ImageryClient(image_source=f"precomputed://{file_server.url}/em", cache_bytes=0)
     volume = client.image_volume()
     cutout = client.image_cutout([OFFSET, [96, 192, 80]])
     assert cutout.shape == SHAPE

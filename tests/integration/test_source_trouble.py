@@ -287,7 +287,7 @@ def test_a_corrupt_shard_does_not_affect_other_shards(data: Any, serve: Serve, t
 def test_rewritten_shards_are_read_with_their_new_indices(data: Any, serve: Serve, tmp_path: Path) -> None:
     """The cached indices refer to the previous files."""
     server, url = serve(sharding=True)
-    client = ImageryClient(image_source=url)
+    client = ImageryClient(image_source=url, cache_bytes=0)
     np.testing.assert_array_equal(read(client), data)
     other = np.asfortranarray(np.random.default_rng(1).integers(0, 2**16, SHAPE).astype(np.uint16) // 7)
     write_volume(tmp_path / "em", other, voxel_offset=OFFSET, sharding=True)

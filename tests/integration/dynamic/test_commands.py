@@ -111,7 +111,7 @@ def test_the_command_counts_supervoxels_without_a_root(
         (["--version", "9"], "Version 9 of datastack"),
         (["--version", "2", "--timestamp", "now"], "not both"),
         (["--root-ids", "1.5"], "whole numbers"),
-        (["--root-ids", "-5"], "root_ids"),
+        (["--root-ids", "-5"], "--root-ids"),
         (["--root-ids", "123"], "not root ids of table"),
         (["--stale-roots", "maybe"], "maybe"),
         (["--datastack", "other"], "no datastack 'other'"),
