@@ -103,7 +103,7 @@ def test_a_swap_that_is_killed_leaves_the_old_or_the_new_store(world: World, old
     world.server.reset()
     code, output = run(world, old, arguments)
     assert code == 0, output
-    # All blocks are written already. The source has missing chunks, so two others of each of four blocks are looked for.
+    # All blocks are written already. Since the source has missing chunks, two others of four blocks are looked for.
     assert world.server.count(lambda request: "info" not in request.path and request.status == 200) <= 8
     check_receipts(old)
     assert_same(comparable_files(old), expected)
