@@ -45,6 +45,7 @@ __all__ = [
     "remove_unplanned",
     "runs_in",
     "target_url",
+    "time_of",
     "write_ledger",
 ]
 
@@ -457,7 +458,7 @@ def ledger_rows(lines: Iterable[JsonObject], blocks: Any = None) -> Iterator[Jso
     """
     whole = [line for line in lines if all(isinstance(line.get(key), kind) for key, kind in LEDGER_FIELDS.items())]
     counted = [line for line in whole if blocks is None or line["block"] in blocks]
-    last = {line["block"]: line for line in sorted(counted, key=_when)}
+    last = {line["block"]: line for line in sorted(counted, key=time_of)}
     for block, line in sorted(last.items()):
         block_fields = {"block": block, "name": line["name"], "volume": line["volume"]}
         for key in sorted(set(map(str, line["missing"]))):
@@ -467,7 +468,8 @@ def ledger_rows(lines: Iterable[JsonObject], blocks: Any = None) -> Iterator[Jso
             yield block_fields | {"kind": "zero roots"} | ids
 
 
-def _when(line: JsonObject) -> float:
+def time_of(line: JsonObject) -> float:
+    """Return when a line was written, in seconds since 1970; 0 where that is damaged."""
     when = line.get("when", 0)
     return float(when) if isinstance(when, (int, float)) else 0.0
 

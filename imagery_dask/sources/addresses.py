@@ -98,13 +98,13 @@ def check_scheme(url: str, known: Collection[str]) -> None:
     slashes = len(name) - len(name.lstrip("/"))
     reason = ""
     if slashes == 1 and scheme.lower() in known:
-        reason = f"write {scheme.lower()}:/{name} with two slashes"
+        reason = f"write {scheme.lower()}:// with two slashes"
     elif slashes > 1 and scheme not in known and not _is_alias(scheme):
         reason = f"give a folder, or a URL that begins with {', '.join(f'{one}://' for one in known)}"
     elif slashes > 1 and not name.strip("/"):
         reason = "it names no bucket, server or folder"
     if reason:
-        raise ValueError(f"{url!r} is not understood: {reason}.")
+        raise ValueError(f"{redacted(url)!r} is not understood: {reason}.")
 
 
 def _is_alias(scheme: str) -> bool:

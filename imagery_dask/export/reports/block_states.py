@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from imagery_dask.annotations import Array, JsonObject
 from imagery_dask.export.core.run_states import damaged_in
-from imagery_dask.records.runs import Records
+from imagery_dask.records.runs import Records, time_of
 
 __all__ = ["STATES", "Burst", "Outcomes", "bursts_of", "outcomes_of", "recent_rate"]
 
@@ -137,11 +137,6 @@ def recent_rate(receipts: Array, now: float | None = None) -> tuple[float, float
     return len(recent) / seconds, int(recent["written_bytes"].sum(dtype=np.uint64)) / seconds
 
 
-def _when(line: JsonObject) -> float:
-    when = line.get("when", 0)
-    return float(when) if isinstance(when, (int, float)) else 0.0
-
-
 def _failures(lines: Iterable[JsonObject], done: NDArray[np.bool_]) -> dict[int, JsonObject]:
     """Return the last failure of each block that is not done."""
     last: dict[int, JsonObject] = {}
@@ -149,7 +144,7 @@ def _failures(lines: Iterable[JsonObject], done: NDArray[np.bool_]) -> dict[int,
         block = line.get("block")
         if type(block) is not int or not 0 <= block < len(done) or done[block]:
             continue
-        if block not in last or _when(line) >= _when(last[block]):
+        if block not in last or time_of(line) >= time_of(last[block]):
             last[block] = line
     return dict(sorted(last.items()))
 

@@ -16,7 +16,7 @@ from imagery_dask.export.reports.block_states import Outcomes, outcomes_of, rece
 from imagery_dask.records.drivers import Driver, driver_of
 from imagery_dask.records.lease import holder_of, is_held
 from imagery_dask.records.parts import part_holders
-from imagery_dask.records.runs import Run, record_folders, runs_in
+from imagery_dask.records.runs import Run, record_folders, runs_in, time_of
 from imagery_dask.storage.atomic_files import Files, records_folder
 from imagery_dask.storage.buckets import clear_errors
 
@@ -227,10 +227,10 @@ def _state(run: Run, outcomes: Outcomes, blocks: int, held: bool) -> State:
 
 
 def _failure(line: JsonObject) -> Failure:
-    attempts, when = line.get("attempts", 1), line.get("when", 0)
+    attempts = line.get("attempts", 1)
     return Failure(
         int(line["block"]), str(line.get("name", "")), str(line.get("reason", "")),
-        attempts if isinstance(attempts, int) else 1, float(when) if isinstance(when, (int, float)) else 0.0,
+        attempts if isinstance(attempts, int) else 1, time_of(line),
     )  # fmt: skip
 
 
