@@ -11,6 +11,7 @@ from imagery_dask.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from imagery_dask import composite as composite
+    from imagery_dask import demo as demo
     from imagery_dask.client import ImageryClient
     from imagery_dask.composite import stack_images
     from imagery_dask.export.images.to_png import to_png
@@ -34,7 +35,7 @@ else:
             "imagery_dask.render.overlays": ["composite_overlay"],
             "imagery_dask.render.save": ["save_image_slices"],
         },
-        modules=["composite"],
+        modules=["composite", "demo"],
     )
 
 __all__ = [
