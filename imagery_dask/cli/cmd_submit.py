@@ -99,7 +99,7 @@ def _export(arguments: Sequence[str]) -> tuple[Export, RunOptions]:
     if options["part"] is not None:
         raise click.UsageError(
             "submit starts one driver for a whole export, and parts run without a driver. Submit an array of jobs that "
-            "run imagery-dask export --plan FILE --part I/N (docs/clusters.md)."
+            "run imagery-dask export --plan FILE --part I/N (docs/how-to/clusters.md)."
         )
     from imagery_dask.export.registry import export_of
 

@@ -1,0 +1,41 @@
+"""The Python blocks of the documentation run, in their order, in an empty folder and without a network.
+
+Blocks that begin with ```python are run; those that need something else (a cluster, a bucket, torch) begin with ```py.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# Made of the program's text, not of examples.
+LISTINGS = {"reference/settings.md"}
+
+
+def blocks_of(page: Path) -> list[str]:
+    return BLOCK.findall(page.read_text())
+
+
+PAGES = [page for page in sorted(DOCS.rglob("*.md")) if blocks_of(page) and str(page.relative_to(DOCS)) not in LISTINGS]
+
+
+def test_pages_with_examples_are_found() -> None:
+    assert DOCS / "index.md" in PAGES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
+def test_the_examples_of_a_page_run(page: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    script = "import matplotlib\nmatplotlib.use('agg')\n" + "\n".join(blocks_of(page))
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:imagery_dask", "-c", script],
+        cwd=tmp_path, env={**os.environ, "XDG_CACHE_HOME": str(cache)}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
