@@ -18,7 +18,7 @@ from imagery_dask.client.objects import FindsObjects
 from imagery_dask.client.parameters import describe
 from imagery_dask.client.pictures import SavesPictures
 from imagery_dask.client.settings import DynamicSettings, Outside, open_settings
-from imagery_dask.model.cutout import dimensions_in, whole_layer
+from imagery_dask.model.cutout import Cutout, dimensions_in, whole_layer
 from imagery_dask.model.labels import Kind, LabelRequest, RootIds
 from imagery_dask.model.moments import Moment, describe_moment, resolve_moment
 from imagery_dask.sources import Missing, cloud_volume
@@ -78,6 +78,10 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         turns it off. By default the environment variable ``IMAGERY_DASK_CACHE_BYTES``, or else 256 MiB and at most 5%
         of the machine's memory. A new client reads its volumes anew, and chunks of local files are read again when the
         files change. Exports do not use the cache.
+    lazy : bool
+        False makes `image_cutout`, `segmentation_cutout`, `split_segmentation_cutout` and
+        `image_and_segmentation_cutout` read at once and return numpy arrays, and a dict of bool arrays for masks, as
+        imageryclient does. `image_volume`, `segmentation_volume` and `dataset` return lazy xarray objects all the same.
 
     Raises
     ------
@@ -116,10 +120,11 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         as_segmentation: bool = False,
         outside: Outside = "error",
         cache_bytes: int | str | None = None,
+        lazy: bool = True,
     ) -> None:
         if cache_bytes is not None:
             set_cache_bytes(cache_bytes)
-        self._client, self._timestamp = client, timestamp
+        self._client, self._timestamp, self._lazy = client, timestamp, bool(lazy)
         self._volumes: dict[tuple[str, int], CloudVolume] = {}
         moment = None if timestamp is None else resolve_moment(timestamp)
         if version is not None:
@@ -158,6 +163,14 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         if self._client is None or timestamp is not None:
             raise ValueError(f"version={version!r} needs a CAVEclient (client=...) and excludes timestamp.")
         return version_moment(self._client, version)
+
+    def _voxels(self, cutout: Cutout) -> da.Array | NDArray[Any]:
+        array = lazy_array(cutout)
+        return array if self._lazy else np.asarray(array)
+
+    def _masks(self, cutout: Cutout, include_null_root: bool) -> SegmentationMasks | dict[int, NDArray[np.bool_]]:
+        masks = SegmentationMasks(cutout, include_null_root)
+        return masks if self._lazy else masks.compute()
 
     @property
     def image_source(self) -> str | None:
@@ -255,7 +268,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         scale_to_bounds: bool | None = None,
         *,
         order: int = 0,
-    ) -> da.Array:
+    ) -> da.Array | NDArray[Any]:
         """Return a cutout of the imagery.
 
         Parameters
@@ -264,7 +277,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
 
         Returns
         -------
-        dask.array.Array
+        dask.array.Array, or numpy.ndarray with ``lazy=False``
             Lazy array in the layer's dtype, with axes x, y, z (and channel, if the layer has several); axes of length 1
             are squeezed. Voxels outside the volume are 0; a cutout wholly outside is an error (see
             `outside` of the client).
@@ -273,7 +286,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
             bounds, order, bbox_size=bbox_size, image_size=image_size, mip=mip, resolution=resolution,
             scale_to_bounds=scale_to_bounds,
         )  # fmt: skip
-        return lazy_array(cutout)
+        return self._voxels(cutout)
 
     @describe
     def segmentation_cutout(
@@ -289,7 +302,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         convert_to_int64: bool = True,
         *,
         stop_layer: int | None = None,
-    ) -> da.Array:
+    ) -> da.Array | NDArray[Any]:
         """Return a cutout of the segmentation, with all objects or selected ones.
 
         Parameters
@@ -298,7 +311,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
 
         Returns
         -------
-        dask.array.Array
+        dask.array.Array, or numpy.ndarray with ``lazy=False``
             Lazy array of ids with axes x, y, z; axes of length 1 are squeezed. Its dtype is int64, or the layer's with
             ``convert_to_int64=False``. Voxels outside the volume are 0; a cutout wholly outside is an error (see
             `outside` of the client).
@@ -307,7 +320,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
             bounds, LabelRequest(root_ids, convert_to_int64, timestamp, stop_layer), bbox_size=bbox_size,
             image_size=image_size, mip=mip, resolution=resolution, scale_to_bounds=scale_to_bounds,
         )  # fmt: skip
-        return lazy_array(cutout)
+        return self._voxels(cutout)
 
     @describe
     def split_segmentation_cutout(
@@ -323,7 +336,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         scale_to_bounds: bool | None = None,
         *,
         stop_layer: int | None = None,
-    ) -> SegmentationMasks:
+    ) -> SegmentationMasks | dict[int, NDArray[np.bool_]]:
         """Return a cutout of the segmentation as one mask per object.
 
         Parameters
@@ -334,13 +347,14 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         -------
         SegmentationMasks
             Mapping of root id to a lazy boolean array, True inside the object, with the axes of `segmentation_cutout`.
-            Iterating, `len` and `in` read the cutout once to find the ids; a mask is read when it is computed.
+            Iterating, `len` and `in` read the cutout once to find the ids; a mask is read when it is computed. With
+            ``lazy=False``, a dict of numpy arrays, all made by one pass over the cutout.
         """
         cutout = self._settings.labels_cutout(
             bounds, LabelRequest(root_ids, False, timestamp, stop_layer), bbox_size=bbox_size,
             image_size=image_size, mip=mip, resolution=resolution, scale_to_bounds=scale_to_bounds,
         )  # fmt: skip
-        return SegmentationMasks(cutout, include_null_root)
+        return self._masks(cutout, include_null_root)
 
     @describe
     def image_and_segmentation_cutout(
@@ -360,7 +374,7 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         *,
         order: int = 0,
         stop_layer: int | None = None,
-    ) -> tuple[da.Array, da.Array | SegmentationMasks]:
+    ) -> tuple[da.Array | NDArray[Any], da.Array | NDArray[Any] | SegmentationMasks | dict[int, NDArray[np.bool_]]]:
         """Return cutouts of imagery and segmentation, aligned voxel for voxel.
 
         Parameters
@@ -374,15 +388,16 @@ class ImageryClient(FindsObjects, SavesPictures, PlansExports):
         image : dask.array.Array
             Lazy imagery, as from `image_cutout`.
         segmentation : dask.array.Array or SegmentationMasks
-            Lazy ids, as from `segmentation_cutout`, or masks, as from `split_segmentation_cutout`.
+            Lazy ids, as from `segmentation_cutout`, or masks, as from `split_segmentation_cutout`. With ``lazy=False``,
+            numpy arrays and a dict.
         """
         ids = LabelRequest(root_ids, convert_to_int64 and not split_segmentations, timestamp, stop_layer)
         image, labels = self._settings.pair(
             bounds, (image_mip, segmentation_mip), ids, resize=resize, order=order, bbox_size=bbox_size,
             resolution=resolution, scale_to_bounds=scale_to_bounds,
         )  # fmt: skip
-        split = SegmentationMasks(labels, include_null_root) if split_segmentations else lazy_array(labels)
-        return lazy_array(image), split
+        split = self._masks(labels, include_null_root) if split_segmentations else self._voxels(labels)
+        return self._voxels(image), split
 
     def image_volume(self, mip: int | None = None) -> xr.DataArray:
         """Return the whole image layer as one lazy array.

@@ -32,6 +32,7 @@ EXTRAS = {
         "as_segmentation",
         "outside",
         "cache_bytes",
+        "lazy",
     },
     "image_cutout": {"order"},
     "image_and_segmentation_cutout": {"order", "stop_layer"},
