@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from imagery_dask.model.arguments import bounds_from_center
     from imagery_dask.render.overlays import composite_overlay
     from imagery_dask.render.save import save_image_slices
+    from imagery_dask.viewer.links import bounds_from_neuroglancer
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -34,6 +35,7 @@ else:
             "imagery_dask.model.arguments": ["bounds_from_center"],
             "imagery_dask.render.overlays": ["composite_overlay"],
             "imagery_dask.render.save": ["save_image_slices"],
+            "imagery_dask.viewer.links": ["bounds_from_neuroglancer"],
         },
         modules=["composite", "demo"],
     )
@@ -41,6 +43,7 @@ else:
 __all__ = [
     "ImageryClient",
     "bounds_from_center",
+    "bounds_from_neuroglancer",
     "composite_overlay",
     "save_image_slices",
     "stack_images",

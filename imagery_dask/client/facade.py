@@ -18,6 +18,7 @@ from imagery_dask.client.objects import FindsObjects
 from imagery_dask.client.parameters import describe
 from imagery_dask.client.pictures import SavesPictures
 from imagery_dask.client.settings import DynamicSettings, Outside, open_settings
+from imagery_dask.client.viewing import ViewsVolumes
 from imagery_dask.model.cutout import Cutout, dimensions_in, whole_layer
 from imagery_dask.model.labels import Kind, LabelRequest, RootIds
 from imagery_dask.model.moments import Moment, describe_moment, resolve_moment
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["ImageryClient"]
 
 
-class ImageryClient(FindsObjects, SavesPictures, PlansExports):
+class ImageryClient(FindsObjects, SavesPictures, PlansExports, ViewsVolumes):
     """Client for cutouts of imagery and segmentation as lazy arrays.
 
     Parameters

@@ -18,7 +18,7 @@ import imagery_dask
 from imagery_dask import ImageryClient
 
 PUBLIC = [
-    "ImageryClient", "bounds_from_center", "composite_overlay", "save_image_slices", "stack_images", "to_png",
+    "ImageryClient", "bounds_from_center", "bounds_from_neuroglancer", "composite_overlay", "save_image_slices", "stack_images", "to_png",
     "to_precomputed", "to_zarr", "verify_export",
 ]  # fmt: skip
 # Methods of imageryclient, and ours: whole layers, datasets, lookups of objects, plans.
@@ -27,6 +27,7 @@ METHODS = {
     "split_segmentation_cutout", "image_and_segmentation_cutout", "save_imagery", "save_segmentation_masks",
     "save_image_and_segmentation_masks", "image_volume", "segmentation_volume", "dataset",
     "unique_roots", "root_at", "remap", "plan_export",
+    "from_neuroglancer", "neuroglancer_url",
 }  # fmt: skip
 PROPERTIES = {
     "image_cv", "segmentation_cv", "image_source", "segmentation_source", "resolution", "timestamp", "token",
