@@ -14,6 +14,7 @@ from imagery_dask.arrays.lazy import lazy_array, lazy_dataarray
 from imagery_dask.arrays.masks import SegmentationMasks
 from imagery_dask.client.cave_queries import StaleRoots, read_cave_client, version_moment
 from imagery_dask.client.exports import PlansExports
+from imagery_dask.client.figures import ShowsPlaces
 from imagery_dask.client.objects import FindsObjects
 from imagery_dask.client.parameters import describe
 from imagery_dask.client.pictures import SavesPictures
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["ImageryClient"]
 
 
-class ImageryClient(FindsObjects, SavesPictures, PlansExports, ViewsVolumes):
+class ImageryClient(FindsObjects, ShowsPlaces, SavesPictures, PlansExports, ViewsVolumes):
     """Client for cutouts of imagery and segmentation as lazy arrays.
 
     Parameters

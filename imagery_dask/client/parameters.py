@@ -55,6 +55,22 @@ PROSE = {
     "order": """order : {0, 1}
     Resampling of imagery: 0 takes the nearest voxel (default), 1 interpolates linearly. For ids,
     also those of an image layer (see `image_kind` of the client), 1 is an error.""",
+    "axis": """axis : {0, 1, 2, "x", "y", "z"}
+    Axis along which the volume is cut into planes. By default z.""",
+    "outline": """outline : bool
+    Draw outlines of objects rather than fill them.""",
+    "alpha": """alpha : float, optional
+    Opacity of the colors, 0 to 1. By default 0.3 for filled objects, 1 for outlines.""",
+    "window": """window : tuple of 2 float, optional
+    Voxel values that are black and white. By default 0 and 255 for 8-bit imagery; for other imagery those that leave
+    out the darkest and the brightest 0.5% of the voxels shown.""",
+    "colors": """colors : mapping of int to 3 or 4 int, optional
+    Red, green and blue, 0 to 255, by id. By default an id has the same color in every picture
+    (`imagery_dask.render.palettes.colors_of`), except where objects that touch would look alike.""",
+    "legend": """legend : bool, optional
+    List the ids and their colors. By default if there are at most eight.""",
+    "scale_bar": """scale_bar : bool
+    Draw a scale bar.""",
     "filename_prefix": """filename_prefix : str
     Path prefix of all files, including the folder.""",
     "slice_axis": """slice_axis : {0, 1, 2}

@@ -15,16 +15,19 @@ from PIL import Image
 from imagery_dask.annotations import Array
 from imagery_dask.arrays.masks import SegmentationMasks
 from imagery_dask.render.canvas import Canvas, Rgba, Style, draw_masks, draw_numbers, over, packed, unpacked
+from imagery_dask.render.clashes import colors_apart
 from imagery_dask.render.palettes import (
     DEFAULT_H,
     DEFAULT_L,
     DEFAULT_PALETTE,
     DEFAULT_S,
+    color_of,
     colors_of,
     discrete_colors,
     mask_color,
 )
 from imagery_dask.validate import choice
+from imagery_dask.validate import root_id as checked_id
 
 __all__ = ["composite_overlay", "overlay", "overlay_halo", "overlay_page"]
 
@@ -77,7 +80,8 @@ def composite_overlay(
     dim : {0, 1, 2}
         Axis along which a volume is cut into pictures.
     palette : str or sequence
-        ``"husl"`` or ``"hls"``; anything else is given to seaborn's ``color_palette`` (which must be installed).
+        ``"husl"`` or ``"hls"``, evenly spaced; ``"ids"``, with the color that each id has in every picture
+        (`clashes.colors_apart`); anything else is given to seaborn's ``color_palette`` (which must be installed).
     h, l, s : float
         First hue, lightness and saturation of the palettes ``"husl"`` and ``"hls"``, 0 to 1.
 
@@ -97,8 +101,11 @@ def composite_overlay(
         raise ValueError(f"dim is 0 (x), 1 (y) or 2 (z); got {dim!r}.")
     objects = _objects(segs, imagery)
     background = None if imagery is None else _checked_imagery(imagery, objects.shape)
-    if colors is None:
-        fractions: Any = discrete_colors(len(objects.keys), palette, h, l, s)
+    places = [()] if len(objects.shape) == 2 else [(slice(None),) * dim + (at,) for at in range(objects.shape[dim])]
+    if colors is None and isinstance(palette, str) and palette == "ids":
+        fractions: Any = _colors_of_ids(objects, places)
+    elif colors is None:
+        fractions = discrete_colors(len(objects.keys), palette, h, l, s)
     else:
         fractions = _colors_in_order(colors, objects)
     # Truncated rather than rounded, as in imageryclient.
@@ -111,9 +118,8 @@ def composite_overlay(
         page = unpacked(objects.draw(place, pixels, style))
         return Image.fromarray(page if background is None else over(_rgba(background, place), page))
 
-    if len(objects.shape) == 2:
-        return picture(())
-    return [picture((slice(None),) * dim + (index,)) for index in range(objects.shape[dim])]
+    pictures = [picture(place) for place in places]
+    return pictures[0] if len(objects.shape) == 2 else pictures
 
 
 def overlay_page(
@@ -236,6 +242,13 @@ class _Masks:
         columns, rows = (n for axis, n in enumerate(self.shape) if axis != len(place) - 1)
         return draw_masks(pages, pixels, style, (rows, columns))
 
+    def ids(self, place: tuple[Any, ...]) -> Array:
+        """Return the ids of a slice, of the last object where several cover a pixel."""
+        page: Array = np.zeros(self.shape, dtype=np.uint64)[place]
+        for key, mask in zip(self.keys, self._loaded, strict=True):
+            page[mask[place]] = key
+        return page
+
 
 class _Labels:
     """Array of ids: masks that do not overlap."""
@@ -269,6 +282,11 @@ class _Labels:
         table = np.zeros(len(ids) + 1, dtype=np.uint32)
         table[order] = pixels
         return draw_numbers(numbers[place].T, order, table, style)
+
+    def ids(self, place: tuple[Any, ...]) -> Array:
+        """Return the ids of a slice."""
+        numbers, ids = self._loaded
+        return np.asarray(np.concatenate([np.zeros(1, ids.dtype), ids])[numbers[place]])
 
 
 def _objects(segs: object, imagery: Any) -> _Masks | _Labels:
@@ -304,6 +322,15 @@ def _style(
     return Style(
         int(alpha * 255), bool(outline), bool(merge_outline), bool(overlap), int(width), inside=side == "in"
     )  # fmt: skip
+
+
+def _colors_of_ids(objects: _Masks | _Labels, places: Sequence[tuple[Any, ...]]) -> list[list[float]]:
+    """Return the colors of the ids, in the order of the objects."""
+    if not objects.named:
+        raise ValueError("palette 'ids' colors by ids, which a sequence of masks does not have; pass a mapping.")
+    ids = [checked_id("segs' keys", key) for key in objects.keys]
+    colors = colors_apart([objects.ids(place) for place in places])
+    return [[value / 255 for value in colors.get(key) or color_of(key)] for key in ids]
 
 
 def _colors_in_order(colors: Any, objects: _Masks | _Labels) -> list[list[Any]]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagery_dask.annotations import Array
+from imagery_dask.validate import root_id as checked_id
 
 __all__ = [
     "DEFAULT_H",
@@ -18,9 +19,12 @@ __all__ = [
     "DEFAULT_PALETTE",
     "DEFAULT_S",
     "Color",
+    "color_distance",
+    "color_of",
     "colors_of",
     "discrete_colors",
     "mask_color",
+    "other_colors",
 ]
 
 # The defaults of imageryclient.
@@ -28,6 +32,9 @@ DEFAULT_PALETTE = "husl"
 DEFAULT_H = 0.01
 DEFAULT_L = 0.65
 DEFAULT_S = 1.0
+
+# Hues that are tried where the color of an id is taken, of three kinds of lightness each.
+OTHER_HUES = 12
 
 Color = tuple[float, float, float]
 
@@ -76,14 +83,60 @@ def discrete_colors(count: int, palette: object, h: float, l: float, s: float) -
 
 
 def colors_of(ids: Array) -> NDArray[np.uint8]:
-    """Return a bright color for each id, the same in every block and every run: shape ``(*ids.shape, 3)``."""
+    """Return a bright color for each id, the same in every picture, process and machine.
+
+    Parameters
+    ----------
+    ids : numpy.ndarray of integers, any shape
+        Ids; they are hashed as integers.
+
+    Returns
+    -------
+    numpy.ndarray of uint8, shape of `ids` and 3
+        Red, green and blue. `clashes.colors_apart` keeps objects that touch in one picture apart.
+    """
     # A multiplicative hash (Knuth, TAOCP 6.4) spreads neighbouring ids over the hues.
     mixed = ids.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    hue = (mixed >> np.uint64(40)).astype(np.float64) / 2**24 * 6
-    offsets = np.array([5.0, 3.0, 1.0])
-    k = (offsets + hue[..., np.newaxis]) % 6
-    bright = 1 - 0.8 * np.clip(np.minimum(k, 4 - k), 0, 1)
-    return np.asarray(255 * bright, dtype=np.uint8)
+    hue = (mixed >> np.uint64(40)).astype(np.float64) / 2**24
+    return _bytes_of(hue, 0.8, 1.0)
+
+
+def color_of(root_id: int) -> tuple[int, int, int]:
+    """Return the color of an id, as `colors_of`: red, green and blue from 0 to 255.
+
+    Examples
+    --------
+    >>> color_of(864691135000000001)
+    (255, 50, 53)
+    """
+    r, g, b = colors_of(np.array(checked_id("root_id", root_id), dtype=np.uint64)).tolist()
+    return (r, g, b)
+
+
+def other_colors(root_id: int) -> NDArray[np.uint8]:
+    """Return the colors that an id may have instead of its own, best first: shape (n, 3).
+
+    Other hues as bright as its own come first, then pale and dark ones.
+    """
+    # Steps of the golden ratio, which fall into the largest gap between the hues before.
+    own = ((root_id * 0x9E3779B97F4A7C15) % 2**64) / 2**64
+    hue = np.asarray((own + 0.6180339887498949 * np.arange(1, OTHER_HUES + 1)) % 1, dtype=np.float64)
+    kinds = [_bytes_of(hue, saturation, value) for saturation, value in ((0.8, 1.0), (0.35, 1.0), (0.9, 0.6))]
+    return np.concatenate(kinds)
+
+
+def color_distance(one: Array, other: Array) -> NDArray[np.float64]:
+    """Return how different colors look, 0 to 765: a weighted distance of sRGB ("redmean", compuphase.com/cmetric.htm).
+
+    Parameters
+    ----------
+    one, other : numpy.ndarray of uint8, shape (..., 3)
+        Red, green and blue.
+    """
+    a, b = np.asarray(one, dtype=np.float64), np.asarray(other, dtype=np.float64)
+    red, difference = (a[..., 0] + b[..., 0]) / 2, (a - b) ** 2
+    weights = np.stack([2 + red / 256, np.full_like(red, 4.0), 2 + (255 - red) / 256], axis=-1)
+    return np.asarray(np.sqrt((weights * difference).sum(axis=-1)))
 
 
 def mask_color(color: Sequence[int] | None) -> tuple[int, int, int, int]:
@@ -98,6 +151,12 @@ def mask_color(color: Sequence[int] | None) -> tuple[int, int, int, int]:
         raise ValueError(f"A mask's color is 3 (RGB) or 4 (RGBA) numbers from 0 to 255; got {color!r}.")
     r, g, b, a = (*values, 255)[:4]
     return (r, g, b, a)
+
+
+def _bytes_of(hue: NDArray[np.float64], saturation: float, value: float) -> NDArray[np.uint8]:
+    """Convert HSV, each 0 to 1, to sRGB bytes."""
+    k = (np.array([5.0, 3.0, 1.0]) + 6 * hue[..., np.newaxis]) % 6
+    return np.asarray(255 * value * (1 - saturation * np.clip(np.minimum(k, 4 - k), 0, 1)), dtype=np.uint8)
 
 
 def _seaborn_palette(count: int, palette: object) -> list[Color]:

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from imagery_dask.render.overlays import overlay, overlay_halo, overlay_page
-from imagery_dask.render.palettes import colors_of
+from imagery_dask.render.overlays import composite_overlay, overlay, overlay_halo, overlay_page
+from imagery_dask.render.palettes import color_of, colors_of
 
 A, B = 2**60 + 1, 2**60 + 2  # equal as floats
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -155,3 +155,13 @@ def test_an_overlay_blends_labels_only() -> None:
     mixed = (0.5 * 200 + 0.5 * colors_of(labels)[0, 1]).astype(np.uint8)
     np.testing.assert_array_equal(picture[1, 0], mixed)
     np.testing.assert_array_equal(overlay(image, labels, alpha=0), np.stack([image.T] * 3, axis=2))
+
+
+def test_the_palette_of_ids_keeps_colors_between_pictures() -> None:
+    first, second = np.array([[A, 0, 0, B]]), np.array([[0, B]])
+    masks = {root: first == root for root in (A, B)}
+    pages = [np.asarray(composite_overlay(segs, palette="ids", alpha=1)) for segs in (first, masks, second)]
+    assert pages[0][0, 0].tolist() == pages[1][0, 0].tolist() == [*color_of(A), 255]
+    assert pages[0][3, 0].tolist() == pages[2][1, 0].tolist() == [*color_of(B), 255]
+    with pytest.raises(ValueError, match="sequence of masks does not have"):
+        composite_overlay(list(masks.values()), palette="ids")
