@@ -12,6 +12,7 @@ from imagery_dask.lazy_names import lazy_names
 if TYPE_CHECKING:
     from imagery_dask import composite as composite
     from imagery_dask import demo as demo
+    from imagery_dask import sampling as sampling
     from imagery_dask.client import ImageryClient
     from imagery_dask.composite import stack_images
     from imagery_dask.export.images.to_png import to_png
@@ -37,7 +38,7 @@ else:
             "imagery_dask.render.save": ["save_image_slices"],
             "imagery_dask.viewer.links": ["bounds_from_neuroglancer"],
         },
-        modules=["composite", "demo"],
+        modules=["composite", "demo", "sampling"],
     )
 
 __all__ = [
