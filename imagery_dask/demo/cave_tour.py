@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from imagery_dask.client import ImageryClient
 from imagery_dask.export.zarr.to_zarr import to_zarr
 from imagery_dask.geometry.vec import Vec3
+from imagery_dask.render.captions import Panel, side_by_side
+from imagery_dask.render.clashes import colors_apart
 from imagery_dask.render.overlays import overlay
 from imagery_dask.run import RunReport
 from imagery_dask.testing.cave import CaveServer, World, make_world
@@ -22,7 +24,8 @@ __all__ = ["CaveDemoResult", "run_cave_demo"]
 
 SHAPE = (512, 512, 32)
 FAINT, STRONG = 0.12, 0.6
-GAP = 8
+# Objects that a legend names.
+LISTED = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class CaveDemoResult:
     stores : tuple of 2 pathlib.Path
         OME-Zarr stores, one for each timestamp.
     picture : pathlib.Path
-        One slice at both timestamps side by side, with objects changed by edits in strong colors.
+        One slice at both timestamps side by side, with objects changed by edits in strong colors and a legend.
     changed : int
         Number of objects at the first timestamp that edits replaced before the second.
     reports : tuple of 2 RunReport
@@ -80,7 +83,8 @@ def run_cave_demo(out: Path, say: Callable[[str], None], cluster: str | None = "
         image = data["image"].to_numpy()
     picture = out / "before-and-after.png"
     replaced = np.setdiff1d(np.unique(labels[0]), np.unique(labels[1]))
-    imageio.imwrite(picture, _side_by_side(image, labels[0], labels[1]))
+    resolution_nm = data["image"].attrs["resolution_nm"]
+    imageio.imwrite(picture, _side_by_side(image, (labels[0], labels[1]), (moments[0], moments[1]), resolution_nm[0]))
     return CaveDemoResult(
         (moments[0], moments[1]), (stores[0], stores[1]), picture, len(replaced), (reports[0], reports[1])
     )  # fmt: skip
@@ -92,11 +96,23 @@ def _bounds(world: World) -> list[Vec3[int]]:
     return [start, start + SHAPE]
 
 
-def _side_by_side(image: NDArray[np.uint8], before: NDArray[np.uint64], after: NDArray[np.uint64]) -> NDArray[np.uint8]:
-    """Draw the slice with most voxels changed by edits, before and after."""
-    changed = before != after
+def _side_by_side(
+    image: NDArray[np.uint8],
+    labels: tuple[NDArray[np.uint64], NDArray[np.uint64]],
+    moments: tuple[str, str],
+    nm_per_pixel: float,
+) -> NDArray[np.uint8]:
+    """Draw the slice with most voxels changed by edits, before and after, with the objects that changed."""
+    changed = labels[0] != labels[1]
     z = int(changed.sum(axis=(0, 1)).argmax())
-    alpha = np.where(changed[:, :, z], STRONG, FAINT)
-    left, right = (overlay(image[:, :, z], labels[:, :, z], alpha) for labels in (before, after))
-    gap = np.full((left.shape[0], GAP, 3), 255, dtype=np.uint8)
-    return np.concatenate([left, gap, right], axis=1)
+    changed, planes = changed[:, :, z], [ids[:, :, z] for ids in labels]
+    colors = colors_apart(planes)
+    panels = []
+    for when, moment, ids in zip(("Before", "After"), moments, planes, strict=True):
+        page = overlay(image[:, :, z], ids, np.where(changed, STRONG, FAINT), colors)
+        roots, counts = np.unique(ids[changed & (ids != 0)], return_counts=True)
+        largest = roots[np.argsort(-counts, kind="stable")].tolist()
+        legend = [(colors[root], f"root id {root}") for root in largest[:LISTED]]
+        panels.append(Panel(page, f"{when} the edits: {moment[:19].replace('T', ' ')} UTC", legend))
+    note = "Strong: objects that edits changed, the largest listed. Faint: all others."
+    return side_by_side(panels, note, nm_per_pixel)

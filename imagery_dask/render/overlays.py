@@ -177,7 +177,12 @@ def overlay_page(
     return page if image is None else _over_image(image, page)
 
 
-def overlay(image: Array, labels: Array, alpha: float | NDArray[np.float64] = 0.35) -> NDArray[np.uint8]:
+def overlay(
+    image: Array,
+    labels: Array,
+    alpha: float | NDArray[np.float64] = 0.35,
+    colors: Mapping[int, Sequence[int]] | None = None,
+) -> NDArray[np.uint8]:
     """Blend a grey image with colored labels.
 
     Parameters
@@ -188,15 +193,19 @@ def overlay(image: Array, labels: Array, alpha: float | NDArray[np.float64] = 0.
         Ids; 0 has no color.
     alpha : float or numpy.ndarray of float64, shape (x, y)
         Strength of the colors, 0 to 1.
+    colors : mapping of int to 3 int, optional
+        Red, green and blue, 0 to 255, of every id but 0. By default those of `palettes.colors_of`.
 
     Returns
     -------
     numpy.ndarray of uint8, shape (y, x, 3)
         RGB picture: rows are y, columns are x.
     """
+    ids, places = np.unique(labels, return_inverse=True)
+    table = colors_of(ids) if colors is None else np.array([colors.get(root, (0, 0, 0)) for root in ids.tolist()])
     grey = np.repeat(image[..., np.newaxis], 3, axis=2).astype(np.float64)
     share = np.where(labels == 0, 0.0, alpha)[..., np.newaxis]
-    mixed = grey * (1 - share) + colors_of(labels) * share
+    mixed = grey * (1 - share) + table[places.reshape(labels.shape)] * share
     return np.ascontiguousarray(np.swapaxes(mixed.astype(np.uint8), 0, 1))
 
 
