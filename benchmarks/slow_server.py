@@ -2,8 +2,8 @@
 
     python benchmarks/slow_server.py FOLDER SECONDS
 
-It prints its port. It answers ``/in-flight`` with the largest number of requests that waited at once and their mean
-over the time in which any waited, both since the last such request.
+It prints its port. It answers ``/in-flight`` with the number of requests, the largest number that waited at once and
+their mean over the time in which any waited, all since the last such request.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ class SlowServer:
     def __init__(self, root: Path, latency_s: float) -> None:
         self._root, self._latency_s = root, latency_s
         self._waiting, self._most, self._area, self._busy, self._since = 0, 0, 0.0, 0.0, time.monotonic()
+        self._requests = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the requests of a connection, one after another."""
@@ -35,6 +36,7 @@ class SlowServer:
             writer.close()
 
     async def _file(self, path: str) -> bytes:
+        self._requests += 1
         self._changed(1)
         await asyncio.sleep(self._latency_s)
         self._changed(-1)
@@ -50,8 +52,9 @@ class SlowServer:
 
     def _figures(self) -> bytes:
         self._changed(0)
-        content = {"most": self._most, "mean": self._area / self._busy if self._busy else 0.0}
-        self._most, self._area, self._busy = self._waiting, 0.0, 0.0
+        mean = self._area / self._busy if self._busy else 0.0
+        content = {"requests": self._requests, "most": self._most, "mean": mean}
+        self._requests, self._most, self._area, self._busy = 0, self._waiting, 0.0, 0.0
         return _answer(b"200 OK", json.dumps(content).encode())
 
 

@@ -118,9 +118,10 @@ class HttpFiles:
             # The token, and the user and password of the URL, are only for the server that was asked.
             if server_of(url) != server:
                 auth = None
+            environment = self._environment(session, url)
             response = session.get(
-                url, headers=headers, auth=auth, stream=True, timeout=config.get("requests.timeout_s"),
-                allow_redirects=False,
+                url, headers=headers, auth=auth or environment.login, stream=True,
+                timeout=config.get("requests.timeout_s"), allow_redirects=False, **environment.options,
             )  # fmt: skip
             target = session.get_redirect_target(response)
             if target is None:
@@ -135,9 +136,31 @@ class HttpFiles:
             from requests import Session
 
             session = self._local.session = Session()
+            session.trust_env = False  # see `_environment`
+            self._local.environments = {}
             for scheme in ("http://", "https://"):
                 session.mount(scheme, _adapter(os.getpid()))
         return session
+
+    def _environment(self, session: Session, url: str) -> _Environment:
+        """Return what the environment says of a server, read once: requests would read it for each request."""
+        known: dict[str, _Environment] = self._local.environments
+        server = server_of(url)
+        if server not in known:
+            from requests.utils import get_netrc_auth
+
+            session.trust_env = True
+            settings = session.merge_environment_settings(url, {}, True, None, None)
+            session.trust_env = False
+            known[server] = _Environment({name: settings[name] for name in ("proxies", "verify")}, get_netrc_auth(url))
+        return known[server]
+
+
+class _Environment(NamedTuple):
+    """What the environment says of a server: proxies and certificates, and the login of ``.netrc``."""
+
+    options: dict[str, Any]
+    login: tuple[str, str] | None
 
 
 def _is_asked(url: str, key: str) -> bool:
