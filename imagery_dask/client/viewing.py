@@ -1,8 +1,9 @@
-"""The client in Neuroglancer: links to and from public viewers."""
+"""The client in Neuroglancer: a page on this machine, and links to and from public viewers."""
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -19,6 +20,9 @@ from imagery_dask.urls import redacted
 from imagery_dask.validate import sizes, triple
 from imagery_dask.viewer.links import link_of, public_source, read_state, state_server, viewer_of
 from imagery_dask.viewer.states import Place, StateLayer, read_layers, read_place, state_of
+
+if TYPE_CHECKING:
+    from imagery_dask.viewer.loopback import View
 
 __all__ = ["ViewsVolumes"]
 
@@ -125,6 +129,63 @@ class ViewsVolumes:
             moment = None if settings.segmentation.graph is None else moment
             layers.append(StateLayer("segmentation", "segmentation", source, segments, moment))
         return link_of(state_of(tuple(layers), self._place(bounds, bbox_size, resolution), form), url)
+
+    @describe
+    def view(
+        self,
+        bounds: ArrayLike | None = None,
+        root_ids: RootIds = None,
+        *,
+        bbox_size: ArrayLike | None = None,
+        resolution: ArrayLike | None = None,
+        timestamp: Moment = None,
+        layers: Mapping[str, Any] | None = None,
+        browser: bool = True,
+    ) -> View:
+        """Show the client's layers in Neuroglancer, served from this machine.
+
+        All mips of sources of every kind are shown: local folders, buckets, and dynamic segmentations at a timestamp.
+        Only chunks that the viewer asks for are read. Meshes are not served. Needs ``pip install
+        'imagery_dask[browser]'``.
+
+        Parameters
+        ----------
+        bounds : array-like, shape (2, 3) or (3,), optional
+            Box to show, x, y, z in voxels of `resolution`, or the position to show. By default the whole volume.
+        root_ids : sequence of int, optional
+            Objects to select, in this package's colors; by default all objects are shown. In a dynamic segmentation,
+            one request checks that they are root ids at the timestamp.
+        layers : mapping of str to array, optional
+            More layers: dask and numpy arrays, and xarray objects, by name. An array without coordinates has the
+            client's resolution.
+        browser : bool
+            Open a browser. Without one on this machine, the address of the page is printed.
+        {parameters}
+
+        Returns
+        -------
+        View
+            The page; a link in a notebook. It serves until ``view.stop()`` or the end of the process, on 127.0.0.1
+            alone and under an address that cannot be guessed. ``view.root_ids`` are the objects selected now.
+
+        Raises
+        ------
+        ImportError
+            If the neuroglancer package is not installed.
+        """
+        from imagery_dask.viewer.launch import launch, layers_of
+        from imagery_dask.viewer.served import volume_of_layer
+
+        settings = self._settings
+        place = None if bounds is None else self._place(bounds, bbox_size, resolution)
+        segments, served = self._selected(root_ids, timestamp), []
+        if settings.image is not None:
+            served.append(volume_of_layer("image", settings.image, None, settings.missing))
+        if settings.segmentation is not None:
+            rule = settings.rule(LabelRequest("all", False, timestamp))
+            served.append(volume_of_layer("segmentation", settings.segmentation, rule, settings.missing))
+        more = layers_of(layers or {}, settings.resolution)
+        return launch([*served, *more], place, segments, browser=browser)
 
     def _place(self, bounds: ArrayLike, bbox_size: ArrayLike | None, resolution: ArrayLike | None) -> Place:
         """Return the place of bounds, or of a center."""

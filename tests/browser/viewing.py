@@ -155,6 +155,11 @@ class Screen:
                 voxels = {layer.name: layer.resolution for layer in drawn}
                 return Picture(pixels[..., :3].copy(), [voxels.get(name, "") for name in names])
 
+    def shown(self, timeout_s: float = PICTURE_S) -> NDArray[np.uint8]:
+        """Return a picture (row, column, rgb) of the state of the viewer as it is, with every chunk in view loaded."""
+        pixels: NDArray[np.uint8] = self._reply(timeout_s).screenshot.image_pixels[..., :3]
+        return pixels.copy()
+
     def _reply(self, timeout_s: float) -> Any:
         # not viewer.screenshot(), which waits without a limit
         replies: queue.Queue[Any] = queue.Queue()
@@ -181,19 +186,32 @@ def screen() -> Iterator[Screen]:
     NoPicture
         If the browser draws nothing.
     """
+    with ExitStack() as stack:
+        viewer = neuroglancer.Viewer()
+        stack.callback(_stop_server)
+        running = stack.enter_context(page(viewer, viewer.get_viewer_url()))
+        # Fail here and only once, not in each test, if the browser does not start or cannot draw.
+        running.picture(position_nm=(0, 0, 0), nm_per_pixel=1, timeout_s=START_S)
+        yield running
+
+
+@contextmanager
+def page(viewer: Any, url: str) -> Iterator[Screen]:
+    """Run a browser on the page of a viewer until the ``with`` block ends.
+
+    Raises
+    ------
+    BrowserUnavailable
+        If no browser is installed.
+    """
     program = next(filter(None, map(shutil.which, PROGRAMS)), None)
     if program is None:
         raise BrowserUnavailable(f"no browser is installed (none of {', '.join(PROGRAMS)})")
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True)))
-        viewer = neuroglancer.Viewer()
-        stack.callback(_stop_server)
-        command = [program, *FLAGS, f"--user-data-dir={folder / 'profile'}", viewer.get_viewer_url()]
+        command = [program, *FLAGS, f"--user-data-dir={folder / 'profile'}", url]
         process = stack.enter_context(_process(command, folder / "browser.log"))
-        running = Screen(viewer, process, folder / "browser.log")
-        # Fail here and only once, not in each test, if the browser does not start or cannot draw.
-        running.picture(position_nm=(0, 0, 0), nm_per_pixel=1, timeout_s=START_S)
-        yield running
+        yield Screen(viewer, process, folder / "browser.log")
 
 
 def _stop_server() -> None:

@@ -104,6 +104,11 @@ def test_options_come_before_the_link(folder: Path) -> None:
     assert client.image_source == str(folder / "em")
 
 
+def test_a_typo_in_an_option_is_a_type_error(folder: Path) -> None:
+    with pytest.raises(TypeError, match="resolutoin"):
+        ImageryClient.from_neuroglancer(state_at(folder), resolutoin=(4, 4, 40))
+
+
 @pytest.mark.parametrize(
     ("layers", "named"),
     [
