@@ -13,11 +13,16 @@ from numpy.typing import NDArray
 from imagery_dask import kernels
 from imagery_dask.annotations import Array
 from imagery_dask.arrays.lazy import block_reads, lazy_array, source_of
+from imagery_dask.cards import Card
+from imagery_dask.humanize import human_bytes
 from imagery_dask.model.cutout import Cutout
+from imagery_dask.model.moments import describe_moment
 
 __all__ = ["SegmentationMasks", "count_ids"]
 
 FAN_IN = 16
+# Ids that a summary lists.
+IDS_SHOWN = 5
 
 Counts = tuple[Array, NDArray[np.int64]]
 
@@ -71,8 +76,27 @@ class SegmentationMasks(Mapping[int, da.Array]):
         return root_id in self._ids()
 
     def __repr__(self) -> str:
-        known = "ids not read yet" if self._found is None else f"{len(self._found)} ids"
-        return f"<SegmentationMasks {'x'.join(map(str, self.shape))} voxels, {known}>"
+        return self._card().text()
+
+    def _repr_html_(self) -> str:
+        return self._card().html()
+
+    def _card(self) -> Card:
+        """Return the summary of the masks, for which nothing is read."""
+        cutout, target = self._cutout, self._cutout.target
+        known = "not read yet: iterating, len and in read the cutout once"
+        if self._found is not None:
+            more = ", ..." if len(self._found) > IDS_SHOWN else ""
+            known = f"{len(self._found):,}: {', '.join(map(str, self._found[:IDS_SHOWN]))}{more}"
+        rows = [
+            ("source", f"{cutout.path}, mip {cutout.mip.level}"),
+            ("mask", f"{' x '.join(f'{n:,}' for n in self.shape)} voxels, bool, {human_bytes(target.size)} each"),
+            ("voxels", f"{target.start} to {target.stop} of {' x '.join(f'{n:g}' for n in target.resolution_nm)} nm"),
+            ("ids", known),
+        ]
+        if cutout.query is not None:
+            rows.append(("timestamp", describe_moment(cutout.query.timestamp)))
+        return Card("SegmentationMasks", rows)
 
     def compute(self, **kwargs: object) -> dict[int, NDArray[np.bool_]]:
         """Compute every mask by one pass over the cutout, however many there are.

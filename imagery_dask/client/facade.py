@@ -19,13 +19,13 @@ from imagery_dask.client.objects import FindsObjects
 from imagery_dask.client.parameters import describe
 from imagery_dask.client.pictures import SavesPictures
 from imagery_dask.client.settings import DynamicSettings, Outside, open_settings
+from imagery_dask.client.summaries import SummarizesItself
 from imagery_dask.client.viewing import ViewsVolumes
 from imagery_dask.model.cutout import Cutout, dimensions_in, whole_layer
 from imagery_dask.model.labels import Kind, LabelRequest, RootIds
-from imagery_dask.model.moments import Moment, describe_moment, resolve_moment
+from imagery_dask.model.moments import Moment, resolve_moment
 from imagery_dask.sources import Missing, cloud_volume
 from imagery_dask.sources.chunk_cache import set_cache_bytes
-from imagery_dask.urls import redacted
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["ImageryClient"]
 
 
-class ImageryClient(FindsObjects, ShowsPlaces, SavesPictures, PlansExports, ViewsVolumes):
+class ImageryClient(SummarizesItself, FindsObjects, ShowsPlaces, SavesPictures, PlansExports, ViewsVolumes):
     """Client for cutouts of imagery and segmentation as lazy arrays.
 
     Parameters
@@ -128,6 +128,7 @@ class ImageryClient(FindsObjects, ShowsPlaces, SavesPictures, PlansExports, View
             set_cache_bytes(cache_bytes)
         self._client, self._timestamp, self._lazy = client, timestamp, bool(lazy)
         self._volumes: dict[tuple[str, int], CloudVolume] = {}
+        self._thumbnails = {}
         moment = None if timestamp is None else resolve_moment(timestamp)
         if version is not None:
             moment = self._moment_of(version, timestamp)
@@ -152,14 +153,6 @@ class ImageryClient(FindsObjects, ShowsPlaces, SavesPictures, PlansExports, View
     def __getstate__(self) -> dict[str, object]:
         """Return the state without the token, the CAVEclient and volumes, so that no token is pickled."""
         return {**self.__dict__, "_auth_token": None, "_client": None, "_volumes": {}}
-
-    def __repr__(self) -> str:
-        moment = self._settings.dynamic.moment
-        pinned = "" if moment is None else f", timestamp={describe_moment(moment)!r}"
-        return redacted(
-            f"ImageryClient(image_source={self._image_source!r}, segmentation_source={self._segmentation_source!r}, "
-            f"resolution={self._settings.resolution}{pinned})"
-        )
 
     def _moment_of(self, version: int, timestamp: object) -> int:
         if self._client is None or timestamp is not None:

@@ -24,6 +24,7 @@ from imagery_dask.annotations import Array
 __all__ = [
     "Format",
     "Window",
+    "contrast",
     "encode_page",
     "imagery_page",
     "label_page",
@@ -43,6 +44,8 @@ UP_FILTER = 2
 IDAT_BYTES = 2**30
 # Grey values of this many voxels are computed at once, because the floats of a whole plane may not fit into memory.
 WINDOW_VOXELS = 2**22
+# Imagery of more than 8 bits is shown from the darkest to the brightest voxels but these, percent at each end.
+EXTREMES = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +85,26 @@ class Window:
             share = np.clip(np.nan_to_num(share, nan=0.0, posinf=1.0, neginf=0.0), 0.0, 1.0)
             out[part] = np.rint(share * np.iinfo(self.dtype).max)
         return out
+
+
+def contrast(planes: Sequence[Array], window: tuple[float, float] | None = None) -> Window | None:
+    """Return the window in which imagery is shown; None for 8-bit imagery as it is.
+
+    Parameters
+    ----------
+    planes : sequence of numpy.ndarray
+        The imagery.
+    window : tuple of 2 float, optional
+        Voxel values that are black and white. By default, for imagery of more than 8 bits, without the darkest and the
+        brightest 0.5% of the voxels.
+    """
+    if window is not None:
+        return Window(float(window[0]), float(window[1]))
+    if not planes or planes[0].dtype in (np.uint8, np.bool_):
+        return None
+    values = np.concatenate([plane[np.isfinite(plane)].ravel() for plane in planes])
+    low, high = np.percentile(values, [EXTREMES, 100 - EXTREMES]).tolist() if len(values) else (0.0, 1.0)
+    return Window(low, high if high > low else low + 1.0)
 
 
 def page_of(plane: Plane) -> Page:

@@ -18,7 +18,7 @@ from imagery_dask.annotations import Array
 from imagery_dask.geometry.grid import AXES, VoxelGrid
 from imagery_dask.render.clashes import colors_apart
 from imagery_dask.render.overlays import overlay_page
-from imagery_dask.render.pages import Window, imagery_page
+from imagery_dask.render.pages import Window, contrast, imagery_page
 from imagery_dask.render.palettes import mask_color
 from imagery_dask.validate import axis as checked_axis
 from imagery_dask.validate import number, whole_number
@@ -32,11 +32,9 @@ try:
 except ImportError as error:
     raise ImportError("Figures need matplotlib: pip install 'imagery_dask[notebooks]'") from error
 
-__all__ = ["Look", "Picture", "contrast", "show_orthoviews", "show_planes"]
+__all__ = ["Look", "Picture", "show_orthoviews", "show_planes"]
 
 FILL, LINE = 0.3, 1.0
-# Imagery of more than 8 bits is shown from the darkest to the brightest voxels but these, percent at each end.
-EXTREMES = 0.5
 LEGEND_MOST = 8
 # Sizes in inches: of one panel, of each of several, of a legend beside them.
 INCHES, SMALL, LEGEND_INCHES = 6.0, 2.4, 1.9
@@ -256,26 +254,6 @@ def show_orthoviews(
     panels[1, 1].set_axis_off()
     _legend(panels[1, 1], colors, look, loc="upper left", borderaxespad=0)
     return figure
-
-
-def contrast(planes: Sequence[Array], window: tuple[float, float] | None = None) -> Window | None:
-    """Return the window in which imagery is shown; None for 8-bit imagery as it is.
-
-    Parameters
-    ----------
-    planes : sequence of numpy.ndarray
-        The imagery.
-    window : tuple of 2 float, optional
-        Voxel values that are black and white. By default, for imagery of more than 8 bits, without the darkest and the
-        brightest 0.5% of the voxels.
-    """
-    if window is not None:
-        return Window(float(window[0]), float(window[1]))
-    if not planes or planes[0].dtype in (np.uint8, np.bool_):
-        return None
-    values = np.concatenate([plane[np.isfinite(plane)].ravel() for plane in planes])
-    low, high = np.percentile(values, [EXTREMES, 100 - EXTREMES]).tolist() if len(values) else (0.0, 1.0)
-    return Window(low, high if high > low else low + 1.0)
 
 
 def _cut(image: Any, labels: Any, grid: VoxelGrid, across: int, at: int) -> _Plane:

@@ -14,15 +14,18 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from imagery_dask.cards import Card, CardTable
 from imagery_dask.config import config
 from imagery_dask.errors import BlockFailedError
-from imagery_dask.humanize import human_time
+from imagery_dask.humanize import human_bytes, human_count, human_time
 from imagery_dask.sources import ReadCounts
 
 __all__ = ["FailedBlock", "RunReport", "progress_bar", "progress_lines", "shown"]
 
 # Silent workers that a line of progress names.
 SILENT_NAMED = 3
+# Failures that a summary lists.
+FAILURES_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,35 @@ class RunReport:
     before_bytes: int = 0
     repeats: int = 0
     silent: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return self._card().text()
+
+    def _repr_html_(self) -> str:
+        return self._card().html()
+
+    def _card(self) -> Card:
+        """Return the summary of the report."""
+        counts, here = self.counts, f"; {self.before:,} by earlier calls" if self.before else ""
+        rows = [
+            ("blocks", f"{self.done:,} of {self.blocks:,} written{here}"),
+            ("written", f"{human_bytes(self.written_bytes)} uncompressed, {human_count(self.voxels)} voxels"),
+            ("time", f"{human_time(self.seconds)}, {self.mb_per_s:,.1f} MB/s"),
+            ("read", f"{human_bytes(counts.stored_bytes)} as stored, {counts.chunks:,} storage chunks"),
+        ]
+        trouble = _trouble(self)
+        rows += [("trouble", ", ".join(trouble))] if trouble else []
+        rows += [("note", note) for note in self.notes]
+        failed = [f"{block.name}: {block.reason}" for block in self.failed[:FAILURES_SHOWN]]
+        if self.failures > len(failed) > 0:
+            failed.append(f"{self.failures - len(failed):,} more blocks failed.")
+        layers = [
+            [name, f"{one.chunks:,}", human_bytes(one.stored_bytes), f"{one.missing:,}"]
+            for name, one in self.counts_of.items()
+        ]
+        table = CardTable("Reads by layer", ["layer", "storage chunks", "as stored", "missing"], layers)
+        verdict = "complete" if self.ok else "incomplete"
+        return Card(f"RunReport: {verdict}", rows, [table] if layers else [], failed)
 
     @property
     def ok(self) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagery_dask.annotations import JsonObject
+from imagery_dask.cards import Card
 from imagery_dask.export.core.provenance import PROGRAM
 from imagery_dask.geometry.block_plan import BlockPlan
 from imagery_dask.geometry.grid import AXES, XYZ, Region, source_span
@@ -109,6 +110,23 @@ class ExportPlan:
     stages: tuple[tuple[StageBlocks, ...], ...]
     voxels: int
     source_chunks: int | None = None
+
+    def __repr__(self) -> str:
+        return self._card().text()
+
+    def _repr_html_(self) -> str:
+        return self._card().html()
+
+    def _card(self) -> Card:
+        return Card(f"ExportPlan: {self.kind}", [*self.rows(), ("fingerprint", self.fingerprint[:16])])
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return what is written, as labels and text."""
+        rows = [("to", self.url)]
+        for _, part in self.parts:
+            shape = " x ".join(f"{n:,}" for n in part.blocks.largest)
+            rows.append((f"{part.doing} {part.volume}", f"{len(part.blocks):,} blocks of up to {shape} voxels"))
+        return [*rows, ("blocks", f"{self.blocks:,}"), ("voxels", f"{self.voxels:,}")]
 
     @property
     def fingerprint(self) -> str:

@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 import psutil
 
 from imagery_dask.annotations import JsonObject
+from imagery_dask.cards import Card
 from imagery_dask.cluster import WorkerResources
 from imagery_dask.export.core.base import Export, held_bytes
 from imagery_dask.export.core.plans import FORMAT, ExportPlan, StageBlocks, chunk_reads
@@ -129,11 +129,7 @@ class PlannedExport:
     def rows(self) -> list[tuple[str, str]]:
         """Return the table that is printed, as labels and text."""
         plan, estimate = self.plan, self.estimate
-        rows = [("to", self.plan.url)]
-        for _, part in plan.parts:
-            shape = " x ".join(f"{n:,}" for n in part.blocks.largest)
-            rows.append((f"{part.doing} {part.volume}", f"{len(part.blocks):,} blocks of up to {shape} voxels"))
-        rows += [("blocks", f"{plan.blocks:,}"), ("voxels", f"{plan.voxels:,}")]
+        rows = plan.rows()
         rows.append(("to read", estimate.read_bytes.text(human_bytes)))
         if estimate.source_chunks is not None:
             again = "" if estimate.amplification is None else f", each {estimate.amplification:.3g} times"
@@ -152,17 +148,14 @@ class PlannedExport:
         ]
         return rows
 
-    def __str__(self) -> str:
-        lines = [f"{label:<24}{text}" for label, text in self.rows()]
-        return "\n".join([*lines, *(f"Problem: {problem}" for problem in self.problems)])
+    def __repr__(self) -> str:
+        return self._card().text()
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{escape(label)}</th><td style='text-align:left'>{escape(text)}</td></tr>"
-            for label, text in self.rows()
-        )
-        problems = "".join(f"<p><b>Problem:</b> {escape(problem)}</p>" for problem in self.problems)
-        return f"<table>{rows}</table>{problems}"
+        return self._card().html()
+
+    def _card(self) -> Card:
+        return Card(f"Plan of a {self.plan.kind} export", self.rows(), problems=self.problems)
 
     def run(
         self,

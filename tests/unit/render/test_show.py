@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from imagery_dask.geometry.grid import VoxelGrid
+from imagery_dask.render.pages import contrast
 from imagery_dask.render.palettes import color_of
-from imagery_dask.render.show import Look, Picture, contrast, show_orthoviews, show_planes
+from imagery_dask.render.show import Look, Picture, show_orthoviews, show_planes
 
 ROOT = 864_691_135_000_000_001
 GRID = VoxelGrid((100, -20, 7), (9, 6, 4), (8, 8, 40))
