@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from imagery_dask.client import ImageryClient
     from imagery_dask.composite import stack_images
     from imagery_dask.export.images.to_png import to_png
+    from imagery_dask.export.multiscale.compact_ids import root_ids_of
     from imagery_dask.export.precomputed.to_precomputed import to_precomputed
     from imagery_dask.export.verify import verify_export
     from imagery_dask.export.zarr.to_zarr import to_zarr
@@ -30,6 +31,7 @@ else:
             "imagery_dask.client": ["ImageryClient"],
             "imagery_dask.composite": ["stack_images"],
             "imagery_dask.export.images.to_png": ["to_png"],
+            "imagery_dask.export.multiscale.compact_ids": ["root_ids_of"],
             "imagery_dask.export.precomputed.to_precomputed": ["to_precomputed"],
             "imagery_dask.export.verify": ["verify_export"],
             "imagery_dask.export.zarr.to_zarr": ["to_zarr"],
@@ -46,6 +48,7 @@ __all__ = [
     "bounds_from_center",
     "bounds_from_neuroglancer",
     "composite_overlay",
+    "root_ids_of",
     "save_image_slices",
     "stack_images",
     "to_png",

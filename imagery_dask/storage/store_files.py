@@ -19,6 +19,7 @@ __all__ = [
     "KEY",
     "METADATA",
     "RECORDS",
+    "ROOT_IDS",
     "ZarrFiles",
     "first_foreign",
     "is_metadata",
@@ -33,6 +34,8 @@ __all__ = [
 RECORDS = ".receipts"
 METADATA = {"zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata"}
 INFOS = {"info", "provenance"}
+# Table of the ids of a volume that was written with compact ids, in the folder of the volume.
+ROOT_IDS = "root_ids.npy"
 # Attribute of the zarr groups that an export writes, and key of the provenance of its precomputed volumes.
 KEY = "imagery_dask"
 CHUNK = re.compile(r"c(/\d+)*|\d+([./]\d+)*")
@@ -48,7 +51,7 @@ def is_partial(name: str) -> bool:
 
 def is_metadata(name: str) -> bool:
     """Return True for a file of an empty store, or what a killed process left of one."""
-    return name.rpartition("/")[2] in METADATA | INFOS or is_partial(name)
+    return name.rpartition("/")[2] in METADATA | INFOS | {ROOT_IDS} or is_partial(name)
 
 
 def resembles_zarr_chunk(name: str) -> bool:
@@ -118,7 +121,7 @@ class ZarrFiles:
         if is_partial(name):
             return True
         folder, _, base = name.rpartition("/")
-        if base in METADATA:
+        if base in METADATA or base == ROOT_IDS:
             return self._accepts(folder)
         parts = name.split("/")
         return any(
@@ -181,7 +184,7 @@ def volume_files(infos: Sequence[tuple[str, JsonObject]]) -> Callable[[str], boo
     """
     known, scales = set(), set()
     for folder, info in infos:
-        known |= {f"{folder}{name}" for name in INFOS}
+        known |= {f"{folder}{name}" for name in INFOS | {ROOT_IDS}}
         if info.get("segment_properties"):
             known.add(f"{folder}{info['segment_properties']}/info")
         scales |= {f"{folder}{str(scale['key']).strip('/')}" for scale in info["scales"]}

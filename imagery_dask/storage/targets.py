@@ -22,6 +22,7 @@ from imagery_dask.storage.buckets import clear_errors, files_at, parse_bucket_ur
 from imagery_dask.storage.store_files import (
     METADATA,
     RECORDS,
+    ROOT_IDS,
     ZarrFiles,
     first_foreign,
     is_metadata,
@@ -259,7 +260,7 @@ class StoreTarget(FolderTarget):
         return True
 
     def _owns(self, files: AbstractFileSystem, path: str, name: str) -> bool:
-        if name in METADATA or any(files.exists(f"{path}/{metadata}") for metadata in METADATA):
+        if name in METADATA or name == ROOT_IDS or any(files.exists(f"{path}/{metadata}") for metadata in METADATA):
             return True
         if not _is_chunk(name):
             return False
@@ -311,7 +312,7 @@ class VolumeTarget(FolderTarget):
     def _owns(self, files: AbstractFileSystem, path: str, name: str) -> bool:
         if name in self.FOLDERS:
             return bool(files.exists(f"{path}/info"))
-        known = {"info", "provenance", "segment_properties"}
+        known = {"info", "provenance", "segment_properties", ROOT_IDS}
         for _, info in self._infos():
             known |= {str(scale["key"]).split("/")[0] for scale in info["scales"]}
             known.add(str(info.get("segment_properties", "")))

@@ -17,6 +17,7 @@ from imagery_dask.cluster import WorkerResources
 from imagery_dask.export.core.inputs import Volume
 from imagery_dask.export.core.plans import ExportPlan, StageBlocks, described_volume, fingerprint_of, source_chunks
 from imagery_dask.export.core.preview import Preview
+from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.core.run_states import StartedRun, Target
 from imagery_dask.geometry.grid import XYZ, Region
 from imagery_dask.run import BlockTask, RunReport
@@ -52,6 +53,12 @@ class Export(ABC):
     def plan(self, resources: WorkerResources, block_bytes: int | None) -> ExportPlan:
         """Plan the blocks for a cluster; ValueError where a block does not fit into a worker."""
 
+    def prepare(
+        self, run: StartedRun, client: Client, options: RunOptions, regions: Sequence[Region] | None = None
+    ) -> None:
+        """Find out what the store needs to know of the voxels of all regions, or of a few, before it is made."""
+        del run, client, options, regions
+
     @abstractmethod
     def create(self, run: StartedRun, client: Client, regions: Sequence[Region] | None = None) -> None:
         """Make the empty store, for blocks of all regions or of a few."""
@@ -73,6 +80,10 @@ class Export(ABC):
         fingerprints = {_without_arrays(fields) for fields in recorded}
         exports = (self, *self.earlier()) if fingerprints else ()
         return next((export for export in exports if _without_arrays(export.fingerprint_fields) in fingerprints), self)
+
+    def put_tables(self, run: StartedRun) -> None:
+        """Copy tables that `prepare` has recorded into the store."""
+        del run
 
     def metadata_names(self) -> list[str]:
         """Return the names of the files, beside chunks and pictures, that a reader needs."""

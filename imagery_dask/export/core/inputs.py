@@ -58,6 +58,8 @@ class Volume:
         Whether it is a variable of a dataset; some formats write these into folders.
     given_kind : {"image", "segmentation"} or None
         What the caller says that voxels are; `labels` follows it.
+    relabel : bool
+        Whether ids are written as compact ids of uint32 (`imagery_dask.export.multiscale.compact_ids`).
     """
 
     name: str
@@ -70,6 +72,12 @@ class Volume:
     held: Array | None = None
     variable: bool = False
     given_kind: Kind | None = None
+    relabel: bool = False
+
+    @property
+    def stored_dtype(self) -> np.dtype[Any]:
+        """Data type in which voxels are stored, before what a format changes."""
+        return np.dtype(np.uint32) if self.relabel else np.dtype(self.array.dtype)
 
     @cached_property
     def shape(self) -> Vec3[int]:

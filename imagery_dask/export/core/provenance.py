@@ -11,7 +11,7 @@ from imagery_dask.annotations import JsonObject
 from imagery_dask.model.labels import LabelRule
 from imagery_dask.run import RunReport
 from imagery_dask.sources import ReadCounts
-from imagery_dask.storage.store_files import KEY
+from imagery_dask.storage.store_files import KEY, ROOT_IDS
 
 if TYPE_CHECKING:
     from imagery_dask.export.core.inputs import Volume
@@ -26,6 +26,8 @@ PROGRAM = version("imagery_dask")
 def provenance(volume: Volume) -> JsonObject:
     """Return source, mip, bounds, resolution, timestamp, objects, version and date as JSON values."""
     attributes: JsonObject = {"version": PROGRAM, "created": _now()}
+    if volume.relabel:
+        attributes["relabel"] = {"dtype": "uint32", "table": ROOT_IDS}
     if volume.source is None:
         return attributes
     from imagery_dask.arrays.lazy import described

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -12,6 +13,7 @@ from imagery_dask.records.lease import NoLease
 from imagery_dask.records.runs import target_url
 from imagery_dask.serialization import json_object
 from imagery_dask.storage.atomic_files import Files, flush
+from imagery_dask.storage.store_files import ROOT_IDS
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -36,7 +38,8 @@ def keep_metadata(export: Export, run: StartedRun) -> None:
         return
     files = export.metadata_files(run.url)
     contents = {name: files.get(name) for name in export.metadata_names()}
-    there = {name: content.decode() for name, content in contents.items() if content}
+    # Of tables of compact ids, which may be large, the records have a copy already.
+    there = {name: _kept_of(name, content) for name, content in contents.items() if content}
     flush(files, there)
     run.records.put(COPY, there)
 
@@ -60,9 +63,17 @@ def restore_metadata(export: Export, run: StartedRun, client: Client, damaged: M
     kept = _kept(run)
     contents = _made_again(export, run, client) if kept is None else {name: kept[name].encode() for name in damaged}
     files = export.metadata_files(run.url)
+    tables = [name for name in damaged if name.endswith(ROOT_IDS)]
     for name in damaged:
-        if name in contents:
+        if name in contents and name not in tables:
             files.put(name, contents[name])
+    if tables:
+        export.put_tables(run)
+
+
+def _kept_of(name: str, content: bytes) -> str:
+    """Return what is kept of a metadata file: its text, or the hash of a table of compact ids."""
+    return hashlib.sha256(content).hexdigest() if name.endswith(ROOT_IDS) else content.decode()
 
 
 def _kept(run: StartedRun) -> dict[str, str] | None:
@@ -90,6 +101,8 @@ def _damage(name: str, content: bytes | None, kept: str | None) -> str | None:
         return GONE
     if not content.strip():
         return EMPTY
+    if name.endswith(ROOT_IDS):
+        return None if kept is None or _kept_of(name, content) == kept else "it is not as it was written"
     if name.endswith(".csv"):
         return None if kept is None or content == kept.encode() else "it is not as it was written"
     now = json_object(content)

@@ -66,9 +66,9 @@ class Flag:
     default: Any = None
 
 
-def option(default: object, help: str, /, **flag: Any) -> Any:
+def option(default: object, help: str, /, metadata: Mapping[str, Any] = MappingProxyType({}), **flag: Any) -> Any:
     """Return a dataclass field with a default that is also a flag; keywords as for `Flag`."""
-    return field(default=default, metadata={FLAG: {"": Flag(help, **flag)}})
+    return field(default=default, metadata={**metadata, FLAG: {"": Flag(help, **flag)}})
 
 
 def option_by_name(default: object, /, metadata: Mapping[str, Any] = MappingProxyType({}), **flags: Flag) -> Any:

@@ -91,6 +91,7 @@ def start(work: _Work, new: NewRun) -> StartedRun:
     options.most_missing(plan)  # raises before anything is written
     run = new.start(plan)  # plan
     try:
+        export.prepare(run, client, options)
         export.create(run, client)  # empty store
         keep_metadata(export, run)
     except BaseException:

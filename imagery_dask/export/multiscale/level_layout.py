@@ -195,6 +195,11 @@ class VolumeOptions:
             choices=get_args(Kind),
         ),
     )
+    relabel: Literal["uint32"] | None = option(
+        None,
+        "Write ids as numbers of this type, and a table that gives the ids back. The region is read twice.",
+        NEWER,
+    )
     resolution_nm: Sequence[float] | None = None
     translation_nm: Sequence[float] | None = None
 
@@ -203,6 +208,7 @@ class VolumeOptions:
         if self.chunks is not None:
             self._set("chunks", whole_triple("chunks", self.chunks))
         self._set("levels", checked_levels(self.levels))
+        choice("relabel", self.relabel, ("uint32", None))
         if self.resolution_nm is not None:
             triple("resolution_nm", self.resolution_nm, positive=True)
             self._set("resolution_nm", tuple(np.asarray(self.resolution_nm, dtype=object).ravel()))

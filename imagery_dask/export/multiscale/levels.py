@@ -219,12 +219,15 @@ class LevelTasks(Sequence[BlockTask]):
         Blocks, from `plan_levels`.
     stores : sequence of LevelStore
         Where each level is written.
+    compact : callable or None
+        Wraps what reads a piece of the source, so that its ids become compact ids.
     """
 
     export: VolumeLevels
     stage: int
     plan: BlockPlan
     stores: Sequence[LevelStore]
+    compact: Callable[[Callable[[], Array]], Callable[[], Array]] | None = None
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -237,10 +240,12 @@ class LevelTasks(Sequence[BlockTask]):
             for level in range(stage.first, stage.last + 1)
         )
         (x, y, z), region = self.plan[number]
-        doing = steps_of([volume]) if self.stage < len(export.volumes) else "downsample"
+        reads_source = self.stage < len(export.volumes)
+        doing = steps_of([volume]) if reads_source else "downsample"
         which = f" level {stage.first}" if stage.first else ""
         name = f"{doing} {volume.name}{which} z{z} y{y} x{x}"
-        pieces = tuple((piece, _reader(export, self.stage, piece, stores)) for piece in self.plan.pieces(region))
+        wrap = self.compact if reads_source and self.compact is not None else lambda read: read
+        pieces = tuple((piece, wrap(_reader(export, self.stage, piece, stores))) for piece in self.plan.pieces(region))
         return LevelsBlock(name, volume.name, pieces, outputs, volume.labels)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+from distributed import Client
 
 from imagery_dask.annotations import JsonObject
 from imagery_dask.cluster import WorkerResources
@@ -12,7 +15,9 @@ from imagery_dask.export.core.base import BlockReads, Export, plan_of
 from imagery_dask.export.core.inputs import Volume, source_levels
 from imagery_dask.export.core.plans import ExportPlan, StageBlocks, voxels_decided_by
 from imagery_dask.export.core.preview import Preview
+from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.core.run_states import StartedRun
+from imagery_dask.export.multiscale.compact_ids import CompactTable, find_ids, ids_in, recorded
 from imagery_dask.export.multiscale.level_layout import (
     LevelLayout,
     VolumeOptions,
@@ -22,7 +27,7 @@ from imagery_dask.export.multiscale.level_layout import (
 )
 from imagery_dask.export.multiscale.level_previews import level_previews
 from imagery_dask.export.multiscale.levels import LevelStore, LevelTasks, VolumeLevels, plan_levels
-from imagery_dask.geometry.grid import XYZ
+from imagery_dask.geometry.grid import XYZ, Region
 from imagery_dask.geometry.pyramid import Level, Levels, pyramid
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.records.runs import records_of
@@ -30,6 +35,7 @@ from imagery_dask.run import BlockTask
 from imagery_dask.run.block import Chain
 from imagery_dask.serialization import to_json
 from imagery_dask.storage.atomic_files import Files
+from imagery_dask.storage.store_files import ROOT_IDS
 from imagery_dask.storage.targets import FolderTarget
 
 __all__ = ["Multiscale", "VolumeExport", "multiscale_of", "volume_previews", "volume_reads"]
@@ -127,9 +133,59 @@ class VolumeExport(Export):
         """Return the tasks of each stage; each is made when it is taken."""
         of_volume = dict(zip((volume.name for volume in self.volumes), self.stores(run), strict=True))
         return [
-            Chain([LevelTasks(*_stage_of(self, part), part.blocks, of_volume[part.volume]) for part in stage])
+            Chain([
+                LevelTasks(*_stage_of(self, part), part.blocks, of_volume[part.volume], self._compact(run, part.volume))
+                for part in stage
+            ])
             for stage in run.plan.stages
-        ]
+        ]  # fmt: skip
+
+    @abstractmethod
+    def folder_of(self, volume: Volume) -> str:
+        """Return the folder of a volume in the store: "", or ending in "/"."""
+
+    def prepare(
+        self, run: StartedRun, client: Client, options: RunOptions, regions: Sequence[Region] | None = None
+    ) -> None:
+        """Find the ids that become compact ids."""
+        for multiscale in self.multiscales:
+            if not multiscale.volume.relabel:
+                continue
+            if not run.records.kept:
+                raise ValueError(
+                    f"relabel needs records, and {self.url} has no place for them: write to a disk or bucket."
+                )
+            if regions is None:
+                find_ids(run, client, multiscale.export, options)
+            else:
+                ids_in(run, multiscale.export, regions)
+
+    def put_tables(self, run: StartedRun) -> None:
+        """Copy the tables of compact ids from the records into the store."""
+        for volume in self.volumes:
+            if volume.relabel:
+                Files.at(run.url).put(f"{self.folder_of(volume)}{ROOT_IDS}", recorded(run, volume.name))
+
+    @property
+    def table_names(self) -> list[str]:
+        """Names of the tables of compact ids in the store."""
+        return [f"{self.folder_of(volume)}{ROOT_IDS}" for volume in self.volumes if volume.relabel]
+
+    def notes(self) -> Iterator[str]:
+        """Yield what a reader of compact ids should know."""
+        for volume in self.volumes:
+            if volume.relabel:
+                yield (
+                    f"{volume.name}: ids are numbers of uint32; imagery_dask.root_ids_of gives the ids back. A first "
+                    "pass has read the region to find them."
+                )
+
+    def _compact(self, run: StartedRun, name: str) -> Any:
+        """Return what replaces the ids of a volume by compact ids, or None."""
+        (volume,) = (volume for volume in self.volumes if volume.name == name)
+        if not volume.relabel:
+            return None
+        return CompactTable(Files.at(f"{run.url}/{self.folder_of(volume)}"), run.id).reader
 
 
 def _voxel_fields(multiscales: Sequence[Multiscale]) -> JsonObject:
@@ -139,6 +195,8 @@ def _voxel_fields(multiscales: Sequence[Multiscale]) -> JsonObject:
         name, levels = multiscale.volume.name, multiscale.export.levels
         fields |= voxels_decided_by(multiscale.volume)
         of_levels: JsonObject = {f"{name} levels": len(levels)}
+        if multiscale.volume.relabel:
+            of_levels[f"{name} relabel"] = "uint32"
         if multiscale.volume.chosen_kind is not None and any(level.step != (1, 1, 1) for level in levels):
             of_levels[f"{name} kind"] = multiscale.volume.chosen_kind
         for index, level in enumerate(levels):

@@ -24,6 +24,7 @@ from imagery_dask.cluster import connect
 from imagery_dask.errors import ImageryDaskError
 from imagery_dask.export.core.base import Export
 from imagery_dask.export.core.plans import ExportPlan
+from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.core.run_states import NewRun
 from imagery_dask.records.lease import NoLease
 from imagery_dask.records.runs import Records
@@ -92,7 +93,9 @@ class Sampling:
             records = Records(records_folder(os.path.join(folder, "sample")), "sample")
             run = NewRun(export.target, records, NoLease(), export.url).start(self.plan)
             with connect() as client:
-                export.create(run, client, [self.plan.region(number) for number in self.numbers])
+                regions = [self.plan.region(number) for number in self.numbers]
+                export.prepare(run, client, RunOptions(progress=False), regions)
+                export.create(run, client, regions)
             (tasks, *_) = export.tasks(run)
             samples = [_sample(tasks[number], number, Path(folder), measured) for number in self.numbers]
             first = samples[0]

@@ -22,6 +22,7 @@ from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.core.run_states import StartedRun
 from imagery_dask.export.core.writer_arguments import describe_run
 from imagery_dask.export.execution.execute import execute
+from imagery_dask.export.multiscale.compact_ids import relabelled
 from imagery_dask.export.multiscale.level_layout import default_chunks
 from imagery_dask.export.multiscale.levels import LevelStore
 from imagery_dask.export.multiscale.volumes import (
@@ -64,6 +65,7 @@ def to_precomputed(
     compress: Literal["auto", "gzip", "br"] | None = "auto",
     quality: int | None = None,
     kind: Kind | Mapping[str, Kind] | None = None,
+    relabel: Literal["uint32"] | None = None,
     block_mib: float | None = None,
     resolution_nm: Sequence[float] | None = None,
     translation_nm: Sequence[float] | None = None,
@@ -101,6 +103,8 @@ def to_precomputed(
         Quality of jpeg (1 to 100) and jxl (0 to 100, which is lossless), compression level of png (0 to 9).
     kind : {"image", "segmentation"} or mapping of str to these, optional
         As for `to_zarr`: whether voxels are intensities or ids.
+    relabel : "uint32", optional
+        As for `to_zarr`.
     resolution_nm, translation_nm : sequence of 3 float, optional
         Voxel size, and centre of the first voxel, x, y, z in nm, of an array that has none of its own.
     {parameters}
@@ -122,7 +126,7 @@ def to_precomputed(
     """
     options = PrecomputedOptions(
         encoding=encoding, chunks=chunks, levels=levels, compress=compress, quality=quality,
-        resolution_nm=resolution_nm, translation_nm=translation_nm, kind=kind,
+        resolution_nm=resolution_nm, translation_nm=translation_nm, kind=kind, relabel=relabel,
     )  # fmt: skip
     return execute(PrecomputedExport(data, url, options), RunOptions(
         cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, repair=repair,
@@ -146,7 +150,7 @@ class PrecomputedExport(VolumeExport):
     """An export to precomputed volumes."""
 
     kind = "precomputed"
-    format = OutputFormat(volume_reads, _objects, lambda export: (), volume_previews)
+    format = OutputFormat(volume_reads, _objects, VolumeExport.notes, volume_previews)
 
     def __init__(
         self, data: Any, url: str | os.PathLike[str], options: PrecomputedOptions, *, in_root: bool = True
@@ -154,6 +158,7 @@ class PrecomputedExport(VolumeExport):
         """Lay out an export; without `in_root`, the one variable of a dataset lies in a folder, as two of them do."""
         self._data = data
         volumes = as_volumes(data, options.resolution_nm, options.translation_nm, options.kind)
+        volumes = relabelled(volumes, options.relabel)
         options.check_names([volume.name for volume in volumes])
         self.layers = [_layer(volume, options) for volume in volumes]
         options.check_quality({layer.info["scales"][0]["encoding"] for layer in self.layers})
@@ -181,10 +186,16 @@ class PrecomputedExport(VolumeExport):
         with clear_errors(run.url):
             for layer, files in self._filed(run.url):
                 layer.create(files)
+            self.put_tables(run)
+
+    def folder_of(self, volume: Volume) -> str:
+        """Return the folder of a volume."""
+        folders = zip(self.volumes, self._folders, strict=True)
+        return next(f"{folder}/" if folder else "" for one, folder in folders if one.name == volume.name)
 
     def metadata_names(self) -> list[str]:
         """Return the names of the info files and what lies beside them."""
-        return [
+        return self.table_names + [
             f"{folder}/{name}".lstrip("/")
             for layer, folder in zip(self.layers, self._folders, strict=True)
             for name in ("info", "provenance", *layer.beside)
@@ -304,7 +315,7 @@ def _stored_as(volume: Volume) -> str:
     TypeError, ValueError
         Precomputed volumes cannot hold the data type, or there is a negative id.
     """
-    dtype = str(volume.array.dtype)
+    dtype = str(volume.stored_dtype)
     if dtype == "bool":
         return "uint8"
     if volume.labels and dtype.startswith("int") and not volume.is_assumed:
@@ -350,7 +361,7 @@ def _number(value: float) -> float | int:
 def _segment_properties(volume: Volume) -> bytes | None:
     """Return the segment properties of the source, if the ids are the source's own."""
     rule = None if volume.source is None else volume.source.cutout.labels
-    if volume.source is None or rule is None or rule.query is not None:
+    if volume.source is None or volume.relabel or rule is None or rule.query is not None:
         return None
     properties = open_volume(volume.source.cutout.path).segment_properties()
     return None if properties is None else properties[1]

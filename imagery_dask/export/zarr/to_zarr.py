@@ -19,12 +19,13 @@ from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
 from imagery_dask.annotations import JsonObject
 from imagery_dask.export.core.base import OutputFormat
-from imagery_dask.export.core.inputs import LABELS_GROUP, as_volumes
+from imagery_dask.export.core.inputs import LABELS_GROUP, Volume, as_volumes
 from imagery_dask.export.core.provenance import KEY, provenance, what_was_missing
 from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.core.run_states import StartedRun
 from imagery_dask.export.core.writer_arguments import describe_run
 from imagery_dask.export.execution.execute import execute
+from imagery_dask.export.multiscale.compact_ids import relabelled
 from imagery_dask.export.multiscale.levels import LevelStore
 from imagery_dask.export.multiscale.volumes import (
     Multiscale,
@@ -65,6 +66,7 @@ def to_zarr(
     codec: Codec = "auto",
     ome_version: OmeVersion = "0.5",
     kind: Kind | Mapping[str, Kind] | None = None,
+    relabel: Literal["uint32"] | None = None,
     block_mib: float | None = None,
     resolution_nm: Sequence[float] | None = None,
     translation_nm: Sequence[float] | None = None,
@@ -109,6 +111,10 @@ def to_zarr(
         What voxels are: intensities, which levels average, or ids, which are never averaged. By default they are ids in
         cutouts of a segmentation, in masks, and if they are integers of 32 bits or more, also in a cutout of a layer
         of type "image". A mapping names that of variables of a dataset: ``{"image": "image"}``.
+    relabel : "uint32", optional
+        Write ids of 32 and 64 bits as numbers of uint32, with the table ``root_ids.npy`` beside them from which
+        `imagery_dask.root_ids_of` gives the ids back. The numbers follow the order of the ids; 0 stays 0. A first pass
+        finds the ids, so that the source is read twice; if it is interrupted, it begins again.
     resolution_nm, translation_nm : sequence of 3 float, optional
         Voxel size, and centre of the first voxel, x, y, z in nm. Cutouts and DataArrays with coordinates have their
         own; an array without any is written without units.
@@ -144,7 +150,7 @@ def to_zarr(
     """
     options = ZarrOptions(
         chunks=chunks, shards=shards, levels=levels, codec=codec, ome_version=ome_version, resolution_nm=resolution_nm,
-        translation_nm=translation_nm, kind=kind,
+        translation_nm=translation_nm, kind=kind, relabel=relabel,
     )  # fmt: skip
     return execute(ZarrExport(data, url, options), RunOptions(
         cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, repair=repair,
@@ -168,9 +174,10 @@ def _objects(export: ZarrExport) -> int:
 
 
 def _notes(export: ZarrExport) -> Iterator[str]:
-    """Yield notes about volumes that Neuroglancer does not show."""
+    """Yield notes about compact ids, and volumes that Neuroglancer does not show."""
+    yield from export.notes()
     for volume in export.volumes:
-        if volume.array.dtype == np.int64:
+        if volume.stored_dtype == np.int64:
             yield (
                 f"{volume.name}: Neuroglancer shows no zarr array of {volume.array.dtype}. Write ids as uint64 "
                 "(convert_to_int64=False)."
@@ -189,6 +196,7 @@ class ZarrExport(VolumeExport):
         self._data = data
         chunk, shard = options.chunk, options.shard
         volumes = as_volumes(data, options.resolution_nm, options.translation_nm, options.kind)
+        volumes = relabelled(volumes, options.relabel)
         self._is_lone = len(volumes) == 1 and volumes[0].variable and volumes[0].name == "segmentation"
         if self._is_lone and not in_root:
             volumes = [replace(volume, group=LABELS_GROUP) for volume in volumes]
@@ -219,10 +227,15 @@ class ZarrExport(VolumeExport):
         shown_as = [None if volume.labels else ome.display(volume) for volume in self.volumes]
         url = run.url
         _create(url, self.multiscales, shown_as, self.options)
+        self.put_tables(run)
         check_reachable(url, client)
 
+    def folder_of(self, volume: Volume) -> str:
+        """Return the group of a volume."""
+        return volume.group
+
     def metadata_names(self) -> list[str]:
-        """Return the names of the metadata of groups and arrays."""
+        """Return the names of the metadata of groups and arrays, and of tables of compact ids."""
         groups = {""}
         for group in (multiscale.volume.group for multiscale in self.multiscales if multiscale.volume.group):
             groups |= {f"{group.partition('/')[0]}/", group}
@@ -232,9 +245,9 @@ class ZarrExport(VolumeExport):
             for index in range(len(multiscale.layouts))
         }
         if self.options.zarr_format == 3:
-            return sorted(f"{folder}zarr.json" for folder in groups | arrays)
+            return sorted([*(f"{folder}zarr.json" for folder in groups | arrays), *self.table_names])
         own = {f"{folder}.zgroup" for folder in groups} | {f"{folder}.zarray" for folder in arrays}
-        return sorted(own | {f"{folder}.zattrs" for folder in groups | arrays})
+        return sorted(own | {f"{folder}.zattrs" for folder in groups | arrays} | set(self.table_names))
 
     def stores(self, run: StartedRun) -> list[list[LevelStore]]:
         """Return the arrays of each volume."""
@@ -309,7 +322,7 @@ def _create_levels(group: Any, multiscale: Multiscale, attributes: JsonObject, o
             shape=(*ahead, *reversed(layout.level.shape)),
             chunks=(*ahead, *reversed(layout.chunk)),
             shards=None if layout.shard is None else (*ahead, *reversed(layout.shard)),
-            dtype=_stored_as(volume.array.dtype),
+            dtype=_stored_as(volume.stored_dtype),
             compressors=_compressor(options.codec_of(volume.labels), zarr_format),
             fill_value=0,
             chunk_key_encoding=None if zarr_format == 3 else {"name": "v2", "separator": "/"},
