@@ -22,6 +22,7 @@ COMMANDS = {
     "status": "Show the progress of the exports at OUT.",
     "submit": "Run an export in a job of a batch system, which submits the jobs of its workers.",
     "verify": "Read the export OUT back and compare it with its receipts.",
+    "view": "Show sources and exports in Neuroglancer, served from this machine to this machine.",
 }
 
 

@@ -23,8 +23,9 @@ from imagery_dask.viewer.states import Place, StateLayer, read_layers, read_plac
 
 if TYPE_CHECKING:
     from imagery_dask.viewer.loopback import View
+    from imagery_dask.viewer.served import ServedVolume
 
-__all__ = ["ViewsVolumes"]
+__all__ = ["ViewsVolumes", "selected_objects", "served_volumes"]
 
 READABLE = ("precomputed://", "graphene://")
 
@@ -174,17 +175,10 @@ class ViewsVolumes:
             If the neuroglancer package is not installed.
         """
         from imagery_dask.viewer.launch import launch, layers_of
-        from imagery_dask.viewer.served import volume_of_layer
 
-        settings = self._settings
         place = None if bounds is None else self._place(bounds, bbox_size, resolution)
-        segments, served = self._selected(root_ids, timestamp), []
-        if settings.image is not None:
-            served.append(volume_of_layer("image", settings.image, None, settings.missing))
-        if settings.segmentation is not None:
-            rule = settings.rule(LabelRequest("all", False, timestamp))
-            served.append(volume_of_layer("segmentation", settings.segmentation, rule, settings.missing))
-        more = layers_of(layers or {}, settings.resolution)
+        segments, served = self._selected(root_ids, timestamp), served_volumes(self._settings, timestamp)
+        more = layers_of(layers or {}, self._settings.resolution)
         return launch([*served, *more], place, segments, browser=browser)
 
     def _place(self, bounds: ArrayLike, bbox_size: ArrayLike | None, resolution: ArrayLike | None) -> Place:
@@ -199,12 +193,35 @@ class ViewsVolumes:
         return Place.of_bounds(Vec3.of(lower), Vec3.of(upper), own)
 
     def _selected(self, root_ids: RootIds, timestamp: Moment) -> tuple[int, ...]:
-        """Return the objects to select; those of a dynamic segmentation are root ids at the timestamp."""
-        if root_ids is None or (isinstance(root_ids, str) and root_ids == "all"):
-            return ()
-        rule: LabelRule = self._settings.rule(LabelRequest(root_ids, timestamp=timestamp))
-        keep = rule.keep or ()
-        return keep if rule.query is None else check_root_ids(rule.query, keep, self._settings.dynamic.stale_roots)
+        return selected_objects(self._settings, root_ids, timestamp)
+
+
+def served_volumes(settings: ClientSettings, timestamp: Moment = None) -> list[ServedVolume]:
+    """Return the volumes that show the layers of a client, and a dynamic segmentation at a timestamp."""
+    from imagery_dask.viewer.served import volume_of_layer  # with xarray
+
+    served = []
+    if settings.image is not None:
+        served.append(volume_of_layer("image", settings.image, None, settings.missing))
+    if settings.segmentation is not None:
+        rule = settings.rule(LabelRequest("all", False, timestamp))
+        served.append(volume_of_layer("segmentation", settings.segmentation, rule, settings.missing))
+    return served
+
+
+def selected_objects(settings: ClientSettings, root_ids: RootIds, timestamp: Moment = None) -> tuple[int, ...]:
+    """Return the objects to select; those of a dynamic segmentation are root ids at the timestamp.
+
+    Raises
+    ------
+    OutdatedRootsError, ValueError
+        If they are not.
+    """
+    if root_ids is None or (isinstance(root_ids, str) and root_ids == "all"):
+        return ()
+    rule: LabelRule = settings.rule(LabelRequest(root_ids, timestamp=timestamp))
+    keep = rule.keep or ()
+    return keep if rule.query is None else check_root_ids(rule.query, keep, settings.dynamic.stale_roots)
 
 
 def _first(layers: tuple[StateLayer, ...], kind: str) -> StateLayer | None:

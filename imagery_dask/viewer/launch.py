@@ -14,7 +14,7 @@ from imagery_dask.viewer.states import Place, StateLayer, state_of
 if TYPE_CHECKING:
     from imagery_dask.viewer.loopback import View
 
-__all__ = ["launch", "layers_of", "view_data"]
+__all__ = ["launch", "layers_of", "open_browser", "view_data"]
 
 
 def launch(
@@ -50,7 +50,7 @@ def launch(
         grid = served[0].grid
         place = Place.of_bounds(grid.start.map(float), grid.stop.map(float), grid.resolution_nm)
     view = View(served, state_of(_layers(served, tuple(segments)), place))
-    if browser and not (_has_browser() and webbrowser.open(view.url)):
+    if browser and not open_browser(view.url):
         print(f"Open {view.url} in a browser on this machine.")  # noqa: T201  # it is what the call is for
     return view
 
@@ -94,12 +94,12 @@ def _layers(served: Sequence[Served], segments: tuple[int, ...]) -> tuple[StateL
     return tuple(StateLayer(one.name, one.kind, "", segments if one.kind == "segmentation" else ()) for one in served)
 
 
-def _has_browser() -> bool:
-    """Return True if a browser with windows can be opened on this machine."""
+def open_browser(url: str) -> bool:
+    """Open a page in a browser with windows; return False if this machine has none."""
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         return False  # a browser of text would take the terminal
     try:
         webbrowser.get()
     except webbrowser.Error:
         return False
-    return True
+    return webbrowser.open(url)
