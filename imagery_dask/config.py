@@ -22,6 +22,9 @@ config = Config(
             "lazy": {"block_bytes": 16 * MIB},
             # Size of the cache of decoded chunks (`imagery_dask.sources.chunk_cache`); None is its default.
             "cache_bytes": None,
+            # Largest result that is computed at once (`imagery_dask.arrays.guards`): None is a quarter of this
+            # machine's memory, 0 no limit.
+            "max_bytes": None,
             "export": {
                 # Three blocks must fit into a worker with 1 GB of memory, beside everything else it holds.
                 "block_bytes": 32 * MIB,

@@ -21,6 +21,7 @@ __all__ = [
     "SourceNotFoundError",
     "TargetBusyError",
     "TargetFullError",
+    "TooLargeError",
     "TooManyMissingError",
     "VersionMismatchError",
 ]
@@ -104,6 +105,10 @@ class ClusterLostError(ImageryDaskError, ConnectionError):
 
 class VersionMismatchError(ImageryDaskError, RuntimeError):
     """The workers of the cluster have other package versions than the process that submits the blocks."""
+
+
+class TooLargeError(ImageryDaskError, ValueError):
+    """More of a layer or cutout would be computed at once than ``max_bytes`` allows; the message has the remedies."""
 
 
 class TooManyMissingError(ImageryDaskError):

@@ -5,7 +5,16 @@ from __future__ import annotations
 import math
 import re
 
-__all__ = ["human_bytes", "human_count", "human_share", "human_time", "printable", "size_in_bytes", "time_in_seconds"]
+__all__ = [
+    "human_bytes",
+    "human_count",
+    "human_share",
+    "human_time",
+    "printable",
+    "size_in_bytes",
+    "size_or_zero",
+    "time_in_seconds",
+]
 
 
 def human_bytes(count: float) -> str:
@@ -89,6 +98,27 @@ def size_in_bytes(value: object) -> int | None:
     except (ValueError, OverflowError):
         return None
     return size if size > 0 else None
+
+
+def size_or_zero(name: str, given: object) -> int:
+    """Parse a size such as ``4GiB``, or 0.
+
+    Raises
+    ------
+    ValueError
+        It is neither; `name` says whose value it is.
+
+    Examples
+    --------
+    >>> size_or_zero("cache_bytes", "1 MB"), size_or_zero("cache_bytes", "0")
+    (1000000, 0)
+    """
+    if type(given) in (int, str) and str(given).strip() == "0":
+        return 0
+    size = size_in_bytes(given)
+    if size is None:
+        raise ValueError(f"{name} must be a size such as 500MB, or a number of bytes from 0; got {given!r}.")
+    return size
 
 
 def time_in_seconds(value: object) -> float | None:

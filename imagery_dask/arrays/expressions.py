@@ -6,13 +6,18 @@ private names of dask, and nothing imports it while expressions are off.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import dask.array as da
 import numpy as np
 from dask._expr import FinalizeCompute
+from dask.array._array_expr._expr import ArrayExpr
 from dask.array._array_expr._io import FromArray
 from dask.array._array_expr._slicing import SliceSlicesIntegers, SlicesWrapNone
+
+from imagery_dask.arrays.cutout_array import CutoutArray, CutoutSlice
+from imagery_dask.arrays.guards import check_bytes
 
 __all__ = ["with_pushdown"]
 
@@ -22,6 +27,8 @@ class CutoutRead(FromArray):
 
     def _simplify_up(self, parent: Any, dependents: Any) -> Any:
         """Return a slice of this as a read of the slice alone, or None."""
+        for result in _computed_from(self, dependents):
+            check_bytes(math.prod(result.shape) * result.dtype.itemsize, [_whole(self.array)])
         if not isinstance(parent, SliceSlicesIntegers) or not self._may_rename(parent, dependents):
             return None
         picked = zip(self.shape, parent.index, strict=True)
@@ -36,7 +43,7 @@ class CutoutRead(FromArray):
 
     def _may_rename(self, parent: Any, dependents: Any) -> bool:
         # dask looks for the blocks of an array that is persisted under the name that it had before.
-        return _is_computed(parent, dependents)
+        return bool(_computed_from(parent, dependents))
 
 
 class CutoutSliceRead(CutoutRead):
@@ -51,15 +58,24 @@ def with_pushdown(array: da.Array) -> da.Array:
     return da.Array(CutoutRead(*array.expr.operands))
 
 
-def _is_computed(expression: Any, dependents: Any) -> bool:
-    """Return True if the result of an expression is computed, not persisted."""
-    above, seen = [expression], set()
+def _whole(array: CutoutArray | CutoutSlice) -> CutoutArray:
+    return array.source if isinstance(array, CutoutSlice) else array
+
+
+def _computed_from(expression: Any, dependents: Any) -> list[Any]:
+    """Return the arrays that are computed, not persisted, from an expression."""
+    above, seen, results, is_computed = [expression], set(), [], False
     while above:
         current = above.pop()
         if isinstance(current, FinalizeCompute):
-            return True
-        if current._name not in seen:
+            is_computed = True
+        elif current._name not in seen:
             seen.add(current._name)
-            parents = (reference() for reference in dependents[current._name])
-            above += [parent for parent in parents if parent is not None]
-    return False
+            parents = [parent for reference in dependents[current._name] if (parent := reference()) is not None]
+            # Beside a FinalizeCompute there may be a sequence, of what is computed together.
+            if isinstance(current, ArrayExpr) and any(
+                isinstance(parent, FinalizeCompute) or not isinstance(parent, ArrayExpr) for parent in parents
+            ):
+                results.append(current)
+            above += parents
+    return results if is_computed else []

@@ -30,7 +30,9 @@ from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 
 from imagery_dask.annotations import Array, JsonObject, Keywords
+from imagery_dask.arrays import guards
 from imagery_dask.arrays.cutout_array import CutoutArray
+from imagery_dask.arrays.origins import remember_source, source_of
 from imagery_dask.config import config
 from imagery_dask.geometry.block_plan import SPLIT_ABOVE
 from imagery_dask.geometry.grid import AXES, edge_at_or_after, source_span
@@ -51,17 +53,12 @@ __all__ = [
     "lazy_array",
     "lazy_block_edges",
     "lazy_dataarray",
-    "source_of",
-    "sources_in",
 ]
 
 Chunks = tuple[tuple[int, ...], ...]
 # Along an axis: volumes have thousands of blocks; bounds in a wrong unit give millions, all with an edge in memory.
 MOST_BLOCKS = 2**20
 Region = tuple[slice, ...]
-
-# Array-likes behind the arrays of this process, by array name: an export reads their blocks without a graph.
-_sources: weakref.WeakValueDictionary[str, CutoutArray] = weakref.WeakValueDictionary()
 
 
 class WholeCutout:
@@ -95,6 +92,7 @@ class WholeCutout:
         source = source_of(array)
         if source is None:
             return array.compute(**kwargs)
+        guards.check_read(array)
         scheduler = get_scheduler(collections=[array], scheduler=kwargs.get("scheduler"))
         if math.prod(array.numblocks) > 1:
             source = source.with_layout("F")
@@ -178,8 +176,7 @@ def lazy_array(cutout: Cutout, *, squeeze: bool = True) -> da.Array:
     edges = [*lazy_block_edges(cutout), [0, cutout.channels]]
     chunks = tuple(tuple(b - a for a, b in pairwise(edges[axis])) for axis in source.axes)
     name = _name_of(source)
-    # Equal arrays share one array-like. Their graphs hold it, so that this entry lives as long as any of them.
-    source = _sources.setdefault(name, source)
+    source = remember_source(name, source)
     meta = np.empty((0,) * source.ndim, dtype=source.dtype)
     array = da.from_array(source, chunks=chunks, name=name, asarray=False, inline_array=True, meta=meta)
     if da.array_expr_enabled():
@@ -189,7 +186,8 @@ def lazy_array(cutout: Cutout, *, squeeze: bool = True) -> da.Array:
             from imagery_dask.arrays.expressions import with_pushdown
 
             array = with_pushdown(array)
-    _sources[array.name] = source  # expressions have names of their own
+    remember_source(array.name, source)  # expressions have names of their own
+    guards.install()
     array.compute = WholeCutout(array)
     return array
 
@@ -204,17 +202,6 @@ def _name_of(source: CutoutArray) -> str:
 def lazy_block_edges(cutout: Cutout) -> tuple[list[int], list[int], list[int]]:
     """Return the edges of the blocks of a lazy array along x, y, z, in voxels from its start."""
     return block_edges(cutout, config.get("lazy.block_bytes"))
-
-
-def source_of(array: da.Array) -> CutoutArray | None:
-    """Return the array-like behind an array, when it is a cutout as `lazy_array` made it."""
-    return _sources.get(array.name)
-
-
-def sources_in(array: da.Array) -> list[CutoutArray]:
-    """Return the cutouts that an array is computed from."""
-    names = (node._name for node in array.expr.walk()) if da.array_expr_enabled() else array.dask.layers
-    return [source for name in names if (source := _sources.get(name)) is not None]
 
 
 def lazy_dataarray(cutout: Cutout, name: str) -> xr.DataArray:

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from imagery_dask import kernels
 from imagery_dask.annotations import Array
-from imagery_dask.arrays.lazy import block_reads, lazy_array, source_of
+from imagery_dask.arrays.guards import check_bytes, check_read
+from imagery_dask.arrays.lazy import block_reads, lazy_array
+from imagery_dask.arrays.origins import source_of, sources_in
 from imagery_dask.cards import Card
 from imagery_dask.humanize import human_bytes
 from imagery_dask.model.cutout import Cutout
@@ -110,10 +112,16 @@ class SegmentationMasks(Mapping[int, da.Array]):
         -------
         dict of int to numpy.ndarray of bool
             Root id -> mask, ids ascending. All of them are in memory at once.
+
+        Raises
+        ------
+        TooLargeError
+            The cutout, or all of the masks, are more than `max_bytes`.
         """
         labels = np.asarray(self.labels.compute(**kwargs), order="A")
         places = kernels.places_of(labels)
         self.remember(places)
+        check_bytes(labels.size * len(self._ids()), sources_in(self.labels))
         return {root: kernels.mask_at(places[root], labels) for root in self._ids()}
 
     def select(self, ids: Iterable[int]) -> tuple[int, ...]:
@@ -138,6 +146,7 @@ class SegmentationMasks(Mapping[int, da.Array]):
 
 def count_ids(labels: da.Array) -> dict[int, int]:
     """Count the voxels of each id of a lazy array by a tree of block-wise reductions; ids ascend."""
+    check_read(labels)
     source = source_of(labels)
     blocks = labels.to_delayed().ravel() if source is None else block_reads(labels, source)
     parts = [dask.delayed(kernels.unique_counts)(block) for block in blocks]

@@ -108,7 +108,7 @@ def _check_inside(data: xr.Dataset) -> None:
 
     The bounds are then probably given in another resolution.
     """
-    from imagery_dask.arrays.lazy import source_of
+    from imagery_dask.arrays.origins import source_of
 
     for name, variable in data.data_vars.items():
         source = source_of(variable.data)

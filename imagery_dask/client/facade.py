@@ -10,6 +10,7 @@ import dask.array as da
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from imagery_dask.arrays.guards import set_max_bytes
 from imagery_dask.arrays.lazy import lazy_array, lazy_dataarray
 from imagery_dask.arrays.masks import SegmentationMasks
 from imagery_dask.client.cave_queries import StaleRoots, read_cave_client, version_moment
@@ -80,6 +81,11 @@ class ImageryClient(SummarizesItself, FindsObjects, ShowsPlaces, SavesPictures, 
         turns it off. By default the environment variable ``IMAGERY_DASK_CACHE_BYTES``, or else 256 MiB and at most 5%
         of the machine's memory. A new client reads its volumes anew, and chunks of local files are read again when the
         files change. Exports do not use the cache.
+    max_bytes : int or str, optional
+        Largest result that this process computes at once from a layer or cutout, and the most that a reduction such as
+        ``.mean()`` reads, such as ``"8GB"``; more is refused with a `TooLargeError`. 0 is no limit. By default the
+        environment variable ``IMAGERY_DASK_MAX_BYTES``, or else a quarter of the machine's memory. Exports have no
+        limit.
     lazy : bool
         False makes `image_cutout`, `segmentation_cutout`, `split_segmentation_cutout` and
         `image_and_segmentation_cutout` read at once and return numpy arrays, and a dict of bool arrays for masks, as
@@ -122,10 +128,13 @@ class ImageryClient(SummarizesItself, FindsObjects, ShowsPlaces, SavesPictures, 
         as_segmentation: bool = False,
         outside: Outside = "error",
         cache_bytes: int | str | None = None,
+        max_bytes: int | str | None = None,
         lazy: bool = True,
     ) -> None:
         if cache_bytes is not None:
             set_cache_bytes(cache_bytes)
+        if max_bytes is not None:
+            set_max_bytes(max_bytes)
         self._client, self._timestamp, self._lazy = client, timestamp, bool(lazy)
         self._volumes: dict[tuple[str, int], CloudVolume] = {}
         self._thumbnails = {}

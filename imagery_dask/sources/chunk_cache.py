@@ -13,7 +13,7 @@ from collections.abc import Hashable
 
 from imagery_dask.annotations import Array
 from imagery_dask.config import config
-from imagery_dask.humanize import size_in_bytes
+from imagery_dask.humanize import size_or_zero
 
 __all__ = ["ChunkCache", "chunk_cache", "set_cache_bytes"]
 
@@ -90,7 +90,7 @@ def chunk_cache() -> ChunkCache | None:
 
 def set_cache_bytes(most: int | str) -> None:
     """Set the size of this process's cache of decoded chunks, bytes or text such as ``1GB``; 0 turns it off."""
-    _of_process().most = _checked("cache_bytes", most)
+    _of_process().most = size_or_zero("cache_bytes", most)
 
 
 def _of_process() -> ChunkCache:
@@ -106,17 +106,8 @@ def _default_bytes() -> int:
 
     given = config.get("cache_bytes")
     if given is not None:
-        return _checked("IMAGERY_DASK_CACHE_BYTES (cache_bytes of the configuration)", given)
+        return size_or_zero("IMAGERY_DASK_CACHE_BYTES (cache_bytes of the configuration)", given)
     return min(MOST_BYTES, int(SHARE_OF_MEMORY * psutil.virtual_memory().total))
-
-
-def _checked(name: str, given: object) -> int:
-    if type(given) in (int, str) and str(given).strip() == "0":
-        return 0
-    size = size_in_bytes(given)
-    if size is None:
-        raise ValueError(f"{name} must be a size such as 500MB, or a number of bytes from 0; got {given!r}.")
-    return size
 
 
 def _forget() -> None:

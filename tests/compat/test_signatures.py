@@ -33,6 +33,7 @@ EXTRAS = {
         "outside",
         "cache_bytes",
         "lazy",
+        "max_bytes",
     },
     "image_cutout": {"order"},
     "image_and_segmentation_cutout": {"order", "stop_layer"},

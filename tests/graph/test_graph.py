@@ -26,6 +26,7 @@ from support.settings import Configure
 
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.arrays import lazy
+from imagery_dask.arrays.origins import source_of
 from imagery_dask.config import config
 from imagery_dask.sources import SourceHandle, collect_counts, open_volume
 from imagery_dask.sources.transport import Request, Transport
@@ -172,7 +173,7 @@ def test_blocks_of_a_coarser_result_are_bounded_in_source_and_result(tmp_path: P
     client = ImageryClient(image_source=write_info(tmp_path / "em", 64_000), outside="fill")
     for resolution in [(8, 8, 40), (16, 16, 40), (64, 64, 40), (128, 128, 160)]:
         array = client.image_cutout([[200] * 3, [700] * 3], resolution=resolution, scale_to_bounds=True)
-        source_ = lazy.source_of(array)
+        source_ = source_of(array)
         assert source_ is not None
         block = source_.cutout.target.crop((0, 0, 0), largest_block(array))
         assert block.size <= 2 * config.get("lazy.block_bytes")
@@ -215,7 +216,7 @@ def test_graphs_contain_no_volume_token_or_path_of_secrets(source: str) -> None:
             for name in names_in(pickled):
                 assert not name.startswith(("cloudvolume", "cloudfiles", "caveclient", "requests", "_thread")), name
         assert TOKEN not in repr(array) + array.name + tokenize(array) + str(array.__dask_keys__())
-        assert TOKEN not in repr(lazy.CutoutArray(lazy.source_of(array).cutout).__dask_tokenize__())  # type: ignore[union-attr]
+        assert TOKEN not in repr(lazy.CutoutArray(source_of(array).cutout).__dask_tokenize__())  # type: ignore[union-attr]
     assert TOKEN not in repr(client) + repr(masks) + str(client.image_volume()) + str(client.image_volume().attrs)
 
 
@@ -386,10 +387,10 @@ def test_the_cutout_of_an_array_is_known_as_long_as_the_array_lives(client: Imag
     array = client.segmentation_cutout(bounds)
     twin = client.segmentation_cutout(bounds)
     assert twin.name == array.name
-    assert lazy.source_of(array) is not None
+    assert source_of(array) is not None
     del twin
     gc.collect()
-    assert lazy.source_of(array) is not None
+    assert source_of(array) is not None
 
 
 @pytest.mark.parametrize("scheduler", ["threads", "synchronous", "processes"])

@@ -23,7 +23,7 @@ from support.programs import python
 from support.volumes import write_volume
 
 from imagery_dask import ImageryClient, to_zarr
-from imagery_dask.arrays.lazy import source_of
+from imagery_dask.arrays.origins import source_of
 from imagery_dask.config import config
 
 SHAPE = (20, 18, 10)

@@ -66,7 +66,7 @@ def run_cases(source: str, folder: Path) -> dict[str, Any]:
     from distributed import Client, LocalCluster
 
     from imagery_dask import ImageryClient, to_zarr
-    from imagery_dask.arrays.lazy import source_of
+    from imagery_dask.arrays.origins import source_of
     from imagery_dask.config import config
     from imagery_dask.export.core.block_reads import ComputeBlock
     from imagery_dask.sources.chunk_cache import set_cache_bytes

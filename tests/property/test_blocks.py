@@ -18,6 +18,7 @@ from skimage.transform import resize
 
 from imagery_dask import ImageryClient
 from imagery_dask.arrays import lazy
+from imagery_dask.arrays.origins import source_of
 from imagery_dask.config import config
 from imagery_dask.model.cutout import Cutout
 
@@ -82,7 +83,7 @@ def cut(client: ImageryClient, kind: str, target: Any, **options: Any) -> Any:
 
 
 def cutout_of(array: Any) -> Cutout:
-    source = lazy.source_of(array)
+    source = source_of(array)
     assert source is not None
     return source.cutout
 

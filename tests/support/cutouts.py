@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import dask.array as da
 
-from imagery_dask.arrays.lazy import lazy_array, source_of
+from imagery_dask.arrays.lazy import lazy_array
+from imagery_dask.arrays.origins import source_of
 from imagery_dask.model.chunkedgraph import ChunkedGraph, RootQuery
 from imagery_dask.model.labels import LabelRule
 

@@ -15,7 +15,9 @@ import xarray as xr
 
 from imagery_dask.annotations import Array
 from imagery_dask.arrays.cutout_array import CutoutArray
-from imagery_dask.arrays.lazy import lazy_array, source_of, sources_in
+from imagery_dask.arrays.guards import no_limit
+from imagery_dask.arrays.lazy import lazy_array
+from imagery_dask.arrays.origins import source_of, sources_in
 from imagery_dask.export.core.block_reads import ComputeBlock, HeldBlock, ReadCutout
 from imagery_dask.geometry.block_plan import BlockPlan, SourceChunks, plan_blocks
 from imagery_dask.geometry.grid import AXES, XYZ, Region, VoxelGrid
@@ -156,7 +158,8 @@ class Volume:
             return ReadCutout(self.source, region)
         if self.held is not None:
             return HeldBlock(np.array(self.held[region]))
-        (part,) = dask.optimize(self.array[region])
+        with no_limit():
+            (part,) = dask.optimize(self.array[region])
         return ComputeBlock(part)
 
 
