@@ -14,6 +14,7 @@ from imagery_dask.arrays.lazy import lazy_block_edges
 from imagery_dask.client.cave_queries import StaleRoots, check_root_ids
 from imagery_dask.config import config
 from imagery_dask.geometry.grid import VoxelGrid
+from imagery_dask.geometry.vec import Vec3
 from imagery_dask.humanize import human_share
 from imagery_dask.model.arguments import Triple
 from imagery_dask.model.chunkedgraph import RootQuery
@@ -89,13 +90,13 @@ class ClientSettings:
         """Return the imagery cutout of a request; `request` has the other fields of a `CutoutRequest`."""
         layer = self.image_layer()
         asked = self._request(bounds, self.image_mip, **request)
-        return self._inside(resolve(asked, layer, missing=self.missing, order=order))
+        return self._inside(resolve(asked, layer, missing=self.missing, order=order), asked.resolution)
 
     def labels_cutout(self, bounds: ArrayLike, labels: LabelRequest, **request: object) -> Cutout:
         """Return the segmentation cutout of a request."""
         layer, rule = self.segmentation_layer(), self.rule(labels)
         asked = self._request(bounds, self.segmentation_mip, **request)
-        return self._checked(self._inside(resolve(asked, layer, labels=rule, missing=self.missing)))
+        return self._checked(self._inside(resolve(asked, layer, labels=rule, missing=self.missing), asked.resolution))
 
     def whole_labels(self, mip: int | None, labels: LabelRequest) -> Cutout:
         """Return the cutout of the whole segmentation at a mip."""
@@ -134,8 +135,9 @@ class ClientSettings:
         **request: object,
     ) -> tuple[Cutout, Cutout]:
         """Return aligned cutouts of imagery and segmentation."""
+        asked = self._request(bounds, 0, **request)
         image, segmentation = resolve_pair(
-            self._request(bounds, 0, **request),
+            asked,
             self.image_layer(),
             self.segmentation_layer(),
             mips,
@@ -145,7 +147,8 @@ class ClientSettings:
             missing=self.missing,
             order=order,
         )
-        return self._inside(image), self._checked(self._inside(segmentation))
+        own = asked.resolution
+        return self._inside(image, own), self._checked(self._inside(segmentation, own))
 
     def present(
         self,
@@ -165,7 +168,7 @@ class ClientSettings:
         image, segmentation = self.pair(bounds, mips, labels, resize=True, order=order, **request)
         return {"image": image, "segmentation": segmentation}
 
-    def _inside(self, cutout: Cutout) -> Cutout:
+    def _inside(self, cutout: Cutout, resolution: Triple) -> Cutout:
         """Return a cutout; raise if all of it is outside of its layer, and log once for each mip if a part of it is."""
         share = cutout.share_outside
         if share == 0 or self.outside == "fill":
@@ -173,8 +176,8 @@ class ClientSettings:
         layer = "image" if cutout.labels is None else "segmentation"
         if share == 1:
             raise ValueError(
-                f"The bounds lie outside the {layer} {cutout.path!r}: {cutout.where}. Check the resolution in which "
-                "bounds are given; ImageryClient(outside='fill') returns zeros."
+                f"The bounds lie outside the {layer} {cutout.path!r}: {cutout.where}. "
+                f"{_nanometres(cutout, resolution)}ImageryClient(outside='fill') returns zeros."
             )
         if (cutout.path, cutout.mip.level) not in _warned:
             _warned.add((cutout.path, cutout.mip.level))
@@ -318,6 +321,22 @@ def _default_resolution(resolution: object, image: Layer | None, segmentation: L
     if layer is None:
         raise ValueError(f"resolution={resolution!r} names a layer that the client does not have; give numbers in nm.")
     return layer.mips[layer.first_mip].grid.resolution_nm
+
+
+def _nanometres(cutout: Cutout, resolution: Triple) -> str:
+    """Say that bounds are in nm if that puts them into the volume, or else that their resolution may be another."""
+    volume, target = cutout.mip.grid, cutout.target
+    # Voxels of the volume, were the numbers that stand for voxels of `resolution` nm.
+    per_voxel = Vec3.of(target.resolution_nm).map(
+        lambda own, given, stored: own / given / stored, resolution, volume.resolution_nm
+    )
+    low, high = target.start * per_voxel, target.stop * per_voxel
+    if resolution != (1.0, 1.0, 1.0) and low.all_lt(volume.stop) and Vec3.of(volume.start).all_lt(high):
+        return (
+            f"They look like nanometres, which would be inside of it: divide them by {Vec3.of(resolution)} nm, or pass "
+            "resolution=(1, 1, 1). "
+        )
+    return "Check the resolution in which bounds are given. "
 
 
 def _absent(layer: str, argument: str) -> NoReturn:

@@ -62,6 +62,21 @@ def test_what_is_wholly_outside_is_refused_unless_asked_for(sources: dict[str, s
     assert not filled.image_cutout(OUTSIDE[0]).compute().any()
 
 
+@pytest.mark.parametrize("call", ["image", "scaled", "segmentation", "masks", "pair", "dataset", "roots"])
+def test_bounds_in_nanometres_are_named(sources: dict[str, str], call: str) -> None:
+    client = ImageryClient(**sources)
+    assert client.resolution.tolist() == [8, 8, 40]
+    nm = [np.multiply(corner, (8, 8, 40)).tolist() for corner in ((110, 1, 10), (130, 9, 20))]
+    with pytest.raises(
+        ValueError, match=r"look like nanometres.* divide them by \(8.0, 8.0, 40.0\).*resolution=\(1, 1, 1\)"
+    ):
+        CALLS[call](client, nm)
+    assert client.image_cutout(nm, resolution=(1, 1, 1), mip=0).shape == (20, 8, 10)
+    for bounds in OUTSIDE:
+        with pytest.raises(ValueError, match=r"Check the resolution"):
+            CALLS[call](client, bounds)
+
+
 @pytest.mark.parametrize("call", ["image", "segmentation", "masks", "roots"])
 def test_what_is_partly_outside_is_said_once(
     sources: dict[str, str], call: str, caplog: pytest.LogCaptureFixture
