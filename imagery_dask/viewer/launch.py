@@ -6,6 +6,7 @@ import os
 import sys
 import webbrowser
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from imagery_dask.viewer.served import Served, volumes_of_data
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from imagery_dask.viewer.loopback import View
 
 __all__ = ["launch", "layers_of", "open_browser", "view_data"]
+
+#: Of the coarsest level, along x and y: without a limit, an array of one level would be read as a whole.
+VOXELS_PER_PIXEL = 2
 
 
 def launch(
@@ -27,7 +31,7 @@ def launch(
     served : sequence of Served
         Volumes, from the lowest layer to the highest.
     place : Place, optional
-        Where to look; by default all of the first volume.
+        Where to look; by default the middle of the first volume, and all of it if a coarse level allows.
     segments : sequence of int
         Objects to select in segmentations.
     browser : bool
@@ -46,10 +50,7 @@ def launch(
         raise ValueError(f"Layers of the viewer have different names; {', '.join(twice)} is there twice.")
     from imagery_dask.viewer.loopback import View
 
-    if place is None:
-        grid = served[0].grid
-        place = Place.of_bounds(grid.start.map(float), grid.stop.map(float), grid.resolution_nm)
-    view = View(served, state_of(_layers(served, tuple(segments)), place))
+    view = View(served, state_of(_layers(served, tuple(segments)), place or _whole(served[0])))
     if browser and not open_browser(view.url):
         print(f"Open {view.url} in a browser on this machine.")  # noqa: T201  # it is what the call is for
     return view
@@ -92,6 +93,14 @@ def layers_of(data: Any, resolution_nm: Sequence[float] | None = None) -> list[S
 
 def _layers(served: Sequence[Served], segments: tuple[int, ...]) -> tuple[StateLayer, ...]:
     return tuple(StateLayer(one.name, one.kind, "", segments if one.kind == "segmentation" else ()) for one in served)
+
+
+def _whole(first: Served) -> Place:
+    """Return the place that shows a volume, or, if it is large, as much as fits at the size of its coarsest voxels."""
+    grid = first.grid
+    place = Place.of_bounds(grid.start.map(float), grid.stop.map(float), grid.resolution_nm)
+    most = VOXELS_PER_PIXEL * max(first.coarsest_nm[:2])
+    return replace(place, nm_per_pixel=min(place.nm_per_pixel or most, most))
 
 
 def open_browser(url: str) -> bool:

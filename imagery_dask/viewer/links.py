@@ -13,10 +13,12 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 from numpy.typing import ArrayLike
 
 from imagery_dask.annotations import JsonObject
+from imagery_dask.errors import ServerError
 from imagery_dask.geometry.grid import ratio
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.arguments import bounds_from_center
 from imagery_dask.sources.addresses import normalize_path
+from imagery_dask.sources.failures import brief, forget_request
 from imagery_dask.urls import is_loopback, redacted, without_secrets
 from imagery_dask.validate import sizes, triple
 from imagery_dask.viewer.states import GRAPHENE, Form, read_place
@@ -161,7 +163,10 @@ def _voxel_at(position: float, own_nm: float, voxel_nm: float) -> int:
 
 
 def state_server(client: Any) -> Fetch:
-    """Return a function that reads states with the token of a CAVEclient, from the client's own state server."""
+    """Return a function that reads states with the token of a CAVEclient, from the client's own state server.
+
+    It raises a ValueError for a state on another server, and a ServerError if the state cannot be read.
+    """
 
     def fetch(address: str) -> Any:
         url = address.removeprefix("middleauth+")
@@ -172,7 +177,11 @@ def state_server(client: Any) -> Fetch:
                 f"sent to {urlsplit(own).netloc!r} alone. Pass a CAVEclient of that server, or open the link and "
                 "copy its state."
             )
-        return client.state.get_state_json(url)
+        try:
+            return client.state.get_state_json(url)
+        except Exception as error:  # of requests, and those of caveclient for tokens
+            forget_request(error)
+            raise ServerError(f"The state {redacted(url)!r} of the link cannot be read: {brief(error)}") from None
 
     return fetch
 

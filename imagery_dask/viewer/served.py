@@ -77,6 +77,10 @@ class Served(Protocol):
     def grid(self) -> VoxelGrid:
         """Voxels of the finest level."""
 
+    @property
+    def coarsest_nm(self) -> Vec3[float]:
+        """Voxel size of the coarsest level."""
+
     def source(self, url: str) -> str | JsonObject:
         """Return the source of the layer in the viewer's state, if its files are at a URL."""
 
@@ -143,6 +147,11 @@ class ServedVolume:
     def grid(self) -> VoxelGrid:
         """Voxels of the finest level."""
         return self.levels[0].grid
+
+    @property
+    def coarsest_nm(self) -> Vec3[float]:
+        """Voxel size of the coarsest level."""
+        return self.levels[-1].grid.resolution_nm
 
     @property
     def served_dtype(self) -> str:

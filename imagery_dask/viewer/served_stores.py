@@ -49,6 +49,8 @@ class ServedStore:
         What voxels are.
     grid : VoxelGrid
         Voxels of the first level, for the place to show; its start is rounded to whole voxels.
+    coarsest_nm : tuple of 3 float
+        Voxel size of the coarsest level.
     zarr_format : {2, 3}
         Version of zarr.
     files : fsspec.AbstractFileSystem
@@ -60,6 +62,7 @@ class ServedStore:
     name: str
     kind: Kind
     grid: VoxelGrid
+    coarsest_nm: Vec3[float]
     zarr_format: int
     files: AbstractFileSystem = field(repr=False)
     folder: str
@@ -154,16 +157,17 @@ def _image(
         shape, dtype = _array(files, f"{folder}/{level['path']}", version)
         scale = _transformed(level, "scale", names, 1.0)
         translation = _transformed(level, "translation", names, 0.0)
+        coarsest = _transformed(multiscale["datasets"][-1], "scale", names, 1.0)
         size = Vec3.of(int(shape[names.index(axis)]) for axis in AXES)
     except (KeyError, IndexError, TypeError, ValueError, FileNotFoundError) as error:
         raise ValueError(
             f"{redacted(url)!r} is zarr, but no OME-Zarr image with axes x, y and z ({type(error).__name__}: {error}). "
             "Open an array of your own with xarray and pass it to client.view(layers={'name': array})."
         ) from error
-    nm = scale.map(lambda step: step * UNITS_NM.get(unit or "nanometer", 1.0))
+    unit_nm = UNITS_NM.get(unit or "nanometer", 1.0)
     start = translation.map(lambda at, step: round(at / step - 0.5), scale)
     kind = kind or ("segmentation" if are_ids(dtype) else "image")
-    return ServedStore(kind, kind, VoxelGrid(start, size, nm), version, files, folder)
+    return ServedStore(kind, kind, VoxelGrid(start, size, scale * unit_nm), coarsest * unit_nm, version, files, folder)
 
 
 def _array(files: AbstractFileSystem, folder: str, version: int) -> tuple[Sequence[int], np.dtype[Any]]:

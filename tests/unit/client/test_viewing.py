@@ -11,7 +11,9 @@ from support.volumes import coordinate_volume, write_volume
 
 from imagery_dask import ImageryClient, bounds_from_neuroglancer
 from imagery_dask.client import viewing
-from imagery_dask.testing.cave import CaveServer, World, make_world
+from imagery_dask.errors import ServerError
+from imagery_dask.testing.cave import CaveServer, World, endpoints, make_world
+from imagery_dask.testing.cave import server as cave_server
 from imagery_dask.viewer.links import link_of, read_state
 from imagery_dask.viewer.states import read_layers
 
@@ -149,6 +151,28 @@ def test_timestamps_and_roots_of_dynamic_segmentations(world: World, monkeypatch
         supervoxel = world.mips[0][tuple(np.array(world.mips[0].shape) // 2)]
         with pytest.raises(ValueError, match="root_ids .* are not root ids"):
             client.neuroglancer_url(bounds, [supervoxel])
+
+
+def test_states_on_the_server_of_a_caveclient(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    states: dict[str, Any] = {}
+
+    def answer(call: Any) -> Any:
+        if call.values["number"] not in states:
+            raise endpoints.ApiError(404, "No state")
+        return states[call.values["number"]]
+
+    kept = endpoints.Endpoint.at("GET", "/nglstate/api/v1/{number}", answer)
+    monkeypatch.setattr(cave_server, "_ENDPOINTS", (*cave_server._ENDPOINTS, kept))
+    with CaveServer(world) as server:
+        cave = server.client(max_retries=0)
+        layer = {"type": "segmentation", "name": "s", "source": server.segmentation_source, "timestamp": 1.7e9}
+        states["7"] = PLACE | {"layers": [layer]}
+        link = f"https://host/#!middleauth+{server.url}/nglstate/api/v1/"
+        client = ImageryClient.from_neuroglancer(f"{link}7", cave)
+        assert (client.segmentation_source, client.timestamp) == (server.segmentation_source, 1.7e9)
+        np.testing.assert_array_equal(bounds_from_neuroglancer(f"{link}7", (11, 10), client=cave), BOUNDS)
+        with pytest.raises(ServerError, match="/nglstate/api/v1/8' of the link cannot be read"):
+            ImageryClient.from_neuroglancer(f"{link}8", cave)
 
 
 def test_no_token_is_sent_to_servers_that_a_link_names(world: World) -> None:

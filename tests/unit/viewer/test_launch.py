@@ -6,6 +6,7 @@ import sys
 import webbrowser
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
@@ -67,6 +68,13 @@ def test_the_whole_of_the_first_layer_is_shown() -> None:
         assert state["position"] == [14.5, 3.5, 2.5]
         assert state["dimensions"]["x"] == [1.6e-8, "m"]
         assert view._repr_html_() == f'<a href="{view.url}" target="_blank">Open in Neuroglancer</a>'
+
+
+def test_a_large_array_of_one_level_is_not_shown_as_a_whole() -> None:
+    large = da.zeros((40_000, 30_000, 64), chunks=512, dtype=np.uint8)
+    with view_data(large, resolution_nm=(4, 4, 40), browser=False) as view:
+        state = view.viewer.state.to_json()
+        assert (state["position"], state["crossSectionScale"]) == ([20_000.5, 15_000.5, 32.5], 2)
 
 
 def test_layers_have_different_names() -> None:

@@ -27,7 +27,7 @@ LARGE = 2**60 + 3
 class Files:
     """Layer whose files a test defines."""
 
-    name, kind, grid = "files", "image", VoxelGrid((0, 0, 0), (4, 4, 4), (8, 8, 40))
+    name, kind, grid, coarsest_nm = "files", "image", VoxelGrid((0, 0, 0), (4, 4, 4), (8, 8, 40)), (8, 8, 40)
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
