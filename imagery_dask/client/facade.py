@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from imagery_dask.arrays.guards import set_max_bytes
 from imagery_dask.arrays.lazy import lazy_array, lazy_dataarray
 from imagery_dask.arrays.masks import SegmentationMasks
+from imagery_dask.client.browsing import BrowsesPlanes
 from imagery_dask.client.cave_queries import StaleRoots, read_cave_client, version_moment
 from imagery_dask.client.exports import PlansExports
 from imagery_dask.client.figures import ShowsPlaces
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["ImageryClient"]
 
 
-class ImageryClient(SummarizesItself, FindsObjects, ShowsPlaces, SavesPictures, PlansExports, ViewsVolumes):
+class ImageryClient(
+    SummarizesItself, FindsObjects, ShowsPlaces, BrowsesPlanes, SavesPictures, PlansExports, ViewsVolumes
+):  # fmt: skip
     """Client for cutouts of imagery and segmentation as lazy arrays.
 
     Parameters

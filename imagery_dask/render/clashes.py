@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import fastremap
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 
 from imagery_dask.annotations import Array
@@ -15,6 +14,7 @@ from imagery_dask.render.palettes import color_distance, colors_of, other_colors
 
 __all__ = ["colors_apart", "touching"]
 
+Color = tuple[int, int, int]
 Pairs = set[tuple[int, int]]
 
 # Pixels. Segmentations leave membranes between objects, and objects on both sides of one still look like neighbors.
@@ -52,12 +52,14 @@ def touching(labels: Array, reach: int = REACH) -> Pairs:
     return pairs
 
 
-def colors_apart(planes: Iterable[Array], reach: int = REACH) -> dict[int, tuple[int, int, int]]:
+def colors_apart(
+    planes: Iterable[Array], reach: int = REACH, settled: Mapping[int, Color] | None = None
+) -> dict[int, Color]:
     """Return the colors of the objects of a picture.
 
     Each id has the color of `palettes.colors_of`, except where objects that touch would look alike: of each such pair
     one is changed. Where pairs form no cycles, as they nearly always do, as few colors are changed as possible. The
-    result depends on the picture alone.
+    result depends on the picture, and on `settled`, alone.
 
     Parameters
     ----------
@@ -65,6 +67,8 @@ def colors_apart(planes: Iterable[Array], reach: int = REACH) -> dict[int, tuple
         The planes that the picture shows; 0 is no object.
     reach : int
         As of `touching`.
+    settled : mapping of int to tuple of 3 int, optional
+        Colors by id that stay, such as those of planes that were shown before.
 
     Returns
     -------
@@ -76,23 +80,31 @@ def colors_apart(planes: Iterable[Array], reach: int = REACH) -> dict[int, tuple
     for labels in planes:
         found.update(fastremap.unique(labels).tolist())
         pairs |= touching(labels, reach)
-    ids = np.array(sorted(found - {0}), dtype=np.uint64)
-    colors: dict[int, NDArray[np.uint8]] = dict(zip(ids.tolist(), colors_of(ids), strict=True))
+    ids, fixed = sorted(found - {0}), settled or {}
+    own = dict(zip(ids, colors_of(np.array(ids, dtype=np.uint64)), strict=True))
+    colors = {root: np.array(fixed[root], np.uint8) if root in fixed else own[root] for root in ids}
     neighbors: dict[int, set[int]] = defaultdict(set)
+    clashes: dict[int, set[int]] = defaultdict(set)
+    unsettled: set[int] = set()
     for a, b in pairs:
         neighbors[a].add(b)
         neighbors[b].add(a)
-    clashes = {
-        a: {b for b in others if color_distance(colors[a], colors[b]) < APART} for a, others in neighbors.items()
-    }
-    unsettled = _cover({a: others for a, others in clashes.items() if others})
+        if color_distance(colors[a], colors[b]) >= APART or (a in fixed and b in fixed):
+            continue
+        if a in fixed or b in fixed:
+            unsettled.add(b if a in fixed else a)
+        else:
+            clashes[a].add(b)
+            clashes[b].add(a)
+    left = {root: others - unsettled for root, others in clashes.items() if root not in unsettled}
+    unsettled |= _cover({root: others for root, others in left.items() if others})
     for root in sorted(unsettled):
         unsettled.remove(root)
-        settled = neighbors[root] - unsettled
         candidates = np.concatenate([colors[root][np.newaxis], other_colors(root)])
-        distances = np.array([color_distance(candidates, colors[other]) for other in settled]).min(0, initial=np.inf)
-        enough = np.flatnonzero(distances >= APART)
-        colors[root] = candidates[enough[0] if len(enough) else distances.argmax()]
+        distances = [color_distance(candidates, colors[other]) for other in neighbors[root] - unsettled]
+        nearest = np.array(distances).min(0, initial=np.inf)
+        enough = np.flatnonzero(nearest >= APART)
+        colors[root] = candidates[enough[0] if len(enough) else nearest.argmax()]
     return {root: (int(r), int(g), int(b)) for root, (r, g, b) in colors.items()}
 
 

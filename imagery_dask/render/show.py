@@ -11,15 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import dask
-import numpy as np
-
-from imagery_dask.annotations import Array
 from imagery_dask.geometry.grid import AXES, VoxelGrid
 from imagery_dask.render.clashes import colors_apart
 from imagery_dask.render.overlays import overlay_page
 from imagery_dask.render.pages import Window, contrast, imagery_page
 from imagery_dask.render.palettes import mask_color
+from imagery_dask.render.planes import Plane, cut_plane
 from imagery_dask.validate import axis as checked_axis
 from imagery_dask.validate import number, whole_number
 
@@ -41,8 +38,6 @@ INCHES, SMALL, LEGEND_INCHES = 6.0, 2.4, 1.9
 DPI = 110
 # Part of a panel's width that a scale bar has at most.
 BAR_SHARE = 0.25
-# Voxels. Quotients of nm are this far from the exact ones at most.
-EDGE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,40 +102,6 @@ class Picture(Figure):
         return content.getvalue()
 
 
-@dataclass(frozen=True, slots=True)
-class _Plane:
-    """A plane of voxels, and where it is."""
-
-    # Axes to the right and down, and along which the volume is cut.
-    right: int
-    down: int
-    across: int
-    # Voxel along `across`, from the start of the grid.
-    at: int
-    image: Array | None
-    labels: Array | None
-    grid: VoxelGrid
-
-    @property
-    def extent(self) -> tuple[float, float, float, float]:
-        """Edges of the picture in nm: left, right, bottom, top."""
-        low, high = (self.grid.resolution_nm * end for end in (self.grid.start, self.grid.stop))
-        return (low[self.right], high[self.right], high[self.down], low[self.down])
-
-    @property
-    def square_labels(self) -> Array:
-        """Ids on pixels that are about square, so that outlines are equally wide along both axes."""
-        assert self.labels is not None
-        sides = [self.grid.resolution_nm[axis] for axis in (self.right, self.down)]
-        across, down = (max(1, round(side / min(sides))) for side in sides)
-        return self.labels.repeat(across, axis=0).repeat(down, axis=1)
-
-    def title(self, voxel_nm: Sequence[float]) -> str:
-        """Name the plane, in voxels of a resolution and nm."""
-        nm = (self.grid.start[self.across] + self.at + 0.5) * self.grid.resolution_nm[self.across]
-        return f"{AXES[self.across]} = {math.floor(nm / voxel_nm[self.across] + EDGE):,} ({nm:,.0f} nm)"
-
-
 def show_planes(
     image: Any,
     labels: Any,
@@ -189,7 +150,7 @@ def show_planes(
     chosen = [grid.shape[across] // 2] if planes is None else [int(plane) for plane in planes]
     if not chosen or (ax is not None and len(chosen) > 1):
         raise ValueError(f"{len(chosen)} planes cannot be drawn{' into one ax; leave out ax' if chosen else ''}.")
-    cut = [_cut(image, labels, grid, across, at) for at in chosen]
+    cut = [cut_plane(image, labels, grid, across, at) for at in chosen]
     nm = grid.resolution_nm if voxel_nm is None else voxel_nm
     colors, window = _colors(cut, look), _window(cut, look)
     if ax is not None:
@@ -239,7 +200,7 @@ def show_orthoviews(
         The figure.
     """
     look = Look() if look is None else look
-    cut = [_cut(image, labels, grid, across, int(at[across])) for across in (2, 0, 1)]
+    cut = [cut_plane(image, labels, grid, across, int(at[across])) for across in (2, 0, 1)]
     colors, window = _colors(cut, look), _window(cut, look)
     x, y, z = grid.shape * grid.resolution_nm
     figure = Picture(figsize=(INCHES * 1.3, INCHES * 1.3 * (y + z) / (x + z)), dpi=DPI, layout="constrained")
@@ -248,48 +209,28 @@ def show_orthoviews(
     nm = grid.resolution_nm if voxel_nm is None else voxel_nm
     for panel, plane in zip((panels[0, 0], panels[0, 1], panels[1, 0]), cut, strict=True):
         _draw(panel, plane, look, colors, window, scale_bar=plane.across == 2)
-        panel.axvline(centre[plane.right], color="yellow", linewidth=0.6, alpha=0.7)
-        panel.axhline(centre[plane.down], color="yellow", linewidth=0.6, alpha=0.7)
+        right, down = plane.axes
+        panel.axvline(centre[right], color="yellow", linewidth=0.6, alpha=0.7)
+        panel.axhline(centre[down], color="yellow", linewidth=0.6, alpha=0.7)
         panel.set_title(plane.title(nm), fontsize=9)
     panels[1, 1].set_axis_off()
     _legend(panels[1, 1], colors, look, loc="upper left", borderaxespad=0)
     return figure
 
 
-def _cut(image: Any, labels: Any, grid: VoxelGrid, across: int, at: int) -> _Plane:
-    """Return a plane of the volume, computed; the axis at the right of a zy panel is z."""
-    for name, array in (("image", image), ("labels", labels)):
-        if array is not None and tuple(array.shape[:3]) != grid.shape:
-            raise ValueError(f"{name} has shape {tuple(array.shape)}, and the grid {tuple(grid.shape)} voxels.")
-    if image is None and labels is None:
-        raise ValueError("There is neither image nor labels to draw.")
-    if not 0 <= at < grid.shape[across]:
-        raise ValueError(f"planes are indices from 0 to {grid.shape[across] - 1} along {AXES[across]}; got {at}.")
-    place = (slice(None),) * across + (at,)
-    voxels: list[Any] = list(dask.compute(*(None if array is None else array[place] for array in (image, labels))))
-    right, down = (axis for axis in range(3) if axis != across)
-    if across == 0:  # as viewers show it: y goes down in the panels xy and zy
-        right, down = down, right
-        voxels = [None if plane is None else np.swapaxes(plane, 0, 1) for plane in voxels]
-    grey, ids = voxels
-    if grey is not None and grey.ndim == 3:
-        grey = grey if grey.shape[2] == 3 else grey[..., 0]
-    return _Plane(right, down, across, at, grey, ids, grid)
-
-
-def _colors(planes: Sequence[_Plane], look: Look) -> dict[int, tuple[int, int, int]]:
+def _colors(planes: Sequence[Plane], look: Look) -> dict[int, tuple[int, int, int]]:
     labels = [plane.labels for plane in planes if plane.labels is not None]
     colors = colors_apart(labels)
     given = {root: mask_color(color)[:3] for root, color in (look.colors or {}).items() if root in colors}
     return colors | given
 
 
-def _window(planes: Sequence[_Plane], look: Look) -> Window | None:
+def _window(planes: Sequence[Plane], look: Look) -> Window | None:
     return contrast([plane.image for plane in planes if plane.image is not None], look.window)
 
 
 def _draw(
-    panel: Axes, plane: _Plane, look: Look, colors: Mapping[int, Sequence[int]], window: Window | None, *,
+    panel: Axes, plane: Plane, look: Look, colors: Mapping[int, Sequence[int]], window: Window | None, *,
     axes: bool = True, scale_bar: bool = True,
 ) -> None:  # fmt: skip
     panel.set_facecolor("black")
@@ -304,12 +245,12 @@ def _draw(
     panel.set_aspect("equal")
     panel.set_xlim(*plane.extent[:2])
     panel.set_ylim(*plane.extent[2:])
-    for along, name, shown in ((panel.xaxis, AXES[plane.right], axes), (panel.yaxis, AXES[plane.down], axes)):
-        along.set_major_locator(MaxNLocator(4 if shown else 1, integer=True))
+    for along, axis in zip((panel.xaxis, panel.yaxis), plane.axes, strict=True):
+        along.set_major_locator(MaxNLocator(4 if axes else 1, integer=True))
         along.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         along.set_tick_params(labelsize=8)
-        along.set_visible(shown)
-        along.set_label_text(f"{name} (nm)")
+        along.set_visible(axes)
+        along.set_label_text(f"{AXES[axis]} (nm)")
     if scale_bar and look.scale_bar:
         _scale_bar(panel, plane.extent)
 

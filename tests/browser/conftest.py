@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 def screen() -> Iterator[Screen]:
     """Run Neuroglancer in a headless browser, or skip the test with the name of the missing program."""
     pytest.importorskip("neuroglancer", reason="needs neuroglancer: pip install 'imagery_dask[browser]'")
-    from browser import viewing
+    from browser import chromium, viewing
 
     try:
         with viewing.screen() as running:
             yield running
-    except viewing.BrowserUnavailable as reason:
+    except chromium.BrowserUnavailable as reason:
         pytest.skip(str(reason))

@@ -7,10 +7,7 @@ whose version would have to match the browser's.
 
 from __future__ import annotations
 
-import os
 import queue
-import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -21,43 +18,10 @@ from typing import Any, NamedTuple
 
 import neuroglancer
 import numpy as np
+from browser import chromium
 from neuroglancer import server
 from numpy.typing import NDArray
 
-#: Debian's name, then those of other distributions.
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",  # root cannot use the sandbox
-    "--disable-dev-shm-usage",  # /dev/shm is small in containers
-    # provide WebGL2 without a graphics card
-    "--use-gl=angle",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-    # one pixel of the picture is one pixel of the screen, in sRGB, whatever the screen
-    "--force-device-scale-factor=1",
-    "--force-color-profile=srgb",
-    "--window-size=1100,700",
-    "--mute-audio",
-    "--no-first-run",
-    "--no-default-browser-check",
-    # no requests except the page's
-    "--no-proxy-server",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-    "--disable-breakpad",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-default-apps",
-    "--disable-extensions",
-    "--disable-sync",
-    "--disable-features=Translate,OptimizationHints,MediaRouter",
-    "--password-store=basic",
-    # do not slow down a hidden page
-    "--disable-backgrounding-occluded-windows",
-    "--disable-renderer-backgrounding",
-    "--disable-background-timer-throttling",
-    "--enable-logging=stderr",
-)
 #: Width and height of a panel in pixels; even, so that a panel's centre lies between two pixels.
 PANEL = 240
 #: Pixels between two panels.
@@ -88,10 +52,6 @@ class Picture(NamedTuple):
     def panels(self) -> list[NDArray[np.uint8]]:
         """The panels xy, xz and zy."""
         return [self.pixels[:, start : start + PANEL] for start in range(0, SIZE[0], PANEL + BAR)]
-
-
-class BrowserUnavailable(RuntimeError):
-    """No browser is installed on this machine."""
 
 
 class NoPicture(RuntimeError):
@@ -204,13 +164,10 @@ def page(viewer: Any, url: str) -> Iterator[Screen]:
     BrowserUnavailable
         If no browser is installed.
     """
-    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
-    if program is None:
-        raise BrowserUnavailable(f"no browser is installed (none of {', '.join(PROGRAMS)})")
+    program = chromium.program()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="browser-", ignore_cleanup_errors=True)))
-        command = [program, *FLAGS, f"--user-data-dir={folder / 'profile'}", url]
-        process = stack.enter_context(_process(command, folder / "browser.log"))
+        process = stack.enter_context(chromium.running(program, url, folder))
         yield Screen(viewer, process, folder / "browser.log")
 
 
@@ -218,24 +175,3 @@ def _stop_server() -> None:
     running = server.global_server
     server.stop()
     running.executor.shutdown()
-
-
-@contextmanager
-def _process(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    # A killed test run cannot end the browser; the kernel does.
-    setpriv = shutil.which("setpriv")
-    command = [setpriv, "--pdeathsig", "TERM", *command] if setpriv else command
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            start_new_session=True,  # a browser has a dozen processes, which end as a group
-        )  # fmt: skip
-        try:
-            yield process
-        finally:
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()

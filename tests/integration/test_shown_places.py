@@ -123,3 +123,18 @@ def test_without_matplotlib_the_remedy_is_named(client: ImageryClient, monkeypat
     monkeypatch.delitem(sys.modules, "imagery_dask.render.show", raising=False)
     with pytest.raises(ImportError, match=r"pip install 'imagery_dask\[notebooks\]'"):
         client.show(at(9))
+
+
+def test_browsing_reads_each_chunk_once(client: ImageryClient, server: FileServer) -> None:
+    pytest.importorskip("anywidget", reason="needs anywidget: pip install 'imagery_dask[notebooks]'")
+    widget = client.browse([OFFSET, np.add(OFFSET, SHAPE)], read_ahead=2)
+    assert server.count() == 2 * IN_A_PLANE  # of plane 16; the next two are in the same chunks
+    for index in (17, 18, 19, 20, 19):
+        widget.index = index
+    for future in list(widget._frames._coming.values()):
+        future.result()
+    assert server.count() == 2 * IN_A_PLANE
+    widget._clicked(widget, {"column": 5, "row": 6, "index": 19}, [])
+    assert widget.voxel == (OFFSET[0] + 5, OFFSET[1] + 6, OFFSET[2] + 19)
+    assert server.count() == 2 * IN_A_PLANE
+    widget.close()

@@ -26,7 +26,7 @@ METHODS = {
     "image_bbox_size_from_dimensions", "segmentation_bbox_size_from_dimensions", "image_cutout", "segmentation_cutout",
     "split_segmentation_cutout", "image_and_segmentation_cutout", "save_imagery", "save_segmentation_masks",
     "save_image_and_segmentation_masks", "image_volume", "segmentation_volume", "dataset",
-    "unique_roots", "root_at", "remap", "plan_export", "show", "orthoviews",
+    "unique_roots", "root_at", "remap", "plan_export", "show", "orthoviews", "browse",
     "from_neuroglancer", "neuroglancer_url", "view",
 }  # fmt: skip
 PROPERTIES = {

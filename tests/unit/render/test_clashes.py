@@ -71,6 +71,16 @@ def test_touching_objects_differ_and_few_colors_change(objects, seed):
     assert colors == colors_apart([labels[::-1].T])
 
 
+@given(seed=st.integers(0, 2**32))
+def test_settled_colors_stay_and_others_keep_apart_from_them(seed):
+    first, second = picture(seed, 6), picture(seed + 1, 6)
+    second = np.where(second == second[0, 0], first[0, 0], second)  # an object of both planes
+    settled = colors_apart([first])
+    colors = colors_apart([second], settled=settled)
+    assert colors[first[0, 0]] == settled[first[0, 0]]
+    assert clashes(touching(second), colors) == 0
+
+
 def test_colors_are_those_of_other_processes():
     program = (
         "import numpy as np; from imagery_dask.render.clashes import colors_apart; "
