@@ -73,13 +73,14 @@ def view(
     from imagery_dask.geometry.vec import Vec3
     from imagery_dask.model.arguments import corners
     from imagery_dask.viewer.launch import launch, open_browser
+    from imagery_dask.viewer.served_stores import found_in
     from imagery_dask.viewer.states import Place
 
     served: list[ServedVolume | ServedStore] = []
     if datastack is not None:
         served += _volumes(source_client(datastack, server, version, timestamp), root_ids)
     for place in places:
-        stores, sources = _stores_or_sources(place)
+        stores, sources = found_in(place)
         clients = [_client(source, timestamp if datastack is None else None) for source in sources]
         found: list[ServedVolume | ServedStore] = [*stores]
         found += [volume for client in clients for volume in _volumes(client, root_ids)]
@@ -100,14 +101,6 @@ def view(
                 time.sleep(FOREVER_S)
         except KeyboardInterrupt:
             click.echo("Stopped.")
-
-
-def _stores_or_sources(place: str) -> tuple[list[ServedStore], list[str]]:
-    """Return the OME-Zarr images at a place, or the precomputed volumes."""
-    from imagery_dask.viewer.served_stores import precomputed_in, stores_in
-
-    stores = [] if "graphene://" in place or place.startswith("precomputed://") else stores_in(place)
-    return stores, [] if stores else precomputed_in(place)
 
 
 def _client(source: str, timestamp: str | None) -> ImageryClient:

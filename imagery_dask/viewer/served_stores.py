@@ -21,6 +21,7 @@ from imagery_dask.errors import SourceNotFoundError
 from imagery_dask.geometry.grid import AXES, VoxelGrid
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.labels import Kind, are_ids
+from imagery_dask.sources import open_volume
 from imagery_dask.storage.buckets import clear_errors, files_at
 from imagery_dask.urls import redacted
 from imagery_dask.validate import expanded_path
@@ -29,7 +30,7 @@ from imagery_dask.viewer.served import Answer
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-__all__ = ["ServedStore", "precomputed_in", "stores_in"]
+__all__ = ["ServedStore", "found_in", "stores_in"]
 
 # Groups of an export's labels, below the image.
 LABELS = "labels/segmentation"
@@ -112,29 +113,39 @@ def stores_in(url: str | os.PathLike[str]) -> list[ServedStore]:
     return [image, _image(f"{text}/{LABELS}", files, f"{root}/{LABELS}", *labels, kind="segmentation")]
 
 
-def precomputed_in(url: str | os.PathLike[str]) -> list[str]:
-    """Return the paths of the precomputed volumes at a URL: itself, or the image and segmentation of an export.
+def found_in(place: str | os.PathLike[str]) -> tuple[list[ServedStore], list[str]]:
+    """Return what there is at a place: the images of an OME-Zarr store, or the paths of precomputed volumes.
+
+    Parameters
+    ----------
+    place : str or path
+        A precomputed volume, a dynamic segmentation, or an export to OME-Zarr or precomputed.
 
     Raises
     ------
     SourceNotFoundError
-        If there is none.
+        If there is nothing that can be shown.
     """
-    from imagery_dask.sources import open_volume
+    text = os.fspath(place)
+    # First, because it needs no package for buckets.
+    found = _volumes(text)
+    if found:
+        return [], found
+    stores = [] if text.startswith(("precomputed://", "graphene://")) else stores_in(text)
+    folders = [] if stores else [f"{text.rstrip('/')}/{name}" for name in ("image", "segmentation")]
+    found = [path for folder in folders for path in _volumes(folder)]
+    if not stores and not found:
+        raise SourceNotFoundError(
+            f"{redacted(text)!r} is no precomputed volume, and no export as OME-Zarr or precomputed: it has no info, "
+            "no image/info and no zarr.json. Pictures are opened with an image viewer."
+        )
+    return stores, found
 
-    try:
-        return [open_volume(os.fspath(url)).path]
-    except SourceNotFoundError:
-        found = []
-        for name in ("image", "segmentation"):
-            with suppress(SourceNotFoundError):
-                found.append(open_volume(f"{os.fspath(url).rstrip('/')}/{name}").path)
-        if not found:
-            raise SourceNotFoundError(
-                f"{redacted(os.fspath(url))!r} is no precomputed volume, and no export as OME-Zarr or precomputed: it "
-                "has no info, no image/info and no zarr.json. Pictures are opened with an image viewer."
-            ) from None
-        return found
+
+def _volumes(path: str) -> list[str]:
+    with suppress(SourceNotFoundError):
+        return [open_volume(path).path]
+    return []
 
 
 def _read_group(files: AbstractFileSystem, folder: str) -> tuple[int, JsonObject] | None:

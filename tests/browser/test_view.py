@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from browser import viewing  # noqa: E402 (which needs it too)
 
 from imagery_dask.client.viewing import served_volumes  # noqa: E402
 from imagery_dask.viewer.launch import launch, layers_of  # noqa: E402
-from imagery_dask.viewer.served_stores import precomputed_in, stores_in  # noqa: E402
+from imagery_dask.viewer.served_stores import found_in, stores_in  # noqa: E402
 
 SHAPE, OFFSET, NM = (150, 140, 24), (-20, 32, 8), (8, 8, 40)
 #: The middle of the picture: a voxel of the volume. Voxels are 2 x 2 pixels, and a panel has an even number of them.
@@ -72,7 +73,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     served: list[Any] = served_volumes(client._settings)
     for name in ("sharded", "old"):
         served += [replace(one, name=f"{name} {one.kind}") for one in stores_in(folder / f"{name}.zarr")]
-    exported = dict(zip(("image_source", "segmentation_source"), precomputed_in(folder / "export"), strict=True))
+    exported = dict(zip(("image_source", "segmentation_source"), found_in(folder / "export")[1], strict=True))
     served += [replace(one, name=f"export {one.kind}") for one in served_volumes(ImageryClient(**exported)._settings)]
     served += layers_of({"lazy array": lazy})
     expected = {one.name: ids if one.kind == "segmentation" else image for one in served}
@@ -140,6 +141,9 @@ def test_an_object_that_is_selected_in_the_viewer_has_our_color(world: World) ->
     with world.view.viewer.txn() as state:  # as a double click does
         state.layers["segmentation"].segments = [one]
         state.layers["segmentation"].segment_colors = {}
+    deadline = time.monotonic() + 20
+    while not world.view.viewer.state.layers["segmentation"].segment_colors and time.monotonic() < deadline:
+        time.sleep(0.02)
     picture = world.screen.shown()
     color = picture[plane == one]
     np.testing.assert_allclose(color, np.broadcast_to(colors_of(np.uint64([one]))[0], color.shape), atol=3)

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -121,7 +122,7 @@ def test_a_view_that_moved_on_does_not_begin_its_reads(view: Any, files: Files) 
         connection.sendall(f"GET {path}/slow HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         given_up.append(connection)
     while len(files.asked) < 16:
-        pass
+        time.sleep(0.01)
     for connection in given_up:
         connection.close()
     # Answered after the connections above were seen to be closed.
