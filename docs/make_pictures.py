@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from pathlib import Path
 
 import matplotlib
+from PIL import Image
 
 matplotlib.use("agg")
 
@@ -18,17 +20,24 @@ def main() -> None:
     """Write every picture."""
     PICTURES.mkdir(exist_ok=True)
     client = demo.open()
-    save(client.show(demo.CENTER, bbox_size=(384, 384, 1)), "show.png")
-    save(client.show(demo.CENTER, bbox_size=(256, 256, 48), n=6), "contact-sheet.png")
-    save(client.orthoviews(demo.CENTER, bbox_size=(384, 384, 48)), "orthoviews.png")
+    save(client.show(demo.CENTER, bbox_size=(384, 384, 1)), "show.jpg")
+    save(client.show(demo.CENTER, bbox_size=(256, 256, 48), n=6), "contact-sheet.jpg")
+    save(client.orthoviews(demo.CENTER, bbox_size=(384, 384, 48)), "orthoviews.jpg")
     with tempfile.TemporaryDirectory() as folder:
         result = demo.run_cave_demo(Path(folder), lambda text: None, cluster=None)
-        (PICTURES / "before-and-after.png").write_bytes(result.picture.read_bytes())
+        small(Image.open(result.picture), "before-and-after.jpg")
 
 
 def save(figure: matplotlib.figure.Figure, name: str) -> None:
-    """Write a figure of a few hundred kilobytes at most."""
-    figure.savefig(PICTURES / name, dpi=100, bbox_inches="tight")
+    """Write a figure."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=100, bbox_inches="tight")
+    small(Image.open(content), name)
+
+
+def small(picture: Image.Image, name: str) -> None:
+    """Write a picture as JPEG: imagery is noise to PNG."""
+    picture.convert("RGB").save(PICTURES / name, quality=85, optimize=True)
 
 
 if __name__ == "__main__":
