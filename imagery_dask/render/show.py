@@ -36,6 +36,8 @@ LEGEND_MOST = 8
 # Sizes in inches: of one panel, of each of several, of a legend beside them.
 INCHES, SMALL, LEGEND_INCHES = 6.0, 2.4, 1.9
 DPI = 110
+# Where a legend is.
+BESIDE: dict[str, Any] = {"bbox_to_anchor": (1.01, 1), "loc": "upper left", "borderaxespad": 0}
 # Part of a panel's width that a scale bar has at most.
 BAR_SHARE = 0.25
 
@@ -156,7 +158,7 @@ def show_planes(
     if ax is not None:
         _draw(ax, cut[0], look, colors, window)
         ax.set_title(cut[0].title(nm), fontsize=10)
-        _legend(ax, colors, look, bbox_to_anchor=(1.01, 1), loc="upper left", borderaxespad=0)
+        _legend(ax, colors, look, **BESIDE)
         return None
     single = len(cut) == 1
     columns = math.ceil(math.sqrt(len(cut)))
@@ -165,14 +167,17 @@ def show_planes(
     side = INCHES if single else SMALL
     tall = side * min(max((bottom - top) / (right - left), 0.2), 3.0)
     beside = LEGEND_INCHES if look.lists(len(colors)) else 0.0
-    figure = Picture(figsize=(side * columns + beside, (tall + 0.3) * rows), dpi=DPI, layout="constrained")
+    figure = Picture(figsize=(side * columns + beside, (tall + 0.3) * rows), dpi=DPI, layout="compressed")
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for place, (panel, plane) in enumerate(zip(panels, cut, strict=False)):
         _draw(panel, plane, look, colors, window, axes=single, scale_bar=place == 0)
         panel.set_title(plane.title(nm), fontsize=10 if single else 8)
     for panel in panels[len(cut) :]:
         panel.set_axis_off()
-    _legend(figure, colors, look, loc="outside right upper")
+    if single:
+        _legend(panels[0], colors, look, **BESIDE)
+    else:  # not of one panel, which would be narrower than the others
+        _legend(figure, colors, look, loc="outside right upper")
     return figure
 
 

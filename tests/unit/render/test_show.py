@@ -93,8 +93,9 @@ def test_objects_are_drawn_over_imagery() -> None:
     ):
         figure = show_planes(grey, labels, GRID, look=look)
         assert [pixel(figure, figure.axes[0], nm) for nm in (at, middle)] == [list(edge), list(inner)]
-        assert [text.get_text() for text in figure.legends[0].get_texts()] == [str(ROOT)]
-    assert not show_planes(grey, labels, GRID, look=Look(legend=False)).legends
+        assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [str(ROOT)]
+    assert show_planes(grey, labels, GRID, look=Look(legend=False)).axes[0].get_legend() is None
+    assert len(show_planes(grey, labels, GRID, planes=[0, 1]).legends) == 1
     assert show_planes(None, labels, GRID).axes
 
 
@@ -126,6 +127,18 @@ def test_three_channels_are_colors_and_other_numbers_show_the_first() -> None:
     assert pixel(figure, figure.axes[0], nm) == [0, 200, 0]
     figure = show_planes(color[..., 1:], None, GRID)
     assert pixel(figure, figure.axes[0], nm) == [200, 200, 200]
+
+
+@pytest.mark.parametrize("planes", [[1], [0, 1, 2]])
+def test_nothing_is_cut_off_at_the_edges_of_a_figure(planes: list[int]) -> None:
+    labels = np.full(GRID.shape, ROOT, np.uint64)
+    figure = show_planes(VOXELS, labels, GRID, planes=planes)
+    figure.savefig(io.BytesIO())
+    used = figure.get_tightbbox()
+    assert used.x0 >= 0
+    assert used.y0 >= 0
+    assert used.x1 <= figure.get_figwidth()
+    assert used.y1 <= figure.get_figheight()
 
 
 def test_a_figure_is_a_picture_in_jupyter_and_draws_into_given_axes() -> None:
