@@ -72,7 +72,7 @@ class View:
         self.url = f"{self._server.server_url}/v/{self.viewer.token}/"
         self._server.add(self.viewer, served)
         for number, layer in enumerate(served):
-            state["layers"][number]["source"] = layer.source(self.data_url(number))
+            state["layers"][number] |= {"source": layer.source(self.data_url(number)), **layer.display()}
         self.viewer.set_state(state)
         # The callback is called within a lock of the state.
         self.viewer.shared_state.add_changed_callback(

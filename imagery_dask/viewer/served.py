@@ -36,6 +36,13 @@ __all__ = ["Answer", "Served", "ServedLevel", "ServedVolume", "volume_of_layer",
 CHUNK_NAME = re.compile(r"(\d+)/(-?\d+)-(-?\d+)_(-?\d+)-(-?\d+)_(-?\d+)-(-?\d+)")
 #: Most bytes of a chunk of an array, whose own chunks may be those of a cluster's tasks.
 CHUNK_BYTES = 2**22
+#: Percentiles that are shown black and white.
+CONTRAST = (0.1, 99.9)
+RGB = """#uicontrol invlerp normalized
+void main() {
+  emitRGB(vec3(normalized(getDataValue(0)), normalized(getDataValue(1)), normalized(getDataValue(2))));
+}
+"""
 # What Neuroglancer shows of each data type that it does not have.
 SHOWN_AS = {"bool": "uint8", "float16": "float32", "float64": "float32"}
 SIGNED = {"int8": "uint8", "int16": "uint16", "int32": "uint32", "int64": "uint64"}
@@ -83,6 +90,9 @@ class Served(Protocol):
 
     def source(self, url: str) -> str | JsonObject:
         """Return the source of the layer in the viewer's state, if its files are at a URL."""
+
+    def display(self) -> JsonObject:
+        """Return further settings of the layer, such as the range of its contrast."""
 
     def get(self, path: str, first: int | None = None, stop: int | None = None) -> Answer | None:
         """Return a file, or the bytes from `first` to `stop`, or None if there is no such file.
@@ -175,6 +185,27 @@ class ServedVolume:
         matrix = [[*(float(row == column) for column in range(3)), self.shift[row]] for row in range(3)]
         transform = {"matrix": matrix, "outputDimensions": dict(zip(AXES, scale, strict=True))}
         return {"url": address, "transform": transform}
+
+    def display(self) -> JsonObject:
+        """Return the shader of three channels, and the range of an image that is not of 8 bits.
+
+        The viewer shows the whole range of the data type by default, in which most 16-bit images are black. The range
+        is that of the chunk in the middle of the coarsest level, the only one that is read for it.
+        """
+        if self.kind == "segmentation":
+            return {}
+        shader = {"shader": RGB} if self.channels == 3 else {}
+        if self.dtype == "uint8":
+            return shader
+        level = self.levels[-1]
+        cell = (level.grid.shape // 2) // level.chunk * level.chunk
+        try:
+            voxels = level.read(level.grid.crop(cell, level.chunk.minimum(level.grid.shape - cell)))
+        except Exception:  # which the viewer meets when it asks for the chunk
+            return shader
+        finite = voxels[np.isfinite(voxels)]
+        low, high = np.percentile(finite, CONTRAST).tolist() if finite.size else (0.0, 0.0)
+        return shader | ({"shaderControls": {"normalized": {"range": [low, high]}}} if low < high else {})
 
     def info(self) -> JsonObject:
         """Return the volume's info."""

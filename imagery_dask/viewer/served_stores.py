@@ -72,6 +72,10 @@ class ServedStore:
         """Return the source of the viewer's layer, for files that are served at a URL."""
         return f"{url}/|zarr{self.zarr_format}:"
 
+    def display(self) -> JsonObject:
+        """Return nothing: the viewer reads what the store says of its display."""
+        return {}
+
     def get(self, path: str, first: int | None = None, stop: int | None = None) -> Answer | None:
         """Return a file, or the bytes from `first` (from the end, if negative) to `stop`; None if there is no file."""
         if any(part in ("", "..") for part in path.split("/")) or "\\" in path:

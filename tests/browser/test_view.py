@@ -75,9 +75,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         served += [replace(one, name=f"{name} {one.kind}") for one in stores_in(folder / f"{name}.zarr")]
     exported = dict(zip(("image_source", "segmentation_source"), found_in(folder / "export")[1], strict=True))
     served += [replace(one, name=f"export {one.kind}") for one in served_volumes(ImageryClient(**exported)._settings)]
-    served += layers_of({"lazy array": lazy})
+    deep = lazy.astype(np.uint16) * 16 + 2000
+    rgb = xr.DataArray(
+        np.stack([image, 255 - image, image // 2], -1), dims=("x", "y", "z", "channel"), coords=lazy.coords
+    )
+    served += layers_of({"lazy array": lazy, "16 bits": deep, "colors": rgb})
     expected = {one.name: ids if one.kind == "segmentation" else image for one in served}
     expected["lazy array"] = 255 - image
+    low, high = np.percentile(deep[40:80, 40:80, 10:20], (0.1, 99.9))  # of the chunk in the middle
+    expected["16 bits"] = (255 * ((deep.values - low) / (high - low)).clip(0, 1)).astype(np.uint8)
+    expected["colors"] = rgb.values
     with ExitStack() as stack:
         cave = make_world(folder / "cave", (256, 256, 32))
         server = stack.enter_context(CaveServer(cave))
@@ -100,7 +107,7 @@ def show(world: World, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
     """Move to a layer's voxels; return those of the picture, (row, column), and the picture of its selected half."""
     served = next(one for one in world.view._server.served[world.view.viewer.token] if one.name == name)
     grid, data = served.grid, world.expected[name]
-    middle = [n // 2 + 4 for n in data.shape]
+    middle = [n // 2 + 4 for n in data.shape[:3]]
     with world.view.viewer.txn() as state:
         state.dimensions = neuroglancer.CoordinateSpace(names="xyz", units="nm", scales=list(grid.resolution_nm))
         state.position = [a + m + 0.5 for a, m in zip(grid.start, middle, strict=True)]
@@ -109,7 +116,7 @@ def show(world: World, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
         state.layout, state.show_axis_lines, state.show_scale_bar = "xy", False, False
     # The middle of the panel, between two pixels, is that of the voxel.
     offsets = np.floor((np.arange(PIXELS) + 0.5 - PIXELS / 2) / PER_VOXEL + 0.5).astype(int)
-    plane = data[np.ix_(middle[0] + offsets, middle[1] + offsets, [middle[2]])][..., 0].T
+    plane = data[np.ix_(middle[0] + offsets, middle[1] + offsets, [middle[2]])][:, :, 0].swapaxes(0, 1)
     selected = np.unique(plane)[1::2].tolist() if served.kind == "segmentation" else []
     return plane, world.picture(name, selected)
 
@@ -117,11 +124,11 @@ def show(world: World, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
 NAMES = [f"{name}{kind}" for name in ("", "sharded ", "old ", "export ") for kind in ("image", "segmentation")]
 
 
-@pytest.mark.parametrize("name", [*NAMES, "lazy array", "at created", "at split_1"])
+@pytest.mark.parametrize("name", [*NAMES, "lazy array", "16 bits", "colors", "at created", "at split_1"])
 def test_the_plane_in_the_picture_is_that_of_the_volume(world: World, name: str) -> None:
     plane, picture = show(world, name)
     if plane.dtype == np.uint8:
-        expected = np.repeat(plane[..., None], 3, axis=-1).astype(int)
+        expected = (plane if plane.ndim == 3 else np.repeat(plane[..., None], 3, axis=-1)).astype(int)
     else:
         assert plane.max() > 2**53
         selected = np.isin(plane, np.unique(plane)[1::2])

@@ -37,6 +37,9 @@ class Files:
     def source(self, url: str) -> str:
         return f"precomputed://{url}"
 
+    def display(self) -> dict[str, Any]:
+        return {}
+
     def get(self, path: str, first: int | None = None, stop: int | None = None) -> Answer | None:
         self.asked.append((path, first, stop))
         if path == "refused":

@@ -167,6 +167,28 @@ def test_an_array_within_voxels_is_shown_at_its_place() -> None:
     }
 
 
+def test_the_range_of_an_image_is_that_of_one_chunk() -> None:
+    computed = []
+
+    def block(block_info: Any = None) -> Any:
+        computed.append(block_info[None]["chunk-location"])
+        return np.arange(16**3, dtype=np.float32).reshape(16, 16, 16) + 500
+
+    lazy = da.map_blocks(block, chunks=((16,) * 4,) * 3, dtype=np.float32, meta=np.empty((0, 0, 0), np.float32))
+    (volume,) = volumes_of_data(lazy, (8, 8, 40))
+    low, high = volume.display()["shaderControls"]["normalized"]["range"]
+    assert computed == [(2, 2, 2)]
+    assert 500 < low < 510 < 4580 < high < 500 + 16**3
+
+
+@pytest.mark.parametrize(
+    "data", [np.zeros((4, 4, 4), np.float32), np.full((4, 4, 4), np.nan), np.zeros((4, 4, 4), np.uint8)]
+)
+def test_images_without_contrast_keep_the_range_of_the_viewer(data: Any) -> None:
+    (volume,) = volumes_of_data(data, (8, 8, 40))
+    assert volume.display() == {}
+
+
 def test_an_array_without_a_place_is_refused() -> None:
     with pytest.raises(ValueError, match="no place in the world.*resolution_nm"):
         volumes_of_data(np.zeros((4, 4, 4), np.uint8))
