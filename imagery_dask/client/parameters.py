@@ -60,7 +60,7 @@ PROSE = {
     "outline": """outline : bool
     Draw outlines of objects rather than fill them.""",
     "alpha": """alpha : float, optional
-    Opacity of the colors, 0 to 1. By default 0.3 for filled objects, 1 for outlines.""",
+    Opacity of the colors, 0 to 1. By default 0.3 for filled objects, 1 for outlines and without imagery.""",
     "window": """window : tuple of 2 float, optional
     Voxel values that are black and white. By default 0 and 255 for 8-bit imagery; for other imagery those that leave
     out the darkest and the brightest 0.5% of the voxels shown.""",

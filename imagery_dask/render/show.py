@@ -51,7 +51,7 @@ class Look:
     outline : bool
         Draw outlines of objects rather than fill them.
     alpha : float, optional
-        Opacity of the colors, 0 to 1. By default 0.3 for filled objects, 1 for outlines.
+        Opacity of the colors, 0 to 1. By default 0.3 for filled objects, 1 for outlines and without imagery.
     width : int
         Width of outlines in voxels of the picture.
     window : tuple of 2 float, optional
@@ -245,7 +245,8 @@ def _draw(
     if plane.labels is not None:
         labels = plane.square_labels if look.outline else plane.labels
         style: Any = {"outline": look.outline, "merge_outline": False, "width": look.width, "side": "in"}
-        above = overlay_page(labels, colors=colors, alpha=look.opacity, **style)
+        alpha = LINE if look.alpha is None and plane.image is None else look.opacity
+        above = overlay_page(labels, colors=colors, alpha=alpha, **style)
         panel.imshow(above, extent=plane.extent)
     panel.set_aspect("equal")
     panel.set_xlim(*plane.extent[:2])

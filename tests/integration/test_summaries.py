@@ -7,8 +7,10 @@ import io
 import pickle
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -109,8 +111,13 @@ def test_ids_are_colored_in_a_thumbnail(server: FileServer) -> None:
 
 def test_public_sources_have_a_link_to_a_viewer(client: ImageryClient, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "open in Neuroglancer" not in client._repr_html_()
-    monkeypatch.setattr(ImageryClient, "neuroglancer_url", lambda *_, **options: "https://viewer/#!{}")
-    assert 'href="https://viewer/#!{}"' in client._repr_html_()
+    settings = client._settings
+    assert settings.image is not None
+    public = replace(settings.image, path="precomputed://https://host/em")
+    monkeypatch.setattr(client, "_settings", replace(settings, image=public, segmentation=None))
+    link = re.search(r'href="(https://[^"]+)"', client._repr_html_())
+    assert link is not None
+    assert "host/em" in unquote(link[1])
 
 
 def test_masks_say_what_they_are_and_read_nothing(client: ImageryClient, server: FileServer) -> None:
