@@ -11,14 +11,16 @@ blocks and slices them afterwards, unless it is one of `imagery_dask.arrays.expr
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 import sys
 import weakref
+from collections.abc import Sequence
 from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import uuid4
 
 import dask
@@ -35,7 +37,7 @@ from imagery_dask.arrays.cutout_array import CutoutArray
 from imagery_dask.arrays.origins import remember_source, source_of
 from imagery_dask.config import config
 from imagery_dask.geometry.block_plan import SPLIT_ABOVE
-from imagery_dask.geometry.grid import AXES, edge_at_or_after, source_span
+from imagery_dask.geometry.grid import AXES, VoxelGrid, edge_at_or_after, source_span
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.cutout import Cutout
 from imagery_dask.model.moments import describe_moment
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 __all__ = [
+    "Edges",
     "block_edges",
     "block_reads",
     "described",
@@ -53,9 +56,14 @@ __all__ = [
     "lazy_array",
     "lazy_block_edges",
     "lazy_dataarray",
+    "shared_block_edges",
 ]
 
 Chunks = tuple[tuple[int, ...], ...]
+# Edges of blocks along x, y, z, in voxels from the start of an array.
+Edges = tuple[list[int], list[int], list[int]]
+# Blocks of several volumes hold this many chunks along an axis at most, where fewer would cut chunks of another volume.
+MOST_UNITS = 4
 # Along an axis: volumes have thousands of blocks; bounds in a wrong unit give millions, all with an edge in memory.
 MOST_BLOCKS = 2**20
 Region = tuple[slice, ...]
@@ -156,7 +164,7 @@ def block_reads(array: da.Array, source: CutoutArray) -> list[Delayed]:
     return [Delayed(key, graph, layer=name) for key in tasks]
 
 
-def lazy_array(cutout: Cutout, *, squeeze: bool = True) -> da.Array:
+def lazy_array(cutout: Cutout, *, squeeze: bool = True, blocks: Edges | None = None) -> da.Array:
     """Dask array of a cutout.
 
     Parameters
@@ -165,17 +173,22 @@ def lazy_array(cutout: Cutout, *, squeeze: bool = True) -> da.Array:
         What to read.
     squeeze : bool
         Drop axes of length 1.
+    blocks : tuple of 3 lists of int, optional
+        Edges of the blocks along x, y, z, as of `shared_block_edges`.
 
     Returns
     -------
     dask.array.Array
-        Axes x, y, z and, where there are several, channels. Its blocks begin and end on storage chunks.
+        Axes x, y, z and, where there are several, channels. By default its blocks begin and end on storage chunks.
     """
     # Copying root ids to C order takes as long as finding them; images are looked at more, and joined by dask.
     source = CutoutArray(cutout, squeeze, "C" if cutout.query is None else "F")
-    edges = [*lazy_block_edges(cutout), [0, cutout.channels]]
+    own = lazy_block_edges(cutout)
+    edges = [*(own if blocks is None else blocks), [0, cutout.channels]]
     chunks = tuple(tuple(b - a for a, b in pairwise(edges[axis])) for axis in source.axes)
     name = _name_of(source)
+    if blocks is not None and blocks != own:  # the names of other blocks are others
+        name += f"-{tokenize(blocks)[:8]}"
     source = remember_source(name, source)
     meta = np.empty((0,) * source.ndim, dtype=source.dtype)
     array = da.from_array(source, chunks=chunks, name=name, asarray=False, inline_array=True, meta=meta)
@@ -199,22 +212,30 @@ def _name_of(source: CutoutArray) -> str:
     return f"{kind}-mip{cutout.mip.level}{moment}-{tokenize(source)}"
 
 
-def lazy_block_edges(cutout: Cutout) -> tuple[list[int], list[int], list[int]]:
+def lazy_block_edges(cutout: Cutout) -> Edges:
     """Return the edges of the blocks of a lazy array along x, y, z, in voxels from its start."""
     return block_edges(cutout, config.get("lazy.block_bytes"))
 
 
-def lazy_dataarray(cutout: Cutout, name: str) -> xr.DataArray:
+def lazy_dataarray(cutout: Cutout, name: str, blocks: Edges | None = None) -> xr.DataArray:
     """Return a cutout as an xarray object: dims x, y, z (and channel), coordinates of voxel centres in nm."""
-    target, array = cutout.target, lazy_array(cutout, squeeze=False)
+    target, array = cutout.target, lazy_array(cutout, squeeze=False, blocks=blocks)
     dims = (*AXES, "channel") if cutout.channels > 1 else AXES
     coords = {
-        axis: (axis, target.centres_nm(index), {"units": "nm", "long_name": f"voxel centre, {axis}"})
-        for index, axis in enumerate(AXES)
+        axis: (axis, target.centres_nm(index), {"units": "nm", "long_name": axis}) for index, axis in enumerate(AXES)
     }
     import xarray as xr
 
-    return xr.DataArray(array, dims=dims, coords=coords, attrs=described(cutout), name=name)
+    attributes = {"long_name": _long_name(cutout)} | described(cutout)
+    return xr.DataArray(array, dims=dims, coords=coords, attrs=attributes, name=name)
+
+
+def _long_name(cutout: Cutout) -> str:
+    """Return what voxels are, for labels of plots."""
+    query = cutout.query
+    if query is None:
+        return "segment id" if cutout.holds_ids else "intensity"
+    return "root id" if query.stop_layer is None else f"id at layer {query.stop_layer}"
 
 
 def described(cutout: Cutout) -> JsonObject:
@@ -235,29 +256,82 @@ def described(cutout: Cutout) -> JsonObject:
 # ---------------------------------------- edges of blocks
 
 
-def block_edges(cutout: Cutout, block_bytes: int) -> tuple[list[int], list[int], list[int]]:
+def shared_block_edges(cutouts: Sequence[Cutout]) -> Edges:
+    """Return edges of blocks that cutouts on one grid share, so that they can be computed together.
+
+    Along each axis, blocks are whole units of every cutout wherever there are such blocks of a few units, and otherwise
+    whole units of the cutout whose units are longest.
+    """
+    target, block_bytes = cutouts[0].target, config.get("lazy.block_bytes")
+    voxels = min(block_bytes // _voxel_bytes(cutout) for cutout in cutouts)
+    along = zip(*(_rulers(cutout, voxels) for cutout in cutouts), strict=True)
+    rulers = [functools.reduce(_common, of_axis) for of_axis in along]
+    return _edges_of(target, rulers, voxels)
+
+
+def block_edges(cutout: Cutout, block_bytes: int) -> Edges:
     """Edges of blocks along x, y, z, in target voxels from the cutout's start.
 
     Blocks are whole units (storage chunks, or graph chunks of them; doubled until a block holds `block_bytes`) wherever
     the cutout's border does not cut them, so that no two blocks read the same chunk or look up the same supervoxel.
     """
-    target = cutout.target
+    voxels = block_bytes // _voxel_bytes(cutout)
+    return _edges_of(cutout.target, _rulers(cutout, voxels), voxels)
+
+
+class _Ruler(NamedTuple):
+    """Where units of a cutout begin along an axis, in voxels of its source."""
+
+    #: A voxel at which a unit begins.
+    origin: int
+    #: Voxels of a unit, and of the whole volume.
+    unit: int
+    size: int
+    #: Voxels of the source in one of the target.
+    step: Fraction
+
+    @property
+    def length(self) -> Fraction:
+        """Length of a unit in voxels of the target."""
+        return self.unit / self.step
+
+
+def _rulers(cutout: Cutout, voxels: float) -> list[_Ruler]:
     source = cutout.mip.grid
-    steps = target.steps_from(source.resolution_nm)
-    # Where the target is coarser, a block's memory is that of its source voxels.
-    voxel_bytes = np.dtype(cutout.stored_dtype).itemsize * cutout.channels * max(1.0, float(steps.prod()))
-    voxels = block_bytes // voxel_bytes
-    unit = cutout.unit
+    steps, unit = cutout.target.steps_from(source.resolution_nm), cutout.unit
     if unit.prod() / steps.prod() > SPLIT_ABOVE * voxels:
         unit = cutout.mip.chunk_shape
-    shape = grow_block(unit, source.shape, steps, voxels)
+    return [_Ruler(*along) for along in zip(source.start, unit, source.shape, steps, strict=True)]
+
+
+def _common(one: _Ruler, other: _Ruler) -> _Ruler:
+    """Return a ruler whose units begin where units of both do, or else the one of longer units."""
+    long, short = (one, other) if one.length >= other.length else (other, one)
+    for count in range(1, MOST_UNITS + 1):
+        if (count * long.length) % short.length == 0:
+            for first in range(count):
+                origin = long.origin + first * long.unit
+                if (origin / long.step - short.origin / short.step) % short.length == 0:
+                    return long._replace(origin=origin, unit=count * long.unit)
+    return long
+
+
+def _voxel_bytes(cutout: Cutout) -> float:
+    """Return the bytes that a voxel of the result takes; where it is coarser, those of its source voxels."""
+    steps = cutout.target.steps_from(cutout.mip.grid.resolution_nm)
+    return np.dtype(cutout.stored_dtype).itemsize * cutout.channels * max(1.0, float(steps.prod()))
+
+
+def _edges_of(target: VoxelGrid, rulers: Sequence[_Ruler], voxels: float) -> Edges:
+    origins, units, sizes, steps = (Vec3.of(along) for along in zip(*rulers, strict=True))
+    shape = grow_block(units, sizes, steps, voxels)
     for axis, name in enumerate(AXES):
         if target.shape[axis] * steps[axis] / shape[axis] > MOST_BLOCKS:
             raise ValueError(
                 f"The cutout is {target.shape[axis]:,} voxels long along {name}; the volume has "
-                f"{source.shape[axis]:,} there. Check the bounds, and the resolution that they are given in."
+                f"{sizes[axis]:,} there. Check the bounds, and the resolution that they are given in."
             )
-    return target.start.map(_axis_edges, target.stop, source.start, shape, steps)
+    return target.start.map(_axis_edges, target.stop, origins, shape, steps)
 
 
 def grow_block(unit: Vec3[int], extent: Vec3[int], steps: Vec3[Fraction], voxels: float) -> Vec3[int]:

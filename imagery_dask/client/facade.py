@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from imagery_dask.arrays.guards import set_max_bytes
-from imagery_dask.arrays.lazy import lazy_array, lazy_dataarray
+from imagery_dask.arrays.lazy import lazy_array, lazy_dataarray, shared_block_edges
 from imagery_dask.arrays.masks import SegmentationMasks
 from imagery_dask.client.browsing import BrowsesPlanes
 from imagery_dask.client.cave_queries import StaleRoots, read_cave_client, version_moment
@@ -460,7 +460,7 @@ class ImageryClient(
         bbox_size: ArrayLike | None = None,
         resolution: ArrayLike | None = None,
         timestamp: Moment = None,
-        scale_to_bounds: bool | None = None,
+        scale_to_bounds: bool | None = False,
         convert_to_int64: bool = False,
         *,
         order: int = 0,
@@ -471,12 +471,15 @@ class ImageryClient(
         Parameters
         ----------
         {parameters}
+        scale_to_bounds : bool, optional
+            False (default) returns the voxels of the finer layer, as exports do. True resamples them to `resolution`;
+            None does so if no mip is given.
 
         Returns
         -------
         xarray.Dataset
-            Lazy variables ``image`` and ``segmentation`` with dims x, y, z, and voxel centers in nm as coordinates. A
-            client with one layer returns that variable only.
+            Lazy variables ``image`` and ``segmentation`` with dims x, y, z, in the same blocks, and voxel centers in nm
+            as coordinates. A client with one layer returns that variable only.
         """
         cutouts = self._settings.present(
             bounds, (image_mip, segmentation_mip), LabelRequest(root_ids, convert_to_int64, timestamp, stop_layer),
@@ -484,4 +487,5 @@ class ImageryClient(
         )  # fmt: skip
         import xarray as xr
 
-        return xr.Dataset({name: lazy_dataarray(cutout, name) for name, cutout in cutouts.items()})
+        blocks = shared_block_edges(list(cutouts.values()))
+        return xr.Dataset({name: lazy_dataarray(cutout, name, blocks) for name, cutout in cutouts.items()})

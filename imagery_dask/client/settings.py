@@ -326,7 +326,7 @@ def _default_resolution(resolution: object, image: Layer | None, segmentation: L
 def _nanometres(cutout: Cutout, resolution: Triple) -> str:
     """Say that bounds are in nm if that puts them into the volume, or else that their resolution may be another."""
     volume, target = cutout.mip.grid, cutout.target
-    # Voxels of the volume, were the numbers that stand for voxels of `resolution` nm.
+    # The numbers that were given, taken for nm, in voxels of the volume.
     per_voxel = Vec3.of(target.resolution_nm).map(
         lambda own, given, stored: own / given / stored, resolution, volume.resolution_nm
     )
