@@ -52,6 +52,12 @@ def test_public_names_of_the_package() -> None:
     assert all(hasattr(imagery_dask, name) for name in PUBLIC)
 
 
+def test_the_reference_has_every_public_name() -> None:
+    pages = Path(__file__).parents[2] / "docs" / "reference"
+    listed = (pages / "functions.md").read_text().partition("members:")[2]
+    assert ["ImageryClient", *re.findall(r"- (\w+)", listed)] == PUBLIC
+
+
 def test_public_names_of_the_client() -> None:
     own = {name for name in dir(ImageryClient) if not name.startswith("_")}
     assert own == METHODS | PROPERTIES
