@@ -23,6 +23,7 @@ from imagery_dask.testing.cave import CaveServer, make_world
 
 neuroglancer = pytest.importorskip("neuroglancer", reason="needs neuroglancer: pip install 'imagery_dask[browser]'")
 from browser import viewing  # noqa: E402 (which needs it too)
+from browser.clicking import Clicks  # noqa: E402
 
 from imagery_dask.client.viewing import served_volumes  # noqa: E402
 from imagery_dask.viewer.launch import launch, layers_of  # noqa: E402
@@ -41,8 +42,13 @@ class World:
 
     screen: Any
     view: Any
+    clicks: Clicks
     expected: dict[str, NDArray[Any]]
     folder: Path
+
+    def colored(self) -> set[int]:
+        """Return the objects of the segmentation that have a color."""
+        return set(self.view.viewer.state.layers["segmentation"].segment_colors)
 
     def picture(self, name: str, segments: list[int]) -> NDArray[np.uint8]:
         """Return the plane of one layer, (row, column, rgb)."""
@@ -95,12 +101,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             expected[f"at {edit}"] = dynamic.segmentation_volume(0, timestamp=cave.times[edit]).values
         view = stack.enter_context(launch(served, browser=False))
         try:
-            screen = stack.enter_context(viewing.page(view.viewer, view.url))
+            clicks = Clicks(view)
+            screen = stack.enter_context(viewing.page(view.viewer, clicks.url))
         except viewing.BrowserUnavailable as reason:
             pytest.skip(str(reason))
         with view.viewer.config_state.txn() as config:
             config.viewer_size = [PIXELS, PIXELS]
-        yield World(screen, view, expected, tmp_path_factory.mktemp("pictures"))
+        yield World(screen, view, clicks, expected, tmp_path_factory.mktemp("pictures"))
 
 
 def show(world: World, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -142,15 +149,26 @@ def test_an_edit_changes_the_picture(world: World) -> None:
     assert (world.expected["at created"] != world.expected["at split_1"]).any()
 
 
-def test_an_object_that_is_selected_in_the_viewer_has_our_color(world: World) -> None:
+@pytest.mark.long
+def test_a_double_click_selects_an_object_in_our_color(world: World) -> None:
     plane, _ = show(world, "segmentation")
-    one = int(plane[PIXELS // 2, PIXELS // 2]) or int(plane.max())
-    with world.view.viewer.txn() as state:  # as a double click does
-        state.layers["segmentation"].segments = [one]
-        state.layers["segmentation"].segment_colors = {}
-    deadline = time.monotonic() + 20
-    while not world.view.viewer.state.layers["segmentation"].segment_colors and time.monotonic() < deadline:
-        time.sleep(0.02)
+    with world.view.viewer.config_state.txn() as config:
+        config.viewer_size = None  # which would scale the panel
+    with world.view.viewer.txn() as state:
+        state.layers["segmentation"].segments, state.layers["segmentation"].segment_colors = [], {}
+    height, width, _ = world.screen.shown().shape
+    row, column = np.argwhere(plane > 0)[len(plane) * 20]
+    chosen = int(plane[row, column])
+    x, y = width // 2 - PIXELS // 2 + int(column), height // 2 - PIXELS // 2 + int(row)
+    assert chosen > 2**53
+    for _ in range(4):  # the viewer may not have drawn what is under the mouse
+        world.clicks.double_click(x, y)
+        deadline = time.monotonic() + 10
+        while not world.colored() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if world.colored():
+            break
+    assert world.colored() == {chosen}
+    assert chosen in world.view.root_ids
     picture = world.screen.shown()
-    color = picture[plane == one]
-    np.testing.assert_allclose(color, np.broadcast_to(colors_of(np.uint64([one]))[0], color.shape), atol=3)
+    np.testing.assert_allclose(picture[y, x], colors_of(np.array([chosen], np.uint64))[0], atol=TOLERANCE)
