@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from imagery_dask.cards import Card
 from imagery_dask.cluster import WAIT_S, connect
 from imagery_dask.errors import ImageryDaskError, MissingChunkError, SourceError, SourceGoneError
 from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.export.core.run_states import DAMAGED, StartedRun, plan_in
 from imagery_dask.export.core.store_metadata import damaged_metadata
 from imagery_dask.export.registry import export_of, run_at
+from imagery_dask.humanize import human_bytes, human_time
 from imagery_dask.records.lease import NoLease
 from imagery_dask.run import BlockTask, FailedBlock, Rules, RunReport, Written, run_blocks
 from imagery_dask.run.block import Chain
@@ -29,6 +31,8 @@ SOURCE_SHARE = 0.01
 SOURCE_LEAST = 4
 SOURCE_MOST = 1000
 SAMPLE_LEAST = 4
+# Blocks that the summary of a report names.
+NAMED_SHOWN = 5
 
 
 class DamagedBlockError(ImageryDaskError):
@@ -86,6 +90,30 @@ class VerifyReport:
     seconds: float = 0.0
     read_bytes: int = 0
     metadata: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return self._card().text()
+
+    def _repr_html_(self) -> str:
+        return self._card().html()
+
+    def _card(self) -> Card:
+        """Return the summary of the report."""
+        rows = [
+            ("blocks", f"{self.checked:,} of {self.blocks:,} read back; {self.unwritten:,} not written"),
+            ("from source", f"{self.from_source:,} of these made again from the source"),
+            ("read", f"{human_bytes(self.read_bytes)} uncompressed in {human_time(self.seconds)}"),
+        ]
+        found = [
+            (len(self.damaged), "blocks differ from what was written"),
+            (len(self.source_changed), "blocks for which the source gives other voxels now"),
+            (len(self.unread), "blocks that could not be read"),
+            (len(self.metadata), "metadata files are lost or differ"),
+        ]
+        problems = [f"{number:,} {what}." for number, what in found if number]
+        problems += [f"{block.name}: {block.reason}" for block in self.named[:NAMED_SHOWN]]
+        verdict = "as written" if self.ok else "incomplete" if not problems else "not as written"
+        return Card(f"VerifyReport: {verdict}", rows, problems=problems)
 
     @property
     def ok(self) -> bool:

@@ -21,6 +21,7 @@ from support.volumes import random_labels, smooth_image, write_volume
 
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.client import summaries
+from imagery_dask.export.verify import VerifyReport
 from imagery_dask.run.report import FailedBlock, RunReport
 
 SHAPE, CHUNKS = (96, 64, 32), (16, 16, 8)
@@ -142,3 +143,15 @@ def test_reports_and_plans_are_short(client: ImageryClient, tmp_path: Path, thre
     assert "7,995 more blocks failed" in repr(many)
     assert len(repr(many)) < 800
     assert "<b>reason" not in many._repr_html_()
+
+
+def test_a_verification_says_what_it_found() -> None:
+    good, bad = (
+        VerifyReport(10, 0, 4, 2),
+        VerifyReport(10, 0, 4, 2, damaged=[3], named=[FailedBlock("<z3>", "differs")]),
+    )
+    assert repr(good).startswith("VerifyReport: as written\n")
+    assert repr(VerifyReport(10, 6, 4)).startswith("VerifyReport: incomplete\n")
+    assert repr(bad).startswith("VerifyReport: not as written\n")
+    assert "Problem: <z3>: differs" in repr(bad)
+    assert "&lt;z3&gt;: differs" in bad._repr_html_()
