@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from support.volumes import coordinate_volume, downsample, random_labels, write_
 
 from imagery_dask import ImageryClient, to_precomputed, to_zarr
 from imagery_dask.cli import main
+from imagery_dask.sources.credentials import TOKEN_VARIABLE
 from imagery_dask.testing.cave import CaveServer, make_world
 
 pytest.importorskip("neuroglancer", reason="needs neuroglancer: pip install 'imagery_dask[browser]'")
@@ -112,11 +113,11 @@ def test_roots_at_a_moment(tmp_path: Path) -> None:
 
 
 @contextmanager
-def viewing(*arguments: Any) -> Iterator[str]:
+def viewing(*arguments: Any, env: Mapping[str, str] | None = None) -> Iterator[str]:
     """Run the command, yield the address that it prints, and stop it by Ctrl-C, after which it exits with 0."""
     command = [sys.executable, "-c", PROGRAM, "view", "--no-browser", *map(str, arguments)]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(), bufsize=1
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(env), bufsize=1
     )
     try:
         line = process.stdout.readline()  # type: ignore[union-attr]
@@ -152,6 +153,23 @@ def test_the_command_serves_sources_and_exports(folder: Path) -> None:
             assert (part.status_code, part.content) == (206, array[-7:])
             assert part.headers["Content-Range"] == f"bytes {len(array) - 7}-{len(array) - 1}/{len(array)}"
         assert requests.get(f"{data_url}1/..%2f..%2fem/info", timeout=20).status_code == 404
+
+
+def test_the_command_serves_a_datastack_and_a_graph_at_a_moment(tmp_path: Path) -> None:
+    world = make_world(tmp_path)
+    moment = int(world.times["split_1"])
+    with CaveServer(world) as server:
+        client = ImageryClient(server.client(), timestamp=moment)
+        image, ids = client.image_volume().values, client.segmentation_volume().values
+        datastack = ("--datastack", server.datastack, "--server", server.url)
+        root = int(ids.max())
+        for what, number in ((datastack, 1), ([server.segmentation_source], 0)):
+            arguments = [*what, "--timestamp", moment, "--root-ids", root]
+            with viewing(*arguments, env={TOKEN_VARIABLE: server.tokens[0]}) as url:
+                data_url = url.replace("/v/", "/data/")
+                np.testing.assert_array_equal(opened(f"{data_url}{number}")[:][..., 0], ids)
+                if number:
+                    np.testing.assert_array_equal(opened(f"{data_url}0")[:][..., 0], image)
 
 
 @pytest.mark.parametrize(
