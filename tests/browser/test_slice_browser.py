@@ -86,6 +86,12 @@ def expected(widget: Any, z: int, opacity: float) -> Any:
     return np.swapaxes(mixed, 0, 1)
 
 
+def click(page: WidgetPage, column: int, row: int, z: int) -> dict[str, Any]:
+    """Click on a voxel of the plane that is shown, and return what is read when the answer has come."""
+    wanted = f'root.textContent.includes("{OFFSET[0] + column}, {OFFSET[1] + row}, {OFFSET[2] + z}")'
+    return dict(page.run(CLICK % (column, row, wanted)))
+
+
 def picture(shown: dict[str, Any]) -> Any:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(shown["png"].partition(",")[2]))).convert("RGB"), float)
 
@@ -122,8 +128,7 @@ def test_a_click_shows_id_and_position(opened: tuple[Any, WidgetPage]) -> None:
     page.run(SLIDE % ([5], [5]))
     found = {(17, 11), (0, 0), (59, 39), tuple(np.argwhere(IDS[..., 5] > 2**63)[0].tolist())}
     for column, row in sorted(found):
-        wanted = f'root.textContent.includes("{OFFSET[0] + column}, {OFFSET[1] + row}, {OFFSET[2] + 5}")'
-        clicked = page.run(CLICK % (column, row, wanted))
+        clicked = click(page, column, row, 5)
         voxel = (OFFSET[0] + column, OFFSET[1] + row, OFFSET[2] + 5)
         nm = [(at + 0.5) * size for at, size in zip(voxel, (8, 8, 40), strict=True)]
         assert clicked["texts"] == {
@@ -138,7 +143,8 @@ def test_a_click_shows_id_and_position(opened: tuple[Any, WidgetPage]) -> None:
 
 def test_ids_are_copied(opened: tuple[Any, WidgetPage]) -> None:
     _, page = opened
-    page.run(CLICK % (17, 11, "true"))
+    page.run(SLIDE % ([5], [5]))
+    click(page, 17, 11, 5)
     copied = page.run("""
         let text;
         Object.defineProperty(navigator, "clipboard", { value: { writeText: async (given) => { text = given; } } });
