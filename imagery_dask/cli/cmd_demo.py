@@ -18,7 +18,13 @@ __all__ = ["demo"]
 )
 @click.option("--cave", is_flag=True, help="Show a dynamic segmentation at two timestamps instead.")
 def demo(out: Path, cave: bool) -> None:
-    """Make a small EM-like volume, export it to OME-Zarr on a local cluster, and write pictures of it."""
+    r"""Make a small EM-like volume, export it to OME-Zarr on a local cluster, and write pictures of it.
+
+    \b
+    Examples:
+      imagery-dask demo
+      imagery-dask demo --cave --out cave-demo
+    """
     if cave:
         _cave_demo(out)
         return

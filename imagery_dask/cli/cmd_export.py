@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from imagery_dask.annotations import Keywords
+from imagery_dask.cli.files.config_files import FORMAT, defaults_of, keep_config, read_config
+from imagery_dask.cli.files.region_files import read_regions
 from imagery_dask.cli.formats import FORMATS, Format
 from imagery_dask.cli.param_types import PartType
 from imagery_dask.cli.run_flags import RUN_OPTIONS, run, run_options
@@ -17,25 +20,49 @@ if TYPE_CHECKING:
 __all__ = ["export", "planned"]
 
 
+REGIONS = click.option(
+    "--regions", metavar="FILE",
+    help="Instead of --bounds: a CSV file with columns name,x0,y0,z0,x1,y1,z1, or bounds by name in JSON. Each region "
+         "is exported to OUT/NAME.",
+)  # fmt: skip
+
+
 @click.group(invoke_without_command=True)
 @click.option("--plan", "plan_file", metavar="FILE|OUT",
               help="Run a plan saved by imagery-dask plan, or resume OUT with the plan stored beside it.")  # fmt: skip
 @click.option("--part", "part", type=PartType(),
               help="Write only part I of N of a plan. The part that ends last completes the store.")  # fmt: skip
+@click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
+              help="Run the export whose format, OUT and options a YAML or JSON file has.")  # fmt: skip
 @run_options
 @click.pass_context
-def export(context: click.Context, /, plan_file: str | None, part: Part | None, **options: object) -> None:
-    """Write a region of imagery and segmentation.
+def export(
+    context: click.Context, /, plan_file: str | None, part: Part | None, config_file: str | None, **options: Any
+) -> None:
+    r"""Write a region of imagery and segmentation.
 
     Run the same command again to resume an interrupted export. If the export is complete, nothing is done.
 
     With --plan FILE --part I/N, independent jobs, such as those of a SLURM array, write one part each.
+
+    Each export writes config.yaml among its records, OUT.receipts: with --config FILE, it is run again.
+
+    \b
+    Examples:
+      imagery-dask export zarr OUT.zarr --image-source gs://bucket/em --bounds 0 0 0 512 512 64
+      imagery-dask export --config OUT.zarr.receipts/config.yaml
+      imagery-dask export --plan plan.json --part 3/8
     """
     if context.invoked_subcommand is not None:
         default = click.core.ParameterSource.DEFAULT
         given = [name for name in options if context.get_parameter_source(name) is not default]
-        if plan_file is not None or part is not None or given:
+        if plan_file is not None or part is not None or config_file is not None or given:
             raise click.UsageError(f"Options must come after {context.invoked_subcommand!r}; --plan excludes it.")
+        return
+    if config_file is not None:
+        if plan_file is not None or part is not None:
+            raise click.UsageError("--config and --plan exclude each other: a plan has the options of its export.")
+        _run_config(context, config_file, options)
         return
     if plan_file is None and part is not None:
         raise click.UsageError("--part needs a plan: imagery-dask export --plan FILE --part I/N.")
@@ -61,12 +88,42 @@ def planned(plan_file: str) -> ExportPlan:
     return plan
 
 
-def _command(form: Format) -> click.Command:
-    def callback(out: str, **options: object) -> None:
-        run_keywords = {name: options[name] for name in (*RUN_OPTIONS, "block_mib") if name in options}
-        run(lambda: form.build(out, options), out, **run_keywords)
+def _run_config(context: click.Context, config_file: str, options: Keywords) -> None:
+    """Run the export that a file describes; options given on the command line win."""
+    config = read_config(config_file)
+    name = config.values.get(FORMAT)
+    if name not in export.commands:
+        raise ValueError(f"{config_file}: {FORMAT!r} must be one of {', '.join(export.commands)}; got {name!r}.")
+    command = export.commands[str(name)]
+    default = click.core.ParameterSource.DEFAULT
+    given = {name: value for name, value in options.items() if context.get_parameter_source(name) is not default}
+    values = defaults_of(config, command) | given
+    with command.make_context(command.name, [], parent=context, default_map=values) as own:
+        command.invoke(own)
 
-    return form.command(callback, run_options, form.text)
+
+def _is_given(context: click.Context, name: str) -> bool:
+    """Return True if an option is on the command line, which wins over one in a file."""
+    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+def _command(form: Format) -> click.Command:
+    def callback(out: str, regions: str | None, **options: Any) -> None:
+        context = click.get_current_context()
+        run_keywords = {name: options[name] for name in (*RUN_OPTIONS, "block_mib") if name in options}
+        if regions is None or _is_given(context, "bounds") > _is_given(context, "regions"):
+            run(lambda: form.build(out, options), out, lambda made: keep_config(context, made, out), **run_keywords)
+            return
+        if _is_given(context, "bounds"):
+            raise click.UsageError("--bounds and --regions exclude each other: a file of regions has the bounds.")
+        from imagery_dask.cli.region_runs import run_regions
+
+        run_regions(
+            form.build, out, read_regions(regions), options, run_keywords,
+            lambda made, out, box: keep_config(context, made, out, bounds=box),
+        )  # fmt: skip
+
+    return form.command(callback, lambda command: run_options(REGIONS(command)), form.text)
 
 
 for _form in FORMATS:

@@ -27,7 +27,14 @@ NARROW = 120
 def info(
     source: str | None, datastack: str | None, server: str | None, version: int | None, timestamp: str | None
 ) -> None:
-    """Show the mips of SOURCE or of a datastack's layers: resolution, shape, chunks, encoding, size."""
+    r"""Show the mips of SOURCE or of a datastack's layers: resolution, shape, chunks, encoding, size.
+
+    \b
+    Examples:
+      imagery-dask info gs://bucket/em
+      imagery-dask info https://host/segmentation
+      imagery-dask info --datastack minnie65_public --version 1300
+    """
     from imagery_dask.sources import open_volume
 
     if (source is None) == (datastack is None):

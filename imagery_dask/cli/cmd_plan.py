@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from inspect import cleandoc
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,9 +20,15 @@ __all__ = ["plan"]
 
 @click.group()
 def plan() -> None:
-    """Estimate what an export takes: blocks, bytes, requests, memory, time.
+    r"""Estimate what an export takes: blocks, bytes, requests, memory, time.
 
     Nothing is written to OUT. A few sample blocks are written to a temporary folder.
+
+    \b
+    Examples:
+      imagery-dask plan zarr OUT.zarr --image-source gs://bucket/em --bounds 0 0 0 4096 4096 512
+      imagery-dask plan precomputed OUT --config OUT.receipts/config.yaml --workers 100 --worker-memory 4GiB
+      imagery-dask plan png slices/em --image-source em --bounds 0 0 0 512 512 64 --save plan.json
     """
 
 
@@ -62,9 +69,15 @@ def _command(form: Format) -> click.Command:
             if save is not None:
                 click.echo(f"Run it with: imagery-dask export --plan {save}")
 
-    return form.command(
-        callback, _options, f"Plan the export that export {form.name} writes to {form.argument} with the same options."
-    )
+    return form.command(callback, _options, _text(form))
+
+
+def _text(form: Format) -> str:
+    """Return the help text of a format, with the examples of its export."""
+    _, _, examples = cleandoc(form.text).partition("\b\n")
+    examples = examples.replace("imagery-dask export", "imagery-dask plan").replace(" --cluster cluster.yaml", "")
+    text = f"Plan the export that export {form.name} writes to {form.argument} with the same options."
+    return f"{text}\n\n\b\n{examples}"
 
 
 for _form in FORMATS:

@@ -33,13 +33,19 @@ WHAT_NEXT = {
 @click.option("--watch", type=click.FloatRange(min=0.1), metavar="SECONDS",
               help="Print again at this interval while the export is running or its job is queued.")  # fmt: skip
 def status(out: str, as_json: bool, watch: float | None) -> None:
-    """Show the progress of the exports at OUT.
+    r"""Show the progress of the exports at OUT.
 
     OUT is a store, a volume, or a prefix of slices. Only its records are read.
 
     The state is running, interrupted, failed (blocks failed, and no process is running), damaged (verify found blocks
     that differ from what was written) or complete. The exit code is 0 for every state, and 2 if there is no export;
     scripts read the state from --json.
+
+    \b
+    Examples:
+      imagery-dask status OUT.zarr
+      imagery-dask status s3://bucket/OUT.zarr --watch 10
+      imagery-dask status slices/em --json
     """
     from imagery_dask.export.reports.status import drivers_of, status_of
     from imagery_dask.serialization import to_json

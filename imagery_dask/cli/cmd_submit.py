@@ -28,10 +28,16 @@ __all__ = ["submit"]
 @click.option("--dry-run", is_flag=True, help="Print the driver's script instead of submitting it.")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="EXPORT...")
 def submit(cluster: str | None, dry_run: bool, arguments: tuple[str, ...]) -> None:
-    """Run an export in a job of a batch system, which submits the jobs of its workers.
+    r"""Run an export in a job of a batch system, which submits the jobs of its workers.
 
     EXPORT is the arguments of imagery-dask export: zarr OUT ..., or --plan FILE. The job id is printed; imagery-dask
     status OUT shows the progress. The cluster's nodes must be able to submit jobs.
+
+    \b
+    Examples:
+      imagery-dask submit --cluster slurm.yaml zarr OUT.zarr --image-source em --bounds 0 0 0 4096 4096 512
+      imagery-dask submit --cluster slurm.yaml zarr OUT.zarr --config config.yaml
+      imagery-dask submit --cluster slurm.yaml --dry-run -- --plan plan.json
     """
     from imagery_dask.cluster import driver_script, load_cluster_file, submit_driver
     from imagery_dask.export.execution.resume import refuse_occupied
@@ -92,6 +98,8 @@ def _export(arguments: Sequence[str]) -> tuple[Export, RunOptions]:
     options = command.make_context(f"imagery-dask export {form.name if form else ''}".rstrip(), list(rest)).params
     run_keywords = {name: options[name] for name in (*RUN_OPTIONS, "block_mib") if name in options}
     if form is not None:
+        if options["regions"] is not None:
+            raise click.UsageError("submit runs one export; submit each region of --regions with its --bounds.")
         return form.build(options["out"], options), run_options_of(**run_keywords)
     if options["plan_file"] is None:
         names = ", ".join(form.name for form in FORMATS)

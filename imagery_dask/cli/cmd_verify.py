@@ -39,10 +39,16 @@ def verify(
     wait: float,
     retire_before: float | None,
 ) -> None:
-    """Read the export OUT back and compare it with its receipts.
+    r"""Read the export OUT back and compare it with its receipts.
 
     Lists the blocks whose bytes have changed or whose chunks or files are missing. The exit code is 1 if there are
     such blocks, or if blocks are not written yet.
+
+    \b
+    Examples:
+      imagery-dask verify OUT.zarr
+      imagery-dask verify OUT.zarr --all --no-source --workers 8
+      imagery-dask verify s3://bucket/OUT --sample 5% --cluster cluster.yaml
     """
     from imagery_dask.export.verify import verify_export
 

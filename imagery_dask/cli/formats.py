@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 import click
 
 from imagery_dask.annotations import Keywords
+from imagery_dask.cli.files.config_files import config_option
 from imagery_dask.cli.param_types import ColorsType, LevelsType, ShapeType, WindowType
 from imagery_dask.cli.region_flags import REGION_OPTIONS, region_dataset, region_options, same_moment
+from imagery_dask.cli.run_flags import RUN_OPTIONS
 from imagery_dask.export.core.writer_arguments import Flag, flags_of
 from imagery_dask.export.images.image_options import ImageOptions
 from imagery_dask.export.precomputed.precomputed_options import PrecomputedOptions
@@ -26,6 +28,8 @@ Given = Keywords
 Decorator = Callable[[Any], Any]
 Options = TypeVar("Options")
 
+# Options of exports that plans do not have, as a file of options names them.
+OF_EXPORTS = ("regions", *(name.replace("_", "-") for name in RUN_OPTIONS))
 SYNTAX: dict[str, Callable[..., click.ParamType[Any]]] = {
     "shape": ShapeType, "levels": LevelsType, "window": WindowType, "colors": ColorsType,
 }  # fmt: skip
@@ -60,7 +64,9 @@ class Format:
         run = shared_flags(run)
         for option in reversed([*_click_options(self.options), *self.extra_flags]):
             run = option(run)
-        return click.command(self.name, help=text)(click.argument("out", metavar=self.argument)(region_options(run)))
+        return click.command(self.name, help=text)(
+            click.argument("out", metavar=self.argument)(config_option(region_options(run), OF_EXPORTS))
+        )
 
 
 # ------------------------------------------------------------------------------------------- flags from fields and back
@@ -134,6 +140,9 @@ def _words(kind: object, default: object) -> dict[Any, Any]:
 
 def _region(out: str, given: Given) -> Any:
     region = {name: given.pop(name) for name in REGION_OPTIONS}
+    if not region["bounds"]:
+        context = click.get_current_context(silent=True)
+        raise click.UsageError("Missing option '--bounds' (or, of an export, '--regions').", context)
     if not given.get("overwrite"):
         region = same_moment(out, region)
     return region_dataset(**region)
@@ -174,7 +183,16 @@ FORMATS = (
 
         A segmentation alone goes to the root.
 
-        Both are written on the grid of the finer of the two at the mips that are read.""",
+        Both are written on the grid of the finer of the two at the mips that are read.
+
+        \b
+        Examples:
+          imagery-dask export zarr OUT.zarr --image-source gs://bucket/em --bounds 0 0 0 512 512 64
+          imagery-dask export zarr OUT.zarr --image-source em --segmentation-source seg --bounds 0 0 0 512 512 64 \\
+              --levels auto --root-ids 864691135396580129,864691135396580130
+          imagery-dask export zarr OUT.zarr --segmentation-source seg --bounds 0 0 0 512 512 64 --relabel uint32
+          imagery-dask export zarr OUT.zarr --datastack minnie65_public --version 1300 \\
+              --bounds 120000 110000 20000 121024 111024 20064 --cluster cluster.yaml""",
         ZarrOptions,
         _zarr,
         (BLOCK_MIB,),
@@ -182,7 +200,13 @@ FORMATS = (
     Format(
         "precomputed",
         "OUT",
-        "Write a region as Neuroglancer precomputed to OUT; two layers, to OUT/image and OUT/segmentation.",
+        """Write a region as Neuroglancer precomputed to OUT; two layers, to OUT/image and OUT/segmentation.
+
+        \b
+        Examples:
+          imagery-dask export precomputed OUT --image-source gs://bucket/em --bounds 0 0 0 512 512 64
+          imagery-dask export precomputed s3://bucket/OUT --image-source em --bounds 0 0 0 512 512 64 --levels 3 \\
+              --image-encoding jpeg --quality 90""",
         PrecomputedOptions,
         _precomputed,
         (BLOCK_MIB,),
@@ -192,7 +216,13 @@ FORMATS = (
         "PREFIX",
         """Write each slice of a region as a picture file; PREFIX is a path or URL with the start of the file names.
 
-        If both sources are given, all pictures are on the grid of the finer of the two at the mips that are read.""",
+        If both sources are given, all pictures are on the grid of the finer of the two at the mips that are read.
+
+        \b
+        Examples:
+          imagery-dask export png slices/em --image-source gs://bucket/em --bounds 0 0 0 512 512 64
+          imagery-dask export png slices/em --image-source em --segmentation-source seg --bounds 0 0 0 512 512 64 \\
+              --what overlay --slice-axis z""",
         ImageOptions,
         _png,
     ),

@@ -15,6 +15,7 @@ INTERRUPTED = 130
 
 # First lines of the help texts of the commands, so that ``--help`` can list the commands without importing them.
 COMMANDS = {
+    "completion": "Print the script that completes commands and options in a shell.",
     "demo": "Make a small EM-like volume, export it to OME-Zarr on a local cluster, and write pictures of it.",
     "export": "Write a region of imagery and segmentation.",
     "info": "Show the mips of SOURCE or of a datastack's layers: resolution, shape, chunks, encoding, size.",

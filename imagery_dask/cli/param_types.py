@@ -192,7 +192,7 @@ class ColorsType(click.ParamType[Any]):
     ) -> dict[int, tuple[int, ...]]:
         """Return the colors in the file."""
         if isinstance(value, dict):
-            return value
+            return {int(root_id): tuple(color) for root_id, color in value.items()}
         try:
             lines = [line for line in Path(expanded_path(value)).read_text().splitlines() if line.strip()]
         except OSError as error:

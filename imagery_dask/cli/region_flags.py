@@ -15,7 +15,7 @@ from imagery_dask.humanize import human_share
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["REGION_OPTIONS", "region_dataset", "region_options", "same_moment"]
+__all__ = ["REGION_OPTIONS", "is_at_a_moment", "region_dataset", "region_options", "same_moment"]
 
 REGION_OPTIONS = (
     "image_source", "segmentation_source", "datastack", "server", "version", "timestamp", "stale_roots", "bounds",
@@ -31,7 +31,7 @@ OPTIONS = (
     cave_options,
     click.option("--stale-roots", type=click.Choice(["error", "warn"]), default="error", show_default=True,
                  help="If --root-ids were not valid at the timestamp: stop with an error, or warn and leave them out."),
-    click.option("--bounds", nargs=6, type=float, required=True, metavar="X0 Y0 Z0 X1 Y1 Z1",
+    click.option("--bounds", nargs=6, type=float, metavar="X0 Y0 Z0 X1 Y1 Z1",
                  help="Lower corner (inclusive) and upper corner (exclusive) of the region."),
     click.option("--resolution", nargs=3, type=float, metavar="RX RY RZ",
                  help="Resolution in which the bounds are given, nm per voxel."),
@@ -88,10 +88,15 @@ def region_dataset(
     return data
 
 
+def is_at_a_moment(region: Keywords) -> bool:
+    """Return True if a region shows the same state whenever it is read: it has a moment, or is not dynamic."""
+    dynamic = region["datastack"] is not None or "graphene://" in (region["segmentation_source"] or "")
+    return not dynamic or region["timestamp"] is not None or region["version"] is not None
+
+
 def same_moment(out: str, region: Keywords) -> Keywords:
     """Return the region with the timestamp of the existing export if it has none, since "now" changes between runs."""
-    dynamic = region["datastack"] is not None or "graphene://" in (region["segmentation_source"] or "")
-    if not dynamic or region["timestamp"] is not None or region["version"] is not None:
+    if is_at_a_moment(region):
         return region
     from imagery_dask.export.core.run_states import plan_in
     from imagery_dask.export.registry import run_at

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -16,6 +16,7 @@ from imagery_dask.cli.param_types import DurationType, MissingType
 from imagery_dask.errors import (
     BlockFailedError,
     ClusterLostError,
+    ImageryDaskError,
     SourceError,
     TargetBusyError,
     TargetFullError,
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 __all__ = [
     "RUN_OPTIONS",
     "cluster_options",
+    "SOME_BLOCKS_FAILED",
     "ended_as_interrupted",
+    "kept_in",
     "print_report",
     "run",
     "run_options_of",
@@ -93,7 +96,9 @@ def run_options(command: Command) -> Command:
     return command
 
 
-def run(export: Callable[[], Export], out: str, **options: Any) -> None:
+def run(
+    export: Callable[[], Export], out: str, keep: Callable[[Export], None] = lambda made: None, **options: Any
+) -> None:
     """Run an export and print its report; if it fails, exit with the exit code of the failure.
 
     Parameters
@@ -102,6 +107,8 @@ def run(export: Callable[[], Export], out: str, **options: Any) -> None:
         Function that makes the export.
     out : str
         Target of the export, as given on the command line.
+    keep : callable
+        Writes down how the export was called; see `kept_in`.
     **options
         Keywords of `run_options_of`.
     """
@@ -109,7 +116,7 @@ def run(export: Callable[[], Export], out: str, **options: Any) -> None:
 
     built = export()
     try:
-        with ended_as_interrupted():
+        with ended_as_interrupted(), kept_in(built, keep):
             made = execute(built, run_options_of(**options))
     except BlockFailedError as error:
         print_report(error.report, out)
@@ -150,6 +157,16 @@ def run_options_of(
         overwrite=overwrite, repair=repair, redo_missing=redo_missing, plan=plan, part=part, max_missing=max_missing,
         max_requests=max_requests, report=report, block_mib=block_mib,
     )  # fmt: skip
+
+
+@contextmanager
+def kept_in(export: Export, keep: Callable[[Export], None]) -> Iterator[None]:
+    """Call ``keep(export)`` when its run ends, also after a failure; that it cannot be kept is no failure."""
+    try:
+        yield
+    finally:
+        with suppress(OSError, ValueError, ImageryDaskError):
+            keep(export)
 
 
 @contextmanager

@@ -60,11 +60,20 @@ def close_word(name: str, known: Collection[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def read_lines(path: Path) -> Lines:
+def read_lines(
+    path: Path, expected: str = "it must have a key 'cluster' with the name of a cluster class (see cluster_configs/)"
+) -> Lines:
     """Read a YAML file whose top level is a mapping.
 
     Scalars follow YAML 1.2, so that ``12:00:00`` is text. As in YAML 1.1, ``yes``, ``no``, ``on`` and ``off`` are
     booleans.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file.
+    expected : str
+        What a file must have, for the error of one that is no mapping.
 
     Raises
     ------
@@ -86,10 +95,7 @@ def read_lines(path: Path) -> Lines:
         if content is None:
             return Lines(path, 1, {}, {}, {}, {})
         if not isinstance(content, _Mapping):
-            raise ValueError(
-                f"{path}, line 1: the file is not a mapping; it must have a key 'cluster' with the name of a cluster "
-                "class (see cluster_configs/)."
-            )
+            raise ValueError(f"{path}, line 1: the file is not a mapping; {expected}.")
         return _lines(path, content)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

@@ -1,0 +1,221 @@
+"""``--config`` and ``--regions``: files that hold the arguments of exports, and exports of several boxes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from distributed import LocalCluster
+from support.http_server import FileServer
+from support.streams import without_dashboard
+from support.volumes import coordinate_volume, random_labels, write_volume
+
+from imagery_dask.cli import main
+from imagery_dask.cli.cmd_plan import plan
+from imagery_dask.export.core.run_states import plan_in
+from imagery_dask.export.registry import run_at
+
+SHAPE = (64, 48, 32)
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address="127.0.0.1:0"
+    ) as cluster:
+        yield cluster.scheduler_address
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("sources")
+    write_volume(folder / "em", coordinate_volume(SHAPE, dtype=np.uint8), compress=False)
+    write_volume(folder / "seg", random_labels(SHAPE, n=9), layer_type="segmentation", compress=False)
+    return ["--image-source", str(folder / "em"), "--segmentation-source", str(folder / "seg")]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setenv("COLUMNS", "160")
+        monkeypatch.setattr(sys, "argv", ["imagery-dask", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capfd.readouterr()
+        return int(stopped.value.code or 0), captured.out, without_dashboard(captured.err)
+
+    return call
+
+
+def fields(out: Path) -> Any:
+    return plan_in(run_at(str(out))).fingerprint_fields
+
+
+def level(out: Path, path: str = "0") -> Any:
+    return zarr.open_array(str(out), path=path, mode="r")[:].T
+
+
+def records(folder: Path) -> Path:
+    """Return the only records folder in a folder."""
+    (found,) = (path for path in folder.iterdir() if path.name.endswith(".receipts"))
+    return found
+
+
+IDS = [int(n) for n in np.unique(random_labels(SHAPE, n=9))[1:3]]
+WAYS = {
+    "zarr": ["--chunks", "16,16,16", "--levels", "2", "--shards", "none", "--root-ids", ",".join(map(str, IDS))],
+    "precomputed": ["--segmentation-encoding", "raw", "--levels", "source", "--image-kind", "image"],
+    "png": ["--what", "overlay", "--slice-axis", "y", "--max-missing", "50%"],
+}
+
+
+@pytest.mark.parametrize("form", WAYS)
+def test_an_export_is_run_again_by_its_config(
+    form: str, run: Run, sources: list[str], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [option for option in WAYS[form] if form != "precomputed" or option not in ("--levels", "source")]
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    options += ["--bounds", "0", "0", "0", "40", "40", "20", "--cluster", address]
+    code, _, error = run("export", form, "out", *sources, *options)  # relative, and in a folder of its own
+    assert (code, error) == (0, "")
+    config = records(tmp_path / "a") / "config.yaml"
+    before = fields(tmp_path / "a" / "out")
+    text = config.read_text()
+    copy = tmp_path / "config.yaml"
+    copy.write_text(text.replace(f"{tmp_path}/a/out", f"{tmp_path}/b/out"))
+    assert copy.read_text() != text
+    monkeypatch.chdir(tmp_path)
+    code, text, error = run("export", "--config", copy)
+    assert (code, error) == (0, "")
+    assert fields(tmp_path / "b" / "out") == before
+    again = (records(tmp_path / "b") / "config.yaml").read_text()
+    assert again == copy.read_text()
+    code, text, _ = run("export", "--config", copy)
+    assert "were written before; 0 were left to do" in text
+
+
+def test_the_command_line_wins(run: Run, sources: list[str], address: str, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    content = {
+        "export": "zarr", "out": str(tmp_path / "file.zarr"), "image_source": sources[1], "cluster": "tcp://nowhere:1",
+        "bounds": [[0, 0, 0], [32, 32, 16]], "chunks": [16, 16, 16], "overwrite": False,
+    }  # fmt: skip
+    config.write_text(json.dumps(content))
+    code, _, error = run("export", "--config", config, "--cluster", address)
+    assert (code, error) == (0, "")
+    assert zarr.open_array(str(tmp_path / "file.zarr"), path="0", mode="r").chunks == (16, 16, 16)
+    out = tmp_path / "line.zarr"
+    code, _, error = run("export", "zarr", out, "--config", config, "--cluster", address, "--chunks", "8,16,32")
+    assert (code, error) == (0, "")
+    assert zarr.open_array(str(out), path="0", mode="r").chunks == (16, 16, 8)
+    np.testing.assert_array_equal(level(out), coordinate_volume(SHAPE, dtype=np.uint8)[:32, :32, :16])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("export: zarr\nout: a\nlvels: 2\n", "line 3: unknown option 'lvels' (did you mean 'levels'?)"),
+        ("export: tif\nout: a\n", "'export' must be one of zarr, precomputed, png; got 'tif'"),
+        ("out: a\n", "'export' must be one of zarr, precomputed, png; got None"),
+        ("export: zarr\nout: a\noverwrite: 1\n", "line 3: overwrite must be true or false; got 1"),
+        ("export: zarr\nout: a\nlevels: true\n", "line 3: levels must be a value; got True"),
+        ("export: zarr\nout: a\nbounds: [1, 2]\n", "Invalid value for '--bounds': Takes 6 values but 2 were given"),
+        ("export: zarr\nout: a\nlevels: many\n", "Invalid value for '--levels'"),
+        ("export: zarr\nout: a\nimage-source: em\n", "Missing option '--bounds'"),
+        ("- zarr\n", "line 1: the file is not a mapping"),
+        ("export: zarr\nexport: png\n", "duplicate key 'export'"),
+    ],
+)
+def test_bad_files_are_refused_by_name(content: str, message: str, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    code, _, error = run("export", "--config", tmp_path / "config.yaml")
+    assert code == 2
+    assert message in error
+
+
+def test_a_file_of_another_format_is_refused(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("export: png\n")
+    code, _, error = run("export", "zarr", "out", "--config", tmp_path / "config.yaml")
+    assert (code, "options of 'png', and this is an export to zarr" in error) == (2, True)
+
+
+def test_secrets_are_left_out(run: Run, sources: list[str], address: str, tmp_path: Path) -> None:
+    with FileServer(Path(sources[1]).parent) as server:
+        source = f"{server.url}/em?token=hush".replace("http://", "precomputed://http://")
+        out = tmp_path / "out.zarr"
+        code, _, error = run("export", "zarr", out, "--image-source", source, "--bounds", 0, 0, 0, 16, 16, 16,
+                             "--cluster", address)  # fmt: skip
+    assert (code, error) == (0, "")
+    text = (tmp_path / "out.zarr.receipts" / "config.yaml").read_text()
+    assert "hush" not in text
+    assert f"{server.url}/em" in text
+
+
+def test_plan_takes_the_config_of_an_export(tmp_path: Path) -> None:
+    content = "image-source: em\nbounds: 0 0 0 32 32 16\ncluster: a.yaml\nretire-before: 5m\n"
+    (tmp_path / "config.yaml").write_text(content)
+    context = plan.commands["zarr"].make_context("zarr", ["out", "--config", str(tmp_path / "config.yaml")])
+    assert (context.params["image_source"], context.params["bounds"]) == ("em", (0, 0, 0, 32, 32, 16))
+
+
+# ------------------------------------------------------------------------------------------------------------- regions
+
+CSV = "name,x0,y0,z0,x1,y1,z1\na,0,0,0,20,16,8\nb-2,32,16,8,64,48,32\n"
+
+
+def test_each_region_is_an_export_of_its_own(run: Run, sources: list[str], address: str, tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text(CSV)
+    out = tmp_path / "out"
+    options = ["--regions", tmp_path / "r.csv", "--cluster", address, "--report", tmp_path / "report.html"]
+    code, text, error = run("export", "zarr", out, *sources, *options)
+    assert (code, error) == (0, "")
+    assert f"{out}: 2 of 2 regions are complete" in text
+    image, ids = coordinate_volume(SHAPE, dtype=np.uint8), random_labels(SHAPE, n=9)
+    for name, part in (("a", np.s_[:20, :16, :8]), ("b-2", np.s_[32:, 16:, 8:])):
+        np.testing.assert_array_equal(level(out / name), image[part])
+        np.testing.assert_array_equal(level(out / name, "labels/segmentation/0"), ids[part])
+        assert "regions" not in (out / f"{name}.receipts" / "config.yaml").read_text()
+        assert (tmp_path / f"report-{name}.html").exists()
+    code, text, _ = run("export", "zarr", out, *sources, *options)
+    assert (code, text.count("0 were left to do")) == (0, 2)
+
+
+def test_a_region_that_fails_does_not_stop_the_others(
+    run: Run, sources: list[str], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seg = tmp_path / "seg"
+    shutil.copytree(sources[3], seg)
+    (chunk,) = seg.glob("*/0-32_0-32_0-16")
+    kept = chunk.read_bytes()
+    chunk.write_bytes(kept[:100])
+    (tmp_path / "r.csv").write_text(CSV)
+    arguments = ["--segmentation-source", seg, "--regions", tmp_path / "r.csv", "--cluster", address]
+    code, text, error = run("export", "zarr", tmp_path / "out", *arguments)
+    assert code == 1
+    assert "1 of 2 regions are complete" in text
+    assert "Failed: a. Run the same command again to resume." in error
+    chunk.write_bytes(kept)
+    code, text, error = run("export", "zarr", tmp_path / "out", *arguments)
+    assert (code, "2 of 2 regions are complete" in text) == (0, True)
+    np.testing.assert_array_equal(level(tmp_path / "out" / "a"), random_labels(SHAPE, n=9)[:20, :16, :8])
+
+
+def test_regions_are_checked_before_the_first_one_runs(
+    run: Run, sources: list[str], address: str, tmp_path: Path
+) -> None:
+    (tmp_path / "r.json").write_text(json.dumps({"a": [[0, 0, 0], [20, 16, 8]], "far": [[900, 0, 0], [999, 9, 9]]}))
+    arguments = [*sources, "--regions", tmp_path / "r.json", "--cluster", address]
+    code, _, error = run("export", "zarr", tmp_path / "out", *arguments)
+    assert (code, "lie outside" in error) == (2, True)
+    assert not (tmp_path / "out").exists()
+    code, _, error = run("export", "zarr", tmp_path / "out", *arguments, "--bounds", 0, 0, 0, 9, 9, 9)
+    assert (code, "exclude each other" in error) == (2, True)
