@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from imagery_dask.render.overlays import composite_overlay
     from imagery_dask.render.save import save_image_slices
     from imagery_dask.viewer.links import bounds_from_neuroglancer
+    from imagery_dask.xarrays.opened import open_export
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -39,6 +40,7 @@ else:
             "imagery_dask.render.overlays": ["composite_overlay"],
             "imagery_dask.render.save": ["save_image_slices"],
             "imagery_dask.viewer.links": ["bounds_from_neuroglancer"],
+            "imagery_dask.xarrays.opened": ["open_export"],
         },
         modules=["composite", "demo", "sampling"],
     )
@@ -48,6 +50,7 @@ __all__ = [
     "bounds_from_center",
     "bounds_from_neuroglancer",
     "composite_overlay",
+    "open_export",
     "root_ids_of",
     "save_image_slices",
     "stack_images",

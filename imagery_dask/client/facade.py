@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import dask.array as da
 import numpy as np
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from cloudvolume import CloudVolume
 
 __all__ = ["ImageryClient"]
+
+Data = TypeVar("Data")
 
 
 class ImageryClient(
@@ -422,7 +424,7 @@ class ImageryClient(
         """
         level = self._settings.image_mip if mip is None else mip
         cutout = whole_layer(self._settings.image_layer(), level, missing=self._settings.missing)
-        return lazy_dataarray(cutout, "image")
+        return _with_accessor(lazy_dataarray(cutout, "image"))
 
     @describe
     def segmentation_volume(
@@ -448,7 +450,7 @@ class ImageryClient(
         if version is not None:
             timestamp = self._moment_of(version, timestamp)
         labels = LabelRequest(root_ids, False, timestamp, stop_layer, version)
-        return lazy_dataarray(self._settings.whole_labels(mip, labels), "segmentation")
+        return _with_accessor(lazy_dataarray(self._settings.whole_labels(mip, labels), "segmentation"))
 
     @describe
     def dataset(
@@ -488,4 +490,13 @@ class ImageryClient(
         import xarray as xr
 
         blocks = shared_block_edges(list(cutouts.values()))
-        return xr.Dataset({name: lazy_dataarray(cutout, name, blocks) for name, cutout in cutouts.items()})
+        return _with_accessor(
+            xr.Dataset({name: lazy_dataarray(cutout, name, blocks) for name, cutout in cutouts.items()})
+        )
+
+
+def _with_accessor(data: Data) -> Data:
+    """Return an xarray object, for which the accessor ``em`` is registered now: it imports xarray."""
+    from imagery_dask.xarrays import accessor as accessor
+
+    return data

@@ -10,12 +10,14 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.http_server import FileServer
+from support.programs import python
 from support.volumes import coordinate_volume, random_labels, write_volume
 
-from imagery_dask import ImageryClient
+from imagery_dask import ImageryClient, open_export
 from imagery_dask.arrays.lazy import lazy_array, shared_block_edges
 from imagery_dask.arrays.origins import source_of
 from imagery_dask.geometry.grid import VoxelGrid
@@ -151,3 +153,87 @@ def test_plots_are_labelled(folder: Path) -> None:
         assert (plot.axes.get_xlabel(), plot.axes.get_ylabel()) == ("x [nm]", "y [nm]")
         assert plot.colorbar.ax.get_ylabel() == text
         pyplot.close("all")
+
+
+# ---------------------------------------------------------------------------------------------------- the accessor em
+
+
+@pytest.fixture
+def data(folder: Path) -> xr.Dataset:
+    return ImageryClient(**sources(folder)).dataset(BOUNDS)
+
+
+boxes = st.tuples(*(st.tuples(st.integers(-3, n - 1), st.integers(1, 40)) for n in IMAGE)).filter(
+    lambda box: all(first + size > 0 for first, size in box)
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(box=boxes)
+def test_a_crop_is_the_cutout_of_its_bounds(data: xr.Dataset, box: Any) -> None:
+    lower = np.add(START, [first for first, _ in box])
+    upper = lower + [size for _, size in box]
+    inside = tuple(slice(max(0, first), first + size) for first, size in box)
+    expected = data.isel(dict(zip("xyz", inside, strict=True)))
+    nm = data.em.crop(np.multiply([lower, upper], (8, 8, 40)))
+    xr.testing.assert_identical(nm.coords.to_dataset(), expected.coords.to_dataset())
+    assert data.em.crop([lower, upper], resolution=(8, 8, 40)).sizes == nm.sizes
+    assert data["image"].em.crop([lower, upper], resolution=(8, 8, 40)).shape == expected["image"].shape
+    assert nm.chunks  # nothing is read
+
+
+def test_a_crop_outside_says_where_the_data_are(data: xr.Dataset) -> None:
+    with pytest.raises(ValueError, match=r"no voxel of the data, .* \[132.0, -252.0, 180.0\] to \[636.0, 252.0, 1420"):
+        data.em.crop(BOUNDS[:1] + [np.add(START, 1)])
+    with pytest.raises(ValueError, match="bounds"):
+        data.em.crop([(9, 9, 9), (1, 1, 1)])
+    with pytest.raises(ValueError, match="no coordinate 'x'"):
+        data.drop_vars("x").em.crop(BOUNDS)
+
+
+def test_a_crop_is_exported_and_opened(data: xr.Dataset, tmp_path: Path) -> None:
+    part = data.em.crop([(200, -200, 400), (400, 100, 1000)])
+    report = part.em.to_zarr(tmp_path / "out.zarr", levels=2, progress=False)
+    assert not report.failures
+    xr.testing.assert_equal(open_export(tmp_path / "out.zarr", level=0).load(), part.compute())
+    part["segmentation"].em.to_zarr(tmp_path / "ids.zarr", progress=False)
+    opened = open_export(tmp_path / "ids.zarr", level=0)
+    smaller = [(200, -200, 400), (300, 0, 800)]
+    xr.testing.assert_equal(opened.em.crop(smaller).load(), part[["segmentation"]].em.crop(smaller).compute())
+
+
+def test_show_draws_what_the_client_draws(folder: Path, data: xr.Dataset) -> None:
+    client = ImageryClient(**sources(folder))
+    own = data.em.show()
+    plane = [(*START[:2], START[2] + 16), (*BOUNDS[1][:2], START[2] + 17)]
+    expected = client.show(plane, image_mip=0, segmentation_mip=0)
+    assert own._repr_png_() == expected._repr_png_()
+    assert len(data.em.show("x", n=4).axes) >= 4
+    part_of = data.em.crop([(200, -200, 400), (400, 100, 1000)])
+    for part in (data["image"], data["segmentation"], data.compute(), part_of, part_of.isel(z=0)):
+        assert part.em.show(outline=True)._repr_png_().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="axis"):
+        data.em.show(axis=4)
+
+
+def test_only_the_planes_shown_are_read(folder: Path, http_server_factory: Callable[..., FileServer]) -> None:
+    server = http_server_factory(folder)
+    data = ImageryClient(**sources(server.url), cache_bytes=0).dataset(BOUNDS)
+    server.reset()
+    data["image"].em.show()
+    assert server.count(lambda request: not request.path.endswith("info")) == 4 * 4
+
+
+def test_view_serves_the_data(data: xr.Dataset) -> None:
+    with data.em.view(browser=False) as view:
+        layers = view.viewer.state.to_json()["layers"]
+    assert [layer["name"] for layer in layers] == ["image", "segmentation"]
+
+
+def test_the_accessor_is_registered_when_an_object_is_made() -> None:
+    program = (
+        "import sys, imagery_dask; assert 'xarray' not in sys.modules\n"
+        "import imagery_dask.xarrays.accessor, xarray; xarray.DataArray([1]).em; xarray.Dataset().em\n"
+        "assert 'distributed' not in sys.modules and 'matplotlib' not in sys.modules"
+    )
+    assert python("-c", program) == (0, "", "")

@@ -113,7 +113,9 @@ def by_xarray(path: Path, group: str, version: str) -> list[ReadLevel]:
     levels = []
     for name, scale, translation in placed:
         others = [other for other, *_ in placed if other != name]
-        with xr.open_zarr(path, group=group or None, consolidated=False, drop_variables=others) as data:
+        # By default xarray takes 0 for missing data in zarr v2, and makes floats of all voxels.
+        options: dict[str, Any] = {"consolidated": False, "drop_variables": others, "mask_and_scale": False}
+        with xr.open_zarr(path, group=group or None, **options) as data:
             assert data.attrs == attributes
             levels.append(ReadLevel(data[name].transpose("x", "y", "z", ...).values, scale, translation))
     return levels

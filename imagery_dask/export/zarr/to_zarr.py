@@ -316,6 +316,7 @@ def _create_levels(group: Any, multiscale: Multiscale, attributes: JsonObject, o
     volume, zarr_format = multiscale.volume, options.zarr_format
     group.attrs.update(attributes | {KEY: provenance(volume)})
     ahead = tuple(int(n) for n in volume.array.shape[3:])
+    axes = [*"c" * len(ahead), "z", "y", "x"]
     for index, layout in enumerate(multiscale.layouts):
         group.create_array(
             str(index),
@@ -326,7 +327,9 @@ def _create_levels(group: Any, multiscale: Multiscale, attributes: JsonObject, o
             compressors=_compressor(options.codec_of(volume.labels), zarr_format),
             fill_value=0,
             chunk_key_encoding=None if zarr_format == 3 else {"name": "v2", "separator": "/"},
-            dimension_names=None if zarr_format == 2 else [*"c" * len(ahead), "z", "y", "x"],
+            dimension_names=None if zarr_format == 2 else axes,
+            # Where xarray reads them. Not for ids: it takes 0 for missing data in zarr v2, and rounds ids to floats.
+            attributes={"_ARRAY_DIMENSIONS": axes} if zarr_format == 2 and not volume.labels else None,
         )
 
 
