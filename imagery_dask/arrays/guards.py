@@ -11,6 +11,7 @@ so do exports, which compute block by block.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -29,10 +30,10 @@ from imagery_dask.errors import TooLargeError
 from imagery_dask.humanize import human_bytes, size_or_zero
 from imagery_dask.sources import open_volume
 
-__all__ = ["check_bytes", "check_read", "install", "max_bytes", "no_limit", "set_max_bytes"]
+__all__ = ["check_blocks", "check_bytes", "check_read", "install", "max_bytes", "no_limit", "set_max_bytes"]
 
 SHARE_OF_MEMORY = 0.25
-# More blocks than this are not changed to others: their graph would take minutes and gigabytes.
+# More blocks than this are not listed one by one: their graph would take minutes and gigabytes.
 MOST_BLOCKS = 2**18
 Function = TypeVar("Function", bound=Callable[..., Any])
 _is_limited: ContextVar[bool] = ContextVar("is_limited", default=True)
@@ -68,6 +69,12 @@ def check_read(array: da.Array) -> None:
     """
     if sources := sources_in(array):
         check_bytes(array.size * max(source.dtype.itemsize for source in sources), sources)
+
+
+def check_blocks(array: da.Array) -> None:
+    """Raise if an array is too large to be read at once, and has too many blocks to be read one after another."""
+    if math.prod(array.numblocks) > MOST_BLOCKS:
+        check_read(array)
 
 
 def check_bytes(nbytes: float, sources: Sequence[CutoutArray]) -> None:
@@ -114,18 +121,18 @@ def _memory() -> int:
     return int(psutil.virtual_memory().total)
 
 
+@cache
 def install() -> None:
     """Have dask ask before all blocks of an array are named, or reduced.
 
     Expressions ask before their blocks are named in `imagery_dask.arrays.expressions`.
     """
-    if not hasattr(reductions.reduction, "__wrapped__"):
-        if not da.array_expr_enabled():
-            da.Array.__dask_keys__ = _after(da.Array.__dask_keys__, _check_result)
-            rechunking: Any = import_module("dask.array.rechunk")  # `dask.array` has a function of that name
-            rechunking._compute_rechunk = _after(rechunking._compute_rechunk, _check_blocks)
-        reductions.reduction = _after(reductions.reduction, check_read, _culled)
-        reductions.arg_reduction = _after(reductions.arg_reduction, check_read, _culled)
+    if not da.array_expr_enabled():
+        da.Array.__dask_keys__ = _after(da.Array.__dask_keys__, _check_result)
+        rechunking: Any = import_module("dask.array.rechunk")  # `dask.array` has a function of that name
+        rechunking._compute_rechunk = _after(rechunking._compute_rechunk, check_blocks)
+    da.reduction = reductions.reduction = _after(reductions.reduction, check_read, _culled)
+    reductions.arg_reduction = _after(reductions.arg_reduction, check_read, _culled)
 
 
 def _check_result(array: da.Array) -> None:
@@ -133,15 +140,14 @@ def _check_result(array: da.Array) -> None:
         check_bytes(array.nbytes, sources)
 
 
-def _check_blocks(array: da.Array) -> None:
-    if array.npartitions > MOST_BLOCKS:
-        check_read(array)
-
-
 def _culled(array: da.Array) -> da.Array:
     """Return an array without the unused blocks of its cutouts, all of whose names a reduction would make."""
     layers = {} if da.array_expr_enabled() else array.dask.layers
-    return dask.optimize(array)[0] if any(len(layer) > MOST_BLOCKS for layer in layers.values()) else array
+    if not any(len(layer) > MOST_BLOCKS for layer in layers.values()):
+        return array
+    with no_limit():
+        (culled,) = dask.optimize(array)
+    return culled
 
 
 def _after(

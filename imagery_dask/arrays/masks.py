@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from imagery_dask import kernels
 from imagery_dask.annotations import Array
-from imagery_dask.arrays.guards import check_bytes, check_read
+from imagery_dask.arrays.guards import check_blocks, check_bytes
 from imagery_dask.arrays.lazy import block_reads, lazy_array
 from imagery_dask.arrays.origins import source_of, sources_in
 from imagery_dask.cards import Card
@@ -146,7 +146,7 @@ class SegmentationMasks(Mapping[int, da.Array]):
 
 def count_ids(labels: da.Array) -> dict[int, int]:
     """Count the voxels of each id of a lazy array by a tree of block-wise reductions; ids ascend."""
-    check_read(labels)
+    check_blocks(labels)
     source = source_of(labels)
     blocks = labels.to_delayed().ravel() if source is None else block_reads(labels, source)
     parts = [dask.delayed(kernels.unique_counts)(block) for block in blocks]
