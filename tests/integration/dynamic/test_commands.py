@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from integration.stores import labels
 from support.dynamic import SOME, TOKEN, Box, bounds, changed, closed_port, expected
 from support.streams import without_dashboard
 
+from imagery_dask import root_ids_of
 from imagery_dask.cli import main
 from imagery_dask.testing.cave import CaveServer, World
 
@@ -156,3 +158,38 @@ def test_the_info_command_accepts_datastacks_and_graphene_sources(
     code, text, errors = run("info", server.segmentation_source)
     assert code == 0, errors
     assert TOKEN not in text + errors
+
+
+def test_a_config_and_regions_keep_the_moment_of_now(
+    run: Any, server: CaveServer, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: Client
+) -> None:
+    monkeypatch.setenv("CAVE_TOKEN", TOKEN)
+    low, high = bounds(world, SOME) * (2, 2, 1)
+    rows = ["name,x0,y0,z0,x1,y1,z1", *(",".join(map(str, [name, *low, *high])) for name in "ab")]
+    (tmp_path / "r.csv").write_text("\n".join(rows))
+    options = ["--datastack", server.datastack, "--server", server.url, "--cluster", threads.scheduler.address]
+    arguments = ["export", "zarr", tmp_path / "out", *options, "--regions", tmp_path / "r.csv"]
+    code, _, errors = run(*arguments)
+    assert code == 0, errors
+    configs = [tmp_path / "out" / f"{name}.receipts" / "config.yaml" for name in "ab"]
+    moments = {re.search('timestamp: "(.*)"', config.read_text())[1] for config in configs}  # type: ignore[index]
+    assert len(moments) == 1
+    assert TOKEN not in configs[0].read_text()
+    time.sleep(1.1)  # "now" is another second
+    assert run(*arguments)[0] == 0  # resumed, not refused for another timestamp
+    code, text, errors = run("export", "--config", configs[1])
+    assert (code, "0 were left to do" in text) == (0, True), errors
+
+
+def test_compact_ids_of_a_dynamic_segmentation(
+    run: Any, server: CaveServer, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: Client
+) -> None:
+    monkeypatch.setenv("CAVE_TOKEN", TOKEN)
+    out = tmp_path / "out.zarr"
+    options = [*options_for(server, world), "--version", "2", "--relabel", "uint32"]
+    code, _, errors = run("export", "zarr", out, *options, "--cluster", threads.scheduler.address)
+    assert code == 0, errors
+    compact = labels(out)
+    assert compact.dtype == np.uint32
+    expected_voxels = expected(world, np.ceil(world.times["split_1"]), SOME)
+    np.testing.assert_array_equal(root_ids_of(out, compact)[::2, ::2], expected_voxels)
