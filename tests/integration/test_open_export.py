@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from support.buckets import S3Server
+from support.buckets import GcsServer, S3Server
 from support.volumes import coordinate_volume, random_labels, write_volume
 
 from imagery_dask import ImageryClient, open_export, to_precomputed, to_zarr
@@ -179,6 +179,13 @@ def test_an_export_in_a_bucket_is_opened(s3_server: S3Server, data: xr.Dataset) 
             assert s3_server.secret_key.encode() not in pickle.dumps(opened["0"]["image"].data)
         with pytest.raises(FileNotFoundError, match="no zarr store at 's3://opened/nothing.zarr'"):
             open_export("s3://opened/nothing.zarr")
+
+
+def test_an_export_in_google_cloud_storage_is_opened(gcs_server: GcsServer, data: xr.Dataset) -> None:
+    with gcs_server.environment():
+        gcs_server.create_bucket("opened")
+        to_zarr(data, "gs://opened/out.zarr", progress=False)
+        xr.testing.assert_equal(open_export("gs://opened/out.zarr", level=0).load(), data.compute())
 
 
 # ------------------------------------------------------------------------------------------------------------ errors
