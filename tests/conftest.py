@@ -50,6 +50,8 @@ os.environ |= {
     "DASK_LOGGING__DISTRIBUTED": "warning",
     "AWS_EC2_METADATA_DISABLED": "true",  # without keys, fail at once instead of requesting keys over the network
     "NO_GCE_CHECK": "true",
+    # No lines of progress on a slow machine.
+    "IMAGERY_DASK_RUN__PROGRESS_LINE_S": "3600",
     "NO_PROXY": "127.0.0.1,localhost",
     "no_proxy": "127.0.0.1,localhost",
 }

@@ -177,12 +177,13 @@ def test_a_stopped_worker_is_named_and_its_blocks_are_given_to_others(
 
     array = da.from_array(data, chunks=BLOCK).map_blocks(slow, dtype=data.dtype)
     with connect("local", workers=2) as client:
-        addresses = client.run(os.getpid)
+        addresses: dict[str, int] = {}
         named: list[str] = []
 
         def stop(report: RunReport) -> None:
             named.extend(report.silent)
             if report.done == 5 and not stopped:
+                addresses.update(client.run(os.getpid))
                 pid = min(addresses.values())
                 stopped.append(pid)
                 os.kill(pid, signal.SIGSTOP)
