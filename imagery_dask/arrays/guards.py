@@ -1,17 +1,18 @@
 """Refusal to compute, or to build the graph of, more of a cutout than `max_bytes`.
 
 A petabyte layer opens as quickly as a small one, and a forgotten crop would have dask make tens of millions of tasks
-before it reads anything. Slices and elementwise operations of such an array cost nothing and are allowed; steps that
-make all of its tasks are not: naming its blocks, which is how dask computes or persists any array, reducing it, and
-changing a great number of its blocks, as operations of arrays with different blocks do.
+before it reads anything. Slices of a part and elementwise operations of such an array cost nothing and are allowed;
+steps that make all of its tasks are not: naming blocks that are made of all of its blocks, which is how dask computes
+or persists any array, reducing it, and changing, joining or slicing a great number of its blocks.
 
-dask has no hook for these steps: `install` wraps its functions. Arrays that are not made of cutouts pass unchanged, and
-so do exports, which compute block by block.
+dask has no hook for these steps: `install` wraps its functions, and skips those that a version of dask does not have.
+Arrays that are not made of cutouts pass unchanged, and so do exports, which compute block by block.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,16 +22,26 @@ from typing import Any, TypeVar, cast
 
 import dask
 import dask.array as da
-from dask.array import reductions
+import numpy as np
+from dask.blockwise import Blockwise
 
 from imagery_dask.arrays.cutout_array import CutoutArray
-from imagery_dask.arrays.origins import sources_in
+from imagery_dask.arrays.origins import source_named, sources_in
 from imagery_dask.config import config
 from imagery_dask.errors import TooLargeError
 from imagery_dask.humanize import human_bytes, size_or_zero
 from imagery_dask.sources import open_volume
 
-__all__ = ["check_blocks", "check_bytes", "check_read", "install", "max_bytes", "no_limit", "set_max_bytes"]
+__all__ = [
+    "check_blocks",
+    "check_bytes",
+    "check_read",
+    "install",
+    "max_bytes",
+    "missing_steps",
+    "no_limit",
+    "set_max_bytes",
+]
 
 SHARE_OF_MEMORY = 0.25
 # More blocks than this are not listed one by one: their graph would take minutes and gigabytes.
@@ -121,43 +132,139 @@ def _memory() -> int:
     return int(psutil.virtual_memory().total)
 
 
-@cache
 def install() -> None:
-    """Have dask ask before all blocks of an array are named, or reduced.
+    """Have dask ask before it names, reduces, joins or slices all blocks of an array.
 
     Expressions ask before their blocks are named in `imagery_dask.arrays.expressions`.
     """
-    if not da.array_expr_enabled():
-        da.Array.__dask_keys__ = _after(da.Array.__dask_keys__, _check_result)
-        rechunking: Any = import_module("dask.array.rechunk")  # `dask.array` has a function of that name
-        rechunking._compute_rechunk = _after(rechunking._compute_rechunk, check_blocks)
-    da.reduction = reductions.reduction = _after(reductions.reduction, check_read, _culled)
-    reductions.arg_reduction = _after(reductions.arg_reduction, check_read, _culled)
+    if not _installed:
+        for step, how in (_REDUCTIONS if da.array_expr_enabled() else _STEPS).items():
+            _installed[step] = _install(step, *how)
+
+
+def missing_steps() -> list[str]:
+    """Return the functions of dask that should ask, and that its version does not have."""
+    return [step for step, is_found in _installed.items() if not is_found]
+
+
+def _install(step: str, check: Callable[..., None], prepare: Callable[[Any], Any]) -> bool:
+    """Have a function of dask ask first, in its module and where dask has imported it; return False without one."""
+    place, _, name = step.rpartition(".")
+    module_name, _, class_name = place.partition(":")
+    try:
+        module = import_module(module_name)
+        owner = getattr(module, class_name) if class_name else module
+        function = getattr(owner, name)
+    except (ImportError, AttributeError):
+        return False
+    checked = _after(function, check, prepare)
+    setattr(owner, name, checked)
+    for key, other in list(sys.modules.items()):
+        if key.startswith("dask.") and vars(other).get(name) is function:
+            setattr(other, name, checked)
+    return True
 
 
 def _check_result(array: da.Array) -> None:
     if sources := sources_in(array):
         check_bytes(array.nbytes, sources)
+        if whole := _read_whole(array):
+            check_bytes(max(part.cutout.target.size * part.dtype.itemsize for part in whole), whole)
 
 
-def _culled(array: da.Array) -> da.Array:
+def _read_whole(array: da.Array) -> list[CutoutArray]:
+    """Return the cutouts of a great number of blocks all of which an array is made of.
+
+    Layers of a graph are followed down from the array: a layer of blocks, and one with a task or more for each block of
+    another, takes all of these.
+    """
+    layers, below = array.dask.layers, array.dask.dependencies
+    names, seen = [array.name], set()
+    while names:
+        name = names.pop()
+        if name in seen or name not in layers:
+            continue
+        seen.add(name)
+        is_whole = isinstance(layers[name], Blockwise)
+        names += [other for other in below[name] if is_whole or len(layers[name]) >= len(layers[other]) > MOST_BLOCKS]
+    return [source for name in seen if len(layers[name]) > MOST_BLOCKS and (source := source_named(name)) is not None]
+
+
+def _check_slices(array: da.Array, index: object) -> None:
+    """Raise if slices cross a great number of blocks that hold more than `max_bytes`."""
+    if array.npartitions <= MOST_BLOCKS or not (sources := sources_in(array)):
+        return
+    parts = [part for part in (index if isinstance(index, tuple) else (index,)) if part is not None]
+    ellipsis = next((n for n, part in enumerate(parts) if part is Ellipsis), len(parts))
+    missing_axes = [slice(None)] * (array.ndim - len(parts) + (ellipsis < len(parts)))
+    parts[ellipsis : ellipsis + 1] = missing_axes
+    if all(isinstance(part, slice) and part == slice(None) for part in parts):
+        return  # the array itself
+    crossed = math.prod(map(_blocks_crossed, parts, array.shape, array.numblocks))
+    if crossed > MOST_BLOCKS:
+        itemsize = max(source.dtype.itemsize for source in sources)
+        check_bytes(array.size * itemsize * crossed / array.npartitions, sources)
+
+
+def _blocks_crossed(part: object, size: int, blocks: int) -> int:
+    """Return about how many blocks along an axis a part of it crosses."""
+    if isinstance(part, slice) and size == size:  # NaN where dask does not know it
+        picked = range(*part.indices(size))
+        span = abs(picked[-1] - picked[0]) + 1 if picked else 0
+        return min(blocks, len(picked), span * blocks // size + 1)
+    return 1 if isinstance(part, int | np.integer) else blocks
+
+
+def _culled(array: Any) -> Any:
     """Return an array without the unused blocks of its cutouts, all of whose names a reduction would make."""
-    layers = {} if da.array_expr_enabled() else array.dask.layers
-    if not any(len(layer) > MOST_BLOCKS for layer in layers.values()):
+    if not isinstance(array, da.Array) or da.array_expr_enabled() or not sources_in(array):
+        return array
+    if not any(len(layer) > MOST_BLOCKS for layer in array.dask.layers.values()):
         return array
     with no_limit():
         (culled,) = dask.optimize(array)
     return culled
 
 
-def _after(
-    function: Function, check: Callable[[da.Array], None], prepare: Callable[[da.Array], da.Array] = lambda array: array
-) -> Function:
-    """Return a function of an array that checks and prepares the array first."""
+def _each(check: Callable[[da.Array], None]) -> Callable[..., None]:
+    """Return a check of all arrays among the arguments of a function, and in lists among them."""
+
+    def check_arguments(*args: Any, **kwargs: Any) -> None:
+        given = [*args, *kwargs.values()]
+        for array in [*given, *(part for several in given if isinstance(several, list | tuple) for part in several)]:
+            if isinstance(array, da.Array):
+                check(array)
+
+    return check_arguments
+
+
+def _after(function: Function, check: Callable[..., None], prepare: Callable[[Any], Any]) -> Function:
+    """Return a function that checks, and prepares, its arguments first."""
 
     @wraps(function)
-    def checked(array: da.Array, *args: Any, **kwargs: Any) -> Any:
-        check(array)
-        return function(prepare(array), *args, **kwargs)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        check(*args, **kwargs)
+        return function(*map(prepare, args), **{name: prepare(value) for name, value in kwargs.items()})
 
     return cast(Function, checked)
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+# Functions of dask that ask first, the check, and what is done to their arguments.
+_REDUCTIONS = {f"dask.array.reductions.{name}": (_each(check_read), _culled) for name in ("reduction", "arg_reduction")}
+_STEPS = _REDUCTIONS | {
+    "dask.array.core:Array.__dask_keys__": (_check_result, _unchanged),
+    "dask.array.core:Array.__getitem__": (_check_slices, _unchanged),
+    **{
+        f"dask.array.{name}": (_each(check_blocks), _unchanged)
+        for name in (
+            "core.concatenate", "core.stack", "overlap.overlap", "reductions.cumreduction", "reshape.reshape",
+            "rechunk._compute_rechunk",
+        )
+    },
+}  # fmt: skip
+# Whether each was found; empty before `install`.
+_installed: dict[str, bool] = {}

@@ -8,7 +8,7 @@ import dask.array as da
 
 from imagery_dask.arrays.cutout_array import CutoutArray
 
-__all__ = ["remember_source", "source_of", "sources_in"]
+__all__ = ["remember_source", "source_named", "source_of", "sources_in"]
 
 # Array-likes behind the arrays of this process, by array name: an export reads their blocks without a graph.
 _sources: weakref.WeakValueDictionary[str, CutoutArray] = weakref.WeakValueDictionary()
@@ -22,9 +22,14 @@ def remember_source(name: str, source: CutoutArray) -> CutoutArray:
     return _sources.setdefault(name, source)
 
 
+def source_named(name: str) -> CutoutArray | None:
+    """Return the array-like behind the arrays of a name, when they are a cutout as `lazy_array` made it."""
+    return _sources.get(name)
+
+
 def source_of(array: da.Array) -> CutoutArray | None:
     """Return the array-like behind an array, when it is a cutout as `lazy_array` made it."""
-    return _sources.get(array.name)
+    return source_named(array.name)
 
 
 def sources_in(array: da.Array) -> list[CutoutArray]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import dask.array as da
 import numpy as np
 import psutil
 import pytest
@@ -18,7 +19,8 @@ from support.programs import python
 from support.volumes import coordinate_volume, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_zarr
-from imagery_dask.arrays.guards import max_bytes
+from imagery_dask.arrays import guards
+from imagery_dask.arrays.guards import MOST_BLOCKS, max_bytes, missing_steps
 from imagery_dask.errors import TooLargeError
 
 SIDE = 40_000
@@ -51,6 +53,12 @@ def large_client(folder: Path, **options: Any) -> ImageryClient:
 
 BOUNDS = [(0, 0, 0), (SIDE, SIDE, SIDE // 4)]
 Steps = dict[str, Callable[[ImageryClient], Any]]
+
+
+def total_of_block(block: Any) -> Any:
+    return block.sum(keepdims=True)
+
+
 #: What is refused in both modes of dask.
 REFUSED: Steps = {
     "compute": lambda c: c.image_volume().compute(),
@@ -83,6 +91,23 @@ REFUSED_BY_GRAPHS: Steps = {
     "both layers": lambda c: c.image_volume().where(c.segmentation_volume() > 5, 0).compute(),
     "all of a dataset": lambda c: xr.Dataset({"em": c.image_volume(), "ids": c.segmentation_volume()}).compute(),
     "delayed": lambda c: c.image_volume().data.to_delayed(),
+    "backwards": lambda c: c.image_volume()[::-1],
+    "every 64th voxel": lambda c: c.image_volume().data[::64, ::64, ::64],
+    "some planes": lambda c: c.image_volume().data[..., np.arange(0, SIDE // 4, 9)],
+    "but one plane": lambda c: c.image_volume().isel(z=slice(1, None)),
+    "joined": lambda c: xr.concat([c.image_volume(), c.image_volume()], "x"),
+    "stacked": lambda c: np.stack([c.image_volume().data, c.image_volume().data]),
+    "reshaped": lambda c: c.image_volume().data.ravel(),
+    "distinct": lambda c: da.unique(c.segmentation_volume().data),
+    "running sum": lambda c: c.image_volume().data.cumsum(axis=0),
+    "own reduction": lambda c: da.reduction(c.image_volume().data, np.sum, np.sum, dtype=float),
+    "own reduction by name": lambda c: da.reduction(
+        x=c.image_volume().data, chunk=np.sum, aggregate=np.sum, dtype="u8"
+    ),
+    "of blocks": lambda c: c.image_volume().data.map_blocks(total_of_block, chunks=(1, 1, 1), dtype=int).compute(),
+    "contraction": lambda c: da.einsum("xyz->", c.image_volume().data).compute(),
+    "with neighbours": lambda c: da.map_overlap(np.copy, c.image_volume().data, depth=1, dtype="u1"),
+    "coarser": lambda c: c.image_volume().coarsen(x=64, y=64, z=64, boundary="trim").mean(),
 }
 #: What is not refused, and makes no task of another block.
 ALLOWED: Steps = {
@@ -90,6 +115,8 @@ ALLOWED: Steps = {
     "slice of a derived array": lambda c: (c.image_volume() + 1).isel(x=slice(9, 90), y=7).isel(z=slice(4)).compute(),
     "elementwise": lambda c: (c.image_volume().astype("float32") / 255 > 0.5).nbytes,
     "mean of a slice that is wide": lambda c: c.image_volume().data.astype("f8")[:1024, :1024, :800].mean().shape,
+    "slices of some planes": lambda c: c.image_volume().data[:64, ::64, [5, 9]].compute(),
+    "the whole": lambda c: c.image_volume().data[:, ...][...].shape,
     "mean of a slice": lambda c: c.image_volume()[:90, :80, :5].mean().compute(),
     "size of an object in a slice": lambda c: (c.segmentation_volume()[:90, :80, :5] == 5).sum().compute(),
     "largest of a slice": lambda c: c.image_volume().data[:90, :80, 5].argmax().compute(),
@@ -237,6 +264,57 @@ def test_exports_are_not_refused(sources: dict[str, str], tmp_path: Path) -> Non
         assert not report.failures
     with pytest.raises(TooLargeError):
         client.image_volume().compute()
+
+
+# --------------------------------------------------------------------------------------- functions of dask that ask
+
+
+def test_every_function_of_dask_that_should_ask_is_found(client: ImageryClient) -> None:
+    """A release of dask that renames one of them fails here; its cutouts work all the same, as the next test shows."""
+    assert client.image_volume().ndim == 3
+    assert missing_steps() == []
+
+
+def test_steps_that_dask_has_renamed_are_skipped(monkeypatch: pytest.MonkeyPatch, client: ImageryClient) -> None:
+    how = guards._STEPS["dask.array.core:Array.__getitem__"]
+    gone = "dask.array.no_module.reduction", "dask.array.core:NoClass.sum", "dask.array.core:Array.no_method"
+    monkeypatch.setattr(guards, "_STEPS", dict.fromkeys(gone, how))
+    monkeypatch.setattr(guards, "_installed", {})
+    assert client.image_volume()[:5, :5, 2].compute().shape == (5, 5)
+    assert missing_steps() == list(gone)
+
+
+OF_OTHERS = """
+import pickle, sys
+import dask.array as da, numpy as np
+if sys.argv[1:]:
+    from imagery_dask.arrays import guards
+    guards.install()
+    assert not guards.missing_steps()
+one = da.from_array(np.arange(48.0).reshape(6, 8), chunks=(2, 3), name="given")
+for array in [
+    one.sum(), one.argmax(axis=0), one.rechunk(5), one[::-1, 2:7], one[[1, 3]], one[one > 5], one.cumsum(axis=0),
+    one.reshape(-1), da.stack([one, one]), da.concatenate([one, one[1:]]), da.overlap.overlap(one, 1, "none"),
+    da.reduction(one, np.sum, np.sum, dtype=float),
+    da.reductions.reduction(x=one, chunk=np.sum, aggregate=np.sum, dtype=float),
+]:
+    print(array.name, sorted(map(str, array.dask)), array.compute().tolist())
+print(da.sum(np.ones(3)).compute(), pickle.loads(pickle.dumps(da.reduction)) is da.reduction)
+print(len(pickle.dumps(one.rechunk(5)[::-1].sum())), pickle.loads(pickle.dumps(da.stack)) is da.stack)
+"""
+
+
+def test_arrays_of_others_are_as_they_are_without_guards() -> None:
+    plain, guarded = python("-c", OF_OTHERS), python("-c", OF_OTHERS, "guarded")
+    assert plain.code == 0, plain.error
+    assert guarded.out == plain.out, guarded.error
+
+
+def test_large_graphs_of_others_stay_symbolic(client: ImageryClient) -> None:
+    assert client.image_volume().ndim == 3
+    large = da.ones((2**18 + 1,), chunks=1)
+    assert large.npartitions > MOST_BLOCKS
+    assert large.sum().dask.layers[large.name] is large.dask.layers[large.name]
 
 
 if __name__ == "__main__":
