@@ -238,6 +238,13 @@ def place_of(
     volume = grids[-1] if grids[-1].resolution_nm.all_le(grids[0].resolution_nm) else grids[0]
     start, stop = voxel_bounds(lower, upper, own, volume.resolution_nm)
     middle, _ = voxel_bounds(center, center, own, volume.resolution_nm)
+    is_inside = volume.start.all_le(middle) and middle.all_lt(volume.stop)
+    if across is None and np.shape(where) == (3,) and not is_inside and settings.outside == "error":
+        raise ValueError(
+            f"The center lies outside the volume: in voxels of {volume.resolution_nm} nm it is {middle}, and the "
+            f"volume has {volume.start} to {volume.stop}. Check the resolution in which it is given. "
+            "ImageryClient(outside='fill') shows the nearest planes."
+        )
     if around and across is not None:
         first = middle[across] - (count - 1) // 2
         if volume.start[across] <= middle[across] < volume.stop[across]:

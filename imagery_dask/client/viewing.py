@@ -59,7 +59,8 @@ class ViewsVolumes:
         Raises
         ------
         ValueError
-            If the link is malformed (the message names the part), or no layer is precomputed or graphene.
+            If the link is malformed (the message names the part), no layer is precomputed or graphene, or the link
+            moves a layer.
         """
         state = read_state(url_or_state, None if client is None else state_server(client))
         layers = read_layers(state)
@@ -68,6 +69,12 @@ class ViewsVolumes:
         shown = {kind: _first(layers, kind) for kind in ("image", "segmentation")}
         for kind, layer in shown.items():
             if layer is not None and options.get(kind if kind == "segmentation" else "imagery", True):
+                if layer.moved and f"{kind}_source" not in options:
+                    raise ValueError(
+                        f"In the Neuroglancer state, {layer.moved} moves or scales the layer {layer.name!r}, and "
+                        f"voxels are read where the volume has them. Pass {kind}_source={redacted(layer.source)!r} "
+                        "to read them all the same."
+                    )
                 options.setdefault(f"{kind}_source", layer.source)
         if options.get("image_source") is None and options.get("segmentation_source") is None:
             named = ", ".join(f"{layer.name!r} ({redacted(layer.source)})" for layer in layers) or "none"

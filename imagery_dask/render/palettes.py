@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 
 import numpy as np
@@ -24,6 +24,7 @@ __all__ = [
     "colors_of",
     "discrete_colors",
     "mask_color",
+    "mask_colors",
     "other_colors",
 ]
 
@@ -151,6 +152,13 @@ def mask_color(color: Sequence[int] | None) -> tuple[int, int, int, int]:
         raise ValueError(f"A mask's color is 3 (RGB) or 4 (RGBA) numbers from 0 to 255; got {color!r}.")
     r, g, b, a = (*values, 255)[:4]
     return (r, g, b, a)
+
+
+def mask_colors(colors: Mapping[int, Sequence[int]] | None) -> dict[int, tuple[int, int, int]]:
+    """Return the RGB of masks by id; raise ValueError for what is not a mapping to colors."""
+    if not isinstance(colors or {}, Mapping):
+        raise ValueError(f"colors is a mapping of ids to colors, such as {{5: (255, 0, 0)}}; got {colors!r}.")
+    return {root: mask_color(color)[:3] for root, color in (colors or {}).items()}
 
 
 def _bytes_of(hue: NDArray[np.float64], saturation: float, value: float) -> NDArray[np.uint8]:

@@ -15,7 +15,7 @@ from imagery_dask.geometry.grid import AXES, VoxelGrid
 from imagery_dask.render.clashes import colors_apart
 from imagery_dask.render.overlays import overlay_page
 from imagery_dask.render.pages import Window, contrast, imagery_page
-from imagery_dask.render.palettes import mask_color
+from imagery_dask.render.palettes import mask_colors
 from imagery_dask.render.planes import Plane, cut_plane
 from imagery_dask.validate import axis as checked_axis
 from imagery_dask.validate import number, whole_number
@@ -82,8 +82,7 @@ class Look:
                 Window(low, high)
             except (TypeError, ValueError):
                 raise ValueError(f"window is two numbers, black below white; got {self.window!r}.") from None
-        for color in (self.colors or {}).values():
-            mask_color(color)
+        mask_colors(self.colors)
 
     @property
     def opacity(self) -> float:
@@ -226,7 +225,7 @@ def show_orthoviews(
 def _colors(planes: Sequence[Plane], look: Look) -> dict[int, tuple[int, int, int]]:
     labels = [plane.labels for plane in planes if plane.labels is not None]
     colors = colors_apart(labels)
-    given = {root: mask_color(color)[:3] for root, color in (look.colors or {}).items() if root in colors}
+    given = {root: color for root, color in mask_colors(look.colors).items() if root in colors}
     return colors | given
 
 

@@ -19,7 +19,7 @@ from imagery_dask.geometry.vec import Vec3
 from imagery_dask.render.clashes import colors_apart
 from imagery_dask.render.overlays import overlay_page
 from imagery_dask.render.pages import Window, contrast, encode_page, imagery_page
-from imagery_dask.render.palettes import mask_color
+from imagery_dask.render.palettes import mask_colors
 from imagery_dask.render.planes import cut_plane, plane_axes, voxel_at
 from imagery_dask.urls import redacted
 
@@ -180,7 +180,7 @@ class PlaneDrawer:
         self.grid, self.across = grid, across
         self._cut = partial(cut_plane, image, labels, grid, across)
         self._voxel_nm, self._outline, self._given = voxel_nm, outline, window
-        self.colors = {root: mask_color(color)[:3] for root, color in (colors or {}).items()}
+        self.colors = mask_colors(colors)
         # Planes are drawn by two threads.
         self._lock = Lock()
         self._window: list[Window | None] = []

@@ -92,6 +92,8 @@ class StateLayer:
         Moment of a dynamic segmentation, seconds since 1970.
     visible : bool
         Whether the layer is shown.
+    moved : str, optional
+        Part of the state that moves or scales the volume, which is not applied to what is read.
     """
 
     name: str
@@ -100,6 +102,7 @@ class StateLayer:
     segments: tuple[int, ...] = ()
     timestamp: float | None = None
     visible: bool = True
+    moved: str | None = None
 
     def to_json(self, form: Form) -> JsonObject:
         """Return the layer as a state has it, with this package's colors of its segments."""
@@ -218,7 +221,8 @@ def _layer(where: str, value: object) -> StateLayer | None:
     name = layer.get("name", kind)
     if not isinstance(name, str):
         _wrong(f"{where}.name", "must be text", name)
-    url, moment = _source(f"{where}.source", layer.get("source"))
+    url, moment, moved = _source(f"{where}.source", layer.get("source"))
+    moved = _moved(f"{where}.transform", layer.get("transform")) or moved  # the old form
     segments = tuple(
         one
         for index, segment in enumerate(_list(f"{where}.segments", layer.get("segments", [])))
@@ -226,28 +230,43 @@ def _layer(where: str, value: object) -> StateLayer | None:
     )
     moment = layer.get("timestamp") if moment is None else moment
     visible = layer.get("visible", True) is not False and layer.get("archived") is not True
-    return StateLayer(name, kind, url, segments, _timestamp(f"{where}.timestamp", moment), visible)
+    return StateLayer(name, kind, url, segments, _timestamp(f"{where}.timestamp", moment), visible, moved)
 
 
-def _source(where: str, value: object) -> tuple[str, object]:
-    """Return the URL of a layer's volume, and the timestamp in the state of the source; both forms of URLs are read."""
+def _source(where: str, value: object) -> tuple[str, object, str | None]:
+    """Return the URL of a layer's volume, the timestamp in the state of the source, and what moves the volume."""
     if isinstance(value, list):  # a volume, then meshes and skeletons
         if not value:
             _wrong(where, "has no URL", value)
         where, value = f"{where}[0]", value[0]
     moment: object = None
+    moved = None
     if isinstance(value, Mapping):
-        own = value.get("state")
+        own, moved = value.get("state"), _moved(f"{where}.transform", value.get("transform"))
         moment = own.get("timestamp") if isinstance(own, Mapping) else None
         where, value = f"{where}.url", value.get("url")
     if not isinstance(value, str) or not value.strip():
         _wrong(where, "must be the URL of a volume, such as 'precomputed://gs://bucket/em'", value)
-    url, _, adapter = value.strip().partition("|")
+    url, _, adapter = value.strip().partition("|")  # both forms of URLs
     if adapter.startswith("neuroglancer-precomputed:"):
         url = f"precomputed://{url}"
     elif adapter:
         url = value.strip()
-    return url, moment
+    return url, moment, moved
+
+
+def _moved(where: str, value: object) -> str | None:
+    """Return the place of the matrix of a transform, or None if it leaves the volume where it is."""
+    matrix = value.get("matrix") if isinstance(value, Mapping) else value
+    where = f"{where}.matrix" if isinstance(value, Mapping) else where
+    if matrix is None:
+        return None
+    rows = _list(where, matrix)
+    for row, values in enumerate(rows):
+        for column, one in enumerate(_list(f"{where}[{row}]", values)):
+            if _number(f"{where}[{row}][{column}]", one) != (row == column):
+                return where
+    return None
 
 
 def _segment(where: str, value: object) -> int | None:

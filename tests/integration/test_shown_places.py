@@ -111,6 +111,8 @@ def test_a_place_outside_is_an_error_before_anything_is_read(client: ImageryClie
         (lambda: client.show(at(9), alpha=7), "alpha"),
         (lambda: client.show([at(0), at(9)], bbox_size=(9, 9)), "bbox_size"),
         (lambda: client.orthoviews([at(0), at(9)]), "center"),
+        (lambda: client.orthoviews(at(-1)), r"center lies outside .* it is \(42, 12, 29\), and the volume has \(10,"),
+        (lambda: client.orthoviews([9, 0, 40], bbox_size=(8, 8, 8)), "center lies outside"),
         (lambda: client.show(at(9), image_mip=5), "mip 5"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=words):

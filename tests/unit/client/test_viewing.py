@@ -181,3 +181,28 @@ def test_no_token_is_sent_to_servers_that_a_link_names(world: World) -> None:
         with pytest.raises(ValueError, match="the token of this client is for"):
             ImageryClient.from_neuroglancer(PLACE | {"layers": [layer]}, server.client())
         assert other.requests == []
+
+
+IDENTITY = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
+SHIFTED = [[1, 0, 0, 50], [0, 1, 0, 0], [0, 0, 1, 0]]
+
+
+@pytest.mark.parametrize("kind", ["image", "segmentation"])
+@pytest.mark.parametrize("is_old", [True, False])
+def test_links_that_move_a_layer_are_refused(folder: Path, kind: str, is_old: bool) -> None:
+    source = f"precomputed://file://{folder / ('em' if kind == 'image' else 'seg')}"
+
+    def state(matrix: Any) -> dict[str, Any]:
+        moved = {"outputDimensions": PLACE["dimensions"]} | ({} if matrix is None else {"matrix": matrix})
+        layer = {"source": source, "transform": matrix or IDENTITY} if is_old else {
+            "source": [{"url": source, "transform": moved}]
+        }  # fmt: skip
+        return {**PLACE, "layers": [{"type": kind, "name": "em", **layer}]}
+
+    for matrix in (IDENTITY, None):
+        assert ImageryClient.from_neuroglancer(state(matrix))
+    where = r"layers\[0\]\.transform" if is_old else r"layers\[0\]\.source\[0\]\.transform\.matrix"
+    with pytest.raises(ValueError, match=rf"{where} moves or scales the layer 'em'.* Pass {kind}_source='precomputed"):
+        ImageryClient.from_neuroglancer(state(SHIFTED))
+    options: dict[str, Any] = {f"{kind}_source": source}
+    assert ImageryClient.from_neuroglancer(state(SHIFTED), **options)

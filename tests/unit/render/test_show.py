@@ -157,6 +157,7 @@ def test_a_figure_is_a_picture_in_jupyter_and_draws_into_given_axes() -> None:
         (lambda: Look(width=0), "width"),
         (lambda: Look(window=(5, 5)), r"window is two numbers, black below white; got \(5, 5\)"),
         (lambda: Look(colors={1: (256, 0, 0)}), "256"),
+        (lambda: Look(colors="red"), "colors is a mapping of ids to colors"),
         (lambda: show_planes(VOXELS, None, GRID, axis="t"), "axis"),
         (lambda: show_planes(VOXELS, None, GRID, planes=[4]), "from 0 to 3 along z; got 4"),
         (lambda: show_planes(VOXELS, None, GRID, planes=[0, 1], ax=Figure().subplots()), "2 planes"),

@@ -151,6 +151,12 @@ def test_malformed_places_name_the_part(state: Any, path: str, value: Any, named
         ("layers/1/segments/0", 8.6e17, r"layers\[1\]\.segments\[0\] must be an id in decimal digits"),
         ("layers/1/segments/0", str(2**64), r"layers\[1\]\.segments\[0\] must be at most"),
         ("layers/1/timestamp", "yesterday", r"layers\[1\]\.timestamp must be a number"),
+        ("layers/1/transform", [1, 2], r"layers\[1\]\.transform\[0\] must be a list"),
+        (
+            "layers/0/source",
+            {"url": "n5://h", "transform": {"matrix": [["1"]]}},
+            r".*matrix\[0\]\[0\] must be a number",
+        ),
     ],
 )
 def test_malformed_layers_name_the_part(path: str, value: Any, named: str) -> None:
