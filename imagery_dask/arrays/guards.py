@@ -168,8 +168,18 @@ def _install(step: str, check: Callable[..., None], prepare: Callable[[Any], Any
 def _check_result(array: da.Array) -> None:
     if sources := sources_in(array):
         check_bytes(array.nbytes, sources)
-        if whole := _read_whole(array):
-            check_bytes(max(part.cutout.target.size * part.dtype.itemsize for part in whole), whole)
+        _check_whole(array)
+
+
+def _check_reduced(array: da.Array) -> None:
+    check_read(array)
+    if not da.array_expr_enabled() and sources_in(array):
+        _check_whole(array)
+
+
+def _check_whole(array: da.Array) -> None:
+    if whole := _read_whole(array):
+        check_bytes(max(part.cutout.target.size * part.dtype.itemsize for part in whole), whole)
 
 
 def _read_whole(array: da.Array) -> list[CutoutArray]:
@@ -254,7 +264,9 @@ def _unchanged(value: Any) -> Any:
 
 
 # Functions of dask that ask first, the check, and what is done to their arguments.
-_REDUCTIONS = {f"dask.array.reductions.{name}": (_each(check_read), _culled) for name in ("reduction", "arg_reduction")}
+_REDUCTIONS = {
+    f"dask.array.reductions.{name}": (_each(_check_reduced), _culled) for name in ("reduction", "arg_reduction")
+}
 _STEPS = _REDUCTIONS | {
     "dask.array.core:Array.__dask_keys__": (_check_result, _unchanged),
     "dask.array.core:Array.__getitem__": (_check_slices, _unchanged),

@@ -149,6 +149,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> ImageryClient:
 @pytest.fixture
 def limited(configure: Any, client: ImageryClient) -> ImageryClient:
     configure("max_bytes", "1GB")
+    assert client.image_volume().ndim == 3  # dask asks from the first array on
     return client
 
 
