@@ -35,6 +35,7 @@ class ChunkCache:
         self._most = most
         self._arrays: OrderedDict[Hashable, Array] = OrderedDict()
         self._lock = threading.Lock()
+        self._being_read: dict[Hashable, threading.Event] = {}
 
     @property
     def most(self) -> int:
@@ -65,6 +66,24 @@ class ChunkCache:
             self.bytes += array.nbytes - (0 if before is None else before.nbytes)
             self._arrays[key] = array
             self._shrink()
+
+    def reserve(self, key: Hashable) -> threading.Event | None:
+        """Return None if the caller shall read what belongs to a key, and `release` it; or else when another has."""
+        with self._lock:
+            event = self._being_read.get(key)
+            if event is None and key in self._arrays:  # it has been read since
+                event = threading.Event()
+                event.set()
+            elif event is None:
+                self._being_read[key] = threading.Event()
+            return event
+
+    def release(self, key: Hashable) -> None:
+        """Let those who wait for a key go on, whether it could be read or not."""
+        with self._lock:
+            event = self._being_read.pop(key, None)
+        if event is not None:
+            event.set()
 
     def clear(self) -> None:
         """Remove all arrays."""

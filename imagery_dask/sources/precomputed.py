@@ -11,8 +11,8 @@ import json
 import posixpath
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -178,7 +178,8 @@ class PrecomputedVolume:
 
     def _read(self, reading: _Reading, layout: Layout, relabel: Relabel | None) -> Array:
         if relabel is None or reading.cache is not None:  # which keeps stored ids
-            voxels = self._assemble(reading, self._chunks(reading), layout)
+            with closing(self._chunks(reading)) as chunks:  # so that no other thread waits for them after an error
+                voxels = self._assemble(reading, chunks, layout)
         else:
             fetched = list(self._fetch(reading, self._cells(reading)))
             relabelled = self._relabel_stored(reading, fetched, relabel)
@@ -205,26 +206,54 @@ class PrecomputedVolume:
         inside = reading.box.intersection(level.grid)
         return [] if inside.size == 0 else _cells(inside, level.grid, level.chunk_shape)
 
-    def _chunks(self, reading: _Reading) -> Iterator[Decoded]:
-        """Yield the voxels of the storage chunks that a box crosses, from and into the cache if there is one."""
+    def _chunks(self, reading: _Reading) -> Generator[Decoded, None, None]:
+        """Yield the voxels of the storage chunks that a box crosses, from and into the cache if there is one.
+
+        Chunks that another thread is reading are waited for, after the own ones: no thread waits for a chunk while
+        others wait for one of its own.
+        """
         cells, cache = self._cells(reading), reading.cache
         if cache is None:
             yield from _decoded(reading, self._fetch(reading, cells), self._healed)
             return
-        keys: dict[VoxelGrid, Hashable] = {}
+        keys = {cell: self._cache_key(reading.mip, self._grid_of(reading.mip, cell)) for cell in cells}
+        own: list[Vec3[int]] = []
+        others: list[tuple[Vec3[int], threading.Event]] = []
+        try:
+            for cell, key in keys.items():
+                voxels = None if key is None else cache.get(key)
+                if voxels is not None:
+                    reading.counts.chunks += 1
+                    yield self._grid_of(reading.mip, cell), voxels
+                elif key is not None and (event := cache.reserve(key)) is not None:
+                    others.append((cell, event))
+                else:
+                    own.append(cell)
+            yield from self._fetch_into(cache, reading, own, keys)
+        finally:
+            for cell in own:
+                cache.release(keys[cell])
         absent = []
-        for cell in cells:
-            grid = self._grid_of(reading.mip, cell)
-            keys[grid] = key = self._cache_key(reading.mip, grid)
-            voxels = None if key is None else cache.get(key)
-            if voxels is None:
+        for cell, event in others:
+            event.wait()
+            voxels = cache.get(keys[cell])
+            if voxels is None:  # missing, failed, or no longer kept
                 absent.append(cell)
             else:
                 reading.counts.chunks += 1
-                yield grid, voxels
-        for grid, voxels in _decoded(reading, self._fetch(reading, absent), self._healed):
-            if voxels is not None and keys[grid] is not None:
-                cache.put(keys[grid], voxels)
+                yield self._grid_of(reading.mip, cell), voxels
+        yield from self._fetch_into(cache, reading, absent, keys)
+
+    def _fetch_into(
+        self, cache: ChunkCache, reading: _Reading, cells: list[Vec3[int]], keys: Mapping[Vec3[int], Hashable]
+    ) -> Iterator[Decoded]:
+        """Yield chunks that are fetched, and keep them in the cache."""
+        of_grid = {self._grid_of(reading.mip, cell): keys[cell] for cell in cells}
+        for grid, voxels in _decoded(reading, self._fetch(reading, cells), self._healed):
+            key = of_grid[grid]
+            if voxels is not None and key is not None:
+                cache.put(key, voxels)
+            cache.release(key)
             yield grid, voxels
 
     def _cache_key(self, mip: int, grid: VoxelGrid) -> Hashable:

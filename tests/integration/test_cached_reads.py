@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from support.http_server import FileServer
 from support.volumes import coordinate_volume, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_zarr
+from imagery_dask.errors import MissingChunkError
 from imagery_dask.sources import chunk_cache
 
 SHAPE, CHUNKS = (64, 64, 32), (16, 16, 8)
@@ -66,6 +68,32 @@ def test_masks_in_turn_read_each_chunk_once(server: FileServer, ids: Any) -> Non
     for root_id, mask in masks.items():
         np.testing.assert_array_equal(np.asarray(mask), ids == root_id)
     assert chunks_read(server) == IN_A_PLANE * 4
+
+
+def test_threads_that_need_the_same_chunks_read_them_once(server: FileServer) -> None:
+    volume = client_of(server).image_volume()
+    server.latency_s = 0.02
+    with ThreadPoolExecutor(8) as threads:
+        planes = list(threads.map(lambda z: volume.isel(z=z).values, range(8)))
+    assert chunks_read(server) == IN_A_PLANE
+    np.testing.assert_array_equal(np.stack(planes, -1), coordinate_volume(SHAPE, dtype=np.uint8)[..., :8])
+
+
+def test_threads_do_not_wait_for_a_reader_that_failed(server: FileServer, tmp_path: Path) -> None:
+    for chunk in (tmp_path / "em" / "8_8_40").glob("16-32_*"):
+        chunk.unlink()
+    volume = client_of(server, missing="error").image_volume()
+    server.latency_s = 0.02
+
+    def plane(z: int) -> str:
+        try:
+            return str(volume.isel(z=z).values.shape)
+        except MissingChunkError as error:
+            return type(error).__name__
+
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(plane, range(8))) == {"MissingChunkError"}
+    assert volume.isel(x=slice(0, 16), z=3).values.shape == (16, 64)
 
 
 def test_ids_at_points_read_chunks_once(server: FileServer, ids: Any) -> None:
