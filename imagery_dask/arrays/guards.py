@@ -138,7 +138,7 @@ def install() -> None:
     Expressions ask before their blocks are named in `imagery_dask.arrays.expressions`.
     """
     if not _installed:
-        for step, how in (_REDUCTIONS if da.array_expr_enabled() else _STEPS).items():
+        for step, how in (_STEPS_OF_EXPRESSIONS if da.array_expr_enabled() else _STEPS).items():
             _installed[step] = _install(step, *how)
 
 
@@ -167,8 +167,9 @@ def _install(step: str, check: Callable[..., None], prepare: Callable[[Any], Any
 
 def _check_result(array: da.Array) -> None:
     if sources := sources_in(array):
-        check_bytes(array.nbytes, sources)
-        _check_whole(array)
+        check_bytes(array.size * array.dtype.itemsize, sources)  # expressions have no `nbytes`
+        if not da.array_expr_enabled():
+            _check_whole(array)
 
 
 def _check_reduced(array: da.Array) -> None:
@@ -278,5 +279,9 @@ _STEPS = _REDUCTIONS | {
         )
     },
 }  # fmt: skip
+# Of expressions: those that are computed ask in `expressions`; these also when they are persisted or in xarray objects.
+_STEPS_OF_EXPRESSIONS = _REDUCTIONS | {
+    f"dask.array:Array.{name}": (_check_result, _unchanged) for name in ("__dask_keys__", "__dask_graph__", "persist")
+}
 # Whether each was found; empty before `install`.
 _installed: dict[str, bool] = {}

@@ -175,7 +175,7 @@ class ImageryClient(
 
     def _voxels(self, cutout: Cutout) -> da.Array | NDArray[Any]:
         array = lazy_array(cutout)
-        return array if self._lazy else np.asarray(array)
+        return array if self._lazy else np.asarray(array.compute())  # expressions of dask have no `__array__`
 
     def _masks(self, cutout: Cutout, include_null_root: bool) -> SegmentationMasks | dict[int, NDArray[np.bool_]]:
         masks = SegmentationMasks(cutout, include_null_root)

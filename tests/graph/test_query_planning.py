@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from cloudvolume import CloudVolume
 from support.programs import python
+from support.volumes import write_volume
 
 SHAPE = (128, 96, 64)
 START = (-64, 32, 7)
@@ -272,6 +273,22 @@ def test_a_layer_of_a_hundred_million_blocks_is_symbolic(results: dict[str, Any]
     assert results["huge_bytes"] < 100_000
     assert results["huge"]["voxels"] == (100,)
     assert len(results["huge"]["reads"]) == 2
+
+
+EAGER = """
+import sys
+from imagery_dask import ImageryClient
+client = ImageryClient(segmentation_source=sys.argv[1], lazy=False)
+voxels = client.segmentation_cutout([(0, 0, 0), (9, 8, 7)], mip=0, convert_to_int64=False)
+print(type(voxels).__name__, voxels.dtype, voxels.shape, int(voxels.sum()))
+"""
+
+
+def test_eager_clients_return_arrays_with_expressions(tmp_path: Path) -> None:
+    voxels = np.asfortranarray(np.arange(504, dtype=np.uint64).reshape(9, 8, 7))
+    path = write_volume(tmp_path / "ids", voxels, layer_type="segmentation")
+    result = python("-c", EAGER, path, env={"DASK_ARRAY__QUERY_PLANNING": "True"})
+    assert result.out.strip() == f"ndarray uint64 (9, 8, 7) {voxels.sum()}", result.error
 
 
 if __name__ == "__main__":
