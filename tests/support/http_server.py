@@ -12,6 +12,7 @@ import re
 import socket
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -124,25 +125,27 @@ class _Handler(Handler):
 
     def _read(self, owner: FileServer, path: str) -> tuple[int, dict[str, str], bytes]:
         file_and_encoding = owner.find(path)
-        if file_and_encoding is None:
+        content: bytes | None = None
+        if file_and_encoding is not None:
+            file, encoding = file_and_encoding
+            with suppress(FileNotFoundError):  # removed since
+                content = file.read_bytes()
+        if content is None:
             return HTTPStatus.NOT_FOUND, {"Content-Type": "text/plain"}, b"not found"
-        file, encoding = file_and_encoding
-        size = file.stat().st_size
+        size = len(content)
         headers = {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
         if encoding is not None:
             headers["Content-Encoding"] = encoding
         match = RANGE.fullmatch(self.headers.get("Range", ""))
         if match is None or match.group() == "bytes=-":
-            return HTTPStatus.OK, headers, file.read_bytes()
+            return HTTPStatus.OK, headers, content
         first, last = match.groups()
         start = int(first) if first else max(0, size - int(last))
         stop = min(size, int(last) + 1) if first and last else size
         if start >= stop:
             return HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, {"Content-Range": f"bytes */{size}"}, b""
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
-        with file.open("rb") as opened:
-            opened.seek(start)
-            return HTTPStatus.PARTIAL_CONTENT, headers, opened.read(stop - start)
+        return HTTPStatus.PARTIAL_CONTENT, headers, content[start:stop]
 
     def _send(self, path: str, status: int, headers: Mapping[str, str], body: bytes, cut: int | None) -> None:
         self._record(path, int(status))
