@@ -223,7 +223,7 @@ def test_cutouts_of_an_image_size_have_equal_pixels(
     # The release rounds both corners, so that its size may differ. Pixels that both have are equal.
     common = tuple(slice(min(a, b)) for a, b in zip(ours.shape, released.shape, strict=True))
     np.testing.assert_array_equal(ours[common], released[common])
-    voxels = np.array([8, 8, 40]) * (2 if layer == "segmentation" else 1) * [2**mip, 2**mip, 1]
+    voxels = np.array([8, 8, 40]) * ([2, 2, 1] if layer == "segmentation" else 1) * [2**mip, 2**mip, 1]
     whole = all(voxel % step == 0 for voxel, step in zip(voxels[: len(size)], unit_nm[: len(size)], strict=True))
     steps = voxels[: len(size)] / unit_nm[: len(size)]
     # It rounds towards zero, so that corners below zero are one voxel off.
