@@ -216,15 +216,17 @@ class PrecomputedVolume:
         if cache is None:
             yield from _decoded(reading, self._fetch(reading, cells), self._healed)
             return
-        keys = {cell: self._cache_key(reading.mip, self._grid_of(reading.mip, cell)) for cell in cells}
+        grids = {cell: self._grid_of(reading.mip, cell) for cell in cells}
+        keys = {grid: self._cache_key(reading.mip, grid) for grid in grids.values()}
         own: list[Vec3[int]] = []
         others: list[tuple[Vec3[int], threading.Event]] = []
         try:
-            for cell, key in keys.items():
+            for cell, grid in grids.items():
+                key = keys[grid]
                 voxels = None if key is None else cache.get(key)
                 if voxels is not None:
                     reading.counts.chunks += 1
-                    yield self._grid_of(reading.mip, cell), voxels
+                    yield grid, voxels
                 elif key is not None and (event := cache.reserve(key)) is not None:
                     others.append((cell, event))
                 else:
@@ -232,25 +234,24 @@ class PrecomputedVolume:
             yield from self._fetch_into(cache, reading, own, keys)
         finally:
             for cell in own:
-                cache.release(keys[cell])
+                cache.release(keys[grids[cell]])
         absent = []
         for cell, event in others:
             event.wait()
-            voxels = cache.get(keys[cell])
+            voxels = cache.get(keys[grids[cell]])
             if voxels is None:  # missing, failed, or no longer kept
                 absent.append(cell)
             else:
                 reading.counts.chunks += 1
-                yield self._grid_of(reading.mip, cell), voxels
+                yield grids[cell], voxels
         yield from self._fetch_into(cache, reading, absent, keys)
 
     def _fetch_into(
-        self, cache: ChunkCache, reading: _Reading, cells: list[Vec3[int]], keys: Mapping[Vec3[int], Hashable]
+        self, cache: ChunkCache, reading: _Reading, cells: list[Vec3[int]], keys: Mapping[VoxelGrid, Hashable]
     ) -> Iterator[Decoded]:
         """Yield chunks that are fetched, and keep them in the cache."""
-        of_grid = {self._grid_of(reading.mip, cell): keys[cell] for cell in cells}
         for grid, voxels in _decoded(reading, self._fetch(reading, cells), self._healed):
-            key = of_grid[grid]
+            key = keys[grid]
             if voxels is not None and key is not None:
                 cache.put(key, voxels)
             cache.release(key)
