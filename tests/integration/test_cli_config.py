@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,15 @@ import pytest
 import zarr
 from distributed import LocalCluster
 from support.http_server import FileServer
-from support.streams import without_dashboard
+from support.programs import Done
 from support.volumes import coordinate_volume, random_labels, write_volume
 
-from imagery_dask.cli import main
 from imagery_dask.cli.cmd_plan import plan
 from imagery_dask.export.core.run_states import plan_in
 from imagery_dask.export.registry import run_at
 
 SHAPE = (64, 48, 32)
-Run = Callable[..., tuple[int, str, str]]
+Command = Callable[..., Done]
 
 
 @pytest.fixture(scope="module")
@@ -40,19 +38,6 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     write_volume(folder / "em", coordinate_volume(SHAPE, dtype=np.uint8), compress=False)
     write_volume(folder / "seg", random_labels(SHAPE, n=9), layer_type="segmentation", compress=False)
     return ["--image-source", str(folder / "em"), "--segmentation-source", str(folder / "seg")]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: Any) -> tuple[int, str, str]:
-        monkeypatch.setenv("COLUMNS", "160")
-        monkeypatch.setattr(sys, "argv", ["imagery-dask", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        captured = capfd.readouterr()
-        return int(stopped.value.code or 0), captured.out, without_dashboard(captured.err)
-
-    return call
 
 
 def fields(out: Path) -> Any:
@@ -79,13 +64,13 @@ WAYS = {
 
 @pytest.mark.parametrize("form", WAYS)
 def test_an_export_is_run_again_by_its_config(
-    form: str, run: Run, sources: list[str], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    form: str, command: Command, sources: list[str], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = [option for option in WAYS[form] if form != "precomputed" or option not in ("--levels", "source")]
     (tmp_path / "a").mkdir()
     monkeypatch.chdir(tmp_path / "a")
     options += ["--bounds", "0", "0", "0", "40", "40", "20", "--cluster", address]
-    code, _, error = run("export", form, "out", *sources, *options)  # relative, and in a folder of its own
+    code, _, error = command("export", form, "out", *sources, *options)  # relative, and in a folder of its own
     assert (code, error) == (0, "")
     config = records(tmp_path / "a") / "config.yaml"
     before = fields(tmp_path / "a" / "out")
@@ -94,27 +79,27 @@ def test_an_export_is_run_again_by_its_config(
     copy.write_text(text.replace(f"{tmp_path}/a/out", f"{tmp_path}/b/out"))
     assert copy.read_text() != text
     monkeypatch.chdir(tmp_path)
-    code, text, error = run("export", "--config", copy)
+    code, text, error = command("export", "--config", copy)
     assert (code, error) == (0, "")
     assert fields(tmp_path / "b" / "out") == before
     again = (records(tmp_path / "b") / "config.yaml").read_text()
     assert again == copy.read_text()
-    code, text, _ = run("export", "--config", copy)
+    code, text, _ = command("export", "--config", copy)
     assert "were written before; 0 were left to do" in text
 
 
-def test_the_command_line_wins(run: Run, sources: list[str], address: str, tmp_path: Path) -> None:
+def test_the_command_line_wins(command: Command, sources: list[str], address: str, tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     content = {
         "export": "zarr", "out": str(tmp_path / "file.zarr"), "image_source": sources[1], "cluster": "tcp://nowhere:1",
         "bounds": [[0, 0, 0], [32, 32, 16]], "chunks": [16, 16, 16], "overwrite": False,
     }  # fmt: skip
     config.write_text(json.dumps(content))
-    code, _, error = run("export", "--config", config, "--cluster", address)
+    code, _, error = command("export", "--config", config, "--cluster", address)
     assert (code, error) == (0, "")
     assert zarr.open_array(str(tmp_path / "file.zarr"), path="0", mode="r").chunks == (16, 16, 16)
     out = tmp_path / "line.zarr"
-    code, _, error = run("export", "zarr", out, "--config", config, "--cluster", address, "--chunks", "8,16,32")
+    code, _, error = command("export", "zarr", out, "--config", config, "--cluster", address, "--chunks", "8,16,32")
     assert (code, error) == (0, "")
     assert zarr.open_array(str(out), path="0", mode="r").chunks == (16, 16, 8)
     np.testing.assert_array_equal(level(out), coordinate_volume(SHAPE, dtype=np.uint8)[:32, :32, :16])
@@ -135,24 +120,24 @@ def test_the_command_line_wins(run: Run, sources: list[str], address: str, tmp_p
         ("export: zarr\nexport: png\n", "duplicate key 'export'"),
     ],
 )
-def test_bad_files_are_refused_by_name(content: str, message: str, run: Run, tmp_path: Path) -> None:
+def test_bad_files_are_refused_by_name(content: str, message: str, command: Command, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(content)
-    code, _, error = run("export", "--config", tmp_path / "config.yaml")
+    code, _, error = command("export", "--config", tmp_path / "config.yaml")
     assert code == 2
     assert message in error
 
 
-def test_a_file_of_another_format_is_refused(run: Run, tmp_path: Path) -> None:
+def test_a_file_of_another_format_is_refused(command: Command, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("export: png\n")
-    code, _, error = run("export", "zarr", "out", "--config", tmp_path / "config.yaml")
+    code, _, error = command("export", "zarr", "out", "--config", tmp_path / "config.yaml")
     assert (code, "options of 'png', and this is an export to zarr" in error) == (2, True)
 
 
-def test_secrets_are_left_out(run: Run, sources: list[str], address: str, tmp_path: Path) -> None:
+def test_secrets_are_left_out(command: Command, sources: list[str], address: str, tmp_path: Path) -> None:
     with FileServer(Path(sources[1]).parent) as server:
         source = f"{server.url}/em?token=hush".replace("http://", "precomputed://http://")
         out = tmp_path / "out.zarr"
-        code, _, error = run("export", "zarr", out, "--image-source", source, "--bounds", 0, 0, 0, 16, 16, 16,
+        code, _, error = command("export", "zarr", out, "--image-source", source, "--bounds", 0, 0, 0, 16, 16, 16,
                              "--cluster", address)  # fmt: skip
     assert (code, error) == (0, "")
     text = (tmp_path / "out.zarr.receipts" / "config.yaml").read_text()
@@ -172,11 +157,13 @@ def test_plan_takes_the_config_of_an_export(tmp_path: Path) -> None:
 CSV = "name,x0,y0,z0,x1,y1,z1\na,0,0,0,20,16,8\nb-2,32,16,8,64,48,32\n"
 
 
-def test_each_region_is_an_export_of_its_own(run: Run, sources: list[str], address: str, tmp_path: Path) -> None:
+def test_each_region_is_an_export_of_its_own(
+    command: Command, sources: list[str], address: str, tmp_path: Path
+) -> None:
     (tmp_path / "r.csv").write_text(CSV)
     out = tmp_path / "out"
     options = ["--regions", tmp_path / "r.csv", "--cluster", address, "--report", tmp_path / "report.html"]
-    code, text, error = run("export", "zarr", out, *sources, *options)
+    code, text, error = command("export", "zarr", out, *sources, *options)
     assert (code, error) == (0, "")
     assert f"{out}: 2 of 2 regions are complete" in text
     image, ids = coordinate_volume(SHAPE, dtype=np.uint8), random_labels(SHAPE, n=9)
@@ -185,12 +172,12 @@ def test_each_region_is_an_export_of_its_own(run: Run, sources: list[str], addre
         np.testing.assert_array_equal(level(out / name, "labels/segmentation/0"), ids[part])
         assert "regions" not in (out / f"{name}.receipts" / "config.yaml").read_text()
         assert (tmp_path / f"report-{name}.html").exists()
-    code, text, _ = run("export", "zarr", out, *sources, *options)
+    code, text, _ = command("export", "zarr", out, *sources, *options)
     assert (code, text.count("0 were left to do")) == (0, 2)
 
 
 def test_a_region_that_fails_does_not_stop_the_others(
-    run: Run, sources: list[str], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, sources: list[str], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seg = tmp_path / "seg"
     shutil.copytree(sources[3], seg)
@@ -199,23 +186,23 @@ def test_a_region_that_fails_does_not_stop_the_others(
     chunk.write_bytes(kept[:100])
     (tmp_path / "r.csv").write_text(CSV)
     arguments = ["--segmentation-source", seg, "--regions", tmp_path / "r.csv", "--cluster", address]
-    code, text, error = run("export", "zarr", tmp_path / "out", *arguments)
+    code, text, error = command("export", "zarr", tmp_path / "out", *arguments)
     assert code == 1
     assert "1 of 2 regions are complete" in text
     assert "Failed: a. Run the same command again to resume." in error
     chunk.write_bytes(kept)
-    code, text, error = run("export", "zarr", tmp_path / "out", *arguments)
+    code, text, error = command("export", "zarr", tmp_path / "out", *arguments)
     assert (code, "2 of 2 regions are complete" in text) == (0, True)
     np.testing.assert_array_equal(level(tmp_path / "out" / "a"), random_labels(SHAPE, n=9)[:20, :16, :8])
 
 
 def test_regions_are_checked_before_the_first_one_runs(
-    run: Run, sources: list[str], address: str, tmp_path: Path
+    command: Command, sources: list[str], address: str, tmp_path: Path
 ) -> None:
     (tmp_path / "r.json").write_text(json.dumps({"a": [[0, 0, 0], [20, 16, 8]], "far": [[900, 0, 0], [999, 9, 9]]}))
     arguments = [*sources, "--regions", tmp_path / "r.json", "--cluster", address]
-    code, _, error = run("export", "zarr", tmp_path / "out", *arguments)
+    code, _, error = command("export", "zarr", tmp_path / "out", *arguments)
     assert (code, "lie outside" in error) == (2, True)
     assert not (tmp_path / "out").exists()
-    code, _, error = run("export", "zarr", tmp_path / "out", *arguments, "--bounds", 0, 0, 0, 9, 9, 9)
+    code, _, error = command("export", "zarr", tmp_path / "out", *arguments, "--bounds", 0, 0, 0, 9, 9, 9)
     assert (code, "exclude each other" in error) == (2, True)
