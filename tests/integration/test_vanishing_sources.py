@@ -75,7 +75,9 @@ def after(blocks: int, act: Callable[[], object]) -> Callable[[RunReport], None]
 
 
 def settle(client: Client) -> None:
-    """Wait for the blocks that were under way when a run ended."""
+    """Wait for the blocks that were under way, or on their way to a worker, when a run ended."""
+    # It reaches the worker after every message that the scheduler had sent before.
+    client.submit(int, priority=-1, pure=False).result(60)
     while any(client.run(lambda dask_worker: len(dask_worker.active_threads)).values()):
         time.sleep(0.02)
 
