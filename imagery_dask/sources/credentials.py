@@ -6,14 +6,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
-if TYPE_CHECKING:
-    from requests import PreparedRequest
+from imagery_dask.sources.files.connections import basic_auth
 
 __all__ = [
-    "Bearer",
     "cave_token",
     "forget_token",
     "has_aws",
@@ -33,18 +31,6 @@ OWN_WORKERS_VARIABLE = "IMAGERY_DASK_TOKENS"
 TOKEN_FILES = ("{host}-cave-secret.json", "cave-secret.json", "chunkedgraph-secret.json")
 
 _tokens: dict[str, str] = {}
-
-
-class Bearer:
-    """A token as requests' ``auth``, because a login in ~/.netrc replaces a header."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: PreparedRequest) -> PreparedRequest:
-        """Sign a request."""
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
 
 
 def remember_token(path: str, token: str) -> str | None:
@@ -116,15 +102,13 @@ def secrets_for(cloudpath: str) -> Any:
     return None
 
 
-def http_login() -> Any:
-    """Return the user and password for HTTP servers in cloud-files' ``http-secret.json``, as requests' ``auth``."""
-    from requests.auth import HTTPBasicAuth
-
+def http_login() -> str | None:
+    """Return the ``Authorization`` header with the user and password in cloud-files' ``http-secret.json``, if any."""
     try:
         login = json.loads(secret_file("http-secret.json").read_text()) or {}
     except FileNotFoundError:
         return None
-    return HTTPBasicAuth(login["user"], login["password"]) if {"user", "password"} <= login.keys() else None
+    return basic_auth(login["user"], login["password"]) if {"user", "password"} <= login.keys() else None
 
 
 def has_google() -> bool:

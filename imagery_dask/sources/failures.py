@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -36,7 +37,7 @@ def kind_of(error: Exception) -> str:
     if isinstance(response, dict):  # botocore
         code = str(response.get("Error", {}).get("Code", ""))
         status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    else:  # requests, google-cloud
+    else:  # requests, google-cloud, `StatusError`
         status = int(getattr(response, "status_code", 0) or getattr(error, "code", 0) or 0)
         code = str(status)
     if code in NOT_THERE_CODES or isinstance(error, FileNotFoundError):
@@ -62,9 +63,10 @@ def pause_s(attempt: int, error: Exception | None = None) -> float:
     return patience + random.uniform(0.0, longest)
 
 
-def retry_after_s(headers: Any) -> float | None:
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Return the seconds of a ``Retry-After`` header, which has a number or a date; None if it is invalid."""
-    text = headers.get("Retry-After")
+    headers = {name.lower(): value for name, value in headers.items()}
+    text: Any = headers.get("retry-after")
     try:
         seconds = float(text)
     except (TypeError, ValueError):
@@ -72,7 +74,7 @@ def retry_after_s(headers: Any) -> float | None:
         if moment is None:
             return None
         # Relative to the server's clock if it sends one, because the local clock may be wrong.
-        here = _moment(headers.get("Date"))
+        here = _moment(headers.get("date"))
         seconds = moment - (time.time() if here is None else here)
     return max(0.0, seconds) if seconds < float("inf") else None
 
@@ -98,14 +100,12 @@ def forget_request(error: BaseException) -> None:
     error.__context__ = error.__cause__ = None
 
 
-def _headers(error: Exception | None) -> Any:
+def _headers(error: Exception | None) -> Mapping[str, str]:
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore
-        from requests.structures import CaseInsensitiveDict
-
-        headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-        return CaseInsensitiveDict(headers)
-    return getattr(response, "headers", None) or {}
+        headers: Mapping[str, str] = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        return headers
+    return getattr(response, "headers", None) or getattr(error, "headers", None) or {}
 
 
 def _moment(text: Any) -> float | None:

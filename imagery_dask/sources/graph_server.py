@@ -7,8 +7,10 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from urllib.parse import quote, urlencode
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +19,13 @@ from imagery_dask.annotations import JsonObject
 from imagery_dask.config import config
 from imagery_dask.errors import REFUSED_STATUS, AccessRefusedError, ServerError, SourceNotFoundError
 from imagery_dask.model.chunkedgraph import ChunkedGraph, graphene_address
-from imagery_dask.sources.credentials import Bearer, cave_token, token_places
+from imagery_dask.sources.credentials import cave_token, token_places
 from imagery_dask.sources.failures import brief, forget_request, kind_of, pause_s
 from imagery_dask.sources.files.compression import decompress
-from imagery_dask.sources.files.http_files import adapter_with_deadlines, check_length, deadline_of, read_body
+from imagery_dask.sources.files.connections import NoConnectionError, Response, send
+from imagery_dask.sources.files.deadlines import deadline_of
+from imagery_dask.sources.files.http_files import StatusError
 from imagery_dask.urls import is_safe_for_tokens
-
-if TYPE_CHECKING:
-    from requests import Response
 
 __all__ = ["GraphServer", "graph_server", "read_graph_info"]
 
@@ -43,14 +44,8 @@ class GraphServer:
     """
 
     def __init__(self, server: str) -> None:
-        from requests import Session
-
         self.server = server
         self._host = server.partition("://")[2]
-        self._session = Session()
-        adapter = adapter_with_deadlines()
-        self._session.mount("http://", adapter)
-        self._session.mount("https://", adapter)
 
     def get_json(self, path: str, params: Mapping[str, object] | None = None) -> Any:
         """Return the JSON answer of a GET request."""
@@ -60,7 +55,8 @@ class GraphServer:
         self, path: str, content: object, params: Mapping[str, object] | None = None, attempts: int | None = None
     ) -> Any:
         """Return the JSON answer of a POST request with a JSON body."""
-        return self._call("POST", path, _json, attempts, params=params or {}, json=content)
+        body, headers = json.dumps(content).encode(), {"Content-Type": "application/json"}
+        return self._call("POST", path, _json, attempts, params=params or {}, body=body, headers=headers)
 
     def post_ids(
         self,
@@ -96,7 +92,7 @@ class GraphServer:
             return answer
 
         most = 8 * len(ids) + LARGEST_REST
-        return np.asarray(self._call("POST", path, read, params=params, data=body, headers=headers, most=most))
+        return np.asarray(self._call("POST", path, read, params=params, body=body, headers=headers, most=most))
 
     def _call(
         self, method: str, path: str, read: Callable[[bytes], Any], attempts: int | None = None, **request: Any
@@ -120,25 +116,18 @@ class GraphServer:
         self,
         method: str,
         path: str,
-        headers: dict[str, str] | None = None,
+        params: Mapping[str, object],
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
         most: int = LARGEST_ANSWER,
-        **content: Any,
     ) -> bytes:
         token, timeouts = self._token(), config.get("graph.timeout_s")
+        url = self.server + quote(path) + (f"?{urlencode(params)}" if params else "")
         with (
             deadline_of(sum(timeouts)),
-            self._session.request(
-                method,
-                self.server + path,
-                headers=headers,
-                auth=Bearer(token),
-                timeout=timeouts,
-                allow_redirects=False,
-                stream=True,
-                **content,
-            ) as response,
+            send(method, url, headers or {}, f"Bearer {token}", body, timeouts) as response,
         ):
-            status = response.status_code
+            status = response.status
             if status in REFUSED_STATUS or 300 <= status < 400:
                 # CAVE redirects requests with an expired token to a login page.
                 raise AccessRefusedError(
@@ -149,14 +138,12 @@ class GraphServer:
             if status == 404:
                 raise SourceNotFoundError(f"{self.server}{path} does not exist (HTTP 404): {_text_of(response, token)}")
             if status >= 400:
-                from requests import HTTPError
-
-                raise HTTPError(f"HTTP {status}: {_text_of(response, token)}", response=response)
-            body = read_body(response, most + 1)
-            check_length(response, len(body), most)
-            if len(body) > most:
+                raise StatusError(f"HTTP {status}: {_text_of(response, token)}", status, response.headers)
+            content = response.read_up_to(most + 1)
+            response.check_length(len(content), most)
+            if len(content) > most:
                 raise ConnectionError(f"the answer has more than {most} bytes")
-            return decompress(body, response.headers.get("Content-Encoding"), most) if body else b""
+            return decompress(content, response.headers.get("content-encoding"), most) if content else b""
 
     def _token(self) -> str:
         if not is_safe_for_tokens(self.server):
@@ -169,9 +156,7 @@ class GraphServer:
         return token
 
     def _failed(self, method: str, path: str, error: Exception) -> str:
-        from requests import ConnectionError as NoConnection
-
-        if isinstance(error, NoConnection):
+        if isinstance(error, NoConnectionError):
             attempts = config.get("graph.attempts")
             return f"{self.server} does not answer ({method} {path}, {attempts} attempts): {brief(error)}"
         return f"{method} {path} failed at {self.server}: {brief(error)}"
@@ -207,5 +192,7 @@ def _json(content: bytes) -> Any:
 
 
 def _text_of(response: Response, token: str) -> str:
-    text = response.raw.read(LARGEST_REST, decode_content=True).decode(errors="replace")
-    return " ".join(text.replace(token, "<token>").split())[:200]
+    content = response.read_up_to(LARGEST_REST)
+    with suppress(ValueError):  # cut, or damaged
+        content = decompress(content, response.headers.get("content-encoding"), LARGEST_REST)
+    return " ".join(content.decode(errors="replace").replace(token, "<token>").split())[:200]

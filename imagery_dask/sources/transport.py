@@ -31,7 +31,8 @@ from imagery_dask.sources import credentials
 from imagery_dask.sources.counts import count_request
 from imagery_dask.sources.failures import brief, forget_request, kind_of, pause_s
 from imagery_dask.sources.files.compression import LARGEST_FILE, decompress
-from imagery_dask.sources.files.http_files import HttpFiles, TooSlowError, deadline_of, let_buckets_obey
+from imagery_dask.sources.files.deadlines import TooSlowError, deadline_of, let_buckets_obey
+from imagery_dask.sources.files.http_files import HttpFiles
 from imagery_dask.sources.files.local_files import FORMAT_SUFFIX, LocalFiles, local_folder
 from imagery_dask.sources.throttle import request_slots
 from imagery_dask.urls import is_safe_for_tokens, name_in_url, resolved_name, server_of, without_secrets
@@ -39,12 +40,10 @@ from imagery_dask.urls import is_safe_for_tokens, name_in_url, resolved_name, se
 if TYPE_CHECKING:
     from cloudfiles import CloudFiles
 
-    from imagery_dask.sources.files.http_files import Auth
-
 __all__ = ["Blob", "Request", "Transport"]
 
 # Requests at the same time from one process, enough to hide the latency of object stores.
-REQUESTS_IN_FLIGHT = 32
+REQUESTS_IN_FLIGHT = 64
 SLOW_ATTEMPTS = 2
 
 
@@ -261,10 +260,10 @@ def _read_http(files: HttpFiles, request: Request) -> Blob | None:
     damage = answer.damage
     if answer.whole and not damage:
         damage = checksum_damage(answer.content, "crc32c", stored_checksum(answer.headers))
-    modified = answer.headers.get("Last-Modified")
-    if modified == answer.headers.get("Date"):  # made for this request
+    modified = answer.headers.get("last-modified")
+    if modified == answer.headers.get("date"):  # made for this request
         modified = None
-    return Blob(answer.content, answer.headers.get("Content-Encoding"), damage, modified)
+    return Blob(answer.content, answer.headers.get("content-encoding"), damage, modified)
 
 
 def _size_damage(request: Request, content: bytes) -> str:
@@ -273,14 +272,14 @@ def _size_damage(request: Request, content: bytes) -> str:
     return f"it has more than {request.most} bytes, more than it can have"
 
 
-def _always(auth: Auth | None) -> Callable[[], Auth | None]:
+def _always(auth: str | None) -> Callable[[], str | None]:
     return lambda: auth
 
 
-def _cave_auth(url: str) -> Auth | None:
+def _cave_auth(url: str) -> str | None:
     """Return the token for a server behind CAVE's authentication, which is only sent over HTTPS."""
     token = credentials.cave_token(urlsplit(url).netloc) if is_safe_for_tokens(url) else None
-    return None if token is None else credentials.Bearer(token)
+    return None if token is None else f"Bearer {token}"
 
 
 def http_url(cloudpath: str) -> str | None:
@@ -363,9 +362,10 @@ def stored_checksum(headers: Mapping[str, str]) -> str | None:
     """Return the CRC32C that Google sends for an object (``x-goog-hash``), if the body is the object as stored.
 
     None if the server decompresses the object while sending it, since the checksum is that of the compressed object.
+    Headers have names in lower case.
     """
     stored = headers.get("x-goog-stored-content-encoding", "identity")
-    if stored != (headers.get("Content-Encoding") or "identity"):
+    if stored != (headers.get("content-encoding") or "identity"):
         return None
     for part in headers.get("x-goog-hash", "").split(","):
         kind, _, value = part.strip().partition("=")

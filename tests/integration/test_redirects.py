@@ -90,7 +90,7 @@ def test_a_redirect_is_followed_without_login(
 
     create = HttpFiles.__init__
     monkeypatch.setattr(HttpFiles, "__init__", recording)
-    monkeypatch.setattr(credentials, "http_login", lambda: lambda request: request)
+    monkeypatch.setattr(credentials, "http_login", lambda: "Basic YTpi")
     data = coordinate_volume(SHAPE, dtype=np.uint8)
     write_volume(tmp_path / "em", data)
     server, other = http_server_factory(tmp_path), http_server_factory(tmp_path)
@@ -128,24 +128,18 @@ def test_a_redirect_that_is_not_followed_is_an_error(tmp_path: Path, file_server
 def test_a_token_stays_on_its_server_after_a_redirect(
     tmp_path: Path, http_server_factory: Callable[..., FileServer]
 ) -> None:
-    signed: list[str] = []
-
-    def bearer(request: Any) -> Any:
-        signed.append(request.url)
-        request.headers["Authorization"] = "Bearer secret"
-        return request
-
     (tmp_path / "em").mkdir()
     (tmp_path / "em" / "info").write_bytes(b"{}")
     server, other = http_server_factory(tmp_path), http_server_factory(tmp_path)
     from support.http_server import Fault
 
     server.faults = lambda path, n: Fault(302, headers={"Location": f"{other.url}/em/info"}) if n == 1 else None
-    files = HttpFiles(f"{server.url}/em", lambda: bearer)
+    files = HttpFiles(f"{server.url}/em", lambda: "Bearer secret")
     answer = files.get("info", None, None, 100, False)
     assert answer is not None
     assert answer.content == b"{}"
-    assert signed == [f"{server.url}/em/info"]
+    assert [request.authorization for request in server.requests] == ["Bearer secret"]
+    assert [request.authorization for request in other.requests] == [None]
 
 
 def test_no_token_is_sent_over_plain_http(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,13 +44,15 @@ class Fault(http_base.Fault):
 
 
 class Request(NamedTuple):
-    """One answered request. ``path`` is unquoted, without its query; the headers are as sent."""
+    """One answered request. ``path`` is unquoted, ``query`` and the headers are as sent."""
 
     method: str
     path: str
     range: str | None
     status: int
     cache_control: str | None = None
+    authorization: str | None = None
+    query: str = ""
 
 
 class FileServer(LoggingServer[Request]):
@@ -153,5 +155,8 @@ class _Handler(Handler):
 
     def _record(self, path: str, status: int) -> None:
         headers = self.headers
-        request = Request(self.command, path, headers.get("Range"), status, headers.get("Cache-Control"))
+        request = Request(
+            self.command, path, headers.get("Range"), status, headers.get("Cache-Control"),
+            headers.get("Authorization"), urlsplit(self.path).query,
+        )  # fmt: skip
         self.server.owner.record(request)

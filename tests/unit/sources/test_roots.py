@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from support.dynamic import TOKEN, forget, graph_servers, impatient
+from support.dynamic import TOKEN, forget, impatient
 from support.settings import Configure
 
 from imagery_dask import kernels
@@ -22,6 +22,7 @@ from imagery_dask.model.chunkedgraph import ChunkedGraph, RootQuery
 from imagery_dask.model.labels import LabelRule
 from imagery_dask.sources import collect_counts, look_up_roots, remember_token
 from imagery_dask.sources import roots as lookups
+from imagery_dask.sources.files.connections import close_idle
 
 Ids = NDArray[np.uint64]
 LAYERS = 255
@@ -68,7 +69,7 @@ def server() -> Iterator[_Server]:
     thread = threading.Thread(target=served.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield served
-    graph_servers.graph_server(address_of(served))._session.close()
+    close_idle()
     served.shutdown()
     served.server_close()
     thread.join()

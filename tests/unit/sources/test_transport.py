@@ -51,12 +51,12 @@ def test_missing_and_unknown_checksums_are_not_checked(kind: str | None, value: 
         ({"x-goog-hash": "md5=BBBB=="}, None),
         ({"x-goog-hash": "crc32c=AAAA==", "x-goog-stored-content-encoding": "identity"}, "AAAA=="),
         (
-            {"x-goog-hash": "crc32c=AAAA==", "x-goog-stored-content-encoding": "gzip", "Content-Encoding": "gzip"},
+            {"x-goog-hash": "crc32c=AAAA==", "x-goog-stored-content-encoding": "gzip", "content-encoding": "gzip"},
             "AAAA==",
         ),
         # Decompressed by the server, so that the bytes received are not those stored.
         ({"x-goog-hash": "crc32c=AAAA==", "x-goog-stored-content-encoding": "gzip"}, None),
-        ({"x-goog-hash": "crc32c=AAAA==", "Content-Encoding": "gzip"}, None),
+        ({"x-goog-hash": "crc32c=AAAA==", "content-encoding": "gzip"}, None),
     ],
 )
 def test_the_stored_checksum_is_taken_only_for_bytes_as_stored(headers: dict[str, str], checksum: str | None) -> None:
