@@ -8,7 +8,6 @@ import click
 
 from imagery_dask.annotations import Keywords
 from imagery_dask.cli.files.config_files import FORMAT, defaults_of, keep_config, read_config
-from imagery_dask.cli.files.region_files import read_regions
 from imagery_dask.cli.formats import FORMATS, Format
 from imagery_dask.cli.param_types import PartType
 from imagery_dask.cli.run_flags import RUN_OPTIONS, run, run_options
@@ -18,13 +17,6 @@ if TYPE_CHECKING:
     from imagery_dask.records.parts import Part
 
 __all__ = ["export", "planned"]
-
-
-REGIONS = click.option(
-    "--regions", metavar="FILE",
-    help="Instead of --bounds: a CSV file with columns name,x0,y0,z0,x1,y1,z1, or bounds by name in JSON. Each region "
-         "is exported to OUT/NAME.",
-)  # fmt: skip
 
 
 @click.group(invoke_without_command=True)
@@ -50,6 +42,7 @@ def export(
     \b
     Examples:
       imagery-dask export zarr OUT.zarr --image-source gs://bucket/em --bounds 0 0 0 512 512 64
+      imagery-dask export zarr OUT.zarr --image-source gs://bucket/em --regions boxes.csv
       imagery-dask export --config OUT.zarr.receipts/config.yaml
       imagery-dask export --plan plan.json --part 3/8
     """
@@ -102,28 +95,13 @@ def _run_config(context: click.Context, config_file: str, options: Keywords) -> 
         command.invoke(own)
 
 
-def _is_given(context: click.Context, name: str) -> bool:
-    """Return True if an option is on the command line, which wins over one in a file."""
-    return context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-
-
 def _command(form: Format) -> click.Command:
-    def callback(out: str, regions: str | None, **options: Any) -> None:
+    def callback(out: str, **options: Any) -> None:
         context = click.get_current_context()
         run_keywords = {name: options[name] for name in (*RUN_OPTIONS, "block_mib") if name in options}
-        if regions is None or _is_given(context, "bounds") > _is_given(context, "regions"):
-            run(lambda: form.build(out, options), out, lambda made: keep_config(context, made, out), **run_keywords)
-            return
-        if _is_given(context, "bounds"):
-            raise click.UsageError("--bounds and --regions exclude each other: a file of regions has the bounds.")
-        from imagery_dask.cli.region_runs import run_regions
+        run(lambda: form.build(out, options), out, lambda made: keep_config(context, made, out), **run_keywords)
 
-        run_regions(
-            form.build, out, read_regions(regions), options, run_keywords,
-            lambda made, out, box: keep_config(context, made, out, bounds=box),
-        )  # fmt: skip
-
-    return form.command(callback, lambda command: run_options(REGIONS(command)), form.text)
+    return form.command(callback, run_options, form.text)
 
 
 for _form in FORMATS:

@@ -27,6 +27,7 @@ def plan() -> None:
     \b
     Examples:
       imagery-dask plan zarr OUT.zarr --image-source gs://bucket/em --bounds 0 0 0 4096 4096 512
+      imagery-dask plan zarr OUT.zarr --image-source gs://bucket/em --regions boxes.csv
       imagery-dask plan precomputed OUT --config OUT.receipts/config.yaml --workers 100 --worker-memory 4GiB
       imagery-dask plan png slices/em --image-source em --bounds 0 0 0 512 512 64 --save plan.json
     """
@@ -94,5 +95,12 @@ def _show(planned: PlannedExport) -> None:
     for label, text in planned.rows():
         table.add_row(label, text)
     Console().print(table)
+    for found in planned.tables:
+        regions = Table(box=None, pad_edge=False, title=found.title, title_justify="left")
+        for index, head in enumerate(found.heads):
+            regions.add_column(head, justify="right" if index else "left")
+        for row in found.rows:
+            regions.add_row(*row)
+        Console().print(regions)
     for problem in planned.problems:
         click.echo(f"Problem: {problem}", err=True)

@@ -20,6 +20,7 @@ __all__ = ["status", "status_lines"]
 
 DAMAGED_SHOWN = 10
 HOLDERS_SHOWN = 10
+STAGES_SHOWN = 40
 WHAT_NEXT = {
     "interrupted": "no process is running; run the same export again to resume it",
     "failed": "no process is running; run the same export again to retry the failed blocks",
@@ -116,11 +117,16 @@ def status_lines(export: Status) -> Iterator[str]:
     )
     yield f"  blocks: {export.done:,} of {export.blocks:,} done ({percent}%){problems}"
     if len(export.stages) > 1:
-        for stage in export.stages:
+        # Of many regions, those that are not done.
+        few = len(export.stages) <= STAGES_SHOWN
+        stages = [stage for stage in export.stages if few or stage.done < stage.blocks]
+        for stage in stages[:STAGES_SHOWN]:
             yield (
                 f"    stage {stage.stage + 1}, {stage.doing} {stage.volume} from level {stage.level}: "
                 f"{stage.done:,} of {stage.blocks:,}"
             )
+        if len(stages) > STAGES_SHOWN:
+            yield f"    and {len(stages) - STAGES_SHOWN:,} more that are not done"
     yield f"  written: {human_bytes(export.written_bytes)}{_rate(export)}"
     yield f"  source chunks missing: {export.missing:,}; supervoxels without a root: {export.zero_roots:,}"
     if export.first is not None and export.last is not None:

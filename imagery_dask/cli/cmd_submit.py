@@ -11,6 +11,7 @@ import click
 
 from imagery_dask.cli.cmd_export import export, planned
 from imagery_dask.cli.formats import FORMATS
+from imagery_dask.cli.region_flags import one_of_bounds
 from imagery_dask.cli.run_flags import RUN_OPTIONS, run_options_of
 from imagery_dask.urls import redacted
 from imagery_dask.validate import expanded_path
@@ -36,6 +37,7 @@ def submit(cluster: str | None, dry_run: bool, arguments: tuple[str, ...]) -> No
     \b
     Examples:
       imagery-dask submit --cluster slurm.yaml zarr OUT.zarr --image-source em --bounds 0 0 0 4096 4096 512
+      imagery-dask submit --cluster slurm.yaml zarr OUT.zarr --image-source em --regions boxes.csv
       imagery-dask submit --cluster slurm.yaml zarr OUT.zarr --config config.yaml
       imagery-dask submit --cluster slurm.yaml --dry-run -- --plan plan.json
     """
@@ -95,11 +97,10 @@ def _export(arguments: Sequence[str]) -> tuple[Export, RunOptions]:
     """Return the export that the arguments describe, and its run options; errors appear here rather than in the job."""
     form = next((form for form in FORMATS if form.name == arguments[0]), None)
     command, rest = (export, arguments) if form is None else (export.commands[form.name], arguments[1:])
-    options = command.make_context(f"imagery-dask export {form.name if form else ''}".rstrip(), list(rest)).params
+    context = command.make_context(f"imagery-dask export {form.name if form else ''}".rstrip(), list(rest))
+    options = context.params if form is None else context.params | one_of_bounds(context)
     run_keywords = {name: options[name] for name in (*RUN_OPTIONS, "block_mib") if name in options}
     if form is not None:
-        if options["regions"] is not None:
-            raise click.UsageError("submit runs one export; submit each region of --regions with its --bounds.")
         return form.build(options["out"], options), run_options_of(**run_keywords)
     if options["plan_file"] is None:
         names = ", ".join(form.name for form in FORMATS)

@@ -12,7 +12,7 @@ import click
 from imagery_dask.annotations import Keywords
 from imagery_dask.cli.files.config_files import config_option
 from imagery_dask.cli.param_types import ColorsType, LevelsType, ShapeType, WindowType
-from imagery_dask.cli.region_flags import REGION_OPTIONS, region_dataset, region_options, same_moment
+from imagery_dask.cli.region_flags import REGION_OPTIONS, one_of_bounds, region_data, region_options, same_moment
 from imagery_dask.cli.run_flags import RUN_OPTIONS
 from imagery_dask.export.core.writer_arguments import Flag, flags_of
 from imagery_dask.export.images.image_options import ImageOptions
@@ -29,7 +29,7 @@ Decorator = Callable[[Any], Any]
 Options = TypeVar("Options")
 
 # Options of exports that plans do not have, as a file of options names them.
-OF_EXPORTS = ("regions", *(name.replace("_", "-") for name in RUN_OPTIONS))
+OF_EXPORTS = tuple(name.replace("_", "-") for name in RUN_OPTIONS)
 SYNTAX: dict[str, Callable[..., click.ParamType[Any]]] = {
     "shape": ShapeType, "levels": LevelsType, "window": WindowType, "colors": ColorsType,
 }  # fmt: skip
@@ -61,11 +61,15 @@ class Format:
 
     def command(self, run: Any, shared_flags: Decorator, text: str) -> click.Command:
         """Return a command with flags for region and format and `shared_flags`; it calls ``run(out, **flags)``."""
-        run = shared_flags(run)
+
+        def of_bounds(out: str, **flags: Any) -> None:
+            run(out, **(flags | one_of_bounds(click.get_current_context())))
+
+        command = shared_flags(of_bounds)
         for option in reversed([*_click_options(self.options), *self.extra_flags]):
-            run = option(run)
+            command = option(command)
         return click.command(self.name, help=text)(
-            click.argument("out", metavar=self.argument)(config_option(region_options(run), OF_EXPORTS))
+            click.argument("out", metavar=self.argument)(config_option(region_options(command), OF_EXPORTS))
         )
 
 
@@ -139,40 +143,37 @@ def _words(kind: object, default: object) -> dict[Any, Any]:
 
 
 def _region(out: str, given: Given) -> Any:
+    """Return the data of the region, or of named regions."""
     region = {name: given.pop(name) for name in REGION_OPTIONS}
-    if not region["bounds"]:
-        context = click.get_current_context(silent=True)
-        raise click.UsageError("Missing option '--bounds' (or, of an export, '--regions').", context)
-    if not given.get("overwrite"):
-        region = same_moment(out, region)
-    return region_dataset(**region)
+    return region_data(**same_moment(out, region, is_new=bool(given.get("overwrite"))))
 
 
 def _zarr(out: str, given: Given) -> Export:
-    from imagery_dask.export.zarr.to_zarr import ZarrExport
+    from imagery_dask.export.zarr.to_zarr import zarr_export
 
     options = _options_from(ZarrOptions, given)
-    return ZarrExport(_region(out, given), out, options)
+    return zarr_export(_region(out, given), out, options)
 
 
 def _precomputed(out: str, given: Given) -> Export:
-    from imagery_dask.export.precomputed.to_precomputed import PrecomputedExport
+    from imagery_dask.export.precomputed.to_precomputed import precomputed_export
 
     options = _options_from(PrecomputedOptions, given)
-    return PrecomputedExport(_region(out, given), out, options)
+    return precomputed_export(_region(out, given), out, options)
 
 
 def _png(out: str, given: Given) -> Export:
-    from imagery_dask.export.images.to_png import SliceExport
+    from imagery_dask.export.core.region_exports import are_regions
+    from imagery_dask.export.images.to_png import slice_export
 
     what = given["what"]
     root_ids = {} if what == "imagery" else {"root_ids": given["root_ids"]}
     options = _options_from(ImageOptions, given, **root_ids)
     region = _region(out, given)
     layer, source = ("image", "--image-source") if what == "imagery" else ("segmentation", "--segmentation-source")
-    if layer not in region:
+    if any(layer not in one for one in (region.values() if are_regions(region) else [region])):
         raise ValueError(f"--what {what} needs {source}; give it, or choose another --what.")
-    return SliceExport(region, out, options)
+    return slice_export(region, out, options)
 
 
 FORMATS = (

@@ -21,6 +21,7 @@ __all__ = [
     "RootIdsType",
     "ShapeType",
     "PartType",
+    "RegionsType",
     "SizeType",
     "WindowType",
 ]
@@ -207,3 +208,13 @@ class ColorsType(click.ParamType[Any]):
                 self.fail(f"{value!r} must have lines id,r,g,b or id,r,g,b,a; got {line!r}.", param, ctx)
             colors[root_id] = tuple(color)
         return colors
+
+
+class RegionsType(click.ParamType[Any]):
+    """The path of a file of named boxes, or, in a file of options, boxes by name."""
+
+    name = "FILE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value: the file is read when it is known that it is needed."""
+        return value

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from imagery_dask.annotations import Keywords
-from imagery_dask.cli.param_types import RootIdsType
+from imagery_dask.cli.param_types import RegionsType, RootIdsType
 from imagery_dask.cli.source_flags import cave_options, source_client
 from imagery_dask.humanize import human_share
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["REGION_OPTIONS", "is_at_a_moment", "region_dataset", "region_options", "same_moment"]
+__all__ = ["REGION_OPTIONS", "one_of_bounds", "region_data", "region_options", "same_moment"]
 
 REGION_OPTIONS = (
     "image_source", "segmentation_source", "datastack", "server", "version", "timestamp", "stale_roots", "bounds",
-    "resolution", "image_mip", "segmentation_mip", "root_ids", "missing", "as_segmentation",
+    "regions", "resolution", "image_mip", "segmentation_mip", "root_ids", "missing", "as_segmentation",
 )  # fmt: skip
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -33,6 +34,9 @@ OPTIONS = (
                  help="If --root-ids were not valid at the timestamp: stop with an error, or warn and leave them out."),
     click.option("--bounds", nargs=6, type=float, metavar="X0 Y0 Z0 X1 Y1 Z1",
                  help="Lower corner (inclusive) and upper corner (exclusive) of the region."),
+    click.option("--regions", type=RegionsType(), metavar="FILE",
+                 help="Instead of --bounds, named regions: a CSV file with columns name,x0,y0,z0,x1,y1,z1, or bounds "
+                      "by name in JSON. Each of them becomes a group (zarr) or folder of its name in OUT."),
     click.option("--resolution", nargs=3, type=float, metavar="RX RY RZ",
                  help="Resolution in which the bounds are given, nm per voxel."),
     click.option("--image-mip", type=int, metavar="N", help="Mip of the imagery to read."),
@@ -45,13 +49,44 @@ OPTIONS = (
 
 
 def region_options(command: Command) -> Command:
-    """Add the options of `region_dataset` (`REGION_OPTIONS`) to a command."""
+    """Add the options of `region_data` (`REGION_OPTIONS`) to a command."""
     for option in reversed(OPTIONS):
         command = option(command)
     return command
 
 
-def region_dataset(
+def one_of_bounds(context: click.Context) -> Keywords:
+    """Return the bounds, or the bounds by name, that a command was given; the other one is None.
+
+    On the command line, each of them replaces the other one of a file of options. The context has the result too.
+
+    Raises
+    ------
+    click.UsageError
+        Both are given, or neither.
+    ValueError
+        There is something else than boxes.
+    """
+    from imagery_dask.cli.files.region_files import read_regions, regions_of
+
+    names = ("bounds", "regions")
+    line = [
+        name for name in names
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    ]  # fmt: skip
+    given = line or [name for name in names if context.params[name]]
+    if len(given) > 1:
+        raise click.UsageError("--bounds and --regions exclude each other: a file of regions has the bounds.", context)
+    if not given:
+        raise click.UsageError("Missing option '--bounds' or '--regions'.", context)
+    chosen = {name: context.params[name] if name in given else None for name in names}
+    if (regions := chosen["regions"]) is not None:
+        chosen["regions"] = regions_of(regions) if isinstance(regions, dict) else read_regions(str(regions))
+    context.params |= chosen
+    return chosen
+
+
+def region_data(
     *,
     image_source: str | None,
     segmentation_source: str | None,
@@ -60,15 +95,19 @@ def region_dataset(
     version: int | None,
     timestamp: str | None,
     stale_roots: Any,
-    bounds: tuple[float, ...],
+    bounds: tuple[float, ...] | None,
+    regions: Mapping[str, tuple[float, ...]] | None,
     resolution: tuple[float, ...] | None,
     image_mip: int | None,
     segmentation_mip: int | None,
     root_ids: Any,
     missing: Any,
     as_segmentation: bool,
-) -> xr.Dataset:
-    """Return the region that the options select, on the grid of the finer of its layers at the mips that are read."""
+) -> xr.Dataset | dict[str, xr.Dataset]:
+    """Return the region that the options select, on the grid of the finer of its layers at the mips that are read.
+
+    Named regions are returned by name; they show a dynamic segmentation at one moment.
+    """
     if image_source is None and segmentation_source is None and datastack is None:
         raise ValueError("Give what to export: --image-source, --segmentation-source, or both; or a --datastack.")
     if as_segmentation and segmentation_source is None:
@@ -83,32 +122,43 @@ def region_dataset(
         raise ValueError("--root-ids and --segmentation-mip need a segmentation; give --segmentation-source.")
     if client.image_source is None and image_mip is not None:
         raise ValueError("--image-mip needs imagery; give --image-source.")
-    data = client.dataset((bounds[:3], bounds[3:]), root_ids=root_ids, scale_to_bounds=False)
-    _check_inside(data)
-    return data
+
+    def data_in(box: tuple[float, ...], said: str) -> xr.Dataset:
+        data = client.dataset((box[:3], box[3:]), root_ids=root_ids, scale_to_bounds=False)
+        _check_inside(data, said)
+        return data
+
+    if regions is None:
+        return data_in(bounds or (), "--bounds")
+    return {name: data_in(box, f"the bounds of {name!r} in --regions") for name, box in regions.items()}
 
 
-def is_at_a_moment(region: Keywords) -> bool:
+def _is_at_a_moment(region: Keywords) -> bool:
     """Return True if a region shows the same state whenever it is read: it has a moment, or is not dynamic."""
     dynamic = region["datastack"] is not None or "graphene://" in (region["segmentation_source"] or "")
     return not dynamic or region["timestamp"] is not None or region["version"] is not None
 
 
-def same_moment(out: str, region: Keywords) -> Keywords:
-    """Return the region with the timestamp of the existing export if it has none, since "now" changes between runs."""
-    if is_at_a_moment(region):
+def same_moment(out: str, region: Keywords, is_new: bool) -> Keywords:
+    """Return the region with the timestamp of the existing export if it has none, since "now" changes between runs.
+
+    Named regions without an export have the same "now".
+    """
+    if _is_at_a_moment(region):
         return region
+    from imagery_dask.export.core.plans import timestamp_in
     from imagery_dask.export.core.run_states import plan_in
     from imagery_dask.export.registry import run_at
 
+    now = None if region["regions"] is None else int(time.time())
     try:
-        moment = plan_in(run_at(out)).fingerprint_fields.get("segmentation timestamp")
+        moment = now if is_new else timestamp_in(plan_in(run_at(out)).fingerprint_fields) or now
     except FileNotFoundError:
-        return region
+        moment = now
     return region if moment is None else region | {"timestamp": str(moment)}
 
 
-def _check_inside(data: xr.Dataset) -> None:
+def _check_inside(data: xr.Dataset, said: str) -> None:
     """Raise if the region lies outside the volume, warn if a part of it does.
 
     The bounds are then probably given in another resolution.
@@ -122,11 +172,11 @@ def _check_inside(data: xr.Dataset) -> None:
         cutout, share = source.cutout, source.cutout.share_outside
         if share == 1:
             raise ValueError(
-                f"--bounds lie outside the {name}: {cutout.where}. Check --resolution, the resolution in which bounds "
+                f"{said} lie outside the {name}: {cutout.where}. Check --resolution, the resolution in which bounds "
                 "are given."
             )
         if share > 0:
             click.echo(
-                f"Warning: {human_share(share)} of --bounds lie outside the {name} ({cutout.where}): they are 0 there.",
+                f"Warning: {human_share(share)} of {said} lie outside the {name} ({cutout.where}): they are 0 there.",
                 err=True,
             )

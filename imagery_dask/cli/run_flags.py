@@ -39,7 +39,6 @@ __all__ = [
     "cluster_options",
     "SOME_BLOCKS_FAILED",
     "ended_as_interrupted",
-    "kept_in",
     "print_report",
     "run",
     "run_options_of",
@@ -108,7 +107,7 @@ def run(
     out : str
         Target of the export, as given on the command line.
     keep : callable
-        Writes down how the export was called; see `kept_in`.
+        Writes down how the export was called; see `_kept_in`.
     **options
         Keywords of `run_options_of`.
     """
@@ -116,7 +115,7 @@ def run(
 
     built = export()
     try:
-        with ended_as_interrupted(), kept_in(built, keep):
+        with ended_as_interrupted(), _kept_in(built, keep):
             made = execute(built, run_options_of(**options))
     except BlockFailedError as error:
         print_report(error.report, out)
@@ -160,7 +159,7 @@ def run_options_of(
 
 
 @contextmanager
-def kept_in(export: Export, keep: Callable[[Export], None]) -> Iterator[None]:
+def _kept_in(export: Export, keep: Callable[[Export], None]) -> Iterator[None]:
     """Call ``keep(export)`` when its run ends, also after a failure; that it cannot be kept is no failure."""
     try:
         yield

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from numpy.typing import ArrayLike
 
 from imagery_dask.export.planning import SAMPLES
+from imagery_dask.model.arguments import check_region_names
 from imagery_dask.model.labels import RootIds
 from imagery_dask.model.moments import Moment
 from imagery_dask.validate import choice
@@ -16,6 +19,7 @@ from imagery_dask.validate import choice
 if TYPE_CHECKING:
     import xarray as xr
 
+    from imagery_dask.client.settings import ClientSettings
     from imagery_dask.export.planning.estimate import PlannedExport
 
 __all__ = ["PlansExports"]
@@ -32,13 +36,15 @@ FORMATS: dict[str, tuple[str, dict[str, str]]] = {
 class PlansExports:
     """Mixin of `ImageryClient`: plans of exports."""
 
+    _settings: ClientSettings
+
     @abstractmethod
     def dataset(self, bounds: ArrayLike, *args: Any, **kwargs: Any) -> xr.Dataset:
         """Return imagery and segmentation on one grid (see `ImageryClient.dataset`)."""
 
     def plan_export(
         self,
-        bounds: ArrayLike,
+        bounds: ArrayLike | Mapping[str, ArrayLike],
         url: str | os.PathLike[str],
         *,
         format: Literal["zarr", "precomputed", "png", "tiff"] = "zarr",
@@ -60,10 +66,12 @@ class PlansExports:
 
         Parameters
         ----------
-        bounds : array-like, shape (2, 3)
-            Lower corner (inclusive) and upper corner (exclusive), x, y, z in voxels of `resolution`.
+        bounds : array-like, shape (2, 3), or mapping of str to such
+            Lower corner (inclusive) and upper corner (exclusive), x, y, z in voxels of `resolution`. Several bounds by
+            name are one plan and one run, with a group or folder in `url` for each name; a dynamic segmentation shows
+            one moment in all of them.
         url : str or path
-            Target of the export; for "png" and "tiff", the prefix of the file names.
+            Target of the export; for "png" and "tiff", the prefix of the file names, or the folder of several bounds.
         format : {"zarr", "precomputed", "png", "tiff"}
             What to plan: `to_zarr`, `to_precomputed`, or `to_png` with that file format.
         image_mip, segmentation_mip, root_ids, resolution, timestamp
@@ -82,8 +90,8 @@ class PlansExports:
         Returns
         -------
         PlannedExport
-            Prints as a table. ``save(path)`` writes a file for ``imagery-dask export --plan``; ``run(cluster=...)``
-            runs the export.
+            Prints as a table, in a notebook with a row for each of several bounds. ``save(path)`` writes a file for
+            ``imagery-dask export --plan``; ``run(cluster=...)`` runs the export.
 
         Raises
         ------
@@ -98,10 +106,19 @@ class PlansExports:
 
         kind = KINDS[name]
         format_options = kind.options(**implied, **options)
-        data = self.dataset(
-            bounds, image_mip=image_mip, segmentation_mip=segmentation_mip, root_ids=root_ids, resolution=resolution,
-            timestamp=timestamp, scale_to_bounds=False,
-        )  # fmt: skip
+        named = bounds if isinstance(bounds, Mapping) else {"": bounds}
+        if isinstance(bounds, Mapping):
+            check_region_names(list(bounds))
+            if timestamp is None and self._settings.dynamic.moment is None:
+                timestamp = int(time.time())
+        made = {
+            name: self.dataset(
+                box, image_mip=image_mip, segmentation_mip=segmentation_mip, root_ids=root_ids, resolution=resolution,
+                timestamp=timestamp, scale_to_bounds=False,
+            )
+            for name, box in named.items()
+        }  # fmt: skip
+        data = made if isinstance(bounds, Mapping) else made[""]
         return plan_export(
             kind.make(data, url, format_options), workers=workers, worker_memory=worker_memory, block_mib=block_mib,
             samples=samples,

@@ -43,21 +43,21 @@ class Kind:
 
 
 def _zarr() -> Make:
-    from imagery_dask.export.zarr.to_zarr import ZarrExport
+    from imagery_dask.export.zarr.to_zarr import zarr_export
 
-    return ZarrExport
+    return zarr_export
 
 
 def _precomputed() -> Make:
-    from imagery_dask.export.precomputed.to_precomputed import PrecomputedExport
+    from imagery_dask.export.precomputed.to_precomputed import precomputed_export
 
-    return PrecomputedExport
+    return precomputed_export
 
 
 def _png() -> Make:
-    from imagery_dask.export.images.to_png import SliceExport
+    from imagery_dask.export.images.to_png import slice_export
 
-    return SliceExport
+    return slice_export
 
 
 KINDS = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,12 @@ from numpy.typing import ArrayLike
 from imagery_dask.geometry.grid import AXES
 from imagery_dask.validate import LARGEST, numbers, triple
 
-__all__ = ["Triple", "bounds_from_center", "corners"]
+__all__ = ["Triple", "bounds_from_center", "check_region_names", "corners"]
 
 Triple = tuple[float, float, float]
+REGION_NAME = re.compile(r"\w[\w.-]*")
+# Of most file systems, less what is added to names of temporary files.
+LONGEST_NAME = 200
 
 
 def bounds_from_center(ctr: ArrayLike, width: float = 1, height: float = 1, depth: float = 1) -> Any:
@@ -67,6 +72,23 @@ def corners(value: object) -> tuple[Triple, Triple]:
         )
     (x0, y0, z0), (x1, y1, z1) = array.tolist()
     return (x0, y0, z0), (x1, y1, z1)
+
+
+def check_region_names(names: Sequence[object]) -> None:
+    """Raise ValueError unless these are names of folders, each of another one; the message names the first other."""
+    if not names:
+        raise ValueError("there are no regions: give at least one.")
+    known: dict[str, str] = {}
+    for name in names:
+        if not isinstance(name, str) or not REGION_NAME.fullmatch(name) or name.endswith(".receipts"):
+            raise ValueError(f"{name!r} names a folder and must be letters, digits, dots, dashes and underscores.")
+        if len(name.encode()) > LONGEST_NAME:
+            raise ValueError(f"{name[:20]!r}... has {len(name)} characters, and names a folder; take a shorter name.")
+        # Some file systems do not distinguish capital letters.
+        if (other := known.get(name.lower())) is not None:
+            alike = "is the name of two regions" if name == other else f"and {other!r} are one folder on some disks"
+            raise ValueError(f"{name!r} {alike}; choose another name.")
+        known[name.lower()] = name
 
 
 def _is_whole(value: object) -> bool:

@@ -141,9 +141,9 @@ class ZarrFiles:
 
     def _is_own(self, path: str) -> bool:
         """Return True for a group or array that an export writes."""
-        if path in ("", "labels") or KEY in self._attributes(path):
-            return True
         group, _, name = path.rpartition("/")
+        if path in ("", "labels") or KEY in self._attributes(path) or (name == "labels" and self._is_own(group)):
+            return True
         attributes = self._attributes(group)
         multiscales = attributes.get("ome", attributes).get("multiscales")
         if KEY not in attributes or not isinstance(multiscales, list):

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from distributed import Client
     from fsspec import AbstractFileSystem
 
-__all__ = ["FolderTarget", "StoreTarget", "VolumeTarget", "check_process"]
+__all__ = ["FolderTarget", "StoreTarget", "VolumeTarget", "VolumesTarget", "check_process"]
 
 
 class FolderTarget(ABC):
@@ -306,7 +306,7 @@ class VolumeTarget(FolderTarget):
 
     def check_replaceable(self) -> None:
         """Raise if the volumes at the URL hold files that are not part of them."""
-        if not self._in_memory():
+        if not _in_memory(self.url):
             super().check_replaceable()
 
     def _owns(self, files: AbstractFileSystem, path: str, name: str) -> bool:
@@ -319,23 +319,78 @@ class VolumeTarget(FolderTarget):
         return name in known
 
     def _stranger(self) -> str | None:
-        return None if self._in_memory() else super()._stranger()
+        return None if _in_memory(self.url) else super()._stranger()
 
     def _anything(self) -> bool:
-        if self._in_memory():
+        if _in_memory(self.url):
             return next(Files.at(self.url).names(), None) is not None
         return super()._anything()
 
     def _remove(self) -> None:
-        if self._in_memory():
+        if _in_memory(self.url):
             files = Files.at(self.url)
             files.delete(files.names())
         else:
             _remove(self.url, {"info"})
 
-    def _in_memory(self) -> bool:
-        # `Files` and zarr stores keep separate memories in a process.
-        return parse_bucket_url(self.url).scheme == "memory"
+
+class VolumesTarget(FolderTarget):
+    """The URL of a folder of precomputed volumes: of one, or two in folders, for each named region."""
+
+    KIND = "folder of precomputed volumes"
+
+    def _regions(self) -> dict[str, VolumeTarget]:
+        """Return the volumes that exist, by region."""
+        regions = {name: VolumeTarget(f"{self.url}/{name}") for name in self._names()}
+        return {name: region for name, region in regions.items() if region._opens()}
+
+    def _names(self) -> list[str]:
+        """Return the names of what lies in the folder."""
+        if _in_memory(self.url):
+            return sorted({name.partition("/")[0] for name in Files.at(self.url).names()})
+        files, path = files_at(self.url)
+        files.invalidate_cache()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return sorted(str(name).rstrip("/").rpartition("/")[2] for name in files.ls(path, detail=False))
+        return []
+
+    def _opens(self) -> bool:
+        return bool(self._regions())
+
+    def _has(self) -> Callable[[str], bool]:
+        of_region = {name: region._has() for name, region in self._regions().items()}
+
+        def has(name: str) -> bool:
+            region, _, file = name.partition("/")
+            return is_partial(name) or (region in of_region and of_region[region](file))
+
+        return has
+
+    def _resembles(self, name: str) -> bool:
+        return is_metadata(name) or resembles_volume_chunk(name)
+
+    def check_replaceable(self) -> None:
+        """Raise if the volumes of the regions hold files that are not part of them."""
+        if not _in_memory(self.url):
+            super().check_replaceable()
+
+    def _owns(self, files: AbstractFileSystem, path: str, name: str) -> bool:
+        return VolumeTarget(f"{self.url}/{name}")._opens()
+
+    def _stranger(self) -> str | None:
+        return None if _in_memory(self.url) else super()._stranger()
+
+    def _anything(self) -> bool:
+        return bool(self._names()) if _in_memory(self.url) else super()._anything()
+
+    def _remove(self) -> None:
+        for name in self._names():
+            VolumeTarget(f"{self.url}/{name}")._remove()
+
+
+def _in_memory(url: str) -> bool:
+    # `Files` and zarr stores keep separate memories in a process.
+    return parse_bucket_url(url).scheme == "memory"
 
 
 def _listed(names: list[str]) -> str:

@@ -47,7 +47,8 @@ def open_export(url: str | os.PathLike[str], level: int | None = None) -> xr.Dat
         are ``image`` and ``segmentation``, or what the store has of them, with dims x, y, z (and channel), as of
         `ImageryClient.dataset`: voxel centers in nm as coordinates, and the source, resolution and timestamp of the
         export in ``attrs``. A level of which the labels have other voxels than the image has nodes ``"1/image"`` and
-        ``"1/segmentation"``.
+        ``"1/segmentation"``. Of an export of named regions, a tree with such a tree for each region, or with `level`,
+        such a dataset: ``tree["train"]``.
 
     Raises
     ------
@@ -62,11 +63,22 @@ def open_export(url: str | os.PathLike[str], level: int | None = None) -> xr.Dat
 
     text = expanded_path(url)
     with clear_errors(text):
-        pyramids = list(_pyramids(text))
+        root = _root(text)
+        regions = root.attrs.get(KEY, {}).get("regions")
+        if regions is None:
+            return _tree_of(text, list(_pyramids(text, root)), level)
+        trees = {name: _tree_of(f"{text}/{name}", list(_pyramids(text, root[name])), level) for name in regions}
+    return xr.DataTree(xr.Dataset(attrs={"url": without_secrets(text)}), children={
+        name: xr.DataTree(tree) if isinstance(tree, xr.Dataset) else tree for name, tree in trees.items()
+    })  # fmt: skip
+
+
+def _tree_of(url: str, pyramids: list[_Pyramid], level: int | None) -> xr.DataTree | xr.Dataset:
+    """Return the levels of an image with its labels, or one of them."""
     count = max(len(pyramid.levels) for pyramid in pyramids)
     if level is not None and not (type(level) is int and 0 <= level < count):
-        raise ValueError(f"level must be one of the {count} levels of {redacted(text)!r}, from 0; got {level!r}.")
-    attributes = {"url": without_secrets(text)}
+        raise ValueError(f"level must be one of the {count} levels of {redacted(url)!r}, from 0; got {level!r}.")
+    attributes = {"url": without_secrets(url)}
     nodes: dict[str, xr.Dataset] = {}
     for index in range(count) if level is None else [level]:
         variables = {pyramid.name: pyramid.variable(index) for pyramid in pyramids if index < len(pyramid.levels)}
@@ -125,14 +137,19 @@ class _Pyramid:
         return data.transpose(*AXES, ...)
 
 
-def _pyramids(url: str) -> Iterator[_Pyramid]:
+def _root(url: str) -> Any:
+    """Return the group of a store."""
     try:
-        root = zarr.open_group(open_store(url), mode="r")
+        return zarr.open_group(open_store(url), mode="r")
     except FileNotFoundError:
         raise FileNotFoundError(
             f"There is no zarr store at {redacted(url)!r}. A precomputed export is opened by "
             "ImageryClient(image_source=...) or segmentation_source=..."
         ) from None
+
+
+def _pyramids(url: str, root: Any) -> Iterator[_Pyramid]:
+    """Yield the image of a group, and its labels."""
     yield _pyramid(url, root)
     with_labels = _ome(root["labels"]).get("labels", []) if "labels" in root else []
     for name in with_labels:

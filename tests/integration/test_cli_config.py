@@ -1,9 +1,8 @@
-"""``--config`` and ``--regions``: files that hold the arguments of exports, and exports of several boxes."""
+"""``--config``: files that hold the arguments of exports."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -115,7 +114,9 @@ def test_the_command_line_wins(command: Command, sources: list[str], address: st
         ("export: zarr\nout: a\nlevels: true\n", "line 3: levels must be a value; got True"),
         ("export: zarr\nout: a\nbounds: [1, 2]\n", "Invalid value for '--bounds': Takes 6 values but 2 were given"),
         ("export: zarr\nout: a\nlevels: many\n", "Invalid value for '--levels'"),
-        ("export: zarr\nout: a\nimage-source: em\n", "Missing option '--bounds'"),
+        ("export: zarr\nout: a\nregions: {a: [0, 0, 0, 9, 9, 0]}\n", "the file of options, 'a': bounds are inverted"),
+        ("export: zarr\nout: a\nbounds: 0 0 0 9 9 9\nregions: r.csv\n", "exclude each other"),
+        ("export: zarr\nout: a\nimage-source: em\n", "Missing option '--bounds' or '--regions'"),
         ("- zarr\n", "line 1: the file is not a mapping"),
         ("export: zarr\nexport: png\n", "duplicate key 'export'"),
     ],
@@ -150,59 +151,3 @@ def test_plan_takes_the_config_of_an_export(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(content)
     context = plan.commands["zarr"].make_context("zarr", ["out", "--config", str(tmp_path / "config.yaml")])
     assert (context.params["image_source"], context.params["bounds"]) == ("em", (0, 0, 0, 32, 32, 16))
-
-
-# ------------------------------------------------------------------------------------------------------------- regions
-
-CSV = "name,x0,y0,z0,x1,y1,z1\na,0,0,0,20,16,8\nb-2,32,16,8,64,48,32\n"
-
-
-def test_each_region_is_an_export_of_its_own(
-    command: Command, sources: list[str], address: str, tmp_path: Path
-) -> None:
-    (tmp_path / "r.csv").write_text(CSV)
-    out = tmp_path / "out"
-    options = ["--regions", tmp_path / "r.csv", "--cluster", address, "--report", tmp_path / "report.html"]
-    code, text, error = command("export", "zarr", out, *sources, *options)
-    assert (code, error) == (0, "")
-    assert f"{out}: 2 of 2 regions are complete" in text
-    image, ids = coordinate_volume(SHAPE, dtype=np.uint8), random_labels(SHAPE, n=9)
-    for name, part in (("a", np.s_[:20, :16, :8]), ("b-2", np.s_[32:, 16:, 8:])):
-        np.testing.assert_array_equal(level(out / name), image[part])
-        np.testing.assert_array_equal(level(out / name, "labels/segmentation/0"), ids[part])
-        assert "regions" not in (out / f"{name}.receipts" / "config.yaml").read_text()
-        assert (tmp_path / f"report-{name}.html").exists()
-    code, text, _ = command("export", "zarr", out, *sources, *options)
-    assert (code, text.count("0 were left to do")) == (0, 2)
-
-
-def test_a_region_that_fails_does_not_stop_the_others(
-    command: Command, sources: list[str], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seg = tmp_path / "seg"
-    shutil.copytree(sources[3], seg)
-    (chunk,) = seg.glob("*/0-32_0-32_0-16")
-    kept = chunk.read_bytes()
-    chunk.write_bytes(kept[:100])
-    (tmp_path / "r.csv").write_text(CSV)
-    arguments = ["--segmentation-source", seg, "--regions", tmp_path / "r.csv", "--cluster", address]
-    code, text, error = command("export", "zarr", tmp_path / "out", *arguments)
-    assert code == 1
-    assert "1 of 2 regions are complete" in text
-    assert "Failed: a. Run the same command again to resume." in error
-    chunk.write_bytes(kept)
-    code, text, error = command("export", "zarr", tmp_path / "out", *arguments)
-    assert (code, "2 of 2 regions are complete" in text) == (0, True)
-    np.testing.assert_array_equal(level(tmp_path / "out" / "a"), random_labels(SHAPE, n=9)[:20, :16, :8])
-
-
-def test_regions_are_checked_before_the_first_one_runs(
-    command: Command, sources: list[str], address: str, tmp_path: Path
-) -> None:
-    (tmp_path / "r.json").write_text(json.dumps({"a": [[0, 0, 0], [20, 16, 8]], "far": [[900, 0, 0], [999, 9, 9]]}))
-    arguments = [*sources, "--regions", tmp_path / "r.json", "--cluster", address]
-    code, _, error = command("export", "zarr", tmp_path / "out", *arguments)
-    assert (code, "lie outside" in error) == (2, True)
-    assert not (tmp_path / "out").exists()
-    code, _, error = command("export", "zarr", tmp_path / "out", *arguments, "--bounds", 0, 0, 0, 9, 9, 9)
-    assert (code, "exclude each other" in error) == (2, True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,7 +29,7 @@ __all__ = ["CONFIG", "FORMAT", "config_option", "defaults_of", "keep_config", "n
 CONFIG = "config.yaml"
 FORMAT = "export"
 # Options that say how one call behaves, and are not what an export is.
-OF_A_CALL = ("overwrite", "repair", "redo_missing", "report", "regions")
+OF_A_CALL = ("overwrite", "repair", "redo_missing", "report")
 # Options that say how an export runs: kept where they are given.
 OF_A_RUN = ("cluster", "workers", "wait", "retire_before", "max_missing", "max_requests", "block_mib")
 SOURCES = ("image_source", "segmentation_source")
@@ -143,7 +143,7 @@ def _listed(value: Any) -> list[Any]:
 # ---------------------------------------------------------------------------------------------- what an export writes
 
 
-def keep_config(context: click.Context, built: Export, out: str, **others: Any) -> None:
+def keep_config(context: click.Context, built: Export, out: str) -> None:
     """Write the file that reproduces an export among its records, if these are of this export.
 
     Parameters
@@ -154,10 +154,8 @@ def keep_config(context: click.Context, built: Export, out: str, **others: Any) 
         What was run.
     out : str
         Its target.
-    **others
-        Parameters with other values than in the context.
     """
-    from imagery_dask.export.core.plans import fingerprint_of
+    from imagery_dask.export.core.plans import fingerprint_of, timestamp_in
     from imagery_dask.records.runs import runs_in
 
     files = built.records
@@ -165,8 +163,8 @@ def keep_config(context: click.Context, built: Export, out: str, **others: Any) 
         return
     fingerprint = fingerprint_of(built.fingerprint_fields)
     if any(run.plan.get("fingerprint") == fingerprint for run in runs_in(files)):
-        moment = built.fingerprint_fields.get("segmentation timestamp")
-        others |= {} if moment is None or context.params.get("version") else {"timestamp": str(moment)}
+        moment = timestamp_in(built.fingerprint_fields)
+        others = {} if moment is None or context.params.get("version") else {"timestamp": str(moment)}
         files.put(CONFIG, _text(context, {"out": out} | others).encode(), "application/yaml")
 
 
@@ -192,10 +190,16 @@ def _text(context: click.Context, others: Keywords) -> str:
         if own == "max_missing" and isinstance(value, float):
             value = f"{100 * value:.12g}%"
         if own in ("bounds", "resolution"):
-            value = [int(number) if float(number).is_integer() else number for number in value]
+            value = _numbers(value)
+        if own == "regions":
+            value = {region: [_numbers(box[:3]), _numbers(box[3:])] for region, box in value.items()}
         if value != () and value != []:
             lines.append(f"{name}: {json.dumps(value)}")
     return "\n".join(lines) + "\n"
+
+
+def _numbers(values: Iterable[float]) -> list[float]:
+    return [int(number) if float(number).is_integer() else number for number in values]
 
 
 def _place(path: str) -> str:

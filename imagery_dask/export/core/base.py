@@ -93,6 +93,10 @@ class Export(ABC):
         """Return the folder in which these lie, of a store at a URL."""
         return Files.at(url)
 
+    def by_region(self, plan: ExportPlan) -> dict[str, tuple[Export, ExportPlan]]:
+        """Return the exports that this one is made of, and their parts of a plan, by region; itself if it has none."""
+        return {"": (self, plan)}
+
     def copied_to(self, url: str) -> Self:
         """Return the same export to another URL."""
         other = copy(self)

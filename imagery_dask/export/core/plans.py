@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from imagery_dask.geometry.block_plan import BlockPlan
 from imagery_dask.geometry.grid import AXES, XYZ, Region, source_span
 from imagery_dask.kernels import linear_taps
 from imagery_dask.model.cutout import Cutout
-from imagery_dask.serialization import flat, from_json, to_json
+from imagery_dask.serialization import NEWER, flat, from_json, to_json
 from imagery_dask.urls import without_secrets
 
 if TYPE_CHECKING:
@@ -39,7 +39,9 @@ __all__ = [
     "described_volume",
     "difference",
     "fingerprint_of",
+    "said_of",
     "source_chunks",
+    "timestamp_in",
     "voxels_decided_by",
 ]
 
@@ -63,19 +65,27 @@ class StageBlocks:
     Parameters
     ----------
     volume : str
-        What is written.
+        What is written; in an export of named regions, after the region: ``"train/image"``.
     doing : str
         ``"read+write"`` or ``"downsample"``.
     level : int
         First level that is written.
     blocks : BlockPlan
         The blocks.
+    region : str
+        Name of the region; "" without named regions.
     """
 
     volume: str
     doing: str
     level: int
     blocks: BlockPlan
+    region: str = field(default="", metadata=NEWER)
+
+    @property
+    def layer(self) -> str:
+        """Name of the volume without that of its region."""
+        return self.volume.removeprefix(f"{self.region}/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +133,15 @@ class ExportPlan:
     def rows(self) -> list[tuple[str, str]]:
         """Return what is written, as labels and text."""
         rows = [("to", self.url)]
+        if regions := {part.region for _, part in self.parts if part.region}:
+            rows.append(("regions", f"{len(regions):,}"))
+        alike: dict[tuple[str, str, int], list[BlockPlan]] = {}
         for _, part in self.parts:
-            shape = " x ".join(f"{n:,}" for n in part.blocks.largest)
-            rows.append((f"{part.doing} {part.volume}", f"{len(part.blocks):,} blocks of up to {shape} voxels"))
+            alike.setdefault((part.doing, part.layer, part.level), []).append(part.blocks)
+        for (doing, layer, _), plans in alike.items():
+            largest = (max(sizes) for sizes in zip(*(blocks.largest for blocks in plans), strict=True))
+            shape = " x ".join(f"{n:,}" for n in largest)
+            rows.append((f"{doing} {layer}", f"{sum(map(len, plans)):,} blocks of up to {shape} voxels"))
         return [*rows, ("blocks", f"{self.blocks:,}"), ("voxels", f"{self.voxels:,}")]
 
     @property
@@ -163,15 +179,18 @@ class ExportPlan:
         return marked
 
     def notes(self) -> Iterator[str]:
-        """Tell which blocks cut chunks of what they read."""
+        """Tell which blocks cut chunks of what they read; what is said of several regions is said once."""
+        noted: dict[str, list[str]] = {}
         for _, part in self.parts:
             cut = [axis for axis, once in zip(AXES, part.blocks.reads_once, strict=True) if not once]
             if cut and part.doing != "downsample":
-                yield (
-                    f"{part.volume}: blocks of {part.blocks.largest} voxels cut chunks of the source along "
-                    f"{', '.join(cut)}: they are read more than once. Choose chunks and shards, or bounds, that agree "
-                    "with them."
+                sizes = "" if part.region else f" of {part.blocks.largest} voxels"
+                note = (
+                    f"{part.layer}: blocks{sizes} cut chunks of the source along {', '.join(cut)}: they are read more "
+                    "than once. Choose chunks and shards, or bounds, that agree with them."
                 )
+                noted.setdefault(note, []).append(part.region)
+        yield from (said_of(regions, note) for note, regions in noted.items())
 
     def region(self, number: int) -> Region:
         """Region of a block, in voxels of the level that it writes first."""
@@ -239,7 +258,7 @@ def _typed(content: JsonObject, key: str, kind: type) -> Any:
 
 def _check_volume(volume: object) -> None:
     """Raise ValueError if this does not describe a volume."""
-    known = {"name": str, "variable": bool, "shape": list, "dtype": str, "cutout": dict}
+    known = {"name": str, "variable": bool, "shape": list, "dtype": str, "cutout": dict, "region": str}
     if not isinstance(volume, dict):
         raise ValueError(f"a volume is {_text(volume)}")
     for key, kind in known.items():
@@ -254,6 +273,18 @@ def fingerprint_of(fields: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
+def said_of(regions: Sequence[str], note: str) -> str:
+    """Return a note with the names of the regions that it is about, at most three of them."""
+    named = list(dict.fromkeys(filter(None, regions)))
+    more = f" and {len(named) - 3:,} more" if len(named) > 3 else ""
+    return f"{', '.join(named[:3])}{more}: {note}" if named else note
+
+
+def timestamp_in(fields: Mapping[str, object]) -> object:
+    """Return the timestamp of a dynamic segmentation, which all regions have in common, or None."""
+    return next((value for name, value in fields.items() if name.endswith("segmentation timestamp") and value), None)
+
+
 def described_volume(volume: Volume) -> JsonObject:
     """Describe a volume as JSON, from which `data_of` makes it again."""
     content: JsonObject = {"name": volume.name, "variable": volume.variable}
@@ -265,10 +296,15 @@ def described_volume(volume: Volume) -> JsonObject:
     return content | described
 
 
-def data_of(volumes: Sequence[JsonObject]) -> xr.Dataset | xr.DataArray:
-    """Return the data of a plan: cutouts, and zeros in place of computed arrays."""
+def data_of(volumes: Sequence[JsonObject]) -> Any:
+    """Return the data of a plan, by region if it has regions: cutouts, and zeros in place of computed arrays."""
     import xarray as xr
 
+    regions: dict[str, list[JsonObject]] = {}
+    for volume in volumes:
+        regions.setdefault(str(volume.get("region", "")), []).append(volume)
+    if list(regions) != [""]:
+        return {name: data_of([volume | {"region": ""} for volume in own]) for name, own in regions.items()}
     arrays = {volume["name"]: _array(volume) for volume in volumes}
     return xr.Dataset(arrays) if all(volume["variable"] for volume in volumes) else next(iter(arrays.values()))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from imagery_dask.storage.store_files import KEY, ROOT_IDS
 if TYPE_CHECKING:
     from imagery_dask.export.core.inputs import Volume
 
-__all__ = ["KEY", "PROGRAM", "provenance", "what_was_missing"]
+__all__ = ["KEY", "PROGRAM", "provenance", "root_of_regions", "what_was_missing"]
 
 IDS_LISTED = 1000
 # Read once, at import.
@@ -40,6 +41,11 @@ def provenance(volume: Volume) -> JsonObject:
         "missing_rule": cutout.missing,
     }
     return attributes | ({} if cutout.labels is None else _objects(cutout.labels))
+
+
+def root_of_regions(names: Sequence[str]) -> JsonObject:
+    """Return the attribute of the group of named regions."""
+    return {"version": PROGRAM, "created": _now(), "regions": list(names)}
 
 
 def what_was_missing(report: RunReport, volume: str) -> JsonObject:

@@ -193,6 +193,10 @@ class StartedRun:
         """Records of the run."""
         return self.record.records
 
+    def file(self, name: str) -> str:
+        """Return the name of a file of the run in the records folder."""
+        return f"{self.id}/{name}"
+
     @property
     def replaces(self) -> bool:
         """Return True if the store that is replaced still exists."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from distributed import Client
@@ -10,7 +10,7 @@ from distributed import Client
 from imagery_dask.geometry.grid import AXES, XYZ
 from imagery_dask.storage.atomic_files import Files, check_writable, existing_names, split_prefix
 
-__all__ = ["SliceNames", "SliceTarget", "plane_axes"]
+__all__ = ["SliceNames", "SliceTarget", "SliceTargets", "plane_axes"]
 
 DIGITS = 6
 
@@ -99,8 +99,30 @@ class SliceNames:
         return max(DIGITS, len(str(abs(first))), len(str(abs(first + self.shape[axis] - 1))))
 
 
+class _InPlace:
+    """A target whose files are replaced one by one."""
+
+    __slots__ = ()
+
+    def recover(self) -> None:
+        """Do nothing: only single files are renamed."""
+
+    def swap(self, url: str) -> None:
+        """Do nothing: only single files are renamed."""
+
+    def clear(self, url: str) -> None:
+        """Do nothing: files stay until they are replaced."""
+        del url
+
+    def check_replaceable(self) -> None:
+        """Do nothing: only pictures of the same names are replaced."""
+
+    def discard(self) -> None:
+        """Do nothing: a run that has not begun has written no picture."""
+
+
 @dataclass(frozen=True, slots=True)
-class SliceTarget:
+class SliceTarget(_InPlace):
     """Files of slices with a common prefix."""
 
     # Their folder or bucket.
@@ -137,6 +159,11 @@ class SliceTarget:
         """Return a target for the same slices with another prefix."""
         files, stem = split_prefix(url)
         return replace(self, files=files, names=replace(self.names, stem=stem))
+
+    def beside(self, run: str) -> str:
+        """Return the target: each file is replaced by itself."""
+        del run
+        return self.url
 
     def planned_names(self, kinds: Sequence[str]) -> Iterator[str]:
         """Names of the files that are written, of some kinds."""
@@ -184,23 +211,52 @@ class SliceTarget:
         names = existing_names(self.files, self.names.stem)
         return any(name.endswith(f".{self.names.extension}") for name in names)
 
+
+@dataclass(frozen=True, slots=True)
+class SliceTargets(_InPlace):
+    """Folders of the slices of named regions."""
+
+    # Folder or bucket of all of them.
+    folder: str
+    regions: Mapping[str, SliceTarget]
+
+    @property
+    def url(self) -> str:
+        """The folder."""
+        return self.folder
+
+    @property
+    def owns_folder(self) -> bool:
+        """Return False: the folder holds other files too."""
+        return False
+
+    def at(self, url: str) -> SliceTargets:
+        """Return targets for the same slices in another folder."""
+        return SliceTargets(url, {name: region.at(f"{url}/{name}/{name}") for name, region in self.regions.items()})
+
     def beside(self, run: str) -> str:
         """Return the target: each file is replaced by itself."""
         del run
         return self.url
 
-    def recover(self) -> None:
-        """Do nothing: only single files are renamed."""
+    def occupied(self) -> bool:
+        """Return True if files of any region exist; raise if the target cannot be written."""
+        self.check_writable()
+        return any(region.clash(region.kinds) is not None for region in self.regions.values())
 
-    def swap(self, url: str) -> None:
-        """Do nothing: only single files are renamed."""
+    def refusal(self, why: str = "") -> FileExistsError:
+        """Return the error for files that exist."""
+        regions = list(self.regions.values())
+        return next((one for one in regions if one.clash(one.kinds) is not None), regions[0]).refusal(why)
 
-    def clear(self, url: str) -> None:
-        """Do nothing: files stay until they are replaced."""
-        del url
+    def check_writable(self) -> None:
+        """Raise if this process cannot write files there."""
+        next(iter(self.regions.values())).check_writable()
 
-    def check_replaceable(self) -> None:
-        """Do nothing: only pictures of the same names are replaced."""
+    def check_workers(self, client: Client) -> None:
+        """Raise if the workers cannot write to the target."""
+        next(iter(self.regions.values())).check_workers(client)
 
-    def discard(self) -> None:
-        """Do nothing: a run that has not begun has written no picture."""
+    def holds(self, url: str, written: bool) -> bool:
+        """Return True if a run has written no file yet, or if not all have been removed."""
+        return any(region.holds(url, written) for region in self.regions.values())

@@ -20,12 +20,13 @@ from imagery_dask.export.core.base import BlockReads, Export, OutputFormat, plan
 from imagery_dask.export.core.inputs import Volume, as_volumes
 from imagery_dask.export.core.plans import ExportPlan, StageBlocks, fingerprint_of, voxels_decided_by
 from imagery_dask.export.core.preview import Preview
+from imagery_dask.export.core.region_exports import RegionsExport, are_regions
 from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.core.run_states import StartedRun
 from imagery_dask.export.core.writer_arguments import describe_run
 from imagery_dask.export.execution.execute import execute
 from imagery_dask.export.images.image_options import MAX_FILES, ImageOptions, What
-from imagery_dask.export.images.slice_files import SliceNames, SliceTarget, plane_axes
+from imagery_dask.export.images.slice_files import SliceNames, SliceTarget, SliceTargets, plane_axes
 from imagery_dask.export.images.slice_pages import (
     IdTable,
     ImageryPages,
@@ -47,7 +48,7 @@ from imagery_dask.run import BlockTask, RunReport
 from imagery_dask.serialization import to_json
 from imagery_dask.storage.atomic_files import Files, split_prefix
 
-__all__ = ["SliceExport", "to_png"]
+__all__ = ["SliceExport", "SliceRegions", "slice_export", "to_png"]
 
 EXTENSIONS = {"png": "png", "tiff": "tif"}
 # Variables of a dataset that are shown, the one that must be there first.
@@ -99,12 +100,13 @@ def to_png(
 
     Parameters
     ----------
-    data : dask.array.Array, numpy.ndarray, xarray.DataArray or xarray.Dataset
+    data : dask.array.Array, numpy.ndarray, xarray.DataArray or xarray.Dataset, or mapping of str to these
         Axes x, y, z and, for imagery, optionally channels of 8-bit RGB or RGBA. A dataset has the variables ``image``
-        and ``segmentation``; an overlay needs a dataset that has at least the segmentation.
+        and ``segmentation``; an overlay needs a dataset that has at least the segmentation. A mapping of names to data
+        is written as named regions, by one run.
     prefix : str or path
         A local path, or a URL that begins with ``s3://``, ``gs://`` or ``memory://``. File names begin with its last
-        component.
+        component. Of named regions, a folder: those of region ``a`` begin with ``{prefix}/a/a``.
     what : {"imagery", "masks", "labels", "overlay"}
         Grey values; an RGBA picture of each object in each slice, transparent outside the object; a picture of each
         slice whose values stand for ids (see Notes); objects in color over imagery.
@@ -176,7 +178,7 @@ def to_png(
         window=window, bits=bits, tile=tile, alpha=alpha, outline=outline, merge_outline=merge_outline, width=width,
         voxel_offset=voxel_offset, max_files=max_files,
     )  # fmt: skip
-    return execute(SliceExport(data, prefix, options), RunOptions(
+    return execute(slice_export(data, prefix, options), RunOptions(
         cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, repair=repair,
         redo_missing=redo_missing,
         max_missing=max_missing, max_requests=max_requests, report=report,
@@ -265,13 +267,9 @@ class SliceExport(Export):
 
     def check_count(self, kinds: Sequence[str]) -> None:
         """Raise ValueError if there are more files than `max_files`."""
-        (slices, tiles), count = self._slices_and_tiles(), self.count(kinds)
-        limit = self.options.max_files
-        if limit is not None and count > limit:
-            raise ValueError(
-                f"This would write {count:,} files ({slices:,} slices, {tiles:,} tiles, {len(kinds) or 1:,} files for "
-                f"each); max_files (--max-files) allows {limit:,}. Take fewer slices or ids, or allow more."
-            )
+        slices, tiles = self._slices_and_tiles()
+        what = f"{slices:,} slices, {tiles:,} tiles, {len(kinds) or 1:,} files for each"
+        _check_files(self.options.max_files, self.count(kinds), what)
 
     def count(self, kinds: Sequence[str]) -> int:
         """Count the files; masks of objects that are not listed count as one object."""
@@ -357,7 +355,7 @@ class SliceExport(Export):
         if self.target.table is not None:
             return IdTable(self.files, self.target.table, dtype, run.id)
         # Not `self.records`: an export made from the plan of a computed array has another fingerprint.
-        return IdTable(run.records.files, f"{run.id}/ids.csv", dtype, run.id)
+        return IdTable(run.records.files, run.file("ids.csv"), dtype, run.id)
 
     def _label_ids(self, ids: Array) -> Array:
         """Return the ids that have a value in the table."""
@@ -369,6 +367,37 @@ class SliceExport(Export):
             )
         # Ids that the data type cannot hold do not occur.
         return ids[ids <= np.array(np.iinfo(dtype).max).astype(ids.dtype)]
+
+
+class SliceRegions(RegionsExport):
+    """An export of the slices of named regions: a folder for each region, whose name begins those of its files."""
+
+    kind = "png"
+
+    def __init__(self, data: Mapping[str, Any], url: str | os.PathLike[str], options: ImageOptions) -> None:
+        folder = Files.at(url).url.removeprefix("file://")
+        super().__init__(data, lambda name, one: SliceExport(one, self.place(folder, name), options), options)
+        targets = {name: export.target for name, export in self.exports.items() if isinstance(export, SliceExport)}
+        self.target = SliceTargets(folder, targets)
+        _check_files(options.max_files, self.format.objects(self), f"pictures of {len(targets):,} regions")
+
+    def place(self, url: str, name: str) -> str:
+        """Return the prefix of a region's files."""
+        return f"{url}/{name}/{name}"
+
+
+def slice_export(data: Any, prefix: str | os.PathLike[str], options: ImageOptions) -> Export:
+    """Return the export of data, or of named regions, for which `prefix` is a folder."""
+    return SliceRegions(data, prefix, options) if are_regions(data) else SliceExport(data, prefix, options)
+
+
+def _check_files(limit: int | None, count: int, what: str) -> None:
+    """Raise ValueError if there are more files than are allowed."""
+    if limit is not None and count > limit:
+        raise ValueError(
+            f"This would write {count:,} files ({what}); max_files (--max-files) allows {limit:,}. Take fewer slices "
+            "or ids, or allow more."
+        )
 
 
 def _volumes_of(data: Any, what: str) -> list[Volume]:

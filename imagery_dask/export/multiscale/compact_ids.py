@@ -162,7 +162,7 @@ def find_ids(run: StartedRun, client: Client, levels: VolumeLevels, options: Run
     parts = [part for _, part in run.plan.parts if part.volume == volume.name and part.doing != "downsample"]
     tables = []
     for index, (of_level, part) in enumerate(zip(levels.volumes, parts, strict=True)):
-        tasks = FindTasks(of_level, part.blocks, files, f"{run.id}/ids-{volume.name}-{index}-")
+        tasks = FindTasks(of_level, part.blocks, files, run.file(f"ids-{volume.name}-{index}-"))
         report, rules = RunReport(len(tasks)), Rules(check=run.lease.check, max_requests=options.max_requests)
         # A caller's own function is told of blocks that are written only.
         with shown(options.progress is True, len(tasks)) as on_progress:
@@ -230,7 +230,7 @@ def _record(run: StartedRun, volume: str, table: NDArray[np.uint64]) -> None:
 
 def _name(run: StartedRun, volume: str) -> str:
     """Return the name of a volume's table among the records."""
-    return f"{run.id}/{volume}-{ROOT_IDS}"
+    return run.file(f"{volume}-{ROOT_IDS}")
 
 
 def _content(ids: NDArray[np.uint64]) -> bytes:

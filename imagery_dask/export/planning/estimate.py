@@ -6,8 +6,10 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 import psutil
 
 from imagery_dask.annotations import JsonObject
-from imagery_dask.cards import Card
+from imagery_dask.cards import Card, CardTable
 from imagery_dask.cluster import WorkerResources
 from imagery_dask.export.core.base import Export, held_bytes
 from imagery_dask.export.core.plans import FORMAT, ExportPlan, StageBlocks, chunk_reads
@@ -119,12 +121,15 @@ class PlannedExport:
         What they take.
     problems : tuple of str
         What does not fit.
+    regions : mapping of str to tuple of ExportPlan and Estimate
+        Part of the plan, and what it takes alone, of each named region; empty without such.
     """
 
     export: Export
     plan: ExportPlan
     estimate: Estimate
     problems: tuple[str, ...]
+    regions: Mapping[str, tuple[ExportPlan, Estimate]] = field(default_factory=dict)
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the table that is printed, as labels and text."""
@@ -146,7 +151,28 @@ class PlannedExport:
             ("measured on", f"{estimate.samples} blocks"),
             ("fingerprint", plan.fingerprint[:16]),
         ]
-        return rows
+        return rows + [("note", note) for note in self.notes]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the result should know, as sentences."""
+        return [*self.plan.notes(), *self.export.format.notes(self.export)]
+
+    @property
+    def tables(self) -> list[CardTable]:
+        """A table with a row for each named region, if there are any."""
+        if not self.regions:
+            return []
+        heads = ["region", "voxels", "blocks", "to read", "source requests", "to write", "files"]
+        rows = [
+            [
+                name, f"{plan.voxels:,}", f"{plan.blocks:,}", human_bytes(estimate.read_bytes.typical),
+                "" if estimate.source_chunks is None else f"{estimate.source_chunks:,}",
+                human_bytes(estimate.written_bytes.typical), f"{estimate.objects:,}",
+            ]
+            for name, (plan, estimate) in self.regions.items()
+        ]  # fmt: skip
+        return [CardTable("Regions", heads, rows)]
 
     def __repr__(self) -> str:
         return self._card().text()
@@ -155,7 +181,7 @@ class PlannedExport:
         return self._card().html()
 
     def _card(self) -> Card:
-        return Card(f"Plan of a {self.plan.kind} export", self.rows(), problems=self.problems)
+        return Card(f"Plan of a {self.plan.kind} export", self.rows(), self.tables, self.problems)
 
     def run(
         self,
@@ -176,7 +202,12 @@ class PlannedExport:
 
     def to_json(self) -> JsonObject:
         """Return plan and estimate as JSON without secrets, which ``imagery-dask export --plan`` reads."""
-        return self.plan.to_json() | {"estimate": to_json(self.estimate), "problems": list(self.problems)}
+        regions = {
+            name: {"voxels": plan.voxels, "blocks": plan.blocks} | to_json(estimate)
+            for name, (plan, estimate) in self.regions.items()
+        }
+        found = {"estimate": to_json(self.estimate), "problems": list(self.problems), "notes": self.notes}
+        return self.plan.to_json() | found | ({"regions": regions} if regions else {})
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan to a file."""
@@ -209,7 +240,7 @@ def plan_export(
     block_mib : float, optional
         Size of blocks in MiB.
     samples : int
-        Blocks of each volume to measure.
+        Blocks of each volume to measure; of each layer, where there are named regions.
     sampled : callable
         Function that writes and measures the samples.
 
@@ -224,14 +255,20 @@ def plan_export(
     memory = worker_memory or psutil.virtual_memory().available // workers
     plan = export.plan(WorkerResources(workers, memory), block_bytes_of(block_mib))
     export.target.check_writable()
-    measured = sampled(Sampling(export, plan, _spread(plan, samples)))
+    by_region = export.by_region(plan)
+    measured = [
+        sample for region, numbers in _spread(plan, samples).items()
+        for sample in sampled(Sampling(*by_region[region], numbers))
+    ]  # fmt: skip
     estimate = _estimate(export, plan, measured, workers)
-    return PlannedExport(export, plan, estimate, tuple(_problems(export, estimate, memory)))
+    regions = {name: (own, _estimate(one, own, measured, workers)) for name, (one, own) in by_region.items() if name}
+    return PlannedExport(export, plan, estimate, tuple(_problems(export, estimate, memory)), regions)
 
 
 def _estimate(export: Export, plan: ExportPlan, samples: Sequence[Sample], workers: int) -> Estimate:
     """Scale the samples of each volume, by voxels, to all of its blocks."""
-    of_volume = {part.volume: [sample for sample in samples if sample.volume == part.volume] for _, part in plan.parts}
+    layers = {part.layer for _, part in plan.parts}
+    of_layer = {layer: [sample for sample in samples if sample.volume == layer] for layer in layers}
 
     def of(value: Callable[[Sample], float], reading: bool) -> Span:
         total = Span(0.0, 0.0, 0.0)
@@ -239,7 +276,7 @@ def _estimate(export: Export, plan: ExportPlan, samples: Sequence[Sample], worke
             if reading and part.doing == "downsample":  # reads levels that were written
                 continue
             voxels = math.prod(edges[-1] for edges in part.blocks.edges) * _volumes_read(export, part)
-            values = [value(sample) / sample.voxels for sample in of_volume[part.volume]]
+            values = [value(sample) / sample.voxels for sample in of_layer[part.layer]]
             total = total.plus(min(values) * voxels, float(np.mean(values)) * voxels, max(values) * voxels)
         return total
 
@@ -312,14 +349,23 @@ def _folder(url: str) -> Path | None:
     return folder
 
 
-def _spread(plan: ExportPlan, samples: int) -> list[int]:
-    """Return the numbers of some evenly spaced blocks of each volume."""
-    numbers, first = set(), 0
+def _spread(plan: ExportPlan, samples: int) -> dict[str, list[int]]:
+    """Return the numbers of some evenly spaced blocks of each layer, by region and in the region's part of the plan."""
+    # Of each layer: region, number of the first block there, and number of blocks.
+    of_layer: dict[str, list[tuple[str, int, int]]] = {}
+    ahead: dict[str, int] = {}
     for part in plan.stages[0]:
-        count = len(part.blocks)
-        numbers |= {first + int((index + 0.5) * count / samples) for index in range(samples)}
-        first += count
-    return sorted(numbers)
+        first = ahead.get(part.region, 0)
+        of_layer.setdefault(part.layer, []).append((part.region, first, len(part.blocks)))
+        ahead[part.region] = first + len(part.blocks)
+    numbers: dict[str, set[int]] = {}
+    for parts in of_layer.values():
+        ends = list(accumulate(count for _, _, count in parts))
+        for index in range(samples):
+            chosen = int((index + 0.5) * ends[-1] / samples)
+            region, first, count = parts[at := bisect_right(ends, chosen)]
+            numbers.setdefault(region, set()).add(first + chosen - (ends[at] - count))
+    return {region: sorted(some) for region, some in numbers.items()}
 
 
 def _count(value: float) -> str:

@@ -15,9 +15,10 @@ import numpy as np
 from distributed import Client
 
 from imagery_dask.annotations import JsonObject
-from imagery_dask.export.core.base import OutputFormat
+from imagery_dask.export.core.base import Export, OutputFormat
 from imagery_dask.export.core.inputs import Volume, as_volumes
 from imagery_dask.export.core.provenance import KEY, provenance, what_was_missing
+from imagery_dask.export.core.region_exports import RegionsExport, are_regions
 from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.core.run_states import StartedRun
 from imagery_dask.export.core.writer_arguments import describe_run
@@ -44,9 +45,9 @@ from imagery_dask.sources import open_volume
 from imagery_dask.sources.codecs import SEGMENTATION_BLOCK
 from imagery_dask.storage.atomic_files import Files
 from imagery_dask.storage.buckets import clear_errors
-from imagery_dask.storage.targets import VolumeTarget
+from imagery_dask.storage.targets import VolumesTarget, VolumeTarget
 
-__all__ = ["PrecomputedExport", "to_precomputed"]
+__all__ = ["PrecomputedExport", "PrecomputedRegions", "precomputed_export", "to_precomputed"]
 
 # Fixed name of the folder, because the name in the source may be a path that leads out of the volume.
 PROPERTIES = "segment_properties"
@@ -83,8 +84,9 @@ def to_precomputed(
 
     Parameters
     ----------
-    data : dask.array.Array, numpy.ndarray, xarray.DataArray or xarray.Dataset
-        As for `to_zarr`. A dataset of two variables is written to the folders ``image`` and ``segmentation``.
+    data : dask.array.Array, numpy.ndarray, xarray.DataArray or xarray.Dataset, or mapping of str to these
+        As for `to_zarr`. A dataset of two variables is written to the folders ``image`` and ``segmentation``, and each
+        of several named regions to a folder of its own.
     url : str or path
         Where to write: a local folder, ``s3://``, ``gs://``, or ``memory://`` of this process; ``precomputed://``
         before these means the same.
@@ -128,7 +130,7 @@ def to_precomputed(
         encoding=encoding, chunks=chunks, levels=levels, compress=compress, quality=quality,
         resolution_nm=resolution_nm, translation_nm=translation_nm, kind=kind, relabel=relabel,
     )  # fmt: skip
-    return execute(PrecomputedExport(data, url, options), RunOptions(
+    return execute(precomputed_export(data, url, options), RunOptions(
         cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, repair=repair,
         redo_missing=redo_missing,
         block_mib=block_mib, max_missing=max_missing,
@@ -215,6 +217,21 @@ class PrecomputedExport(VolumeExport):
     def _filed(self, url: str) -> list[tuple[_Layer, Files]]:
         folders = (Files.at(f"{url}/{folder}") for folder in self._folders)
         return list(zip(self.layers, folders, strict=True))
+
+
+class PrecomputedRegions(RegionsExport):
+    """An export of named regions to precomputed volumes: a folder for each region."""
+
+    kind = "precomputed"
+
+    def __init__(self, data: Mapping[str, Any], url: str | os.PathLike[str], options: PrecomputedOptions) -> None:
+        self.target = VolumesTarget(url.removeprefix("precomputed://") if isinstance(url, str) else url)
+        super().__init__(data, lambda name, one: PrecomputedExport(one, self.place(self.url, name), options), options)
+
+
+def precomputed_export(data: Any, url: str | os.PathLike[str], options: PrecomputedOptions) -> Export:
+    """Return the export of data, or of named regions."""
+    return PrecomputedRegions(data, url, options) if are_regions(data) else PrecomputedExport(data, url, options)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,10 @@ from distributed import Client
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
 from imagery_dask.annotations import JsonObject
-from imagery_dask.export.core.base import OutputFormat
+from imagery_dask.export.core.base import Export, OutputFormat
 from imagery_dask.export.core.inputs import LABELS_GROUP, Volume, as_volumes
-from imagery_dask.export.core.provenance import KEY, provenance, what_was_missing
+from imagery_dask.export.core.provenance import KEY, provenance, root_of_regions, what_was_missing
+from imagery_dask.export.core.region_exports import RegionsExport, are_regions
 from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.core.run_states import StartedRun
 from imagery_dask.export.core.writer_arguments import describe_run
@@ -45,7 +46,7 @@ from imagery_dask.serialization import to_json
 from imagery_dask.storage.targets import StoreTarget
 from imagery_dask.storage.zarr_stores import check_reachable, create_group, open_store
 
-__all__ = ["ZarrExport", "to_zarr"]
+__all__ = ["ZarrExport", "ZarrRegions", "to_zarr", "zarr_export"]
 
 # Level 1 costs a third of zarr's default, and EM hardly compresses better with more.
 LEVEL = 1
@@ -86,9 +87,10 @@ def to_zarr(
 
     Parameters
     ----------
-    data : dask.array.Array, numpy.ndarray, xarray.DataArray or xarray.Dataset
+    data : dask.array.Array, numpy.ndarray, xarray.DataArray or xarray.Dataset, or mapping of str to these
         Axes x, y, z (two or three of them; DataArrays in any order) and optionally channels. A dataset has the
-        variables ``image`` and ``segmentation``, either or both.
+        variables ``image`` and ``segmentation``, either or both. A mapping of names to data is written as named
+        regions: a group for each of them, by one run.
     url : str or path
         Where to write: a local folder or what fsspec opens. An array, or a dataset's only variable, goes to the root
         of the store; beside an image, a segmentation goes to ``labels/segmentation``.
@@ -152,7 +154,7 @@ def to_zarr(
         chunks=chunks, shards=shards, levels=levels, codec=codec, ome_version=ome_version, resolution_nm=resolution_nm,
         translation_nm=translation_nm, kind=kind, relabel=relabel,
     )  # fmt: skip
-    return execute(ZarrExport(data, url, options), RunOptions(
+    return execute(zarr_export(data, url, options), RunOptions(
         cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, repair=repair,
         redo_missing=redo_missing,
         block_mib=block_mib, max_missing=max_missing,
@@ -267,6 +269,35 @@ class ZarrExport(VolumeExport):
             group = zarr.open_group(open_store(run.url), path=volume.group.rstrip("/"), mode="r+")
             made: Any = group.attrs[KEY]
             group.attrs[KEY] = made | what_was_missing(report, volume.name)
+
+
+class ZarrRegions(RegionsExport):
+    """An export of named regions to a zarr store: a group, with a group for each region."""
+
+    kind = "zarr"
+    options: ZarrOptions
+
+    def __init__(self, data: Mapping[str, Any], url: str | os.PathLike[str], options: ZarrOptions) -> None:
+        self.target = StoreTarget(url)
+        super().__init__(data, lambda name, one: ZarrExport(one, self.place(self.url, name), options), options)
+
+    def create_root(self, url: str) -> None:
+        """Make the group of the regions, whose attributes list them."""
+        create_group(url, self.options.zarr_format).attrs[KEY] = root_of_regions(list(self.exports))
+
+    def root_names(self) -> list[str]:
+        """Return the names of the metadata of the group of the regions."""
+        return ["zarr.json"] if self.options.zarr_format == 3 else [".zattrs", ".zgroup"]
+
+    def close(self, run: StartedRun, report: RunReport) -> None:
+        """Remove partial files of killed processes, and record in the store what was missing."""
+        remove_partial(run.url, "")
+        super().close(run, report)
+
+
+def zarr_export(data: Any, url: str | os.PathLike[str], options: ZarrOptions) -> Export:
+    """Return the export of data, or of named regions."""
+    return ZarrRegions(data, url, options) if are_regions(data) else ZarrExport(data, url, options)
 
 
 # --------------------------------------------------------------------------- the store
