@@ -1,6 +1,7 @@
 """The Python blocks of the documentation run, in their order, in an empty folder and without a network.
 
-Blocks that begin with ```python are run; those that need something else (a cluster, a bucket, torch) begin with ```py.
+Blocks that begin with ```python are run; those that need something else (a cluster, a bucket, torch) begin with ```py. A
+block that imports one of `OPTIONAL` is left out where that is not installed.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,14 @@ DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Made of the program's text, not of examples.
 LISTINGS = {"reference/settings.md"}
+# Packages that `imagery_dask` does not need.
+OPTIONAL = ("lsd_lite",)
+ABSENT = [name for name in OPTIONAL if find_spec(name) is None]
 
 
 def blocks_of(page: Path) -> list[str]:
-    return BLOCK.findall(page.read_text())
+    blocks = BLOCK.findall(page.read_text())
+    return [block for block in blocks if not any(f"from {name} import" in block for name in ABSENT)]
 
 
 PAGES = [page for page in sorted(DOCS.rglob("*.md")) if blocks_of(page) and str(page.relative_to(DOCS)) not in LISTINGS]
