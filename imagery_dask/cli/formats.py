@@ -182,7 +182,7 @@ FORMATS = (
         "OUT",
         """Write a region as OME-Zarr to OUT: imagery at the root, segmentation under labels/segmentation.
 
-        A segmentation alone goes to the root.
+        A segmentation alone goes to the root. With --regions, OUT has such a group for each region.
 
         Both are written on the grid of the finer of the two at the mips that are read.
 
@@ -203,6 +203,8 @@ FORMATS = (
         "OUT",
         """Write a region as Neuroglancer precomputed to OUT; two layers, to OUT/image and OUT/segmentation.
 
+        With --regions, OUT has a folder for each region.
+
         \b
         Examples:
           imagery-dask export precomputed OUT --image-source gs://bucket/em --bounds 0 0 0 512 512 64
@@ -216,6 +218,8 @@ FORMATS = (
         "png",
         "PREFIX",
         """Write each slice of a region as a picture file; PREFIX is a path or URL with the start of the file names.
+
+        With --regions, PREFIX is a folder, with a folder for each region, whose name begins those of its files.
 
         If both sources are given, all pictures are on the grid of the finer of the two at the mips that are read.
 

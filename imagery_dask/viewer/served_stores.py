@@ -23,6 +23,7 @@ from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.labels import Kind, are_ids
 from imagery_dask.sources import open_volume
 from imagery_dask.storage.buckets import clear_errors, files_at
+from imagery_dask.storage.store_files import KEY
 from imagery_dask.urls import redacted
 from imagery_dask.validate import expanded_path
 from imagery_dask.viewer.served import Answer
@@ -157,7 +158,11 @@ def _read_group(files: AbstractFileSystem, folder: str) -> tuple[int, JsonObject
     for name, version in (("zarr.json", 3), (".zattrs", 2)):
         with suppress(FileNotFoundError, NotADirectoryError):
             content = json.loads(files.cat_file(f"{folder}/{name}"))
-            return version, (content.get("attributes", {}).get("ome", {}) if version == 3 else content)
+            attributes = content.get("attributes", {}) if version == 3 else content
+            if regions := attributes.get(KEY, {}).get("regions"):
+                names = ", ".join(regions)
+                raise ValueError(f"{folder} has the regions {names}: name one, as in {folder}/{regions[0]}.")
+            return version, (attributes.get("ome", {}) if version == 3 else attributes)
     return None
 
 

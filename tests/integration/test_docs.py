@@ -1,7 +1,7 @@
 """The Python blocks of the documentation run, in their order, in an empty folder and without a network.
 
-Blocks that begin with ```python are run; those that need something else (a cluster, a bucket, torch) begin with ```py. A
-block that imports one of `OPTIONAL` is left out where that is not installed.
+Blocks that begin with ```python are run; those that need something else (a cluster, a bucket, torch) begin with ```py.
+A block that imports one of `OPTIONAL` is left out where that is not installed.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ from imagery_dask.cli.cmd_submit import submit
 from imagery_dask.export.registry import read_plan
 from imagery_dask.export.reports.status import Status, status_of
 from imagery_dask.storage.zarr_stores import open_store
+from imagery_dask.viewer.served_stores import stores_in
 
 if TYPE_CHECKING:
     from support.buckets import S3Server
@@ -413,6 +414,13 @@ def test_regions_are_submitted_as_one_job(
     script = capsys.readouterr().out
     assert f"export zarr --cluster {cluster} {tmp_path}/out" in script
     assert f"--regions {regions}" in script
+
+
+def test_the_viewer_asks_for_a_region(data: dict[str, xr.Dataset], tmp_path: Path) -> None:
+    to_zarr(data, tmp_path / "out", progress=False)
+    with pytest.raises(ValueError, match=r"has the regions a, b-2: name one, as in .*/out/a\."):
+        stores_in(tmp_path / "out")
+    assert [store.kind for store in stores_in(tmp_path / "out" / "a")] == ["image", "segmentation"]
 
 
 def test_a_plan_of_regions_is_read_again(data: dict[str, xr.Dataset], tmp_path: Path) -> None:
