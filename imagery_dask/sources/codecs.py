@@ -10,6 +10,7 @@ https://github.com/google/neuroglancer/tree/master/src/sliceview/compressed_segm
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from importlib import import_module
 
 import compressed_segmentation
@@ -38,6 +39,7 @@ OPTIONAL_PACKAGES = {"fpzip": "fpzip", "kempressed": "fpzip", "zfpc": "zfpc"}
 CHECKED = ("compresso", "crackle")
 # Fields of block headers in compressed_segmentation.
 ENCODED_BITS = (0, 1, 2, 4, 8, 16, 32)
+IS_ENCODED = np.isin(np.arange(256), ENCODED_BITS)
 OFFSET_BITS = 24
 
 
@@ -164,31 +166,36 @@ def segmentation_damage(content: bytes, shape: tuple[int, int, int, int], block_
     if len(content) % 4:
         return f"its size of {len(content)} bytes is not a multiple of 4"
     words: NDArray[np.uint32] = np.frombuffer(content, "<u4")
-    extents = _extents(shape[:3], block_size)
+    extents, needed = _extents(shape[:3], block_size)
     channels = shape[3]
     if len(words) < channels:
         return f"it is truncated ({len(content)} bytes)"
     for base in words[:channels].tolist():
-        damage = _channel_damage(words, base, extents, block_size, itemsize // 4)
+        damage = _channel_damage(words, base, extents, needed, block_size, itemsize // 4)
         if damage:
             return damage
     return ""
 
 
 def _channel_damage(
-    words: NDArray[np.uint32], base: int, extents: NDArray[np.int64], block_size: XYZ, entry: int
+    words: NDArray[np.uint32],
+    base: int,
+    extents: NDArray[np.int64],
+    needed: NDArray[np.int64],
+    block_size: XYZ,
+    entry: int,
 ) -> str:
     if base + 2 * len(extents) > len(words):
         return "the headers of its blocks are beyond its end"
     headers = words[base : base + 2 * len(extents)].reshape(-1, 2).astype(np.int64)
     bits, tables, values = headers[:, 0] >> OFFSET_BITS, headers[:, 0] % (1 << OFFSET_BITS) + base, headers[:, 1] + base
-    if not np.isin(bits, ENCODED_BITS).all():
+    if not IS_ENCODED[bits].all():
         return "a block has an invalid number of bits"
     # Tables and values follow the headers of all blocks; a header that is zeroed points to the first of them.
     first = base + 2 * len(extents)
     if (tables < first).any() or ((bits > 0) & (values < first)).any():
         return "the header of a block points to headers"
-    used = -(-_used_values(extents, block_size) * bits // 32)
+    used = -(-needed * bits // 32)
     if ((bits > 0) & (values + used > len(words))).any():
         return "the values of a block are beyond its end"
     # Unpack only the indices of blocks in which the largest possible index would be beyond the end.
@@ -200,18 +207,15 @@ def _channel_damage(
     return ""
 
 
-def _extents(shape: tuple[int, ...], block_size: XYZ) -> NDArray[np.int64]:
-    """Return the voxels along x, y, z of each block, x fastest; the chunk may cut the last blocks."""
+@lru_cache(maxsize=64)
+def _extents(shape: tuple[int, ...], block_size: XYZ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the voxels along x, y, z of each block, x fastest, and the values of each up to its last voxel.
+
+    The chunk may cut the last blocks.
+    """
     along = Vec3.of(shape).map(lambda n, size: np.minimum(size, n - np.arange(0, n, size)), block_size)
-    z, y, x = np.meshgrid(*along.zyx, indexing="ij")
-    return np.stack([x.ravel(), y.ravel(), z.ravel()], axis=1).astype(np.int64)
-
-
-def _used_values(extents: NDArray[np.int64], block_size: XYZ) -> NDArray[np.int64]:
-    """Return the number of values of each block up to its last voxel inside the chunk."""
-    x, y, z = extents.T
-    used: NDArray[np.int64] = x + block_size[0] * (y - 1 + block_size[1] * (z - 1))
-    return used
+    z, y, x = (part.ravel().astype(np.int64) for part in np.meshgrid(*along.zyx, indexing="ij"))
+    return np.stack([x, y, z], axis=1), x + block_size[0] * (y - 1 + block_size[1] * (z - 1))
 
 
 def _largest_index(values: NDArray[np.uint32], bits: int, extent: NDArray[np.int64], block_size: XYZ) -> int:
