@@ -84,7 +84,7 @@ class WorkerSetup(WorkerPlugin):
 def _load_readers() -> None:
     """Import the modules that most blocks need, before the first block.
 
-    CloudVolume (for sharded volumes) and dask.array (for computed arrays) take a second of CPU each: they are imported
+    CloudVolume (for rare encodings) and dask.array (for computed arrays) take a second of CPU each: they are imported
     by the workers whose blocks need them.
     """
     import_module("imagery_dask.arrays.cutout_array")

@@ -352,7 +352,7 @@ class PrecomputedVolume:
         return ENCODED_AT_MOST * voxels * np.dtype(self.layer.dtype).itemsize + HEADERS_AT_MOST
 
     def _sharded(self, mip: int) -> ShardedChunks:
-        from imagery_dask.sources.shards import ShardedChunks  # loads CloudVolume
+        from imagery_dask.sources.shards import ShardedChunks
 
         with self._lock:
             if mip not in self._shards:

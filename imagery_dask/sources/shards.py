@@ -1,21 +1,23 @@
 """Reading of storage chunks from shard files.
 
-CloudVolume reads the shard and minishard indices again for every download, which would be most requests of a blockwise
-read. This module keeps them while the volume is open, or until a chunk that they point to does not decode. The format
-is Neuroglancer's ``neuroglancer_uint64_sharded_v1``; CloudVolume hashes and decodes.
+Format: ``neuroglancer_uint64_sharded_v1``,
+https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/sharded.md
+
+A shard begins with its index, which has the byte range of each minishard's index; that one has the ids and byte ranges
+of chunks. Indices are kept while the volume is open, or until a chunk that they point to does not decode. CloudVolume,
+whose import takes a second, reads them again for every download, which would be most requests of a blockwise read.
 """
 
 from __future__ import annotations
 
-import posixpath
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic, TypeVar
 
+import mmh3
 import numpy as np
-from cloudvolume.datasource.precomputed.common import compressed_morton_code
-from cloudvolume.datasource.precomputed.sharding import ShardingSpecification, ShardReader
 from numpy.typing import NDArray
 
 from imagery_dask.annotations import JsonObject
@@ -24,25 +26,34 @@ from imagery_dask.sources.failures import brief
 from imagery_dask.sources.files.compression import decompress
 from imagery_dask.sources.transport import Blob, Request, Transport
 
-__all__ = ["ShardedChunks"]
+__all__ = ["ShardedChunks", "morton_codes"]
 
 SHARD_INDICES_KEPT = 4096
 MINISHARD_INDICES_KEPT = 16384
-# Neighbouring byte ranges are read in one request up to this size, so that chunks of a large block arrive one by one.
+# Byte ranges of a file are read in one request if they are no farther apart, since a request costs as much as these
+# bytes, and up to this size, so that chunks of a large block arrive one by one.
+LARGEST_GAP = 2**15
 LARGEST_REQUEST = 16 * 2**20
 # An index with a larger shard is invalid.
 LARGEST_SHARD = 2**50
 LARGEST_INDEX = 2**28
-# Bytes of an entry of a minishard index: id, offset, size.
-ENTRY = 24
+# Bytes of an entry of a shard index: first byte, one past the last; and of a minishard index: id, offset, size.
+RANGE, ENTRY = 16, 24
+
+Key = TypeVar("Key", bound=Hashable)
+Index = NDArray[np.uint64]
 
 
-# Shard file, first byte, number of bytes.
-_Place = tuple[str, int, int]
+class _Broken(str):
+    """The reason why an index could not be read, in place of it."""
+
+
+# An index; None if there is none, as in a shard without a file.
+Found = Index | _Broken | None
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class _Place:
     """Byte range of one storage chunk in a shard file."""
 
     cell: Vec3[int]
@@ -50,112 +61,27 @@ class _Piece:
     stop: int
 
 
-class _IndexFetcher:
-    """Reads indices for CloudVolume's shard reader, in place of CloudVolume's cache service."""
+class _Kept(Generic[Key]):
+    """Indices by key, of a limited number; those that were not used for longest go first."""
 
-    enabled = False
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._found: OrderedDict[Key, Found] = OrderedDict()
 
-    def __init__(self, transport: Transport, fresh: bool) -> None:
-        self._transport = transport
-        self._fresh = fresh
-
-    def download_as(
-        self, requests: Sequence[Mapping[str, Any]], progress: object = None
-    ) -> dict[tuple[str, int, int], bytes | None]:
-        del progress
-        wanted = [Request(r["path"], int(r["start"]), int(r["end"]), self._fresh) for r in requests]
-        contents: dict[tuple[str, int, int], bytes | None] = {}
-        for request, blob in self._transport.get_many(wanted):
-            key = (request.key, request.start or 0, request.stop or 0)
-            try:
-                contents[key] = None if blob is None else blob.decompressed()
-            except Exception as error:  # of any decompressor
-                contents[key] = _Broken(brief(error).encode())
-        return contents
-
-
-class _Broken(bytes):
-    """The reason why an index could not be read, in place of its bytes."""
-
-
-class _Indices(ShardReader):
-    """CloudVolume's reader of indices, with a check of their content.
-
-    Indices have no checksum. The chunks that a damaged index lacks would count as missing.
-
-    Attributes
-    ----------
-    broken : dict of str to str
-        Damage of indices, by the name of the shard file. Chunks that these indices lack may exist.
-    """
-
-    def __init__(
-        self, transport: Transport, spec: ShardingSpecification, cells: Vec3[int], largest_chunk: int, fresh: bool
-    ) -> None:
-        fetcher = _IndexFetcher(transport, fresh)
-        super().__init__(transport.cloudpath, fetcher, spec, SHARD_INDICES_KEPT, MINISHARD_INDICES_KEPT)
-        self.broken: dict[str, str] = {}
-        self._largest_chunk = largest_chunk
-        self._codes = 2 ** sum((n - 1).bit_length() for n in cells)
-        # An entry has 24 bytes; compression of incompressible data adds a little.
-        self._largest = min(32 * self._codes + 4096, LARGEST_INDEX)
-
-    def decode_index(self, binary: bytes | None, filename: str = "Shard") -> NDArray[np.uint64] | None:
-        if not binary:
-            return None
-        try:
-            return self._shard_index(binary, filename)
-        except Exception as error:
-            self.broken[posixpath.basename(filename)] = f"the shard index of {filename} is broken: {brief(error)}"
-            return None
-
-    def decode_minishard_index(self, minishard_index: bytes | None, filename: str = "") -> NDArray[np.uint64]:
-        try:
-            return self._minishard_index(minishard_index, filename)
-        except Exception as error:
-            self.broken[posixpath.basename(filename)] = f"a minishard index of {filename} is broken: {brief(error)}"
-            return np.zeros((0, 3), np.uint64)
-
-    def _shard_index(self, binary: bytes, filename: str) -> NDArray[np.uint64]:
-        _check_whole(binary)
-        index: NDArray[np.uint64] = super().decode_index(binary, filename)
-        if (index[:, 1] == index[:, 0]).all():
-            raise ValueError("it refers to no chunks, as if it had been overwritten with zeros")
-        outside = (index < self.spec.index_length()) | (index > LARGEST_SHARD)
-        if outside.any() or (index[:, 1] < index[:, 0]).any() or (index[:, 1] - index[:, 0] > self._largest).any():
-            raise ValueError("it has impossible offsets of minishard indices")
-        return index
-
-    def _minishard_index(self, binary: bytes | None, filename: str) -> NDArray[np.uint64]:
-        if binary is None:
-            raise ValueError("the file disappeared while it was read")
-        _check_whole(binary)
-        encoding = str(self.spec.minishard_index_encoding)
-        content = decompress(binary, None if encoding == "raw" else encoding, self._largest)
-        if not content or len(content) % ENTRY:
-            raise ValueError(f"its {len(content)} bytes are no whole number of entries")
-        deltas: NDArray[np.uint64] = np.frombuffer(content, "<u8").reshape(3, -1)
-        index = np.cumsum(deltas, axis=1, dtype=np.uint64).T
-        index[1:, 1] += index[:-1, 2]
-        index[:, 1] += np.uint64(self.spec.index_length())
-        index[:, 2] = deltas[2]
-        if (
-            (deltas[0, 1:] == 0).any()
-            or (index[:, 0] >= self._codes).any()
-            or (index[:, 1] > LARGEST_SHARD).any()
-            or (index[:, 2] > self._largest_chunk).any()
-        ):
-            raise ValueError("it has impossible ids or offsets of chunks")
-        return index
-
-
-def _check_whole(binary: bytes) -> None:
-    if isinstance(binary, _Broken):
-        raise ValueError(binary.decode())
+    def get(self, keys: Sequence[Key], read: Callable[[list[Key]], dict[Key, Found]]) -> dict[Key, Found]:
+        """Return indices, of which those are read that are not kept."""
+        new = read([key for key in keys if key not in self._found])
+        found = {key: new[key] if key in new else self._found[key] for key in keys}
+        for key, index in found.items():
+            self._found[key] = index
+            self._found.move_to_end(key)
+        while len(self._found) > self._most:
+            self._found.popitem(last=False)
+        return found
 
 
 class ShardedChunks:
-    """Storage chunks of one sharded mip.
+    """Storage chunks of one sharded mip. Safe to use from many threads.
 
     Parameters
     ----------
@@ -164,8 +90,8 @@ class ShardedChunks:
     key : str
         Folder of the mip.
     sharding : dict
-        The ``sharding`` entry of the mip's scale.
-    cells : tuple of 3 int
+        The ``sharding`` entry of the mip's scale, as `imagery_dask.model.volume_info.check_info` returns it.
+    cells : Vec3 of int
         Number of storage chunks along x, y, z.
     largest_chunk : int
         Size that no stored chunk exceeds, in bytes.
@@ -174,14 +100,17 @@ class ShardedChunks:
     def __init__(
         self, transport: Transport, key: str, sharding: JsonObject, cells: Vec3[int], largest_chunk: int
     ) -> None:
-        self._transport = transport
-        self._key = key
-        self._spec = ShardingSpecification.from_dict(sharding)
-        self._cells = cells
-        self._largest_chunk = largest_chunk
-        self._index = self._indices()
-        # CloudVolume's index caches are linked lists without a lock.
-        self._lock = threading.Lock()
+        self._transport, self._key, self._cells, self._largest_chunk = transport, key, cells, largest_chunk
+        self._preshift_bits, self._shard_bits = int(sharding["preshift_bits"]), int(sharding["shard_bits"])
+        self._minishards = 2 ** int(sharding["minishard_bits"])
+        self._is_hashed = sharding["hash"] != "identity"
+        self._index_encoding = _encoding(sharding["minishard_index_encoding"])
+        self._data_encoding = _encoding(sharding["data_encoding"])
+        self._codes = 2 ** sum((n - 1).bit_length() for n in cells)
+        # Compression of incompressible data adds a little.
+        self._largest_index = min(32 * self._codes + 4096, LARGEST_INDEX)
+        self._lock = threading.Lock()  # so that threads that need the same index read it once
+        self._forget()
 
     def get_many(self, cells: Sequence[Vec3[int]]) -> Iterator[tuple[Vec3[int], Blob | None]]:
         """Yield storage chunks with their position in the grid of chunks; None for a missing chunk.
@@ -189,69 +118,183 @@ class ShardedChunks:
         `Blob.damage` describes damage of an index or of the bytes it points to.
         """
         with self._lock:
-            places = self._places(self._index, cells)
-        pieces: dict[str, list[_Piece]] = {}
+            places = self._places(cells)
+        stored: dict[str, list[_Place]] = {}
         for cell, place in places.items():
-            if place is None or isinstance(place, str):
-                yield cell, None if place is None else Blob(b"", damage=place)
+            if isinstance(place, tuple):
+                stored.setdefault(place[0], []).append(_Place(cell, *place[1:]))
             else:
-                path, start, length = place
-                pieces.setdefault(path, []).append(_Piece(cell, start, start + length))
-        runs = [(path, run) for path, of_file in pieces.items() for run in _runs(of_file)]
+                yield cell, None if place is None else Blob(b"", damage=place)
+        runs = [(path, run) for path, of_file in stored.items() for run in _runs(of_file)]
         requests = [Request(path, run[0].start, run[-1].stop) for path, run in runs]
         for (_, run), (request, blob) in zip(runs, self._transport.get_many(requests), strict=True):
-            for piece in run:
+            for chunk in run:
                 if blob is None:
-                    yield piece.cell, None
+                    yield chunk.cell, None
                     continue
-                offset = piece.start - (request.start or 0)
-                content = blob.content[offset : offset + piece.stop - piece.start]
-                yield piece.cell, Blob(content, self._data_encoding, blob.damage)
+                offset = chunk.start - (request.start or 0)
+                content = blob.content[offset : offset + chunk.stop - chunk.start]
+                yield chunk.cell, Blob(content, self._data_encoding, blob.damage)
 
     def get_again(self, cell: Vec3[int]) -> Blob | None:
         """Fetch a storage chunk that did not decode, bypassing caches, with indices that are read again.
 
-        The cached indices are dropped, because they may be outdated for other chunks too.
+        The kept indices are dropped, because they may be outdated for other chunks too.
         """
-        place = self._places(self._indices(fresh=True), [cell])[cell]
-        if isinstance(place, str):
-            return Blob(b"", damage=place)
         with self._lock:
-            self._index = self._indices()
-        if place is None:
-            return None
-        path, start, length = place
-        blob = self._transport.get(Request(path, start, start + length, fresh=True))
+            self._forget()
+            place = self._places([cell], fresh=True)[cell]
+        if not isinstance(place, tuple):
+            return None if place is None else Blob(b"", damage=place)
+        blob = self._transport.get(Request(*place, fresh=True))
         return None if blob is None else Blob(blob.content, self._data_encoding, blob.damage)
 
-    @property
-    def _data_encoding(self) -> str | None:
-        return None if self._spec.data_encoding == "raw" else str(self._spec.data_encoding)
+    def _forget(self) -> None:
+        # By number of the shard; and by that and the number of the minishard.
+        self._shards: _Kept[int] = _Kept(SHARD_INDICES_KEPT)
+        self._minishard_indices: _Kept[tuple[int, int]] = _Kept(MINISHARD_INDICES_KEPT)
 
-    def _places(self, index: _Indices, cells: Sequence[Vec3[int]]) -> dict[Vec3[int], _Place | str | None]:
-        """Return the place of each chunk, None if no index has it, or the damage of its index."""
-        codes = [int(code) for code in compressed_morton_code(list(cells), self._cells)]
-        known = index.exists(codes, self._key, return_byte_range=True, progress=False)
-        places: dict[Vec3[int], _Place | str | None] = {}
-        for code, cell in zip(codes, cells, strict=True):
-            place = known.get(code)
-            if place is None and index.broken:
-                places[cell] = index.broken.get(index.get_filename(code))
+    def _places(
+        self, cells: Sequence[Vec3[int]], fresh: bool = False
+    ) -> dict[Vec3[int], tuple[str, int, int] | _Broken | None]:
+        """Return the file and byte range of each chunk, None if no index has it, or the damage of its index."""
+        codes = morton_codes(cells, self._cells)
+        minishards = [self._minishard_of(code) for code in codes]
+        shards = self._shards.get(
+            _distinct(shard for shard, _ in minishards), lambda new: self._read_shards(new, fresh)
+        )
+        indices = self._minishard_indices.get(
+            _distinct(minishards), lambda new: self._read_minishards(new, shards, fresh)
+        )
+        return {
+            cell: self._place(code, minishard[0], indices[minishard])
+            for cell, code, minishard in zip(cells, codes, minishards, strict=True)
+        }
+
+    def _minishard_of(self, code: int) -> tuple[int, int]:
+        """Return the numbers of the shard and the minishard of a chunk."""
+        hashed = code >> self._preshift_bits
+        if self._is_hashed:
+            hashed = mmh3.hash64(hashed.to_bytes(8, "little"), x64arch=False, signed=False)[0]
+        return hashed // self._minishards % 2**self._shard_bits, hashed % self._minishards
+
+    def _place(self, code: int, shard: int, index: Found) -> tuple[str, int, int] | _Broken | None:
+        if index is None or isinstance(index, _Broken):
+            return index
+        at = int(np.searchsorted(index[:, 0], np.uint64(code)))
+        if at == len(index) or int(index[at, 0]) != code:
+            return None
+        start = int(index[at, 1])
+        return self._file(shard), start, start + int(index[at, 2])
+
+    def _file(self, shard: int) -> str:
+        return f"{self._key}/{shard:0{-(-self._shard_bits // 4)}x}.shard"
+
+    def _read_shards(self, shards: list[int], fresh: bool) -> dict[int, Found]:
+        requests = {Request(self._file(shard), 0, RANGE * self._minishards, fresh): shard for shard in shards}
+        return {
+            requests[request]: self._parsed(blob, self._shard_index, f"the shard index of {request.key}")
+            for request, blob in self._transport.get_many(requests)
+        }
+
+    def _read_minishards(
+        self, minishards: list[tuple[int, int]], shards: dict[int, Found], fresh: bool
+    ) -> dict[tuple[int, int], Found]:
+        found: dict[tuple[int, int], Found] = {}
+        requests: dict[Request, tuple[int, int]] = {}
+        for shard, minishard in minishards:
+            index = shards[shard]
+            if index is None or isinstance(index, _Broken):
+                found[shard, minishard] = index
+                continue
+            start, stop = (int(end) for end in index[minishard])
+            if start == stop:  # no chunk of it is stored
+                found[shard, minishard] = None
             else:
-                places[cell] = place
-        return places
+                requests[Request(self._file(shard), start, stop, fresh)] = shard, minishard
+        for request, blob in self._transport.get_many(requests):
+            what = f"a minishard index of {request.key}"
+            gone = _Broken(f"{what} is broken: the file disappeared while it was read")
+            found[requests[request]] = gone if blob is None else self._parsed(blob, self._minishard_index, what)
+        return found
 
-    def _indices(self, fresh: bool = False) -> _Indices:
-        return _Indices(self._transport, self._spec, self._cells, self._largest_chunk, fresh)
+    def _parsed(self, blob: Blob | None, parse: Callable[[bytes], Index], what: str) -> Found:
+        """Return an index, or the reason why it is none: it has no checksum, and chunks that it lacks are missing."""
+        if blob is None:
+            return None
+        try:
+            return parse(blob.decompressed())
+        except Exception as error:  # of any decompressor
+            return _Broken(f"{what} is broken: {brief(error)}")
+
+    def _shard_index(self, content: bytes) -> Index:
+        """Return the first byte of each minishard index, and one past its last, from the start of the file."""
+        index: Index = np.frombuffer(content, "<u8").reshape(-1, 2) + np.uint64(RANGE * self._minishards)
+        if (index[:, 1] == index[:, 0]).all():
+            raise ValueError("it refers to no chunks, as if it had been overwritten with zeros")
+        outside = (index < RANGE * self._minishards) | (index > LARGEST_SHARD)
+        if (
+            outside.any()
+            or (index[:, 1] < index[:, 0]).any()
+            or (index[:, 1] - index[:, 0] > self._largest_index).any()
+        ):
+            raise ValueError("it has impossible offsets of minishard indices")
+        return index
+
+    def _minishard_index(self, content: bytes) -> Index:
+        """Return id, first byte and size of each chunk, sorted by id."""
+        content = decompress(content, self._index_encoding, self._largest_index)
+        if not content or len(content) % ENTRY:
+            raise ValueError(f"its {len(content)} bytes are no whole number of entries")
+        # Ids, and gaps between chunks in the file, are differences to the entry before.
+        deltas: Index = np.frombuffer(content, "<u8").reshape(3, -1)
+        index = np.cumsum(deltas, axis=1, dtype=np.uint64).T
+        index[1:, 1] += index[:-1, 2]
+        index[:, 1] += np.uint64(RANGE * self._minishards)
+        index[:, 2] = deltas[2]
+        if (
+            (deltas[0, 1:] == 0).any()
+            or (index[:, 0] >= self._codes).any()
+            or (index[:, 1] > LARGEST_SHARD).any()
+            or (index[:, 2] > self._largest_chunk).any()
+        ):
+            raise ValueError("it has impossible ids or offsets of chunks")
+        return index[np.argsort(index[:, 0], kind="stable")]
 
 
-def _runs(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
-    """Yield groups of pieces that are contiguous in the file."""
-    run: list[_Piece] = []
-    for piece in sorted(pieces, key=lambda piece: piece.start):
-        if run and (piece.start != run[-1].stop or piece.stop - run[0].start > LARGEST_REQUEST):
+def morton_codes(cells: Sequence[Vec3[int]], counts: Vec3[int]) -> list[int]:
+    """Return the compressed Morton codes of cells in a grid, which are the ids of storage chunks.
+
+    The bits of x, y and z take turns, from the lowest; an axis has no more bits than its number of cells needs.
+
+    >>> morton_codes([Vec3(1, 0, 0), Vec3(0, 1, 0), Vec3(2, 1, 0)], Vec3(4, 2, 1))
+    [1, 2, 6]
+    """
+    places = [axis for bit in range(64) for axis in range(3) if (counts[axis] - 1) >> bit]
+    at = np.asarray(cells, np.uint64).reshape(-1, 3)
+    codes = np.zeros(len(at), np.uint64)
+    for place, axis in enumerate(places):
+        bit = np.uint64(places[:place].count(axis))
+        codes |= (at[:, axis] >> bit & np.uint64(1)) << np.uint64(place)
+    return [int(code) for code in codes]
+
+
+def _encoding(name: object) -> str | None:
+    return None if name == "raw" else str(name)
+
+
+def _distinct(keys: Iterator[Key] | Sequence[Key]) -> list[Key]:
+    return list(dict.fromkeys(keys))
+
+
+def _runs(places: list[_Place]) -> Iterator[list[_Place]]:
+    """Yield groups of byte ranges of a file that are read together."""
+    run: list[_Place] = []
+    for place in sorted(places, key=lambda place: place.start):
+        gap = place.start - run[-1].stop if run else 0
+        if run and not (0 <= gap <= LARGEST_GAP and place.stop - run[0].start <= LARGEST_REQUEST):
             yield run
             run = []
-        run.append(piece)
+        run.append(place)
     if run:
         yield run
