@@ -175,7 +175,10 @@ def voxel_of(value: float, own_nm: float, voxel_nm: float) -> int:
     >>> voxel_of(4400, 1.0, 4.4), voxel_of(30.8, 1.0, 4.4), voxel_of(10.9, 8.0, 4.0)
     (1000, 7, 20)
     """
-    step, exact = ratio(own_nm, voxel_nm), Fraction(repr(float(value)))
+    step = ratio(own_nm, voxel_nm)
+    if step == 1 and float(value).is_integer():
+        return int(value)
+    exact = Fraction(repr(float(value)))
     if step < 1 and exact.denominator != 1:
         edge = _edge_at(exact * step)
         if edge is not None:
@@ -349,6 +352,8 @@ class VoxelGrid:
 
         A block with this grid must read this box from the source.
         """
+        if source_nm == self.resolution_nm:
+            return self
         spans = list(self.start.map(source_span, self.stop, self.steps_from(source_nm)))
         return VoxelGrid.between([first for first, _ in spans], [after for _, after in spans], source_nm)
 

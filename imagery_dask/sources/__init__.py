@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         tokens_for_own_workers,
     )
     from imagery_dask.sources.handle import SourceHandle, cloud_volume, open_volume
-    from imagery_dask.sources.precomputed import Layout, Missing, PrecomputedVolume
+    from imagery_dask.sources.precomputed import Layout, Missing, NotKept, PrecomputedVolume
     from imagery_dask.sources.roots import look_up_roots, roots_from_leaves
     from imagery_dask.sources.throttle import limited_requests, request_slots
 else:
@@ -37,7 +37,7 @@ else:
                 "tokens_for_own_workers",
             ],
             "imagery_dask.sources.handle": ["SourceHandle", "cloud_volume", "open_volume"],
-            "imagery_dask.sources.precomputed": ["Layout", "Missing", "PrecomputedVolume"],
+            "imagery_dask.sources.precomputed": ["Layout", "Missing", "NotKept", "PrecomputedVolume"],
             "imagery_dask.sources.roots": ["look_up_roots", "roots_from_leaves"],
             "imagery_dask.sources.throttle": ["limited_requests", "request_slots"],
         },
@@ -46,6 +46,7 @@ else:
 __all__ = [
     "Layout",
     "Missing",
+    "NotKept",
     "Once",
     "PrecomputedVolume",
     "ReadCounts",

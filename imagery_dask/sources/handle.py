@@ -51,11 +51,14 @@ class SourceHandle:
         Level, as in the info when the handle was made.
     missing : {"fill", "error"}
         What a storage chunk that does not exist becomes.
+    kept_only : bool
+        Read chunks that this process keeps, and no others: `read` raises `NotKept`.
     """
 
     path: str
     mip: Mip
     missing: Missing = "fill"
+    kept_only: bool = False
 
     def __repr__(self) -> str:
         # dask logs the arguments of tasks that fail.
@@ -76,7 +79,7 @@ class SourceHandle:
         collecting = active_counts()
         # Blocks of exports, whose reads are counted, read each chunk once.
         cache = chunk_cache() if collecting is None else None
-        voxels, counts = self._volume().read(self.mip.level, box, self.missing, layout, relabel, cache)
+        voxels, counts = self._volume().read(self.mip.level, box, self.missing, layout, relabel, cache, self.kept_only)
         if counts.missing:
             self.check()
         if collecting is not None:

@@ -11,17 +11,17 @@ import json
 import posixpath
 import threading
 import time
-from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
 from imagery_dask import kernels
 from imagery_dask.annotations import Array, JsonObject
 from imagery_dask.errors import CorruptChunkError, InvalidInfoError, MissingChunkError, SourceError, SourceNotFoundError
-from imagery_dask.geometry.grid import XYZ, Region, VoxelGrid, bounds_key
+from imagery_dask.geometry.grid import XYZ, Region, VoxelGrid, bounds_key, region_between
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.chunkedgraph import GRAPHENE, ChunkedGraph
 from imagery_dask.model.layer import Layer
@@ -39,15 +39,12 @@ from imagery_dask.urls import resolved_name, server_of, without_secrets
 if TYPE_CHECKING:
     from imagery_dask.sources.shards import ShardedChunks
 
-__all__ = ["Layout", "Missing", "PrecomputedVolume", "Relabel"]
+__all__ = ["Layout", "Missing", "NotKept", "PrecomputedVolume", "Relabel"]
 
 Missing = Literal["fill", "error"]
 Layout = Literal["F", "C"]
 # Returns the new ids of distinct, ascending ids; 0 (missing or background) must stay 0.
 Relabel = Callable[[Array], Array]
-# A storage chunk as stored, and its voxels; None if it does not exist.
-Fetched = tuple[VoxelGrid, Blob | None]
-Decoded = tuple[VoxelGrid, Array | None]
 # Decoded chunks are in Fortran order. Copying to C order is twice as fast in tiles of this edge, which fit the cache.
 TILE = 16
 REDIRECTS = 10
@@ -62,6 +59,65 @@ HEADERS_AT_MOST = 2**17
 DECODE_ATTEMPTS = 3
 
 
+class NotKept(Exception):  # noqa: N818
+    """A chunk is not in the cache, of a read that takes chunks from there only."""
+
+
+class _Span(NamedTuple):
+    """A storage chunk along an axis: its position in the grid of chunks, and its voxels, absolute."""
+
+    cell: int
+    start: int
+    stop: int
+    #: Those of its voxels that are in a box, in the array of the box and in that of the chunk.
+    there: slice
+    here: slice
+
+
+@dataclass(eq=False, slots=True)
+class _Chunk:
+    """A storage chunk that a box crosses."""
+
+    # In plain numbers: a cached plane of 64 chunks takes as long as making them.
+    x: _Span
+    y: _Span
+    z: _Span
+
+    @property
+    def cell(self) -> Vec3[int]:
+        return Vec3(self.x.cell, self.y.cell, self.z.cell)
+
+    @property
+    def start(self) -> Vec3[int]:
+        return Vec3(self.x.start, self.y.start, self.z.start)
+
+    @property
+    def stop(self) -> Vec3[int]:
+        return Vec3(self.x.stop, self.y.stop, self.z.stop)
+
+    @property
+    def shape(self) -> Vec3[int]:
+        return self.stop - self.start
+
+    @property
+    def there(self) -> Region:
+        return self.x.there, self.y.there, self.z.there
+
+    @property
+    def here(self) -> Region:
+        return self.x.here, self.y.here, self.z.here
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether some of its voxels are not in the box."""
+        return self.here != region_between((0, 0, 0), self.shape)
+
+
+# A storage chunk as stored, and its voxels; None if it does not exist.
+Fetched = tuple[_Chunk, Blob | None]
+Decoded = tuple[_Chunk, Array | None]
+
+
 @dataclass(frozen=True, slots=True)
 class _Reading:
     """A box that is being read."""
@@ -70,10 +126,11 @@ class _Reading:
     box: VoxelGrid
     missing: Missing
     cache: ChunkCache | None = None
+    kept_only: bool = False
     counts: ReadCounts = field(default_factory=ReadCounts)
 
 
-Decode = Callable[[_Reading, VoxelGrid, Blob], Array | None]
+Decode = Callable[[_Reading, _Chunk, Blob], Array | None]
 
 
 class PrecomputedVolume:
@@ -137,6 +194,7 @@ class PrecomputedVolume:
         layout: Layout = "F",
         relabel: Relabel | None = None,
         cache: ChunkCache | None = None,
+        kept_only: bool = False,
     ) -> tuple[Array, ReadCounts]:
         """Read a box of voxels.
 
@@ -155,6 +213,8 @@ class PrecomputedVolume:
             not decode and is fetched again.
         cache : ChunkCache, optional
             Takes and keeps decoded chunks.
+        kept_only : bool
+            Fetch no chunk.
 
         Returns
         -------
@@ -171,17 +231,21 @@ class PrecomputedVolume:
             If a chunk does not decode after several attempts.
         AccessRefusedError, SourceError
             If the storage refuses access, or fails after retries.
+        NotKept
+            If a chunk is not in the cache, with `kept_only`.
         """
-        reading = _Reading(mip, box, missing, cache)
+        reading = _Reading(mip, box, missing, cache, kept_only)
         with counting_into(reading.counts):
             return self._read(reading, layout, relabel), reading.counts
 
     def _read(self, reading: _Reading, layout: Layout, relabel: Relabel | None) -> Array:
-        if relabel is None or reading.cache is not None:  # which keeps stored ids
+        if reading.kept_only:
+            voxels = self._assemble(reading, self._kept(reading), layout)
+        elif relabel is None or reading.cache is not None:  # which keeps stored ids
             with closing(self._chunks(reading)) as chunks:  # so that no other thread waits for them after an error
                 voxels = self._assemble(reading, chunks, layout)
         else:
-            fetched = list(self._fetch(reading, self._cells(reading)))
+            fetched = list(self._fetch(reading, list(self._crossed(reading))))
             relabelled = self._relabel_stored(reading, fetched, relabel)
             if relabelled is not None:
                 # A chunk that is fetched again has its stored ids, so that all chunks are relabelled below.
@@ -200,11 +264,11 @@ class PrecomputedVolume:
         blob = self._transport.get(request) if folder else None
         return None if blob is None else (folder, blob.decompressed(LARGEST_PROPERTIES))
 
-    def _cells(self, reading: _Reading) -> list[Vec3[int]]:
-        """Return the positions, in the grid of storage chunks, of the chunks that a box crosses."""
-        level = self.layer.mips[reading.mip]
-        inside = reading.box.intersection(level.grid)
-        return [] if inside.size == 0 else _cells(inside, level.grid, level.chunk_shape)
+    def _crossed(self, reading: _Reading) -> Iterator[_Chunk]:
+        """Yield the storage chunks that a box crosses, x fastest."""
+        box, level = reading.box, self.layer.mips[reading.mip]
+        along = map(_spans, box.start, box.stop, level.grid.start, level.grid.stop, level.chunk_shape)
+        return (_Chunk(x, y, z) for z, y, x in itertools.product(*reversed(list(along))))
 
     def _chunks(self, reading: _Reading) -> Generator[Decoded, None, None]:
         """Yield the voxels of the storage chunks that a box crosses, from and into the cache if there is one.
@@ -212,71 +276,79 @@ class PrecomputedVolume:
         Chunks that another thread is reading are waited for, after the own ones: no thread waits for a chunk while
         others wait for one of its own.
         """
-        cells, cache = self._cells(reading), reading.cache
+        chunks, cache = self._crossed(reading), reading.cache
         if cache is None:
-            yield from _decoded(reading, self._fetch(reading, cells), self._healed)
+            yield from _decoded(reading, self._fetch(reading, list(chunks)), self._healed)
             return
-        grids = {cell: self._grid_of(reading.mip, cell) for cell in cells}
-        keys = {grid: self._cache_key(reading.mip, grid) for grid in grids.values()}
-        own: list[Vec3[int]] = []
-        others: list[tuple[Vec3[int], threading.Event]] = []
+        own: dict[_Chunk, Hashable] = {}
+        others: list[tuple[_Chunk, Hashable, threading.Event]] = []
         try:
-            for cell, grid in grids.items():
-                key = keys[grid]
+            for chunk in chunks:
+                key = self._cache_key(reading.mip, chunk)
                 voxels = None if key is None else cache.get(key)
                 if voxels is not None:
                     reading.counts.chunks += 1
-                    yield grid, voxels
+                    yield chunk, voxels
                 elif key is not None and (event := cache.reserve(key)) is not None:
-                    others.append((cell, event))
+                    others.append((chunk, key, event))
                 else:
-                    own.append(cell)
-            yield from self._fetch_into(cache, reading, own, keys)
+                    own[chunk] = key
+            yield from self._fetch_into(cache, reading, own)
         finally:
-            for cell in own:
-                cache.release(keys[grids[cell]])
-        absent = []
-        for cell, event in others:
+            for key in own.values():
+                cache.release(key)
+        absent: dict[_Chunk, Hashable] = {}
+        for chunk, key, event in others:
             event.wait()
-            voxels = cache.get(keys[grids[cell]])
+            voxels = cache.get(key)
             if voxels is None:  # missing, failed, or no longer kept
-                absent.append(cell)
+                absent[chunk] = key
             else:
                 reading.counts.chunks += 1
-                yield grids[cell], voxels
-        yield from self._fetch_into(cache, reading, absent, keys)
+                yield chunk, voxels
+        yield from self._fetch_into(cache, reading, absent)
 
-    def _fetch_into(
-        self, cache: ChunkCache, reading: _Reading, cells: list[Vec3[int]], keys: Mapping[VoxelGrid, Hashable]
-    ) -> Iterator[Decoded]:
+    def _kept(self, reading: _Reading) -> list[Decoded]:
+        """Return the voxels of the storage chunks that a box crosses from the cache."""
+        chunks, cache = self._crossed(reading), reading.cache
+        kept: list[Decoded] = []
+        for chunk in chunks:
+            key = self._cache_key(reading.mip, chunk)
+            voxels = None if cache is None or key is None else cache.get(key)
+            if voxels is None:
+                raise NotKept
+            kept.append((chunk, voxels))
+        reading.counts.chunks += len(kept)
+        return kept
+
+    def _fetch_into(self, cache: ChunkCache, reading: _Reading, keys: Mapping[_Chunk, Hashable]) -> Iterator[Decoded]:
         """Yield chunks that are fetched, and keep them in the cache."""
-        for grid, voxels in _decoded(reading, self._fetch(reading, cells), self._healed):
-            key = keys[grid]
+        for chunk, voxels in _decoded(reading, self._fetch(reading, keys), self._healed):
+            key = keys[chunk]
             if voxels is not None and key is not None:
                 cache.put(key, voxels)
             cache.release(key)
-            yield grid, voxels
+            yield chunk, voxels
 
-    def _cache_key(self, mip: int, grid: VoxelGrid) -> Hashable:
+    def _cache_key(self, mip: int, chunk: _Chunk) -> Hashable:
         """Return under what a chunk is kept; None if it would not be noticed that its file changes."""
         stamp: tuple[object, ...] | None = ()
         if not self._transport.is_remote:
-            stamp = None if self.layer.mips[mip].is_sharded else self._transport.stamp(self._key(mip, grid))
-        return None if stamp is None else (self._kept_as, mip, grid.start, stamp)
+            stamp = None if self.layer.mips[mip].is_sharded else self._transport.stamp(self._key(mip, chunk))
+        return None if stamp is None else (self._kept_as, mip, chunk.x.cell, chunk.y.cell, chunk.z.cell, stamp)
 
-    def _fetch(self, reading: _Reading, cells: list[Vec3[int]]) -> Iterator[Fetched]:
+    def _fetch(self, reading: _Reading, chunks: Collection[_Chunk]) -> Iterator[Fetched]:
         """Yield storage chunks in order of arrival; None for a missing chunk."""
-        for cell, blob in self._stored(reading.mip, cells):
-            grid = self._grid_of(reading.mip, cell)
+        for chunk, blob in self._stored(reading.mip, chunks):
             reading.counts.chunks += 1
-            yield grid, self._counted(reading, grid, blob)
+            yield chunk, self._counted(reading, chunk, blob)
 
-    def _counted(self, reading: _Reading, grid: VoxelGrid, blob: Blob | None) -> Blob | None:
+    def _counted(self, reading: _Reading, chunk: _Chunk, blob: Blob | None) -> Blob | None:
         """Count a chunk's bytes and return it, or count it as missing and return None."""
         if blob is not None:
             reading.counts.stored_bytes += len(blob.content)
             return blob
-        key = self._key(reading.mip, grid)
+        key = self._key(reading.mip, chunk)
         if reading.missing == "error":
             raise MissingChunkError(
                 f"Storage chunk {key} of {self.path} does not exist, and missing='error' was given. "
@@ -292,54 +364,51 @@ class PrecomputedVolume:
         # Every voxel inside the volume is written below, by its chunk or by the 0 of a missing one.
         make = np.empty if box.intersection(self.layer.mips[reading.mip].grid) == box else np.zeros
         out: Array = make((*box.shape, self.layer.channels), dtype=self.layer.dtype, order=layout)
-        for grid, voxels in chunks:
+        for chunk, voxels in chunks:
             if voxels is None:
-                out[_overlap(box, grid)[0]] = 0
+                out[chunk.there] = 0
                 continue
-            if grid == box and layout == "F" and voxels.flags.f_contiguous and voxels.flags.writeable:
-                return voxels  # the box is exactly this chunk
-            _paste(out, box, voxels, grid)
+            is_the_box = voxels.shape == out.shape and not chunk.is_cut
+            if is_the_box and layout == "F" and voxels.flags.f_contiguous and voxels.flags.writeable:
+                return voxels
+            _paste(out, chunk.there, voxels, chunk.here)
         return out
 
     def _relabel_stored(self, reading: _Reading, fetched: list[Fetched], relabel: Relabel) -> list[Fetched] | None:
         """Replace the ids of encoded chunks; return None if that is not possible for all of them."""
-        tables = [None if blob is None else self._label_tables(reading, grid, blob) for grid, blob in fetched]
+        tables = [None if blob is None else self._label_tables(reading, chunk, blob) for chunk, blob in fetched]
         if any(table is None and blob is not None for table, (_, blob) in zip(tables, fetched, strict=True)):
             return None
         labels = [np.zeros(0, np.uint64) if table is None else table.labels() for table in tables]
         ids = kernels.unique_ids(np.concatenate([np.zeros(1, np.uint64), *labels]))
         new = relabel(ids)
         return [
-            (grid, None if table is None else Blob(table.replaced(kernels.remap(old, ids, new))))
-            for (grid, _), table, old in zip(fetched, tables, labels, strict=True)
+            (chunk, None if table is None else Blob(table.replaced(kernels.remap(old, ids, new))))
+            for (chunk, _), table, old in zip(fetched, tables, labels, strict=True)
         ]
 
-    def _label_tables(self, reading: _Reading, grid: VoxelGrid, blob: Blob) -> LabelTables | None:
+    def _label_tables(self, reading: _Reading, chunk: _Chunk, blob: Blob) -> LabelTables | None:
         level = self.layer.mips[reading.mip]
         block_size = self._block_size(reading.mip)
         encoded = level.encoding == "compressed_segmentation" and self.layer.channels == 1
         # A chunk that the box cuts has labels outside the box, which need no lookup.
-        if not encoded or self.layer.dtype != "uint64" or block_size is None or grid.intersection(reading.box) != grid:
+        if not encoded or self.layer.dtype != "uint64" or block_size is None or chunk.is_cut:
             return None
         try:
             content = blob.decompressed(self._largest(reading.mip))
         except Exception:  # of any decoder; decoding the voxels raises it again with the name of the chunk
             return None
-        return LabelTables.parse(content, grid.shape, block_size)
+        return LabelTables.parse(content, chunk.shape, block_size)
 
-    def _stored(self, mip: int, cells: list[Vec3[int]]) -> Iterator[tuple[Vec3[int], Blob | None]]:
+    def _stored(self, mip: int, chunks: Collection[_Chunk]) -> Iterator[Fetched]:
         if self.layer.mips[mip].is_sharded:
-            yield from self._sharded(mip).get_many(cells)
+            by_cell = {chunk.cell: chunk for chunk in chunks}
+            for cell, blob in self._sharded(mip).get_many(list(by_cell)):
+                yield by_cell[cell], blob
             return
-        by_key = {self._key(mip, self._grid_of(mip, cell)): cell for cell in cells}
+        by_key = {self._key(mip, chunk): chunk for chunk in chunks}
         for request, blob in self._transport.get_many([Request(key, most=self._largest(mip)) for key in by_key]):
             yield by_key[request.key], blob
-
-    def _grid_of(self, mip: int, cell: Vec3[int]) -> VoxelGrid:
-        """Return the voxels of a storage chunk, which the volume cuts at its upper edges."""
-        level = self.layer.mips[mip]
-        offset = cell * level.chunk_shape
-        return level.grid.crop(offset, level.chunk_shape.minimum(level.grid.shape - offset))
 
     def _block_size(self, mip: int) -> XYZ | None:
         block_size = self.info["scales"][mip].get("compressed_segmentation_block_size")
@@ -362,34 +431,33 @@ class PrecomputedVolume:
                 self._shards[mip] = ShardedChunks(self._transport, level.key, sharding, cells, self._largest(mip))
             return self._shards[mip]
 
-    def _key(self, mip: int, grid: VoxelGrid) -> str:
-        level = self.layer.mips[mip]
-        return posixpath.join(level.key, bounds_key(grid.start, grid.stop.minimum(level.grid.stop)))
+    def _key(self, mip: int, chunk: _Chunk) -> str:
+        return posixpath.join(self.layer.mips[mip].key, bounds_key(chunk.start, chunk.stop))
 
-    def _healed(self, reading: _Reading, grid: VoxelGrid, blob: Blob) -> Array | None:
+    def _healed(self, reading: _Reading, chunk: _Chunk, blob: Blob) -> Array | None:
         """Decode a chunk, fetching it again if it does not decode; return None if it no longer exists by then."""
         latest: Blob | None = blob
         for attempt in itertools.count(1):
             if latest is None:
                 return None
             try:
-                return self._decode(reading, grid, latest)
+                return self._decode(reading, chunk, latest)
             except CorruptChunkError as error:
                 if attempt == DECODE_ATTEMPTS:
                     raise CorruptChunkError(f"{error} (fetched {attempt} times)") from error.__cause__
             time.sleep(pause_s(attempt - 1))
-            latest = self._counted(reading, grid, self._fetch_again(reading.mip, grid))
+            latest = self._counted(reading, chunk, self._fetch_again(reading.mip, chunk))
         raise AssertionError("unreachable: the last attempt returns or raises")
 
-    def _fetch_again(self, mip: int, grid: VoxelGrid) -> Blob | None:
+    def _fetch_again(self, mip: int, chunk: _Chunk) -> Blob | None:
         level = self.layer.mips[mip]
         if not level.is_sharded:
-            return self._transport.get(Request(self._key(mip, grid), fresh=True, most=self._largest(mip)))
-        return self._sharded(mip).get_again((grid.start - level.grid.start) // level.chunk_shape)
+            return self._transport.get(Request(self._key(mip, chunk), fresh=True, most=self._largest(mip)))
+        return self._sharded(mip).get_again(chunk.cell)
 
-    def _decode(self, reading: _Reading, grid: VoxelGrid, blob: Blob) -> Array:
+    def _decode(self, reading: _Reading, chunk: _Chunk, blob: Blob) -> Array:
         level = self.layer.mips[reading.mip]
-        encoding, shape = level.encoding, (*grid.shape, self.layer.channels)
+        encoding, shape = level.encoding, (*chunk.shape, self.layer.channels)
         block_size = self._block_size(reading.mip) or SEGMENTATION_BLOCK
         try:
             return decode(blob.decompressed(self._largest(reading.mip)), encoding, shape, self.layer.dtype, block_size)
@@ -397,7 +465,7 @@ class PrecomputedVolume:
             raise
         except Exception as error:
             raise CorruptChunkError(
-                f"Storage chunk {self._key(reading.mip, grid)} of {self.path} does not decode as {encoding} {shape} "
+                f"Storage chunk {self._key(reading.mip, chunk)} of {self.path} does not decode as {encoding} {shape} "
                 f"{self.layer.dtype}: {type(error).__name__}: {error}"
             ) from error
 
@@ -450,21 +518,26 @@ def _check_decodable(layer: Layer) -> None:
             )
 
 
-def _cells(box: VoxelGrid, volume: VoxelGrid, chunk_shape: Vec3[int]) -> list[Vec3[int]]:
-    """Return the positions, in the grid of storage chunks, of the chunks that a box inside the volume crosses."""
-    first = (box.start - volume.start) // chunk_shape
-    along_x, along_y, along_z = first.map(range, (box.stop - volume.start).ceil_div(chunk_shape))
-    return [Vec3(x, y, z) for z, y, x in itertools.product(along_z, along_y, along_x)]
+def _spans(box_start: int, box_stop: int, start: int, stop: int, size: int) -> list[_Span]:
+    """Return the storage chunks that a box crosses along an axis of a volume, which cuts the last chunk."""
+    low, high = max(box_start, start), min(box_stop, stop)
+    spans = []
+    for cell in range((low - start) // size, (high - 1 - start) // size + 1) if low < high else ():
+        first, after = start + cell * size, min(start + (cell + 1) * size, stop)
+        own, end = max(first, low), min(after, high)
+        spans.append(
+            _Span(cell, first, after, slice(own - box_start, end - box_start), slice(own - first, end - first))
+        )
+    return spans
 
 
 def _decoded(reading: _Reading, fetched: Iterable[Fetched], decode: Decode) -> Iterator[Decoded]:
-    for grid, blob in fetched:
-        yield grid, None if blob is None else decode(reading, grid, blob)
+    for chunk, blob in fetched:
+        yield chunk, None if blob is None else decode(reading, chunk, blob)
 
 
-def _paste(out: Array, box: VoxelGrid, voxels: Array, grid: VoxelGrid) -> None:
-    """Copy the voxels of a chunk to their position in the box."""
-    there, here = _overlap(box, grid)
+def _paste(out: Array, there: Region, voxels: Array, here: Region) -> None:
+    """Copy voxels of a chunk to their position in the array of a box."""
     target, part = out[there], voxels[here]
     if not out.flags.c_contiguous:
         target[...] = part
@@ -472,16 +545,3 @@ def _paste(out: Array, box: VoxelGrid, voxels: Array, grid: VoxelGrid) -> None:
     for x in range(0, part.shape[0], TILE):
         for z in range(0, part.shape[2], TILE):
             target[x : x + TILE, :, z : z + TILE] = part[x : x + TILE, :, z : z + TILE]
-
-
-def _overlap(box: VoxelGrid, other: VoxelGrid) -> tuple[Region, Region]:
-    """Return the slices that select the intersection of two boxes from the array of each."""
-    # In plain numbers: a cached plane of 64 chunks takes as long as this.
-    own: list[slice] = []
-    theirs: list[slice] = []
-    for start, size, other_start, other_size in zip(box.start, box.shape, other.start, other.shape, strict=True):
-        first = max(start, other_start)
-        stop = max(first, min(start + size, other_start + other_size))
-        own.append(slice(first - start, stop - start))
-        theirs.append(slice(first - other_start, stop - other_start))
-    return (own[0], own[1], own[2]), (theirs[0], theirs[1], theirs[2])
