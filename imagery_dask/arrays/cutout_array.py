@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,12 @@ from imagery_dask.arrays.remap import read_objects
 from imagery_dask.geometry.grid import VoxelGrid, nearest_index
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.cutout import Cutout
-from imagery_dask.sources import Layout, Once, SourceHandle
+from imagery_dask.sources import Layout, NotKept, Once, SourceHandle
 
-__all__ = ["CutoutArray", "CutoutSlice"]
+__all__ = ["CutoutArray", "CutoutSlice", "basic_parts"]
 
 Part = slice | int | NDArray[np.int64]
+BASIC = (slice, int, np.integer, EllipsisType)
 
 
 class CutoutArray:
@@ -56,13 +58,24 @@ class CutoutArray:
         return ("imagery_dask.CutoutArray", repr(self.cutout), self.axes, self.layout, *kind)
 
     def __getitem__(self, key: Any) -> Array:
+        return self._taken(key, self.layout)
+
+    def kept(self, key: Any) -> Array | None:
+        """Return a slice in Fortran order, if this process keeps all storage chunks that it crosses."""
+        try:
+            return np.asarray(self._taken(key, "F", kept_only=True), order="F")
+        except NotKept:
+            return None
+
+    def _taken(self, key: Any, layout: Layout, kept_only: bool = False) -> Array:
         parts = self._parts(key)
         full = (*self.cutout.target.shape, self.cutout.channels)
         spans = [_span(parts.get(axis, slice(None)), full[axis]) for axis in range(4)]
         first = Vec3.of(first for first, _, _ in spans[:3])
         stop = Vec3.of(stop for _, stop, _ in spans[:3])
         # Storage chunks hold all channels, so all are read.
-        block = self.read(self.cutout.target.crop(first, stop - first), self.layout)[..., slice(*spans[3][:2])]
+        block = self.read(self.cutout.target.crop(first, stop - first), layout, kept_only)
+        block = block[..., slice(*spans[3][:2])]
         # One axis at a time: dask's selections are orthogonal, numpy's index arrays are not.
         for axis in range(4):
             block = block[(slice(None),) * axis + (spans[axis][2],)]
@@ -77,11 +90,11 @@ class CutoutArray:
         """Return the same voxels in another memory order."""
         return CutoutArray(self.cutout, self.squeeze, layout, self._once)
 
-    def read(self, target: VoxelGrid, layout: Layout = "F") -> Array:
+    def read(self, target: VoxelGrid, layout: Layout = "F", kept_only: bool = False) -> Array:
         """Read a box of the target grid as (x, y, z, channel), in Fortran or C order."""
         cutout = self.cutout
         source_nm = cutout.mip.grid.resolution_nm
-        handle = SourceHandle(cutout.path, cutout.mip, cutout.missing)
+        handle = SourceHandle(cutout.path, cutout.mip, cutout.missing, kept_only)
         if target.resolution_nm == source_nm:
             return read_objects(handle, target, cutout.labels, layout, self._once)
         if cutout.order == 1:
@@ -97,16 +110,8 @@ class CutoutArray:
 
     def _parts(self, key: Any) -> dict[int, Part]:
         """Return what is selected along each axis of the volume: a slice, an index array or an integer."""
-        given = list(key) if isinstance(key, tuple) else [key]
-        for at, part in enumerate(given):
-            if part is Ellipsis:
-                given[at : at + 1] = [slice(None)] * (self.ndim - len(given) + 1)
-                break
-        if len(given) > self.ndim:
-            raise IndexError(f"{len(given)} indices for an array of {self.ndim} axes.")
-        given += [slice(None)] * (self.ndim - len(given))
         parts: dict[int, Part] = {}
-        for axis, part, size in zip(self.axes, given, self.shape, strict=True):
+        for axis, part, size in zip(self.axes, _of_each_axis(key, self.ndim), self.shape, strict=True):
             if not isinstance(part, slice):
                 part = np.arange(size)[part]  # negative indices, lists and masks, with numpy's own checks
                 part = part if part.ndim else int(part)
@@ -144,6 +149,14 @@ class CutoutSlice:
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:
         return ("imagery_dask.CutoutSlice", self.source.__dask_tokenize__(), self.parts)
 
+    def with_layout(self, layout: Layout) -> CutoutSlice:
+        """Return the same voxels in another memory order."""
+        return CutoutSlice(self.source.with_layout(layout), self.parts)
+
+    def kept(self) -> Array | None:
+        """Return the voxels in Fortran order, if this process keeps all storage chunks that they are in."""
+        return self.source.kept(tuple(_slice_of(part) if isinstance(part, range) else part for part in self.parts))
+
     def select(self, parts: Sequence[range | int]) -> CutoutSlice:
         """Select voxels along each axis of this part by ranges and integers; nothing is read."""
         inner = iter(parts)
@@ -156,6 +169,30 @@ class CutoutSlice:
         return self.source[
             tuple(_slice_of(part[next(inner)]) if isinstance(part, range) else part for part in self.parts)
         ]
+
+
+def basic_parts(key: Any, shape: Sequence[int]) -> list[range | int] | None:
+    """Return what slices and integers select along each axis; None if there is something else among them."""
+    given = key if isinstance(key, tuple) else (key,)
+    if not all(isinstance(part, BASIC) and not isinstance(part, bool) for part in given):
+        return None
+    along = zip(shape, _of_each_axis(key, len(shape)), strict=True)
+    try:
+        return [range(size)[part] for size, part in along]
+    except TypeError:  # dask makes slices of whole floats itself
+        return None
+
+
+def _of_each_axis(key: Any, ndim: int) -> list[Any]:
+    """Return the parts of an index, one for each axis, with whole axes where it has none or an ellipsis."""
+    given = list(key) if isinstance(key, tuple) else [key]
+    for at, part in enumerate(given):
+        if part is Ellipsis:
+            given[at : at + 1] = [slice(None)] * (ndim - len(given) + 1)
+            break
+    if len(given) > ndim:
+        raise IndexError(f"{len(given)} indices for an array of {ndim} axes.")
+    return given + [slice(None)] * (ndim - len(given))
 
 
 def _within(whole: range, part: range | int) -> range | int:

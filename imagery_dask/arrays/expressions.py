@@ -31,6 +31,8 @@ class CutoutRead(FromArray):
             check_bytes(math.prod(result.shape) * result.dtype.itemsize, [_whole(self.array)])
         if not isinstance(parent, SliceSlicesIntegers) or not self._may_rename(parent, dependents):
             return None
+        if all(part == slice(None) for part in parent.index):  # only new axes, for which dask would ask without end
+            return None
         picked = zip(self.shape, parent.index, strict=True)
         parts = tuple(range(size)[part] if isinstance(part, slice) else int(part) for size, part in picked)
         chunks = SliceSlicesIntegers.chunks.func(parent)  # without the new axes of SlicesWrapNone

@@ -12,12 +12,10 @@ Arrays that are not made of cutouts pass unchanged, and so do exports, which com
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache, wraps
-from importlib import import_module
+from functools import cache, partial, wraps
 from typing import Any, TypeVar, cast
 
 import dask
@@ -26,6 +24,7 @@ import numpy as np
 from dask.blockwise import Blockwise
 
 from imagery_dask.arrays.cutout_array import CutoutArray
+from imagery_dask.arrays.hooks import wrap
 from imagery_dask.arrays.origins import source_named, sources_in
 from imagery_dask.config import config
 from imagery_dask.errors import TooLargeError
@@ -36,6 +35,7 @@ __all__ = [
     "check_blocks",
     "check_bytes",
     "check_read",
+    "check_result",
     "install",
     "max_bytes",
     "missing_steps",
@@ -86,6 +86,14 @@ def check_blocks(array: da.Array) -> None:
     """Raise if an array is too large to be read at once, and has too many blocks to be read one after another."""
     if math.prod(array.numblocks) > MOST_BLOCKS:
         check_read(array)
+
+
+def check_result(array: da.Array) -> None:
+    """Raise if the voxels of an array, or all those of a great number of blocks, are more than `max_bytes`."""
+    if sources := sources_in(array):
+        check_bytes(array.size * array.dtype.itemsize, sources)  # expressions have no `nbytes`
+        if not da.array_expr_enabled():
+            _check_whole(array)
 
 
 def check_bytes(nbytes: float, sources: Sequence[CutoutArray]) -> None:
@@ -139,37 +147,12 @@ def install() -> None:
     """
     if not _installed:
         for step, how in (_STEPS_OF_EXPRESSIONS if da.array_expr_enabled() else _STEPS).items():
-            _installed[step] = _install(step, *how)
+            _installed[step] = wrap(step, partial(_after, *how))
 
 
 def missing_steps() -> list[str]:
     """Return the functions of dask that should ask, and that its version does not have."""
     return [step for step, is_found in _installed.items() if not is_found]
-
-
-def _install(step: str, check: Callable[..., None], prepare: Callable[[Any], Any]) -> bool:
-    """Have a function of dask ask first, in its module and where dask has imported it; return False without one."""
-    place, _, name = step.rpartition(".")
-    module_name, _, class_name = place.partition(":")
-    try:
-        module = import_module(module_name)
-        owner = getattr(module, class_name) if class_name else module
-        function = getattr(owner, name)
-    except (ImportError, AttributeError):
-        return False
-    checked = _after(function, check, prepare)
-    setattr(owner, name, checked)
-    for key, other in list(sys.modules.items()):
-        if key.startswith("dask.") and vars(other).get(name) is function:
-            setattr(other, name, checked)
-    return True
-
-
-def _check_result(array: da.Array) -> None:
-    if sources := sources_in(array):
-        check_bytes(array.size * array.dtype.itemsize, sources)  # expressions have no `nbytes`
-        if not da.array_expr_enabled():
-            _check_whole(array)
 
 
 def _check_reduced(array: da.Array) -> None:
@@ -249,7 +232,7 @@ def _each(check: Callable[[da.Array], None]) -> Callable[..., None]:
     return check_arguments
 
 
-def _after(function: Function, check: Callable[..., None], prepare: Callable[[Any], Any]) -> Function:
+def _after(check: Callable[..., None], prepare: Callable[[Any], Any], function: Function) -> Function:
     """Return a function that checks, and prepares, its arguments first."""
 
     @wraps(function)
@@ -269,7 +252,7 @@ _REDUCTIONS = {
     f"dask.array.reductions.{name}": (_each(_check_reduced), _culled) for name in ("reduction", "arg_reduction")
 }
 _STEPS = _REDUCTIONS | {
-    "dask.array.core:Array.__dask_keys__": (_check_result, _unchanged),
+    "dask.array.core:Array.__dask_keys__": (check_result, _unchanged),
     "dask.array.core:Array.__getitem__": (_check_slices, _unchanged),
     **{
         f"dask.array.{name}": (_each(check_blocks), _unchanged)
@@ -281,7 +264,8 @@ _STEPS = _REDUCTIONS | {
 }  # fmt: skip
 # Of expressions: those that are computed ask in `expressions`; these also when they are persisted or in xarray objects.
 _STEPS_OF_EXPRESSIONS = _REDUCTIONS | {
-    f"dask.array:Array.{name}": (_check_result, _unchanged) for name in ("__dask_keys__", "__dask_graph__", "persist")
+    f"dask.array:Array.{name}": (_each(check_result), _unchanged)
+    for name in ("__dask_keys__", "__dask_graph__", "persist")
 }
 # Whether each was found; empty before `install`.
 _installed: dict[str, bool] = {}

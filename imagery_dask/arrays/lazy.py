@@ -13,28 +13,20 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
-import sys
-import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from fractions import Fraction
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
-from uuid import uuid4
+from typing import TYPE_CHECKING, NamedTuple
 
-import dask
 import dask.array as da
 import numpy as np
-from dask.array.core import slices_from_chunks
-from dask.base import get_scheduler, tokenize
-from dask.delayed import Delayed
-from dask.highlevelgraph import HighLevelGraph
+from dask.base import tokenize
 
-from imagery_dask.annotations import Array, JsonObject, Keywords
-from imagery_dask.arrays import guards
+from imagery_dask.annotations import JsonObject
+from imagery_dask.arrays import computing, guards
 from imagery_dask.arrays.cutout_array import CutoutArray
-from imagery_dask.arrays.origins import remember_source, source_of
+from imagery_dask.arrays.origins import name_of, remember_part, remember_source
 from imagery_dask.config import config
 from imagery_dask.geometry.block_plan import SPLIT_ABOVE
 from imagery_dask.geometry.grid import AXES, VoxelGrid, edge_at_or_after, source_span
@@ -45,12 +37,10 @@ from imagery_dask.urls import without_secrets
 
 if TYPE_CHECKING:
     import xarray as xr
-    from distributed import Client
 
 __all__ = [
     "Edges",
     "block_edges",
-    "block_reads",
     "described",
     "grow_block",
     "lazy_array",
@@ -66,102 +56,6 @@ Edges = tuple[list[int], list[int], list[int]]
 MOST_UNITS = 4
 # Along an axis: volumes have thousands of blocks; bounds in a wrong unit give millions, all with an edge in memory.
 MOST_BLOCKS = 2**20
-Region = tuple[slice, ...]
-
-
-class WholeCutout:
-    """The ``compute`` of a cutout's array, which it has as an attribute of its own.
-
-    Each block is written into the result when it has been read, in the decoders' memory order. dask's own way holds all
-    blocks beside the result (on a cluster: on one worker) and joins them at the end, in C order, which takes as long as
-    decoding where codecs are as fast as memory.
-
-    It is an attribute because xarray refuses a subclass of dask's array beside arrays that are made of it.
-
-    Parameters
-    ----------
-    array : dask.array.Array
-        The array of a cutout. Assignments turn it into another one, which dask computes.
-    """
-
-    def __init__(self, array: da.Array) -> None:
-        # A strong reference to the array, which holds this, would keep both until a garbage collection.
-        self._array, self._again = weakref.ref(array), _again(array)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return WholeCutout, (self._again,)
-
-    def __call__(self, **kwargs: Any) -> Any:
-        """Read the voxels; where a cutout has several blocks, the result is in Fortran order."""
-        own = self._array()
-        array = self._again if own is None or own.name == self._again.name else _again(own)
-        if _has_no_client():
-            kwargs.setdefault("scheduler", dask.threaded.get)
-        source = source_of(array)
-        if source is None:
-            return array.compute(**kwargs)
-        guards.check_read(array)
-        scheduler = get_scheduler(collections=[array], scheduler=kwargs.get("scheduler"))
-        if math.prod(array.numblocks) > 1:
-            source = source.with_layout("F")
-            if scheduler in (dask.threaded.get, dask.local.get_sync):
-                kwargs = {name: value for name, value in kwargs.items() if name not in NOT_OF_SCHEDULERS}
-                return _fill(scheduler, array, source, kwargs)
-            client = getattr(scheduler, "__self__", None)
-            from distributed import Client
-
-            if isinstance(client, Client):
-                return _gather(client, array, source)
-        return np.asarray(array.compute(**kwargs))
-
-
-def _again(array: da.Array) -> da.Array:
-    """Return another object of the same array, which dask computes."""
-    return da.Array(array.expr) if da.array_expr_enabled() else array.copy()
-
-
-def _has_no_client() -> bool:
-    """Return True if dask would import distributed only to find that it has no client."""
-    return "distributed" not in sys.modules and dask.config.get("scheduler", None) is None
-
-
-# Options of ``compute`` that dask takes for itself; the others are the scheduler's.
-NOT_OF_SCHEDULERS = ("scheduler", "optimize_graph", "traverse")
-
-
-def _fill(scheduler: Any, array: da.Array, source: CutoutArray, options: Keywords) -> Array:
-    """Voxels of a cutout whose blocks this process reads into one array."""
-    voxels = np.empty(array.shape, array.dtype, order="F")
-
-    def read(region: Region) -> None:
-        voxels[region] = source[region]
-
-    name = f"{array.name}-{uuid4().hex}"
-    tasks = {(name, n): (read, region) for n, region in enumerate(slices_from_chunks(array.chunks))}
-    scheduler(tasks, list(tasks), **options)
-    return voxels
-
-
-def _gather(client: Client, array: da.Array, source: CutoutArray) -> Array:
-    """Voxels of a cutout whose blocks a cluster reads, written into one array as they arrive."""
-    regions = slices_from_chunks(array.chunks)
-    blocks = client.compute(block_reads(array, source))
-    places = {block.key: region for block, region in zip(blocks, regions, strict=True)}
-    voxels = np.empty(array.shape, array.dtype, order="F")
-    from distributed import as_completed
-
-    for block, part in as_completed(blocks, with_results=True, loop=client.loop):
-        voxels[places[block.key]] = part
-        block.release()
-    return voxels
-
-
-def block_reads(array: da.Array, source: CutoutArray) -> list[Delayed]:
-    """Return reads of each block of a cutout's array as delayed values, last axis fastest."""
-    name = f"{_name_of(source)}-blocks-{tokenize(array.chunks, source.layout)}"
-    tasks = {(name, n): (operator.getitem, source, region) for n, region in enumerate(slices_from_chunks(array.chunks))}
-    graph = HighLevelGraph.from_collections(name, tasks)
-    return [Delayed(key, graph, layer=name) for key in tasks]
 
 
 def lazy_array(cutout: Cutout, *, squeeze: bool = True, blocks: Edges | None = None) -> da.Array:
@@ -186,7 +80,7 @@ def lazy_array(cutout: Cutout, *, squeeze: bool = True, blocks: Edges | None = N
     own = lazy_block_edges(cutout)
     edges = [*(own if blocks is None else blocks), [0, cutout.channels]]
     chunks = tuple(tuple(b - a for a, b in pairwise(edges[axis])) for axis in source.axes)
-    name = _name_of(source)
+    name = name_of(source)
     if blocks is not None and blocks != own:  # the names of other blocks are others
         name += f"-{tokenize(blocks)[:8]}"
     source = remember_source(name, source)
@@ -201,15 +95,9 @@ def lazy_array(cutout: Cutout, *, squeeze: bool = True, blocks: Edges | None = N
             array = with_pushdown(array)
     remember_source(array.name, source)  # expressions have names of their own
     guards.install()
-    array.compute = WholeCutout(array)
+    computing.install()
+    remember_part(array, source.select([range(size) for size in source.shape]))
     return array
-
-
-def _name_of(source: CutoutArray) -> str:
-    cutout = source.cutout
-    kind = "image" if cutout.labels is None else "mask" if cutout.labels.mask_of is not None else "segmentation"
-    moment = "" if cutout.query is None else f"-{describe_moment(cutout.query.timestamp)}"
-    return f"{kind}-mip{cutout.mip.level}{moment}-{tokenize(source)}"
 
 
 def lazy_block_edges(cutout: Cutout) -> Edges:
@@ -334,6 +222,7 @@ def _edges_of(target: VoxelGrid, rulers: Sequence[_Ruler], voxels: float) -> Edg
     return target.start.map(_axis_edges, target.stop, origins, shape, steps)
 
 
+@functools.lru_cache(maxsize=256)
 def grow_block(unit: Vec3[int], extent: Vec3[int], steps: Vec3[Fraction], voxels: float) -> Vec3[int]:
     """Shape of a block in source voxels, near `voxels` target voxels.
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from imagery_dask import kernels
 from imagery_dask.annotations import Array
+from imagery_dask.arrays.computing import block_reads
 from imagery_dask.arrays.guards import check_blocks, check_bytes
-from imagery_dask.arrays.lazy import block_reads, lazy_array
+from imagery_dask.arrays.lazy import lazy_array
 from imagery_dask.arrays.origins import source_of, sources_in
 from imagery_dask.cards import Card
 from imagery_dask.humanize import human_bytes
