@@ -288,10 +288,11 @@ def test_steps_that_dask_has_renamed_are_skipped(monkeypatch: pytest.MonkeyPatch
 
 OF_OTHERS = """
 import pickle, sys
-import dask.array as da, numpy as np
+import dask, dask.array as da, numpy as np
 if sys.argv[1:]:
-    from imagery_dask.arrays import guards
+    from imagery_dask.arrays import computing, guards
     guards.install()
+    computing.install()
     assert not guards.missing_steps()
 one = da.from_array(np.arange(48.0).reshape(6, 8), chunks=(2, 3), name="given")
 for array in [
@@ -302,6 +303,7 @@ for array in [
 ]:
     print(array.name, sorted(map(str, array.dask)), array.compute().tolist())
 print(da.sum(np.ones(3)).compute(), pickle.loads(pickle.dumps(da.reduction)) is da.reduction)
+print(dask.compute(one[1], [one[:, 2]], None, {"a": one}), dask.compute(), pickle.dumps(dask.compute))
 print(len(pickle.dumps(one.rechunk(5)[::-1].sum())), pickle.loads(pickle.dumps(da.stack)) is da.stack)
 """
 
