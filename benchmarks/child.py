@@ -1,0 +1,74 @@
+"""A process that runs programs: it reads one job a line (JSON) and answers each with a line.
+
+A job names a function of this package and its arguments. Modules of the job are imported before the clock
+starts: those that the function's own module imports, and those of `preload`, which an earlier process imported during
+its work. A function returns an array, or nothing, or a dict with any of `value` (an array), `counts`, `figures`, and
+`wall_s` and `cpu_s` of the part of its work that counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def cpu_s() -> float:
+    """Return the CPU seconds of this process and of its children that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def timed(work: Callable[[], Any]) -> dict[str, float]:
+    """Do what counts of a program's work; return its times, which take the place of those of the whole."""
+    started, cpu = time.perf_counter(), cpu_s()
+    work()
+    return {"wall_s": time.perf_counter() - started, "cpu_s": cpu_s() - cpu}
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """Run a job; return its seconds, CPU seconds, and what the function returned, with a digest of the array."""
+    module, _, name = job["call"].partition(":")
+    function = getattr(importlib.import_module(f"benchmarks.{module}"), name)
+    for imported in job.get("preload", ()):
+        with contextlib.suppress(Exception):
+            importlib.import_module(imported)
+    before = set(sys.modules)
+    started, cpu = time.perf_counter(), cpu_s()
+    result = function(**job["arguments"])
+    answer: dict[str, Any] = {"wall_s": time.perf_counter() - started, "cpu_s": cpu_s() - cpu}
+    answer["imported"] = [name for name in sys.modules if name not in before and not name.startswith("_")]
+    if not isinstance(result, dict):
+        result = {} if result is None else {"value": result}
+    if job.get("check") and "value" in result:
+        answer["digest"] = digest(result["value"])
+    return answer | {key: value for key, value in result.items() if key != "value"}
+
+
+def digest(array: Any) -> str:
+    """Return a hash of an array's shape and voxels, whatever their order in memory; of integers, signed or not."""
+    import hashlib
+
+    import numpy as np
+
+    array = np.ascontiguousarray(array)
+    return hashlib.sha1(repr((array.shape, array.itemsize)).encode() + array.tobytes()).hexdigest()
+
+
+def main() -> None:
+    """Answer jobs until the input ends."""
+    # Programs, and processes that they start, print to the log.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        print(json.dumps(run(json.loads(line))), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

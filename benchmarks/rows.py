@@ -1,0 +1,509 @@
+"""What is measured: sections of rows, each with its data and the programs that do the same with it.
+
+The first program of a row is ours, and the last is its floor, where it has one: the least that any program must do,
+which is decoding, downsampling and encoding the same bytes in one plain loop on one core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.environments import OURS
+
+FLOOR = "floor"
+US = "imagery_dask"
+
+
+@dataclass(frozen=True)
+class Program:
+    """One way to do what a row measures.
+
+    Attributes
+    ----------
+    name : str
+        Name in the tables.
+    call : str
+        Module and function of this package, which is called with the arguments of the data and of the row.
+    environment : str
+        The environment of a peer.
+    options : mapping
+        Further arguments.
+    data : str or None
+        A data set that it reads from local files in place of the row's.
+    """
+
+    name: str
+    call: str
+    environment: str = OURS
+    options: Mapping[str, Any] = field(default_factory=dict)
+    data: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that is measured.
+
+    Attributes
+    ----------
+    name, title : str
+        Name on the command line, and in the tables.
+    data : str
+        The data set (`benchmarks.data`).
+    programs : tuple of Program
+        Ours first.
+    options, small : mapping
+        Arguments of all programs, and those that small data changes.
+    server : str or None
+        ``nginx``, ``slow`` (which waits `latency_s` before each answer) or ``cave``; None reads local files.
+    output : str or None
+        What programs write: ``zarr``, ``precomputed`` or ``png``.
+    limits : mapping
+        Largest counts of our program, computed from facts of the data.
+    in_quick : bool
+        Whether a quick run of all rows has it; those that start clusters take too long.
+    """
+
+    name: str
+    title: str
+    data: str
+    programs: tuple[Program, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    small: Mapping[str, Any] = field(default_factory=dict)
+    server: str | None = None
+    latency_s: float = 0.02
+    output: str | None = None
+    limits: Mapping[str, Callable[[dict[str, Any]], float]] = field(default_factory=dict)
+    in_quick: bool = True
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows of one table.
+
+    With `process`, times are those of a process from its start to its end, with its imports. Else they are those of
+    the work, without imports; the CPU time of the whole process is a column of its own.
+    """
+
+    title: str
+    text: str
+    rows: tuple[Row, ...]
+    process: bool = False
+
+
+# --------------------------------------------------------------------------- cutouts
+
+INFO_BYTES = 4096  # more than any info of the data
+
+
+def _readers(what: str, *names: str) -> tuple[Program, ...]:
+    """Return the programs of a task that all readers do."""
+    known = {
+        "CloudVolume": Program("CloudVolume", f"programs.peer_cloudvolume:{what}", "cloudvolume"),
+        "tensorstore": Program("tensorstore", f"programs.peer_tensorstore:{what}", "tensorstore"),
+        "imageryclient": Program("imageryclient", f"programs.peer_imageryclient:{what}", "imageryclient"),
+    }
+    return (Program(US, f"programs.reads:{what}"), *(known[name] for name in names or known))
+
+
+CUTOUTS = {
+    "jpeg": ("jpeg, 64 x 64 x 64", "image-jpeg", "image-jpeg"),
+    "raw": ("raw", "image-raw", "image-raw"),
+    "gzip": ("raw, gzip", "image-gzip", "image-gzip"),
+    "labels": ("labels: compressed_segmentation, gzip", "labels-gzip", "labels-gzip"),
+    "small": ("raw, small chunks of 64 x 64 x 16", "image-thin", "image-thin"),
+    "sharded-labels": ("labels in shards, gzip", "labels-sharded", "labels-gzip"),
+    "sharded-raw": ("raw in shards", "image-sharded", "image-raw"),
+}
+
+
+def _cutout(name: str, server: str | None, title: str, data: str, twin: str) -> Row:
+    sharded = "sharded" in data
+    limits: dict[str, Callable[[dict[str, Any]], float]] = {}
+    if server:
+        # A chunk each and the info; of shards, at most two requests for indices each.
+        limits["requests"] = lambda facts: facts["chunks"] + 1 + (16 * facts["files"] if sharded else 0)
+        limits["bytes"] = lambda facts: facts["stored"] + INFO_BYTES
+    floor = Program(FLOOR, "programs.floors:cutout", data=twin)
+    return Row(
+        f"cutout-{name}-{server or 'local'}", title, data, (*_readers("cutout"), floor),
+        server=server, limits=limits, in_quick=server == "slow",
+    )  # fmt: skip
+
+
+LOCAL = {name: CUTOUTS[name] for name in ("jpeg", "raw")} | {"labels": ("labels", "labels", "labels")}
+
+# --------------------------------------------------------------------------- browsing
+
+BROWSED = {
+    "planes": ("50 neighbouring planes", [[0, z] for z in range(50)], [[0, z] for z in range(16)], 0),
+    "moved": ("a plane, and one a tenth to the right", [[0, 0], [51, 0]], [[0, 0], [51, 0]], 1),
+    "again": ("a plane 50 times", [[0, 0]] * 50, [[0, 0]] * 2, 0),
+}
+
+
+def _browsed(name: str, title: str, positions: list[list[int]], small: list[list[int]], further: int) -> Row:
+    """Return a row that may request each chunk once: of `further` more columns, too, after a move."""
+
+    def chunks(facts: dict[str, Any]) -> float:
+        deep = -(-(1 + max(z for _, z in (small if facts["across"] < 8 else positions))) // 16)
+        return deep * facts["across"] * (facts["across"] + further) + 1
+
+    return Row(
+        f"browse-{name}", title, "browsing", _readers("browse", "CloudVolume", "tensorstore"),
+        options={"positions": positions}, small={"positions": small}, server="slow", limits={"requests": chunks},
+    )  # fmt: skip
+
+
+# --------------------------------------------------------------------------- exports
+
+CHUNKS_READ = {"chunks read": lambda facts: facts["chunks"]}
+SMALL_CHUNKS = {"chunk": 64, "shard": None}
+TENSORSTORE = Program("tensorstore", "programs.peer_tensorstore:zarr", "tensorstore")
+DASK = Program("dask + zarr", "programs.peer_dask_zarr:zarr", "dask-zarr")
+NGFF = Program("ngff-zarr", "programs.peer_ngff_zarr:zarr", "ngff-zarr")
+ZARR_FLOOR = Program(FLOOR, "programs.floors:zarr")
+
+
+def _zarr(
+    name: str, title: str, data: str, peers: tuple[Program, ...], chunk: int, levels: int = 1, shard: Any = None,
+    call: str = "zarr", in_quick: bool = True,
+) -> Row:  # fmt: skip
+    return Row(
+        f"zarr-{name}", title, data, (Program(US, f"programs.exports:{call}"), *peers, ZARR_FLOOR),
+        options={"chunk": chunk, "levels": levels, "shard": shard},
+        small=SMALL_CHUNKS | {"shard": [128, 128, 64] if shard else None}, output="zarr", limits=CHUNKS_READ,
+        in_quick=in_quick,
+    )  # fmt: skip
+
+
+IMAGE_SHARD, LABEL_SHARD = [512, 512, 128], [256, 256, 64]
+ON_CLUSTER = (Program("dask + zarr", "programs.peer_dask_zarr:cluster", "dask-zarr"),)
+EXPORTS = (
+    _zarr("raw", "raw, level 0", "image-raw-deep", (TENSORSTORE, DASK), 128),
+    _zarr("labels", "labels, level 0", "labels-deep", (TENSORSTORE, DASK), 64),
+    _zarr("raw-shards", "raw, level 0 in shards", "image-raw-deep", (TENSORSTORE, DASK), 128, 1, IMAGE_SHARD),
+    _zarr("labels-shards", "labels, level 0 in shards", "labels-deep", (TENSORSTORE,), 64, 1, LABEL_SHARD),
+    _zarr("jpeg-shards", "jpeg, level 0 in shards", "image-jpeg-deep", (TENSORSTORE,), 128, 1, IMAGE_SHARD),
+    _zarr("raw-levels", "raw, three levels", "image-raw-deep", (TENSORSTORE, DASK, NGFF), 128, 3),
+    _zarr("labels-levels", "labels, three levels", "labels-deep", (TENSORSTORE, NGFF), 64, 3),
+    Row(
+        "precomputed-labels", "labels, precomputed, three mips", "labels-deep",
+        (
+            Program(US, "programs.exports:precomputed"),
+            Program("igneous", "programs.peer_igneous:precomputed", "igneous"),
+            Program(FLOOR, "programs.floors:precomputed"),
+        ),
+        options={"levels": 3}, small={"levels": 2}, output="precomputed", limits=CHUNKS_READ,
+    ),
+    Row(
+        "png", "128 slices of raw imagery as PNG", "image-raw",
+        (
+            Program(US, "programs.exports:png"),
+            Program("imageryclient", "programs.peer_imageryclient:png", "imageryclient"),
+        ),
+        output="png", limits=CHUNKS_READ,
+    ),
+)  # fmt: skip
+
+SMALL_EXPORTS = (
+    Row(
+        "small-python", "a box of 256 x 256 x 32, from Python", "small",
+        (
+            Program(US, "programs.commands:small"),
+            Program("CloudVolume + zarr", "programs.peer_dask_zarr:small", "dask-zarr"),
+        ),
+        output="zarr",
+    ),
+    Row(
+        "small-command", "the same, from the command line", "small",
+        (
+            Program(US, "programs.commands:small_command"),
+            Program("CloudVolume + zarr", "programs.peer_dask_zarr:small", "dask-zarr"),
+        ),
+        output="zarr", in_quick=False,
+    ),
+)  # fmt: skip
+
+# --------------------------------------------------------------------------- clusters
+
+
+def _scaled(workers: int, threads: int, **options: Any) -> Program:
+    name = f"{workers} x {threads}"
+    given = {"workers": workers, "threads": threads, **options}
+    return Program(name, "programs.exports:cluster", options=given)
+
+
+LAYOUT = {"chunk": 128, "shard": None, "levels": 1, "block_mib": 16}
+CLUSTERS = (
+    _zarr("cluster-raw", "raw, level 0, two workers", "image-raw-deep", ON_CLUSTER, 128, 1, None, "cluster", False),
+    _zarr("cluster-levels", "raw, three levels in shards", "image-raw-deep", (), 128, 3, IMAGE_SHARD, "cluster", False),
+    _zarr("cluster-labels", "labels, three levels in shards", "labels-deep", (), 64, 3, LABEL_SHARD, "cluster", False),
+    Row(
+        "cluster-slow", "raw of 2 GiB, a server that waits 1 s", "image-far",
+        tuple(_scaled(count, 1) for count in (1, 2, 4, 8)),
+        options=LAYOUT, server="slow", latency_s=1.0, output="zarr", in_quick=False,
+    ),
+    Row(
+        "cluster-slow-threads", "raw of 256 MiB, a server that waits 0.25 s", "image-raw-deep",
+        tuple(_scaled(*how) for how in ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1))),
+        options=LAYOUT, server="slow", latency_s=0.25, output="zarr", in_quick=False,
+    ),
+    Row(
+        "cluster-jpeg-threads", "jpeg of 256 MiB on a local disk", "image-jpeg-deep",
+        tuple(_scaled(*how) for how in ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1))),
+        options=LAYOUT, output="zarr", in_quick=False,
+    ),
+    Row(
+        "cluster-cpu", "raw of 1 GiB on a local disk", "image-cpu", (_scaled(1, 1), _scaled(2, 1)),
+        options=LAYOUT, output="zarr", in_quick=False,
+    ),
+    Row(
+        "cluster-overhead", "128 blocks of 2 MiB, `cluster='local'`, with the start of its workers", "image-raw-deep",
+        (Program(US, "programs.exports:zarr", options={"cluster": "local", "block_mib": 2}),),
+        options={"chunk": 128, "shard": None, "levels": 1}, output="zarr", in_quick=False,
+    ),
+    Row(
+        "cluster-plane", "a plane of 32,768 x 32,768 as PNG tiles of 4,096", "nothing",
+        (Program(US, "programs.exports:png_plane"),),
+        options={"side": 32_768, "tile": 4096}, small={"side": 256, "tile": 128}, output="png", in_quick=False,
+    ),
+    Row(
+        "cluster-maximum", "the largest voxel of a cutout, two workers", "image-jpeg",
+        (
+            Program(US, "programs.exports:maximum"),
+            Program("CloudVolume", "programs.peer_cloudvolume:maximum", "cloudvolume"),
+        ),
+        in_quick=False,
+    ),
+)  # fmt: skip
+
+# --------------------------------------------------------------------------- processes
+
+
+def _process(name: str, title: str, function: str, data: str = "nothing", in_quick: bool = True, **options: Any) -> Row:
+    programs = (Program(US, f"programs.commands:{function}", options=options),)
+    return Row(f"process-{name}", title, data, programs, in_quick=in_quick)
+
+
+def _imports(name: str, *modules: str, environment: str = OURS) -> Program:
+    return Program(name, "programs.commands:load", environment, {"modules": modules})
+
+
+PROCESSES = (
+    Row(
+        "process-import", "import", "nothing",
+        (
+            _imports(US, "imagery_dask"),
+            _imports("click, rich", "click", "rich"),
+            _imports("dask.array", "dask.array"),
+            _imports("CloudVolume", "cloudvolume", environment="cloudvolume"),
+            _imports("tensorstore", "tensorstore", environment="tensorstore"),
+            _imports("imageryclient", "imageryclient", environment="imageryclient"),
+            _imports("igneous", "igneous", environment="igneous"),
+        ),
+        in_quick=False,
+    ),
+    _process("client", "`from imagery_dask import ImageryClient`", "names"),
+    _process("help", "`imagery-dask --help`", "cli", arguments=["--help"]),
+    _process("version", "`imagery-dask --version`", "cli", arguments=["--version"]),
+    _process("export-help", "`imagery-dask export zarr --help`", "cli", arguments=["export", "zarr", "--help"]),
+    _process("completion", "shell completion", "completion", in_quick=False),
+    _process("status", "`imagery-dask status`", "status", "small"),
+    _process("verify", "`imagery-dask verify --workers 1`", "verify", "small", in_quick=False),
+    Row(
+        "process-plane", "first plane of a local volume", "small",
+        (Program(US, "programs.commands:first_plane"),),
+    ),
+    Row(
+        "petabyte", "a petabyte: open it, read a plane of 512 x 512", "petabyte",
+        _readers("petabyte", "CloudVolume", "tensorstore"),
+        limits={"graph bytes": lambda facts: 20_000, "chunks read": lambda facts: facts["chunks"]},
+    ),
+)  # fmt: skip
+
+# --------------------------------------------------------------------------- runs of many blocks
+
+MILLION, FEW = {"blocks": 1_000_000}, {"blocks": 1000}
+RUNS = (
+    Row("runs-plan", "planning 10^6 blocks", "nothing", (Program(US, "programs.runs:plan"),), MILLION, FEW,
+        limits={"plan bytes": lambda facts: 10_000}),
+    Row("runs-resume", "the same command on a complete export of 10^6 blocks", "receipts",
+        (Program(US, "programs.runs:resume"),)),
+    Row("runs-status", "`imagery-dask status` of it", "receipts", (Program(US, "programs.commands:status"),)),
+)  # fmt: skip
+BLOCKS = (
+    Row("blocks-none", "blocks without work, two workers", "nothing",
+        (Program(US, "programs.runs:no_blocks"), Program("dask's futures", "programs.runs:futures")),
+        {"blocks": 100_000}, FEW, in_quick=False),
+    *(
+        Row(f"blocks-{name}", f"receipts, hashes, disk: {title}", data, (Program(US, "programs.runs:costs"),),
+            {"shard": shard}, {"shard": None}, output="zarr", in_quick=name == "image-chunks")
+        for name, title, data, shard in (
+            ("image-shards", "image, shards", "image-raw-deep", [256, 256, 256]),
+            ("image-chunks", "image, chunks", "image-raw-deep", None),
+            ("labels-shards", "labels, shards", "labels-deep", [128, 128, 128]),
+            ("labels-chunks", "labels, chunks", "labels-deep", None),
+        )
+    ),
+)  # fmt: skip
+
+# --------------------------------------------------------------------------- roots
+
+
+MOMENT = 1_704_153_600  # a day after the graph began
+
+
+def _roots(name: str, title: str, function: str, limits: Any, peer: bool = True, **options: Any) -> Row:
+    """Return a row with a moment of its own, whose roots no process has looked up for another row."""
+    options["moment"] = MOMENT + sum(map(ord, name))
+    programs = [Program(US, f"programs.roots:{function}")]
+    if peer:
+        programs.append(Program("imageryclient", f"programs.peer_imageryclient:{function}", "imageryclient"))
+    if function == "objects":
+        fewer = {"threads": 2, "moment": MOMENT}
+        programs.append(Program("imagery_dask, 2 threads", "programs.roots:objects", options=fewer))
+    output = "png" if function == "files" else None
+    return Row(f"roots-{name}", title, "roots", tuple(programs), options, server="cave", output=output, limits=limits)
+
+
+def _remapped(count: int) -> Row:
+    programs = (Program(US, "programs.roots:remap"),)
+    title = f"distinct ids and their replacement, {count:,} ids in 16 MiB"
+    return Row(f"roots-remap-{count}", title, "nothing", programs, {"count": count, "side": 256}, {"side": 64})
+
+
+A_CALL_A_BLOCK = {"lookups": lambda facts: facts["blocks"]}
+ROOTS = (
+    _roots("all", "all objects of 2^20 supervoxels", "objects",
+           A_CALL_A_BLOCK | {"ids sent": lambda facts: 1.02 * facts["supervoxels"]}),
+    _roots("list", "1,000 objects of them", "listed", A_CALL_A_BLOCK, peer=False, roots=1000),
+    _roots("sizes", "ids and voxel counts of 512 x 256 x 2", "sizes", A_CALL_A_BLOCK),
+    _roots("masks", "their masks", "masks", A_CALL_A_BLOCK),
+    _roots("files", "their masks as PNG files", "files", A_CALL_A_BLOCK),
+    _remapped(200),
+    _remapped(20_000),
+)  # fmt: skip
+
+# --------------------------------------------------------------------------- pictures and codecs
+
+STYLES: dict[str, dict[str, Any]] = {
+    "filled": {},
+    "outlines within": {"outline": True, "side": "in", "merge_outline": False},
+    "outlines around": {"outline": True, "merge_outline": False},
+    "outlines around, merged": {"outline": True},
+}
+PAGES = {
+    "1000": "1,000 cells",
+    "5000": "5,000 cells",
+    "5000-gaps": "5,000 cells with gaps",
+    "50000": "50,000 cells",
+}
+OVERLAYS = (
+    *(
+        Row(f"overlay-{page}", f"{title}, 4096 x 4096", f"page-{page}",
+            tuple(Program(name, "programs.pictures:large", options={"style": style}) for name, style in STYLES.items()),
+            in_quick=page == "1000")
+        for page, title in PAGES.items()
+    ),
+    *(
+        Row(f"overlay-{number}-style", f"100 cells, 1024 x 1024: {name}", "page-100",
+            (Program(US, "programs.pictures:overlay"),
+             Program("imageryclient", "programs.peer_imageryclient:overlay", "imageryclient")),
+            {"style": style}, in_quick=number == 0)
+        for number, (name, style) in enumerate(STYLES.items())
+    ),
+)  # fmt: skip
+CODECS = (
+    "blosc zstd 1, shuffle",
+    "blosc zstd 1, no shuffle",
+    "blosc zstd 1, bit shuffle",
+    "zstd 1",
+    "zstd 3",
+    "gzip 1",
+)
+KINDS = {
+    "uint8": "image, uint8",
+    "uint16": "image, uint16",
+    "float32": "image, float32",
+    "ids": "bodies, uint64",
+    "uint32": "bodies, uint32, numbered from 0",
+    "mask": "mask, uint8",
+}
+PIPELINES = (("zarrs", "zarrs.ZarrsCodecPipeline"), ("zarr", "zarr.core.codec_pipeline.BatchedCodecPipeline"))
+CODEC_ROWS = (
+    *(
+        Row(f"codec-{kind}", title, "microscopy",
+            tuple(Program(codec, "programs.codecs:measure", options={"codec": codec}) for codec in CODECS),
+            {"kind": kind}, in_quick=kind == "ids")
+        for kind, title in KINDS.items()
+    ),
+    *(
+        Row(f"codec-pipeline-{kind}", f"{KINDS[kind]}: pipelines of zarr", "microscopy",
+            tuple(Program(name, "programs.codecs:pipeline", options={"path": path}) for name, path in PIPELINES),
+            {"kind": kind})
+        for kind in ("uint8", "ids")
+    ),
+)  # fmt: skip
+
+# --------------------------------------------------------------------------- all
+
+SECTIONS = (
+    Section(
+        "Cutouts over HTTP",
+        "A volume as one array, from nginx on this machine: images of 1024 x 1024 x 128 voxels, labels of "
+        "512 x 512 x 128 uint64, in chunks of 64 x 64 x 64.",
+        tuple(_cutout(name, "nginx", *kind) for name, kind in CUTOUTS.items()),
+    ),
+    Section(
+        "Cutouts over HTTP, 20 ms",
+        "The same from a server that answers after 20 ms.",
+        tuple(_cutout(name, "slow", *kind) for name, kind in CUTOUTS.items()),
+    ),
+    Section(
+        "Cutouts of local files",
+        "The same from files that are not compressed further, which all programs can read.",
+        tuple(_cutout(name, None, *kind) for name, kind in LOCAL.items()),
+    ),
+    Section(
+        "Browsing",
+        "Planes of 512 x 512 of jpeg imagery in chunks of 64 x 64 x 16, from a server that answers after 20 ms. Every "
+        "program begins with an empty cache of 256 MiB.",
+        tuple(_browsed(name, *what) for name, what in BROWSED.items()),
+    ),
+    Section(
+        "Exports",
+        "Images of 1024 x 1024 x 256 and labels of 512 x 512 x 256 uint64 from local files, with two threads or "
+        "processes: chunks of 128 x 128 x 128 with blosc zstd 1, or of 64 x 64 x 64 with zstd 1 for labels.",
+        EXPORTS,
+    ),
+    Section("Small exports", "Processes, with the start of Python and its imports.", SMALL_EXPORTS, process=True),
+    Section(
+        "Clusters",
+        "Exports on two worker processes of one thread, or N of M threads (N x M), without their start. CPU time is "
+        "that of driver and workers.",
+        CLUSTERS,
+    ),
+    Section("Processes", "Processes, with the start of Python and its imports.", PROCESSES, process=True),
+    Section("Exports of a million blocks", "Processes, with the start of Python and its imports.", RUNS, process=True),
+    Section(
+        "Costs of blocks",
+        "CPU time of driver and scheduler, which are one process, for blocks without work; and shares in the time of "
+        "exports on two threads.",
+        BLOCKS,
+    ),
+    Section(
+        "Root lookups",
+        "A local CAVE server, another process, waits 20 ms at each call; the region has 64 blocks of 16 MiB, which are "
+        "the graph's chunks.",
+        ROOTS,
+    ),
+    Section("Overlays", "A fifth of the cells belong to large objects; outlines are 10 pixels wide.", OVERLAYS),
+    Section(
+        "Codecs",
+        "One thread, chunks of the default shapes. FIB-25, where it is there: an image of 250 x 250 x 250 voxels, and "
+        "its ids, to which 2^60 is added; else the generator's volume. Times are those of encoding and decoding.",
+        CODEC_ROWS,
+    ),
+)
