@@ -13,12 +13,12 @@ import pytest
 import zarr
 from support.buckets import SHARED
 
-from imagery_dask.export.images.slice_files import SliceNames, SliceTarget
+from imagery_dask.export.images.slice_files import SliceNames, SliceTarget, SliceTargets
 from imagery_dask.storage import zarr_stores
 from imagery_dask.storage.atomic_files import Files, split_prefix
-from imagery_dask.storage.targets import StoreTarget, VolumeTarget
+from imagery_dask.storage.targets import StoreTarget, VolumesTarget, VolumeTarget
 
-Target = StoreTarget | VolumeTarget | SliceTarget
+Target = StoreTarget | VolumeTarget | VolumesTarget | SliceTarget | SliceTargets
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,26 @@ def read_slices(url: str) -> int:
     return int(target.files.get(target.names.name("imagery", 0)) or b"-1")
 
 
+def write_zarr_regions(url: str, value: int) -> None:
+    zarr_stores.create_group(url, 3)
+    write_zarr(f"{url}/a", value)
+
+
+def region_slices(url: str) -> SliceTargets:
+    return SliceTargets(url, {"a": slices(f"{url}/a/a")})
+
+
 KINDS = {
     "zarr": Kind(StoreTarget, write_zarr, read_zarr),
+    "zarr regions": Kind(StoreTarget, write_zarr_regions, lambda url: read_zarr(f"{url}/a")),
+    "precomputed regions": Kind(
+        VolumesTarget,
+        lambda url, value: write_volume(f"{url}/a/image", value),
+        lambda url: read_volume(f"{url}/a/image"),
+    ),
+    "slices of regions": Kind(
+        region_slices, lambda url, value: write_slices(f"{url}/a/a", value), lambda url: read_slices(f"{url}/a/a")
+    ),
     "precomputed": Kind(VolumeTarget, write_volume, read_volume),
     "slices": Kind(slices, write_slices, read_slices),
 }

@@ -68,7 +68,8 @@ class RegionsExport(Export):
             try:
                 exports[name] = make(name, one)
             except (TypeError, ValueError) as error:
-                raise type(error)(f"region {name!r}: {error}") from error
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind(f"region {name!r}: {error}") from error
         self.exports, self.options = exports, options
         self.volumes = [volume for export in exports.values() for volume in export.volumes]
         self.fingerprint_fields = {"format": self.kind, "regions": list(exports)} | {
