@@ -29,8 +29,11 @@ from support.volumes import coordinate_volume, random_labels, write_volume
 
 from imagery_dask import ImageryClient, open_export, root_ids_of, to_precomputed, to_zarr, verify_export
 from imagery_dask.cli.cmd_submit import submit
+from imagery_dask.export.core.run_states import StartedRun
+from imagery_dask.export.precomputed.to_precomputed import PrecomputedExport
 from imagery_dask.export.registry import read_plan
 from imagery_dask.export.reports.status import Status, status_of
+from imagery_dask.export.zarr.to_zarr import ZarrExport
 from imagery_dask.storage.zarr_stores import open_store
 from imagery_dask.viewer.served_stores import stores_in
 
@@ -292,6 +295,29 @@ def test_a_killed_command_resumes(volumes: Path, regions: Path, tmp_path: Path) 
     assert f"{before.done} blocks were written before" in done.stdout
     for name, part in PARTS.items():
         np.testing.assert_array_equal(zarr.open_array(str(tmp_path / "out"), path=f"{name}/0")[:].T, IMAGE[part])
+
+
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize(("write", "kind"), [(to_zarr, ZarrExport), (to_precomputed, PrecomputedExport)])
+def test_a_run_that_made_half_of_the_groups_begins_anew(
+    write: Any, kind: Any, killed: bool, data: dict[str, xr.Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, calls = kind.create, []
+
+    def fail_in_the_second(self: Any, *arguments: Any) -> None:
+        calls.append(self.url)
+        if len(calls) == 2:
+            raise Stopped
+        create(self, *arguments)
+
+    monkeypatch.setattr(kind, "create", fail_in_the_second)
+    if killed:  # and so could not remove it
+        monkeypatch.setattr(StartedRun, "abandon", lambda self: None)
+    with pytest.raises(Stopped):
+        write(data, tmp_path / "out", progress=False)
+    assert (tmp_path / "out").exists() == killed
+    assert write(data, tmp_path / "out", progress=False).ok
+    assert verify_export(tmp_path / "out", sample=None, progress=False).ok
 
 
 @pytest.mark.parametrize("write", [to_zarr, to_precomputed])

@@ -308,7 +308,7 @@ def _gaps(records: Records, outcomes: Outcomes) -> list[_Table]:
 def _volumes(plan: ExportPlan) -> _Table:
     rows = [
         [
-            volume["name"],
+            "/".join(filter(None, (volume.get("region"), volume["name"]))),
             " x ".join(f"{n:,}" for n in volume["shape"]),
             volume["dtype"],
             _resolution(volume),
