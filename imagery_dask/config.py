@@ -37,6 +37,9 @@ config = Config(
                 "fused_blocks_at_least": 16,
             },
             "run": {
+                # Size of an export from which `imagery-dask export` without --cluster starts processes. Blocks hold
+                # Python's lock for a fifth to a half of their time, and a process has few requests in flight.
+                "process_bytes": 2 * 2**30,
                 # Fast blocks share a dask task, because each task costs the driver and scheduler milliseconds.
                 "batch_blocks": 128,
                 # Attempts at a block that fails with a transient error, and the pauses between them.

@@ -1,4 +1,4 @@
-"""``imagery-dask export``: write a region of a volume, block by block, on a cluster."""
+"""``imagery-dask export``: write a region of a volume, block by block."""
 
 from __future__ import annotations
 

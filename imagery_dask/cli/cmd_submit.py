@@ -57,9 +57,10 @@ def submit(cluster: str | None, dry_run: bool, arguments: tuple[str, ...]) -> No
     built, run_options = _export(arguments)
     if cluster and any(argument.partition("=")[0] == "--cluster" for argument in arguments):
         raise click.UsageError("--cluster is given twice: give it once, before or after the export's arguments.")
-    if (cluster or run_options.cluster) == "local":
+    named = cluster or run_options.cluster
+    if named is None or named == "local":
         raise click.UsageError("submit needs a batch system: --cluster FILE (cluster_configs/slurm.yaml).")
-    chosen = Path(expanded_path(cluster or run_options.cluster))
+    chosen = Path(expanded_path(named))
     file = load_cluster_file(chosen, run_options.retire_before_s)
     file.check_count(run_options.workers)
     # Insert --cluster right after the name of the format, since the arguments may contain "--".

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from imagery_dask.cli.param_types import MissingType
-from imagery_dask.cli.run_flags import cluster_options, ended_as_interrupted
+from imagery_dask.cli.run_flags import cluster_options, ended_as_interrupted, named_cluster
 
 if TYPE_CHECKING:
     from imagery_dask.export.verify import VerifyReport
@@ -34,7 +34,7 @@ def verify(
     look_at_all: bool,
     source: bool,
     seed: int | None,
-    cluster: str,
+    cluster: str | None,
     workers: int | None,
     wait: float,
     retire_before: float | None,
@@ -59,8 +59,8 @@ def verify(
     fraction = None if look_at_all else 0.01 if sample is None else sample
     with ended_as_interrupted():
         report = verify_export(
-            out, sample=fraction, source=source, seed=seed, cluster=cluster, workers=workers, wait_s=wait,
-            retire_before_s=retire_before,
+            out, sample=fraction, source=source, seed=seed, cluster=named_cluster(cluster, workers), workers=workers,
+            wait_s=wait, retire_before_s=retire_before,
         )  # fmt: skip
     _show(report, out)
     sys.exit(0 if report.ok else NOT_AS_WRITTEN)

@@ -25,13 +25,11 @@ from imagery_dask.errors import (
 from imagery_dask.humanize import human_bytes
 
 if TYPE_CHECKING:
-    from distributed import Client
-
     from imagery_dask.export.core.base import Export
     from imagery_dask.export.core.plans import ExportPlan
     from imagery_dask.export.core.run_options import RunOptions
     from imagery_dask.records.parts import Part
-    from imagery_dask.run import RunReport
+    from imagery_dask.run import RunReport, Workers
     from imagery_dask.sources import ReadCounts
 
 __all__ = [
@@ -39,6 +37,7 @@ __all__ = [
     "cluster_options",
     "SOME_BLOCKS_FAILED",
     "ended_as_interrupted",
+    "named_cluster",
     "print_report",
     "run",
     "run_options_of",
@@ -54,9 +53,10 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 CLUSTER = (
     click.option("--workers", type=click.IntRange(min=1), metavar="N",
-                 help="Number of workers to start.  [default: one per core]"),
-    click.option("--cluster", default="local", show_default=True, metavar="local|FILE|ADDRESS",
-                 help="Where to run: this machine, the cluster of a cluster file, or a dask scheduler."),
+                 help="Number of worker processes to start; without --cluster, on this machine."),
+    click.option("--cluster", metavar="local|FILE|ADDRESS",
+                 help="Where to run: local (one process per core of this machine), the cluster of a cluster file, or "
+                      "a dask scheduler.  [default: threads of this process; local for exports of 2 GiB or more]"),
     click.option("--wait", type=DurationType(), default=600.0, show_default="10m",
                  help="How long to wait for the first worker: 30s, 10m, 2h."),
     click.option("--retire-before", type=DurationType(),
@@ -134,7 +134,7 @@ def run(
 
 def run_options_of(
     *,
-    cluster: str,
+    cluster: str | None,
     workers: int | None,
     wait: float,
     retire_before: float | None,
@@ -152,10 +152,16 @@ def run_options_of(
     from imagery_dask.export.core.run_options import RunOptions
 
     return RunOptions(
-        cluster=cluster, workers=workers, wait_s=wait, retire_before_s=retire_before, connected=_say_dashboard,
-        overwrite=overwrite, repair=repair, redo_missing=redo_missing, plan=plan, part=part, max_missing=max_missing,
-        max_requests=max_requests, report=report, block_mib=block_mib,
+        cluster=named_cluster(cluster, workers), large="local", workers=workers, wait_s=wait,
+        retire_before_s=retire_before, connected=_say_dashboard, overwrite=overwrite, repair=repair,
+        redo_missing=redo_missing, plan=plan, part=part, max_missing=max_missing, max_requests=max_requests,
+        report=report, block_mib=block_mib,
     )  # fmt: skip
+
+
+def named_cluster(cluster: str | None, workers: int | None) -> str | None:
+    """Return where to run: processes of this machine where a number of workers and no cluster is given."""
+    return "local" if cluster is None and workers is not None else cluster
 
 
 @contextmanager
@@ -194,10 +200,8 @@ def ended_as_interrupted() -> Iterator[None]:
             signal.signal(sig, handler)
 
 
-def _say_dashboard(client: Client) -> None:
-    from imagery_dask.cluster import dashboard_address
-
-    if address := dashboard_address(client):
+def _say_dashboard(workers: Workers) -> None:
+    if address := workers.dashboard():
         click.echo(f"dashboard: {address}", err=True)
 
 

@@ -2,7 +2,7 @@
 
 This folder imports `sources` and what is below it, never `export` or `records`. Begin with `connecting.connect`; then
 read `files` (the keys of YAML files), `starting`, and `replacing` (new workers for those that ended).
-Names are imported when they are first used: most of them load dask.distributed, `batch_jobs` does not.
+Names are imported when they are first used: most of them load dask.distributed, `batch_jobs` and `resources` do not.
 """
 
 from typing import TYPE_CHECKING
@@ -11,17 +11,10 @@ from imagery_dask.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from imagery_dask.cluster.batch_jobs import DriverJob, describe_jobs, is_listed, job_details, system_of
-    from imagery_dask.cluster.connecting import (
-        LOST,
-        WAIT_S,
-        WorkerResources,
-        connect,
-        dashboard_address,
-        resources_of,
-        thread_memory,
-    )
+    from imagery_dask.cluster.connecting import LOST, connect, dashboard_address
     from imagery_dask.cluster.driver import driver_script, submit_driver
     from imagery_dask.cluster.files import ClusterFile, load_cluster_file
+    from imagery_dask.cluster.resources import WorkerResources, free_memory, resources_of, thread_memory
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -29,17 +22,13 @@ else:
             "imagery_dask.cluster.batch_jobs": ["DriverJob", "describe_jobs", "is_listed", "job_details", "system_of"],
             "imagery_dask.cluster.files": ["ClusterFile", "load_cluster_file"],
             "imagery_dask.cluster.driver": ["driver_script", "submit_driver"],
-            "imagery_dask.cluster.connecting": [
-                "LOST",
-                "WAIT_S",
-                "connect",
-                "WorkerResources",
-                "dashboard_address",
-                "resources_of",
-                "thread_memory",
-            ],
+            "imagery_dask.cluster.connecting": ["LOST", "connect", "dashboard_address"],
+            "imagery_dask.cluster.resources": ["WorkerResources", "free_memory", "resources_of", "thread_memory"],
         },
     )
+
+# Seconds to wait for the first worker.
+WAIT_S = 600.0
 
 __all__ = [
     "LOST",
@@ -51,6 +40,7 @@ __all__ = [
     "dashboard_address",
     "describe_jobs",
     "driver_script",
+    "free_memory",
     "is_listed",
     "job_details",
     "load_cluster_file",

@@ -1,4 +1,4 @@
-"""Connect to the cluster that `--cluster` names, close what was opened, and tell what its workers have."""
+"""Connect to the cluster that `--cluster` names, and close what was opened."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ import logging
 import os
 import time
 from asyncio import CancelledError
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 from distributed import Client
 from distributed.client import default_client
 from distributed.comm import CommClosedError
 from distributed.security import Security
 
+from imagery_dask.cluster import WAIT_S
 from imagery_dask.cluster.batch_jobs import describe_jobs, is_job_queue, job_details, submitted_ids, system_of
 from imagery_dask.cluster.files import load_cluster_file
 from imagery_dask.cluster.joining import check_scheduler, scheduler_address
@@ -33,9 +31,8 @@ from imagery_dask.validate import expanded_path, integer, whole_number
 if TYPE_CHECKING:
     from distributed.deploy import Cluster
 
-__all__ = ["LOST", "WAIT_S", "WorkerResources", "connect", "dashboard_address", "resources_of", "thread_memory"]
+__all__ = ["LOST", "connect", "dashboard_address"]
 
-WAIT_S = 600.0
 CLOSE_S = 2.0
 # Interval at which the wait for the first worker checks whether it has become hopeless.
 LOOK_S = 1.0
@@ -263,21 +260,6 @@ def _current_client() -> Client | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerResources:
-    """Threads and memory of the workers of a cluster."""
-
-    # Tasks that run at once.
-    threads: int
-    # Bytes that one task may use.
-    thread_memory: int
-
-
-def resources_of(client: Client) -> WorkerResources:
-    """Return the present resources of the workers of a cluster."""
-    return WorkerResources(int(sum(client.nthreads().values())), thread_memory(client))
-
-
 def dashboard_address(client: Client) -> str | None:
     """Return the address of the scheduler's dashboard, or None if there is none (bokeh is not installed)."""
     try:
@@ -287,26 +269,3 @@ def dashboard_address(client: Client) -> str | None:
         return client.dashboard_link or None
     except (KeyError, ValueError, OSError):
         return None
-
-
-def thread_memory(client: Client) -> int:
-    """Return the bytes that a task may use: the memory of the smallest worker, divided by its threads.
-
-    Workers without a memory limit share the memory that is free here, divided by the threads of their host.
-    """
-    workers = client.scheduler_info(n_workers=-1)["workers"]
-    free = int(psutil.virtual_memory().available)
-    of_host: Counter[str] = Counter()
-    for address, worker in workers.items():
-        of_host[_host_of(address)] += int(worker["nthreads"])
-    shares = [
-        int(worker["memory_limit"]) // int(worker["nthreads"])
-        if worker["memory_limit"]
-        else free // of_host[_host_of(address)]
-        for address, worker in workers.items()
-    ]
-    return min(shares, default=free)
-
-
-def _host_of(address: str) -> str:
-    return address.partition("://")[2].rpartition(":")[0]

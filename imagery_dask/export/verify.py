@@ -11,15 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagery_dask.cards import Card
-from imagery_dask.cluster import WAIT_S, connect
+from imagery_dask.cluster import WAIT_S
 from imagery_dask.errors import ImageryDaskError, MissingChunkError, SourceError, SourceGoneError
+from imagery_dask.export.core.base import held_bytes
 from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.export.core.run_states import DAMAGED, StartedRun, plan_in
 from imagery_dask.export.core.store_metadata import damaged_metadata
 from imagery_dask.export.registry import export_of, run_at
 from imagery_dask.humanize import human_bytes, human_time
 from imagery_dask.records.lease import NoLease
-from imagery_dask.run import BlockTask, FailedBlock, Rules, RunReport, Written, run_blocks
+from imagery_dask.run import BlockTask, FailedBlock, Rules, RunReport, Written, run_blocks, workers_of
 from imagery_dask.run.block import Chain
 from imagery_dask.run.report import shown
 from imagery_dask.sources.failures import brief, kind_of
@@ -195,11 +196,12 @@ def verify_export(
     rules = Rules(todo=todo, wrap=wrap, on_failure=note)
     if len(chosen):
         with (
-            connect(cluster, workers, wait_s, retire_before_s) as client,
+            workers_of(cluster, workers, wait_s, retire_before_s) as own,
             shown(progress, len(chosen)) as on_progress,
         ):
-            export.target.check_workers(client)
-            ran = run_blocks(client, [Chain(export.tasks(run))], RunReport(len(chosen)), on_progress, rules)
+            export.target.check_workers(own)
+            own.fit(held_bytes(export, plan))
+            ran = run_blocks(own, [Chain(export.tasks(run))], RunReport(len(chosen)), on_progress, rules)
         report.seconds, report.read_bytes = ran.seconds, ran.written_bytes
     report.checked, report.from_source = len(chosen), len(again)
     if not report.metadata:  # without which blocks may only seem to be damaged

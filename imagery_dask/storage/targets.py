@@ -14,7 +14,7 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Self
 from uuid import uuid4
 
-from imagery_dask.annotations import JsonObject
+from imagery_dask.annotations import EachProcess, JsonObject
 from imagery_dask.serialization import json_object
 from imagery_dask.sources.addresses import check_scheme
 from imagery_dask.storage.atomic_files import BUCKETS, WRITABLE, Files, records_folder
@@ -35,7 +35,6 @@ from imagery_dask.storage.store_files import (
 from imagery_dask.validate import expanded_path
 
 if TYPE_CHECKING:
-    from distributed import Client
     from fsspec import AbstractFileSystem
 
 __all__ = ["FolderTarget", "StoreTarget", "VolumeTarget", "VolumesTarget", "check_process"]
@@ -131,11 +130,11 @@ class FolderTarget(ABC):
         """Return a target of the same kind at another URL."""
         return type(self)(url)
 
-    def check_workers(self, client: Client) -> None:
+    def check_workers(self, workers: EachProcess) -> None:
         """Raise if the workers cannot write to the target; those that share a disk are asked later."""
-        check_process(self.url, client)
+        check_process(self.url, workers)
         if parse_bucket_url(self.url).scheme in BUCKETS:
-            client.run(self.check_writable)
+            workers.run(self.check_writable)
 
     def recover(self) -> None:
         """Undo a replacement that was interrupted between its two renames; remove leftovers of finished ones."""
@@ -433,11 +432,11 @@ def _remove(url: str, last: set[str]) -> None:
         files.rm(name, recursive=True)
 
 
-def check_process(url: str, client: Client) -> None:
+def check_process(url: str, workers: EachProcess) -> None:
     """Raise ValueError if a store is in memory and workers are other processes, which have memories of their own."""
     if parse_bucket_url(url).scheme != "memory":
         return
-    if others := set(client.run(_process_name).values()) - {_process_name()}:
+    if others := set(workers.run(_process_name).values()) - {_process_name()}:
         host, number = min(others)
         raise ValueError(
             f"{url} is in the memory of this process, which the workers do not share (process {number} on {host}); "

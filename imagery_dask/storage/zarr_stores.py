@@ -7,18 +7,16 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import zarr
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
+from imagery_dask.annotations import EachProcess
 from imagery_dask.errors import AccessRefusedError
 from imagery_dask.sources.failures import brief
 from imagery_dask.storage.buckets import clear_errors, google_files, parse_bucket_url, s3_store
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 __all__ = [
     "GoogleObjects",
@@ -113,7 +111,7 @@ def create_group(url: str, zarr_format: Literal[2, 3] = 3) -> zarr.Group:
         raise FileNotFoundError(f"{url} cannot be written: the bucket {bucket!r} does not exist.") from None
 
 
-def check_reachable(url: str, client: Client) -> None:
+def check_reachable(url: str, workers: EachProcess) -> None:
     """Raise if a worker cannot see or write the store whose root was created here.
 
     Raises
@@ -121,7 +119,7 @@ def check_reachable(url: str, client: Client) -> None:
     AccessRefusedError, FileNotFoundError, ImportError, OSError
         The error of the first of these workers.
     """
-    answers = {worker: problem for worker, problem in client.run(_look, url).items() if problem is not None}
+    answers = {worker: problem for worker, problem in workers.run(_look, url).items() if problem is not None}
     for worker, (kind, text) in sorted(answers.items()):
         errors: dict[str, Callable[[str], Exception]] = {
             "refused": AccessRefusedError,

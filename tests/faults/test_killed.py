@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from faults.conftest import World
@@ -116,7 +117,7 @@ def test_a_stopped_scheduler_is_reported_as_lost(tmp_path: Path, world: World) -
     folder = tmp_path / "export"
     with cluster(tmp_path / "cluster") as running:
         arguments = world.export_arguments("zarr", folder, "--cluster", running.address)
-        impatient = "from imagery_dask.run import window; window.SILENCE_S = 2.0\n"
+        impatient = "from imagery_dask.run import dask_workers; dask_workers.SILENCE_S = 2.0\n"
         process = driver(arguments, tmp_path / "driver.log", impatient + CLI)
         wait_for(lambda: receipts_so_far(folder) >= 5 or process.code is not None)
         running.running["scheduler"].send(signal.SIGSTOP)
@@ -131,10 +132,13 @@ def test_a_stopped_scheduler_is_reported_as_lost(tmp_path: Path, world: World) -
 
 
 @pytest.mark.parametrize("seed", FEW)
-def test_an_export_survives_kills_of_a_driver_with_local_workers(tmp_path: Path, world: World, seed: int) -> None:
+@pytest.mark.parametrize("where", [(), ("--cluster", "local", "--workers", 2)], ids=["threads", "processes"])
+def test_an_export_survives_kills_of_a_driver_with_local_workers(
+    tmp_path: Path, world: World, where: tuple[Any, ...], seed: int
+) -> None:
     expected, folder = world.expected("zarr"), tmp_path / "export"
-    arguments = world.export_arguments("zarr", folder, "--cluster", "local", "--workers", 2)
-    killer = Killer(f"local {seed}", folder, lambda log: driver(arguments, log), None)
+    arguments = world.export_arguments("zarr", folder, *where)
+    killer = Killer(f"local {len(where)} {seed}", folder, lambda log: driver(arguments, log), None)
     killer.run()
     assert killer.killed
     assert killer.runs > 1

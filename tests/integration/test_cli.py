@@ -315,17 +315,19 @@ def test_invalid_files_of_ids_are_refused(run: Run, tmp_path: Path, world: World
         assert message in error
 
 
-@pytest.mark.parametrize("name", ["export", "plan"])
+@pytest.mark.parametrize(
+    ("name", "where"), [("export", ()), ("export", ("--workers", "1")), ("plan", ("--workers", "1"))]
+)
 @pytest.mark.long
 def test_an_interrupt_ends_a_command_in_one_line(
-    tmp_path: Path, world: World, file_server: FileServer, name: str
+    tmp_path: Path, world: World, file_server: FileServer, name: str, where: tuple[str, ...]
 ) -> None:
     """Ctrl-C sends SIGINT to every process of a terminal, here to the process group."""
     write_volume(tmp_path / "em", world.image, voxel_offset=OFFSET)
     file_server.latency_s = 1.0
     out = tmp_path / "out.zarr"
     command = [str(Path(sys.executable).parent / "imagery-dask"), name, "zarr", str(out), "--image-source",
-               f"precomputed://{file_server.url}/em", *map(str, BOUNDS), "--workers", "1"]  # fmt: skip
+               f"precomputed://{file_server.url}/em", *map(str, BOUNDS), *where]  # fmt: skip
     started = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -5,15 +5,19 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import numpy as np
 import pytest
+from support.settings import Configure
 from support.volumes import coordinate_volume, write_volume
 
 from imagery_dask.cli import main
+from imagery_dask.run.thread_workers import ThreadWorkers
 
 BOUNDS = ("--bounds", 0, 0, 0, 32, 32, 16)
 
@@ -119,3 +123,58 @@ def test_invalid_times_are_refused(
 ) -> None:
     assert run(monkeypatch, "verify", tmp_path, "--wait", text) == 2
     assert f"{text!r} is not a time such as 30s, 10m or 2h" in capfd.readouterr().err
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
+    """Run all exports on threads; return where they were asked to run: cluster and workers."""
+    asked: list[tuple[Any, Any]] = []
+
+    @contextmanager
+    def workers_of(cluster: Any, workers: Any, *options: Any) -> Iterator[ThreadWorkers]:
+        asked.append((cluster, workers))
+        yield ThreadWorkers(1)
+
+    monkeypatch.setattr("imagery_dask.export.core.run_options.workers_of", workers_of)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("options", "process_bytes", "where"),
+    [
+        ((), None, (None, None)),
+        ((), 32 * 32 * 16, ("local", None)),
+        (("--workers", 3), None, ("local", 3)),
+        (("--cluster", "local"), None, ("local", None)),
+        (("--cluster", "tcp://host:8786"), 0, ("tcp://host:8786", None)),
+    ],
+)
+def test_an_export_runs_on_threads_unless_it_is_large_or_has_workers(
+    monkeypatch: pytest.MonkeyPatch,
+    configure: Configure,
+    started: list[tuple[Any, Any]],
+    tmp_path: Path,
+    source: str,
+    options: tuple[Any, ...],
+    process_bytes: int | None,
+    where: tuple[Any, Any],
+) -> None:
+    if process_bytes is not None:
+        configure("run.process_bytes", process_bytes)
+    command = ("export", "zarr", tmp_path / "o.zarr", "--image-source", source, *BOUNDS, *options)
+    assert run(monkeypatch, *command) == 0
+    assert started == [where]
+    # Nothing is left to do, and nothing is started.
+    assert run(monkeypatch, *command) == 0
+    assert started == [where]
+
+
+def test_regions_share_workers_and_finished_ones_start_none(
+    monkeypatch: pytest.MonkeyPatch, started: list[tuple[Any, Any]], tmp_path: Path, source: str
+) -> None:
+    (tmp_path / "regions.csv").write_text("name,x0,y0,z0,x1,y1,z1\na,0,0,0,16,16,16\nb,16,0,0,32,16,16\n")
+    command = ("export", "zarr", tmp_path / "out", "--image-source", source, "--regions", tmp_path / "regions.csv")
+    assert run(monkeypatch, *command) == 0
+    assert started == [(None, None)]
+    assert run(monkeypatch, *command) == 0
+    assert started == [(None, None)]

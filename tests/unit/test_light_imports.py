@@ -161,3 +161,14 @@ def test_a_worker_that_writes_cutouts_to_zarr_loads_neither_dask_array_nor_cloud
         [sys.executable, tmp_path / "export.py", *words], capture_output=True, text=True, check=False, timeout=120
     )
     assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr
+
+
+@pytest.mark.parametrize("kind", ["zarr", "precomputed", "png"])
+def test_a_command_without_a_cluster_loads_no_scheduler(kind, volumes, tmp_path):
+    bounds = [str(n) for corner in ([n - 16 for n in volumes.center], volumes.center) for n in corner]
+    words = ["export", kind, str(tmp_path / "out" / "o"), "--image-source", volumes.image_source, "--bounds", *bounds]
+    words += ["--resolution", "8", "8", "40"]
+    used = command_line(*words)
+    assert used & {"caveclient", "cloudfiles", "cloudvolume", "distributed"} == set()
+    assert command_line(*words) - used <= {"pydantic"}  # nothing is left to do, as the plan says
+    assert "distributed" not in command_line("verify", str(tmp_path / "out" / "o"))

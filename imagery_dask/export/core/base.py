@@ -9,8 +9,6 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
-from distributed import Client
-
 from imagery_dask.annotations import JsonObject
 from imagery_dask.arrays.cutout_array import CutoutArray
 from imagery_dask.cluster import WorkerResources
@@ -20,7 +18,7 @@ from imagery_dask.export.core.preview import Preview
 from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.core.run_states import StartedRun, Target
 from imagery_dask.geometry.grid import XYZ, Region
-from imagery_dask.run import BlockTask, RunReport
+from imagery_dask.run import BlockTask, RunReport, Workers
 from imagery_dask.serialization import to_json
 from imagery_dask.storage.atomic_files import Files
 
@@ -45,6 +43,11 @@ class Export(ABC):
         return self.target.url
 
     @property
+    def nbytes(self) -> int:
+        """Uncompressed bytes of the volumes."""
+        return sum(int(volume.array.nbytes) for volume in self.volumes)
+
+    @property
     @abstractmethod
     def records(self) -> Files | None:
         """Folder of the records; None where files cannot be listed."""
@@ -54,13 +57,13 @@ class Export(ABC):
         """Plan the blocks for a cluster; ValueError where a block does not fit into a worker."""
 
     def prepare(
-        self, run: StartedRun, client: Client, options: RunOptions, regions: Sequence[Region] | None = None
+        self, run: StartedRun, workers: Workers, options: RunOptions, regions: Sequence[Region] | None = None
     ) -> None:
         """Find out what the store needs to know of the voxels of all regions, or of a few, before it is made."""
-        del run, client, options, regions
+        del run, workers, options, regions
 
     @abstractmethod
-    def create(self, run: StartedRun, client: Client, regions: Sequence[Region] | None = None) -> None:
+    def create(self, run: StartedRun, workers: Workers, regions: Sequence[Region] | None = None) -> None:
         """Make the empty store, for blocks of all regions or of a few."""
 
     @abstractmethod

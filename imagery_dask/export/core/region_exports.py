@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self, TypeGuard
+from typing import Any, Self, TypeGuard
 
 import xarray as xr
 
@@ -22,13 +22,10 @@ from imagery_dask.export.core.run_states import StartedRun
 from imagery_dask.geometry.grid import Region
 from imagery_dask.model.arguments import check_region_names
 from imagery_dask.records.runs import records_of
-from imagery_dask.run import BlockTask, RunReport, Written
+from imagery_dask.run import BlockTask, RunReport, Workers, Written
 from imagery_dask.run.block import Chain
 from imagery_dask.serialization import to_json
 from imagery_dask.storage.atomic_files import Files
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 __all__ = ["RegionsExport", "are_regions"]
 
@@ -126,17 +123,17 @@ class RegionsExport(Export):
         )  # fmt: skip
 
     def prepare(
-        self, run: StartedRun, client: Client, options: RunOptions, regions: Sequence[Region] | None = None
+        self, run: StartedRun, workers: Workers, options: RunOptions, regions: Sequence[Region] | None = None
     ) -> None:
         """Prepare each region."""
         for export, of_region in self._runs(run).values():
-            export.prepare(of_region, client, options, regions)
+            export.prepare(of_region, workers, options, regions)
 
-    def create(self, run: StartedRun, client: Client, regions: Sequence[Region] | None = None) -> None:
+    def create(self, run: StartedRun, workers: Workers, regions: Sequence[Region] | None = None) -> None:
         """Make what lies above the regions, and the empty store of each."""
         self.create_root(run.url)
         for export, of_region in self._runs(run).values():
-            export.create(of_region, client, regions)
+            export.create(of_region, workers, regions)
 
     def tasks(self, run: StartedRun) -> Sequence[Sequence[BlockTask]]:
         """Return the tasks of each stage: of all regions, one after another."""

@@ -8,12 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from distributed import Client
-
-from imagery_dask.cluster import WAIT_S, connect
+from imagery_dask.cluster import WAIT_S
+from imagery_dask.config import config
 from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.records.parts import Part
-from imagery_dask.run import RunReport
+from imagery_dask.run import RunReport, Workers, workers_of
 from imagery_dask.validate import number, whole_number
 
 __all__ = ["RunOptions", "block_bytes_of"]
@@ -28,9 +27,11 @@ class RunOptions:
     Parameters
     ----------
     cluster, workers, wait_s, retire_before_s
-        See `imagery_dask.cluster.connect`.
+        See `imagery_dask.run.workers_of`.
+    large : str or None
+        Cluster of exports of `run.process_bytes` or more, if `cluster` is None. By default threads of this process.
     connected : callable or None
-        Called with the client when there are workers.
+        Called with the workers when there are some.
     progress : bool or callable
         Show progress, or call with the `RunReport` after each block.
     overwrite : bool
@@ -59,10 +60,11 @@ class RunOptions:
     """
 
     cluster: Any = None
+    large: str | None = None
     workers: int | None = None
     wait_s: float = WAIT_S
     retire_before_s: float | None = None
-    connected: Callable[[Client], None] | None = field(default=None, repr=False)
+    connected: Callable[[Workers], None] | None = field(default=None, repr=False)
     progress: bool | Callable[[RunReport], None] = True
     overwrite: bool = False
     repair: bool = False
@@ -101,12 +103,15 @@ class RunOptions:
         return self.max_missing * plan.source_chunks
 
     @contextmanager
-    def connect(self) -> Iterator[Client]:
-        """Start the cluster, or connect to it (`imagery_dask.cluster.connect`)."""
-        with connect(self.cluster, self.workers, self.wait_s, self.retire_before_s) as client:
+    def connect(self, nbytes: int) -> Iterator[Workers]:
+        """Start workers for exports of so many bytes, or connect to them (`imagery_dask.run.workers_of`)."""
+        cluster = self.cluster
+        if cluster is None and nbytes >= config.get("run.process_bytes"):
+            cluster = self.large
+        with workers_of(cluster, self.workers, self.wait_s, self.retire_before_s) as workers:
             if self.connected is not None:
-                self.connected(client)
-            yield client
+                self.connected(workers)
+            yield workers
 
 
 def _check_missing(value: object) -> None:

@@ -10,21 +10,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from imagery_dask.annotations import Array, JsonObject
+from imagery_dask.annotations import Array, EachProcess, JsonObject
 from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.records.lease import HeldLease
 from imagery_dask.records.parts import refuse_parts
 from imagery_dask.records.receipts import counts_of, receipts_in
 from imagery_dask.records.runs import PLAN, Records, Run, missing_first, now, remove_unplanned, runs_in
 from imagery_dask.run import RunReport
-
-if TYPE_CHECKING:
-    from distributed import Client
 
 __all__ = ["DAMAGED", "NewRun", "StartedRun", "Target", "damaged_in", "plan_in", "url_of"]
 
@@ -75,7 +72,7 @@ class Target(Protocol):
         """Raise if this process cannot write to the target."""
         ...
 
-    def check_workers(self, client: Client) -> None:
+    def check_workers(self, workers: EachProcess) -> None:
         """Raise if the workers cannot write to the target."""
         ...
 

@@ -16,9 +16,8 @@ from imagery_dask.storage.atomic_files import Files, flush
 from imagery_dask.storage.store_files import ROOT_IDS
 
 if TYPE_CHECKING:
-    from distributed import Client
-
     from imagery_dask.export.core.base import Export
+    from imagery_dask.run import Workers
 
 __all__ = ["LOST", "damaged_metadata", "keep_metadata", "restore_metadata"]
 
@@ -58,10 +57,10 @@ def damaged_metadata(export: Export, run: StartedRun) -> dict[str, str]:
     return {name: reason for name, reason in wrong.items() if reason is not None}
 
 
-def restore_metadata(export: Export, run: StartedRun, client: Client, damaged: Mapping[str, str]) -> None:
+def restore_metadata(export: Export, run: StartedRun, workers: Workers, damaged: Mapping[str, str]) -> None:
     """Write metadata files again, from the copy or, if there is none, from the plan."""
     kept = _kept(run)
-    contents = _made_again(export, run, client) if kept is None else {name: kept[name].encode() for name in damaged}
+    contents = _made_again(export, run, workers) if kept is None else {name: kept[name].encode() for name in damaged}
     files = export.metadata_files(run.url)
     tables = [name for name in damaged if name.endswith(ROOT_IDS)]
     for name in damaged:
@@ -81,13 +80,13 @@ def _kept(run: StartedRun) -> dict[str, str] | None:
     return kept if isinstance(kept, dict) and all(isinstance(text, str) for text in kept.values()) else None
 
 
-def _made_again(export: Export, run: StartedRun, client: Client) -> dict[str, bytes]:
+def _made_again(export: Export, run: StartedRun, workers: Workers) -> dict[str, bytes]:
     """Make the empty store of a run once more, among its records; return its files."""
     folder = target_url(Files(f"{run.records.files.url}/{run.id}/empty-store"))
     copy = export.copied_to(folder)
     started = StartedRun(copy.target, replace(run.record, in_place=True), run.plan, NoLease())
     try:
-        copy.create(started, client)
+        copy.create(started, workers)
         files = copy.metadata_files(folder)
         return {name: content for name in copy.metadata_names() if (content := files.get(name))}
     finally:

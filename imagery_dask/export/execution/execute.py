@@ -22,10 +22,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from distributed import Client
 from numpy.typing import NDArray
 
-from imagery_dask.cluster import resources_of
 from imagery_dask.errors import TargetBusyError, TargetFullError
 from imagery_dask.export.core.base import Export, held_bytes
 from imagery_dask.export.core.plans import ExportPlan
@@ -44,7 +42,7 @@ from imagery_dask.export.execution.source_watch import SourceWatch
 from imagery_dask.export.reports.html_report import checked_report, reported
 from imagery_dask.records.parts import Part
 from imagery_dask.records.runs import missing_first, write_ledger
-from imagery_dask.run import BlockTask, Rules, RunReport, check_missing, is_full, run_blocks
+from imagery_dask.run import BlockTask, Rules, RunReport, Workers, check_missing, is_full, run_blocks
 from imagery_dask.run.report import shown
 from imagery_dask.sources import ReadCounts
 
@@ -84,15 +82,18 @@ def execute(export: Export, options: RunOptions) -> RunReport:
 
 def start(work: _Work, new: NewRun) -> StartedRun:
     """Plan a new run and make its empty store."""
-    export, options, client = work.export, work.options, work.client
+    export, options, workers = work.export, work.options, work.workers
     if options.plan is not None:
-        _check_memory(export, options.plan, client)
-    plan = options.plan or export.plan(resources_of(client), options.block_bytes)
+        plan = options.plan
+        _check_memory(export, plan, workers)
+    else:
+        plan = export.plan(workers.resources(), options.block_bytes)
+        workers.fit(held_bytes(export, plan))
     options.most_missing(plan)  # raises before anything is written
     run = new.start(plan)  # plan
     try:
-        export.prepare(run, client, options)
-        export.create(run, client)  # empty store
+        export.prepare(run, workers, options)
+        export.create(run, workers)  # empty store
         keep_metadata(export, run)
     except BaseException:
         run.abandon()
@@ -118,13 +119,13 @@ class Execution:
         if not self.work.options.repair:
             damaged = {name: reason for name, reason in damaged.items() if reason in LOST}
         if damaged:
-            restore_metadata(export, run, self.work.client, damaged)
+            restore_metadata(export, run, self.work.workers, damaged)
             self.report.notes += [f"{name} was written again: {reason}." for name, reason in damaged.items()]
 
     def check_workers(self) -> None:
         """Connect, where blocks are left, and raise if they do not fit into the workers."""
         if self.todo.any():
-            _check_memory(self.work.export, self.run.plan, self.work.client)
+            _check_memory(self.work.export, self.run.plan, self.work.workers)
 
     def reported(self) -> AbstractContextManager[None]:
         """Return a context that writes the HTML report at its end, also after a failure."""
@@ -143,7 +144,7 @@ class Execution:
             check=self.run.lease.check, max_requests=options.max_requests, on_failure=self._set_aside,
         )  # fmt: skip
         with shown(options.progress, self.report.blocks, self.report.before) as on_progress:
-            run_blocks(self.work.client, self._stages(), self.report, on_progress, rules)
+            run_blocks(self.work.workers, self._stages(), self.report, on_progress, rules)
 
     def _reads_sources(self) -> bool:
         """Return True if a block to write is not made of others."""
@@ -218,7 +219,7 @@ class Execution:
 
 
 class _Work(ExitStack):
-    """What is run and how; the cluster is started, or connected to, when it is first used, and left at the end."""
+    """What is run and how; workers are started, or connected to, when they are first used, and left at the end."""
 
     def __init__(self, export: Export, options: RunOptions, page: str | None) -> None:
         super().__init__()
@@ -226,16 +227,17 @@ class _Work(ExitStack):
         self.export, self.options, self.page = export, options, page
 
     @cached_property
-    def client(self) -> Client:
-        """Client of workers that can write to the target."""
-        client = self.enter_context(self.options.connect())
-        self.export.target.check_workers(client)
-        return client
+    def workers(self) -> Workers:
+        """Workers that can write to the target."""
+        workers = self.enter_context(self.options.connect(self.export.nbytes))
+        self.export.target.check_workers(workers)
+        return workers
 
 
-def _check_memory(export: Export, plan: ExportPlan, client: Client) -> None:
+def _check_memory(export: Export, plan: ExportPlan, workers: Workers) -> None:
     """Raise if blocks were planned for larger workers."""
-    needed, available = held_bytes(export, plan), resources_of(client).thread_memory
+    needed = held_bytes(export, plan)
+    available = workers.fit(needed)
     if needed > available:
         raise ValueError(
             f"{export.url}: the blocks were planned for workers with more memory: a task would hold {needed / 1e9:.3g} "
@@ -287,7 +289,7 @@ class _PartRun:
 
     def _write_own(self) -> RunReport:
         """Write the blocks of this part."""
-        _ = self.work.client
+        _ = self.work.workers
         with open_part(self.work.export, self.part, lambda new: start(self.work, new)) as run:
             execution = self._execution(run)
             execution.mend()

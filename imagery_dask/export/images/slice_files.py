@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from distributed import Client
-
+from imagery_dask.annotations import EachProcess
 from imagery_dask.geometry.grid import AXES, XYZ
 from imagery_dask.storage.atomic_files import Files, check_writable, existing_names, split_prefix
+from imagery_dask.storage.targets import check_process
 
 __all__ = ["SliceNames", "SliceTarget", "SliceTargets", "plane_axes"]
 
@@ -196,12 +196,9 @@ class SliceTarget(_InPlace):
         """Raise if this process cannot write files there."""
         check_writable(self.files, self.names.stem)
 
-    def check_workers(self, client: Client) -> None:
+    def check_workers(self, workers: EachProcess) -> None:
         """Raise if the workers cannot write to the target."""
-        if self.files.url.startswith("memory://") and not all(
-            address.startswith("inproc://") for address in client.nthreads()
-        ):
-            raise ValueError("memory:// is of one process: workers in other processes cannot write to it.")
+        check_process(self.files.url, workers)
 
     def holds(self, url: str, written: bool) -> bool:
         """Return True if a run has written no file yet, or if not all have been removed."""
@@ -253,9 +250,9 @@ class SliceTargets(_InPlace):
         """Raise if this process cannot write files there."""
         next(iter(self.regions.values())).check_writable()
 
-    def check_workers(self, client: Client) -> None:
+    def check_workers(self, workers: EachProcess) -> None:
         """Raise if the workers cannot write to the target."""
-        next(iter(self.regions.values())).check_workers(client)
+        next(iter(self.regions.values())).check_workers(workers)
 
     def holds(self, url: str, written: bool) -> bool:
         """Return True if a run has written no file yet, or if not all have been removed."""

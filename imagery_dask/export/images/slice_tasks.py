@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
-from distributed import Client, as_completed
 
 from imagery_dask import kernels
 from imagery_dask.annotations import Array
@@ -20,7 +21,7 @@ from imagery_dask.geometry.block_plan import BlockPlan
 from imagery_dask.geometry.grid import XYZ, Region, region_within
 from imagery_dask.kernels import digest_of_bytes, join_digests
 from imagery_dask.render.pages import Format, encode_page
-from imagery_dask.run import WINDOW_PER_THREAD, Written
+from imagery_dask.run import WINDOW_PER_THREAD, Workers, Written
 from imagery_dask.storage.atomic_files import Files
 
 if TYPE_CHECKING:
@@ -153,26 +154,28 @@ class SliceTasks(Sequence[SliceBlock]):
         )
 
 
-def list_ids(client: Client, volume: Volume, block_bytes: int) -> Array:
+def list_ids(workers: Workers, volume: Volume, block_bytes: int) -> Array:
     """Return the distinct ids of a volume in ascending order, without 0, in one pass over it."""
     plan = volume.plan((1, 1, 1), block_bytes, 8 * block_bytes)
-    regions = (piece for _, region in plan for piece in plan.pieces(region))
+    regions = enumerate(piece for _, region in plan for piece in plan.pieces(region))
     distinct: Array = np.array([], dtype=volume.array.dtype)
-    running = as_completed(loop=client.loop, with_results=True)
-    window = max(4, WINDOW_PER_THREAD * sum(client.nthreads().values()))
-
-    def submit(count: int) -> None:
-        for _, region in zip(range(count), regions, strict=False):
-            running.add(client.submit(_ids_of, volume.reader(region), pure=False))
-
-    submit(window)
+    tasks, run_id, running = workers.tasks(), uuid4().hex, 0
     try:
-        for future, ids in running:
+        while True:
+            for number, region in islice(regions, max(0, max(4, WINDOW_PER_THREAD * tasks.look()) - running)):
+                tasks.submit(f"find ids {volume.name}-{number}, {run_id}", _ids_of, volume.reader(region))
+                running += 1
+            if not running:
+                break
+            if not tasks.wait() or (taken := tasks.take()) is None:
+                continue
+            running -= 1
+            _, ids = taken
+            if isinstance(ids, BaseException):
+                raise ids
             distinct = np.union1d(distinct, ids)
-            future.release()
-            submit(1)
     except BaseException:
-        client.cancel(list(running.futures))
+        tasks.cancel()
         raise
     return np.asarray(distinct[distinct != 0])
 

@@ -10,7 +10,6 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import xarray as xr
-from distributed import Client
 
 from imagery_dask import kernels
 from imagery_dask.annotations import Array
@@ -44,7 +43,7 @@ from imagery_dask.geometry.grid import Region
 from imagery_dask.model.labels import RootIds
 from imagery_dask.render.overlays import overlay_halo
 from imagery_dask.render.pages import Format
-from imagery_dask.run import BlockTask, RunReport
+from imagery_dask.run import BlockTask, RunReport, Workers
 from imagery_dask.serialization import to_json
 from imagery_dask.storage.atomic_files import Files, split_prefix
 
@@ -286,7 +285,7 @@ class SliceExport(Export):
         refuse_too_large(blocks, self.names.axis, voxel_bytes, resources.thread_memory)
         return plan_of(self, ((StageBlocks(SLICES, "read+write", 0, blocks),),))
 
-    def create(self, run: StartedRun, client: Client, regions: Sequence[Region] | None = None) -> None:
+    def create(self, run: StartedRun, workers: Workers, regions: Sequence[Region] | None = None) -> None:
         """Write the table of the ids to show; ids that are not listed are found first.
 
         With `regions`, only these are searched for ids, instead of all data.
@@ -302,7 +301,7 @@ class SliceExport(Export):
             self._id_table(run).write(ids[ids != 0])
             return
         else:
-            ids = np.array(list_ids(client, volume, config.get("export.block_bytes")), dtype=volume.array.dtype)
+            ids = np.array(list_ids(workers, volume, config.get("export.block_bytes")), dtype=volume.array.dtype)
         if what == "masks" and keep is None:
             kinds = self.kinds(ids)
             self.check_count(kinds)

@@ -27,15 +27,13 @@ from imagery_dask.export.multiscale.levels import VolumeLevels
 from imagery_dask.geometry.block_plan import BlockPlan
 from imagery_dask.geometry.grid import Region
 from imagery_dask.kernels import digest_of, unique_ids
-from imagery_dask.run import Rules, RunReport, Written, run_blocks
+from imagery_dask.run import Rules, RunReport, Workers, Written, run_blocks
 from imagery_dask.run.report import shown
 from imagery_dask.sources import collect_counts
 from imagery_dask.storage.atomic_files import Files
 from imagery_dask.storage.store_files import ROOT_IDS
 
 if TYPE_CHECKING:
-    from distributed import Client
-
     from imagery_dask.export.core.inputs import Volume
 
 __all__ = [
@@ -148,7 +146,7 @@ class FindTasks(Sequence[Any]):
         return FindIds(name, self.volume.name, reads, self.files, f"{self.prefix}{number}.npy")
 
 
-def find_ids(run: StartedRun, client: Client, levels: VolumeLevels, options: RunOptions) -> None:
+def find_ids(run: StartedRun, workers: Workers, levels: VolumeLevels, options: RunOptions) -> None:
     """Find the ids of a volume, in the blocks of a run's plan, and record its table.
 
     Raises
@@ -166,7 +164,7 @@ def find_ids(run: StartedRun, client: Client, levels: VolumeLevels, options: Run
         report, rules = RunReport(len(tasks)), Rules(check=run.lease.check, max_requests=options.max_requests)
         # A caller's own function is told of blocks that are written only.
         with shown(options.progress is True, len(tasks)) as on_progress:
-            run_blocks(client, [tasks], report, on_progress, rules)
+            run_blocks(workers, [tasks], report, on_progress, rules)
         report.raise_for_failures()
         tables += list(_found(files, [tasks[n].file for n in range(len(tasks))]))
         files.delete([f"{tasks.prefix}{n}.npy" for n in range(len(tasks))])

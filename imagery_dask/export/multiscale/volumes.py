@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distributed import Client
-
 from imagery_dask.annotations import JsonObject
 from imagery_dask.cluster import WorkerResources
 from imagery_dask.export.core.base import BlockReads, Export, plan_of
@@ -31,7 +29,7 @@ from imagery_dask.geometry.grid import XYZ, Region
 from imagery_dask.geometry.pyramid import Level, Levels, pyramid
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.records.runs import records_of
-from imagery_dask.run import BlockTask
+from imagery_dask.run import BlockTask, Workers
 from imagery_dask.run.block import Chain
 from imagery_dask.serialization import to_json
 from imagery_dask.storage.atomic_files import Files
@@ -145,7 +143,7 @@ class VolumeExport(Export):
         """Return the folder of a volume in the store: "", or ending in "/"."""
 
     def prepare(
-        self, run: StartedRun, client: Client, options: RunOptions, regions: Sequence[Region] | None = None
+        self, run: StartedRun, workers: Workers, options: RunOptions, regions: Sequence[Region] | None = None
     ) -> None:
         """Find the ids that become compact ids."""
         for multiscale in self.multiscales:
@@ -156,7 +154,7 @@ class VolumeExport(Export):
                     f"relabel needs records, and {self.url} has no place for them: write to a disk or bucket."
                 )
             if regions is None:
-                find_ids(run, client, multiscale.export, options)
+                find_ids(run, workers, multiscale.export, options)
             else:
                 ids_in(run, multiscale.export, regions)
 

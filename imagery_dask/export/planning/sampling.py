@@ -18,9 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distributed.protocol.pickle import dumps, loads
+from cloudpickle import dumps
 
-from imagery_dask.cluster import connect
 from imagery_dask.errors import ImageryDaskError
 from imagery_dask.export.core.base import Export
 from imagery_dask.export.core.plans import ExportPlan
@@ -28,6 +27,7 @@ from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.core.run_states import NewRun
 from imagery_dask.records.lease import NoLease
 from imagery_dask.records.runs import Records
+from imagery_dask.run.thread_workers import ThreadWorkers
 from imagery_dask.sources import ReadCounts, collect_counts, tokens_for_own_workers
 from imagery_dask.storage.atomic_files import records_folder
 
@@ -92,10 +92,9 @@ class Sampling:
             export = self.export.copied_to(os.path.join(folder, "sample"))
             records = Records(records_folder(os.path.join(folder, "sample")), "sample")
             run = NewRun(export.target, records, NoLease(), export.url).start(self.plan)
-            with connect() as client:
-                regions = [self.plan.region(number) for number in self.numbers]
-                export.prepare(run, client, RunOptions(progress=False), regions)
-                export.create(run, client, regions)
+            workers, regions = ThreadWorkers(1), [self.plan.region(number) for number in self.numbers]
+            export.prepare(run, workers, RunOptions(progress=False), regions)
+            export.create(run, workers, regions)
             (tasks, *_) = export.tasks(run)
             samples = [_sample(tasks[number], number, Path(folder), measured) for number in self.numbers]
             first = samples[0]
@@ -157,7 +156,7 @@ def main() -> None:
     result_file = os.dup(sys.stdout.fileno())
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what is printed does not mix with the result
     try:
-        result: Any = loads(sys.stdin.buffer.read())(measured=True)
+        result: Any = pickle.loads(sys.stdin.buffer.read())(measured=True)
     except Exception as error:
         result = error
     with os.fdopen(result_file, "wb") as file:

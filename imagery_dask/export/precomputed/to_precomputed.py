@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
-from distributed import Client
 
 from imagery_dask.annotations import JsonObject
 from imagery_dask.export.core.base import Export, OutputFormat
@@ -39,7 +38,7 @@ from imagery_dask.geometry.grid import Region
 from imagery_dask.geometry.pyramid import Level, Levels
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.labels import Kind
-from imagery_dask.run import RunReport
+from imagery_dask.run import RunReport, Workers
 from imagery_dask.serialization import to_json
 from imagery_dask.sources import open_volume
 from imagery_dask.sources.codecs import SEGMENTATION_BLOCK
@@ -183,7 +182,7 @@ class PrecomputedExport(VolumeExport):
         if self._is_lone:
             yield type(self)(self._data, self.url, self.options, in_root=False)
 
-    def create(self, run: StartedRun, client: Client, regions: Sequence[Region] | None = None) -> None:
+    def create(self, run: StartedRun, workers: Workers, regions: Sequence[Region] | None = None) -> None:
         """Write the metadata of the volumes."""
         with clear_errors(run.url):
             for layer, files in self._filed(run.url):

@@ -28,19 +28,19 @@ from uuid import uuid4
 
 import numpy as np
 import zarr
-from distributed import get_worker
 from zarr.storage import LocalStore, StorePath, WrapperStore
 
 from imagery_dask.annotations import Array
 from imagery_dask.export.zarr.zarr_shards import ShardEncoder, shard_encoder
 from imagery_dask.geometry.grid import Region
 from imagery_dask.kernels import digest_of
+from imagery_dask.run import tasks_at_once
 from imagery_dask.storage.atomic_files import check_wanted, move_durably, write_soon
 from imagery_dask.storage.buckets import clear_errors, parse_bucket_url
 from imagery_dask.storage.store_files import is_partial
 from imagery_dask.storage.zarr_stores import open_store
 
-__all__ = ["BlockArray", "ZarrLevel", "codec_threads", "open_array", "remove_partial"]
+__all__ = ["BlockArray", "ZarrLevel", "open_array", "remove_partial"]
 
 PIPELINE = "zarrs.ZarrsCodecPipeline"
 OWN_PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"
@@ -262,19 +262,11 @@ def open_array(
     zarr_format : int
         2 or 3.
     """
-    return _open(location, path, run, threads or codec_threads(), zarr_format, os.getpid())
+    return _open(location, path, run, threads or tasks_at_once(), zarr_format, os.getpid())
 
 
 def _arrived(location: str, path: str, run: str, zarr_format: Literal[2, 3]) -> BlockArray:
     return open_array(location, path, run=run, zarr_format=zarr_format)
-
-
-def codec_threads() -> int:
-    """Return the number of threads of the dask worker, so that its tasks and the codecs share the cores."""
-    try:
-        return int(get_worker().state.nthreads)
-    except ValueError:
-        return 1
 
 
 def remove_partial(location: str, path: str) -> int:

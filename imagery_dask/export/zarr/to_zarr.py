@@ -14,7 +14,6 @@ from typing import Any, Literal, Self
 import numcodecs
 import numpy as np
 import zarr
-from distributed import Client
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
 from imagery_dask.annotations import JsonObject
@@ -41,7 +40,7 @@ from imagery_dask.export.zarr.zarr_options import Codec, OmeVersion, ZarrOptions
 from imagery_dask.geometry.grid import Region
 from imagery_dask.geometry.pyramid import Levels
 from imagery_dask.model.labels import Kind
-from imagery_dask.run import RunReport
+from imagery_dask.run import RunReport, Workers
 from imagery_dask.serialization import to_json
 from imagery_dask.storage.targets import StoreTarget
 from imagery_dask.storage.zarr_stores import check_reachable, create_group, open_store
@@ -223,14 +222,14 @@ class ZarrExport(VolumeExport):
             codec: Codec = "blosc-zstd" if self.options.codec == "auto" else self.options.codec
             yield type(self)(self._data, self.url, replace(self.options, codec=codec), in_root=False)
 
-    def create(self, run: StartedRun, client: Client, regions: Sequence[Region] | None = None) -> None:
+    def create(self, run: StartedRun, workers: Workers, regions: Sequence[Region] | None = None) -> None:
         """Make the groups, their metadata and the empty arrays."""
         # Reads a sample, before anything is written: if the source cannot be read, no store is left behind.
         shown_as = [None if volume.labels else ome.display(volume) for volume in self.volumes]
         url = run.url
         _create(url, self.multiscales, shown_as, self.options)
         self.put_tables(run)
-        check_reachable(url, client)
+        check_reachable(url, workers)
 
     def folder_of(self, volume: Volume) -> str:
         """Return the group of a volume."""
