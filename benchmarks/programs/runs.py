@@ -27,6 +27,7 @@ from imagery_dask.export.zarr.to_zarr import ZarrExport
 from imagery_dask.export.zarr.zarr_options import ZarrOptions
 from imagery_dask.run import Rules, RunReport, Written, run_blocks
 from imagery_dask.run.block import run_block
+from imagery_dask.run.dask_workers import DaskWorkers
 
 WORKERS = WorkerResources(2, 8 * 2**30)
 BLOCK_BYTES = 64**3
@@ -127,7 +128,7 @@ def no_blocks(source: str, blocks: int) -> dict[str, Any]:
                 seen.append(_peak_mib())
 
         started, cpu = time.perf_counter(), time.process_time()
-        report = run_blocks(client, [NoBlocks(blocks)], RunReport(blocks), progress, Rules())
+        report = run_blocks(DaskWorkers(client), [NoBlocks(blocks)], RunReport(blocks), progress, Rules())
         seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
     assert report.ok
     figures = {

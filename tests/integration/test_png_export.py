@@ -409,7 +409,7 @@ def test_pictures_in_memory_are_written_by_this_process_only(threads: Client, pr
     assert len(list(files.names("em"))) == 40
     page = np.asarray(imageio.imread(files.get("em_slice_5_imagery.png")))
     np.testing.assert_array_equal(page, world.image[:, :, 5].T)
-    with pytest.raises(ValueError, match="memory://pictures is in the memory of this process"):
+    with pytest.raises(ValueError, match="memory://elsewhere is in the memory of this process"):
         to_png(world.image, "memory://elsewhere/em", cluster=processes, progress=False)
 
 

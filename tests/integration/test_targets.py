@@ -485,7 +485,7 @@ def test_a_folder_of_many_objects_is_refused_quickly(s3_server: Any, in_s3: str)
 
 
 def test_arrays_are_exported_to_every_target_without_credentials_in_tasks(
-    url: str, ids: NDArray[np.uint64], monkeypatch: pytest.MonkeyPatch, configure: Configure
+    url: str, ids: NDArray[np.uint64], threads: Client, monkeypatch: pytest.MonkeyPatch, configure: Configure
 ) -> None:
     sent: list[bytes] = []
     submit = Client.submit
@@ -498,7 +498,7 @@ def test_arrays_are_exported_to_every_target_without_credentials_in_tasks(
     configure("export.small_block_bytes", 2**18)
     configure("run.batch_blocks", 1)
     options: dict[str, Any] = {"chunks": (32, 32, 32), "progress": False}
-    report = to_zarr(ids, url, **options)
+    report = to_zarr(ids, url, cluster=threads, **options)
     assert report.ok
     assert len(sent) == report.blocks > 1
     assert b"tests-secret" not in b"".join(sent)

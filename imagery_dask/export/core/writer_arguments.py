@@ -43,7 +43,7 @@ RUN_PROSE = {
     See `imagery_dask.cluster.connect`. By default the current dask client, or threads of this process. A script that
     starts worker processes (``"local"``) needs Python's ``if __name__ == "__main__":`` guard.""",
     "workers": """workers : int, optional
-    Number of workers to start; an error for a cluster that runs already.""",
+    Number of workers to start, or of threads of this process; an error for a cluster that runs already.""",
     "progress": """progress : bool or callable
     Show a progress bar (default), or call with the `RunReport` after each block.""",
 }

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+import compressed_segmentation
 import numpy as np
 
 from imagery_dask.annotations import Array
@@ -116,10 +117,16 @@ class PrecomputedLevel:
         return [(self._name(part), voxels[region_within(part, region)]) for part in chunks]
 
     def _encoded(self, voxels: Array) -> bytes:
-        from cloudvolume import chunks as codecs
-
-        params = {} if self.quality is None else {"level": self.quality}
+        if self.encoding == "raw":
+            return voxels.tobytes("F")
         try:
+            if self.encoding == "compressed_segmentation":
+                labels = np.require(voxels[..., 0], requirements=["F", "W"])
+                return bytes(compressed_segmentation.compress(labels, block_size=SEGMENTATION_BLOCK, order="F"))
+            # CloudVolume takes seconds to import.
+            from cloudvolume import chunks as codecs
+
+            params = {} if self.quality is None else {"level": self.quality}
             return bytes(codecs.encode(np.asfortranarray(voxels), self.encoding, SEGMENTATION_BLOCK, params))
         except OverflowError:  # offsets of compressed_segmentation have 24 bits
             raise OverflowError(
