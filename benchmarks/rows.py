@@ -63,6 +63,8 @@ class Row:
         Largest counts of our program, computed from facts of the data.
     in_quick : bool
         Whether a quick run of all rows has it; those that start clusters take too long.
+    repeats : int or None
+        The most timed runs, for rows of many minutes.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Row:
     output: str | None = None
     limits: Mapping[str, Callable[[dict[str, Any]], float]] = field(default_factory=dict)
     in_quick: bool = True
+    repeats: int | None = None
 
 
 @dataclass(frozen=True)
@@ -122,8 +125,9 @@ def _cutout(name: str, server: str | None, title: str, data: str, twin: str) -> 
     sharded = "sharded" in data
     limits: dict[str, Callable[[dict[str, Any]], float]] = {}
     if server:
-        # A chunk each and the info; of shards, at most two requests for indices each.
-        limits["requests"] = lambda facts: facts["chunks"] + 1 + (16 * facts["files"] if sharded else 0)
+        # A request for the info and one for each chunk; or one for the index of each shard, and two for each of its 8
+        # minishards: its index and its chunks.
+        limits["requests"] = lambda facts: 1 + (17 * facts["files"] if sharded else facts["chunks"])
         limits["bytes"] = lambda facts: facts["stored"] + INFO_BYTES
     floor = Program(FLOOR, "programs.floors:cutout", data=twin)
     return Row(
@@ -243,7 +247,7 @@ CLUSTERS = (
     Row(
         "cluster-slow", "raw of 2 GiB, a server that waits 1 s", "image-far",
         tuple(_scaled(count, 1) for count in (1, 2, 4, 8)),
-        options=LAYOUT, server="slow", latency_s=1.0, output="zarr", in_quick=False,
+        options=LAYOUT, server="slow", latency_s=1.0, output="zarr", in_quick=False, repeats=1,
     ),
     Row(
         "cluster-slow-threads", "raw of 256 MiB, a server that waits 0.25 s", "image-raw-deep",
@@ -334,9 +338,11 @@ RUNS = (
     Row("runs-status", "`imagery-dask status` of it", "receipts", (Program(US, "programs.commands:status"),)),
 )  # fmt: skip
 BLOCKS = (
-    Row("blocks-none", "blocks without work, two workers", "nothing",
+    Row("blocks-none", "10^4 blocks without work, two workers", "nothing",
         (Program(US, "programs.runs:no_blocks"), Program("dask's futures", "programs.runs:futures")),
-        {"blocks": 100_000}, FEW, in_quick=False),
+        {"blocks": 10_000}, FEW, in_quick=False),
+    Row("blocks-million", "10^6 blocks without work, two workers", "nothing",
+        (Program(US, "programs.runs:no_blocks"),), MILLION, FEW, in_quick=False, repeats=1),
     *(
         Row(f"blocks-{name}", f"receipts, hashes, disk: {title}", data, (Program(US, "programs.runs:costs"),),
             {"shard": shard}, {"shard": None}, output="zarr", in_quick=name == "image-chunks")

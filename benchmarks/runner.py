@@ -103,7 +103,7 @@ class Runner:
             for name, run in runs.items():
                 known[name] = {"runs": [], "counts": {}, "notes": [], **run(True)}
             self._compare(row, known, outs)
-            for turn in range(self.repeats):
+            for turn in range(min(self.repeats, row.repeats or self.repeats)):
                 for name in list(runs) if turn % 2 else reversed(runs):
                     shutil.rmtree(outs / name, ignore_errors=True)
                     if row.output:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from distributed import Client, LocalCluster
 
+from benchmarks.child import timed
 from benchmarks.programs.reads import lazy
 from imagery_dask import to_png, to_precomputed, to_zarr
 from imagery_dask.config import config
@@ -89,15 +89,13 @@ def _workers(count: int, threads: int = 1) -> Iterator[Client]:
 
 
 def _on_workers(client: Client, run: Callable[..., dict[str, Any]]) -> dict[str, Any]:
-    """Return what a run on a cluster returns, with its own times: of driver and workers, without their start."""
+    """Return what a run on a cluster returns, with its own times, without the start of the workers."""
     client.run(importlib.import_module, "imagery_dask.run")
     idle = max(client.run(_peak_mib).values())
-    cpu, started = sum(client.run(time.process_time).values()) + time.process_time(), time.perf_counter()
-    result = run(cluster=client)
-    seconds = time.perf_counter() - started
-    cpu = sum(client.run(time.process_time).values()) + time.process_time() - cpu
+    result: dict[str, Any] = {}
+    times = timed(lambda: result.update(run(cluster=client)))
     blocks = (max(client.run(_peak_mib).values()) - idle) / (config.get("export.block_bytes") / 2**20)
-    return result | {"wall_s": seconds, "cpu_s": cpu, "figures": {"memory of a worker over idle, blocks": blocks}}
+    return result | times | {"figures": {"memory of a worker over idle, blocks": blocks}}
 
 
 def _peak_mib() -> float:

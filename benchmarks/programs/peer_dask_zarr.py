@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import dask
@@ -13,6 +12,7 @@ from cloudvolume import Bbox, CloudVolume
 from distributed import Client, LocalCluster
 from zarr.codecs import BloscCodec, ZstdCodec
 
+from benchmarks.child import timed
 from benchmarks.programs.dask_volume import volume
 
 CORES = 2
@@ -36,10 +36,7 @@ def cluster(
         Client(cluster) as client,
     ):
         client.run(__import__, "benchmarks.programs.dask_volume")
-        cpu, started = sum(client.run(time.process_time).values()) + time.process_time(), time.perf_counter()
-        dask.compute(_stored(source, kind, out, chunk, shard, levels))
-        seconds = time.perf_counter() - started
-        return {"wall_s": seconds, "cpu_s": sum(client.run(time.process_time).values()) + time.process_time() - cpu}
+        return timed(lambda: dask.compute(_stored(source, kind, out, chunk, shard, levels)))
 
 
 def small(source: str, kind: str, start: XYZ, stop: XYZ, out: str, **_: Any) -> None:

@@ -19,9 +19,13 @@ from benchmarks import report, servers
 from benchmarks.rows import SECTIONS, Program, Row
 from benchmarks.runner import ROOT, Child, Failed, Runner
 
+# A child that lives on, as those of process pools do, after it has used half a second.
 BURN = """
-import subprocess, sys
-subprocess.run([sys.executable, "-c", "import time\\nwhile time.process_time() < 0.5: pass"], check=True)
+import atexit, subprocess, sys
+program = "import time\\nwhile time.process_time() < 0.5: pass\\nprint(flush=True)\\ninput()"
+child = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+child.stdout.readline()
+atexit.register(child.communicate, b"end")
 """
 
 
@@ -38,13 +42,13 @@ def test_the_time_of_a_process_includes_that_of_its_children(tmp_path: Path, mon
     job = {"call": "programs.commands:load", "arguments": {"source": "", "modules": ["burn"]}}
     seen = child.answer(job) | child.end()
     assert "burn" in seen["imported"]
-    assert 0.5 <= seen["cpu_s"] <= seen["process_cpu_s"]
+    assert 0.45 < seen["cpu_s"] < seen["process_cpu_s"]  # Linux counts that of others in hundredths
     assert 1 < seen["peak_mib"] < 1000
 
     child = Child(Path(sys.executable), tmp_path / "log")
     preloaded = child.answer(job | {"preload": ["burn"]}) | child.end()
     assert "burn" not in preloaded["imported"]
-    assert preloaded["cpu_s"] < 0.5 <= preloaded["process_cpu_s"]
+    assert preloaded["cpu_s"] < 0.45 < preloaded["process_cpu_s"]
 
 
 def test_results_that_differ_and_counts_above_their_limit_fail(runner: Runner) -> None:
@@ -119,7 +123,9 @@ def test_the_page_is_made_from_the_json_of_a_run() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(600)
 def test_programs_that_a_quick_run_leaves_out_start(tmp_path: Path) -> None:
-    left_out = [row.name for row in _rows() if not row.in_quick and row.server != "nginx" and row.latency_s < 1]
+    # Rows of more programs repeat one of them with other numbers of workers.
+    left_out = [row.name for row in _rows() if not row.in_quick and row.server is None and len(row.programs) < 4]
     command = [sys.executable, "-m", "benchmarks", "--quick", "--cache", str(tmp_path), *left_out]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=280)
+    subprocess.run(command, cwd=ROOT, check=True, timeout=580)
