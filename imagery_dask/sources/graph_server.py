@@ -22,9 +22,10 @@ from imagery_dask.model.chunkedgraph import ChunkedGraph, graphene_address
 from imagery_dask.sources.credentials import cave_token, token_places
 from imagery_dask.sources.failures import brief, forget_request, kind_of, pause_s
 from imagery_dask.sources.files.compression import decompress
-from imagery_dask.sources.files.connections import NoConnectionError, Response, send
+from imagery_dask.sources.files.connections import NoConnectionError, send
 from imagery_dask.sources.files.deadlines import deadline_of
 from imagery_dask.sources.files.http_files import StatusError
+from imagery_dask.sources.files.response import Response
 from imagery_dask.urls import is_safe_for_tokens
 
 __all__ = ["GraphServer", "graph_server", "read_graph_info"]

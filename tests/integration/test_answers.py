@@ -339,7 +339,7 @@ def test_no_more_of_a_body_is_read_than_a_file_can_have(length: str) -> None:
 @pytest.mark.parametrize(
     ("head", "piece"),
     [
-        (b"", b"x"),
+        (b"HTTP/1.1 200 ", b"x"),
         (b"HTTP/1.1 200 OK\r\nX-A: ", b"x"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n", b"x"),
         (b"HTTP/1.1 200 OK\r\n\r\n", b"x"),

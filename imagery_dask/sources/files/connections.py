@@ -1,7 +1,7 @@
 """HTTP requests over connections that this process keeps open.
 
-On `http.client` of the standard library: a request of requests costs four times as much Python, more than decoding a
-small chunk. Proxies, certificates and logins are those that requests would take from the environment.
+A request of requests costs five times as much Python, more than decoding a small chunk. Proxies, certificates and
+logins are those that requests would take from the environment.
 """
 
 from __future__ import annotations
@@ -9,96 +9,44 @@ from __future__ import annotations
 import atexit
 import base64
 import os
+import re
 import select
 import ssl
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache, partial
-from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
+from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 from urllib.request import getproxies
 
 from imagery_dask.config import config
-from imagery_dask.sources.files.deadlines import allow_for, content_length, name_socket
+from imagery_dask.sources.files.deadlines import name_socket
+from imagery_dask.sources.files.response import Response
 from imagery_dask.urls import server_of
 
-__all__ = ["NoConnectionError", "Response", "basic_auth", "close_idle", "escaped", "send"]
+__all__ = ["NoConnectionError", "basic_auth", "close_idle", "escaped", "send"]
 
 # Servers to which connections are kept while no request uses them, and connections to each.
 SERVERS_KEPT = 8
 CONNECTIONS_KEPT = 128
-# A body that is not used is received up to this size, so that the connection can be used again.
-UNUSED_AT_MOST = 2**16
 PORTS = {"http": 80, "https": 443}
 # All that `decompress` knows.
 ACCEPTED = "gzip, deflate, br, zstd"
-# Bytes of a body that are read at once; the slowest server that is waited for sends them within the timeouts.
-PIECE = 2**17
 # Variables of the environment that requests follow.
 VARIABLES = [
     *(name for kind in ("http", "https", "all", "no") for name in (f"{kind}_proxy", f"{kind}_proxy".upper())),
     "NETRC", "HOME", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
 ]  # fmt: skip
+INVALID = re.compile(r"[^\x21-\x7e]")
+LINE_END = re.compile(r"[\r\n\0]")
 # Scheme, host and port.
 Server = tuple[str, str, int]
 
 
 class NoConnectionError(ConnectionError):
     """No connection to a server can be made."""
-
-
-class Response:
-    """The answer to a request; its body is read in pieces. A context manager that ends the request.
-
-    Parameters
-    ----------
-    url : str
-        What was requested.
-    raw : http.client.HTTPResponse
-        The answer, of which the body is not read yet.
-    done : callable
-        Called with True when the request has ended if the connection can be used again, else with False.
-    """
-
-    def __init__(self, url: str, raw: HTTPResponse, done: Callable[[bool], None]) -> None:
-        self.url, self.status = url, raw.status
-        #: By name in lower case; lines of one name are joined.
-        self.headers: dict[str, str] = {}
-        for name, value in raw.headers.items():
-            name = name.lower()
-            self.headers[name] = f"{self.headers[name]}, {value}" if name in self.headers else value
-        self._raw, self._done = raw, done
-
-    def pieces(self, most: int) -> Iterator[bytes]:
-        """Yield the next `most` bytes of the body, or fewer at its end, as they are sent: they may be compressed."""
-        while most > 0 and (piece := self._raw.read(min(PIECE, most))):
-            allow_for(len(piece))
-            most -= len(piece)
-            yield piece
-
-    def read_up_to(self, most: int) -> bytes:
-        """Return the next `most` bytes of the body, or fewer at its end."""
-        return b"".join(self.pieces(most))
-
-    def check_length(self, received: int, most: int) -> None:
-        """Raise if a body of which up to `most` bytes were read is shorter than its ``Content-Length``."""
-        promised = content_length(self.headers)
-        if promised is not None and received <= most and promised != received:
-            raise ConnectionError(f"the body was truncated: {received} of {promised} bytes")
-
-    def __enter__(self) -> Response:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        try:
-            if kind is None and not self._raw.isclosed() and self._raw.length is not None:
-                self._raw.read(UNUSED_AT_MOST)
-        finally:
-            # A body closes itself at its end.
-            self._done(kind is None and self._raw.isclosed())
 
 
 def send(
@@ -130,7 +78,7 @@ def send(
     ------
     NoConnectionError
         If there is no connection to the server.
-    OSError, http.client.HTTPException, ValueError
+    OSError, ValueError
         If the server does not answer, its answer is not HTTP, its certificate is not trusted, or the URL is invalid.
     """
     parts, environment = urlsplit(url), _environment(server_of(url), tuple(map(os.environ.get, VARIABLES)))
@@ -138,23 +86,35 @@ def send(
         raise ValueError(f"{parts.scheme}://{parts.hostname or ''} is not a server of HTTP")
     key = (parts.scheme, parts.hostname, parts.port or PORTS[parts.scheme])
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    sent = {"User-Agent": "imagery-dask", "Accept": "*/*", "Accept-Encoding": ACCEPTED, **headers}
+    host = parts.netloc.rpartition("@")[2]
+    sent = {"Host": host, "User-Agent": "imagery-dask", "Accept": "*/*", "Accept-Encoding": ACCEPTED, **headers}
     authorization = authorization or environment.login or _login_of(parts)
     if authorization:
         sent["Authorization"] = authorization
     if environment.proxy is not None and parts.scheme == "http":
-        target = f"http://{parts.netloc.rpartition('@')[2]}{target}"
+        target = f"http://{host}{target}"
         if login := _login_of(environment.proxy):
             sent["Proxy-Authorization"] = login
-    idle = _idle(os.getpid())
-    connection = idle.take(key) or _connected(*key, environment, timeout_s or config.get("requests.timeout_s"))
+    idle, (connect_s, read_s) = _idle(os.getpid()), timeout_s or config.get("requests.timeout_s")
+    connection = idle.take(key) or _connected(*key, environment, connect_s)
     try:
-        connection.request(method, target, body, sent)
+        connection.sock.settimeout(read_s)
         name_socket(connection.sock)
-        return Response(url, connection.getresponse(), partial(idle.done, key, connection))
+        connection.sock.sendall(_request(method, target, sent, body))
+        return Response(url, connection.sock, partial(idle.done, key, connection))
     except BaseException:
         connection.close()
         raise
+
+
+def _request(method: str, target: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
+    """Return the bytes of a request (RFC 9112)."""
+    if body is not None:
+        headers = {**headers, "Content-Length": str(len(body))}
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+    if INVALID.search(target) or any(LINE_END.search(line) for line in lines):
+        raise ValueError("the URL, or a header, has characters that it cannot have")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
 
 
 def close_idle() -> None:
@@ -266,13 +226,10 @@ def _is_quiet(connection: HTTPConnection) -> bool:
     return not poll.poll(0)
 
 
-def _connected(
-    scheme: str, host: str, port: int, environment: _Environment, timeout_s: tuple[float, float]
-) -> HTTPConnection:
+def _connected(scheme: str, host: str, port: int, environment: _Environment, connect_s: float) -> HTTPConnection:
     """Return a new connection to a server."""
     proxy = environment.proxy
     place = (host, port) if proxy is None else (proxy.hostname or "", proxy.port or PORTS["http"])
-    connect_s, read_s = timeout_s
     if scheme == "http":
         connection = HTTPConnection(*place, timeout=connect_s)
     else:
@@ -291,7 +248,6 @@ def _connected(
     except OSError as error:
         connection.close()
         raise NoConnectionError(f"no connection: {error}") from error
-    connection.sock.settimeout(read_s)
     return connection
 
 
@@ -314,5 +270,5 @@ def _login_of(parts: SplitResult) -> str | None:
 
 
 def escaped(target: str) -> str:
-    """Return the target of a redirect with those characters escaped that a URL cannot hold."""
-    return quote(target, safe="!#$%&'()*+,/:;=?@[]~")
+    """Return the target of a redirect, a header, with those characters escaped that a URL cannot hold."""
+    return quote(target.encode("latin-1"), safe="!#$%&'()*+,/:;=?@[]~")

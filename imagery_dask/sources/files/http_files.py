@@ -13,8 +13,9 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from imagery_dask.config import config
 from imagery_dask.humanize import printable
-from imagery_dask.sources.files.connections import Response, escaped, send
+from imagery_dask.sources.files.connections import escaped, send
 from imagery_dask.sources.files.deadlines import deadline_of
+from imagery_dask.sources.files.response import Response
 from imagery_dask.urls import file_url, redacted, server_of, without_values
 
 __all__ = ["Answer", "HttpFiles", "StatusError"]
@@ -86,8 +87,10 @@ class HttpFiles:
 
         Raises
         ------
-        Exception
-            Of sockets or `http.client`; `StatusError` for an answer that is neither data nor a missing file.
+        StatusError
+            The answer is neither data nor a missing file.
+        OSError, ValueError
+            See `send`.
         """
         headers = {"Cache-Control": "no-cache"} if fresh else {}
         if start is not None and stop is not None:

@@ -19,6 +19,7 @@ from cluster.certificates import Certificates, certificates
 from imagery_dask.errors import SourceError
 from imagery_dask.sources.files import connections
 from imagery_dask.sources.files.connections import NoConnectionError, close_idle, send
+from imagery_dask.sources.files.response import UNUSED_AT_MOST
 from imagery_dask.sources.transport import Request, Transport
 
 
@@ -40,7 +41,8 @@ class Peer:
             threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
 
     def _answer(self, connection: socket.socket) -> None:
-        with connection, connection.makefile("rb") as lines:
+        # A client may close a connection before it has received all.
+        with suppress(OSError), connection, connection.makefile("rb") as lines:
             for _ in range(self.requests):
                 while line := lines.readline():
                     if line == b"\r\n":
@@ -83,14 +85,14 @@ def test_a_connection_that_the_server_closed_is_replaced() -> None:
         assert server.connections == 4
 
 
-@pytest.mark.parametrize("length", [0, 10, connections.UNUSED_AT_MOST, connections.UNUSED_AT_MOST + 1])
+@pytest.mark.parametrize("length", [0, 10, UNUSED_AT_MOST, 2**22])
 def test_bodies_that_are_not_read_do_not_reach_the_next_request(length: int) -> None:
     answer = f"HTTP/1.1 404 Not Found\r\nContent-Length: {length}\r\n\r\n".encode() + b"x" * length
     with peer(answer) as server:
         for _ in range(3):
             with send("GET", f"{server.url}/missing", {}) as response:
                 assert response.status == 404
-        assert server.connections == (1 if length <= connections.UNUSED_AT_MOST else 3)
+        assert server.connections == (1 if length <= UNUSED_AT_MOST else 3)
 
 
 def test_a_body_without_a_length_ends_its_connection() -> None:
