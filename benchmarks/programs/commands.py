@@ -24,6 +24,7 @@ def cli(arguments: list[str], **_: Any) -> None:
     from imagery_dask.cli import main
 
     sys.argv = ["imagery-dask", *arguments]
+    sys.modules["__main__"].__package__ = ""  # of a module, click would take the name for that of the program
     try:
         main()
     except SystemExit as end:
@@ -33,8 +34,13 @@ def cli(arguments: list[str], **_: Any) -> None:
 
 def completion(source: str) -> None:
     """Complete a command in a shell."""
-    os.environ |= {"_IMAGERY_DASK_COMPLETE": "bash_complete", "COMP_WORDS": "imagery-dask ", "COMP_CWORD": "1"}
-    cli([])
+    words = {"_IMAGERY_DASK_COMPLETE": "bash_complete", "COMP_WORDS": "imagery-dask ", "COMP_CWORD": "1"}
+    os.environ |= words
+    try:
+        cli([])
+    finally:
+        for name in words:
+            del os.environ[name]
 
 
 def status(export: str, **_: Any) -> None:

@@ -46,7 +46,7 @@ def png(source: str, kind: str, start: XYZ, stop: XYZ, out: str) -> dict[str, An
     return _written(to_png, lazy(source, kind, start, stop), f"{out}/p", workers=2)
 
 
-def png_plane(out: str, side: int, tile: int) -> dict[str, Any]:
+def png_plane(source: str, out: str, side: int, tile: int) -> dict[str, Any]:
     """Write one large plane, which is cheap to read, in tiles."""
     import dask.array as da
 
