@@ -216,7 +216,7 @@ SMALL_EXPORTS = (
         "small-python", "a box of 256 x 256 x 32, from Python", "small",
         (
             Program(US, "programs.commands:small"),
-            Program("CloudVolume + zarr", "programs.peer_dask_zarr:small", "dask-zarr"),
+            Program("CloudVolume + zarr", "programs.peer_zarr:small", "dask-zarr"),
         ),
         output="zarr",
     ),
@@ -224,7 +224,7 @@ SMALL_EXPORTS = (
         "small-command", "the same, from the command line", "small",
         (
             Program(US, "programs.commands:small_command"),
-            Program("CloudVolume + zarr", "programs.peer_dask_zarr:small", "dask-zarr"),
+            Program("CloudVolume + zarr", "programs.peer_zarr:small", "dask-zarr"),
         ),
         output="zarr", in_quick=False,
     ),
@@ -315,6 +315,7 @@ PROCESSES = (
     _process("export-help", "`imagery-dask export zarr --help`", "cli", arguments=["export", "zarr", "--help"]),
     _process("completion", "shell completion", "completion", in_quick=False),
     _process("status", "`imagery-dask status`", "status", "small"),
+    _process("status-million", "the same, of an export of 10^6 blocks", "status", "receipts"),
     _process("verify", "`imagery-dask verify --workers 1`", "verify", "small", in_quick=False),
     Row(
         "process-plane", "first plane of a local volume", "small",
@@ -335,7 +336,6 @@ RUNS = (
         limits={"plan bytes": lambda facts: 10_000}),
     Row("runs-resume", "the same command on a complete export of 10^6 blocks", "receipts",
         (Program(US, "programs.runs:resume"),)),
-    Row("runs-status", "`imagery-dask status` of it", "receipts", (Program(US, "programs.commands:status"),)),
 )  # fmt: skip
 BLOCKS = (
     Row("blocks-none", "10^4 blocks without work, two workers", "nothing",
@@ -492,7 +492,7 @@ SECTIONS = (
         CLUSTERS,
     ),
     Section("Processes", "Processes, with the start of Python and its imports.", PROCESSES, process=True),
-    Section("Exports of a million blocks", "Processes, with the start of Python and its imports.", RUNS, process=True),
+    Section("Exports of a million blocks", "The calls, without imports.", RUNS),
     Section(
         "Costs of blocks",
         "CPU time of driver and scheduler, which are one process, for blocks without work; and shares in the time of "

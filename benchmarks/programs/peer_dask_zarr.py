@@ -8,7 +8,6 @@ import dask
 import dask.array as da
 import numpy as np
 import zarr as zarr_python
-from cloudvolume import Bbox, CloudVolume
 from distributed import Client, LocalCluster
 from zarr.codecs import BloscCodec, ZstdCodec
 
@@ -37,12 +36,6 @@ def cluster(
     ):
         client.run(__import__, "benchmarks.programs.dask_volume")
         return timed(lambda: dask.compute(_stored(source, kind, out, chunk, shard, levels)))
-
-
-def small(source: str, kind: str, start: XYZ, stop: XYZ, out: str, **_: Any) -> None:
-    """Read a box by CloudVolume and write it by zarr."""
-    voxels = np.asarray(CloudVolume(f"precomputed://{source}", progress=False).download(Bbox(start, stop)))[..., 0].T
-    _array(f"{out}/0", voxels, "image", min(128, voxels.shape[0]), None)[:] = voxels
 
 
 def _array(path: str, voxels: Any, kind: str, chunk: int, shard: XYZ | None) -> Any:
