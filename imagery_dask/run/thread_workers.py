@@ -91,7 +91,7 @@ class ThreadTasks:
                 return
             self._running += 1
         # Daemons, because a process that was interrupted must not wait for a server that does not answer.
-        threading.Thread(target=self._work, name=f"imagery-dask-{self._running}", daemon=True).start()
+        threading.Thread(target=self._work, name=f"imagery-dask-task-{self._running}", daemon=True).start()
 
     def wait(self) -> bool:
         """Wait for a result, for a tenth of a second at most; return True if there is one."""

@@ -45,7 +45,7 @@ class Export(ABC):
     @property
     def nbytes(self) -> int:
         """Uncompressed bytes of the volumes."""
-        return sum(int(volume.array.nbytes) for volume in self.volumes)
+        return sum(volume.nbytes for volume in self.volumes)
 
     @property
     @abstractmethod

@@ -15,7 +15,7 @@ from imagery_dask.run.thread_workers import ThreadWorkers
 
 
 def own_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("imagery-dask-")]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("imagery-dask-task-")]
 
 
 def results_of(tasks: Any, number: int) -> list[Any]:
