@@ -41,8 +41,6 @@ VARIABLES = [
 ]  # fmt: skip
 INVALID = re.compile(r"[^\x21-\x7e]")
 LINE_END = re.compile(r"[\r\n\0]")
-# Scheme, host and port.
-Server = tuple[str, str, int]
 
 
 class NoConnectionError(ConnectionError):
@@ -84,7 +82,7 @@ def send(
     parts, environment = urlsplit(url), _environment(server_of(url), tuple(map(os.environ.get, VARIABLES)))
     if parts.scheme not in PORTS or not parts.hostname:
         raise ValueError(f"{parts.scheme}://{parts.hostname or ''} is not a server of HTTP")
-    key = (parts.scheme, parts.hostname, parts.port or PORTS[parts.scheme])
+    server = Server(parts.scheme, parts.hostname, parts.port or PORTS[parts.scheme], environment)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     host = parts.netloc.rpartition("@")[2]
     sent = {"Host": host, "User-Agent": "imagery-dask", "Accept": "*/*", "Accept-Encoding": ACCEPTED, **headers}
@@ -96,12 +94,12 @@ def send(
         if login := _login_of(environment.proxy):
             sent["Proxy-Authorization"] = login
     idle, (connect_s, read_s) = _idle(os.getpid()), timeout_s or config.get("requests.timeout_s")
-    connection = idle.take(key) or _connected(*key, environment, connect_s)
+    connection = idle.take(server) or _connected(server, connect_s)
     try:
         connection.sock.settimeout(read_s)
         name_socket(connection.sock)
         connection.sock.sendall(_request(method, target, sent, body))
-        return Response(url, connection.sock, partial(idle.done, key, connection))
+        return Response(url, connection.sock, partial(idle.done, server, connection))
     except BaseException:
         connection.close()
         raise
@@ -133,6 +131,15 @@ class _Environment(NamedTuple):
     proxy: SplitResult | None
     authorities: str
     login: str | None
+
+
+class Server(NamedTuple):
+    """A server, and how it is reached: connections through a proxy are not used without it."""
+
+    scheme: str
+    host: str
+    port: int
+    environment: _Environment
 
 
 @lru_cache(maxsize=256)
@@ -226,8 +233,9 @@ def _is_quiet(connection: HTTPConnection) -> bool:
     return not poll.poll(0)
 
 
-def _connected(scheme: str, host: str, port: int, environment: _Environment, connect_s: float) -> HTTPConnection:
+def _connected(server: Server, connect_s: float) -> HTTPConnection:
     """Return a new connection to a server."""
+    scheme, host, port, environment = server
     proxy = environment.proxy
     place = (host, port) if proxy is None else (proxy.hostname or "", proxy.port or PORTS["http"])
     if scheme == "http":

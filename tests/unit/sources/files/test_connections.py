@@ -101,6 +101,20 @@ def test_a_body_without_a_length_ends_its_connection() -> None:
         assert server.connections == 3
 
 
+def test_a_connection_through_a_proxy_is_not_used_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in connections.VARIABLES:
+        if "proxy" in name.lower():
+            monkeypatch.delenv(name, raising=False)
+    with peer(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nproxy") as proxy, peer() as server:
+        monkeypatch.setenv("http_proxy", proxy.url)
+        assert body(server.url) == b"proxy"
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        assert body(server.url) == b"ok"
+        monkeypatch.delenv("no_proxy")
+        assert body(server.url) == b"proxy"
+        assert (proxy.connections, server.connections) == (1, 1)
+
+
 def test_there_are_no_more_connections_than_requests_at_a_time() -> None:
     with peer() as server, ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda _: body(server.url), range(200))) == [b"ok"] * 200
@@ -117,7 +131,7 @@ def test_kept_connections_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
                 with response:
                     assert response.read_up_to(10) == b"ok"
         kept = connections._idle(os.getpid())._connections
-        assert [(host, len(idle)) for (_, host, _), idle in kept.items()] == [("127.0.0.1", 1)] * 2
+        assert [(host, len(idle)) for (_, host, *_), idle in kept.items()] == [("127.0.0.1", 1)] * 2
         assert body(first.url) == b"ok"
         assert (first.connections, second.connections, third.connections) == (4, 3, 3)
 
