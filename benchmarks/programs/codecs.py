@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, ZstdCodec
 
-from imagery_dask.export.zarr.to_zarr import BLOSC_BLOCK
+from imagery_dask.export.zarr.compressors import BLOSC_BLOCK
 
 SHUFFLES = {"no shuffle": 0, "shuffle": 1, "bit shuffle": 2}
 CODECS: dict[str, Any] = {

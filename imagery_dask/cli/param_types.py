@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from imagery_dask.records.parts import Part
 
 __all__ = [
+    "CodecType",
     "ColorsType",
     "DurationType",
     "LevelsType",
@@ -55,6 +56,24 @@ class ShapeType(click.ParamType[Any]):
         if min(x, y, z) < 1:
             self.fail(f"{value!r}: a shape must have at least 1 voxel along each axis.", param, ctx)
         return (x, y, z)
+
+
+class CodecType(click.ParamType[Any]):
+    """A codec of zarr with an optional level, ``NAME`` or ``NAME:LEVEL``."""
+
+    name = "name[:level]"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text, if it names a codec."""
+        from imagery_dask.export.zarr.compressors import Compressor
+
+        text = str(value)
+        try:
+            if text != "auto":
+                Compressor.parse(text)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return text
 
 
 class DurationType(click.ParamType[Any]):

@@ -55,7 +55,7 @@ class Flag:
 
     #: Help text.
     help: str
-    #: Syntax of the value: "shape", "levels", "window" or "colors"; "" reads what the field's type says.
+    #: Syntax of the value: "shape", "levels", "window", "colors" or "codec"; "" reads what the field's type says.
     syntax: str = ""
     #: Words that are accepted, where the field's type does not list them.
     choices: tuple[str, ...] = ()

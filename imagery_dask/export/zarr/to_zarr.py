@@ -11,10 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Self
 
-import numcodecs
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
 from imagery_dask.annotations import JsonObject
 from imagery_dask.export.core.base import Export, OutputFormat
@@ -36,7 +34,8 @@ from imagery_dask.export.multiscale.volumes import (
 )
 from imagery_dask.export.zarr import ome
 from imagery_dask.export.zarr.block_array import ZarrLevel, remove_partial
-from imagery_dask.export.zarr.zarr_options import Codec, OmeVersion, ZarrOptions
+from imagery_dask.export.zarr.compressors import Compressor
+from imagery_dask.export.zarr.zarr_options import OmeVersion, ZarrOptions
 from imagery_dask.geometry.grid import Region
 from imagery_dask.geometry.pyramid import Levels
 from imagery_dask.model.labels import Kind
@@ -47,13 +46,6 @@ from imagery_dask.storage.zarr_stores import check_reachable, create_group, open
 
 __all__ = ["ZarrExport", "ZarrRegions", "to_zarr", "zarr_export"]
 
-# Level 1 costs a third of zarr's default, and EM hardly compresses better with more.
-LEVEL = 1
-# Blosc's own choice at level 1 is 32 KiB: larger blocks are encoded and decoded faster, and ids take less space.
-BLOSC_BLOCK = 256 * 2**10
-# BLOSC_MAX_BUFFERSIZE of c-blosc.
-BLOSC_BYTES = 2**31 - 1 - 16
-
 
 @describe_run
 def to_zarr(
@@ -63,7 +55,7 @@ def to_zarr(
     chunks: Sequence[int] | None = None,
     shards: Sequence[int] | Literal["auto"] | None = "auto",
     levels: Levels = 1,
-    codec: Codec = "auto",
+    codec: str = "auto",
     ome_version: OmeVersion = "0.5",
     kind: Kind | Mapping[str, Kind] | None = None,
     relabel: Literal["uint32"] | None = None,
@@ -103,9 +95,10 @@ def to_zarr(
         Number of levels of the pyramid. Each halves the axes whose voxels are finest, by the mean (imagery) or the most
         frequent id (labels). ``"auto"`` adds levels until no axis is longer than 512 voxels; ``"source"`` copies the
         coarser mips of the source.
-    codec : {"auto", "blosc-zstd", "zstd", "gzip", "none"}
-        Compression of chunks. ``"auto"`` is zstd for ids and masks, which blosc's byte shuffle makes larger, and
-        blosc-zstd for imagery. Empty chunks are not stored.
+    codec : str
+        Compression of chunks: blosc-zstd, blosc-lz4 (with byte shuffle), blosc-zstd-bitshuffle, blosc-lz4-bitshuffle,
+        zstd or gzip, each with a level if it is not 1 (``"zstd:3"``); none; or auto, which is zstd for ids and masks,
+        which blosc's byte shuffle makes larger, and blosc-zstd for imagery. Empty chunks are not stored.
     ome_version : {"0.5", "0.4"}
         OME-Zarr 0.5 is zarr v3; 0.4, for older readers, zarr v2.
     kind : {"image", "segmentation"} or mapping of str to these, optional
@@ -203,7 +196,7 @@ class ZarrExport(VolumeExport):
             volumes = [replace(volume, group=LABELS_GROUP) for volume in volumes]
         multiscales = [multiscale_of(volume, options.levels, chunk, shard) for volume in volumes]
         for multiscale in multiscales:
-            _check_chunk(multiscale, options.codec_of(multiscale.volume.labels))
+            _check_chunk(multiscale, options.compressor(multiscale.volume.labels))
         layout = {
             f"{multiscale.volume.name} level {index} {what}": getattr(layout, what)
             for multiscale in multiscales
@@ -219,7 +212,7 @@ class ZarrExport(VolumeExport):
     def earlier(self) -> Iterator[Self]:
         """Yield the export as version 0.1 wrote it: its default codec, and a lone segmentation below the root."""
         if self._is_lone or self.options.codec == "auto":
-            codec: Codec = "blosc-zstd" if self.options.codec == "auto" else self.options.codec
+            codec = "blosc-zstd" if self.options.codec == "auto" else self.options.codec
             yield type(self)(self._data, self.url, replace(self.options, codec=codec), in_root=False)
 
     def create(self, run: StartedRun, workers: Workers, regions: Sequence[Region] | None = None) -> None:
@@ -345,6 +338,7 @@ def _pyramid(multiscale: Multiscale) -> ome.Pyramid:
 def _create_levels(group: Any, multiscale: Multiscale, attributes: JsonObject, options: ZarrOptions) -> None:
     volume, zarr_format = multiscale.volume, options.zarr_format
     group.attrs.update(attributes | {KEY: provenance(volume)})
+    compressor = options.compressor(volume.labels)
     ahead = tuple(int(n) for n in volume.array.shape[3:])
     axes = [*"c" * len(ahead), "z", "y", "x"]
     for index, layout in enumerate(multiscale.layouts):
@@ -354,7 +348,7 @@ def _create_levels(group: Any, multiscale: Multiscale, attributes: JsonObject, o
             chunks=(*ahead, *reversed(layout.chunk)),
             shards=None if layout.shard is None else (*ahead, *reversed(layout.shard)),
             dtype=_stored_as(volume.stored_dtype),
-            compressors=_compressor(options.codec_of(volume.labels), zarr_format),
+            compressors=None if compressor is None else compressor.of_zarr(zarr_format),
             fill_value=0,
             chunk_key_encoding=None if zarr_format == 3 else {"name": "v2", "separator": "/"},
             dimension_names=None if zarr_format == 2 else axes,
@@ -368,29 +362,7 @@ def _stored_as(dtype: Any) -> Any:
     return np.dtype(np.uint8) if dtype == np.bool_ else dtype
 
 
-def _check_chunk(multiscale: Multiscale, codec: Codec) -> None:
+def _check_chunk(multiscale: Multiscale, compressor: Compressor | None) -> None:
     """Raise if a codec cannot hold the chunks of a volume."""
-    chunk, voxel_bytes = multiscale.layouts[0].chunk, multiscale.volume.voxel_bytes
-    size = chunk.prod() * voxel_bytes
-    if codec == "blosc-zstd" and size > BLOSC_BYTES:
-        raise ValueError(
-            f"A chunk of {' x '.join(map(str, chunk))} voxels of {voxel_bytes} bytes is {size:,} bytes, and blosc "
-            f"holds {BLOSC_BYTES:,}. Choose smaller chunks (--chunks), or codec='zstd'."
-        )
-
-
-def _compressor(codec: Codec, zarr_format: int) -> Any:
-    """Return the compressor for zarr v2 or v3, or None."""
-    if codec == "none":
-        return None
-    if zarr_format == 2:
-        return {
-            "blosc-zstd": numcodecs.Blosc("zstd", LEVEL, numcodecs.Blosc.SHUFFLE, BLOSC_BLOCK),
-            "zstd": numcodecs.Zstd(level=LEVEL),
-            "gzip": numcodecs.GZip(level=LEVEL),
-        }[codec]
-    return {
-        "blosc-zstd": BloscCodec(cname="zstd", clevel=LEVEL, shuffle="shuffle", blocksize=BLOSC_BLOCK),
-        "zstd": ZstdCodec(level=LEVEL),
-        "gzip": GzipCodec(level=LEVEL),
-    }[codec]
+    if compressor is not None:
+        compressor.check_chunk(multiscale.layouts[0].chunk, multiscale.volume.voxel_bytes)

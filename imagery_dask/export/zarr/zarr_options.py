@@ -8,12 +8,12 @@ from typing import Literal, cast, get_args
 
 from imagery_dask.export.core.writer_arguments import option
 from imagery_dask.export.multiscale.level_layout import VolumeOptions
+from imagery_dask.export.zarr.compressors import Compressor
 from imagery_dask.geometry.grid import XYZ
 from imagery_dask.validate import choice, whole_triple
 
-__all__ = ["Codec", "OmeVersion", "ZarrOptions"]
+__all__ = ["OmeVersion", "ZarrOptions"]
 
-Codec = Literal["auto", "blosc-zstd", "zstd", "gzip", "none"]
 OmeVersion = Literal["0.5", "0.4"]
 
 
@@ -33,12 +33,18 @@ class ZarrOptions(VolumeOptions):
         syntax="shape",
         choices=("auto", "none"),
     )
-    codec: Codec = option("auto", "Compression of chunks; auto is zstd for ids and masks, blosc-zstd for imagery.")
+    codec: str = option(
+        "auto",
+        "Compression of chunks, with a level if it is not 1 (zstd:3); auto is zstd for ids and masks, blosc-zstd for "
+        "imagery.",
+        syntax="codec",
+    )
     ome_version: OmeVersion = option("0.5", "0.5 is zarr v3; 0.4, for older readers, zarr v2.")
 
     def __post_init__(self) -> None:
         VolumeOptions.__post_init__(self)
-        choice("codec", self.codec, get_args(Codec))
+        if self.codec != "auto":
+            Compressor.parse(self.codec)
         choice("ome_version", self.ome_version, get_args(OmeVersion))
         if self.shards is None or (isinstance(self.shards, str) and self.shards == "auto"):
             return
@@ -53,12 +59,12 @@ class ZarrOptions(VolumeOptions):
         """Shard shape x, y, z, "auto", or None where every chunk is an object; zarr v2 has no shards."""
         return None if self.zarr_format == 2 else cast(XYZ | Literal["auto"] | None, self.shards)
 
-    def codec_of(self, labels: bool) -> Codec:
-        """Return the codec of ids (and masks), or of imagery.
+    def compressor(self, labels: bool) -> Compressor | None:
+        """Return the codec of ids (and masks), or of imagery; None for none.
 
         blosc's byte shuffle makes ids three to four times larger: equal ids of 8 bytes become eight runs of bytes.
         """
-        return self.codec if self.codec != "auto" else "zstd" if labels else "blosc-zstd"
+        return Compressor.parse(self.codec if self.codec != "auto" else "zstd" if labels else "blosc-zstd")
 
     @property
     def zarr_format(self) -> Literal[2, 3]:
