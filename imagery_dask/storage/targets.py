@@ -278,7 +278,27 @@ class StoreTarget(FolderTarget):
         _remove(self.url, METADATA)
 
 
-class VolumeTarget(FolderTarget):
+class _PrecomputedTarget(FolderTarget):
+    """A URL of precomputed volumes, which may be in the memory of this process."""
+
+    def check_replaceable(self) -> None:
+        """Raise if the volumes at the URL hold files that are not part of them."""
+        if not _in_memory(self.url):
+            super().check_replaceable()
+
+    def _resembles(self, name: str) -> bool:
+        return is_metadata(name) or resembles_volume_chunk(name)
+
+    def _stranger(self) -> str | None:
+        return None if _in_memory(self.url) else super()._stranger()
+
+    def _anything(self) -> bool:
+        if _in_memory(self.url):
+            return next(Files.at(self.url).names(), None) is not None
+        return super()._anything()
+
+
+class VolumeTarget(_PrecomputedTarget):
     """The URL of a precomputed volume, or of two of them in folders."""
 
     KIND = "precomputed volume"
@@ -300,14 +320,6 @@ class VolumeTarget(FolderTarget):
     def _has(self) -> Callable[[str], bool]:
         return volume_files(self._infos())
 
-    def _resembles(self, name: str) -> bool:
-        return is_metadata(name) or resembles_volume_chunk(name)
-
-    def check_replaceable(self) -> None:
-        """Raise if the volumes at the URL hold files that are not part of them."""
-        if not _in_memory(self.url):
-            super().check_replaceable()
-
     def _owns(self, files: AbstractFileSystem, path: str, name: str) -> bool:
         if name in self.FOLDERS:
             return bool(files.exists(f"{path}/info"))
@@ -317,14 +329,6 @@ class VolumeTarget(FolderTarget):
             known.add(str(info.get("segment_properties", "")))
         return name in known
 
-    def _stranger(self) -> str | None:
-        return None if _in_memory(self.url) else super()._stranger()
-
-    def _anything(self) -> bool:
-        if _in_memory(self.url):
-            return next(Files.at(self.url).names(), None) is not None
-        return super()._anything()
-
     def _remove(self) -> None:
         if _in_memory(self.url):
             files = Files.at(self.url)
@@ -333,7 +337,7 @@ class VolumeTarget(FolderTarget):
             _remove(self.url, {"info"})
 
 
-class VolumesTarget(FolderTarget):
+class VolumesTarget(_PrecomputedTarget):
     """The URL of a folder of precomputed volumes: of one, or two in folders, for each named region."""
 
     KIND = "folder of precomputed volumes"
@@ -365,22 +369,8 @@ class VolumesTarget(FolderTarget):
 
         return has
 
-    def _resembles(self, name: str) -> bool:
-        return is_metadata(name) or resembles_volume_chunk(name)
-
-    def check_replaceable(self) -> None:
-        """Raise if the volumes of the regions hold files that are not part of them."""
-        if not _in_memory(self.url):
-            super().check_replaceable()
-
     def _owns(self, files: AbstractFileSystem, path: str, name: str) -> bool:
         return VolumeTarget(f"{self.url}/{name}")._opens()
-
-    def _stranger(self) -> str | None:
-        return None if _in_memory(self.url) else super()._stranger()
-
-    def _anything(self) -> bool:
-        return bool(self._names()) if _in_memory(self.url) else super()._anything()
 
     def _remove(self) -> None:
         for name in self._names():
