@@ -108,7 +108,7 @@ class HttpFiles:
 
     def _answer(self, url: str, headers: dict[str, str]) -> tuple[Response, bool]:
         """Return the answer at the end of all redirects, whose bodies are not read, and True if there were any."""
-        authorization, server = self._auth(), server_of(url)
+        authorization, asked = self._auth(), url
         for number in range(REDIRECTS):
             response = send("GET", url, headers, authorization)
             target = response.headers.get("location")
@@ -117,7 +117,7 @@ class HttpFiles:
             with response:
                 url = urljoin(url, escaped(target))
             # The token, and the user and password of the URL, are only for the server that was asked.
-            authorization = authorization if server_of(url) == server else None
+            authorization = authorization if server_of(url) == server_of(asked) else None
         raise ValueError(f"it redirects more than {REDIRECTS} times")
 
 
