@@ -26,6 +26,15 @@ def processes() -> Iterator[Client]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Address of a scheduler with one worker of one thread, in this process, for commands."""
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address="127.0.0.1:0"
+    ) as cluster:
+        yield cluster.scheduler_address
+
+
 @pytest.fixture
 def small_blocks(configure: Configure) -> int:
     """Set export blocks to 128 KiB, so that volumes of a megabyte have several; return the number of bytes."""

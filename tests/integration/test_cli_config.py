@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import zarr
-from distributed import LocalCluster
 from support.http_server import FileServer
 from support.programs import Done
 from support.volumes import coordinate_volume, random_labels, write_volume
@@ -21,14 +20,6 @@ from imagery_dask.export.registry import run_at
 
 SHAPE = (64, 48, 32)
 Command = Callable[..., Done]
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address="127.0.0.1:0"
-    ) as cluster:
-        yield cluster.scheduler_address
 
 
 @pytest.fixture(scope="module")

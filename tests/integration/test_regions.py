@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,6 @@ import pytest
 import xarray as xr
 import zarr
 from cloudvolume import CloudVolume
-from distributed import LocalCluster
 from integration.stores import files_of
 from PIL import Image
 from support.http_server import FileServer
@@ -46,14 +45,6 @@ CSV = "name,x0,y0,z0,x1,y1,z1\na,0,0,0,20,16,8\nb-2,32,16,8,64,48,32\n"
 PARTS = {"a": np.s_[:20, :16, :8], "b-2": np.s_[32:, 16:, 8:]}
 BOXES: dict[str, Any] = {"a": [[0, 0, 0], [20, 16, 8]], "b-2": [[32, 16, 8], [64, 48, 32]]}
 Command = Callable[..., Done]
-
-
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address="127.0.0.1:0"
-    ) as cluster:
-        yield cluster.scheduler_address
 
 
 @pytest.fixture(scope="module")
