@@ -12,7 +12,16 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["KEYS_KEPT", "Once", "ReadCounts", "active_counts", "collect_counts", "count_request", "counting_into"]
+__all__ = [
+    "KEYS_KEPT",
+    "Once",
+    "ReadCounts",
+    "active_counts",
+    "collect_counts",
+    "count_request",
+    "count_throttled",
+    "counting_into",
+]
 
 # Number of keys and ids that the sum of many blocks keeps for display, whatever the size of the volume.
 KEYS_KEPT = 20
@@ -38,6 +47,8 @@ class ReadCounts:
         requests to a chunked graph are not.
     retries : int
         Number of these that were repeated, after a failure or because the bytes did not decode.
+    throttled : int
+        Answers of any server that ask for fewer requests: HTTP 429 and 503.
     root_requests : int
         Requests to a chunked graph.
     ids_sent : int
@@ -54,6 +65,7 @@ class ReadCounts:
     missing_keys: list[str] = field(default_factory=list)
     requests: int = 0
     retries: int = 0
+    throttled: int = 0
     root_requests: int = 0
     ids_sent: int = 0
     zero_roots: int = 0
@@ -76,6 +88,7 @@ class ReadCounts:
         self.missing_keys += other.missing_keys
         self.requests += other.requests
         self.retries += other.retries
+        self.throttled += other.throttled
         self.root_requests += other.root_requests
         self.ids_sent += other.ids_sent
         self.zero_roots += other.zero_roots
@@ -150,3 +163,11 @@ def count_request(repeated: bool) -> None:
         with _requests_lock:
             counts.requests += 1
             counts.retries += repeated
+
+
+def count_throttled() -> None:
+    """Count one answer that asks for fewer requests; safe in threads, like `count_request`."""
+    counts = active_counts()
+    if counts is not None:
+        with _requests_lock:
+            counts.throttled += 1

@@ -13,7 +13,16 @@ from imagery_dask.errors import REFUSED_STATUS
 from imagery_dask.humanize import printable
 from imagery_dask.urls import redacted
 
-__all__ = ["PASSING_STATUS", "brief", "forget_request", "kind_of", "pause_s", "retry_after_s"]
+__all__ = [
+    "PASSING_STATUS",
+    "THROTTLING_STATUS",
+    "brief",
+    "forget_request",
+    "kind_of",
+    "pause_s",
+    "retry_after_s",
+    "status_of",
+]
 
 REFUSED_CODES = {
     "401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken",
@@ -21,6 +30,8 @@ REFUSED_CODES = {
 }  # fmt: skip
 NOT_THERE_CODES = {"404", "NoSuchKey", "NotFound"}
 RANGE_NOT_SATISFIABLE = 416
+# A server that asks for fewer requests, or has too much to do: slow down.
+THROTTLING_STATUS = {429, 503}
 PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -33,13 +44,8 @@ def kind_of(error: Exception) -> str:
         "not there", "refused", "outside" (the byte range is beyond the end of the file), "passing" (try again) or
         "final".
     """
-    response = getattr(error, "response", None)
-    if isinstance(response, dict):  # botocore
-        code = str(response.get("Error", {}).get("Code", ""))
-        status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-    else:  # requests, google-cloud, `StatusError`
-        status = int(getattr(response, "status_code", 0) or getattr(error, "code", 0) or 0)
-        code = str(status)
+    response, status = getattr(error, "response", None), status_of(error)
+    code = str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else str(status)
     if code in NOT_THERE_CODES or isinstance(error, FileNotFoundError):
         return "not there"
     if code in REFUSED_CODES or status in REFUSED_STATUS or isinstance(error, PermissionError):
@@ -49,6 +55,15 @@ def kind_of(error: Exception) -> str:
     if isinstance(error, (TypeError, ValueError)):  # among them those of requests for an invalid URL
         return "final"
     return "passing" if status == 0 or status in PASSING_STATUS else "final"
+
+
+def status_of(error: Exception) -> int:
+    """Return the HTTP status of a failure; 0 if there was no answer."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    # requests, google-cloud, `StatusError`
+    return int(getattr(response, "status_code", 0) or getattr(error, "code", 0) or 0)
 
 
 def pause_s(attempt: int, error: Exception | None = None) -> float:

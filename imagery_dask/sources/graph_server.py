@@ -19,8 +19,9 @@ from imagery_dask.annotations import JsonObject
 from imagery_dask.config import config
 from imagery_dask.errors import REFUSED_STATUS, AccessRefusedError, ServerError, SourceNotFoundError
 from imagery_dask.model.chunkedgraph import ChunkedGraph, graphene_address
+from imagery_dask.sources.counts import count_throttled
 from imagery_dask.sources.credentials import cave_token, token_places
-from imagery_dask.sources.failures import brief, forget_request, kind_of, pause_s
+from imagery_dask.sources.failures import THROTTLING_STATUS, brief, forget_request, kind_of, pause_s, status_of
 from imagery_dask.sources.files.compression import decompress
 from imagery_dask.sources.files.connections import NoConnectionError, send
 from imagery_dask.sources.files.deadlines import deadline_of
@@ -105,6 +106,8 @@ class GraphServer:
             except (AccessRefusedError, SourceNotFoundError):
                 raise
             except Exception as error:
+                if status_of(error) in THROTTLING_STATUS:
+                    count_throttled()
                 if kind_of(error) == "final" or attempt == attempts - 1:
                     failed = ServerError(self._failed(method, path, error))
                     failed.lasting = kind_of(error) == "final"

@@ -28,8 +28,8 @@ import google_crc32c
 from imagery_dask.config import config
 from imagery_dask.errors import AccessRefusedError, SourceError
 from imagery_dask.sources import credentials
-from imagery_dask.sources.counts import count_request
-from imagery_dask.sources.failures import brief, forget_request, kind_of, pause_s
+from imagery_dask.sources.counts import count_request, count_throttled
+from imagery_dask.sources.failures import THROTTLING_STATUS, brief, forget_request, kind_of, pause_s, status_of
 from imagery_dask.sources.files.compression import LARGEST_FILE, decompress
 from imagery_dask.sources.files.deadlines import TooSlowError, deadline_of, let_buckets_obey
 from imagery_dask.sources.files.http_files import HttpFiles
@@ -161,6 +161,8 @@ class Transport:
                     refused = self._refused(request.key, error)
                     forget_request(error)
                     raise refused from error
+                if status_of(error) in THROTTLING_STATUS:
+                    count_throttled()
                 # Each slow answer has taken a minute and more.
                 last = min(attempts, SLOW_ATTEMPTS) if isinstance(error, TooSlowError) else attempts
                 if kind == "final" or attempt >= last - 1:
