@@ -49,6 +49,8 @@ config = Config(
                 "worker_deaths": 16,
                 # Seconds between two queries of the scheduler for the number of worker threads.
                 "ask_s": 5.0,
+                # Seconds in which the blocks of a number of workers are counted, where it follows what they achieve.
+                "measure_s": 20.0,
                 # Seconds without a heartbeat after which a worker is restarted and its blocks are given to others.
                 "silent_s": 120.0,
                 # Seconds that a cluster may be without workers before the run ends.

@@ -62,7 +62,7 @@ def submit(cluster: str | None, dry_run: bool, arguments: tuple[str, ...]) -> No
         raise click.UsageError("submit needs a batch system: --cluster FILE (cluster_configs/slurm.yaml).")
     chosen = Path(expanded_path(named))
     file = load_cluster_file(chosen, run_options.retire_before_s)
-    file.check_count(run_options.workers)
+    file.check_count(run_options.workers, run_options.max_workers)
     # Insert --cluster right after the name of the format, since the arguments may contain "--".
     format_words = 0 if run_options.plan else 1
     cluster_words = ["--cluster", str(chosen.absolute())] if cluster else []

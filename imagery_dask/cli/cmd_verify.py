@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -35,7 +35,8 @@ def verify(
     source: bool,
     seed: int | None,
     cluster: str | None,
-    workers: int | None,
+    workers: int | Literal["auto"] | None,
+    max_workers: int | None,
     wait: float,
     retire_before: float | None,
 ) -> None:
@@ -60,7 +61,7 @@ def verify(
     with ended_as_interrupted():
         report = verify_export(
             out, sample=fraction, source=source, seed=seed, cluster=named_cluster(cluster, workers), workers=workers,
-            wait_s=wait, retire_before_s=retire_before,
+            max_workers=max_workers, wait_s=wait, retire_before_s=retire_before,
         )  # fmt: skip
     _show(report, out)
     sys.exit(0 if report.ok else NOT_AS_WRITTEN)

@@ -25,6 +25,7 @@ __all__ = [
     "RegionsType",
     "SizeType",
     "WindowType",
+    "WorkersType",
 ]
 
 
@@ -102,6 +103,20 @@ class LevelsType(click.ParamType[Any]):
             return value
         if not str(value).isdigit() or int(value) < 1:
             self.fail(f"{value!r} is not a number of levels, auto or source.", param, ctx)
+        return int(value)
+
+
+class WorkersType(click.ParamType[Any]):
+    """A number of workers, or ``auto``."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value of the text."""
+        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+            return value
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is not a number of workers from 1, or auto.", param, ctx)
         return int(value)
 
 

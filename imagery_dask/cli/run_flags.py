@@ -7,12 +7,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
 from imagery_dask.cli.main import INTERRUPTED
-from imagery_dask.cli.param_types import DurationType, MissingType
+from imagery_dask.cli.param_types import DurationType, MissingType, WorkersType
 from imagery_dask.errors import (
     BlockFailedError,
     ClusterLostError,
@@ -52,8 +52,12 @@ ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 CLUSTER = (
-    click.option("--workers", type=click.IntRange(min=1), metavar="N",
-                 help="Number of worker processes to start; without --cluster, on this machine."),
+    click.option("--workers", type=WorkersType(),
+                 help="Number of worker processes to start; without --cluster, on this machine. auto starts a few, and "
+                      "more as long as they make the run faster."),
+    click.option("--max-workers", type=click.IntRange(min=1), metavar="N",
+                 help="Largest number of workers for --workers auto.  "
+                      "[default: from the cluster file; one per core of this machine]"),
     click.option("--cluster", metavar="local|FILE|ADDRESS",
                  help="Where to run: local (one process per core of this machine), the cluster of a cluster file, or "
                       "a dask scheduler.  [default: threads of this process; local for exports of 2 GiB or more]"),
@@ -65,6 +69,9 @@ CLUSTER = (
 )  # fmt: skip
 RUNNING = (
     *CLUSTER,
+    click.option("--threads", type=click.IntRange(min=1), metavar="N",
+                 help="Number of threads of this process, or of each worker process of this machine.  "
+                      "[default: as measured by a plan (--plan FILE); one per core, and one per worker process]"),
     click.option("--overwrite", is_flag=True, help="Start over and replace an existing export."),
     click.option("--repair", is_flag=True, help="Write the blocks again that verify found damaged."),
     click.option("--redo-missing", is_flag=True, help="Write the blocks again of which source chunks were missing."),
@@ -76,13 +83,13 @@ RUNNING = (
                  help="HTML report to write when the export ends."),
 )  # fmt: skip
 RUN_OPTIONS = (
-    "cluster", "workers", "wait", "retire_before", "overwrite", "repair", "redo_missing", "max_missing", "max_requests",
-    "report",
+    "cluster", "workers", "max_workers", "threads", "wait", "retire_before", "overwrite", "repair", "redo_missing",
+    "max_missing", "max_requests", "report",
 )  # fmt: skip
 
 
 def cluster_options(command: Command) -> Command:
-    """Add ``--workers``, ``--cluster``, ``--wait`` and ``--retire-before`` to a command."""
+    """Add ``--workers``, ``--max-workers``, ``--cluster``, ``--wait`` and ``--retire-before`` to a command."""
     for option in reversed(CLUSTER):
         command = option(command)
     return command
@@ -135,7 +142,9 @@ def run(
 def run_options_of(
     *,
     cluster: str | None,
-    workers: int | None,
+    workers: int | Literal["auto"] | None,
+    max_workers: int | None,
+    threads: int | None,
     wait: float,
     retire_before: float | None,
     overwrite: bool,
@@ -152,14 +161,14 @@ def run_options_of(
     from imagery_dask.export.core.run_options import RunOptions
 
     return RunOptions(
-        cluster=named_cluster(cluster, workers), large="local", workers=workers, wait_s=wait,
-        retire_before_s=retire_before, connected=_say_dashboard, overwrite=overwrite, repair=repair,
-        redo_missing=redo_missing, plan=plan, part=part, max_missing=max_missing, max_requests=max_requests,
-        report=report, block_mib=block_mib,
+        cluster=named_cluster(cluster, workers), large="local", workers=workers, max_workers=max_workers,
+        threads=threads, wait_s=wait, retire_before_s=retire_before, connected=_say_dashboard, overwrite=overwrite,
+        repair=repair, redo_missing=redo_missing, plan=plan, part=part, max_missing=max_missing,
+        max_requests=max_requests, report=report, block_mib=block_mib,
     )  # fmt: skip
 
 
-def named_cluster(cluster: str | None, workers: int | None) -> str | None:
+def named_cluster(cluster: str | None, workers: int | str | None) -> str | None:
     """Return where to run: processes of this machine where a number of workers and no cluster is given."""
     return "local" if cluster is None and workers is not None else cluster
 

@@ -9,6 +9,7 @@ import time
 from asyncio import CancelledError
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,18 +21,19 @@ from distributed.security import Security
 from imagery_dask.cluster import WAIT_S
 from imagery_dask.cluster.batch_jobs import describe_jobs, is_job_queue, job_details, submitted_ids, system_of
 from imagery_dask.cluster.files import load_cluster_file
+from imagery_dask.cluster.growing import Grower
 from imagery_dask.cluster.joining import check_scheduler, scheduler_address
 from imagery_dask.cluster.replacing import Replacer
-from imagery_dask.cluster.starting import from_file, processes_here, threads_here
+from imagery_dask.cluster.starting import Started, WorkerCount, from_file, processes_here, threads_here
 from imagery_dask.cluster.worker_plugin import prepare_workers
 from imagery_dask.errors import ClusterLostError, ImageryDaskError
 from imagery_dask.humanize import time_in_seconds
-from imagery_dask.validate import expanded_path, integer, whole_number
+from imagery_dask.validate import expanded_path, integer
 
 if TYPE_CHECKING:
     from distributed.deploy import Cluster
 
-__all__ = ["LOST", "connect", "dashboard_address"]
+__all__ = ["LOST", "Connection", "connect", "connection", "dashboard_address"]
 
 CLOSE_S = 2.0
 # Interval at which the wait for the first worker checks whether it has become hopeless.
@@ -59,6 +61,14 @@ class _Client(Client):
                 self.close(timeout=CLOSE_S)
             self.status = "closed"
             raise
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """A client, and what adds workers to its cluster, if anything does."""
+
+    client: Client
+    grower: Grower | None = None
 
 
 @contextmanager
@@ -99,7 +109,17 @@ def connect(
         If the connection to the scheduler was lost.
     """
     if workers is not None:
-        whole_number("workers", integer("workers", workers))
+        integer("workers", workers)
+    with connection(spec, WorkerCount(workers), wait_s, retire_before_s) as opened:
+        yield opened.client
+
+
+@contextmanager
+def connection(
+    spec: Any, count: WorkerCount, wait_s: float = WAIT_S, retire_before_s: float | None = None
+) -> Iterator[Connection]:
+    """Connect as `connect` does, with a number of workers that may follow what they achieve."""
+    count = count.checked()
     if not (spec is None or isinstance(spec, (str, os.PathLike, Client)) or hasattr(spec, "scheduler_address")):
         raise TypeError(
             f"cluster must be 'local', a file, an address, or a dask client or cluster; got {spec!r} "
@@ -111,20 +131,20 @@ def connect(
         _check_retiring(spec, retire_before_s)
     current = spec if isinstance(spec, Client) else _current_client() if spec is None else None
     if current is not None:
-        _refuse_workers(workers, current)
+        _refuse_workers(count, current)
         with _raising_if_lost(current):
             prepare_workers(current)
-            yield current
+            yield Connection(current)
         return
     with ExitStack() as stack:
-        cluster, security, replacer = stack.enter_context(_cluster(spec, workers, retire_before_s))
+        started, security = stack.enter_context(_cluster(spec, count, retire_before_s))
         stack.enter_context(_logs_kept_short())
-        client = stack.enter_context(_Client(cluster, security=security, set_as_default=False))
+        client = stack.enter_context(_Client(started.cluster, security=security, set_as_default=False))
         try:
             with _raising_if_lost(client):
-                _wait_for_worker(client, cluster, wait_s, replacer)
+                _wait_for_worker(client, started.cluster, wait_s, started.replacer)
                 prepare_workers(client)
-                yield client
+                yield Connection(client, started.grower)
         except ClusterLostError:
             logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # it logs tracebacks when it closes
             raise
@@ -173,11 +193,11 @@ def _check_retiring(spec: Any, retire_before_s: float) -> None:
         )
 
 
-def _refuse_workers(workers: int | None, running: object) -> None:
-    if workers is not None:
+def _refuse_workers(count: WorkerCount, running: object) -> None:
+    if count.workers is not None:
         raise ValueError(
-            f"workers (--workers) is for clusters that are started here; {running} runs already. Got {workers}: leave "
-            "it out, or scale that cluster."
+            f"workers (--workers) is for clusters that are started here; {running} runs already. Got {count.workers}: "
+            "leave it out, or scale that cluster."
         )
 
 
@@ -212,32 +232,32 @@ def _raising_if_lost(client: Client) -> Iterator[None]:
 
 
 @contextmanager
-def _cluster(
-    spec: Any, workers: int | None, retire_before_s: float | None
-) -> Iterator[tuple[Any, Security | None, Replacer | None]]:
-    """Yield a cluster or address, its certificates and its replacer; on leaving, close what was started here."""
+def _cluster(spec: Any, count: WorkerCount, retire_before_s: float | None) -> Iterator[tuple[Started, Security | None]]:
+    """Yield a cluster or address, and its certificates; on leaving, close what was started here."""
     if spec is not None and not isinstance(spec, (str, os.PathLike)):
-        _refuse_workers(workers, spec)
-        yield spec, None, None
+        _refuse_workers(count, spec)
+        yield Started(spec), None
         return
     text = "" if spec is None else os.fspath(spec)
     if not text:
-        with threads_here(workers) as cluster:
-            yield cluster, None, None
+        if count.is_auto:
+            raise ValueError("workers='auto' (--workers auto) needs a cluster: 'local' or a cluster file.")
+        with threads_here(count.fixed) as cluster:
+            yield Started(cluster), None
     elif text == "local":
-        with processes_here(workers) as (cluster, replacer):
-            yield cluster, None, replacer
+        with processes_here(count) as started:
+            yield started, None
     elif "://" in text or text.endswith(".json"):
-        _refuse_workers(workers, text)
-        yield _running(text, None), None, None
+        _refuse_workers(count, text)
+        yield Started(_running(text, None)), None
     elif text.endswith(YAML):
         file = load_cluster_file(Path(expanded_path(text)), retire_before_s)
         if file.address is not None:
-            _refuse_workers(workers, file.address)
-            yield _running(file.address, file.security), file.security, None
+            _refuse_workers(count, file.address)
+            yield Started(_running(file.address, file.security)), file.security
         else:
-            with from_file(file, workers) as (cluster, replacer):
-                yield cluster, None, replacer
+            with from_file(file, count) as started:
+                yield started, None
     else:
         raise ValueError(
             f"A cluster is 'local', a YAML file, a scheduler file (.json) or an address (tcp://host:8786); got "

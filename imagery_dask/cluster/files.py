@@ -36,7 +36,10 @@ from imagery_dask.cluster.yaml_lines import Lines, close_word, read_lines
 from imagery_dask.humanize import size_in_bytes, time_in_seconds
 from imagery_dask.validate import expanded_path
 
-__all__ = ["ClusterFile", "load_cluster_file"]
+__all__ = ["AUTO", "ClusterFile", "load_cluster_file"]
+
+# The number of workers that follows what they achieve.
+AUTO = "auto"
 
 STARTED_ONLY = (
     "adapt", "arguments", "driver", "environment", "preload", "retire_before", "worker_memory", "workers",
@@ -86,12 +89,42 @@ class ClusterFile:
     security: Security | None = None
     driver: Keywords = field(default_factory=dict)
 
-    def check_count(self, workers: int | None) -> None:
+    def check_count(self, workers: int | str | None, most: int | None = None) -> None:
         """Raise ValueError if neither the file of a batch system nor `workers` gives a number of workers."""
+        if workers == AUTO:
+            self.limits(most)
+            return
         if is_job_queue(self.cluster) and not (
             workers or self.workers or self.adapt or self.arguments.get("n_workers")
         ):
             raise ValueError(f"{self.path} asks for no workers; set 'workers' or 'adapt', or pass --workers N.")
+
+    def limits(self, most: int | None) -> tuple[int, int]:
+        """Return the smallest and largest number of workers for ``workers="auto"``.
+
+        Parameters
+        ----------
+        most : int or None
+            The largest number, if it is given; else it is that of the file.
+
+        Raises
+        ------
+        ValueError
+            There is no largest number, or the cluster cannot get more workers.
+        """
+        if self.cluster is SSHCluster:
+            raise ValueError(
+                f"{self.path}: workers='auto' (--workers auto) is not for SSHCluster, whose workers all start at once; "
+                "give a number."
+            )
+        least, adapt_most = self.adapt or (1, None)
+        most = most or adapt_most or self.workers
+        if most is None:
+            raise ValueError(
+                f"{self.path}: workers='auto' (--workers auto) needs a largest number: max_workers (--max-workers N), "
+                "or 'workers' or 'adapt' in the file."
+            )
+        return min(least, most), most
 
 
 def load_cluster_file(path: Path, retire_before_s: float | None = None) -> ClusterFile:

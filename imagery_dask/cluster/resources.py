@@ -1,4 +1,4 @@
-"""Threads and memory: of the workers of a cluster, and of this process."""
+"""Cores, threads and memory: of the workers of a cluster, and of this process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import psutil
 if TYPE_CHECKING:
     from distributed import Client
 
-__all__ = ["WorkerResources", "free_memory", "resources_of", "thread_memory"]
+__all__ = ["WorkerResources", "cores", "free_memory", "resources_of", "thread_memory", "threads_of_cores"]
+
+# Largest number of threads for a core. Each holds a block, and Python's lock limits what they gain.
+THREADS_PER_CORE = 4
 
 # Limits and use of the memory of a container or job, of versions 2 and 1 of Linux's control groups.
 CONTROL_GROUPS = (
@@ -30,6 +33,37 @@ class WorkerResources:
     threads: int
     # Bytes that one task may use.
     thread_memory: int
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use: of its affinity, and of its container or job."""
+    from dask.system import cpu_count
+
+    return int(cpu_count())
+
+
+def threads_of_cores(count: int, waiting: float = 0.0) -> int:
+    """Return how many threads keep some cores busy.
+
+    Parameters
+    ----------
+    count : int
+        Number of cores.
+    waiting : float
+        Fraction of its time that a thread waits for a server or a disk, from 0 to 1.
+
+    Returns
+    -------
+    int
+        One for each core where threads never wait, and at most `THREADS_PER_CORE`.
+
+    Examples
+    --------
+    >>> threads_of_cores(2), threads_of_cores(2, 0.4), threads_of_cores(2, 0.8)
+    (2, 3, 8)
+    """
+    busy = max(1.0 - waiting, 1.0 / THREADS_PER_CORE)
+    return max(count, int(count / busy + 1e-6))  # rounding: 1 / (1 - 0.8) is less than 5
 
 
 def resources_of(client: Client) -> WorkerResources:

@@ -5,30 +5,36 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-import os
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dask
 from distributed import LocalCluster, SSHCluster
 from distributed.core import Status
 from distributed.security import Security
+from distributed.system import MEMORY_LIMIT
 
 from imagery_dask.annotations import Keywords
 from imagery_dask.cluster.batch_jobs import is_job_queue, job_details
 from imagery_dask.cluster.classes import UnfitError, sized
-from imagery_dask.cluster.files import ClusterFile
+from imagery_dask.cluster.files import AUTO, ClusterFile
 from imagery_dask.cluster.gateway import check_gateway, closed_for_good, is_gateway
+from imagery_dask.cluster.growing import Grower, first_count
 from imagery_dask.cluster.replacing import Replacer, replacing_workers
+from imagery_dask.cluster.resources import cores
 from imagery_dask.sources import tokens_for_own_workers
+from imagery_dask.validate import integer, whole_number
 
 if TYPE_CHECKING:
     from distributed.deploy import Cluster
 
-__all__ = ["from_file", "processes_here", "threads_here"]
+__all__ = ["Started", "WorkerCount", "from_file", "processes_here", "threads_here"]
+
 
 # Loopback only: a dask scheduler runs any code that is sent to it.
 LOOPBACK = "127.0.0.1"
@@ -48,6 +54,65 @@ NO_PROFILE = {"distributed.worker.profile.enabled": False}
 HEARD = {"logging.distributed": "info"}
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerCount:
+    """How many workers to start.
+
+    Parameters
+    ----------
+    workers : int, "auto" or None
+        The number; ``"auto"`` begins with a few and adds more while that helps; None leaves it to the cluster file.
+    most : int, optional
+        Largest number for ``"auto"``.
+    threads : int
+        Threads of each process of this machine.
+    """
+
+    workers: int | str | None = None
+    most: int | None = None
+    threads: int = 1
+
+    def checked(self) -> WorkerCount:
+        """Return the same with integers of Python; raise TypeError or ValueError for other values."""
+        workers, most = self.workers, self.most
+        if workers is not None and workers != AUTO:
+            workers = whole_number("workers", integer("workers", workers))
+        if most is not None:
+            most = whole_number("max_workers", integer("max_workers", most))
+            if workers != AUTO:
+                raise ValueError("max_workers (--max-workers) is for workers='auto' (--workers auto).")
+        return WorkerCount(workers, most, whole_number("threads", integer("threads", self.threads)))
+
+    @property
+    def fixed(self) -> int | None:
+        """The number, if it is given."""
+        return self.workers if isinstance(self.workers, int) else None
+
+    @property
+    def is_auto(self) -> bool:
+        """True if the number follows what the workers achieve."""
+        return self.workers == AUTO
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A cluster that was started here.
+
+    Parameters
+    ----------
+    cluster : cluster object
+        The cluster, possibly before its workers connect.
+    replacer : Replacer or None
+        None if dask or a server replaces workers.
+    grower : Grower or None
+        Adds workers, for ``"auto"``.
+    """
+
+    cluster: Any
+    replacer: Replacer | None = None
+    grower: Grower | None = None
+
+
 def threads_here(threads: int | None) -> LocalCluster:
     """Start a cluster of threads of this process.
 
@@ -55,39 +120,43 @@ def threads_here(threads: int | None) -> LocalCluster:
     """
     with dask.config.set(NO_PROFILE), _failed_start():
         return LocalCluster(
-            n_workers=1, threads_per_worker=threads or _cores(), processes=False, dashboard_address=DASHBOARD,
+            n_workers=1, threads_per_worker=threads or cores(), processes=False, dashboard_address=DASHBOARD,
             scheduler_kwargs={"dashboard": False},
         )  # fmt: skip
 
 
 @contextmanager
-def processes_here(workers: int | None) -> Iterator[tuple[LocalCluster, Replacer]]:
-    """Start a cluster of processes on this machine, with one thread each, and replace those that end."""
+def processes_here(count: WorkerCount) -> Iterator[Started]:
+    """Start a cluster of processes on this machine, one for each core by default, and replace those that end."""
+    most = (count.most if count.is_auto else count.fixed) or cores()
+    first = first_count(1, most) if count.is_auto else most
+    # By default dask divides the memory by the number of cores, whatever the number of threads.
+    memory = {"memory_limit": MEMORY_LIMIT // most} if count.is_auto or count.threads > 1 else {}
     with _kill_warnings_dropped():
         with dask.config.set(NO_PROFILE), _failed_start():
             started = LocalCluster(
-                n_workers=workers or _cores(), threads_per_worker=1, host=LOOPBACK, dashboard_address=DASHBOARD,
-                **_own_processes({}),
+                n_workers=first, threads_per_worker=count.threads, host=LOOPBACK, dashboard_address=DASHBOARD,
+                **memory, **_own_processes({}),
             )  # fmt: skip
         with started as cluster, replacing_workers(cluster, NO_PROFILE) as replacer:
-            yield cluster, replacer
+            yield Started(cluster, replacer, Grower(cluster.scale, first, most) if count.is_auto else None)
 
 
 @contextmanager
-def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, Replacer | None]]:
+def from_file(file: ClusterFile, wanted: WorkerCount) -> Iterator[Started]:
     """Start the cluster of a cluster file, replace workers that end, and close it on leaving.
 
     Parameters
     ----------
     file : ClusterFile
         A file with a cluster class.
-    workers : int, optional
+    wanted : WorkerCount
         Overrides the number in the file.
 
     Yields
     ------
-    cluster, replacer
-        The cluster, possibly before its workers connect; the replacer is None if dask or a server replaces workers.
+    Started
+        The cluster, possibly before its workers connect.
 
     Raises
     ------
@@ -96,9 +165,15 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, Rep
     OSError
         If the batch system refuses a job (with its output), or a gateway does not answer or refuses this user.
     """
+    workers, least, most = wanted.fixed, 1, None
+    if wanted.is_auto:
+        least, most = file.limits(wanted.most)
+        workers = first_count(least, most)
     count = workers or file.workers
     file = _secured(file)
     arguments, scaled = dict(file.arguments), None
+    if most is not None and _is_local(file.cluster):  # which would divide all cores and memory by the first workers
+        arguments = {"threads_per_worker": 1, "memory_limit": MEMORY_LIMIT // most} | arguments
     if is_job_queue(file.cluster) and count:
         for name in ("n_workers", "n_jobs"):  # they would override `count`
             arguments.pop(name, None)
@@ -124,11 +199,15 @@ def from_file(file: ClusterFile, workers: int | None) -> Iterator[tuple[Any, Rep
         elif count and scaled is None:
             _scale(cluster, count)
         # An adaptive cluster of processes on this machine replaces workers itself.
+        grower = None
+        if most is not None and count is not None:
+            is_slow = is_job_queue(file.cluster)  # each job takes a while to be submitted
+            grower = Grower(partial(_submit_later, cluster) if is_slow else cluster.scale, count, most)
         if is_job_queue(file.cluster) or (not adapts and (file.cluster is SSHCluster or _is_local(file.cluster))):
             with replacing_workers(cluster, _configuration(file.cluster)) as replacer:
-                yield cluster, replacer
+                yield Started(cluster, replacer, grower)
         else:
-            yield cluster, None
+            yield Started(cluster, None, grower)
 
 
 @contextmanager
@@ -204,15 +283,22 @@ def _scale(cluster: Cluster, count: int) -> None:
         cluster.scale(count)
         return
 
-    async def submitted() -> None:
-        # scale() does the same in the background, where a refused job is only logged.
-        while len(cluster.worker_spec) * cluster._dummy_job.worker_processes < count:
-            cluster.worker_spec.update(cluster.new_worker_spec())
+    cluster.sync(partial(_submit, cluster, count))
+
+
+def _submit_later(cluster: Cluster, count: int) -> Future[None]:
+    """Submit the jobs of so many workers in the background."""
+    return asyncio.run_coroutine_threadsafe(_submit(cluster, count), cluster.loop.asyncio_loop)
+
+
+async def _submit(cluster: Cluster, count: int) -> None:
+    """Submit the jobs of so many workers; OSError has the output of the batch system where it refuses one."""
+    # scale() does the same in the background, where a refused job is only logged.
+    while len(cluster.worker_spec) * cluster._dummy_job.worker_processes < count:
+        cluster.worker_spec.update(cluster.new_worker_spec())
+    try:
         # An interrupt cancels this coroutine, but not a submission in progress.
         await asyncio.shield(cluster._correct_state())
-
-    try:
-        cluster.sync(submitted)
     except (RuntimeError, OSError, ValueError) as error:
         accepted = sum(job.job_id is not None for job in cluster._created)
         count_words = f"accepted {accepted} of {len(cluster.worker_spec)} jobs" if accepted else "accepted no job"
@@ -262,7 +348,3 @@ def _configuration(cluster_class: type) -> Keywords:
 
 def _is_local(cluster_class: type) -> bool:
     return isinstance(cluster_class, type) and issubclass(cluster_class, LocalCluster)
-
-
-def _cores() -> int:
-    return os.cpu_count() or 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,7 +129,8 @@ def verify_export(
     source: bool = True,
     seed: int | None = None,
     cluster: Any = None,
-    workers: int | None = None,
+    workers: int | Literal["auto"] | None = None,
+    max_workers: int | None = None,
     wait_s: float = WAIT_S,
     retire_before_s: float | None = None,
     progress: bool | Callable[[RunReport], None] = True,
@@ -146,7 +147,7 @@ def verify_export(
         Make one in a hundred of these (at least four) again from the source.
     seed : int, optional
         Chooses the same blocks again.
-    cluster, workers, progress : optional
+    cluster, workers, max_workers, progress : optional
         As in `to_zarr`.
     wait_s, retire_before_s : optional
         As in `imagery_dask.cluster.connect`.
@@ -196,7 +197,7 @@ def verify_export(
     rules = Rules(todo=todo, wrap=wrap, on_failure=note)
     if len(chosen):
         with (
-            workers_of(cluster, workers, wait_s, retire_before_s) as own,
+            workers_of(cluster, workers, wait_s, retire_before_s, max_workers=max_workers) as own,
             shown(progress, len(chosen)) as on_progress,
         ):
             export.target.check_workers(own)

@@ -10,7 +10,16 @@ from typing import Any, TypeVar, cast
 
 from distributed import Client, Future, KilledWorker, as_completed
 
-from imagery_dask.cluster import LOST, WorkerResources, dashboard_address, job_details, resources_of, thread_memory
+from imagery_dask.cluster import (
+    LOST,
+    Grower,
+    WorkDone,
+    WorkerResources,
+    dashboard_address,
+    job_details,
+    resources_of,
+    thread_memory,
+)
 from imagery_dask.config import config
 from imagery_dask.errors import ClusterLostError
 from imagery_dask.run.silent_workers import SilentWorkers
@@ -35,14 +44,20 @@ class DaskWorkers:
     ----------
     client : distributed.Client
         Client of the cluster.
+    grower : Grower, optional
+        Adds workers to the cluster.
     """
 
-    def __init__(self, client: Client) -> None:
-        self.client = client
+    def __init__(self, client: Client, grower: Grower | None = None) -> None:
+        self.client, self._grower = client, grower
 
     def resources(self) -> WorkerResources:
-        """Return the present resources of the workers."""
-        return resources_of(self.client)
+        """Return the present resources of the workers, or those of as many as there may be."""
+        present = resources_of(self.client)
+        if self._grower is None:
+            return present
+        each = max(1, present.threads // max(1, len(self.client.nthreads())))
+        return WorkerResources(each * self._grower.most, present.thread_memory)
 
     def fit(self, task_bytes: int) -> int:
         """Return the memory that a task may use, in bytes; the cluster says how many tasks run at once."""
@@ -55,7 +70,7 @@ class DaskWorkers:
 
     def tasks(self) -> DaskTasks:
         """Return an empty collection of tasks."""
-        return DaskTasks(self.client)
+        return DaskTasks(self.client, self._grower)
 
     def dashboard(self) -> str | None:
         """Return the address of the scheduler's dashboard, or None if there is none."""
@@ -69,10 +84,12 @@ class DaskTasks:
     ----------
     client : distributed.Client
         Client of the cluster.
+    grower : Grower, optional
+        Adds workers to the cluster.
     """
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def __init__(self, client: Client, grower: Grower | None = None) -> None:
+        self._client, self._grower = client, grower
         self._running = as_completed(loop=client.loop)
         self._silent = SilentWorkers(client)
         self._threads = 1
@@ -80,7 +97,12 @@ class DaskTasks:
         self._asked, self._last_manned = -float("inf"), time.monotonic()
         self.silent: list[str] = []
 
-    def look(self) -> int:
+    @property
+    def note(self) -> str:
+        """Why no more workers are added, as a sentence; "" as long as more may be, or if none are."""
+        return "" if self._grower is None else self._grower.note
+
+    def look(self, work: WorkDone | None = None) -> int:
         """Ask the scheduler for the number of threads, and at longer intervals for the workers' heartbeats.
 
         Raises
@@ -100,6 +122,8 @@ class DaskTasks:
             self.silent = self._silent.look(identity["workers"])
         self._threads = int(identity["total_threads"])
         self._last_manned = self._asked if self._threads else self._last_manned
+        if self._grower is not None and work is not None:
+            self._grower.look(int(identity["n_workers"]), self._threads, work)
         if self._asked - self._last_manned > config.get("run.no_worker_s"):
             minutes = config.get("run.no_worker_s") / 60
             details = job_details(self._client.cluster)

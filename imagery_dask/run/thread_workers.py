@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from imagery_dask.cluster import WorkerResources, free_memory
+from imagery_dask.cluster import WorkerResources, cores, free_memory
 from imagery_dask.run.workers import AT_ONCE
+
+if TYPE_CHECKING:
+    from imagery_dask.cluster import WorkDone
 
 __all__ = ["ThreadWorkers"]
 
@@ -79,8 +81,14 @@ class ThreadTasks:
         """Return an empty list: threads send no heartbeats."""
         return []
 
-    def look(self) -> int:
+    @property
+    def note(self) -> str:
+        """Return "": the number of threads does not change."""
+        return ""
+
+    def look(self, work: WorkDone | None = None) -> int:
         """Return the number of threads."""
+        del work
         return self._threads
 
     def submit(self, key: str, function: Callable[..., object], *arguments: object) -> None:
@@ -135,10 +143,3 @@ class ThreadTasks:
                     self._ended.append((key, result))
                 self._changed.notify_all()
             del result
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

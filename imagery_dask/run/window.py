@@ -16,6 +16,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
+from imagery_dask.cluster import WorkDone
 from imagery_dask.config import config
 from imagery_dask.errors import (
     AccessRefusedError,
@@ -122,6 +123,8 @@ def run_blocks(
         window.run(tasks, first)
         first += len(tasks)
     report.seconds = time.perf_counter() - window.started
+    if window.tasks.note:
+        report.notes.append(f"Workers: {window.tasks.note}")
     return report
 
 
@@ -152,6 +155,8 @@ class _Window:
     threads: int = 1
     # Blocks of the stage that were not submitted yet.
     left: int = 0
+    # Blocks of the stage that were not finished yet.
+    unfinished: int = 0
     # Moving average of the seconds of a block.
     block_s: float = math.inf
     # Heap of blocks to repeat, with the time and the number.
@@ -163,7 +168,7 @@ class _Window:
         """Run a stage."""
         self._check_missing()  # earlier calls may have had a higher limit
         numbers = self._todo(first, len(tasks))
-        self.left = len(numbers)
+        self.left = self.unfinished = len(numbers)
         fresh = (_Submitted(first + index, tasks[index], 1) for index in numbers)
         try:
             while True:
@@ -190,7 +195,10 @@ class _Window:
 
     def _look(self) -> None:
         """Look after the workers, and show which of them are silent."""
-        self.threads = self.tasks.look()
+        report = self.report
+        self.threads = self.tasks.look(WorkDone(
+            report.done - report.before, self.unfinished, report.counts.requests, report.counts.throttled
+        ))  # fmt: skip
         if self.tasks.silent != self.report.silent:
             self.report.silent = self.tasks.silent
             self.show()
@@ -261,6 +269,7 @@ class _Window:
     def _done(self, block: _Submitted, result: BlockResult) -> None:
         report = self.report
         report.done += 1
+        self.unfinished -= 1
         # The first block sets the average. It may be slow, since it opens volumes and stores.
         self.block_s = result.seconds if self.block_s == math.inf else 0.8 * self.block_s + 0.2 * result.seconds
         report.written_bytes += result.written_bytes
@@ -303,6 +312,7 @@ class _Window:
 
     def _set_aside(self, block: _Submitted, reason: str) -> None:
         self.report.failures += 1
+        self.unfinished -= 1
         if len(self.report.failed) < FAILURES_KEPT:
             self.report.failed.append(FailedBlock(block.task.name, reason))
         self.rules.on_failure(block.number, block.task, reason, block.attempt)

@@ -6,11 +6,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from imagery_dask.annotations import EachProcess
 from imagery_dask.cluster import WAIT_S, WorkerResources
 from imagery_dask.validate import integer, whole_number
+
+if TYPE_CHECKING:
+    from imagery_dask.cluster import WorkDone
 
 __all__ = ["AT_ONCE", "Tasks", "Workers", "WorkersDied", "tasks_at_once", "workers_of"]
 
@@ -42,8 +45,18 @@ class Tasks(Protocol):
         """Addresses of workers that have sent no heartbeats for a while."""
         ...
 
-    def look(self) -> int:
+    @property
+    def note(self) -> str:
+        """Why no more workers are added, as a sentence; "" where their number does not follow what they achieve."""
+        ...
+
+    def look(self, work: WorkDone | None = None) -> int:
         """Look after the workers, if that is due, and return how many tasks run at once.
+
+        Parameters
+        ----------
+        work : WorkDone, optional
+            How far the caller is, by which workers may be added.
 
         Raises
         ------
@@ -104,7 +117,13 @@ class Workers(EachProcess, Protocol):
 
 @contextmanager
 def workers_of(
-    cluster: Any = None, workers: int | None = None, wait_s: float = WAIT_S, retire_before_s: float | None = None
+    cluster: Any = None,
+    workers: int | str | None = None,
+    wait_s: float = WAIT_S,
+    retire_before_s: float | None = None,
+    *,
+    max_workers: int | None = None,
+    threads: int | None = None,
 ) -> Iterator[Workers]:
     """Yield threads of this process if no cluster is named and there is no current client, or else a cluster.
 
@@ -112,22 +131,31 @@ def workers_of(
     ----------
     cluster : optional
         As in `imagery_dask.cluster.connect`.
-    workers : int, optional
-        Number of threads, or of workers to start.
+    workers : int or "auto", optional
+        Number of threads, or of workers to start. ``"auto"`` starts a few workers of a cluster, and more as long as
+        they make the run faster.
+    max_workers : int, optional
+        Largest number of workers for ``"auto"``.
+    threads : int, optional
+        Number of threads of this process, or of each process of this machine.
     wait_s, retire_before_s
         As in `imagery_dask.cluster.connect`, which also says what is raised.
     """
-    if cluster is None and retire_before_s is None and not _has_client():
+    if cluster is None and retire_before_s is None and workers != "auto" and not _has_client():
         from imagery_dask.run.thread_workers import ThreadWorkers
 
-        yield ThreadWorkers(None if workers is None else whole_number("workers", integer("workers", workers)))
+        if max_workers is not None:
+            raise ValueError("max_workers (--max-workers) is for workers='auto' (--workers auto).")
+        count = None if workers is None else whole_number("workers", integer("workers", workers))
+        yield ThreadWorkers(count or threads)
     else:
         # Both import dask.distributed, which takes as long as a small export.
-        from imagery_dask.cluster import connect
+        from imagery_dask.cluster import WorkerCount, connection
         from imagery_dask.run.dask_workers import DaskWorkers
 
-        with connect(cluster, workers, wait_s, retire_before_s) as client:
-            yield DaskWorkers(client)
+        wanted = WorkerCount(workers, max_workers, threads or 1)
+        with connection(cluster, wanted, wait_s, retire_before_s) as opened:
+            yield DaskWorkers(opened.client, opened.grower)
 
 
 def tasks_at_once() -> int:

@@ -23,7 +23,7 @@ from support.volumes import coordinate_volume, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.cli import main
-from imagery_dask.cluster import connect, load_cluster_file
+from imagery_dask.cluster import WorkerCount, connect, connection, load_cluster_file
 from imagery_dask.run import RunReport
 
 pytestmark = pytest.mark.long
@@ -132,6 +132,20 @@ def test_jobs_use_the_certificates_of_the_cluster_file(cluster_file: Path, tmp_p
     with connect(cluster_file, workers=1, wait_s=60) as client:
         assert client.scheduler.address.startswith("tls://")
         assert client.submit(sum, [1, 2]).result() == 3
+
+
+def test_jobs_are_added_to_those_that_run(cluster_file: Path, batch_system: Slurm) -> None:
+    with connection(str(cluster_file), WorkerCount("auto", 2), wait_s=60) as opened:
+        (first,) = batch_system.jobs()
+        assert opened.grower is not None
+        assert (opened.grower.asked, opened.grower.most) == (1, 2)
+        submitted = opened.grower.scale(2)
+        assert submitted is not None
+        submitted.result(60)
+        jobs = batch_system.jobs()
+        assert (len(jobs), first in jobs) == (2, True)
+        opened.client.wait_for_workers(2, timeout=60)
+    assert_gone(batch_system)
 
 
 def test_a_cancelled_job_of_an_adaptive_cluster_is_replaced(cluster_file: Path, batch_system: Slurm) -> None:

@@ -131,7 +131,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any]]:
     asked: list[tuple[Any, Any]] = []
 
     @contextmanager
-    def workers_of(cluster: Any, workers: Any, *options: Any) -> Iterator[ThreadWorkers]:
+    def workers_of(cluster: Any, workers: Any, *options: Any, **more: Any) -> Iterator[ThreadWorkers]:
         asked.append((cluster, workers))
         yield ThreadWorkers(1)
 

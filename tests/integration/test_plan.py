@@ -7,6 +7,8 @@ import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
@@ -27,9 +29,15 @@ from support.volumes import coordinate_volume, delete_chunks, random_labels, wri
 
 from imagery_dask import ImageryClient, to_png, to_precomputed, to_zarr
 from imagery_dask.cluster import WorkerResources
+from imagery_dask.export.core import run_options
+from imagery_dask.export.core.base import held_bytes
 from imagery_dask.export.core.plans import ExportPlan
-from imagery_dask.export.planning import sampling
+from imagery_dask.export.execution import execute
+from imagery_dask.export.planning import adapting, sampling
+from imagery_dask.export.planning.estimate import plan_export
+from imagery_dask.export.planning.sampling import Sample, Sampling
 from imagery_dask.export.registry import KINDS, read_plan
+from imagery_dask.run.thread_workers import ThreadWorkers
 from imagery_dask.testing.cave import CaveServer, World, make_world
 
 SHAPE = (96, 80, 40)
@@ -221,6 +229,107 @@ def test_a_plan_runs_from_python(tmp_path: Path, client: ImageryClient, threads:
     report = planned_export.run(cluster=threads, progress=False)
     assert (report.ok, report.blocks) == (True, planned_export.plan.blocks)
     assert planned_export.run(cluster=threads, progress=False).before == report.blocks
+
+
+def taking(seconds: float, cpu_seconds: float) -> Callable[[Sampling], list[Sample]]:
+    """Return what writes sample blocks and says that each took a time."""
+
+    def sampled(wanted: Sampling) -> list[Sample]:
+        samples = wanted(measured=False)
+        return [
+            replace(sample, seconds=seconds, cpu_seconds=cpu_seconds, queued_seconds=0.0, voxels=10**9)
+            for sample in samples
+        ]
+
+    return sampled
+
+
+@pytest.mark.parametrize(
+    ("options", "threads"),
+    [
+        ({}, 8),
+        ({"threads": 3}, 3),
+        ({"cluster": "local"}, 4),
+        ({"cluster": "local", "workers": 4}, 2),
+        ({"cluster": "local", "workers": "auto"}, 4),
+        ({"cluster": "local", "threads": 3}, 3),
+        ({"cluster": "tcp://host:8786"}, None),
+    ],
+)
+def test_a_plan_runs_with_the_threads_that_its_blocks_ask_for(
+    tmp_path: Path, client: ImageryClient, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], threads: int | None
+) -> None:
+    started: list[int | None] = []
+
+    @contextmanager
+    def workers_of(*given: Any, threads: int | None, **more: Any) -> Iterator[ThreadWorkers]:
+        started.append(threads)
+        yield ThreadWorkers(threads)
+
+    for module in (run_options, execute, adapting):
+        monkeypatch.setattr(module, "cores", lambda: 2)
+    monkeypatch.setattr(run_options, "workers_of", workers_of)
+    export = KINDS["zarr"](client.image_cutout(BOUNDS), tmp_path / "out.zarr", chunks=(32, 16, 8))
+    planned_export = plan_export(export, samples=1, sampled=taking(10, 2))
+    assert "8 on 2 cores: blocks wait 80% of their time" in f"{planned_export}"
+    planned_export.save(tmp_path / "plan.json")
+    content = json.loads((tmp_path / "plan.json").read_text())
+    assert (content["waiting"], content["adapted"]["threads"]) == (0.8, 8)
+    assert replace(planned_export, plan=read_plan(tmp_path / "plan.json")).run(progress=False, **options).ok
+    assert started == [threads]
+    assert read_plan(tmp_path / "out.zarr").waiting == 0.8  # a resumed run has it too
+
+
+def test_threads_are_bounded_by_memory(tmp_path: Path, client: ImageryClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    export = KINDS["zarr"](client.image_cutout(BOUNDS), tmp_path / "out.zarr", chunks=(32, 16, 8))
+    planned_export = plan_export(export, samples=1, sampled=taking(10, 2))
+    held = held_bytes(export, planned_export.plan)
+    looked: list[int | None] = []
+    for module in (run_options, execute):
+        monkeypatch.setattr(module, "cores", lambda: 2)
+    monkeypatch.setattr(execute, "free_memory", lambda: 5 * held)
+    monkeypatch.setattr(run_options, "workers_of", lambda *given, threads, **more: looked.append(threads) or stop())
+    with pytest.raises(KeyboardInterrupt):
+        planned_export.run(progress=False)
+    assert looked == [5]
+
+
+def stop() -> None:
+    raise KeyboardInterrupt
+
+
+def test_threads_are_for_this_machine(tmp_path: Path, client: ImageryClient) -> None:
+    planned_export = client.plan_export(BOUNDS, tmp_path / "out.zarr", chunks=(32, 16, 8), samples=1)
+    with pytest.raises(ValueError, match=r"threads \(--threads\) is for processes of this machine"):
+        planned_export.run(cluster="slurm.yaml", threads=2)
+
+
+def test_blocks_that_take_minutes_are_planned_smaller(
+    tmp_path: Path, client: ImageryClient, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The voxels and files are those of an export that was not planned."""
+    monkeypatch.setattr(adapting, "SMALLEST_BYTES", 1)
+    configure("export.small_block_bytes", 2**20)
+
+    def planned_of(out: str, sampled: Any, **options: Any) -> Any:
+        export = KINDS["zarr"](client.image_cutout(BOUNDS), tmp_path / out, chunks=(32, 16, 8))
+        return plan_export(export, samples=1, sampled=sampled, **options)
+
+    usual = planned_of("usual.zarr", taking(59, 2))
+    assert (usual.plan.blocks, usual.adapted.slow_block_seconds) == (1, None)
+    assert planned_of("usual.zarr", taking(600, 2), block_mib=1).plan.blocks == 1
+    smaller = planned_of("smaller.zarr", taking(240, 2))
+    assert smaller.plan.blocks > 1
+    assert smaller.plan.fingerprint == usual.plan.fingerprint
+    assert "of the usual size it took 4 min" in f"{smaller}"
+    for made in (usual, smaller):
+        assert made.run(progress=False).blocks == made.plan.blocks
+    assert smaller.run(progress=False).before == smaller.plan.blocks
+    assert voxel_files(tmp_path / "usual.zarr") == voxel_files(tmp_path / "smaller.zarr") != {}
+
+
+def voxel_files(store: Path) -> dict[str, bytes]:
+    return {name: content for name, content in files_of(store).items() if "/c/" in f"/{name}"}
 
 
 def test_a_typo_in_an_option_is_a_type_error(tmp_path: Path, client: ImageryClient) -> None:

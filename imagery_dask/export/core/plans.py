@@ -110,6 +110,9 @@ class ExportPlan:
         Voxels of the first level of all volumes.
     source_chunks : int or None
         Reads of storage chunks; None where what is read is not a cutout.
+    waiting : float or None
+        Fraction of its time that a block waits for its source or the disk, which decides the number of threads; None if
+        it was not measured.
     """
 
     kind: str
@@ -120,6 +123,7 @@ class ExportPlan:
     stages: tuple[tuple[StageBlocks, ...], ...]
     voxels: int
     source_chunks: int | None = None
+    waiting: float | None = None
 
     def __repr__(self) -> str:
         return self._card().text()
@@ -208,7 +212,8 @@ class ExportPlan:
             "kind": self.kind, "out": self.url, "volumes": self.volumes, "options": self.options,
             "decides": self.fingerprint_fields, "stages": self.stages,
         })  # fmt: skip
-        return head | content | {"voxels": self.voxels, "source_chunks": self.source_chunks}
+        measured = {} if self.waiting is None else {"waiting": self.waiting}
+        return head | content | {"voxels": self.voxels, "source_chunks": self.source_chunks} | measured
 
     @classmethod
     def from_json(cls, content: object) -> ExportPlan:
@@ -237,6 +242,7 @@ class ExportPlan:
                 options=_typed(content, "options", dict), fingerprint_fields=_typed(content, "decides", dict),
                 stages=from_json(tuple[tuple[StageBlocks, ...], ...], content["stages"]),
                 voxels=int(content["voxels"]), source_chunks=content["source_chunks"],
+                waiting=_fraction(content, "waiting"),
             )  # fmt: skip
             if not plan.blocks:
                 raise ValueError("it has no stages, or stages without blocks")
@@ -254,6 +260,14 @@ def _typed(content: JsonObject, key: str, kind: type) -> Any:
     if not isinstance(content[key], kind):
         raise ValueError(f"{key!r} is {_text(content[key])}")
     return content[key]
+
+
+def _fraction(content: JsonObject, key: str) -> float | None:
+    """Return a fraction of a plan, or None if it has none; raise ValueError if it is none."""
+    value = content.get(key)
+    if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= 1):
+        raise ValueError(f"{key!r} is {_text(value)}")
+    return value
 
 
 def _check_volume(volume: object) -> None:

@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from imagery_dask.cluster import WAIT_S
+from imagery_dask.cluster import WAIT_S, cores
 from imagery_dask.config import config
 from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.records.parts import Part
@@ -18,6 +18,8 @@ from imagery_dask.validate import number, whole_number
 __all__ = ["RunOptions", "block_bytes_of"]
 
 MIB = 2**20
+# Processes of this machine.
+LOCAL = "local"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class RunOptions:
 
     Parameters
     ----------
-    cluster, workers, wait_s, retire_before_s
+    cluster, workers, max_workers, threads, wait_s, retire_before_s
         See `imagery_dask.run.workers_of`.
     large : str or None
         Cluster of exports of `run.process_bytes` or more, if `cluster` is None. By default threads of this process.
@@ -56,12 +58,15 @@ class RunOptions:
     Raises
     ------
     ValueError
-        A size or limit is out of range, or `overwrite`, `repair` or `redo_missing` is combined with `part`.
+        A size or limit is out of range, `threads` is given for a cluster beyond this machine, or `overwrite`, `repair`
+        or `redo_missing` is combined with `part`.
     """
 
     cluster: Any = None
     large: str | None = None
-    workers: int | None = None
+    workers: int | Literal["auto"] | None = None
+    max_workers: int | None = None
+    threads: int | None = None
     wait_s: float = WAIT_S
     retire_before_s: float | None = None
     connected: Callable[[Workers], None] | None = field(default=None, repr=False)
@@ -83,6 +88,13 @@ class RunOptions:
             raise ValueError(f"{what} concerns a whole export and cannot be combined with {self.part}: omit one.")
         block_bytes_of(self.block_mib)
         _check_missing(self.max_missing)
+        if self.threads is not None:
+            whole_number("threads", self.threads)
+            if self.cluster not in (None, LOCAL):
+                raise ValueError(
+                    "threads (--threads) is for processes of this machine; on other clusters the cluster file has the "
+                    f"threads of a worker. Got cluster {self.cluster!r}."
+                )
         if self.max_requests is not None:
             whole_number("max_requests", self.max_requests)
 
@@ -103,12 +115,26 @@ class RunOptions:
         return self.max_missing * plan.source_chunks
 
     @contextmanager
-    def connect(self, nbytes: int) -> Iterator[Workers]:
-        """Start workers for exports of so many bytes, or connect to them (`imagery_dask.run.workers_of`)."""
-        cluster = self.cluster
-        if cluster is None and nbytes >= config.get("run.process_bytes"):
+    def connect(self, nbytes: int, useful: int | None = None) -> Iterator[Workers]:
+        """Start workers for exports of so many bytes, or connect to them (`imagery_dask.run.workers_of`).
+
+        Parameters
+        ----------
+        nbytes : int
+            Uncompressed size of the export.
+        useful : int, optional
+            Number of threads that keep this machine busy, by what was measured; by default one for each core.
+        """
+        cluster, threads = self.cluster, self.threads
+        if cluster is None and threads is None and nbytes >= config.get("run.process_bytes"):
             cluster = self.large
-        with workers_of(cluster, self.workers, self.wait_s, self.retire_before_s) as workers:
+        if threads is None and useful is not None:
+            processes = 1 if cluster is None else self.workers if isinstance(self.workers, int) else cores()
+            threads = max(1, useful // processes)
+        with workers_of(
+            cluster, self.workers, self.wait_s, self.retire_before_s, max_workers=self.max_workers,
+            threads=threads if cluster in (None, LOCAL) else None,
+        ) as workers:  # fmt: skip
             if self.connected is not None:
                 self.connected(workers)
             yield workers

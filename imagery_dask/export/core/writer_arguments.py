@@ -42,8 +42,11 @@ RUN_PROSE = {
     "cluster": """cluster : optional
     See `imagery_dask.cluster.connect`. By default the current dask client, or threads of this process. A script that
     starts worker processes (``"local"``) needs Python's ``if __name__ == "__main__":`` guard.""",
-    "workers": """workers : int, optional
-    Number of workers to start, or of threads of this process; an error for a cluster that runs already.""",
+    "workers": """workers : int or "auto", optional
+    Number of workers to start, or of threads of this process; an error for a cluster that runs already. ``"auto"``
+    starts a few workers of a cluster, and more as long as they make the export faster.""",
+    "max_workers": """max_workers : int, optional
+    Largest number of workers for ``workers="auto"``. By default that of the cluster file, or one per core.""",
     "progress": """progress : bool or callable
     Show a progress bar (default), or call with the `RunReport` after each block.""",
 }

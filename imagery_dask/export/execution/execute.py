@@ -24,6 +24,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from imagery_dask.cluster import cores, free_memory, threads_of_cores
 from imagery_dask.errors import TargetBusyError, TargetFullError
 from imagery_dask.export.core.base import Export, held_bytes
 from imagery_dask.export.core.plans import ExportPlan
@@ -229,9 +230,16 @@ class _Work(ExitStack):
     @cached_property
     def workers(self) -> Workers:
         """Workers that can write to the target."""
-        workers = self.enter_context(self.options.connect(self.export.nbytes))
+        workers = self.enter_context(self.options.connect(self.export.nbytes, self._useful_threads()))
         self.export.target.check_workers(workers)
         return workers
+
+    def _useful_threads(self) -> int | None:
+        """Return how many threads keep this machine busy, if the plan has measured that, and fit into its memory."""
+        plan = self.options.plan
+        if plan is None or plan.waiting is None:
+            return None
+        return min(threads_of_cores(cores(), plan.waiting), max(1, free_memory() // held_bytes(self.export, plan)))
 
 
 def _check_memory(export: Export, plan: ExportPlan, workers: Workers) -> None:

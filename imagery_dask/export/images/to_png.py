@@ -88,7 +88,8 @@ def to_png(
     max_requests: int | None = None,
     report: str | os.PathLike[str] | None = None,
     cluster: Any = None,
-    workers: int | None = None,
+    workers: int | Literal["auto"] | None = None,
+    max_workers: int | None = None,
     progress: bool | Callable[[RunReport], None] = True,
 ) -> RunReport:
     """Write each slice of a volume as a picture file (or one per object), over a dask cluster.
@@ -178,8 +179,8 @@ def to_png(
         voxel_offset=voxel_offset, max_files=max_files,
     )  # fmt: skip
     return execute(slice_export(data, prefix, options), RunOptions(
-        cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, repair=repair,
-        redo_missing=redo_missing,
+        cluster=cluster, workers=workers, max_workers=max_workers, progress=progress,
+        overwrite=overwrite, repair=repair, redo_missing=redo_missing,
         max_missing=max_missing, max_requests=max_requests, report=report,
     ))  # fmt: skip
 

@@ -8,22 +8,23 @@ import os
 import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import psutil
 
 from imagery_dask.annotations import JsonObject
 from imagery_dask.cards import Card, CardTable
-from imagery_dask.cluster import WorkerResources
+from imagery_dask.cluster import WorkerResources, cores
 from imagery_dask.export.core.base import Export, held_bytes
 from imagery_dask.export.core.plans import FORMAT, ExportPlan, StageBlocks, chunk_reads
 from imagery_dask.export.core.run_options import RunOptions, block_bytes_of
 from imagery_dask.export.execution.execute import execute
 from imagery_dask.export.planning import SAMPLES
+from imagery_dask.export.planning.adapting import Adapted, adapted_to, smaller_block
 from imagery_dask.export.planning.sampling import Sample, Sampling, sample_blocks
 from imagery_dask.geometry.block_plan import BlockPlan
 from imagery_dask.humanize import human_bytes, human_time
@@ -119,6 +120,8 @@ class PlannedExport:
         Its blocks.
     estimate : Estimate
         What they take.
+    adapted : Adapted
+        Threads and size of blocks, as they were chosen.
     problems : tuple of str
         What does not fit.
     regions : mapping of str to tuple of ExportPlan and Estimate
@@ -128,6 +131,7 @@ class PlannedExport:
     export: Export
     plan: ExportPlan
     estimate: Estimate
+    adapted: Adapted
     problems: tuple[str, ...]
     regions: Mapping[str, tuple[ExportPlan, Estimate]] = field(default_factory=dict)
 
@@ -149,6 +153,7 @@ class PlannedExport:
             ("memory of a worker", human_bytes(estimate.peak_bytes)),
             ("time", f"{estimate.seconds.text(human_time)} with {estimate.workers:,} workers"),
             ("measured on", f"{estimate.samples} blocks"),
+            *self.adapted.rows(),
             ("fingerprint", plan.fingerprint[:16]),
         ]
         return rows + [("note", note) for note in self.notes]
@@ -187,17 +192,19 @@ class PlannedExport:
         self,
         *,
         cluster: Any = None,
-        workers: int | None = None,
+        workers: int | Literal["auto"] | None = None,
+        max_workers: int | None = None,
+        threads: int | None = None,
         progress: bool | Callable[[RunReport], None] = True,
         overwrite: bool = False,
         max_missing: float | None = None,
         max_requests: int | None = None,
         report: str | os.PathLike[str] | None = None,
     ) -> RunReport:
-        """Run the export, with the blocks as planned; arguments as of `to_zarr`."""
+        """Run the export, with the blocks and threads as planned; arguments as of `to_zarr` and `RunOptions`."""
         return execute(self.export, RunOptions(
-            cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, report=report, plan=self.plan,
-            max_missing=max_missing, max_requests=max_requests,
+            cluster=cluster, workers=workers, max_workers=max_workers, threads=threads, progress=progress,
+            overwrite=overwrite, report=report, plan=self.plan, max_missing=max_missing, max_requests=max_requests,
         ))  # fmt: skip
 
     def to_json(self) -> JsonObject:
@@ -206,7 +213,12 @@ class PlannedExport:
             name: {"voxels": plan.voxels, "blocks": plan.blocks} | to_json(estimate)
             for name, (plan, estimate) in self.regions.items()
         }
-        found = {"estimate": to_json(self.estimate), "problems": list(self.problems), "notes": self.notes}
+        found = {
+            "estimate": to_json(self.estimate),
+            "adapted": to_json(self.adapted),
+            "problems": list(self.problems),
+            "notes": self.notes,
+        }
         return self.plan.to_json() | found | ({"regions": regions} if regions else {})
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -238,7 +250,7 @@ def plan_export(
     worker_memory : int, optional
         Bytes of memory of each worker; by default an equal part of this machine's.
     block_mib : float, optional
-        Size of blocks in MiB.
+        Size of blocks in MiB; by default as for an export, and smaller if the measured blocks take minutes.
     samples : int
         Blocks of each volume to measure; of each layer, where there are named regions.
     sampled : callable
@@ -251,18 +263,34 @@ def plan_export(
     AccessRefusedError, OSError
         The target cannot be written, or the source cannot be read.
     """
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     memory = worker_memory or psutil.virtual_memory().available // workers
-    plan = export.plan(WorkerResources(workers, memory), block_bytes_of(block_mib))
+    resources = WorkerResources(workers, memory)
+    plan = export.plan(resources, block_bytes_of(block_mib))
     export.target.check_writable()
+    measured, slow = _measured(export, plan, samples, sampled), []
+    if block_mib is None and (size := smaller_block(measured)) is not None:
+        smaller = export.plan(resources, size)
+        if smaller.stages != plan.stages:  # a block is no smaller than a shard
+            slow, plan = measured, smaller
+            measured = _measured(export, plan, samples, sampled)
+    adapted = adapted_to(measured, slow)
+    plan = replace(plan, waiting=adapted.waiting)
     by_region = export.by_region(plan)
-    measured = [
+    estimate = _estimate(export, plan, measured, workers)
+    regions = {name: (own, _estimate(one, own, measured, workers)) for name, (one, own) in by_region.items() if name}
+    return PlannedExport(export, plan, estimate, adapted, tuple(_problems(export, estimate, memory)), regions)
+
+
+def _measured(
+    export: Export, plan: ExportPlan, samples: int, sampled: Callable[[Sampling], list[Sample]]
+) -> list[Sample]:
+    """Measure some blocks of each layer."""
+    by_region = export.by_region(plan)
+    return [
         sample for region, numbers in _spread(plan, samples).items()
         for sample in sampled(Sampling(*by_region[region], numbers))
     ]  # fmt: skip
-    estimate = _estimate(export, plan, measured, workers)
-    regions = {name: (own, _estimate(one, own, measured, workers)) for name, (one, own) in by_region.items() if name}
-    return PlannedExport(export, plan, estimate, tuple(_problems(export, estimate, memory)), regions)
 
 
 def _estimate(export: Export, plan: ExportPlan, samples: Sequence[Sample], workers: int) -> Estimate:

@@ -56,6 +56,12 @@ class Sample:
         What it read.
     peak_bytes : int
         Most memory of the process so far; 0 if it was not measured.
+    cpu_seconds : float
+        CPU time of the process, with that of the threads that fetch and encode.
+    queued_seconds : float
+        Time in which the block's thread was ready and other programs had the cores; 0 where that is not known.
+    written_bytes : int
+        Uncompressed bytes of what it wrote.
     """
 
     number: int
@@ -66,6 +72,9 @@ class Sample:
     files: int
     counts: ReadCounts
     peak_bytes: int
+    cpu_seconds: float
+    queued_seconds: float
+    written_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +110,9 @@ class Sampling:
             if not first.counts.root_requests:  # whose answers are kept
                 # The first block opens volumes and stores, which no other one has to.
                 warm = _sample(tasks[first.number], first.number, Path(folder), measured)
-                samples[0] = replace(first, seconds=min(first.seconds, warm.seconds))
+                if warm.seconds < first.seconds:
+                    times = {name: getattr(warm, name) for name in ("seconds", "cpu_seconds", "queued_seconds")}
+                    samples[0] = replace(first, **times)
             return samples
 
 
@@ -130,14 +141,27 @@ def sample_blocks(sampling: Sampling) -> list[Sample]:
 
 def _sample(task: Any, number: int, folder: Path, measured: bool) -> Sample:
     before = _sizes(folder)
-    started = time.perf_counter()
+    started, cpu_started, queued_before = time.perf_counter(), time.process_time(), _queued_s()
     with collect_counts() as counts:
         written = task()
     seconds = time.perf_counter() - started
+    cpu_seconds, queued_seconds = time.process_time() - cpu_started, _queued_s() - queued_before
     after = _sizes(folder)
     new = [size for name, (size, when) in after.items() if before.get(name) != (size, when)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if measured else 0
-    return Sample(number, task.volume, seconds, written.voxels, sum(new), len(new), counts, peak)
+    return Sample(
+        number, task.volume, seconds, written.voxels, sum(new), len(new), counts, peak, cpu_seconds,
+        min(seconds, queued_seconds), written.size,
+    )  # fmt: skip
+
+
+def _queued_s() -> float:
+    """Return the time for which this thread was ready and had no core, so far."""
+    try:
+        # Linux: nanoseconds on a core, nanoseconds in the queue, number of turns.
+        return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def _sizes(folder: Path) -> dict[str, tuple[int, int]]:

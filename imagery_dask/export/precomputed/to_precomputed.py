@@ -76,7 +76,8 @@ def to_precomputed(
     max_requests: int | None = None,
     report: str | os.PathLike[str] | None = None,
     cluster: Any = None,
-    workers: int | None = None,
+    workers: int | Literal["auto"] | None = None,
+    max_workers: int | None = None,
     progress: bool | Callable[[RunReport], None] = True,
 ) -> RunReport:
     """Write an array as a Neuroglancer precomputed volume, at the voxel offset that it comes from.
@@ -130,8 +131,8 @@ def to_precomputed(
         resolution_nm=resolution_nm, translation_nm=translation_nm, kind=kind, relabel=relabel,
     )  # fmt: skip
     return execute(precomputed_export(data, url, options), RunOptions(
-        cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, repair=repair,
-        redo_missing=redo_missing,
+        cluster=cluster, workers=workers, max_workers=max_workers, progress=progress,
+        overwrite=overwrite, repair=repair, redo_missing=redo_missing,
         block_mib=block_mib, max_missing=max_missing,
         max_requests=max_requests, report=report,
     ))  # fmt: skip

@@ -69,7 +69,8 @@ def to_zarr(
     max_requests: int | None = None,
     report: str | os.PathLike[str] | None = None,
     cluster: Any = None,
-    workers: int | None = None,
+    workers: int | Literal["auto"] | None = None,
+    max_workers: int | None = None,
     progress: bool | Callable[[RunReport], None] = True,
 ) -> RunReport:
     """Write an array, or imagery with its segmentation, as OME-Zarr.
@@ -147,8 +148,8 @@ def to_zarr(
         translation_nm=translation_nm, kind=kind, relabel=relabel,
     )  # fmt: skip
     return execute(zarr_export(data, url, options), RunOptions(
-        cluster=cluster, workers=workers, progress=progress, overwrite=overwrite, repair=repair,
-        redo_missing=redo_missing,
+        cluster=cluster, workers=workers, max_workers=max_workers, progress=progress,
+        overwrite=overwrite, repair=repair, redo_missing=redo_missing,
         block_mib=block_mib, max_missing=max_missing,
         max_requests=max_requests, report=report,
     ))  # fmt: skip
