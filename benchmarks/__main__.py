@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.environments import REQUIREMENTS, versions_of
+from benchmarks.report import goals
 from benchmarks.rows import SECTIONS
 from benchmarks.runner import ROOT, Failed, Runner
 from benchmarks.servers import Missing
@@ -58,6 +59,9 @@ def main() -> None:
                 print(f"FAILED {failure}", flush=True)
                 continue
             print(f"{row.name} ({time.perf_counter() - started:.1f} s)" + _short(programs), flush=True)
+            process = any(section.process and row in section.rows for section in SECTIONS)
+            for name, said in goals(row, programs, process).items():
+                print(f"    {name}: {said}", flush=True)
             if options.json:
                 options.json.write_text(json.dumps(found, indent=1) + "\n")
     finally:

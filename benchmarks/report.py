@@ -49,11 +49,24 @@ def page(found: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
+def goals(row: Row, programs: dict[str, Any], process: bool) -> dict[str, str]:
+    """Return what became of the goals of a row, by the program that they compare ours with; of programs that ran."""
+    ours = _times(programs[row.programs[0].name], process, "cpu_s")
+    said = {}
+    for name, most in row.goals.items():
+        theirs = _times(programs[name], process, "cpu_s") if name in programs else []
+        if theirs and min(theirs) > 0:
+            ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+            reached = "reached" if ratio <= most else "missed"
+            said[name] = f"goal: ours at most {most:g} times its CPU, {reached} ({_number(ratio)})"
+    return said
+
+
 def _table(section: Section, rows: list[Row], found: dict[str, Any]) -> str:
     lines = []
     for row in rows:
         title = row.title
-        ours = next(iter(found[row.name].values()))
+        ours, said = next(iter(found[row.name].values())), goals(row, found[row.name], section.process)
         for name, program in found[row.name].items():
             wall, cpu = (_times(program, section.process, kind) for kind in ("wall_s", "cpu_s"))
             counts = dict(program["counts"])
@@ -73,6 +86,7 @@ def _table(section: Section, rows: list[Row], found: dict[str, Any]) -> str:
                 "further": "; ".join([
                     *(f"{name}: {_number(value)}" for name, value in (counts | program["figures"]).items()),
                     *program["notes"],
+                    *filter(None, [said.get(name)]),
                 ]),
             })  # fmt: skip
             title = ""

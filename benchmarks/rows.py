@@ -65,6 +65,8 @@ class Row:
         Whether a quick run of all rows has it; those that start clusters take too long.
     repeats : int or None
         The most timed runs, for rows of many minutes.
+    goals : mapping
+        By name of another program, the most CPU time that ours may take, as a multiple of that program's.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Row:
     limits: Mapping[str, Callable[[dict[str, Any]], float]] = field(default_factory=dict)
     in_quick: bool = True
     repeats: int | None = None
+    goals: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -179,6 +182,7 @@ def _zarr(
         options={"chunk": chunk, "levels": levels, "shard": shard},
         small=SMALL_CHUNKS | {"shard": [128, 128, 64] if shard else None}, output="zarr", limits=CHUNKS_READ,
         in_quick=in_quick,
+        goals={} if call == "cluster" else {FLOOR: 1.15} | ({"tensorstore": 1.0} if TENSORSTORE in peers else {}),
     )  # fmt: skip
 
 
@@ -192,6 +196,8 @@ EXPORTS = (
     _zarr("jpeg-shards", "jpeg, level 0 in shards", "image-jpeg-deep", (TENSORSTORE,), 128, 1, IMAGE_SHARD),
     _zarr("raw-levels", "raw, three levels", "image-raw-deep", (TENSORSTORE, DASK, NGFF), 128, 3),
     _zarr("labels-levels", "labels, three levels", "labels-deep", (TENSORSTORE, NGFF), 64, 3),
+    _zarr("raw-levels-shards", "raw, three levels in shards", "image-raw-deep", (TENSORSTORE,), 128, 3, IMAGE_SHARD),
+    _zarr("labels-levels-shards", "labels, three levels in shards", "labels-deep", (TENSORSTORE,), 64, 3, LABEL_SHARD),
     Row(
         "precomputed-labels", "labels, precomputed, three mips", "labels-deep",
         (
@@ -200,6 +206,26 @@ EXPORTS = (
             Program(FLOOR, "programs.floors:precomputed"),
         ),
         options={"levels": 3}, small={"levels": 2}, output="precomputed", limits=CHUNKS_READ,
+        goals={"igneous": 1.0, FLOOR: 1.15},
+    ),
+    Row(
+        "precomputed-labels-copy", "labels, precomputed, level 0 alone, whose files igneous copies", "labels-deep",
+        (
+            Program(US, "programs.exports:precomputed"),
+            Program("igneous", "programs.peer_igneous:precomputed", "igneous"),
+            Program(FLOOR, "programs.floors:precomputed"),
+        ),
+        options={"levels": 1}, output="precomputed", limits=CHUNKS_READ, goals={FLOOR: 1.15},
+    ),
+    Row(
+        "precomputed-labels-mips", "labels, precomputed, two mips without level 0", "labels-deep",
+        (
+            Program(US, "programs.exports:precomputed_mips"),
+            Program("igneous", "programs.peer_igneous:precomputed_mips", "igneous"),
+            Program(FLOOR, "programs.floors:precomputed_mips"),
+        ),
+        options={"levels": 3}, small={"levels": 2}, output="precomputed", limits=CHUNKS_READ,
+        goals={"igneous": 1.0},
     ),
     Row(
         "png", "128 slices of raw imagery as PNG", "image-raw",
@@ -453,6 +479,28 @@ CODEC_ROWS = (
     ),
 )  # fmt: skip
 
+# --------------------------------------------------------------------------- downsampling
+
+
+def _pooled(name: str, title: str, dtype: str, step: list[int], labels: bool, order: str, alone: bool = True) -> Row:
+    """Return a row of blocks in memory; tinybrain alone has no right means of some types."""
+    floor = (Program(FLOOR, "programs.pooling:alone"),) if alone else ()
+    return Row(
+        f"downsample-{name}", title, "nothing", (Program(US, "programs.pooling:ours"), *floor),
+        {"dtype": dtype, "step": step, "labels": labels, "order": order, "side": 256}, {"side": 64},
+        goals={FLOOR: 1.15},
+    )  # fmt: skip
+
+
+POOLED = (
+    _pooled("image", "uint8, x and y", "uint8", [2, 2, 1], False, "F"),
+    _pooled("image-c", "uint8 in C order, x and y", "uint8", [2, 2, 1], False, "C"),
+    _pooled("labels", "uint64 ids, x and y", "uint64", [2, 2, 1], True, "F"),
+    _pooled("labels-cubes", "uint64 ids, x, y and z", "uint64", [2, 2, 2], True, "F"),
+    _pooled("int16", "int16, x and y", "int16", [2, 2, 1], False, "F", alone=False),
+    _pooled("axis", "uint8, z", "uint8", [1, 1, 2], False, "F", alone=False),
+)
+
 # --------------------------------------------------------------------------- all
 
 SECTIONS = (
@@ -506,6 +554,11 @@ SECTIONS = (
         ROOTS,
     ),
     Section("Overlays", "A fifth of the cells belong to large objects; outlines are 10 pixels wide.", OVERLAYS),
+    Section(
+        "Downsampling",
+        "One block of 256 x 256 x 64 voxels in memory, one thread; the floor is tinybrain alone.",
+        POOLED,
+    ),
     Section(
         "Codecs",
         "One thread, chunks of the default shapes. FIB-25, where it is there: an image of 250 x 250 x 250 voxels, and "

@@ -31,10 +31,11 @@ config = Config(
                 # Small exports get smaller blocks, about this many per thread, so that all threads finish together.
                 "small_block_bytes": 4 * MIB,
                 "blocks_per_thread": 4,
-                # Block that computes several levels at once: at most this, smaller for a region of few blocks.
+                # Block that computes several levels at once: at most this, and smaller where it would leave fewer
+                # blocks than so many, which threads share.
                 "fused_bytes": 32 * MIB,
                 "small_fused_bytes": 4 * MIB,
-                "fused_blocks_at_least": 16,
+                "fused_blocks_at_least": 8,
             },
             "run": {
                 # Size of an export from which `imagery-dask export` without --cluster starts processes. Blocks hold

@@ -13,7 +13,7 @@ from integration.stores import files_of
 from support.settings import Configure
 from support.volumes import coordinate_volume, write_volume
 
-from imagery_dask import ImageryClient, to_precomputed, to_zarr
+from imagery_dask import ImageryClient, to_precomputed, to_zarr, verify_export
 from imagery_dask.errors import BlockFailedError
 from imagery_dask.export.zarr.block_array import ZarrLevel
 
@@ -51,6 +51,30 @@ def test_each_chunk_is_read_once_for_all_levels(
     # Levels 0 and 1 are made together, and only the last level of a stage is read again.
     assert levels_read
     assert "0" not in levels_read
+
+
+@pytest.mark.parametrize("write", [to_zarr, to_precomputed])
+@pytest.mark.parametrize(("planned", "now"), [(1, 2**40), (2**40, 1)])
+def test_runs_are_verified_and_repaired_in_the_stages_of_their_plan(
+    image: Any, tmp_path: Path, write: Any, planned: int, now: int, configure: Configure
+) -> None:
+    """Other versions and configurations make other levels together."""
+    configure("export.small_fused_bytes", planned)
+    configure("export.fused_bytes", planned)
+    out = tmp_path / "o"
+    write(image, out, chunks=CHUNK, levels=3, progress=False)
+    configure("export.small_fused_bytes", now)
+    configure("export.fused_bytes", now)
+    chunks = {
+        path: path.read_bytes() for path in out.rglob("*") if path.name not in ("info", "provenance", "zarr.json")
+        and path.is_file()
+    }  # fmt: skip
+    assert verify_export(out, sample=1, progress=False).ok
+    for path in chunks:
+        path.unlink()
+    assert not verify_export(out, progress=False).ok
+    write(image, out, chunks=CHUNK, levels=3, progress=False, repair=True)
+    assert {path: path.read_bytes() for path in chunks} == chunks
 
 
 def test_coarser_levels_are_not_made_of_failed_blocks(tmp_path: Path, configure: Configure) -> None:

@@ -221,3 +221,16 @@ def test_remapping_is_exact_for_ids_that_a_float_would_merge() -> None:
     values = np.array([0, 2**60 + 1, 2**60, 5], dtype=np.uint64)
     expected = values[np.searchsorted(stored, block)]
     np.testing.assert_array_equal(kernels.remap(block.copy(), stored, values), expected, strict=True)
+
+
+@pytest.mark.parametrize("shape", [(40, 5, 19), (17, 16, 33, 3), (1, 1, 1)])
+def test_blocks_of_any_order_become_fortran_ordered(shape: tuple[int, ...]) -> None:
+    whole = np.random.default_rng(0).integers(2**53, 2**60, shape, dtype=np.uint64)
+    fortran = np.asfortranarray(whole)
+    assert kernels.fortran_ordered(fortran) is fortran
+    views = (whole, whole[1:], whole[:, :, ::2], fortran[:-1], fortran[::2], np.moveaxis(whole, 0, 1))
+    for block in views:
+        converted = kernels.fortran_ordered(block)
+        assert converted.flags.f_contiguous
+        np.testing.assert_array_equal(converted, block)
+        assert kernels.digest_of(block) == kernels.digest_of(converted)

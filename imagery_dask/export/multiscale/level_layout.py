@@ -38,6 +38,8 @@ SHARD_BYTES = 32 * 2**20
 SHARDS_AT_LEAST = 64
 # So many chunks of a level can be files of their own.
 CHUNKS_UNSHARDED = 1024
+# Blocks that version 0.1 left at least where it made several levels together.
+BLOCKS_BEFORE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,11 @@ def default_chunks(itemsize: int) -> XYZ:
 
 
 def lay_out(
-    levels: Sequence[Level], chunks: XYZ, shards: XYZ | Literal["auto"] | None, voxel_bytes: int
+    levels: Sequence[Level],
+    chunks: XYZ,
+    shards: XYZ | Literal["auto"] | None,
+    voxel_bytes: int,
+    as_before: bool = False,
 ) -> tuple[tuple[LevelLayout, ...], tuple[StageLayout, ...]]:
     """Cut levels into chunks, shards and stages. Depends on nothing but its arguments.
 
@@ -97,11 +103,14 @@ def lay_out(
         every chunk an object. ``"auto"`` makes shards of 32 MiB where there are more than 1,024 chunks.
     voxel_bytes : int
         Bytes of a voxel with all its channels.
+    as_before : bool
+        Lay out as version 0.1, whose small exports made fewer levels together, with other shards.
     """
     chunk = Vec3.of(chunks)
     total = levels[0].shape.prod() * voxel_bytes
     least, most = config.get("export.small_fused_bytes"), config.get("export.fused_bytes")
-    fused = min(most, max(least, total // config.get("export.fused_blocks_at_least"))) // voxel_bytes
+    blocks = BLOCKS_BEFORE if as_before else config.get("export.fused_blocks_at_least")
+    fused = min(most, max(least, total // blocks)) // voxel_bytes
     if shards == "auto":
         count = levels[0].shape.ceil_div(chunk).prod()
         wanted = min(SHARD_BYTES, total // SHARDS_AT_LEAST) // voxel_bytes
@@ -116,7 +125,10 @@ def lay_out(
         for level in levels[first + 1 :]:
             scale = scale * level.step
             larger = unit.map(math.lcm, scale * chunk)
-            if larger.minimum(levels[first].shape).prod() > fused:
+            block = larger.minimum(levels[first].shape)
+            # Shards that are already whole chunks of the level leave as many blocks, whether they make it or not.
+            grows = as_before or block != unit.minimum(levels[first].shape)
+            if block.prod() > (fused if grows else most // voxel_bytes):
                 break
             unit = larger
             layouts.append(_clipped(level, chunk, None if shards is None else unit // scale))

@@ -125,7 +125,7 @@ class LevelsBlock:
     def _make(self, put: Callable[[LevelStore, Region, Array], bytes]) -> Written:
         digest, voxels, size = xxh3_128(), 0, 0
         for region, read in self.pieces:
-            block = read()
+            block = kernels.fortran_ordered(read())  # once for all levels, their encoding and their hashes
             voxels += math.prod(block.shape[:3])
             for step, store in self.outputs:
                 block = kernels.downsample(block, step, self.labels)

@@ -18,6 +18,7 @@ from imagery_dask.export.core.run_states import StartedRun
 from imagery_dask.export.multiscale.compact_ids import CompactTable, find_ids, ids_in, recorded
 from imagery_dask.export.multiscale.level_layout import (
     LevelLayout,
+    StageLayout,
     VolumeOptions,
     checked_shards,
     default_chunks,
@@ -58,8 +59,10 @@ class Multiscale:
     layouts: tuple[LevelLayout, ...]
 
 
-def multiscale_of(volume: Volume, levels: Levels, chunks: XYZ | None, shards: object = None) -> Multiscale:
-    """Lay out the levels of a volume.
+def multiscale_of(
+    volume: Volume, levels: Levels, chunks: XYZ | None, shards: object = None, as_before: bool = False
+) -> Multiscale:
+    """Lay out the levels of a volume; `as_before` as version 0.1 did.
 
     Raises
     ------
@@ -70,7 +73,7 @@ def multiscale_of(volume: Volume, levels: Levels, chunks: XYZ | None, shards: ob
     shards = checked_shards(shards, chunks)
     if levels != "source":
         geometry = pyramid(volume.shape, volume.resolution_nm, volume.translation_nm, levels)
-        layouts, stages = lay_out(geometry, chunks, shards, volume.voxel_bytes)
+        layouts, stages = lay_out(geometry, chunks, shards, volume.voxel_bytes, as_before)
         return Multiscale(volume, VolumeLevels((volume,), geometry, stages), layouts)
     volumes = source_levels(volume)
     geometry = tuple(Level(one.shape, Vec3(1, 1, 1), one.resolution_nm, one.translation_nm) for one in volumes)
@@ -129,14 +132,14 @@ class VolumeExport(Export):
 
     def tasks(self, run: StartedRun) -> Sequence[Sequence[BlockTask]]:
         """Return the tasks of each stage; each is made when it is taken."""
-        of_volume = dict(zip((volume.name for volume in self.volumes), self.stores(run), strict=True))
-        return [
-            Chain([
-                LevelTasks(*_stage_of(self, part), part.blocks, of_volume[part.volume], self._compact(run, part.volume))
-                for part in stage
-            ])
-            for stage in run.plan.stages
-        ]  # fmt: skip
+        stores = dict(zip((volume.name for volume in self.volumes), self.stores(run), strict=True))
+        planned = {one.volume.name: _as_planned(one, run.plan) for one in self.multiscales}
+
+        def tasks_of(part: StageBlocks) -> LevelTasks:
+            levels, name = planned[part.volume], part.volume
+            return LevelTasks(levels, _stage_at(levels, part), part.blocks, stores[name], self._compact(run, name))
+
+        return [Chain([tasks_of(part) for part in stage]) for stage in run.plan.stages]
 
     @abstractmethod
     def folder_of(self, volume: Volume) -> str:
@@ -206,19 +209,35 @@ def _voxel_fields(multiscales: Sequence[Multiscale]) -> JsonObject:
 
 def volume_reads(export: VolumeExport, part: StageBlocks) -> BlockReads:
     """Return what the blocks of a stage of a volume read."""
-    levels, index = _stage_of(export, part)
     if part.doing == "downsample":
         return BlockReads((), 0)
-    return BlockReads((levels.volumes[index].source,), levels.volumes[0].held_bytes(part.blocks))
+    (levels,) = (multiscale.export for multiscale in export.multiscales if multiscale.volume.name == part.volume)
+    source = levels.volumes[_stage_at(levels, part)].source
+    return BlockReads((source,), levels.volumes[0].held_bytes(part.blocks))
 
 
 def volume_previews(export: VolumeExport, run: StartedRun, whole: Sequence[StageBlocks]) -> Iterator[Preview]:
     """Return planes of each volume."""
     for multiscale, stores in zip(export.multiscales, export.stores(run), strict=True):
-        yield from level_previews(multiscale.export, stores, whole)
+        yield from level_previews(_as_planned(multiscale, run.plan), stores, whole)
 
 
-def _stage_of(export: VolumeExport, part: StageBlocks) -> tuple[VolumeLevels, int]:
-    (levels,) = (multiscale.export for multiscale in export.multiscales if multiscale.volume.name == part.volume)
-    (index,) = (at for at, stage in enumerate(levels.stages) if stage.first == part.level)
-    return levels, index
+def _as_planned(multiscale: Multiscale, plan: ExportPlan) -> VolumeLevels:
+    """Return the levels of a volume in the stages of a plan, which another version or configuration may have made."""
+    levels, name = multiscale.export, multiscale.volume.name
+    firsts = [part.level for stage in plan.stages for part in stage if part.volume == name]
+    ends = [*firsts[1:], len(levels.levels)]
+    # Blocks are as the plan says; pieces of a later stage are cut along the chunks of its first level.
+    units = {stage.first: stage.unit for stage in levels.stages}
+    return replace(
+        levels,
+        stages=tuple(
+            StageLayout(first, end - 1, units.get(first, multiscale.layouts[first].chunk))
+            for first, end in zip(firsts, ends, strict=True)
+        ),
+    )
+
+
+def _stage_at(levels: VolumeLevels, part: StageBlocks) -> int:
+    """Return the number of the stage that a part of a plan begins."""
+    return next(at for at, stage in enumerate(levels.stages) if stage.first == part.level)

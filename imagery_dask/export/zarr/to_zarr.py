@@ -186,8 +186,20 @@ class ZarrExport(VolumeExport):
     format = OutputFormat(volume_reads, _objects, _notes, volume_previews)
     options: ZarrOptions
 
-    def __init__(self, data: Any, url: str | os.PathLike[str], options: ZarrOptions, *, in_root: bool = True) -> None:
-        """Lay out an export; without `in_root`, a dataset's lone segmentation lies where that of an image does."""
+    def __init__(
+        self,
+        data: Any,
+        url: str | os.PathLike[str],
+        options: ZarrOptions,
+        *,
+        in_root: bool = True,
+        shards_before: bool = False,
+    ) -> None:
+        """Lay out an export.
+
+        Without `in_root`, a dataset's lone segmentation lies where that of an image does; with `shards_before`, shards
+        are those of version 0.1.
+        """
         self._data = data
         chunk, shard = options.chunk, options.shard
         volumes = as_volumes(data, options.resolution_nm, options.translation_nm, options.kind)
@@ -195,7 +207,7 @@ class ZarrExport(VolumeExport):
         self._is_lone = len(volumes) == 1 and volumes[0].variable and volumes[0].name == "segmentation"
         if self._is_lone and not in_root:
             volumes = [replace(volume, group=LABELS_GROUP) for volume in volumes]
-        multiscales = [multiscale_of(volume, options.levels, chunk, shard) for volume in volumes]
+        multiscales = [multiscale_of(volume, options.levels, chunk, shard, shards_before) for volume in volumes]
         for multiscale in multiscales:
             _check_chunk(multiscale, options.compressor(multiscale.volume.labels))
         layout = {
@@ -211,10 +223,16 @@ class ZarrExport(VolumeExport):
         self.target = StoreTarget(url)
 
     def earlier(self) -> Iterator[Self]:
-        """Yield the export as version 0.1 wrote it: its default codec, and a lone segmentation below the root."""
+        """Yield the export as version 0.1 wrote it: its shards, its default codec, a lone segmentation below the root.
+
+        Its shards alone are yielded too, of runs that a version in between has begun.
+        """
+        if self.options.shard is not None:
+            yield type(self)(self._data, self.url, self.options, shards_before=True)
         if self._is_lone or self.options.codec == "auto":
             codec = "blosc-zstd" if self.options.codec == "auto" else self.options.codec
-            yield type(self)(self._data, self.url, replace(self.options, codec=codec), in_root=False)
+            options = replace(self.options, codec=codec)
+            yield type(self)(self._data, self.url, options, in_root=False, shards_before=True)
 
     def create(self, run: StartedRun, workers: Workers, regions: Sequence[Region] | None = None) -> None:
         """Make the groups, their metadata and the empty arrays."""
@@ -270,9 +288,25 @@ class ZarrRegions(RegionsExport):
     kind = "zarr"
     options: ZarrOptions
 
-    def __init__(self, data: Mapping[str, Any], url: str | os.PathLike[str], options: ZarrOptions) -> None:
+    def __init__(
+        self,
+        data: Mapping[str, Any],
+        url: str | os.PathLike[str],
+        options: ZarrOptions,
+        *,
+        shards_before: bool = False,
+    ) -> None:
+        def make(name: str, one: Any) -> ZarrExport:
+            return ZarrExport(one, self.place(self.url, name), options, shards_before=shards_before)
+
+        self._data = data
         self.target = StoreTarget(url)
-        super().__init__(data, lambda name, one: ZarrExport(one, self.place(self.url, name), options), options)
+        super().__init__(data, make, options)
+
+    def earlier(self) -> Iterator[Self]:
+        """Yield the export with the shards that it had when small exports made fewer levels together."""
+        if self.options.shard is not None:
+            yield type(self)(self._data, self.url, self.options, shards_before=True)
 
     def create_root(self, url: str) -> None:
         """Make the group of the regions, whose attributes list them."""
