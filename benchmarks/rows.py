@@ -281,6 +281,22 @@ CLUSTERS = (
         options=LAYOUT, server="slow", latency_s=0.25, output="zarr", in_quick=False,
     ),
     Row(
+        "planned-threads", "jpeg of 256 MiB, a server that waits 0.25 s, threads of one process", "image-jpeg-deep",
+        (
+            Program(US, "programs.exports:planned"),
+            Program("a thread for each of two cores", "programs.exports:zarr"),
+        ),
+        options=LAYOUT | {"block_mib": 4}, server="slow", latency_s=0.25, output="zarr", in_quick=False,
+    ),
+    Row(
+        "planned-threads-local", "jpeg of 256 MiB on a local disk, threads of one process", "image-jpeg-deep",
+        (
+            Program(US, "programs.exports:planned"),
+            Program("a thread for each of two cores", "programs.exports:zarr"),
+        ),
+        options=LAYOUT | {"block_mib": 4}, output="zarr", in_quick=False,
+    ),
+    Row(
         "cluster-jpeg-threads", "jpeg of 256 MiB on a local disk", "image-jpeg-deep",
         tuple(_scaled(*how) for how in ((1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (4, 1))),
         options=LAYOUT, output="zarr", in_quick=False,

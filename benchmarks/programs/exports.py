@@ -17,6 +17,8 @@ from benchmarks.child import timed
 from benchmarks.programs.reads import lazy
 from imagery_dask import to_png, to_precomputed, to_zarr
 from imagery_dask.config import config
+from imagery_dask.export.planning.estimate import plan_export
+from imagery_dask.export.registry import KINDS
 
 XYZ = list[int]
 
@@ -34,6 +36,19 @@ def zarr(
     """Write OME-Zarr on two threads."""
     how = {"chunks": (chunk,) * 3, "shards": shard, "levels": levels, "workers": 2} | options
     return _written(to_zarr, lazy(source, kind, start, stop), out, **how)
+
+
+def planned(
+    source: str, kind: str, start: XYZ, stop: XYZ, out: str, chunk: int, shard: XYZ | None, levels: int,
+    block_mib: float | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write OME-Zarr on as many threads as a plan asks for, which is not timed."""
+    how = {"chunks": (chunk,) * 3, "shards": shard, "levels": levels}
+    export = KINDS["zarr"](lazy(source, kind, start, stop), out, **how)
+    plan = plan_export(export, block_mib=block_mib)
+    result: dict[str, Any] = {}
+    times = timed(lambda: result.update(_written(lambda data, url, **options: plan.run(**options), None, out)))
+    return result | times | {"figures": {"threads": plan.adapted.threads}}
 
 
 def precomputed(source: str, kind: str, start: XYZ, stop: XYZ, out: str, levels: int) -> dict[str, Any]:
