@@ -43,13 +43,15 @@ IS_ENCODED = np.isin(np.arange(256), ENCODED_BITS)
 OFFSET_BITS = 24
 
 
-def decode(content: bytes, encoding: str, shape: tuple[int, int, int, int], dtype: str, block_size: XYZ) -> Array:
+def decode(
+    content: bytes | memoryview, encoding: str, shape: tuple[int, int, int, int], dtype: str, block_size: XYZ
+) -> Array:
     """Return the voxels of a chunk as (x, y, z, channel).
 
     Parameters
     ----------
-    content : bytes
-        The chunk, without the transport's compression.
+    content : bytes or memoryview
+        The chunk, without the transport's compression. Voxels of raw chunks are in its memory.
     encoding : str
         Encoding as in the info.
     shape : tuple of 4 int
@@ -66,6 +68,9 @@ def decode(content: bytes, encoding: str, shape: tuple[int, int, int, int], dtyp
     """
     if not content:
         raise ValueError("it is empty")
+    if encoding == "raw":
+        return _channels_last(np.frombuffer(content, dtype), shape, encoding)
+    content = bytes(content)  # which their decoders ask for
     if encoding == "compressed_segmentation":
         damage = segmentation_damage(content, shape, block_size, np.dtype(dtype).itemsize)
         if damage:
@@ -73,9 +78,7 @@ def decode(content: bytes, encoding: str, shape: tuple[int, int, int, int], dtyp
     voxels: Array
     if encoding in PICTURES:
         check_picture_size(content, encoding, shape)
-    if encoding == "raw":
-        voxels = np.frombuffer(content, dtype)
-    elif encoding == "jpeg":
+    if encoding == "jpeg":
         voxels = simplejpeg.decode_jpeg(content, colorspace="RGB" if shape[3] > 1 else "GRAY").ravel()
     elif encoding == "png":
         voxels = _decode_png(content, shape, dtype)

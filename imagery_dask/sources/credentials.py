@@ -6,20 +6,21 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from imagery_dask.sources.files.connections import basic_auth
 
 __all__ = [
+    "alias_of",
+    "aws_secret",
     "cave_token",
     "forget_token",
+    "google_file",
     "has_aws",
     "has_google",
     "http_login",
     "remember_token",
     "secret_file",
-    "secrets_for",
     "token_places",
     "tokens_for_own_workers",
 ]
@@ -93,13 +94,30 @@ def tokens_for_own_workers() -> Mapping[str, str]:
     return {OWN_WORKERS_VARIABLE: json.dumps(_tokens)} if _tokens else {}
 
 
-def secrets_for(cloudpath: str) -> Any:
-    """Return the ``secrets`` argument of cloud-files for a path; with None cloud-files looks them up itself."""
-    if _is_bucket(cloudpath, "s3") and not _aws_file(cloudpath) and os.environ.get("AWS_ACCESS_KEY_ID"):
-        # cloud-files requires a session token with keys from the environment, but long-term keys have none.
-        names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_DEFAULT_REGION")
-        return {name: os.environ[name] for name in names if os.environ.get(name)}
-    return None
+def aws_secret(bucket: str, service: str) -> dict[str, str]:
+    """Return the keys for a bucket in the secret file that cloud-files uses: that of the bucket, or of the service."""
+    for name in _aws_names(bucket, service):
+        file = secret_file(name)
+        if file.exists():
+            content = json.loads(file.read_text())
+            return content if isinstance(content, dict) else {}
+    return {}
+
+
+def google_file(bucket: str) -> Path | None:
+    """Return the file with the service account for a bucket that cloud-files uses, if there is one."""
+    files = [secret_file(f"{bucket}-google-secret.json"), secret_file("google-secret.json")]
+    return next((file for file in files if file.exists()), None)
+
+
+def alias_of(scheme: str) -> str:
+    """Return the address that an alias of cloud-files stands for; "" if there is no such alias."""
+    if scheme in ("mem", "file"):
+        return ""
+    from cloudfiles import paths
+
+    paths.update_aliases_from_file()
+    return str(paths.ALIASES.get(scheme, ""))
 
 
 def http_login() -> str | None:
@@ -148,11 +166,10 @@ def _cave_host(path: str) -> str | None:
     return urlsplit(text.removeprefix("graphene://").removeprefix("middleauth+")).netloc or None
 
 
-def _is_bucket(cloudpath: str, scheme: str) -> bool:
-    return cloudpath.removeprefix("precomputed://").startswith(f"{scheme}://")
-
-
 def _aws_file(cloudpath: str) -> bool:
     bucket = cloudpath.partition("s3://")[2].partition("/")[0]
-    names = ("aws-secret.json", f"{bucket}-aws-secret.json")
-    return any(secret_file(name).exists() for name in names)
+    return any(secret_file(name).exists() for name in _aws_names(bucket, "aws"))
+
+
+def _aws_names(bucket: str, service: str) -> tuple[str, str]:
+    return f"{bucket}-{service}-secret.json", f"{service}-secret.json"

@@ -29,6 +29,8 @@ REFUSED_CODES = {
     "Forbidden", "Unauthorized",
 }  # fmt: skip
 NOT_THERE_CODES = {"404", "NoSuchKey", "NotFound"}
+# Codes of S3 with a status that is final otherwise.
+PASSING_CODES = {"RequestTimeout", "SlowDown"}
 RANGE_NOT_SATISFIABLE = 416
 # A server that asks for fewer requests, or has too much to do: slow down.
 THROTTLING_STATUS = {429, 503}
@@ -45,7 +47,10 @@ def kind_of(error: Exception) -> str:
         "final".
     """
     response, status = getattr(error, "response", None), status_of(error)
-    code = str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else str(status)
+    if isinstance(response, dict):  # botocore
+        code = str(response.get("Error", {}).get("Code", ""))
+    else:
+        code = str(getattr(error, "reason", "") or status)
     if code in NOT_THERE_CODES or isinstance(error, FileNotFoundError):
         return "not there"
     if code in REFUSED_CODES or status in REFUSED_STATUS or isinstance(error, PermissionError):
@@ -54,7 +59,7 @@ def kind_of(error: Exception) -> str:
         return "outside"
     if isinstance(error, (TypeError, ValueError)):  # among them those of requests for an invalid URL
         return "final"
-    return "passing" if status == 0 or status in PASSING_STATUS else "final"
+    return "passing" if code in PASSING_CODES or status == 0 or status in PASSING_STATUS else "final"
 
 
 def status_of(error: Exception) -> int:

@@ -143,7 +143,7 @@ class GraphServer:
                 raise SourceNotFoundError(f"{self.server}{path} does not exist (HTTP 404): {_text_of(response, token)}")
             if status >= 400:
                 raise StatusError(f"HTTP {status}: {_text_of(response, token)}", status, response.headers)
-            content = response.read_up_to(most + 1)
+            content = bytes(response.read_up_to(most + 1))
             response.check_length(len(content), most)
             if len(content) > most:
                 raise ConnectionError(f"the answer has more than {most} bytes")
@@ -196,7 +196,7 @@ def _json(content: bytes) -> Any:
 
 
 def _text_of(response: Response, token: str) -> str:
-    content = response.read_up_to(LARGEST_REST)
+    content = bytes(response.read_up_to(LARGEST_REST))
     with suppress(ValueError):  # cut, or damaged
         content = decompress(content, response.headers.get("content-encoding"), LARGEST_REST)
     return " ".join(content.decode(errors="replace").replace(token, "<token>").split())[:200]

@@ -262,7 +262,7 @@ class PrecomputedVolume:
         folder = resolved_name(str(self.info.get("segment_properties") or "").strip("/"))
         request = Request(f"{folder}/info", most=LARGEST_PROPERTIES)
         blob = self._transport.get(request) if folder else None
-        return None if blob is None else (folder, blob.decompressed(LARGEST_PROPERTIES))
+        return None if blob is None else (folder, bytes(blob.decompressed(LARGEST_PROPERTIES)))
 
     def _crossed(self, reading: _Reading) -> Iterator[_Chunk]:
         """Yield the storage chunks that a box crosses, x fastest."""
@@ -395,7 +395,7 @@ class PrecomputedVolume:
         if not encoded or self.layer.dtype != "uint64" or block_size is None or chunk.is_cut:
             return None
         try:
-            content = blob.decompressed(self._largest(reading.mip))
+            content = bytes(blob.decompressed(self._largest(reading.mip)))
         except Exception:  # of any decoder; decoding the voxels raises it again with the name of the chunk
             return None
         return LabelTables.parse(content, chunk.shape, block_size)
@@ -489,7 +489,7 @@ def _read_flat_info(path: str) -> tuple[Transport, object, str | None]:
                 f"{hint}"
             )
         try:
-            info = json.loads(blob.decompressed(LARGEST_INFO))
+            info = json.loads(bytes(blob.decompressed(LARGEST_INFO)))
         except (ValueError, RecursionError) as error:
             raise InvalidInfoError(f"The info file of {path!r} is not JSON: {brief(error)}") from error
         target = info.get("redirect") if isinstance(info, dict) else None

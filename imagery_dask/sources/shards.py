@@ -223,7 +223,7 @@ class ShardedChunks:
         if blob is None:
             return None
         try:
-            return parse(blob.decompressed())
+            return parse(bytes(blob.decompressed()))
         except Exception as error:  # of any decompressor
             return _Broken(f"{what} is broken: {brief(error)}")
 

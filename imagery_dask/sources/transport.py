@@ -12,7 +12,6 @@ import base64
 import hashlib
 import inspect
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import google_crc32c
@@ -28,14 +27,15 @@ import google_crc32c
 from imagery_dask.config import config
 from imagery_dask.errors import AccessRefusedError, SourceError
 from imagery_dask.sources import credentials
+from imagery_dask.sources.buckets import bucket_files
 from imagery_dask.sources.counts import count_request, count_throttled
 from imagery_dask.sources.failures import THROTTLING_STATUS, brief, forget_request, kind_of, pause_s, status_of
 from imagery_dask.sources.files.compression import LARGEST_FILE, decompress
-from imagery_dask.sources.files.deadlines import TooSlowError, deadline_of, let_buckets_obey
+from imagery_dask.sources.files.deadlines import TooSlowError
 from imagery_dask.sources.files.http_files import HttpFiles
 from imagery_dask.sources.files.local_files import FORMAT_SUFFIX, LocalFiles, local_folder
 from imagery_dask.sources.throttle import request_slots
-from imagery_dask.urls import is_safe_for_tokens, name_in_url, resolved_name, server_of, without_secrets
+from imagery_dask.urls import is_safe_for_tokens, name_in_url, server_of, without_secrets
 
 if TYPE_CHECKING:
     from cloudfiles import CloudFiles
@@ -77,21 +77,26 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """Bytes as stored, their compression, a description of their damage, and when a server says they were written."""
+    """Bytes as stored, their compression, a description of their damage, and when a server says they were written.
 
-    content: bytes
+    Large ones are the memory in which they were received, which is no `bytes` but a buffer.
+    """
+
+    content: bytes | memoryview
     encoding: str | None = None
     damage: str = ""
     modified: str | None = None
 
-    def decompressed(self, most: int = LARGEST_FILE) -> bytes:
+    def decompressed(self, most: int = LARGEST_FILE) -> bytes | memoryview:
         """Return the bytes without the transport's compression (gzip, brotli, ...), of which there are at most `most`.
 
         Raise ValueError if they are damaged.
         """
         if self.damage:
             raise ValueError(self.damage)
-        return decompress(self.content, self.encoding, most)
+        if not self.encoding:
+            return self.content
+        return decompress(bytes(self.content), self.encoding, most)
 
 
 class Transport:
@@ -111,20 +116,17 @@ class Transport:
         self._get_once: Callable[[Request], Blob | None]
         self.is_remote = True
         self._server = server_of(cloudpath)
-        folder, url = local_folder(cloudpath), http_url(cloudpath)
+        folder = local_folder(cloudpath)
         self._folder = None if folder is None else LocalFiles(folder)
         if self._folder is not None:
             self.is_remote, self._get_once = False, partial(_read_local, self._folder)
-        elif url is not None:
-            self._server = server_of(url)
-            behind_cave = cloudpath.removeprefix("precomputed://").startswith(MIDDLEAUTH)
-            auth = partial(_cave_auth, url) if behind_cave else _always(credentials.http_login() if login else None)
-            self._get_once = partial(_read_http, HttpFiles(url, auth))
+        elif (files := _http_files(cloudpath, login)) is not None:
+            self._server = files.server
+            self._get_once = partial(_read_http, files)
         else:
-            self._files = _cloud_files(cloudpath)
-            self.is_remote = self._files.protocol != "mem"
-            self._local = threading.local()
-            self._get_once = self._cloud_files_get
+            cloud_files = _cloud_files(cloudpath)
+            self.is_remote = cloud_files.protocol != "mem"
+            self._get_once = partial(_read_cloud_files, cloud_files)
 
     def get(self, request: Request) -> Blob | None:
         """Fetch one file or byte range.
@@ -208,45 +210,22 @@ class Transport:
             "objects that do not exist must also allow listing."
         )
 
-    def _connection(self) -> Any:
-        connection = getattr(self._local, "connection", None)
-        if connection is None:
-            connection = self._local.connection = self._files._get_connection()
-            let_buckets_obey(self._files.protocol, connection)
-            connection.get_path_to_file = partial(_name_in_bucket, connection.get_path_to_file)
-        return connection
-
-    def _cloud_files_get(self, request: Request) -> Blob | None:
-        connection = self._connection()
-        # Without cloud-files' own retries, which repeat refused requests seven times, for up to minutes.
-        get_file = inspect.unwrap(type(connection).get_file)
-        # A range limits what is received; stores answer with the whole object if it is smaller.
-        start, stop = (request.start, request.stop) if request.start is not None else (0, request.most + 1)
-        with deadline_of(sum(config.get("requests.timeout_s")), request.size_limit):
-            content, encoding, checksum, kind = get_file(connection, request.key, start, stop)
-        if content is None:
-            return None
-        damage = _size_damage(request, content)
-        # Not checked on S3: the ETag is the MD5 of some objects, but not of others (encrypted ones).
-        if not damage and request.start is None and self._files.protocol == "gs":
-            damage = checksum_damage(content, kind, checksum)
-        return Blob(content, encoding or None, damage)
-
 
 MIDDLEAUTH = "middleauth+"
 # Hosts at which buckets are read without credentials.
 PUBLIC_HOSTS = {"gs": "https://storage.googleapis.com", "s3": "https://s3.amazonaws.com"}
 
 
-def _name_in_bucket(below: Callable[[str], str], key: str) -> str:
-    """Return the name of a file in its bucket, which does not resolve ``..``; `below` joins it to the volume's name."""
-    name = below(key)
-    if not key.startswith("../"):
-        return name
-    name = resolved_name(name)
-    if name.startswith("../"):
-        raise ValueError(f"{key!r} is outside of the bucket")
-    return name
+def _http_files(cloudpath: str, login: bool) -> HttpFiles | None:
+    """Return the files of a path that is read over HTTP: of servers and of buckets."""
+    url = http_url(cloudpath)
+    if url is None:
+        return bucket_files(cloudpath)
+    if cloudpath.removeprefix("precomputed://").startswith(MIDDLEAUTH):
+        return HttpFiles(url, partial(_cave_auth, url))
+    found = credentials.http_login() if login else None
+    headers = {} if found is None else {"Authorization": found}
+    return HttpFiles(url, lambda _: headers)
 
 
 def _read_local(files: LocalFiles, request: Request) -> Blob | None:
@@ -268,20 +247,28 @@ def _read_http(files: HttpFiles, request: Request) -> Blob | None:
     return Blob(answer.content, answer.headers.get("content-encoding"), damage, modified)
 
 
-def _size_damage(request: Request, content: bytes) -> str:
+def _read_cloud_files(files: CloudFiles, request: Request) -> Blob | None:
+    """Read a file by a client of cloud-files: of memory, and of servers that only it knows."""
+    with files._get_connection() as connection:
+        # Without cloud-files' own retries, which repeat refused requests seven times, for up to minutes.
+        get_file = inspect.unwrap(type(connection).get_file)
+        # A range limits what is received.
+        start, stop = (request.start, request.stop) if request.start is not None else (0, request.most + 1)
+        content, encoding, *_ = get_file(connection, request.key, start, stop)
+    return None if content is None else Blob(content, encoding or None, _size_damage(request, content))
+
+
+def _size_damage(request: Request, content: bytes | memoryview) -> str:
     if request.start is not None or len(content) <= request.most:
         return ""
     return f"it has more than {request.most} bytes, more than it can have"
 
 
-def _always(auth: str | None) -> Callable[[], str | None]:
-    return lambda: auth
-
-
-def _cave_auth(url: str) -> str | None:
-    """Return the token for a server behind CAVE's authentication, which is only sent over HTTPS."""
+def _cave_auth(url: str, asked: str) -> dict[str, str]:
+    """Return the header with the token for a server behind CAVE's authentication, which is only sent over HTTPS."""
+    del asked
     token = credentials.cave_token(urlsplit(url).netloc) if is_safe_for_tokens(url) else None
-    return None if token is None else f"Bearer {token}"
+    return {} if token is None else {"Authorization": f"Bearer {token}"}
 
 
 def http_url(cloudpath: str) -> str | None:
@@ -304,8 +291,7 @@ def http_url(cloudpath: str) -> str | None:
 def _cloud_files(cloudpath: str) -> CloudFiles:
     from cloudfiles import CloudFiles
 
-    secrets = credentials.secrets_for(cloudpath)
-    return CloudFiles(cloudpath, secrets=secrets, locking=False, progress=False)
+    return CloudFiles(cloudpath, locking=False, progress=False)
 
 
 def reachable_path(cloudpath: str) -> str:
@@ -336,7 +322,7 @@ def _complete(request: Request, blob: Blob | None) -> Blob | None:
     return replace(blob, damage=damage)
 
 
-def checksum_damage(content: bytes, kind: str | None, expected: str | None) -> str:
+def checksum_damage(content: bytes | memoryview, kind: str | None, expected: str | None) -> str:
     """Return a description of a checksum mismatch; "" if the bytes agree with their checksum or there is none.
 
     Parameters
@@ -351,7 +337,7 @@ def checksum_damage(content: bytes, kind: str | None, expected: str | None) -> s
     if not expected or kind not in ("crc32c", "md5"):
         return ""
     if kind == "crc32c":
-        digest = google_crc32c.value(content).to_bytes(4, "big")
+        digest = google_crc32c.value(bytes(content)).to_bytes(4, "big")
     else:
         digest = hashlib.md5(content, usedforsecurity=False).digest()
     actual = base64.b64encode(digest).decode()

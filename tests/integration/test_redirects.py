@@ -85,7 +85,7 @@ def test_a_redirect_is_followed_without_login(
     logins = []
 
     def recording(self: HttpFiles, url: str, auth: Any) -> None:
-        logins.append((url, auth() is not None))
+        logins.append((url, bool(auth(url))))
         create(self, url, auth)
 
     create = HttpFiles.__init__
@@ -134,7 +134,7 @@ def test_a_token_stays_on_its_server_after_a_redirect(
     from support.http_server import Fault
 
     server.faults = lambda path, n: Fault(302, headers={"Location": f"{other.url}/em/info"}) if n == 1 else None
-    files = HttpFiles(f"{server.url}/em", lambda: "Bearer secret")
+    files = HttpFiles(f"{server.url}/em", lambda _: {"Authorization": "Bearer secret"})
     answer = files.get("info", None, None, 100, False)
     assert answer is not None
     assert answer.content == b"{}"

@@ -86,7 +86,7 @@ def send(
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     host = parts.netloc.rpartition("@")[2]
     sent = {"Host": host, "User-Agent": "imagery-dask", "Accept": "*/*", "Accept-Encoding": ACCEPTED, **headers}
-    authorization = authorization or environment.login or _login_of(parts)
+    authorization = authorization or sent.get("Authorization") or environment.login or _login_of(parts)
     if authorization:
         sent["Authorization"] = authorization
     if environment.proxy is not None and parts.scheme == "http":

@@ -7,7 +7,7 @@ a target, login pages) are errors. Each request is limited in bytes and in time,
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -18,11 +18,13 @@ from imagery_dask.sources.files.deadlines import deadline_of
 from imagery_dask.sources.files.response import Response
 from imagery_dask.urls import file_url, redacted, server_of, without_values
 
-__all__ = ["Answer", "HttpFiles", "StatusError"]
+__all__ = ["Answer", "Auth", "HttpFiles", "StatusError"]
 
 REDIRECTS = 10
 REDIRECT_STATUS = (301, 302, 303, 307, 308)
 GONE = (404, 410)
+# Returns headers, such as ``Authorization``, for a URL.
+Auth = Callable[[str], Mapping[str, str]]
 HTML = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.I | re.S)
 CONTENT_RANGE = re.compile(r"\s*bytes\s+(\d+)-(\d+)/(?:\d+|\*)\s*", re.I)
 
@@ -30,7 +32,7 @@ CONTENT_RANGE = re.compile(r"\s*bytes\s+(\d+)-(\d+)/(?:\d+|\*)\s*", re.I)
 class Answer(NamedTuple):
     """Bytes of a file as stored, their headers (`Response.headers`), and why they are not what was asked for, if so."""
 
-    content: bytes
+    content: bytes | memoryview
     headers: dict[str, str]
     whole: bool
     damage: str = ""
@@ -47,11 +49,13 @@ class StatusError(Exception):
         The status.
     headers : dict of str
         Headers of the answer, by name in lower case.
+    reason : str
+        The code that a bucket gives for it, such as ``ExpiredToken``.
     """
 
-    def __init__(self, text: str, code: int, headers: dict[str, str]) -> None:
-        super().__init__(text, code, headers)
-        self.code, self.headers = code, headers
+    def __init__(self, text: str, code: int, headers: dict[str, str], reason: str = "") -> None:
+        super().__init__(text, code, headers, reason)
+        self.code, self.headers, self.reason = code, headers, reason
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -65,11 +69,11 @@ class HttpFiles:
     url : str
         An HTTP URL, in which characters are escaped that a URL cannot hold. Its query is sent with each request.
     auth : callable
-        Returns the ``Authorization`` header of a request, or None.
+        Returns the headers with which a request for a URL proves who asks. They are sent to the server of `url` only.
     """
 
-    def __init__(self, url: str, auth: Callable[[], str | None]) -> None:
-        self._url, self._auth = url, auth
+    def __init__(self, url: str, auth: Auth) -> None:
+        self._url, self._auth, self.server = url, auth, server_of(url)
 
     def get(self, key: str, start: int | None, stop: int | None, most: int, fresh: bool) -> Answer | None:
         """Return a file, or its bytes ``start .. stop - 1``; None if it does not exist.
@@ -97,28 +101,38 @@ class HttpFiles:
             headers["Range"] = f"bytes={start}-{stop - 1}"
             most = stop - start
         with deadline_of(sum(config.get("requests.timeout_s"))):
-            response, redirected = self._answer(file_url(self._url, key), headers)
+            response, redirected = self._answer(self._file_url(key), headers)
             with response:
                 if response.status in GONE and (not redirected or _is_asked(response.url, key)):
+                    self._check_gone(response)
                     return None
-                _check_status(response, redirected, ranged="Range" in headers)
+                self._check_status(response, redirected, ranged="Range" in headers)
                 if response.status == 206:
                     return _part(response, start or 0, stop, most)
                 return _whole(response, start, most)
 
     def _answer(self, url: str, headers: dict[str, str]) -> tuple[Response, bool]:
         """Return the answer at the end of all redirects, whose bodies are not read, and True if there were any."""
-        authorization, asked = self._auth(), url
+        server, is_asked = server_of(url), True
         for number in range(REDIRECTS):
-            response = send("GET", url, headers, authorization)
+            # The token, and the user and password of the URL, are only for the server that was asked.
+            is_asked = is_asked and server_of(url) == server
+            response = send("GET", url, {**headers, **self._auth(url)} if is_asked else headers)
             target = response.headers.get("location")
             if target is None or response.status not in REDIRECT_STATUS:
                 return response, number > 0
             with response:
                 url = urljoin(url, escaped(target))
-            # The token, and the user and password of the URL, are only for the server that was asked.
-            authorization = authorization if server_of(url) == server_of(asked) else None
         raise ValueError(f"it redirects more than {REDIRECTS} times")
+
+    def _file_url(self, key: str) -> str:
+        return file_url(self._url, key)
+
+    def _check_gone(self, response: Response) -> None:
+        """Raise if an answer says that more is missing than the file."""
+
+    def _check_status(self, response: Response, redirected: bool, ranged: bool) -> None:
+        _check_status(response, redirected, ranged)
 
 
 def _is_asked(url: str, key: str) -> bool:
@@ -168,7 +182,7 @@ def _whole(response: Response, start: int | None, most: int) -> Answer:
     return Answer(content[:most], response.headers, not damage, damage)
 
 
-def _html_damage(content: bytes) -> str:
+def _html_damage(content: bytes | memoryview) -> str:
     if not HTML.match(content[:1024]):
         return ""
     title = re.search(rb"<title[^>]*>(.*?)</title>", content[:65536], re.I | re.S)

@@ -39,7 +39,7 @@ def server(asked: list[tuple[str, str | None]]) -> Iterator[str]:
 
 
 def read(url: str) -> None:
-    files = HttpFiles(url, lambda: None)
+    files = HttpFiles(url, lambda _: {})
     for _ in range(2):
         answer = files.get("info", None, None, 10, fresh=False)
         assert answer is not None
