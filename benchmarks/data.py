@@ -210,6 +210,7 @@ SETS: dict[str, Callable[[Path, bool], Made]] = {
     "image-raw": volume,
     "image-gzip": partial(volume, compress=True),
     "image-thin": partial(volume, chunk=(64, 64, 16)),
+    "image-large": partial(volume, depth=256, chunk=(128, 128, 128)),
     "image-sharded": partial(volume, sharded=True),
     "labels": partial(volume, encoding="compressed_segmentation"),
     "labels-gzip": partial(volume, encoding="compressed_segmentation", compress=True),

@@ -119,12 +119,13 @@ CUTOUTS = {
     "gzip": ("raw, gzip", "image-gzip", "image-gzip"),
     "labels": ("labels: compressed_segmentation, gzip", "labels-gzip", "labels-gzip"),
     "small": ("raw, small chunks of 64 x 64 x 16", "image-thin", "image-thin"),
+    "large": ("raw, 256 planes in large chunks of 128 x 128 x 128", "image-large", "image-large"),
     "sharded-labels": ("labels in shards, gzip", "labels-sharded", "labels-gzip"),
     "sharded-raw": ("raw in shards", "image-sharded", "image-raw"),
 }
 
 
-def _cutout(name: str, server: str | None, title: str, data: str, twin: str) -> Row:
+def _cutout(name: str, server: str | None, title: str, data: str, twin: str, latency_s: float = 0.02) -> Row:
     sharded = "sharded" in data
     limits: dict[str, Callable[[dict[str, Any]], float]] = {}
     if server:
@@ -133,13 +134,17 @@ def _cutout(name: str, server: str | None, title: str, data: str, twin: str) -> 
         limits["requests"] = lambda facts: 1 + (17 * facts["files"] if sharded else facts["chunks"])
         limits["bytes"] = lambda facts: facts["stored"] + INFO_BYTES
     floor = Program(FLOOR, "programs.floors:cutout", data=twin)
+    place = (server or "local") if latency_s == 0.02 else f"{1000 * latency_s:.0f}ms"
     return Row(
-        f"cutout-{name}-{server or 'local'}", title, data, (*_readers("cutout"), floor),
-        server=server, limits=limits, in_quick=server == "slow",
+        f"cutout-{name}-{place}", title, data, (*_readers("cutout"), floor),
+        server=server, latency_s=latency_s, limits=limits, in_quick=place == "slow",
     )  # fmt: skip
 
 
-LOCAL = {name: CUTOUTS[name] for name in ("jpeg", "raw")} | {"labels": ("labels", "labels", "labels")}
+# Compressed files that are not shards are read from a disk by CloudVolume only.
+OF_DISKS = ("jpeg", "raw", "small", "large", "sharded-labels", "sharded-raw")
+LOCAL = {name: CUTOUTS[name] for name in OF_DISKS} | {"labels": ("labels", "labels", "labels")}
+FAR = {name: CUTOUTS[name] for name in ("jpeg", "small")}
 
 # --------------------------------------------------------------------------- browsing
 
@@ -530,6 +535,11 @@ SECTIONS = (
         "Cutouts over HTTP, 20 ms",
         "The same from a server that answers after 20 ms.",
         tuple(_cutout(name, "slow", *kind) for name, kind in CUTOUTS.items()),
+    ),
+    Section(
+        "Cutouts over HTTP, 100 and 250 ms",
+        "The same from a server that is far away.",
+        tuple(_cutout(name, "slow", *kind, latency_s) for latency_s in (0.1, 0.25) for name, kind in FAR.items()),
     ),
     Section(
         "Cutouts of local files",

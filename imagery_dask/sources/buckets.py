@@ -80,15 +80,22 @@ class S3Files(BucketFiles):
 
     def _answer(self, url: str, headers: dict[str, str]) -> tuple[Response, bool]:
         response, redirected = super()._answer(url, headers)
-        region = response.headers.get("x-amz-bucket-region")
-        if response.status not in OTHER_REGION or self._signer is None or region in (None, self._signer.region):
+        if self._signer is None or not self._is_of_other_region(response):
             return response, redirected
+        region = response.headers["x-amz-bucket-region"]
         with response:
-            before, self._signer.region = self._signer.region, str(region)
+            before, self._signer.region = self._signer.region, region
         if self._url == amazon(before):
-            url = amazon(str(region)) + url.removeprefix(self._url)
-            self._url = amazon(str(region))
+            url = amazon(region) + url.removeprefix(self._url)
+            self._url = amazon(region)
         return super()._answer(url, headers)
+
+    def is_last(self, response: Response, is_ranged: bool) -> bool:
+        return super().is_last(response, is_ranged) and not self._is_of_other_region(response)
+
+    def _is_of_other_region(self, response: Response) -> bool:
+        region, signer = response.headers.get("x-amz-bucket-region"), self._signer
+        return response.status in OTHER_REGION and signer is not None and region not in (None, signer.region)
 
 
 class Bucket(NamedTuple):

@@ -339,9 +339,10 @@ class PrecomputedVolume:
 
     def _fetch(self, reading: _Reading, chunks: Collection[_Chunk]) -> Iterator[Fetched]:
         """Yield storage chunks in order of arrival; None for a missing chunk."""
-        for chunk, blob in self._stored(reading.mip, chunks):
-            reading.counts.chunks += 1
-            yield chunk, self._counted(reading, chunk, blob)
+        with closing(self._stored(reading.mip, chunks)) as stored:
+            for chunk, blob in stored:
+                reading.counts.chunks += 1
+                yield chunk, self._counted(reading, chunk, blob)
 
     def _counted(self, reading: _Reading, chunk: _Chunk, blob: Blob | None) -> Blob | None:
         """Count a chunk's bytes and return it, or count it as missing and return None."""
@@ -400,7 +401,7 @@ class PrecomputedVolume:
             return None
         return LabelTables.parse(content, chunk.shape, block_size)
 
-    def _stored(self, mip: int, chunks: Collection[_Chunk]) -> Iterator[Fetched]:
+    def _stored(self, mip: int, chunks: Collection[_Chunk]) -> Generator[Fetched, None, None]:
         if self.layer.mips[mip].is_sharded:
             by_cell = {chunk.cell: chunk for chunk in chunks}
             for cell, blob in self._sharded(mip).get_many(list(by_cell)):
@@ -532,8 +533,12 @@ def _spans(box_start: int, box_stop: int, start: int, stop: int, size: int) -> l
 
 
 def _decoded(reading: _Reading, fetched: Iterable[Fetched], decode: Decode) -> Iterator[Decoded]:
-    for chunk, blob in fetched:
-        yield chunk, None if blob is None else decode(reading, chunk, blob)
+    try:
+        for chunk, blob in fetched:
+            yield chunk, None if blob is None else decode(reading, chunk, blob)
+    finally:
+        if isinstance(fetched, Generator):  # which has requests in flight
+            fetched.close()
 
 
 def _paste(out: Array, there: Region, voxels: Array, here: Region) -> None:

@@ -14,7 +14,7 @@ import inspect
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass, replace
@@ -32,7 +32,8 @@ from imagery_dask.sources.counts import count_request, count_throttled
 from imagery_dask.sources.failures import THROTTLING_STATUS, brief, forget_request, kind_of, pause_s, status_of
 from imagery_dask.sources.files.compression import LARGEST_FILE, decompress
 from imagery_dask.sources.files.deadlines import TooSlowError
-from imagery_dask.sources.files.http_files import HttpFiles
+from imagery_dask.sources.files.fetching import NotDirectError, fetch
+from imagery_dask.sources.files.http_files import Answer, Asked, HttpFiles
 from imagery_dask.sources.files.local_files import FORMAT_SUFFIX, LocalFiles, local_folder
 from imagery_dask.sources.throttle import request_slots
 from imagery_dask.urls import is_safe_for_tokens, name_in_url, server_of, without_secrets
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Blob", "Request", "Transport"]
 
-# Requests at the same time from one process, enough to hide the latency of object stores.
+# Threads for requests that one thread cannot make for all: those that are limited, redirected, or tried again.
 REQUESTS_IN_FLIGHT = 64
 SLOW_ATTEMPTS = 2
 
@@ -118,18 +119,26 @@ class Transport:
         self._server = server_of(cloudpath)
         folder = local_folder(cloudpath)
         self._folder = None if folder is None else LocalFiles(folder)
+        self._http: HttpFiles | None = None
         if self._folder is not None:
             self.is_remote, self._get_once = False, partial(_read_local, self._folder)
         elif (files := _http_files(cloudpath, login)) is not None:
-            self._server = files.server
+            self._http, self._server = files, files.server
             self._get_once = partial(_read_http, files)
         else:
             cloud_files = _cloud_files(cloudpath)
             self.is_remote = cloud_files.protocol != "mem"
             self._get_once = partial(_read_cloud_files, cloud_files)
 
-    def get(self, request: Request) -> Blob | None:
+    def get(self, request: Request, failure: Exception | None = None) -> Blob | None:
         """Fetch one file or byte range.
+
+        Parameters
+        ----------
+        request : Request
+            What is fetched.
+        failure : Exception, optional
+            Why a first attempt, which is counted, has failed.
 
         Returns
         -------
@@ -146,8 +155,10 @@ class Transport:
         """
         attempts = config.get("requests.attempts")
         for attempt in range(attempts):
-            count_request(repeated=attempt > 0 or request.fresh)
             try:
+                if failure is not None and attempt == 0:
+                    raise failure
+                count_request(repeated=attempt > 0 or request.fresh)
                 with self._slots():
                     blob = self._get_once(request)
                 return _complete(request, blob)
@@ -185,6 +196,10 @@ class Transport:
                 yield request, self.get(request)
             return
         requests_ = list(wanted)
+        slots = self._slots()
+        if self._http is not None and self._http.is_direct and isinstance(slots, nullcontext):
+            yield from self._fetched(self._http, requests_)
+            return
         futures = [_pool().submit(copy_context().run, self.get, request) for request in requests_]
         try:
             for index, request in enumerate(requests_):
@@ -195,6 +210,33 @@ class Transport:
             for future in futures:
                 if future is not None:
                     future.cancel()
+
+    def _fetched(self, files: HttpFiles, requests_: list[Request]) -> Iterator[tuple[Request, Blob | None]]:
+        """Yield the results of many requests, of which this thread makes the first attempts."""
+        results: dict[int, Blob | None | Future[Blob | None]] = {}
+        first = 0
+        fetched = fetch(files, [_asked(request) for request in requests_], _pool().submit)
+        try:
+            for index, outcome in fetched:
+                request = requests_[index]
+                if isinstance(outcome, NotDirectError):
+                    results[index] = _pool().submit(copy_context().run, self.get, request)
+                else:
+                    count_request(repeated=request.fresh)
+                    if isinstance(outcome, Exception):
+                        results[index] = _pool().submit(copy_context().run, self.get, request, outcome)
+                    else:
+                        results[index] = _complete(request, _blob_of(outcome))
+                while first in results and _is_there(results[first]):
+                    yield requests_[first], _result(results.pop(first))
+                    first += 1
+            for index in range(first, len(requests_)):
+                yield requests_[index], _result(results.pop(index))
+        finally:
+            fetched.close()
+            for result in results.values():
+                if isinstance(result, Future):
+                    result.cancel()
 
     def _slots(self) -> AbstractContextManager[object]:
         """Return the context in which a request is made, which waits if requests are limited."""
@@ -235,7 +277,14 @@ def _read_local(files: LocalFiles, request: Request) -> Blob | None:
 
 
 def _read_http(files: HttpFiles, request: Request) -> Blob | None:
-    answer = files.get(request.key, request.start, request.stop, request.most, request.fresh)
+    return _blob_of(files.get(_asked(request)))
+
+
+def _asked(request: Request) -> Asked:
+    return Asked(request.key, request.start, request.stop, request.most, request.fresh)
+
+
+def _blob_of(answer: Answer | None) -> Blob | None:
     if answer is None:
         return None
     damage = answer.damage
@@ -245,6 +294,14 @@ def _read_http(files: HttpFiles, request: Request) -> Blob | None:
     if modified == answer.headers.get("date"):  # made for this request
         modified = None
     return Blob(answer.content, answer.headers.get("content-encoding"), damage, modified)
+
+
+def _is_there(result: Blob | None | Future[Blob | None]) -> bool:
+    return not isinstance(result, Future) or result.done()
+
+
+def _result(result: Blob | None | Future[Blob | None]) -> Blob | None:
+    return result.result() if isinstance(result, Future) else result
 
 
 def _read_cloud_files(files: CloudFiles, request: Request) -> Blob | None:

@@ -16,7 +16,7 @@ from imagery_dask import ImageryClient
 from imagery_dask.errors import AccessRefusedError, SourceError
 from imagery_dask.sources import credentials
 from imagery_dask.sources.addresses import named_by_info
-from imagery_dask.sources.files.http_files import HttpFiles
+from imagery_dask.sources.files.http_files import Asked, HttpFiles
 from imagery_dask.sources.graph_server import GraphServer
 from imagery_dask.urls import redacted
 
@@ -135,7 +135,7 @@ def test_a_token_stays_on_its_server_after_a_redirect(
 
     server.faults = lambda path, n: Fault(302, headers={"Location": f"{other.url}/em/info"}) if n == 1 else None
     files = HttpFiles(f"{server.url}/em", lambda _: {"Authorization": "Bearer secret"})
-    answer = files.get("info", None, None, 100, False)
+    answer = files.get(Asked("info", None, None, 100, False))
     assert answer is not None
     assert answer.content == b"{}"
     assert [request.authorization for request in server.requests] == ["Bearer secret"]

@@ -13,6 +13,7 @@ import re
 import select
 import ssl
 import threading
+import time
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from http.client import HTTPConnection, HTTPSConnection
@@ -26,11 +27,24 @@ from imagery_dask.sources.files.deadlines import name_socket
 from imagery_dask.sources.files.response import Response
 from imagery_dask.urls import server_of
 
-__all__ = ["NoConnectionError", "basic_auth", "close_idle", "escaped", "send"]
+__all__ = [
+    "NoConnectionError",
+    "Prepared",
+    "Server",
+    "basic_auth",
+    "close_idle",
+    "escaped",
+    "give_back",
+    "open_idle",
+    "prepared",
+    "send",
+    "take_idle",
+    "variables",
+]
 
 # Servers to which connections are kept while no request uses them, and connections to each.
 SERVERS_KEPT = 8
-CONNECTIONS_KEPT = 128
+CONNECTIONS_KEPT = 256
 PORTS = {"http": 80, "https": 443}
 # All that `decompress` knows.
 ACCEPTED = "gzip, deflate, br, zstd"
@@ -41,6 +55,9 @@ VARIABLES = [
 ]  # fmt: skip
 INVALID = re.compile(r"[^\x21-\x7e]")
 LINE_END = re.compile(r"[\r\n\0]")
+END_OF_HOST = re.compile(r"[/?#]")
+# Values of the variables; they are parts of keys, in memory only.
+Variables = tuple[str | None, ...]
 
 
 class NoConnectionError(ConnectionError):
@@ -79,40 +96,104 @@ def send(
     OSError, ValueError
         If the server does not answer, its answer is not HTTP, its certificate is not trusted, or the URL is invalid.
     """
-    parts, environment = urlsplit(url), _environment(server_of(url), tuple(map(os.environ.get, VARIABLES)))
-    if parts.scheme not in PORTS or not parts.hostname:
-        raise ValueError(f"{parts.scheme}://{parts.hostname or ''} is not a server of HTTP")
-    server = Server(parts.scheme, parts.hostname, parts.port or PORTS[parts.scheme], environment)
-    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    host = parts.netloc.rpartition("@")[2]
-    sent = {"Host": host, "User-Agent": "imagery-dask", "Accept": "*/*", "Accept-Encoding": ACCEPTED, **headers}
-    authorization = authorization or sent.get("Authorization") or environment.login or _login_of(parts)
-    if authorization:
-        sent["Authorization"] = authorization
-    if environment.proxy is not None and parts.scheme == "http":
-        target = f"http://{host}{target}"
-        if login := _login_of(environment.proxy):
-            sent["Proxy-Authorization"] = login
-    idle, (connect_s, read_s) = _idle(os.getpid()), timeout_s or config.get("requests.timeout_s")
-    connection = idle.take(server) or _connected(server, connect_s)
+    server, content = prepared(method, url, headers, authorization, body)
+    connect_s, read_s = timeout_s or config.get("requests.timeout_s")
+    connection = take_idle(server) or _connected(server, connect_s)
     try:
         connection.sock.settimeout(read_s)
         name_socket(connection.sock)
-        connection.sock.sendall(_request(method, target, sent, body))
-        return Response(url, connection.sock, partial(idle.done, server, connection))
+        connection.sock.sendall(content)
+        sent = time.monotonic()
+        response = Response(url, connection.sock, partial(give_back, server, connection))
+        response.waited_s = time.monotonic() - sent
+        return response
     except BaseException:
         connection.close()
         raise
 
 
-def _request(method: str, target: str, headers: Mapping[str, str], body: bytes | None) -> bytes:
-    """Return the bytes of a request (RFC 9112)."""
+class Prepared(NamedTuple):
+    """The bytes of a request, and the server that they are sent to."""
+
+    server: Server
+    content: bytes
+
+
+def variables() -> Variables:
+    """Return the variables of the environment on which requests depend."""
+    return tuple(map(os.environ.get, VARIABLES))
+
+
+def prepared(
+    method: str,
+    url: str,
+    headers: Mapping[str, str],
+    authorization: str | None = None,
+    body: bytes | None = None,
+    known: Variables | None = None,
+) -> Prepared:
+    """Return a request and the server that it is sent to; see `send`.
+
+    `known` are the `variables` of now, where many requests are made at once.
+    """
+    scheme, _, rest = url.partition("://")
+    end = END_OF_HOST.search(rest)
+    host, path = (rest, "/") if end is None else (rest[: end.start()], rest[end.start() :].partition("#")[0])
+    start = _start(scheme, host, known or variables())
+    sent = dict(headers)
+    authorization = authorization or sent.pop("Authorization", None) or start.login
+    if authorization:
+        sent["Authorization"] = authorization
     if body is not None:
-        headers = {**headers, "Content-Length": str(len(body))}
-    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
-    if INVALID.search(target) or any(LINE_END.search(line) for line in lines):
+        sent["Content-Length"] = str(len(body))
+    target = path if path.startswith("/") else f"/{path}"
+    lines = [f"{name}: {value}" for name, value in sent.items()]
+    if INVALID.search(target) or any(map(LINE_END.search, lines)):
         raise ValueError("the URL, or a header, has characters that it cannot have")
-    return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
+    head = "\r\n".join([f"{method} {start.before_target}{target} HTTP/1.1", *start.lines, *lines, "", ""])
+    return Prepared(start.server, head.encode("latin-1") + (body or b""))
+
+
+class _Start(NamedTuple):
+    """What all requests to a server have in common (RFC 9112)."""
+
+    server: Server
+    lines: list[str]
+    login: str | None
+    before_target: str
+
+
+@lru_cache(maxsize=256)
+def _start(scheme: str, netloc: str, known: Variables) -> _Start:
+    url = f"{scheme}://{netloc}"
+    parts, environment = urlsplit(url), _environment(server_of(url), known)
+    if scheme not in PORTS or not parts.hostname:
+        raise ValueError(f"{scheme}://{parts.hostname or ''} is not a server of HTTP")
+    server = Server(scheme, parts.hostname, parts.port or PORTS[scheme], environment)
+    host, proxy = netloc.rpartition("@")[2], environment.proxy
+    sent = {"Host": host, "User-Agent": "imagery-dask", "Accept": "*/*", "Accept-Encoding": ACCEPTED}
+    if proxy is not None and scheme == "http" and (login := _login_of(proxy)):
+        sent["Proxy-Authorization"] = login
+    if INVALID.search(host):
+        raise ValueError("the URL has characters that it cannot have")
+    lines = [f"{name}: {value}" for name, value in sent.items()]
+    through_proxy = proxy is not None and scheme == "http"
+    return _Start(server, lines, environment.login or _login_of(parts), f"http://{host}" if through_proxy else "")
+
+
+def take_idle(server: Server) -> HTTPConnection | None:
+    """Return an open connection that no request uses, if there is one."""
+    return _idle(os.getpid()).take(server)
+
+
+def open_idle(server: Server, connect_s: float) -> None:
+    """Open a connection for a request to come."""
+    give_back(server, _connected(server, connect_s), True)
+
+
+def give_back(server: Server, connection: HTTPConnection, is_reusable: bool) -> None:
+    """Keep a connection for the next request, or close it."""
+    _idle(os.getpid()).done(server, connection, is_reusable)
 
 
 def close_idle() -> None:

@@ -13,12 +13,13 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from imagery_dask.config import config
 from imagery_dask.humanize import printable
-from imagery_dask.sources.files.connections import escaped, send
+from imagery_dask.sources.files.connections import Prepared, Variables, escaped, prepared, send
 from imagery_dask.sources.files.deadlines import deadline_of
+from imagery_dask.sources.files.links import link_of
 from imagery_dask.sources.files.response import Response
-from imagery_dask.urls import file_url, redacted, server_of, without_values
+from imagery_dask.urls import file_url, name_in_url, redacted, server_of, without_values
 
-__all__ = ["Answer", "Auth", "HttpFiles", "StatusError"]
+__all__ = ["Answer", "Asked", "Auth", "HttpFiles", "StatusError"]
 
 REDIRECTS = 10
 REDIRECT_STATUS = (301, 302, 303, 307, 308)
@@ -36,6 +37,33 @@ class Answer(NamedTuple):
     headers: dict[str, str]
     whole: bool
     damage: str = ""
+
+
+class Asked(NamedTuple):
+    """A file, or its bytes ``start .. stop - 1``.
+
+    Attributes
+    ----------
+    key : str
+        Name of the file below the URL.
+    start, stop : int or None
+        Range of bytes; None for the whole file.
+    most : int
+        Largest possible size of the file. A larger one is damaged, and only `most` of its bytes are received.
+    fresh : bool
+        Bypass caches.
+    """
+
+    key: str
+    start: int | None
+    stop: int | None
+    most: int
+    fresh: bool
+
+    @property
+    def size_limit(self) -> int:
+        """Largest possible number of bytes of the answer."""
+        return self.most if self.start is None or self.stop is None else self.stop - self.start
 
 
 class StatusError(Exception):
@@ -74,20 +102,13 @@ class HttpFiles:
 
     def __init__(self, url: str, auth: Auth) -> None:
         self._url, self._auth, self.server = url, auth, server_of(url)
+        self.link, self._base = link_of(self.server), file_url(url, "")
+        self._has_query = "?" in self._base
+        #: Whether files come without redirects: the last one did.
+        self.is_direct = False
 
-    def get(self, key: str, start: int | None, stop: int | None, most: int, fresh: bool) -> Answer | None:
-        """Return a file, or its bytes ``start .. stop - 1``; None if it does not exist.
-
-        Parameters
-        ----------
-        key : str
-            Name of the file below the URL.
-        start, stop : int or None
-            Range of bytes; None for the whole file.
-        most : int
-            Largest possible size of the file. A larger one is damaged, and only `most` of its bytes are received.
-        fresh : bool
-            Bypass caches.
+    def get(self, asked: Asked) -> Answer | None:
+        """Return a file, or None if it does not exist.
 
         Raises
         ------
@@ -96,20 +117,34 @@ class HttpFiles:
         OSError, ValueError
             See `send`.
         """
-        headers = {"Cache-Control": "no-cache"} if fresh else {}
-        if start is not None and stop is not None:
-            headers["Range"] = f"bytes={start}-{stop - 1}"
-            most = stop - start
         with deadline_of(sum(config.get("requests.timeout_s"))):
-            response, redirected = self._answer(self._file_url(key), headers)
+            response, redirected = self._answer(self._file_url(asked.key), _headers(asked))
+            self.is_direct = not redirected and (asked.start is None or response.status != 200)
+            if not redirected:
+                self.link.answered(response.waited_s)
             with response:
-                if response.status in GONE and (not redirected or _is_asked(response.url, key)):
-                    self._check_gone(response)
-                    return None
-                self._check_status(response, redirected, ranged="Range" in headers)
-                if response.status == 206:
-                    return _part(response, start or 0, stop, most)
-                return _whole(response, start, most)
+                return self.answer(response, asked, redirected)
+
+    def request(self, asked: Asked, known: Variables) -> tuple[str, Prepared]:
+        """Return the URL of a file, and the request for it, of which `answer` takes the answer; see `prepared`."""
+        url = self._file_url(asked.key)
+        return url, prepared("GET", url, {**_headers(asked), **self._auth(url)}, known=known)
+
+    def is_last(self, response: Response, is_ranged: bool) -> bool:
+        """Return True if an answer is not that another request is needed, which `get` makes."""
+        is_last = not (response.status in REDIRECT_STATUS and "location" in response.headers)
+        self.is_direct = is_last and not (is_ranged and response.status == 200)
+        return self.is_direct
+
+    def answer(self, response: Response, asked: Asked, redirected: bool = False) -> Answer | None:
+        """Return the file that an answer has, or None if it does not exist; see `get`."""
+        if response.status in GONE and (not redirected or _is_asked(response.url, asked.key)):
+            self._check_gone(response)
+            return None
+        self._check_status(response, redirected, ranged=asked.start is not None)
+        if response.status == 206:
+            return _part(response, asked.start or 0, asked.stop, asked.size_limit)
+        return _whole(response, asked.start, asked.size_limit)
 
     def _answer(self, url: str, headers: dict[str, str]) -> tuple[Response, bool]:
         """Return the answer at the end of all redirects, whose bodies are not read, and True if there were any."""
@@ -126,13 +161,20 @@ class HttpFiles:
         raise ValueError(f"it redirects more than {REDIRECTS} times")
 
     def _file_url(self, key: str) -> str:
-        return file_url(self._url, key)
+        return file_url(self._url, key) if self._has_query else f"{self._base}/{name_in_url(key.lstrip('/'))}"
 
     def _check_gone(self, response: Response) -> None:
         """Raise if an answer says that more is missing than the file."""
 
     def _check_status(self, response: Response, redirected: bool, ranged: bool) -> None:
         _check_status(response, redirected, ranged)
+
+
+def _headers(asked: Asked) -> dict[str, str]:
+    headers = {"Cache-Control": "no-cache"} if asked.fresh else {}
+    if asked.start is not None and asked.stop is not None:
+        headers["Range"] = f"bytes={asked.start}-{asked.stop - 1}"
+    return headers
 
 
 def _is_asked(url: str, key: str) -> bool:

@@ -43,6 +43,8 @@ class Response:
         The status.
     headers : dict of str
         By name in lower case; lines of one name are joined.
+    waited_s : float
+        Seconds between the request and the headers, where the sender has set it.
     is_complete : bool
         Whether all of the body is there, or all that the server has sent before it closed the connection.
 
@@ -66,6 +68,7 @@ class Response:
         self._missing = 0
         self._buffer: memoryview | None = None
         self._filled = 0
+        self.waited_s = 0.0
         while waits and not self.status:
             self.receive()
 
@@ -77,7 +80,7 @@ class Response:
     def pieces(self, most: int) -> Iterator[bytes | memoryview]:
         """Yield the next `most` bytes of the body, or fewer at its end, as they are sent: they may be compressed."""
         while most > 0:
-            while not self._body and not self.is_complete:
+            while self._waits and not self._body and not self.is_complete:
                 self.receive()
             if not self._body:
                 return

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from imagery_dask.sources.files.http_files import HttpFiles
+from imagery_dask.sources.files.http_files import Asked, HttpFiles
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def server(asked: list[tuple[str, str | None]]) -> Iterator[str]:
 def read(url: str) -> None:
     files = HttpFiles(url, lambda _: {})
     for _ in range(2):
-        answer = files.get("info", None, None, 10, fresh=False)
+        answer = files.get(Asked("info", None, None, 10, fresh=False))
         assert answer is not None
         assert answer.content == b"ok"
 
