@@ -134,6 +134,8 @@ class ShardedChunks:
                     continue
                 offset = chunk.start - (request.start or 0)
                 content = blob.content[offset : offset + chunk.stop - chunk.start]
+                if len(run) > 1:  # a chunk that is kept must not keep the others
+                    content = bytes(content)
                 yield chunk.cell, Blob(content, self._data_encoding, blob.damage)
 
     def get_again(self, cell: Vec3[int]) -> Blob | None:
