@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from imagery_dask.sources.failures import brief
+from imagery_dask.sources.files.aws_signature import AwsKeys, Signer
+from imagery_dask.sources.files.bucket_files import BucketFiles, S3Files, amazon
 from imagery_dask.sources.files.connections import basic_auth
+from imagery_dask.sources.files.http_files import Auth
+from imagery_dask.sources.files.local_files import FORMAT_SUFFIX
 
 __all__ = [
-    "alias_of",
-    "aws_secret",
+    "bucket_files",
     "cave_token",
     "forget_token",
-    "google_file",
     "has_aws",
     "has_google",
     "http_login",
@@ -29,6 +34,8 @@ __all__ = [
 TOKEN_VARIABLE = "CAVE_TOKEN"
 # Tokens by host, given to worker processes that this process starts itself.
 OWN_WORKERS_VARIABLE = "IMAGERY_DASK_TOKENS"
+GOOGLE = "https://storage.googleapis.com"
+GOOGLE_SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
 TOKEN_FILES = ("{host}-cave-secret.json", "cave-secret.json", "chunkedgraph-secret.json")
 
 _tokens: dict[str, str] = {}
@@ -94,7 +101,7 @@ def tokens_for_own_workers() -> Mapping[str, str]:
     return {OWN_WORKERS_VARIABLE: json.dumps(_tokens)} if _tokens else {}
 
 
-def aws_secret(bucket: str, service: str) -> dict[str, str]:
+def _aws_secret(bucket: str, service: str) -> dict[str, str]:
     """Return the keys for a bucket in the secret file that cloud-files uses: that of the bucket, or of the service."""
     for name in _aws_names(bucket, service):
         file = secret_file(name)
@@ -104,13 +111,13 @@ def aws_secret(bucket: str, service: str) -> dict[str, str]:
     return {}
 
 
-def google_file(bucket: str) -> Path | None:
+def _google_file(bucket: str) -> Path | None:
     """Return the file with the service account for a bucket that cloud-files uses, if there is one."""
     files = [secret_file(f"{bucket}-google-secret.json"), secret_file("google-secret.json")]
     return next((file for file in files if file.exists()), None)
 
 
-def alias_of(scheme: str) -> str:
+def _alias_of(scheme: str) -> str:
     """Return the address that an alias of cloud-files stands for; "" if there is no such alias."""
     if scheme in ("mem", "file"):
         return ""
@@ -173,3 +180,128 @@ def _aws_file(cloudpath: str) -> bool:
 
 def _aws_names(bucket: str, service: str) -> tuple[str, str]:
     return f"{bucket}-{service}-secret.json", f"{service}-secret.json"
+
+
+# --------------------------------------------------------------------------- buckets
+
+
+class Bucket(NamedTuple):
+    """What a path names: scheme, endpoint of its own or "", bucket, prefix, and the service of its secret file."""
+
+    scheme: str
+    endpoint: str
+    name: str
+    prefix: str
+    service: str
+
+
+def bucket_files(cloudpath: str) -> BucketFiles | None:
+    """Return the files of a path in a bucket; None for other paths.
+
+    Parameters
+    ----------
+    cloudpath : str
+        ``s3://bucket/a``, ``s3://https://host/bucket/a``, ``gs://bucket/a``, or one with an alias of cloud-files.
+    """
+    bucket = _bucket_of(cloudpath)
+    if bucket is None:
+        return None
+    if bucket.scheme == "gs":
+        endpoint = os.environ.get("STORAGE_EMULATOR_HOST", GOOGLE)
+        endpoint = endpoint if "://" in endpoint else f"http://{endpoint}"
+        auth: Auth = _GoogleToken(bucket.name) if endpoint == GOOGLE else _no_headers
+        return BucketFiles(endpoint.rstrip("/"), bucket.name, bucket.prefix, auth)
+    session = _session()
+    secret = _aws_secret(bucket.name, bucket.service)
+    region = secret.get("AWS_DEFAULT_REGION") or session.get_config_variable("region") or "us-east-1"
+    keys, endpoint = _aws_keys(secret, session), bucket.endpoint or _endpoint(session, region)
+    signer = None if keys is None else Signer(keys, region)
+    return S3Files(endpoint.rstrip("/"), bucket.name, bucket.prefix, signer)
+
+
+def _no_headers(_: str) -> dict[str, str]:
+    return {}
+
+
+def _bucket_of(cloudpath: str) -> Bucket | None:
+    path = cloudpath.removeprefix("precomputed://").removesuffix(FORMAT_SUFFIX)
+    scheme, _, rest = path.partition("://")
+    service, endpoint = {"s3": "aws", "gs": "google"}.get(scheme, scheme), ""
+    if scheme not in ("s3", "gs"):
+        address = _alias_of(scheme)
+        scheme, _, before = address.partition("://")
+        if scheme not in ("s3", "gs"):
+            return None
+        rest = before + rest
+    if scheme == "s3" and rest.startswith(("http://", "https://")):
+        protocol, _, rest = rest.partition("://")
+        host, _, rest = rest.partition("/")
+        endpoint = f"{protocol}://{host}"
+    name, _, prefix = rest.partition("/")
+    return Bucket(scheme, endpoint, name, prefix.strip("/"), service)
+
+
+def _session() -> Any:
+    import botocore.session
+
+    return botocore.session.Session()
+
+
+def _aws_keys(secret: Mapping[str, str], session: Any) -> Callable[[], AwsKeys] | None:
+    """Return a function that returns the keys of now, from a secret file or from botocore's chain; None without any."""
+    given = [secret.get(name) or None for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")]
+    if given[0] and given[1]:
+        keys = AwsKeys(given[0], given[1], given[2])
+        return lambda: keys
+    found = session.get_credentials()
+    if found is None:
+        return None
+
+    def current() -> AwsKeys:
+        frozen = found.get_frozen_credentials()  # refreshes those that expire
+        return AwsKeys(frozen.access_key, frozen.secret_key, frozen.token)
+
+    return current
+
+
+def _endpoint(session: Any, region: str) -> str:
+    """Return the endpoint that variables, or profiles of ``~/.aws/config``, name; else Amazon's."""
+    ignored = os.environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true"
+    named = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if named and not ignored:
+        return named
+    file = Path(os.environ.get("AWS_CONFIG_FILE", Path.home() / ".aws" / "config")).expanduser()
+    if ignored or not file.exists():
+        return amazon(region)
+    # The client takes a quarter of a second to make.
+    url = str(session.create_client("s3", region_name=region).meta.endpoint_url)
+    return amazon(region) if ".amazonaws.com" in url else url
+
+
+class _GoogleToken:
+    """The tokens of a service account, or of Google's default credentials; they are refreshed before they expire."""
+
+    def __init__(self, bucket: str) -> None:
+        import google.auth
+        from google.auth.transport.requests import Request
+        from google.oauth2 import service_account
+
+        file = _google_file(bucket)
+        if file is not None:
+            self._credentials = service_account.Credentials.from_service_account_file(str(file), scopes=[GOOGLE_SCOPE])
+        else:
+            self._credentials, _ = google.auth.default(scopes=[GOOGLE_SCOPE])
+        self._refresh, self._lock = Request(), threading.Lock()
+
+    def __call__(self, url: str) -> dict[str, str]:
+        from google.auth.exceptions import RefreshError
+
+        headers: dict[str, str] = {}
+        try:
+            with self._lock:  # so that one thread refreshes
+                self._credentials.before_request(self._refresh, "GET", url, headers)
+        except RefreshError as error:
+            if error.retryable:
+                raise
+            raise PermissionError(f"Google gives no token: {brief(error)}") from error
+        return {{"authorization": "Authorization"}.get(name, name): value for name, value in headers.items()}

@@ -27,7 +27,6 @@ import google_crc32c
 from imagery_dask.config import config
 from imagery_dask.errors import AccessRefusedError, SourceError
 from imagery_dask.sources import credentials
-from imagery_dask.sources.buckets import bucket_files
 from imagery_dask.sources.counts import count_request, count_throttled
 from imagery_dask.sources.failures import THROTTLING_STATUS, brief, forget_request, kind_of, pause_s, status_of
 from imagery_dask.sources.files.compression import LARGEST_FILE, decompress
@@ -262,7 +261,7 @@ def _http_files(cloudpath: str, login: bool) -> HttpFiles | None:
     """Return the files of a path that is read over HTTP: of servers and of buckets."""
     url = http_url(cloudpath)
     if url is None:
-        return bucket_files(cloudpath)
+        return credentials.bucket_files(cloudpath)
     if cloudpath.removeprefix("precomputed://").startswith(MIDDLEAUTH):
         return HttpFiles(url, partial(_cave_auth, url))
     found = credentials.http_login() if login else None

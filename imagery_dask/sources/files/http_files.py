@@ -15,7 +15,7 @@ from imagery_dask.config import config
 from imagery_dask.humanize import printable
 from imagery_dask.sources.files.connections import Prepared, Variables, escaped, prepared, send
 from imagery_dask.sources.files.deadlines import deadline_of
-from imagery_dask.sources.files.links import link_of
+from imagery_dask.sources.files.in_flight import link_of
 from imagery_dask.sources.files.response import Response
 from imagery_dask.urls import file_url, name_in_url, redacted, server_of, without_values
 

@@ -11,7 +11,7 @@ from support.settings import Configure
 from imagery_dask.errors import AccessRefusedError, SourceError
 from imagery_dask.sources import collect_counts
 from imagery_dask.sources.files import connections
-from imagery_dask.sources.files.links import FEWEST, Link, link_of
+from imagery_dask.sources.files.in_flight import FEWEST, Link, link_of
 from imagery_dask.sources.transport import Request, Transport
 
 FILES = 300

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from imagery_dask.sources.files.links import FEWEST, MOST, Link
+from imagery_dask.sources.files.in_flight import FEWEST, MOST, Link
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from google.auth.exceptions import RefreshError
 from support.settings import Configure
 
 from imagery_dask.errors import AccessRefusedError, SourceError
-from imagery_dask.sources import buckets
+from imagery_dask.sources import credentials
+from imagery_dask.sources.files import bucket_files
 from imagery_dask.sources.files.aws_signature import AwsKeys, Signer
 from imagery_dask.sources.transport import Request, Transport
 from imagery_dask.urls import name_in_url
@@ -196,8 +197,8 @@ def test_a_region_changes_the_endpoint_of_amazon_only(monkeypatch: pytest.Monkey
 
         def __exit__(self, *_: object) -> None: ...
 
-    monkeypatch.setattr(buckets.HttpFiles, "_answer", answer)
-    files = buckets.S3Files(buckets.amazon("us-east-1"), "b", "em", Signer(lambda: KEYS, "us-east-1"))
+    monkeypatch.setattr(bucket_files.HttpFiles, "_answer", answer)
+    files = bucket_files.S3Files(bucket_files.amazon("us-east-1"), "b", "em", Signer(lambda: KEYS, "us-east-1"))
     assert files._answer(files._file_url("k"), {})[0].status == 200
     assert asked == [f"https://s3.{region}.amazonaws.com/b/em/k" for region in ("us-east-1", "eu-north-1")]
     assert files._file_url("l") == "https://s3.eu-north-1.amazonaws.com/b/em/l"
@@ -260,7 +261,7 @@ class GoogleCredentials(google.auth.credentials.Credentials):
 def google_bucket(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere")
-    monkeypatch.setattr(buckets, "GOOGLE", bucket.url)
+    monkeypatch.setattr(credentials, "GOOGLE", bucket.url)
     return bucket
 
 
