@@ -1,39 +1,43 @@
 """Write blocks of whole chunks and shards into zarr arrays, so that a reader never sees a partial chunk.
 
-zarrs encodes three times as fast as zarr, but it opens the file of a chunk under its final name and truncates it: a
-reader may see a partial chunk, and a killed process leaves one behind. On a local disk a block is therefore encoded
-into a folder of its own beside the chunks, and each file is then moved into place:
+A block is given part by part; each part is whole chunks. On a local disk, files are written into a folder of the block
+beside the chunks, and each is moved into place when all are complete::
 
     store.zarr/0/zarr.json
     store.zarr/0/c/4/0/7                        <- os.replace
-    store.zarr/0/.partial-RUN-BLOCK/c.4.0.7
+    store.zarr/0/.partial-RUN-BLOCK/7
 
 Readers ask for chunks by name and never see such a folder; `remove_partial` removes the folders of killed processes.
-`zarr_shards` writes shards into the folder, one encoded chunk at a time. In a bucket, PUT makes a whole object appear.
+In a bucket, PUT makes a whole object appear.
 """
 
 from __future__ import annotations
 
+import io
+import math
 import os
 import shutil
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal, Protocol, cast
 from uuid import uuid4
 
 import numpy as np
 import zarr
-from zarr.storage import LocalStore, StorePath, WrapperStore
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
 
 from imagery_dask.annotations import Array
-from imagery_dask.export.zarr.zarr_shards import ShardEncoder, shard_encoder
+from imagery_dask.export.zarr.encoded_chunks import ChunkEncoder, UnitFile
 from imagery_dask.geometry.grid import Region
-from imagery_dask.kernels import digest_of
+from imagery_dask.kernels import digest_of, join_digests
 from imagery_dask.run import tasks_at_once
 from imagery_dask.storage.atomic_files import check_wanted, move_durably, write_soon
 from imagery_dask.storage.buckets import clear_errors, parse_bucket_url
@@ -45,16 +49,27 @@ __all__ = ["BlockArray", "ZarrLevel", "open_array", "remove_partial"]
 PIPELINE = "zarrs.ZarrsCodecPipeline"
 OWN_PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 PARTIAL = ".partial-"
+PUTS_IN_FLIGHT = 8
 
 # zarr's settings belong to the process: if two threads set and restore them, those of one may stay.
 _settings = threading.Lock()
 
 
-class _Unread(WrapperStore[Any]):
-    """A store that is only written to: zarr would fetch a shard even when all of it is replaced."""
+Parts = Iterable[tuple[Sequence[slice], Array]]
+Box = tuple[slice, ...]
+Position = tuple[int, ...]
 
-    async def get(self, key: str, prototype: object, byte_range: object = None) -> None:
-        """Return None, as for a missing object."""
+
+class _Target(Protocol):
+    """Where the units of a block go."""
+
+    def open(self) -> BinaryIO:
+        """Return a file for a unit."""
+        ...
+
+    def put(self, key: str, unit: UnitFile) -> None:
+        """Store a unit that is complete under its key; a unit without voxels has no file or object."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,75 +80,69 @@ class BlockArray:
     ----------
     location, path : str
         The store, and the array in it.
-    shape : tuple of int
-        Shape of the array.
-    unit : tuple of int
-        Shape of what one file stores: a shard, or a chunk if there are no shards.
-    padded : object
-        The array's metadata with a shape of whole units, so that zarr does not treat a block at the edge as part of a
-        chunk, which it would read before writing.
-    flat : object
-        The same metadata with all chunks in one folder, because making and removing nested folders takes longer than a
-        rename.
+    metadata : object
+        The array's metadata.
+    encoder : ChunkEncoder
+        Encoder of its chunks.
     run : str
         Id of the run, part of the names of scratch folders.
     threads : int
-        Number of threads that encode.
+        Number of threads that decode what is read.
     """
 
     location: str
     path: str
-    shape: tuple[int, ...]
-    unit: tuple[int, ...]
-    padded: Any = field(repr=False)
-    flat: Any = field(repr=False)
+    metadata: Any = field(repr=False)
+    encoder: ChunkEncoder = field(repr=False)
     run: str
     threads: int
-    _array: Any = field(repr=False)
+    _store: Any = field(repr=False)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Opened again in the receiving process, because an open bucket holds credentials.
-        return _arrived, (self.location, self.path, self.run, self.padded.zarr_format)
+        return _arrived, (self.location, self.path, self.run, self.metadata.zarr_format)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return tuple(self.metadata.shape)
 
     @property
     def dtype(self) -> Any:
         """Data type of the array."""
-        return self.padded.dtype.to_native_dtype()
+        return self.metadata.dtype.to_native_dtype()
 
     def write_block(self, selection: Sequence[slice], voxels: Array) -> None:
+        """Write a block that is in one part; see `write_parts`."""
+        self.write_parts(selection, [(selection, voxels)])
+
+    def write_parts(self, selection: Sequence[slice], parts: Parts) -> None:
         """Write all files of a block; units that are all zero have none.
 
         Parameters
         ----------
         selection : sequence of slice
-            Voxels of the array; begins and ends at edges of units or of the array.
-        voxels : ndarray
-            Of the selection's shape.
+            Voxels of the array; begins and ends at edges of units (shards, or chunks if there are none), or of the
+            array.
+        parts : iterable of (selection, ndarray)
+            Voxels of the array, whole chunks each, and what they become; together the whole block.
 
         Raises
         ------
         ValueError
-            The selection cuts a unit, or the voxels have another shape.
+            The selection cuts a unit, a part cuts a chunk, or voxels have another shape.
         AccessRefusedError
             The store refuses writing.
         """
-        box = self._box(selection)
-        if voxels.shape != tuple(stop - start for start, stop in box):
-            raise ValueError(f"voxels of shape {voxels.shape} do not fit {tuple(selection)}.")
-        missing = [(0, -(stop - start) % size) for (start, stop), size in zip(box, self.unit, strict=True)]
-        whole = tuple(slice(start, stop + after) for (start, stop), (_, after) in zip(box, missing, strict=True))
-        shards = shard_encoder(self.padded) if self._array is None else None
-        if shards is None and any(after for _, after in missing):
-            voxels = np.pad(voxels, missing, constant_values=self.padded.fill_value)
-        with clear_errors(self.location):
-            if self._array is not None:
-                self._array[whole] = voxels
-                return
-            with self._scratch() as (folder, scratch):
-                if shards is None:
-                    self._write_chunks(folder, scratch, whole, voxels)
-                else:
-                    self._write_shards(shards, folder, scratch, whole, voxels)
+        whole = self._box(selection, self.encoder.unit)
+        with clear_errors(self.location), self._target() as target:
+            units = _Units(self, whole, target)
+            for part, voxels in parts:
+                box = self._box(part, self.encoder.chunk)
+                if voxels.shape != tuple(axis.stop - axis.start for axis in box):
+                    raise ValueError(f"voxels of shape {voxels.shape} do not fit {tuple(part)}.")
+                units.add(box, voxels)
+            units.check_complete()
 
     def read(self, selection: tuple[slice, ...]) -> Array:
         """Return voxels that have been written."""
@@ -141,58 +150,123 @@ class BlockArray:
             return np.asarray(_readable(self.location, self.path, self.run, self.threads, os.getpid())[selection])
 
     @contextmanager
-    def _scratch(self) -> Iterator[tuple[Path, Path]]:
-        """Make a scratch folder in the folder of the array; yield both."""
-        folder = Path(parse_bucket_url(self.location).path) / self.path
+    def _target(self) -> Iterator[_Target]:
+        """Return where the units of a block go; on a disk, they appear together at the end."""
+        place = parse_bucket_url(self.location)
+        if place.scheme != "file":
+            with ThreadPoolExecutor(PUTS_IN_FLIGHT) as threads:
+                objects = _Objects(self._store, self.path, threads)
+                yield objects
+                objects.wait()
+            return
+        folder = Path(place.path) / self.path
         scratch = folder / f"{PARTIAL}{self.run}-{uuid4().hex[:12]}"
+        scratch.mkdir()
         try:
-            yield folder, scratch
+            files = _Files(folder, scratch)
+            yield files
+            _move(files.moves)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def _write_chunks(self, folder: Path, scratch: Path, whole: tuple[slice, ...], voxels: Array) -> None:
-        with _configured(PIPELINE, self.threads):
-            array = _array(self.flat, StorePath(LocalStore(scratch)))
-        array[whole] = voxels
-        _move(
-            (scratch / array.metadata.encode_chunk_key(position), folder / self.padded.encode_chunk_key(position))
-            for position in self._positions(whole)
-        )
-
-    def _write_shards(
-        self, shards: ShardEncoder, folder: Path, scratch: Path, whole: tuple[slice, ...], voxels: Array
-    ) -> None:
-        scratch.mkdir()
-        moves = []
-        for number, position in enumerate(self._positions(whole)):
-            part = tuple(
-                slice(at * size - axis.start, (at + 1) * size - axis.start)
-                for at, size, axis in zip(position, self.unit, whole, strict=True)
-            )
-            source = scratch / str(number)
-            with open(source, "wb") as file:
-                filled = shards.write(voxels[part], file)
-                write_soon(file)
-            if not filled:
-                os.unlink(source)
-            moves.append((source, folder / self.padded.encode_chunk_key(position)))
-        _move(moves)
-
-    def _positions(self, whole: tuple[slice, ...]) -> Iterator[tuple[int, ...]]:
-        """Yield the positions of the units of a selection among the units of the array."""
-        ranges = (range(s.start // size, s.stop // size) for s, size in zip(whole, self.unit, strict=True))
-        return product(*ranges)
-
-    def _box(self, selection: Sequence[slice]) -> list[tuple[int, int]]:
+    def _box(self, selection: Sequence[slice], whole: Sequence[int]) -> Box:
+        """Return a selection without open ends; raise if it does not consist of whole chunks or units."""
         box = []
-        for part, length, size in zip(selection, self.shape, self.unit, strict=True):
+        for part, length, size in zip(selection, self.shape, whole, strict=True):
             start, stop, step = part.indices(length)
             if step != 1 or start % size or (stop % size and stop != length) or stop <= start:
                 raise ValueError(
-                    f"{tuple(selection)} of an array of shape {self.shape} does not cover whole units of {self.unit}."
+                    f"{tuple(selection)} of an array of shape {self.shape} does not cover whole units of "
+                    f"{tuple(whole)}."
                 )
-            box.append((start, stop))
-        return box
+            box.append(slice(start, stop))
+        return tuple(box)
+
+
+class _Units:
+    """The units of a block that is being written; each is stored when its last chunk has been added."""
+
+    def __init__(self, array: BlockArray, whole: Box, target: _Target) -> None:
+        self._array, self._target = array, target
+        self._chunk, self._unit = array.encoder.chunk, array.encoder.unit
+        self._open: dict[Position, UnitFile] = {}
+        # Number of chunks that each unit still lacks.
+        self._left = {
+            unit: _chunks_in(unit, self._unit, self._chunk, array.shape) for unit in _positions(whole, self._unit)
+        }
+
+    def add(self, box: Box, voxels: Array) -> None:
+        """Encode the chunks of a part."""
+        encoder, per_unit = self._array.encoder, [n // c for n, c in zip(self._unit, self._chunk, strict=True)]
+        for chunk in _positions(box, self._chunk):
+            content = encoder.encoded(voxels[_within(chunk, self._chunk, box)])
+            unit = tuple(at // count for at, count in zip(chunk, per_unit, strict=True))
+            if unit not in self._left:
+                raise ValueError(f"{box} is not in the block, or was written twice.")
+            if unit not in self._open:
+                self._open[unit] = encoder.unit_file(self._target.open())
+            if content is not None:
+                self._open[unit].add(tuple(at % count for at, count in zip(chunk, per_unit, strict=True)), content)
+            self._left[unit] -= 1
+            if not self._left[unit]:
+                del self._left[unit]
+                self._target.put(self._array.metadata.encode_chunk_key(unit), self._open.pop(unit))
+
+    def check_complete(self) -> None:
+        """Raise if chunks of the block are lacking."""
+        if self._left:
+            raise ValueError(f"{len(self._left)} units of the block lack chunks, such as {next(iter(self._left))}.")
+
+
+class _Files:
+    """Files of a block in its scratch folder."""
+
+    def __init__(self, folder: Path, scratch: Path) -> None:
+        self._folder, self._scratch, self._count = folder, scratch, 0
+        #: Where each file is to appear.
+        self.moves: list[tuple[Path, Path]] = []
+
+    def open(self) -> BinaryIO:
+        self._count += 1
+        return open(self._scratch / str(self._count), "wb")
+
+    def put(self, key: str, unit: UnitFile) -> None:
+        with unit.file as file:
+            filled = unit.end()
+            if filled:
+                write_soon(file)
+        if not filled:
+            os.unlink(file.name)
+        self.moves.append((Path(file.name), self._folder / key))
+
+
+class _Objects:
+    """Objects of a block in a bucket, some of which are sent at a time."""
+
+    def __init__(self, store: Any, path: str, threads: ThreadPoolExecutor) -> None:
+        self._store, self._path, self._threads = store, path, threads
+        self._sent: deque[Future[None]] = deque()
+
+    def open(self) -> BinaryIO:
+        return io.BytesIO()
+
+    def put(self, key: str, unit: UnitFile) -> None:
+        file = cast(io.BytesIO, unit.file)
+        content = file.getbuffer() if unit.end() else None
+        self._sent.append(self._threads.submit(self._send, f"{self._path}/{key}".lstrip("/"), content))
+        if len(self._sent) > 2 * PUTS_IN_FLIGHT:
+            self._sent.popleft().result()
+
+    def wait(self) -> None:
+        """Wait until all objects are stored."""
+        for sent in self._sent:
+            sent.result()
+
+    def _send(self, key: str, content: memoryview | None) -> None:
+        if content is None:
+            sync(self._store.delete(key))
+        else:
+            sync(self._store.set(key, default_buffer_prototype().buffer.from_bytes(content)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,12 +289,25 @@ class ZarrLevel:
     run: str
 
     def write(self, region: Region, voxels: Array) -> bytes:
-        """Write voxels x, y, z(, c) to a region of whole chunks and return their hash."""
-        array = self._array()
-        # Masks are stored as integers, but stores of version 0.1 hold bool.
-        stored = voxels.view(array.dtype) if voxels.dtype == np.bool_ else voxels
-        array.write_block(self._selection(region, array.shape), stored.T)
-        return digest_of(voxels)
+        """Write voxels x, y, z(, c) to a region of whole units and return their hash."""
+        return self._write(region, [(region, voxels)])[0]
+
+    def write_parts(self, region: Region, parts: Iterable[tuple[Region, Array]]) -> bytes:
+        """Write a region of whole units, given in parts of whole chunks, and return the hash of their hashes."""
+        return join_digests(self._write(region, parts))
+
+    def _write(self, region: Region, parts: Iterable[tuple[Region, Array]]) -> list[bytes]:
+        array, digests = self._array(), list[bytes]()
+
+        def stored() -> Iterator[tuple[Box, Array]]:
+            for part, voxels in parts:
+                # Masks are stored as integers, but stores of version 0.1 hold bool.
+                block = voxels.view(array.dtype) if voxels.dtype == np.bool_ else voxels
+                digests.append(digest_of(voxels))
+                yield self._selection(part, array.shape), block.T
+
+        array.write_parts(self._selection(region, array.shape), stored())
+        return digests
 
     def digest_of(self, region: Region, voxels: Array) -> bytes:
         """Return the hash of voxels."""
@@ -295,15 +382,10 @@ def remove_partial(location: str, path: str) -> int:
 @lru_cache(maxsize=64)
 def _open(location: str, path: str, run: str, threads: int, zarr_format: Literal[2, 3], process: int) -> BlockArray:
     del process  # part of the cache key: a forked process must not use the connections of its parent
-    local = parse_bucket_url(location).scheme == "file"
-    with clear_errors(location), _configured(OWN_PIPELINE, threads):
-        array = zarr.open_array(open_store(location), path=path, mode="r+", zarr_format=zarr_format)
-        unit = array.shards or array.chunks
-        padded = array.metadata.update_shape(
-            tuple(-(-length // size) * size for length, size in zip(array.shape, unit, strict=True))
-        )
-        whole = None if local else _array(padded, StorePath(_Unread(array.store), array.path))
-    return BlockArray(location, path, array.shape, unit, padded, _flat(padded), run, threads, whole)
+    with clear_errors(location):
+        store = open_store(location)
+        metadata = zarr.open_array(store, path=path, mode="r+", zarr_format=zarr_format).metadata
+    return BlockArray(location, path, metadata, ChunkEncoder(metadata), run, threads, store)
 
 
 @lru_cache(maxsize=64)
@@ -312,18 +394,6 @@ def _readable(location: str, path: str, run: str, threads: int, process: int) ->
     local = parse_bucket_url(location).scheme == "file"
     with _configured(PIPELINE if local else OWN_PIPELINE, threads):
         return zarr.open_array(open_store(location), path=path, mode="r")
-
-
-def _array(metadata: Any, place: StorePath) -> Any:
-    return zarr.Array(zarr.AsyncArray(metadata, place))
-
-
-def _flat(metadata: Any) -> Any:
-    """Return metadata whose chunk names contain no folders."""
-    if metadata.zarr_format == 2:
-        return replace(metadata, dimension_separator=".")
-    encoding = {"name": "default", "configuration": {"separator": "."}}
-    return type(metadata).from_dict(metadata.to_dict() | {"chunk_key_encoding": encoding})
 
 
 @contextmanager
@@ -352,3 +422,20 @@ def _move(moves: Iterable[tuple[Path, Path]]) -> None:
     for folder in {target.parent for _, target in written}:
         folder.mkdir(parents=True, exist_ok=True)
     move_durably(written)
+
+
+def _positions(box: Box, size: Sequence[int]) -> Iterator[Position]:
+    """Yield the positions of the chunks or units that a box crosses, the last axis fastest."""
+    return product(*(range(axis.start // n, -(-axis.stop // n)) for axis, n in zip(box, size, strict=True)))
+
+
+def _within(chunk: Position, size: Sequence[int], box: Box) -> Box:
+    """Return where the voxels of a chunk are in those of a box."""
+    return tuple(
+        slice(at * n - axis.start, (at + 1) * n - axis.start) for at, n, axis in zip(chunk, size, box, strict=True)
+    )
+
+
+def _chunks_in(unit: Position, size: Sequence[int], chunk: Sequence[int], shape: Sequence[int]) -> int:
+    """Return how many chunks a unit has; the edge of the array may cut it."""
+    return math.prod(-(-min(n, whole - at * n) // c) for at, n, c, whole in zip(unit, size, chunk, shape, strict=True))
