@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import replace
 from types import EllipsisType
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from imagery_dask import kernels
 from imagery_dask.annotations import Array
-from imagery_dask.arrays.remap import read_objects
+from imagery_dask.arrays.remap import apply_rule, read_objects
 from imagery_dask.geometry.grid import VoxelGrid, nearest_index
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.cutout import Cutout
@@ -107,6 +107,19 @@ class CutoutArray:
             nearest_index(target.start[axis], target.shape[axis], steps[axis]) - box.start[axis] for axis in range(3)
         ]
         return kernels.gather(block, indices)
+
+    @property
+    def reads_parts(self) -> bool:
+        """Whether `read_parts` can read it: voxels as they are stored, whose ids no server is asked for."""
+        cutout = self.cutout
+        is_stored = cutout.target.resolution_nm == cutout.mip.grid.resolution_nm
+        return is_stored and (cutout.labels is None or cutout.labels.query is None)
+
+    def read_parts(self, targets: Sequence[VoxelGrid]) -> Iterator[Array]:
+        """Yield boxes of the target grid as (x, y, z, channel), in Fortran order, reading each storage chunk once."""
+        cutout = self.cutout
+        for block in SourceHandle(cutout.path, cutout.mip, cutout.missing).read_parts(targets):
+            yield block if cutout.labels is None else apply_rule(block, cutout.labels)
 
     def _parts(self, key: Any) -> dict[int, Part]:
         """Return what is selected along each axis of the volume: a slice, an index array or an integer."""

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from imagery_dask.geometry.grid import Region
 from imagery_dask.geometry.vec import Vec3
+from imagery_dask.serialization import NEWER
 
 __all__ = ["SPLIT_ABOVE", "BlockPlan", "SourceChunks", "plan_blocks"]
 
@@ -58,11 +59,15 @@ class BlockPlan:
         For each axis, True if no edge between blocks cuts a storage chunk.
     inner : tuple of 3 tuples of int, optional
         Edges that cut blocks into pieces that fit into memory.
+    part : tuple of 3 int, optional
+        Shape of the parts in which a block is read and written, one after another: whole chunks of the output. The hash
+        of such a block is that of the hashes of its parts. None where blocks are written as a whole.
     """
 
     edges: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
     reads_once: tuple[bool, bool, bool]
     inner: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None = None
+    part: Vec3[int] | None = field(default=None, metadata=NEWER)
 
     def __len__(self) -> int:
         return math.prod(len(edges) - 1 for edges in self.edges)

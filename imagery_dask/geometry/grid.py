@@ -39,6 +39,7 @@ __all__ = [
     "bounds_key",
     "edge_at_or_after",
     "nearest_index",
+    "parts_of",
     "ratio",
     "region_between",
     "region_within",
@@ -406,6 +407,21 @@ def tiles_of(spans: Sequence[Sequence[slice]]) -> Iterator[Region]:
     """Yield the regions of all combinations of slices along x, y and z, x fastest."""
     along_x, along_y, along_z = spans
     return ((x, y, z) for z, y, x in itertools.product(along_z, along_y, along_x))
+
+
+def parts_of(region: Region, shape: XYZ) -> Iterator[Region]:
+    """Yield the parts of a region that have a shape, from its start, x fastest; the last along an axis may be cut.
+
+    Examples
+    --------
+    >>> [part[0] for part in parts_of(region_between((8, 0, 0), (15, 4, 4)), (4, 4, 4))]
+    [slice(8, 12, None), slice(12, 15, None)]
+    """
+
+    def cut(part: slice, size: int) -> list[slice]:
+        return [slice(start, min(start + size, part.stop)) for start in range(part.start, part.stop, size)]
+
+    return tiles_of(Vec3.of(region).map(cut, shape))
 
 
 def region_within(part: Sequence[slice], outer: Sequence[slice]) -> Region:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from imagery_dask.cluster import WorkerResources, cores, free_memory
 from imagery_dask.run.workers import AT_ONCE
+from imagery_dask.sources.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from imagery_dask.cluster import WorkDone
@@ -52,6 +53,7 @@ class ThreadWorkers:
 
     def tasks(self) -> ThreadTasks:
         """Return an empty collection of tasks; threads start with the first tasks, and end with the last."""
+        keep_freed_memory(instead_of_glibc=True)
         return ThreadTasks(self._threads)
 
     def dashboard(self) -> None:

@@ -7,8 +7,8 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from imagery_dask.model.chunkedgraph import GRAPHENE
 from imagery_dask.model.layer import Mip
 from imagery_dask.sources.addresses import normalize_path
 from imagery_dask.sources.chunk_cache import chunk_cache
-from imagery_dask.sources.counts import active_counts
+from imagery_dask.sources.counts import ReadCounts, active_counts
 from imagery_dask.sources.files.local_files import local_folder
 from imagery_dask.sources.memory import keep_freed_memory
 from imagery_dask.sources.precomputed import Layout, Missing, PrecomputedVolume, Relabel
@@ -76,17 +76,36 @@ class SourceHandle:
             If the volume's info has changed since the handle was made, or is gone, so that chunks only seem to be
             missing.
         """
-        collecting = active_counts()
         # Blocks of exports, whose reads are counted, read each chunk once.
-        cache = chunk_cache() if collecting is None else None
+        cache = chunk_cache() if active_counts() is None else None
         voxels, counts = self._volume().read(self.mip.level, box, self.missing, layout, relabel, cache, self.kept_only)
+        self._tell(counts)
+        return voxels
+
+    def read_parts(self, boxes: Sequence[VoxelGrid]) -> Iterator[Array]:
+        """Yield the voxels of boxes (x, y, z, channel), one after another, in Fortran order; they may be read-only.
+
+        Storage chunks that several boxes cross are fetched once, ahead of the boxes. Nothing is kept.
+
+        Raises
+        ------
+        SourceError
+            As `read`, after the last box.
+        """
+        counts = ReadCounts()
+        with closing(self._volume().read_parts(self.mip.level, boxes, self.missing, counts)) as parts:
+            yield from parts
+        self._tell(counts)
+
+    def _tell(self, counts: ReadCounts) -> None:
+        """Add the counts of a read to those that are collected, or log what was missing."""
         if counts.missing:
             self.check()
+        collecting = active_counts()
         if collecting is not None:
             collecting.include(counts)
         elif counts.missing:
             _warn_missing(self.path, self.mip.level, counts.first(1)[0])
-        return voxels
 
     def check(self) -> None:
         """Read the volume's info again.

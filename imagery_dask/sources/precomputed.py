@@ -11,7 +11,7 @@ import json
 import posixpath
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -257,6 +257,43 @@ class PrecomputedVolume:
         ids = kernels.unique_ids(voxels)
         return kernels.remap(voxels, ids, relabel(ids))
 
+    def read_parts(
+        self, mip: int, boxes: Sequence[VoxelGrid], missing: Missing, counts: ReadCounts
+    ) -> Generator[Array, None, None]:
+        """Yield the voxels of boxes, one after another; chunks of several boxes are fetched and decoded once.
+
+        Chunks are fetched in the order of the boxes, ahead of them, and are held until the last box that crosses them.
+
+        Parameters
+        ----------
+        mip, missing
+            As of `read`.
+        boxes : sequence of VoxelGrid
+            Voxels of that level, absolute.
+        counts : ReadCounts
+            What is read and missing is added; requests are counted where `active_counts` says.
+
+        Yields
+        ------
+        numpy.ndarray, shape (x, y, z, channel)
+            In Fortran order; a box that is a stored chunk may be read-only.
+        """
+        readings = [_Reading(mip, box, missing, counts=counts) for box in boxes]
+        crossed = [list(self._crossed(reading)) for reading in readings]
+        last = {chunk.cell: number for number, chunks in enumerate(crossed) for chunk in chunks}
+        chunks = {chunk.cell: chunk for chunks in crossed for chunk in chunks}
+        held: dict[Vec3[int], Array | None] = {}
+        with closing(self._decoded_of(readings[0], list(chunks.values()))) as arriving:
+            for number, (reading, of_box) in enumerate(zip(readings, crossed, strict=True)):
+                while not all(chunk.cell in held for chunk in of_box):
+                    chunk, voxels = next(arriving)
+                    held[chunk.cell] = voxels
+                done = [cell for chunk in of_box if last[cell := chunk.cell] == number]
+                block = self._assemble(reading, [(chunk, held[chunk.cell]) for chunk in of_box], "F", writeable=False)
+                for cell in done:
+                    del held[cell]
+                yield block
+
     def segment_properties(self) -> tuple[str, bytes] | None:
         """Return the folder and content of the volume's segment properties, or None."""
         folder = resolved_name(str(self.info.get("segment_properties") or "").strip("/"))
@@ -278,7 +315,7 @@ class PrecomputedVolume:
         """
         chunks, cache = self._crossed(reading), reading.cache
         if cache is None:
-            yield from _decoded(reading, self._fetch(reading, list(chunks)), self._healed)
+            yield from self._decoded_of(reading, list(chunks))
             return
         own: dict[_Chunk, Hashable] = {}
         others: list[tuple[_Chunk, Hashable, threading.Event]] = []
@@ -323,12 +360,16 @@ class PrecomputedVolume:
 
     def _fetch_into(self, cache: ChunkCache, reading: _Reading, keys: Mapping[_Chunk, Hashable]) -> Iterator[Decoded]:
         """Yield chunks that are fetched, and keep them in the cache."""
-        for chunk, voxels in _decoded(reading, self._fetch(reading, keys), self._healed):
+        for chunk, voxels in self._decoded_of(reading, keys):
             key = keys[chunk]
             if voxels is not None and key is not None:
                 cache.put(key, voxels)
             cache.release(key)
             yield chunk, voxels
+
+    def _decoded_of(self, reading: _Reading, chunks: Collection[_Chunk]) -> Generator[Decoded, None, None]:
+        """Yield chunks that are fetched."""
+        yield from _decoded(reading, self._fetch(reading, chunks), self._healed)
 
     def _cache_key(self, mip: int, chunk: _Chunk) -> Hashable:
         """Return under what a chunk is kept; None if it would not be noticed that its file changes."""
@@ -359,7 +400,7 @@ class PrecomputedVolume:
         reading.counts.missing_keys.append(key)
         return None
 
-    def _assemble(self, reading: _Reading, chunks: Iterable[Decoded], layout: Layout) -> Array:
+    def _assemble(self, reading: _Reading, chunks: Iterable[Decoded], layout: Layout, writeable: bool = True) -> Array:
         """Return the voxels of a box, joined from the chunks that it crosses."""
         box = reading.box
         # Every voxel inside the volume is written below, by its chunk or by the 0 of a missing one.
@@ -370,7 +411,7 @@ class PrecomputedVolume:
                 out[chunk.there] = 0
                 continue
             is_the_box = voxels.shape == out.shape and not chunk.is_cut
-            if is_the_box and layout == "F" and voxels.flags.f_contiguous and voxels.flags.writeable:
+            if is_the_box and layout == "F" and voxels.flags.f_contiguous and voxels.flags.writeable >= writeable:
                 return voxels
             _paste(out, chunk.there, voxels, chunk.here)
         return out

@@ -6,14 +6,15 @@ a block of a cutout needs none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from imagery_dask.annotations import Array
-from imagery_dask.geometry.grid import Region, start_of, stop_of
+from imagery_dask.geometry.grid import Region, parts_of, start_of, stop_of
+from imagery_dask.geometry.vec import Vec3
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -37,6 +38,13 @@ class ReadCutout:
         offset = start_of(self.region)
         block = self.source.read(cutout.target.crop(offset, stop_of(self.region) - offset))
         return block if cutout.channels > 1 else block[..., 0]
+
+    def parts(self, shape: Vec3[int]) -> Iterator[tuple[Region, Array]]:
+        """Yield the voxels of parts of the region of a shape, x fastest, and which they are; they may be read-only."""
+        cutout, regions = self.source.cutout, list(parts_of(self.region, shape))
+        targets = [cutout.target.crop(start_of(part), stop_of(part) - start_of(part)) for part in regions]
+        for part, block in zip(regions, self.source.read_parts(targets), strict=True):
+            yield part, block if cutout.channels > 1 else block[..., 0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,11 +71,14 @@ class StageLayout:
         Levels. The first stage makes level 0 from the source, a later one its first level from the level above.
     unit : tuple of 3 int
         Voxels of the first level that blocks are whole multiples of.
+    chunk : tuple of 3 int
+        Voxels of a chunk of the first level.
     """
 
     first: int
     last: int
     unit: Vec3[int]
+    chunk: Vec3[int]
 
 
 def default_chunks(itemsize: int) -> XYZ:
@@ -132,7 +135,7 @@ def lay_out(
                 break
             unit = larger
             layouts.append(_clipped(level, chunk, None if shards is None else unit // scale))
-        stages.append(StageLayout(first, len(layouts) - 1, unit))
+        stages.append(StageLayout(first, len(layouts) - 1, unit, layouts[first].chunk))
     return tuple(layouts), tuple(stages)
 
 

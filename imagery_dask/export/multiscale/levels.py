@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -23,7 +23,7 @@ from imagery_dask.config import config
 from imagery_dask.export.core.block_reads import steps_of
 from imagery_dask.export.multiscale.level_layout import StageLayout
 from imagery_dask.geometry.block_plan import SPLIT_ABOVE, BlockPlan, plan_blocks
-from imagery_dask.geometry.grid import XYZ, Region, region_between, region_within, start_of, stop_of, tiles_of
+from imagery_dask.geometry.grid import XYZ, Region, parts_of, region_between, region_within, start_of, stop_of
 from imagery_dask.geometry.pyramid import Level
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.run import BlockTask, Written
@@ -42,6 +42,8 @@ __all__ = [
 
 # A later stage reads what it downsamples in pieces of about this size, and holds only what becomes of them.
 PIECE_BYTES = 16 * 2**20
+# Parts of blocks are one chunk of the output, or as many small ones as have this size: each costs 0.1 ms.
+PART_BYTES = 2**18
 
 
 class LevelStore(Protocol):
@@ -49,6 +51,10 @@ class LevelStore(Protocol):
 
     def write(self, region: Region, voxels: Array) -> bytes:
         """Write voxels x, y, z(, c) to a region of whole chunks, and return their hash."""
+        ...
+
+    def write_parts(self, region: Region, parts: Iterable[tuple[Region, Array]]) -> bytes:
+        """Write a region of whole chunks, given in parts of whole chunks, and return the hash of their hashes."""
         ...
 
     def digest_of(self, region: Region, voxels: Array) -> bytes:
@@ -92,47 +98,104 @@ class LevelsBlock:
     name, volume : str
         Shown on the dashboard; what is written.
     pieces : tuple of (region, callable)
-        Which voxels of the first level, x, y, z, and what gives them as x, y, z(, c); one after another.
+        Which voxels of the first level, x, y, z, and what gives them as x, y, z(, c); one after another. With `part`,
+        `ReadCutout`, which gives them in parts too.
     outputs : tuple of (step, LevelStore)
         The levels, finest first, and how many voxels of the one before become one voxel.
     labels : bool
         Whether voxels are ids.
+    part : tuple of 3 int or None
+        Shape of the parts in which a piece is read and written; only what coarser levels are made of is held then.
     """
 
     name: str
     volume: str
-    pieces: tuple[tuple[Region, Callable[[], Array]], ...]
+    pieces: tuple[tuple[Region, Any], ...]
     outputs: tuple[tuple[XYZ, LevelStore], ...]
     labels: bool
+    part: Vec3[int] | None = None
 
     def __call__(self) -> Written:
         """Compute and write; a piece covers whole chunks, which no other task writes."""
-        return self._make(lambda store, region, block: store.write(region, block))
+        return self._make(
+            lambda store, region, block: store.write(region, block),
+            lambda store, region, parts: store.write_parts(region, parts),
+        )
 
     def stored(self) -> bytes:
         """Return the hash of what is stored."""
         digest = xxh3_128()
         for region, _ in self.pieces:
-            for step, store in self.outputs:
+            for number, (step, store) in enumerate(self.outputs):
                 region = _coarser(region, step)
-                digest.update(store.digest(region))
+                if number or self.part is None:
+                    digest.update(store.digest(region))
+                else:
+                    digest.update(kernels.join_digests([store.digest(part) for part in parts_of(region, self.part)]))
         return digest.digest()
 
     def expected(self) -> bytes:
         """Return the hash of what would be written now."""
-        return self._make(lambda store, region, block: store.digest_of(region, block)).digest
+        return self._make(
+            lambda store, region, block: store.digest_of(region, block),
+            lambda store, _, parts: kernels.join_digests([store.digest_of(part, block) for part, block in parts]),
+        ).digest
 
-    def _make(self, put: Callable[[LevelStore, Region, Array], bytes]) -> Written:
+    def _make(
+        self,
+        put: Callable[[LevelStore, Region, Array], bytes],
+        put_parts: Callable[[LevelStore, Region, Iterable[tuple[Region, Array]]], bytes],
+    ) -> Written:
         digest, voxels, size = xxh3_128(), 0, 0
+        (_, store), *others = self.outputs
         for region, read in self.pieces:
-            block = kernels.fortran_ordered(read())  # once for all levels, their encoding and their hashes
-            voxels += math.prod(block.shape[:3])
-            for step, store in self.outputs:
-                block = kernels.downsample(block, step, self.labels)
-                region = _coarser(region, step)
+            first = _FirstLevel(region, others[0][0] if others else None, self.labels)
+            if self.part is None:
+                # Once for all levels, their encoding and their hashes.
+                ((_, block),) = first.passing([(region, kernels.fortran_ordered(read()))])
                 digest.update(put(store, region, block))
+            else:
+                digest.update(put_parts(store, region, first.passing(read.parts(self.part))))
+            voxels, size = voxels + first.voxels, size + first.size
+            if first.coarser is not None:
+                block = first.coarser
+            for number, (step, coarser) in enumerate(others):
+                block = block if number == 0 else kernels.downsample(block, step, self.labels)
+                region = _coarser(region, step)
+                digest.update(put(coarser, region, block))
                 size += int(block.nbytes)
         return Written(voxels, size, digest.digest())
+
+
+@dataclass(slots=True)
+class _FirstLevel:
+    """What becomes of the parts of a block's first level: they are counted, and the next level is made of them."""
+
+    region: Region
+    #: Voxels that become one of the next level; None if there is none.
+    step: XYZ | None
+    labels: bool
+    voxels: int = 0
+    size: int = 0
+    #: The block of the next level, when all parts have passed.
+    coarser: Array | None = None
+
+    def passing(self, parts: Iterable[tuple[Region, Array]]) -> Iterator[tuple[Region, Array]]:
+        for part, block in parts:
+            self.voxels += math.prod(block.shape[:3])
+            self.size += int(block.nbytes)
+            if self.step is not None:
+                self._add(part, self.step, kernels.downsample(block, self.step, self.labels))
+            yield part, block
+
+    def _add(self, part: Region, step: XYZ, small: Array) -> None:
+        if part == self.region:
+            self.coarser = small
+            return
+        whole = _coarser(self.region, step)
+        if self.coarser is None:
+            self.coarser = np.empty((*(stop_of(whole) - start_of(whole)), *small.shape[3:]), small.dtype, order="F")
+        self.coarser[region_within(_coarser(part, step), whole)] = small
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +227,7 @@ class ReadDownsampled:
 
     def __call__(self) -> Array:
         """Return the voxels of the region; only a piece of the level above is held at a time."""
-        first, *others = _pieces(self.region, self.unit)  # no region is empty
+        first, *others = parts_of(self.region, self.unit)  # no region is empty
         small = self._piece(first)
         shape = stop_of(self.region) - start_of(self.region)
         out = np.empty((*shape, *small.shape[3:]), small.dtype, order="F")
@@ -246,7 +309,7 @@ class LevelTasks(Sequence[BlockTask]):
         name = f"{doing} {volume.name}{which} z{z} y{y} x{x}"
         wrap = self.compact if reads_source and self.compact is not None else lambda read: read
         pieces = tuple((piece, wrap(_reader(export, self.stage, piece, stores))) for piece in self.plan.pieces(region))
-        return LevelsBlock(name, volume.name, pieces, outputs, volume.labels)
+        return LevelsBlock(name, volume.name, pieces, outputs, volume.labels, self.plan.part)
 
 
 def _refuse_too_large(volume: Volume, plan: BlockPlan, memory: int) -> None:
@@ -268,11 +331,27 @@ def _plans(export: VolumeLevels, block_bytes: int, most: int) -> list[BlockPlan]
     plans = []
     for index, stage in enumerate(export.stages):
         if index < len(export.volumes):
-            plans.append(export.volumes[index].plan(stage.unit, block_bytes, most))
+            volume = export.volumes[index]
+            plan = volume.plan(stage.unit, block_bytes, most)
+            plans.append(replace(plan, part=_part(export, stage, volume)))
         else:
             voxels = max(1, block_bytes // export.volumes[0].voxel_bytes)
             plans.append(plan_blocks(export.levels[stage.first].shape, stage.unit, (None, None, None), voxels))
     return plans
+
+
+def _part(export: VolumeLevels, stage: StageLayout, volume: Volume) -> Vec3[int] | None:
+    """Return the shape of the parts in which blocks of a volume are read and written; None if they are not."""
+    if volume.source is None or not volume.source.reads_parts or volume.relabel:
+        return None
+    part = list(stage.chunk)
+    shorter = [axis for axis in range(3) if part[axis] < volume.shape[axis]]
+    while shorter and math.prod(part) * volume.voxel_bytes < PART_BYTES:
+        part[min(shorter, key=lambda axis: part[axis])] *= 2
+        shorter = [axis for axis in shorter if part[axis] < volume.shape[axis]]
+    steps = (1, 1, 1) if stage.first == stage.last else export.levels[stage.first + 1].step
+    # Voxels of the next level are made of one part.
+    return Vec3.of(part) if not any(Vec3.of(part) % steps) else None
 
 
 def _reader(export: VolumeLevels, index: int, region: Region, stores: Sequence[LevelStore]) -> Callable[[], Array]:
@@ -304,10 +383,3 @@ def _halved(unit: Vec3[int], voxels: int) -> Vec3[int]:
         axis = int(np.argmax(shape))
         shape[axis] = -(-shape[axis] // 2)
     return Vec3.of(shape)
-
-
-def _pieces(region: Region, unit: Vec3[int]) -> Iterator[Region]:
-    def cut(size: int, part: slice) -> list[slice]:
-        return [slice(start, min(start + size, part.stop)) for start in range(part.start, part.stop, size)]
-
-    return tiles_of(unit.map(cut, region))

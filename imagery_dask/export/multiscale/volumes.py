@@ -232,7 +232,7 @@ def _as_planned(multiscale: Multiscale, plan: ExportPlan) -> VolumeLevels:
     return replace(
         levels,
         stages=tuple(
-            StageLayout(first, end - 1, units.get(first, multiscale.layouts[first].chunk))
+            StageLayout(first, end - 1, units.get(first, multiscale.layouts[first].chunk), multiscale.layouts[first].chunk)
             for first, end in zip(firsts, ends, strict=True)
         ),
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import compressed_segmentation
@@ -67,15 +67,28 @@ class PrecomputedLevel:
 
     def write(self, region: Region, voxels: Array) -> bytes:
         """Write voxels x, y, z(, c) to a region of whole chunks; return their hash, or that of the files if lossy."""
-        parts = self._parts(region, voxels)
+        return self._write([(region, voxels)])[0]
+
+    def write_parts(self, region: Region, parts: Iterable[tuple[Region, Array]]) -> bytes:
+        """Write a region, given in parts of whole chunks, and return the hash of their hashes."""
+        del region
+        return join_digests(self._write(parts))
+
+    def _write(self, parts: Iterable[tuple[Region, Array]]) -> list[bytes]:
         if self.files.folder is not None:
             # Without parents, so that a task that outlives its export does not restore a folder that was removed.
             (self.files.folder / self.key).mkdir(exist_ok=True)
             with self.files.together() as put:
-                return self._digest(voxels, [self._put(put, name, part) for name, part in parts])
+                return [
+                    self._digest(voxels, [self._put(put, name, chunk) for name, chunk in self._parts(part, voxels)])
+                    for part, voxels in parts
+                ]
         with ThreadPoolExecutor(PUTS_IN_FLIGHT) as threads:
-            put_each = partial(self._put, self.files.put)
-            return self._digest(voxels, list(threads.map(put_each, *zip(*parts, strict=True))))
+            sent = [
+                (voxels, [threads.submit(self._put, self.files.put, *chunk) for chunk in self._parts(part, voxels)])
+                for part, voxels in parts
+            ]
+            return [self._digest(voxels, [chunk.result() for chunk in chunks]) for voxels, chunks in sent]
 
     def digest_of(self, region: Region, voxels: Array) -> bytes:
         """Return the hash that `write` returns, without writing."""
