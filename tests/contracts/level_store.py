@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import pickle
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from imagery_dask.export.multiscale.levels import LevelStore
-from imagery_dask.geometry.grid import Region
+from imagery_dask.geometry.grid import Region, parts_of
+from imagery_dask.kernels import join_digests
 
 #: Shape x, y, z of a level; not a multiple of its chunks.
 SHAPE = (45, 68, 38)
@@ -30,6 +32,9 @@ def ids() -> NDArray[np.uint64]:
 
 class LevelStoreContract(ABC):
     """Tests of one implementation; a subclass defines how a store is made and how other libraries read it."""
+
+    #: Shape of parts: a chunk.
+    PART = UNIT
 
     @abstractmethod
     def make(self, url: str, dtype: str, channels: int) -> LevelStore:
@@ -99,6 +104,36 @@ class LevelStoreContract(ABC):
         before = self.contents(url)
         assert before
         assert store.write(WHOLE, voxels) == first
+        assert self.contents(url) == before
+
+    def test_parts_make_the_files_of_the_whole(self, store: LevelStore, url: str) -> None:
+        voxels = ids()
+        voxels[:32, 32:64, :32] = 0
+        store.write(WHOLE, voxels)
+        whole = self.contents(url)
+        store.write(WHOLE, np.zeros_like(voxels))
+        parts = list(parts_of(WHOLE, self.PART))
+        digest = store.write_parts(WHOLE, ((part, voxels[part]) for part in parts))
+        assert self.contents(url) == whole
+        assert digest == join_digests([store.digest(part) for part in parts])
+        assert digest == join_digests([store.digest_of(part, voxels[part]) for part in parts])
+        np.testing.assert_array_equal(self.stored(url), voxels)
+
+    def test_a_part_that_fails_leaves_the_stored_voxels(self, store: LevelStore, url: str) -> None:
+        if "://" in url:
+            pytest.skip("objects of a bucket do not appear together")
+        voxels = ids()
+        store.write(WHOLE, voxels)
+        before = self.contents(url)
+
+        def failing() -> Iterator[tuple[Region, NDArray[np.uint64]]]:
+            for number, part in enumerate(parts_of(WHOLE, self.PART)):
+                if number == 3:
+                    raise OSError("the source has gone")
+                yield part, np.zeros_like(voxels[part])
+
+        with pytest.raises(OSError, match="has gone"):
+            store.write_parts(WHOLE, failing())
         assert self.contents(url) == before
 
     def test_different_voxels_have_different_digests(self, store: LevelStore) -> None:

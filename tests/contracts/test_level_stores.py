@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import zarr
 from cloudvolume import CloudVolume
-from contracts.level_store import SHAPE, UNIT, ChannelsContract, LevelStoreContract
+from contracts.level_store import LOW, SHAPE, UNIT, WHOLE, ChannelsContract, LevelStoreContract
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
 from imagery_dask.export.precomputed.precomputed_level import PrecomputedLevel
 from imagery_dask.export.zarr import block_array
 from imagery_dask.export.zarr.block_array import ZarrLevel
+from imagery_dask.geometry.grid import parts_of
 from imagery_dask.storage import buckets, zarr_stores
 from imagery_dask.storage.atomic_files import Files
 
@@ -68,8 +69,23 @@ class Zarr(LevelStoreContract, ChannelsContract):
 class TestZarrChunks(Zarr):
     LAYOUT = {"chunks": UNIT}
 
+    def test_parts_that_are_not_the_block_are_refused(self, url: str) -> None:
+        store = self.make(url, "uint64", 1)
+        voxels = np.ones(SHAPE, np.uint64)
+        parts = list(parts_of(WHOLE, UNIT))
+        for given, reason in (
+            (parts[:-1], "lack chunks"),
+            ([parts[0], *parts], "written twice"),
+            ([*parts[1:], (slice(0, 16), *parts[0][1:])], "does not cover whole"),
+        ):
+            with pytest.raises(ValueError, match=reason):
+                store.write_parts(WHOLE, ((part, voxels[part]) for part in given))
+        with pytest.raises(ValueError, match="not in the block"):
+            store.write_parts(LOW, ((part, voxels[part]) for part in parts))
+
 
 class TestZarrShards(Zarr):
+    PART = (16, 16, 16)
     LAYOUT = {"chunks": (16, 16, 16), "shards": UNIT}
 
 

@@ -185,7 +185,8 @@ class _FirstLevel:
             self.voxels += math.prod(block.shape[:3])
             self.size += int(block.nbytes)
             if self.step is not None:
-                self._add(part, self.step, kernels.downsample(block, self.step, self.labels))
+                writeable = np.require(block, requirements="W")  # tinybrain takes no other
+                self._add(part, self.step, kernels.downsample(writeable, self.step, self.labels))
             yield part, block
 
     def _add(self, part: Region, step: XYZ, small: Array) -> None:

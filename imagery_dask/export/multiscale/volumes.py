@@ -229,10 +229,11 @@ def _as_planned(multiscale: Multiscale, plan: ExportPlan) -> VolumeLevels:
     ends = [*firsts[1:], len(levels.levels)]
     # Blocks are as the plan says; pieces of a later stage are cut along the chunks of its first level.
     units = {stage.first: stage.unit for stage in levels.stages}
+    chunks = [layout.chunk for layout in multiscale.layouts]
     return replace(
         levels,
         stages=tuple(
-            StageLayout(first, end - 1, units.get(first, multiscale.layouts[first].chunk), multiscale.layouts[first].chunk)
+            StageLayout(first, end - 1, units.get(first, chunks[first]), chunks[first])
             for first, end in zip(firsts, ends, strict=True)
         ),
     )

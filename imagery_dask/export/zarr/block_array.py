@@ -21,7 +21,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
@@ -163,9 +163,10 @@ class BlockArray:
         scratch = folder / f"{PARTIAL}{self.run}-{uuid4().hex[:12]}"
         scratch.mkdir()
         try:
-            files = _Files(folder, scratch)
-            yield files
-            _move(files.moves)
+            with ExitStack() as opened:
+                files = _Files(folder, scratch, opened)
+                yield files
+                _move(files.moves)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -221,14 +222,14 @@ class _Units:
 class _Files:
     """Files of a block in its scratch folder."""
 
-    def __init__(self, folder: Path, scratch: Path) -> None:
-        self._folder, self._scratch, self._count = folder, scratch, 0
+    def __init__(self, folder: Path, scratch: Path, opened: ExitStack) -> None:
+        self._folder, self._scratch, self._opened, self._count = folder, scratch, opened, 0
         #: Where each file is to appear.
         self.moves: list[tuple[Path, Path]] = []
 
     def open(self) -> BinaryIO:
         self._count += 1
-        return open(self._scratch / str(self._count), "wb")
+        return self._opened.enter_context(open(self._scratch / str(self._count), "wb"))
 
     def put(self, key: str, unit: UnitFile) -> None:
         with unit.file as file:
