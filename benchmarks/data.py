@@ -124,11 +124,11 @@ def petabyte(folder: Path, small: bool) -> Made:
     return {"given": {"kind": "image", "start": [100, 200, 5], "stop": [612, 712, 6]}, "chunks": 81}
 
 
-def receipts(folder: Path, small: bool) -> Made:
-    """Write a complete export of a million blocks of single chunks, without its chunks."""
+def receipts(folder: Path, small: bool, blocks: int = 1_000_000, processes: int = 2) -> Made:
+    """Write a complete export of blocks of single chunks, without its chunks."""
     from benchmarks.programs import runs
 
-    blocks = runs.finished_export(folder, 1000 if small else 1_000_000)
+    blocks = runs.finished_export(folder, 1000 if small else blocks, processes)
     return {"given": {"export": str(folder.resolve() / "out.zarr"), "blocks": blocks}}
 
 
@@ -223,6 +223,7 @@ SETS: dict[str, Callable[[Path, bool], Made]] = {
     "browsing": browsing,
     "petabyte": petabyte,
     "receipts": receipts,
+    "receipts-many": partial(receipts, blocks=216**3, processes=1000),
     "small": small_export,
     "page-1000": partial(page, count=1000),
     "page-5000": partial(page, count=5000),

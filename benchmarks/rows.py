@@ -56,7 +56,8 @@ class Row:
     options, small : mapping
         Arguments of all programs, and those that small data changes.
     server : str or None
-        ``nginx``, ``slow`` (which waits `latency_s` before each answer) or ``cave``; None reads local files.
+        ``nginx``, ``slow`` (which waits `latency_s` before each answer), ``cave`` or ``bucket``; None reads local
+        files.
     output : str or None
         What programs write: ``zarr``, ``precomputed`` or ``png``.
     limits : mapping
@@ -402,6 +403,50 @@ BLOCKS = (
     ),
 )  # fmt: skip
 
+# --------------------------------------------------------------------------- 10^7 blocks, a thousand workers
+
+
+def _thousand(name: str, title: str, large: Mapping[str, Any], **options: Any) -> Row:
+    """Return a row of many workers; small data has two."""
+    few = {"blocks": 200, "workers": 2, "threads": 2, "processes": 1, "seconds": 0.0, "idle_s": 0.1}
+    programs = (Program(US, "programs.runs:thousand"),)
+    return Row(
+        f"scale-{name}",
+        title,
+        "nothing",
+        programs,
+        {"processes": 2, **large, **options},
+        few,
+        in_quick=False,
+        repeats=1,
+    )
+
+
+SCALE = (
+    Row("scale-window", "10^6 blocks of 2 s on 1,000 threads, in simulated time", "nothing",
+        (Program(US, "programs.runs:window"),), {"blocks": 1_000_000, "threads": 1000, "seconds": 2.0},
+        {"blocks": 10_000, "threads": 20}, limits={"tasks": lambda facts: 30_000}),
+    Row("scale-window-10-million", "10^7 blocks of 2 s on 1,000 threads, in simulated time", "nothing",
+        (Program(US, "programs.runs:window"),), {"blocks": 10_000_000, "threads": 1000, "seconds": 2.0},
+        {"blocks": 10_000, "threads": 20}, in_quick=False, repeats=1),
+    _thousand("threads", "10^5 blocks of 0.5 s on 1,000 threads of 8 workers",
+              {"workers": 8, "threads": 125}, blocks=100_000, seconds=0.5, idle_s=10.0),
+    _thousand("blocks", "10^6 blocks without work on 1,000 threads of 8 workers",
+              {"workers": 8, "threads": 125}, blocks=1_000_000, seconds=0.0, idle_s=1.0),
+    _thousand("workers", "1,000 workers: joining, heartbeats, 10^5 blocks without work",
+              {"workers": 1000, "threads": 1}, blocks=100_000, seconds=0.0, idle_s=60.0),
+    Row("scale-status", "`imagery-dask status` of 10^7 blocks of 1,000 processes", "receipts-many",
+        (Program(US, "programs.commands:status"),), in_quick=False),
+    Row("scale-resume", "the same command on a complete export of 10^7 blocks", "receipts-many",
+        (Program(US, "programs.runs:resume"),), in_quick=False),
+    Row("scale-shards", "objects of 32 kB into a bucket on this machine, from one process", "nothing",
+        (Program(US, "programs.objects:shards"), Program("the server's limit", "programs.objects:requests")),
+        {"objects": 8000, "side": 32, "threads": 16}, {"objects": 64}, server="bucket", in_quick=False),
+    Row("scale-receipts", "receipts of 10^4 blocks in a bucket, tasks of 100 blocks", "nothing",
+        (Program(US, "programs.objects:receipts"),), {"blocks": 10_000, "of_task": 100}, {"blocks": 200},
+        server="bucket", limits={"requests": lambda facts: 100}),
+)  # fmt: skip
+
 # --------------------------------------------------------------------------- roots
 
 
@@ -572,6 +617,12 @@ SECTIONS = (
         "CPU time of driver and scheduler, which are one process, for blocks without work; and shares in the time of "
         "exports on two threads.",
         BLOCKS,
+    ),
+    Section(
+        "Ten million blocks, a thousand workers",
+        "What is simulated, and what it says of 10^8 blocks, is told in "
+        "[Ten million blocks](explanation/scale.md). CPU time is that of driver and scheduler, which are one process.",
+        SCALE,
     ),
     Section(
         "Root lookups",

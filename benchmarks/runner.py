@@ -155,6 +155,7 @@ class Runner:
                 "nginx": lambda: servers.nginx(folder.parent, self.cache / "nginx"),
                 "slow": lambda: servers.slow(folder.parent, row.latency_s),
                 "cave": lambda: servers.cave(folder),
+                "bucket": servers.bucket,
             }[row.server]()
             self.servers[key] = self.stack.enter_context(server)
         url, counts = self.servers[key]

@@ -97,6 +97,14 @@ def slow(root: Path, latency_s: float) -> Iterator[Served]:
 
 
 @contextmanager
+def bucket() -> Iterator[Served]:
+    """Serve a bucket that counts what it is given and drops it."""
+    with _printing([str(Path(__file__).with_name("put_server.py"))]) as port:
+        url = f"http://127.0.0.1:{port}"
+        yield url, lambda: dict(json.load(urlopen(f"{url}/counts")))
+
+
+@contextmanager
 def cave(folder: Path) -> Iterator[Served]:
     """Serve a dynamic segmentation; yield its source."""
     with _printing(["-m", "benchmarks.cave_server", str(folder)]) as line:

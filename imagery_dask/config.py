@@ -43,6 +43,9 @@ config = Config(
                 "process_bytes": 2 * 2**30,
                 # Fast blocks share a dask task, because each task costs the driver and scheduler milliseconds.
                 "batch_blocks": 128,
+                # Tasks that the workers of a cluster end in a second, from which the length of a task follows: 200 s
+                # with a thousand threads, if blocks are shorter. A worker that dies repeats its task.
+                "tasks_per_s": 5.0,
                 # Attempts at a block that fails with a transient error, and the pauses between them.
                 "attempts": 4,
                 "pauses_s": (1.0, 4.0, 16.0),
@@ -90,7 +93,8 @@ config = Config(
                 "look_again_s": 0.5,
             },
             # Receipts per object in a bucket: an object has at most 380 kB, and a million receipts make 250 objects.
-            "records": {"segment_records": 4096},
+            # Blocks of a task put their receipts together, but no later than after so many seconds.
+            "records": {"segment_records": 4096, "put_s": 10.0},
         }
     ],
 )

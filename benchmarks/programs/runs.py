@@ -5,18 +5,23 @@ from __future__ import annotations
 import functools
 import json
 import pydoc
+import subprocess
+import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from distributed import Client, LocalCluster
 
 from benchmarks.programs.exports import _peak_mib
 from benchmarks.programs.reads import lazy
+from benchmarks.simulated_workers import SimulatedWorkers
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.cluster import WorkerResources
 from imagery_dask.export.core.run_options import RunOptions
@@ -25,9 +30,11 @@ from imagery_dask.export.execution.execute import execute
 from imagery_dask.export.execution.resume import open_run
 from imagery_dask.export.zarr.to_zarr import ZarrExport
 from imagery_dask.export.zarr.zarr_options import ZarrOptions
+from imagery_dask.records.receipts import RECEIPT, receipt
+from imagery_dask.records.runs import Records
 from imagery_dask.run import Rules, RunReport, Written, run_blocks
-from imagery_dask.run.block import run_block
 from imagery_dask.run.dask_workers import DaskWorkers
+from imagery_dask.sources import ReadCounts
 
 WORKERS = WorkerResources(2, 8 * 2**30)
 BLOCK_BYTES = 64**3
@@ -35,13 +42,16 @@ BLOCK_BYTES = 64**3
 
 @dataclass(frozen=True, slots=True)
 class NoBlock:
-    """A block without work."""
+    """A block without work, or one that waits."""
 
     name: str
     volume: str = "nothing"
+    seconds: float = 0.0
 
     def __call__(self) -> Written:
         """Do nothing."""
+        if self.seconds:
+            time.sleep(self.seconds)
         return Written(1, 1, b"0123456789abcdef")
 
     def stored(self) -> bytes:
@@ -55,13 +65,15 @@ class NoBlock:
 class NoBlocks(Sequence[NoBlock]):
     """Sequence of blocks without work."""
 
-    count: int
+    blocks: int
+    seconds: float = 0.0
 
     def __len__(self) -> int:
-        return self.count
+        return self.blocks
 
     def __getitem__(self, number: Any) -> Any:
-        return NoBlock(f"read+write nothing, z{number // 10_000} y{number // 100 % 100} x{number % 100}")
+        name = f"read+write nothing, z{number // 10_000} y{number // 100 % 100} x{number % 100}"
+        return NoBlock(name, seconds=self.seconds)
 
 
 def _export_of(folder: Path, blocks: int) -> ZarrExport:
@@ -80,18 +92,31 @@ def _export_of(folder: Path, blocks: int) -> ZarrExport:
     return ZarrExport(volume, folder / "out.zarr", ZarrOptions(chunks=(64, 64, 64), shards=None))
 
 
-def finished_export(folder: Path, blocks: int) -> int:
-    """Write the records of a complete export; return its number of blocks."""
+def finished_export(folder: Path, blocks: int, processes: int = 2) -> int:
+    """Write the records of a complete export, as processes have left them; return its number of blocks."""
     export = _export_of(folder, blocks)
     with open_run(export, overwrite=False) as new:
         assert isinstance(new, NewRun)
         run = new.start(export.plan(WORKERS, BLOCK_BYTES))
         export.create(run, _NoClient())
         run.begun()
-        for number in range(run.plan.blocks):
-            run_block(NoBlock("read+write image, x"), number, 1, run.records)
+        write_receipts(run.records, run.plan.blocks, processes)
     execute(_export_of(folder, blocks), RunOptions(progress=False))  # sets its state to complete
     return run.plan.blocks
+
+
+def write_receipts(records: Records, blocks: int, processes: int) -> None:
+    """Write a receipt for each block: process N has every N-th block, and 500 blocks were done in a second."""
+    first = np.frombuffer(receipt(0, b"0123456789abcdef", 64**3, 64**3, ReadCounts(chunks=1), 1, 2.0), RECEIPT)[0]
+    for process in range(processes):
+        numbers = np.arange(process, blocks, processes)
+        rows = np.full(len(numbers), first)
+        rows["block"], rows["finished"] = numbers, first["finished"] - (blocks - numbers) / 500
+        content = rows.tobytes()
+        size = RECEIPT.itemsize
+        checks = (zlib.crc32(content[at : at + size - 4]) for at in range(0, len(content), size))
+        rows["crc"] = np.fromiter(checks, np.uint32, len(rows))
+        records.files.put(f"{records.run}/receipts-host-{process}.bin", rows.tobytes())
 
 
 class _NoClient:
@@ -136,6 +161,67 @@ def no_blocks(source: str, blocks: int) -> dict[str, Any]:
         "memory at the end, times that of a fifth": seen[-1] / seen[1],
     }
     return {"wall_s": seconds, "cpu_s": cpu, "figures": figures}
+
+
+def window(source: str, blocks: int, threads: int, seconds: float) -> dict[str, Any]:
+    """Run blocks on threads in simulated time: what the driver alone needs, and how it divides blocks into tasks."""
+    workers, seen = SimulatedWorkers(threads, seconds), list[float]()
+
+    def progress(report: RunReport) -> None:
+        if report.done % max(1, blocks // 10) == 0:
+            seen.append(_peak_mib())
+
+    rules = Rules(todo=np.ones(blocks, bool))
+    started, cpu = time.perf_counter(), time.process_time()
+    report = run_blocks(workers, [NoBlocks(blocks)], RunReport(blocks), progress, rules)
+    wall, cpu = time.perf_counter() - started, time.process_time() - cpu
+    assert report.ok
+    tasks = workers.submitted
+    figures = {
+        "ms of driver per block, without dask": 1e3 * cpu / blocks,
+        "blocks a task": blocks / tasks.count,
+        "tasks a second": tasks.count / tasks.now,
+        "% of the threads' time with blocks": 100 * tasks.busy,
+        "memory at the end, times that of a fifth": seen[-1] / seen[1],
+    }
+    return {"wall_s": wall, "cpu_s": cpu, "figures": figures, "counts": {"tasks": tasks.count}}
+
+
+def thousand(
+    source: str, blocks: int, workers: int, threads: int, processes: int, seconds: float, idle_s: float
+) -> dict[str, Any]:
+    """Run blocks that wait on many workers in few processes; measure driver and scheduler, which are this process."""
+    with (
+        LocalCluster(n_workers=0, dashboard_address=None, host="127.0.0.1") as cluster,
+        Client(cluster) as client,
+        ExitStack() as stack,
+    ):
+        cpu = time.process_time()
+        hosts = [sys.executable, "-m", "benchmarks.worker_host", cluster.scheduler_address, str(workers // processes)]
+        for _ in range(processes):
+            stack.callback(stack.enter_context(subprocess.Popen([*hosts, str(threads)])).terminate)
+        client.wait_for_workers(workers)
+        figures = {"ms of scheduler per worker that joins": 1e3 * (time.process_time() - cpu) / workers}
+        cpu = time.process_time()
+        time.sleep(idle_s)  # only heartbeats
+        figures["% of a core for workers that wait"] = 100 * (time.process_time() - cpu) / idle_s
+        seen: list[float] = []
+
+        def progress(report: RunReport) -> None:
+            if report.done % max(1, blocks // 10) == 0:
+                seen.append(_peak_mib())
+
+        rules = Rules(todo=np.ones(blocks, bool))
+        started, cpu = time.perf_counter(), time.process_time()
+        report = run_blocks(DaskWorkers(client), [NoBlocks(blocks, seconds)], RunReport(blocks), progress, rules)
+        wall, cpu = time.perf_counter() - started, time.process_time() - cpu
+    assert report.ok
+    figures |= {
+        "ms of driver and scheduler per block": 1e3 * cpu / blocks,
+        "% of the workers' time with blocks": 100 * blocks * seconds / (workers * threads) / wall,
+        "memory at the end, times that of a fifth": seen[-1] / seen[1],
+    }
+    return {"wall_s": wall, "cpu_s": cpu, "figures": figures}
 
 
 def futures(source: str, blocks: int) -> dict[str, Any]:

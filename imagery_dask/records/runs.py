@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import uuid4
@@ -36,6 +36,7 @@ __all__ = [
     "NoRecords",
     "Records",
     "Run",
+    "incomplete_in",
     "ledger_line",
     "ledger_rows",
     "missing_first",
@@ -76,8 +77,20 @@ LEDGER_FIELDS: dict[str, Any] = {
     "zero_root_ids": list,
 }  # fmt: skip
 
+
+@dataclass(slots=True)
+class _Segment:
+    """Records that a process puts into a bucket as one object, and again with those that follow."""
+
+    name: str
+    held: list[bytes] = field(default_factory=list)
+    # How many of them are in the bucket, and when they were put there.
+    stored: int = 0
+    put: float = field(default_factory=time.monotonic)
+
+
 _lock = threading.Lock()
-_segments: dict[tuple[str, str, str, int], tuple[str, list[bytes]]] = {}
+_segments: dict[tuple[str, str, str, int], _Segment] = {}
 _names: dict[int, str] = {}
 
 
@@ -113,8 +126,18 @@ class Records:
         """Return True if another run has replaced this one; only looked at on a disk, where that takes no request."""
         return self.files.folder is not None and not (self.files.folder / self.run / PLAN).exists()
 
-    def append(self, kind: Kind, content: bytes) -> None:
-        """Append a record; other processes see it when this returns."""
+    def append(self, kind: Kind, content: bytes, at_once: bool = True) -> None:
+        """Append a record; other processes see it when this returns.
+
+        Parameters
+        ----------
+        kind : str
+            Which of the process's files.
+        content : bytes
+            The record.
+        at_once : bool
+            False lets other processes see it after `flush`; in a bucket, records are then put together.
+        """
         if SUFFIX[kind] == "jsonl":
             content = b"\n" + content  # so that a line truncated by a full disk does not damage the next one
         process = os.getpid()  # a forked process writes its own files
@@ -124,27 +147,43 @@ class Records:
             if self.files.folder is not None:
                 _append(self.files.folder / f"{path}.{SUFFIX[kind]}", content)
                 return
-            key = (self.files.url, self.run, kind, process)
-            segment, held = _segments.get(key, ("", []))
-            if not held or len(held) >= config.get("records.segment_records"):
-                segment, held = uuid4().hex[:8], []
-            held.append(content)
-            _segments[key] = (segment, held)
-            self.files.put(f"{path}-{segment}.{SUFFIX[kind]}", b"".join(held), "application/octet-stream")
+            segment = _segments.get(key := (self.files.url, self.run, kind, process))
+            if segment is None or len(segment.held) >= config.get("records.segment_records"):
+                if segment is not None:
+                    self._put(kind, segment)
+                segment = _segments[key] = _Segment(f"{path}-{uuid4().hex[:8]}")
+            segment.held.append(content)
+            if at_once or time.monotonic() - segment.put >= config.get("records.put_s"):
+                self._put(kind, segment)
+
+    def flush(self, kind: Kind) -> None:
+        """Let other processes see the records that this process has appended."""
+        with _lock:
+            segment = _segments.get((self.files.url, self.run, kind, os.getpid()))
+            if segment is not None:
+                self._put(kind, segment)
+
+    def _put(self, kind: Kind, segment: _Segment) -> None:
+        if segment.stored < len(segment.held):
+            self.files.put(f"{segment.name}.{SUFFIX[kind]}", b"".join(segment.held), "application/octet-stream")
+            segment.stored, segment.put = len(segment.held), time.monotonic()
 
     def has(self, kind: Kind) -> bool:
         """Return True if there is any record of a kind."""
         return any(True for _ in self.files.names(f"{self.run}/{kind}-"))
 
-    def contents(self, kind: Kind) -> list[bytes]:
-        """Return the contents of all files of a kind."""
+    def contents(self, kind: Kind) -> Iterator[bytes]:
+        """Yield the contents of all files of a kind, of which a few are in memory at a time."""
         names = sorted(self.files.names(f"{self.run}/{kind}-"))
         with ThreadPoolExecutor(GETS_IN_FLIGHT) as threads:
-            return [content for content in threads.map(self.files.get, names) if content is not None]
+            for first in range(0, len(names), GETS_IN_FLIGHT):
+                for content in threads.map(self.files.get, names[first : first + GETS_IN_FLIGHT]):
+                    if content is not None:
+                        yield content
 
-    def receipts(self) -> Array:
-        """Return the last receipt of each block, sorted by block (`RECEIPT`)."""
-        return receipts_in(self.contents("receipts"))
+    def receipts(self, blocks: int | None = None) -> Array:
+        """Return the last receipt of each block (`RECEIPT`), sorted by block; if `blocks` is given, of so many."""
+        return receipts_in(self.contents("receipts"), blocks)
 
     def lines(self, kind: Literal["ledger", "failed"]) -> Iterator[JsonObject]:
         """Yield records that are lines of JSON; skip truncated lines."""
@@ -234,7 +273,7 @@ class NoRecords(Records):
         """Return False."""
         return False
 
-    def append(self, kind: Kind, content: bytes) -> None:
+    def append(self, kind: Kind, content: bytes, at_once: bool = True) -> None:
         """Keep nothing."""
 
 
@@ -476,21 +515,26 @@ def time_of(line: JsonObject) -> float:
 
 def write_ledger(records: Records) -> None:
     """Write the table of a run to the records folder, in the order of the blocks."""
-    rows = ledger_rows(records.lines("ledger"), _incomplete_blocks(records))
+    rows = _rows(records)
     records.files.put(LEDGER, b"".join(json.dumps(row).encode() + b"\n" for row in rows), "application/jsonl")
 
 
 def missing_first(records: Records) -> dict[str, list[str]]:
     """Return the first missing chunks of each layer, in the order of the blocks."""
     first: dict[str, list[str]] = {}
-    for row in ledger_rows(records.lines("ledger"), _incomplete_blocks(records)):
+    for row in _rows(records):
         keys = first.setdefault(row["volume"], [])
         if row["kind"] == "missing chunk" and len(keys) < FIRST_KEPT and row["key"] not in keys:
             keys.append(row["key"])
     return first
 
 
-def _incomplete_blocks(records: Records) -> set[int]:
+def incomplete_in(receipts: Array) -> set[int]:
     """Return the numbers of the blocks for which something was missing when they were last written."""
-    receipts = records.receipts()
     return set(receipts["block"][(receipts["missing"] > 0) | (receipts["zero_roots"] > 0)].tolist())
+
+
+def _rows(records: Records) -> Iterator[JsonObject]:
+    """Yield the rows of the table of a run; where nothing was ever missing, receipts are not read."""
+    lines = list(records.lines("ledger"))
+    return ledger_rows(lines, incomplete_in(records.receipts())) if lines else iter(())

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 from imagery_dask.errors import AccessRefusedError, MissingChunkError, SourceError, SourceGoneError
 from imagery_dask.records.receipts import receipt
 from imagery_dask.records.runs import Records, ledger_line
+from imagery_dask.run.workers import is_wanted
 from imagery_dask.sources import ReadCounts, collect_counts, limited_requests
 from imagery_dask.sources.counts import KEYS_KEPT
 from imagery_dask.storage.atomic_files import only_while
@@ -90,7 +91,7 @@ class BlockError:
 
 
 def run_block(task: BlockTask, number: int, attempt: int, records: Records | None) -> BlockResult | BlockError:
-    """Run the task of a block, and write its receipt when its bytes are in the store."""
+    """Run the task of a block, and write its receipt when its bytes are in the store (`Records.flush`)."""
     started = time.perf_counter()
     if records is not None and records.removed:
         # The driver was stopped, or killed; the store at the URL is that of another run now.
@@ -108,10 +109,11 @@ def run_block(task: BlockTask, number: int, attempt: int, records: Records | Non
             records.append(
                 "receipts",
                 receipt(number, written.digest, written.voxels, written.size, counts, attempt, seconds),
+                at_once=False,
             )
     except Exception as error:
         # Return a value: dask would log a traceback for each exception, and some cannot be pickled.
-        return BlockError(redacted(f"{type(error).__name__}: {error}"), redacted(str(error)), outcome_of(error))
+        return _error_of(error)
     return BlockResult(written.size, replace(counts, missing_keys=counts.first(KEYS_KEPT)), seconds)
 
 
@@ -126,14 +128,28 @@ def is_full(error: BaseException) -> bool:
 def run_batch(
     blocks: Sequence[tuple[BlockTask, int, int]], records: Records | None, max_requests: int | None = None
 ) -> list[BlockResult | BlockError]:
-    """Run blocks, given as (task, number, attempt), one after another; stop after an error that ends the run."""
+    """Run blocks, given as (task, number, attempt), one after another; stop when the run ends."""
     results: list[BlockResult | BlockError] = []
     with limited_requests(max_requests):
         for task, number, attempt in blocks:
+            if results and not is_wanted():
+                reason = "The task was cancelled."
+                results += [BlockError(reason, reason, "passing")] * (len(blocks) - len(results))
+                break
             results.append(run_block(task, number, attempt, records))
             if isinstance(results[-1], BlockError) and results[-1].outcome in ("refused", "full"):
                 break
+    try:
+        if records is not None:
+            records.flush("receipts")
+    except Exception as error:  # a block without a receipt is not done
+        failed = _error_of(error)
+        return [failed if isinstance(result, BlockResult) else result for result in results]
     return results
+
+
+def _error_of(error: Exception) -> BlockError:
+    return BlockError(redacted(f"{type(error).__name__}: {error}"), redacted(str(error)), outcome_of(error))
 
 
 def outcome_of(error: Exception) -> Outcome:

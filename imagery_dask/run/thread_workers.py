@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from imagery_dask.cluster import WorkerResources, cores, free_memory
-from imagery_dask.run.workers import AT_ONCE
+from imagery_dask.run.workers import AT_ONCE, WANTED
 from imagery_dask.sources.memory import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ class ThreadTasks:
     def _work(self) -> None:
         """Run tasks until none is left."""
         AT_ONCE.set(self._threads)
+        WANTED.set(lambda: not self._cancelled)
         while True:
             with self._changed:
                 if not self._submitted:

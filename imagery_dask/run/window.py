@@ -32,12 +32,16 @@ from imagery_dask.sources import ReadCounts
 
 __all__ = ["WINDOW_PER_THREAD", "Rules", "Stages", "check_missing", "run_blocks"]
 
-# Tasks submitted per thread of the workers: enough that no thread waits for the driver.
-WINDOW_PER_THREAD = 3
+# Tasks submitted per thread of the workers, enough that no thread waits for the driver; and where tasks are long.
+WINDOW_PER_THREAD, WINDOW_OF_LONG = 3, 2
+# Tasks submitted at a time: a scheduler with a thousand new tasks in its queue hears no heartbeats meanwhile.
+SUBMIT_AT_ONCE = 16
 # Failed blocks that a report lists.
 FAILURES_KEPT = 1000
-# Seconds of work in a task, if blocks are short: each task costs driver and scheduler some milliseconds.
+# Seconds of work in a task, if blocks are short and threads are few: each task costs driver and scheduler milliseconds.
 BATCH_S = 1.0
+# Blocks of a stage that are looked up together.
+LOOK_AHEAD = 2**16
 
 # Blocks of each stage, by number, made when they are indexed. A stage begins when the one before it has ended.
 Stages = Iterable[Sequence[BlockTask]]
@@ -167,13 +171,14 @@ class _Window:
     def run(self, tasks: Sequence[BlockTask], first: int) -> None:
         """Run a stage."""
         self._check_missing()  # earlier calls may have had a higher limit
-        numbers = self._todo(first, len(tasks))
-        self.left = self.unfinished = len(numbers)
+        todo = None if self.rules.todo is None else self.rules.todo[first : first + len(tasks)]
+        self.left = self.unfinished = len(tasks) if todo is None else int(np.count_nonzero(todo))
+        numbers = range(len(tasks)) if todo is None else _true_in(todo)
         fresh = (_Submitted(first + index, tasks[index], 1) for index in numbers)
         try:
             while True:
                 self._look()
-                for batch in islice(self._batches(fresh), max(0, self.size - len(self.submitted))):
+                for batch in islice(self._batches(fresh), self._room()):
                     self._submit(batch)
                 if self.submitted:
                     if self.tasks.wait():
@@ -191,7 +196,19 @@ class _Window:
     @property
     def size(self) -> int:
         """Number of tasks that may be submitted at a time."""
-        return max(4, WINDOW_PER_THREAD * self.threads)
+        if self.block_s == math.inf:  # tasks of one block, until the first has ended
+            return max(4, self.threads)
+        return max(4, (WINDOW_OF_LONG if self.batch_s > BATCH_S else WINDOW_PER_THREAD) * self.threads)
+
+    @property
+    def batch_s(self) -> float:
+        """Seconds of work in a task: driver and scheduler have so many tasks in a second, whatever the threads."""
+        tasks_per_s: float = config.get("run.tasks_per_s")
+        return max(BATCH_S, self.threads / tasks_per_s)
+
+    def _room(self) -> int:
+        """Return the number of tasks to submit now."""
+        return min(SUBMIT_AT_ONCE, max(0, self.size - len(self.submitted)))
 
     def _look(self) -> None:
         """Look after the workers, and show which of them are silent."""
@@ -208,11 +225,6 @@ class _Window:
         self.report.seconds = time.perf_counter() - self.started
         self.on_progress(self.report)
 
-    def _todo(self, first: int, count: int) -> Sequence[int]:
-        if self.rules.todo is None:
-            return range(count)
-        return np.flatnonzero(self.rules.todo[first : first + count]).tolist()
-
     def _batches(self, fresh: Iterator[_Submitted]) -> Iterator[list[_Submitted]]:
         """Yield batches of blocks to submit: first blocks to repeat, each alone, then new ones."""
         while True:
@@ -224,7 +236,7 @@ class _Window:
                 continue
             # Large enough that a task is worth its scheduling, but small enough that threads end at the same time.
             most = min(config.get("run.batch_blocks"), self.left // self.size)
-            most = min(most, int(BATCH_S / self.block_s)) if self.block_s else most
+            most = min(most, int(self.batch_s / self.block_s)) if self.block_s else most
             batch = list(islice(fresh, max(1, most)))
             self.left -= len(batch)
             if not batch:
@@ -316,6 +328,12 @@ class _Window:
         if len(self.report.failed) < FAILURES_KEPT:
             self.report.failed.append(FailedBlock(block.task.name, reason))
         self.rules.on_failure(block.number, block.task, reason, block.attempt)
+
+
+def _true_in(mask: NDArray[np.bool_]) -> Iterator[int]:
+    """Yield the indices of a mask where it is True; ten million of them would fill half a gigabyte."""
+    for start in range(0, len(mask), LOOK_AHEAD):
+        yield from (start + np.flatnonzero(mask[start : start + LOOK_AHEAD])).tolist()
 
 
 def check_missing(report: RunReport, most: float | None) -> None:

@@ -15,10 +15,12 @@ from imagery_dask.validate import integer, whole_number
 if TYPE_CHECKING:
     from imagery_dask.cluster import WorkDone
 
-__all__ = ["AT_ONCE", "Tasks", "Workers", "WorkersDied", "tasks_at_once", "workers_of"]
+__all__ = ["AT_ONCE", "Tasks", "WANTED", "Workers", "WorkersDied", "is_wanted", "tasks_at_once", "workers_of"]
 
 # Number of tasks that this process runs at once, in the threads that run them.
 AT_ONCE: ContextVar[int | None] = ContextVar("imagery_dask_tasks_at_once", default=None)
+# Whether the caller of a task still waits for its result, in the threads that run tasks.
+WANTED: ContextVar[Callable[[], bool] | None] = ContextVar("imagery_dask_task_wanted", default=None)
 
 
 class WorkersDied(Exception):
@@ -171,6 +173,22 @@ def tasks_at_once() -> int:
         return int(module.get_worker().state.nthreads)
     except ValueError:
         return 1
+
+
+def is_wanted() -> bool:
+    """Return False if the task that this thread runs was cancelled, so that it may end between two blocks."""
+    wanted = WANTED.get()
+    if wanted is not None:
+        return wanted()
+    module = sys.modules.get("distributed.worker")
+    if module is None:
+        return True
+    try:
+        worker = module.get_worker()
+        task = worker.state.tasks.get(worker.get_current_task())
+    except (ValueError, AttributeError):  # no task of a worker
+        return True
+    return task is not None and task.state != "cancelled"
 
 
 def _has_client() -> bool:

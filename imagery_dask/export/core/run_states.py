@@ -19,9 +19,10 @@ from imagery_dask.annotations import Array, EachProcess, JsonObject
 from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.records.lease import HeldLease
 from imagery_dask.records.parts import refuse_parts
-from imagery_dask.records.receipts import counts_of, receipts_in
+from imagery_dask.records.receipts import chosen, counts_of, receipts_in
 from imagery_dask.records.runs import PLAN, Records, Run, missing_first, now, remove_unplanned, runs_in
 from imagery_dask.run import RunReport
+from imagery_dask.sources import ReadCounts
 
 __all__ = ["DAMAGED", "NewRun", "StartedRun", "Target", "damaged_in", "plan_in", "url_of"]
 
@@ -207,8 +208,7 @@ class StartedRun:
     @cached_property
     def receipts(self) -> Array:
         """Receipts of earlier calls, sorted by block."""
-        receipts = self.records.receipts()
-        return receipts[receipts["block"] < self.plan.blocks]
+        return self.records.receipts(self.plan.blocks)
 
     def begun(self) -> None:
         """Write down that the empty store exists."""
@@ -301,17 +301,15 @@ class StartedRun:
         report = RunReport(len(todo), voxels=plan.voxels) if counted is None else RunReport(int(counted.sum()))
         receipts = self.receipts
         numbers = receipts["block"].astype(np.int64)
-        receipts = receipts[~todo[numbers] & (True if counted is None else counted[numbers])]
+        kept = ~todo[numbers] & (True if counted is None else counted[numbers])
+        receipts, numbers = chosen(receipts, kept), numbers[kept]
         report.done = report.before = len(receipts)
         report.written_bytes = report.before_bytes = int(receipts["written_bytes"].sum(dtype=np.uint64))
-        report.counts = counts_of(receipts)
+        for first, part in plan.parts:
+            of_part = slice(*numbers.searchsorted([first, first + len(part.blocks)]))
+            counts = counts_of(receipts[of_part])
+            report.counts.add(counts)
+            report.counts_of.setdefault(part.volume, ReadCounts()).add(counts)
         if report.counts.missing:
             report.counts.missing_keys = [key for keys in missing_first(self.records).values() for key in keys]
-        for first, part in plan.parts:
-            of_part = receipts[(receipts["block"] >= first) & (receipts["block"] < first + len(part.blocks))]
-            counts = counts_of(of_part)
-            if part.volume in report.counts_of:
-                report.counts_of[part.volume].add(counts)
-            else:
-                report.counts_of[part.volume] = counts
         return report

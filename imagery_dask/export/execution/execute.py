@@ -200,11 +200,9 @@ class Execution:
 
     def _make_again(self) -> None:
         run, report, before = self.run, self.report, self._before
-        changed = {
-            int(row["block"])
-            for row in run.records.receipts()
-            if before.get(str(row["block"])) not in (None, row["digest"].item().hex())
-        }
+        now = run.records.receipts(run.plan.blocks)
+        again = now[np.isin(now["block"], np.array(list(before), np.uint64))]
+        changed = {int(row["block"]) for row in again if before[str(row["block"])] != row["digest"].item().hex()}
         more = run.plan.made_of(changed) & ~self.todo
         self.todo |= more
         rows = run.receipts[more[run.receipts["block"].astype(np.int64)]]

@@ -88,7 +88,7 @@ class SourceWatch:
 
     def _without_chunks(self) -> str | None:
         """Return the path of a source without chunks of which blocks were written; a few blocks are looked at."""
-        receipts = self.run.records.receipts()
+        receipts = self.run.records.receipts(self.run.plan.blocks)
         whole = receipts["block"][(receipts["missing"] == 0) & (receipts["chunks"] > 0)]
         for index in sorted(set(np.linspace(0, len(whole) - 1, PROBED).astype(int))) if len(whole) else ():
             part, region = self.run.plan.part_and_region(int(whole[index]))

@@ -76,8 +76,7 @@ class Burst:
 
 def outcomes_of(records: Records, blocks: int) -> Outcomes:
     """Read the state of all blocks of a run from its records."""
-    receipts = records.receipts()
-    receipts = receipts[receipts["block"] < blocks]
+    receipts = records.receipts(blocks)
     done = np.zeros(blocks, bool)
     done[_numbers(receipts)] = True
     failed = _failures(records.lines("failed"), done)
@@ -100,10 +99,10 @@ def bursts_of(receipts: Array) -> list[Burst]:
     """Return times of work, oldest first; pauses between them are longer than a minute."""
     if not len(receipts):
         return []
-    by_time = receipts[np.argsort(receipts["finished"], kind="stable")]
-    stops = by_time["finished"]
+    order = np.argsort(receipts["finished"], kind="stable")
+    stops = receipts["finished"][order]
     # Earliest start among this block and all that finished later.
-    begun = np.minimum.accumulate((stops - by_time["seconds"])[::-1])[::-1]
+    begun = np.minimum.accumulate((stops - receipts["seconds"][order])[::-1])[::-1]
     first = np.concatenate([[0], np.flatnonzero(begun[1:] - stops[:-1] > PAUSE_S) + 1])
     last = np.concatenate([first[1:] - 1, [len(stops) - 1]])
     return [Burst(float(begun[a]), float(stops[b])) for a, b in zip(first, last, strict=True)]

@@ -26,7 +26,7 @@ from imagery_dask.export.reports.block_states import NOT_DONE, Outcomes, bursts_
 from imagery_dask.export.reports.html_charts import COLORS, block_map, throughput
 from imagery_dask.humanize import human_bytes, human_count, human_time
 from imagery_dask.records.receipts import counts_of
-from imagery_dask.records.runs import Records, ledger_rows
+from imagery_dask.records.runs import Records, incomplete_in, ledger_rows
 from imagery_dask.run import RunReport
 from imagery_dask.sources.addresses import check_scheme
 from imagery_dask.storage.atomic_files import WRITABLE, Files, check_writable, records_folder, split_prefix
@@ -286,10 +286,9 @@ def _failures(report: RunReport, outcomes: Outcomes | None) -> _Table | None:
 
 def _gaps(records: Records, outcomes: Outcomes) -> list[_Table]:
     """List what the source did not have."""
-    done = set(outcomes.receipts["block"].tolist())
     rows: dict[str, list[list[object]]] = {"missing chunk": [], "zero roots": []}
     counts: Counter[str] = Counter()
-    for row in ledger_rows(records.lines("ledger"), done):
+    for row in ledger_rows(records.lines("ledger"), incomplete_in(outcomes.receipts)):
         kind, gap = row["kind"], row.get("key")
         counts[kind] += 1
         if gap is None:

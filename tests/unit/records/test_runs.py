@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
+from imagery_dask.records.receipts import receipt
 from imagery_dask.records.runs import Records, Run, now, runs_in
+from imagery_dask.sources import ReadCounts
 from imagery_dask.storage.atomic_files import Files
 
 
@@ -24,3 +27,32 @@ def test_a_run_that_is_removed_during_listing_is_left_out(tmp_path: Path, monkey
 
     monkeypatch.setattr(Records, "get", get_after_removal)
     assert [run.records.run for run in runs_in(files)] == [stays.records.run]
+
+
+def test_records_that_need_not_be_seen_at_once_are_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each object of a bucket holds up to 380 kB; to put it again for each block would be more than the block."""
+    records = Records(Files.at(f"memory://bucket-{uuid4().hex}/out.receipts"), "run")
+    puts: list[str] = []
+    put = Files.put
+
+    def counted(self: Files, name: str, *arguments: Any, **options: Any) -> None:
+        puts.append(name)
+        put(self, name, *arguments, **options)
+
+    monkeypatch.setattr(Files, "put", counted)
+    for block in range(100):
+        records.append("receipts", receipt(block, bytes(16), 1, 1, ReadCounts(), 1, 0.0), at_once=False)
+    assert puts == []
+    records.flush("receipts")
+    records.flush("receipts")
+    assert len(puts) == 1
+    assert records.receipts(100)["block"].tolist() == list(range(100))
+
+
+def test_receipts_of_blocks_beyond_the_plan_are_left_out(tmp_path: Path) -> None:
+    records = Records(Files.at(tmp_path), "run")
+    (tmp_path / "run").mkdir()
+    for block in (3, 2**60, 1, 4):
+        records.append("receipts", receipt(block, bytes(16), 1, 1, ReadCounts(), 1, 0.0))
+    assert records.receipts(4)["block"].tolist() == [1, 3]
+    assert records.receipts()["block"].tolist() == [1, 3, 4, 2**60]
