@@ -9,7 +9,8 @@ import asyncio
 import json
 
 ANSWER = b'HTTP/1.1 200 OK\r\nETag: "0"\r\nLast-Modified: Thu, 01 Jan 2026 00:00:00 GMT\r\nContent-Length: %d\r\n\r\n'
-NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+MISSING = b"<?xml version='1.0'?><Error><Code>NoSuchKey</Code><Message>There is none.</Message></Error>"
+NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n" % len(MISSING)
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 objects: dict[bytes, bytes] = {}
@@ -57,7 +58,7 @@ class Bucket(asyncio.Protocol):
         elif path in objects:
             self.transport.write(ANSWER % len(objects[path]) + (objects[path] if method == b"GET" else b""))
         else:
-            self.transport.write(NOT_FOUND)
+            self.transport.write(NOT_FOUND + (b"" if method == b"HEAD" else MISSING))
 
 
 async def main() -> None:

@@ -61,6 +61,7 @@ class SimulatedTasks:
         self._running: list[tuple[float, int, str, int]] = []
         self._waiting: deque[tuple[str, int]] = deque()
         self.silent: list[str] = []
+        self.note = ""
         self.now = 0.0
         # Number of tasks, of their blocks at most, and seconds of all blocks together.
         self.count, self.largest, self.worked = 0, 0, 0.0

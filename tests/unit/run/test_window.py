@@ -21,10 +21,9 @@ def _run(blocks: int, threads: int, seconds: float) -> SimulatedWorkers:
 def test_many_threads_send_driver_and_scheduler_few_tasks(seconds: float) -> None:
     blocks, threads = 20_000, 200
     tasks = _run(blocks, threads, seconds).submitted
-    singles = 2 * threads  # at the start, and at the end so that all threads end together
-    shrinking = 2 * threads * np.log(tasks.largest)
-    assert tasks.count <= singles + shrinking + blocks / tasks.largest
-    assert tasks.busy > 0.9 or seconds < 0.5
+    # 20 blocks a task, but fewer towards the end, so that all threads end together.
+    assert tasks.count <= 3000
+    assert tasks.busy > 0.95
 
 
 def test_few_threads_have_short_tasks() -> None:
