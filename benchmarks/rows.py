@@ -425,10 +425,10 @@ def _thousand(name: str, title: str, large: Mapping[str, Any], **options: Any) -
 SCALE = (
     Row("scale-window", "10^6 blocks of 2 s on 1,000 threads, in simulated time", "nothing",
         (Program(US, "programs.runs:window"),), {"blocks": 1_000_000, "threads": 1000, "seconds": 2.0},
-        {"blocks": 10_000, "threads": 20}, limits={"tasks": lambda facts: 30_000}),
+        {"blocks": 100_000, "threads": 100}, limits={"tasks": lambda facts: 30_000}),
     Row("scale-window-10-million", "10^7 blocks of 2 s on 1,000 threads, in simulated time", "nothing",
         (Program(US, "programs.runs:window"),), {"blocks": 10_000_000, "threads": 1000, "seconds": 2.0},
-        {"blocks": 10_000, "threads": 20}, in_quick=False, repeats=1),
+        {"blocks": 100_000, "threads": 100}, in_quick=False, repeats=1),
     _thousand("threads", "10^5 blocks of 0.5 s on 1,000 threads of 8 workers",
               {"workers": 8, "threads": 125}, blocks=100_000, seconds=0.5, idle_s=10.0),
     _thousand("blocks", "10^6 blocks without work on 1,000 threads of 8 workers",
