@@ -43,7 +43,9 @@ def main() -> None:
         return
     options.cache.mkdir(parents=True, exist_ok=True)
     runner = Runner(options.cache.resolve(), options.quick or options.small, 0 if options.quick else options.repeats)
-    found: dict[str, Any] = machine() | {"repeats": options.repeats, "small": runner.small, "rows": {}}
+    found: dict[str, Any] = machine() | {
+        "names": options.names, "repeats": options.repeats, "small": runner.small, "rows": {},
+    }  # fmt: skip
     failures = []
     try:
         for row in rows:

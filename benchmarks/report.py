@@ -21,7 +21,7 @@ HEAD = """# Benchmarks
 This page is made by `python -m benchmarks.report` from the JSON of one run of
 
 ```sh
-.venv-test/bin/python -m benchmarks --json benchmarks.json
+.venv-test/bin/python -m benchmarks {names}--repeats {repeats} --json benchmarks.json
 ```
 
 on {date}, at {commit}: {cpu}, {cores} cores, Python {python}; load before the run: {load:.1f}. Peers have
@@ -41,7 +41,8 @@ downsamples and encodes the same bytes.
 def page(found: dict[str, Any]) -> str:
     """Return the page."""
     named = {f"{name} {version}" for versions in found["peers"].values() for name, version in versions.items()}
-    parts = [HEAD.format(**found | {"peers": ", ".join(sorted(named)), "picture": PICTURE})]
+    given = {"peers": ", ".join(sorted(named)), "picture": PICTURE, "names": "".join(f"{n} " for n in found["names"])}
+    parts = [HEAD.format(**found | given)]
     for section in SECTIONS:
         rows = [row for row in section.rows if row.name in found["rows"]]
         if rows:

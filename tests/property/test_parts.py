@@ -91,7 +91,7 @@ def cells_crossed(corner: Any, size: Any) -> int:
 
 
 @given(kinds, corners, sizes, st.tuples(*[st.integers(1, 40)] * 3))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_parts_equal_the_whole_and_read_each_chunk_once(
     client: ImageryClient, kind: str, corner: Any, size: Any, shape: Any
 ) -> None:
@@ -110,7 +110,7 @@ def test_parts_equal_the_whole_and_read_each_chunk_once(
 
 
 @given(corners, sizes, st.sampled_from([CHUNK, (8, 8, 8), (13, 5, 24)]), st.integers(0, 44))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_missing_chunks_are_counted_once(
     client: ImageryClient, folder: Path, corner: Any, size: Any, shape: Any, number: int
 ) -> None:
@@ -155,7 +155,7 @@ def _negative(part: str) -> list[int]:
     st.sampled_from([1, 2**18]),
     st.sampled_from(["zarr", "precomputed"]),
 )  # fmt: skip
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_exports_equal_the_whole(
     tmp_path: Path, client: ImageryClient, kind: str, corner: Any, size: Any, chunks: Any, shards: Any, levels: int,
     block: int, part: int, form: str,
