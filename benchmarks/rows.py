@@ -192,6 +192,18 @@ def _zarr(
     )  # fmt: skip
 
 
+def _precomputed(name: str, title: str, levels: int, call: str = "precomputed", **options: Any) -> Row:
+    return Row(
+        f"precomputed-{name}", title, "labels-deep",
+        (
+            Program(US, f"programs.exports:{call}"),
+            Program("igneous", f"programs.peer_igneous:{call}", "igneous"),
+            Program(FLOOR, f"programs.floors:{call}"),
+        ),
+        options={"levels": levels}, output="precomputed", limits=CHUNKS_READ, **options,
+    )  # fmt: skip
+
+
 IMAGE_SHARD, LABEL_SHARD = [512, 512, 128], [256, 256, 64]
 ON_CLUSTER = (Program("dask + zarr", "programs.peer_dask_zarr:cluster", "dask-zarr"),)
 EXPORTS = (
@@ -204,33 +216,14 @@ EXPORTS = (
     _zarr("labels-levels", "labels, three levels", "labels-deep", (TENSORSTORE, NGFF), 64, 3),
     _zarr("raw-levels-shards", "raw, three levels in shards", "image-raw-deep", (TENSORSTORE,), 128, 3, IMAGE_SHARD),
     _zarr("labels-levels-shards", "labels, three levels in shards", "labels-deep", (TENSORSTORE,), 64, 3, LABEL_SHARD),
-    Row(
-        "precomputed-labels", "labels, precomputed, three mips", "labels-deep",
-        (
-            Program(US, "programs.exports:precomputed"),
-            Program("igneous", "programs.peer_igneous:precomputed", "igneous"),
-            Program(FLOOR, "programs.floors:precomputed"),
-        ),
-        options={"levels": 3}, small={"levels": 2}, output="precomputed", limits=CHUNKS_READ,
-        goals={"igneous": 1.0, FLOOR: 1.15},
+    _precomputed(
+        "labels", "labels, precomputed, three mips", 3, small={"levels": 2}, goals={"igneous": 1.0, FLOOR: 1.15}
     ),
-    Row(
-        "precomputed-labels-copy", "labels, precomputed, level 0 alone, whose files igneous copies", "labels-deep",
-        (
-            Program(US, "programs.exports:precomputed"),
-            Program("igneous", "programs.peer_igneous:precomputed", "igneous"),
-            Program(FLOOR, "programs.floors:precomputed"),
-        ),
-        options={"levels": 1}, output="precomputed", limits=CHUNKS_READ, goals={FLOOR: 1.15},
+    _precomputed(
+        "labels-copy", "labels, precomputed, level 0 alone, whose files igneous copies", 1, goals={FLOOR: 1.15}
     ),
-    Row(
-        "precomputed-labels-mips", "labels, precomputed, two mips without level 0", "labels-deep",
-        (
-            Program(US, "programs.exports:precomputed_mips"),
-            Program("igneous", "programs.peer_igneous:precomputed_mips", "igneous"),
-            Program(FLOOR, "programs.floors:precomputed_mips"),
-        ),
-        options={"levels": 3}, small={"levels": 2}, output="precomputed", limits=CHUNKS_READ,
+    _precomputed(
+        "labels-mips", "labels, precomputed, two mips without level 0", 3, "precomputed_mips", small={"levels": 2},
         goals={"igneous": 1.0},
     ),
     Row(
