@@ -113,12 +113,13 @@ def test_the_page_is_made_from_the_json_of_a_run() -> None:
     rows = {row.name: {known.name: program(n) for n, known in enumerate(row.programs)} for row in _rows()}
     found = {
         "date": "2026-12-01", "commit": "abc", "cpu": "a CPU", "cores": 2, "python": "3.11", "load": 0.0, "repeats": 2,
-        "peers": {"tensorstore": {"tensorstore": "0.1"}}, "rows": rows,
+        "names": ["cutout", "zarr"], "peers": {"tensorstore": {"tensorstore": "0.1"}}, "rows": rows,
     }  # fmt: skip
     page = report.page(found)
     assert all(f"| {row.title} |" in page for row in _rows())
     assert "| 1.50 (1.50 - 1.50) | 2.00 (2.00 - 2.00) | 2.00 (2.00 - 2.00) | 3.00, 2.00 |" in page
     assert "tensorstore 0.1" in page
+    assert "python -m benchmarks cutout zarr --repeats 2 --json" in page
     xml.etree.ElementTree.fromstring(report.picture(found))
 
 
