@@ -129,7 +129,7 @@ def _fill(scheduler: Any, array: da.Array, part: CutoutSlice, options: Keywords)
     voxels = np.empty(array.shape, array.dtype, order="F")
 
     def read(region: Region) -> None:
-        voxels[region] = part[region]
+        part.read_into(region, voxels[region])
 
     tasks = {(name, n): (read, region) for n, region in enumerate(regions)}
     scheduler(tasks, list(tasks), **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import EllipsisType
 from typing import Any
 
@@ -22,6 +22,19 @@ __all__ = ["CutoutArray", "CutoutSlice", "basic_parts"]
 
 Part = slice | int | NDArray[np.int64]
 BASIC = (slice, int, np.integer, EllipsisType)
+WHOLE = (slice(None), slice(None, None, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Selected:
+    """What an index selects: the voxels and channels to read, and which of them, along each axis."""
+
+    box: VoxelGrid
+    # Storage chunks hold all channels, so all are read.
+    channels: slice
+    picked: list[slice | NDArray[np.int64]]
+    #: Axes of length 1 that the result does not have.
+    dropped: tuple[int, ...]
 
 
 class CutoutArray:
@@ -67,20 +80,36 @@ class CutoutArray:
         except NotKept:
             return None
 
+    def read_into(self, key: Any, out: Array) -> None:
+        """Read a slice into an array of its shape; stored voxels are decoded into it."""
+        cutout, selected = self.cutout, self._selected(key)
+        is_whole = all(picked in WHOLE for picked in selected.picked) and selected.channels == slice(0, cutout.channels)
+        if self.reads_parts and cutout.labels is None and is_whole:
+            voxels = np.expand_dims(out, selected.dropped)
+            SourceHandle(cutout.path, cutout.mip, cutout.missing).read(selected.box, out=voxels)
+        else:
+            out[...] = self[key]
+
     def _taken(self, key: Any, layout: Layout, kept_only: bool = False) -> Array:
+        selected = self._selected(key)
+        block = self.read(selected.box, layout, kept_only)[..., selected.channels]
+        # One axis at a time: dask's selections are orthogonal, numpy's index arrays are not.
+        for axis, picked in enumerate(selected.picked):
+            block = block[(slice(None),) * axis + (picked,)]
+        return block.squeeze(axis=selected.dropped)
+
+    def _selected(self, key: Any) -> _Selected:
         parts = self._parts(key)
         full = (*self.cutout.target.shape, self.cutout.channels)
         spans = [_span(parts.get(axis, slice(None)), full[axis]) for axis in range(4)]
         first = Vec3.of(first for first, _, _ in spans[:3])
         stop = Vec3.of(stop for _, stop, _ in spans[:3])
-        # Storage chunks hold all channels, so all are read.
-        block = self.read(self.cutout.target.crop(first, stop - first), layout, kept_only)
-        block = block[..., slice(*spans[3][:2])]
-        # One axis at a time: dask's selections are orthogonal, numpy's index arrays are not.
-        for axis in range(4):
-            block = block[(slice(None),) * axis + (spans[axis][2],)]
-        dropped = tuple(a for a in range(4) if a not in self.axes or not isinstance(parts[a], (slice, np.ndarray)))
-        return block.squeeze(axis=dropped)
+        return _Selected(
+            self.cutout.target.crop(first, stop - first),
+            slice(*spans[3][:2]),
+            [picked for _, _, picked in spans],
+            tuple(a for a in range(4) if a not in self.axes or not isinstance(parts[a], (slice, np.ndarray))),
+        )
 
     def select(self, parts: Sequence[range | int]) -> CutoutSlice:
         """Select voxels along each axis by ranges and integers; nothing is read."""
@@ -178,10 +207,15 @@ class CutoutSlice:
         )
 
     def __getitem__(self, key: tuple[slice, ...]) -> Array:
+        return self.source[self._of_source(key)]
+
+    def read_into(self, key: tuple[slice, ...], out: Array) -> None:
+        """Read a slice into an array of its shape."""
+        self.source.read_into(self._of_source(key), out)
+
+    def _of_source(self, key: tuple[slice, ...]) -> tuple[slice | int, ...]:
         inner = iter(key)
-        return self.source[
-            tuple(_slice_of(part[next(inner)]) if isinstance(part, range) else part for part in self.parts)
-        ]
+        return tuple(_slice_of(part[next(inner)]) if isinstance(part, range) else part for part in self.parts)
 
 
 def basic_parts(key: Any, shape: Sequence[int]) -> list[range | int] | None:

@@ -64,8 +64,10 @@ class SourceHandle:
         # dask logs the arguments of tasks that fail.
         return f"SourceHandle({redacted(self.path)!r}, mip={self.mip.level}, missing={self.missing!r})"
 
-    def read(self, box: VoxelGrid, layout: Layout = "F", relabel: Relabel | None = None) -> Array:
-        """Read a box of voxels as (x, y, z, channel), with ids replaced by `relabel` if it is given.
+    def read(
+        self, box: VoxelGrid, layout: Layout = "F", relabel: Relabel | None = None, out: Array | None = None
+    ) -> Array:
+        """Read a box of voxels as (x, y, z, channel), into `out` if it is given, with ids replaced by `relabel`.
 
         The first read in a process opens the volume. Counts are added to the thread's `collect_counts`, if any;
         without, decoded chunks are taken from this process's cache and kept in it.
@@ -78,7 +80,9 @@ class SourceHandle:
         """
         # Blocks of exports, whose reads are counted, read each chunk once.
         cache = chunk_cache() if active_counts() is None else None
-        voxels, counts = self._volume().read(self.mip.level, box, self.missing, layout, relabel, cache, self.kept_only)
+        voxels, counts = self._volume().read(
+            self.mip.level, box, self.missing, layout, relabel, cache, self.kept_only, out
+        )
         self._tell(counts)
         return voxels
 

@@ -193,6 +193,7 @@ class PrecomputedVolume:
         relabel: Relabel | None = None,
         cache: ChunkCache | None = None,
         kept_only: bool = False,
+        out: Array | None = None,
     ) -> tuple[Array, ReadCounts]:
         """Read a box of voxels.
 
@@ -213,6 +214,8 @@ class PrecomputedVolume:
             Takes and keeps decoded chunks.
         kept_only : bool
             Fetch no chunk.
+        out : numpy.ndarray, shape (x, y, z, channel), optional
+            Takes the voxels, in its memory order, where `relabel` is not given.
 
         Returns
         -------
@@ -234,14 +237,14 @@ class PrecomputedVolume:
         """
         reading = _Reading(mip, box, missing, cache, kept_only)
         with counting_into(reading.counts):
-            return self._read(reading, layout, relabel), reading.counts
+            return self._read(reading, layout, relabel, out), reading.counts
 
-    def _read(self, reading: _Reading, layout: Layout, relabel: Relabel | None) -> Array:
+    def _read(self, reading: _Reading, layout: Layout, relabel: Relabel | None, out: Array | None = None) -> Array:
         if reading.kept_only:
             voxels = self._assemble(reading, self._kept(reading), layout)
         elif relabel is None or reading.cache is not None:  # which keeps stored ids
             with closing(self._chunks(reading)) as chunks:  # so that no other thread waits for them after an error
-                voxels = self._assemble(reading, chunks, layout)
+                voxels = self._assemble(reading, chunks, layout, out=out)
         else:
             fetched = list(self._fetch(reading, list(self._crossed(reading))))
             relabelled = self._relabel_stored(reading, fetched, relabel)
@@ -398,17 +401,28 @@ class PrecomputedVolume:
         reading.counts.missing_keys.append(key)
         return None
 
-    def _assemble(self, reading: _Reading, chunks: Iterable[Decoded], layout: Layout, writeable: bool = True) -> Array:
-        """Return the voxels of a box, joined from the chunks that it crosses."""
-        box = reading.box
+    def _assemble(
+        self,
+        reading: _Reading,
+        chunks: Iterable[Decoded],
+        layout: Layout,
+        writeable: bool = True,
+        out: Array | None = None,
+    ) -> Array:
+        """Return the voxels of a box, joined from the chunks that it crosses; in `out`, if it is given."""
+        box, is_given = reading.box, out is not None
         # Every voxel inside the volume is written below, by its chunk or by the 0 of a missing one.
-        make = np.empty if box.intersection(self.layer.mips[reading.mip].grid) == box else np.zeros
-        out: Array = make((*box.shape, self.layer.channels), dtype=self.layer.dtype, order=layout)
+        is_inside = box.intersection(self.layer.mips[reading.mip].grid) == box
+        if out is None:
+            make = np.empty if is_inside else np.zeros
+            out = make((*box.shape, self.layer.channels), dtype=self.layer.dtype, order=layout)
+        elif not is_inside:
+            out[...] = 0
         for chunk, voxels in chunks:
             if voxels is None:
                 out[chunk.there] = 0
                 continue
-            is_the_box = voxels.shape == out.shape and not chunk.is_cut
+            is_the_box = voxels.shape == out.shape and not chunk.is_cut and not is_given
             if is_the_box and layout == "F" and voxels.flags.f_contiguous and voxels.flags.writeable >= writeable:
                 return voxels
             _paste(out, chunk.there, voxels, chunk.here)
