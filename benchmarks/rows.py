@@ -126,6 +126,10 @@ CUTOUTS = {
 }
 
 
+# imageryclient reads by CloudVolume, and its imports take longer than a row does.
+OF_IMAGERYCLIENT = ("jpeg", "labels")
+
+
 def _cutout(name: str, server: str | None, title: str, data: str, twin: str, latency_s: float = 0.02) -> Row:
     sharded = "sharded" in data
     limits: dict[str, Callable[[dict[str, Any]], float]] = {}
@@ -136,8 +140,9 @@ def _cutout(name: str, server: str | None, title: str, data: str, twin: str, lat
         limits["bytes"] = lambda facts: facts["stored"] + INFO_BYTES
     floor = Program(FLOOR, "programs.floors:cutout", data=twin)
     place = (server or "local") if latency_s == 0.02 else f"{1000 * latency_s:.0f}ms"
+    readers = () if name in OF_IMAGERYCLIENT and place == "nginx" else ("CloudVolume", "tensorstore")
     return Row(
-        f"cutout-{name}-{place}", title, data, (*_readers("cutout"), floor),
+        f"cutout-{name}-{place}", title, data, (*_readers("cutout", *readers), floor),
         server=server, latency_s=latency_s, limits=limits, in_quick=place == "slow", goals={"tensorstore": 1.0},
     )  # fmt: skip
 

@@ -24,7 +24,7 @@ from imagery_dask.errors import CorruptChunkError, InvalidInfoError, MissingChun
 from imagery_dask.geometry.grid import XYZ, Region, VoxelGrid, bounds_key, region_between
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.chunkedgraph import GRAPHENE, ChunkedGraph
-from imagery_dask.model.layer import Layer
+from imagery_dask.model.layer import Layer, Mip
 from imagery_dask.model.volume_info import check_info
 from imagery_dask.sources.addresses import named_by_info
 from imagery_dask.sources.chunk_cache import ChunkCache
@@ -155,6 +155,7 @@ class PrecomputedVolume:
         _check_decodable(self.layer)
         self._shards: dict[int, ShardedChunks] = {}
         self._kept_as = object()  # part of the keys of chunks in the cache
+        self._largest = [_largest(self.layer, mip) for mip in self.layer.mips]
         self._lock = threading.Lock()
 
     @property
@@ -449,7 +450,7 @@ class PrecomputedVolume:
         if not encoded or self.layer.dtype != "uint64" or block_size is None or chunk.is_cut:
             return None
         try:
-            content = bytes(blob.decompressed(self._largest(reading.mip)))
+            content = bytes(blob.decompressed(self._largest[reading.mip]))
         except Exception:  # of any decoder; decoding the voxels raises it again with the name of the chunk
             return None
         return LabelTables.parse(content, chunk.shape, block_size)
@@ -461,18 +462,12 @@ class PrecomputedVolume:
                 yield by_cell[cell], blob
             return
         by_key = {self._key(mip, chunk): chunk for chunk in chunks}
-        for request, blob in self._transport.get_many([Request(key, most=self._largest(mip)) for key in by_key]):
+        for request, blob in self._transport.get_many([Request(key, most=self._largest[mip]) for key in by_key]):
             yield by_key[request.key], blob
 
     def _block_size(self, mip: int) -> XYZ | None:
         block_size = self.info["scales"][mip].get("compressed_segmentation_block_size")
         return None if block_size is None else tuple(block_size)
-
-    def _largest(self, mip: int) -> int:
-        """Return a size that no file of a chunk exceeds, compressed or not."""
-        level = self.layer.mips[mip]
-        voxels = level.chunk_shape.minimum(level.grid.shape).prod() * self.layer.channels
-        return ENCODED_AT_MOST * voxels * np.dtype(self.layer.dtype).itemsize + HEADERS_AT_MOST
 
     def _sharded(self, mip: int) -> ShardedChunks:
         from imagery_dask.sources.shards import ShardedChunks
@@ -482,7 +477,7 @@ class PrecomputedVolume:
                 level = self.layer.mips[mip]
                 cells = level.grid.shape.ceil_div(level.chunk_shape)
                 sharding = self.info["scales"][mip]["sharding"]
-                self._shards[mip] = ShardedChunks(self._transport, level.key, sharding, cells, self._largest(mip))
+                self._shards[mip] = ShardedChunks(self._transport, level.key, sharding, cells, self._largest[mip])
             return self._shards[mip]
 
     def _key(self, mip: int, chunk: _Chunk) -> str:
@@ -506,7 +501,7 @@ class PrecomputedVolume:
     def _fetch_again(self, mip: int, chunk: _Chunk) -> Blob | None:
         level = self.layer.mips[mip]
         if not level.is_sharded:
-            return self._transport.get(Request(self._key(mip, chunk), fresh=True, most=self._largest(mip)))
+            return self._transport.get(Request(self._key(mip, chunk), fresh=True, most=self._largest[mip]))
         return self._sharded(mip).get_again(chunk.cell)
 
     def _decode(self, reading: _Reading, chunk: _Chunk, blob: Blob) -> Array:
@@ -514,7 +509,7 @@ class PrecomputedVolume:
         encoding, shape = level.encoding, (*chunk.shape, self.layer.channels)
         block_size = self._block_size(reading.mip) or SEGMENTATION_BLOCK
         try:
-            return decode(blob.decompressed(self._largest(reading.mip)), encoding, shape, self.layer.dtype, block_size)
+            return decode(blob.decompressed(self._largest[reading.mip]), encoding, shape, self.layer.dtype, block_size)
         except SourceError:  # the decoder cannot be started, which is no fault of the chunk
             raise
         except Exception as error:
@@ -570,6 +565,12 @@ def _check_decodable(layer: Layer) -> None:
                 f"{layer.path!r} cannot be read: scales[{mip.level}].encoding of its info is {mip.encoding!r}, and "
                 f"this process has no decoder for it. Install it, also for workers: pip install {package}"
             )
+
+
+def _largest(layer: Layer, mip: Mip) -> int:
+    """Return a size that no file of a chunk exceeds, compressed or not."""
+    voxels = mip.chunk_shape.minimum(mip.grid.shape).prod() * layer.channels
+    return ENCODED_AT_MOST * voxels * np.dtype(layer.dtype).itemsize + HEADERS_AT_MOST
 
 
 def _spans(box_start: int, box_stop: int, start: int, stop: int, size: int) -> list[_Span]:

@@ -6,6 +6,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from types import TracebackType
 
 import numpy as np
@@ -195,7 +196,7 @@ class _Parts:
         self._response._is_reusable = False  # more than one answer
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        key, text = name.decode("latin-1").lower(), value.decode("latin-1").strip()
+        key, text = _lower(name), str(value, "latin-1").strip()
         self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
 
     def on_headers_complete(self) -> None:
@@ -210,6 +211,11 @@ class _Parts:
     def on_message_complete(self) -> None:
         if not self._response.is_complete:
             self._response._finish()
+
+
+@lru_cache(maxsize=256)
+def _lower(name: bytes) -> str:
+    return str(name, "latin-1").lower()
 
 
 _of_thread = threading.local()
