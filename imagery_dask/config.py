@@ -20,7 +20,7 @@ config = Config(
         {
             # Target size of a block of a lazy array.
             "lazy": {"block_bytes": 16 * MIB},
-            # Size of the cache of decoded chunks (`imagery_dask.sources.chunk_cache`); None is its default.
+            # Size of the cache of decoded chunks (`imagery_dask.sources.volumes.chunk_cache`); None is its default.
             "cache_bytes": None,
             # Largest result that is computed at once (`imagery_dask.arrays.guards`): None is a quarter of this
             # machine's memory, 0 no limit.

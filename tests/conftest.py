@@ -151,7 +151,7 @@ def _short_pauses(configure: Configure) -> None:
 def _no_cached_chunks() -> Iterator[None]:
     """Empty the cache of decoded chunks: a server of a later test may have the same URL."""
     yield
-    if (chunk_cache := sys.modules.get("imagery_dask.sources.chunk_cache")) is not None:
+    if (chunk_cache := sys.modules.get("imagery_dask.sources.volumes.chunk_cache")) is not None:
         chunk_cache._forget()
 
 

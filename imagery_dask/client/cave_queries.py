@@ -15,8 +15,8 @@ from imagery_dask.errors import REFUSED_STATUS, AccessRefusedError, OutdatedRoot
 from imagery_dask.model.chunkedgraph import RootQuery
 from imagery_dask.model.moments import describe_moment, resolve_moment
 from imagery_dask.sources import cave_token, token_places
-from imagery_dask.sources.failures import forget_request
-from imagery_dask.sources.graph_server import graph_server
+from imagery_dask.sources.files.failures import forget_request
+from imagery_dask.sources.graph.graph_server import graph_server
 from imagery_dask.validate import integer
 
 if TYPE_CHECKING:

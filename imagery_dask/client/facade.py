@@ -27,7 +27,7 @@ from imagery_dask.model.cutout import Cutout, dimensions_in, whole_layer
 from imagery_dask.model.labels import Kind, LabelRequest, RootIds
 from imagery_dask.model.moments import Moment, resolve_moment
 from imagery_dask.sources import Missing, cloud_volume
-from imagery_dask.sources.chunk_cache import set_cache_bytes
+from imagery_dask.sources.volumes.chunk_cache import set_cache_bytes
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -23,7 +23,7 @@ from imagery_dask.records.lease import NoLease
 from imagery_dask.run import BlockTask, FailedBlock, Rules, RunReport, Written, run_blocks, workers_of
 from imagery_dask.run.block import Chain
 from imagery_dask.run.report import shown
-from imagery_dask.sources.failures import brief, kind_of
+from imagery_dask.sources.files.failures import brief, kind_of
 
 __all__ = ["DamagedBlockError", "VerifyReport", "verify_export"]
 

@@ -38,6 +38,10 @@ class Mip:
         For instance ``"raw"``, ``"jpeg"`` or ``"compressed_segmentation"``.
     minishard_chunks : int or None
         Storage chunks in one minishard, or None for a level that is not sharded.
+    chunk_channels : int or None
+        Channels of one storage chunk; None for all of the layer.
+    refusal : str
+        Why the level cannot be read, if so.
     """
 
     level: int
@@ -46,6 +50,8 @@ class Mip:
     chunk_shape: Vec3[int]
     encoding: str
     minishard_chunks: int | None = None
+    chunk_channels: int | None = None
+    refusal: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "chunk_shape", Vec3.of(self.chunk_shape))

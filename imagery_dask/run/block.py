@@ -15,7 +15,7 @@ from imagery_dask.records.receipts import receipt
 from imagery_dask.records.runs import Records, ledger_line
 from imagery_dask.run.workers import is_wanted
 from imagery_dask.sources import ReadCounts, collect_counts, limited_requests
-from imagery_dask.sources.counts import KEYS_KEPT
+from imagery_dask.sources.requests.counts import KEYS_KEPT
 from imagery_dask.storage.atomic_files import only_while
 from imagery_dask.urls import redacted
 

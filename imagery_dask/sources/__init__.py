@@ -1,8 +1,8 @@
 """Reading of volumes and segmentation graphs: picklable handles without credentials, opened once per process.
 
 May import `model`, `geometry` and `kernels`; knows neither dask arrays nor exports. Begin with `handle`
-(`SourceHandle`, which tasks hold), then `precomputed` (reads a box), `transport` (requests, retries and refusals) and
-`roots` (root ids of supervoxels).
+(`SourceHandle`, which tasks hold), then `volumes` (reads a box, whatever the format), `precomputed` (its files and
+encodings), `requests` (retries and refusals) and `graph` (root ids of supervoxels).
 """
 
 from typing import TYPE_CHECKING
@@ -10,26 +10,26 @@ from typing import TYPE_CHECKING
 from imagery_dask.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from imagery_dask.sources.addresses import normalize_path
-    from imagery_dask.sources.counts import Once, ReadCounts, active_counts, collect_counts
-    from imagery_dask.sources.credentials import (
+    from imagery_dask.sources.graph.roots import look_up_roots, roots_from_leaves
+    from imagery_dask.sources.handle import SourceHandle, cloud_volume, open_volume
+    from imagery_dask.sources.requests.counts import Once, ReadCounts, active_counts, collect_counts
+    from imagery_dask.sources.requests.credentials import (
         cave_token,
         forget_token,
         remember_token,
         token_places,
         tokens_for_own_workers,
     )
-    from imagery_dask.sources.handle import SourceHandle, cloud_volume, open_volume
-    from imagery_dask.sources.precomputed import Layout, Missing, NotKept, PrecomputedVolume
-    from imagery_dask.sources.roots import look_up_roots, roots_from_leaves
-    from imagery_dask.sources.throttle import limited_requests, request_slots
+    from imagery_dask.sources.requests.throttle import limited_requests, request_slots
+    from imagery_dask.sources.volumes.addresses import normalize_path
+    from imagery_dask.sources.volumes.stored_volume import Layout, Missing, NotKept, StoredVolume
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
-            "imagery_dask.sources.addresses": ["normalize_path"],
-            "imagery_dask.sources.counts": ["Once", "ReadCounts", "active_counts", "collect_counts"],
-            "imagery_dask.sources.credentials": [
+            "imagery_dask.sources.volumes.addresses": ["normalize_path"],
+            "imagery_dask.sources.requests.counts": ["Once", "ReadCounts", "active_counts", "collect_counts"],
+            "imagery_dask.sources.requests.credentials": [
                 "cave_token",
                 "forget_token",
                 "remember_token",
@@ -37,9 +37,9 @@ else:
                 "tokens_for_own_workers",
             ],
             "imagery_dask.sources.handle": ["SourceHandle", "cloud_volume", "open_volume"],
-            "imagery_dask.sources.precomputed": ["Layout", "Missing", "NotKept", "PrecomputedVolume"],
-            "imagery_dask.sources.roots": ["look_up_roots", "roots_from_leaves"],
-            "imagery_dask.sources.throttle": ["limited_requests", "request_slots"],
+            "imagery_dask.sources.volumes.stored_volume": ["Layout", "Missing", "NotKept", "StoredVolume"],
+            "imagery_dask.sources.graph.roots": ["look_up_roots", "roots_from_leaves"],
+            "imagery_dask.sources.requests.throttle": ["limited_requests", "request_slots"],
         },
     )
 
@@ -48,9 +48,9 @@ __all__ = [
     "Missing",
     "NotKept",
     "Once",
-    "PrecomputedVolume",
     "ReadCounts",
     "SourceHandle",
+    "StoredVolume",
     "active_counts",
     "cave_token",
     "cloud_volume",

@@ -17,13 +17,13 @@ from imagery_dask.errors import AccessRefusedError, SourceError, SourceGoneError
 from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.model.chunkedgraph import GRAPHENE
 from imagery_dask.model.layer import Mip
-from imagery_dask.sources.addresses import normalize_path
-from imagery_dask.sources.chunk_cache import chunk_cache
-from imagery_dask.sources.counts import ReadCounts, active_counts
 from imagery_dask.sources.files.local_files import local_folder
 from imagery_dask.sources.memory import keep_freed_memory
-from imagery_dask.sources.precomputed import Layout, Missing, PrecomputedVolume, Relabel
-from imagery_dask.sources.transport import reachable_path
+from imagery_dask.sources.requests.counts import ReadCounts, active_counts
+from imagery_dask.sources.requests.transport import reachable_path
+from imagery_dask.sources.volumes.addresses import normalize_path
+from imagery_dask.sources.volumes.chunk_cache import chunk_cache
+from imagery_dask.sources.volumes.stored_volume import Layout, Missing, Relabel, StoredVolume
 from imagery_dask.urls import is_safe_for_tokens, redacted
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ __all__ = ["SourceHandle", "cloud_volume", "folders_of", "open_volume", "stamp_o
 OPEN_VOLUMES_KEPT = 64
 
 _open_lock = threading.Lock()
-_volumes: dict[tuple[str, int], PrecomputedVolume] = {}
+_volumes: dict[tuple[str, int], StoredVolume] = {}
 _warned: set[tuple[str, int]] = set()
 _logger = logging.getLogger("imagery_dask")
 
@@ -135,7 +135,7 @@ class SourceHandle:
         open_volume(self.path, fresh=True)
         self._volume()
 
-    def _volume(self) -> PrecomputedVolume:
+    def _volume(self) -> StoredVolume:
         # This process may have opened the volume before it was rewritten.
         for fresh in (False, True):
             volume = open_volume(self.path, fresh)
@@ -147,7 +147,7 @@ class SourceHandle:
         )
 
 
-def open_volume(path: str, fresh: bool = False) -> PrecomputedVolume:
+def open_volume(path: str, fresh: bool = False) -> StoredVolume:
     """Return an open layer, opened once per process; with `fresh`, its info is read again and kept chunks are not."""
     path = normalize_path(path)
     key = (path, os.getpid())  # connections do not survive a fork
@@ -155,13 +155,19 @@ def open_volume(path: str, fresh: bool = False) -> PrecomputedVolume:
     with _open_lock:
         if key not in _volumes or (fresh and not _volumes[key].is_current()):
             keep_freed_memory()
-            _volumes[key] = PrecomputedVolume(path)
+            _volumes[key] = _opened(path)
         elif fresh:
             _volumes[key].forget_chunks()
         _volumes[key] = _volumes.pop(key)  # the most recently used is the last
         while len(_volumes) > OPEN_VOLUMES_KEPT:
             del _volumes[next(iter(_volumes))]
         return _volumes[key]
+
+
+def _opened(path: str) -> StoredVolume:
+    from imagery_dask.sources.precomputed.precomputed_volume import PrecomputedVolume
+
+    return PrecomputedVolume(path)
 
 
 def folders_of(path: str) -> set[str]:
@@ -190,22 +196,20 @@ def stamp_of(path: str, levels: Iterable[int], fresh: bool = False) -> dict[str,
         ``data``: of a graph, whether the folder with its supervoxels has an info.
     """
     volume = open_volume(path, fresh)
-    scales = volume.info.get("scales") or []
-    described = {key: volume.info.get(key) for key in ("data_type", "num_channels", "type", "data_dir")}
-    described["scales"] = [scales[level] if level < len(scales) else None for level in sorted(set(levels))]
+    described = volume.described(sorted(set(levels)))
     folder, written_ns = local_folder(volume.data_path), None
     if folder is not None:
         with suppress(OSError):
-            written_ns = os.stat(os.path.join(folder, "info")).st_mtime_ns
+            written_ns = os.stat(os.path.join(folder, volume.metadata_name)).st_mtime_ns
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
     stamp: dict[str, str | int | None] = {"info": digest, "written_ns": written_ns, "modified": volume.modified}
     if path.startswith(GRAPHENE):
         # The folder of the supervoxels need not have an info of its own.
-        stamp["data"] = "there" if volume.data_has_info() else None
+        stamp["data"] = "there" if volume.data_has_metadata() else None
     return stamp
 
 
-def _level(volume: PrecomputedVolume, level: int) -> Mip | None:
+def _level(volume: StoredVolume, level: int) -> Mip | None:
     mips = volume.layer.mips
     return mips[level] if level < len(mips) else None
 

@@ -17,10 +17,10 @@ from typing import IO, TYPE_CHECKING, Any, Literal, Protocol
 from uuid import uuid4
 
 from imagery_dask.errors import REFUSED_STATUS, ImageryDaskError
-from imagery_dask.sources.addresses import check_scheme
 from imagery_dask.sources.files.compression import compress as compressed
 from imagery_dask.sources.files.compression import decompress
 from imagery_dask.sources.files.local_files import EXTENSIONS, LocalFiles
+from imagery_dask.sources.volumes.addresses import check_scheme
 from imagery_dask.validate import expanded_path
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 
 from imagery_dask.annotations import Keywords
 from imagery_dask.errors import REFUSED_STATUS, AccessRefusedError
-from imagery_dask.sources.credentials import secret_file
-from imagery_dask.sources.failures import brief, kind_of
+from imagery_dask.sources.files.failures import brief, kind_of
+from imagery_dask.sources.requests.credentials import secret_file
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem

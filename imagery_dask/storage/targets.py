@@ -16,7 +16,7 @@ from uuid import uuid4
 
 from imagery_dask.annotations import EachProcess, JsonObject
 from imagery_dask.serialization import json_object
-from imagery_dask.sources.addresses import check_scheme
+from imagery_dask.sources.volumes.addresses import check_scheme
 from imagery_dask.storage.atomic_files import BUCKETS, WRITABLE, Files, records_folder
 from imagery_dask.storage.buckets import clear_errors, files_at, parse_bucket_url, s3_store
 from imagery_dask.storage.store_files import (

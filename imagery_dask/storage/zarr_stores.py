@@ -15,7 +15,7 @@ from zarr.storage import FsspecStore, LocalStore, ObjectStore
 
 from imagery_dask.annotations import EachProcess
 from imagery_dask.errors import AccessRefusedError
-from imagery_dask.sources.failures import brief
+from imagery_dask.sources.files.failures import brief
 from imagery_dask.storage.buckets import clear_errors, google_files, parse_bucket_url, s3_store
 
 __all__ = [

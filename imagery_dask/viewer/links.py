@@ -17,8 +17,8 @@ from imagery_dask.errors import ServerError
 from imagery_dask.geometry.grid import ratio
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.arguments import bounds_from_center
-from imagery_dask.sources.addresses import normalize_path
-from imagery_dask.sources.failures import brief, forget_request
+from imagery_dask.sources.files.failures import brief, forget_request
+from imagery_dask.sources.volumes.addresses import normalize_path
 from imagery_dask.urls import is_loopback, redacted, without_secrets
 from imagery_dask.validate import sizes, triple
 from imagery_dask.viewer.states import GRAPHENE, Form, read_place

@@ -28,7 +28,7 @@ from imagery_dask.model.cutout import Cutout, whole_layer
 from imagery_dask.model.labels import Kind, LabelRule
 from imagery_dask.model.layer import Layer
 from imagery_dask.sources import Missing
-from imagery_dask.sources.codecs import SEGMENTATION_BLOCK
+from imagery_dask.sources.precomputed.codecs import SEGMENTATION_BLOCK
 from imagery_dask.validate import triple
 
 __all__ = ["Answer", "Served", "ServedLevel", "ServedVolume", "volume_of_layer", "volumes_of_data"]

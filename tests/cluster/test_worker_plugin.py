@@ -15,7 +15,7 @@ from distributed import Client
 from imagery_dask.cluster import connect
 from imagery_dask.cluster.worker_plugin import NAME, WorkerSetup, prepare_workers
 from imagery_dask.errors import VersionMismatchError
-from imagery_dask.sources.credentials import forget_token, remember_token
+from imagery_dask.sources.requests.credentials import forget_token, remember_token
 
 
 def threads_of(dask_worker: Any) -> dict[str, Any]:

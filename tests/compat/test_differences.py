@@ -560,7 +560,7 @@ def test_missing_chunks_can_be_an_error(world: World, tmp_path: Path) -> None:
 
 
 def test_buckets_are_read_natively_with_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
-    from imagery_dask.sources.transport import reachable_path
+    from imagery_dask.sources.requests.transport import reachable_path
 
     google, amazon = "precomputed://gs://bucket/layer", "precomputed://s3://bucket/layer"
     assert reachable_path(google) == "precomputed://https://storage.googleapis.com/bucket/layer"

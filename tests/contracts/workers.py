@@ -27,8 +27,8 @@ from imagery_dask.errors import (
 from imagery_dask.records.runs import Records
 from imagery_dask.run import Rules, RunReport, Workers, Written, run_blocks
 from imagery_dask.run.workers import WorkersDied
-from imagery_dask.sources.counts import active_counts
-from imagery_dask.sources.throttle import request_slots
+from imagery_dask.sources.requests.counts import active_counts
+from imagery_dask.sources.requests.throttle import request_slots
 from imagery_dask.storage.atomic_files import Files
 
 BLOCKS = 40

@@ -54,9 +54,10 @@ def read_damaged(folder: str, encoding: str) -> None:
 
     from imagery_dask.errors import CorruptChunkError
     from imagery_dask.geometry.grid import VoxelGrid
-    from imagery_dask.sources import precomputed
+    from imagery_dask.sources.precomputed.precomputed_volume import PrecomputedVolume
+    from imagery_dask.sources.volumes import stored_volume
 
-    precomputed.DECODE_ATTEMPTS = 1
+    stored_volume.DECODE_ATTEMPTS = 1
     dtype = DTYPES[encoding]
     scale = {
         "key": "8_8_8", "size": SHAPE, "resolution": [8, 8, 8], "voxel_offset": [0, 0, 0], "chunk_sizes": [SHAPE],
@@ -68,7 +69,7 @@ def read_damaged(folder: str, encoding: str) -> None:
     (path / "8_8_8").mkdir()
     (path / "info").write_text(json.dumps(info))
     chunk = path / "8_8_8" / f"0-{SHAPE[0]}_0-{SHAPE[1]}_0-{SHAPE[2]}"
-    volume = precomputed.PrecomputedVolume(f"file://{folder}")
+    volume = PrecomputedVolume(f"file://{folder}")
     grid = volume.layer.mips[0].grid
     assert isinstance(grid, VoxelGrid)
     content = bytes(chunks.encode(voxels(dtype), encoding, (8, 8, 8)))

@@ -24,7 +24,7 @@ from imagery_dask.cluster.worker_plugin import prepare_workers  # noqa: F401
 from imagery_dask.export import registry, verify  # noqa: F401
 from imagery_dask.export.planning import estimate  # noqa: F401
 from imagery_dask.run.block import run_batch  # noqa: F401
-from imagery_dask.sources.precomputed import PrecomputedVolume  # noqa: F401
+from imagery_dask.sources.precomputed.precomputed_volume import PrecomputedVolume  # noqa: F401
 
 # Resolve the lazy imports once here rather than in each forked process.
 NAMES = [getattr(imagery_dask, name) for name in imagery_dask.__all__]

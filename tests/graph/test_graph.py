@@ -29,7 +29,7 @@ from imagery_dask.arrays import lazy
 from imagery_dask.arrays.origins import source_of
 from imagery_dask.config import config
 from imagery_dask.sources import SourceHandle, collect_counts, open_volume
-from imagery_dask.sources.transport import Request, Transport
+from imagery_dask.sources.requests.transport import Request, Transport
 
 TOKEN = "s3cr3t-0b7e1f5a9c"
 ROOT = 864691135000000001

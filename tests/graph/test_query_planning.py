@@ -70,8 +70,8 @@ def run_cases(source: str, folder: Path) -> dict[str, Any]:
     from imagery_dask.arrays.origins import source_of
     from imagery_dask.config import config
     from imagery_dask.export.core.block_reads import ComputeBlock
-    from imagery_dask.sources.chunk_cache import set_cache_bytes
-    from imagery_dask.sources.transport import Transport
+    from imagery_dask.sources.requests.transport import Transport
+    from imagery_dask.sources.volumes.chunk_cache import set_cache_bytes
 
     set_cache_bytes(0)  # the reads and the memory are those of each computation
     reads: Counter[str] = Counter()

@@ -25,7 +25,7 @@ from support.volumes import coordinate_volume, write_volume
 from imagery_dask import ImageryClient, to_precomputed
 from imagery_dask.errors import InvalidInfoError, SourceError
 from imagery_dask.sources import collect_counts
-from imagery_dask.sources.transport import Request, Transport
+from imagery_dask.sources.requests.transport import Request, Transport
 
 SHAPE = (64, 32, 16)  # 2 chunks
 CHUNK = "/em/8_8_40/0-32_0-32_0-16"

@@ -18,7 +18,7 @@ from support.volumes import coordinate_volume, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.errors import MissingChunkError
-from imagery_dask.sources import chunk_cache
+from imagery_dask.sources.volumes import chunk_cache
 
 SHAPE, CHUNKS = (64, 64, 32), (16, 16, 8)
 IN_A_PLANE = 16

@@ -17,9 +17,9 @@ import pytest
 from distributed import Client, Future, LocalCluster, get_worker
 from support.http_server import Fault, FileServer
 
-from imagery_dask.sources import throttle
-from imagery_dask.sources.throttle import limited_requests, request_slots
-from imagery_dask.sources.transport import Request, Transport
+from imagery_dask.sources.requests import throttle
+from imagery_dask.sources.requests.throttle import limited_requests, request_slots
+from imagery_dask.sources.requests.transport import Request, Transport
 
 FILES = 24
 

@@ -12,7 +12,7 @@ from imagery_dask.errors import AccessRefusedError, SourceError
 from imagery_dask.sources import collect_counts
 from imagery_dask.sources.files import connections
 from imagery_dask.sources.files.in_flight import FEWEST, Link, link_of
-from imagery_dask.sources.transport import Request, Transport
+from imagery_dask.sources.requests.transport import Request, Transport
 
 FILES = 300
 LARGE = 2**18

@@ -790,7 +790,7 @@ from imagery_dask.cli import cmd_plan, main
 from imagery_dask.export import registry
 from imagery_dask.export.planning import estimate
 from imagery_dask.cli.files import config_files, region_files
-from imagery_dask.sources.precomputed import PrecomputedVolume
+from imagery_dask.sources.precomputed.precomputed_volume import PrecomputedVolume
 from imagery_dask.xarrays import accessor
 names = [getattr(imagery_dask, name) for name in imagery_dask.__all__]
 os.setgid(65534)

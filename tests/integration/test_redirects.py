@@ -14,10 +14,10 @@ from support.volumes import coordinate_volume, write_volume
 
 from imagery_dask import ImageryClient
 from imagery_dask.errors import AccessRefusedError, SourceError
-from imagery_dask.sources import credentials
-from imagery_dask.sources.addresses import named_by_info
 from imagery_dask.sources.files.http_files import Asked, HttpFiles
-from imagery_dask.sources.graph_server import GraphServer
+from imagery_dask.sources.graph.graph_server import GraphServer
+from imagery_dask.sources.requests import credentials
+from imagery_dask.sources.volumes.addresses import named_by_info
 from imagery_dask.urls import redacted
 
 SHAPE = (32, 32, 16)

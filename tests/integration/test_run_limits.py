@@ -26,7 +26,7 @@ from imagery_dask import ImageryClient, to_png, to_precomputed, to_zarr
 from imagery_dask.errors import TooManyMissingError
 from imagery_dask.export.core.provenance import KEY
 from imagery_dask.export.registry import read_plan, run_at
-from imagery_dask.sources.counts import KEYS_KEPT
+from imagery_dask.sources.requests.counts import KEYS_KEPT
 from imagery_dask.testing.cave import World, make_world
 
 SHAPE = (128, 96, 64)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from imagery_dask import ImageryClient, to_png, to_precomputed, to_zarr
-from imagery_dask.sources.addresses import check_scheme
+from imagery_dask.sources.volumes.addresses import check_scheme
 
 DATA = da.zeros((4, 4, 4), dtype=np.uint8)
 PLACE: dict[str, Any] = {"resolution_nm": (8, 8, 8), "translation_nm": (4, 4, 4), "progress": False}

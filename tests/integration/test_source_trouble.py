@@ -21,8 +21,10 @@ from support.volumes import coordinate_volume, random_labels, write_volume
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.errors import AccessRefusedError, CorruptChunkError, MissingChunkError, SourceError
 from imagery_dask.geometry.grid import VoxelGrid
-from imagery_dask.sources import collect_counts, precomputed
-from imagery_dask.sources.precomputed import DECODE_ATTEMPTS, PrecomputedVolume
+from imagery_dask.sources import collect_counts
+from imagery_dask.sources.precomputed.precomputed_volume import PrecomputedVolume
+from imagery_dask.sources.volumes import stored_volume
+from imagery_dask.sources.volumes.stored_volume import DECODE_ATTEMPTS
 
 SHAPE = (96, 64, 32)  # 3 x 2 x 2 chunks
 OFFSET = (64, -32, 16)
@@ -369,7 +371,7 @@ def test_an_incomplete_chunk_on_disk_is_read_again(data: Any, tmp_path: Path, mo
     file = tmp_path / CHUNK.lstrip("/")
     content = file.read_bytes()
     file.write_bytes(content[:100])
-    monkeypatch.setattr(precomputed, "pause_s", lambda attempt: file.write_bytes(content) * 0)
+    monkeypatch.setattr(stored_volume, "pause_s", lambda attempt: file.write_bytes(content) * 0)
     np.testing.assert_array_equal(read(ImageryClient(image_source=path)), data)
 
 

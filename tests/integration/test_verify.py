@@ -28,7 +28,7 @@ from imagery_dask import ImageryClient, to_png, to_precomputed, to_zarr, verify_
 from imagery_dask.export.registry import read_plan, run_at
 from imagery_dask.geometry.grid import XYZ
 from imagery_dask.sources import handle
-from imagery_dask.sources.codecs import segmentation_damage
+from imagery_dask.sources.precomputed.codecs import segmentation_damage
 
 SHAPE = (96, 80, 40)
 OFFSET = (-32, 48, 16)
@@ -450,7 +450,7 @@ def test_a_source_that_does_not_answer_is_not_damage(
     configure: Configure,
 ) -> None:
     configure("run.pauses_s", (0.0,))
-    monkeypatch.setattr("imagery_dask.sources.transport.pause_s", lambda attempt, error=None: 0.0)
+    monkeypatch.setattr("imagery_dask.sources.requests.transport.pause_s", lambda attempt, error=None: 0.0)
     write_volume(tmp_path / "em", smooth_image(SHAPE), voxel_offset=OFFSET)
     server = http_server_factory(tmp_path)
     client = ImageryClient(image_source=f"precomputed://{server.url}/em")

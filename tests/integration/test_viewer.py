@@ -22,7 +22,7 @@ from support.volumes import coordinate_volume, downsample, random_labels, write_
 
 from imagery_dask import ImageryClient, to_precomputed, to_zarr
 from imagery_dask.cli import main
-from imagery_dask.sources.credentials import TOKEN_VARIABLE
+from imagery_dask.sources.requests.credentials import TOKEN_VARIABLE
 from imagery_dask.testing.cave import CaveServer, make_world
 
 pytest.importorskip("neuroglancer", reason="needs neuroglancer: pip install 'imagery_dask[browser]'")

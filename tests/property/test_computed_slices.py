@@ -29,8 +29,8 @@ from imagery_dask import ImageryClient
 from imagery_dask.arrays.cutout_array import CutoutSlice
 from imagery_dask.config import config
 from imagery_dask.errors import TooLargeError
-from imagery_dask.sources.chunk_cache import set_cache_bytes
-from imagery_dask.sources.transport import Transport
+from imagery_dask.sources.requests.transport import Transport
+from imagery_dask.sources.volumes.chunk_cache import set_cache_bytes
 
 START, SHAPE, CHUNK, CHANNELS = (-8, 16, 3), (40, 36, 20), (16, 16, 8), 2
 EMPTY = slice(0, 0)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from imagery_dask.errors import CorruptChunkError
 from imagery_dask.geometry.grid import VoxelGrid
-from imagery_dask.sources.label_tables import LabelTables
-from imagery_dask.sources.precomputed import PrecomputedVolume
+from imagery_dask.sources.precomputed.label_tables import LabelTables
+from imagery_dask.sources.precomputed.precomputed_volume import PrecomputedVolume
 
 Ids = NDArray[np.uint64]
 

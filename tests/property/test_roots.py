@@ -17,7 +17,7 @@ from support.dynamic import TOKEN, crop, expected, forget_roots, roots_at, serve
 
 from imagery_dask import ImageryClient
 from imagery_dask.config import config
-from imagery_dask.sources.root_cache import RootCache
+from imagery_dask.sources.graph.root_cache import RootCache
 from imagery_dask.testing.cave import CaveServer, Fault, World, make_world
 from imagery_dask.testing.cave.graph import ChunkedGraph
 from imagery_dask.testing.cave.world import CREATED
@@ -105,7 +105,7 @@ def test_edits_during_a_computation_change_no_block(
         return None
 
     # Without a cache, as if every block were read by another process.
-    no_cache = mock.patch("imagery_dask.sources.roots._cache_of", side_effect=lambda query: RootCache())
+    no_cache = mock.patch("imagery_dask.sources.graph.roots._cache_of", side_effect=lambda query: RootCache())
     with config.set({"lazy.block_bytes": 32 * 32 * 16 * 8}), no_cache:
         array = client_of(server).segmentation_cutout(bounds(world, *box), root_ids=listed, timestamp=moment)
         assert array.npartitions == 8

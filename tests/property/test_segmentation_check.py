@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagery_dask.sources.codecs import segmentation_damage
+from imagery_dask.sources.precomputed.codecs import segmentation_damage
 
 sizes = st.tuples(*[st.integers(1, 21)] * 3)
 block_sizes = st.sampled_from([(8, 8, 8), (4, 8, 2), (16, 16, 16), (3, 5, 7)])

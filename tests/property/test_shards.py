@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagery_dask.geometry.vec import Vec3
-from imagery_dask.sources.shards import ShardedChunks, morton_codes
-from imagery_dask.sources.transport import Transport
+from imagery_dask.sources.precomputed.shards import ShardedChunks, morton_codes
+from imagery_dask.sources.requests.transport import Transport
 
 counts = st.tuples(*[st.integers(1, 2**n) for n in (21, 20, 18)])
 specifications = st.fixed_dictionaries(

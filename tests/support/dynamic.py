@@ -18,7 +18,9 @@ import pytest
 from numpy.typing import NDArray
 
 from imagery_dask import ImageryClient
-from imagery_dask.sources import credentials, handle, roots, throttle
+from imagery_dask.sources import handle
+from imagery_dask.sources.graph import roots
+from imagery_dask.sources.requests import credentials, throttle
 from imagery_dask.testing.cave import CaveServer, Fault, World
 from support.ports import free_port
 
@@ -26,7 +28,7 @@ from support.ports import free_port
 TOKEN = "feedface0123456789abcdef00c0ffee"
 
 # Not imported by attribute, because the package has a function of the same name as this module.
-graph_servers = sys.modules["imagery_dask.sources.graph_server"]
+graph_servers = sys.modules["imagery_dask.sources.graph.graph_server"]
 
 Box = tuple[Sequence[int], Sequence[int]]
 

@@ -15,7 +15,7 @@ from imagery_dask.export.images.slice_files import SliceNames, plane_axes
 from imagery_dask.geometry.grid import AXES
 from imagery_dask.render.overlays import overlay_page
 from imagery_dask.render.pages import page_of
-from imagery_dask.sources.failures import brief
+from imagery_dask.sources.files.failures import brief
 from imagery_dask.storage.atomic_files import Files
 
 __all__ = ["slice_previews"]

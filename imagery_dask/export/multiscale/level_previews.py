@@ -13,7 +13,7 @@ from imagery_dask.export.multiscale.levels import LevelStore, VolumeLevels
 from imagery_dask.geometry.pyramid import Level
 from imagery_dask.render.overlays import overlay_page
 from imagery_dask.render.pages import Window, imagery_page
-from imagery_dask.sources.failures import brief
+from imagery_dask.sources.files.failures import brief
 
 __all__ = ["level_previews"]
 

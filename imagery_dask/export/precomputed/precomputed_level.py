@@ -24,7 +24,7 @@ from imagery_dask.geometry.grid import (
 )
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.kernels import digest_of, digest_of_bytes, join_digests
-from imagery_dask.sources.codecs import SEGMENTATION_BLOCK, decode
+from imagery_dask.sources.precomputed.codecs import SEGMENTATION_BLOCK, decode
 from imagery_dask.storage.atomic_files import Compression, Files, Put
 
 __all__ = ["PrecomputedLevel"]

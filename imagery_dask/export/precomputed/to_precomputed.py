@@ -41,7 +41,7 @@ from imagery_dask.model.labels import Kind
 from imagery_dask.run import RunReport, Workers
 from imagery_dask.serialization import to_json
 from imagery_dask.sources import open_volume
-from imagery_dask.sources.codecs import SEGMENTATION_BLOCK
+from imagery_dask.sources.precomputed.codecs import SEGMENTATION_BLOCK
 from imagery_dask.storage.atomic_files import Files
 from imagery_dask.storage.buckets import clear_errors
 from imagery_dask.storage.targets import VolumesTarget, VolumeTarget

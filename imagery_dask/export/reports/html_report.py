@@ -28,7 +28,7 @@ from imagery_dask.humanize import human_bytes, human_count, human_time
 from imagery_dask.records.receipts import counts_of
 from imagery_dask.records.runs import Records, incomplete_in, ledger_rows
 from imagery_dask.run import RunReport
-from imagery_dask.sources.addresses import check_scheme
+from imagery_dask.sources.volumes.addresses import check_scheme
 from imagery_dask.storage.atomic_files import WRITABLE, Files, check_writable, records_folder, split_prefix
 from imagery_dask.validate import expanded_path
 

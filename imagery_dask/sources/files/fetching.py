@@ -20,14 +20,13 @@ from http.client import HTTPConnection
 from imagery_dask.config import config
 from imagery_dask.sources.files.connections import Server, give_back, open_idle, take_idle, variables
 from imagery_dask.sources.files.deadlines import TooSlowError
+from imagery_dask.sources.files.failures import THROTTLING_STATUS
 from imagery_dask.sources.files.http_files import Answer, Asked, HttpFiles, StatusError
 from imagery_dask.sources.files.in_flight import MOST
 from imagery_dask.sources.files.response import Response
 
 __all__ = ["NotDirectError", "fetch"]
 
-# Statuses of a server that asks for fewer requests.
-OVERLOADED = (429, 503)
 # Seconds after which the limits of time are looked at.
 LOOK_S = 0.5
 # An answer for which this process waited longer than this has not waited for it.
@@ -215,7 +214,7 @@ class _Loop:
                     raise NotDirectError
                 return self._files.answer(response, flight.asked)
         except StatusError as error:
-            if error.code in OVERLOADED:
+            if error.code in THROTTLING_STATUS:
                 self._files.link.overloaded(flight.sent)
             return error
         except Exception as error:

@@ -10,7 +10,7 @@ from support.settings import Configure
 from tblib import pickling_support
 
 from imagery_dask import ImageryClient
-from imagery_dask.sources.root_cache import RootCache
+from imagery_dask.sources.graph.root_cache import RootCache
 from imagery_dask.testing.cave import CaveServer, World, make_world
 
 # dask does this once its multiprocessing scheduler is used: errors then pickle with their causes and tracebacks.
@@ -45,7 +45,7 @@ def small_lazy_blocks(configure: Configure) -> None:
 @pytest.fixture
 def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """Disable the cache of roots, as if each block ran in a process of its own."""
-    monkeypatch.setattr("imagery_dask.sources.roots._cache_of", lambda query: RootCache())
+    monkeypatch.setattr("imagery_dask.sources.graph.roots._cache_of", lambda query: RootCache())
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from support.volumes import coordinate_volume, downsample, random_labels, write_
 from imagery_dask import ImageryClient
 from imagery_dask.geometry.grid import VoxelGrid, bounds_key
 from imagery_dask.geometry.vec import Vec3
-from imagery_dask.sources.codecs import SEGMENTATION_BLOCK, decode
+from imagery_dask.sources.precomputed.codecs import SEGMENTATION_BLOCK, decode
 from imagery_dask.viewer.served import ServedLevel, ServedVolume, volume_of_layer, volumes_of_data
 
 SHAPE, OFFSET, CHUNK = (70, 50, 20), (-32, 64, 7), (32, 16, 8)

@@ -18,10 +18,10 @@ from google.auth.exceptions import RefreshError
 from support.settings import Configure
 
 from imagery_dask.errors import AccessRefusedError, SourceError
-from imagery_dask.sources import credentials
 from imagery_dask.sources.files import bucket_files
 from imagery_dask.sources.files.aws_signature import AwsKeys, Signer
-from imagery_dask.sources.transport import Request, Transport
+from imagery_dask.sources.requests import credentials
+from imagery_dask.sources.requests.transport import Request, Transport
 from imagery_dask.urls import name_in_url
 
 KEYS = AwsKeys("an-access-key", "a-secret-key", "a-session-token")

@@ -20,7 +20,7 @@ from imagery_dask.errors import SourceError
 from imagery_dask.sources.files import connections
 from imagery_dask.sources.files.connections import NoConnectionError, close_idle, send
 from imagery_dask.sources.files.response import UNUSED_AT_MOST
-from imagery_dask.sources.transport import Request, Transport
+from imagery_dask.sources.requests.transport import Request, Transport
 
 
 class Peer:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from imagery_dask.annotations import Array
 from imagery_dask.geometry.grid import XYZ
 from imagery_dask.geometry.vec import Vec3
-from imagery_dask.sources.encodings.picture_sizes import check_picture_size
+from imagery_dask.sources.precomputed.encodings.picture_sizes import check_picture_size
 
 __all__ = ["SEGMENTATION_BLOCK", "decode", "missing_package", "segmentation_damage"]
 
@@ -129,10 +129,10 @@ def _decode_checked(content: bytes, encoding: str, shape: tuple[int, int, int, i
     if shape[3] != 1:
         raise ValueError(f"{encoding} has one channel, not {shape[3]}")
     if encoding == "compresso":
-        from imagery_dask.sources.encodings.compresso_chunks import decode_compresso
+        from imagery_dask.sources.precomputed.encodings.compresso_chunks import decode_compresso
 
         return decode_compresso(content, shape[:3], dtype)
-    from imagery_dask.sources.encodings.crackle_chunks import decode_crackle
+    from imagery_dask.sources.precomputed.encodings.crackle_chunks import decode_crackle
 
     return decode_crackle(content, shape[:3], dtype)
 

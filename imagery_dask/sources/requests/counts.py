@@ -42,6 +42,8 @@ class ReadCounts:
         Storage chunks inside the volume that do not exist and were filled with 0.
     missing_keys : list of str
         Keys of the missing chunks: all of one block, the first few of many blocks (`add`).
+    not_stored : int
+        Chunks that do not exist because the format need not store them (zarr's fill value).
     requests : int
         Requests for files of volumes, or parts of them: info, shard indices, chunks. Reads from disk are included,
         requests to a chunked graph are not.
@@ -63,6 +65,7 @@ class ReadCounts:
     stored_bytes: int = 0
     missing: int = 0
     missing_keys: list[str] = field(default_factory=list)
+    not_stored: int = 0
     requests: int = 0
     retries: int = 0
     throttled: int = 0
@@ -86,6 +89,7 @@ class ReadCounts:
         self.stored_bytes += other.stored_bytes
         self.missing += other.missing
         self.missing_keys += other.missing_keys
+        self.not_stored += other.not_stored
         self.requests += other.requests
         self.retries += other.retries
         self.throttled += other.throttled

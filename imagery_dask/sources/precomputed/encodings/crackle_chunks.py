@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagery_dask.annotations import Array
-from imagery_dask.sources.encodings.decoder_process import decoder_process
+from imagery_dask.sources.precomputed.encodings.decoder_process import decoder_process
 
 __all__ = ["decode_crackle"]
 

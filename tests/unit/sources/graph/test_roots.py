@@ -21,8 +21,8 @@ from imagery_dask.errors import ServerError
 from imagery_dask.model.chunkedgraph import ChunkedGraph, RootQuery
 from imagery_dask.model.labels import LabelRule
 from imagery_dask.sources import collect_counts, look_up_roots, remember_token
-from imagery_dask.sources import roots as lookups
 from imagery_dask.sources.files.connections import close_idle
+from imagery_dask.sources.graph import roots as lookups
 
 Ids = NDArray[np.uint64]
 LAYERS = 255

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from imagery_dask.annotations import JsonObject
 from imagery_dask.geometry.vec import Vec3
-from imagery_dask.sources.failures import brief
 from imagery_dask.sources.files.compression import decompress
-from imagery_dask.sources.transport import Blob, Request, Transport
+from imagery_dask.sources.files.failures import brief
+from imagery_dask.sources.requests.transport import Blob, Request, Transport
 
 __all__ = ["ShardedChunks", "morton_codes"]
 

@@ -7,7 +7,7 @@ import hashlib
 
 import pytest
 
-from imagery_dask.sources.transport import checksum_damage, server_of, stored_checksum
+from imagery_dask.sources.requests.transport import checksum_damage, server_of, stored_checksum
 
 CONTENT = b"123456789"
 CRC32C = base64.b64encode(bytes.fromhex("e3069283")).decode()  # the check value in the definition of the CRC

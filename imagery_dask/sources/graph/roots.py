@@ -22,10 +22,10 @@ from imagery_dask.config import config
 from imagery_dask.geometry.grid import VoxelGrid, bounds_key
 from imagery_dask.model.chunkedgraph import SUPERVOXEL_LAYER, RootQuery
 from imagery_dask.model.moments import describe_moment
-from imagery_dask.sources.counts import Once, ReadCounts, active_counts
-from imagery_dask.sources.graph_server import graph_server
-from imagery_dask.sources.root_cache import RootCache
-from imagery_dask.sources.throttle import request_slots
+from imagery_dask.sources.graph.graph_server import graph_server
+from imagery_dask.sources.graph.root_cache import RootCache
+from imagery_dask.sources.requests.counts import Once, ReadCounts, active_counts
+from imagery_dask.sources.requests.throttle import request_slots
 
 __all__ = ["look_up_roots", "roots_from_leaves"]
 

@@ -9,7 +9,7 @@ from cloudfiles import secrets
 from requests import Request
 from requests.auth import HTTPBasicAuth
 
-from imagery_dask.sources.credentials import http_login, secret_file
+from imagery_dask.sources.requests.credentials import http_login, secret_file
 
 NAME = "http-secret.json"
 

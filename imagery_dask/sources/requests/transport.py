@@ -26,15 +26,15 @@ import google_crc32c
 
 from imagery_dask.config import config
 from imagery_dask.errors import AccessRefusedError, SourceError
-from imagery_dask.sources import credentials
-from imagery_dask.sources.counts import count_request, count_throttled
-from imagery_dask.sources.failures import THROTTLING_STATUS, brief, forget_request, kind_of, pause_s, status_of
 from imagery_dask.sources.files.compression import LARGEST_FILE, decompress
 from imagery_dask.sources.files.deadlines import TooSlowError
+from imagery_dask.sources.files.failures import THROTTLING_STATUS, brief, forget_request, kind_of, pause_s, status_of
 from imagery_dask.sources.files.fetching import NotDirectError, fetch
 from imagery_dask.sources.files.http_files import Answer, Asked, HttpFiles
 from imagery_dask.sources.files.local_files import FORMAT_SUFFIX, LocalFiles, local_folder
-from imagery_dask.sources.throttle import request_slots
+from imagery_dask.sources.requests import credentials
+from imagery_dask.sources.requests.counts import count_request, count_throttled
+from imagery_dask.sources.requests.throttle import request_slots
 from imagery_dask.urls import is_safe_for_tokens, name_in_url, server_of, without_secrets
 
 if TYPE_CHECKING:

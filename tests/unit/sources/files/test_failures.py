@@ -12,7 +12,7 @@ from support.settings import Configure
 from urllib3.exceptions import IncompleteRead, ReadTimeoutError
 
 from imagery_dask.config import config
-from imagery_dask.sources.failures import brief, kind_of, pause_s, retry_after_s
+from imagery_dask.sources.files.failures import brief, kind_of, pause_s, retry_after_s
 
 NOW = 1_800_000_000
 DATE = formatdate(NOW, usegmt=True)

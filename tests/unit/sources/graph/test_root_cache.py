@@ -7,7 +7,7 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-from imagery_dask.sources.root_cache import RootCache
+from imagery_dask.sources.graph.root_cache import RootCache
 
 Ids = NDArray[np.uint64]
 

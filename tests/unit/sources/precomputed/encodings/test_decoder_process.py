@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from imagery_dask.errors import SourceError
-from imagery_dask.sources.encodings import decoder_process
-from imagery_dask.sources.encodings.decoder_process import DecoderProcess
+from imagery_dask.sources.precomputed.encodings import decoder_process
+from imagery_dask.sources.precomputed.encodings.decoder_process import DecoderProcess
 
 LABELS = np.asfortranarray(np.random.default_rng(0).integers(2**53, 2**53 + 9, (12, 10, 8), dtype=np.uint64))
 CONTENT = crackle.compress(LABELS)
@@ -106,7 +106,7 @@ def test_each_process_has_its_own(method: str) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_it_ends_with_its_parent(number: signal.Signals) -> None:
     program = (
-        "import time; from imagery_dask.sources.encodings.decoder_process import DecoderProcess as D\n"
+        "import time; from imagery_dask.sources.precomputed.encodings.decoder_process import DecoderProcess as D\n"
         "d = D('crackle_child'); d._start(); print(d._child.pid, flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as parent:

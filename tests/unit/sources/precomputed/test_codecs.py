@@ -11,7 +11,7 @@ import pytest
 from cloudvolume import chunks
 
 from imagery_dask.annotations import Array
-from imagery_dask.sources.codecs import decode, missing_package
+from imagery_dask.sources.precomputed.codecs import decode, missing_package
 
 SHAPE = (24, 16, 9, 1)
 BLOCK = (8, 8, 8)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from imagery_dask.annotations import Array
-from imagery_dask.sources.encodings.crackle_chunks import decode_crackle
+from imagery_dask.sources.precomputed.encodings.crackle_chunks import decode_crackle
 
 SHAPE = (21, 18, 7)
 

@@ -19,14 +19,14 @@ from imagery_dask.annotations import JsonObject
 from imagery_dask.config import config
 from imagery_dask.errors import REFUSED_STATUS, AccessRefusedError, ServerError, SourceNotFoundError
 from imagery_dask.model.chunkedgraph import ChunkedGraph, graphene_address
-from imagery_dask.sources.counts import count_throttled
-from imagery_dask.sources.credentials import cave_token, token_places
-from imagery_dask.sources.failures import THROTTLING_STATUS, brief, forget_request, kind_of, pause_s, status_of
 from imagery_dask.sources.files.compression import decompress
 from imagery_dask.sources.files.connections import NoConnectionError, send
 from imagery_dask.sources.files.deadlines import deadline_of
+from imagery_dask.sources.files.failures import THROTTLING_STATUS, brief, forget_request, kind_of, pause_s, status_of
 from imagery_dask.sources.files.http_files import StatusError
 from imagery_dask.sources.files.response import Response
+from imagery_dask.sources.requests.counts import count_throttled
+from imagery_dask.sources.requests.credentials import cave_token, token_places
 from imagery_dask.urls import is_safe_for_tokens
 
 __all__ = ["GraphServer", "graph_server", "read_graph_info"]

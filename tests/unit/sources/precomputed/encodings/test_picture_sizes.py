@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from cloudvolume import chunks
 
-from imagery_dask.sources.codecs import decode
-from imagery_dask.sources.encodings.picture_sizes import check_picture_size
+from imagery_dask.sources.precomputed.codecs import decode
+from imagery_dask.sources.precomputed.encodings.picture_sizes import check_picture_size
 
 SHAPES = [
     (1, 1, 1),

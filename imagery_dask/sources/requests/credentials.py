@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from imagery_dask.sources.failures import brief
 from imagery_dask.sources.files.aws_signature import AwsKeys, Signer
 from imagery_dask.sources.files.bucket_files import BucketFiles, S3Files, amazon
 from imagery_dask.sources.files.connections import basic_auth
+from imagery_dask.sources.files.failures import brief
 from imagery_dask.sources.files.http_files import Auth
 from imagery_dask.sources.files.local_files import FORMAT_SUFFIX
 

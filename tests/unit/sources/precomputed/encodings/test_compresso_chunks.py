@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from imagery_dask.annotations import Array
-from imagery_dask.sources.encodings.compresso_chunks import HEADER, decode_compresso
+from imagery_dask.sources.precomputed.encodings.compresso_chunks import HEADER, decode_compresso
 
 SHAPE = (21, 18, 7)
 STEPS = [(4, 4, 1), (8, 8, 1), (2, 2, 1), (3, 5, 2), (1, 1, 1), (4, 4, 2)]

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.settings import Configure
 
-from imagery_dask.sources import chunk_cache
-from imagery_dask.sources.chunk_cache import ChunkCache, set_cache_bytes
+from imagery_dask.sources.volumes import chunk_cache
+from imagery_dask.sources.volumes.chunk_cache import ChunkCache, set_cache_bytes
 
 
 @given(

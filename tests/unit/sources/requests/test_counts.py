@@ -6,7 +6,7 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 
-from imagery_dask.sources.counts import (
+from imagery_dask.sources.requests.counts import (
     KEYS_KEPT,
     ReadCounts,
     active_counts,
