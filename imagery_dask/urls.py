@@ -8,8 +8,10 @@ from urllib.parse import quote, urlsplit
 
 __all__ = [
     "file_url",
+    "FORMATS",
     "is_loopback",
     "is_safe_for_tokens",
+    "location_of",
     "name_in_url",
     "redacted",
     "resolved_name",
@@ -18,6 +20,9 @@ __all__ = [
     "without_values",
 ]
 
+# Beginnings of paths that name the format of a volume, of which the location follows.
+FORMATS = ("precomputed", "zarr", "zarr2", "zarr3", "n5")
+FORMAT = re.compile(rf"^(?:{'|'.join(FORMATS)})://(?=\S)")
 # Up to the last @ of the host, because passwords may hold one; beyond a "/" only if no port follows the colon.
 # A space in one is only looked for in the rest of a line.
 USER = re.compile(r"://(?:[^/\s:\[]*:(?!\d*[/\s])(?:[^\s\"]*@|(?!\d+\W)\S[^\"\n]{,80}?@)|[^/\s]*@)")
@@ -29,6 +34,15 @@ SECRET = "***"
 BEGIN_OF_QUERY = re.compile(r"\?(?=[^=/&?#]+=)")
 ESCAPED = re.compile(r"(%[0-9A-Fa-f]{2})")
 UNESCAPED = "/:@!$&'()*,;=~"
+
+
+def location_of(path: str) -> str:
+    """Return the path of a source without the format at its beginning.
+
+    >>> location_of("zarr3://s3://bucket/em.zarr"), location_of("https://host/em")
+    ('s3://bucket/em.zarr', 'https://host/em')
+    """
+    return FORMAT.sub("", path)
 
 
 def redacted(text: str) -> str:
@@ -62,7 +76,7 @@ def without_secrets(path: str) -> str:
     'precomputed://https://host/em'
     """
     path = USER.sub("://", path)
-    scheme = path.removeprefix("precomputed://").removeprefix("graphene://").removeprefix("middleauth+")
+    scheme = location_of(path).removeprefix("graphene://").removeprefix("middleauth+")
     # In a bucket, or on disk, a question mark is part of a name.
     return BEGIN_OF_QUERY.split(path)[0] if scheme.startswith(("http://", "https://", "s3://http")) else path
 
@@ -120,7 +134,7 @@ def server_of(url: str) -> str:
     >>> server_of("precomputed://https://user:secret@host:8080/a")
     'https://host:8080'
     """
-    path = url.removeprefix("precomputed://").removeprefix("middleauth+")
+    path = location_of(url).removeprefix("middleauth+")
     endpoint = path.partition("://")[2]
     parts = urlsplit(endpoint if endpoint.startswith(("http://", "https://")) else path)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

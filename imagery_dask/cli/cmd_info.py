@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from imagery_dask.cli.source_flags import cave_options, source_client
+from imagery_dask.errors import InvalidInfoError
 from imagery_dask.humanize import human_bytes
 from imagery_dask.urls import redacted
 
@@ -42,13 +43,28 @@ def info(
     if source is not None:
         if server is not None or version is not None or timestamp is not None:
             raise ValueError("--server, --version and --timestamp need a --datastack.")
-        _show(open_volume(source).layer)
+        for found in _volumes(source):
+            _show(open_volume(found).layer)
         return
     client = source_client(datastack, server, version, timestamp)
     click.echo(f"{client!r}\n")
     for path in (client.image_source, client.segmentation_source):
         if path is not None:
             _show(open_volume(path).layer)
+
+
+def _volumes(source: str) -> list[str]:
+    """Return a source and the labels in it; these alone, where they have no image."""
+    from imagery_dask.sources import labels_of, open_volume
+
+    labels = labels_of(source)
+    try:
+        open_volume(source)
+    except InvalidInfoError:
+        if not labels:
+            raise
+        return labels
+    return [source, *labels]
 
 
 def _show(layer: Layer) -> None:
@@ -93,7 +109,7 @@ def _row(layer: Layer, mip: Mip) -> tuple[str, ...]:
         "x".join(f"{value:g}" for value in grid.resolution_nm),
         "x".join(map(str, grid.shape)),
         "x".join(map(str, mip.chunk_shape)),
-        "placeholder" if mip.is_placeholder else mip.encoding,
+        "refused" if mip.refusal else "placeholder" if mip.is_placeholder else mip.encoding,
         "yes" if mip.is_sharded else "no",
         ",".join(map(str, grid.start)),
         ",".join(map(str, grid.stop)),

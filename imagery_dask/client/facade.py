@@ -53,7 +53,11 @@ class ImageryClient(
     segmentation, imagery : bool
         False makes a client without that layer.
     image_source, segmentation_source : str, optional
-        CloudVolume paths: ``precomputed://gs://...``, ``s3://``, ``https://``, ``file://``, or a local folder.
+        Volumes: precomputed, as CloudVolume's paths (``precomputed://gs://...``, ``s3://``, ``https://``, ``file://``,
+        or a local folder); zarr and N5 as ``zarr://``, ``zarr2://``, ``zarr3://`` or ``n5://`` and such a path, as
+        Neuroglancer's ``PATH|zarr3:``, or without format if it ends in ``.zarr`` or ``.n5`` or is on this machine.
+        ``#resolution=4,4,40&voxel_offset=0,0,0&axes=zyx`` at the end says what an array does not. The only
+        labels of an image of OME-Zarr are its segmentation.
     image_mip, segmentation_mip : int, optional
         Levels to read by default. The first mip with data when not given.
     auth_token : str, optional
@@ -162,7 +166,10 @@ class ImageryClient(
         self._settings = open_settings(
             *sources, (image_mip, segmentation_mip), resolution, missing, auth_token, dynamic,
             image_kind=image_kind, as_segmentation=as_segmentation, outside=outside,
+            find_labels=segmentation,
         )  # fmt: skip
+        if self._settings.segmentation is not None and self._settings.segmentation.path.startswith("zarr"):
+            self._segmentation_source = self._settings.segmentation.path
 
     def __getstate__(self) -> dict[str, object]:
         """Return the state without the token, the CAVEclient and volumes, so that no token is pickled."""

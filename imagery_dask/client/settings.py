@@ -22,7 +22,7 @@ from imagery_dask.model.cutout import Cutout, CutoutRequest, resolve, resolve_pa
 from imagery_dask.model.labels import Kind, LabelRequest, LabelRule, label_rule
 from imagery_dask.model.layer import Layer
 from imagery_dask.model.moments import resolve_moment
-from imagery_dask.sources import Missing, forget_token, normalize_path, open_volume, remember_token
+from imagery_dask.sources import Missing, forget_token, labels_of, normalize_path, open_volume, remember_token
 from imagery_dask.urls import redacted
 from imagery_dask.validate import choice, triple, whole_number
 
@@ -236,8 +236,11 @@ def open_settings(
     image_kind: Kind | None = None,
     as_segmentation: bool = False,
     outside: Outside = "error",
+    find_labels: bool = False,
 ) -> ClientSettings:
     """Return the settings of a client: open its layers and fill in its defaults.
+
+    With `find_labels`, the only labels of an image of OME-Zarr are its segmentation where none is given.
 
     Raises
     ------
@@ -253,7 +256,12 @@ def open_settings(
             "A client needs at least one layer: give image_source or segmentation_source (or a CAVEclient), and leave "
             "imagery or segmentation True."
         )
-    image, segmentation = _open_layer(image_source, token), _open_layer(segmentation_source, token)
+    image = _open_layer(image_source, token)
+    if segmentation_source is not None:
+        segmentation_source = _labels_in(segmentation_source) or segmentation_source
+    elif find_labels and image is not None and len(labels := labels_of(image.path)) == 1:
+        segmentation_source = labels[0]
+    segmentation = _open_layer(segmentation_source, token)
     if image_kind is not None:
         choice("image_kind", image_kind, ("image", "segmentation"))
         image = replace(image or _absent("imagery", "image_source"), given_kind=image_kind)
@@ -275,6 +283,14 @@ def open_settings(
         dynamic=dynamic,
         outside=outside,
     )
+
+
+def _labels_in(source: str) -> str | None:
+    """Return the labels of an image of OME-Zarr that is given as segmentation; None for another source."""
+    labels = labels_of(source)
+    if len(labels) > 1:
+        raise ValueError(f"{redacted(source)!r} has the labels {', '.join(labels)}: give one as segmentation_source.")
+    return labels[0] if labels else None
 
 
 def _open_layer(source: str | None, token: str | None) -> Layer | None:

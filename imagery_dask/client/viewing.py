@@ -16,7 +16,7 @@ from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.arguments import bounds_from_center, corners
 from imagery_dask.model.labels import LabelRequest, LabelRule, RootIds
 from imagery_dask.model.moments import Moment, resolve_moment
-from imagery_dask.urls import redacted
+from imagery_dask.urls import location_of, redacted
 from imagery_dask.validate import sizes, triple
 from imagery_dask.viewer.links import link_of, public_source, read_state, state_server, viewer_of
 from imagery_dask.viewer.states import Place, StateLayer, read_layers, read_place, state_of
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ViewsVolumes", "selected_objects", "served_volumes"]
 
-READABLE = ("precomputed://", "graphene://")
+READABLE = ("precomputed://", "graphene://", "zarr://", "zarr2://", "zarr3://", "n5://")
 
 
 class ViewsVolumes:
@@ -239,7 +239,7 @@ def _first(layers: tuple[StateLayer, ...], kind: str) -> StateLayer | None:
 
 def _check_server(source: str | None, client: Any) -> None:
     """Raise if a source would have the token of a CAVEclient sent to a server that is not the client's."""
-    plain = (source or "").removeprefix("precomputed://")
+    plain = location_of(source or "")
     if not plain.startswith(("graphene://", "middleauth+")):
         return
     host = urlsplit(plain.removeprefix("graphene://").removeprefix("middleauth+")).netloc

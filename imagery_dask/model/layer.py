@@ -58,8 +58,8 @@ class Mip:
 
     @property
     def is_placeholder(self) -> bool:
-        """True if the level is only named and holds no data."""
-        return "placeholder" in self.key.lower()
+        """True if the level holds no data that can be read."""
+        return bool(self.refusal) or "placeholder" in self.key.lower()
 
     @property
     def is_sharded(self) -> bool:
@@ -154,6 +154,8 @@ class Layer:
                 f"mip {level} does not exist in {redacted(self.path)!r}, which has mips 0 to {len(self.mips) - 1}."
             )
         mip = self.mips[int(level)]
+        if mip.refusal:
+            raise ValueError(f"mip {level} of {redacted(self.path)!r} cannot be read: {mip.refusal}.")
         if mip.is_placeholder:
             raise ValueError(
                 f"mip {level} of {redacted(self.path)!r} is a placeholder without data; "

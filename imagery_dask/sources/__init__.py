@@ -11,7 +11,7 @@ from imagery_dask.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from imagery_dask.sources.graph.roots import look_up_roots, roots_from_leaves
-    from imagery_dask.sources.handle import SourceHandle, cloud_volume, open_volume
+    from imagery_dask.sources.handle import SourceHandle, cloud_volume, labels_of, open_volume
     from imagery_dask.sources.requests.counts import Once, ReadCounts, active_counts, collect_counts
     from imagery_dask.sources.requests.credentials import (
         cave_token,
@@ -36,7 +36,7 @@ else:
                 "token_places",
                 "tokens_for_own_workers",
             ],
-            "imagery_dask.sources.handle": ["SourceHandle", "cloud_volume", "open_volume"],
+            "imagery_dask.sources.handle": ["SourceHandle", "cloud_volume", "labels_of", "open_volume"],
             "imagery_dask.sources.volumes.stored_volume": ["Layout", "Missing", "NotKept", "StoredVolume"],
             "imagery_dask.sources.graph.roots": ["look_up_roots", "roots_from_leaves"],
             "imagery_dask.sources.requests.throttle": ["limited_requests", "request_slots"],
@@ -56,6 +56,7 @@ __all__ = [
     "cloud_volume",
     "collect_counts",
     "forget_token",
+    "labels_of",
     "limited_requests",
     "look_up_roots",
     "normalize_path",

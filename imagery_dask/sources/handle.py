@@ -21,7 +21,7 @@ from imagery_dask.sources.files.local_files import local_folder
 from imagery_dask.sources.memory import keep_freed_memory
 from imagery_dask.sources.requests.counts import ReadCounts, active_counts
 from imagery_dask.sources.requests.transport import reachable_path
-from imagery_dask.sources.volumes.addresses import normalize_path
+from imagery_dask.sources.volumes.addresses import is_zarr, normalize_path
 from imagery_dask.sources.volumes.chunk_cache import chunk_cache
 from imagery_dask.sources.volumes.stored_volume import Layout, Missing, Relabel, StoredVolume
 from imagery_dask.urls import is_safe_for_tokens, redacted
@@ -29,7 +29,7 @@ from imagery_dask.urls import is_safe_for_tokens, redacted
 if TYPE_CHECKING:
     from cloudvolume import CloudVolume
 
-__all__ = ["SourceHandle", "cloud_volume", "folders_of", "open_volume", "stamp_of"]
+__all__ = ["SourceHandle", "cloud_volume", "folders_of", "labels_of", "open_volume", "stamp_of"]
 
 OPEN_VOLUMES_KEPT = 64
 
@@ -165,9 +165,23 @@ def open_volume(path: str, fresh: bool = False) -> StoredVolume:
 
 
 def _opened(path: str) -> StoredVolume:
+    if is_zarr(path):
+        from imagery_dask.sources.zarr.zarr_volume import ZarrVolume
+
+        return ZarrVolume(path)
     from imagery_dask.sources.precomputed.precomputed_volume import PrecomputedVolume
 
     return PrecomputedVolume(path)
+
+
+def labels_of(path: str) -> list[str]:
+    """Return the paths of the labels of an image of OME-Zarr; none for other volumes."""
+    path = normalize_path(path)
+    if not is_zarr(path):
+        return []
+    from imagery_dask.sources.zarr.zarr_volume import find_labels
+
+    return find_labels(path)
 
 
 def folders_of(path: str) -> set[str]:
@@ -227,6 +241,8 @@ def _warn_missing(path: str, level: int, key: str) -> None:
 def cloud_volume(path: str, token: str | None = None) -> CloudVolume:
     """Return a `CloudVolume` for direct use, with `imageryclient`'s options: unbounded, missing chunks are 0."""
     path = normalize_path(path)
+    if is_zarr(path):
+        raise SourceError(f"CloudVolume reads zarr and N5 with other offsets, or not at all: {path!r} is read lazily.")
     if path.startswith(GRAPHENE) and not is_safe_for_tokens(path.removeprefix(GRAPHENE)):
         raise AccessRefusedError(f"No token is sent to {path}, because plain HTTP is not encrypted. Use https://.")
     from cloudvolume import CloudVolume

@@ -10,7 +10,7 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from imagery_dask.storage.buckets import parse_bucket_url, s3_endpoint
-from imagery_dask.urls import file_url, is_loopback, name_in_url
+from imagery_dask.urls import file_url, is_loopback, location_of, name_in_url
 from imagery_dask.validate import expanded_path
 
 __all__ = ["Overlap", "overlap"]
@@ -74,7 +74,7 @@ def _is_same(folder: Path, other: Path) -> bool:
 
 def _parsed(url: str) -> tuple[tuple[str, str], str]:
     """Return where a URL is stored, and its path there."""
-    url = url.removeprefix("precomputed://").removeprefix("middleauth+").partition("|")[0]
+    url = location_of(url).removeprefix("middleauth+").partition("|")[0]
     if url.startswith(("s3://http://", "s3://https://")):  # with another server
         url = url.removeprefix("s3://")
     if url.startswith(("http://", "https://")):

@@ -18,8 +18,8 @@ from imagery_dask.geometry.grid import ratio
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.arguments import bounds_from_center
 from imagery_dask.sources.files.failures import brief, forget_request
-from imagery_dask.sources.volumes.addresses import normalize_path
-from imagery_dask.urls import is_loopback, redacted, without_secrets
+from imagery_dask.sources.volumes.addresses import is_zarr, normalize_path
+from imagery_dask.urls import is_loopback, location_of, redacted, without_secrets
 from imagery_dask.validate import sizes, triple
 from imagery_dask.viewer.states import GRAPHENE, Form, read_place
 
@@ -214,7 +214,7 @@ def public_source(path: str, form: Form) -> str:
         If a page of another server cannot read it, or it has a password or token in it.
     """
     url = normalize_path(path)
-    plain = url.removeprefix("precomputed://").removeprefix(GRAPHENE)
+    plain = location_of(url).removeprefix(GRAPHENE)
     reason = ""
     if without_secrets(url) != url:
         reason = "its URL has a user, password or query, which the link would tell to everybody"
@@ -229,6 +229,9 @@ def public_source(path: str, form: Form) -> str:
         # The old viewers ask for a token by themselves; the present ones where the URL says so.
         server = plain.removeprefix("middleauth+")
         return f"{GRAPHENE}{server}" if form == "old" else f"{GRAPHENE}middleauth+{server}"
+    if is_zarr(url):  # the form that names the format of what is at a place
+        scheme, _, place = url.partition("#")[0].partition("://")
+        return f"{place}/|{scheme}:"
     return url
 
 

@@ -21,10 +21,11 @@ from imagery_dask.errors import SourceNotFoundError
 from imagery_dask.geometry.grid import AXES, VoxelGrid
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.labels import Kind, are_ids
-from imagery_dask.sources import open_volume
+from imagery_dask.sources import normalize_path, open_volume
+from imagery_dask.sources.volumes.addresses import is_zarr
 from imagery_dask.storage.buckets import clear_errors, files_at
 from imagery_dask.storage.store_files import KEY
-from imagery_dask.urls import redacted
+from imagery_dask.urls import location_of, redacted
 from imagery_dask.validate import expanded_path
 from imagery_dask.viewer.served import Answer
 
@@ -132,6 +133,12 @@ def found_in(place: str | os.PathLike[str]) -> tuple[list[ServedStore], list[str
         If there is nothing that can be shown.
     """
     text = os.fspath(place)
+    stores: list[ServedStore] = []
+    if is_zarr(normalize_path(text)):
+        with suppress(ValueError):  # no image of OME-Zarr, whose chunks are served one by one
+            stores = stores_in(location_of(text).partition("|")[0].partition("#")[0])
+    if stores:
+        return stores, []
     # First, because it needs no package for buckets.
     found = _volumes(text)
     if found:

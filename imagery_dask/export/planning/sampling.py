@@ -30,6 +30,7 @@ from imagery_dask.records.runs import Records
 from imagery_dask.run.thread_workers import ThreadWorkers
 from imagery_dask.sources import ReadCounts, collect_counts, tokens_for_own_workers
 from imagery_dask.storage.atomic_files import records_folder
+from imagery_dask.urls import location_of
 
 __all__ = ["Sample", "Sampling", "sample_blocks"]
 
@@ -172,7 +173,7 @@ def _sizes(folder: Path) -> dict[str, tuple[int, int]]:
 
 def _is_here(volume: Any) -> bool:
     """Return True if a volume is in the memory of this process."""
-    return volume.source is None or volume.source.cutout.path.removeprefix("precomputed://").startswith("mem")
+    return volume.source is None or location_of(volume.source.cutout.path).startswith("mem")
 
 
 def main() -> None:

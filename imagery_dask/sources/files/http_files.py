@@ -19,7 +19,7 @@ from imagery_dask.sources.files.in_flight import link_of
 from imagery_dask.sources.files.response import Response
 from imagery_dask.urls import file_url, name_in_url, redacted, server_of, without_values
 
-__all__ = ["Answer", "Asked", "Auth", "HttpFiles", "StatusError"]
+__all__ = ["Answer", "Asked", "Auth", "HttpFiles", "StatusError", "size_limit"]
 
 REDIRECTS = 10
 REDIRECT_STATUS = (301, 302, 303, 307, 308)
@@ -47,7 +47,7 @@ class Asked(NamedTuple):
     key : str
         Name of the file below the URL.
     start, stop : int or None
-        Range of bytes; None for the whole file.
+        Range of bytes; None for the whole file. A negative `start`, without `stop`, is that of the last bytes.
     most : int
         Largest possible size of the file. A larger one is damaged, and only `most` of its bytes are received.
     fresh : bool
@@ -63,7 +63,14 @@ class Asked(NamedTuple):
     @property
     def size_limit(self) -> int:
         """Largest possible number of bytes of the answer."""
-        return self.most if self.start is None or self.stop is None else self.stop - self.start
+        return size_limit(self.start, self.stop, self.most)
+
+
+def size_limit(start: int | None, stop: int | None, most: int) -> int:
+    """Return the largest possible number of bytes of a range of a file, which has at most `most`."""
+    if start is None:
+        return most
+    return -start if start < 0 else most if stop is None else stop - start
 
 
 class StatusError(Exception):
@@ -144,6 +151,8 @@ class HttpFiles:
         self._check_status(response, redirected, ranged=asked.start is not None)
         if response.status == 206:
             return _part(response, asked.start or 0, asked.stop, asked.size_limit)
+        if (asked.start or 0) < 0:
+            return _end(response, asked)
         return _whole(response, asked.start, asked.size_limit)
 
     def _answer(self, url: str, headers: dict[str, str]) -> tuple[Response, bool]:
@@ -172,7 +181,9 @@ class HttpFiles:
 
 def _headers(asked: Asked) -> dict[str, str]:
     headers = {"Cache-Control": "no-cache"} if asked.fresh else {}
-    if asked.start is not None and asked.stop is not None:
+    if asked.start is not None and asked.start < 0:
+        headers["Range"] = f"bytes={asked.start}"
+    elif asked.start is not None and asked.stop is not None:
         headers["Range"] = f"bytes={asked.start}-{asked.stop - 1}"
     return headers
 
@@ -202,11 +213,18 @@ def _part(response: Response, start: int, stop: int | None, most: int) -> Answer
     sent = response.headers.get("content-range")
     match = CONTENT_RANGE.fullmatch(sent or "")
     damage = _html_damage(content)
-    if sent is not None and (match is None or int(match[1]) != start or (stop is not None and int(match[2]) >= stop)):
+    begins = match is not None and (start < 0 or int(match[1]) == start)
+    if sent is not None and (match is None or not begins or (stop is not None and int(match[2]) >= stop)):
         damage = damage or f"bytes {start} to {stop} were requested, and the server sent {sent!r}"
     if len(content) > most:  # several parts, or another range
         damage = damage or f"bytes {start} to {stop} were requested, and the server sent more"
     return Answer(content[:most], response.headers, False, damage)
+
+
+def _end(response: Response, asked: Asked) -> Answer:
+    """Return the last bytes of a file that a server sends whole, without regard to the range."""
+    whole = _whole(response, None, asked.most)
+    return Answer(whole.content[asked.start :], whole.headers, False, whole.damage)
 
 
 def _whole(response: Response, start: int | None, most: int) -> Answer:

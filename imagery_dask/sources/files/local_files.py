@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 
+from imagery_dask.urls import location_of
 from imagery_dask.validate import expanded_path
 
 __all__ = ["EXTENSIONS", "FORMAT_SUFFIX", "LocalFiles", "local_folder"]
@@ -22,7 +23,7 @@ EXTENSIONS = {None: "", "gzip": ".gz", "br": ".br", "zstd": ".zstd", "xz": ".xz"
 
 def local_folder(cloudpath: str) -> str | None:
     """Return the folder of a ``file://`` path, or None for other paths."""
-    path = cloudpath.removeprefix("precomputed://")
+    path = location_of(cloudpath)
     if not path.startswith("file://") or FORMAT_AT_END.search(path):  # which cloud-files understands
         return None
     return os.path.abspath(expanded_path(path.removeprefix("file://")))
@@ -43,13 +44,18 @@ class LocalFiles:
         self._extensions = list(EXTENSIONS.items())
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> tuple[bytes, str | None] | None:
-        """Return a file's bytes ``start .. stop - 1`` as stored, and its compression; None if it does not exist."""
+        """Return a file's bytes ``start .. stop - 1`` as stored, and its compression; None if it does not exist.
+
+        A negative `start` is that of the last bytes.
+        """
         path = os.path.join(self.folder, name)
         if name.startswith("../"):  # beside the folder, as in URLs; the folder may be a link
             path = os.path.normpath(path)
         for encoding, extension in self._extensions:
             with suppress(FileNotFoundError), open(path + extension, "rb", opener=_opened) as file:
                 begin = start or 0
+                if begin < 0:
+                    begin = max(0, os.fstat(file.fileno()).st_size + begin)
                 file.seek(begin)
                 # Python reserves memory for as many bytes as are asked for.
                 size = os.fstat(file.fileno()).st_size - begin if stop is not None else -1

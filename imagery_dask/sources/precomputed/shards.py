@@ -13,7 +13,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import mmh3
@@ -24,16 +23,13 @@ from imagery_dask.annotations import JsonObject
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.sources.files.compression import decompress
 from imagery_dask.sources.files.failures import brief
+from imagery_dask.sources.requests.byte_ranges import Place, get_ranges
 from imagery_dask.sources.requests.transport import Blob, Request, Transport
 
 __all__ = ["ShardedChunks", "morton_codes"]
 
 SHARD_INDICES_KEPT = 4096
 MINISHARD_INDICES_KEPT = 16384
-# Byte ranges of a file are read in one request if they are no farther apart, since a request costs as much as these
-# bytes, and up to this size, so that chunks of a large block arrive one by one.
-LARGEST_GAP = 2**15
-LARGEST_REQUEST = 16 * 2**20
 # An index with a larger shard is invalid.
 LARGEST_SHARD = 2**50
 LARGEST_INDEX = 2**28
@@ -50,15 +46,6 @@ class _Broken(str):
 
 # An index; None if there is none, as in a shard without a file.
 Found = Index | _Broken | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Byte range of one storage chunk in a shard file."""
-
-    cell: Vec3[int]
-    start: int
-    stop: int
 
 
 class _Kept(Generic[Key]):
@@ -119,24 +106,14 @@ class ShardedChunks:
         """
         with self._lock:
             places = self._places(cells)
-        stored: dict[str, list[_Place]] = {}
+        stored: list[Place[Vec3[int]]] = []
         for cell, place in places.items():
             if isinstance(place, tuple):
-                stored.setdefault(place[0], []).append(_Place(cell, *place[1:]))
+                stored.append(Place(cell, *place))
             else:
                 yield cell, None if place is None else Blob(b"", damage=place)
-        runs = [(path, run) for path, of_file in stored.items() for run in _runs(of_file)]
-        requests = [Request(path, run[0].start, run[-1].stop) for path, run in runs]
-        for (_, run), (request, blob) in zip(runs, self._transport.get_many(requests), strict=True):
-            for chunk in run:
-                if blob is None:
-                    yield chunk.cell, None
-                    continue
-                offset = chunk.start - (request.start or 0)
-                content = blob.content[offset : offset + chunk.stop - chunk.start]
-                if len(run) > 1:  # a chunk that is kept must not keep the others
-                    content = bytes(content)
-                yield chunk.cell, Blob(content, self._data_encoding, blob.damage)
+        for cell, blob in get_ranges(self._transport, stored):
+            yield cell, None if blob is None else Blob(blob.content, self._data_encoding, blob.damage)
 
     def get_again(self, cell: Vec3[int]) -> Blob | None:
         """Fetch a storage chunk that did not decode, bypassing caches, with indices that are read again.
@@ -287,16 +264,3 @@ def _encoding(name: object) -> str | None:
 
 def _distinct(keys: Iterator[Key] | Sequence[Key]) -> list[Key]:
     return list(dict.fromkeys(keys))
-
-
-def _runs(places: list[_Place]) -> Iterator[list[_Place]]:
-    """Yield groups of byte ranges of a file that are read together."""
-    run: list[_Place] = []
-    for place in sorted(places, key=lambda place: place.start):
-        gap = place.start - run[-1].stop if run else 0
-        if run and not (0 <= gap <= LARGEST_GAP and place.stop - run[0].start <= LARGEST_REQUEST):
-            yield run
-            run = []
-        run.append(place)
-    if run:
-        yield run

@@ -16,6 +16,7 @@ from imagery_dask.sources.files.connections import basic_auth
 from imagery_dask.sources.files.failures import brief
 from imagery_dask.sources.files.http_files import Auth
 from imagery_dask.sources.files.local_files import FORMAT_SUFFIX
+from imagery_dask.urls import location_of
 
 __all__ = [
     "bucket_files",
@@ -167,7 +168,7 @@ def secret_file(name: str) -> Path:
 
 def _cave_host(path: str) -> str | None:
     """Return the host of a path that is served by CAVE or behind its authentication, or None."""
-    text = path.removeprefix("precomputed://")
+    text = location_of(path)
     if not text.startswith(("graphene://", "middleauth+")):
         return None
     return urlsplit(text.removeprefix("graphene://").removeprefix("middleauth+")).netloc or None
@@ -224,7 +225,7 @@ def _no_headers(_: str) -> dict[str, str]:
 
 
 def _bucket_of(cloudpath: str) -> Bucket | None:
-    path = cloudpath.removeprefix("precomputed://").removesuffix(FORMAT_SUFFIX)
+    path = location_of(cloudpath).removesuffix(FORMAT_SUFFIX)
     scheme, _, rest = path.partition("://")
     service, endpoint = {"s3": "aws", "gs": "google"}.get(scheme, scheme), ""
     if scheme not in ("s3", "gs"):

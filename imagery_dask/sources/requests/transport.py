@@ -30,12 +30,12 @@ from imagery_dask.sources.files.compression import LARGEST_FILE, decompress
 from imagery_dask.sources.files.deadlines import TooSlowError
 from imagery_dask.sources.files.failures import THROTTLING_STATUS, brief, forget_request, kind_of, pause_s, status_of
 from imagery_dask.sources.files.fetching import NotDirectError, fetch
-from imagery_dask.sources.files.http_files import Answer, Asked, HttpFiles
+from imagery_dask.sources.files.http_files import Answer, Asked, HttpFiles, size_limit
 from imagery_dask.sources.files.local_files import FORMAT_SUFFIX, LocalFiles, local_folder
 from imagery_dask.sources.requests import credentials
 from imagery_dask.sources.requests.counts import count_request, count_throttled
 from imagery_dask.sources.requests.throttle import request_slots
-from imagery_dask.urls import is_safe_for_tokens, name_in_url, server_of, without_secrets
+from imagery_dask.urls import is_safe_for_tokens, location_of, name_in_url, server_of, without_secrets
 
 if TYPE_CHECKING:
     from cloudfiles import CloudFiles
@@ -56,7 +56,7 @@ class Request:
     key : str
         Name of the file below the cloud path.
     start, stop : int, optional
-        Range of bytes; by default the whole file.
+        Range of bytes; by default the whole file. With a negative `start`, and no `stop`, the last bytes of the file.
     fresh : bool
         Bypass caches, for bytes that did not decode.
     most : int
@@ -72,7 +72,7 @@ class Request:
     @property
     def size_limit(self) -> int:
         """Largest possible number of bytes of the answer."""
-        return self.most if self.start is None or self.stop is None else self.stop - self.start
+        return size_limit(self.start, self.stop, self.most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +262,7 @@ def _http_files(cloudpath: str, login: bool) -> HttpFiles | None:
     url = http_url(cloudpath)
     if url is None:
         return credentials.bucket_files(cloudpath)
-    if cloudpath.removeprefix("precomputed://").startswith(MIDDLEAUTH):
+    if location_of(cloudpath).startswith(MIDDLEAUTH):
         return HttpFiles(url, partial(_cave_auth, url))
     found = credentials.http_login() if login else None
     headers = {} if found is None else {"Authorization": found}
@@ -309,8 +309,11 @@ def _read_cloud_files(files: CloudFiles, request: Request) -> Blob | None:
         # Without cloud-files' own retries, which repeat refused requests seven times, for up to minutes.
         get_file = inspect.unwrap(type(connection).get_file)
         # A range limits what is received.
+        is_end = request.start is not None and request.stop is None  # which cloud-files cannot ask for
         start, stop = (request.start, request.stop) if request.start is not None else (0, request.most + 1)
-        content, encoding, *_ = get_file(connection, request.key, start, stop)
+        content, encoding, *_ = get_file(connection, request.key, None if is_end else start, stop)
+    if is_end and content is not None:
+        content = content[request.start :]
     return None if content is None else Blob(content, encoding or None, _size_damage(request, content))
 
 
@@ -332,7 +335,7 @@ def http_url(cloudpath: str) -> str | None:
 
     Buckets for which this process has no credentials are read from their public URL.
     """
-    path = cloudpath.removeprefix("precomputed://").removesuffix(FORMAT_SUFFIX).removeprefix(MIDDLEAUTH)
+    path = location_of(cloudpath).removesuffix(FORMAT_SUFFIX).removeprefix(MIDDLEAUTH)
     scheme, _, rest = path.partition("://")
     if scheme in ("http", "https"):
         return path
@@ -361,7 +364,7 @@ def reachable_path(cloudpath: str) -> str:
 
 def _is_anonymous(cloudpath: str) -> bool:
     """Return True for a bucket for which this process has no credentials."""
-    scheme = cloudpath.removeprefix("precomputed://").partition("://")[0]
+    scheme = location_of(cloudpath).partition("://")[0]
     return (scheme == "gs" and not credentials.has_google()) or (scheme == "s3" and not credentials.has_aws(cloudpath))
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from imagery_dask.errors import SourceError
 from imagery_dask.model.chunkedgraph import GRAPHENE, graphene_address
-from imagery_dask.urls import is_loopback, redacted, server_of
+from imagery_dask.urls import FORMATS, is_loopback, location_of, redacted, server_of
 from imagery_dask.validate import expanded_path
 
-__all__ = ["check_scheme", "named_by_info", "normalize_path"]
+__all__ = ["ZarrAddress", "check_scheme", "is_zarr", "named_by_info", "normalize_path"]
 
 READABLE = (
     "gs",
@@ -24,11 +26,19 @@ READABLE = (
     "middleauth+http",
     "ngauth+https",
 )
+# Formats of chunked arrays, by the beginning of a path; "zarr" finds out the version.
+ZARR = {"zarr": ("zarr3", "zarr2"), "zarr2": ("zarr2",), "zarr3": ("zarr3",), "n5": ("n5",)}
+# Files of a folder that hold its metadata, and the beginning of its path.
+METADATA = {
+    "info": "precomputed", "zarr.json": "zarr3", ".zarray": "zarr2", ".zgroup": "zarr2", ".zattrs": "zarr2",
+    "attributes.json": "n5",
+}  # fmt: skip
+# Names of folders that are of a format.
+NAMED_ZARR = re.compile(r"\.(zarr|n5)(?=/|$)", re.IGNORECASE)
+# Neuroglancer's way to name the format behind a path.
+PIPED = re.compile(r"^(?P<at>.*?)/?\|(?P<format>zarr|zarr2|zarr3|n5):(?P<inside>[^|]*)$")
+OPTIONS = re.compile(r"#(?=(?:resolution|voxel_offset|axes)=)")
 OTHER_FORMATS = (
-    "zarr",
-    "zarr2",
-    "zarr3",
-    "n5",
     "boss",
     "brainmaps",
     "deepzoom",
@@ -54,7 +64,9 @@ def normalize_path(path: str) -> str:
         path = path.strip()
     scheme, separator, _ = path.partition("://")
     if separator and scheme in OTHER_FORMATS:
-        raise SourceError(f"{path!r} is a {scheme} volume; only precomputed and graphene volumes can be read.")
+        raise SourceError(f"{path!r} is a {scheme} volume; precomputed, graphene, zarr and N5 volumes can be read.")
+    if is_zarr(found := _format_first(path)):
+        return _normalize_zarr(found)
     if not path.startswith(GRAPHENE):
         check_scheme(path.removeprefix("precomputed://"), READABLE)
         _check_host(path)
@@ -65,6 +77,99 @@ def normalize_path(path: str) -> str:
         server, table = graphene_address(path)
         return f"{GRAPHENE}{server}/segmentation/table/{table}"
     return path if path.startswith("precomputed://") else f"precomputed://{path}"
+
+
+@dataclass(frozen=True)
+class ZarrAddress:
+    """Where a volume of zarr or N5 is, and what its metadata does not say.
+
+    Parameters
+    ----------
+    location : str
+        Cloud path of the group or array.
+    formats : tuple of str
+        Formats that it may have: "zarr3", "zarr2" or "n5".
+    resolution_nm : tuple of 3 float or None
+        Voxel size of the first level (x, y, z); None takes it from the metadata.
+    voxel_offset : tuple of 3 float or None
+        First voxel of the first level.
+    axes : str or None
+        Names of the axes in the order of the array, a letter each: ``"czyx"``.
+    """
+
+    location: str
+    formats: tuple[str, ...]
+    resolution_nm: tuple[float, ...] | None = None
+    voxel_offset: tuple[float, ...] | None = None
+    axes: str | None = None
+
+    @classmethod
+    def parse(cls, path: str) -> ZarrAddress:
+        """Return the parts of a path such as ``zarr3://s3://bucket/em.zarr#resolution=4,4,40&voxel_offset=0,0,0``.
+
+        Raises
+        ------
+        ValueError
+            If an option is unknown, or no three numbers.
+        """
+        scheme, _, rest = path.partition("://")
+        location, *options = OPTIONS.split(rest, maxsplit=1)
+        given: dict[str, str] = {}
+        for option in options[0].split("&") if options else ():
+            name, _, value = option.partition("=")
+            if name not in ("resolution", "voxel_offset", "axes"):
+                raise ValueError(f"{path!r}: {name!r} is unknown; resolution, voxel_offset and axes can be given.")
+            given[name] = value
+        return cls(
+            location, ZARR[scheme], _three(path, "resolution", given), _three(path, "voxel_offset", given),
+            given.get("axes"),
+        )  # fmt: skip
+
+
+def is_zarr(path: str) -> bool:
+    """Return True if a path begins with the name of zarr or N5."""
+    return path.partition("://")[0] in ZARR
+
+
+def _three(path: str, name: str, given: dict[str, str]) -> tuple[float, ...] | None:
+    if name not in given:
+        return None
+    try:
+        x, y, z = (float(number) for number in given[name].split(","))
+    except ValueError:
+        raise ValueError(f"{path!r}: {name} is three numbers, such as {name}=4,4,40; got {given[name]!r}.") from None
+    if name == "resolution" and not min(x, y, z) > 0:
+        raise ValueError(f"{path!r}: resolution is three positive numbers of nanometers; got {given[name]!r}.")
+    return x, y, z
+
+
+def _format_first(path: str) -> str:
+    """Return a path with its format at the beginning, where it names it in another way, or what is there says it."""
+    piped = PIPED.match(path)
+    if piped is not None:
+        return f"{piped['format']}://{piped['at']}" + (f"/{piped['inside']}" if piped["inside"] else "")
+    if path.startswith((*(f"{name}://" for name in FORMATS), GRAPHENE)):
+        return path
+    plain = OPTIONS.split(path, maxsplit=1)[0]
+    if "://" not in plain or plain.startswith("file://"):
+        folder = Path(expanded_path(plain.removeprefix("file://")))
+        there = next((format_ for name, format_ in METADATA.items() if (folder / name).exists()), "precomputed")
+        return path if there == "precomputed" else f"{there}://{path}"
+    named = NAMED_ZARR.findall(plain)
+    return f"{named[-1].lower()}://{path}" if named else path
+
+
+def _normalize_zarr(path: str) -> str:
+    scheme, _, rest = path.partition("://")
+    location, *options = OPTIONS.split(rest, maxsplit=1)
+    check_scheme(location, READABLE)
+    _check_host(location)
+    location = location.rstrip("/")
+    if "://" not in location:
+        location = f"file://{Path(expanded_path(location)).resolve()}"
+    found = "#".join([f"{scheme}://{location}", *options])
+    ZarrAddress.parse(found)
+    return found
 
 
 def _check_host(path: str) -> None:
@@ -116,7 +221,7 @@ def _is_alias(scheme: str) -> bool:
 
 def _exists(path: str) -> bool:
     """Return True if a path is that of a local folder or file, exactly as it is written."""
-    return os.path.exists(path.removeprefix("precomputed://").removeprefix("file://"))
+    return os.path.exists(location_of(path).removeprefix("file://"))
 
 
 def named_by_info(path: str, field: str, target: object) -> str:

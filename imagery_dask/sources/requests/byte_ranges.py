@@ -1,0 +1,60 @@
+"""Read many byte ranges of files, of which neighbours are read together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from imagery_dask.sources.requests.transport import Blob, Request, Transport
+
+__all__ = ["Place", "get_ranges"]
+
+# Byte ranges of a file are read in one request if they are no farther apart, since a request costs as much as these
+# bytes, and up to this size, so that chunks of a large block arrive one by one.
+LARGEST_GAP = 2**15
+LARGEST_REQUEST = 16 * 2**20
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class Place(Generic[Item]):
+    """Bytes ``start .. stop - 1`` of a file, which hold an item."""
+
+    item: Item
+    file: str
+    start: int
+    stop: int
+
+
+def get_ranges(transport: Transport, places: Iterable[Place[Item]]) -> Iterator[tuple[Item, Blob | None]]:
+    """Yield the bytes of each item as stored, without compression; None if its file does not exist."""
+    of_files: dict[str, list[Place[Item]]] = {}
+    for place in places:
+        of_files.setdefault(place.file, []).append(place)
+    runs = [run for of_file in of_files.values() for run in _runs(of_file)]
+    requests = [Request(run[0].file, run[0].start, run[-1].stop) for run in runs]
+    for run, (request, blob) in zip(runs, transport.get_many(requests), strict=True):
+        for place in run:
+            if blob is None:
+                yield place.item, None
+                continue
+            offset = place.start - (request.start or 0)
+            content = blob.content[offset : offset + place.stop - place.start]
+            if len(run) > 1:  # an item that is kept must not keep the others
+                content = bytes(content)
+            yield place.item, Blob(content, None, blob.damage)
+
+
+def _runs(places: list[Place[Item]]) -> Iterator[list[Place[Item]]]:
+    """Yield groups of byte ranges of a file that are read together."""
+    run: list[Place[Item]] = []
+    for place in sorted(places, key=lambda place: place.start):
+        gap = place.start - run[-1].stop if run else 0
+        if run and not (0 <= gap <= LARGEST_GAP and place.stop - run[0].start <= LARGEST_REQUEST):
+            yield run
+            run = []
+        run.append(place)
+    if run:
+        yield run

@@ -1,0 +1,264 @@
+"""Decode the chunks of zarr and N5 arrays, by the codecs of numcodecs and imagecodecs.
+
+Formats: https://zarr-specs.readthedocs.io/en/latest/v2/v2.0.html, https://zarr-specs.readthedocs.io/en/latest/v3/codecs/,
+https://github.com/saalfeldlab/n5#file-system-specification, and LZ4BlockOutputStream of lz4-java for N5's lz4.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from imagery_dask.annotations import Array, JsonObject
+
+__all__ = ["ChunkCodec", "UnknownCodecError", "codec_of_n5", "codec_of_v2", "codec_of_v3", "without_checksum"]
+
+Shape = tuple[int, ...]
+Buffer = Any  # bytes, memoryview or an array of bytes
+# What turns stored bytes into those before a codec.
+Step = Callable[[Buffer], Any]
+CRC_BYTES = 4
+SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
+# Codecs of zarr v3 that change voxels, not bytes, and have a decoder in numcodecs.
+OF_VOXELS = ("delta", "fixedscaleoffset", "bitround", "packbits", "astype", "quantize")
+N5_HEADER, N5_LENGTH = struct.Struct(">HH"), struct.Struct(">I")
+N5_DEFAULT, N5_VARLENGTH = 0, 1
+LZ4_BLOCK, LZ4_MAGIC = struct.Struct("<8sBiiI"), b"LZ4Block"
+LZ4_RAW, LZ4_COMPRESSED, LZ4_METHOD = 0x10, 0x20, 0xF0
+
+
+class UnknownCodecError(ValueError):
+    """A codec has no decoder here.
+
+    Parameters
+    ----------
+    name : str
+        The codec.
+    remedy : str
+        What would decode it.
+    """
+
+    def __init__(self, name: object, remedy: str = "Read the array with a program that has it.") -> None:
+        super().__init__(f"its codec {name!r} has no decoder in this process. {remedy}")
+
+
+@dataclass(frozen=True)
+class ChunkCodec:
+    """How a chunk is stored.
+
+    Parameters
+    ----------
+    name : str
+        Names of its codecs, for people.
+    dtype : numpy.dtype
+        Data type as stored, with its byte order.
+    steps : sequence of callable
+        Decoders of bytes, the last codec first.
+    order : tuple of int, optional
+        Axes of the array in the order in which they are stored, the slowest first; by default that of the array.
+    of_voxels : sequence of callable
+        Decoders of voxels, the last codec first.
+    has_header : bool
+        Whether a header says the chunk's shape, as in N5.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    steps: Sequence[Step] = ()
+    order: Shape | None = None
+    of_voxels: Sequence[Step] = ()
+    has_header: bool = False
+
+    def decode(self, content: Buffer, shape: Shape) -> Array:
+        """Return the voxels of a chunk, in the order of the array's axes and the byte order of this machine.
+
+        Parameters
+        ----------
+        content : bytes
+            The chunk as stored.
+        shape : tuple of int
+            Its shape. A chunk of N5 may be smaller: the rest of it was not written.
+
+        Raises
+        ------
+        ValueError, RuntimeError
+            If it is damaged; codecs may raise errors of their own.
+        """
+        if self.has_header:
+            content, shape = _without_header(content, shape)
+        for step in self.steps:
+            content = step(content)
+        flat = np.frombuffer(content, self.dtype)
+        for step in self.of_voxels:
+            flat = np.asarray(step(flat)).reshape(-1)
+        if flat.size != math.prod(shape):
+            raise ValueError(f"it has {flat.size} voxels, and chunks have {math.prod(shape)}")
+        order = range(len(shape)) if self.order is None else self.order
+        stored = flat.reshape([shape[axis] for axis in order]).transpose(np.argsort(order))
+        return np.asarray(stored, dtype=self.dtype.newbyteorder("="))
+
+
+def codec_of_v2(metadata: JsonObject, dtype: np.dtype[Any]) -> ChunkCodec:
+    """Return the codec of an array of zarr v2 (``.zarray``)."""
+    filters = [_numcodec(config) for config in metadata.get("filters") or ()]
+    compressor = metadata.get("compressor")
+    steps = [] if compressor is None else [_numcodec(compressor)]
+    ndim = len(metadata["shape"])
+    order = tuple(reversed(range(ndim))) if metadata.get("order", "C") == "F" else None
+    names = [config["id"] for config in (*(metadata.get("filters") or ()), *([compressor] if compressor else ()))]
+    return ChunkCodec(
+        _named(names), dtype, [codec.decode for codec in steps], order, [codec.decode for codec in reversed(filters)]
+    )
+
+
+def codec_of_v3(codecs: Sequence[Any], dtype: np.dtype[Any], ndim: int) -> ChunkCodec:
+    """Return the codec of chunks of zarr v3, for the ``codecs`` of an array or of its shards."""
+    order: Shape | None = None
+    steps: list[Step] = []
+    of_voxels: list[Step] = []
+    names = []
+    for codec in codecs:
+        name, configuration = name_of(codec), configuration_of(codec)
+        plain = name.removeprefix("numcodecs.")
+        if name == "transpose":
+            order = _composed(order, _order(configuration.get("order"), ndim))
+        elif name == "bytes":
+            big = configuration.get("endian", "little") == "big"
+            dtype = dtype.newbyteorder(">" if big else "<") if dtype.itemsize > 1 else dtype
+        elif name == "crc32c":
+            steps.append(without_checksum)
+        elif name in ("blosc", "zstd", "gzip"):
+            steps.append(_numcodec({"id": name} | _of_v3(name, configuration)).decode)
+            names.append(name)
+        elif name.startswith("numcodecs."):
+            decoder = _numcodec({"id": plain} | configuration)
+            (of_voxels if plain in OF_VOXELS else steps).append(decoder.decode)
+            names.append(plain)
+        else:
+            raise UnknownCodecError(name)
+    return ChunkCodec(_named(names), dtype, steps[::-1], order, of_voxels[::-1])
+
+
+def codec_of_n5(attributes: JsonObject, dtype: np.dtype[Any]) -> ChunkCodec:
+    """Return the codec of an N5 dataset (``attributes.json``); its first axis varies fastest."""
+    compression = attributes.get("compression") or {"type": attributes.get("compressionType", "raw")}
+    name = str(compression.get("type") if isinstance(compression, Mapping) else compression)
+    if name == "raw":
+        steps: list[Step] = []
+    elif name == "lz4":
+        steps = [_decode_lz4_blocks]
+    elif name == "jpeg":
+        import imagecodecs
+
+        steps = [lambda content: np.ascontiguousarray(imagecodecs.jpeg_decode(bytes(content))).reshape(-1)]
+    else:
+        ids = {"gzip": "zlib" if compression.get("useZlib") else "gzip", "bzip2": "bz2", "xz": "lzma"}
+        kept = {key: value for key, value in compression.items() if key in ("cname", "clevel", "shuffle", "blocksize")}
+        known = ids.get(name, name)
+        if known not in ("gzip", "zlib", "bz2", "lzma", "blosc", "zstd"):
+            raise UnknownCodecError(name)
+        steps = [_numcodec({"id": known} | (kept if known == "blosc" else {})).decode]
+    order = tuple(reversed(range(len(attributes["dimensions"]))))
+    return ChunkCodec(name, dtype.newbyteorder(">"), steps, order, has_header=True)
+
+
+def without_checksum(content: Buffer) -> Buffer:
+    """Return bytes without the CRC32C at their end.
+
+    Raises
+    ------
+    ValueError
+        If they differ from it.
+    """
+    view = memoryview(content).cast("B")
+    checked, stored = view[:-CRC_BYTES], int.from_bytes(view[-CRC_BYTES:], "little")
+    actual = google_crc32c.value(bytes(checked))
+    if len(view) < CRC_BYTES or actual != stored:
+        raise ValueError(f"its crc32c is {actual:08x}, and {stored:08x} is stored with it")
+    return checked
+
+
+def name_of(codec: Any) -> str:
+    """Return the name of a codec of v3, which may be given without configuration."""
+    return str(codec.get("name") if isinstance(codec, Mapping) else codec)
+
+
+def configuration_of(codec: Any) -> JsonObject:
+    """Return the configuration of a codec of v3."""
+    return dict(codec.get("configuration") or {}) if isinstance(codec, Mapping) else {}
+
+
+def _named(names: Sequence[str]) -> str:
+    return "+".join(names) or "raw"
+
+
+def _numcodec(config: Mapping[str, Any]) -> Any:
+    import numcodecs
+
+    name = str(config.get("id"))
+    try:
+        if name.startswith("imagecodecs_"):
+            from imagecodecs.numcodecs import register_codecs
+
+            register_codecs(verbose=False)
+        return numcodecs.get_codec(dict(config))
+    except Exception as error:
+        remedy = f"numcodecs says: {error}. If a package has it, install it, also for workers."
+        raise UnknownCodecError(name, remedy) from error
+
+
+def _of_v3(name: str, configuration: JsonObject) -> JsonObject:
+    """Return the configuration of numcodecs for a codec of v3; decoding depends on none of it."""
+    if name == "blosc":
+        return {
+            "cname": configuration.get("cname", "zstd"),
+            "shuffle": SHUFFLES.get(str(configuration.get("shuffle")), 0),
+        }
+    return {}
+
+
+def _order(order: Any, ndim: int) -> Shape:
+    if order in ("C", "F"):  # of drafts
+        return tuple(range(ndim)) if order == "C" else tuple(reversed(range(ndim)))
+    if sorted(order) != list(range(ndim)):
+        raise ValueError(f"its codec 'transpose' has the order {order!r}, and the array has {ndim} axes")
+    return tuple(order)
+
+
+def _composed(first: Shape | None, second: Shape) -> Shape:
+    return second if first is None else tuple(first[axis] for axis in second)
+
+
+def _without_header(content: Buffer, most: Shape) -> tuple[memoryview, Shape]:
+    """Return the voxels of a block of N5 and its shape."""
+    view = memoryview(content).cast("B")
+    mode, ndim = N5_HEADER.unpack_from(view)
+    if mode not in (N5_DEFAULT, N5_VARLENGTH) or ndim != len(most):
+        raise ValueError(f"its header has mode {mode} and {ndim} axes")
+    at = N5_HEADER.size
+    shape = tuple(N5_LENGTH.unpack_from(view, at + 4 * axis)[0] for axis in range(ndim))
+    if any(own > along for own, along in zip(shape, most, strict=True)):
+        raise ValueError(f"its header has the shape {shape}, and blocks have {most}")
+    return view[at + 4 * (ndim + (mode == N5_VARLENGTH)) :], shape
+
+
+def _decode_lz4_blocks(content: Buffer) -> bytes:
+    import imagecodecs
+
+    view, at, parts = memoryview(content).cast("B"), 0, []
+    while at < len(view):
+        magic, token, size, decoded, _ = LZ4_BLOCK.unpack_from(view, at)
+        at += LZ4_BLOCK.size
+        method = token & LZ4_METHOD
+        if magic != LZ4_MAGIC or size < 0 or at + size > len(view) or method not in (LZ4_RAW, LZ4_COMPRESSED):
+            raise ValueError("it has a damaged block of lz4")
+        part = view[at : at + size]
+        parts.append(bytes(part) if method == LZ4_RAW else imagecodecs.lz4_decode(bytes(part), out=decoded))
+        at += size
+    return b"".join(parts)

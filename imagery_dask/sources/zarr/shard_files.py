@@ -1,0 +1,134 @@
+"""Chunks within the shards of zarr v3 ("sharding_indexed"), whose indices are kept.
+
+Format: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Mapping
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagery_dask.sources.files.failures import brief
+from imagery_dask.sources.requests.byte_ranges import Place, get_ranges
+from imagery_dask.sources.requests.transport import Blob, Request, Transport
+from imagery_dask.sources.zarr.array_format import ArrayFormat
+from imagery_dask.sources.zarr.chunk_codecs import without_checksum
+
+__all__ = ["ShardFiles"]
+
+Shape = tuple[int, ...]
+Cell = TypeVar("Cell", bound=Hashable)
+INDEX_BYTES_KEPT = 128 * 2**20
+EMPTY = np.uint64(2**64 - 1)
+RANGE_BYTES, CHECKSUM_BYTES = 16, 4
+LARGEST_SHARD = 2**50
+
+# First byte and number of bytes of each chunk; why the index is broken; None of a shard that is not stored.
+Index = NDArray[np.uint64] | str | None
+
+
+class ShardFiles:
+    """Chunks of one sharded array. Safe to use from many threads.
+
+    Parameters
+    ----------
+    transport : Transport
+        Reader of the volume's files.
+    array : ArrayFormat
+        The array, with a `shard`.
+    prefix : str
+        Its folder with a slash at the end, or "".
+    largest_chunk : int
+        Size that no stored chunk exceeds, in bytes.
+    """
+
+    def __init__(self, transport: Transport, array: ArrayFormat, prefix: str, largest_chunk: int) -> None:
+        assert array.shard is not None
+        self._transport, self._array, self._shard, self._prefix = transport, array, array.shard, prefix
+        self._largest_chunk = largest_chunk
+        self._counts = tuple(own // part for own, part in zip(self._shard.shape, array.chunk, strict=True))
+        self._size = RANGE_BYTES * int(np.prod(self._counts, dtype=object)) + CHECKSUM_BYTES * self._shard.has_checksum
+        self._lock = threading.Lock()  # so that threads that need the same index read it once
+        self._indices: OrderedDict[Hashable, Index] = OrderedDict()
+
+    def file_of(self, position: Shape) -> str:
+        """Return the file with a chunk, by its position in the grid of chunks."""
+        return self._prefix + self._array.key_of(
+            tuple(at // count for at, count in zip(position, self._counts, strict=True))
+        )
+
+    def get_many(self, positions: Mapping[Cell, Shape], fresh: bool = False) -> Iterator[tuple[Cell, Blob | None]]:
+        """Yield chunks as stored; None for one that is not.
+
+        Parameters
+        ----------
+        positions : dict
+            Positions in the grid of chunks, by what is yielded with the chunk.
+        fresh : bool
+            Read indices again that are kept, bypassing caches.
+        """
+        files = {item: self.file_of(position) for item, position in positions.items()}
+        with self._lock:
+            indices = self._read_indices(list(dict.fromkeys(files.values())), fresh)
+        places = []
+        for item, position in positions.items():
+            index = indices[files[item]]
+            place: str | tuple[int, int] | None
+            place = index if index is None or isinstance(index, str) else self._place(index, position, files[item])
+            if isinstance(place, tuple):
+                places.append(Place(item, files[item], *place))
+            else:
+                yield item, None if place is None else Blob(b"", damage=place)
+        if fresh:
+            for place_ in places:
+                blob = self._transport.get(Request(place_.file, place_.start, place_.stop, fresh=True))
+                yield place_.item, blob
+            return
+        yield from get_ranges(self._transport, places)
+
+    def _place(self, index: NDArray[np.uint64], position: Shape, file: str) -> str | tuple[int, int] | None:
+        inside = tuple(at % count for at, count in zip(position, self._counts, strict=True))
+        start, size = (int(number) for number in index[inside])
+        if start == size == EMPTY:
+            return None
+        if size > self._largest_chunk or start + size > LARGEST_SHARD:
+            return f"the index of {file} refers to {size} bytes from {start} on"
+        return start, start + size
+
+    def _read_indices(self, files: list[str], fresh: bool) -> dict[str, Index]:
+        keys: dict[str, Hashable] = {file: (file, self._stamp(file)) for file in files}
+        found = {file: self._indices[key] for file, key in keys.items() if key in self._indices and not fresh}
+        start = -self._size if self._shard.at_end else 0
+        stop = None if self._shard.at_end else self._size
+        requests = [Request(file, start, stop, fresh) for file in files if file not in found]
+        for request, blob in self._transport.get_many(requests):
+            found[request.key] = self._parsed(blob, request.key)
+        for file, key in keys.items():
+            self._indices.pop(key, None)
+            if self._stamp(file) is not None:
+                self._indices[key] = found[file]
+        while len(self._indices) * self._size > INDEX_BYTES_KEPT:
+            self._indices.popitem(last=False)
+        return found
+
+    def _stamp(self, file: str) -> tuple[object, ...] | None:
+        """Return what differs once a shard is written again; None if that would not be noticed."""
+        return () if self._transport.is_remote else self._transport.stamp(file)
+
+    def _parsed(self, blob: Blob | None, file: str) -> Index:
+        if blob is None:
+            return None
+        try:
+            content = memoryview(blob.decompressed()).cast("B")
+            if len(content) != self._size:
+                raise ValueError(f"{len(content)} of its {self._size} bytes are there")
+            numbers = without_checksum(content) if self._shard.has_checksum else content
+            index = np.frombuffer(numbers, self._shard.dtype).reshape(*self._counts, 2)
+        except Exception as error:
+            return f"the shard index of {file} is broken: {brief(error)}"
+        return np.asarray(index, np.uint64)

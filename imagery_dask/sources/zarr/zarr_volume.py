@@ -1,0 +1,381 @@
+"""Volumes of zarr v2, zarr v3 and N5: a multiscale group or one array, as mips with offsets in nanometers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from imagery_dask.annotations import Array, JsonObject
+from imagery_dask.errors import InvalidInfoError, SourceNotFoundError
+from imagery_dask.geometry.grid import VoxelGrid
+from imagery_dask.geometry.vec import Vec3
+from imagery_dask.model.labels import are_ids
+from imagery_dask.model.layer import Layer, Mip
+from imagery_dask.serialization import json_object
+from imagery_dask.sources.requests.transport import Blob, Request, Transport
+from imagery_dask.sources.volumes.addresses import ZarrAddress
+from imagery_dask.sources.volumes.chunk_grid import Chunk
+from imagery_dask.sources.volumes.stored_volume import Fetched, StoredVolume
+from imagery_dask.sources.zarr.array_format import ArrayFormat, Format, parse_array
+from imagery_dask.sources.zarr.multiscales import (
+    Axes,
+    LevelPlace,
+    axes_named,
+    default_axes,
+    levels_of_n5,
+    levels_of_ome,
+    placed,
+)
+from imagery_dask.sources.zarr.shard_files import ShardFiles
+
+__all__ = ["ZarrVolume", "find_labels"]
+
+LARGEST_METADATA = 2**26
+# Bytes of an encoded chunk, for each byte of its voxels and in addition.
+ENCODED_AT_MOST, HEADERS_AT_MOST = 2, 2**17
+MOST_LEVELS = 64
+# Files that describe a group or an array, and the format that they are of.
+FORMAT_OF: dict[str, Format] = {"zarr.json": "zarr3", ".zarray": "zarr2", ".zgroup": "zarr2", "attributes.json": "n5"}
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A group or an array: its format, the metadata of an array or None, and its attributes."""
+
+    name: str
+    format: Format
+    array: JsonObject | None
+    attributes: JsonObject
+    modified: str | None = None
+
+
+@dataclass(frozen=True)
+class _Level:
+    """An array that is a mip."""
+
+    prefix: str
+    array: ArrayFormat
+    axes: Axes
+    described: JsonObject
+
+    def position(self, chunk: Chunk) -> tuple[int, ...]:
+        """Return the position of a chunk in the grid of the array, in its order of axes."""
+        cells = {"x": chunk.x.cell, "y": chunk.y.cell, "z": chunk.z.cell, "c": chunk.channel.cell}
+        return tuple(cells.get(name, 0) for name in self.axes.names)
+
+
+class ZarrVolume(StoredVolume):
+    """An open multiscale image of OME-Zarr or N5, or one array.
+
+    Parameters
+    ----------
+    path : str
+        As `normalize_path` returns it: ``zarr://``, ``zarr2://``, ``zarr3://`` or ``n5://`` and a cloud path.
+
+    Raises
+    ------
+    SourceNotFoundError, AccessRefusedError, InvalidInfoError
+        If there is nothing, access is refused, or it is no volume of voxels that can be decoded.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._address = ZarrAddress.parse(path)
+        self.data_path = self._address.location
+        self._transport = Transport(self.data_path)
+        self._levels: list[_Level] = []
+        self._shards: dict[int, ShardFiles] = {}
+        self._open(*self._read_metadata())
+
+    # ------------------------------------------------------------------ metadata
+
+    def is_current(self) -> bool:
+        """Read the metadata again, and return True if it has not changed."""
+        return self._read_metadata() == self._metadata
+
+    def data_has_metadata(self) -> bool:
+        """Return True if the metadata is there now."""
+        return self._transport.get(Request(self.metadata_name)) is not None
+
+    def described(self, levels: Collection[int]) -> JsonObject:
+        """Return what the metadata says of some mips."""
+        own = self._levels
+        return {
+            "volume": self._node.attributes,
+            "levels": [own[level].described if level < len(own) else None for level in sorted(set(levels))],
+        }
+
+    def _read_metadata(self) -> tuple[_Node, list[_Node]]:
+        """Read the metadata of the group or array, and of all levels."""
+        allowed = self._address.formats
+        (node,) = _read_nodes(self._transport, [""], allowed)
+        if node is None:
+            looked = ", ".join(name for name, format_ in FORMAT_OF.items() if format_ in allowed)
+            raise SourceNotFoundError(
+                f"There is no {'N5' if allowed == ('n5',) else 'zarr'} volume at {self.path!r}: it has none of "
+                f"{looked}. Check the path; it must be the folder of a multiscale image or of an array."
+            )
+        if node.array is not None:
+            return node, [node]
+        names = self._names(node)
+        found = _read_nodes(self._transport, [f"{name}/" for name in names], (node.format,))
+        absent = [name for name, level in zip(names, found, strict=True) if level is None or level.array is None]
+        if absent and node.format == "n5" and not node.attributes.get("multiscales"):
+            found = found[: names.index(absent[0])]  # s0, s1, ... as far as they go
+        elif absent:
+            raise self._refused(f"it names the level {absent[0]!r}, where there is no array")
+        if not found:
+            labels = _labels_in(self._transport, node)
+            hint = f" It has the labels {', '.join(labels)}: give labels/{labels[0]} in it." if labels else ""
+            raise self._refused(
+                "it is a group without multiscale metadata (OME-Zarr, or s0, s1, ... of N5); give the path of an array "
+                f"in it.{hint}"
+            )
+        return node, [level for level in found if level is not None]
+
+    def _names(self, node: _Node) -> list[str]:
+        """Return the names of the arrays that are the levels of a group."""
+        multiscales = _ome(node).get("multiscales")
+        if isinstance(multiscales, list) and multiscales:
+            try:
+                return [str(dataset["path"]).strip("/") for dataset in multiscales[0]["datasets"]]
+            except (KeyError, TypeError, IndexError) as error:
+                raise self._refused(f"its multiscales have no usable {error}") from error
+        return [f"s{number}" for number in range(MOST_LEVELS)] if node.format == "n5" else []
+
+    def _open(self, node: _Node, nodes: list[_Node]) -> None:
+        """Set what follows from the metadata."""
+        self._node, self._metadata = node, (node, nodes)
+        self.metadata_name = node.name
+        self.modified = node.modified
+        arrays = [self._parsed(level) for level in nodes]
+        try:
+            places = self._places(node, nodes, arrays)
+        except (KeyError, TypeError, IndexError) as error:
+            raise self._refused(f"its metadata has no usable {error}") from error
+        except ValueError as error:
+            raise self._refused(error) from error
+        prefixes = [""] if node.array is not None else [f"{place.path}/" for place in places]
+        for level, array, place, prefix in zip(nodes, arrays, places, prefixes, strict=True):
+            axes = self._axes(array, place)
+            described = {"array": level.array, "nm": [str(n) for n in (*place.scale_nm, *place.translation_nm)]}
+            self._levels.append(_Level(prefix, array, axes, described))
+        first = self._levels[0]
+        channels = {self._channels(level) for level in self._levels}
+        dtypes = {level.array.dtype.name for level in self._levels}
+        if len(channels) != 1 or len(dtypes) != 1:
+            raise self._refused(f"its levels have the data types {sorted(dtypes)} and {sorted(channels)} channels")
+        given = self._address
+        try:
+            found = placed(places, given.resolution_nm, given.voxel_offset)
+        except ZeroDivisionError:
+            raise self._refused("it has voxels of size 0") from None
+        mips = [
+            self._mip(number, level, *place)
+            for number, (level, place) in enumerate(zip(self._levels, found, strict=True))
+        ]
+        if mips[0].refusal:
+            raise self._refused(
+                f"its first level cannot be placed: {mips[0].refusal}. Say where its first voxel is, in voxels, at the "
+                "end of its path, as in #voxel_offset=0,0,0"
+            )
+        dtype = first.array.dtype
+        is_segmentation = dtype.kind in "iu" and channels == {1} and ("image-label" in _ome(node) or are_ids(dtype))
+        kind = "segmentation" if is_segmentation else "image"
+        self.layer = Layer(self.path, kind, dtype.name, channels.pop(), tuple(mips))
+        self._largest = [
+            ENCODED_AT_MOST * math.prod(level.array.chunk) * dtype.itemsize + HEADERS_AT_MOST for level in self._levels
+        ]
+
+    def _places(self, node: _Node, nodes: list[_Node], arrays: list[ArrayFormat]) -> list[LevelPlace]:
+        if node.array is None and node.format != "n5":
+            return levels_of_ome(_ome(node))
+        if node.format == "n5" or "transform" in node.attributes or "pixelResolution" in node.attributes:
+            names = [""] if node.array is not None else self._names(node)[: len(nodes)]
+            return levels_of_n5(node.attributes, {name: own.attributes for name, own in zip(names, nodes, strict=True)})
+        return levels_of_n5({}, {"": {}})
+
+    def _parsed(self, node: _Node) -> ArrayFormat:
+        assert node.array is not None
+        try:
+            return parse_array(node.format, node.array, node.attributes)
+        except ValueError as error:
+            raise self._refused(error) from error
+
+    def _axes(self, array: ArrayFormat, place: LevelPlace) -> Axes:
+        """Return the axes of a level, of which those that are no space and no channels have one voxel."""
+        ndim = len(array.shape)
+        try:
+            if self._address.axes is not None:
+                axes = axes_named(self._address.axes)
+            elif place.axes is not None:
+                axes = place.axes
+            elif array.names is not None and {"x", "y"} <= {name.lower() for name in array.names}:
+                axes = axes_named(array.names)
+            else:
+                axes = default_axes(ndim, array.format == "n5")
+            if len(axes.names) != ndim:
+                raise ValueError(f"its axes {', '.join(axes.names)} are not those of an array of {ndim} axes")
+            for name, size in zip(axes.names, array.shape, strict=True):
+                if name not in ("x", "y", "z", "c") and size != 1:
+                    raise ValueError(
+                        f"its axis {name!r} has {size} positions, and a volume has x, y, z and channels. Export one "
+                        "position of it, and open that"
+                    )
+        except ValueError as error:
+            raise self._refused(error) from error
+        return axes
+
+    def _channels(self, level: _Level) -> int:
+        at = level.axes.of("c")
+        return 1 if at is None else level.array.shape[at]
+
+    def _mip(self, number: int, level: _Level, resolution_nm: Vec3[float], start: Vec3[int] | str) -> Mip:
+        array, refusal = level.array, start if isinstance(start, str) else ""
+        shape, chunk = (
+            Vec3.of(1 if (at := level.axes.of(axis)) is None else sizes[at] for axis in ("x", "y", "z"))
+            for sizes in (array.shape, array.chunk)
+        )
+        at = level.axes.of("c")
+        of_shard = None if array.shard is None else math.prod(array.shard.shape) // math.prod(array.chunk)
+        grid = VoxelGrid(Vec3(0, 0, 0) if isinstance(start, str) else start, shape, resolution_nm)
+        channels = None if at is None else array.chunk[at]
+        return Mip(number, level.prefix.strip("/"), grid, chunk, array.codec.name, of_shard, channels, refusal)
+
+    def _refused(self, reason: object) -> InvalidInfoError:
+        return InvalidInfoError(f"{self.path!r} cannot be read: {reason}.")
+
+    # ------------------------------------------------------------------ chunks
+
+    def _stored(self, mip: int, chunks: Collection[Chunk]) -> Generator[Fetched, None, None]:
+        level = self._levels[mip]
+        if level.array.shard is not None:
+            by_cell = {chunk.cell: chunk for chunk in chunks}
+            positions = {cell: level.position(chunk) for cell, chunk in by_cell.items()}
+            for cell, blob in self._sharded(mip).get_many(positions):
+                yield by_cell[cell], blob
+            return
+        by_key = {self._key(mip, chunk): chunk for chunk in chunks}
+        requests = [Request(key, most=self._largest[mip]) for key in by_key]
+        for request, blob in self._transport.get_many(requests):
+            yield by_key[request.key], blob
+
+    def _stored_again(self, mip: int, chunk: Chunk) -> Blob | None:
+        level = self._levels[mip]
+        if level.array.shard is None:
+            return self._transport.get(Request(self._key(mip, chunk), fresh=True, most=self._largest[mip]))
+        ((_, blob),) = self._sharded(mip).get_many({chunk.cell: level.position(chunk)}, fresh=True)
+        return blob
+
+    def _decode(self, mip: int, chunk: Chunk, blob: Blob) -> Array:
+        level = self._levels[mip]
+        array = level.array
+        voxels = array.codec.decode(blob.decompressed(self._largest[mip]), array.chunk)
+        if voxels.dtype != array.dtype:
+            raise ValueError(f"it decodes to {voxels.dtype}, not to {array.dtype}")
+        wanted = [at for name in ("x", "y", "z", "c") if (at := level.axes.of(name)) is not None]
+        others = tuple(at for at in range(voxels.ndim) if at not in wanted)
+        first: tuple[Any, ...] = (*(slice(None) for _ in wanted), *(0 for _ in others))
+        voxels = voxels.transpose(*wanted, *others)[first]
+        for number, name in enumerate(("x", "y", "z", "c")):
+            if level.axes.of(name) is None:
+                voxels = np.expand_dims(voxels, number)
+        return self._whole(voxels, chunk, array.fill)[tuple(slice(size) for size in chunk.shape)]
+
+    def _whole(self, voxels: Array, chunk: Chunk, fill: Any) -> Array:
+        """Return a chunk with the fill value where a block of N5 ends before it."""
+        if all(own >= size for own, size in zip(voxels.shape, chunk.shape, strict=True)):
+            return voxels
+        whole = np.full(chunk.shape, fill, voxels.dtype, order="F")
+        part = tuple(slice(min(own, size)) for own, size in zip(voxels.shape, chunk.shape, strict=True))
+        whole[part] = voxels[part]
+        return whole
+
+    def _key(self, mip: int, chunk: Chunk) -> str:
+        level = self._levels[mip]
+        position = level.position(chunk)
+        if level.array.shard is None:
+            return level.prefix + level.array.key_of(position)
+        return f"{self._sharded(mip).file_of(position)}, chunk {', '.join(map(str, position))}"
+
+    def _stamp(self, mip: int, chunk: Chunk) -> tuple[object, ...] | None:
+        if self._transport.is_remote:
+            return ()
+        level = self._levels[mip]
+        if level.array.shard is None:
+            return self._transport.stamp(self._key(mip, chunk))
+        return self._transport.stamp(self._sharded(mip).file_of(level.position(chunk)))
+
+    def _absent(self, mip: int) -> int | float | None:
+        return self._levels[mip].array.fill
+
+    def _sharded(self, mip: int) -> ShardFiles:
+        with self._lock:
+            if mip not in self._shards:
+                level = self._levels[mip]
+                self._shards[mip] = ShardFiles(self._transport, level.array, level.prefix, self._largest[mip])
+            return self._shards[mip]
+
+
+def find_labels(path: str) -> list[str]:
+    """Return the paths of the labels of an OME-Zarr image; none for anything else."""
+    address = ZarrAddress.parse(path)
+    transport = Transport(address.location)
+    (node,) = _read_nodes(transport, [""], address.formats)
+    scheme = path.partition("://")[0]
+    return [f"{scheme}://{address.location}/labels/{name}" for name in _labels_in(transport, node)]
+
+
+def _labels_in(transport: Transport, node: _Node | None) -> list[str]:
+    """Return the names of the labels of an OME-Zarr image."""
+    if node is None or node.array is not None or node.format == "n5":
+        return []
+    (labels,) = _read_nodes(transport, ["labels/"], (node.format,))
+    names = None if labels is None else _ome(labels).get("labels")
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _ome(node: _Node) -> JsonObject:
+    """Return the attributes of OME-Zarr: at the top, or since 0.5 under "ome"."""
+    ome = node.attributes.get("ome")
+    return ome if isinstance(ome, dict) else node.attributes
+
+
+def _read_nodes(transport: Transport, prefixes: list[str], formats: Collection[str]) -> list[_Node | None]:
+    """Return the groups and arrays in folders; None where there is none."""
+    names = [name for name, format_ in FORMAT_OF.items() if format_ in formats]
+    found: dict[str, _Node] = {}
+    for name in names:
+        left = [prefix for prefix in prefixes if prefix not in found]
+        requests = {Request(prefix + name, most=LARGEST_METADATA): prefix for prefix in left}
+        answers = {requests[request]: blob for request, blob in transport.get_many(requests)}
+        there = {prefix: blob for prefix, blob in answers.items() if blob is not None}
+        contents = {prefix: json_object(bytes(blob.decompressed(LARGEST_METADATA))) for prefix, blob in there.items()}
+        attributes = _read_attributes(transport, list(there)) if FORMAT_OF[name] == "zarr2" else {}
+        for prefix, content in contents.items():
+            if content is None:
+                raise InvalidInfoError(f"{prefix}{name} of {transport.cloudpath!r} is no JSON object.")
+            if name == "zarr.json":
+                own, is_array = content.get("attributes") or {}, content.get("node_type") == "array"
+            elif name == "attributes.json":
+                own, is_array = content, "dimensions" in content
+            else:
+                own, is_array = attributes.get(prefix, {}), name == ".zarray"
+            array = content if is_array else None
+            found[prefix] = _Node(name, FORMAT_OF[name], array, dict(own), there[prefix].modified)
+        if len(found) == len(prefixes):
+            break
+    return [found.get(prefix) for prefix in prefixes]
+
+
+def _read_attributes(transport: Transport, prefixes: list[str]) -> dict[str, JsonObject]:
+    requests = {Request(f"{prefix}.zattrs", most=LARGEST_METADATA): prefix for prefix in prefixes}
+    return {
+        requests[request]: json_object(bytes(blob.decompressed(LARGEST_METADATA))) or {}
+        for request, blob in transport.get_many(requests)
+        if blob is not None
+    }
