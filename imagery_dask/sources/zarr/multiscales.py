@@ -134,9 +134,7 @@ def levels_of_ome(attributes: JsonObject) -> list[LevelPlace]:
                 continue
             numbers = step.get(kind)
             if kind not in ("scale", "translation") or not isinstance(numbers, list) or len(numbers) != len(names):
-                raise ValueError(
-                    f"its level {dataset['path']} has the transformation {step!r}: not a scale or translation"
-                )
+                raise ValueError(f"its level {dataset['path']} has {step!r}, which is no scale or translation")
             exact = [_exact(number) for number in numbers]
             if kind == "scale":
                 translation = [at * by for at, by in zip(translation, exact, strict=True)]

@@ -1,0 +1,335 @@
+"""Zarr and N5 of other writers: their axes, offsets, data types and codecs; and what is refused, with the reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorstore
+import zarr
+from click.testing import CliRunner
+from support.http_server import FileServer
+from support.volumes import coordinate_volume, write_volume
+
+from imagery_dask import ImageryClient, to_zarr
+from imagery_dask.cli.main import commands
+from imagery_dask.errors import InvalidInfoError, SourceNotFoundError
+from imagery_dask.sources import normalize_path, open_volume
+
+SHAPE = (40, 50, 30)  # x, y, z
+
+
+@pytest.fixture(scope="module")
+def data() -> Any:
+    return coordinate_volume(SHAPE)
+
+
+def create(folder: Path, voxels: Any, **options: Any) -> Path:
+    """Write an array (in its own order of axes) as zarr."""
+    chunks = options.pop("chunks", tuple(min(16, size) for size in voxels.shape))
+    array = zarr.create_array(folder, shape=voxels.shape, dtype=voxels.dtype, chunks=chunks, **options)
+    array[...] = voxels
+    return folder
+
+
+def read(path: object, mip: int = 0) -> Any:
+    volume = open_volume(str(path))
+    return volume.read(mip, volume.layer.mips[mip].grid, "error")[0]
+
+
+@pytest.mark.parametrize("axes", ["zyx", "xyz", "yzx"])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_axes_are_taken_by_their_names(axes: str, zarr_format: Any, data: Any, tmp_path: Path) -> None:
+    own = data.transpose(["xyz".index(axis) for axis in axes])
+    path = create(tmp_path / "a.zarr", own, zarr_format=zarr_format)
+    np.testing.assert_array_equal(read(f"{path}#axes={axes}")[..., 0], data)
+    np.testing.assert_array_equal(read(f"zarr{zarr_format}://{path}#axes={axes}")[..., 0], data)
+    if zarr_format == 3:
+        named = create(tmp_path / "b.zarr", own, zarr_format=3, dimension_names=list(axes))
+        np.testing.assert_array_equal(read(named)[..., 0], data)
+
+
+@pytest.mark.parametrize("axes", ["czyx", "zyxc", "tczyx", "xyzc"])
+@pytest.mark.parametrize("chunk_channels", [1, 2, 3])
+def test_channels_and_times_of_one(axes: str, chunk_channels: int, data: Any, tmp_path: Path) -> None:
+    voxels = np.stack([data, data + 1, data + 2], axis=-1)  # x, y, z, c
+    own = voxels[..., np.newaxis].transpose(["xyzct".index(axis) for axis in axes + ("" if "t" in axes else "t")])
+    own = own if "t" in axes else own[..., 0]
+    chunks = tuple({"c": chunk_channels, "t": 1}.get(axis, 16) for axis in axes)
+    path = create(tmp_path / "a.zarr", own, chunks=chunks)
+    np.testing.assert_array_equal(read(f"{path}#axes={axes}"), voxels)
+    volume = open_volume(f"{path}#axes={axes}")
+    box = volume.layer.mips[0].grid.crop((3, 4, 5), (20, 20, 20))
+    np.testing.assert_array_equal(volume.read(0, box, "error")[0], voxels[3:23, 4:24, 5:25])
+
+
+def test_planes_have_one_section(data: Any, tmp_path: Path) -> None:
+    path = create(tmp_path / "a.zarr", data[:, :, 7].T)
+    np.testing.assert_array_equal(read(path)[..., 0], data[:, :, 7:8])
+
+
+@pytest.mark.parametrize(
+    "dtype", ["bool", "u1", "i1", "<u2", ">u2", "<i2", ">u4", "<i4", "<u8", ">u8", ">i8", "<f4", ">f4", ">f8"]
+)
+def test_data_types_and_byte_orders_of_v2(dtype: str, data: Any, tmp_path: Path) -> None:
+    voxels = (data % 251).astype(dtype) if dtype != ">u8" else data.astype(dtype)
+    path = create(tmp_path / "a.zarr", voxels.T, zarr_format=2)
+    found = read(path)[..., 0]
+    assert found.dtype.isnative
+    np.testing.assert_array_equal(found, voxels)
+
+
+def test_big_endian_voxels_of_v3(data: Any, tmp_path: Path) -> None:
+    codec = zarr.codecs.BytesCodec(endian="big")
+    path = create(tmp_path / "a.zarr", data.T, serializer=codec)
+    np.testing.assert_array_equal(read(path)[..., 0], data)
+
+
+CODECS = [
+    {"id": "blosc", "cname": "zstd", "clevel": 3, "shuffle": 1},
+    {"id": "blosc", "cname": "lz4", "clevel": 5, "shuffle": 2},
+    {"id": "zstd", "level": 3},
+    {"id": "gzip", "level": 3},
+    {"id": "zlib", "level": 3},
+    {"id": "lz4", "acceleration": 1},
+    {"id": "bz2", "level": 1},
+    {"id": "lzma", "preset": 1},
+]
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs")
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: "-".join(map(str, codec.values())))
+def test_codecs_of_v2(codec: dict[str, Any], data: Any, tmp_path: Path) -> None:
+    import numcodecs
+
+    path = create(tmp_path / "a.zarr", data.T, zarr_format=2, compressors=numcodecs.get_codec(codec))
+    np.testing.assert_array_equal(read(path)[..., 0], data)
+    import zarr.codecs.numcodecs as of_v3
+
+    names = {"blosc": of_v3.Blosc, "lz4": of_v3.LZ4, "zlib": of_v3.Zlib, "bz2": of_v3.BZ2, "lzma": of_v3.LZMA}
+    if codec["id"] in names:
+        options = {name: value for name, value in codec.items() if name != "id"}
+        path = create(tmp_path / "b.zarr", data.T, compressors=names[codec["id"]](**options))
+        np.testing.assert_array_equal(read(path)[..., 0], data)
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs")
+def test_filters(data: Any, tmp_path: Path) -> None:
+    import numcodecs
+
+    filters = [numcodecs.Delta(dtype="<u8"), numcodecs.Shuffle(8)]
+    path = create(tmp_path / "a.zarr", data.T, zarr_format=2, filters=filters)
+    np.testing.assert_array_equal(read(path)[..., 0], data)
+
+
+@pytest.mark.parametrize("compression", [{"type": name} for name in ("raw", "gzip", "bzip2", "xz", "zstd", "blosc")])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint64", "float32"])
+def test_n5_of_tensorstore(compression: dict[str, Any], dtype: str, data: Any, tmp_path: Path) -> None:
+    if compression["type"] == "blosc":
+        compression = compression | {"cname": "lz4", "clevel": 3, "shuffle": 1}
+    voxels = data.astype(dtype)
+    spec = {
+        "driver": "n5", "kvstore": {"driver": "file", "path": f"{tmp_path}/a.n5/"}, "create": True,
+        "metadata": {
+            "dimensions": SHAPE, "blockSize": [16, 16, 16], "dataType": dtype, "compression": compression,
+        },
+    }  # fmt: skip
+    tensorstore.open(spec).result().write(voxels).result()
+    np.testing.assert_array_equal(read(tmp_path / "a.n5")[..., 0], voxels)
+
+
+@pytest.mark.parametrize(("fill", "expected"), [(7, 7), (0, 0), (None, 0)])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_what_is_not_stored_is_the_fill_value(
+    fill: Any, expected: int, zarr_format: Any, data: Any, tmp_path: Path
+) -> None:
+    if fill is None and zarr_format == 3:
+        pytest.skip("zarr v3 always has a fill value")
+    path = tmp_path / "a.zarr"
+    array = zarr.create_array(
+        path, shape=SHAPE[::-1], dtype="u8", chunks=(16,) * 3, fill_value=fill, zarr_format=zarr_format
+    )
+    array[:16] = data.T[:16]
+    whole = data.copy()
+    whole[..., 16:] = expected
+    volume = open_volume(str(path))
+    found, counts = volume.read(0, volume.layer.mips[0].grid, "error")
+    np.testing.assert_array_equal(found[..., 0], whole)
+    assert counts.not_stored == 3 * 4
+    # Outside of the volume nothing is filled.
+    outside, _ = volume.read(0, volume.layer.mips[0].grid.crop((-1, 0, 0), (1, 1, 1)), "error")
+    assert outside.item() == 0
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["{}", "file://{}", "zarr://{}", "zarr3://{}", "zarr3://file://{}", "{}|zarr3:", "file://{}/|zarr3:", "{}/|zarr:"],
+)
+def test_ways_to_write_a_path(path: str, data: Any, tmp_path: Path) -> None:
+    folder = create(tmp_path / "a.zarr", data.T)
+    np.testing.assert_array_equal(read(path.format(folder))[..., 0], data)
+
+
+def test_paths_of_servers_say_their_format_by_a_name_or_a_prefix() -> None:
+    assert normalize_path("s3://b/em.zarr/labels/seg") == "zarr://s3://b/em.zarr/labels/seg"
+    assert normalize_path("https://h/a.n5/em/") == "n5://https://h/a.n5/em"
+    assert normalize_path("gs://b/em|zarr2:") == "zarr2://gs://b/em"
+    assert normalize_path("gs://b/em/|zarr3:labels/seg") == "zarr3://gs://b/em/labels/seg"
+    assert normalize_path("https://h/em") == "precomputed://https://h/em"
+    with pytest.raises(ValueError, match="resolution is three numbers"):
+        normalize_path("zarr://gs://b/em#resolution=4,4")
+    with pytest.raises(ValueError, match="'unit' is unknown"):
+        normalize_path("zarr://gs://b/em#resolution=4,4,40&unit=nm")
+
+
+def test_resolution_and_offset_are_given_with_the_path(data: Any, tmp_path: Path) -> None:
+    folder = create(tmp_path / "a.zarr", data.T)
+    client = ImageryClient(segmentation_source=f"{folder}#resolution=4,4,40&voxel_offset=100,-5,7", imagery=False)
+    assert client.resolution.tolist() == [4, 4, 40]
+    box = [[100, -5, 7], [140, 45, 37]]
+    np.testing.assert_array_equal(client.segmentation_cutout(box).compute(), data)
+    mips = open_volume(str(folder)).layer.mips
+    assert (mips[0].grid.start, mips[0].grid.resolution_nm) == ((0, 0, 0), (1.0, 1.0, 1.0))
+
+
+def exported(tmp_path: Path, offset: tuple[int, int, int], **options: Any) -> tuple[Any, Path]:
+    """Export imagery and labels; return the client of the source and the store."""
+    labels = coordinate_volume((70, 60, 20), offset)
+    write_volume(tmp_path / "em", labels.astype(np.uint8), voxel_offset=offset, resolution=(4, 4, 40))
+    write_volume(tmp_path / "seg", labels, voxel_offset=offset, resolution=(4, 4, 40), layer_type="segmentation")
+    client = ImageryClient(image_source=str(tmp_path / "em"), segmentation_source=str(tmp_path / "seg"))
+    stop = [at + n for at, n in zip(offset, labels.shape, strict=True)]
+    to_zarr(client.dataset([list(offset), stop]), tmp_path / "out.zarr", **options)
+    return client, tmp_path / "out.zarr"
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"ome_version": "0.4"}, {"chunks": (16, 16, 8), "shards": (64, 64, 16)}, {"levels": 3}], ids=str
+)
+def test_own_exports_are_sources(options: dict[str, Any], tmp_path: Path) -> None:
+    source, out = exported(tmp_path, (16, -32, 8), **options)
+    client = ImageryClient(image_source=str(out))
+    assert client.segmentation_source is not None, "its labels are found"
+    box = [[20, -30, 9], [61, 11, 27]]
+    np.testing.assert_array_equal(client.image_cutout(box).compute(), source.image_cutout(box).compute())
+    np.testing.assert_array_equal(client.segmentation_cutout(box).compute(), source.segmentation_cutout(box).compute())
+    volume = open_volume(str(out))
+    for mip in volume.layer.mips:
+        assert not mip.refusal
+        stored = zarr.open_array(out / mip.key, mode="r")[...]
+        np.testing.assert_array_equal(read(out, mip.level)[..., 0], stored.T)
+        assert mip.grid.start == tuple(at // 2**mip.level if n < 2 else at for n, at in enumerate((16, -32, 8)))
+
+
+def test_levels_between_voxels_are_refused_when_they_are_asked_for(tmp_path: Path) -> None:
+    _, out = exported(tmp_path, (17, -32, 8), levels=2)
+    client = ImageryClient(image_source=str(out))
+    assert client.image_cutout([[17, -32, 8], [20, -30, 9]]).compute().shape == (3, 2)
+    with pytest.raises(ValueError, match=r"mip 1 .*x = 8\.5"):
+        client.image_cutout([[17, -32, 8], [20, -30, 9]], mip=1)
+
+
+def test_images_without_translation_as_ome_zarr_writes_them(data: Any, tmp_path: Path) -> None:
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
+    for number, step in enumerate((1, 2, 4)):
+        create(tmp_path / "a.zarr" / str(number), data.T[:, ::step, ::step], zarr_format=2)
+    group.attrs["multiscales"] = [
+        {
+            "version": "0.4",
+            "axes": [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "zyx"],
+            "datasets": [
+                {
+                    "path": str(number),
+                    "coordinateTransformations": [{"type": "scale", "scale": [0.04, 0.004 * step, 0.004 * step]}],
+                }
+                for number, step in enumerate((1, 2, 4))
+            ],
+        }
+    ]
+    mips = open_volume(str(tmp_path / "a.zarr")).layer.mips
+    assert [mip.grid.start for mip in mips] == [(0, 0, 0)] * 3
+    assert [mip.grid.resolution_nm for mip in mips] == [(4, 4, 40), (8, 8, 40), (16, 16, 40)]
+    np.testing.assert_array_equal(read(tmp_path / "a.zarr", 1)[..., 0], data[::2, ::2])
+
+
+def test_images_of_ngff_zarr(data: Any, tmp_path: Path) -> None:
+    ngff_zarr = pytest.importorskip("ngff_zarr")
+    image = ngff_zarr.to_ngff_image(
+        data.astype(np.uint8).T, dims=["z", "y", "x"], scale={"z": 40.0, "y": 4.0, "x": 4.0},
+        translation={"z": 0.0, "y": 0.0, "x": 0.0}, axes_units=dict.fromkeys("zyx", "nanometer"),
+    )  # fmt: skip
+    multiscales = ngff_zarr.to_multiscales(image, scale_factors=[{"z": 1, "y": 2, "x": 2}], chunks=16)
+    ngff_zarr.to_ngff_zarr(str(tmp_path / "a.zarr"), multiscales)
+    mips = open_volume(str(tmp_path / "a.zarr")).layer.mips
+    assert [(mip.grid.start, mip.refusal) for mip in mips] == [((0, 0, 0), "")] * 2
+    np.testing.assert_array_equal(read(tmp_path / "a.zarr")[..., 0], data.astype(np.uint8))
+
+
+def test_info_shows_image_and_labels(tmp_path: Path) -> None:
+    _, out = exported(tmp_path, (16, -32, 8), levels=2)
+    shown = CliRunner().invoke(commands, ["info", str(out)])
+    assert shown.exit_code == 0, shown.output
+    assert "image, uint8, 2 mips" in shown.output
+    assert "segmentation, uint64, 2 mips" in shown.output
+    assert "16,-32,8" in shown.output
+
+
+def test_export_from_a_server(http_server_factory: Callable[..., FileServer], tmp_path: Path) -> None:
+    source, out = exported(tmp_path, (16, -32, 8))
+    server = http_server_factory(tmp_path)
+    client = ImageryClient(image_source=f"{server.url}/out.zarr")
+    box = [[20, -30, 9], [61, 11, 27]]
+    to_zarr(client.dataset(box), tmp_path / "again.zarr")
+    again = ImageryClient(image_source=str(tmp_path / "again.zarr"))
+    np.testing.assert_array_equal(again.segmentation_cutout(box).compute(), source.segmentation_cutout(box).compute())
+    np.testing.assert_array_equal(again.image_cutout(box).compute(), source.image_cutout(box).compute())
+    assert out.exists()
+
+
+def rewrite(file: Path, **fields: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"codecs": [{"name": "bytes"}, {"name": "unheard-of"}]}, "codec 'unheard-of' has no decoder"),
+        ({"codecs": [{"name": "bytes"}, {"name": "numcodecs.unheard"}]}, "codec 'unheard' has no decoder.*numcodecs"),
+        ({"data_type": "complex64"}, "data type 'complex64' is neither"),
+        ({"data_type": {"name": "struct"}}, "is neither"),
+        ({"chunk_grid": {"name": "rectangular", "configuration": {}}}, "chunk grid is 'rectangular'"),
+        ({"shape": [0, 5, 5]}, r"its shape is \(0, 5, 5\)"),
+        ({"shape": None}, "no usable"),
+        ({"fill_value": 1.5}, "fill_value 1.5"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_when_it_is_opened(
+    fields: dict[str, Any], reason: str, data: Any, tmp_path: Path
+) -> None:
+    path = create(tmp_path / "a.zarr", data.T)
+    rewrite(path / "zarr.json", **fields)
+    with pytest.raises(InvalidInfoError, match=reason):
+        open_volume(str(path))
+
+
+def test_axes_that_are_no_space_are_refused(data: Any, tmp_path: Path) -> None:
+    path = create(tmp_path / "a.zarr", data.T, dimension_names=["t", "y", "x"])
+    with pytest.raises(InvalidInfoError, match="axis 't' has 30 positions"):
+        open_volume(str(path))
+    path = create(tmp_path / "b.zarr", data.T, dimension_names=["u", "v", "w"])
+    assert open_volume(str(path)).layer.mips[0].grid.shape == SHAPE  # names that say nothing
+
+
+def test_a_place_without_a_volume_says_what_was_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceNotFoundError, match=r"zarr\.json, \.zarray, \.zgroup"):
+        open_volume(f"zarr://{tmp_path}/empty")
+    with pytest.raises(SourceNotFoundError, match="N5 volume .* attributes.json"):
+        open_volume(f"n5://{tmp_path}/empty")
+    zarr.open_group(tmp_path / "group.zarr", mode="w")
+    with pytest.raises(InvalidInfoError, match="group without multiscale metadata"):
+        open_volume(str(tmp_path / "group.zarr"))
