@@ -99,6 +99,36 @@ def _write_shards(folder: Path, info: Made, voxels: Any, compress: bool) -> None
         store.with_transaction(transaction)[..., 0] = voxels
 
 
+def store(folder: Path, small: bool, kind: str, sharded: bool = False) -> Made:
+    """Write an image of OME-Zarr (zarr v3) in chunks of 64 x 64 x 64: blosc for imagery, zstd for ids."""
+    import numpy as np
+    import zarr
+    from zarr.codecs import BloscCodec, ZstdCodec
+
+    from imagery_dask.testing.volume import synthesize
+
+    side, depth = SMALL_SIDE if small else SIZES[kind][0], 64 if small else 128
+    image, ids = synthesize((side, side, 64) if kind == "image" else (2 * side, 2 * side, 64))
+    voxels = np.ascontiguousarray(np.tile(image if kind == "image" else ids, (1, 1, depth // 64)).T)
+    group = zarr.open_group(folder, mode="w")
+    array = group.create_array(
+        "0", shape=voxels.shape, dtype=voxels.dtype, chunks=(64, 64, 64), shards=(64, 256, 256) if sharded else None,
+        compressors=BloscCodec(cname="zstd", clevel=1) if kind == "image" else ZstdCodec(level=1),
+    )  # fmt: skip
+    array[...] = voxels
+    scale, centre = RESOLUTION_NM[::-1], [(at + 0.5) * nm for at, nm in zip(OFFSET, RESOLUTION_NM, strict=True)][::-1]
+    steps = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": centre}]
+    axes = [{"name": name, "type": "space", "unit": "nanometer"} for name in "zyx"]
+    datasets = [{"path": "0", "coordinateTransformations": steps}]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    files = [file.stat().st_size for file in folder.rglob("c/*") if file.is_file()]
+    stop = [a + b for a, b in zip(OFFSET, voxels.shape[::-1], strict=True)]
+    return {
+        "given": {"kind": kind, "start": OFFSET, "stop": stop},
+        "chunks": math.prod(-(-n // 64) for n in voxels.shape), "files": len(files), "stored": sum(files),
+    }  # fmt: skip
+
+
 def browsing(folder: Path, small: bool) -> Made:
     """Write the demo's image: jpeg in chunks of 64 x 64 x 16."""
     from imagery_dask.testing.volume import write_demo_volumes
@@ -220,6 +250,10 @@ SETS: dict[str, Callable[[Path, bool], Made]] = {
     "labels-deep": partial(volume, encoding="compressed_segmentation", depth=256),
     "image-far": partial(volume, depth=2048),
     "image-cpu": partial(volume, depth=1024),
+    "zarr-image": partial(store, kind="image"),
+    "zarr-labels": partial(store, kind="labels"),
+    "zarr-image-sharded": partial(store, kind="image", sharded=True),
+    "zarr-labels-sharded": partial(store, kind="labels", sharded=True),
     "browsing": browsing,
     "petabyte": petabyte,
     "receipts": receipts,

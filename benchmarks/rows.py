@@ -147,6 +147,30 @@ def _cutout(name: str, server: str | None, title: str, data: str, twin: str, lat
     )  # fmt: skip
 
 
+STORES = {
+    "image": ("zarr v3: blosc, 64 x 64 x 64", "zarr-image"),
+    "labels": ("zarr v3: ids, zstd", "zarr-labels"),
+    "image-shards": ("zarr v3: blosc in shards", "zarr-image-sharded"),
+    "labels-shards": ("zarr v3: ids, zstd, in shards", "zarr-labels-sharded"),
+}
+
+
+def _store(name: str, server: str | None) -> Row:
+    title, data = STORES[name]
+    limits: dict[str, Callable[[dict[str, Any]], float]] = {}
+    if server:
+        # The metadata of the group, the array and its labels; each shard's index, and its chunks in one request.
+        limits["requests"] = lambda facts: 12 + facts["files"] * (2 if "shards" in name else 1)
+    return Row(
+        f"store-{name}-{server or 'local'}", title, data,
+        (
+            Program(US, "programs.reads:store"),
+            Program("tensorstore", "programs.peer_tensorstore:store", "tensorstore"),
+        ),
+        server=server, limits=limits, in_quick=server == "slow", goals={"tensorstore": 1.0},
+    )  # fmt: skip
+
+
 # Compressed files that are not shards are read from a disk by CloudVolume only.
 OF_DISKS = ("jpeg", "raw", "small", "large", "sharded-labels", "sharded-raw")
 LOCAL = {name: CUTOUTS[name] for name in OF_DISKS} | {"labels": ("labels", "labels", "labels")}
@@ -588,6 +612,12 @@ SECTIONS = (
         "Cutouts of local files",
         "The same from files that are not compressed further, which all programs can read.",
         tuple(_cutout(name, None, *kind) for name, kind in LOCAL.items()),
+    ),
+    Section(
+        "Cutouts of zarr",
+        "An image of OME-Zarr as one array, from local files, and from a server that answers after 20 ms: images of "
+        "1024 x 1024 x 128 voxels, labels of 512 x 512 x 128 uint64; shards hold 16 chunks.",
+        tuple(_store(name, server) for server in (None, "slow") for name in STORES),
     ),
     Section(
         "Browsing",

@@ -29,6 +29,16 @@ def cutout(source: str, kind: str, start: list[int], stop: list[int]) -> Any:
     return _open(source)[tuple(map(slice, start, stop))].read(order="F").result()
 
 
+def store(source: str, kind: str, start: list[int], stop: list[int]) -> Any:
+    """Read a box of the first array of an image of OME-Zarr, whose first voxel is at the box's corner."""
+    place = {"driver": "file", "path": source.removeprefix("file://") + "/0/"}
+    if not source.startswith("file:"):
+        place = {"driver": "http", "base_url": f"{source}/0/"}
+    context = ts.Context({"data_copy_concurrency": {"limit": CORES}})
+    array = ts.open({"driver": "zarr3", "kvstore": place}, context=context).result()
+    return array[tuple(slice(0, b - a) for a, b in zip(start[::-1], stop[::-1], strict=True))].read().result().T
+
+
 def browse(source: str, start: list[int], side: int, positions: list[list[int]]) -> Any:
     """Look at planes; a cache pool keeps chunks."""
     volume = _open(source, KEPT)

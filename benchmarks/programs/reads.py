@@ -27,6 +27,11 @@ def cutout(source: str, kind: str, start: list[int], stop: list[int]) -> Any:
     return lazy(source, kind, start, stop).compute()
 
 
+def store(source: str, kind: str, start: list[int], stop: list[int]) -> Any:
+    """Read a box of an image of OME-Zarr."""
+    return cutout(f"zarr3://{source}", kind, start, stop)
+
+
 def browse(source: str, start: list[int], side: int, positions: list[list[int]]) -> dict[str, Any]:
     """Look at planes one after another, at x and z from the corner of the volume; a cache keeps decoded chunks."""
     volume = ImageryClient(image_source=source, segmentation=False, cache_bytes=KEPT).image_volume().data

@@ -32,6 +32,7 @@ from imagery_dask.arrays.cutout_array import CutoutArray, CutoutSlice, basic_par
 from imagery_dask.arrays.guards import check_result
 from imagery_dask.arrays.hooks import wrap
 from imagery_dask.arrays.origins import name_of, part_of, remember_part, source_of
+from imagery_dask.sources.volumes.chunk_cache import chunk_cache
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -127,9 +128,12 @@ def _fill(scheduler: Any, array: da.Array, part: CutoutSlice, options: Keywords)
     if len(regions) == 1:
         return np.asarray(scheduler({name: (part.__getitem__, *regions)}, name, **options), order="F")
     voxels = np.empty(array.shape, array.dtype, order="F")
+    # More than that would push everything else out of the cache.
+    cache = chunk_cache()
+    keeps = cache is not None and 2 * voxels.nbytes <= cache.most
 
     def read(region: Region) -> None:
-        part.read_into(region, voxels[region])
+        part.read_into(region, voxels[region], keeps)
 
     tasks = {(name, n): (read, region) for n, region in enumerate(regions)}
     scheduler(tasks, list(tasks), **options)

@@ -16,6 +16,7 @@ from imagery_dask.arrays.remap import apply_rule, read_objects
 from imagery_dask.geometry.grid import VoxelGrid, nearest_index
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.cutout import Cutout
+from imagery_dask.model.labels import LabelRule
 from imagery_dask.sources import Layout, NotKept, Once, SourceHandle
 
 __all__ = ["CutoutArray", "CutoutSlice", "basic_parts"]
@@ -80,13 +81,20 @@ class CutoutArray:
         except NotKept:
             return None
 
-    def read_into(self, key: Any, out: Array) -> None:
-        """Read a slice into an array of its shape; stored voxels are decoded into it."""
+    def read_into(self, key: Any, out: Array, keeps: bool = True) -> None:
+        """Read a slice into an array of its shape, into which stored voxels are decoded.
+
+        Without `keeps`, those do not go through the cache of this process.
+        """
         cutout, selected = self.cutout, self._selected(key)
         is_whole = all(picked in WHOLE for picked in selected.picked) and selected.channels == slice(0, cutout.channels)
-        if self.reads_parts and cutout.labels is None and is_whole:
-            voxels = np.expand_dims(out, selected.dropped)
-            SourceHandle(cutout.path, cutout.mip, cutout.missing).read(selected.box, out=voxels)
+        is_signed = cutout.labels == LabelRule(as_int64=True) and cutout.stored_dtype == "uint64"
+        if self.reads_parts and is_whole and (cutout.labels is None or is_signed):
+            voxels = np.expand_dims(out.view(np.uint64) if is_signed else out, selected.dropped)
+            handle = SourceHandle(cutout.path, cutout.mip, cutout.missing, keeps=keeps)
+            handle.read(selected.box, out=voxels)
+            if is_signed:
+                kernels.to_int64(voxels)  # which raises if there is an id that is none
         else:
             out[...] = self[key]
 
@@ -209,9 +217,9 @@ class CutoutSlice:
     def __getitem__(self, key: tuple[slice, ...]) -> Array:
         return self.source[self._of_source(key)]
 
-    def read_into(self, key: tuple[slice, ...], out: Array) -> None:
-        """Read a slice into an array of its shape."""
-        self.source.read_into(self._of_source(key), out)
+    def read_into(self, key: tuple[slice, ...], out: Array, keeps: bool = True) -> None:
+        """Read a slice into an array of its shape, as `CutoutArray.read_into`."""
+        self.source.read_into(self._of_source(key), out, keeps)
 
     def _of_source(self, key: tuple[slice, ...]) -> tuple[slice | int, ...]:
         inner = iter(key)

@@ -53,12 +53,15 @@ class SourceHandle:
         What a storage chunk that does not exist becomes.
     kept_only : bool
         Read chunks that this process keeps, and no others: `read` raises `NotKept`.
+    keeps : bool
+        Keep decoded chunks for later reads, in the cache of this process.
     """
 
     path: str
     mip: Mip
     missing: Missing = "fill"
     kept_only: bool = False
+    keeps: bool = True
 
     def __repr__(self) -> str:
         # dask logs the arguments of tasks that fail.
@@ -79,7 +82,7 @@ class SourceHandle:
             missing.
         """
         # Blocks of exports, whose reads are counted, read each chunk once.
-        cache = chunk_cache() if active_counts() is None else None
+        cache = chunk_cache() if self.keeps and active_counts() is None else None
         voxels, counts = self._volume().read(
             self.mip.level, box, self.missing, layout, relabel, cache, self.kept_only, out
         )
