@@ -11,7 +11,7 @@ import click
 
 from imagery_dask.annotations import Keywords
 from imagery_dask.cli.files.config_files import config_option
-from imagery_dask.cli.param_types import CodecType, ColorsType, LevelsType, ShapeType, WindowType
+from imagery_dask.cli.param_types import CodecType, ColorsType, LevelsType, ShapeType, ShardingType, WindowType
 from imagery_dask.cli.region_flags import REGION_OPTIONS, one_of_bounds, region_data, region_options, same_moment
 from imagery_dask.cli.run_flags import RUN_OPTIONS
 from imagery_dask.export.core.writer_arguments import Flag, flags_of
@@ -32,7 +32,7 @@ Options = TypeVar("Options")
 OF_EXPORTS = tuple(name.replace("_", "-") for name in RUN_OPTIONS)
 SYNTAX: dict[str, Callable[..., click.ParamType[Any]]] = {
     "shape": ShapeType, "levels": LevelsType, "window": WindowType, "colors": ColorsType,
-    "codec": CodecType,
+    "codec": CodecType, "sharding": ShardingType,
 }  # fmt: skip
 NONE = "none"
 BLOCK_MIB = click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,7 @@ __all__ = [
     "ShapeType",
     "PartType",
     "RegionsType",
+    "ShardingType",
     "SizeType",
     "WindowType",
     "WorkersType",
@@ -75,6 +77,29 @@ class CodecType(click.ParamType[Any]):
         except ValueError as error:
             self.fail(str(error), param, ctx)
         return text
+
+
+class ShardingType(click.ParamType[Any]):
+    """``auto``, ``none``, or the sharding entry of an info as JSON."""
+
+    name = "auto|none|JSON"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value of the text."""
+        from imagery_dask.export.precomputed.sharding import Sharding
+
+        if value in ("auto", "none"):
+            return None if value == "none" else value
+        try:
+            entry = json.loads(value) if isinstance(value, str) else value
+        except ValueError:
+            entry = None
+        if not isinstance(entry, dict):
+            self.fail(f"{value!r} is neither auto nor none nor a JSON object such as an info's sharding.", param, ctx)
+        try:
+            return Sharding.from_entry(entry).entry
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class DurationType(click.ParamType[Any]):

@@ -144,7 +144,8 @@ def plan_blocks(
     >>> plan.edges[0], len(plan)
     ((0, 128, 256, 300), 3)
     """
-    most = SPLIT_ABOVE * voxels if most is None else most
+    # A block is at least an output chunk, whatever that takes.
+    most = max(SPLIT_ABOVE * voxels if most is None else most, math.prod(output_chunks))
     storage = _aligned(shape, output_chunks, source_chunks, voxels, most)
     if not all(graph_chunks):
         return storage

@@ -244,7 +244,7 @@ class _NoFiles(Files):
 
     __slots__ = ()
 
-    def put(self, name: str, content: bytes, content_type: object = None, compress: object = None) -> None:
+    def put(self, name: str, content: object, content_type: object = None, compress: object = None) -> None:
         """Keep nothing."""
 
     def get(self, name: str) -> None:

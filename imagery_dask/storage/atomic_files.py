@@ -65,9 +65,13 @@ class Put(Protocol):
     """Function that writes a file."""
 
     def __call__(
-        self, name: str, content: bytes, content_type: str | None = None, compress: Compression | None = None
+        self,
+        name: str,
+        content: bytes | Iterable[bytes],
+        content_type: str | None = None,
+        compress: Compression | None = None,
     ) -> None:
-        """Write a file."""
+        """Write a file, given whole or in pieces, which are not compressed."""
         ...
 
 
@@ -98,13 +102,19 @@ class Files:
         return Path(self.url.removeprefix(LOCAL)) if self.url.startswith(LOCAL) else None
 
     def put(
-        self, name: str, content: bytes, content_type: str | None = None, compress: Compression | None = None
+        self,
+        name: str,
+        content: bytes | Iterable[bytes],
+        content_type: str | None = None,
+        compress: Compression | None = None,
     ) -> None:
         """Write a file atomically: by a rename on a local disk, by one PUT in a bucket.
 
         Compressed content is stored as CloudVolume stores it: with a suffix on a disk, with an encoding in a bucket.
+        Content may be given in pieces, which are not compressed.
         """
         if self.folder is None:
+            content = content if isinstance(content, bytes) else b"".join(content)
             self._cloud().put(name, content, content_type=content_type, compress=compress, raw=False)
             return
         with self.together() as put:
@@ -122,7 +132,10 @@ class Files:
         folder, written = self.folder, list[tuple[Path, Path]]()
 
         def put(
-            name: str, content: bytes, content_type: str | None = None, compress: Compression | None = None
+            name: str,
+            content: bytes | Iterable[bytes],
+            content_type: str | None = None,
+            compress: Compression | None = None,
         ) -> None:
             del content_type
             path = folder / (name + EXTENSIONS[compress])
@@ -130,8 +143,9 @@ class Files:
             path.parent.mkdir(parents=True, exist_ok=True)
             written.append((partial, path))
             with open(partial, "wb") as file:
-                file.write(compressed(content, compress) if compress else content)
-                write_soon(file)
+                for piece in [content] if isinstance(content, bytes) else content:
+                    file.write(compressed(piece, compress) if compress else piece)
+                    write_soon(file)
 
         try:
             yield put
@@ -163,6 +177,14 @@ class Files:
             stored = self._local().read(name)
             return None if stored is None else decompress(*stored)
         content = self._cloud().get(name)
+        return None if content is None else bytes(content)
+
+    def get_range(self, name: str, start: int, stop: int) -> bytes | None:
+        """Return the bytes ``start .. stop - 1`` of a file that is not compressed, or None if it does not exist."""
+        if self.folder is not None:
+            stored = self._local().read(name, start, stop)
+            return None if stored is None else stored[0]
+        content = self._cloud().get({"path": name, "start": start, "end": stop}, raw=True)
         return None if content is None else bytes(content)
 
     def names(self, prefix: str = "") -> Iterator[str]:

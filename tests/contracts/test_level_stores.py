@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 
 from imagery_dask.export.precomputed.precomputed_level import PrecomputedLevel
+from imagery_dask.export.precomputed.sharded_level import ShardedLevel
+from imagery_dask.export.precomputed.sharding import Sharding
 from imagery_dask.export.zarr import block_array
 from imagery_dask.export.zarr.block_array import ZarrLevel
 from imagery_dask.geometry.grid import parts_of
@@ -99,19 +101,25 @@ class Precomputed(LevelStoreContract):
 
     ENCODING: str
     COMPRESS: Literal["gzip", "br"] | None = "gzip"
+    CHUNK = UNIT
+    SHARDING: Sharding | None = None
 
     def make(self, url: str, dtype: str, channels: int) -> PrecomputedLevel:
         files = Files.at(url)
         kind = "segmentation" if dtype == "uint64" else "image"
         self.info = CloudVolume.create_new_info(
-            channels, kind, dtype, self.ENCODING, [8, 8, 40], list(OFFSET), list(SHAPE), chunk_size=list(UNIT)
+            channels, kind, dtype, self.ENCODING, [8, 8, 40], list(OFFSET), list(SHAPE), chunk_size=list(self.CHUNK)
         )
         if self.ENCODING == "compressed_segmentation":
             self.info["scales"][0]["compressed_segmentation_block_size"] = [8, 8, 8]
         stop = tuple(first + size for first, size in zip(OFFSET, SHAPE, strict=True))
         if files.folder is not None:
             files.folder.mkdir()
-        return PrecomputedLevel(files, KEY, OFFSET, stop, UNIT, self.ENCODING, dtype, channels, self.COMPRESS, None)  # type: ignore[arg-type]
+        level: Any = (files, KEY, OFFSET, stop, self.CHUNK, self.ENCODING, dtype, channels, self.COMPRESS, None)
+        if self.SHARDING is None:
+            return PrecomputedLevel(*level)
+        self.info["scales"][0]["sharding"] = self.SHARDING.entry
+        return ShardedLevel(*level, sharding=self.SHARDING)
 
     def stored(self, url: str) -> NDArray[Any]:
         if "://" in url:  # CloudVolume cannot read raw chunks from memory
@@ -154,3 +162,56 @@ class TestPrecomputedUncompressed(Precomputed, ChannelsContract):
 
 class TestPrecomputedCompressedSegmentation(Precomputed):
     ENCODING = "compressed_segmentation"
+
+
+class Sharded(Precomputed):
+    """Mips whose shards are 2 x 2 x 2 chunks."""
+
+    CHUNK = PART = (16, 16, 16)
+
+    def test_parts_that_are_not_the_block_are_refused(self, url: str) -> None:
+        store = self.make(url, "uint64", 1)
+        voxels = np.ones(SHAPE, np.uint64)
+        parts = list(parts_of(WHOLE, self.PART))
+        for given, reason in (
+            (parts[:-1], "lack chunks"),
+            ([parts[0], *parts], "written twice"),
+            ([*parts, parts[0]], "not in the block, or was written twice"),
+            ([*parts[1:], (slice(0, 8), *parts[0][1:])], "does not cover whole"),
+        ):
+            with pytest.raises(ValueError, match=reason):
+                store.write_parts(WHOLE, ((part, voxels[part]) for part in given))
+        with pytest.raises(ValueError, match="not in the block"):
+            store.write_parts(LOW, ((part, voxels[part]) for part in parts))
+
+    def test_a_damaged_shard_is_no_data(self, url: str) -> None:
+        if "://" in url:
+            pytest.skip("files of a folder are damaged")
+        store = self.make(url, "uint64", 1)
+        store.write(WHOLE, np.ones(SHAPE, np.uint64))
+        (shard, *_) = sorted((Path(url) / KEY).iterdir())
+        content = shard.read_bytes()
+        for damaged in (content[:100], content[:-10], bytes(len(content))):
+            shard.write_bytes(damaged)
+            with pytest.raises(ValueError, match=f"{KEY}/.* cannot be read"):
+                store.read(LOW)
+        shard.unlink()
+        with pytest.raises(FileNotFoundError, match="was written, but is missing now"):
+            store.digest(LOW)
+
+
+class TestShardedRaw(Sharded, ChannelsContract):
+    ENCODING = "raw"
+    SHARDING = Sharding(preshift_bits=2, minishard_bits=1, shard_bits=4, minishard_index_encoding="gzip")
+
+
+class TestShardedGzip(Sharded, ChannelsContract):
+    ENCODING = "raw"
+    SHARDING = Sharding(preshift_bits=0, minishard_bits=3, shard_bits=9, data_encoding="gzip")
+
+
+class TestShardedCompressedSegmentation(Sharded):
+    ENCODING = "compressed_segmentation"
+    SHARDING = Sharding(
+        preshift_bits=3, minishard_bits=0, shard_bits=4, minishard_index_encoding="gzip", data_encoding="gzip"
+    )

@@ -123,6 +123,11 @@ class Volume:
         return bool(self.array.ndim == 4)
 
     @property
+    def reads_parts(self) -> bool:
+        """Whether a block can be read part by part, so that a task need not hold it."""
+        return self.source is not None and self.source.reads_parts and not self.relabel
+
+    @property
     def sources(self) -> list[CutoutArray]:
         """The cutouts that it is computed from."""
         return sources_in(self.array) if self.source is None else [self.source]
@@ -146,7 +151,13 @@ class Volume:
         voxels = plan.largest_piece.prod()
         block = voxels * self.voxel_bytes
         if self.source is not None:
-            return int(voxels * self.read_bytes) + 2 * block
+            whole = int(voxels * self.read_bytes) + 2 * block
+            if plan.part is None:
+                return whole
+            # Storage chunks are held until the last part that crosses them; what is written, or made of it, meanwhile.
+            x, y, z = plan.largest_piece
+            depth = min(z, plan.part.z + 2 * self.source.cutout.mip.chunk_shape[2])
+            return min(whole, int(x * y * depth * self.read_bytes) + block)
         if self.held is not None:
             return 2 * block
         crossed = Vec3.of(self.array.chunks[:3]).map(_longest, plan.edges)

@@ -14,7 +14,7 @@ Coarser levels are made from the last of these, in another stage.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self, cast, get_args
 
@@ -30,7 +30,7 @@ from imagery_dask.model.labels import Kind
 from imagery_dask.serialization import NEWER
 from imagery_dask.validate import choice, triple, whole_triple
 
-__all__ = ["LevelLayout", "StageLayout", "VolumeOptions", "checked_shards", "default_chunks", "lay_out"]
+__all__ = ["LevelLayout", "ShardOf", "StageLayout", "VolumeOptions", "checked_shards", "default_chunks", "lay_out"]
 
 # Viewers fetch chunks of some hundred kilobytes (compressed); object stores and file systems want fewer, larger files.
 # With these, 10 TB of 8 bit imagery and its pyramid are 990,000 objects.
@@ -40,6 +40,10 @@ SHARDS_AT_LEAST = 64
 CHUNKS_UNSHARDED = 1024
 # Blocks that version 0.1 left at least where it made several levels together.
 BLOCKS_BEFORE = 16
+
+
+# Shard shape of a level in voxels: whole chunks.
+ShardOf = Callable[[Level], Vec3[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,7 @@ def lay_out(
     shards: XYZ | Literal["auto"] | None,
     voxel_bytes: int,
     as_before: bool = False,
+    shard_of: ShardOf | None = None,
 ) -> tuple[tuple[LevelLayout, ...], tuple[StageLayout, ...]]:
     """Cut levels into chunks, shards and stages. Depends on nothing but its arguments.
 
@@ -108,6 +113,8 @@ def lay_out(
         Bytes of a voxel with all its channels.
     as_before : bool
         Lay out as version 0.1, whose small exports made fewer levels together, with other shards.
+    shard_of : callable, optional
+        Returns the shard shape of each level by itself, in place of `shards`.
     """
     chunk = Vec3.of(chunks)
     total = levels[0].shape.prod() * voxel_bytes
@@ -123,18 +130,21 @@ def lay_out(
     while len(layouts) < len(levels):
         first = len(layouts)
         # In voxels of the stage's first level: what blocks are multiples of, and how much coarser the last level is.
-        unit, scale = chunk if shards is None else Vec3.of(shards), Vec3(1, 1, 1)
-        layouts.append(_clipped(levels[first], chunk, None if shards is None else unit))
-        for level in levels[first + 1 :]:
+        own = [chunk if shard_of is None else shard_of(level) for level in levels[first:]]
+        unit, scale = own[0] if shards is None else Vec3.of(shards), Vec3(1, 1, 1)
+        is_sharded = shards is not None or shard_of is not None
+        layouts.append(_clipped(levels[first], chunk, unit if is_sharded else None))
+        for level, of_level in zip(levels[first + 1 :], own[1:], strict=True):
             scale = scale * level.step
-            larger = unit.map(math.lcm, scale * chunk)
+            larger = unit.map(math.lcm, scale * of_level)
             block = larger.minimum(levels[first].shape)
             # Shards that are already whole chunks of the level leave as many blocks, whether they make it or not.
             grows = as_before or block != unit.minimum(levels[first].shape)
             if block.prod() > (fused if grows else most // voxel_bytes):
                 break
             unit = larger
-            layouts.append(_clipped(level, chunk, None if shards is None else unit // scale))
+            shard = unit // scale if shard_of is None else of_level
+            layouts.append(_clipped(level, chunk, shard if is_sharded else None))
         stages.append(StageLayout(first, len(layouts) - 1, unit, layouts[first].chunk))
     return tuple(layouts), tuple(stages)
 

@@ -236,6 +236,11 @@ class ReadDownsampled:
             out[region_within(piece, self.region)] = voxels
         return out
 
+    def parts(self, shape: Vec3[int]) -> Iterator[tuple[Region, Array]]:
+        """Yield the voxels of parts of the region of a shape, x fastest, and which they are."""
+        for part in parts_of(self.region, shape):
+            yield part, replace(self, region=part)()
+
     def _piece(self, piece: Region) -> Array:
         """Voxels of a part of the region."""
         finer = region_between(start_of(piece) * self.step, (stop_of(piece) * self.step).minimum(self.above))
@@ -337,19 +342,26 @@ def _plans(export: VolumeLevels, block_bytes: int, most: int) -> list[BlockPlan]
             plans.append(replace(plan, part=_part(export, stage, volume)))
         else:
             voxels = max(1, block_bytes // export.volumes[0].voxel_bytes)
-            plans.append(plan_blocks(export.levels[stage.first].shape, stage.unit, (None, None, None), voxels))
+            plan = plan_blocks(export.levels[stage.first].shape, stage.unit, (None, None, None), voxels)
+            # Blocks of large shards are not held as a whole.
+            part = _grown_part(export, stage) if plan.largest.prod() > voxels else None
+            plans.append(replace(plan, part=part))
     return plans
 
 
 def _part(export: VolumeLevels, stage: StageLayout, volume: Volume) -> Vec3[int] | None:
     """Return the shape of the parts in which blocks of a volume are read and written; None if they are not."""
-    if volume.source is None or not volume.source.reads_parts or volume.relabel:
-        return None
+    return _grown_part(export, stage) if volume.reads_parts else None
+
+
+def _grown_part(export: VolumeLevels, stage: StageLayout) -> Vec3[int] | None:
+    """Return the shape of whole chunks of a stage's first level that have `PART_BYTES`, or None if levels cut it."""
+    shape, voxel_bytes = export.levels[stage.first].shape, export.volumes[0].voxel_bytes
     part = list(stage.chunk)
-    shorter = [axis for axis in range(3) if part[axis] < volume.shape[axis]]
-    while shorter and math.prod(part) * volume.voxel_bytes < PART_BYTES:
+    shorter = [axis for axis in range(3) if part[axis] < shape[axis]]
+    while shorter and math.prod(part) * voxel_bytes < PART_BYTES:
         part[min(shorter, key=lambda axis: part[axis])] *= 2
-        shorter = [axis for axis in shorter if part[axis] < volume.shape[axis]]
+        shorter = [axis for axis in shorter if part[axis] < shape[axis]]
     steps = (1, 1, 1) if stage.first == stage.last else export.levels[stage.first + 1].step
     # Voxels of the next level are made of one part.
     return Vec3.of(part) if not any(Vec3.of(part) % steps) else None

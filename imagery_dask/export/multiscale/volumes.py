@@ -18,6 +18,7 @@ from imagery_dask.export.core.run_states import StartedRun
 from imagery_dask.export.multiscale.compact_ids import CompactTable, find_ids, ids_in, recorded
 from imagery_dask.export.multiscale.level_layout import (
     LevelLayout,
+    ShardOf,
     StageLayout,
     VolumeOptions,
     checked_shards,
@@ -60,9 +61,14 @@ class Multiscale:
 
 
 def multiscale_of(
-    volume: Volume, levels: Levels, chunks: XYZ | None, shards: object = None, as_before: bool = False
+    volume: Volume,
+    levels: Levels,
+    chunks: XYZ | None,
+    shards: object = None,
+    as_before: bool = False,
+    shard_of: ShardOf | None = None,
 ) -> Multiscale:
-    """Lay out the levels of a volume; `as_before` as version 0.1 did.
+    """Lay out the levels of a volume; `as_before` as version 0.1 did, `shard_of` with shards of each level's own.
 
     Raises
     ------
@@ -73,11 +79,11 @@ def multiscale_of(
     shards = checked_shards(shards, chunks)
     if levels != "source":
         geometry = pyramid(volume.shape, volume.resolution_nm, volume.translation_nm, levels)
-        layouts, stages = lay_out(geometry, chunks, shards, volume.voxel_bytes, as_before)
+        layouts, stages = lay_out(geometry, chunks, shards, volume.voxel_bytes, as_before, shard_of)
         return Multiscale(volume, VolumeLevels((volume,), geometry, stages), layouts)
     volumes = source_levels(volume)
     geometry = tuple(Level(one.shape, Vec3(1, 1, 1), one.resolution_nm, one.translation_nm) for one in volumes)
-    laid_out = [lay_out([level], chunks, shards, volume.voxel_bytes) for level in geometry]
+    laid_out = [lay_out([level], chunks, shards, volume.voxel_bytes, shard_of=shard_of) for level in geometry]
     stages = tuple(replace(stage, first=index, last=index) for index, (_, (stage,)) in enumerate(laid_out))
     return Multiscale(volume, VolumeLevels(volumes, geometry, stages), tuple(layout for (layout,), _ in laid_out))
 

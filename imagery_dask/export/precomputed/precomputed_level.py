@@ -30,6 +30,8 @@ from imagery_dask.storage.atomic_files import Compression, Files, Put
 __all__ = ["PrecomputedLevel"]
 
 PUTS_IN_FLIGHT = 8
+# CloudVolume's default.
+PNG_LEVEL = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,38 +69,38 @@ class PrecomputedLevel:
 
     def write(self, region: Region, voxels: Array) -> bytes:
         """Write voxels x, y, z(, c) to a region of whole chunks; return their hash, or that of the files if lossy."""
-        return self._write([(region, voxels)])[0]
+        return self._write(region, [(region, voxels)])[0]
 
     def write_parts(self, region: Region, parts: Iterable[tuple[Region, Array]]) -> bytes:
         """Write a region, given in parts of whole chunks, and return the hash of their hashes."""
-        del region
-        return join_digests(self._write(parts))
+        return join_digests(self._write(region, parts))
 
-    def _write(self, parts: Iterable[tuple[Region, Array]]) -> list[bytes]:
+    def _write(self, region: Region, parts: Iterable[tuple[Region, Array]]) -> list[bytes]:
+        """Write a region, given in parts, and return the hash of each of them."""
+        del region
         if self.files.folder is not None:
-            # Without parents, so that a task that outlives its export does not restore a folder that was removed.
-            (self.files.folder / self.key).mkdir(exist_ok=True)
+            self._make_folder()
             with self.files.together() as put:
                 return [
-                    self._digest(voxels, [self._put(put, name, chunk) for name, chunk in self._parts(part, voxels)])
+                    self._digest(voxels, [self._put(put, *chunk) for chunk in self._cut(part, voxels)])
                     for part, voxels in parts
                 ]
         with ThreadPoolExecutor(PUTS_IN_FLIGHT) as threads:
             sent = [
-                (voxels, [threads.submit(self._put, self.files.put, *chunk) for chunk in self._parts(part, voxels)])
+                (voxels, [threads.submit(self._put, self.files.put, *chunk) for chunk in self._cut(part, voxels)])
                 for part, voxels in parts
             ]
             return [self._digest(voxels, [chunk.result() for chunk in chunks]) for voxels, chunks in sent]
 
     def digest_of(self, region: Region, voxels: Array) -> bytes:
         """Return the hash that `write` returns, without writing."""
-        lossy = [digest_of_bytes(self._encoded(part)) for _, part in self._parts(region, voxels)] if self.lossy else []
+        lossy = [digest_of_bytes(self._encoded(part)) for _, part in self._cut(region, voxels)] if self.lossy else []
         return self._digest(voxels, lossy)
 
     def digest(self, region: Region) -> bytes:
         """Return the hash of the chunks that are stored in a region, comparable to that of `write`."""
         if self.lossy:
-            return join_digests([digest_of_bytes(self._content(part)) for part in self._chunks(region)])
+            return join_digests([digest_of_bytes(content) for _, content in self._contents(region)])
         return digest_of(self.read(region))
 
     @property
@@ -110,14 +112,20 @@ class PrecomputedLevel:
         """Return the voxels of a region as x, y, z(, c)."""
         start, stop = start_of(region), stop_of(region)
         out: Array = np.empty((*(stop - start), self.channels), self.dtype, order="F")
-        for part in self._chunks(region):
-            voxels = self._get(part)
+        for part, content in self._contents(region):
+            voxels = self._decoded(part, content)
             common = region_between(start.maximum(start_of(part)), stop.minimum(stop_of(part)))
             out[region_within(common, region)] = voxels[region_within(common, part)]
         return out if out.shape[3] > 1 else out[..., 0]
 
-    def _parts(self, region: Region, voxels: Array) -> list[tuple[str, Array]]:
-        """Return names and voxels of the chunks of a region."""
+    def _make_folder(self) -> None:
+        """Make the folder of the mip on a disk."""
+        if self.files.folder is not None:
+            # Without parents, so that a task that outlives its export does not restore a folder that was removed.
+            (self.files.folder / self.key).mkdir(exist_ok=True)
+
+    def _cut(self, region: Region, voxels: Array) -> list[tuple[Region, Array]]:
+        """Return the chunks of a region, and their voxels."""
         if voxels.dtype.kind == "i" and self.dtype.startswith("u") and int(voxels.min(initial=0)) < 0:
             raise OverflowError(
                 f"Id {int(voxels.min())} is negative: a precomputed volume of {self.dtype} cannot hold it. Pass "
@@ -128,7 +136,7 @@ class PrecomputedLevel:
         chunks = list(self._chunks(region))
         if any(c.start < r.start or c.stop > r.stop for part in chunks for c, r in zip(part, region, strict=True)):
             raise ValueError(f"{region} does not cover whole chunks of {self.chunk}.")
-        return [(self._name(part), voxels[region_within(part, region)]) for part in chunks]
+        return [(part, voxels[region_within(part, region)]) for part in chunks]
 
     def _encoded(self, voxels: Array) -> bytes:
         if self.encoding == "raw":
@@ -136,6 +144,8 @@ class PrecomputedLevel:
         try:
             if self.encoding == "compressed_segmentation":
                 return _segmentation(voxels[..., 0])
+            if self.encoding == "png" and voxels.dtype.itemsize > 1:
+                return _deep_png(voxels, self.quality)
             # CloudVolume takes seconds to import.
             from cloudvolume import chunks as codecs
 
@@ -147,28 +157,29 @@ class PrecomputedLevel:
                 f"{self.encoding} can hold. Choose smaller chunks (--chunks), or another encoding."
             ) from None
 
-    def _put(self, put: Put, name: str, voxels: Array) -> bytes:
+    def _put(self, put: Put, part: Region, voxels: Array) -> bytes:
         """Write a chunk; return the hash of its bytes if the encoding is lossy."""
         content = self._encoded(voxels)
-        put(name, content, "application/octet-stream", self.compress)
+        put(self._name(part), content, "application/octet-stream", self.compress)
         return digest_of_bytes(content) if self.lossy else b""
 
     def _digest(self, voxels: Array, of_contents: list[bytes]) -> bytes:
         return join_digests(of_contents) if self.lossy else digest_of(voxels)
 
-    def _get(self, part: Region) -> Array:
-        content = self._content(part)
+    def _decoded(self, part: Region, content: bytes) -> Array:
         x, y, z = (axis.stop - axis.start for axis in part)
         try:
             return decode(content, self.encoding, (x, y, z, self.channels), self.dtype, SEGMENTATION_BLOCK)
         except ValueError as error:
             raise ValueError(f"{self.files.url}/{self._name(part)} does not decode: {error}") from error
 
-    def _content(self, part: Region) -> bytes:
-        content = self.files.get(self._name(part))
-        if content is None:
-            raise FileNotFoundError(f"{self.files.url}/{self._name(part)} was written, but is missing now.")
-        return content
+    def _contents(self, region: Region) -> Iterator[tuple[Region, bytes]]:
+        """Yield the chunks that overlap a region, and their bytes as they were encoded."""
+        for part in self._chunks(region):
+            content = self.files.get(self._name(part))
+            if content is None:
+                raise FileNotFoundError(f"{self.files.url}/{self._name(part)} was written, but is missing now.")
+            yield part, content
 
     def _chunks(self, region: Region) -> Iterator[Region]:
         """Yield the chunks that overlap a region, as regions of the level, clipped to it."""
@@ -181,6 +192,15 @@ class PrecomputedLevel:
 
     def _name(self, part: Region) -> str:
         return f"{self.key}/{bounds_key(start_of(part) + self.start, stop_of(part) + self.start)}"
+
+
+def _deep_png(voxels: Array, level: int | None) -> bytes:
+    """Return voxels x, y, z, c of 16 bits as PNG: y times z rows of x pixels, as CloudVolume does for 8 bits."""
+    import imagecodecs
+
+    # pyspng 1.1, with which CloudVolume encodes, writes two and four channels of 16 bits only.
+    rows = np.moveaxis(voxels.T, 0, -1).reshape(-1, voxels.shape[0], voxels.shape[3])
+    return bytes(imagecodecs.png_encode(np.ascontiguousarray(rows), level=PNG_LEVEL if level is None else level))
 
 
 def _segmentation(labels: Array) -> bytes:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from imagery_dask.export.core.writer_arguments import Flag, option, option_by_name
 from imagery_dask.export.multiscale.level_layout import VolumeOptions
+from imagery_dask.export.precomputed.sharding import Sharding
 from imagery_dask.geometry.grid import XYZ
+from imagery_dask.serialization import NEWER
 from imagery_dask.validate import choice, whole_number
 
 __all__ = ["COMPRESSIBLE", "IMAGE_ENCODINGS", "LABEL_ENCODINGS", "PrecomputedOptions"]
@@ -49,6 +51,13 @@ class PrecomputedOptions(VolumeOptions):
         "auto", "Further compression of chunks; auto is gzip in buckets, none on a disk."
     )
     quality: int | None = option(None, "Of jpeg and jxl; compression of png.", minimum=0, maximum=100)
+    sharding: Mapping[str, Any] | Literal["auto"] | None = option(
+        "auto",
+        "Join chunks to shards: auto where there would be more than 100,000 files, none, or the sharding of an info as "
+        "JSON.",
+        NEWER,
+        syntax="sharding",
+    )
 
     def __post_init__(self) -> None:
         VolumeOptions.__post_init__(self)
@@ -57,6 +66,27 @@ class PrecomputedOptions(VolumeOptions):
         if isinstance(self.encoding, Mapping):
             self._set("encoding", dict(self.encoding))
         choice("compress", self.compress, ("auto", "gzip", "br", None))
+        self._check_sharding()
+
+    def _check_sharding(self) -> None:
+        """Bring `sharding` to its normal form; raise if it is not valid, or compresses chunks unlike `compress`."""
+        if self.sharding is None or (isinstance(self.sharding, str) and self.sharding == "auto"):
+            return
+        if not isinstance(self.sharding, Mapping):
+            raise ValueError(f"sharding must be 'auto', None, or the sharding entry of an info; got {self.sharding!r}.")
+        sharding = Sharding.from_entry(self.sharding)
+        if self.compress != "auto" and (self.compress or "raw") != sharding.data_encoding:
+            raise ValueError(
+                f"compress={self.compress!r}, and sharding has data_encoding {sharding.data_encoding!r}, which says "
+                "how chunks in shards are compressed: gzip or raw. Leave compress out."
+            )
+        self._set("sharding", sharding.entry)
+
+    def compression(self, encoding: str, in_bucket: bool) -> Literal["gzip", "br"] | None:
+        """Return the further compression of chunks of an encoding."""
+        if encoding not in COMPRESSIBLE:
+            return None
+        return ("gzip" if in_bucket else None) if self.compress == "auto" else self.compress
 
     def check_names(self, names: Sequence[str]) -> None:
         """Raise if `encoding` names volumes that are not written: after a typo, the default would be used silently."""
@@ -95,7 +125,7 @@ class PrecomputedOptions(VolumeOptions):
         can_hold = {
             "jpeg": dtype == "uint8" and channels in (1, 3),
             "jxl": dtype == "uint8" and channels == 1,
-            "png": dtype == "uint8" and channels <= 4,  # pyspng, which CloudVolume encodes with, writes no other
+            "png": dtype in ("uint8", "uint16") and channels <= 4,
             # CloudVolume encodes one channel of these; of some it drops the others without an error.
             "compressed_segmentation": dtype in ("uint32", "uint64") and channels == 1,
             "compresso": channels == 1 and dtype.startswith("uint"),

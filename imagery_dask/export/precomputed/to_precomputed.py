@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -33,7 +34,9 @@ from imagery_dask.export.multiscale.volumes import (
     volume_reads,
 )
 from imagery_dask.export.precomputed.precomputed_level import PrecomputedLevel
-from imagery_dask.export.precomputed.precomputed_options import COMPRESSIBLE, LABEL_ENCODINGS, PrecomputedOptions
+from imagery_dask.export.precomputed.precomputed_options import LABEL_ENCODINGS, PrecomputedOptions
+from imagery_dask.export.precomputed.sharded_level import ShardedLevel
+from imagery_dask.export.precomputed.sharding import Sharding
 from imagery_dask.geometry.grid import Region
 from imagery_dask.geometry.pyramid import Level, Levels
 from imagery_dask.geometry.vec import Vec3
@@ -50,6 +53,10 @@ __all__ = ["PrecomputedExport", "PrecomputedRegions", "precomputed_export", "to_
 
 # Fixed name of the folder, because the name in the source may be a path that leads out of the volume.
 PROPERTIES = "segment_properties"
+# So many chunks of an export can be files of their own.
+CHUNKS_UNSHARDED = 100_000
+# Bytes of a shard's voxels, of which a task holds a layer of chunks where it reads part by part, and all elsewhere.
+LARGEST_SHARD, LARGEST_HELD_SHARD = 2**30, 2**27
 # https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/volume.md, as tensorstore reads it.
 DTYPES = ("uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "float32")
 
@@ -64,6 +71,7 @@ def to_precomputed(
     levels: Levels = 1,
     compress: Literal["auto", "gzip", "br"] | None = "auto",
     quality: int | None = None,
+    sharding: Mapping[str, Any] | Literal["auto"] | None = "auto",
     kind: Kind | Mapping[str, Kind] | None = None,
     relabel: Literal["uint32"] | None = None,
     block_mib: float | None = None,
@@ -103,6 +111,13 @@ def to_precomputed(
         decompressed, and none on a local disk, where only CloudVolume reads a chunk from a file named ``.gz``.
     quality : int, optional
         Quality of jpeg (1 to 100) and jxl (0 to 100, which is lossless), compression level of png (0 to 9).
+    sharding : "auto", None or mapping
+        Join many chunks to one file, a shard. By default where there would be more than 100,000 files: shards of 1,024
+        chunks, or more where these are small, of at most 1 GiB of voxels; 128 MiB of voxels that are resampled,
+        relabelled or computed. None writes a file for each chunk. A mapping is the ``sharding`` entry of the scales of
+        an info, with hash "identity", as in Neuroglancer's
+        `format <https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/sharded.md>`_; its
+        `data_encoding` takes the place of `compress`. A task writes whole shards.
     kind : {"image", "segmentation"} or mapping of str to these, optional
         As for `to_zarr`: whether voxels are intensities or ids.
     relabel : "uint32", optional
@@ -128,7 +143,7 @@ def to_precomputed(
     """
     options = PrecomputedOptions(
         encoding=encoding, chunks=chunks, levels=levels, compress=compress, quality=quality,
-        resolution_nm=resolution_nm, translation_nm=translation_nm, kind=kind, relabel=relabel,
+        sharding=sharding, resolution_nm=resolution_nm, translation_nm=translation_nm, kind=kind, relabel=relabel,
     )  # fmt: skip
     return execute(precomputed_export(data, url, options), RunOptions(
         cluster=cluster, workers=workers, max_workers=max_workers, progress=progress,
@@ -139,20 +154,26 @@ def to_precomputed(
 
 
 def _objects(export: PrecomputedExport) -> int:
-    """Return the number of chunks and metadata files."""
-    total = 0
+    """Return the number of chunks or shards, and metadata files."""
+    return sum(layer.files + 2 + len(layer.beside) for layer in export.layers)
+
+
+def _notes(export: PrecomputedExport) -> Iterator[str]:
+    """Yield notes about compact ids, and how many files shards save."""
+    yield from export.notes()
     for layer in export.layers:
-        for scale in layer.info["scales"]:
-            total += Vec3.of(scale["size"]).ceil_div(scale["chunk_sizes"][0]).prod()
-        total += 2 + len(layer.beside)
-    return total
+        if layer.files != layer.chunks:
+            yield (
+                f"{layer.multiscale.volume.name}: {layer.chunks:,} chunks lie in {layer.files:,} shards, which a task "
+                "writes as a whole (sharding=None, --sharding none: a file for each chunk)."
+            )
 
 
 class PrecomputedExport(VolumeExport):
     """An export to precomputed volumes."""
 
     kind = "precomputed"
-    format = OutputFormat(volume_reads, _objects, VolumeExport.notes, volume_previews)
+    format = OutputFormat(volume_reads, _objects, _notes, volume_previews)
 
     def __init__(
         self, data: Any, url: str | os.PathLike[str], options: PrecomputedOptions, *, in_root: bool = True
@@ -162,7 +183,8 @@ class PrecomputedExport(VolumeExport):
         volumes = as_volumes(data, options.resolution_nm, options.translation_nm, options.kind)
         volumes = relabelled(volumes, options.relabel)
         options.check_names([volume.name for volume in volumes])
-        self.layers = [_layer(volume, options) for volume in volumes]
+        self.target = VolumeTarget(url.removeprefix("precomputed://") if isinstance(url, str) else url)
+        self.layers = _layers(volumes, options, in_bucket=Files.at(self.target.url).folder is None)
         options.check_quality({layer.info["scales"][0]["encoding"] for layer in self.layers})
         self._is_lone = len(volumes) == 1 and volumes[0].variable
         in_folders = len(volumes) > 1 or (self._is_lone and not in_root)
@@ -175,13 +197,21 @@ class PrecomputedExport(VolumeExport):
         fields |= {"compress": options.compress, "quality": to_json(options.quality), "folders": self._folders}
         if self._is_lone and in_root:
             fields["folders"] = ["/"]
+        fields |= {
+            f"{layer.multiscale.volume.name} level {level} sharding": scale["sharding"]
+            for layer in self.layers
+            for level, scale in enumerate(layer.info["scales"])
+            if "sharding" in scale
+        }
         super().__init__([layer.multiscale for layer in self.layers], options, fields)
-        self.target = VolumeTarget(url.removeprefix("precomputed://") if isinstance(url, str) else url)
 
     def earlier(self) -> Iterator[Self]:
-        """Yield the export as version 0.1 wrote it: the one variable of a dataset in a folder."""
+        """Yield the export as version 0.1 wrote it: without shards, the one variable of a dataset in a folder."""
+        options = replace(self.options, sharding=None) if self.options.sharding == "auto" else self.options
+        if self.layers[0].is_sharded and options.sharding is None:
+            yield type(self)(self._data, self.url, options)
         if self._is_lone:
-            yield type(self)(self._data, self.url, self.options, in_root=False)
+            yield type(self)(self._data, self.url, options, in_root=False)
 
     def create(self, run: StartedRun, workers: Workers, regions: Sequence[Region] | None = None) -> None:
         """Write the metadata of the volumes."""
@@ -223,10 +253,17 @@ class PrecomputedRegions(RegionsExport):
     """An export of named regions to precomputed volumes: a folder for each region."""
 
     kind = "precomputed"
+    options: PrecomputedOptions
 
     def __init__(self, data: Mapping[str, Any], url: str | os.PathLike[str], options: PrecomputedOptions) -> None:
+        self._data = data
         self.target = VolumesTarget(url.removeprefix("precomputed://") if isinstance(url, str) else url)
         super().__init__(data, lambda name, one: PrecomputedExport(one, self.place(self.url, name), options), options)
+
+    def earlier(self) -> Iterator[Self]:
+        """Yield the export as version 0.1 wrote it, without shards."""
+        if self.options.sharding == "auto":
+            yield type(self)(self._data, self.url, replace(self.options, sharding=None))
 
 
 def precomputed_export(data: Any, url: str | os.PathLike[str], options: PrecomputedOptions) -> Export:
@@ -246,6 +283,24 @@ class _Layer:
     #: Where the volume comes from.
     made: JsonObject
     options: PrecomputedOptions
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether chunks lie in shards."""
+        return "sharding" in self.info["scales"][0]
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks of all mips."""
+        return sum(_counts(scale).prod() for scale in self.info["scales"])
+
+    @property
+    def files(self) -> int:
+        """Number of files of chunks or shards."""
+        if not self.is_sharded:
+            return self.chunks
+        boxes = [(_counts(scale), Sharding.from_entry(scale["sharding"])) for scale in self.info["scales"]]
+        return sum(counts.ceil_div(sharding.box(counts)).prod() for counts, sharding in boxes)
 
     def create(self, files: Files) -> None:
         """Write the metadata of the volume."""
@@ -268,46 +323,83 @@ class _Layer:
 
     def stores(self, files: Files) -> list[LevelStore]:
         """Return the mips, in a folder or bucket."""
-        gzips = self.info["scales"][0]["encoding"] in COMPRESSIBLE
-        compress = self.options.compress
-        if compress == "auto":
-            compress = "gzip" if files.folder is None else None
-        return [
-            PrecomputedLevel(
-                files=files,
-                key=scale["key"],
-                start=Vec3.of(scale["voxel_offset"]),
-                stop=Vec3.of(scale["voxel_offset"]) + scale["size"],
-                chunk=Vec3.of(scale["chunk_sizes"][0]),
-                encoding=scale["encoding"],
-                dtype=self.info["data_type"],
-                channels=self.info["num_channels"],
-                compress=compress if gzips else None,
-                quality=self.options.quality,
-            )
-            for scale in self.info["scales"]
-        ]
+        return [self._store(files, scale) for scale in self.info["scales"]]
+
+    def _store(self, files: Files, scale: JsonObject) -> LevelStore:
+        make: Callable[..., PrecomputedLevel] = PrecomputedLevel
+        if self.is_sharded:
+            make = partial(ShardedLevel, sharding=Sharding.from_entry(scale["sharding"]))
+        return make(
+            files=files,
+            key=scale["key"],
+            start=Vec3.of(scale["voxel_offset"]),
+            stop=Vec3.of(scale["voxel_offset"]) + scale["size"],
+            chunk=Vec3.of(scale["chunk_sizes"][0]),
+            encoding=scale["encoding"],
+            dtype=self.info["data_type"],
+            channels=self.info["num_channels"],
+            compress=self.options.compression(scale["encoding"], in_bucket=files.folder is None),
+            quality=self.options.quality,
+        )
 
 
-def _layer(volume: Volume, options: PrecomputedOptions) -> _Layer:
-    """Return the metadata of a volume; raise if it cannot be written."""
+def _counts(scale: JsonObject) -> Vec3[int]:
+    """Return the number of chunks of a scale along x, y, z."""
+    return Vec3.of(scale["size"]).ceil_div(scale["chunk_sizes"][0])
+
+
+def _layers(volumes: Sequence[Volume], options: PrecomputedOptions, in_bucket: bool) -> list[_Layer]:
+    """Return the metadata of the volumes, with shards where these are asked for or would save many files."""
+    if isinstance(options.sharding, Mapping):
+        given = Sharding.from_entry(options.sharding)
+        return [_layer(volume, options, lambda *_: given) for volume in volumes]
+    layers = [_layer(volume, options) for volume in volumes]
+    is_possible = options.sharding == "auto" and options.compress != "br"
+    if not is_possible or sum(layer.chunks for layer in layers) <= CHUNKS_UNSHARDED:
+        return layers
+
+    def choose(volume: Volume, encoding: str, counts: Vec3[int], chunk: Vec3[int]) -> Sharding:
+        most = LARGEST_SHARD if volume.reads_parts else LARGEST_HELD_SHARD
+        gzips = options.compression(encoding, in_bucket) == "gzip"
+        return Sharding.chosen(counts, chunk.prod() * volume.voxel_bytes, most, "gzip" if gzips else "raw")
+
+    return [_layer(volume, options, choose) for volume in volumes]
+
+
+# Returns the shards of a mip, given the volume, its encoding, the number of its chunks and their shape.
+Choose = Callable[[Volume, str, Vec3[int], Vec3[int]], Sharding]
+
+
+def _layer(volume: Volume, options: PrecomputedOptions, choose: Choose | None = None) -> _Layer:
+    """Return the metadata of a volume, with shards if `choose` is given; raise if it cannot be written."""
     if volume.resolution_nm is None:
         raise ValueError("A precomputed volume needs a voxel size: pass resolution_nm (and translation_nm).")
-    multiscale = multiscale_of(volume, options.levels, options.chunk)
     dtype = _stored_as(volume)
     channels = int(np.prod(volume.array.shape[3:], dtype=np.int64))
     encoding = options.encoding_of(volume.name, volume.labels, dtype, channels)
+    chunk = Vec3.of(options.chunk or default_chunks(volume.array.dtype.itemsize))
+
+    def sharding_of(choose: Choose, level: Level) -> Sharding:
+        return choose(volume, encoding, level.shape.ceil_div(chunk), chunk.minimum(level.shape))
+
+    def shard_of(choose: Choose, level: Level) -> Vec3[int]:
+        return sharding_of(choose, level).box(level.shape.ceil_div(chunk)) * chunk
+
+    multiscale = multiscale_of(
+        volume, options.levels, options.chunk, shard_of=None if choose is None else partial(shard_of, choose)
+    )
     options.check_chunk(encoding, multiscale.layouts[0].chunk)
     scales = [
         {
             "encoding": encoding,
-            "chunk_sizes": [list(options.chunk or default_chunks(volume.array.dtype.itemsize))],
+            "chunk_sizes": [list(chunk)],
             "key": "_".join(map(str, resolution)),
             "resolution": resolution,
             "voxel_offset": _voxel_offset(level),
             "size": list(level.shape),
         }
         | ({"compressed_segmentation_block_size": list(SEGMENTATION_BLOCK)} if encoding == LABEL_ENCODINGS[0] else {})
+        | ({} if choose is None else {"sharding": sharding_of(choose, level).entry})
         for level in multiscale.export.levels
         for resolution in [[_number(value) for value in level.resolution_nm or ()]]
     ]
