@@ -147,7 +147,7 @@ class Sharding:
         Examples
         --------
         >>> Sharding(preshift_bits=3, minishard_bits=1, shard_bits=11).box((100, 100, 2))
-        Vec3(x=4, y=2, z=2)
+        (4, 2, 2)
         """
         whole = id_bits(counts)
         if whole > self.chunk_bits + self.shard_bits:
