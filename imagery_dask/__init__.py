@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from imagery_dask import sampling as sampling
     from imagery_dask.client import ImageryClient
     from imagery_dask.composite import stack_images
+    from imagery_dask.export.downsampling.downsample import downsample
     from imagery_dask.export.images.to_png import to_png
     from imagery_dask.export.multiscale.compact_ids import root_ids_of
     from imagery_dask.export.precomputed.to_precomputed import to_precomputed
@@ -31,6 +32,7 @@ else:
         {
             "imagery_dask.client": ["ImageryClient"],
             "imagery_dask.composite": ["stack_images"],
+            "imagery_dask.export.downsampling.downsample": ["downsample"],
             "imagery_dask.export.images.to_png": ["to_png"],
             "imagery_dask.export.multiscale.compact_ids": ["root_ids_of"],
             "imagery_dask.export.precomputed.to_precomputed": ["to_precomputed"],
@@ -50,6 +52,7 @@ __all__ = [
     "bounds_from_center",
     "bounds_from_neuroglancer",
     "composite_overlay",
+    "downsample",
     "open_export",
     "root_ids_of",
     "save_image_slices",

@@ -68,7 +68,8 @@ class CutoutArray:
         return _unpickled, (self.cutout, self.squeeze, self.layout)
 
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:
-        kind = () if self.cutout.kind is None else (self.cutout.kind,)
+        kind: tuple[Hashable, ...] = () if self.cutout.kind is None else (self.cutout.kind,)
+        kind = (*kind, "downsampled") if self.cutout.downsampled else kind
         return ("imagery_dask.CutoutArray", repr(self.cutout), self.axes, self.layout, *kind)
 
     def __getitem__(self, key: Any) -> Array:
@@ -134,6 +135,8 @@ class CutoutArray:
         handle = SourceHandle(cutout.path, cutout.mip, cutout.missing, kept_only)
         if target.resolution_nm == source_nm:
             return read_objects(handle, target, cutout.labels, layout, self._once)
+        if cutout.downsampled:
+            return _read_downsampled(handle, target, cutout, layout)
         if cutout.order == 1:
             return _read_linear(handle, target, cutout.mip.grid, layout)
         box = target.at(source_nm)
@@ -274,6 +277,18 @@ def _span(part: Part, size: int) -> tuple[int, int, slice | NDArray[np.int64]]:
         low, high = sorted((picked[0], picked[-1]))
         return low, high + 1, slice(None, None, picked.step)
     return int(picked.min()), int(picked.max()) + 1, picked - picked.min()
+
+
+def _read_downsampled(handle: SourceHandle, target: VoxelGrid, cutout: Cutout, layout: Layout) -> Array:
+    """Return a block of the next level; its last voxels cover what is left of the volume."""
+    volume = cutout.mip.grid
+    step = target.steps_from(volume.resolution_nm).map(int)
+    box = VoxelGrid.between(target.start * step, target.stop * step, volume.resolution_nm).intersection(volume)
+    block = handle.read(box)
+    # One channel has no axis, as in the blocks of exports, whose means and modes these are.
+    voxels = np.require(block if cutout.channels > 1 else block[..., 0], requirements="W")
+    small = kernels.downsample(voxels, step, cutout.holds_ids)
+    return np.asarray(small.reshape((*target.shape, cutout.channels), order="F"), order=layout)
 
 
 def _read_linear(handle: SourceHandle, target: VoxelGrid, volume: VoxelGrid, layout: Layout) -> Array:

@@ -22,7 +22,7 @@ from imagery_dask.export.zarr.zarr_options import ZarrOptions
 if TYPE_CHECKING:
     from imagery_dask.export.core.base import Export
 
-__all__ = ["FORMATS", "Format"]
+__all__ = ["FORMATS", "Format", "block_option", "click_options", "options_from"]
 
 Given = Keywords
 Decorator = Callable[[Any], Any]
@@ -35,12 +35,16 @@ SYNTAX: dict[str, Callable[..., click.ParamType[Any]]] = {
     "codec": CodecType, "sharding": ShardingType,
 }  # fmt: skip
 NONE = "none"
-BLOCK_MIB = click.option(
-    "--block-mib",
-    type=click.FloatRange(0, min_open=True),
-    metavar="MIB",
-    help="Size of the blocks of an export.  [default: 32]",
-)
+
+
+def block_option(command: Any) -> Any:
+    """Add ``--block-mib`` to a command."""
+    return click.option(
+        "--block-mib",
+        type=click.FloatRange(0, min_open=True),
+        metavar="MIB",
+        help="Size of the blocks of an export.  [default: 32]",
+    )(command)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ class Format:
             run(out, **(flags | one_of_bounds(click.get_current_context())))
 
         command = shared_flags(of_bounds)
-        for option in reversed([*_click_options(self.options), *self.extra_flags]):
+        for option in reversed([*click_options(self.options), *self.extra_flags]):
             command = option(command)
         return click.command(self.name, help=text)(
             click.argument("out", metavar=self.argument)(config_option(region_options(command), OF_EXPORTS))
@@ -77,8 +81,8 @@ class Format:
 # ------------------------------------------------------------------------------------------- flags from fields and back
 
 
-def _click_options(options: type) -> Iterator[Decorator]:
-    """Yield the click options of a dataclass."""
+def click_options(options: type) -> Iterator[Decorator]:
+    """Yield the flags of a dataclass of options, as decorators of a command."""
     for field, kind in _typed_fields(options):
         for name, flag in flags_of(field.metadata).items():
             yield _click_option(_dashed(name, field.name), kind, field.default, flag)
@@ -103,7 +107,7 @@ def _click_option(name: str, kind: object, default: object, flag: Flag) -> Decor
     return click.option(f"--{name}", default=default, show_default=default is not None, help=flag.help, **keywords)
 
 
-def _options_from(options: type[Options], given: Given, **other_fields: object) -> Options:
+def options_from(options: type[Options], given: Given, **other_fields: object) -> Options:
     """Return a dataclass made of its flags and `other_fields`; its flags are removed from `given`."""
     values = dict(other_fields)
     for field, kind in _typed_fields(options):
@@ -152,14 +156,14 @@ def _region(out: str, given: Given) -> Any:
 def _zarr(out: str, given: Given) -> Export:
     from imagery_dask.export.zarr.to_zarr import zarr_export
 
-    options = _options_from(ZarrOptions, given)
+    options = options_from(ZarrOptions, given)
     return zarr_export(_region(out, given), out, options)
 
 
 def _precomputed(out: str, given: Given) -> Export:
     from imagery_dask.export.precomputed.to_precomputed import precomputed_export
 
-    options = _options_from(PrecomputedOptions, given)
+    options = options_from(PrecomputedOptions, given)
     return precomputed_export(_region(out, given), out, options)
 
 
@@ -169,7 +173,7 @@ def _png(out: str, given: Given) -> Export:
 
     what = given["what"]
     root_ids = {} if what == "imagery" else {"root_ids": given["root_ids"]}
-    options = _options_from(ImageOptions, given, **root_ids)
+    options = options_from(ImageOptions, given, **root_ids)
     region = _region(out, given)
     layer, source = ("image", "--image-source") if what == "imagery" else ("segmentation", "--segmentation-source")
     if any(layer not in one for one in (region.values() if are_regions(region) else [region])):
@@ -197,7 +201,7 @@ FORMATS = (
               --bounds 120000 110000 20000 121024 111024 20064 --cluster cluster.yaml""",
         ZarrOptions,
         _zarr,
-        (BLOCK_MIB,),
+        (block_option,),
     ),
     Format(
         "precomputed",
@@ -213,7 +217,7 @@ FORMATS = (
               --image-encoding jpeg --quality 90""",
         PrecomputedOptions,
         _precomputed,
-        (BLOCK_MIB,),
+        (block_option,),
     ),
     Format(
         "png",

@@ -17,6 +17,7 @@ INTERRUPTED = 130
 COMMANDS = {
     "completion": "Print the script that completes commands and options in a shell.",
     "demo": "Make a small EM-like volume, export it to OME-Zarr on a local cluster, and write pictures of it.",
+    "downsample": "Add levels to the OME-Zarr or precomputed volume URL, in place.",
     "export": "Write a region of imagery and segmentation.",
     "info": "Show the mips of SOURCE or of a datastack's layers: resolution, shape, chunks, encoding, size.",
     "plan": "Estimate what an export takes: blocks, bytes, requests, memory, time.",

@@ -118,16 +118,18 @@ class DurationType(click.ParamType[Any]):
 
 
 class LevelsType(click.ParamType[Any]):
-    """A number of levels, ``auto`` or ``source``."""
+    """A number of levels, or one of the given words: by default ``auto`` or ``source``."""
 
-    name = "N|auto|source"
+    def __init__(self, *words: str) -> None:
+        self._words = words or ("auto", "source")
+        self.name = "|".join(["N", *self._words])
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the value of the text."""
-        if isinstance(value, int) or value in ("auto", "source"):
+        if isinstance(value, int) or value in self._words:
             return value
         if not str(value).isdigit() or int(value) < 1:
-            self.fail(f"{value!r} is not a number of levels, auto or source.", param, ctx)
+            self.fail(f"{value!r} is not a number of levels, {' or '.join(self._words)}.", param, ctx)
         return int(value)
 
 

@@ -103,7 +103,11 @@ def run_options(command: Command) -> Command:
 
 
 def run(
-    export: Callable[[], Export], out: str, keep: Callable[[Export], None] = lambda made: None, **options: Any
+    export: Callable[[], Export],
+    out: str,
+    keep: Callable[[Export], None] = lambda made: None,
+    then: Callable[[], None] = lambda: None,
+    **options: Any,
 ) -> None:
     """Run an export and print its report; if it fails, exit with the exit code of the failure.
 
@@ -115,6 +119,8 @@ def run(
         Target of the export, as given on the command line.
     keep : callable
         Writes down how the export was called; see `_kept_in`.
+    then : callable
+        Called when all blocks are written.
     **options
         Keywords of `run_options_of`.
     """
@@ -124,6 +130,7 @@ def run(
     try:
         with ended_as_interrupted(), _kept_in(built, keep):
             made = execute(built, run_options_of(**options))
+            then()
     except BlockFailedError as error:
         print_report(error.report, out)
         click.echo("  Run the same command again to retry only these blocks.", err=True)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from imagery_dask.geometry.grid import AXES, VoxelGrid, voxel_bounds
+from imagery_dask.geometry.grid import AXES, XYZ, VoxelGrid, voxel_bounds
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.arguments import Triple, corners
 from imagery_dask.model.chunkedgraph import RootQuery
@@ -58,6 +58,9 @@ class Cutout:
         None for imagery.
     kind : {"image", "segmentation"} or None
         What the voxels of a layer that is read as imagery are; None decides by the data type.
+    downsampled : bool
+        Whether a voxel of a coarser target is the mean, or the most frequent id, of the voxels that it covers, one or
+        two along each axis; `order` says nothing then. See `coarser`.
     """
 
     path: str
@@ -70,6 +73,7 @@ class Cutout:
     labels: LabelRule | None = None
     # Not in the repr, from which names of arrays are made: those of other cutouts stay what they were.
     kind: Kind | None = field(default=None, repr=False, metadata=NEWER)
+    downsampled: bool = field(default=False, repr=False, metadata=NEWER)
 
     @property
     def holds_ids(self) -> bool:
@@ -123,6 +127,25 @@ class Cutout:
         if any((self.mip.grid.start - origin) % shape):
             return chunk
         return chunk.map(math.lcm, shape)
+
+    def coarser(self, step: XYZ) -> Cutout:
+        """Return the next level of this cutout, whose voxels cover one or two voxels along each axis.
+
+        Raises
+        ------
+        ValueError
+            The first voxel is not at a multiple of `step`, or voxels would be resampled twice.
+        """
+        grid = self.target
+        if grid.resolution_nm != self.mip.grid.resolution_nm or self.query is not None or self.downsampled:
+            raise ValueError("Only voxels as they are stored are downsampled.")
+        if any(grid.start % step):
+            raise ValueError(
+                f"A level of {grid.resolution_nm * step} nm would begin within a voxel: {grid.start} is not a multiple "
+                f"of {step}."
+            )
+        target = VoxelGrid(grid.start // step, grid.shape.ceil_div(step), grid.resolution_nm * step)
+        return replace(self, target=target, downsampled=True)
 
     def mask(self, root_id: int) -> Cutout:
         """Return the cutout of the mask of one id."""

@@ -75,13 +75,17 @@ class HeldBlock:
 def steps_of(volumes: Sequence[Volume]) -> str:
     """Name the steps of a task that writes a block: ``"read+remap+resize+write"``, or fewer of them.
 
-    Root ids are looked up for one of them (remap), or one is resampled to another resolution (resize).
+    Root ids are looked up for one of them (remap), or one is resampled to another resolution (resize), or to the next
+    level (downsample).
     """
     cutouts = [volume.source.cutout for volume in volumes if volume.source is not None]
     steps = {
         "read": True,
         "remap": any(cutout.query is not None for cutout in cutouts),
-        "resize": any(cutout.target.resolution_nm != cutout.mip.grid.resolution_nm for cutout in cutouts),
+        "downsample": any(cutout.downsampled for cutout in cutouts),
+        "resize": any(
+            cutout.target.resolution_nm != cutout.mip.grid.resolution_nm for cutout in cutouts if not cutout.downsampled
+        ),
         "write": True,
     }
     return "+".join(step for step, is_done in steps.items() if is_done)

@@ -421,7 +421,11 @@ def _along(source: CutoutArray, blocks: BlockPlan, axis: int, margin: int, step:
     cutout = source.cutout
     grid, chunk = cutout.mip.grid, cutout.mip.chunk_shape[axis]
     origin, extent, first_voxel = grid.start[axis], grid.shape[axis], cutout.target.start[axis]
-    span = _linear_span if cutout.order == 1 and cutout.target.resolution_nm != grid.resolution_nm else source_span
+    span = source_span
+    if cutout.downsampled:
+        span = _covered_span
+    elif cutout.order == 1 and cutout.target.resolution_nm != grid.resolution_nm:
+        span = _linear_span
     inner = () if blocks.inner is None else blocks.inner[axis]
     edges, reads = sorted({*blocks.edges[axis], *inner}), 0
     for first, stop in pairwise(edges):
@@ -430,6 +434,11 @@ def _along(source: CutoutArray, blocks: BlockPlan, axis: int, margin: int, step:
         low, high = max(start - origin, 0), min(end - origin, extent)
         reads += -(-high // chunk) - low // chunk if high > low else 0
     return reads
+
+
+def _covered_span(start: int, stop: int, step: Fraction) -> tuple[int, int]:
+    """Return the same as `source_span` for means and modes, which take all voxels that a target voxel covers."""
+    return int(start * step), int(stop * step)
 
 
 def _linear_span(start: int, stop: int, step: Fraction) -> tuple[int, int]:

@@ -145,9 +145,11 @@ def refuse_own_source(export: Export) -> None:
     """
     target = export.target
     cutouts = [source.cutout for volume in export.volumes for source in volume.sources]
-    for path in dict.fromkeys(cutout.path for cutout in cutouts):
+    for path, adds_levels in dict.fromkeys((cutout.path, cutout.downsampled) for cutout in cutouts):
         for folder in _folders_of(path):
             how = overlap(target.folder, folder)
+            if adds_levels and how == "lies in":  # a folder of its own, for the levels that are added to the volume
+                continue
             # Pictures lie beside other files in their folder.
             if how is not None and (how != "contains" or target.owns_folder):
                 raise FileExistsError(

@@ -19,7 +19,16 @@ from typing import Any
 from imagery_dask.annotations import JsonObject
 from imagery_dask.geometry.vec import Vec3
 
-__all__ = ["Axes", "LevelPlace", "axes_named", "default_axes", "levels_of_n5", "levels_of_ome", "placed"]
+__all__ = [
+    "Axes",
+    "LevelPlace",
+    "axes_named",
+    "default_axes",
+    "levels_of_n5",
+    "levels_of_ome",
+    "own_transformation",
+    "placed",
+]
 
 SPACE = ("x", "y", "z")
 #: nm in units by their names in OME-Zarr (UDUNITS-2) and N5.
@@ -127,20 +136,7 @@ def levels_of_ome(attributes: JsonObject) -> list[LevelPlace]:
     of_all = multiscale.get("coordinateTransformations") or []
     levels = []
     for dataset in multiscale["datasets"]:
-        scale, translation = [Fraction(1)] * len(names), [Fraction(0)] * len(names)
-        for step in _flat([*(dataset.get("coordinateTransformations") or []), *of_all]):
-            kind = str(step.get("type"))
-            if kind == "identity":
-                continue
-            numbers = step.get(kind)
-            if kind not in ("scale", "translation") or not isinstance(numbers, list) or len(numbers) != len(names):
-                raise ValueError(f"its level {dataset['path']} has {step!r}, which is no scale or translation")
-            exact = [_exact(number) for number in numbers]
-            if kind == "scale":
-                translation = [at * by for at, by in zip(translation, exact, strict=True)]
-                scale = [size * by for size, by in zip(scale, exact, strict=True)]
-            else:
-                translation = [at + by for at, by in zip(translation, exact, strict=True)]
+        scale, translation = own_transformation(dataset, len(names), of_all)
         unit = Vec3.of(_unit(units[names[at]]) if (at := named.of(axis)) is not None else Fraction(1) for axis in SPACE)
         levels.append(
             LevelPlace(str(dataset["path"]), named, _xyz(named, scale, 1) * unit, _xyz(named, translation, 0) * unit)
@@ -148,6 +144,42 @@ def levels_of_ome(attributes: JsonObject) -> list[LevelPlace]:
     if not levels:
         raise ValueError("its metadata names no levels")
     return levels
+
+
+def own_transformation(
+    dataset: JsonObject, ndim: int, of_all: Sequence[JsonObject] = ()
+) -> tuple[list[Fraction], list[Fraction]]:
+    """Return the scale and the translation of a dataset of OME-Zarr, along the axes of its array.
+
+    Parameters
+    ----------
+    dataset : dict
+        An entry of ``datasets``.
+    ndim : int
+        Number of axes.
+    of_all : sequence of dict
+        Further transformations, which all datasets of a multiscale have in common.
+
+    Raises
+    ------
+    ValueError
+        If there are other transformations.
+    """
+    scale, translation = [Fraction(1)] * ndim, [Fraction(0)] * ndim
+    for step in _flat([*(dataset.get("coordinateTransformations") or []), *of_all]):
+        kind = str(step.get("type"))
+        if kind == "identity":
+            continue
+        numbers = step.get(kind)
+        if kind not in ("scale", "translation") or not isinstance(numbers, list) or len(numbers) != ndim:
+            raise ValueError(f"its level {dataset['path']} has {step!r}, which is no scale or translation")
+        exact = [_exact(number) for number in numbers]
+        if kind == "scale":
+            translation = [at * by for at, by in zip(translation, exact, strict=True)]
+            scale = [size * by for size, by in zip(scale, exact, strict=True)]
+        else:
+            translation = [at + by for at, by in zip(translation, exact, strict=True)]
+    return scale, translation
 
 
 def levels_of_n5(attributes: JsonObject, of_arrays: dict[str, JsonObject]) -> list[LevelPlace]:

@@ -12,11 +12,13 @@ import click
 import numpy as np
 import pytest
 
-from imagery_dask import to_png, to_precomputed, to_zarr
+from imagery_dask import downsample, to_png, to_precomputed, to_zarr
+from imagery_dask.cli.cmd_downsample import downsample as downsample_command
 from imagery_dask.cli.cmd_export import export
 from imagery_dask.cli.formats import FORMATS
 from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.core.writer_arguments import RUN_PROSE, flags_of
+from imagery_dask.export.downsampling.downsample_options import DownsampleOptions
 from imagery_dask.export.images.image_options import ImageOptions
 from imagery_dask.export.precomputed.precomputed_options import PrecomputedOptions
 from imagery_dask.export.zarr.zarr_options import ZarrOptions
@@ -26,6 +28,7 @@ WRITERS: dict[str, tuple[Callable[..., Any], type[Any]]] = {
     "zarr": (to_zarr, ZarrOptions),
     "precomputed": (to_precomputed, PrecomputedOptions),
     "png": (to_png, ImageOptions),
+    "downsample": (downsample, DownsampleOptions),
 }
 ID = 2**60 + 1
 
@@ -48,11 +51,11 @@ def test_keywords_of_a_writer_are_those_of_its_options_and_of_runs(name: str) ->
     assert keywords == defaults_of(options) | of_run
 
 
-@pytest.mark.parametrize("form", FORMATS, ids=lambda form: form.name)
-def test_flags_have_the_defaults_and_help_of_the_options(form: Any) -> None:
-    command = export.commands[form.name]
+@pytest.mark.parametrize("name", [*(form.name for form in FORMATS), "downsample"])
+def test_flags_have_the_defaults_and_help_of_the_options(name: str) -> None:
+    command = downsample_command if name == "downsample" else export.commands[name]
     flags = {parameter.name: parameter for parameter in command.params}
-    for field in dataclasses.fields(WRITERS[form.name][1]):
+    for field in dataclasses.fields(WRITERS[name][1]):
         for prefix, flag in flags_of(field.metadata).items():
             option = flags[f"{prefix}_{field.name}".strip("_")]
             assert isinstance(option, click.Option)
