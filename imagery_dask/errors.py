@@ -60,7 +60,10 @@ class SourceGoneError(SourceNotFoundError):
 
 
 class AccessRefusedError(SourceError, PermissionError):
-    """The storage refused access (HTTP 401, 403 or equivalent); never treated as missing data."""
+    """The storage refused access (HTTP 401, 403 or equivalent).
+
+    Never treated as missing data, unless the server answers so for files that do not exist, too.
+    """
 
 
 class ServerError(SourceError):
@@ -72,7 +75,7 @@ class OutdatedRootsError(ImageryDaskError, ValueError):
 
 
 class MissingChunkError(SourceError):
-    """A storage chunk inside the volume does not exist, and the client has ``missing="error"``."""
+    """A storage chunk does not exist, or may not (see `AccessRefusedError`), and the client has ``missing="error"``."""
 
 
 class CorruptChunkError(SourceError):

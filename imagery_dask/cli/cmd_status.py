@@ -129,6 +129,8 @@ def status_lines(export: Status) -> Iterator[str]:
             yield f"    and {len(stages) - STAGES_SHOWN:,} more that are not done"
     yield f"  written: {human_bytes(export.written_bytes)}{_rate(export)}"
     yield f"  source chunks missing: {export.missing:,}; supervoxels without a root: {export.zero_roots:,}"
+    if export.refused_or_absent:
+        yield f"  of the missing chunks, refused or absent (HTTP 403 for both): {export.refused_or_absent:,}"
     if export.first is not None and export.last is not None:
         yield f"  blocks done from {_moment(export.first)} to {_moment(export.last)}"
     for holder in export.holders[:HOLDERS_SHOWN]:

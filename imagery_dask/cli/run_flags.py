@@ -239,6 +239,10 @@ def print_report(report: RunReport, out: str) -> None:
         click.echo(f"    {key}")
     if counts.missing > FAILURES_SHOWN:
         click.echo(f"    and {counts.missing - FAILURES_SHOWN} more; all are listed in ledger.jsonl beside the store")
+    if counts.refused_or_absent:
+        click.echo(
+            f"    {counts.refused_or_absent:,} of them are refused or absent: the server answers HTTP 403 in both cases"
+        )
     if counts.root_requests or counts.zero_roots:
         _print_roots(counts)
     if report.repeats:

@@ -20,6 +20,9 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 from uuid import uuid4
 
+import numpy as np
+from numpy.typing import NDArray
+
 from imagery_dask.annotations import Array, JsonObject
 from imagery_dask.config import config
 from imagery_dask.records.receipts import receipts_in
@@ -31,7 +34,9 @@ __all__ = [
     "ENDING",
     "FIRST_KEPT",
     "LEDGER",
+    "MISSING_CHUNK",
     "PLAN",
+    "REFUSED_OR_ABSENT",
     "Kind",
     "NoRecords",
     "Records",
@@ -43,6 +48,7 @@ __all__ = [
     "now",
     "record_folders",
     "records_of",
+    "refused_or_absent_in",
     "remove_unplanned",
     "runs_in",
     "target_url",
@@ -71,7 +77,11 @@ FIELDS: dict[str, tuple[type, ...]] = {
 # Table of missing chunks in the records folder, and the number of its keys that a report names.
 LEDGER = "ledger.jsonl"
 FIRST_KEPT = 10
-# Fields of its lines; a line that a crash has damaged is left out.
+# Kinds of its rows.
+MISSING_CHUNK, REFUSED_OR_ABSENT = "missing chunk", "refused or absent chunk"
+# Fields of its lines; a line that a crash has damaged is left out. Lines of blocks of which the server does not say if
+# chunks are missing or refused have a list of these among the missing ones, too.
+UNSAID = "refused_or_absent"
 LEDGER_FIELDS: dict[str, Any] = {
     "block": int, "name": str, "volume": str, "missing": list, "zero_roots": int,
     "zero_root_ids": list,
@@ -482,6 +492,8 @@ def ledger_line(block: int, name: str, volume: str, counts: ReadCounts) -> bytes
         "zero_roots": counts.zero_roots,
         "zero_root_ids": [str(value) for value in counts.zero_root_ids],
     }
+    if counts.refused_or_absent:
+        line[UNSAID] = counts.refused_or_absent_keys
     return json.dumps(line).encode() + b"\n"
 
 
@@ -495,16 +507,37 @@ def ledger_rows(lines: Iterable[JsonObject], blocks: Any = None) -> Iterator[Jso
     blocks : container of int, optional
         Blocks to include; by default all.
     """
-    whole = [line for line in lines if all(isinstance(line.get(key), kind) for key, kind in LEDGER_FIELDS.items())]
-    counted = [line for line in whole if blocks is None or line["block"] in blocks]
-    last = {line["block"]: line for line in sorted(counted, key=time_of)}
-    for block, line in sorted(last.items()):
+    for block, line in _last_lines(lines, blocks):
         block_fields = {"block": block, "name": line["name"], "volume": line["volume"]}
+        unsaid = set(map(str, _unsaid(line)))
         for key in sorted(set(map(str, line["missing"]))):
-            yield block_fields | {"kind": "missing chunk", "key": key}
+            yield block_fields | {"kind": REFUSED_OR_ABSENT if key in unsaid else MISSING_CHUNK, "key": key}
         if line["zero_roots"]:
             ids = {"supervoxels": line["zero_roots"], "first": line["zero_root_ids"]}
             yield block_fields | {"kind": "zero roots"} | ids
+
+
+def _last_lines(lines: Iterable[JsonObject], blocks: Any) -> list[tuple[int, JsonObject]]:
+    """Return the last line of each block, in their order."""
+    whole = [line for line in lines if all(isinstance(line.get(key), kind) for key, kind in LEDGER_FIELDS.items())]
+    counted = [line for line in whole if blocks is None or line["block"] in blocks]
+    return sorted({line["block"]: line for line in sorted(counted, key=time_of)}.items())
+
+
+def _unsaid(line: JsonObject) -> list[object]:
+    keys = line.get(UNSAID)
+    return keys if isinstance(keys, list) else []
+
+
+def refused_or_absent_in(records: Records, receipts: Array) -> NDArray[np.int64]:
+    """Return how many of the missing chunks of each receipt (sorted by block) may have been refused."""
+    counts = np.zeros(len(receipts), np.int64)
+    # Most runs have none, and need not parse the lines of a million blocks.
+    if not receipts["missing"].any() or not any(UNSAID.encode() in content for content in records.contents("ledger")):
+        return counts
+    for block, line in _last_lines(records.lines("ledger"), incomplete_in(receipts)):
+        counts[receipts["block"].searchsorted(np.uint64(block))] = len(_unsaid(line))
+    return np.asarray(np.minimum(counts, receipts["missing"]), np.int64)
 
 
 def time_of(line: JsonObject) -> float:
@@ -524,7 +557,7 @@ def missing_first(records: Records) -> dict[str, list[str]]:
     first: dict[str, list[str]] = {}
     for row in _rows(records):
         keys = first.setdefault(row["volume"], [])
-        if row["kind"] == "missing chunk" and len(keys) < FIRST_KEPT and row["key"] not in keys:
+        if row["kind"] in (MISSING_CHUNK, REFUSED_OR_ABSENT) and len(keys) < FIRST_KEPT and row["key"] not in keys:
             keys.append(row["key"])
     return first
 

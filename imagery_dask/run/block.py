@@ -114,7 +114,8 @@ def run_block(task: BlockTask, number: int, attempt: int, records: Records | Non
     except Exception as error:
         # Return a value: dask would log a traceback for each exception, and some cannot be pickled.
         return _error_of(error)
-    return BlockResult(written.size, replace(counts, missing_keys=counts.first(KEYS_KEPT)), seconds)
+    shown = replace(counts, missing_keys=counts.first(KEYS_KEPT), refused_or_absent_keys=[])
+    return BlockResult(written.size, shown, seconds)
 
 
 def is_full(error: BaseException) -> bool:

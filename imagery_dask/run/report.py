@@ -109,10 +109,13 @@ class RunReport:
         if self.failures > len(failed) > 0:
             failed.append(f"{self.failures - len(failed):,} more blocks failed.")
         layers = [
-            [name, f"{one.chunks:,}", human_bytes(one.stored_bytes), f"{one.missing:,}"]
+            [name, f"{one.chunks:,}", human_bytes(one.stored_bytes), f"{one.missing:,}", f"{one.refused_or_absent:,}"]
             for name, one in self.counts_of.items()
         ]
-        table = CardTable("Reads by layer", ["layer", "storage chunks", "as stored", "missing"], layers)
+        names = ["layer", "storage chunks", "as stored", "missing", "of these, refused or absent"]
+        if not self.counts.refused_or_absent:
+            names, layers = names[:-1], [row[:-1] for row in layers]
+        table = CardTable("Reads by layer", names, layers)
         verdict = "complete" if self.ok else "incomplete"
         return Card(f"RunReport: {verdict}", rows, [table] if layers else [], failed)
 
@@ -223,6 +226,9 @@ def _line(report: RunReport) -> str:
 
 
 def _trouble(report: RunReport) -> list[str]:
-    counts = ((report.counts.missing, "chunks missing"), (report.repeats, "repeats"), (report.failures, "failed"))
+    counts = (
+        (report.counts.missing, "chunks missing"), (report.counts.refused_or_absent, "of these refused or absent"),
+        (report.repeats, "repeats"), (report.failures, "failed"),
+    )  # fmt: skip
     silent = [f"silent: {' '.join(report.silent[:SILENT_NAMED])}"] if report.silent else []
     return [*(f"{count:,} {what}" for count, what in counts if count), *silent]

@@ -341,9 +341,10 @@ def check_missing(report: RunReport, most: float | None) -> None:
     counts = report.counts
     if most is None or counts.missing <= most:
         return
+    unsaid = f" or are refused (HTTP 403 is the answer to both for {counts.refused_or_absent:,} of them)"
     # No key is known if the records of earlier calls are incomplete.
     first = f"; the first: {counts.missing_keys[0]}" if counts.missing_keys else ""
     raise TooManyMissingError(
-        f"{counts.missing:,} storage chunks of the source do not exist, and max_missing (--max-missing) allows "
-        f"{most:,.0f}{first}. Finished blocks are kept; to resume, allow more."
+        f"{counts.missing:,} storage chunks of the source do not exist{unsaid if counts.refused_or_absent else ''}, "
+        f"and max_missing (--max-missing) allows {most:,.0f}{first}. Finished blocks are kept; to resume, allow more."
     )

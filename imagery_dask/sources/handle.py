@@ -108,6 +108,8 @@ class SourceHandle:
         """Add the counts of a read to those that are collected, or log what was missing."""
         if counts.missing:
             self.check()
+        if counts.refused_or_absent and self.path.startswith(GRAPHENE):
+            self._volume().data_has_metadata()  # raises if all is refused now, as with a token that has expired
         collecting = active_counts()
         if collecting is not None:
             collecting.include(counts)

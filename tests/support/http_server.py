@@ -69,12 +69,15 @@ class FileServer(LoggingServer[Request]):
         sent does not count, because its client may already send the next one.
     latency_s : float
         Every request waits this long before it is answered.
+    absent : tuple of int and bytes
+        Status and body of the answer for a file that does not exist.
     faults : callable or None
         ``faults(path, n)``, as in `LoggingServer`; ``n`` counts requests of all methods and ranges.
     """
 
     def __init__(self, root: str | Path, *, latency_s: float = 0.0, faults: FaultHook | None = None) -> None:
         self.root = Path(root).resolve()
+        self.absent: tuple[int, bytes] = HTTPStatus.NOT_FOUND, b"not found"
         super().__init__(_Handler, latency_s=latency_s, faults=faults)
 
     def count(self, which: str | Callable[[Request], bool] = "") -> int:
@@ -133,7 +136,8 @@ class _Handler(Handler):
             with suppress(FileNotFoundError):  # removed since
                 content = file.read_bytes()
         if content is None:
-            return HTTPStatus.NOT_FOUND, {"Content-Type": "text/plain"}, b"not found"
+            status, body = owner.absent
+            return status, {"Content-Type": "text/plain"}, body
         size = len(content)
         headers = {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
         if encoding is not None:

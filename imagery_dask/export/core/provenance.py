@@ -51,10 +51,12 @@ def root_of_regions(names: Sequence[str]) -> JsonObject:
 def what_was_missing(report: RunReport, volume: str) -> JsonObject:
     """Return the numbers of missing chunks, supervoxels without a root, and failed blocks of a finished run."""
     counts = report.counts_of.get(volume, ReadCounts())
+    unsaid = counts.refused_or_absent
     return {
         "finished": _now(),
         "source_chunks_missing": counts.missing,
         "source_chunks_missing_first": counts.missing_keys[:10],
+        **({"source_chunks_refused_or_absent": unsaid} if unsaid else {}),
         "supervoxels_without_root": counts.zero_roots,
         "blocks_failed": report.failures,
     }

@@ -20,7 +20,16 @@ from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.records.lease import HeldLease
 from imagery_dask.records.parts import refuse_parts
 from imagery_dask.records.receipts import chosen, counts_of, receipts_in
-from imagery_dask.records.runs import PLAN, Records, Run, missing_first, now, remove_unplanned, runs_in
+from imagery_dask.records.runs import (
+    PLAN,
+    Records,
+    Run,
+    missing_first,
+    now,
+    refused_or_absent_in,
+    remove_unplanned,
+    runs_in,
+)
 from imagery_dask.run import RunReport
 from imagery_dask.sources import ReadCounts
 
@@ -304,10 +313,12 @@ class StartedRun:
         kept = ~todo[numbers] & (True if counted is None else counted[numbers])
         receipts, numbers = chosen(receipts, kept), numbers[kept]
         report.done = report.before = len(receipts)
+        unsaid = refused_or_absent_in(self.records, receipts)
         report.written_bytes = report.before_bytes = int(receipts["written_bytes"].sum(dtype=np.uint64))
         for first, part in plan.parts:
             of_part = slice(*numbers.searchsorted([first, first + len(part.blocks)]))
             counts = counts_of(receipts[of_part])
+            counts.refused_or_absent = int(unsaid[of_part].sum())
             report.counts.add(counts)
             report.counts_of.setdefault(part.volume, ReadCounts()).add(counts)
         if report.counts.missing:

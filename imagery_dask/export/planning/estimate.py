@@ -144,7 +144,7 @@ class PlannedExport:
             again = "" if estimate.amplification is None else f", each {estimate.amplification:.3g} times"
             rows.append(("source requests", f"{estimate.source_chunks:,} storage chunks{again}"))
         if estimate.missing:
-            rows.append(("missing", f"{estimate.missing:.2%} of the chunks of the sample blocks do not exist"))
+            rows.append(("missing", f"{estimate.missing:.2%} of the chunks of the sample blocks are missing"))
         if estimate.supervoxels.high:
             asked = f"in {estimate.root_requests.text(_count)} requests"
             rows.append(("root lookups", f"{estimate.supervoxels.text(_count)} supervoxels, {asked}"))

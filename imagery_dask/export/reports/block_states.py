@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from imagery_dask.annotations import Array, JsonObject
 from imagery_dask.export.core.run_states import damaged_in
-from imagery_dask.records.runs import Records, time_of
+from imagery_dask.records.runs import Records, refused_or_absent_in, time_of
 
 __all__ = ["STATES", "Burst", "Outcomes", "bursts_of", "outcomes_of", "recent_rate"]
 
@@ -38,12 +38,15 @@ class Outcomes:
         Blocks that `verify` found damaged.
     states : ndarray of uint8
         Index into `STATES` for each block.
+    refused_or_absent : int
+        Missing chunks of which the server does not say if it refuses them.
     """
 
     receipts: Array
     failed: dict[int, JsonObject]
     damaged: tuple[int, ...]
     states: NDArray[np.uint8]
+    refused_or_absent: int
 
     @property
     def repeats(self) -> int:
@@ -92,7 +95,8 @@ def outcomes_of(records: Records, blocks: int) -> Outcomes:
         states[_numbers(receipts[some])] = state
     states[list(failed)] = FAILED
     states[list(damaged)] = BROKEN
-    return Outcomes(receipts, failed, damaged, states)
+    unsaid = int(refused_or_absent_in(records, receipts).sum())
+    return Outcomes(receipts, failed, damaged, states, unsaid)
 
 
 def bursts_of(receipts: Array) -> list[Burst]:

@@ -26,7 +26,7 @@ from imagery_dask.export.reports.block_states import NOT_DONE, Outcomes, bursts_
 from imagery_dask.export.reports.html_charts import COLORS, block_map, throughput
 from imagery_dask.humanize import human_bytes, human_count, human_time
 from imagery_dask.records.receipts import counts_of
-from imagery_dask.records.runs import Records, incomplete_in, ledger_rows
+from imagery_dask.records.runs import MISSING_CHUNK, REFUSED_OR_ABSENT, Records, incomplete_in, ledger_rows
 from imagery_dask.run import RunReport
 from imagery_dask.sources.volumes.addresses import check_scheme
 from imagery_dask.storage.atomic_files import WRITABLE, Files, check_writable, records_folder, split_prefix
@@ -42,6 +42,8 @@ Previews = Callable[[Sequence[StageBlocks]], Iterable[Preview]]
 
 FAILURES_SHOWN = 100
 MISSING_SHOWN = 100
+# Columns of the tables of what the source did not have, which are of chunks otherwise.
+COLUMNS = {"zero roots": "how many, and the first"}
 LONG = 300
 # In the first bytes of every report; the second in those of version 0.1.
 MARKS = (b'<meta name="generator" content="imagery_dask">', b"<title>Export to ")
@@ -223,9 +225,11 @@ def _numbers(plan: ExportPlan, report: RunReport, outcomes: Outcomes | None) -> 
     speed = report.mb_per_s
     if outcomes is not None:
         done, written, counts = len(outcomes.receipts), outcomes.total("written_bytes"), counts_of(outcomes.receipts)
+        counts.refused_or_absent = outcomes.refused_or_absent
         repeats, failed, damaged = outcomes.repeats, len(outcomes.failed), len(outcomes.damaged)
         seconds = sum(burst.seconds for burst in bursts_of(outcomes.receipts))
         speed = written / 1e6 / seconds if seconds else 0.0
+    unsaid = counts.refused_or_absent
     return [
         ("blocks written", f"{done:,} of {report.blocks:,}", done < report.blocks),
         ("voxels", human_count(plan.voxels), False),
@@ -234,6 +238,7 @@ def _numbers(plan: ExportPlan, report: RunReport, outcomes: Outcomes | None) -> 
         ("in which blocks were done, all calls", human_time(seconds), False),
         ("MB/s in this time", f"{speed:,.1f}", False),
         ("source chunks missing", f"{counts.missing:,}", counts.missing > 0),
+        *([("of these, refused or absent: HTTP 403 for both", f"{unsaid:,}", True)] if unsaid else []),
         ("supervoxels without a root", f"{counts.zero_roots:,}", counts.zero_roots > 0),
         ("attempts repeated", f"{repeats:,}", False),
         ("blocks failed", f"{failed:,}", failed > 0),
@@ -286,7 +291,7 @@ def _failures(report: RunReport, outcomes: Outcomes | None) -> _Table | None:
 
 def _gaps(records: Records, outcomes: Outcomes) -> list[_Table]:
     """List what the source did not have."""
-    rows: dict[str, list[list[object]]] = {"missing chunk": [], "zero roots": []}
+    rows: dict[str, list[list[object]]] = {MISSING_CHUNK: [], REFUSED_OR_ABSENT: [], "zero roots": []}
     counts: Counter[str] = Counter()
     for row in ledger_rows(records.lines("ledger"), incomplete_in(outcomes.receipts)):
         kind, gap = row["kind"], row.get("key")
@@ -295,10 +300,13 @@ def _gaps(records: Records, outcomes: Outcomes) -> list[_Table]:
             gap = f"{row['supervoxels']:,} supervoxels; {', '.join(row['first'])}"
         if len(rows[kind]) < MISSING_SHOWN:
             rows[kind].append([row["block"], row["name"], gap])
-    columns = {"missing chunk": "chunk", "zero roots": "how many, and the first"}
-    titles = {"missing chunk": "Missing chunks of the source", "zero roots": "Supervoxels without a root"}
+    titles = {
+        MISSING_CHUNK: "Missing chunks of the source",
+        REFUSED_OR_ABSENT: "Chunks of the source that are refused or absent: the server answers HTTP 403 for both",
+        "zero roots": "Supervoxels without a root",
+    }
     return [
-        _table(["number", "block", columns[kind]], shown, counts[kind], titles[kind])
+        _table(["number", "block", COLUMNS.get(kind, "chunk")], shown, counts[kind], titles[kind])
         for kind, shown in rows.items()
         if shown
     ]

@@ -88,6 +88,8 @@ class Status:
         Blocks in all; with a receipt; that failed and have no receipt.
     missing, zero_roots, repeats : int
         Storage chunks of the source that were missing, supervoxels without a root, attempts that were repeated.
+    refused_or_absent : int
+        Those among the missing chunks that may exist: the server answers HTTP 403 also for files that do not.
     written_bytes, voxels : int
         Bytes that are written, uncompressed; voxels of the first levels when all are.
     first, last : float or None
@@ -118,6 +120,7 @@ class Status:
     missing: int
     zero_roots: int
     repeats: int
+    refused_or_absent: int
     written_bytes: int
     voxels: int
     first: float | None
@@ -205,6 +208,7 @@ def _status(run: Run, holders: tuple[Holder, ...], now: float) -> Status:
         out=plan.url, kind=plan.kind, run=run.records.run, state=state, created=run.created, finished=run.finished,
         blocks=plan.blocks, done=done, failed=failed, missing=outcomes.total("missing"),
         zero_roots=outcomes.total("zero_roots"), repeats=outcomes.repeats,
+        refused_or_absent=outcomes.refused_or_absent,
         written_bytes=outcomes.total("written_bytes"), voxels=plan.voxels,
         first=float(receipts["finished"].min()) if done else None,
         last=float(receipts["finished"].max()) if done else None,

@@ -17,6 +17,7 @@ __all__ = [
     "PASSING_STATUS",
     "THROTTLING_STATUS",
     "brief",
+    "code_of",
     "forget_request",
     "kind_of",
     "pause_s",
@@ -46,11 +47,7 @@ def kind_of(error: Exception) -> str:
         "not there", "refused", "outside" (the byte range is beyond the end of the file), "passing" (try again) or
         "final".
     """
-    response, status = getattr(error, "response", None), status_of(error)
-    if isinstance(response, dict):  # botocore
-        code = str(response.get("Error", {}).get("Code", ""))
-    else:
-        code = str(getattr(error, "reason", "") or status)
+    code, status = code_of(error), status_of(error)
     if code in NOT_THERE_CODES or isinstance(error, FileNotFoundError):
         return "not there"
     if code in REFUSED_CODES or status in REFUSED_STATUS or isinstance(error, PermissionError):
@@ -60,6 +57,14 @@ def kind_of(error: Exception) -> str:
     if isinstance(error, (TypeError, ValueError)):  # among them those of requests for an invalid URL
         return "final"
     return "passing" if code in PASSING_CODES or status == 0 or status in PASSING_STATUS else "final"
+
+
+def code_of(error: Exception) -> str:
+    """Return the code that a bucket gives for a failure, such as ``ExpiredToken``; without one, the HTTP status."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):  # botocore
+        return str(response.get("Error", {}).get("Code", ""))
+    return str(getattr(error, "reason", "") or status_of(error))
 
 
 def status_of(error: Exception) -> int:

@@ -18,6 +18,7 @@ from functools import partial
 from http.client import HTTPConnection
 
 from imagery_dask.config import config
+from imagery_dask.errors import REFUSED_STATUS
 from imagery_dask.sources.files.connections import Server, give_back, open_idle, take_idle, variables
 from imagery_dask.sources.files.deadlines import TooSlowError
 from imagery_dask.sources.files.failures import THROTTLING_STATUS
@@ -212,7 +213,12 @@ class _Loop:
             with flight.response as response:
                 if not self._files.is_last(response, flight.asked.start is not None):
                     raise NotDirectError
-                return self._files.answer(response, flight.asked)
+                try:
+                    return self._files.answer(response, flight.asked)
+                except StatusError as error:
+                    if not _is_refused(error):
+                        raise
+                    return error  # a whole answer, after which the connection is used again
         except StatusError as error:
             if error.code in THROTTLING_STATUS:
                 self._files.link.overloaded(flight.sent)
@@ -223,7 +229,7 @@ class _Loop:
     def _finish(self, flight: _Flight, outcome: Outcome) -> None:
         del self._flights[flight.number]
         self._poll.unregister(flight.number)
-        if isinstance(outcome, Exception):
+        if isinstance(outcome, Exception) and not _is_refused(outcome):
             flight.connection.close()
         self._done.append((flight.index, outcome))
 
@@ -234,3 +240,7 @@ class _Loop:
                 self._finish(flight, TooSlowError("the answer was not complete in time; the server sends too slowly"))
             elif now > flight.heard + self._timeouts[1]:
                 self._finish(flight, TimeoutError("timed out"))
+
+
+def _is_refused(outcome: Outcome) -> bool:
+    return isinstance(outcome, StatusError) and outcome.code in REFUSED_STATUS

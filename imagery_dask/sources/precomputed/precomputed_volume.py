@@ -140,7 +140,8 @@ class PrecomputedVolume(StoredVolume):
                 yield by_cell[cell], blob
             return
         by_key = {self._key(mip, chunk): chunk for chunk in chunks}
-        for request, blob in self._transport.get_many([Request(key, most=self._largest[mip]) for key in by_key]):
+        requests = [Request(key, most=self._largest[mip], beside=self.metadata_name) for key in by_key]
+        for request, blob in self._transport.get_many(requests):
             yield by_key[request.key], blob
 
     def _block_size(self, mip: int) -> XYZ | None:
@@ -164,7 +165,8 @@ class PrecomputedVolume(StoredVolume):
     def _stored_again(self, mip: int, chunk: Chunk) -> Blob | None:
         level = self.layer.mips[mip]
         if not level.is_sharded:
-            return self._transport.get(Request(self._key(mip, chunk), fresh=True, most=self._largest[mip]))
+            request = Request(self._key(mip, chunk), None, None, True, self._largest[mip], self.metadata_name)
+            return self._transport.get(request)
         return self._sharded(mip).get_again(_cell(chunk))
 
     def _decode(self, mip: int, chunk: Chunk, blob: Blob) -> Array:

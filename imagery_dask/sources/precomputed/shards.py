@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 import mmh3
@@ -28,6 +29,8 @@ from imagery_dask.sources.requests.transport import Blob, Request, Transport
 
 __all__ = ["ShardedChunks", "morton_codes"]
 
+# A file that is readable, beside the folders of shards (`Request.beside`).
+INFO = "info"
 SHARD_INDICES_KEPT = 4096
 MINISHARD_INDICES_KEPT = 16384
 # An index with a larger shard is invalid.
@@ -44,8 +47,8 @@ class _Broken(str):
     """The reason why an index could not be read, in place of it."""
 
 
-# An index; None if there is none, as in a shard without a file.
-Found = Index | _Broken | None
+# An index; None if there is none, as in a shard without a file; `Blob.refused_or_absent` if the server does not say.
+Found = Index | _Broken | Blob | None
 
 
 class _Kept(Generic[Key]):
@@ -60,8 +63,9 @@ class _Kept(Generic[Key]):
         new = read([key for key in keys if key not in self._found])
         found = {key: new[key] if key in new else self._found[key] for key in keys}
         for key, index in found.items():
-            self._found[key] = index
-            self._found.move_to_end(key)
+            if not isinstance(index, Blob):  # which is refused now, and need not be later
+                self._found[key] = index
+                self._found.move_to_end(key)
         while len(self._found) > self._most:
             self._found.popitem(last=False)
         return found
@@ -102,7 +106,8 @@ class ShardedChunks:
     def get_many(self, cells: Sequence[Vec3[int]]) -> Iterator[tuple[Vec3[int], Blob | None]]:
         """Yield storage chunks with their position in the grid of chunks; None for a missing chunk.
 
-        `Blob.damage` describes damage of an index or of the bytes it points to.
+        `Blob.damage` describes damage of an index or of the bytes it points to. A chunk is `Blob.refused_or_absent` if
+        its shard is.
         """
         with self._lock:
             places = self._places(cells)
@@ -111,9 +116,9 @@ class ShardedChunks:
             if isinstance(place, tuple):
                 stored.append(Place(cell, *place))
             else:
-                yield cell, None if place is None else Blob(b"", damage=place)
-        for cell, blob in get_ranges(self._transport, stored):
-            yield cell, None if blob is None else Blob(blob.content, self._data_encoding, blob.damage)
+                yield cell, _unread(place)
+        for cell, blob in get_ranges(self._transport, stored, INFO):
+            yield cell, None if blob is None else replace(blob, encoding=self._data_encoding)
 
     def get_again(self, cell: Vec3[int]) -> Blob | None:
         """Fetch a storage chunk that did not decode, bypassing caches, with indices that are read again.
@@ -124,9 +129,9 @@ class ShardedChunks:
             self._forget()
             place = self._places([cell], fresh=True)[cell]
         if not isinstance(place, tuple):
-            return None if place is None else Blob(b"", damage=place)
-        blob = self._transport.get(Request(*place, fresh=True))
-        return None if blob is None else Blob(blob.content, self._data_encoding, blob.damage)
+            return _unread(place)
+        blob = self._transport.get(Request(*place, fresh=True, beside=INFO))
+        return None if blob is None else replace(blob, encoding=self._data_encoding)
 
     def _forget(self) -> None:
         # By number of the shard; and by that and the number of the minishard.
@@ -135,8 +140,8 @@ class ShardedChunks:
 
     def _places(
         self, cells: Sequence[Vec3[int]], fresh: bool = False
-    ) -> dict[Vec3[int], tuple[str, int, int] | _Broken | None]:
-        """Return the file and byte range of each chunk, None if no index has it, or the damage of its index."""
+    ) -> dict[Vec3[int], tuple[str, int, int] | _Broken | Blob | None]:
+        """Return the file and byte range of each chunk, None if no index has it, or why its index was not read."""
         codes = morton_codes(cells, self._cells)
         minishards = [self._minishard_of(code) for code in codes]
         shards = self._shards.get(
@@ -157,8 +162,8 @@ class ShardedChunks:
             hashed = mmh3.hash64(hashed.to_bytes(8, "little"), x64arch=False, signed=False)[0]
         return hashed // self._minishards % 2**self._shard_bits, hashed % self._minishards
 
-    def _place(self, code: int, shard: int, index: Found) -> tuple[str, int, int] | _Broken | None:
-        if index is None or isinstance(index, _Broken):
+    def _place(self, code: int, shard: int, index: Found) -> tuple[str, int, int] | _Broken | Blob | None:
+        if index is None or isinstance(index, (_Broken, Blob)):
             return index
         at = int(np.searchsorted(index[:, 0], np.uint64(code)))
         if at == len(index) or int(index[at, 0]) != code:
@@ -170,7 +175,8 @@ class ShardedChunks:
         return f"{self._key}/{shard:0{-(-self._shard_bits // 4)}x}.shard"
 
     def _read_shards(self, shards: list[int], fresh: bool) -> dict[int, Found]:
-        requests = {Request(self._file(shard), 0, RANGE * self._minishards, fresh): shard for shard in shards}
+        size = RANGE * self._minishards
+        requests = {Request(self._file(shard), 0, size, fresh, beside=INFO): shard for shard in shards}
         return {
             requests[request]: self._parsed(blob, self._shard_index, f"the shard index of {request.key}")
             for request, blob in self._transport.get_many(requests)
@@ -183,24 +189,27 @@ class ShardedChunks:
         requests: dict[Request, tuple[int, int]] = {}
         for shard, minishard in minishards:
             index = shards[shard]
-            if index is None or isinstance(index, _Broken):
+            if index is None or isinstance(index, (_Broken, Blob)):
                 found[shard, minishard] = index
                 continue
             start, stop = (int(end) for end in index[minishard])
             if start == stop:  # no chunk of it is stored
                 found[shard, minishard] = None
             else:
-                requests[Request(self._file(shard), start, stop, fresh)] = shard, minishard
+                requests[Request(self._file(shard), start, stop, fresh, beside=INFO)] = shard, minishard
         for request, blob in self._transport.get_many(requests):
             what = f"a minishard index of {request.key}"
-            gone = _Broken(f"{what} is broken: the file disappeared while it was read")
-            found[requests[request]] = gone if blob is None else self._parsed(blob, self._minishard_index, what)
+            if blob is None or blob.refused_or_absent:
+                how = "disappeared" if blob is None else "was removed or refused"
+                found[requests[request]] = _Broken(f"{what} is broken: the file {how} while it was read")
+            else:
+                found[requests[request]] = self._parsed(blob, self._minishard_index, what)
         return found
 
     def _parsed(self, blob: Blob | None, parse: Callable[[bytes], Index], what: str) -> Found:
         """Return an index, or the reason why it is none: it has no checksum, and chunks that it lacks are missing."""
-        if blob is None:
-            return None
+        if blob is None or blob.refused_or_absent:
+            return blob
         try:
             return parse(bytes(blob.decompressed()))
         except Exception as error:  # of any decompressor
@@ -256,6 +265,11 @@ def morton_codes(cells: Sequence[Vec3[int]], counts: Vec3[int]) -> list[int]:
         bit = np.uint64(places[:place].count(axis))
         codes |= (at[:, axis] >> bit & np.uint64(1)) << np.uint64(place)
     return [int(code) for code in codes]
+
+
+def _unread(place: _Broken | Blob | None) -> Blob | None:
+    """Return a chunk that no index refers to."""
+    return Blob(b"", damage=place) if isinstance(place, _Broken) else place
 
 
 def _encoding(name: object) -> str | None:

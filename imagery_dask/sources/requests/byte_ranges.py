@@ -28,17 +28,22 @@ class Place(Generic[Item]):
     stop: int
 
 
-def get_ranges(transport: Transport, places: Iterable[Place[Item]]) -> Iterator[tuple[Item, Blob | None]]:
-    """Yield the bytes of each item as stored, without compression; None if its file does not exist."""
+def get_ranges(
+    transport: Transport, places: Iterable[Place[Item]], beside: str | None = None
+) -> Iterator[tuple[Item, Blob | None]]:
+    """Yield the bytes of each item as stored, without compression; None if its file does not exist.
+
+    `beside` is that of each `Request`.
+    """
     of_files: dict[str, list[Place[Item]]] = {}
     for place in places:
         of_files.setdefault(place.file, []).append(place)
     runs = [run for of_file in of_files.values() for run in _runs(of_file)]
-    requests = [Request(run[0].file, run[0].start, run[-1].stop) for run in runs]
+    requests = [Request(run[0].file, run[0].start, run[-1].stop, beside=beside) for run in runs]
     for run, (request, blob) in zip(runs, transport.get_many(requests), strict=True):
         for place in run:
-            if blob is None:
-                yield place.item, None
+            if blob is None or blob.refused_or_absent:
+                yield place.item, blob
                 continue
             offset = place.start - (request.start or 0)
             content = blob.content[offset : offset + place.stop - place.start]

@@ -42,6 +42,11 @@ class ReadCounts:
         Storage chunks inside the volume that do not exist and were filled with 0.
     missing_keys : list of str
         Keys of the missing chunks: all of one block, the first few of many blocks (`add`).
+    refused_or_absent : int
+        Those among the missing chunks that may exist: the server refuses them (HTTP 403), as it does files that do not
+        exist.
+    refused_or_absent_keys : list of str
+        Their keys, as many as of the missing ones.
     not_stored : int
         Chunks that do not exist because the format need not store them (zarr's fill value).
     requests : int
@@ -65,6 +70,8 @@ class ReadCounts:
     stored_bytes: int = 0
     missing: int = 0
     missing_keys: list[str] = field(default_factory=list)
+    refused_or_absent: int = 0
+    refused_or_absent_keys: list[str] = field(default_factory=list)
     not_stored: int = 0
     requests: int = 0
     retries: int = 0
@@ -81,7 +88,7 @@ class ReadCounts:
     def add(self, other: ReadCounts) -> None:
         """Add the counts of another block, keeping only the first few missing keys."""
         self.include(other)
-        del self.missing_keys[KEYS_KEPT:]
+        del self.missing_keys[KEYS_KEPT:], self.refused_or_absent_keys[KEYS_KEPT:]
 
     def include(self, other: ReadCounts) -> None:
         """Add the counts of another read of the same block, keeping every missing key."""
@@ -89,6 +96,8 @@ class ReadCounts:
         self.stored_bytes += other.stored_bytes
         self.missing += other.missing
         self.missing_keys += other.missing_keys
+        self.refused_or_absent += other.refused_or_absent
+        self.refused_or_absent_keys += other.refused_or_absent_keys
         self.not_stored += other.not_stored
         self.requests += other.requests
         self.retries += other.retries
@@ -97,6 +106,14 @@ class ReadCounts:
         self.ids_sent += other.ids_sent
         self.zero_roots += other.zero_roots
         self.zero_root_ids = (self.zero_root_ids + other.zero_root_ids)[:KEYS_KEPT]
+
+    def miss(self, key: str, refused_or_absent: bool = False) -> None:
+        """Count a missing chunk."""
+        self.missing += 1
+        self.missing_keys.append(key)
+        if refused_or_absent:
+            self.refused_or_absent += 1
+            self.refused_or_absent_keys.append(key)
 
     def add_zero_roots(self, supervoxels: NDArray[np.uint64]) -> None:
         """Count supervoxels that have no root."""

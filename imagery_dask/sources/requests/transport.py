@@ -2,8 +2,8 @@
 
 cloud-files' HTTP reader returns None for both 403 and 404, and retries refused requests for minutes. Here a key
 *exists*, is *missing* (None), is *refused* (`AccessRefusedError`), or the read fails, and only transient failures are
-retried. Bytes that fail a check are returned with a `Blob.damage`, since the code that decodes them decides what to
-read again.
+retried. Where a server does not say if a chunk is missing or refused, it is `Blob.refused_or_absent`. Bytes that fail a
+check are returned with a `Blob.damage`, since the code that decodes them decides what to read again.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from imagery_dask.sources.files.fetching import NotDirectError, fetch
 from imagery_dask.sources.files.http_files import Answer, Asked, HttpFiles, size_limit
 from imagery_dask.sources.files.local_files import FORMAT_SUFFIX, LocalFiles, local_folder
 from imagery_dask.sources.requests import credentials
+from imagery_dask.sources.requests.absence import AbsenceControl, says_no_reason
 from imagery_dask.sources.requests.counts import count_request, count_throttled
 from imagery_dask.sources.requests.throttle import request_slots
 from imagery_dask.urls import is_safe_for_tokens, location_of, name_in_url, server_of, without_secrets
@@ -61,6 +62,9 @@ class Request:
         Bypass caches, for bytes that did not decode.
     most : int
         Largest possible size of the file. No more bytes are kept, and a larger file is damaged.
+    beside : str, optional
+        A file that was readable, for one that need not exist. If the server also refuses a file that surely does not
+        exist beside it, a refusal of `key` is no error, but `Blob.refused_or_absent`.
     """
 
     key: str
@@ -68,6 +72,7 @@ class Request:
     stop: int | None = None
     fresh: bool = False
     most: int = LARGEST_FILE
+    beside: str | None = None
 
     @property
     def size_limit(self) -> int:
@@ -79,13 +84,15 @@ class Request:
 class Blob:
     """Bytes as stored, their compression, a description of their damage, and when a server says they were written.
 
-    Large ones are the memory in which they were received, which is no `bytes` but a buffer.
+    Large ones are the memory in which they were received, which is no `bytes` but a buffer. With `refused_or_absent`
+    there are none: the server answers HTTP 403 for files that do not exist, too (`Request.beside`).
     """
 
     content: bytes | memoryview
     encoding: str | None = None
     damage: str = ""
     modified: str | None = None
+    refused_or_absent: bool = False
 
     def decompressed(self, most: int = LARGEST_FILE) -> bytes | memoryview:
         """Return the bytes without the transport's compression (gzip, brotli, ...), of which there are at most `most`.
@@ -97,6 +104,10 @@ class Blob:
         if not self.encoding:
             return self.content
         return decompress(bytes(self.content), self.encoding, most)
+
+
+# Damaged, so that no code takes it for an empty file.
+REFUSED_OR_ABSENT = Blob(b"", damage="the server does not say if it is absent or refused", refused_or_absent=True)
 
 
 class Transport:
@@ -115,6 +126,7 @@ class Transport:
         self.cloudpath = cloudpath
         self._get_once: Callable[[Request], Blob | None]
         self.is_remote = True
+        self._control = AbsenceControl(without_secrets(cloudpath), lambda key: self.get(Request(key)) is not None)
         self._server = server_of(cloudpath)
         folder = local_folder(cloudpath)
         self._folder = None if folder is None else LocalFiles(folder)
@@ -148,7 +160,8 @@ class Transport:
         Raises
         ------
         AccessRefusedError
-            If the storage answers 401, 403 or an equivalent error.
+            If the storage answers 401, 403 or an equivalent error, unless `Request.beside` shows that this is its
+            answer for a file that does not exist.
         SourceError
             If the read fails for another reason, after retries if the failure is transient.
         """
@@ -170,6 +183,8 @@ class Transport:
                 if kind == "not there":
                     return None
                 if kind == "refused":
+                    if request.beside and says_no_reason(error) and self._control.hides_absence(request.beside):
+                        return REFUSED_OR_ABSENT
                     refused = self._refused(request.key, error)
                     forget_request(error)
                     raise refused from error
@@ -247,8 +262,7 @@ class Transport:
     def _refused(self, key: str, reason: object) -> AccessRefusedError:
         return AccessRefusedError(
             f"Access was refused to {self._name(key)} ({brief(reason)}). Check the credentials that this process "
-            "finds (environment, ~/.cloudvolume/secrets), or ask for read permission. A store that answers 403 for "
-            "objects that do not exist must also allow listing."
+            "finds (environment, ~/.cloudvolume/secrets), or ask for read permission."
         )
 
 

@@ -37,6 +37,8 @@ Layout = Literal["F", "C"]
 Relabel = Callable[[Array], Array]
 # A chunk that does not decode is fetched this often, in case it was damaged in transit or read while being written.
 DECODE_ATTEMPTS = 3
+REFUSED_OR_ABSENT = "is absent or refused: the server answers HTTP 403 in both cases and does not say which"
+LET_LIST = ", or have listing of the bucket allowed, which lets the two be told apart"
 
 
 class NotKept(Exception):  # noqa: N818
@@ -109,7 +111,10 @@ class StoredVolume(ABC):
 
     @abstractmethod
     def _stored(self, mip: int, chunks: Collection[Chunk]) -> Generator[Fetched, None, None]:
-        """Yield chunks as stored, in any order; None for one that does not exist."""
+        """Yield chunks as stored, in any order; None for one that does not exist.
+
+        Requests for chunks name a file `beside`, so that servers that refuse what does not exist are understood.
+        """
 
     @abstractmethod
     def _stored_again(self, mip: int, chunk: Chunk) -> Blob | None:
@@ -339,20 +344,20 @@ class StoredVolume(ABC):
 
     def _counted(self, reading: _Reading, chunk: Chunk, blob: Blob | None) -> Blob | None:
         """Count a chunk's bytes and return it, or count it as missing and return None."""
-        if blob is not None:
+        if blob is not None and not blob.refused_or_absent:
             reading.counts.stored_bytes += len(blob.content)
             return blob
-        if self._absent(reading.mip) is not None:
+        if blob is None and self._absent(reading.mip) is not None:
             reading.counts.not_stored += 1
             return None
         key = self._key(reading.mip, chunk)
         if reading.missing == "error":
+            what, remedy = ("does not exist", "") if blob is None else (REFUSED_OR_ABSENT, LET_LIST)
             raise MissingChunkError(
-                f"Storage chunk {key} of {self.path} does not exist, and missing='error' was given. "
-                "Pass missing='fill' to fill its voxels with 0 and count it."
+                f"Storage chunk {key} of {self.path} {what}, and missing='error' was given. "
+                f"Pass missing='fill' to fill its voxels with 0 and count it{remedy}."
             )
-        reading.counts.missing += 1
-        reading.counts.missing_keys.append(key)
+        reading.counts.miss(key, refused_or_absent=blob is not None)
         return None
 
     def _assemble(

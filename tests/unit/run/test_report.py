@@ -42,6 +42,16 @@ def test_lines_have_progress_speed_and_problems(capfd: pytest.CaptureFixture[str
     assert last.startswith("399 of 400 blocks (99.7%), 39.9 MB/s")
 
 
+def test_chunks_that_may_be_refused_are_named_apart() -> None:
+    one = report(120, repeats=2)
+    one.counts.missing = 3
+    assert "refused" not in repr(one)
+    one.counts.refused_or_absent = 2
+    one.counts_of["image"] = one.counts
+    assert "3 chunks missing, 2 of these refused or absent, 2 repeats" in repr(one)
+    assert "of these, refused or absent" in one._repr_html_()
+
+
 def test_the_last_line_is_printed_once_also_after_an_interrupt(
     capfd: pytest.CaptureFixture[str], configure: Configure
 ) -> None:

@@ -44,6 +44,19 @@ def test_the_sum_of_many_blocks_keeps_the_first_few() -> None:
     assert total.first(8) == [*(f"0 {number}" for number in range(7)), "1 0"]
 
 
+def test_chunks_that_may_be_refused_are_missing_and_counted_apart() -> None:
+    block, total = ReadCounts(), ReadCounts()
+    block.miss("a")
+    for number in range(2 * KEYS_KEPT):
+        block.miss(f"b {number}", refused_or_absent=True)
+    assert (block.missing, block.refused_or_absent) == (2 * KEYS_KEPT + 1, 2 * KEYS_KEPT)
+    assert block.missing_keys == ["a", *block.refused_or_absent_keys]
+    total.add(block)
+    total.add(block)
+    assert (total.missing, total.refused_or_absent) == (4 * KEYS_KEPT + 2, 4 * KEYS_KEPT)
+    assert len(total.refused_or_absent_keys) == KEYS_KEPT
+
+
 def test_requests_are_counted_in_the_context_that_caused_them() -> None:
     count_request(repeated=False)  # without a collector, nothing is counted
     with ThreadPoolExecutor(4) as pool, collect_counts() as block:
