@@ -26,6 +26,7 @@ from dask.array.core import slices_from_chunks
 from dask.base import get_scheduler, tokenize
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
+from dask.system import CPU_COUNT
 
 from imagery_dask.annotations import Array, Keywords
 from imagery_dask.arrays.cutout_array import CutoutArray, CutoutSlice, basic_parts
@@ -116,13 +117,15 @@ def _scheduler(array: da.Array, options: Keywords) -> Any:
     return get_scheduler(get=options.get("get"), scheduler=scheduler, collections=[array])
 
 
+# Bytes of a result that one thread reads at once. Its chunks are written into the result as they arrive.
+READ_AT_ONCE = 64 * 2**20
 # Options of ``compute`` that dask takes for itself; the others are the scheduler's.
 NOT_OF_SCHEDULERS = ("get", "scheduler", "optimize_graph", "traverse")
 
 
 def _fill(scheduler: Any, array: da.Array, part: CutoutSlice, options: Keywords) -> Array:
     """Voxels of a cutout whose blocks this process reads into one array."""
-    part, regions = part.with_layout("F"), slices_from_chunks(array.chunks)
+    part, regions = part.with_layout("F"), slices_from_chunks(_joined(array.chunks, array.dtype.itemsize))
     name = f"{array.name}-{uuid4().hex}"
     options = {name: value for name, value in options.items() if name not in NOT_OF_SCHEDULERS}
     if len(regions) == 1:
@@ -138,6 +141,21 @@ def _fill(scheduler: Any, array: da.Array, part: CutoutSlice, options: Keywords)
     tasks = {(name, n): (read, region) for n, region in enumerate(regions)}
     scheduler(tasks, list(tasks), **options)
     return voxels
+
+
+def _joined(chunks: Sequence[Sequence[int]], itemsize: int) -> list[tuple[int, ...]]:
+    """Return blocks that are joined up to `READ_AT_ONCE`, but still one for each thread.
+
+    Each block waits for a server on its own, and reads the indices of shards.
+    """
+    joined = [tuple(along) for along in chunks]
+    while math.prod(map(len, joined)) >= 2 * CPU_COUNT:
+        longest = max(range(len(joined)), key=lambda axis: len(joined[axis]))
+        along = joined[longest]
+        if 2 * itemsize * math.prod(map(max, joined)) > READ_AT_ONCE:
+            break
+        joined[longest] = tuple(sum(along[n : n + 2]) for n in range(0, len(along), 2))
+    return joined
 
 
 def _gather(client: Client, array: da.Array, source: CutoutArray) -> Array:
