@@ -1,7 +1,7 @@
 """The Python blocks of the documentation run, in their order, in an empty folder and without a network.
 
 Blocks that begin with ```python are run; those that need something else (a cluster, a bucket, torch) begin with ```py.
-A block that imports one of `OPTIONAL` is left out where that is not installed.
+A block that imports one of `OPTIONAL` is left out where that is not installed, and a page of `NEEDS` is skipped.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LISTINGS = {"reference/settings.md"}
 # Packages that `imagery_dask` does not need.
 OPTIONAL = ("lsd_lite",)
+# Packages that all blocks of a page need.
+NEEDS = {"how-to/stacks.md": ("dask_image", "h5py", "tifffile")}
 ABSENT = [name for name in OPTIONAL if find_spec(name) is None]
 
 
@@ -39,6 +41,9 @@ def test_pages_with_examples_are_found() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_the_examples_of_a_page_run(page: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    for name in NEEDS.get(str(page.relative_to(DOCS)), ()):
+        if find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
     cache = tmp_path_factory.getbasetemp() / "cache"
     script = "import matplotlib\nmatplotlib.use('agg')\n" + "\n".join(blocks_of(page))
     done = subprocess.run(
