@@ -198,6 +198,31 @@ def test_faults_of_a_server_are_told_apart(kind: str, serve: Serve, data: Any, m
 
 
 @formats
+def test_chunks_that_may_be_refused_are_counted_apart(kind: str, serve: Serve, data: Any) -> None:
+    """A bucket that answers 403 for files that do not exist, among them metadata of other formats."""
+    server, path = serve(kind)
+    server.absent = 403, b""
+    chunk_file(kind, server.root / "em").unlink()
+    volume = open_volume(path.replace("zarr2:", "zarr:").replace("zarr3:", "zarr:"))
+    read, counts = volume.read(0, whole(), "fill")
+    assert 0 < counts.refused_or_absent == counts.missing == len(counts.refused_or_absent_keys) < CHUNKS
+    assert counts.not_stored == 0
+    gone = read[..., 0] != data
+    assert 0 < gone.sum() < data.size
+    assert not read[..., 0][gone].any()
+    with pytest.raises(MissingChunkError, match="is absent or refused"):
+        volume.read(0, whole(), "error")
+
+
+@pytest.mark.parametrize(("kind", "name"), [("zarr2", "zarr.json"), ("zarr2", ".zattrs"), ("n5", "s1/attributes.json")])
+def test_metadata_that_is_refused_is_an_error_where_absent_files_are_404(kind: str, name: str, serve: Serve) -> None:
+    server, path = serve(kind)
+    server.faults = lambda asked, n: Fault(status=403) if asked == f"/em/{name}" else None
+    with pytest.raises(AccessRefusedError, match=re.escape(name)):
+        open_volume(path.replace("zarr2:", "zarr:"))
+
+
+@formats
 def test_new_metadata_is_noticed(kind: str, tmp_path: Path, data: Any) -> None:
     path = write_stored(kind, tmp_path / "em", data, OFFSET)
     volume = open_volume(path)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import replace
 from typing import Generic, TypeVar
 
 import mmh3
@@ -118,7 +117,7 @@ class ShardedChunks:
             else:
                 yield cell, _unread(place)
         for cell, blob in get_ranges(self._transport, stored, INFO):
-            yield cell, None if blob is None else replace(blob, encoding=self._data_encoding)
+            yield cell, self._encoded(blob)
 
     def get_again(self, cell: Vec3[int]) -> Blob | None:
         """Fetch a storage chunk that did not decode, bypassing caches, with indices that are read again.
@@ -131,7 +130,13 @@ class ShardedChunks:
         if not isinstance(place, tuple):
             return _unread(place)
         blob = self._transport.get(Request(*place, fresh=True, beside=INFO))
-        return None if blob is None else replace(blob, encoding=self._data_encoding)
+        return self._encoded(blob)
+
+    def _encoded(self, blob: Blob | None) -> Blob | None:
+        """Return a chunk with its compression."""
+        if blob is None or blob.refused_or_absent:
+            return blob
+        return Blob(blob.content, self._data_encoding, blob.damage)
 
     def _forget(self) -> None:
         # By number of the shard; and by that and the number of the minishard.

@@ -28,8 +28,9 @@ EMPTY = np.uint64(2**64 - 1)
 RANGE_BYTES, CHECKSUM_BYTES = 16, 4
 LARGEST_SHARD = 2**50
 
-# First byte and number of bytes of each chunk; why the index is broken; None of a shard that is not stored.
-Index = NDArray[np.uint64] | str | None
+# First byte and number of bytes of each chunk; why the index is broken; None of a shard that is not stored;
+# `Blob.refused_or_absent` if the server does not say.
+Index = NDArray[np.uint64] | str | Blob | None
 
 
 class ShardFiles:
@@ -45,12 +46,16 @@ class ShardFiles:
         Its folder with a slash at the end, or "".
     largest_chunk : int
         Size that no stored chunk exceeds, in bytes.
+    metadata_name : str
+        The volume's metadata, which is readable (`Request.beside`).
     """
 
-    def __init__(self, transport: Transport, array: ArrayFormat, prefix: str, largest_chunk: int) -> None:
+    def __init__(
+        self, transport: Transport, array: ArrayFormat, prefix: str, largest_chunk: int, metadata_name: str
+    ) -> None:
         assert array.shard is not None
         self._transport, self._array, self._shard, self._prefix = transport, array, array.shard, prefix
-        self._largest_chunk = largest_chunk
+        self._largest_chunk, self._beside = largest_chunk, metadata_name
         self._counts = tuple(own // part for own, part in zip(self._shard.shape, array.chunk, strict=True))
         self._size = RANGE_BYTES * int(np.prod(self._counts, dtype=object)) + CHECKSUM_BYTES * self._shard.has_checksum
         self._lock = threading.Lock()  # so that threads that need the same index read it once
@@ -78,18 +83,18 @@ class ShardFiles:
         places = []
         for item, position in positions.items():
             index = indices[files[item]]
-            place: str | tuple[int, int] | None
-            place = index if index is None or isinstance(index, str) else self._place(index, position, files[item])
+            place: str | tuple[int, int] | Blob | None
+            place = self._place(index, position, files[item]) if isinstance(index, np.ndarray) else index
             if isinstance(place, tuple):
                 places.append(Place(item, files[item], *place))
             else:
-                yield item, None if place is None else Blob(b"", damage=place)
+                yield item, Blob(b"", damage=place) if isinstance(place, str) else place
         if fresh:
             for place_ in places:
-                blob = self._transport.get(Request(place_.file, place_.start, place_.stop, fresh=True))
-                yield place_.item, blob
+                request = Request(place_.file, place_.start, place_.stop, fresh=True, beside=self._beside)
+                yield place_.item, self._transport.get(request)
             return
-        yield from get_ranges(self._transport, places)
+        yield from get_ranges(self._transport, places, self._beside)
 
     def _place(self, index: NDArray[np.uint64], position: Shape, file: str) -> str | tuple[int, int] | None:
         inside = tuple(at % count for at, count in zip(position, self._counts, strict=True))
@@ -105,12 +110,12 @@ class ShardFiles:
         found = {file: self._indices[key] for file, key in keys.items() if key in self._indices and not fresh}
         start = -self._size if self._shard.at_end else 0
         stop = None if self._shard.at_end else self._size
-        requests = [Request(file, start, stop, fresh) for file in files if file not in found]
+        requests = [Request(file, start, stop, fresh, beside=self._beside) for file in files if file not in found]
         for request, blob in self._transport.get_many(requests):
             found[request.key] = self._parsed(blob, request.key)
         for file, key in keys.items():
             self._indices.pop(key, None)
-            if self._stamp(file) is not None:
+            if self._stamp(file) is not None and not isinstance(found[file], Blob):
                 self._indices[key] = found[file]
         while len(self._indices) * self._size > INDEX_BYTES_KEPT:
             self._indices.popitem(last=False)
@@ -121,8 +126,8 @@ class ShardFiles:
         return () if self._transport.is_remote else self._transport.stamp(file)
 
     def _parsed(self, blob: Blob | None, file: str) -> Index:
-        if blob is None:
-            return None
+        if blob is None or blob.refused_or_absent:
+            return blob
         try:
             content = memoryview(blob.decompressed()).cast("B")
             if len(content) != self._size:

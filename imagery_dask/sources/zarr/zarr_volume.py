@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from imagery_dask.annotations import Array, JsonObject
-from imagery_dask.errors import InvalidInfoError, SourceNotFoundError
+from imagery_dask.errors import AccessRefusedError, InvalidInfoError, SourceNotFoundError
 from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.labels import are_ids
@@ -122,7 +122,7 @@ class ZarrVolume(StoredVolume):
         if node.array is not None:
             return node, [node]
         names = self._names(node)
-        found = _read_nodes(self._transport, [f"{name}/" for name in names], (node.format,))
+        found = _read_nodes(self._transport, [f"{name}/" for name in names], (node.format,), node.name)
         absent = [name for name, level in zip(names, found, strict=True) if level is None or level.array is None]
         if absent and node.format == "n5" and not node.attributes.get("multiscales"):
             found = found[: names.index(absent[0])]  # s0, s1, ... as far as they go
@@ -260,14 +260,15 @@ class ZarrVolume(StoredVolume):
                 yield by_cell[cell], blob
             return
         by_key = {self._key(mip, chunk): chunk for chunk in chunks}
-        requests = [Request(key, most=self._largest[mip]) for key in by_key]
+        requests = [Request(key, most=self._largest[mip], beside=self.metadata_name) for key in by_key]
         for request, blob in self._transport.get_many(requests):
             yield by_key[request.key], blob
 
     def _stored_again(self, mip: int, chunk: Chunk) -> Blob | None:
         level = self._levels[mip]
         if level.array.shard is None:
-            return self._transport.get(Request(self._key(mip, chunk), fresh=True, most=self._largest[mip]))
+            request = Request(self._key(mip, chunk), None, None, True, self._largest[mip], self.metadata_name)
+            return self._transport.get(request)
         ((_, blob),) = self._sharded(mip).get_many({chunk.cell: level.position(chunk)}, fresh=True)
         return blob
 
@@ -317,7 +318,8 @@ class ZarrVolume(StoredVolume):
         with self._lock:
             if mip not in self._shards:
                 level = self._levels[mip]
-                self._shards[mip] = ShardFiles(self._transport, level.array, level.prefix, self._largest[mip])
+                of_mip = level.array, level.prefix, self._largest[mip]
+                self._shards[mip] = ShardFiles(self._transport, *of_mip, self.metadata_name)
             return self._shards[mip]
 
 
@@ -334,7 +336,7 @@ def _labels_in(transport: Transport, node: _Node | None) -> list[str]:
     """Return the names of the labels of an OME-Zarr image."""
     if node is None or node.array is not None or node.format == "n5":
         return []
-    (labels,) = _read_nodes(transport, ["labels/"], (node.format,))
+    (labels,) = _read_nodes(transport, ["labels/"], (node.format,), node.name)
     names = None if labels is None else _ome(labels).get("labels")
     return [str(name) for name in names] if isinstance(names, list) else []
 
@@ -345,17 +347,28 @@ def _ome(node: _Node) -> JsonObject:
     return ome if isinstance(ome, dict) else node.attributes
 
 
-def _read_nodes(transport: Transport, prefixes: list[str], formats: Collection[str]) -> list[_Node | None]:
-    """Return the groups and arrays in folders; None where there is none."""
+def _read_nodes(
+    transport: Transport, prefixes: list[str], formats: Collection[str], beside: str | None = None
+) -> list[_Node | None]:
+    """Return the groups and arrays in folders; None where there is none.
+
+    Without a file that is readable `beside`, files that are refused need not exist if another one does.
+    """
     names = [name for name, format_ in FORMAT_OF.items() if format_ in formats]
     found: dict[str, _Node] = {}
+    refusals: dict[str, AccessRefusedError] = {}
     for name in names:
         left = [prefix for prefix in prefixes if prefix not in found]
-        requests = {Request(prefix + name, most=LARGEST_METADATA): prefix for prefix in left}
-        answers = {requests[request]: blob for request, blob in transport.get_many(requests)}
-        there = {prefix: blob for prefix, blob in answers.items() if blob is not None}
+        requests = {Request(prefix + name, most=LARGEST_METADATA, beside=beside): prefix for prefix in left}
+        try:
+            there = {requests[request]: blob for request, blob in transport.get_many(requests) if _is_there(blob)}
+        except AccessRefusedError as error:
+            if beside is not None:
+                raise
+            refusals[name] = error
+            continue
         contents = {prefix: json_object(bytes(blob.decompressed(LARGEST_METADATA))) for prefix, blob in there.items()}
-        attributes = _read_attributes(transport, list(there)) if FORMAT_OF[name] == "zarr2" else {}
+        attributes = _read_attributes(transport, list(there), beside or name) if FORMAT_OF[name] == "zarr2" else {}
         for prefix, content in contents.items():
             if content is None:
                 raise InvalidInfoError(f"{prefix}{name} of {transport.cloudpath!r} is no JSON object.")
@@ -369,13 +382,22 @@ def _read_nodes(transport: Transport, prefixes: list[str], formats: Collection[s
             found[prefix] = _Node(name, FORMAT_OF[name], array, dict(own), there[prefix].modified)
         if len(found) == len(prefixes):
             break
+    for refused, refusal in refusals.items():
+        if not found:
+            raise refusal
+        for prefix, node in found.items():  # raises where it is a refusal
+            transport.get(Request(prefix + refused, beside=prefix + node.name))
     return [found.get(prefix) for prefix in prefixes]
 
 
-def _read_attributes(transport: Transport, prefixes: list[str]) -> dict[str, JsonObject]:
-    requests = {Request(f"{prefix}.zattrs", most=LARGEST_METADATA): prefix for prefix in prefixes}
+def _is_there(blob: Blob | None) -> TypeGuard[Blob]:
+    return blob is not None and not blob.refused_or_absent
+
+
+def _read_attributes(transport: Transport, prefixes: list[str], beside: str) -> dict[str, JsonObject]:
+    requests = {Request(f"{prefix}.zattrs", most=LARGEST_METADATA, beside=beside): prefix for prefix in prefixes}
     return {
         requests[request]: json_object(bytes(blob.decompressed(LARGEST_METADATA))) or {}
         for request, blob in transport.get_many(requests)
-        if blob is not None
+        if _is_there(blob)
     }
