@@ -20,7 +20,7 @@ from imagery_dask.annotations import JsonObject
 from imagery_dask.geometry.grid import AXES
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.render.palettes import colors_of
-from imagery_dask.urls import redacted
+from imagery_dask.urls import FORMATS, redacted
 from imagery_dask.validate import LARGEST, choice
 
 __all__ = ["Form", "Place", "StateLayer", "read_layers", "read_place", "state_of"]
@@ -248,8 +248,11 @@ def _source(where: str, value: object) -> tuple[str, object, str | None]:
     if not isinstance(value, str) or not value.strip():
         _wrong(where, "must be the URL of a volume, such as 'precomputed://gs://bucket/em'", value)
     url, _, adapter = value.strip().partition("|")  # both forms of URLs
-    if adapter.startswith("neuroglancer-precomputed:"):
+    format_, _, inside = adapter.partition(":")
+    if format_ == "neuroglancer-precomputed":
         url = f"precomputed://{url}"
+    elif format_ in FORMATS:
+        url = "/".join(filter(None, [f"{format_}://{url.rstrip('/')}", inside.strip("/")]))
     elif adapter:
         url = value.strip()
     return url, moment, moved

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -19,6 +19,9 @@ from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.cli.main import commands
 from imagery_dask.errors import InvalidInfoError, SourceNotFoundError
 from imagery_dask.sources import normalize_path, open_volume
+
+if TYPE_CHECKING:
+    from support.buckets import S3Server
 
 SHAPE = (40, 50, 30)  # x, y, z
 
@@ -288,6 +291,19 @@ def test_export_from_a_server(http_server_factory: Callable[..., FileServer], tm
     np.testing.assert_array_equal(again.segmentation_cutout(box).compute(), source.segmentation_cutout(box).compute())
     np.testing.assert_array_equal(again.image_cutout(box).compute(), source.image_cutout(box).compute())
     assert out.exists()
+
+
+def test_a_bucket_and_a_limit_of_requests(s3_server: S3Server, tmp_path: Path, data: Any) -> None:
+    for name, options in (("chunks", {}), ("shards", {"shards": (32, 32, 32)})):
+        create(tmp_path / name, data.T, **options)
+        url = s3_server.upload(tmp_path / name, f"zarr-sources-{name}", "some/em")
+        with s3_server.environment():
+            client = ImageryClient(segmentation_source=f"zarr://{url}", imagery=False)
+            whole = client.segmentation_cutout([[0, 0, 0], SHAPE])
+            np.testing.assert_array_equal(whole.compute(), data)
+            report = to_zarr(whole, tmp_path / f"{name}-out.zarr", progress=False, max_requests=2)
+            assert (report.ok, report.counts.chunks) == (True, 3 * 4 * 2)
+        np.testing.assert_array_equal(read(tmp_path / f"{name}-out.zarr")[..., 0], data)
 
 
 def rewrite(file: Path, **fields: Any) -> None:

@@ -166,6 +166,8 @@ def test_unknown_viewers_are_refused() -> None:
             "graphene://middleauth+https://h/segmentation/table/t",
         ),
         ("graphene://middleauth+https://h/segmentation/table/t", "old", "graphene://https://h/segmentation/table/t"),
+        ("zarr3://gs://bucket/em/#resolution=4,4,40", "present", "gs://bucket/em/|zarr3:"),
+        ("s3://bucket/em.zarr/labels/cells", "present", "s3://bucket/em.zarr/labels/cells/|zarr:"),
     ],
 )
 def test_sources_of_public_viewers(path: str, form: Any, source: str) -> None:

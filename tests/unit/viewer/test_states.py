@@ -59,6 +59,7 @@ def test_a_state_of_spelunker() -> None:
             },
             {"type": "annotation", "name": "ann", "source": "local://annotations"},
             {"type": "image", "name": "old", "archived": True, "source": {"url": "zarr://s3://b/em.zarr"}},
+            {"type": "image", "name": "new", "source": "s3://b/em.zarr/|zarr3:labels/cells"},
         ],
     }  # fmt: skip
     assert read_place(state) == Place(Vec3(240640.25, 120000.5, 21000.5), Vec3(4.0, 4.0, 40.0))
@@ -68,6 +69,7 @@ def test_a_state_of_spelunker() -> None:
             "seg", "segmentation", "graphene://middleauth+https://h/segmentation/table/t", (LARGE, LARGE + 7), 1.7e9
         ),
         StateLayer("old", "image", "zarr://s3://b/em.zarr", visible=False),
+        StateLayer("new", "image", "zarr3://s3://b/em.zarr/labels/cells"),
     )
 
 
