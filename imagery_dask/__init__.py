@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from imagery_dask import composite as composite
     from imagery_dask import demo as demo
     from imagery_dask import sampling as sampling
+    from imagery_dask.checking.check_volume import verify_volume
     from imagery_dask.client import ImageryClient
     from imagery_dask.composite import stack_images
     from imagery_dask.export.downsampling.downsample import downsample
@@ -30,6 +31,7 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "imagery_dask.checking.check_volume": ["verify_volume"],
             "imagery_dask.client": ["ImageryClient"],
             "imagery_dask.composite": ["stack_images"],
             "imagery_dask.export.downsampling.downsample": ["downsample"],
@@ -61,4 +63,5 @@ __all__ = [
     "to_precomputed",
     "to_zarr",
     "verify_export",
+    "verify_volume",
 ]

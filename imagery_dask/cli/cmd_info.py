@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import click
 
 from imagery_dask.cli.source_flags import cave_options, source_client
-from imagery_dask.errors import InvalidInfoError
 from imagery_dask.humanize import human_bytes
 from imagery_dask.urls import redacted
 
@@ -36,14 +35,14 @@ def info(
       imagery-dask info https://host/segmentation
       imagery-dask info --datastack minnie65_public --version 1300
     """
-    from imagery_dask.sources import open_volume
+    from imagery_dask.sources import open_volume, volumes_at
 
     if (source is None) == (datastack is None):
         raise ValueError("Give a SOURCE, or a --datastack (and its --server).")
     if source is not None:
         if server is not None or version is not None or timestamp is not None:
             raise ValueError("--server, --version and --timestamp need a --datastack.")
-        for found in _volumes(source):
+        for found in volumes_at(source):
             _show(open_volume(found).layer)
         return
     client = source_client(datastack, server, version, timestamp)
@@ -51,20 +50,6 @@ def info(
     for path in (client.image_source, client.segmentation_source):
         if path is not None:
             _show(open_volume(path).layer)
-
-
-def _volumes(source: str) -> list[str]:
-    """Return a source and the labels in it; these alone, where they have no image."""
-    from imagery_dask.sources import labels_of, open_volume
-
-    labels = labels_of(source)
-    try:
-        open_volume(source)
-    except InvalidInfoError:
-        if not labels:
-            raise
-        return labels
-    return [source, *labels]
 
 
 def _show(layer: Layer) -> None:

@@ -23,7 +23,7 @@ COMMANDS = {
     "plan": "Estimate what an export takes: blocks, bytes, requests, memory, time.",
     "status": "Show the progress of the exports at OUT.",
     "submit": "Run an export in a job of a batch system, which submits the jobs of its workers.",
-    "verify": "Read the export OUT back and compare it with its receipts.",
+    "verify": "Read the export OUT back and compare it with its receipts; or check a volume OUT of another program.",
     "view": "Show sources and exports in Neuroglancer, served from this machine to this machine.",
 }
 

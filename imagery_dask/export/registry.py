@@ -16,9 +16,10 @@ from imagery_dask.export.images.image_options import ImageOptions
 from imagery_dask.export.precomputed.precomputed_options import PrecomputedOptions
 from imagery_dask.export.zarr.zarr_options import ZarrOptions
 from imagery_dask.records.runs import Run, record_folders, runs_in
+from imagery_dask.storage.atomic_files import WRITABLE
 from imagery_dask.validate import expanded_path
 
-__all__ = ["KINDS", "Kind", "export_of", "read_plan", "run_at"]
+__all__ = ["KINDS", "Kind", "export_of", "has_records", "read_plan", "run_at"]
 
 
 Make = Callable[[Any, str | os.PathLike[str], Any], Export]
@@ -96,6 +97,14 @@ def read_plan(path: str | os.PathLike[str]) -> ExportPlan:
     if os.fspath(path).endswith(".json"):
         raise FileNotFoundError(f"There is no plan {os.fspath(path)}; imagery-dask plan ... --save FILE writes one.")
     return plan_in(run_at(os.fspath(path)))
+
+
+def has_records(url: str) -> bool:
+    """Return True if the records of an export lie beside a URL; exports are written to disks, memory and buckets."""
+    scheme, separator, _ = url.partition("://")
+    if separator and scheme not in (*WRITABLE, "precomputed"):
+        return False
+    return any(runs_in(files) for files in record_folders(url))
 
 
 def run_at(url: str) -> Run:

@@ -39,11 +39,14 @@ class Written:
         Their uncompressed size in bytes.
     digest : bytes
         Hash of the written data, 16 bytes.
+    found : object
+        What a task that looks at stored voxels tells the caller of the run: small and picklable.
     """
 
     voxels: int
     size: int
     digest: bytes
+    found: Any = None
 
 
 class BlockTask(Protocol):
@@ -79,6 +82,7 @@ class BlockResult:
     written_bytes: int
     counts: ReadCounts
     seconds: float
+    found: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,7 @@ def run_block(task: BlockTask, number: int, attempt: int, records: Records | Non
         # Return a value: dask would log a traceback for each exception, and some cannot be pickled.
         return _error_of(error)
     shown = replace(counts, missing_keys=counts.first(KEYS_KEPT), refused_or_absent_keys=[])
-    return BlockResult(written.size, shown, seconds)
+    return BlockResult(written.size, shown, seconds, written.found)
 
 
 def is_full(error: BaseException) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -65,6 +66,8 @@ class Rules:
         Called after every block; an exception that it raises ends the run.
     wrap : callable
         Called with the task and the number of a block; returns the task to submit.
+    on_found : callable
+        Called with the number and the task of a block that was done, and what it has found (`Written.found`).
     on_failure : callable
         Called with the number, the task, the reason and the attempts of a block that failed.
     """
@@ -75,6 +78,7 @@ class Rules:
     max_requests: int | None = None
     check: Callable[[], None] = lambda: None
     wrap: Callable[[BlockTask, int], BlockTask] = lambda task, number: task
+    on_found: Callable[[int, BlockTask, Any], None] = lambda number, task, found: None
     on_failure: Callable[[int, BlockTask, str, int], None] = lambda number, task, reason, attempts: None
 
 
@@ -287,6 +291,7 @@ class _Window:
         report.written_bytes += result.written_bytes
         report.counts.add(result.counts)
         report.counts_of.setdefault(block.task.volume, ReadCounts()).add(result.counts)
+        self.rules.on_found(block.number, block.task, result.found)
         self._check_missing()
 
     def _check_missing(self) -> None:

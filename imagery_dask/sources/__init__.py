@@ -11,7 +11,7 @@ from imagery_dask.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from imagery_dask.sources.graph.roots import look_up_roots, roots_from_leaves
-    from imagery_dask.sources.handle import SourceHandle, cloud_volume, labels_of, open_volume
+    from imagery_dask.sources.handle import SourceHandle, cloud_volume, labels_of, open_volume, volumes_at
     from imagery_dask.sources.requests.counts import Once, ReadCounts, active_counts, collect_counts
     from imagery_dask.sources.requests.credentials import (
         cave_token,
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from imagery_dask.sources.requests.throttle import limited_requests, request_slots
     from imagery_dask.sources.volumes.addresses import normalize_path
-    from imagery_dask.sources.volumes.stored_volume import Layout, Missing, NotKept, StoredVolume
+    from imagery_dask.sources.volumes.stored_volume import CheckedChunk, Layout, Missing, NotKept, StoredVolume
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -36,14 +36,27 @@ else:
                 "token_places",
                 "tokens_for_own_workers",
             ],
-            "imagery_dask.sources.handle": ["SourceHandle", "cloud_volume", "labels_of", "open_volume"],
-            "imagery_dask.sources.volumes.stored_volume": ["Layout", "Missing", "NotKept", "StoredVolume"],
+            "imagery_dask.sources.handle": [
+                "SourceHandle",
+                "cloud_volume",
+                "labels_of",
+                "open_volume",
+                "volumes_at",
+            ],
+            "imagery_dask.sources.volumes.stored_volume": [
+                "CheckedChunk",
+                "Layout",
+                "Missing",
+                "NotKept",
+                "StoredVolume",
+            ],
             "imagery_dask.sources.graph.roots": ["look_up_roots", "roots_from_leaves"],
             "imagery_dask.sources.requests.throttle": ["limited_requests", "request_slots"],
         },
     )
 
 __all__ = [
+    "CheckedChunk",
     "Layout",
     "Missing",
     "NotKept",
@@ -66,4 +79,5 @@ __all__ = [
     "roots_from_leaves",
     "token_places",
     "tokens_for_own_workers",
+    "volumes_at",
 ]

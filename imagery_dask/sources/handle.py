@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from imagery_dask.annotations import Array
-from imagery_dask.errors import AccessRefusedError, SourceError, SourceGoneError, SourceNotFoundError
+from imagery_dask.errors import (
+    AccessRefusedError,
+    InvalidInfoError,
+    SourceError,
+    SourceGoneError,
+    SourceNotFoundError,
+)
 from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.model.chunkedgraph import GRAPHENE
 from imagery_dask.model.layer import Mip
@@ -23,13 +29,13 @@ from imagery_dask.sources.requests.counts import ReadCounts, active_counts
 from imagery_dask.sources.requests.transport import reachable_path
 from imagery_dask.sources.volumes.addresses import is_zarr, normalize_path
 from imagery_dask.sources.volumes.chunk_cache import chunk_cache
-from imagery_dask.sources.volumes.stored_volume import Layout, Missing, Relabel, StoredVolume
+from imagery_dask.sources.volumes.stored_volume import CheckedChunk, Layout, Missing, Relabel, StoredVolume
 from imagery_dask.urls import is_safe_for_tokens, redacted
 
 if TYPE_CHECKING:
     from cloudvolume import CloudVolume
 
-__all__ = ["SourceHandle", "cloud_volume", "folders_of", "labels_of", "open_volume", "stamp_of"]
+__all__ = ["SourceHandle", "cloud_volume", "folders_of", "labels_of", "open_volume", "stamp_of", "volumes_at"]
 
 OPEN_VOLUMES_KEPT = 64
 
@@ -102,6 +108,18 @@ class SourceHandle:
         counts = ReadCounts()
         with closing(self._volume().read_parts(self.mip.level, boxes, self.missing, counts)) as parts:
             yield from parts
+        self._tell(counts)
+
+    def check_chunks(self, box: VoxelGrid) -> Iterator[CheckedChunk]:
+        """Yield the storage chunks that exist of a box, each with its damage; see `StoredVolume.check`.
+
+        Raises
+        ------
+        SourceError
+            As `read`, after the last chunk.
+        """
+        counts = ReadCounts()
+        yield from self._volume().check(self.mip.level, box, counts)
         self._tell(counts)
 
     def _tell(self, counts: ReadCounts) -> None:
@@ -187,6 +205,18 @@ def labels_of(path: str) -> list[str]:
     from imagery_dask.sources.zarr.zarr_volume import find_labels
 
     return find_labels(path)
+
+
+def volumes_at(path: str) -> list[str]:
+    """Return a path and those of the labels in it; these alone, where they have no image."""
+    labels = labels_of(path)
+    try:
+        open_volume(path)
+    except InvalidInfoError:
+        if not labels:
+            raise
+        return labels
+    return [path, *labels]
 
 
 def folders_of(path: str) -> set[str]:

@@ -144,6 +144,16 @@ class PrecomputedVolume(StoredVolume):
         for request, blob in self._transport.get_many(requests):
             yield by_key[request.key], blob
 
+    def file_shape(self, mip: int) -> Vec3[int]:
+        """Return the voxels of a chunk's file, or of the chunks that a shard holds together, along x, y, z."""
+        level = self.layer.mips[mip]
+        if not level.is_sharded:
+            return level.chunk_shape
+        from imagery_dask.sources.precomputed.shards import neighbours
+
+        cells = level.grid.shape.ceil_div(level.chunk_shape)
+        return neighbours(self.info["scales"][mip]["sharding"], cells) * level.chunk_shape
+
     def _block_size(self, mip: int) -> XYZ | None:
         block_size = self.info["scales"][mip].get("compressed_segmentation_block_size")
         return None if block_size is None else tuple(block_size)

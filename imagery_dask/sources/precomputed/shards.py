@@ -26,7 +26,7 @@ from imagery_dask.sources.files.failures import brief
 from imagery_dask.sources.requests.byte_ranges import Place, get_ranges
 from imagery_dask.sources.requests.transport import Blob, Request, Transport
 
-__all__ = ["ShardedChunks", "morton_codes"]
+__all__ = ["ShardedChunks", "morton_codes", "neighbours"]
 
 # A file that is readable, beside the folders of shards (`Request.beside`).
 INFO = "info"
@@ -255,6 +255,31 @@ class ShardedChunks:
         return index[np.argsort(index[:, 0], kind="stable")]
 
 
+def neighbours(sharding: JsonObject, counts: Vec3[int]) -> Vec3[int]:
+    """Return how many chunks a shard holds that lie side by side, along x, y, z.
+
+    Parameters
+    ----------
+    sharding : dict
+        The ``sharding`` entry of a scale. Where ids are hashed, these are the chunks of ``preshift_bits``.
+    counts : Vec3 of int
+        Number of chunks in the grid.
+
+    Examples
+    --------
+    >>> neighbours({"preshift_bits": 3, "minishard_bits": 2, "hash": "identity"}, Vec3(100, 4, 1))
+    (8, 4, 1)
+    """
+    bits = int(sharding["preshift_bits"]) + (int(sharding["minishard_bits"]) if sharding["hash"] == "identity" else 0)
+    places = _axes_of_bits(counts)[:bits]
+    return Vec3.of(2 ** places.count(axis) for axis in range(3))
+
+
+def _axes_of_bits(counts: Vec3[int]) -> list[int]:
+    """Return the axis of each bit of a compressed Morton code, from the lowest."""
+    return [axis for bit in range(64) for axis in range(3) if (counts[axis] - 1) >> bit]
+
+
 def morton_codes(cells: Sequence[Vec3[int]], counts: Vec3[int]) -> list[int]:
     """Return the compressed Morton codes of cells in a grid, which are the ids of storage chunks.
 
@@ -263,7 +288,7 @@ def morton_codes(cells: Sequence[Vec3[int]], counts: Vec3[int]) -> list[int]:
     >>> morton_codes([Vec3(1, 0, 0), Vec3(0, 1, 0), Vec3(2, 1, 0)], Vec3(4, 2, 1))
     [1, 2, 6]
     """
-    places = [axis for bit in range(64) for axis in range(3) if (counts[axis] - 1) >> bit]
+    places = _axes_of_bits(counts)
     at = np.asarray(cells, np.uint64).reshape(-1, 3)
     codes = np.zeros(len(at), np.uint64)
     for place, axis in enumerate(places):

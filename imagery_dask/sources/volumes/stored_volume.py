@@ -22,14 +22,15 @@ from imagery_dask import kernels
 from imagery_dask.annotations import Array, JsonObject
 from imagery_dask.errors import CorruptChunkError, MissingChunkError, SourceError
 from imagery_dask.geometry.grid import VoxelGrid
+from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.layer import Layer
-from imagery_dask.sources.files.failures import pause_s
+from imagery_dask.sources.files.failures import brief, pause_s
 from imagery_dask.sources.requests.counts import ReadCounts, counting_into
 from imagery_dask.sources.requests.transport import Blob
 from imagery_dask.sources.volumes.chunk_cache import ChunkCache
 from imagery_dask.sources.volumes.chunk_grid import Chunk, Region, crossed
 
-__all__ = ["Fetched", "Layout", "Missing", "NotKept", "Relabel", "StoredVolume"]
+__all__ = ["CheckedChunk", "Fetched", "Layout", "Missing", "NotKept", "Relabel", "StoredVolume"]
 
 Missing = Literal["fill", "error"]
 Layout = Literal["F", "C"]
@@ -63,6 +64,29 @@ class _Reading:
 
 
 Decode = Callable[[_Reading, Chunk, Blob], Array | None]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedChunk:
+    """A storage chunk that exists, and was decoded only to see whether it can be.
+
+    Parameters
+    ----------
+    key : str
+        Its name; that of its file, where it has one of its own.
+    start, stop : tuple of 3 int
+        Its voxels, absolute.
+    damage : str
+        Why it does not decode; "" if it does.
+    is_uniform : bool
+        Whether all its voxels are equal.
+    """
+
+    key: str
+    start: Vec3[int]
+    stop: Vec3[int]
+    damage: str = ""
+    is_uniform: bool = False
 
 
 class StoredVolume(ABC):
@@ -136,6 +160,10 @@ class StoredVolume(ABC):
         """Return the voxels of a chunk that the format need not store; None if it stores all of them."""
         del mip
         return None
+
+    def file_shape(self, mip: int) -> Vec3[int]:
+        """Return the voxels of a file of a mip along x, y, z: of a chunk, or of what a shard holds together."""
+        return self.layer.mips[mip].chunk_shape
 
     def _relabel_stored(self, mip: int, fetched: list[Fetched], relabel: Relabel) -> list[Fetched] | None:
         """Replace the ids of encoded chunks; return None if that is not possible for all of them."""
@@ -262,6 +290,62 @@ class StoredVolume(ABC):
                 for cell in done:
                     del held[cell]
                 yield block
+
+    def check(self, mip: int, box: VoxelGrid, counts: ReadCounts) -> Iterator[CheckedChunk]:
+        """Decode the storage chunks that a box crosses, one after another; voxels are not joined, and none are kept.
+
+        Damaged chunks are fetched again together, when the others are done: a box of a thousand of them has two pauses.
+
+        Parameters
+        ----------
+        mip : int
+            Level to read.
+        box : VoxelGrid
+            Voxels of that level, absolute.
+        counts : ReadCounts
+            What is read, missing and not stored is added.
+
+        Yields
+        ------
+        CheckedChunk
+            Chunks that exist, those last that are damaged.
+
+        Raises
+        ------
+        AccessRefusedError, SourceError
+            If the storage refuses access, or fails after retries.
+        """
+        reading = _Reading(mip, box, "fill", counts=counts)
+        left: list[tuple[Chunk, str, str]] = []  # with what the transport says of a chunk, and why it does not decode
+        for chunk, blob in self._fetch(reading, self._crossed(reading)):
+            if blob is not None:
+                yield from self._checked(reading, chunk, blob, left)
+        for attempt in range(DECODE_ATTEMPTS - 1):
+            if not left:
+                return
+            time.sleep(pause_s(attempt))
+            before, left = left, []
+            for chunk, told, reason in before:
+                if told and any(told == now for _, now, _ in left):  # the same index, which is read once for all chunks
+                    left.append((chunk, told, reason))
+                    continue
+                again = self._counted(reading, chunk, self._stored_again(mip, chunk))
+                if again is not None:
+                    yield from self._checked(reading, chunk, again, left)
+        for chunk, _, reason in left:
+            yield CheckedChunk(self._key(mip, chunk), chunk.start, chunk.stop, reason)
+
+    def _checked(
+        self, reading: _Reading, chunk: Chunk, blob: Blob, failed: list[tuple[Chunk, str, str]]
+    ) -> Iterator[CheckedChunk]:
+        """Yield a chunk that decodes; append one that does not to `failed`."""
+        try:
+            voxels = self._decode_named(reading, chunk, blob)
+        except CorruptChunkError as error:
+            failed.append((chunk, blob.damage, brief(error.__cause__)))
+            return
+        is_uniform = bool((voxels == voxels[:1, :1, :1, :1]).all())
+        yield CheckedChunk(self._key(reading.mip, chunk), chunk.start, chunk.stop, is_uniform=is_uniform)
 
     def _crossed(self, reading: _Reading) -> list[Chunk]:
         return list(crossed(reading.box, self.layer.mips[reading.mip], self.layer.channels))

@@ -311,6 +311,14 @@ class ZarrVolume(StoredVolume):
             return self._transport.stamp(self._key(mip, chunk))
         return self._transport.stamp(self._sharded(mip).file_of(level.position(chunk)))
 
+    def file_shape(self, mip: int) -> Vec3[int]:
+        """Return the voxels of a chunk's file, or of a shard, along x, y, z."""
+        level = self._levels[mip]
+        shard = level.array.shard
+        if shard is None:
+            return super().file_shape(mip)
+        return Vec3.of(1 if (at := level.axes.of(axis)) is None else shard.shape[at] for axis in ("x", "y", "z"))
+
     def _absent(self, mip: int) -> int | float | None:
         return self._levels[mip].array.fill
 
