@@ -234,6 +234,8 @@ def print_report(report: RunReport, out: str) -> None:
         click.echo(f"  {written} written in {report.seconds:.1f} s ({report.mb_per_s:.0f} MB/s)")
     in_all = ", including earlier runs" if report.before else ""
     click.echo(f"  {counts.chunks:,} storage chunks read ({human_bytes(counts.stored_bytes)} stored){in_all}")
+    if counts.not_stored:
+        click.echo(f"    {counts.not_stored:,} of them are not stored: they have the array's fill value")
     click.echo(f"  source chunks missing: {counts.missing}" + (" (filled with 0):" if counts.missing else ""))
     for key in counts.missing_keys[:FAILURES_SHOWN]:
         click.echo(f"    {key}")

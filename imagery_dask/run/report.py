@@ -96,11 +96,12 @@ class RunReport:
     def _card(self) -> Card:
         """Return the summary of the report."""
         counts, here = self.counts, f"; {self.before:,} by earlier calls" if self.before else ""
+        filled = f", of which {counts.not_stored:,} are not stored (fill value)" if counts.not_stored else ""
         rows = [
             ("blocks", f"{self.done:,} of {self.blocks:,} written{here}"),
             ("written", f"{human_bytes(self.written_bytes)} uncompressed, {human_count(self.voxels)} voxels"),
             ("time", f"{human_time(self.seconds)}, {self.mb_per_s:,.1f} MB/s"),
-            ("read", f"{human_bytes(counts.stored_bytes)} as stored, {counts.chunks:,} storage chunks"),
+            ("read", f"{human_bytes(counts.stored_bytes)} as stored, {counts.chunks:,} storage chunks{filled}"),
         ]
         trouble = _trouble(self)
         rows += [("trouble", ", ".join(trouble))] if trouble else []

@@ -145,13 +145,12 @@ def test_n5_of_tensorstore(compression: dict[str, Any], dtype: str, data: Any, t
     np.testing.assert_array_equal(read(tmp_path / "a.n5")[..., 0], voxels)
 
 
-@pytest.mark.parametrize(("fill", "expected"), [(7, 7), (0, 0), (None, 0)])
-@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize(
+    ("fill", "expected", "zarr_format"), [(7, 7, 2), (0, 0, 2), (None, 0, 2), (7, 7, 3), (0, 0, 3)]
+)
 def test_what_is_not_stored_is_the_fill_value(
     fill: Any, expected: int, zarr_format: Any, data: Any, tmp_path: Path
 ) -> None:
-    if fill is None and zarr_format == 3:
-        pytest.skip("zarr v3 always has a fill value")
     path = tmp_path / "a.zarr"
     array = zarr.create_array(
         path, shape=SHAPE[::-1], dtype="u8", chunks=(16,) * 3, fill_value=fill, zarr_format=zarr_format
@@ -163,6 +162,10 @@ def test_what_is_not_stored_is_the_fill_value(
     found, counts = volume.read(0, volume.layer.mips[0].grid, "error")
     np.testing.assert_array_equal(found[..., 0], whole)
     assert counts.not_stored == 3 * 4
+    client = ImageryClient(segmentation_source=str(path), imagery=False)
+    report = to_zarr(client.segmentation_cutout([[0, 0, 0], SHAPE]), tmp_path / "out.zarr", progress=False)
+    assert (report.counts.not_stored, report.counts.missing) == (12, 0)
+    assert "of which 12 are not stored" in repr(report)
     # Outside of the volume nothing is filled.
     outside, _ = volume.read(0, volume.layer.mips[0].grid.crop((-1, 0, 0), (1, 1, 1)), "error")
     assert outside.item() == 0

@@ -56,11 +56,8 @@ def test_boxes_of_arrays(made: dict[str, Any], data: Any) -> None:
     axes, shape = made["axes"], made["shape"]
     with tempfile.TemporaryDirectory() as folder:
         voxels = _written(Path(folder), made)
-        options = [
-            f"{name}={','.join(map(repr, made[key]))}"
-            for name, key in (("resolution", "size"), ("voxel_offset", "start"))
-        ]
-        volume = open_volume(f"zarr://{folder}/a#{'&'.join([*options, f'axes={axes}'])}")
+        start, size = (",".join(map(repr, made[key])) for key in ("start", "size"))
+        volume = open_volume(f"zarr://{folder}/a#resolution={size}&voxel_offset={start}&axes={axes}")
         grid = volume.layer.mips[0].grid
         sizes = Vec3.of(shape[axes.index(axis)] if axis in axes else 1 for axis in "xyz")
         assert (grid.start, grid.shape, grid.resolution_nm) == (made["start"], sizes, made["size"])
@@ -83,9 +80,8 @@ def _written(folder: Path, made: dict[str, Any]) -> Any:
     dtype = np.dtype(made["dtype"])
     most = 2 if dtype.kind == "b" else np.iinfo(dtype).max if dtype.kind in "iu" else 1000
     first = tuple(slice(0, max(1, size // 2)) for size in made["shape"])
-    array[first] = random.integers(0, most, array[first].shape, dtype=np.uint64 if most > 2**62 else np.int64).astype(
-        dtype
-    )
+    wide = np.uint64 if most > 2**62 else np.int64
+    array[first] = random.integers(0, most, array[first].shape, dtype=wide).astype(dtype)
     return array[...]
 
 
