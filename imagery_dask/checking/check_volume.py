@@ -188,6 +188,7 @@ def _check_chunks(
         if counts is not None:
             level.read, level.stored_bytes = counts.chunks, counts.stored_bytes
             level.missing, level.not_stored = counts.missing, counts.not_stored
+            level.refused_or_absent = counts.refused_or_absent
             report.missing_keys += counts.missing_keys
     return varied
 

@@ -52,7 +52,9 @@ class CheckedLevel:
     read : int
         Chunks that were looked for: fewer with a sample.
     missing : int
-        Chunks that do not exist, in a format that stores all of them.
+        Chunks that do not exist, in a format that stores all of them, and those that are refused or absent.
+    refused_or_absent : int
+        Chunks of these for which a server answers HTTP 403 in both cases, of any format.
     not_stored : int
         Chunks that do not exist because the format need not store them: they are the fill value.
     damaged : int
@@ -68,6 +70,7 @@ class CheckedLevel:
     chunks: int
     read: int = 0
     missing: int = 0
+    refused_or_absent: int = 0
     not_stored: int = 0
     damaged: int = 0
     stored_bytes: int = 0
@@ -202,6 +205,10 @@ class VolumeReport:
         found = [
             (sum(level.damaged for level in self.levels), "chunks do not decode"),
             (sum(level.missing for level in self.levels), "chunks are missing"),
+            (
+                sum(level.refused_or_absent for level in self.levels),
+                "of these are refused or absent (HTTP 403 for both)",
+            ),
             (self.unread_boxes, "boxes could not be read"),
         ]
         problems = [f"{number:,} {what}." for number, what in found if number]

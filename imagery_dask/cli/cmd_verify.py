@@ -133,7 +133,8 @@ def _show_level(level: CheckedLevel) -> None:
     of_all = f"{level.read:,} of {level.chunks:,} chunks read, {human_bytes(level.stored_bytes)} stored"
     absent = f", {level.not_stored:,} not stored, which the format allows" if level.not_stored else ""
     click.echo(f"  {level.name} ({level.key or 'the array'}): {of_all}{absent}")
-    found = [(level.damaged, "DAMAGED"), (level.missing, "MISSING")]
+    unsaid = "of these refused or absent: the server answers HTTP 403 in both cases"
+    found = [(level.damaged, "DAMAGED"), (level.missing, "MISSING"), (level.refused_or_absent, unsaid)]
     if any(number for number, _ in found):
         click.echo("    " + ", ".join(f"{number:,} {what}" for number, what in found if number))
 

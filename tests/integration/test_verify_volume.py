@@ -212,6 +212,24 @@ def test_a_server_that_fails_or_refuses_is_not_damage(
     assert check(path).ok
 
 
+@pytest.mark.parametrize("kind", ["precomputed", "precomputed-sharded", "zarr2", "zarr3-shards", "n5"])
+def test_a_server_that_refuses_what_does_not_exist_does_not_say_which_is_missing(
+    kind: str, stored: Callable[[str], str], tmp_path: Path, command: Command,
+    http_server_factory: Callable[..., FileServer],
+) -> None:  # fmt: skip
+    format_ = stored(kind).partition("://")[0]
+    chunk_file(kind, tmp_path / "em").unlink()
+    server = http_server_factory(tmp_path)
+    server.absent = 403, b"<Error><Code>AccessDenied</Code></Error>"
+    path = f"{format_}://{server.url}/em"
+    report = check(path)
+    missing = sum(level.missing for level in report.levels)
+    assert sum(level.refused_or_absent for level in report.levels) == missing == len(report.missing_keys) > 0
+    assert not any(level.not_stored or level.damaged for level in report.levels)
+    done = command("verify", path)
+    assert (done.code, f"{missing} of these refused or absent" in done.out) == (1, True)
+
+
 # ---------------------------------------------------------------------------------------------------------- levels
 
 MADE: dict[str, Callable[[Voxels], Voxels]] = {
