@@ -30,7 +30,7 @@ from imagery_dask.sources.requests.transport import reachable_path
 from imagery_dask.sources.volumes.addresses import is_zarr, normalize_path
 from imagery_dask.sources.volumes.chunk_cache import chunk_cache
 from imagery_dask.sources.volumes.stored_volume import CheckedChunk, Layout, Missing, Relabel, StoredVolume
-from imagery_dask.urls import is_safe_for_tokens, redacted
+from imagery_dask.urls import is_safe_for_tokens, location_of, redacted
 
 if TYPE_CHECKING:
     from cloudvolume import CloudVolume
@@ -188,13 +188,23 @@ def open_volume(path: str, fresh: bool = False) -> StoredVolume:
 
 
 def _opened(path: str) -> StoredVolume:
-    if is_zarr(path):
-        from imagery_dask.sources.zarr.zarr_volume import ZarrVolume
+    if not is_zarr(path):
+        from imagery_dask.sources.precomputed.precomputed_volume import PrecomputedVolume
 
-        return ZarrVolume(path)
-    from imagery_dask.sources.precomputed.precomputed_volume import PrecomputedVolume
+        try:
+            return PrecomputedVolume(path)
+        except SourceNotFoundError as error:
+            if path.startswith(GRAPHENE):
+                raise
+            from imagery_dask.sources.zarr.zarr_volume import METADATA, format_at
 
-    return PrecomputedVolume(path)
+            found = format_at(location_of(path))
+            if found is None:
+                raise SourceNotFoundError(f"{error} Nor is it zarr or N5, which have {', '.join(METADATA)}.") from error
+            path = f"{found}://{location_of(path)}"
+    from imagery_dask.sources.zarr.zarr_volume import ZarrVolume
+
+    return ZarrVolume(path)
 
 
 def labels_of(path: str) -> list[str]:

@@ -296,6 +296,18 @@ def test_export_from_a_server(http_server_factory: Callable[..., FileServer], tm
     assert out.exists()
 
 
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_server_says_the_format_by_what_is_there(
+    http_server_factory: Callable[..., FileServer], zarr_format: Any, data: Any, tmp_path: Path
+) -> None:
+    create(tmp_path / "em", data.T, zarr_format=zarr_format)
+    server = http_server_factory(tmp_path)
+    client = ImageryClient(segmentation_source=f"{server.url}/em", imagery=False)
+    np.testing.assert_array_equal(client.segmentation_cutout([[0, 0, 0], SHAPE]).compute(), data)
+    with pytest.raises(SourceNotFoundError, match=r"no info file.*Nor is it zarr or N5.*zarr\.json"):
+        open_volume(f"{server.url}/nothing")
+
+
 def test_a_bucket_and_a_limit_of_requests(s3_server: S3Server, tmp_path: Path, data: Any) -> None:
     for name, options in (("chunks", {}), ("shards", {"shards": (32, 32, 32)})):
         create(tmp_path / name, data.T, **options)

@@ -32,7 +32,7 @@ from imagery_dask.sources.zarr.multiscales import (
 )
 from imagery_dask.sources.zarr.shard_files import ShardFiles
 
-__all__ = ["ZarrVolume", "find_labels"]
+__all__ = ["METADATA", "ZarrVolume", "find_labels", "format_at"]
 
 LARGEST_METADATA = 2**26
 # Bytes of an encoded chunk, for each byte of its voxels and in addition.
@@ -40,6 +40,7 @@ ENCODED_AT_MOST, HEADERS_AT_MOST = 2, 2**17
 MOST_LEVELS = 64
 # Files that describe a group or an array, and the format that they are of.
 FORMAT_OF: dict[str, Format] = {"zarr.json": "zarr3", ".zarray": "zarr2", ".zgroup": "zarr2", "attributes.json": "n5"}
+METADATA = tuple(FORMAT_OF)
 
 
 @dataclass(frozen=True)
@@ -329,6 +330,12 @@ class ZarrVolume(StoredVolume):
                 of_mip = level.array, level.prefix, self._largest[mip]
                 self._shards[mip] = ShardFiles(self._transport, *of_mip, self.metadata_name)
             return self._shards[mip]
+
+
+def format_at(location: str) -> str | None:
+    """Return the format of a zarr or N5 group or array at a cloud path; None if there is none."""
+    (node,) = _read_nodes(Transport(location), [""], list(FORMAT_OF.values()))
+    return None if node is None else node.format
 
 
 def find_labels(path: str) -> list[str]:
