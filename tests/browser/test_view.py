@@ -34,6 +34,11 @@ SHAPE, OFFSET, NM = (150, 140, 24), (-20, 32, 8), (8, 8, 40)
 AT, PIXELS, PER_VOXEL = (55, 102, 20), 200, 2
 
 TOLERANCE = 3
+#: Of 4 x 4 x 2 chunks.
+SHARDING = {
+    "preshift_bits": 2, "minishard_bits": 3, "shard_bits": 5, "minishard_index_encoding": "gzip",
+    "data_encoding": "gzip",
+}  # fmt: skip
 
 
 @dataclass
@@ -75,12 +80,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     to_zarr(data, folder / "sharded.zarr", chunks=(32, 32, 8), shards=(64, 64, 16), progress=False)
     to_zarr(data, folder / "old.zarr", ome_version="0.4", progress=False)
     to_precomputed(data, folder / "export", progress=False)
+    to_precomputed(data, folder / "shards", chunks=(32, 32, 8), levels=2, sharding=SHARDING, progress=False)
     lazy = xr.DataArray(da.from_array(255 - image, chunks=(40, 40, 10)), dims=("x", "y", "z"), coords=data.image.coords)
     served: list[Any] = served_volumes(client._settings)
     for name in ("sharded", "old"):
         served += [replace(one, name=f"{name} {one.kind}") for one in stores_in(folder / f"{name}.zarr")]
-    exported = dict(zip(("image_source", "segmentation_source"), found_in(folder / "export")[1], strict=True))
-    served += [replace(one, name=f"export {one.kind}") for one in served_volumes(ImageryClient(**exported)._settings)]
+    for name in ("export", "shards"):
+        exported = dict(zip(("image_source", "segmentation_source"), found_in(folder / name)[1], strict=True))
+        exports = served_volumes(ImageryClient(**exported)._settings)
+        served += [replace(one, name=f"{name} {one.kind}") for one in exports]
     deep = lazy.astype(np.uint16) * 16 + 2000
     rgb = xr.DataArray(
         np.stack([image, 255 - image, image // 2], -1), dims=("x", "y", "z", "channel"), coords=lazy.coords
@@ -128,7 +136,9 @@ def show(world: World, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
     return plane, world.picture(name, selected)
 
 
-NAMES = [f"{name}{kind}" for name in ("", "sharded ", "old ", "export ") for kind in ("image", "segmentation")]
+NAMES = [
+    f"{name}{kind}" for name in ("", "sharded ", "old ", "export ", "shards ") for kind in ("image", "segmentation")
+]
 
 
 @pytest.mark.parametrize("name", [*NAMES, "lazy array", "16 bits", "colors", "at created", "at split_1"])
