@@ -134,7 +134,7 @@ class _Pyramid:
         data = data.assign_coords(coords).assign_attrs(self.attributes)
         if self.has_units:
             data.attrs["resolution_nm"] = nm
-        return data.transpose(*AXES, ...)
+        return data.squeeze("t").transpose(*AXES, ...) if "t" in dims else data.transpose(*AXES, ...)
 
 
 def _root(url: str) -> Any:
@@ -161,7 +161,7 @@ def _pyramid(url: str, group: Any) -> _Pyramid:
     try:
         multiscale = described["multiscales"][0]
         axes = tuple(axis["name"] for axis in multiscale["axes"])
-        if not set(AXES) <= set(axes) <= {*AXES, "c"}:
+        if not set(AXES) <= set(axes) <= {*AXES, "c", "t"}:
             raise ValueError(f"axes {', '.join(axes)}")
         units = [axis.get("unit") for axis in multiscale["axes"] if axis["name"] in AXES]
         levels = [_level(group, dataset, axes, units) for dataset in multiscale["datasets"]]

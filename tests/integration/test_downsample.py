@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,10 @@ from support.http_server import FileServer
 from support.programs import Done
 from support.stopping import Stopped, stop
 from support.stored_volumes import RESOLUTION, write_stored
-from support.volumes import coordinate_volume, delete_chunks, random_labels, smooth_image, write_volume
+from support.volumes import coordinate_volume, delete_chunks, random_labels, sharding_spec, smooth_image, write_volume
 
 import imagery_dask
-from imagery_dask import ImageryClient, downsample, kernels, to_zarr, verify_export
+from imagery_dask import ImageryClient, downsample, kernels, open_export, to_zarr, verify_export
 from imagery_dask.errors import BlockFailedError, SourceError
 from imagery_dask.export.downsampling.additions import Additions
 from imagery_dask.geometry.pyramid import pyramid
@@ -192,6 +193,39 @@ def test_writers_that_do_not_move_coarser_levels_are_followed(tmp_path: Path) ->
     np.testing.assert_array_equal(read[...].T, expected)
 
 
+@pytest.mark.parametrize("kind", ["zarr2", "zarr3"])
+@pytest.mark.parametrize(("names", "channels"), [("czyx", 1), ("tczyx", 1), ("tczyx", 2), ("tzyx", 1)])
+def test_axes_of_one_position_are_kept(tmp_path: Path, kind: str, names: str, channels: int) -> None:
+    folder, data = tmp_path / "em", voxels_of("uint8", (100, 70, 20))
+    data = data if channels == 1 else np.stack([data, data[::-1]], axis=3)
+    ahead = tuple(channels if name == "c" else 1 for name in names[:-3])
+    group = zarr.open_group(folder, mode="w", zarr_format=int(kind[-1]))  # type: ignore[arg-type]
+    stored_as = np.ascontiguousarray(data.T).reshape(*ahead, 20, 70, 100)
+    group.create_array("0", data=stored_as, chunks=(*[1] * len(ahead), 16, 32, 32))
+    kinds = {"t": "time", "c": "channel"}
+    multiscale = {
+        "axes": [{"name": name, "type": kinds.get(name, "space")} for name in names],
+        "datasets": [{
+            "path": "0",
+            "coordinateTransformations": [{"type": "scale", "scale": [*(1.0 for _ in ahead), 40.0, 8.0, 8.0]}],
+        }],
+    }  # fmt: skip
+    group.attrs.update({"multiscales": [multiscale | {"version": "0.4"}]} if kind == "zarr2" else
+                       {"ome": {"version": "0.5", "multiscales": [multiscale]}})  # fmt: skip
+    assert downsample(folder, levels=3, **QUIET).ok
+    for dataset, expected in zip(multiscale_of(folder)["datasets"], levels_of(data, 3, False), strict=True):
+        array: Any = zarr.open_array(folder, path=dataset["path"], mode="r")
+        assert array.shape == (*ahead, *expected.T.shape[-3:])
+        np.testing.assert_array_equal(array[...].reshape(expected.T.shape), expected.T, strict=True)
+        assert placed(dataset)["scale"][: len(ahead)] == [1.0 for _ in ahead]
+    assert verify_export(folder / "downsampled", sample=None).ok
+    assert len(open_volume(str(folder)).layer.mips) == 3
+    own: Any = open_export(folder / "downsampled")["0"]["image"]
+    np.testing.assert_array_equal(np.squeeze(own.values), levels_of(data, 3, False)[1])
+    with pytest.raises(ValueError, match="has no c") if channels > 1 else nullcontext():
+        to_zarr(data, tmp_path / "other", axes="tzyx", resolution_nm=RESOLUTION, **QUIET)
+
+
 @pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part")
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_consolidated_metadata_names_the_new_levels(tmp_path: Path, zarr_format: Any) -> None:
@@ -270,9 +304,14 @@ def test_options_decide_how_new_levels_are_stored(tmp_path: Path) -> None:
     path = write_volume(tmp_path / "p", data, encoding="jpeg")
     downsample(path, levels=2, **QUIET)
     downsample(path, levels=3, encoding="png", chunks=(64, 64, 8), **QUIET)
+    sharding = sharding_spec((25, 23, 20), (8, 8, 8))
+    downsample(path, levels=4, encoding="raw", chunks=(8, 8, 8), sharding=sharding, **QUIET)
     scales = json.loads((tmp_path / "p" / "info").read_bytes())["scales"]
-    assert [scale["encoding"] for scale in scales] == ["jpeg", "jpeg", "png"]
-    assert [scale["chunk_sizes"][0] for scale in scales][1:] == [[32, 32, 16], [64, 64, 8]]
+    assert [scale["encoding"] for scale in scales] == ["jpeg", "jpeg", "png", "raw"]
+    assert [scale["chunk_sizes"][0] for scale in scales][1:] == [[32, 32, 16], [64, 64, 8], [8, 8, 8]]
+    assert ["sharding" in scale for scale in scales] == [False, False, False, True]
+    above, last = (CloudVolume(path, mip=mip, progress=False)[:][..., 0] for mip in (2, 3))
+    np.testing.assert_array_equal(last, kernels.downsample(np.asfortranarray(above), (2, 2, 2), False))
 
 
 def test_the_kind_is_the_volumes_unless_it_is_given(tmp_path: Path) -> None:

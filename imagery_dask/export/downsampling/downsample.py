@@ -13,7 +13,7 @@ of the volume is replaced at once by its own content with the new names::
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from imagery_dask.export.core.run_options import RunOptions
@@ -41,6 +41,7 @@ def downsample(
     encoding: str | None = None,
     compress: Literal["auto", "gzip", "br"] | None = "auto",
     quality: int | None = None,
+    sharding: Mapping[str, Any] | Literal["auto"] | None = "auto",
     block_mib: float | None = None,
     overwrite: bool = False,
     repair: bool = False,
@@ -81,6 +82,8 @@ def downsample(
         Of precomputed volumes, as for `to_precomputed`.
     quality : int, optional
         Of precomputed volumes, as for `to_precomputed`.
+    sharding : "auto", None or mapping
+        Of precomputed volumes, as for `to_precomputed`.
     {parameters}
 
     Returns
@@ -101,7 +104,7 @@ def downsample(
     """
     options = DownsampleOptions(
         levels=levels, kind=kind, chunks=chunks, shards=shards, codec=codec, encoding=encoding, compress=compress,
-        quality=quality,
+        quality=quality, sharding=sharding,
     )  # fmt: skip
     return write(additions_to(url, options), RunOptions(
         cluster=cluster, workers=workers, max_workers=max_workers, progress=progress,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from imagery_dask.export.core.writer_arguments import option
 from imagery_dask.export.precomputed.precomputed_options import IMAGE_ENCODINGS, LABEL_ENCODINGS
@@ -16,7 +16,7 @@ from imagery_dask.validate import choice, whole_triple
 __all__ = ["DownsampleOptions"]
 
 OF_ZARR = ("shards", "codec")
-OF_PRECOMPUTED = ("encoding", "compress", "quality")
+OF_PRECOMPUTED = ("encoding", "compress", "quality", "sharding")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,11 @@ class DownsampleOptions:
         "auto", "Of precomputed volumes: further compression of chunks; auto is gzip in buckets, none on a disk."
     )
     quality: int | None = option(None, "Of jpeg and jxl; compression of png.", minimum=0, maximum=100)
+    sharding: Mapping[str, Any] | Literal["auto"] | None = option(
+        "auto",
+        "Of precomputed volumes: join chunks of new levels to shards, as of imagery-dask export precomputed.",
+        syntax="sharding",
+    )
 
     def __post_init__(self) -> None:
         levels = checked_levels(self.levels)

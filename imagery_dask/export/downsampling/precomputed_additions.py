@@ -60,6 +60,7 @@ def precomputed_additions(path: str, options: DownsampleOptions) -> Additions | 
     own = PrecomputedOptions(
         encoding=options.encoding or _encoding_of(coarsest), chunks=options.chunks or coarsest.chunk_shape,
         levels=len(levels), compress=options.compress, quality=options.quality, kind=kind,
+        sharding=options.sharding,
     )  # fmt: skip
     export = PrecomputedExport(lazy_dataarray(cutout, kind), f"{location}/{folder}", own)
     made = export.layers[0].info

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast, get_args
 
 from imagery_dask.annotations import JsonObject
 from imagery_dask.arrays.lazy import lazy_dataarray
@@ -23,7 +23,7 @@ from imagery_dask.export.downsampling.codec_names import codec_of
 from imagery_dask.export.downsampling.downsample_options import DownsampleOptions
 from imagery_dask.export.downsampling.metadata_files import MetadataFile
 from imagery_dask.export.zarr.to_zarr import ZarrExport
-from imagery_dask.export.zarr.zarr_options import ZarrOptions
+from imagery_dask.export.zarr.zarr_options import Axes, ZarrOptions
 from imagery_dask.geometry.pyramid import Level
 from imagery_dask.model.cutout import whole_layer
 from imagery_dask.model.labels import Kind
@@ -35,7 +35,7 @@ from imagery_dask.urls import redacted
 
 __all__ = ["zarr_additions"]
 
-AXES = (("z", "y", "x"), ("c", "z", "y", "x"))
+EXPORT = "Export it with levels to another volume (imagery-dask export zarr OUT --levels auto)."
 
 
 @dataclass(frozen=True)
@@ -84,24 +84,15 @@ def zarr_additions(path: str, options: DownsampleOptions) -> Additions | Nothing
     places = levels_of_ome(ome)
     number = max(range(len(places)), key=lambda at: (math.prod(places[at].scale_nm), at))
     coarsest = places[number]
-    axes = coarsest.axes.names if coarsest.axes is not None else ()
-    if axes not in AXES:
-        raise ValueError(
-            f"{redacted(path)!r} has the axes {', '.join(axes)}; levels can be added to images with z, y, x, or c, z, "
-            "y, x. Export it with levels to another one (imagery-dask export zarr)."
-        )
+    axes = _axes_of(path, coarsest)
     # As an array in voxels from its start, wherever it is: levels of OME-Zarr begin anywhere.
     nm = ",".join(repr(float(size)) for size in coarsest.scale_nm)
     array = f"{location}/{coarsest.path}" if "://" in location else f"file://{location}/{coarsest.path}"
     scheme = "zarr3" if group.is_v3 else "zarr2"
-    layer = open_volume(f"{scheme}://{array}#resolution={nm}&voxel_offset=0,0,0&axes={''.join(axes)}", fresh=True).layer
+    layer = open_volume(f"{scheme}://{array}#resolution={nm}&voxel_offset=0,0,0&axes={axes}", fresh=True).layer
     mip = layer.mips[0]
-    if layer.dtype == "bool" or ("c" in axes and layer.channels == 1):
-        raise ValueError(
-            f"{redacted(path)!r} is an array of {layer.dtype} with the axes {', '.join(axes)} and {layer.channels} "
-            "channel(s); levels can be added to others. Export it with levels to another one (imagery-dask export "
-            "zarr)."
-        )
+    if layer.dtype == "bool":  # which exports write as integers
+        raise ValueError(f"{redacted(path)!r} is an array of bool. {EXPORT}")
     levels = new_levels(path, mip.grid.shape, mip.grid.resolution_nm, len(places), options.levels)
     if isinstance(levels, NothingLeft):
         return levels
@@ -116,7 +107,7 @@ def zarr_additions(path: str, options: DownsampleOptions) -> Additions | Nothing
         chunks=options.chunks or mip.chunk_shape,
         shards=None if options.shards == "auto" and not mip.is_sharded else shards,
         levels=len(levels), codec=options.codec or codec_of(group.array(coarsest.path)) or "auto",
-        ome_version="0.5" if group.is_v3 else "0.4", kind=kind,
+        ome_version="0.5" if group.is_v3 else "0.4", axes=axes, kind=kind,
         resolution_nm=levels[0].resolution_nm, translation_nm=centre.map(float),
     )  # fmt: skip
     export = ZarrExport(lazy_dataarray(cutout, kind), f"{location}/{folder}", own)
@@ -143,9 +134,21 @@ def _group_at(path: str, location: str) -> _Group:
     ):
         raise SourceError(
             f"{redacted(path)!r} is no image of OME-Zarr 0.4 or 0.5: levels can be added to a group with multiscales. "
-            "Export it with levels to one (imagery-dask export zarr --levels auto)."
+            f"{EXPORT}"
         )
     return _Group(files, file)
+
+
+def _axes_of(path: str, place: LevelPlace) -> Axes:
+    """Return the axes of a level, of which t is one of one position, whatever its name."""
+    names = () if place.axes is None else place.axes.names
+    letters = "".join(name if name in ("x", "y", "z", "c") else "t" for name in names)
+    if letters not in get_args(Axes):
+        raise ValueError(
+            f"{redacted(path)!r} has the axes {', '.join(names)}; levels can be added to images with z, y, x after "
+            f"others (t, c). {EXPORT}"
+        )
+    return cast(Axes, letters)
 
 
 def _are_moved(places: Sequence[LevelPlace]) -> bool:
@@ -159,9 +162,7 @@ def _are_moved(places: Sequence[LevelPlace]) -> bool:
     )
 
 
-def _datasets(
-    above: JsonObject, levels: Sequence[Level], axes: Sequence[str], folder: str, moves: bool
-) -> list[JsonObject]:
+def _datasets(above: JsonObject, levels: Sequence[Level], axes: str, folder: str, moves: bool) -> list[JsonObject]:
     """Return the datasets of new levels, which follow that of the coarsest level.
 
     What all levels have in common, in transformations of their multiscale, is no part of them.
@@ -169,7 +170,7 @@ def _datasets(
     scale, translation = own_transformation(above, len(axes))
     datasets: list[JsonObject] = []
     for number, level in enumerate(levels):
-        steps = [1 if axis == "c" else level.step["xyz".index(axis)] for axis in axes]
+        steps = [level.step["xyz".index(axis)] if axis in "xyz" else 1 for axis in axes]
         if moves:
             translation = [
                 at + Fraction(step - 1, 2) * size for at, size, step in zip(translation, scale, steps, strict=True)

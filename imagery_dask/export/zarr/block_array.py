@@ -282,12 +282,15 @@ class ZarrLevel:
         2 or 3.
     run : str
         Id of the run: a store that was overwritten is another store, although its path is the same.
+    voxel_axes : int or None
+        Number of axes of the voxels, 3 or 4, where the array has others of one position; None for as many as it has.
     """
 
     store: str
     path: str
     zarr_format: Literal[2, 3]
     run: str
+    voxel_axes: int | None = None
 
     def write(self, region: Region, voxels: Array) -> bytes:
         """Write voxels x, y, z(, c) to a region of whole units and return their hash."""
@@ -305,7 +308,8 @@ class ZarrLevel:
                 # Masks are stored as integers, but stores of version 0.1 hold bool.
                 block = voxels.view(array.dtype) if voxels.dtype == np.bool_ else voxels
                 digests.append(digest_of(voxels))
-                yield self._selection(part, array.shape), block.T
+                selection = self._selection(part, array.shape)
+                yield selection, block.T.reshape([axis.stop - axis.start for axis in selection])
 
         array.write_parts(self._selection(region, array.shape), stored())
         return digests
@@ -322,7 +326,10 @@ class ZarrLevel:
     def read(self, region: Region) -> Array:
         """Return the voxels of a region as x, y, z(, c)."""
         array = self._array()
-        return array.read(self._selection(region, array.shape)).T
+        voxels = array.read(self._selection(region, array.shape))
+        if self.voxel_axes is not None:
+            voxels = voxels.reshape((-1, *voxels.shape[-3:])[-self.voxel_axes :])
+        return voxels.T
 
     def _array(self) -> BlockArray:
         return open_array(self.store, self.path, run=self.run, zarr_format=self.zarr_format)

@@ -49,7 +49,7 @@ PERCENTILES = (0.1, 99.9)
 def image_attributes(
     version: OmeVersion,
     name: str,
-    channels: bool,
+    axes: str,
     levels: Sequence[Level],
     shown: JsonObject | None,
     pyramid: Pyramid,
@@ -62,8 +62,8 @@ def image_attributes(
         Version of the specification.
     name : str
         Name of the image.
-    channels : bool
-        Whether there is a leading channel axis.
+    axes : str
+        Axes of the arrays, a letter each: zyx, after t or c.
     levels : sequence of Level
         Their resolutions (None for an array that has no place in the world: axes without unit) and translations, the
         centre of the first voxel.
@@ -75,9 +75,9 @@ def image_attributes(
     Returns
     -------
     dict
-        Attributes of the group; axes are (c,) z, y, x.
+        Attributes of the group.
     """
-    described = _multiscale(version, name, channels, levels, pyramid)
+    described = _multiscale(version, name, axes, levels, pyramid)
     if version == "0.4":
         return _dump(Image04(multiscales=[described])) | ({} if shown is None else {"omero": shown})
     content = _dump(Image05(version="0.5", multiscales=[described]))
@@ -85,12 +85,18 @@ def image_attributes(
 
 
 def label_attributes(
-    version: OmeVersion, name: str, levels: Sequence[Level], of_image: bool, is_mask: bool, pyramid: Pyramid
+    version: OmeVersion,
+    name: str,
+    axes: str,
+    levels: Sequence[Level],
+    of_image: bool,
+    is_mask: bool,
+    pyramid: Pyramid,
 ) -> JsonObject:
     """Return the attributes of a labels group; `of_image` refers to an image two folders above."""
     label: JsonObject = {"source": {"image": "../../"}} if of_image else {}
     label["colors"] = [{"label-value": value, "rgba": color} for value, color in enumerate(COLORS[: 1 + is_mask])]
-    content: JsonObject = {"multiscales": [_multiscale(version, name, False, levels, pyramid)], "image-label": label}
+    content: JsonObject = {"multiscales": [_multiscale(version, name, axes, levels, pyramid)], "image-label": label}
     if version == "0.4":
         content["image-label"] = {"version": "0.4"} | label
         attributes = content = _dump(ImageLabel04.model_validate(content))
@@ -157,27 +163,26 @@ def omero(names: Sequence[str], limits: tuple[float, float], window: tuple[float
     return content
 
 
-def _multiscale(version: OmeVersion, name: str, channels: bool, levels: Sequence[Level], pyramid: Pyramid) -> Any:
+def _multiscale(version: OmeVersion, name: str, axes: str, levels: Sequence[Level], pyramid: Pyramid) -> Any:
     old: JsonObject = {"version": "0.4"} if version == "0.4" else {}
     axis: Any = Axis04 if old else Axis05
     dataset: Any = Dataset04 if old else Dataset05
     multiscale: Any = Multiscale04 if old else Multiscale05
     unit = None if levels[0].resolution_nm is None else "nanometer"
-    axes = [axis(name=letter, type="space", unit=unit) for letter in "zyx"]
-    if channels:
-        axes.insert(0, axis(name="c", type="channel"))
-    ahead = (1.0, 0.0) if channels else ()
+    ahead = axes.removesuffix("zyx")
+    described = [axis(name=letter, type={"t": "time", "c": "channel"}[letter]) for letter in ahead]
+    described += [axis(name=letter, type="space", unit=unit) for letter in "zyx"]
     sizes = _sizes(levels)
     datasets = tuple(
         dataset.build(
             path=str(index),
-            scale=[*ahead[:1], *reversed(size)],
-            translation=[*ahead[1:], *reversed(level.translation_nm)],
+            scale=[*(1.0 for _ in ahead), *reversed(size)],
+            translation=[*(0.0 for _ in ahead), *reversed(level.translation_nm)],
         )
         for index, (level, size) in enumerate(zip(levels, sizes, strict=True))
     )
     made = {"description": PYRAMIDS[pyramid], "method": "imagery_dask.to_zarr", "version": PROGRAM}
-    return multiscale(axes=axes, datasets=datasets, name=name, type=pyramid, metadata=made, **old)
+    return multiscale(axes=described, datasets=datasets, name=name, type=pyramid, metadata=made, **old)
 
 
 def _sizes(levels: Sequence[Level]) -> list[Vec3[float]]:

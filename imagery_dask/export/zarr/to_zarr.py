@@ -35,7 +35,7 @@ from imagery_dask.export.multiscale.volumes import (
 from imagery_dask.export.zarr import ome
 from imagery_dask.export.zarr.block_array import ZarrLevel, remove_partial
 from imagery_dask.export.zarr.compressors import Compressor
-from imagery_dask.export.zarr.zarr_options import OmeVersion, ZarrOptions
+from imagery_dask.export.zarr.zarr_options import Axes, OmeVersion, ZarrOptions
 from imagery_dask.geometry.grid import Region
 from imagery_dask.geometry.pyramid import Levels
 from imagery_dask.model.labels import Kind
@@ -57,6 +57,7 @@ def to_zarr(
     levels: Levels = 1,
     codec: str = "auto",
     ome_version: OmeVersion = "0.5",
+    axes: Axes | None = None,
     kind: Kind | Mapping[str, Kind] | None = None,
     relabel: Literal["uint32"] | None = None,
     block_mib: float | None = None,
@@ -102,6 +103,9 @@ def to_zarr(
         which blosc's byte shuffle makes larger, and blosc-zstd for imagery. Empty chunks are not stored.
     ome_version : {"0.5", "0.4"}
         OME-Zarr 0.5 is zarr v3; 0.4, for older readers, zarr v2.
+    axes : {"zyx", "czyx", "tzyx", "tczyx"}, optional
+        Axes of the arrays: t, and c without channels, have one position, for readers that expect them. By default zyx,
+        or czyx if there are channels.
     kind : {"image", "segmentation"} or mapping of str to these, optional
         What voxels are: intensities, which levels average, or ids, which are never averaged. By default they are ids in
         cutouts of a segmentation, in masks, and if they are integers of 32 bits or more, also in a cutout of a layer
@@ -144,8 +148,8 @@ def to_zarr(
     verified or repaired any more.
     """
     options = ZarrOptions(
-        chunks=chunks, shards=shards, levels=levels, codec=codec, ome_version=ome_version, resolution_nm=resolution_nm,
-        translation_nm=translation_nm, kind=kind, relabel=relabel,
+        chunks=chunks, shards=shards, levels=levels, codec=codec, ome_version=ome_version, axes=axes,
+        resolution_nm=resolution_nm, translation_nm=translation_nm, kind=kind, relabel=relabel,
     )  # fmt: skip
     return execute(zarr_export(data, url, options), RunOptions(
         cluster=cluster, workers=workers, max_workers=max_workers, progress=progress,
@@ -210,6 +214,7 @@ class ZarrExport(VolumeExport):
         multiscales = [multiscale_of(volume, options.levels, chunk, shard, shards_before) for volume in volumes]
         for multiscale in multiscales:
             _check_chunk(multiscale, options.compressor(multiscale.volume.labels))
+            options.axes_of(multiscale.volume.channels)
         layout = {
             f"{multiscale.volume.name} level {index} {what}": getattr(layout, what)
             for multiscale in multiscales
@@ -219,6 +224,8 @@ class ZarrExport(VolumeExport):
         fields = to_json(layout | {"codec": options.codec, "ome_version": options.ome_version})
         if self._is_lone and in_root:
             fields["segmentation group"] = "/"
+        if options.axes is not None:
+            fields["axes"] = options.axes
         super().__init__(multiscales, options, fields)
         self.target = StoreTarget(url)
 
@@ -332,35 +339,38 @@ def zarr_export(data: Any, url: str | os.PathLike[str], options: ZarrOptions) ->
 
 def _stores(store: str, multiscale: Multiscale, options: ZarrOptions, run: str) -> list[LevelStore]:
     paths = [f"{multiscale.volume.group}{index}" for index in range(len(multiscale.layouts))]
-    return [ZarrLevel(store, path, options.zarr_format, run) for path in paths]
+    voxel_axes = None if options.axes is None else multiscale.volume.array.ndim
+    return [ZarrLevel(store, path, options.zarr_format, run, voxel_axes) for path in paths]
 
 
 def _create(store: str, multiscales: list[Multiscale], shown_as: list[JsonObject | None], options: ZarrOptions) -> None:
     """Make the groups, their metadata and the empty arrays."""
-    version = options.ome_version
     labels = [multiscale for multiscale in multiscales if multiscale.volume.group]
     images = [pair for pair in zip(multiscales, shown_as, strict=True) if not pair[0].volume.group]
     root = create_group(store, options.zarr_format)
     for multiscale, omero in images:
         volume, levels = multiscale.volume, multiscale.export.levels
         if volume.labels and not volume.channels:
-            attributes = _label_attributes(version, multiscale, of_image=False)
+            attributes = _label_attributes(options, multiscale, of_image=False)
         else:
             made = _pyramid(multiscale)
-            attributes = ome.image_attributes(version, volume.name, volume.channels, levels, omero, made)
+            axes = options.axes_of(volume.channels)
+            attributes = ome.image_attributes(options.ome_version, volume.name, axes, levels, omero, made)
         _create_levels(root, multiscale, attributes, options)
     if labels:
         folder = root.create_group("labels")
-        folder.attrs.update(ome.labels_attributes(version, [multiscale.volume.name for multiscale in labels]))
+        folder.attrs.update(
+            ome.labels_attributes(options.ome_version, [multiscale.volume.name for multiscale in labels])
+        )
         for multiscale in labels:
-            attributes = _label_attributes(version, multiscale, of_image=bool(images))
+            attributes = _label_attributes(options, multiscale, of_image=bool(images))
             _create_levels(folder.create_group(multiscale.volume.name), multiscale, attributes, options)
 
 
-def _label_attributes(version: OmeVersion, multiscale: Multiscale, of_image: bool) -> JsonObject:
+def _label_attributes(options: ZarrOptions, multiscale: Multiscale, of_image: bool) -> JsonObject:
     volume, is_mask = multiscale.volume, multiscale.volume.array.dtype == np.bool_
-    levels = multiscale.export.levels
-    return ome.label_attributes(version, volume.name, levels, of_image, is_mask, _pyramid(multiscale))
+    axes, levels = options.axes_of(volume.channels), multiscale.export.levels
+    return ome.label_attributes(options.ome_version, volume.name, axes, levels, of_image, is_mask, _pyramid(multiscale))
 
 
 def _pyramid(multiscale: Multiscale) -> ome.Pyramid:
@@ -374,8 +384,9 @@ def _create_levels(group: Any, multiscale: Multiscale, attributes: JsonObject, o
     volume, zarr_format = multiscale.volume, options.zarr_format
     group.attrs.update(attributes | {KEY: provenance(volume)})
     compressor = options.compressor(volume.labels)
-    ahead = tuple(int(n) for n in volume.array.shape[3:])
-    axes = [*"c" * len(ahead), "z", "y", "x"]
+    axes = [*options.axes_of(volume.channels)]
+    channels = int(volume.array.shape[3]) if volume.channels else 1
+    ahead = tuple(channels if axis == "c" else 1 for axis in axes[:-3])
     for index, layout in enumerate(multiscale.layouts):
         group.create_array(
             str(index),

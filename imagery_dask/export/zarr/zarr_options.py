@@ -10,11 +10,14 @@ from imagery_dask.export.core.writer_arguments import option
 from imagery_dask.export.multiscale.level_layout import VolumeOptions
 from imagery_dask.export.zarr.compressors import Compressor
 from imagery_dask.geometry.grid import XYZ
+from imagery_dask.serialization import NEWER
 from imagery_dask.validate import choice, whole_triple
 
-__all__ = ["OmeVersion", "ZarrOptions"]
+__all__ = ["Axes", "OmeVersion", "ZarrOptions"]
 
 OmeVersion = Literal["0.5", "0.4"]
+# In the order of the specification: time, channels, space.
+Axes = Literal["zyx", "czyx", "tzyx", "tczyx"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +43,16 @@ class ZarrOptions(VolumeOptions):
         syntax="codec",
     )
     ome_version: OmeVersion = option("0.5", "0.5 is zarr v3; 0.4, for older readers, zarr v2.")
+    axes: Axes | None = option(
+        None, "Axes of the arrays, of which t and c may have one position.  [default: zyx; czyx with channels]", NEWER
+    )
 
     def __post_init__(self) -> None:
         VolumeOptions.__post_init__(self)
         if self.codec != "auto":
             Compressor.parse(self.codec)
         choice("ome_version", self.ome_version, get_args(OmeVersion))
+        choice("axes", self.axes, (*get_args(Axes), None))
         if self.shards is None or (isinstance(self.shards, str) and self.shards == "auto"):
             return
         if self.zarr_format == 2:
@@ -58,6 +65,19 @@ class ZarrOptions(VolumeOptions):
     def shard(self) -> XYZ | Literal["auto"] | None:
         """Shard shape x, y, z, "auto", or None where every chunk is an object; zarr v2 has no shards."""
         return None if self.zarr_format == 2 else cast(XYZ | Literal["auto"] | None, self.shards)
+
+    def axes_of(self, channels: bool) -> str:
+        """Return the axes of the arrays of a volume, with or without channels.
+
+        Raises
+        ------
+        ValueError
+            The volume has channels, and `axes` has none.
+        """
+        axes = self.axes or ("czyx" if channels else "zyx")
+        if channels and "c" not in axes:
+            raise ValueError(f"axes={axes!r} has no c, and there are several channels. Choose czyx or tczyx.")
+        return axes
 
     def compressor(self, labels: bool) -> Compressor | None:
         """Return the codec of ids (and masks), or of imagery; None for none.
