@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,7 +17,7 @@ import tensorstore
 import zarr
 from cloudvolume import CloudVolume
 from support.http_server import FileServer
-from support.programs import Done
+from support.programs import PROGRAM, Done, environment
 from support.stopping import Stopped, stop
 from support.stored_volumes import RESOLUTION, write_stored
 from support.volumes import coordinate_volume, delete_chunks, random_labels, sharding_spec, smooth_image, write_volume
@@ -256,6 +259,23 @@ def test_a_stopped_run_resumes_and_leaves_the_volume_as_it_is_until_then(
     for level, (path, expected) in enumerate(zip(paths_of(folder), levels_of(data, 3, True), strict=True)):
         np.testing.assert_array_equal(read_level(folder, path, level), expected)
     assert verify_export(folder / "downsampled", sample=None).ok
+
+
+def test_a_process_that_is_killed_leaves_the_volume_as_it_was(tmp_path: Path) -> None:
+    folder, data = tmp_path / "em", voxels_of("ids")
+    write_stored("zarr3", folder, data, (0, 0, 0))
+    before = (folder / "zarr.json").read_bytes()
+    receipts = folder / "downsampled.receipts"
+    options = ("downsample", folder, "--levels", 3, "--threads", 1, "--block-mib", 0.05)
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, *map(str, options)], env=environment())
+    while process.poll() is None and not any(path.stat().st_size for path in receipts.rglob("*receipts*")):
+        time.sleep(0.001)
+    process.kill()
+    if process.wait():
+        assert (folder / "zarr.json").read_bytes() == before
+    assert downsample(folder, levels=3, block_mib=0.05, **QUIET).ok
+    for path, expected in zip(paths_of(folder), levels_of(data, 3, True), strict=True):
+        np.testing.assert_array_equal(read_level(folder, path, 0), expected)
 
 
 def test_a_run_that_is_killed_before_the_metadata_is_replaced_replaces_it(

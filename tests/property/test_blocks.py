@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import pickle
 from fractions import Fraction
 from itertools import pairwise
@@ -20,7 +22,11 @@ from imagery_dask import ImageryClient
 from imagery_dask.arrays import lazy
 from imagery_dask.arrays.origins import source_of
 from imagery_dask.config import config
-from imagery_dask.model.cutout import Cutout
+from imagery_dask.export.core.plans import chunk_reads
+from imagery_dask.geometry.block_plan import BlockPlan
+from imagery_dask.kernels import downsample
+from imagery_dask.model.cutout import Cutout, whole_layer
+from imagery_dask.sources import open_volume
 
 SHAPE = (40, 36, 24)
 CHUNK = (16, 8, 8)
@@ -355,3 +361,30 @@ def test_tokens_depend_on_every_option_that_changes_voxels(client: ImageryClient
         client.split_segmentation_cutout(target[0], resolution=OWN, scale_to_bounds=True)[one_id + 1],
     ]
     assert len({array.name for array in arrays}) == len(arrays)
+
+
+@pytest.mark.parametrize("kind", ["image", "segmentation"])
+def test_blocks_of_the_next_level_equal_the_whole(tmp_path: Path, kind: Any) -> None:
+    data = (grey() if kind == "image" else labels())[:39, :35, :23]
+    path = write(tmp_path / "v", data, kind, (6, -20, -4))
+    whole = whole_layer(open_volume(path).layer, 0)
+    plain = lazy.lazy_array(whole)
+    for step in ((2, 2, 1), (2, 2, 2), (1, 1, 2)):
+        array = lazy.lazy_array(whole.coarser(step))
+        expected = downsample(np.asfortranarray(data), step, kind == "segmentation")
+        assert array.name != plain.name
+        np.testing.assert_array_equal(array.compute(), expected, strict=True)
+        np.testing.assert_array_equal(array[3:11, ::-2, -5].compute(), expected[3:11, ::-2, -5], strict=True)
+        source = source_of(array)
+        assert source is not None
+        again = pickle.loads(pickle.dumps(source))
+        np.testing.assert_array_equal(again[5:, 2:9], expected[5:, 2:9])
+        edges: Any = ([0, 4, array.shape[0]], [0, array.shape[1]], [0, array.shape[2]])
+        read = chunk_reads(source, BlockPlan(edges, (True, True, True)))
+        assert read == sum(
+            math.prod(
+                -(-min(stop * n, size) // chunk) - start * n // chunk
+                for (start, stop), n, size, chunk in zip(block, step, data.shape, CHUNK, strict=True)
+            )
+            for block in itertools.product(*map(pairwise, edges))
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.model.arguments import bounds_from_center
 from imagery_dask.model.cutout import (
+    Cutout,
     CutoutRequest,
     dimensions_in,
     resolve,
@@ -20,6 +22,7 @@ from imagery_dask.model.cutout import (
 )
 from imagery_dask.model.labels import LabelRule, label_rule
 from imagery_dask.model.layer import Layer
+from imagery_dask.serialization import from_json, to_json
 
 EM = (8.0, 8.0, 40.0)
 BOX = [[100, 200, 10], [140, 260, 15]]
@@ -384,3 +387,18 @@ def test_bounds_are_computed_from_a_center(center: Any, size: Any, expected: Any
 
 def test_bounds_from_center_keeps_large_whole_numbers() -> None:
     assert bounds_from_center((10**9 + 1, 5, 5)).tolist() == [[10**9 + 1, 5, 5], [10**9 + 2, 6, 6]]
+
+
+def test_the_next_level_of_a_cutout_covers_what_is_left() -> None:
+    whole = whole_layer(layer(), 1)
+    coarser = whole.coarser((2, 2, 1))
+    assert coarser.target == VoxelGrid((16, 0, -20), (1024, 1024, 300), (32, 32, 40))
+    assert coarser.downsampled
+    assert from_json(Cutout, to_json(coarser)) == coarser
+    assert "downsampled" not in to_json(whole)
+    odd = replace(whole, target=VoxelGrid((3, 0, 0), (5, 4, 3), whole.target.resolution_nm))
+    assert odd.coarser((1, 2, 2)).target == VoxelGrid((3, 0, 0), (5, 2, 2), (16, 32, 80))
+    with pytest.raises(ValueError, match=r"would begin within a voxel: \(3, 0, 0\) is not a multiple of \(2, 2, 1\)"):
+        odd.coarser((2, 2, 1))
+    with pytest.raises(ValueError, match="as they are stored"):
+        coarser.coarser((2, 2, 1))
