@@ -10,7 +10,7 @@ import click
 
 from imagery_dask.cli.param_types import MissingType
 from imagery_dask.cli.run_flags import cluster_options, ended_as_interrupted, named_cluster
-from imagery_dask.errors import SourceError, SourceNotFoundError
+from imagery_dask.errors import AccessRefusedError, SourceError, SourceNotFoundError
 from imagery_dask.humanize import human_bytes
 from imagery_dask.serialization import to_json
 from imagery_dask.urls import location_of, redacted
@@ -74,7 +74,12 @@ def verify(
         "seed": seed, "cluster": named_cluster(cluster, workers), "workers": workers, "max_workers": max_workers,
         "wait_s": wait, "retire_before_s": retire_before,
     }  # fmt: skip
-    if has_records(location := location_of(out)):
+    location, why = location_of(out), "there are no records of an export beside it"
+    try:
+        is_export = has_records(location)
+    except AccessRefusedError:  # who may not list a bucket can still read a volume in it
+        is_export, why = False, "records of an export beside it cannot be looked for, since access is refused"
+    if is_export:
         from imagery_dask.export.verify import verify_export
 
         fraction = None if look_at_all else 0.01 if sample is None else sample
@@ -85,7 +90,7 @@ def verify(
         else:
             _show(of_export, out)
         sys.exit(0 if of_export.ok else NOT_AS_WRITTEN)
-    report = _verify_volume(out, sample, as_json, options)
+    report = _verify_volume(out, why, sample, as_json, options)
     if as_json:
         click.echo(json.dumps(report.to_json()))
     else:
@@ -93,8 +98,8 @@ def verify(
     sys.exit(0 if report.ok else NOT_AS_WRITTEN)
 
 
-def _verify_volume(out: str, sample: float | None, as_json: bool, options: dict[str, Any]) -> VolumeReport:
-    """Check a volume, and say first that there is no export."""
+def _verify_volume(out: str, why: str, sample: float | None, as_json: bool, options: dict[str, Any]) -> VolumeReport:
+    """Check a volume, and say first why it is not checked as an export."""
     from imagery_dask.checking.check_volume import verify_volume
     from imagery_dask.sources import volumes_at
 
@@ -103,10 +108,7 @@ def _verify_volume(out: str, sample: float | None, as_json: bool, options: dict[
     except (SourceNotFoundError, ValueError, TypeError) as error:
         refused = "" if isinstance(error, SourceNotFoundError) else "and it is no volume that can be checked: "
         raise SourceError(f"There are no records of an export beside {redacted(out)}, {refused}{error}") from error
-    click.echo(
-        f"{redacted(out)}: there are no records of an export beside it; it is checked as a volume of another program",
-        err=as_json,
-    )
+    click.echo(f"{redacted(out)}: {why}; it is checked as a volume of another program", err=as_json)
     with ended_as_interrupted():
         return verify_volume(out, sample=sample, **options)
 

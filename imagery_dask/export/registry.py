@@ -17,6 +17,7 @@ from imagery_dask.export.precomputed.precomputed_options import PrecomputedOptio
 from imagery_dask.export.zarr.zarr_options import ZarrOptions
 from imagery_dask.records.runs import Run, record_folders, runs_in
 from imagery_dask.storage.atomic_files import WRITABLE
+from imagery_dask.storage.buckets import clear_errors
 from imagery_dask.validate import expanded_path
 
 __all__ = ["KINDS", "Kind", "export_of", "has_records", "read_plan", "run_at"]
@@ -100,11 +101,18 @@ def read_plan(path: str | os.PathLike[str]) -> ExportPlan:
 
 
 def has_records(url: str) -> bool:
-    """Return True if the records of an export lie beside a URL; exports are written to disks, memory and buckets."""
+    """Return True if the records of an export lie beside a URL; exports are written to disks, memory and buckets.
+
+    Raises
+    ------
+    AccessRefusedError
+        This process may not list the bucket.
+    """
     scheme, separator, _ = url.partition("://")
     if separator and scheme not in (*WRITABLE, "precomputed"):
         return False
-    return any(runs_in(files) for files in record_folders(url))
+    with clear_errors(url):
+        return any(runs_in(files) for files in record_folders(url))
 
 
 def run_at(url: str) -> Run:

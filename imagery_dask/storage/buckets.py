@@ -45,7 +45,9 @@ REQUEST_TIMEOUT = "60s"
 # Time after which credentials that change (roles, instances) are requested again.
 CREDENTIALS_FOR = timedelta(minutes=15)
 # Names of obstore's and Google's errors.
-REFUSED = ("PermissionDeniedError", "UnauthenticatedError", "RefreshError", "DefaultCredentialsError")
+REFUSED = (
+    "PermissionDeniedError", "UnauthenticatedError", "RefreshError", "DefaultCredentialsError", "NoCredentialsError"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import pytest
 import tensorstore
 from distributed import Client
 from numpy.typing import NDArray
+from support.buckets import environment
 from support.http_server import Fault, FileServer
 from support.programs import Done
 from support.settings import Configure
@@ -429,6 +430,21 @@ def test_the_command_reads_over_http(
     server = http_server_factory(tmp_path)
     done = command("verify", f"{server.url}/em|zarr3:")
     assert (done.code, "12 of 12 chunks read" in done.out) == (0, True)
+
+
+def test_a_bucket_that_cannot_be_listed_is_read(
+    stored: Callable[[str], str], tmp_path: Path, command: Command, http_server_factory: Callable[..., FileServer]
+) -> None:
+    stored("precomputed")
+    server = http_server_factory(tmp_path.parent)
+    server.absent = 403, b"<Error><Code>AccessDenied</Code></Error>"
+    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    with environment(keys | {"AWS_ENDPOINT_URL_S3": server.url, "AWS_SESSION_TOKEN": ""}):
+        path = f"s3://{tmp_path.name}/em"
+        done = command("verify", path)
+        assert (done.code, done.error) == (0, "")
+        assert done.out.startswith(f"{path}: records of an export beside it cannot be looked for, since access is ")
+        assert "27 of 27 chunks read" in done.out
 
 
 def test_the_json_of_an_export_has_its_report(tmp_path: Path, command: Command) -> None:
