@@ -233,6 +233,21 @@ def _precomputed(name: str, title: str, levels: int, call: str = "precomputed", 
     )  # fmt: skip
 
 
+# Of 1,024 chunks.
+SHARDING = {"preshift_bits": 10, "minishard_bits": 0, "shard_bits": 10, "minishard_index_encoding": "gzip"}
+
+
+def _sharded(name: str, title: str, data: str, levels: int) -> Row:
+    call = "programs.exports:precomputed_small_chunks"
+    return Row(
+        f"precomputed-shards-{name}", title, data,
+        (Program(US, call, options={"sharding": SHARDING}), Program("without shards", call)),
+        options={"levels": levels}, output="precomputed",
+        # A 500th of the 8,194 files without shards, and metadata.
+        limits=CHUNKS_READ | {"files": lambda _: 16 + 2 * levels}, goals={"without shards": 1.2},
+    )  # fmt: skip
+
+
 IMAGE_SHARD, LABEL_SHARD = [512, 512, 128], [256, 256, 64]
 ON_CLUSTER = (Program("dask + zarr", "programs.peer_dask_zarr:cluster", "dask-zarr"),)
 EXPORTS = (
@@ -255,6 +270,8 @@ EXPORTS = (
         "labels-mips", "labels, precomputed, two mips without level 0", 3, "precomputed_mips", small={"levels": 2},
         goals={"igneous": 1.0},
     ),
+    _sharded("raw", "raw, precomputed in shards, level 0 in chunks of 32 x 32 x 32", "image-raw-deep", 1),
+    _sharded("raw-mips", "raw, precomputed in shards, three mips", "image-raw-deep", 3),
     Row(
         "png", "128 slices of raw imagery as PNG", "image-raw",
         (

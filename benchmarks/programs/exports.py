@@ -57,6 +57,16 @@ def precomputed(source: str, kind: str, start: XYZ, stop: XYZ, out: str, levels:
     return _written(to_precomputed, data, out, chunks=(64, 64, 64), levels=levels, workers=2)
 
 
+def precomputed_small_chunks(
+    source: str, kind: str, start: XYZ, stop: XYZ, out: str, levels: int, sharding: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write a precomputed volume of many chunks on two threads, and count its files."""
+    data = lazy(source, kind, start, stop)
+    how = {"chunks": (32, 32, 32), "levels": levels, "sharding": sharding, "workers": 2}
+    counts = _written(to_precomputed, data, out, **how)["counts"]
+    return {"counts": counts | {"files": sum(file.is_file() for file in Path(out).rglob("*"))}}
+
+
 def precomputed_mips(source: str, kind: str, start: XYZ, stop: XYZ, out: str, levels: int) -> dict[str, Any]:
     """Write a precomputed volume; times are those of its mips above level 0, which is written again and subtracted."""
     result: dict[str, Any] = {}
