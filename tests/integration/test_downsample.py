@@ -24,7 +24,7 @@ from support.volumes import coordinate_volume, delete_chunks, random_labels, sha
 
 import imagery_dask
 from imagery_dask import ImageryClient, downsample, kernels, open_export, to_zarr, verify_export
-from imagery_dask.errors import BlockFailedError, SourceError
+from imagery_dask.errors import BlockFailedError, SourceError, TooManyMissingError
 from imagery_dask.export.downsampling.additions import Additions
 from imagery_dask.geometry.pyramid import pyramid
 from imagery_dask.sources import open_volume
@@ -261,6 +261,24 @@ def test_a_stopped_run_resumes_and_leaves_the_volume_as_it_is_until_then(
     assert verify_export(folder / "downsampled", sample=None).ok
 
 
+@pytest.mark.parametrize("kind", ["zarr3", "precomputed"])
+def test_an_interrupted_run_with_other_arguments_is_replaced_if_that_is_asked_for(
+    tmp_path: Path, kind: str, small_blocks: int
+) -> None:
+    folder, data = tmp_path / "em", voxels_of("ids")
+    write_stored(kind, folder, data, (0, 0, 0))
+    before = stored(folder)
+    with pytest.raises(Stopped):
+        downsample(folder, levels=3, progress=stop)
+    with pytest.raises(FileExistsError, match="was written with other arguments.*chunk"):
+        downsample(folder, levels=3, chunks=(16, 16, 16), **QUIET)
+    assert downsample(folder, levels=3, chunks=(16, 16, 16), overwrite=True, **QUIET).before == 0
+    after, metadata = stored(folder), "info" if kind == "precomputed" else "zarr.json"
+    assert [name for name, content in before.items() if after[name] != content] == [metadata]
+    for level, (path, expected) in enumerate(zip(paths_of(folder), levels_of(data, 3, True), strict=True)):
+        np.testing.assert_array_equal(read_level(folder, path, level), expected)
+
+
 def test_a_process_that_is_killed_leaves_the_volume_as_it_was(tmp_path: Path) -> None:
     folder, data = tmp_path / "em", voxels_of("ids")
     write_stored("zarr3", folder, data, (0, 0, 0))
@@ -350,11 +368,25 @@ def test_the_kind_is_the_volumes_unless_it_is_given(tmp_path: Path) -> None:
         downsample(path, kind="segmentation", levels=2, **QUIET)
 
 
+def test_labels_of_an_image_are_ids_whatever_their_data_type(tmp_path: Path) -> None:
+    data = (random_labels((64, 48, 16)) % np.uint64(251)).astype(np.uint8)
+    to_zarr(data, tmp_path / "em.zarr", kind="segmentation", resolution_nm=RESOLUTION, **QUIET)
+    downsample(tmp_path / "em.zarr", levels=3, **QUIET)
+    for dataset, expected in zip(
+        multiscale_of(tmp_path / "em.zarr")["datasets"], levels_of(data, 3, True), strict=True
+    ):
+        array: Any = zarr.open_array(tmp_path / "em.zarr", path=dataset["path"], mode="r")
+        np.testing.assert_array_equal(array[...].T, expected, strict=True)
+
+
 def test_missing_chunks_are_counted_and_limited(tmp_path: Path) -> None:
     data = voxels_of("uint8")
     path = write_volume(tmp_path / "em", data)
     (gone,) = delete_chunks(path, 0, lambda start: start == (32, 32, 16))
     data[gone] = 0
+    with pytest.raises(TooManyMissingError):
+        downsample(path, levels=2, max_missing=0, **QUIET)
+    assert len(paths_of(tmp_path / "em")) == 1
     report = downsample(path, levels=2, **QUIET)
     assert report.counts.missing == 1
     np.testing.assert_array_equal(CloudVolume(path, mip=1, progress=False)[:][..., 0], levels_of(data, 2, False)[1])
@@ -397,9 +429,9 @@ def test_volumes_to_which_no_levels_can_be_added(
 def test_a_volume_over_http_is_refused_before_anything_is_read(tmp_path: Path, kind: str) -> None:
     write_stored(kind, tmp_path / "em", voxels_of("uint8", (64, 64, 32)), (0, 0, 0))
     with FileServer(tmp_path) as server:
-        url = f"{kind}://{server.url}/em"
-        with pytest.raises(SourceError, match="a volume of http:// can only be read.*s3://"):
-            downsample(url, **QUIET)
+        for url in (f"{kind}://{server.url}/em", f"{server.url}/em"):
+            with pytest.raises(SourceError, match="a volume of http:// can only be read.*s3://"):
+                downsample(url, **QUIET)
         assert server.count() == 0
 
 
@@ -422,7 +454,7 @@ def test_levels_are_added_in_a_bucket(s3_server: S3Server, tmp_path: Path) -> No
         write_stored(kind, tmp_path / kind, data, (0, 0, 0))
         url = s3_server.upload(tmp_path / kind, f"downsampled-{kind}", "some/em")
         with s3_server.environment():
-            source = url if kind == "precomputed" else f"zarr://{url.removeprefix('precomputed://')}"
+            source = url.removeprefix("precomputed://")  # the format is found out
             assert downsample(source, levels=3, **QUIET).ok
             assert "Nothing is left" in downsample(source, levels=3, **QUIET).notes[0]
             client = ImageryClient(segmentation_source=source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal
@@ -12,8 +13,10 @@ from imagery_dask.export.core.base import Export
 from imagery_dask.export.downsampling.metadata_files import MetadataFile
 from imagery_dask.geometry.pyramid import Level, pyramid
 from imagery_dask.geometry.vec import Vec3
+from imagery_dask.records.runs import records_of, runs_in
 from imagery_dask.sources.volumes.addresses import ZarrAddress, is_zarr
 from imagery_dask.storage.atomic_files import WRITABLE
+from imagery_dask.storage.targets import FolderTarget
 from imagery_dask.urls import location_of, redacted
 
 __all__ = ["Additions", "Change", "NothingLeft", "folder_for", "new_levels", "writable_location"]
@@ -85,22 +88,30 @@ def writable_location(path: str) -> str:
     return location.removeprefix("file://")
 
 
-def folder_for(taken: Collection[str]) -> str:
-    """Return the name of the folder for new levels: none that the metadata of the volume names.
+def folder_for(taken: Collection[str], target_at: Callable[[str], FolderTarget]) -> str:
+    """Return the name of the folder for new levels: none that the volume has already, but that of a run to resume.
 
     Parameters
     ----------
     taken : collection of str
-        Paths of the levels that are there.
-
-    Examples
-    --------
-    >>> folder_for(["0", "1"]), folder_for(["0", "downsampled/0"])
-    ('downsampled', 'downsampled-2')
+        Paths of the levels that the metadata of the volume names.
+    target_at : callable
+        Returns the target of an export into a folder of the volume.
     """
     roots = {path.split("/")[0] for path in taken}
-    names = (FOLDER if number == 1 else f"{FOLDER}-{number}" for number in range(1, len(roots) + 2))
-    return next(name for name in names if name not in roots)
+    names = (FOLDER if number == 1 else f"{FOLDER}-{number}" for number in itertools.count(1))
+    return next(name for name in names if name not in roots and not _is_foreign(target_at(name)))
+
+
+def _is_foreign(target: FolderTarget) -> bool:
+    """Return True if there is something that no run of this program has written."""
+    files = records_of(target.url)
+    if files is not None and runs_in(files):
+        return False
+    try:
+        return target.occupied()
+    except FileExistsError:
+        return True
 
 
 def new_levels(

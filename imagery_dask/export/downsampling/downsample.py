@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.core.writer_arguments import describe_run
-from imagery_dask.export.downsampling.additions import Additions, NothingLeft
+from imagery_dask.export.downsampling.additions import Additions, NothingLeft, writable_location
 from imagery_dask.export.downsampling.downsample_options import DownsampleOptions
 from imagery_dask.export.execution.execute import execute
 from imagery_dask.model.labels import Kind
@@ -123,6 +123,8 @@ def additions_to(url: str | os.PathLike[str], options: DownsampleOptions) -> Add
         Levels cannot be added to it.
     """
     path = normalize_path(os.fspath(url))
+    writable_location(path)  # before anything is read
+    path = open_volume(path, fresh=True).path  # with its format, where that was found out
     if is_zarr(path):
         from imagery_dask.export.downsampling.zarr_additions import zarr_additions
 

@@ -26,6 +26,7 @@ from imagery_dask.model.labels import Kind
 from imagery_dask.model.layer import Mip
 from imagery_dask.sources import open_volume
 from imagery_dask.storage.atomic_files import Files
+from imagery_dask.storage.targets import VolumeTarget
 from imagery_dask.urls import location_of, redacted
 
 __all__ = ["precomputed_additions"]
@@ -41,7 +42,7 @@ def precomputed_additions(path: str, options: DownsampleOptions) -> Additions | 
     """
     location = writable_location(path)
     options.refuse_others(is_zarr=False)
-    volume = open_volume(path, fresh=True)
+    volume = open_volume(path)
     if location_of(volume.data_path) != location_of(path):
         raise SourceError(f"{redacted(path)!r} redirects to {redacted(volume.data_path)!r}: add levels to that.")
     layer, info = volume.layer, MetadataFile.read(Files.at(location), "info")
@@ -56,7 +57,7 @@ def precomputed_additions(path: str, options: DownsampleOptions) -> Additions | 
     _check_offsets(coarsest, levels, len(layer.mips))
     kind: Kind = options.kind or ("segmentation" if layer.holds_ids else "image")
     cutout = replace(whole_layer(layer, coarsest.level), kind=kind).coarser(levels[0].step)
-    folder = folder_for([mip.key for mip in layer.mips])
+    folder = folder_for([mip.key for mip in layer.mips], lambda name: VolumeTarget(f"{location}/{name}"))
     own = PrecomputedOptions(
         encoding=options.encoding or _encoding_of(coarsest), chunks=options.chunks or coarsest.chunk_shape,
         levels=len(levels), compress=options.compress, quality=options.quality, kind=kind,

@@ -31,6 +31,7 @@ from imagery_dask.sources import open_volume
 from imagery_dask.sources.volumes.addresses import ZarrAddress
 from imagery_dask.sources.zarr.multiscales import LevelPlace, levels_of_ome, own_transformation
 from imagery_dask.storage.atomic_files import Files
+from imagery_dask.storage.targets import StoreTarget
 from imagery_dask.urls import redacted
 
 __all__ = ["zarr_additions"]
@@ -98,7 +99,7 @@ def zarr_additions(path: str, options: DownsampleOptions) -> Additions | Nothing
         return levels
     are_ids = layer.holds_ids or ("image-label" in ome and layer.channels == 1)
     kind: Kind = options.kind or ("segmentation" if are_ids else "image")
-    folder = folder_for([place.path for place in places])
+    folder = folder_for([place.path for place in places], lambda name: StoreTarget(f"{location}/{name}"))
     datasets = _datasets(ome["multiscales"][0]["datasets"][number], levels, axes, folder, _are_moved(places))
     cutout = replace(whole_layer(layer, 0), kind=kind).coarser(levels[0].step)
     centre = coarsest.translation_nm + coarsest.scale_nm * levels[0].step.map(lambda step: Fraction(step - 1, 2))
@@ -121,7 +122,7 @@ def zarr_additions(path: str, options: DownsampleOptions) -> Additions | Nothing
 def _group_at(path: str, location: str) -> _Group:
     """Return the group of an image; raise for anything else that may be there."""
     address = ZarrAddress.parse(path)
-    volume = open_volume(path, fresh=True)  # which says what is wrong with its metadata
+    volume = open_volume(path)  # which says what is wrong with its metadata
     name = {"zarr.json": "zarr.json", ".zgroup": ".zattrs"}.get(volume.metadata_name)
     files = Files.at(location)
     file = None if name is None else MetadataFile.read(files, name)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import zarr
 
 from imagery_dask.errors import SourceError
 from imagery_dask.export.downsampling.additions import NothingLeft, folder_for, new_levels, writable_location
 from imagery_dask.geometry.vec import Vec3
+from imagery_dask.storage.targets import StoreTarget
 
 
 @pytest.mark.parametrize(
@@ -37,10 +41,17 @@ def test_volumes_that_can_only_be_read(path: str) -> None:
     assert "me:pass" not in str(caught.value)
 
 
-def test_folders_of_new_levels_are_none_that_the_metadata_names() -> None:
-    assert folder_for(["8_8_40", "16_16_40"]) == "downsampled"
-    assert folder_for(["0", "downsampled/0", "downsampled/1", "downsampled-3/0"]) == "downsampled-2"
-    assert folder_for(["0", "downsampled/0", "downsampled-2/0"]) == "downsampled-3"
+def test_folders_of_new_levels_are_none_that_are_there(tmp_path: Path) -> None:
+    def at(name: str) -> StoreTarget:
+        return StoreTarget(tmp_path / name)
+
+    assert folder_for(["8_8_40", "16_16_40"], at) == "downsampled"
+    assert folder_for(["0", "downsampled/0", "downsampled/1", "downsampled-3/0"], at) == "downsampled-2"
+    assert folder_for(["0", "downsampled/0", "downsampled-2/0"], at) == "downsampled-3"
+    zarr.create_array(tmp_path / "downsampled", shape=(4,), dtype="uint8")
+    (tmp_path / "downsampled-2").mkdir()
+    (tmp_path / "downsampled-2" / "notes.txt").touch()
+    assert folder_for(["0"], at) == "downsampled-3"
 
 
 def test_levels_follow_those_that_are_there() -> None:
