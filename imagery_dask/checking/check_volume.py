@@ -117,10 +117,9 @@ def verify_volume(
 def _volumes(path: str, report: VolumeReport) -> list[_Volume]:
     """Open a volume and its labels; tell the report of their levels."""
     volumes = []
-    paths = volumes_at(path)
-    for found in paths:
+    for found in volumes_at(path):
         volume = _Volume(normalize_path(found), open_volume(found, fresh=True).layer)
-        ahead = f"{found.rstrip('/').rpartition('/')[2]} " if len(paths) > 1 else ""
+        ahead = "" if found == path else f"labels/{found.rstrip('/').rpartition('/')[2]} "
         for mip in volume.layer.mips:
             of_channels = -(-volume.layer.channels // (mip.chunk_channels or volume.layer.channels))
             level = CheckedLevel(f"{ahead}level {mip.level}", mip.key, mip.chunk_count * of_channels)
@@ -139,7 +138,7 @@ def _boxes(volume: _Volume, report: VolumeReport, seed: int) -> list[LevelBoxes]
     for mip, level in volume.levels:
         file_shape = open_volume(volume.path).file_shape(mip.level)
         plan, piece = boxes_of(mip.grid.shape, mip.chunk_shape, file_shape, voxel_bytes)
-        handle, number = SourceHandle(volume.path, mip), report.levels.index(level)
+        handle, number = SourceHandle(volume.path, mip), next(n for n, one in enumerate(report.levels) if one is level)
         found.append(LevelBoxes(handle, level.name, number, plan, piece, voxel_bytes, seed))
     return found
 

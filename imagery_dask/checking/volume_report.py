@@ -44,7 +44,7 @@ class CheckedLevel:
     Parameters
     ----------
     name : str
-        ``level 0``, or ``nuclei level 0`` where there are labels beside the image.
+        ``level 0``, or ``labels/nuclei level 0`` of labels in an image.
     key : str
         Folder of the level.
     chunks : int

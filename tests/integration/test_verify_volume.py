@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import pytest
 import tensorstore
+import xarray as xr
 from distributed import Client
 from numpy.typing import NDArray
 from support.buckets import environment
@@ -20,7 +22,7 @@ from support.settings import Configure
 from support.stored_volumes import FORMATS, chunk_file, write_stored
 from support.volumes import delete_chunks, random_labels, smooth_image, write_volume
 
-from imagery_dask import ImageryClient, kernels, to_zarr, verify_volume
+from imagery_dask import ImageryClient, kernels, to_precomputed, to_zarr, verify_volume
 from imagery_dask.checking import stored_tasks
 from imagery_dask.checking.volume_report import VolumeReport
 from imagery_dask.errors import AccessRefusedError, SourceNotFoundError
@@ -327,6 +329,30 @@ def test_an_empty_volume_fits_by_every_method(tmp_path: Path) -> None:
     assert report.compared[0].fitting[0] == "mode"
 
 
+@pytest.mark.parametrize(
+    ("kind", "start"),
+    [  # mips of precomputed volumes begin at whole voxels
+        ("precomputed", (64, -32, 16)), ("zarr", (64, -32, 16)), ("zarr", (65, -31, 17)), ("zarr shards", (71, -29, 18))
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("what", ["image", "ids"])
+def test_levels_of_own_exports_fit(kind: str, what: str, start: tuple[int, int, int], tmp_path: Path) -> None:
+    voxels = smooth_image(SHAPE) if what == "image" else random_labels(SHAPE)
+    corner = np.array([8 * start[0] + 4, 8 * start[1] + 4, 40 * start[2] + 20], float)
+    options: dict[str, Any] = {"levels": 4, "progress": False, "resolution_nm": (8, 8, 40), "chunks": (16, 16, 8)}
+    options |= {"shards": (32, 32, 16)} if kind == "zarr shards" else {}
+    options["translation_nm"] = tuple(corner.tolist())
+    out = tmp_path / "out.zarr"
+    data = xr.DataArray(
+        da.from_array(voxels, chunks=20), dims=("x", "y", "z"), name="segmentation" if what == "ids" else "image"
+    )
+    (to_precomputed if kind == "precomputed" else to_zarr)(data, out, **options)
+    report = check(out)
+    assert report.ok
+    assert [compared.fitting[0] for compared in report.compared] == ["mean" if what == "image" else "mode"] * 3
+    assert all(compared.methods for compared in report.compared)
+
+
 def test_labels_beside_an_image_are_checked_too(tmp_path: Path) -> None:
     volumes = {
         "image_source": write_volume(tmp_path / "image", smooth_image(SHAPE)),
@@ -341,7 +367,7 @@ def test_labels_beside_an_image_are_checked_too(tmp_path: Path) -> None:
     report = check(out)
     assert report.ok
     assert [level.name for level in report.levels] == [
-        *(f"out.zarr level {n}" for n in range(3)), *(f"segmentation level {n}" for n in range(3))
+        *(f"level {n}" for n in range(3)), *(f"labels/segmentation level {n}" for n in range(3))
     ]  # fmt: skip
     assert [compared.fitting[0] for compared in report.compared] == ["mean", "mean", "mode", "mode"]
     file = next(file for file in sorted((out / "labels").rglob("*")) if file.is_file() and file.suffix != ".json")
