@@ -19,6 +19,7 @@ from support.volumes import coordinate_volume, delete_chunks, random_labels, smo
 
 from imagery_dask import ImageryClient, to_precomputed, verify_export
 from imagery_dask.cli.main import commands
+from imagery_dask.cluster import WorkerResources
 from imagery_dask.config import config
 from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.execution.execute import execute
@@ -138,6 +139,24 @@ def test_shards_of_what_is_read_part_by_part_may_be_larger(tmp_path: Path, image
         for most in (module.LARGEST_SHARD, module.LARGEST_HELD_SHARD)
     ]
     assert chosen == [9, 6]
+
+
+def test_tasks_hold_a_part_of_large_shards(tmp_path: Path) -> None:
+    source, size = tmp_path / "em", (8192, 8192, 8192)
+    info = CloudVolume.create_new_info(1, "image", "uint8", "raw", NM, OFFSET, size, chunk_size=(128, 128, 128))
+    source.mkdir()
+    (source / "info").write_text(json.dumps(info))
+    data = ImageryClient(image_source=f"precomputed://file://{source}").image_volume().data
+    export = PrecomputedExport(data, tmp_path / "out", PrecomputedOptions(levels=3))
+    plan = export.plan(WorkerResources(2, int(1.5e9)), None)
+    first, *others = (part.blocks for stage in plan.stages for part in stage)
+    assert (first.largest, first.part, first.reads_once) == ((1024, 1024, 1024), (128, 128, 128), (True, True, True))
+    assert all(blocks.part == (128, 128, 128) for blocks in others)
+    assert len(others) == 2
+    with pytest.raises(ValueError, match=r"a task would hold 1\.\d+ GB.*and a worker has 1 GB"):
+        export.plan(WorkerResources(2, 10**9), None)
+    # 262,144 chunks and two levels of them.
+    assert export.format.objects(export) < 700
 
 
 @pytest.mark.parametrize(
