@@ -18,6 +18,7 @@ from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.cutout import Cutout
 from imagery_dask.model.labels import LabelRule
 from imagery_dask.sources import Layout, NotKept, Once, SourceHandle
+from imagery_dask.sources.volumes.encoded_block import Block, EncodedBlock
 
 __all__ = ["CutoutArray", "CutoutSlice", "basic_parts"]
 
@@ -155,11 +156,17 @@ class CutoutArray:
         is_stored = cutout.target.resolution_nm == cutout.mip.grid.resolution_nm
         return is_stored and (cutout.labels is None or cutout.labels.query is None)
 
-    def read_parts(self, targets: Sequence[VoxelGrid]) -> Iterator[Array]:
-        """Yield boxes of the target grid as (x, y, z, channel), in Fortran order, reading each storage chunk once."""
+    def read_parts(self, targets: Sequence[VoxelGrid], encoded: bool = False) -> Iterator[Block]:
+        """Yield boxes of the target grid as (x, y, z, channel), in Fortran order, reading each storage chunk once.
+
+        With `encoded`, boxes that are one storage chunk are yielded as they are stored, with the ids that are stored.
+        """
         cutout = self.cutout
-        for block in SourceHandle(cutout.path, cutout.mip, cutout.missing).read_parts(targets):
-            yield block if cutout.labels is None else apply_rule(block, cutout.labels)
+        for block in SourceHandle(cutout.path, cutout.mip, cutout.missing).read_parts(targets, encoded):
+            if cutout.labels is None or isinstance(block, EncodedBlock):
+                yield block
+            else:
+                yield apply_rule(block, cutout.labels)
 
     def _parts(self, key: Any) -> dict[int, Part]:
         """Return what is selected along each axis of the volume: a slice, an index array or an integer."""

@@ -29,6 +29,7 @@ from imagery_dask.sources.requests.counts import ReadCounts, active_counts
 from imagery_dask.sources.requests.transport import reachable_path
 from imagery_dask.sources.volumes.addresses import is_zarr, normalize_path
 from imagery_dask.sources.volumes.chunk_cache import chunk_cache
+from imagery_dask.sources.volumes.encoded_block import Block
 from imagery_dask.sources.volumes.stored_volume import CheckedChunk, Layout, Missing, Relabel, StoredVolume
 from imagery_dask.urls import is_safe_for_tokens, location_of, redacted
 
@@ -95,8 +96,10 @@ class SourceHandle:
         self._tell(counts)
         return voxels
 
-    def read_parts(self, boxes: Sequence[VoxelGrid]) -> Iterator[Array]:
+    def read_parts(self, boxes: Sequence[VoxelGrid], encoded: bool = False) -> Iterator[Block]:
         """Yield the voxels of boxes (x, y, z, channel), one after another, in Fortran order; they may be read-only.
+
+        With `encoded`, boxes that are one storage chunk are yielded as they are stored.
 
         Storage chunks that several boxes cross are fetched once, ahead of the boxes. Nothing is kept.
 
@@ -106,7 +109,7 @@ class SourceHandle:
             As `read`, after the last box.
         """
         counts = ReadCounts()
-        with closing(self._volume().read_parts(self.mip.level, boxes, self.missing, counts)) as parts:
+        with closing(self._volume().read_parts(self.mip.level, boxes, self.missing, counts, encoded)) as parts:
             yield from parts
         self._tell(counts)
 

@@ -15,6 +15,7 @@ import numpy as np
 from imagery_dask.annotations import Array
 from imagery_dask.geometry.grid import Region, parts_of, start_of, stop_of
 from imagery_dask.geometry.vec import Vec3
+from imagery_dask.sources.volumes.encoded_block import Block, EncodedBlock
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -39,12 +40,18 @@ class ReadCutout:
         block = self.source.read(cutout.target.crop(offset, stop_of(self.region) - offset))
         return block if cutout.channels > 1 else block[..., 0]
 
-    def parts(self, shape: Vec3[int]) -> Iterator[tuple[Region, Array]]:
-        """Yield the voxels of parts of the region of a shape, x fastest, and which they are; they may be read-only."""
+    def parts(self, shape: Vec3[int], encoded: bool = False) -> Iterator[tuple[Region, Block]]:
+        """Yield the voxels of parts of the region of a shape, x fastest, and which they are; they may be read-only.
+
+        With `encoded`, parts that are one storage chunk of the source are yielded as they are stored.
+        """
         cutout, regions = self.source.cutout, list(parts_of(self.region, shape))
         targets = [cutout.target.crop(start_of(part), stop_of(part) - start_of(part)) for part in regions]
-        for part, block in zip(regions, self.source.read_parts(targets), strict=True):
-            yield part, block if cutout.channels > 1 else block[..., 0]
+        for part, block in zip(regions, self.source.read_parts(targets, encoded), strict=True):
+            if isinstance(block, EncodedBlock) or cutout.channels > 1:
+                yield part, block
+            else:
+                yield part, block[..., 0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ from imagery_dask.geometry.grid import XYZ, Region, parts_of, region_between, re
 from imagery_dask.geometry.pyramid import Level
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.run import BlockTask, Written
+from imagery_dask.sources.volumes.encoded_block import Block, voxels_of
 
 if TYPE_CHECKING:
     from imagery_dask.export.core.inputs import Volume
@@ -53,11 +54,11 @@ class LevelStore(Protocol):
         """Write voxels x, y, z(, c) to a region of whole chunks, and return their hash."""
         ...
 
-    def write_parts(self, region: Region, parts: Iterable[tuple[Region, Array]]) -> bytes:
+    def write_parts(self, region: Region, parts: Iterable[tuple[Region, Block]]) -> bytes:
         """Write a region of whole chunks, given in parts of whole chunks, and return the hash of their hashes."""
         ...
 
-    def digest_of(self, region: Region, voxels: Array) -> bytes:
+    def digest_of(self, region: Region, voxels: Block) -> bytes:
         """Return the hash that `write` would return, without writing."""
         ...
 
@@ -82,11 +83,18 @@ class VolumeLevels:
         Geometry of the levels.
     stages : tuple of StageLayout
         Which levels are made together.
+    copied : tuple of bool
+        Of each volume, whether its storage chunks are written as they are stored, where they are chunks of the level.
     """
 
     volumes: tuple[Volume, ...]
     levels: tuple[Level, ...]
     stages: tuple[StageLayout, ...]
+    copied: tuple[bool, ...] = ()
+
+    def is_copied(self, stage: int) -> bool:
+        """Return whether chunks of a stage's first level are copied."""
+        return stage < len(self.copied) and self.copied[stage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +114,8 @@ class LevelsBlock:
         Whether voxels are ids.
     part : tuple of 3 int or None
         Shape of the parts in which a piece is read and written; only what coarser levels are made of is held then.
+    copied : bool
+        Whether parts that are storage chunks are written as they are stored.
     """
 
     name: str
@@ -114,6 +124,7 @@ class LevelsBlock:
     outputs: tuple[tuple[XYZ, LevelStore], ...]
     labels: bool
     part: Vec3[int] | None = None
+    copied: bool = False
 
     def __call__(self) -> Written:
         """Compute and write; a piece covers whole chunks, which no other task writes."""
@@ -144,7 +155,7 @@ class LevelsBlock:
     def _make(
         self,
         put: Callable[[LevelStore, Region, Array], bytes],
-        put_parts: Callable[[LevelStore, Region, Iterable[tuple[Region, Array]]], bytes],
+        put_parts: Callable[[LevelStore, Region, Iterable[tuple[Region, Block]]], bytes],
     ) -> Written:
         digest, voxels, size = xxh3_128(), 0, 0
         (_, store), *others = self.outputs
@@ -152,10 +163,11 @@ class LevelsBlock:
             first = _FirstLevel(region, others[0][0] if others else None, self.labels)
             if self.part is None:
                 # Once for all levels, their encoding and their hashes.
-                ((_, block),) = first.passing([(region, kernels.fortran_ordered(read()))])
+                block = kernels.fortran_ordered(read())
+                list(first.passing([(region, block)]))
                 digest.update(put(store, region, block))
             else:
-                digest.update(put_parts(store, region, first.passing(read.parts(self.part))))
+                digest.update(put_parts(store, region, first.passing(read.parts(self.part, self.copied))))
             voxels, size = voxels + first.voxels, size + first.size
             if first.coarser is not None:
                 block = first.coarser
@@ -180,12 +192,12 @@ class _FirstLevel:
     #: The block of the next level, when all parts have passed.
     coarser: Array | None = None
 
-    def passing(self, parts: Iterable[tuple[Region, Array]]) -> Iterator[tuple[Region, Array]]:
+    def passing(self, parts: Iterable[tuple[Region, Block]]) -> Iterator[tuple[Region, Block]]:
         for part, block in parts:
             self.voxels += math.prod(block.shape[:3])
             self.size += int(block.nbytes)
             if self.step is not None:
-                writeable = np.require(block, requirements="W")  # tinybrain takes no other
+                writeable = np.require(voxels_of(block), requirements="W")  # tinybrain takes no other
                 self._add(part, self.step, kernels.downsample(writeable, self.step, self.labels))
             yield part, block
 
@@ -236,8 +248,9 @@ class ReadDownsampled:
             out[region_within(piece, self.region)] = voxels
         return out
 
-    def parts(self, shape: Vec3[int]) -> Iterator[tuple[Region, Array]]:
+    def parts(self, shape: Vec3[int], encoded: bool = False) -> Iterator[tuple[Region, Array]]:
         """Yield the voxels of parts of the region of a shape, x fastest, and which they are."""
+        del encoded  # what is downsampled is stored nowhere
         for part in parts_of(self.region, shape):
             yield part, replace(self, region=part)()
 
@@ -315,7 +328,8 @@ class LevelTasks(Sequence[BlockTask]):
         name = f"{doing} {volume.name}{which} z{z} y{y} x{x}"
         wrap = self.compact if reads_source and self.compact is not None else lambda read: read
         pieces = tuple((piece, wrap(_reader(export, self.stage, piece, stores))) for piece in self.plan.pieces(region))
-        return LevelsBlock(name, volume.name, pieces, outputs, volume.labels, self.plan.part)
+        copied = export.is_copied(self.stage)
+        return LevelsBlock(name, volume.name, pieces, outputs, volume.labels, self.plan.part, copied)
 
 
 def _refuse_too_large(volume: Volume, plan: BlockPlan, memory: int) -> None:
@@ -339,7 +353,8 @@ def _plans(export: VolumeLevels, block_bytes: int, most: int) -> list[BlockPlan]
         if index < len(export.volumes):
             volume = export.volumes[index]
             plan = volume.plan(stage.unit, block_bytes, most)
-            plans.append(replace(plan, part=_part(export, stage, volume)))
+            part = _part(export, stage, volume, PART_BYTES if not export.is_copied(index) else 0)
+            plans.append(replace(plan, part=part))
         else:
             voxels = max(1, block_bytes // export.volumes[0].voxel_bytes)
             plan = plan_blocks(export.levels[stage.first].shape, stage.unit, (None, None, None), voxels)
@@ -349,17 +364,17 @@ def _plans(export: VolumeLevels, block_bytes: int, most: int) -> list[BlockPlan]
     return plans
 
 
-def _part(export: VolumeLevels, stage: StageLayout, volume: Volume) -> Vec3[int] | None:
+def _part(export: VolumeLevels, stage: StageLayout, volume: Volume, least: int) -> Vec3[int] | None:
     """Return the shape of the parts in which blocks of a volume are read and written; None if they are not."""
-    return _grown_part(export, stage) if volume.reads_parts else None
+    return _grown_part(export, stage, least) if volume.reads_parts else None
 
 
-def _grown_part(export: VolumeLevels, stage: StageLayout) -> Vec3[int] | None:
-    """Return the shape of whole chunks of a stage's first level that have `PART_BYTES`, or None if levels cut it."""
+def _grown_part(export: VolumeLevels, stage: StageLayout, least: int = PART_BYTES) -> Vec3[int] | None:
+    """Return the shape of whole chunks of a stage's first level with so many bytes, or None if levels cut it."""
     shape, voxel_bytes = export.levels[stage.first].shape, export.volumes[0].voxel_bytes
     part = list(stage.chunk)
     shorter = [axis for axis in range(3) if part[axis] < shape[axis]]
-    while shorter and math.prod(part) * voxel_bytes < PART_BYTES:
+    while shorter and math.prod(part) * voxel_bytes < least:
         part[min(shorter, key=lambda axis: part[axis])] *= 2
         shorter = [axis for axis in shorter if part[axis] < shape[axis]]
     steps = (1, 1, 1) if stage.first == stage.last else export.levels[stage.first + 1].step

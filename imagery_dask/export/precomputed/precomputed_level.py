@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +25,7 @@ from imagery_dask.geometry.grid import (
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.kernels import digest_of, digest_of_bytes, join_digests
 from imagery_dask.sources.precomputed.codecs import SEGMENTATION_BLOCK, decode
+from imagery_dask.sources.volumes.encoded_block import Block, EncodedBlock, voxels_of
 from imagery_dask.storage.atomic_files import Compression, Files, Put
 
 __all__ = ["PrecomputedLevel"]
@@ -54,6 +55,8 @@ class PrecomputedLevel:
         Further compression of chunks.
     quality : int or None
         Quality of pictures.
+    copied : bool
+        Whether chunks of the source are written as they are stored there. Hashes are of files then, as of pictures.
     """
 
     files: Files
@@ -66,16 +69,17 @@ class PrecomputedLevel:
     channels: int
     compress: Compression | None
     quality: int | None
+    copied: bool = field(default=False, kw_only=True)
 
     def write(self, region: Region, voxels: Array) -> bytes:
-        """Write voxels x, y, z(, c) to a region of whole chunks; return their hash, or that of the files if lossy."""
+        """Write voxels x, y, z(, c) to a region of whole chunks; return their hash, or that of the files."""
         return self._write(region, [(region, voxels)])[0]
 
-    def write_parts(self, region: Region, parts: Iterable[tuple[Region, Array]]) -> bytes:
+    def write_parts(self, region: Region, parts: Iterable[tuple[Region, Block]]) -> bytes:
         """Write a region, given in parts of whole chunks, and return the hash of their hashes."""
         return join_digests(self._write(region, parts))
 
-    def _write(self, region: Region, parts: Iterable[tuple[Region, Array]]) -> list[bytes]:
+    def _write(self, region: Region, parts: Iterable[tuple[Region, Block]]) -> list[bytes]:
         """Write a region, given in parts, and return the hash of each of them."""
         del region
         if self.files.folder is not None:
@@ -92,14 +96,14 @@ class PrecomputedLevel:
             ]
             return [self._digest(voxels, [chunk.result() for chunk in chunks]) for voxels, chunks in sent]
 
-    def digest_of(self, region: Region, voxels: Array) -> bytes:
+    def digest_of(self, region: Region, voxels: Block) -> bytes:
         """Return the hash that `write` returns, without writing."""
-        lossy = [digest_of_bytes(self._encoded(part)) for _, part in self._cut(region, voxels)] if self.lossy else []
-        return self._digest(voxels, lossy)
+        chunks = self._cut(region, voxels) if self.hashes_files else []
+        return self._digest(voxels, [digest_of_bytes(self._encoded(part)) for _, part in chunks])
 
     def digest(self, region: Region) -> bytes:
         """Return the hash of the chunks that are stored in a region, comparable to that of `write`."""
-        if self.lossy:
+        if self.hashes_files:
             return join_digests([digest_of_bytes(content) for _, content in self._contents(region)])
         return digest_of(self.read(region))
 
@@ -107,6 +111,11 @@ class PrecomputedLevel:
     def lossy(self) -> bool:
         """Return True if voxels that are read back may differ from those written."""
         return self.encoding == "jpeg" or (self.encoding == "jxl" and self.quality != 100)
+
+    @property
+    def hashes_files(self) -> bool:
+        """Return True if hashes are of encoded chunks, not of voxels."""
+        return self.lossy or self.copied
 
     def read(self, region: Region) -> Array:
         """Return the voxels of a region as x, y, z(, c)."""
@@ -124,8 +133,12 @@ class PrecomputedLevel:
             # Without parents, so that a task that outlives its export does not restore a folder that was removed.
             (self.files.folder / self.key).mkdir(exist_ok=True)
 
-    def _cut(self, region: Region, voxels: Array) -> list[tuple[Region, Array]]:
+    def _cut(self, region: Region, voxels: Block) -> list[tuple[Region, Block]]:
         """Return the chunks of a region, and their voxels."""
+        if isinstance(voxels, EncodedBlock):
+            if list(self._chunks(region)) == [region]:
+                return [(region, voxels)]
+            voxels = voxels_of(voxels)
         if voxels.dtype.kind == "i" and self.dtype.startswith("u") and int(voxels.min(initial=0)) < 0:
             raise OverflowError(
                 f"Id {int(voxels.min())} is negative: a precomputed volume of {self.dtype} cannot hold it. Pass "
@@ -138,7 +151,9 @@ class PrecomputedLevel:
             raise ValueError(f"{region} does not cover whole chunks of {self.chunk}.")
         return [(part, voxels[region_within(part, region)]) for part in chunks]
 
-    def _encoded(self, voxels: Array) -> bytes:
+    def _encoded(self, voxels: Block) -> bytes:
+        if isinstance(voxels, EncodedBlock):
+            return voxels.content
         if self.encoding == "raw":
             return voxels.tobytes("F")
         try:
@@ -157,14 +172,14 @@ class PrecomputedLevel:
                 f"{self.encoding} can hold. Choose smaller chunks (--chunks), or another encoding."
             ) from None
 
-    def _put(self, put: Put, part: Region, voxels: Array) -> bytes:
-        """Write a chunk; return the hash of its bytes if the encoding is lossy."""
+    def _put(self, put: Put, part: Region, voxels: Block) -> bytes:
+        """Write a chunk; return the hash of its bytes if these are hashed."""
         content = self._encoded(voxels)
         put(self._name(part), content, "application/octet-stream", self.compress)
-        return digest_of_bytes(content) if self.lossy else b""
+        return digest_of_bytes(content) if self.hashes_files else b""
 
-    def _digest(self, voxels: Array, of_contents: list[bytes]) -> bytes:
-        return join_digests(of_contents) if self.lossy else digest_of(voxels)
+    def _digest(self, voxels: Block, of_contents: list[bytes]) -> bytes:
+        return join_digests(of_contents) if self.hashes_files else digest_of(voxels_of(voxels))
 
     def _decoded(self, part: Region, content: bytes) -> Array:
         x, y, z = (axis.stop - axis.start for axis in part)

@@ -59,6 +59,13 @@ class PrecomputedOptions(VolumeOptions):
         syntax="sharding",
     )
 
+    copy: Literal["auto", "exact", "never"] = option(
+        "auto",
+        "Copy chunks of a precomputed source as they are stored: auto where encoding, chunks and bounds agree; exact, "
+        "or refuse the export; never.",
+        NEWER,
+    )
+
     def __post_init__(self) -> None:
         VolumeOptions.__post_init__(self)
         if not (self.encoding is None or isinstance(self.encoding, (str, Mapping))):
@@ -66,6 +73,11 @@ class PrecomputedOptions(VolumeOptions):
         if isinstance(self.encoding, Mapping):
             self._set("encoding", dict(self.encoding))
         choice("compress", self.compress, ("auto", "gzip", "br", None))
+        choice("copy", self.copy, ("auto", "exact", "never"))
+        if self.copy == "exact" and self.quality is not None:
+            raise ValueError(
+                "quality is of chunks that are encoded, and copy='exact' encodes none. Leave one of them out."
+            )
         self._check_sharding()
 
     def _check_sharding(self) -> None:
@@ -95,7 +107,7 @@ class PrecomputedOptions(VolumeOptions):
         if unknown:
             raise ValueError(f"encoding names {unknown}; there is {' and '.join(names)}.")
 
-    def encoding_of(self, name: str, labels: bool, dtype: str, channels: int) -> str:
+    def encoding_of(self, name: str, labels: bool, dtype: str, channels: int, default: str | None = None) -> str:
         """Return the encoding of a volume.
 
         Parameters
@@ -108,13 +120,15 @@ class PrecomputedOptions(VolumeOptions):
             Data type in which voxels are stored.
         channels : int
             Number of channels.
+        default : str, optional
+            Encoding where none is given.
 
         Raises
         ------
         ValueError
             There is no such encoding for ids or imagery, or it cannot hold the voxels.
         """
-        encoding = self.encoding.get(name) if isinstance(self.encoding, Mapping) else self.encoding
+        encoding = (self.encoding.get(name) if isinstance(self.encoding, Mapping) else self.encoding) or default
         if encoding is None:
             dense = labels and dtype in ("uint32", "uint64") and channels == 1
             return DEFAULT_OF_LABELS if dense else DEFAULT

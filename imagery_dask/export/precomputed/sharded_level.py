@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from imagery_dask.annotations import Array
 from imagery_dask.export.precomputed.precomputed_level import PrecomputedLevel
 from imagery_dask.export.precomputed.shard_file import ShardFile
 from imagery_dask.export.precomputed.sharding import Sharding
@@ -18,6 +17,7 @@ from imagery_dask.geometry.vec import Vec3
 from imagery_dask.kernels import digest_of_bytes
 from imagery_dask.sources.precomputed.shards import ShardedChunks, morton_codes
 from imagery_dask.sources.requests.transport import Blob, Request
+from imagery_dask.sources.volumes.encoded_block import Block
 from imagery_dask.storage.atomic_files import Files, Put
 
 __all__ = ["ShardedLevel"]
@@ -45,7 +45,7 @@ class ShardedLevel(PrecomputedLevel):
         """Number of chunks along x, y, z."""
         return (Vec3.of(self.stop) - self.start).ceil_div(self.chunk)
 
-    def _write(self, region: Region, parts: Iterable[tuple[Region, Array]]) -> list[bytes]:
+    def _write(self, region: Region, parts: Iterable[tuple[Region, Block]]) -> list[bytes]:
         """Write whole shards, given in parts of whole chunks, and return the hash of each of them."""
         left, digests = self._shards_in(region), list[bytes]()
         self._make_folder()
@@ -53,7 +53,7 @@ class ShardedLevel(PrecomputedLevel):
             begun: dict[int, ShardFile] = {}
             for part, voxels in parts:
                 chunks = self._cut(part, voxels)
-                lossy = []
+                hashes = []
                 for code, (_, chunk) in zip(self._codes([cell for cell, _ in chunks]), chunks, strict=True):
                     shard = code >> self.sharding.chunk_bits
                     if shard not in left:
@@ -63,13 +63,13 @@ class ShardedLevel(PrecomputedLevel):
                         waiting.push(begun[shard])
                     content = self._encoded(chunk)
                     begun[shard].add(code, content)
-                    if self.lossy:
-                        lossy.append(digest_of_bytes(content))
+                    if self.hashes_files:
+                        hashes.append(digest_of_bytes(content))
                     left[shard] -= 1
                     if not left[shard]:
                         del left[shard]
                         put(f"{self.key}/{self.sharding.file_of(shard)}", _last(begun.pop(shard)))
-                digests.append(self._digest(voxels, lossy))
+                digests.append(self._digest(voxels, hashes))
             if left:
                 raise ValueError(f"{len(left)} shards of the block lack chunks, such as {next(iter(left)):x}.")
         return digests

@@ -33,6 +33,7 @@ from imagery_dask.export.multiscale.volumes import (
     volume_previews,
     volume_reads,
 )
+from imagery_dask.export.precomputed.copying import ChunkForm, chunks_in_common, form_of_source, why_not_copied
 from imagery_dask.export.precomputed.precomputed_level import PrecomputedLevel
 from imagery_dask.export.precomputed.precomputed_options import LABEL_ENCODINGS, PrecomputedOptions
 from imagery_dask.export.precomputed.sharded_level import ShardedLevel
@@ -72,6 +73,7 @@ def to_precomputed(
     compress: Literal["auto", "gzip", "br"] | None = "auto",
     quality: int | None = None,
     sharding: Mapping[str, Any] | Literal["auto"] | None = "auto",
+    copy: Literal["auto", "exact", "never"] = "auto",
     kind: Kind | Mapping[str, Kind] | None = None,
     relabel: Literal["uint32"] | None = None,
     block_mib: float | None = None,
@@ -118,6 +120,11 @@ def to_precomputed(
         an info, with hash "identity", as in Neuroglancer's
         `format <https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/sharded.md>`_; its
         `data_encoding` takes the place of `compress`. A task writes whole shards.
+    copy : {"auto", "exact", "never"}
+        Whether storage chunks of a precomputed source are written as they are stored there, so that pictures lose
+        nothing. By default where the encoding, the chunk shape and the first voxel agree, and voxels are neither
+        relabelled nor resampled; a chunk that the bounds cut is encoded again. ``"exact"`` takes encoding and chunk
+        shape from the source, and refuses an export of which a chunk would have to be encoded.
     kind : {"image", "segmentation"} or mapping of str to these, optional
         As for `to_zarr`: whether voxels are intensities or ids.
     relabel : "uint32", optional
@@ -143,7 +150,8 @@ def to_precomputed(
     """
     options = PrecomputedOptions(
         encoding=encoding, chunks=chunks, levels=levels, compress=compress, quality=quality,
-        sharding=sharding, resolution_nm=resolution_nm, translation_nm=translation_nm, kind=kind, relabel=relabel,
+        sharding=sharding, copy=copy, resolution_nm=resolution_nm, translation_nm=translation_nm, kind=kind,
+        relabel=relabel,
     )  # fmt: skip
     return execute(precomputed_export(data, url, options), RunOptions(
         cluster=cluster, workers=workers, max_workers=max_workers, progress=progress,
@@ -162,6 +170,12 @@ def _notes(export: PrecomputedExport) -> Iterator[str]:
     """Yield notes about compact ids, and how many files shards save."""
     yield from export.notes()
     for layer in export.layers:
+        if layer.copied:
+            common, total = layer.chunks_copied
+            yield (
+                f"{layer.multiscale.volume.name}: {common / total:.0%} of the chunks that are read ({common:,} of "
+                f"{total:,}) are copied as they are stored, others are decoded (copy, --copy)."
+            )
         if layer.files != layer.chunks:
             yield (
                 f"{layer.multiscale.volume.name}: {layer.chunks:,} chunks lie in {layer.files:,} shards, which a task "
@@ -203,12 +217,15 @@ class PrecomputedExport(VolumeExport):
             for level, scale in enumerate(layer.info["scales"])
             if "sharding" in scale
         }
+        fields |= {f"{layer.multiscale.volume.name} copied": layer.copied for layer in self.layers if layer.copied}
         super().__init__([layer.multiscale for layer in self.layers], options, fields)
 
     def earlier(self) -> Iterator[Self]:
-        """Yield the export as version 0.1 wrote it: without shards, the one variable of a dataset in a folder."""
+        """Yield the export as version 0.1 wrote it: decoded, without shards, a dataset's one variable in a folder."""
         options = replace(self.options, sharding=None) if self.options.sharding == "auto" else self.options
-        if self.layers[0].is_sharded and options.sharding is None:
+        options = replace(options, copy="never") if options.copy == "auto" else options
+        is_other = self.layers[0].is_sharded and options.sharding is None
+        if is_other or (options.copy == "never" and any(layer.copied for layer in self.layers)):
             yield type(self)(self._data, self.url, options)
         if self._is_lone:
             yield type(self)(self._data, self.url, options, in_root=False)
@@ -261,9 +278,14 @@ class PrecomputedRegions(RegionsExport):
         super().__init__(data, lambda name, one: PrecomputedExport(one, self.place(self.url, name), options), options)
 
     def earlier(self) -> Iterator[Self]:
-        """Yield the export as version 0.1 wrote it, without shards."""
-        if self.options.sharding == "auto":
-            yield type(self)(self._data, self.url, replace(self.options, sharding=None))
+        """Yield the export as version 0.1 wrote it: decoded, without shards."""
+        before = replace(
+            self.options,
+            sharding=None if self.options.sharding == "auto" else self.options.sharding,
+            copy="never" if self.options.copy == "auto" else self.options.copy,
+        )
+        if before != self.options:
+            yield type(self)(self._data, self.url, before)
 
 
 def precomputed_export(data: Any, url: str | os.PathLike[str], options: PrecomputedOptions) -> Export:
@@ -283,6 +305,28 @@ class _Layer:
     #: Where the volume comes from.
     made: JsonObject
     options: PrecomputedOptions
+
+    @property
+    def copied(self) -> list[int]:
+        """Levels of which chunks are copied."""
+        return [level for level, is_copied in enumerate(self.multiscale.export.copied) if is_copied]
+
+    @property
+    def chunks_copied(self) -> tuple[int, int]:
+        """Number of chunks that are copied, and of all that are made of the source."""
+        common, total = 0, 0
+        for level, volume in enumerate(self.multiscale.export.volumes):
+            total += _counts(self.info["scales"][level]).prod()
+            common += chunks_in_common(volume, self.form)[0] if level in self.copied else 0
+        return common, total
+
+    @property
+    def form(self) -> ChunkForm:
+        """How chunks are stored."""
+        scale = self.info["scales"][0]
+        return ChunkForm(
+            scale["encoding"], self.info["data_type"], self.info["num_channels"], Vec3.of(scale["chunk_sizes"][0])
+        )
 
     @property
     def is_sharded(self) -> bool:
@@ -323,9 +367,9 @@ class _Layer:
 
     def stores(self, files: Files) -> list[LevelStore]:
         """Return the mips, in a folder or bucket."""
-        return [self._store(files, scale) for scale in self.info["scales"]]
+        return [self._store(files, scale, level in self.copied) for level, scale in enumerate(self.info["scales"])]
 
-    def _store(self, files: Files, scale: JsonObject) -> LevelStore:
+    def _store(self, files: Files, scale: JsonObject, copied: bool) -> LevelStore:
         make: Callable[..., PrecomputedLevel] = PrecomputedLevel
         if self.is_sharded:
             make = partial(ShardedLevel, sharding=Sharding.from_entry(scale["sharding"]))
@@ -340,6 +384,7 @@ class _Layer:
             channels=self.info["num_channels"],
             compress=self.options.compression(scale["encoding"], in_bucket=files.folder is None),
             quality=self.options.quality,
+            copied=copied,
         )
 
 
@@ -376,8 +421,9 @@ def _layer(volume: Volume, options: PrecomputedOptions, choose: Choose | None = 
         raise ValueError("A precomputed volume needs a voxel size: pass resolution_nm (and translation_nm).")
     dtype = _stored_as(volume)
     channels = int(np.prod(volume.array.shape[3:], dtype=np.int64))
-    encoding = options.encoding_of(volume.name, volume.labels, dtype, channels)
-    chunk = Vec3.of(options.chunk or default_chunks(volume.array.dtype.itemsize))
+    own = form_of_source(volume) if options.copy == "exact" else None
+    encoding = options.encoding_of(volume.name, volume.labels, dtype, channels, own.encoding if own else None)
+    chunk = Vec3.of(options.chunk or (own.chunk if own else default_chunks(volume.array.dtype.itemsize)))
 
     def sharding_of(choose: Choose, level: Level) -> Sharding:
         return choose(volume, encoding, level.shape.ceil_div(chunk), chunk.minimum(level.shape))
@@ -386,8 +432,12 @@ def _layer(volume: Volume, options: PrecomputedOptions, choose: Choose | None = 
         return sharding_of(choose, level).box(level.shape.ceil_div(chunk)) * chunk
 
     multiscale = multiscale_of(
-        volume, options.levels, options.chunk, shard_of=None if choose is None else partial(shard_of, choose)
+        volume,
+        options.levels,
+        (chunk.x, chunk.y, chunk.z),
+        shard_of=None if choose is None else partial(shard_of, choose),
     )
+    multiscale = _copying(multiscale, options, ChunkForm(encoding, dtype, channels, chunk))
     options.check_chunk(encoding, multiscale.layouts[0].chunk)
     scales = [
         {
@@ -414,6 +464,24 @@ def _layer(volume: Volume, options: PrecomputedOptions, choose: Choose | None = 
         info["segment_properties"] = PROPERTIES
     beside = {} if properties is None else {f"{PROPERTIES}/info": properties}
     return _Layer(multiscale, info, beside, provenance(volume), options)
+
+
+def _copying(multiscale: Multiscale, options: PrecomputedOptions, form: ChunkForm) -> Multiscale:
+    """Return a volume of which those levels are copied that can be; raise if all were to be, and cannot."""
+    if options.copy == "never" or options.quality is not None:
+        return multiscale
+    export = multiscale.export
+    reasons = [why_not_copied(volume, form) for volume in export.volumes]
+    if options.copy == "exact":
+        for volume, reason in zip(export.volumes, reasons, strict=True):
+            common, total = (0, 0) if reason else chunks_in_common(volume, form)
+            cut = f"{total - common:,} of its {total:,} chunks are cut by the bounds, or lie outside of the source"
+            if reason or common < total:
+                raise ValueError(
+                    f"copy='exact' cannot copy the {volume.name}: {reason or cut}. Change that, or pass copy='auto', "
+                    "which encodes such chunks again."
+                )
+    return replace(multiscale, export=replace(export, copied=tuple(not reason for reason in reasons)))
 
 
 def _stored_as(volume: Volume) -> str:

@@ -39,6 +39,7 @@ from imagery_dask.export.zarr.encoded_chunks import ChunkEncoder, UnitFile
 from imagery_dask.geometry.grid import Region
 from imagery_dask.kernels import digest_of, join_digests
 from imagery_dask.run import tasks_at_once
+from imagery_dask.sources.volumes.encoded_block import Block, voxels_of
 from imagery_dask.storage.atomic_files import check_wanted, move_durably, write_soon
 from imagery_dask.storage.buckets import clear_errors, parse_bucket_url
 from imagery_dask.storage.store_files import is_partial
@@ -296,15 +297,16 @@ class ZarrLevel:
         """Write voxels x, y, z(, c) to a region of whole units and return their hash."""
         return self._write(region, [(region, voxels)])[0]
 
-    def write_parts(self, region: Region, parts: Iterable[tuple[Region, Array]]) -> bytes:
+    def write_parts(self, region: Region, parts: Iterable[tuple[Region, Block]]) -> bytes:
         """Write a region of whole units, given in parts of whole chunks, and return the hash of their hashes."""
         return join_digests(self._write(region, parts))
 
-    def _write(self, region: Region, parts: Iterable[tuple[Region, Array]]) -> list[bytes]:
+    def _write(self, region: Region, parts: Iterable[tuple[Region, Block]]) -> list[bytes]:
         array, digests = self._array(), list[bytes]()
 
         def stored() -> Iterator[tuple[Box, Array]]:
-            for part, voxels in parts:
+            for part, given in parts:
+                voxels = voxels_of(given)
                 # Masks are stored as integers, but stores of version 0.1 hold bool.
                 block = voxels.view(array.dtype) if voxels.dtype == np.bool_ else voxels
                 digests.append(digest_of(voxels))
@@ -314,10 +316,10 @@ class ZarrLevel:
         array.write_parts(self._selection(region, array.shape), stored())
         return digests
 
-    def digest_of(self, region: Region, voxels: Array) -> bytes:
+    def digest_of(self, region: Region, voxels: Block) -> bytes:
         """Return the hash of voxels."""
         del region
-        return digest_of(voxels)
+        return digest_of(voxels_of(voxels))
 
     def digest(self, region: Region) -> bytes:
         """Return the hash of the voxels that are stored in a region."""

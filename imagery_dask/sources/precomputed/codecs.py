@@ -9,6 +9,7 @@ https://github.com/google/neuroglancer/tree/master/src/sliceview/compressed_segm
 
 from __future__ import annotations
 
+import math
 import struct
 from functools import lru_cache
 from importlib import import_module
@@ -24,7 +25,7 @@ from imagery_dask.geometry.grid import XYZ
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.sources.precomputed.encodings.picture_sizes import check_picture_size
 
-__all__ = ["SEGMENTATION_BLOCK", "decode", "missing_package", "segmentation_damage"]
+__all__ = ["SEGMENTATION_BLOCK", "decode", "encoded_damage", "missing_package", "segmentation_damage"]
 
 # Block size of compressed_segmentation: of an info that has none, and of volumes that are written here.
 SEGMENTATION_BLOCK = (8, 8, 8)
@@ -33,6 +34,8 @@ PICTURES = ("jpeg", "png", "jxl")
 # Bits of a channel, and kind of color (https://www.w3.org/TR/png/#11IHDR).
 PNG_HEADER = struct.Struct(">24xBB")
 PNG_CHANNELS = {0: 1, 2: 3, 4: 2, 6: 4}
+# What ends a file of a picture, within its last bytes.
+ENDS, END_BYTES = {"jpeg": b"\xff\xd9", "png": b"IEND"}, 64
 # Packages of encodings that this package does not install.
 OPTIONAL_PACKAGES = {"fpzip": "fpzip", "kempressed": "fpzip", "zfpc": "zfpc"}
 # Encodings that are checked before, or in place of, their own decoders.
@@ -93,6 +96,30 @@ def decode(
     if voxels.dtype != np.dtype(dtype):  # a damaged header of jxl
         raise ValueError(f"it decodes to {voxels.dtype}, not to {dtype}")
     return _channels_last(voxels, shape, encoding)
+
+
+def encoded_damage(
+    content: bytes, encoding: str, shape: tuple[int, int, int, int], dtype: str, block_size: XYZ
+) -> str | None:
+    """Return the damage that is seen in a chunk without decoding it: "" if there is none, None if that cannot be said.
+
+    Parameters are those of `decode`.
+    """
+    if not content:
+        return "it is empty"
+    itemsize = np.dtype(dtype).itemsize
+    if encoding == "raw":
+        wanted = math.prod(shape) * itemsize
+        return "" if len(content) == wanted else f"it has {len(content)} bytes, not {wanted}"
+    if encoding == "compressed_segmentation":
+        return segmentation_damage(content, shape, block_size, itemsize)
+    if encoding not in ENDS:
+        return None
+    try:
+        check_picture_size(content, encoding, shape)
+    except ValueError as error:
+        return str(error)
+    return "" if ENDS[encoding] in content[-END_BYTES:] else "its end is missing"
 
 
 def missing_package(encoding: str) -> str | None:

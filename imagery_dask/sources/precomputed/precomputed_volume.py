@@ -22,7 +22,7 @@ from imagery_dask.model.layer import Layer, Mip
 from imagery_dask.model.volume_info import check_info
 from imagery_dask.sources.files.failures import brief
 from imagery_dask.sources.graph.graph_server import read_graph_info
-from imagery_dask.sources.precomputed.codecs import SEGMENTATION_BLOCK, decode, missing_package
+from imagery_dask.sources.precomputed.codecs import SEGMENTATION_BLOCK, decode, encoded_damage, missing_package
 from imagery_dask.sources.precomputed.label_tables import LabelTables
 from imagery_dask.sources.requests.transport import Blob, Request, Transport
 from imagery_dask.sources.volumes.addresses import named_by_info
@@ -182,6 +182,16 @@ class PrecomputedVolume(StoredVolume):
     def _decode(self, mip: int, chunk: Chunk, blob: Blob) -> Array:
         encoding, block_size = self.layer.mips[mip].encoding, self._block_size(mip) or SEGMENTATION_BLOCK
         return decode(blob.decompressed(self._largest[mip]), encoding, chunk.shape, self.layer.dtype, block_size)
+
+    def _encoded(self, mip: int, chunk: Chunk, blob: Blob) -> bytes:
+        encoding, block_size = self.layer.mips[mip].encoding, self._block_size(mip) or SEGMENTATION_BLOCK
+        content = bytes(blob.decompressed(self._largest[mip]))
+        damage = encoded_damage(content, encoding, chunk.shape, self.layer.dtype, block_size)
+        if damage is None:
+            return super()._encoded(mip, chunk, blob)
+        if damage:
+            raise ValueError(damage)
+        return content
 
 
 def _cell(chunk: Chunk) -> Vec3[int]:

@@ -12,9 +12,9 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from imagery_dask.sources.requests.counts import ReadCounts, counting_into
 from imagery_dask.sources.requests.transport import Blob
 from imagery_dask.sources.volumes.chunk_cache import ChunkCache
 from imagery_dask.sources.volumes.chunk_grid import Chunk, Region, crossed
+from imagery_dask.sources.volumes.encoded_block import Block, EncodedBlock
 
 __all__ = ["CheckedChunk", "Fetched", "Layout", "Missing", "NotKept", "Relabel", "StoredVolume"]
 
@@ -63,7 +64,7 @@ class _Reading:
     counts: ReadCounts = field(default_factory=ReadCounts)
 
 
-Decode = Callable[[_Reading, Chunk, Blob], Array | None]
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,11 @@ class StoredVolume(ABC):
     @abstractmethod
     def _stamp(self, mip: int, chunk: Chunk) -> tuple[object, ...] | None:
         """Return what differs once a chunk is written again; None if that would not be noticed."""
+
+    def _encoded(self, mip: int, chunk: Chunk, blob: Blob) -> bytes:
+        """Return a chunk without the compression of its transport; raise any error if it is seen to be damaged."""
+        self._decode(mip, chunk, blob)
+        return bytes(blob.decompressed())
 
     def _absent(self, mip: int) -> int | float | None:
         """Return the voxels of a chunk that the format need not store; None if it stores all of them."""
@@ -255,8 +261,8 @@ class StoredVolume(ABC):
         return kernels.remap(voxels, ids, relabel(ids))
 
     def read_parts(
-        self, mip: int, boxes: Sequence[VoxelGrid], missing: Missing, counts: ReadCounts
-    ) -> Generator[Array, None, None]:
+        self, mip: int, boxes: Sequence[VoxelGrid], missing: Missing, counts: ReadCounts, encoded: bool = False
+    ) -> Generator[Block, None, None]:
         """Yield the voxels of boxes, one after another; chunks of several boxes are fetched and decoded once.
 
         Chunks are fetched in the order of the boxes, ahead of them, and are held until the last box that crosses them.
@@ -269,24 +275,39 @@ class StoredVolume(ABC):
             Voxels of that level, absolute.
         counts : ReadCounts
             What is read and missing is added; requests are counted where `active_counts` says.
+        encoded : bool
+            Yield boxes that are one storage chunk as they are stored.
 
         Yields
         ------
-        numpy.ndarray, shape (x, y, z, channel)
+        numpy.ndarray, shape (x, y, z, channel), or EncodedBlock
             In Fortran order; a box that is a stored chunk may be read-only.
         """
         readings = [_Reading(mip, box, missing, counts=counts) for box in boxes]
         of_boxes = [self._crossed(reading) for reading in readings]
         last = {chunk.cell: number for number, chunks in enumerate(of_boxes) for chunk in chunks}
         chunks = {chunk.cell: chunk for chunks in of_boxes for chunk in chunks}
-        held: dict[Hashable, Array | None] = {}
-        with closing(self._decoded_of(readings[0], list(chunks.values()))) as arriving:
+        held: dict[Hashable, Block | None] = {}
+        whole = {
+            of_box[0].cell
+            for reading, of_box in zip(readings if encoded else (), of_boxes, strict=False)
+            if len(of_box) == 1 and (*reading.box.shape, self.layer.channels) == of_box[0].shape
+        }
+
+        def as_wanted(reading: _Reading, chunk: Chunk, blob: Blob) -> Block | None:
+            return (self._healed_encoded if chunk.cell in whole else self._healed)(reading, chunk, blob)
+
+        fetched = self._fetch(readings[0], list(chunks.values()))
+        with closing(_decoded(readings[0], fetched, as_wanted)) as arriving:
             for number, (reading, of_box) in enumerate(zip(readings, of_boxes, strict=True)):
                 while not all(chunk.cell in held for chunk in of_box):
                     chunk, voxels = next(arriving)
                     held[chunk.cell] = voxels
                 done = [cell for chunk in of_box if last[cell := chunk.cell] == number]
-                block = self._assemble(reading, [(chunk, held[chunk.cell]) for chunk in of_box], "F", writeable=False)
+                block = held[of_box[0].cell] if of_box else None
+                if not isinstance(block, EncodedBlock):
+                    decoded = [(chunk, held[chunk.cell]) for chunk in of_box]
+                    block = self._assemble(reading, cast(list[Decoded], decoded), "F", writeable=False)
                 for cell in done:
                     del held[cell]
                 yield block
@@ -473,12 +494,21 @@ class StoredVolume(ABC):
 
     def _healed(self, reading: _Reading, chunk: Chunk, blob: Blob) -> Array | None:
         """Decode a chunk, fetching it again if it does not decode; return None if it no longer exists by then."""
+        return self._made(reading, chunk, blob, self._decode_named)
+
+    def _healed_encoded(self, reading: _Reading, chunk: Chunk, blob: Blob) -> EncodedBlock | None:
+        """Return a chunk as it is stored, fetching it again if it is seen to be damaged; as `_healed`."""
+        return self._made(reading, chunk, blob, self._encoded_named)
+
+    def _made(
+        self, reading: _Reading, chunk: Chunk, blob: Blob, make: Callable[[_Reading, Chunk, Blob], Made]
+    ) -> Made | None:
         latest: Blob | None = blob
         for attempt in itertools.count(1):
             if latest is None:
                 return None
             try:
-                return self._decode_named(reading, chunk, latest)
+                return make(reading, chunk, latest)
             except CorruptChunkError as error:
                 if attempt == DECODE_ATTEMPTS:
                     raise CorruptChunkError(f"{error} (fetched {attempt} times)") from error.__cause__
@@ -487,19 +517,34 @@ class StoredVolume(ABC):
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     def _decode_named(self, reading: _Reading, chunk: Chunk, blob: Blob) -> Array:
-        try:
+        with self._naming(reading.mip, chunk):
             return self._decode(reading.mip, chunk, blob)
+
+    def _encoded_named(self, reading: _Reading, chunk: Chunk, blob: Blob) -> EncodedBlock:
+        with self._naming(reading.mip, chunk):
+            content = self._encoded(reading.mip, chunk, blob)
+        return EncodedBlock(
+            content, chunk.shape, self.layer.dtype, lambda: self._decode_named(reading, chunk, Blob(content))
+        )
+
+    @contextmanager
+    def _naming(self, mip: int, chunk: Chunk) -> Iterator[None]:
+        """Name the chunk in errors of decoders."""
+        try:
+            yield
         except SourceError:  # the decoder cannot be started, which is no fault of the chunk
             raise
         except Exception as error:  # of any decoder
-            encoding = self.layer.mips[reading.mip].encoding
+            encoding = self.layer.mips[mip].encoding
             raise CorruptChunkError(
-                f"Storage chunk {self._key(reading.mip, chunk)} of {self.path} does not decode as {encoding} "
+                f"Storage chunk {self._key(mip, chunk)} of {self.path} does not decode as {encoding} "
                 f"{chunk.shape} {self.layer.dtype}: {type(error).__name__}: {error}"
             ) from error
 
 
-def _decoded(reading: _Reading, fetched: Iterable[Fetched], decode: Decode) -> Iterator[Decoded]:
+def _decoded(
+    reading: _Reading, fetched: Iterable[Fetched], decode: Callable[[_Reading, Chunk, Blob], Made]
+) -> Generator[tuple[Chunk, Made | None], None, None]:
     try:
         for chunk, blob in fetched:
             yield chunk, None if blob is None else decode(reading, chunk, blob)

@@ -1,0 +1,171 @@
+"""Chunks of a precomputed source that are chunks of the copy are written as they are stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cloudvolume import CloudVolume
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.volumes import coordinate_volume, delete_chunks, random_labels, smooth_image, write_volume
+
+from imagery_dask import ImageryClient, to_precomputed
+from imagery_dask.errors import BlockFailedError
+from imagery_dask.export.verify import verify_export
+from imagery_dask.sources import open_volume
+
+CHUNK = (32, 32, 16)
+OFFSET = (64, -32, 16)
+SHAPE = (120, 90, 40)
+STOP = tuple(a + n for a, n in zip(OFFSET, SHAPE, strict=True))
+
+
+def write(folder: Path, encoding: str, **options: Any) -> tuple[str, Any]:
+    """Write a volume in an encoding; return its path and voxels."""
+    if encoding in ("jpeg", "png"):
+        data = smooth_image(SHAPE)
+    elif encoding == "raw":
+        data = coordinate_volume(SHAPE, OFFSET, np.uint16)
+    else:
+        data = random_labels(SHAPE, n=60)
+    kind = "segmentation" if data.dtype.itemsize == 8 else "image"
+    path = write_volume(
+        folder, data, voxel_offset=OFFSET, encoding=encoding, layer_type=kind, chunk_size=CHUNK,
+        **{"compress": False} | options,
+    )  # fmt: skip
+    return path, data
+
+
+def cutout(path: str, bounds: Any = (OFFSET, STOP), **options: Any) -> Any:
+    if open_volume(path).layer.kind == "image":
+        return ImageryClient(image_source=path).image_cutout(bounds, **options)
+    return ImageryClient(segmentation_source=path, imagery=False).segmentation_cutout(bounds, **options)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Return the chunks of the first mip."""
+    return {file.name: file.read_bytes() for file in (folder / "8_8_40").iterdir()}
+
+
+@pytest.mark.parametrize("encoding", ["raw", "jpeg", "png", "compressed_segmentation"])
+@pytest.mark.parametrize("sharded", [False, True], ids=["files", "sharded"])
+def test_a_copy_has_the_bytes_of_its_source(encoding: str, sharded: bool, tmp_path: Path) -> None:
+    path, _ = write(tmp_path / "em", encoding, sharding=sharded or None)
+    report = to_precomputed(cutout(path), tmp_path / "out", copy="exact", progress=False)
+    assert report.ok
+    np.testing.assert_array_equal(CloudVolume(f"file://{tmp_path}/out")[:], CloudVolume(path)[:])
+    if not sharded:
+        assert files_of(tmp_path / "out") == files_of(tmp_path / "em")
+    assert any("100% of the chunks" in note for note in report.notes)
+    assert verify_export(tmp_path / "out").ok
+
+
+def test_jpeg_does_not_lose_a_second_time(tmp_path: Path) -> None:
+    path, _ = write(tmp_path / "em", "jpeg")
+    stored = CloudVolume(path)[:]
+    to_precomputed(cutout(path), tmp_path / "copy", encoding="jpeg", chunks=CHUNK, progress=False)
+    to_precomputed(cutout(path), tmp_path / "again", encoding="jpeg", chunks=CHUNK, copy="never", progress=False)
+    np.testing.assert_array_equal(CloudVolume(f"file://{tmp_path}/copy")[:], stored)
+    assert (CloudVolume(f"file://{tmp_path}/again")[:] != stored).any()
+
+
+@pytest.mark.parametrize("encoding", ["raw", "compressed_segmentation"])
+@given(
+    low=st.tuples(*(st.integers(0, 2) for _ in range(3))), high=st.tuples(*(st.integers(1, n) for n in SHAPE)),
+    shift=st.sampled_from([0, 0, 0, 1]), levels=st.integers(1, 2), sharded=st.booleans(),
+)  # fmt: skip
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_box_is_copied_or_decoded_to_the_same_voxels(
+    encoding: str, low: Any, high: Any, shift: int, levels: int, sharded: bool, tmp_path_factory: Any
+) -> None:
+    folder = tmp_path_factory.mktemp("copy")
+    path, data = write(folder / "em", encoding)
+    first = [min(at * size, n - 2) + shift for at, size, n in zip(low, CHUNK, SHAPE, strict=True)]
+    last = [max(a + 2, b) for a, b in zip(first, high, strict=True)]
+    bounds = [[a + at for a, at in zip(edge, OFFSET, strict=True)] for edge in (first, last)]
+    sharding = "auto" if not sharded else {
+        "@type": "neuroglancer_uint64_sharded_v1", "hash": "identity", "preshift_bits": 0, "minishard_bits": 1,
+        "shard_bits": 10, "minishard_index_encoding": "gzip", "data_encoding": "gzip",
+    }  # fmt: skip
+    options: dict[str, Any] = {"chunks": CHUNK, "levels": levels if not shift else 1, "sharding": sharding}
+    report = to_precomputed(cutout(path, bounds), folder / "out", progress=False, **options)
+    assert report.ok
+    stored = CloudVolume(f"file://{folder}/out", mip=0)[:][..., 0]
+    np.testing.assert_array_equal(stored, data[tuple(map(slice, first, last))])
+    to_precomputed(cutout(path, bounds), folder / "plain", progress=False, **options, copy="never")
+    for mip in range(options["levels"]):
+        copied, plain = (CloudVolume(f"file://{folder}/{name}", mip=mip)[:] for name in ("out", "plain"))
+        np.testing.assert_array_equal(copied, plain)
+    assert verify_export(folder / "out").ok
+
+
+def test_edges_that_the_bounds_cut_are_encoded_again(tmp_path: Path) -> None:
+    path, data = write(tmp_path / "em", "raw")
+    bounds = [OFFSET, [STOP[0] - 1, STOP[1], STOP[2]]]
+    report = to_precomputed(cutout(path, bounds), tmp_path / "out", chunks=CHUNK, progress=False)
+    assert any("75% of the chunks" in note and "27 of 36" in note for note in report.notes)
+    np.testing.assert_array_equal(CloudVolume(f"file://{tmp_path}/out")[:][..., 0], data[:-1])
+    with pytest.raises(ValueError, match="9 of its 36 chunks are cut"):
+        to_precomputed(cutout(path, bounds), tmp_path / "exact", copy="exact")
+
+
+@pytest.mark.parametrize(
+    ("options", "of_cutout", "reason"),
+    [
+        ({"chunks": (64, 64, 64)}, {}, "chunk is"),
+        ({"encoding": "png"}, {}, "encoding is raw in the source and png"),
+        ({}, {"resolution": (16, 16, 40), "mip": 0}, "resampled"),
+    ],
+)
+def test_what_cannot_be_copied_says_why(options: Any, of_cutout: Any, reason: str, tmp_path: Path) -> None:
+    path, _ = write(tmp_path / "em", "raw")
+    bounds = [[n // 2 for n in edge[:2]] + [edge[2]] for edge in (OFFSET, STOP)] if of_cutout else (OFFSET, STOP)
+    with pytest.raises(ValueError, match=reason):
+        to_precomputed(
+            cutout(path, bounds, **of_cutout, scale_to_bounds=True if of_cutout else None)
+            if of_cutout
+            else cutout(path),
+            tmp_path / "out",
+            copy="exact",
+            **options,
+        )
+    with pytest.raises(ValueError, match="not a cutout"):
+        to_precomputed(np.zeros((8, 8, 8), np.uint8), tmp_path / "out", copy="exact", resolution_nm=(8, 8, 40))
+
+
+def test_a_bound_between_chunks_is_decoded(tmp_path: Path) -> None:
+    path, data = write(tmp_path / "em", "raw")
+    bounds = [[OFFSET[0] + 1, *OFFSET[1:]], STOP]
+    with pytest.raises(ValueError, match="1, 0, 0"):
+        to_precomputed(cutout(path, bounds), tmp_path / "exact", copy="exact")
+    report = to_precomputed(cutout(path, bounds), tmp_path / "out", chunks=CHUNK, progress=False)
+    assert not any("copied" in note for note in report.notes)
+    np.testing.assert_array_equal(CloudVolume(f"file://{tmp_path}/out")[:][..., 0], data[1:])
+
+
+def test_missing_chunks_are_zeros_and_damaged_ones_are_not_copied(tmp_path: Path) -> None:
+    path, data = write(tmp_path / "em", "raw")
+    (gone,) = delete_chunks(path, 0, lambda start: start == (96, -32, 32))
+    data[gone] = 0
+    report = to_precomputed(cutout(path), tmp_path / "out", chunks=CHUNK, progress=False)
+    assert report.counts.missing == 1
+    np.testing.assert_array_equal(CloudVolume(f"file://{tmp_path}/out")[:][..., 0], data)
+    file = next((tmp_path / "em" / "8_8_40").iterdir())
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(BlockFailedError, match=file.name):
+        to_precomputed(cutout(path), tmp_path / "damaged", chunks=CHUNK, progress=False)
+
+
+@pytest.mark.parametrize("encoding", ["jpeg", "compressed_segmentation"])
+def test_verify_sees_a_copied_chunk_that_changed(encoding: str, tmp_path: Path) -> None:
+    path, _ = write(tmp_path / "em", encoding)
+    to_precomputed(cutout(path), tmp_path / "out", copy="exact", levels=2, progress=False)
+    assert verify_export(tmp_path / "out").ok
+    file = max((tmp_path / "out" / "8_8_40").iterdir(), key=lambda one: one.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert not verify_export(tmp_path / "out").ok
