@@ -6,7 +6,7 @@ The format is Neuroglancer's precomputed volume format
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from imagery_dask.annotations import JsonObject
 from imagery_dask.errors import SourceError
@@ -14,6 +14,7 @@ from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.chunkedgraph import ChunkedGraph
 from imagery_dask.model.labels import Kind, are_ids
+from imagery_dask.serialization import NEWER
 from imagery_dask.urls import redacted
 from imagery_dask.validate import integer
 
@@ -50,8 +51,8 @@ class Mip:
     chunk_shape: Vec3[int]
     encoding: str
     minishard_chunks: int | None = None
-    chunk_channels: int | None = None
-    refusal: str = ""
+    chunk_channels: int | None = field(default=None, metadata=NEWER)
+    refusal: str = field(default="", metadata=NEWER)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "chunk_shape", Vec3.of(self.chunk_shape))
