@@ -36,7 +36,7 @@ downsample = click.command(
     The new levels are written to the folder URL/downsampled, and what is there is only read. At the end, the metadata
     of the volume names them. Run the same command again to resume, or to see that nothing is left to do.
 
-    Imagery is averaged; ids, and masks, become the most frequent one.
+    Voxels of imagery are averaged; of ids, the most frequent one is taken.
 
     \b
     Examples:
