@@ -146,8 +146,8 @@ def _axes_of(path: str, place: LevelPlace) -> Axes:
     letters = "".join(name if name in ("x", "y", "z", "c") else "t" for name in names)
     if letters not in get_args(Axes):
         raise ValueError(
-            f"{redacted(path)!r} has the axes {', '.join(names)}; levels can be added to images with z, y, x after "
-            f"others (t, c). {EXPORT}"
+            f"{redacted(path)!r} has the axes {', '.join(names)}; levels can be added to images with z, y, x, or "
+            f"x, y, z, after others (t, c). {EXPORT}"
         )
     return cast(Axes, letters)
 

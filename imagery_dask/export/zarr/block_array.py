@@ -285,6 +285,8 @@ class ZarrLevel:
         Id of the run: a store that was overwritten is another store, although its path is the same.
     voxel_axes : int or None
         Number of axes of the voxels, 3 or 4, where the array has others of one position; None for as many as it has.
+    x_first : bool
+        Whether the last axes of the array are x, y, z, not z, y, x.
     """
 
     store: str
@@ -292,6 +294,7 @@ class ZarrLevel:
     zarr_format: Literal[2, 3]
     run: str
     voxel_axes: int | None = None
+    x_first: bool = False
 
     def write(self, region: Region, voxels: Array) -> bytes:
         """Write voxels x, y, z(, c) to a region of whole units and return their hash."""
@@ -311,7 +314,8 @@ class ZarrLevel:
                 block = voxels.view(array.dtype) if voxels.dtype == np.bool_ else voxels
                 digests.append(digest_of(voxels))
                 selection = self._selection(part, array.shape)
-                yield selection, block.T.reshape([axis.stop - axis.start for axis in selection])
+                block = _channels_to(0, block) if self.x_first else block.T
+                yield selection, block.reshape([axis.stop - axis.start for axis in selection])
 
         array.write_parts(self._selection(region, array.shape), stored())
         return digests
@@ -331,14 +335,18 @@ class ZarrLevel:
         voxels = array.read(self._selection(region, array.shape))
         if self.voxel_axes is not None:
             voxels = voxels.reshape((-1, *voxels.shape[-3:])[-self.voxel_axes :])
-        return voxels.T
+        return _channels_to(3, voxels) if self.x_first else voxels.T
 
     def _array(self) -> BlockArray:
         return open_array(self.store, self.path, run=self.run, zarr_format=self.zarr_format)
 
-    @staticmethod
-    def _selection(region: Region, shape: tuple[int, ...]) -> tuple[slice, ...]:
-        return (*(slice(0, length) for length in shape[:-3]), *reversed(region))
+    def _selection(self, region: Region, shape: tuple[int, ...]) -> tuple[slice, ...]:
+        return (*(slice(0, length) for length in shape[:-3]), *(region if self.x_first else reversed(region)))
+
+
+def _channels_to(axis: int, voxels: Array) -> Array:
+    """Move the axis of channels, if there is one, to the first axis (0) or the last (3)."""
+    return voxels if voxels.ndim == 3 else np.moveaxis(voxels, 3 - axis, axis)
 
 
 def open_array(

@@ -63,7 +63,7 @@ def image_attributes(
     name : str
         Name of the image.
     axes : str
-        Axes of the arrays, a letter each: zyx, after t or c.
+        Axes of the arrays, a letter each: zyx or xyz, after t or c.
     levels : sequence of Level
         Their resolutions (None for an array that has no place in the world: axes without unit) and translations, the
         centre of the first voxel.
@@ -169,15 +169,15 @@ def _multiscale(version: OmeVersion, name: str, axes: str, levels: Sequence[Leve
     dataset: Any = Dataset04 if old else Dataset05
     multiscale: Any = Multiscale04 if old else Multiscale05
     unit = None if levels[0].resolution_nm is None else "nanometer"
-    ahead = axes.removesuffix("zyx")
+    ahead, space = axes[:-3], axes[-3:]
     described = [axis(name=letter, type={"t": "time", "c": "channel"}[letter]) for letter in ahead]
-    described += [axis(name=letter, type="space", unit=unit) for letter in "zyx"]
+    described += [axis(name=letter, type="space", unit=unit) for letter in space]
     sizes = _sizes(levels)
     datasets = tuple(
         dataset.build(
             path=str(index),
-            scale=[*(1.0 for _ in ahead), *reversed(size)],
-            translation=[*(0.0 for _ in ahead), *reversed(level.translation_nm)],
+            scale=[*(1.0 for _ in ahead), *(size["xyz".index(letter)] for letter in space)],
+            translation=[*(0.0 for _ in ahead), *(level.translation_nm["xyz".index(letter)] for letter in space)],
         )
         for index, (level, size) in enumerate(zip(levels, sizes, strict=True))
     )

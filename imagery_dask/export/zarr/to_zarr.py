@@ -38,6 +38,7 @@ from imagery_dask.export.zarr.compressors import Compressor
 from imagery_dask.export.zarr.zarr_options import Axes, OmeVersion, ZarrOptions
 from imagery_dask.geometry.grid import Region
 from imagery_dask.geometry.pyramid import Levels
+from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.labels import Kind
 from imagery_dask.run import RunReport, Workers
 from imagery_dask.serialization import to_json
@@ -103,9 +104,9 @@ def to_zarr(
         which blosc's byte shuffle makes larger, and blosc-zstd for imagery. Empty chunks are not stored.
     ome_version : {"0.5", "0.4"}
         OME-Zarr 0.5 is zarr v3; 0.4, for older readers, zarr v2.
-    axes : {"zyx", "czyx", "tzyx", "tczyx"}, optional
-        Axes of the arrays: t, and c without channels, have one position, for readers that expect them. By default zyx,
-        or czyx if there are channels.
+    axes : {"zyx", "czyx", "tzyx", "tczyx", "xyz", "cxyz", "txyz", "tcxyz"}, optional
+        Axes of the arrays, for readers that expect others: t, and c without channels, have one position. By default
+        zyx, or czyx if there are channels.
     kind : {"image", "segmentation"} or mapping of str to these, optional
         What voxels are: intensities, which levels average, or ids, which are never averaged. By default they are ids in
         cutouts of a segmentation, in masks, and if they are integers of 32 bits or more, also in a cutout of a layer
@@ -340,7 +341,8 @@ def zarr_export(data: Any, url: str | os.PathLike[str], options: ZarrOptions) ->
 def _stores(store: str, multiscale: Multiscale, options: ZarrOptions, run: str) -> list[LevelStore]:
     paths = [f"{multiscale.volume.group}{index}" for index in range(len(multiscale.layouts))]
     voxel_axes = None if options.axes is None else multiscale.volume.array.ndim
-    return [ZarrLevel(store, path, options.zarr_format, run, voxel_axes) for path in paths]
+    x_first = options.axes is not None and options.axes.endswith("xyz")
+    return [ZarrLevel(store, path, options.zarr_format, run, voxel_axes, x_first) for path in paths]
 
 
 def _create(store: str, multiscales: list[Multiscale], shown_as: list[JsonObject | None], options: ZarrOptions) -> None:
@@ -387,12 +389,16 @@ def _create_levels(group: Any, multiscale: Multiscale, attributes: JsonObject, o
     axes = [*options.axes_of(volume.channels)]
     channels = int(volume.array.shape[3]) if volume.channels else 1
     ahead = tuple(channels if axis == "c" else 1 for axis in axes[:-3])
+
+    def stored(shape: Vec3[int]) -> tuple[int, ...]:
+        return (*ahead, *(shape if axes[-1] == "z" else reversed(shape)))
+
     for index, layout in enumerate(multiscale.layouts):
         group.create_array(
             str(index),
-            shape=(*ahead, *reversed(layout.level.shape)),
-            chunks=(*ahead, *reversed(layout.chunk)),
-            shards=None if layout.shard is None else (*ahead, *reversed(layout.shard)),
+            shape=stored(layout.level.shape),
+            chunks=stored(layout.chunk),
+            shards=None if layout.shard is None else stored(layout.shard),
             dtype=_stored_as(volume.stored_dtype),
             compressors=None if compressor is None else compressor.of_zarr(zarr_format),
             fill_value=0,

@@ -16,8 +16,8 @@ from imagery_dask.validate import choice, whole_triple
 __all__ = ["Axes", "OmeVersion", "ZarrOptions"]
 
 OmeVersion = Literal["0.5", "0.4"]
-# In the order of the specification: time, channels, space.
-Axes = Literal["zyx", "czyx", "tzyx", "tczyx"]
+# In the order of the specification: time, channels, space. Chunks in x, y, z are slower to encode.
+Axes = Literal["zyx", "czyx", "tzyx", "tczyx", "xyz", "cxyz", "txyz", "tcxyz"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,9 @@ class ZarrOptions(VolumeOptions):
         """
         axes = self.axes or ("czyx" if channels else "zyx")
         if channels and "c" not in axes:
-            raise ValueError(f"axes={axes!r} has no c, and there are several channels. Choose czyx or tczyx.")
+            raise ValueError(
+                f"axes={axes!r} has no c, and there are several channels. Choose czyx, tczyx, cxyz or tcxyz."
+            )
         return axes
 
     def compressor(self, labels: bool) -> Compressor | None:
