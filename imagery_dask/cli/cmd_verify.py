@@ -149,9 +149,10 @@ def _show_compared(compared: ComparedLevels) -> None:
     fitting = compared.fitting
     method = fitting[0] if fitting else compared.nearest
     tally = compared.methods[method]
-    differ = (
-        f"{compared.share(method):.2%} of {tally.voxels or tally.cut:,} voxels differ in {compared.samples:,} samples"
-    )
+    average = tally.distance / (tally.voxels + tally.cut)  # of grey values; 0 of ids
+    by = f", on average by {average:.2g}" if average else ""
+    share, voxels = compared.share(method), f"{tally.voxels or tally.cut:,} voxels"
+    differ = f"{share:.2%} of {voxels} differ{by} in {compared.samples:,} samples"
     if not fitting:
         click.echo(f"{of}: NO METHOD fits; nearest is {method}: {differ}", err=True)
         return

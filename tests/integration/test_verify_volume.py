@@ -272,6 +272,29 @@ def test_means_of_imagery_are_found(tmp_path: Path, dtype: str) -> None:
         assert report.compared[0].fitting == [method]
 
 
+@pytest.mark.parametrize("method", ["stride", "mode", "mean", "max"])
+@pytest.mark.parametrize("what", ["image", "ids"])
+def test_levels_of_tensorstore_are_told_by_their_method(what: str, method: str, tmp_path: Path, ids: Voxels) -> None:
+    voxels = ids if what == "ids" else np.random.default_rng(4).integers(0, 256, SHAPE).astype(np.uint8)
+    source = tensorstore.array(np.ascontiguousarray(voxels if method != "mean" else voxels.astype(np.uint32)))
+    halved = tensorstore.downsample(source, [2, 2, 1], method).read().result().astype(voxels.dtype)
+    report = check(write_stored("zarr3", tmp_path / "em", voxels, OFFSET, halved=halved))
+    named = {"stride": ["striding"], "mode": ["mode"], "mean": ["mean"], "max": []}[method]
+    expected = [] if (what, method) == ("ids", "mean") else named  # means of ids fit by no method
+    assert report.compared[0].fitting == expected
+    assert report.ok == bool(expected)
+
+
+def test_imagery_that_was_smoothed_is_near_to_the_mean(tmp_path: Path, command: Command) -> None:
+    image = smooth_image(SHAPE)
+    mean = kernels.downsample(image, STEP, labels=False).astype(int)
+    smoothed = mean + np.random.default_rng(5).integers(-3, 4, mean.shape)
+    done = command("verify", write_stored("zarr3", tmp_path / "em", image, OFFSET, halved=smoothed.astype(np.uint8)))
+    assert done.code == 1
+    assert "NO METHOD fits; nearest is mean: " in done.error
+    assert "voxels differ, on average by 1." in done.error
+
+
 def test_levels_with_loss_are_compared_with_a_tolerance(tmp_path: Path) -> None:
     smooth = smooth_image((128, 128, 32))
     noise = np.random.default_rng(2).integers(0, 24, smooth.shape).astype(np.uint8)
