@@ -14,7 +14,7 @@ import zarr
 from support.buckets import GcsServer, S3Server
 from support.volumes import coordinate_volume, random_labels, write_volume
 
-from imagery_dask import ImageryClient, open_export, to_precomputed, to_zarr
+from imagery_dask import ImageryClient, open_export, to_precomputed, to_zarr, verify_export
 from imagery_dask.testing.volume import write_demo_volumes
 
 SHAPE, START = (70, 52, 21), (-6, 40, 3)
@@ -203,3 +203,20 @@ def test_what_is_no_export_is_named(tmp_path: Path, store: Path, data: xr.Datase
     for level in (3, -1, 1.0, True):
         with pytest.raises(ValueError, match="level must be one of the 3 levels"):
             open_export(store, level=level)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize("axes", ["tczyx", "cxyz"])
+def test_axes_that_were_asked_for(tmp_path: Path, axes: Any, version: Any) -> None:
+    voxels = {"image": coordinate_volume((70, 60, 20), dtype=np.uint8), "segmentation": random_labels((70, 60, 20))}
+    data = xr.Dataset({name: (("x", "y", "z"), values) for name, values in voxels.items()})
+    url = tmp_path / "out.zarr"
+    to_zarr(data, url, axes=axes, levels=2, ome_version=version, resolution_nm=(8, 8, 40), progress=False)
+    ahead, space = (1,) * (len(axes) - 3), (35, 30, 20) if axes.endswith("xyz") else (20, 30, 35)
+    for path in ("1", "labels/segmentation/1"):
+        array: Any = zarr.open_array(url, path=path, mode="r")
+        assert array.shape == (*ahead, *space)
+    assert verify_export(url, sample=None).ok
+    opened: Any = open_export(url)["0"]
+    for name, values in voxels.items():
+        np.testing.assert_array_equal(np.squeeze(opened[name].values), values, strict=True)

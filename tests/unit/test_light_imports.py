@@ -14,7 +14,7 @@ from imagery_dask.testing.volume import write_demo_volumes
 HEAVY = {
     "caveclient", "cloudfiles", "cloudvolume", "dask", "distributed", "pandas", "pydantic", "scipy", "xarray", "zarr",
 }  # fmt: skip
-COMMANDS = ("completion", "demo", "export", "info", "plan", "status", "submit", "verify", "view")
+COMMANDS = ("completion", "demo", "downsample", "export", "info", "plan", "status", "submit", "verify", "view")
 PRINT = "import atexit, sys; atexit.register(lambda: print('LOADED', *sys.modules)); "
 
 
