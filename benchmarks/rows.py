@@ -237,6 +237,22 @@ def _precomputed(name: str, title: str, levels: int, call: str = "precomputed", 
 SHARDING = {"preshift_bits": 10, "minishard_bits": 0, "shard_bits": 10, "minishard_index_encoding": "gzip"}
 
 
+def _copied(name: str, data: str, encoding: str | None, is_lossless: bool = True) -> Row:
+    """Return a row of an export whose chunks are those of its source; pictures that are decoded are others."""
+    options = {"levels": 1, "encoding": encoding}
+    ours = "programs.exports:precomputed"
+    decoded = Program("decoded", ours, options={"copy": "never"})
+    return Row(
+        f"precomputed-copied-{name}", f"{name}, precomputed, chunks of the source copied", data,
+        (
+            Program(US, ours, options={"copy": "exact"}),
+            *([decoded] if is_lossless else []),
+            Program("cp -r", "programs.exports:copied_by_cp"),
+        ),
+        options=options, output="precomputed", goals={"decoded": 0.2} if is_lossless else {},
+    )  # fmt: skip
+
+
 def _sharded(name: str, title: str, data: str, levels: int) -> Row:
     call = "programs.exports:precomputed_small_chunks"
     return Row(
@@ -270,6 +286,9 @@ EXPORTS = (
         "labels-mips", "labels, precomputed, two mips without level 0", 3, "precomputed_mips", small={"levels": 2},
         goals={"igneous": 1.0},
     ),
+    _copied("raw", "image-raw-deep", "raw"),
+    _copied("jpeg", "image-jpeg-deep", "jpeg", is_lossless=False),
+    _copied("labels", "labels-deep", None),
     _sharded("raw", "raw, precomputed in shards, level 0 in chunks of 32 x 32 x 32", "image-raw-deep", 1),
     _sharded("raw-mips", "raw, precomputed in shards, three mips", "image-raw-deep", 3),
     Row(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -51,10 +52,24 @@ def planned(
     return result | times | {"figures": {"threads": plan.adapted.threads}}
 
 
-def precomputed(source: str, kind: str, start: XYZ, stop: XYZ, out: str, levels: int) -> dict[str, Any]:
+def precomputed(
+    source: str,
+    kind: str,
+    start: XYZ,
+    stop: XYZ,
+    out: str,
+    levels: int,
+    copy: str = "never",
+    encoding: str | None = None,
+) -> dict[str, Any]:
     """Write a precomputed volume on two threads."""
-    data = lazy(source, kind, start, stop)
-    return _written(to_precomputed, data, out, chunks=(64, 64, 64), levels=levels, workers=2)
+    how = {"chunks": (64, 64, 64), "levels": levels, "workers": 2, "copy": copy, "encoding": encoding}
+    return _written(to_precomputed, lazy(source, kind, start, stop), out, **how)
+
+
+def copied_by_cp(source: str, kind: str, start: XYZ, stop: XYZ, out: str, **options: Any) -> None:
+    """Copy the files of a volume."""
+    subprocess.run(["cp", "-r", source.removeprefix("file://"), out], check=True)
 
 
 def precomputed_small_chunks(
