@@ -211,3 +211,25 @@ def test_existing_files_and_stores_are_kept_without_overwrite(
 def test_unknown_command_is_code_2(run: Any) -> None:
     assert run("exprot")[0] == 2
     assert run("export", "tiff", "out")[0] == 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "info",
+        "export",
+        "export zarr",
+        "export precomputed",
+        "plan",
+        "plan zarr",
+        "status",
+        "verify",
+        "view",
+        "downsample",
+    ],
+)
+def test_help_keeps_the_lines_of_examples(command: str, run: Any) -> None:
+    code, shown, _ = run(*command.split(), "--help")
+    assert code == 0
+    assert "\\b" not in shown
+    assert "\n    imagery-dask " in shown or "Examples" not in shown

@@ -9,6 +9,7 @@ import compressed_segmentation
 import numpy as np
 import pytest
 
+from imagery_dask.export.precomputed import precomputed_level
 from imagery_dask.export.precomputed.precomputed_level import PrecomputedLevel
 from imagery_dask.storage.atomic_files import Files
 
@@ -22,6 +23,7 @@ def test_chunks_of_one_label_are_encoded_once(tmp_path: Path, dtype: str, monkey
         Files.at(tmp_path), "8_8_40", (0, 0, 0), (64, 32, 32), (16, 16, 16), "compressed_segmentation", dtype, 1, None,
         None,
     )  # fmt: skip
+    precomputed_level._uniform.cache_clear()  # other tests may have encoded the same chunks
     encoded = []
     compress = compressed_segmentation.compress
 
