@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from cloudvolume import CloudVolume
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.volumes import coordinate_volume, delete_chunks, random_labels, smooth_image, write_volume
 
-from imagery_dask import ImageryClient, to_precomputed
+from imagery_dask import ImageryClient, to_precomputed, to_zarr
 from imagery_dask.errors import BlockFailedError
 from imagery_dask.export.verify import verify_export
 from imagery_dask.sources import open_volume
@@ -169,3 +170,74 @@ def test_verify_sees_a_copied_chunk_that_changed(encoding: str, tmp_path: Path) 
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     assert not verify_export(tmp_path / "out").ok
+
+
+@pytest.mark.parametrize("zarr_format", ["0.5", "0.4"])
+@pytest.mark.parametrize("codec", ["auto", "none", "zstd:3", "gzip:2", "blosc-lz4-bitshuffle:3"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint64])
+def test_chunks_of_zarr_are_copied(zarr_format: Any, codec: str, dtype: Any, tmp_path: Path) -> None:
+    data = coordinate_volume((70, 60, 40), (0, 0, 0), dtype)
+    data[:16, :16] = 0
+    how: dict[str, Any] = {"chunks": (16, 16, 16), "codec": codec, "ome_version": zarr_format, "progress": False}
+    to_zarr(data, tmp_path / "em.zarr", resolution_nm=(8, 8, 40), translation_nm=(132, 4, 20), **how)
+    bounds = [[32, 16, 0], [86, 60, 40]]  # whose last chunks along x are the last of the source, along y not
+    region = data[16:, 16:60]
+    report = to_zarr(_of_zarr(tmp_path / "em.zarr", bounds), tmp_path / "out.zarr", levels=2, **how)
+    assert any("copied as they are stored" in note for note in report.notes)
+    source, copy = (zarr.open_array(tmp_path / name / "0", mode="r") for name in ("em.zarr", "out.zarr"))
+    np.testing.assert_array_equal(copy[...].T, region)
+    for z, y, x in np.ndindex(3, 2, 4):
+        names = [f"c/{z}/{y + a}/{x + a}" if zarr_format == "0.5" else f"{z}/{y + a}/{x + a}" for a in (1, 0)]
+        stored = [tmp_path / store / "0" / name for store, name in zip(("em.zarr", "out.zarr"), names, strict=True)]
+        assert [file.exists() for file in stored][0] == stored[1].exists()
+        if stored[0].exists():
+            assert stored[0].read_bytes() == stored[1].read_bytes()
+    assert verify_export(tmp_path / "out.zarr", sample=None, progress=False).ok
+    plain = to_zarr(region, tmp_path / "plain.zarr", levels=2, resolution_nm=(8, 8, 40), **how)
+    assert plain.ok
+    level = [zarr.open_array(tmp_path / name / "1", mode="r")[...] for name in ("out.zarr", "plain.zarr")]
+    np.testing.assert_array_equal(*level)
+    del source
+
+
+def test_chunks_of_zarr_shards_are_copied_into_shards(tmp_path: Path) -> None:
+    data = coordinate_volume((128, 128, 64))
+    for name, shards in (("em", (64, 64, 64)), ("plain", None)):
+        how: dict[str, Any] = {"chunks": (32, 32, 32), "shards": shards, "progress": False}
+        to_zarr(data, tmp_path / f"{name}.zarr", resolution_nm=(8, 8, 40), translation_nm=(4, 4, 20), **how)
+        for own in (None, (128, 64, 32)):
+            out = tmp_path / f"{name}-{own}.zarr"
+            region = _of_zarr(tmp_path / f"{name}.zarr", [[0, 0, 0], data.shape])
+            report = to_zarr(region, out, chunks=(32, 32, 32), shards=own, progress=False)
+            assert any("100% of the chunks" in note for note in report.notes)
+            np.testing.assert_array_equal(zarr.open_array(out / "0", mode="r")[...].T, data)
+            assert verify_export(out, sample=None, progress=False).ok
+
+
+@pytest.mark.parametrize("change", [{"codec": "zstd:5"}, {"chunks": (32, 32, 16)}, {"codec": "none"}])
+def test_other_chunks_of_zarr_are_encoded_again(change: Any, tmp_path: Path) -> None:
+    data = coordinate_volume((64, 64, 32))
+    how: dict[str, Any] = {"chunks": (32, 32, 32), "codec": "zstd:1", "progress": False}
+    to_zarr(data, tmp_path / "em.zarr", resolution_nm=(8, 8, 40), translation_nm=(4, 4, 20), **how)
+    region = _of_zarr(tmp_path / "em.zarr", [[0, 0, 0], data.shape])
+    report = to_zarr(region, tmp_path / "out.zarr", **(how | change))
+    assert not any("copied" in note for note in report.notes)
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "out.zarr" / "0", mode="r")[...].T, data)
+
+
+def test_a_damaged_chunk_of_zarr_is_not_copied(tmp_path: Path) -> None:
+    data = coordinate_volume((64, 64, 32))
+    how: dict[str, Any] = {"chunks": (32, 32, 32), "codec": "zstd", "progress": False}
+    to_zarr(data, tmp_path / "em.zarr", resolution_nm=(8, 8, 40), translation_nm=(4, 4, 20), **how)
+    file = tmp_path / "em.zarr" / "0" / "c" / "0" / "1" / "1"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(BlockFailedError, match="0/c/0/1/1"):
+        to_zarr(_of_zarr(tmp_path / "em.zarr", [[0, 0, 0], data.shape]), tmp_path / "out.zarr", **how)
+
+
+def _of_zarr(store: Path, bounds: Any) -> Any:
+    """Return a cutout with ids as they are stored."""
+    if open_volume(str(store)).layer.kind == "image":
+        return ImageryClient(image_source=str(store)).image_cutout(bounds)
+    client = ImageryClient(segmentation_source=str(store), imagery=False)
+    return client.segmentation_cutout(bounds, convert_to_int64=False)

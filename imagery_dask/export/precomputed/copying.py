@@ -14,7 +14,7 @@ from imagery_dask.sources import open_volume
 from imagery_dask.sources.precomputed.codecs import SEGMENTATION_BLOCK
 from imagery_dask.sources.precomputed.precomputed_volume import PrecomputedVolume
 
-__all__ = ["ChunkForm", "chunks_in_common", "form_of_source", "why_not_copied"]
+__all__ = ["ChunkForm", "form_of_source", "why_not_copied"]
 
 # Voxels as they are stored, but for their sign.
 AS_STORED = (None, LabelRule(), LabelRule(as_int64=True))
@@ -71,16 +71,3 @@ def why_not_copied(volume: Volume, form: ChunkForm) -> str:
     if any(moved):
         return f"its first voxel is {tuple(moved)} voxels behind the beginning of a chunk"
     return ""
-
-
-def chunks_in_common(volume: Volume, form: ChunkForm) -> tuple[int, int]:
-    """Return how many chunks of the copy are chunks of the source, and how many it has; for those that begin alike."""
-    assert volume.source is not None
-    cutout = volume.source.cutout
-    common, total = 1, 1
-    own, stored = cutout.target, cutout.mip.grid
-    for start, stop, first, end, size in zip(own.start, own.stop, stored.start, stored.stop, form.chunk, strict=True):
-        edges = [(at, min(at + size, stop)) for at in range(start, stop, size)]
-        common *= sum(at >= first and to == min(at + size, end) for at, to in edges)
-        total *= len(edges)
-    return common, total

@@ -24,6 +24,7 @@ from imagery_dask.export.core.run_states import StartedRun
 from imagery_dask.export.core.writer_arguments import describe_run
 from imagery_dask.export.execution.execute import execute
 from imagery_dask.export.multiscale.compact_ids import relabelled
+from imagery_dask.export.multiscale.copied_chunks import chunks_in_common, share_copied
 from imagery_dask.export.multiscale.level_layout import default_chunks
 from imagery_dask.export.multiscale.levels import LevelStore
 from imagery_dask.export.multiscale.volumes import (
@@ -33,7 +34,7 @@ from imagery_dask.export.multiscale.volumes import (
     volume_previews,
     volume_reads,
 )
-from imagery_dask.export.precomputed.copying import ChunkForm, chunks_in_common, form_of_source, why_not_copied
+from imagery_dask.export.precomputed.copying import ChunkForm, form_of_source, why_not_copied
 from imagery_dask.export.precomputed.precomputed_level import PrecomputedLevel
 from imagery_dask.export.precomputed.precomputed_options import LABEL_ENCODINGS, PrecomputedOptions
 from imagery_dask.export.precomputed.sharded_level import ShardedLevel
@@ -171,11 +172,7 @@ def _notes(export: PrecomputedExport) -> Iterator[str]:
     yield from export.notes()
     for layer in export.layers:
         if layer.copied:
-            common, total = layer.chunks_copied
-            yield (
-                f"{layer.multiscale.volume.name}: {common / total:.0%} of the chunks that are read ({common:,} of "
-                f"{total:,}) are copied as they are stored, others are decoded (copy, --copy)."
-            )
+            yield share_copied(layer.multiscale.volume.name, *layer.chunks_copied)
         if layer.files != layer.chunks:
             yield (
                 f"{layer.multiscale.volume.name}: {layer.chunks:,} chunks lie in {layer.files:,} shards, which a task "
@@ -317,7 +314,7 @@ class _Layer:
         common, total = 0, 0
         for level, volume in enumerate(self.multiscale.export.volumes):
             total += _counts(self.info["scales"][level]).prod()
-            common += chunks_in_common(volume, self.form)[0] if level in self.copied else 0
+            common += chunks_in_common(volume, self.form.chunk)[0] if level in self.copied else 0
         return common, total
 
     @property
@@ -474,7 +471,7 @@ def _copying(multiscale: Multiscale, options: PrecomputedOptions, form: ChunkFor
     reasons = [why_not_copied(volume, form) for volume in export.volumes]
     if options.copy == "exact":
         for volume, reason in zip(export.volumes, reasons, strict=True):
-            common, total = (0, 0) if reason else chunks_in_common(volume, form)
+            common, total = (0, 0) if reason else chunks_in_common(volume, form.chunk)
             cut = f"{total - common:,} of its {total:,} chunks are cut by the bounds, or lie outside of the source"
             if reason or common < total:
                 raise ValueError(

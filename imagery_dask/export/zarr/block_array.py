@@ -39,7 +39,7 @@ from imagery_dask.export.zarr.encoded_chunks import ChunkEncoder, UnitFile
 from imagery_dask.geometry.grid import Region
 from imagery_dask.kernels import digest_of, join_digests
 from imagery_dask.run import tasks_at_once
-from imagery_dask.sources.volumes.encoded_block import Block, voxels_of
+from imagery_dask.sources.volumes.encoded_block import Block, EncodedBlock, voxels_of
 from imagery_dask.storage.atomic_files import check_wanted, move_durably, write_soon
 from imagery_dask.storage.buckets import clear_errors, parse_bucket_url
 from imagery_dask.storage.store_files import is_partial
@@ -56,7 +56,7 @@ PUTS_IN_FLIGHT = 8
 _settings = threading.Lock()
 
 
-Parts = Iterable[tuple[Sequence[slice], Array]]
+Parts = Iterable[tuple[Sequence[slice], Block]]
 Box = tuple[slice, ...]
 Position = tuple[int, ...]
 
@@ -140,7 +140,8 @@ class BlockArray:
             units = _Units(self, whole, target)
             for part, voxels in parts:
                 box = self._box(part, self.encoder.chunk)
-                if voxels.shape != tuple(axis.stop - axis.start for axis in box):
+                shape = tuple(axis.stop - axis.start for axis in box)
+                if not isinstance(voxels, EncodedBlock) and voxels.shape != shape:
                     raise ValueError(f"voxels of shape {voxels.shape} do not fit {tuple(part)}.")
                 units.add(box, voxels)
             units.check_complete()
@@ -197,11 +198,14 @@ class _Units:
             unit: _chunks_in(unit, self._unit, self._chunk, array.shape) for unit in _positions(whole, self._unit)
         }
 
-    def add(self, box: Box, voxels: Array) -> None:
-        """Encode the chunks of a part."""
+    def add(self, box: Box, voxels: Block) -> None:
+        """Encode the chunks of a part, or take the one that it is."""
         encoder, per_unit = self._array.encoder, [n // c for n, c in zip(self._unit, self._chunk, strict=True)]
         for chunk in _positions(box, self._chunk):
-            content = encoder.encoded(voxels[_within(chunk, self._chunk, box)])
+            if isinstance(voxels, EncodedBlock):
+                content = voxels.content
+            else:
+                content = encoder.encoded(voxels[_within(chunk, self._chunk, box)])
             unit = tuple(at // count for at, count in zip(chunk, per_unit, strict=True))
             if unit not in self._left:
                 raise ValueError(f"{box} is not in the block, or was written twice.")
@@ -307,13 +311,16 @@ class ZarrLevel:
     def _write(self, region: Region, parts: Iterable[tuple[Region, Block]]) -> list[bytes]:
         array, digests = self._array(), list[bytes]()
 
-        def stored() -> Iterator[tuple[Box, Array]]:
+        def stored() -> Iterator[tuple[Box, Block]]:
             for part, given in parts:
                 voxels = voxels_of(given)
                 # Masks are stored as integers, but stores of version 0.1 hold bool.
                 block = voxels.view(array.dtype) if voxels.dtype == np.bool_ else voxels
                 digests.append(digest_of(voxels))
                 selection = self._selection(part, array.shape)
+                if isinstance(given, EncodedBlock) and voxels.any():  # chunks without voxels are not stored
+                    yield selection, given
+                    continue
                 block = _channels_to(0, block) if self.x_first else block.T
                 yield selection, block.reshape([axis.stop - axis.start for axis in selection])
 

@@ -24,6 +24,7 @@ from imagery_dask.export.core.run_states import StartedRun
 from imagery_dask.export.core.writer_arguments import describe_run
 from imagery_dask.export.execution.execute import execute
 from imagery_dask.export.multiscale.compact_ids import relabelled
+from imagery_dask.export.multiscale.copied_chunks import chunks_in_common, share_copied
 from imagery_dask.export.multiscale.levels import LevelStore
 from imagery_dask.export.multiscale.volumes import (
     Multiscale,
@@ -35,6 +36,7 @@ from imagery_dask.export.multiscale.volumes import (
 from imagery_dask.export.zarr import ome
 from imagery_dask.export.zarr.block_array import ZarrLevel, remove_partial
 from imagery_dask.export.zarr.compressors import Compressor
+from imagery_dask.export.zarr.copied_arrays import is_copied
 from imagery_dask.export.zarr.zarr_options import Axes, OmeVersion, ZarrOptions
 from imagery_dask.geometry.grid import Region
 from imagery_dask.geometry.pyramid import Levels
@@ -176,6 +178,15 @@ def _objects(export: ZarrExport) -> int:
 def _notes(export: ZarrExport) -> Iterator[str]:
     """Yield notes about compact ids, and volumes that Neuroglancer does not show."""
     yield from export.notes()
+    for multiscale in export.multiscales:
+        levels = multiscale.export
+        counts = [
+            chunks_in_common(volume, layout.chunk)
+            for volume, layout, copied in zip(levels.volumes, multiscale.layouts, levels.copied, strict=False)
+            if copied
+        ]
+        if counts:
+            yield share_copied(multiscale.volume.name, *map(sum, zip(*counts, strict=True)))
     for volume in export.volumes:
         if volume.stored_dtype == np.int64:
             yield (
@@ -213,6 +224,7 @@ class ZarrExport(VolumeExport):
         if self._is_lone and not in_root:
             volumes = [replace(volume, group=LABELS_GROUP) for volume in volumes]
         multiscales = [multiscale_of(volume, options.levels, chunk, shard, shards_before) for volume in volumes]
+        multiscales = [_copying(multiscale, options) for multiscale in multiscales]
         for multiscale in multiscales:
             _check_chunk(multiscale, options.compressor(multiscale.volume.labels))
             options.axes_of(multiscale.volume.channels)
@@ -333,6 +345,14 @@ class ZarrRegions(RegionsExport):
 def zarr_export(data: Any, url: str | os.PathLike[str], options: ZarrOptions) -> Export:
     """Return the export of data, or of named regions."""
     return ZarrRegions(data, url, options) if are_regions(data) else ZarrExport(data, url, options)
+
+
+def _copying(multiscale: Multiscale, options: ZarrOptions) -> Multiscale:
+    """Return a volume of which the chunks of zarr sources are copied that can be."""
+    export = multiscale.export
+    pairs = zip(export.volumes, multiscale.layouts, strict=False)
+    copied = tuple(is_copied(volume, layout, options) for volume, layout in pairs)
+    return replace(multiscale, export=replace(export, copied=copied)) if any(copied) else multiscale
 
 
 # --------------------------------------------------------------------------- the store

@@ -157,10 +157,10 @@ class StoredVolume(ABC):
     def _stamp(self, mip: int, chunk: Chunk) -> tuple[object, ...] | None:
         """Return what differs once a chunk is written again; None if that would not be noticed."""
 
-    def _encoded(self, mip: int, chunk: Chunk, blob: Blob) -> bytes:
-        """Return a chunk without the compression of its transport; raise any error if it is seen to be damaged."""
-        self._decode(mip, chunk, blob)
-        return bytes(blob.decompressed())
+    def _encoded(self, mip: int, chunk: Chunk, blob: Blob) -> EncodedBlock:
+        """Return a chunk as it is stored; raise any error if it is seen to be damaged."""
+        voxels = self._decode(mip, chunk, blob)
+        return EncodedBlock(bytes(blob.decompressed()), chunk.shape, self.layer.dtype, lambda: voxels)
 
     def _absent(self, mip: int) -> int | float | None:
         """Return the voxels of a chunk that the format need not store; None if it stores all of them."""
@@ -522,10 +522,7 @@ class StoredVolume(ABC):
 
     def _encoded_named(self, reading: _Reading, chunk: Chunk, blob: Blob) -> EncodedBlock:
         with self._naming(reading.mip, chunk):
-            content = self._encoded(reading.mip, chunk, blob)
-        return EncodedBlock(
-            content, chunk.shape, self.layer.dtype, lambda: self._decode_named(reading, chunk, Blob(content))
-        )
+            return self._encoded(reading.mip, chunk, blob)
 
     @contextmanager
     def _naming(self, mip: int, chunk: Chunk) -> Iterator[None]:

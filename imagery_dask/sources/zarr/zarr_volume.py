@@ -192,6 +192,11 @@ class ZarrVolume(StoredVolume):
             ENCODED_AT_MOST * math.prod(level.array.chunk) * dtype.itemsize + HEADERS_AT_MOST for level in self._levels
         ]
 
+    def stored_as(self, mip: int) -> tuple[ArrayFormat, tuple[str, ...], JsonObject]:
+        """Return how the array of a mip is stored: as values, the names of its axes, and its metadata."""
+        level = self._levels[mip]
+        return level.array, level.axes.names, level.described["array"]
+
     def _places(self, node: _Node, nodes: list[_Node], arrays: list[ArrayFormat]) -> list[LevelPlace]:
         if node.array is None and node.format != "n5":
             return levels_of_ome(_ome(node))
