@@ -19,7 +19,7 @@ from imagery_dask.humanize import human_share
 from imagery_dask.model.arguments import Triple
 from imagery_dask.model.chunkedgraph import RootQuery
 from imagery_dask.model.cutout import Cutout, CutoutRequest, resolve, resolve_pair, whole_layer
-from imagery_dask.model.labels import Kind, LabelRequest, LabelRule, label_rule
+from imagery_dask.model.labels import Kind, LabelRequest, LabelRule, are_ids, label_rule
 from imagery_dask.model.layer import Layer
 from imagery_dask.model.moments import resolve_moment
 from imagery_dask.sources import Missing, forget_token, labels_of, normalize_path, open_volume, remember_token
@@ -267,6 +267,13 @@ def open_settings(
         image = replace(image or _absent("imagery", "image_source"), given_kind=image_kind)
     if as_segmentation:
         segmentation = _segmentation(segmentation or _absent("segmentation", "segmentation_source"))
+    elif segmentation is not None and segmentation.kind != "segmentation" and _may_be_ids(segmentation):
+        _logger.warning(
+            "The info of segmentation_source %s says %r, and its voxels are %s: they are taken for ids. "
+            "as_segmentation=True (--as-segmentation) does not say it.",
+            redacted(segmentation.path), segmentation.kind, segmentation.dtype,
+        )  # fmt: skip
+        segmentation = _segmentation(segmentation)
     elif segmentation is not None and segmentation.kind != "segmentation":
         raise ValueError(
             f"segmentation_source {redacted(segmentation.path)!r} is a layer of type {segmentation.kind!r}, not a "
@@ -306,6 +313,11 @@ def _open_layer(source: str | None, token: str | None) -> Layer | None:
     except Exception:
         forget_token(path, before)  # existing arrays keep the token that they were made with
         raise
+
+
+def _may_be_ids(layer: Layer) -> bool:
+    """Return True for voxels that are hardly intensities: integers of 32 bits and more, of one channel."""
+    return are_ids(layer.dtype) and np.dtype(layer.dtype).kind in "iu" and layer.channels == 1
 
 
 def _segmentation(layer: Layer) -> Layer:

@@ -364,3 +364,15 @@ def test_a_place_without_a_volume_says_what_was_looked_for(tmp_path: Path) -> No
     zarr.open_group(tmp_path / "group.zarr", mode="w")
     with pytest.raises(InvalidInfoError, match="group without multiscale metadata"):
         open_volume(str(tmp_path / "group.zarr"))
+
+
+def test_ids_in_a_volume_that_says_image_are_a_segmentation_with_a_note(
+    data: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_volume(tmp_path / "ids", data, layer_type="image")
+    client = ImageryClient(segmentation_source=path, imagery=False)
+    np.testing.assert_array_equal(client.segmentation_cutout([[0, 0, 0], SHAPE]).compute(), data)
+    assert "says 'image', and its voxels are uint64: they are taken for ids" in caplog.text
+    write_volume(tmp_path / "grey", data.astype(np.uint8), layer_type="image")
+    with pytest.raises(ValueError, match="as_segmentation=True"):
+        ImageryClient(segmentation_source=str(tmp_path / "grey"), imagery=False)
