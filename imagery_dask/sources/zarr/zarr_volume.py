@@ -155,7 +155,7 @@ class ZarrVolume(StoredVolume):
         self.modified = node.modified
         arrays = [self._parsed(level) for level in nodes]
         try:
-            places = self._places(node, nodes, arrays)
+            places = self._places(node, nodes)
         except (KeyError, TypeError, IndexError) as error:
             raise self._refused(f"its metadata has no usable {error}") from error
         except ValueError as error:
@@ -197,7 +197,7 @@ class ZarrVolume(StoredVolume):
         level = self._levels[mip]
         return level.array, level.axes.names, level.described["array"]
 
-    def _places(self, node: _Node, nodes: list[_Node], arrays: list[ArrayFormat]) -> list[LevelPlace]:
+    def _places(self, node: _Node, nodes: list[_Node]) -> list[LevelPlace]:
         if node.array is None and node.format != "n5":
             return levels_of_ome(_ome(node))
         if node.format == "n5" or "transform" in node.attributes or "pixelResolution" in node.attributes:
