@@ -73,6 +73,7 @@ def test_jpeg_does_not_lose_a_second_time(tmp_path: Path) -> None:
     assert (CloudVolume(f"file://{tmp_path}/again")[:] != stored).any()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("encoding", ["raw", "compressed_segmentation"])
 @given(
     low=st.tuples(*(st.integers(0, 2) for _ in range(3))), high=st.tuples(*(st.integers(1, n) for n in SHAPE)),
@@ -137,6 +138,7 @@ def test_what_cannot_be_copied_says_why(options: Any, of_cutout: Any, reason: st
         to_precomputed(np.zeros((8, 8, 8), np.uint8), tmp_path / "out", copy="exact", resolution_nm=(8, 8, 40))
 
 
+@pytest.mark.long
 def test_a_bound_between_chunks_is_decoded(tmp_path: Path) -> None:
     path, data = write(tmp_path / "em", "raw")
     bounds = [[OFFSET[0] + 1, *OFFSET[1:]], STOP]
@@ -147,6 +149,7 @@ def test_a_bound_between_chunks_is_decoded(tmp_path: Path) -> None:
     np.testing.assert_array_equal(CloudVolume(f"file://{tmp_path}/out")[:][..., 0], data[1:])
 
 
+@pytest.mark.long
 def test_missing_chunks_are_zeros_and_damaged_ones_are_not_copied(tmp_path: Path) -> None:
     path, data = write(tmp_path / "em", "raw")
     (gone,) = delete_chunks(path, 0, lambda start: start == (96, -32, 32))
@@ -160,6 +163,7 @@ def test_missing_chunks_are_zeros_and_damaged_ones_are_not_copied(tmp_path: Path
         to_precomputed(cutout(path), tmp_path / "damaged", chunks=CHUNK, progress=False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("encoding", ["jpeg", "compressed_segmentation"])
 def test_verify_sees_a_copied_chunk_that_changed(encoding: str, tmp_path: Path) -> None:
     path, _ = write(tmp_path / "em", encoding)
@@ -172,6 +176,7 @@ def test_verify_sees_a_copied_chunk_that_changed(encoding: str, tmp_path: Path) 
     assert not verify_export(tmp_path / "out").ok
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("zarr_format", ["0.5", "0.4"])
 @pytest.mark.parametrize("codec", ["auto", "none", "zstd:3", "gzip:2", "blosc-lz4-bitshuffle:3"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint64])
@@ -200,6 +205,7 @@ def test_chunks_of_zarr_are_copied(zarr_format: Any, codec: str, dtype: Any, tmp
     del source
 
 
+@pytest.mark.long
 def test_chunks_of_zarr_shards_are_copied_into_shards(tmp_path: Path) -> None:
     data = coordinate_volume((128, 128, 64))
     for name, shards in (("em", (64, 64, 64)), ("plain", None)):

@@ -61,6 +61,7 @@ def placed(dataset: Any) -> Any:
     return {step["type"]: step[step["type"]] for step in dataset["coordinateTransformations"]}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", ["uint16", "ids", "channels"])
 @pytest.mark.parametrize("kind", ZARR)
 def test_levels_of_a_foreign_zarr_are_those_of_an_export_of_the_whole(tmp_path: Path, kind: str, what: str) -> None:
@@ -93,6 +94,7 @@ def test_levels_of_a_foreign_zarr_are_those_of_an_export_of_the_whole(tmp_path: 
     assert type(last.compressors[0]) is type(first.compressors[0])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("what", ["uint8", "ids"])
 @pytest.mark.parametrize("kind", ["precomputed", "precomputed-sharded"])
 def test_levels_of_a_foreign_precomputed_volume(tmp_path: Path, kind: str, what: str) -> None:
@@ -128,6 +130,7 @@ def test_our_own_reader_sees_the_new_mips(tmp_path: Path) -> None:
         np.testing.assert_array_equal(client.image_volume(mip=mip).values, expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["zarr2", "zarr3", "precomputed"])
 def test_more_levels_follow_the_coarsest_one_that_is_there(tmp_path: Path, kind: str) -> None:
     folder, data = tmp_path / "em", voxels_of("ids")
@@ -156,6 +159,7 @@ def read_level(folder: Path, path: str, level: int) -> Any:
     return zarr.open_array(folder, path=path, mode="r")[...].T  # type: ignore[union-attr]
 
 
+@pytest.mark.long
 def test_levels_of_an_export_are_continued_as_it_would_have_made_them(tmp_path: Path) -> None:
     data, folder = voxels_of("uint8"), tmp_path / "em.zarr"
     to_zarr(data, folder, levels=2, resolution_nm=(8, 8, 40), translation_nm=(12, 20, 60), chunks=(32, 32, 16), **QUIET)
@@ -170,6 +174,7 @@ def test_levels_of_an_export_are_continued_as_it_would_have_made_them(tmp_path: 
         np.testing.assert_array_equal(*read)
 
 
+@pytest.mark.long
 def test_writers_that_do_not_move_coarser_levels_are_followed(tmp_path: Path) -> None:
     folder, data = tmp_path / "em", voxels_of("uint8", (64, 64, 32))
     group = zarr.open_group(folder, mode="w", zarr_format=2)
@@ -192,6 +197,7 @@ def test_writers_that_do_not_move_coarser_levels_are_followed(tmp_path: Path) ->
     np.testing.assert_array_equal(read[...].T, expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["zarr2", "zarr3"])
 @pytest.mark.parametrize(
     ("names", "channels"), [("czyx", 1), ("tczyx", 2), ("tzyx", 1), ("xyz", 1), ("cxyz", 2), ("tcxyz", 1)]
@@ -232,6 +238,7 @@ def test_axes_of_the_volume_are_kept(tmp_path: Path, kind: str, names: str, chan
             to_zarr(data, tmp_path / "other", axes="tzyx", resolution_nm=RESOLUTION, **QUIET)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part")
 @pytest.mark.parametrize("zarr_format", [2, 3])
 def test_consolidated_metadata_names_the_new_levels(tmp_path: Path, zarr_format: Any) -> None:
@@ -264,6 +271,7 @@ def test_a_stopped_run_resumes_and_leaves_the_volume_as_it_is_until_then(
     assert verify_export(folder / "downsampled", sample=None).ok
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["zarr3", "precomputed"])
 def test_an_interrupted_run_with_other_arguments_is_replaced_if_that_is_asked_for(
     tmp_path: Path, kind: str, small_blocks: int
@@ -282,6 +290,7 @@ def test_an_interrupted_run_with_other_arguments_is_replaced_if_that_is_asked_fo
         np.testing.assert_array_equal(read_level(folder, path, level), expected)
 
 
+@pytest.mark.long
 def test_a_process_that_is_killed_leaves_the_volume_as_it_was(tmp_path: Path) -> None:
     folder, data = tmp_path / "em", voxels_of("ids")
     write_stored("zarr3", folder, data, (0, 0, 0))
@@ -299,6 +308,7 @@ def test_a_process_that_is_killed_leaves_the_volume_as_it_was(tmp_path: Path) ->
         np.testing.assert_array_equal(read_level(folder, path, 0), expected)
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_before_the_metadata_is_replaced_replaces_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,6 +346,7 @@ def test_metadata_that_somebody_else_changed_meanwhile_is_left(tmp_path: Path, k
     assert len(paths_of(folder)) == 3
 
 
+@pytest.mark.long
 def test_options_decide_how_new_levels_are_stored(tmp_path: Path) -> None:
     data = smooth_image((200, 180, 40))
     write_stored("zarr3", tmp_path / "z", data, (0, 0, 0))
@@ -355,6 +366,7 @@ def test_options_decide_how_new_levels_are_stored(tmp_path: Path) -> None:
     np.testing.assert_array_equal(last, kernels.downsample(np.asfortranarray(above), (2, 2, 2), False))
 
 
+@pytest.mark.long
 def test_the_kind_is_the_volumes_unless_it_is_given(tmp_path: Path) -> None:
     data = (random_labels((64, 48, 16)) % np.uint64(251)).astype(np.uint8)
     for name, layer_type, kind, ids in (
@@ -371,6 +383,7 @@ def test_the_kind_is_the_volumes_unless_it_is_given(tmp_path: Path) -> None:
         downsample(path, kind="segmentation", levels=2, **QUIET)
 
 
+@pytest.mark.long
 def test_labels_of_an_image_are_ids_whatever_their_data_type(tmp_path: Path) -> None:
     data = (random_labels((64, 48, 16)) % np.uint64(251)).astype(np.uint8)
     to_zarr(data, tmp_path / "em.zarr", kind="segmentation", resolution_nm=RESOLUTION, **QUIET)
@@ -382,6 +395,7 @@ def test_labels_of_an_image_are_ids_whatever_their_data_type(tmp_path: Path) -> 
         np.testing.assert_array_equal(array[...].T, expected, strict=True)
 
 
+@pytest.mark.long
 def test_missing_chunks_are_counted_and_limited(tmp_path: Path) -> None:
     data = voxels_of("uint8")
     path = write_volume(tmp_path / "em", data)
@@ -428,6 +442,7 @@ def test_volumes_to_which_no_levels_can_be_added(
     assert stored(folder) == before
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["zarr3", "precomputed"])
 def test_a_volume_over_http_is_refused_before_anything_is_read(tmp_path: Path, kind: str) -> None:
     write_stored(kind, tmp_path / "em", voxels_of("uint8", (64, 64, 32)), (0, 0, 0))
@@ -438,6 +453,7 @@ def test_a_volume_over_http_is_refused_before_anything_is_read(tmp_path: Path, k
         assert server.count() == 0
 
 
+@pytest.mark.long
 def test_blocks_that_fail_leave_the_metadata(tmp_path: Path) -> None:
     path = write_volume(tmp_path / "em", voxels_of("uint8"), compress=False)
     chunk = next((tmp_path / "em" / "8_8_40").iterdir())
@@ -451,6 +467,7 @@ def test_blocks_that_fail_leave_the_metadata(tmp_path: Path) -> None:
     assert len(paths_of(tmp_path / "em")) == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("server", ["s3_server", "gcs_server"])
 @pytest.mark.parametrize("kind", ["zarr2", "zarr3", "precomputed"])
 def test_levels_are_added_in_a_bucket(tmp_path: Path, request: pytest.FixtureRequest, server: str, kind: str) -> None:
@@ -488,6 +505,7 @@ def test_the_command_adds_levels_once(tmp_path: Path, command: Callable[..., Don
     assert imagery_dask.downsample is downsample
 
 
+@pytest.mark.long
 def test_the_command_runs_on_a_cluster(tmp_path: Path, command: Callable[..., Done], address: str) -> None:
     data = voxels_of("uint8")
     path = write_stored("precomputed", tmp_path / "em", data, (0, 0, 0))

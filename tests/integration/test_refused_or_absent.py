@@ -148,6 +148,7 @@ def test_a_refusal_stays_one_where_absent_files_are_404(serve: Serve, sharded: b
     assert [request.status for request in served.controls()] == [404]
 
 
+@pytest.mark.long
 def test_a_volume_of_which_all_is_refused_now_is_refused(serve: Serve) -> None:
     """A 403 for the info, too: no chunk becomes 0."""
     served = serve()
@@ -158,6 +159,7 @@ def test_a_volume_of_which_all_is_refused_now_is_refused(serve: Serve) -> None:
     assert not served.controls()
 
 
+@pytest.mark.long
 @kinds
 def test_what_is_refused_later_is_refused(serve: Serve, sharded: bool) -> None:
     """A permission that ends after the control: the info is read again for each read with missing chunks."""
@@ -169,6 +171,7 @@ def test_what_is_refused_later_is_refused(serve: Serve, sharded: bool) -> None:
         read(client)
 
 
+@pytest.mark.long
 @everywhere
 def test_an_expired_token_is_refused(serve: Serve, protocol: str) -> None:
     """Where a bucket says why it refuses, the control is not needed."""
@@ -188,6 +191,7 @@ def test_401_is_refused(serve: Serve) -> None:
         read(served.client())
 
 
+@pytest.mark.long
 def test_a_shard_that_is_removed_while_it_is_read_is_counted(serve: Serve, tmp_path: Path, data: Any) -> None:
     served = serve(sharded=True)
     client = served.client(cache_bytes=0)
@@ -200,6 +204,7 @@ def test_a_shard_that_is_removed_while_it_is_read_is_counted(serve: Serve, tmp_p
     assert counts.refused_or_absent >= 4
 
 
+@pytest.mark.long
 def test_connections_are_used_again_after_refusals(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     served = serve()
     client = served.client(cache_bytes=0)
@@ -219,6 +224,7 @@ def test_connections_are_used_again_after_refusals(serve: Serve, monkeypatch: py
     assert len(opened) <= 2
 
 
+@pytest.mark.long
 def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path, data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_volume(tmp_path / "em", data, voxel_offset=OFFSET)
     client = ImageryClient(image_source=path)
@@ -241,6 +247,7 @@ def refuse(prefix: str) -> Callable[[str, int], Fault | None]:
 # ---------------------------------------------------------------------------------------------------------- exports
 
 
+@pytest.mark.long
 @kinds
 @everywhere
 def test_an_export_counts_them_apart_and_is_resumed(
@@ -284,6 +291,7 @@ def test_an_export_counts_them_apart_and_is_resumed(
     assert (again.before, again.counts.refused_or_absent) == (again.blocks, counts.refused_or_absent)
 
 
+@pytest.mark.long
 @kinds
 def test_a_later_answer_replaces_the_count(tmp_path: Path, serve: Serve, sharded: bool) -> None:
     """Once the server says what does not exist, blocks that are done again count it as missing."""
@@ -307,6 +315,7 @@ def test_max_missing_counts_them(tmp_path: Path, serve: Serve) -> None:
     assert to_zarr(volume, tmp_path / "all.zarr", max_missing=served.missing, **options).ok
 
 
+@pytest.mark.long
 @kinds
 def test_the_command_fails_with_missing_error(tmp_path: Path, serve: Serve, sharded: bool, command: Command) -> None:
     served = serve(sharded=sharded)
@@ -320,6 +329,7 @@ def test_the_command_fails_with_missing_error(tmp_path: Path, serve: Serve, shar
     assert "of them are refused or absent: the server answers HTTP 403 in both cases" in done.out
 
 
+@pytest.mark.long
 def test_blocks_fail_with_missing_error(tmp_path: Path, serve: Serve) -> None:
     served = serve()
     with pytest.raises(BlockFailedError, match="absent or refused"):
@@ -329,6 +339,7 @@ def test_blocks_fail_with_missing_error(tmp_path: Path, serve: Serve) -> None:
         )  # fmt: skip
 
 
+@pytest.mark.long
 @kinds
 def test_an_export_ends_when_all_is_refused_later(tmp_path: Path, serve: Serve, sharded: bool) -> None:
     """A permission that ends after the control has shown that absence is hidden."""

@@ -123,6 +123,7 @@ def test_the_plan_says_how_many_files_there_will_be(tmp_path: Path, ids: Any, fe
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_shards_of_what_is_read_part_by_part_may_be_larger(tmp_path: Path, image: Any) -> None:
     """A task holds blocks that are computed, and a layer of those that are only read."""
     source = write_volume(tmp_path / "em", image, voxel_offset=OFFSET, resolution=NM)
@@ -141,6 +142,7 @@ def test_shards_of_what_is_read_part_by_part_may_be_larger(tmp_path: Path, image
     assert chosen == [9, 6]
 
 
+@pytest.mark.long
 def test_tasks_hold_a_part_of_large_shards(tmp_path: Path) -> None:
     source, size = tmp_path / "em", (8192, 8192, 8192)
     info = CloudVolume.create_new_info(1, "image", "uint8", "raw", NM, OFFSET, size, chunk_size=(128, 128, 128))
@@ -178,6 +180,7 @@ def test_invalid_shardings_write_nothing(tmp_path: Path, ids: Any, options: Any,
 # ------------------------------------------------------------------------------------------------- encodings and levels
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "encoding", "options", "tolerance"),
     [
@@ -232,6 +235,7 @@ def test_mips_of_the_source_lie_in_shards(tmp_path: Path, ids: Any) -> None:
         np.testing.assert_array_equal(read(tmp_path / "out", mip), read(tmp_path / "seg", mip))
 
 
+@pytest.mark.long
 def test_worker_processes_write_the_same_shards(tmp_path: Path, image: Any, processes: Client) -> None:
     source = write_volume(tmp_path / "em", image, voxel_offset=OFFSET, resolution=NM)
     data = ImageryClient(image_source=source).image_volume()
@@ -246,6 +250,7 @@ def test_worker_processes_write_the_same_shards(tmp_path: Path, image: Any, proc
 # ---------------------------------------------------------------------------------------------------- resume and repair
 
 
+@pytest.mark.long
 def test_an_export_that_was_stopped_is_resumed(tmp_path: Path, ids: Any) -> None:
     options = OPTIONS | {"workers": 1, "levels": 2, "sharding": SMALL}
     with pytest.raises(Stopped), config.set({"export.small_fused_bytes": 1}):
@@ -259,6 +264,7 @@ def test_an_export_that_was_stopped_is_resumed(tmp_path: Path, ids: Any) -> None
     assert verify_export(tmp_path / "out", sample=None, progress=False).ok
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
 def test_damaged_shards_are_found_and_repaired(tmp_path: Path, ids: Any, damage: str) -> None:
     out, options = tmp_path / "out", OPTIONS | {"levels": 2, "sharding": SMALL}
@@ -278,6 +284,7 @@ def test_damaged_shards_are_found_and_repaired(tmp_path: Path, ids: Any, damage:
     assert verify_export(out, sample=None, progress=False).ok
 
 
+@pytest.mark.long
 def test_blocks_with_missing_chunks_are_made_again(tmp_path: Path, image: Any) -> None:
     source = write_volume(tmp_path / "em", image, voxel_offset=OFFSET, resolution=NM)
     kept = {file: file.read_bytes() for file in (tmp_path / "em" / "4_4_40").iterdir()}
@@ -291,6 +298,7 @@ def test_blocks_with_missing_chunks_are_made_again(tmp_path: Path, image: Any) -
     np.testing.assert_array_equal(read(tmp_path / "out"), image)
 
 
+@pytest.mark.long
 def test_an_older_export_that_has_begun_without_shards_goes_on_without(
     tmp_path: Path, ids: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,6 +314,7 @@ def test_an_older_export_that_has_begun_without_shards_goes_on_without(
     assert verify_export(tmp_path / "out", sample=None, progress=False).ok
 
 
+@pytest.mark.long
 def test_a_plan_keeps_its_shards(tmp_path: Path, ids: Any, few_files: None) -> None:
     for name, sharding in (("auto", "auto"), ("own", SMALL)):
         to_precomputed(ids, tmp_path / name, levels=2, sharding=sharding, **PLACEMENT, **OPTIONS)
@@ -313,6 +322,7 @@ def test_a_plan_keeps_its_shards(tmp_path: Path, ids: Any, few_files: None) -> N
         assert again.layers[0].info["scales"] == scales(tmp_path / name)
 
 
+@pytest.mark.long
 def test_regions_that_had_begun_without_shards_go_on_without(
     tmp_path: Path, image: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,6 +344,7 @@ def test_regions_that_had_begun_without_shards_go_on_without(
     assert verify_export(tmp_path / "out", sample=None, progress=False).ok
 
 
+@pytest.mark.long
 def test_an_export_of_shards_is_replaced(tmp_path: Path, ids: Any) -> None:
     out = tmp_path / "out"
     execute(
@@ -350,6 +361,7 @@ def test_an_export_of_shards_is_replaced(tmp_path: Path, ids: Any) -> None:
 # ------------------------------------------------------------------------------------------- buckets, the command line
 
 
+@pytest.mark.long
 def test_shards_are_written_to_a_bucket(s3_server: Any, ids: Any, few_files: None) -> None:
     pytest.importorskip("obstore")
     bucket = f"t-{uuid.uuid4().hex[:12]}"
@@ -370,6 +382,7 @@ def test_shards_are_written_to_a_bucket(s3_server: Any, ids: Any, few_files: Non
         np.testing.assert_array_equal(volume.transpose("x", "y", "z").values.astype(np.uint64), ids)
 
 
+@pytest.mark.long
 def test_a_dataset_counts_the_files_of_both_volumes(
     tmp_path: Path, image: Any, ids: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,6 +396,7 @@ def test_a_dataset_counts_the_files_of_both_volumes(
         np.testing.assert_array_equal(read(tmp_path / "out" / name), voxels)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("value", "is_sharded"), [("auto", False), ("none", False), (json.dumps(SMALL), True)], ids=["auto", "none", "json"]
 )

@@ -67,6 +67,7 @@ def stored(tmp_path: Path, ids: Voxels) -> Callable[[str], str]:
 # ---------------------------------------------------------------------------------------------------------- chunks
 
 
+@pytest.mark.long
 @formats
 def test_a_sound_volume_is_read_and_fits(kind: str, stored: Callable[[str], str]) -> None:
     report = check(stored(kind))
@@ -111,6 +112,7 @@ def test_damaged_chunks_are_all_named(kind: str, damage: str, stored: Callable[[
     assert sum(level.read for level in report.levels) == sum(CHUNKS)
 
 
+@pytest.mark.long
 def test_a_changed_byte_is_found_by_a_checksum(stored: Callable[[str], str], tmp_path: Path) -> None:
     path = stored("zarr3-transposed")
     files = [file for file in (tmp_path / "em").rglob("*") if file.is_file() and file.suffix != ".json"]
@@ -124,6 +126,7 @@ def test_a_changed_byte_is_found_by_a_checksum(stored: Callable[[str], str], tmp
     assert report.compared[0].skipped.startswith("chunks of all samples are damaged")
 
 
+@pytest.mark.long
 @formats
 def test_chunks_that_do_not_exist_are_missing_or_not_stored(
     kind: str, stored: Callable[[str], str], tmp_path: Path
@@ -141,6 +144,7 @@ def test_chunks_that_do_not_exist_are_missing_or_not_stored(
     assert sum(level.damaged for level in report.levels) == 0
 
 
+@pytest.mark.long
 def test_a_thousand_chunks_of_a_broken_shard_are_refetched_once(
     tmp_path: Path, http_server_factory: Callable[..., FileServer]
 ) -> None:
@@ -166,6 +170,7 @@ def test_a_thousand_chunks_of_a_broken_shard_are_refetched_once(
 # -------------------------------------------------------------------------------------------------- every byte once
 
 
+@pytest.mark.long
 @formats
 def test_each_byte_is_fetched_once_over_http(
     kind: str, stored: Callable[[str], str], tmp_path: Path, http_server_factory: Callable[..., FileServer],
@@ -184,6 +189,7 @@ def test_each_byte_is_fetched_once_over_http(
         assert len(ranges) == sum(CHUNKS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["zarr3", "zarr3-shards", "precomputed-sharded"])
 def test_boxes_may_be_smaller_than_shards(
     kind: str, stored: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
@@ -196,6 +202,7 @@ def test_boxes_may_be_smaller_than_shards(
     assert boxes[-1] > 2
 
 
+@pytest.mark.long
 def test_a_server_that_fails_or_refuses_is_not_damage(
     stored: Callable[[str], str], tmp_path: Path, http_server_factory: Callable[..., FileServer]
 ) -> None:
@@ -215,6 +222,7 @@ def test_a_server_that_fails_or_refuses_is_not_damage(
     assert check(path).ok
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["precomputed", "precomputed-sharded", "zarr2", "zarr3-shards", "n5"])
 def test_a_server_that_refuses_what_does_not_exist_does_not_say_which_is_missing(
     kind: str, stored: Callable[[str], str], tmp_path: Path, command: Command,
@@ -251,6 +259,7 @@ def test_the_method_of_a_level_is_found(kind: str, method: str, tmp_path: Path, 
     assert report.compared[0].nearest == method
 
 
+@pytest.mark.long
 @formats
 def test_a_level_of_something_else_fits_by_no_method(kind: str, tmp_path: Path, ids: Voxels) -> None:
     wrong = np.roll(mode_of(ids), 3, axis=0)
@@ -262,6 +271,7 @@ def test_a_level_of_something_else_fits_by_no_method(kind: str, tmp_path: Path, 
     assert not any(level.damaged or level.missing for level in report.levels)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 def test_means_of_imagery_are_found(tmp_path: Path, dtype: str) -> None:
     image = np.random.default_rng(1).integers(0, 256, SHAPE).astype(dtype)
@@ -272,6 +282,7 @@ def test_means_of_imagery_are_found(tmp_path: Path, dtype: str) -> None:
         assert report.compared[0].fitting == [method]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["stride", "mode", "mean", "max"])
 @pytest.mark.parametrize("what", ["image", "ids"])
 def test_levels_of_tensorstore_are_told_by_their_method(what: str, method: str, tmp_path: Path, ids: Voxels) -> None:
@@ -285,6 +296,7 @@ def test_levels_of_tensorstore_are_told_by_their_method(what: str, method: str, 
     assert report.ok == bool(expected)
 
 
+@pytest.mark.long
 def test_imagery_that_was_smoothed_is_near_to_the_mean(tmp_path: Path, command: Command) -> None:
     image = smooth_image(SHAPE)
     mean = kernels.downsample(image, STEP, labels=False).astype(int)
@@ -295,6 +307,7 @@ def test_imagery_that_was_smoothed_is_near_to_the_mean(tmp_path: Path, command: 
     assert "voxels differ, on average by 1." in done.error
 
 
+@pytest.mark.long
 def test_levels_with_loss_are_compared_with_a_tolerance(tmp_path: Path) -> None:
     smooth = smooth_image((128, 128, 32))
     noise = np.random.default_rng(2).integers(0, 24, smooth.shape).astype(np.uint8)
@@ -313,6 +326,7 @@ def test_levels_with_loss_are_compared_with_a_tolerance(tmp_path: Path) -> None:
         assert report.compared[0].fitting[:1] == ([] if method == "none" else [method])
 
 
+@pytest.mark.long
 def test_edges_that_another_program_makes_differently_are_told_apart(tmp_path: Path, ids: Voxels) -> None:
     halved = mode_of(ids)
     halved[-1] += np.uint64(10**6)  # of 75 voxels, the last window has one
@@ -323,6 +337,7 @@ def test_edges_that_another_program_makes_differently_are_told_apart(tmp_path: P
     assert tally.cut_differing == tally.cut > 0
 
 
+@pytest.mark.long
 def test_levels_that_are_half_a_voxel_away_are_read_and_compared(tmp_path: Path, ids: Voxels) -> None:
     path = write_stored("zarr3", tmp_path / "em", ids, (65, -32, 16), halved=mode_of(ids))
     assert open_volume(path).layer.mips[1].refusal
@@ -344,6 +359,7 @@ def test_levels_without_whole_windows_are_not_compared(tmp_path: Path, ids: Voxe
     assert report.compared[0].skipped.startswith("its voxels are 1.5 x 1.5 x 1 times as large")
 
 
+@pytest.mark.long
 def test_an_empty_volume_fits_by_every_method(tmp_path: Path) -> None:
     nothing = np.zeros(SHAPE, np.uint64)
     report = check(write_stored("zarr3", tmp_path / "em", nothing, OFFSET, halved=nothing[::2, ::2]))
@@ -352,6 +368,7 @@ def test_an_empty_volume_fits_by_every_method(tmp_path: Path) -> None:
     assert report.compared[0].fitting[0] == "mode"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "start"),
     [  # mips of precomputed volumes begin at whole voxels
@@ -376,6 +393,7 @@ def test_levels_of_own_exports_fit(kind: str, what: str, start: tuple[int, int, 
     assert all(compared.methods for compared in report.compared)
 
 
+@pytest.mark.long
 def test_labels_beside_an_image_are_checked_too(tmp_path: Path) -> None:
     volumes = {
         "image_source": write_volume(tmp_path / "image", smooth_image(SHAPE)),
@@ -402,6 +420,7 @@ def test_labels_beside_an_image_are_checked_too(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------------------- samples and clusters
 
 
+@pytest.mark.long
 def test_a_sample_reads_some_boxes(stored: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stored_tasks.boxes_of, "__defaults__", (2**17,))
     path = stored("zarr2")
@@ -419,6 +438,7 @@ def threads() -> Any:
         yield client
 
 
+@pytest.mark.long
 def test_a_cluster_finds_the_same(stored: Callable[[str], str], tmp_path: Path, threads: Client) -> None:
     path = stored("zarr3")
     file = chunk_file("zarr3", tmp_path / "em")
@@ -460,6 +480,7 @@ def test_the_command_says_first_that_there_is_no_export(
     assert (report["ok"], report["levels"][0]["missing"], report["damaged"][0]["level"]) == (False, 25, "level 0")
 
 
+@pytest.mark.long
 def test_the_command_names_levels_that_fit_by_no_method(tmp_path: Path, ids: Voxels, command: Command) -> None:
     path = write_stored("zarr3", tmp_path / "em", ids, OFFSET, halved=np.roll(mode_of(ids), 5, axis=1))
     done = command("verify", path)
@@ -472,6 +493,7 @@ def test_the_command_names_levels_that_fit_by_no_method(tmp_path: Path, ids: Vox
     assert (compared["fitting"], compared["factor"], compared["shares"]["mode"] > 0.1) == ([], [2, 2, 1], True)
 
 
+@pytest.mark.long
 def test_the_command_reads_over_http(
     stored: Callable[[str], str], tmp_path: Path, command: Command, http_server_factory: Callable[..., FileServer]
 ) -> None:
@@ -481,6 +503,7 @@ def test_the_command_reads_over_http(
     assert (done.code, "12 of 12 chunks read" in done.out) == (0, True)
 
 
+@pytest.mark.long
 def test_a_bucket_that_cannot_be_listed_is_read(
     stored: Callable[[str], str], tmp_path: Path, command: Command, http_server_factory: Callable[..., FileServer]
 ) -> None:
@@ -496,6 +519,7 @@ def test_a_bucket_that_cannot_be_listed_is_read(
         assert "27 of 27 chunks read" in done.out
 
 
+@pytest.mark.long
 def test_the_json_of_an_export_has_its_report(tmp_path: Path, command: Command) -> None:
     image = write_volume(tmp_path / "image", smooth_image(SHAPE))
     to_zarr(ImageryClient(image_source=image).image_volume(), tmp_path / "out.zarr", progress=False)
@@ -516,6 +540,7 @@ def test_what_is_no_volume_is_refused_in_a_line(tmp_path: Path, command: Command
         check(tmp_path / "nothing")
 
 
+@pytest.mark.long
 def test_placeholders_are_not_read(tmp_path: Path) -> None:
     path = write_volume(tmp_path / "em", smooth_image(SHAPE), mips=3, placeholder_mip=True)
     report = check(path)
@@ -524,6 +549,7 @@ def test_placeholders_are_not_read(tmp_path: Path) -> None:
     assert [compared.finer for compared in report.compared] == ["level 1"]
 
 
+@pytest.mark.long
 def test_missing_chunks_of_samples_are_no_wrong_level(tmp_path: Path, ids: Voxels) -> None:
     path = write_stored("precomputed", tmp_path / "em", ids, OFFSET, halved=mode_of(ids))
     delete_chunks(path, 0, lambda start: start[0] > 64)

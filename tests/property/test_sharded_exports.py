@@ -57,6 +57,7 @@ def by_client(folder: Path, mip: int) -> Any:
     return volume.transpose("x", "y", "z").values.astype(np.uint64), tuple(round(n - 0.5) for n in first)
 
 
+@pytest.mark.long
 @given(
     shapes, chunks, offsets, st.one_of(st.just("auto"), shardings), st.integers(1, 3), st.booleans(),
     st.sampled_from([4000, 10**6]), st.sampled_from(["raw", "compressed_segmentation"]),
