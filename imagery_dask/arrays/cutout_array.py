@@ -25,6 +25,8 @@ __all__ = ["CutoutArray", "CutoutSlice", "basic_parts"]
 Part = slice | int | NDArray[np.int64]
 BASIC = (slice, int, np.integer, EllipsisType)
 WHOLE = (slice(None), slice(None, None, 1))
+# Ids of imageryclient.
+SIGNED = LabelRule(as_int64=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +92,8 @@ class CutoutArray:
         """
         cutout, selected = self.cutout, self._selected(key)
         is_whole = all(picked in WHOLE for picked in selected.picked) and selected.channels == slice(0, cutout.channels)
-        is_signed = cutout.labels == LabelRule(as_int64=True) and cutout.stored_dtype == "uint64"
-        if self.reads_parts and is_whole and (cutout.labels is None or is_signed):
+        if self.reads_stored and is_whole:
+            is_signed = cutout.labels == SIGNED
             voxels = np.expand_dims(out.view(np.uint64) if is_signed else out, selected.dropped)
             handle = SourceHandle(cutout.path, cutout.mip, cutout.missing, keeps=keeps)
             handle.read(selected.box, out=voxels)
@@ -99,6 +101,12 @@ class CutoutArray:
                 kernels.to_int64(voxels)  # which raises if there is an id that is none
         else:
             out[...] = self[key]
+
+    @property
+    def reads_stored(self) -> bool:
+        """Whether voxels are those that are stored, but for the sign of ids."""
+        labels, dtype = self.cutout.labels, self.cutout.stored_dtype
+        return self.reads_parts and (labels in (None, LabelRule()) or (labels == SIGNED and dtype == "uint64"))
 
     def _taken(self, key: Any, layout: Layout, kept_only: bool = False) -> Array:
         selected = self._selected(key)
@@ -208,6 +216,13 @@ class CutoutSlice:
 
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:
         return ("imagery_dask.CutoutSlice", self.source.__dask_tokenize__(), self.parts)
+
+    @property
+    def reads_stored(self) -> bool:
+        """Whether boxes of it are boxes of stored voxels, which are decoded into a result."""
+        whole = [part.step == 1 for part in self.parts if isinstance(part, range)]
+        channels = self.parts[-1] if self.source.cutout.channels > 1 else range(1)
+        return self.source.reads_stored and all(whole) and channels == range(self.source.cutout.channels)
 
     def with_layout(self, layout: Layout) -> CutoutSlice:
         """Return the same voxels in another memory order."""
