@@ -117,15 +117,15 @@ def test_ids_of_an_image_layer_are_resized_by_picking(tmp_path: Path, dtype: str
 
 def test_an_image_layer_is_opened_as_segmentation(tmp_path: Path) -> None:
     ids = ids_of("uint64")
-    path = volume(tmp_path, ids)
+    path, narrow = volume(tmp_path, ids), volume(tmp_path, ids_of("uint16"))
     with pytest.raises(ValueError, match=r"not a segmentation.*as_segmentation=True \(--as-segmentation\)"):
-        ImageryClient(segmentation_source=path)
+        ImageryClient(segmentation_source=narrow)
     client = ImageryClient(segmentation_source=path, as_segmentation=True)
     np.testing.assert_array_equal(client.segmentation_cutout(BOUNDS, convert_to_int64=False), ids)
     assert set(client.unique_roots(BOUNDS)) == set(np.unique(ids).tolist())
     with pytest.raises(ValueError, match="float32 with 1 channels, and ids are integers"):
         ImageryClient(segmentation_source=volume(tmp_path, np.zeros(SHAPE, np.float32)), as_segmentation=True)
-    for arguments in ({"image_source": path, "as_segmentation": True}, {"segmentation_source": path}):
+    for arguments in ({"image_source": path, "as_segmentation": True}, {"segmentation_source": narrow}):
         with pytest.raises(ValueError, match="segmentation"):
             ImageryClient(**arguments)
     with pytest.raises(ValueError, match="image_source"):
@@ -175,7 +175,7 @@ def test_the_command_line_says_what_layers_are(
     tmp_path: Path, run: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     ids = ids_of("uint64")
-    path = volume(tmp_path, ids)
+    path, narrow = volume(tmp_path, ids), volume(tmp_path, ids_of("uint16"))
     region = ("--bounds", 0, 0, 0, *SHAPE, "--levels", 2)
     image, labels = ("--image-source", path, *region), ("--segmentation-source", path, *region)
     with LocalCluster(processes=False, n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as started:
@@ -183,7 +183,7 @@ def test_the_command_line_says_what_layers_are(
         assert run("export", "zarr", tmp_path / "ids", *image, *cluster) == 0
         assert run("export", "zarr", tmp_path / "ids", *image, *cluster, "--image-kind", "image") == 2
         assert "kind was" in capsys.readouterr().err
-        assert run("export", "zarr", tmp_path / "labels", *labels, *cluster) == 2
+        assert run("export", "zarr", tmp_path / "labels", "--segmentation-source", narrow, *region, *cluster) == 2
         assert "--as-segmentation" in capsys.readouterr().err
         assert run("export", "zarr", tmp_path / "labels", *labels, *cluster, "--as-segmentation") == 0
         plan = tmp_path / "plan.json"
