@@ -79,7 +79,7 @@ class ViewsVolumes:
         if options.get("image_source") is None and options.get("segmentation_source") is None:
             named = ", ".join(f"{layer.name!r} ({redacted(layer.source)})" for layer in layers) or "none"
             raise ValueError(
-                f"The Neuroglancer link has no layer that can be read: precomputed:// and graphene:// can be; got "
+                f"The Neuroglancer link has no layer that can be read: precomputed, graphene, zarr and n5 can be; got "
                 f"{named}. Pass image_source=... or segmentation_source=..."
             )
         segmentation = shown["segmentation"]

@@ -82,7 +82,7 @@ def state_at(folder: Path) -> dict[str, Any]:
     return PLACE | {
         "layers": [
             {"type": "image", "name": "other", "source": f"precomputed://file://{folder}/none", "visible": False},
-            {"type": "image", "name": "zarr", "source": "zarr://gs://bucket/em.zarr"},
+            {"type": "image", "name": "dvid", "source": "dvid://https://host/uuid/em"},
             {"type": "image", "name": "em", "source": {"url": f"file://{folder}/em|neuroglancer-precomputed:"}},
             {"type": "segmentation", "name": "seg", "source": [f"precomputed://file://{folder}/seg"]},
         ]
@@ -115,7 +115,7 @@ def test_a_typo_in_an_option_is_a_type_error(folder: Path) -> None:
     ("layers", "named"),
     [
         ([], "no layer that can be read: .*; got none"),
-        ([{"type": "image", "name": "em", "source": "zarr://gs://b/em"}], r"got 'em' \(zarr://gs://b/em\)"),
+        ([{"type": "image", "name": "em", "source": "dvid://https://h/u/em"}], r"got 'em' \(dvid://https://h/u/em\)"),
         ([{"type": "image", "name": "em"}], r"layers\[0\]\.source must be the URL of a volume"),
     ],
 )
