@@ -251,7 +251,9 @@ def named_by_info(path: str, field: str, target: object) -> str:
         path.startswith(GRAPHENE) and is_loopback(path.removeprefix(GRAPHENE))
     )
     reason = ""
-    if not separator and not (is_local and named.strip()):
+    if is_zarr(plain):  # behind which a path of this machine, or a token, would not be seen below
+        reason = "is no precomputed volume"
+    elif not separator and not (is_local and named.strip()):
         reason = "is no path of a volume"
     elif not separator and not plain.startswith(("/", "~")):
         reason = "is a relative path"
