@@ -13,6 +13,7 @@ from imagery_dask.model.labels import LabelRule
 from imagery_dask.sources import open_volume
 from imagery_dask.sources.precomputed.codecs import SEGMENTATION_BLOCK
 from imagery_dask.sources.precomputed.precomputed_volume import PrecomputedVolume
+from imagery_dask.sources.volumes.addresses import is_zarr
 
 __all__ = ["ChunkForm", "form_of_source", "why_not_copied"]
 
@@ -40,12 +41,9 @@ class ChunkForm:
 
 def form_of_source(volume: Volume) -> ChunkForm | None:
     """Return how the chunks of a volume's source are stored; None if it is not a cutout of a precomputed volume."""
-    if volume.source is None:
+    if volume.source is None or is_zarr(volume.source.cutout.path):
         return None
     cutout = volume.source.cutout
-    stored = open_volume(cutout.path)
-    if not isinstance(stored, PrecomputedVolume):
-        return None
     return ChunkForm(cutout.mip.encoding, cutout.stored_dtype, cutout.channels, cutout.mip.chunk_shape)
 
 
@@ -62,12 +60,13 @@ def why_not_copied(volume: Volume, form: ChunkForm) -> str:
     for name in ("encoding", "dtype", "channels", "chunk"):
         if getattr(own, name) != getattr(form, name):
             return f"its {name} is {getattr(own, name)} in the source and {getattr(form, name)} in the copy"
-    source = open_volume(cutout.path)
-    assert isinstance(source, PrecomputedVolume)
-    block = source.info["scales"][cutout.mip.level].get("compressed_segmentation_block_size")
-    if form.encoding == "compressed_segmentation" and tuple(block or SEGMENTATION_BLOCK) != SEGMENTATION_BLOCK:
-        return f"its blocks of compressed_segmentation have {tuple(block)} voxels, not {SEGMENTATION_BLOCK}"
     moved = (cutout.target.start - cutout.mip.grid.start) % form.chunk
     if any(moved):
         return f"its first voxel is {tuple(moved)} voxels behind the beginning of a chunk"
+    if form.encoding == "compressed_segmentation":
+        source = open_volume(cutout.path)
+        assert isinstance(source, PrecomputedVolume)
+        block = source.info["scales"][cutout.mip.level].get("compressed_segmentation_block_size")
+        if tuple(block or SEGMENTATION_BLOCK) != SEGMENTATION_BLOCK:
+            return f"its blocks of compressed_segmentation have {tuple(block)} voxels, not {SEGMENTATION_BLOCK}"
     return ""

@@ -17,6 +17,7 @@ from imagery_dask.export.zarr.compressors import Compressor
 from imagery_dask.export.zarr.zarr_options import ZarrOptions
 from imagery_dask.model.labels import LabelRule
 from imagery_dask.sources import open_volume
+from imagery_dask.sources.volumes.addresses import is_zarr
 from imagery_dask.sources.zarr.chunk_codecs import configuration_of, name_of
 from imagery_dask.sources.zarr.zarr_volume import ZarrVolume
 
@@ -33,10 +34,11 @@ def is_copied(volume: Volume, layout: LevelLayout, options: ZarrOptions) -> bool
     if volume.source is None or volume.relabel or options.axes is not None:
         return False
     cutout = volume.source.cutout
-    stored = open_volume(cutout.path)
     is_as_stored = cutout.target.resolution_nm == cutout.mip.grid.resolution_nm and not cutout.downsampled
-    if not isinstance(stored, ZarrVolume) or not is_as_stored or cutout.labels not in AS_STORED or cutout.channels != 1:
+    if not is_zarr(cutout.path) or not is_as_stored or cutout.labels not in AS_STORED or cutout.channels != 1:
         return False
+    stored = open_volume(cutout.path)
+    assert isinstance(stored, ZarrVolume)
     array, axes, metadata = stored.stored_as(cutout.mip.level)
     if axes != ("z", "y", "x") or array.codec.order is not None or array.codec.of_voxels:
         return False
