@@ -73,6 +73,8 @@ class CutoutArray:
     def __dask_tokenize__(self) -> tuple[Hashable, ...]:
         kind: tuple[Hashable, ...] = () if self.cutout.kind is None else (self.cutout.kind,)
         kind = (*kind, "downsampled") if self.cutout.downsampled else kind
+        query = self.cutout.query
+        kind = kind if query is None or query.stored is None else (*kind, query.stored)
         return ("imagery_dask.CutoutArray", repr(self.cutout), self.axes, self.layout, *kind)
 
     def __getitem__(self, key: Any) -> Array:

@@ -24,6 +24,7 @@ from imagery_dask.annotations import JsonObject
 from imagery_dask.errors import SourceError
 from imagery_dask.geometry.grid import XYZ, VoxelGrid, ratio
 from imagery_dask.geometry.vec import Vec3
+from imagery_dask.serialization import NEWER
 from imagery_dask.urls import server_of
 
 __all__ = ["GRAPHENE", "ChunkedGraph", "RootQuery", "graphene_address"]
@@ -171,6 +172,8 @@ class RootQuery:
         Largest number of requests that a cluster sends to the server at the same time.
     version : int or None
         Materialization version with this timestamp, for display only; it does not affect the result.
+    stored : str or None
+        Cloud path of a table with the answers, which is read instead of asking the server.
     """
 
     graph: ChunkedGraph
@@ -178,6 +181,8 @@ class RootQuery:
     stop_layer: int | None = None
     max_requests: int = 32
     version: int | None = field(default=None, compare=False, repr=False)
+    # Not in the repr, from which names of arrays are made: those of other queries stay what they were.
+    stored: str | None = field(default=None, repr=False, metadata=NEWER)
 
     @property
     def layer(self) -> int:

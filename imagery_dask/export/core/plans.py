@@ -55,7 +55,9 @@ CALLED = {"path": "source", "target.start": "bounds (first voxel)", "target.shap
           "target.resolution_nm": "resolution", "labels.keep": "root_ids", "labels.query.timestamp": "timestamp",
           "labels.query.stop_layer": "stop_layer", "labels.as_int64": "convert_to_int64"}  # fmt: skip
 # Fields that determine how much is requested at once, and no voxel.
-DECIDE_NOTHING = ("labels.query.max_requests", "labels.query.version", "labels.leaves_within")
+DECIDE_NOTHING = (
+    "labels.query.max_requests", "labels.query.version", "labels.query.stored", "labels.leaves_within"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
-"""Servers of chunked graphs (CAVE): the root ids of supervoxels, and a cache of them.
+"""Root ids of supervoxels: from servers of chunked graphs (CAVE), or from stored tables.
 
-Begin with `roots`; `graph_server` makes the requests.
+Begin with `roots`; `graph_server` makes the requests, `root_cache` keeps answers, and `root_tables` reads the tables of
+version stores.
 """

@@ -1,8 +1,9 @@
-"""Lookup of the roots of supervoxels, at the server or in this process's cache.
+"""Lookup of the roots of supervoxels: at the server, in this process's cache, or in a stored table.
 
 Two functions find the roots of a block's supervoxels:
 
-* `look_up_roots` sends the block's distinct supervoxels to the server: one request per block.
+* `look_up_roots` sends the block's distinct supervoxels to the server: one request per block; none for a query with a
+  stored table.
 * `roots_from_leaves` fetches the supervoxels of a few listed roots within the whole cutout, once per process: one
   request per root. It is cheaper for a few objects in many blocks.
 """
@@ -24,6 +25,7 @@ from imagery_dask.model.chunkedgraph import SUPERVOXEL_LAYER, RootQuery
 from imagery_dask.model.moments import describe_moment
 from imagery_dask.sources.graph.graph_server import graph_server
 from imagery_dask.sources.graph.root_cache import RootCache
+from imagery_dask.sources.graph.root_tables import look_up_stored
 from imagery_dask.sources.requests.counts import Once, ReadCounts, active_counts
 from imagery_dask.sources.requests.throttle import request_slots
 
@@ -41,7 +43,7 @@ _logger = logging.getLogger("imagery_dask")
 
 
 def look_up_roots(query: RootQuery, supervoxels: Ids, once: Once | None = None) -> Ids:
-    """Return the roots of supervoxels, from this process's cache or the server.
+    """Return the roots of supervoxels, from this process's cache or the server, or from the table of the query.
 
     Parameters
     ----------
@@ -61,19 +63,18 @@ def look_up_roots(query: RootQuery, supervoxels: Ids, once: Once | None = None) 
     ------
     AccessRefusedError, ServerError
         If the server refuses access, or does not answer.
+    SourceError
+        If the table of the query does not have the supervoxels.
     """
     roots = supervoxels.copy()  # 0 and ids of the requested layer map to themselves
     asked = (supervoxels != 0) & (query.graph.layer_of(supervoxels) != query.layer)
     if query.layer == SUPERVOXEL_LAYER or not asked.any():
         return roots
-    wanted = supervoxels[asked]
-    cache = _cache_of(query)
-    known, answers = cache.get(wanted)
-    counts = ReadCounts()
-    missing = wanted[~known]
-    if len(missing):
-        answers[~known] = fetched = _fetch(query, missing, counts)
-        cache.put(missing, fetched)
+    wanted, counts = supervoxels[asked], ReadCounts()
+    if query.stored is None:
+        answers = _from_server(query, wanted, counts)
+    else:
+        answers = look_up_stored(query.stored, wanted, query.stop_layer)
     roots[asked] = answers
     counts.add_zero_roots(wanted[answers == 0])
     collecting = active_counts()
@@ -111,6 +112,16 @@ def roots_from_leaves(query: RootQuery, keep: tuple[int, ...], within: VoxelGrid
         ours = leaves[at] == supervoxels
         roots[ours] = owners[at[ours]]
     return roots
+
+
+def _from_server(query: RootQuery, supervoxels: Ids, counts: ReadCounts) -> Ids:
+    cache = _cache_of(query)
+    known, answers = cache.get(supervoxels)
+    missing = supervoxels[~known]
+    if len(missing):
+        answers[~known] = fetched = _fetch(query, missing, counts)
+        cache.put(missing, fetched)
+    return answers
 
 
 def _fetch(query: RootQuery, supervoxels: Ids, counts: ReadCounts) -> Ids:
