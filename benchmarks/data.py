@@ -121,7 +121,7 @@ def store(folder: Path, small: bool, kind: str, sharded: bool = False) -> Made:
     axes = [{"name": name, "type": "space", "unit": "nanometer"} for name in "zyx"]
     datasets = [{"path": "0", "coordinateTransformations": steps}]
     group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
-    files = [file.stat().st_size for file in folder.rglob("c/*") if file.is_file()]
+    files = [file.stat().st_size for file in folder.glob("*/c/**/*") if file.is_file()]
     stop = [a + b for a, b in zip(OFFSET, voxels.shape[::-1], strict=True)]
     return {
         "given": {"kind": kind, "start": OFFSET, "stop": stop},

@@ -159,8 +159,8 @@ def _store(name: str, server: str | None) -> Row:
     title, data = STORES[name]
     limits: dict[str, Callable[[dict[str, Any]], float]] = {}
     if server:
-        # The metadata of the group, the array and its labels; each shard's index, and its chunks in one request.
-        limits["requests"] = lambda facts: 12 + facts["files"] * (2 if "shards" in name else 1)
+        # The metadata of the group, the array and its labels; each chunk or shard in one request.
+        limits["requests"] = lambda facts: 8 + facts["files"]
     return Row(
         f"store-{name}-{server or 'local'}", title, data,
         (

@@ -5,9 +5,10 @@ Format: https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Generator, Hashable, Iterator, Mapping
 from typing import TypeVar
 
 import numpy as np
@@ -27,6 +28,8 @@ INDEX_BYTES_KEPT = 128 * 2**20
 EMPTY = np.uint64(2**64 - 1)
 RANGE_BYTES, CHECKSUM_BYTES = 16, 4
 LARGEST_SHARD = 2**50
+# A shard of which all chunks are wanted is read in one request, if it has no more voxels than these bytes.
+LARGEST_WHOLE = 64 * 2**20
 
 # First byte and number of bytes of each chunk; why the index is broken; None of a shard that is not stored;
 # `Blob.refused_or_absent` if the server does not say.
@@ -57,15 +60,19 @@ class ShardFiles:
         self._transport, self._array, self._shard, self._prefix = transport, array, array.shard, prefix
         self._largest_chunk, self._beside = largest_chunk, metadata_name
         self._counts = tuple(own // part for own, part in zip(self._shard.shape, array.chunk, strict=True))
+        self._grid = tuple(-(-size // part) for size, part in zip(array.shape, array.chunk, strict=True))
+        self._most = math.prod(self._counts) * largest_chunk
+        self._is_small = math.prod(self._shard.shape) * array.dtype.itemsize <= LARGEST_WHOLE
         self._size = RANGE_BYTES * int(np.prod(self._counts, dtype=object)) + CHECKSUM_BYTES * self._shard.has_checksum
         self._lock = threading.Lock()  # so that threads that need the same index read it once
         self._indices: OrderedDict[Hashable, Index] = OrderedDict()
 
     def file_of(self, position: Shape) -> str:
         """Return the file with a chunk, by its position in the grid of chunks."""
-        return self._prefix + self._array.key_of(
-            tuple(at // count for at, count in zip(position, self._counts, strict=True))
-        )
+        return self._prefix + self._array.key_of(self._shard_of(position))
+
+    def _shard_of(self, position: Shape) -> Shape:
+        return tuple(at // count for at, count in zip(position, self._counts, strict=True))
 
     def get_many(self, positions: Mapping[Cell, Shape], fresh: bool = False) -> Iterator[tuple[Cell, Blob | None]]:
         """Yield chunks as stored; None for one that is not.
@@ -77,6 +84,8 @@ class ShardFiles:
         fresh : bool
             Read indices again that are kept, bypassing caches.
         """
+        if not fresh:
+            positions = yield from self._get_whole(positions)
         files = {item: self.file_of(position) for item, position in positions.items()}
         with self._lock:
             indices = self._read_indices(list(dict.fromkeys(files.values())), fresh)
@@ -95,6 +104,63 @@ class ShardFiles:
                 yield place_.item, self._transport.get(request)
             return
         yield from get_ranges(self._transport, places, self._beside)
+
+    def _get_whole(
+        self, positions: Mapping[Cell, Shape]
+    ) -> Generator[tuple[Cell, Blob | None], None, Mapping[Cell, Shape]]:
+        """Yield the chunks of shards that are wanted whole, each read in one request; return those of the others."""
+        if not self._transport.is_remote or not self._is_small:
+            return positions
+        of_shards: dict[Shape, dict[Cell, Shape]] = {}
+        for item, position in positions.items():
+            of_shards.setdefault(self._shard_of(position), {})[item] = position
+        of_files = {
+            self._prefix + self._array.key_of(shard): items
+            for shard, items in of_shards.items() if len(items) == self._chunks_of(shard)
+        }  # fmt: skip
+        read: set[str] = set()
+        requests = [Request(file, most=self._most + self._size, beside=self._beside) for file in of_files]
+        for request, blob in self._transport.get_many(requests):
+            file, chunks = request.key, of_files[request.key]
+            if blob is None or blob.refused_or_absent:
+                read.add(file)
+                yield from ((item, blob) for item in chunks)
+                continue
+            try:
+                content, places = self._parsed_whole(blob, chunks, file)
+            except ValueError:  # what is broken is told by the index and the ranges of chunks, which are read then
+                continue
+            read.add(file)
+            for item, place in places.items():
+                # A chunk that is kept must not keep the others, hence the copy.
+                yield item, None if place is None else Blob(bytes(content[slice(*place)]))
+        return {item: at for item, at in positions.items() if self.file_of(at) not in read}
+
+    def _parsed_whole(
+        self, blob: Blob, chunks: Mapping[Cell, Shape], file: str
+    ) -> tuple[memoryview, dict[Cell, tuple[int, int] | None]]:
+        """Return the bytes of a remote shard, and where its chunks are in them; raise ValueError if it is broken."""
+        content = memoryview(blob.decompressed(self._most + self._size)).cast("B")
+        own = content[max(0, len(content) - self._size) :] if self._shard.at_end else content[: self._size]
+        index = self._parsed(Blob(own), file)
+        if not isinstance(index, np.ndarray):
+            raise ValueError(index)
+        places: dict[Cell, tuple[int, int] | None] = {}
+        for item, position in chunks.items():
+            place = self._place(index, position, file)
+            if isinstance(place, str) or (place is not None and place[1] > len(content)):
+                raise ValueError(place)
+            places[item] = place
+        with self._lock:
+            self._indices[file, ()] = index
+            self._limit()
+        return content, places
+
+    def _chunks_of(self, shard: Shape) -> int:
+        """Return the number of chunks of a shard that begin inside the array."""
+        return math.prod(
+            min(count, size - at * count) for at, count, size in zip(shard, self._counts, self._grid, strict=True)
+        )
 
     def _place(self, index: NDArray[np.uint64], position: Shape, file: str) -> str | tuple[int, int] | None:
         inside = tuple(at % count for at, count in zip(position, self._counts, strict=True))
@@ -117,9 +183,13 @@ class ShardFiles:
             self._indices.pop(key, None)
             if self._stamp(file) is not None and not isinstance(found[file], Blob):
                 self._indices[key] = found[file]
+        self._limit()
+        return found
+
+    def _limit(self) -> None:
+        """Drop the indices that were not used for the longest time."""
         while len(self._indices) * self._size > INDEX_BYTES_KEPT:
             self._indices.popitem(last=False)
-        return found
 
     def _stamp(self, file: str) -> tuple[object, ...] | None:
         """Return what differs once a shard is written again; None if that would not be noticed."""
