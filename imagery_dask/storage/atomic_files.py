@@ -310,12 +310,9 @@ def check_wanted() -> None:
 def move_durably(moves: Sequence[tuple[Path, Path]]) -> None:
     """Rename files so that neither their content nor their names are lost in a power failure.
 
-    Their content is flushed before they are renamed. Then one folder is flushed, and with it the journal of the file
-    system, which holds all the names.
+    Their content, of which the writing has begun (`write_soon`), is flushed before they are renamed. Then one folder is
+    flushed, and with it the journal of the file system, which holds all the names.
     """
-    for source, _ in moves[:-1]:
-        with open(source, "rb") as file:
-            write_soon(file)
     for source, _ in moves:
         _wait_for_disk(source)
     check_wanted()
