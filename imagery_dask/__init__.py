@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from imagery_dask.model.arguments import bounds_from_center
     from imagery_dask.render.overlays import composite_overlay
     from imagery_dask.render.save import save_image_slices
+    from imagery_dask.versions.opened_versions import open_versions
     from imagery_dask.viewer.links import bounds_from_neuroglancer
     from imagery_dask.xarrays.opened import open_export
 else:
@@ -43,6 +44,7 @@ else:
             "imagery_dask.model.arguments": ["bounds_from_center"],
             "imagery_dask.render.overlays": ["composite_overlay"],
             "imagery_dask.render.save": ["save_image_slices"],
+            "imagery_dask.versions.opened_versions": ["open_versions"],
             "imagery_dask.viewer.links": ["bounds_from_neuroglancer"],
             "imagery_dask.xarrays.opened": ["open_export"],
         },
@@ -56,6 +58,7 @@ __all__ = [
     "composite_overlay",
     "downsample",
     "open_export",
+    "open_versions",
     "root_ids_of",
     "save_image_slices",
     "stack_images",

@@ -19,8 +19,8 @@ from imagery_dask import ImageryClient
 
 PUBLIC = [
     "ImageryClient", "bounds_from_center", "bounds_from_neuroglancer", "composite_overlay", "downsample", "open_export",
-    "root_ids_of", "save_image_slices", "stack_images", "to_png", "to_precomputed", "to_zarr", "verify_export",
-    "verify_volume",
+    "open_versions", "root_ids_of", "save_image_slices", "stack_images", "to_png", "to_precomputed", "to_zarr",
+    "verify_export", "verify_volume",
 ]  # fmt: skip
 # Methods of imageryclient, and ours: whole layers, datasets, lookups of objects, plans.
 METHODS = {

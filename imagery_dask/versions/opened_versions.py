@@ -1,0 +1,351 @@
+"""`VersionStore`: the versions of a segmentation as lazy arrays and tables, from files alone."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from imagery_dask.arrays.lazy import lazy_dataarray, shared_block_edges
+from imagery_dask.cards import Card, CardTable
+from imagery_dask.errors import OutdatedRootsError
+from imagery_dask.model.chunkedgraph import RootQuery
+from imagery_dask.model.cutout import Cutout, CutoutRequest, resolve, whole_layer
+from imagery_dask.model.labels import LabelRule, RootIds, label_rule
+from imagery_dask.model.layer import Layer
+from imagery_dask.model.moments import Moment, describe_moment
+from imagery_dask.sources import normalize_path, open_volume
+from imagery_dask.sources.graph.root_tables import IdTable, column_of_layer, id_table
+from imagery_dask.storage.atomic_files import Files
+from imagery_dask.urls import redacted
+from imagery_dask.validate import choice, expanded_path, root_id, triple, whole_number
+from imagery_dask.versions.object_tables import (
+    ObjectPlace,
+    objects_of,
+    place_of,
+    roots_among,
+    supervoxels_of,
+    unmatched,
+)
+from imagery_dask.versions.recorded import Recorded, Version, find, recorded_in
+from imagery_dask.versions.version_store import SUPERVOXELS, read_facts
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import xarray as xr
+
+__all__ = ["VersionStore", "open_versions"]
+
+StaleRoots = Literal["error", "warn"]
+IDS_NAMED = 5
+LISTED = 10
+
+
+class VersionStore:
+    """Versions of a segmentation that are read from files, without a server. Small and picklable.
+
+    Parameters
+    ----------
+    url : str or path
+        The store: a local folder, or a URL such as ``s3://bucket/versions``.
+
+    Attributes
+    ----------
+    url : str
+        Where it is.
+    facts : StoreFacts
+        Graph, bounds, resolution and layers.
+    """
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        self.url = Files.at(url).url
+        self.facts = read_facts(self.url)
+
+    def __repr__(self) -> str:
+        return self._card().text()
+
+    def _repr_html_(self) -> str:
+        return self._card().html()
+
+    @property
+    def versions(self) -> pd.DataFrame:
+        """The recorded versions, earliest first.
+
+        By the name of their table: ``version``, the materialization version (missing for a bare moment);
+        ``timestamp``, UTC; ``roots`` and ``supervoxels``, how many; ``layers``, the layers that are recorded besides
+        root ids; ``made_from``, the version from which a version was made by its edits; ``requests`` and ``ids_sent``,
+        what making it took.
+        """
+        import pandas as pd
+
+        recorded = recorded_in(self.url)
+        facts = [one.table.facts for one in recorded]
+        return pd.DataFrame(
+            {
+                "version": pd.array([one.version for one in recorded], dtype="Int64"),
+                "timestamp": pd.to_datetime([one.timestamp for one in recorded], unit="s", utc=True),
+                "roots": [int(of_table["roots"]) for of_table in facts],
+                "supervoxels": [one.table.rows for one in recorded],
+                "layers": [_layers_of(one.table) for one in recorded],
+                "made_from": [of_table.get("made_from") for of_table in facts],
+                "requests": [int(of_table.get("requests", 0)) for of_table in facts],
+                "ids_sent": [int(of_table.get("ids_sent", 0)) for of_table in facts],
+            },
+            index=pd.Index([one.name for one in recorded], name="name", dtype=object),
+        )
+
+    def at(
+        self,
+        version: Version | None = None,
+        timestamp: Moment = None,
+        *,
+        bounds: ArrayLike | None = None,
+        root_ids: RootIds = "all",
+        level: int = 0,
+        stop_layer: int | None = None,
+        resolution: ArrayLike | None = None,
+        convert_to_int64: bool = False,
+        stale_roots: StaleRoots = "error",
+    ) -> xr.Dataset:
+        """Return a version as lazy arrays: stored supervoxels, mapped to ids as they are read. No server is asked.
+
+        Parameters
+        ----------
+        version : int or str, optional
+            A recorded materialization version, or the name of a recorded version.
+        timestamp : datetime, str or number, optional
+            A recorded moment, in place of `version`.
+        bounds : array-like, shape (2, 3), optional
+            Lower (inclusive) and upper (exclusive) corner, x, y, z in voxels of `resolution`; by default all of the
+            store. Voxels outside of the store are 0.
+        root_ids : sequence of int, None or "all"
+            Objects to keep, all others become 0; None returns supervoxels.
+        level : int
+            Level of the stored volume; 0 is the finest.
+        stop_layer : int, optional
+            Layer of the ids to return, 2 for L2 ids, where it is recorded; root ids by default.
+        resolution : array-like of 3 numbers, optional
+            Resolution of `bounds`, nm per voxel (x, y, z). By default that of level 0.
+        convert_to_int64 : bool
+            Return ids as int64; an id that does not fit is an error when its block is computed.
+        stale_roots : {"error", "warn"}
+            Whether `root_ids` that no supervoxel of the store has at that version raise an error that names their
+            successors, or only a warning; they then match no voxel.
+
+        Returns
+        -------
+        xarray.Dataset
+            Lazy variables ``segmentation``, and ``image`` if the store has it, as of `ImageryClient.dataset`: dims x,
+            y, z, voxel centers in nm as coordinates, source, timestamp and version in ``attrs``.
+
+        Raises
+        ------
+        ValueError
+            If there is no such version; the message names the nearest ones. If the level or layer does not exist.
+        OutdatedRootsError
+            If `root_ids` are of another version.
+        """
+        cutouts = self.cutouts(
+            find(self.url, version, timestamp), bounds, root_ids, level, stop_layer, resolution, convert_to_int64,
+            stale_roots,
+        )  # fmt: skip
+        import xarray as xr
+
+        from imagery_dask.xarrays import accessor as accessor  # registers `em`
+
+        blocks = shared_block_edges(list(cutouts.values()))
+        return xr.Dataset({name: lazy_dataarray(cutout, name, blocks) for name, cutout in cutouts.items()})
+
+    def roots(self, version: Version) -> pd.DataFrame:
+        """Return the objects of a version.
+
+        Parameters
+        ----------
+        version : int, str or datetime
+            A recorded materialization version, moment, or name.
+
+        Returns
+        -------
+        pandas.DataFrame
+            By root id: ``supervoxels`` and ``voxels`` (of level 0), how many; the box of the object, ``x_start`` to
+            ``z_stop``, in voxels of level 0. Supervoxels without a root at that time are left out.
+        """
+        return objects_of(self._supervoxels, find(self.url, version).table)
+
+    def where(self, root: int, version: Version) -> ObjectPlace:
+        """Return where an object is, without reading voxels.
+
+        Parameters
+        ----------
+        root : int
+            A root id of the version.
+        version : int, str or datetime
+            A recorded materialization version, moment, or name.
+
+        Raises
+        ------
+        OutdatedRootsError
+            If no supervoxel of the store has this root then; the message names its successors.
+        """
+        recorded, wanted = find(self.url, version), root_id("root", root)
+        place = place_of(self._supervoxels, recorded.table, wanted) if wanted else None
+        if place is None:
+            raise OutdatedRootsError(self._stale([wanted], 1, recorded))
+        return place
+
+    # ------------------------------------------------------------------ what other modules of this folder need
+
+    def layer(self, name: str = "segmentation") -> Layer:
+        """Return a layer of the stored volume; of the segmentation, supervoxels."""
+        location = f"{self.url}/{self.facts.volume}"
+        if name == "segmentation" and "image" in self.facts.layers:
+            location += "/labels/segmentation"
+        return open_volume(normalize_path(f"zarr3://{location}")).layer
+
+    def rule(
+        self, recorded: Recorded, root_ids: RootIds = "all", stop_layer: int | None = None, as_int64: bool = False
+    ) -> LabelRule:
+        """Return the rule that maps supervoxels to the ids of a version."""
+        graph, table = self.facts.graph, recorded.table
+        if stop_layer is not None:
+            whole_number("stop_layer", stop_layer, 1, graph.layers)
+            column = column_of_layer(None if stop_layer == graph.layers else stop_layer)
+            if stop_layer > 1 and column not in table.columns:
+                raise ValueError(
+                    f"stop_layer={stop_layer} is not recorded of {recorded.title}, which has "
+                    f"{', '.join(map(str, _layers_of(table))) or 'root ids alone'}. 'imagery-dask versions add' "
+                    "records layers if they are asked for."
+                )
+        layer = None if stop_layer == graph.layers else stop_layer
+        query = RootQuery(graph, recorded.timestamp, layer, version=recorded.version, stored=recorded.url)
+        return label_rule(root_ids, as_int64=as_int64, query=query)
+
+    def cutouts(
+        self,
+        recorded: Recorded,
+        bounds: ArrayLike | None = None,
+        root_ids: RootIds = "all",
+        level: int = 0,
+        stop_layer: int | None = None,
+        resolution: ArrayLike | None = None,
+        as_int64: bool = False,
+        stale_roots: StaleRoots = "error",
+    ) -> dict[str, Cutout]:
+        """Return the cutouts of `at`, by the name of their layer."""
+        choice("stale_roots", stale_roots, ("error", "warn"))
+        rule = self.rule(recorded, root_ids, stop_layer, as_int64)
+        rule = self._checked(rule, recorded, stale_roots)
+        cutouts: dict[str, Cutout] = {}
+        for name in ("image", "segmentation"):
+            if name not in self.facts.layers:
+                continue
+            layer, labels = self.layer(name), rule if name == "segmentation" else None
+            whole_number("level", level, 0, len(layer.mips) - 1)
+            if bounds is None:
+                cutouts[name] = whole_layer(layer, level, labels=labels)
+                continue
+            nm = self.facts.resolution_nm if resolution is None else triple("resolution", resolution, positive=True)
+            x, y, z = nm
+            request = CutoutRequest(bounds=bounds, default_mip=level, resolution=(x, y, z), scale_to_bounds=False)
+            cutouts[name] = self._inside(resolve(request, layer, labels=labels))
+        return cutouts
+
+    @property
+    def _supervoxels(self) -> IdTable:
+        return id_table(f"{self.url}/{SUPERVOXELS}")
+
+    def _inside(self, cutout: Cutout) -> Cutout:
+        if cutout.share_outside == 1:
+            raise ValueError(
+                f"The bounds lie outside of the store {redacted(self.url)!r}: {cutout.where}. Check the resolution in "
+                "which they are given."
+            )
+        return cutout
+
+    def _checked(self, rule: LabelRule, recorded: Recorded, stale: StaleRoots) -> LabelRule:
+        """Return a rule without ids that no supervoxel has; raise, or warn, if there are any."""
+        keep = [value for value in rule.keep or () if value]
+        if rule.query is None or not keep:
+            return rule
+        absent = unmatched(recorded.table, keep)
+        if absent:
+            message = self._stale(absent, len(keep), recorded)
+            if stale == "error":
+                raise OutdatedRootsError(message)
+            warnings.warn(message, stacklevel=4)
+        return rule
+
+    def _stale(self, absent: Sequence[int], count: int, recorded: Recorded) -> str:
+        named = "; ".join(self._successors(value, recorded) for value in absent[:IDS_NAMED])
+        omitted = f" (and {len(absent) - IDS_NAMED} more)" if len(absent) > IDS_NAMED else ""
+        return (
+            f"root_ids: {len(absent)} of {count} have no supervoxel in this store at {recorded.title} "
+            f"({describe_moment(recorded.timestamp)}): {named}{omitted}. Use ids of that version, or pass "
+            "stale_roots='warn' to leave them out."
+        )
+
+    def _successors(self, root: int, recorded: Recorded) -> str:
+        """Return ``id -> ids``: the roots at a version of the supervoxels that an object has in another version."""
+        others = sorted(recorded_in(self.url), key=lambda one: abs(one.timestamp - recorded.timestamp))
+        for other in others:
+            found = [roots_among(recorded.table, ids) for ids in supervoxels_of(other.table, [root])]
+            if found:
+                now = np.unique(np.concatenate(found))
+                now = now[now != 0]
+                text = ", ".join(map(str, now[:IDS_NAMED].tolist())) or "none"
+                more = f" and {len(now) - IDS_NAMED} more" if len(now) > IDS_NAMED else ""
+                return f"{root} (of {other.title}) -> {text}{more}"
+        return f"{root} (in no version of this store)"
+
+    def _card(self) -> Card:
+        facts, grid = self.facts, self.facts.grid
+        recorded = recorded_in(self.url)
+        rows = [
+            ("at", self.url),
+            ("graph", f"{facts.graph.table} at {facts.graph.server}"),
+            ("voxels", f"{' x '.join(f'{n:,}' for n in grid.shape)} of "
+             f"{' x '.join(f'{nm:g}' for nm in grid.resolution_nm)} nm, from {tuple(grid.start)}"),
+            ("layers", ", ".join(facts.layers)),
+            ("supervoxels", f"{self._supervoxels.rows:,}, of {describe_moment(facts.supervoxels_at)}"),
+            ("versions", f"{len(recorded):,}" + (
+                f": {', '.join(one.name for one in recorded[-LISTED:])}" if recorded else "")),
+        ]  # fmt: skip
+        cells = [
+            [one.name, describe_moment(one.timestamp), f"{int(one.table.facts['roots']):,}"] for one in recorded
+        ]  # fmt: skip
+        return Card("VersionStore", rows, [CardTable("versions", ["name", "moment", "roots"], cells)])
+
+
+def open_versions(url: str | os.PathLike[str]) -> VersionStore:
+    """Open a version store: versions of a segmentation as lazy arrays and tables, without a server.
+
+    Parameters
+    ----------
+    url : str or path
+        The store, as ``imagery-dask versions create`` makes it: a local folder, or a URL such as
+        ``s3://bucket/versions``.
+
+    Returns
+    -------
+    VersionStore
+        ``store.versions`` lists the versions, ``store.at(version=N)`` returns one as a lazy `xarray.Dataset`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no version store.
+    ValueError
+        If its facts are damaged, or of a later format.
+    ImportError
+        If pyarrow is not installed: ``pip install 'imagery_dask[versions]'``.
+    """
+    return VersionStore(expanded_path(url) if "://" not in os.fspath(url) else url)
+
+
+def _layers_of(table: IdTable) -> tuple[int, ...]:
+    """Return the layers that a table has besides root ids."""
+    return tuple(int(name.removeprefix("layer_")) for name in table.columns if name.startswith("layer_"))
