@@ -121,10 +121,12 @@ def test_codecs_of_v2(codec: dict[str, Any], data: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Numcodecs codecs")
-def test_filters(data: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", ["delta", "shuffle", "delta shuffle", "shuffle delta"])
+def test_filters(names: str, data: Any, tmp_path: Path) -> None:
     import numcodecs
 
-    filters = [numcodecs.Delta(dtype="<u8"), numcodecs.Shuffle(8)]
+    known = {"delta": numcodecs.Delta(dtype="<u8"), "shuffle": numcodecs.Shuffle(8)}
+    filters = [known[name] for name in names.split()]
     path = create(tmp_path / "a.zarr", data.T, zarr_format=2, filters=filters)
     np.testing.assert_array_equal(read(path)[..., 0], data)
 

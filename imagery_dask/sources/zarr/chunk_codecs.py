@@ -97,6 +97,8 @@ class ChunkCodec:
         flat = np.frombuffer(content, self.dtype)
         for step in self.of_voxels:
             flat = np.asarray(step(flat)).reshape(-1)
+        if self.of_voxels:  # of which some give bytes
+            flat = flat.view(self.dtype)
         if flat.size != math.prod(shape):
             raise ValueError(f"it has {flat.size} voxels, and chunks have {math.prod(shape)}")
         order = range(len(shape)) if self.order is None else self.order

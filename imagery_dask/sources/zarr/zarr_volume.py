@@ -253,7 +253,7 @@ class ZarrVolume(StoredVolume):
         return Mip(number, level.prefix.strip("/"), grid, chunk, array.codec.name, of_shard, channels, refusal)
 
     def _refused(self, reason: object) -> InvalidInfoError:
-        return InvalidInfoError(f"{self.path!r} cannot be read: {reason}.")
+        return InvalidInfoError(f"{self.path!r} cannot be read: {str(reason).rstrip('.')}.")
 
     # ------------------------------------------------------------------ chunks
 
