@@ -262,7 +262,7 @@ def test_a_stopped_run_resumes_with_the_blocks_that_are_left(data: dict[str, xr.
 
 
 def test_a_killed_command_resumes(volumes: Path, regions: Path, tmp_path: Path) -> None:
-    with FileServer(volumes, latency_s=0.3) as server:
+    with FileServer(volumes, latency_s=0.1) as server:
         arguments = [
             "export", "zarr", str(tmp_path / "out"), "--image-source", f"{server.url}/em", "--workers", "1",
             "--regions", str(regions), "--chunks", "8,8,8", "--shards", "none", "--block-mib", "0.002",
@@ -275,10 +275,11 @@ def test_a_killed_command_resumes(volumes: Path, regions: Path, tmp_path: Path) 
             while not list(tmp_path.glob("out.receipts/*/receipts-*.bin")):
                 assert time.monotonic() < deadline
                 assert process.poll() is None
-                time.sleep(0.05)
+                time.sleep(0.01)
             os.killpg(process.pid, signal.SIGKILL)
         before = status(tmp_path / "out")
         assert (before.state, 0 < before.done < before.blocks) == ("interrupted", True)
+        server.latency_s = 0.0
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, *arguments], env=environment(), capture_output=True, text=True, check=False
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +55,8 @@ def metadata_of(writer: str, url: Path) -> dict[Path, bytes]:
         paths = [url.with_name("out_labels.csv")]
     else:
         names = {"zarr.json", ".zgroup", ".zarray", ".zattrs", "info", "provenance"}
-        paths = [path for path in url.rglob("*") if path.name in names]
+        # Unlike `rglob`, this passes over folders that blocks in flight remove meanwhile.
+        paths = [Path(folder, name) for folder, _, files in os.walk(url) for name in files if name in names]
     return {path: path.read_bytes() for path in paths}
 
 

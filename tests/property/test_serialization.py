@@ -6,6 +6,7 @@ import dataclasses
 import json
 import types
 import typing
+from functools import cache
 from typing import Any, Literal, Union
 
 import pytest
@@ -33,6 +34,7 @@ JSON = st.recursive(
 )
 
 
+@cache
 def values(hint: Any) -> st.SearchStrategy[Any]:
     """Draw any value of a type."""
     if hint is VoxelGrid:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import cloudfiles.threaded_queue
 import numpy as np
 import pytest
 from cloudfiles import CloudFiles
@@ -16,6 +19,9 @@ from cloudvolume.datasource.precomputed.sharding import ShardingSpecification, S
 from numpy.typing import DTypeLike, NDArray
 
 Xyz = tuple[int, int, int]
+
+# CloudFiles sleeps 0.1 s between two looks at whether its threads have finished: longer than small volumes take.
+cloudfiles.threaded_queue.time = SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 50))
 
 #: Ids from this number on are not exact in float64 (or as JSON numbers): neighbouring ids become equal.
 ID_BASE = 2**60

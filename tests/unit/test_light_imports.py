@@ -1,5 +1,6 @@
 """Heavy modules are loaded only when needed. Each case runs in a process that prints its modules when it ends."""
 
+import functools
 import json
 import os
 import subprocess
@@ -16,39 +17,56 @@ HEAVY = {
 }  # fmt: skip
 COMMANDS = ("completion", "demo", "downsample", "export", "info", "plan", "status", "submit", "verify", "view")
 PRINT = "import atexit, sys; atexit.register(lambda: print('LOADED', *sys.modules)); "
+# Runs command lines one after another, and prints the modules after each.
+COMMAND_LINES = """
+import importlib.metadata, json, sys
+importlib.metadata.version = lambda name: "0"
+from imagery_dask.cli import main
+for sys.argv[1:] in json.loads(sys.argv[1]):
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, end.code
+    print("AFTER", *sys.modules)
+"""
 
 
+@functools.cache
 def loaded(program: str, arguments: tuple[str, ...] = (), **variables: str) -> set[str]:
     """Return the heavy modules that a program has loaded when it ends."""
+    return printed("LOADED", PRINT + program, arguments, **variables)[-1]
+
+
+def command_lines(*lines: list[str]) -> list[set[str]]:
+    """Return the heavy modules that one process has loaded after each of several command lines."""
+    found = printed("AFTER", COMMAND_LINES, (json.dumps(lines),))
+    assert len(found) == len(lines)
+    return found
+
+
+def printed(word: str, program: str, arguments: tuple[str, ...], **variables: str) -> list[set[str]]:
+    """Return the heavy modules in each line that a program prints after a word."""
     result = subprocess.run(
-        [sys.executable, "-c", PRINT + program, *arguments], capture_output=True, text=True, check=False, timeout=120,
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False, timeout=120,
         env=os.environ | variables,
     )  # fmt: skip
-    lines = [line for line in result.stdout.splitlines() if line.startswith("LOADED")]
+    lines = [line for line in result.stdout.splitlines() if line.startswith(word)]
     assert lines, result.stderr
     assert result.returncode == 0, result.stderr
-    return HEAVY & set(lines[-1].split())
-
-
-def command_line(*arguments: str, **variables: str) -> set[str]:
-    program = "import importlib.metadata as m; m.version = lambda name: '0'; from imagery_dask.cli import main; main()"
-    return loaded(program, arguments, **variables)
+    return [HEAVY & set(line.split()) for line in lines]
 
 
 def test_importing_the_package_loads_no_heavy_module():
     assert loaded("import imagery_dask; assert 'to_zarr' in dir(imagery_dask)") == set()
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("--help",), ("--version",), *((command, "--help") for command in COMMANDS),
-        *((group, form, "--help") for group in ("export", "plan") for form in ("zarr", "precomputed", "png")),
-    ],
-    ids=" ".join,
-)  # fmt: skip
-def test_help_loads_no_heavy_module(arguments):
-    assert command_line(*arguments) == set()
+def test_help_loads_no_heavy_module():
+    lines = [
+        ["--help"], ["--version"], *([command, "--help"] for command in COMMANDS),
+        *([group, form, "--help"] for group in ("export", "plan") for form in ("zarr", "precomputed", "png")),
+    ]  # fmt: skip
+    found = {" ".join(line): modules for line, modules in zip(lines, command_lines(*lines), strict=True)}
+    assert found == dict.fromkeys(found, set())
 
 
 @pytest.mark.parametrize("words", ["imagery-dask ", "imagery-dask export zarr --co"])
@@ -116,9 +134,8 @@ def test_cutouts_of_flat_volumes_load_what_dask_loads(selected, volumes, http_se
     assert loaded(program, (used, json.dumps(bounds))) == loaded(of_dask)
 
 
-@pytest.mark.parametrize("kind", ["zarr", "precomputed", "png"])
-def test_status_loads_no_library_of_arrays(kind, exports):
-    assert command_line("status", exports[kind]) == {"pydantic"}
+def test_status_loads_no_library_of_arrays(exports):
+    assert command_lines(*(["status", url] for url in exports.values())) == [{"pydantic"}] * len(exports)
 
 
 @pytest.mark.parametrize(
@@ -163,12 +180,13 @@ def test_a_worker_that_writes_cutouts_to_zarr_loads_neither_dask_array_nor_cloud
     assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr
 
 
-@pytest.mark.parametrize("kind", ["zarr", "precomputed", "png"])
-def test_a_command_without_a_cluster_loads_no_scheduler(kind, volumes, tmp_path):
+def test_commands_without_a_cluster_load_no_scheduler(volumes, tmp_path):
     bounds = [str(n) for corner in ([n - 16 for n in volumes.center], volumes.center) for n in corner]
-    words = ["export", kind, str(tmp_path / "out" / "o"), "--image-source", volumes.image_source, "--bounds", *bounds]
-    words += ["--resolution", "8", "8", "40"]
-    used = command_line(*words)
-    assert used & {"caveclient", "cloudfiles", "cloudvolume", "distributed"} == set()
-    assert command_line(*words) - used <= {"pydantic"}  # nothing is left to do, as the plan says
-    assert "distributed" not in command_line("verify", str(tmp_path / "out" / "o"))
+    urls = {kind: str(tmp_path / kind / "o") for kind in ("png", "precomputed", "zarr")}
+    options = ["--image-source", volumes.image_source, "--bounds", *bounds, "--resolution", "8", "8", "40"]
+    exports = [["export", kind, url, *options] for kind, url in urls.items()]
+    used = command_lines(*exports)
+    assert used[-1] & {"caveclient", "cloudfiles", "cloudvolume", "distributed"} == set()
+    for first, again in zip(used, command_lines(*exports), strict=True):
+        assert again - first <= {"pydantic"}  # nothing is left to do, as the plan says
+    assert "distributed" not in command_lines(*(["verify", url] for url in urls.values()))[-1]
