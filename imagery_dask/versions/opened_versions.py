@@ -23,6 +23,7 @@ from imagery_dask.sources.graph.root_tables import IdTable, column_of_layer, id_
 from imagery_dask.storage.atomic_files import Files
 from imagery_dask.urls import redacted
 from imagery_dask.validate import choice, expanded_path, root_id, triple, whole_number
+from imagery_dask.versions.differences import Difference, difference
 from imagery_dask.versions.object_tables import (
     ObjectPlace,
     objects_of,
@@ -196,6 +197,24 @@ class VersionStore:
         if place is None:
             raise OutdatedRootsError(self._stale([wanted], 1, recorded))
         return place
+
+    def diff(self, a: Version, b: Version) -> Difference:
+        """Compare two versions: a voxel differs if its root id does.
+
+        An edit gives every object that it touches a new root id, so that all voxels of the object differ.
+
+        Parameters
+        ----------
+        a, b : int, str or datetime
+            Recorded materialization versions, moments, or names.
+
+        Returns
+        -------
+        Difference
+            ``table``, which roots became which; ``chunks``, where; ``layer()``, a lazy array that is True where
+            voxels differ; ``picture()``, before, after, changed.
+        """
+        return difference(self, self._supervoxels, find(self.url, a), find(self.url, b))
 
     # ------------------------------------------------------------------ what other modules of this folder need
 
