@@ -148,9 +148,10 @@ class Difference:
             ("roots", f"{self.table['root_a'].nunique():,} became {self.table['root_b'].nunique():,}"),
         ]
         largest = self.table.sort_values(VOXELS, ascending=False).head(LISTED)
-        cells = [[f"{value:,}" if name == VOXELS else str(value) for name, value in zip(largest, row, strict=True)]
+        names = [str(name) for name in largest.columns]
+        cells = [[f"{value:,}" if name == VOXELS else str(value) for name, value in zip(names, row, strict=True)]
                  for row in largest.itertuples(index=False)]  # fmt: skip
-        return Card("Difference", rows, [CardTable("the largest changes", list(largest), cells)])
+        return Card("Difference", rows, [CardTable("the largest changes", names, cells)])
 
     def _caption(self, one: Recorded) -> str:
         moment = describe_moment(one.timestamp)
