@@ -13,6 +13,7 @@ from support.settings import Configure
 from support.streams import without_dashboard
 
 from imagery_dask.cli import main
+from imagery_dask.export.planning import sampling
 from imagery_dask.sources import handle
 
 
@@ -40,6 +41,12 @@ def small_blocks(configure: Configure) -> int:
     """Set export blocks to 128 KiB, so that volumes of a megabyte have several; return the number of bytes."""
     configure("export.block_bytes", 2**17)
     return 2**17
+
+
+@pytest.fixture
+def sampled_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write sample blocks in this process, which saves the seconds of imports in a process of their own."""
+    monkeypatch.setattr(sampling, "_is_here", lambda volume: True)
 
 
 @pytest.fixture(autouse=True)

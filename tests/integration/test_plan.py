@@ -33,7 +33,7 @@ from imagery_dask.export.core import run_options
 from imagery_dask.export.core.base import held_bytes
 from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.export.execution import execute
-from imagery_dask.export.planning import adapting, sampling
+from imagery_dask.export.planning import adapting
 from imagery_dask.export.planning.estimate import plan_export
 from imagery_dask.export.planning.sampling import Sample, Sampling
 from imagery_dask.export.registry import KINDS, read_plan
@@ -82,12 +82,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def server(world: World) -> Iterator[CaveServer]:
     with served(world) as server:
         yield server
-
-
-@pytest.fixture
-def sampled_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write sample blocks in this process, which saves the seconds of imports in a process of their own."""
-    monkeypatch.setattr(sampling, "_is_here", lambda volume: True)
 
 
 def source_options(sources: dict[str, str]) -> tuple[Any, ...]:
@@ -298,6 +292,7 @@ def stop() -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.usefixtures("sampled_here")
 def test_threads_are_for_this_machine(tmp_path: Path, client: ImageryClient) -> None:
     planned_export = client.plan_export(BOUNDS, tmp_path / "out.zarr", chunks=(32, 16, 8), samples=1)
     with pytest.raises(ValueError, match=r"threads \(--threads\) is for processes of this machine"):
@@ -888,6 +883,7 @@ def test_a_missing_chunk_is_one_line(tmp_path: Path, command: Command) -> None:
     assert "32-48" in error
 
 
+@pytest.mark.usefixtures("sampled_here")
 def test_a_chunk_that_does_not_decode_is_one_line(tmp_path: Path, command: Command) -> None:
     source = write_volume(
         tmp_path / "em", coordinate_volume(SHAPE, OFFSET, np.uint8), voxel_offset=OFFSET, compress=False

@@ -185,6 +185,7 @@ def test_a_config_has_the_boxes(
     assert ("bounds: [0, 0, 0, 9, 9, 9]" in kept, "regions" in kept) == (True, False)
 
 
+@pytest.mark.usefixtures("sampled_here")
 def test_one_plan_has_a_row_for_each_region(
     command: Command, sources: list[str], address: str, regions: Path, tmp_path: Path
 ) -> None:
@@ -210,6 +211,7 @@ def test_one_plan_has_a_row_for_each_region(
     np.testing.assert_array_equal(voxels_of("zarr", out, "b-2")[1], IDS[PARTS["b-2"]])
 
 
+@pytest.mark.usefixtures("sampled_here")
 def test_notes_are_given_once(client: ImageryClient, tmp_path: Path) -> None:
     boxes = {f"r{n}": [[n, n, n], [n + 20, n + 20, n + 20]] for n in range(1, 6)}
     planned = client.plan_export(boxes, tmp_path / "out", chunks=(8, 8, 8), block_mib=0.001, samples=1)

@@ -128,6 +128,7 @@ def test_masks_say_what_they_are_and_read_nothing(client: ImageryClient, server:
     assert server.count() == 0
 
 
+@pytest.mark.usefixtures("sampled_here")
 def test_reports_and_plans_are_short(client: ImageryClient, tmp_path: Path, threads: Client) -> None:
     volume = client.image_volume()
     planned = client.plan_export([(100, 0, -8), (132, 32, 0)], tmp_path / "out.zarr", samples=1)
