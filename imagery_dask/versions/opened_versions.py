@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from imagery_dask.arrays.lazy import lazy_dataarray, shared_block_edges
 from imagery_dask.cards import Card, CardTable
 from imagery_dask.errors import OutdatedRootsError
+from imagery_dask.export.core.writer_arguments import describe_run
 from imagery_dask.model.chunkedgraph import RootQuery
 from imagery_dask.model.cutout import Cutout, CutoutRequest, resolve, whole_layer
 from imagery_dask.model.labels import LabelRule, RootIds, label_rule
@@ -38,6 +39,10 @@ from imagery_dask.versions.version_store import SUPERVOXELS, read_facts
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
+
+    from imagery_dask.export.zarr.zarr_options import OmeVersion
+    from imagery_dask.geometry.pyramid import Levels
+    from imagery_dask.run import RunReport
 
 __all__ = ["VersionStore", "open_versions"]
 
@@ -175,7 +180,7 @@ class VersionStore:
             By root id: ``supervoxels`` and ``voxels`` (of level 0), how many; the box of the object, ``x_start`` to
             ``z_stop``, in voxels of level 0. Supervoxels without a root at that time are left out.
         """
-        return objects_of(self._supervoxels, find(self.url, version).table)
+        return objects_of(self.supervoxels, find(self.url, version).table)
 
     def where(self, root: int, version: Version) -> ObjectPlace:
         """Return where an object is, without reading voxels.
@@ -193,7 +198,7 @@ class VersionStore:
             If no supervoxel of the store has this root then; the message names its successors.
         """
         recorded, wanted = find(self.url, version), root_id("root", root)
-        place = place_of(self._supervoxels, recorded.table, wanted) if wanted else None
+        place = place_of(self.supervoxels, recorded.table, wanted) if wanted else None
         if place is None:
             raise OutdatedRootsError(self._stale([wanted], 1, recorded))
         return place
@@ -214,7 +219,72 @@ class VersionStore:
             ``table``, which roots became which; ``chunks``, where; ``layer()``, a lazy array that is True where
             voxels differ; ``picture()``, before, after, changed.
         """
-        return difference(self, self._supervoxels, find(self.url, a), find(self.url, b))
+        return difference(self, self.supervoxels, find(self.url, a), find(self.url, b))
+
+    @describe_run
+    def materialize(
+        self,
+        version: Version,
+        url: str | os.PathLike[str],
+        *,
+        image: bool = False,
+        chunks: Sequence[int] | None = None,
+        shards: Sequence[int] | Literal["auto"] | None = "auto",
+        levels: Levels = "auto",
+        codec: str = "auto",
+        ome_version: OmeVersion = "0.5",
+        block_mib: float | None = None,
+        overwrite: bool = False,
+        repair: bool = False,
+        report: str | os.PathLike[str] | None = None,
+        cluster: Any = None,
+        workers: int | Literal["auto"] | None = None,
+        max_workers: int | None = None,
+        progress: bool | Callable[[RunReport], None] = True,
+    ) -> RunReport:
+        """Write a version as an ordinary OME-Zarr, or let a copy of another version become it.
+
+        A copy that this method has written of another version is updated: blocks in which an id changes, and what is
+        made of them in coarser levels, are written again, and all others are kept. A reader sees each file as it was
+        or as it becomes. A call that was interrupted goes on when it is repeated; a call for a third version does,
+        too. The result has the bytes of a copy that is written anew, but for its dates.
+
+        Parameters
+        ----------
+        version : int, str or datetime
+            A recorded materialization version, moment, or name.
+        url : str or path
+            Where to write: a local folder, or a bucket.
+        image : bool
+            Copy the imagery too, if the store has it.
+        chunks : sequence of 3 int, optional
+            Chunk shape x, y, z. By default chunks and shards are those of the store.
+        shards, levels, codec, ome_version
+            As of `imagery_dask.to_zarr`.
+        {parameters}
+
+        Returns
+        -------
+        RunReport
+            ``before`` of its ``blocks`` were kept.
+
+        Raises
+        ------
+        FileExistsError
+            There is something else at `url`, and `overwrite` is False.
+        ValueError
+            There is no such version, or no record of the version that the copy is of, or the options are invalid.
+        """
+        from imagery_dask.export.core.run_options import RunOptions
+        from imagery_dask.versions.materialize import materialize, options_like
+
+        options = options_like(
+            self, chunks=chunks, shards=shards, levels=levels, codec=codec, ome_version=ome_version
+        )  # fmt: skip
+        return materialize(self, find(self.url, version), url, options, RunOptions(
+            cluster=cluster, workers=workers, max_workers=max_workers, progress=progress, overwrite=overwrite,
+            repair=repair, block_mib=block_mib, report=report,
+        ), image=image)  # fmt: skip
 
     # ------------------------------------------------------------------ what other modules of this folder need
 
@@ -274,7 +344,8 @@ class VersionStore:
         return cutouts
 
     @property
-    def _supervoxels(self) -> IdTable:
+    def supervoxels(self) -> IdTable:
+        """The supervoxels of the volume: graph chunks, sizes, boxes."""
         return id_table(f"{self.url}/{SUPERVOXELS}")
 
     def _inside(self, cutout: Cutout) -> Cutout:
@@ -329,7 +400,7 @@ class VersionStore:
             ("voxels", f"{' x '.join(f'{n:,}' for n in grid.shape)} of "
              f"{' x '.join(f'{nm:g}' for nm in grid.resolution_nm)} nm, from {tuple(grid.start)}"),
             ("layers", ", ".join(facts.layers)),
-            ("supervoxels", f"{self._supervoxels.rows:,}, of {describe_moment(facts.supervoxels_at)}"),
+            ("supervoxels", f"{self.supervoxels.rows:,}, of {describe_moment(facts.supervoxels_at)}"),
             ("versions", f"{len(recorded):,}" + (
                 f": {', '.join(one.name for one in recorded[-LISTED:])}" if recorded else "")),
         ]  # fmt: skip

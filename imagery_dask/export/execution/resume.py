@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,10 @@ from imagery_dask.storage.atomic_files import Files
 from imagery_dask.storage.buckets import clear_errors
 from imagery_dask.storage.overlaps import overlap
 
-__all__ = ["as_begun", "look_at", "open_end", "open_part", "open_run", "refuse_occupied", "refuse_own_source"]
+__all__ = [
+    "as_begun", "look_at", "new_id", "open_end", "open_part", "open_run", "open_update", "refuse_occupied",
+    "refuse_own_source",
+]  # fmt: skip
 
 
 def as_begun(export: Export, overwrite: bool) -> Export:
@@ -56,20 +59,65 @@ def open_run(export: Export, overwrite: bool) -> Iterator[NewRun | StartedRun]:
             make_room = partial(_remove_store, export)
         else:
             make_room = partial(_remove, [], target)
-        yield NewRun(target, NoRecords.of(_new_id()), NoLease(), target.url, overwrite, make_room)
+        yield NewRun(target, NoRecords.of(new_id()), NoLease(), target.url, overwrite, make_room)
         return
-    with clear_errors(target.url):
-        # Before anything is made: a target that is something else is left as it is.
-        _refuse_foreign(files, target, overwrite)
-        refuse_parts(files, target.url)  # before the lease, so that running parts do not meet it
-        with _folder_of(files), Lease(files, target.url) as lease:
-            refuse_parts(files, target.url)
-            target.recover()
-            runs = _settled(runs_in(files), target)
-            run = _start_over(export, files, lease, runs) if overwrite else _resume(export, files, lease, runs)
-            if runs:
-                lease.keep_of(run.id)
-            yield run
+    with clear_errors(target.url), _held(files, target, overwrite) as (lease, runs):
+        run = _start_over(export, files, lease, runs) if overwrite else _resume(export, files, lease, runs)
+        if runs:
+            lease.keep_of(run.id)
+        yield run
+
+
+@contextmanager
+def open_update(export: Export, but_for: Collection[str]) -> Iterator[tuple[StartedRun, list[Run]] | None]:
+    """Hold the lease on a store that another export has written, which differs in some fields alone.
+
+    Parameters
+    ----------
+    export : Export
+        What the store is to become.
+    but_for : collection of str
+        Names of the fields of the fingerprint that may differ.
+
+    Yields
+    ------
+    StartedRun, list of Run
+        The run that has written the store, and all runs of the target; None if there is no such run, or the store is
+        of this export already.
+
+    Raises
+    ------
+    TargetBusyError
+        Another process writes there.
+    FileExistsError
+        The target is something else.
+    """
+    target, files = export.target, _records_of(export)
+    with clear_errors(target.url), _held(files, target) as (lease, runs):
+        living = [run for run in _living(runs, target) if run.in_place]
+        wanted = {name: value for name, value in export.fingerprint_fields.items() if name not in but_for}
+        alike = [
+            run
+            for run in living
+            if {name: value for name, value in run.plan.get("decides", {}).items() if name not in but_for} == wanted
+        ]
+        if not alike or _record_of(export, living) is not None:
+            yield None
+            return
+        lease.keep_of(alike[0].records.run)
+        yield StartedRun.of(target, alike[0], lease), runs
+
+
+@contextmanager
+def _held(files: Files, target: Target, overwrite: bool = False) -> Iterator[tuple[HeldLease, list[Run]]]:
+    """Hold the lease on a target; yield it and the runs of the target."""
+    # Before anything is made: a target that is something else is left as it is.
+    _refuse_foreign(files, target, overwrite)
+    refuse_parts(files, target.url)  # before the lease, so that running parts do not meet it
+    with _folder_of(files), Lease(files, target.url) as lease:
+        refuse_parts(files, target.url)
+        target.recover()
+        yield lease, _settled(runs_in(files), target)
 
 
 @contextmanager
@@ -278,7 +326,7 @@ def _resume(export: Export, files: Files, lease: HeldLease, runs: list[Run]) -> 
     if target.occupied():
         raise target.refusal()
     # Records stay until the run starts: it may still be refused.
-    return NewRun(target, Records(files, _new_id()), lease, target.url, make_room=partial(_remove, over, target))
+    return NewRun(target, Records(files, new_id()), lease, target.url, make_room=partial(_remove, over, target))
 
 
 def _start_over(export: Export, files: Files, lease: HeldLease, runs: list[Run]) -> NewRun:
@@ -288,7 +336,7 @@ def _start_over(export: Export, files: Files, lease: HeldLease, runs: list[Run])
     """
     target = export.target
     _discard_empty(runs, target)
-    run_id, occupied = _new_id(), target.occupied()
+    run_id, occupied = new_id(), target.occupied()
     if occupied:
         target.check_replaceable()
     url = target.beside(run_id) if occupied else target.url
@@ -304,7 +352,8 @@ def _start_over(export: Export, files: Files, lease: HeldLease, runs: list[Run])
     return NewRun(target, Records(files, run_id), lease, url, overwrites=True, make_room=make_room)
 
 
-def _new_id() -> str:
+def new_id() -> str:
+    """Return the name of a new run."""
     return uuid4().hex[:8]
 
 

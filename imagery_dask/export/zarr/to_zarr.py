@@ -49,6 +49,9 @@ from imagery_dask.storage.zarr_stores import check_reachable, create_group, open
 
 __all__ = ["ZarrExport", "ZarrRegions", "to_zarr", "zarr_export"]
 
+# Attributes of a dynamic segmentation: its moment, and the one that an update is about to give it.
+MOMENT, UPDATING = "timestamp_unix_s", "updating_to"
+
 
 @describe_run
 def to_zarr(
@@ -297,9 +300,21 @@ class ZarrExport(VolumeExport):
         for path in {"", *(group.partition("/")[0] for group in groups), *groups, *arrays}:
             remove_partial(run.url, path)
         for volume in self.volumes:
-            group = zarr.open_group(open_store(run.url), path=volume.group.rstrip("/"), mode="r+")
+            group = self._group(run.url, volume)
             made: Any = group.attrs[KEY]
+            if UPDATING in made or made.get(MOMENT) != provenance(volume).get(MOMENT):
+                made = provenance(volume)
             group.attrs[KEY] = made | what_was_missing(report, volume.name)
+
+    def mark_updating(self) -> None:
+        """Say in the store that its blocks become those of another moment, until it is closed."""
+        for volume in self.volumes:
+            group = self._group(self.url, volume)
+            made: Any = group.attrs[KEY]
+            group.attrs[KEY] = made | {UPDATING: provenance(volume).get("timestamp")}
+
+    def _group(self, url: str, volume: Volume) -> Any:
+        return zarr.open_group(open_store(url), path=volume.group.rstrip("/"), mode="r+")
 
 
 class ZarrRegions(RegionsExport):

@@ -1,4 +1,4 @@
-"""A world, and a version store of it with three materialization versions and a bare moment."""
+"""A world, and a version store of it with four materialization versions and a bare moment."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.version_stores import make_store
 
@@ -18,7 +19,13 @@ from imagery_dask.versions.opened_versions import VersionStore
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("versions"))
+    """A world with a last edit, a day after the others, of the two smallest objects."""
+    world = make_world(tmp_path_factory.mktemp("versions"))
+    roots, sizes = np.unique(world.graph.roots(world.graph.supervoxels), return_counts=True)
+    first, second = roots[np.argsort(sizes, kind="stable")][:2].tolist()
+    world.times["small"] = world.times["split_2"] + 86_400
+    world.graph.merge(first, second, world.times["small"])
+    return world
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +37,7 @@ def moments(world: World) -> dict[str, tuple[float, int | None]]:
         "2024-01-03T00-00-00Z": (whole["split_1"], None),
         "2": (math.ceil(world.versions[2].timestamp), 2),
         "3": (math.ceil(world.versions[3].timestamp), 3),
+        "4": (whole["small"] + 60, 4),
     }
 
 

@@ -57,7 +57,7 @@ def test_a_version_is_found_by_number_moment_and_name(store: VersionStore, momen
 @pytest.mark.parametrize(
     ("which", "message"),
     [
-        ({"version": 7}, r"no record of version 7. The nearest are version 3 \(2024-01-05T.*\) and version 2.*"
+        ({"version": 7}, r"no record of version 7. The nearest are version 4 \(2024-01-06T.*\) and version 3.*"
                          r"imagery-dask versions add .*out --version 7"),
         ({"timestamp": "2024-01-02T13:00:00Z"}, r"moment 2024-01-02T13:00:00Z. The nearest are version 1 .* and "
                                                  r"2024-01-03T00:00:00Z\..*--timestamp 2024-01-02T13:00:00Z"),
@@ -145,15 +145,15 @@ def test_imagery_lies_on_the_same_grid(with_image: Path, world: World, moments: 
 
 def test_the_versions_are_listed(store: VersionStore, moments: Moments) -> None:
     table = store.versions
-    assert table.index.tolist() == ["1", "2024-01-03T00-00-00Z", "2", "3"]
-    assert table["version"].isna().tolist() == [False, True, False, False]
+    assert table.index.tolist() == ["1", "2024-01-03T00-00-00Z", "2", "3", "4"]
+    assert table["version"].isna().tolist() == [False, True, False, False, False]
     assert [moment.timestamp() for moment in table["timestamp"]] == [moments[name][0] for name in table.index]
-    assert table["layers"].tolist() == [(2,)] * 4
+    assert table["layers"].tolist() == [(2,)] * 5
     assert (table["roots"] > 10).all()
     text, html = repr(store), store._repr_html_()
     assert text.startswith("VersionStore\n")
     assert "128 x 128 x 32 of 16 x 16 x 40 nm" in text
-    assert "4: 1, 2024-01-03T00-00-00Z, 2, 3" in text
+    assert "5: 1, 2024-01-03T00-00-00Z, 2, 3, 4" in text
     assert "2024-01-03T00:00:00Z" in html
 
 
