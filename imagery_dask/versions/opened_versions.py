@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from imagery_dask.export.zarr.zarr_options import OmeVersion
     from imagery_dask.geometry.pyramid import Levels
     from imagery_dask.run import RunReport
+    from imagery_dask.versions.zarr_view import VersionZarr
 
 __all__ = ["VersionStore", "open_versions"]
 
@@ -220,6 +221,43 @@ class VersionStore:
             voxels differ; ``picture()``, before, after, changed.
         """
         return difference(self, self.supervoxels, find(self.url, a), find(self.url, b))
+
+    def zarr_store(
+        self,
+        version: Version | None = None,
+        timestamp: Moment = None,
+        *,
+        root_ids: RootIds = "all",
+        stop_layer: int | None = None,
+        stale_roots: StaleRoots = "error",
+    ) -> VersionZarr:
+        """Return a version as a zarr store that is only read, for everything that opens zarr with zarr-python.
+
+        Chunks are mapped to ids when they are read, and are not compressed; nothing is copied. The store is an
+        OME-Zarr image with the levels, and the imagery, of the stored volume: the ids are its arrays ``"0"``, ``"1"``,
+        ..., or, beside imagery, ``"labels/segmentation/0"``, ...
+
+        Parameters
+        ----------
+        version, timestamp, root_ids, stop_layer, stale_roots
+            As of `at`.
+
+        Returns
+        -------
+        VersionZarr
+            A `zarr.abc.store.Store`: ``zarr.open_group(store.zarr_store(1078), mode="r")``,
+            ``dask.array.from_zarr(store.zarr_store(1078), component="0")``.
+
+        Raises
+        ------
+        ValueError, OutdatedRootsError
+            As `at`.
+        """
+        from imagery_dask.versions.zarr_view import VersionZarr
+
+        recorded = find(self.url, version, timestamp)
+        rule = self._checked(self.rule(recorded, root_ids, stop_layer), recorded, stale_roots)
+        return VersionZarr(f"{self.url}/{self.facts.volume}", "image" in self.facts.layers, self.layer(), rule)
 
     @describe_run
     def materialize(
