@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from imagery_dask.model.arguments import bounds_from_center
     from imagery_dask.render.overlays import composite_overlay
     from imagery_dask.render.save import save_image_slices
+    from imagery_dask.versions.add_version import add_version, plan_version, remove_version
+    from imagery_dask.versions.create_store import create_versions
     from imagery_dask.versions.opened_versions import open_versions
+    from imagery_dask.versions.verify_store import verify_versions
     from imagery_dask.viewer.links import bounds_from_neuroglancer
     from imagery_dask.xarrays.opened import open_export
 else:
@@ -45,6 +48,9 @@ else:
             "imagery_dask.render.overlays": ["composite_overlay"],
             "imagery_dask.render.save": ["save_image_slices"],
             "imagery_dask.versions.opened_versions": ["open_versions"],
+            "imagery_dask.versions.add_version": ["add_version", "plan_version", "remove_version"],
+            "imagery_dask.versions.create_store": ["create_versions"],
+            "imagery_dask.versions.verify_store": ["verify_versions"],
             "imagery_dask.viewer.links": ["bounds_from_neuroglancer"],
             "imagery_dask.xarrays.opened": ["open_export"],
         },
@@ -53,12 +59,16 @@ else:
 
 __all__ = [
     "ImageryClient",
+    "add_version",
     "bounds_from_center",
     "bounds_from_neuroglancer",
     "composite_overlay",
+    "create_versions",
     "downsample",
     "open_export",
     "open_versions",
+    "plan_version",
+    "remove_version",
     "root_ids_of",
     "save_image_slices",
     "stack_images",
@@ -66,5 +76,6 @@ __all__ = [
     "to_precomputed",
     "to_zarr",
     "verify_export",
+    "verify_versions",
     "verify_volume",
 ]

@@ -8,8 +8,8 @@ import click
 
 from imagery_dask.annotations import Keywords
 from imagery_dask.cli.files.config_files import FORMAT, defaults_of, keep_config, read_config
+from imagery_dask.cli.flags.param_types import PartType
 from imagery_dask.cli.formats import FORMATS, Format
-from imagery_dask.cli.param_types import PartType
 from imagery_dask.cli.run_flags import RUN_OPTIONS, run, run_options
 
 if TYPE_CHECKING:

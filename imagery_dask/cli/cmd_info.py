@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from imagery_dask.cli.source_flags import cave_options, source_client
+from imagery_dask.cli.flags.source_flags import cave_options, source_client
 from imagery_dask.humanize import human_bytes
 from imagery_dask.urls import redacted
 

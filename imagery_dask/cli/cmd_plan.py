@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from imagery_dask.cli.flags.param_types import SizeType
 from imagery_dask.cli.formats import FORMATS, Format
-from imagery_dask.cli.param_types import SizeType
 from imagery_dask.export.planning import SAMPLES
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from imagery_dask.cli.cmd_export import export, planned
+from imagery_dask.cli.flags.region_flags import one_of_bounds
 from imagery_dask.cli.formats import FORMATS
-from imagery_dask.cli.region_flags import one_of_bounds
 from imagery_dask.cli.run_flags import RUN_OPTIONS, run_options_of
 from imagery_dask.urls import redacted
 from imagery_dask.validate import expanded_path

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from imagery_dask.cli.param_types import MissingType
+from imagery_dask.cli.flags.param_types import MissingType
 from imagery_dask.cli.run_flags import cluster_options, ended_as_interrupted, named_cluster
 from imagery_dask.errors import AccessRefusedError, SourceError, SourceNotFoundError
 from imagery_dask.humanize import human_bytes

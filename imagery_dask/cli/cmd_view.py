@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from imagery_dask.cli.param_types import RootIdsType
-from imagery_dask.cli.source_flags import cave_options, source_client
+from imagery_dask.cli.flags.param_types import RootIdsType
+from imagery_dask.cli.flags.source_flags import cave_options, source_client
 
 if TYPE_CHECKING:
     from imagery_dask.client import ImageryClient

@@ -11,8 +11,8 @@ import click
 
 from imagery_dask.annotations import Keywords
 from imagery_dask.cli.files.config_files import config_option
-from imagery_dask.cli.param_types import CodecType, ColorsType, LevelsType, ShapeType, ShardingType, WindowType
-from imagery_dask.cli.region_flags import REGION_OPTIONS, one_of_bounds, region_data, region_options, same_moment
+from imagery_dask.cli.flags.param_types import CodecType, ColorsType, LevelsType, ShapeType, ShardingType, WindowType
+from imagery_dask.cli.flags.region_flags import REGION_OPTIONS, one_of_bounds, region_data, region_options, same_moment
 from imagery_dask.cli.run_flags import RUN_OPTIONS
 from imagery_dask.export.core.writer_arguments import Flag, flags_of
 from imagery_dask.export.images.image_options import ImageOptions

@@ -24,6 +24,7 @@ COMMANDS = {
     "status": "Show the progress of the exports at OUT.",
     "submit": "Run an export in a job of a batch system, which submits the jobs of its workers.",
     "verify": "Read the export OUT back and compare it with its receipts; or check a volume OUT of another program.",
+    "versions": "Keep a region of a dynamic segmentation at several moments, and read each without a server.",
     "view": "Show sources and exports in Neuroglancer, served from this machine to this machine.",
 }
 

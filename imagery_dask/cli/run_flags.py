@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
+from imagery_dask.cli.flags.param_types import DurationType, MissingType, WorkersType
 from imagery_dask.cli.main import INTERRUPTED
-from imagery_dask.cli.param_types import DurationType, MissingType, WorkersType
 from imagery_dask.errors import (
     BlockFailedError,
     ClusterLostError,
@@ -40,6 +40,8 @@ __all__ = [
     "named_cluster",
     "print_report",
     "run",
+    "failing",
+    "limit_options",
     "run_options_of",
     "run_options",
 ]
@@ -67,14 +69,17 @@ CLUSTER = (
                  help="On a batch system: how long before the end of their walltime workers retire.  "
                       "[default: from the cluster file, else a tenth of the walltime, at most 10m]"),
 )  # fmt: skip
-RUNNING = (
-    *CLUSTER,
+THREADS = (
     click.option("--threads", type=click.IntRange(min=1), metavar="N",
                  help="Number of threads of this process, or of each worker process of this machine.  "
                       "[default: as measured by a plan (--plan FILE); one per core, and one per worker process]"),
+)  # fmt: skip
+REPLACING = (
     click.option("--overwrite", is_flag=True, help="Start over and replace an existing export."),
     click.option("--repair", is_flag=True, help="Write the blocks again that verify found damaged."),
     click.option("--redo-missing", is_flag=True, help="Write the blocks again of which source chunks were missing."),
+)  # fmt: skip
+LIMITS = (
     click.option("--max-missing", type=MissingType(),
                  help="Stop if more storage chunks are missing: a percentage of those to read (0.1%), or a number."),
     click.option("--max-requests", type=click.IntRange(min=1), metavar="N",
@@ -82,6 +87,7 @@ RUNNING = (
     click.option("--report", type=click.Path(dir_okay=False, writable=True), metavar="FILE",
                  help="HTML report to write when the export ends."),
 )  # fmt: skip
+RUNNING = (*CLUSTER, *THREADS, *REPLACING, *LIMITS)
 RUN_OPTIONS = (
     "cluster", "workers", "max_workers", "threads", "wait", "retire_before", "overwrite", "repair", "redo_missing",
     "max_missing", "max_requests", "report",
@@ -100,6 +106,33 @@ def run_options(command: Command) -> Command:
     for option in reversed(RUNNING):
         command = option(command)
     return command
+
+
+def limit_options(command: Command) -> Command:
+    """Add the options of a run that cannot replace or repair anything."""
+    for option in reversed((*CLUSTER, *THREADS, *LIMITS)):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def failing(out: str, also: str = "") -> Iterator[None]:
+    """Exit with the exit code of a failed run, and say how it goes on; other errors pass."""
+    try:
+        with ended_as_interrupted():
+            yield
+    except BlockFailedError as error:
+        print_report(error.report, out)
+        click.echo("  Run the same command again to retry only these blocks.", err=True)
+        sys.exit(SOME_BLOCKS_FAILED)
+    except TargetBusyError:
+        raise
+    except (SourceError, TargetFullError, TooManyMissingError, ClusterLostError) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(SOME_BLOCKS_FAILED)
+    except KeyboardInterrupt:
+        click.echo(f"Interrupted. Run the same command again to resume {out}{also}.", err=True)
+        sys.exit(INTERRUPTED)
 
 
 def run(
@@ -127,22 +160,9 @@ def run(
     from imagery_dask.export.execution.execute import execute
 
     built = export()
-    try:
-        with ended_as_interrupted(), _kept_in(built, keep):
-            made = execute(built, run_options_of(**options))
-            then()
-    except BlockFailedError as error:
-        print_report(error.report, out)
-        click.echo("  Run the same command again to retry only these blocks.", err=True)
-        sys.exit(SOME_BLOCKS_FAILED)
-    except TargetBusyError:
-        raise
-    except (SourceError, TargetFullError, TooManyMissingError, ClusterLostError) as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(SOME_BLOCKS_FAILED)
-    except KeyboardInterrupt:
-        click.echo(f"Interrupted. Run the same command again to resume {out}; --overwrite starts over.", err=True)
-        sys.exit(INTERRUPTED)
+    with failing(out, "; --overwrite starts over"), _kept_in(built, keep):
+        made = execute(built, run_options_of(**options))
+        then()
     print_report(made, out)
 
 
@@ -154,9 +174,9 @@ def run_options_of(
     threads: int | None,
     wait: float,
     retire_before: float | None,
-    overwrite: bool,
-    repair: bool,
-    redo_missing: bool,
+    overwrite: bool = False,
+    repair: bool = False,
+    redo_missing: bool = False,
     max_missing: float | None,
     max_requests: int | None,
     report: str | None,

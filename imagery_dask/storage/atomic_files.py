@@ -187,6 +187,16 @@ class Files:
         content = self._cloud().get({"path": name, "start": start, "end": stop}, raw=True)
         return None if content is None else bytes(content)
 
+    def size(self, name: str) -> int | None:
+        """Return the size of a file that is not compressed, or None if it does not exist."""
+        if self.folder is not None:
+            try:
+                return (self.folder / name).stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+        size = self._cloud().size(name)
+        return None if size is None else int(size)
+
     def names(self, prefix: str = "") -> Iterator[str]:
         """Yield the names of all files that begin with a prefix."""
         if self.folder is not None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from imagery_dask.annotations import JsonObject
 from imagery_dask.geometry.grid import XYZ, Resolution, VoxelGrid
 from imagery_dask.model.chunkedgraph import ChunkedGraph
+from imagery_dask.model.graph_ids import SupervoxelIds
 from imagery_dask.serialization import from_json, to_json
 from imagery_dask.storage.atomic_files import Files
 from imagery_dask.storage.buckets import clear_errors
@@ -52,6 +53,10 @@ class StoreFacts:
         Version of the program that made it.
     volume : str
         Name of the exported volume in the store.
+    chunk_bits : int or None
+        Bits of a supervoxel's id that hold each coordinate of its graph chunk.
+    datastack, cave_server : str or None
+        Datastack that materialization versions are of, and its server; None for a store of a graph alone.
     """
 
     graph: ChunkedGraph
@@ -63,6 +68,14 @@ class StoreFacts:
     created: str
     imagery_dask: str
     volume: str = "volume.zarr"
+    chunk_bits: int | None = None
+    datastack: str | None = None
+    cave_server: str | None = None
+
+    @property
+    def ids(self) -> SupervoxelIds:
+        """Layout of the ids of supervoxels."""
+        return SupervoxelIds(self.graph.layer_bits, self.chunk_bits or 0)
 
     @property
     def grid(self) -> VoxelGrid:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from imagery_dask import ImageryClient
 from imagery_dask.sources import handle
 from imagery_dask.sources.graph import roots
+from imagery_dask.sources.graph.root_tables import forget_tables
 from imagery_dask.sources.requests import credentials, throttle
 from imagery_dask.testing.cave import CaveServer, Fault, World
 from support.ports import free_port
@@ -47,6 +48,7 @@ BOXES: list[Box] = [
 def forget() -> None:
     """Clear this process's caches: volumes, roots, leaves, connections and tokens."""
     handle._volumes.clear()
+    forget_tables()
     graph_servers._graph_server.cache_clear()
     forget_roots()
     throttle.forget_slots()

@@ -15,7 +15,9 @@ from imagery_dask.testing.volume import write_demo_volumes
 HEAVY = {
     "caveclient", "cloudfiles", "cloudvolume", "dask", "distributed", "pandas", "pydantic", "scipy", "xarray", "zarr",
 }  # fmt: skip
-COMMANDS = ("completion", "demo", "downsample", "export", "info", "plan", "status", "submit", "verify", "view")
+COMMANDS = (
+    "completion", "demo", "downsample", "export", "info", "plan", "status", "submit", "verify", "versions", "view",
+)  # fmt: skip
 PRINT = "import atexit, sys; atexit.register(lambda: print('LOADED', *sys.modules)); "
 # Runs command lines one after another, and prints the modules after each.
 COMMAND_LINES = """
@@ -64,6 +66,7 @@ def test_help_loads_no_heavy_module():
     lines = [
         ["--help"], ["--version"], *([command, "--help"] for command in COMMANDS),
         *([group, form, "--help"] for group in ("export", "plan") for form in ("zarr", "precomputed", "png")),
+        *(["versions", what, "--help"] for what in ("create", "add", "list", "remove", "verify")),
     ]  # fmt: skip
     found = {" ".join(line): modules for line, modules in zip(lines, command_lines(*lines), strict=True)}
     assert found == dict.fromkeys(found, set())

@@ -18,9 +18,10 @@ import imagery_dask
 from imagery_dask import ImageryClient
 
 PUBLIC = [
-    "ImageryClient", "bounds_from_center", "bounds_from_neuroglancer", "composite_overlay", "downsample", "open_export",
-    "open_versions", "root_ids_of", "save_image_slices", "stack_images", "to_png", "to_precomputed", "to_zarr",
-    "verify_export", "verify_volume",
+    "ImageryClient", "add_version", "bounds_from_center", "bounds_from_neuroglancer", "composite_overlay",
+    "create_versions", "downsample", "open_export", "open_versions", "plan_version", "remove_version", "root_ids_of",
+    "save_image_slices", "stack_images", "to_png", "to_precomputed", "to_zarr", "verify_export", "verify_versions",
+    "verify_volume",
 ]  # fmt: skip
 # Methods of imageryclient, and ours: whole layers, datasets, lookups of objects, plans.
 METHODS = {

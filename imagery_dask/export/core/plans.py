@@ -46,8 +46,8 @@ __all__ = [
 ]
 
 FORMAT = "imagery_dask.plan"
-# What may be written (`imagery_dask.export.registry.KINDS`).
-PLAN_KINDS = ("zarr", "precomputed", "png")
+# What may be written (`imagery_dask.export.registry.KINDS`), and tables (`imagery_dask.versions.tables`).
+PLAN_KINDS = ("zarr", "precomputed", "png", "table")
 VERSION = 1
 LISTED = 100
 # Names of a cutout's fields in messages.
@@ -96,7 +96,7 @@ class ExportPlan:
 
     Parameters
     ----------
-    kind : {"zarr", "precomputed", "png"}
+    kind : {"zarr", "precomputed", "png", "table"}
         Which writer.
     url : str
         Where it is written.

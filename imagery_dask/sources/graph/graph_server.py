@@ -49,9 +49,9 @@ class GraphServer:
         self.server = server
         self._host = server.partition("://")[2]
 
-    def get_json(self, path: str, params: Mapping[str, object] | None = None) -> Any:
+    def get_json(self, path: str, params: Mapping[str, object] | None = None, attempts: int | None = None) -> Any:
         """Return the JSON answer of a GET request."""
-        return self._call("GET", path, _json, params=params or {})
+        return self._call("GET", path, _json, attempts, params=params or {})
 
     def post_json(
         self, path: str, content: object, params: Mapping[str, object] | None = None, attempts: int | None = None

@@ -67,6 +67,8 @@ class IdTable:
         Names of the columns.
     first, last : numpy.ndarray of uint64, shape (row groups,)
         First and last supervoxel of each row group.
+    group_rows : tuple of int
+        Number of rows of each row group.
 
     Raises
     ------
@@ -86,6 +88,7 @@ class IdTable:
         self.facts: JsonObject = self._facts_in(metadata)
         own = self.columns.index(SUPERVOXEL)
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        self.group_rows = tuple(int(group.num_rows) for group in groups if group.num_rows)
         stated = [group.column(own).statistics for group in groups if group.num_rows]
         if any(statistics is None or not statistics.has_min_max for statistics in stated):
             raise self._damaged("it does not say which supervoxels its row groups have")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.dynamic import impatient, served
 from support.version_stores import make_store
 
 from imagery_dask import open_versions
 from imagery_dask.sources import handle
 from imagery_dask.sources.graph.root_tables import forget_tables
-from imagery_dask.testing.cave import World, make_world
+from imagery_dask.testing.cave import CaveServer, World, make_world
 from imagery_dask.versions.opened_versions import VersionStore
 
 
@@ -26,6 +28,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     world.times["small"] = world.times["split_2"] + 86_400
     world.graph.merge(first, second, world.times["small"])
     return world
+
+
+@pytest.fixture
+def server(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[CaveServer]:
+    """A new server of the world, which this process has not contacted yet."""
+    impatient(monkeypatch)
+    with served(world) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from imagery_dask.cli.param_types import DurationType, SizeType
+from imagery_dask.cli.flags.param_types import DurationType, SizeType
 from imagery_dask.cluster import load_cluster_file
 
 SLURM = "cluster: dask_jobqueue.SLURMCluster\narguments: {cores: 1, memory: 1GB, walltime: '%s'}\n"

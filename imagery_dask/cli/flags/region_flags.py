@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from imagery_dask.annotations import Keywords
-from imagery_dask.cli.param_types import RegionsType, RootIdsType
-from imagery_dask.cli.source_flags import cave_options, source_client
+from imagery_dask.cli.flags.param_types import RegionsType, RootIdsType
+from imagery_dask.cli.flags.source_flags import cave_options, source_client
 from imagery_dask.humanize import human_share
 
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["REGION_OPTIONS", "one_of_bounds", "region_data", "region_options", "same_moment"]
+__all__ = ["REGION_OPTIONS", "box_options", "one_of_bounds", "region_data", "region_options", "same_moment"]
 
 REGION_OPTIONS = (
     "image_source", "segmentation_source", "datastack", "server", "version", "timestamp", "stale_roots", "bounds",
@@ -24,33 +24,52 @@ REGION_OPTIONS = (
 )  # fmt: skip
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-OPTIONS = (
+SOURCES = (
     click.option("--image-source", metavar="URL", help="Imagery to export, a CloudVolume path."),
     click.option("--segmentation-source", metavar="URL", help="Segmentation to export, a CloudVolume path."),
     click.option("--as-segmentation", is_flag=True,
                  help="Read --segmentation-source as ids even if its info says that it is an image."),
     cave_options,
-    click.option("--stale-roots", type=click.Choice(["error", "warn"]), default="error", show_default=True,
-                 help="If --root-ids were not valid at the timestamp: stop with an error, or warn and leave them out."),
-    click.option("--bounds", nargs=6, type=float, metavar="X0 Y0 Z0 X1 Y1 Z1",
-                 help="Lower corner (inclusive) and upper corner (exclusive) of the region."),
-    click.option("--regions", type=RegionsType(), metavar="FILE",
-                 help="Instead of --bounds, named regions: a CSV file with columns name,x0,y0,z0,x1,y1,z1, or bounds "
-                      "by name in JSON. Each of them becomes a group (zarr) or folder of its name in OUT."),
+)  # fmt: skip
+BOUNDS = click.option(
+    "--bounds", nargs=6, type=float, metavar="X0 Y0 Z0 X1 Y1 Z1",
+    help="Lower corner (inclusive) and upper corner (exclusive) of the region.",
+)  # fmt: skip
+READING = (
     click.option("--resolution", nargs=3, type=float, metavar="RX RY RZ",
                  help="Resolution in which the bounds are given, nm per voxel."),
     click.option("--image-mip", type=int, metavar="N", help="Mip of the imagery to read."),
     click.option("--segmentation-mip", type=int, metavar="N", help="Mip of the segmentation to read."),
+)  # fmt: skip
+MISSING = click.option(
+    "--missing", type=click.Choice(["fill", "error"]), default="fill", show_default=True,
+    help="If a storage chunk does not exist: fill it with 0 and count it, or fail the block.",
+)  # fmt: skip
+OPTIONS = (
+    *SOURCES,
+    click.option("--stale-roots", type=click.Choice(["error", "warn"]), default="error", show_default=True,
+                 help="If --root-ids were not valid at the timestamp: stop with an error, or warn and leave them out."),
+    BOUNDS,
+    click.option("--regions", type=RegionsType(), metavar="FILE",
+                 help="Instead of --bounds, named regions: a CSV file with columns name,x0,y0,z0,x1,y1,z1, or bounds "
+                      "by name in JSON. Each of them becomes a group (zarr) or folder of its name in OUT."),
+    *READING,
     click.option("--root-ids", type=RootIdsType(), default="all", show_default=True,
                  help="Objects to keep; none writes the ids as stored (supervoxel ids)."),
-    click.option("--missing", type=click.Choice(["fill", "error"]), default="fill", show_default=True,
-                 help="If a storage chunk does not exist: fill it with 0 and count it, or fail the block."),
+    MISSING,
 )  # fmt: skip
 
 
 def region_options(command: Command) -> Command:
     """Add the options of `region_data` (`REGION_OPTIONS`) to a command."""
     for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+def box_options(command: Command) -> Command:
+    """Add the options that select sources, a moment and one box to a command."""
+    for option in reversed((*SOURCES, BOUNDS, *READING, MISSING)):
         command = option(command)
     return command
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from imagery_dask.cli.param_types import RootIdsType, ShapeType
+from imagery_dask.cli.flags.param_types import RootIdsType, ShapeType
 
 ROOT = 864691135000000001
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from imagery_dask.client import ImageryClient
 
-__all__ = ["cave_options", "datastack_client", "source_client"]
+__all__ = ["cave_options", "datastack_client", "parsed_moment", "source_client"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -54,9 +54,13 @@ def source_client(
         raise ValueError(f"--version needs --datastack: version={version} needs a CAVEclient, which that makes.")
     if version is not None and timestamp is not None:
         raise ValueError("Give --version or --timestamp, not both.")
+    client = datastack_client(datastack, server)
+    return ImageryClient(client, version=version, timestamp=parsed_moment(timestamp), **options)
+
+
+def parsed_moment(timestamp: str | None) -> str | float | None:
+    """Return a timestamp of the command line: a number where it is one."""
     # Eight digits are a date in ISO 8601 basic format (20240131), not seconds since 1970.
     if timestamp is not None and timestamp.replace(".", "", 1).isdigit() and len(timestamp) != 8:
-        moment: str | float | None = float(timestamp)
-    else:
-        moment = timestamp
-    return ImageryClient(datastack_client(datastack, server), version=version, timestamp=moment, **options)
+        return float(timestamp)
+    return timestamp

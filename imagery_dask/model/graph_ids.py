@@ -1,0 +1,77 @@
+"""The bits of supervoxel ids: their graph chunk, and its position. No I/O.
+
+Ids sort by graph chunk, x slowest::
+
+    | layer | chunk x | chunk y | chunk z | segment |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagery_dask.annotations import JsonObject
+from imagery_dask.errors import SourceError
+from imagery_dask.model.chunkedgraph import ID_BITS, SUPERVOXEL_LAYER
+
+__all__ = ["SupervoxelIds"]
+
+Ids = NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class SupervoxelIds:
+    """Layout of the ids of layer 1.
+
+    Parameters
+    ----------
+    layer_bits : int
+        Bits that hold the layer.
+    chunk_bits : int
+        Bits that hold each of the chunk's three coordinates.
+
+    Examples
+    --------
+    >>> ids = SupervoxelIds(layer_bits=8, chunk_bits=10)
+    >>> one = np.array([(1 << 56) + (5 << 46) + 77], np.uint64)
+    >>> ids.chunks_of(one) == (1 << 56) + (5 << 46), ids.x_of(one)
+    (array([ True]), array([5]))
+    """
+
+    layer_bits: int
+    chunk_bits: int
+
+    @classmethod
+    def from_info(cls, path: str, info: JsonObject) -> SupervoxelIds:
+        """Read the parsed ``info`` JSON of a graph.
+
+        Raises
+        ------
+        SourceError
+            The info does not say how many bits hold the position of a chunk.
+        """
+        graph = info["graph"]
+        try:
+            ids = cls(int(graph.get("n_bits_for_layer_id", 8)), int(graph["spatial_bit_masks"][str(SUPERVOXEL_LAYER)]))
+            if not ids.chunk_bits > 0 or ids.segment_bits < 1:
+                raise ValueError(f"spatial_bit_masks: {graph['spatial_bit_masks']!r}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise SourceError(f"The info of {path!r} does not say where ids hold their chunk: {error}.") from error
+        return ids
+
+    @property
+    def segment_bits(self) -> int:
+        """Bits that number the supervoxels of a chunk."""
+        return ID_BITS - self.layer_bits - 3 * self.chunk_bits
+
+    def chunks_of(self, ids: Ids) -> Ids:
+        """Return the id of the graph chunk of each supervoxel: the supervoxel's, with the segment's bits 0."""
+        segment = np.uint64(self.segment_bits)
+        return np.asarray(ids >> segment << segment, np.uint64)
+
+    def x_of(self, ids: Ids) -> NDArray[np.int64]:
+        """Return the position along x of the graph chunk of each supervoxel, in chunks."""
+        x = ids >> np.uint64(self.segment_bits + 2 * self.chunk_bits) & np.uint64((1 << self.chunk_bits) - 1)
+        return x.astype(np.int64)

@@ -1,0 +1,90 @@
+"""Where the parts of a store are that is written, and the lease on it."""
+
+from __future__ import annotations
+
+import os
+
+from imagery_dask.model.moments import Moment, describe_moment, resolve_moment
+from imagery_dask.records.lease import Lease
+from imagery_dask.storage.atomic_files import Files
+from imagery_dask.storage.buckets import parse_bucket_url
+from imagery_dask.storage.targets import StoreTarget
+from imagery_dask.versions.recorded import ENDING
+from imagery_dask.versions.tables.table_files import TableFile
+from imagery_dask.versions.version_store import ROOTS, SUPERVOXELS, StoreFacts, read_facts
+
+__all__ = ["VOLUME", "StorePlaces", "moment_of", "name_of"]
+
+VOLUME = "volume.zarr"
+
+
+class StorePlaces:
+    """The parts of a store by their places. Nothing is read before it is asked for.
+
+    Parameters
+    ----------
+    url : str or path
+        Local folder or URL of a bucket.
+
+    Raises
+    ------
+    ValueError, TypeError
+        It is neither.
+    """
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        self.url = StoreTarget(url).url
+        if parse_bucket_url(self.url).scheme not in ("file", "s3", "gs"):
+            raise ValueError(f"A store of versions is a local folder or in a bucket (s3://, gs://); got {url!r}.")
+
+    @property
+    def files(self) -> Files:
+        """Files of the store."""
+        return Files.at(self.url)
+
+    @property
+    def facts(self) -> StoreFacts:
+        """What the store is of; FileNotFoundError if there is none that is complete."""
+        return read_facts(self.url)
+
+    @property
+    def volume(self) -> str:
+        """The zarr store with supervoxels."""
+        return f"{self.url}/{VOLUME}"
+
+    @property
+    def supervoxels(self) -> TableFile:
+        """Table of supervoxels."""
+        return TableFile(self.files, SUPERVOXELS)
+
+    def roots(self, name: str) -> TableFile:
+        """Return the table of a version, which need not exist."""
+        return TableFile(self.files, f"{ROOTS}/{name}{ENDING}")
+
+    def lease(self) -> Lease:
+        """Return the lease of the store, which one process holds while it changes anything."""
+        return Lease(self.files, self.url)
+
+
+def name_of(version: int | None, timestamp: int) -> str:
+    """Return the name of a version: its number, or its moment without the colons, which file names cannot have.
+
+    Examples
+    --------
+    >>> name_of(1078, 1_700_000_000), name_of(None, 1_700_000_000)
+    ('1078', '2023-11-14T22-13-20Z')
+    """
+    return describe_moment(timestamp).replace(":", "-") if version is None else str(version)
+
+
+def moment_of(version: int | None, timestamp: Moment) -> tuple[int | None, int | None]:
+    """Return version and timestamp as they were given, in whole seconds; one of them is None.
+
+    Raises
+    ------
+    ValueError
+        Both are given.
+    """
+    if version is not None and timestamp is not None:
+        raise ValueError(f"Give version or timestamp, not both; got {version=!r}, {timestamp=!r}.")
+    return version, None if timestamp is None else resolve_moment(timestamp)
