@@ -14,6 +14,7 @@ from imagery_dask.cli.flags.region_flags import box_options
 from imagery_dask.cli.flags.source_flags import datastack_client, parsed_moment, source_client
 from imagery_dask.cli.formats import block_option, click_options, options_from
 from imagery_dask.cli.run_flags import SOME_BLOCKS_FAILED, failing, limit_options, print_report, run_options_of
+from imagery_dask.cli.version_reading import diff, materialize
 from imagery_dask.humanize import human_bytes
 from imagery_dask.model.moments import describe_moment
 from imagery_dask.versions.store_options import StoreOptions
@@ -242,6 +243,10 @@ def verify(out: str, sample: float, live: int, seed: int | None) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- printing
+
+
+versions.add_command(diff)
+versions.add_command(materialize)
 
 
 def _show(report: VersionsReport) -> None:

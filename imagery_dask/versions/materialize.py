@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imagery_dask.export.core.plans import ExportPlan
-from imagery_dask.export.core.run_options import RunOptions
-from imagery_dask.export.execution.execute import execute
 from imagery_dask.export.execution.update import update_run
 from imagery_dask.export.zarr.to_zarr import ZarrExport
-from imagery_dask.export.zarr.zarr_options import ZarrOptions
 from imagery_dask.geometry.block_plan import BlockPlan
 from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.moments import describe_moment
-from imagery_dask.run import RunReport
-from imagery_dask.sources import open_volume
 from imagery_dask.urls import redacted
+from imagery_dask.versions.copy_options import CopyOptions
 from imagery_dask.versions.differences import changes
 from imagery_dask.versions.object_tables import STARTS, STOPS
 from imagery_dask.versions.recorded import Recorded, recorded_in
@@ -29,23 +24,22 @@ from imagery_dask.versions.recorded import Recorded, recorded_in
 if TYPE_CHECKING:
     from imagery_dask.versions.opened_versions import VersionStore
 
-__all__ = ["blocks_with", "blocks_with_changes", "materialize", "options_like"]
+__all__ = ["blocks_with", "blocks_with_changes", "prepare_copy"]
 
 SEGMENTATION = "segmentation"
 MOMENT = f"{SEGMENTATION} timestamp"
 
 
-def materialize(
+def prepare_copy(
     store: VersionStore,
     recorded: Recorded,
     url: str | os.PathLike[str],
-    options: ZarrOptions,
-    run_options: RunOptions,
+    options: CopyOptions,
     *,
     image: bool = False,
-    prepared: Callable[[ZarrExport], None] = lambda made: None,
-) -> RunReport:
-    """Write a version as OME-Zarr, or let a copy of another version become it.
+    overwrite: bool = False,
+) -> tuple[ZarrExport, list[str]]:
+    """Return the export of a version; a copy of another version at its place becomes the begun run of this export.
 
     Parameters
     ----------
@@ -55,42 +49,27 @@ def materialize(
         The version.
     url : str or path
         The copy.
-    options : ZarrOptions
+    options : CopyOptions
         How it is written.
-    run_options : RunOptions
-        How it is run.
     image : bool
         Copy the imagery too.
-    prepared : callable
-        Called with the export before it runs.
+    overwrite : bool
+        Write the copy anew.
 
     Returns
     -------
-    RunReport
-        Its blocks ``before`` are those that were kept.
+    export : ZarrExport
+        To be executed.
+    notes : list of str
+        What an update takes.
     """
     data = store.at(recorded.name)
-    export = ZarrExport(data if image else data[[SEGMENTATION]], url, options)
-    prepared(export)
-    note = None if run_options.overwrite else _follow(store, recorded, export)
-    report = execute(export, run_options)
-    report.notes += [] if note is None else [note]
-    return report
+    export = ZarrExport(data if image else data[[SEGMENTATION]], url, options.like(store))
+    return export, [] if overwrite else _follow(store, recorded, export)
 
 
-def options_like(store: VersionStore, **options: Any) -> ZarrOptions:
-    """Return options of an export; without chunks, with the chunks and shards of the store."""
-    layer = store.layer()
-    chunk, shard = layer.mips[0].chunk_shape, open_volume(layer.path).file_shape(0)
-    if options["chunks"] is None:
-        options["chunks"] = tuple(chunk)
-        if options["shards"] == "auto" and shard != chunk and options["ome_version"] == "0.5":
-            options["shards"] = tuple(shard)
-    return ZarrOptions(**options)
-
-
-def _follow(store: VersionStore, recorded: Recorded, export: ZarrExport) -> str | None:
-    """Let a copy of another version become this one; return a note of what that takes."""
+def _follow(store: VersionStore, recorded: Recorded, export: ZarrExport) -> list[str]:
+    """Let a copy of another version become this one; return notes of what that takes."""
     known = {one.timestamp: one for one in recorded_in(store.url)}
     from_: list[Recorded] = []
 
@@ -107,9 +86,9 @@ def _follow(store: VersionStore, recorded: Recorded, export: ZarrExport) -> str 
 
     count = update_run(export, [MOMENT], changed)
     if count is None:
-        return None
+        return []
     export.mark_updating()
-    return f"{count:,} blocks differ between {from_[0].title} and {recorded.title}; the others are kept."
+    return [f"{count:,} blocks differ between {from_[0].title} and {recorded.title}; the others are kept."]
 
 
 def blocks_with_changes(

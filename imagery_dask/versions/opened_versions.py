@@ -14,6 +14,8 @@ from imagery_dask.arrays.lazy import lazy_dataarray, shared_block_edges
 from imagery_dask.cards import Card, CardTable
 from imagery_dask.errors import OutdatedRootsError
 from imagery_dask.export.core.writer_arguments import describe_run
+from imagery_dask.geometry.vec import Vec3
+from imagery_dask.model.arguments import corners
 from imagery_dask.model.chunkedgraph import RootQuery
 from imagery_dask.model.cutout import Cutout, CutoutRequest, resolve, whole_layer
 from imagery_dask.model.labels import LabelRule, RootIds, label_rule
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from imagery_dask.geometry.pyramid import Levels
     from imagery_dask.run import RunReport
     from imagery_dask.versions.zarr_view import VersionZarr
+    from imagery_dask.viewer.loopback import View
+    from imagery_dask.viewer.served import ServedVolume
 
 __all__ = ["VersionStore", "open_versions"]
 
@@ -259,6 +263,66 @@ class VersionStore:
         rule = self._checked(self.rule(recorded, root_ids, stop_layer), recorded, stale_roots)
         return VersionZarr(f"{self.url}/{self.facts.volume}", "image" in self.facts.layers, self.layer(), rule)
 
+    def view(
+        self,
+        *versions: Version,
+        bounds: ArrayLike | None = None,
+        root_ids: Sequence[int] = (),
+        browser: bool = True,
+    ) -> View:
+        """Show versions in Neuroglancer, side by side if there are several; chunks are mapped to ids on demand.
+
+        Parameters
+        ----------
+        *versions : int, str or datetime
+            Recorded materialization versions, moments, or names.
+        bounds : array-like, shape (2, 3), optional
+            Box to show, x, y, z in voxels of level 0. By default all of the store.
+        root_ids : sequence of int
+            Objects to select, in each version.
+        browser : bool
+            Open a browser. Without one on this machine, the address of the page is printed.
+
+        Returns
+        -------
+        View
+            The page; it serves until ``view.stop()`` or the end of the process.
+
+        Raises
+        ------
+        ImportError
+            If the neuroglancer package is not installed.
+        ValueError
+            If there is no version to show, or no such version.
+        """
+        from imagery_dask.viewer.launch import launch
+        from imagery_dask.viewer.states import Place
+
+        served, panels = self.served(versions)
+        place = None
+        if bounds is not None:
+            lower, upper = corners(bounds)
+            place = Place.of_bounds(Vec3.of(lower), Vec3.of(upper), Vec3.of(self.facts.resolution_nm))
+        return launch(served, place, root_ids, browser=browser, panels=panels if len(panels) > 1 else [])
+
+    def served(self, versions: Sequence[Version], name: str = "") -> tuple[list[ServedVolume], list[list[str]]]:
+        """Return the layers that show versions, named after `name`, and which of them are shown side by side."""
+        from imagery_dask.viewer.served import volume_of_layer
+
+        if not versions:
+            recorded = ", ".join(one.name for one in recorded_in(self.url)) or "none"
+            raise ValueError(f"Say which versions of {redacted(self.url)} to show; it has {recorded}.")
+        found = [find(self.url, version) for version in versions]
+        titles = [f"{name} {one.title}".strip() for one in found]
+        layers = [
+            volume_of_layer(title, self.layer(), self.rule(one)) for title, one in zip(titles, found, strict=True)
+        ]
+        below: list[ServedVolume] = []
+        if "image" in self.facts.layers:
+            below = [volume_of_layer(f"{name} image".strip(), self.layer("image"))]
+        panels = [[*(one.name for one in below), title] for title in titles]
+        return [*below, *layers], panels
+
     @describe_run
     def materialize(
         self,
@@ -314,15 +378,20 @@ class VersionStore:
             There is no such version, or no record of the version that the copy is of, or the options are invalid.
         """
         from imagery_dask.export.core.run_options import RunOptions
-        from imagery_dask.versions.materialize import materialize, options_like
+        from imagery_dask.export.execution.execute import execute
+        from imagery_dask.versions.copy_options import CopyOptions
+        from imagery_dask.versions.materialize import prepare_copy
 
-        options = options_like(
-            self, chunks=chunks, shards=shards, levels=levels, codec=codec, ome_version=ome_version
-        )  # fmt: skip
-        return materialize(self, find(self.url, version), url, options, RunOptions(
+        options = CopyOptions(chunks=chunks, shards=shards, levels=levels, codec=codec, ome_version=ome_version)
+        run_options = RunOptions(
             cluster=cluster, workers=workers, max_workers=max_workers, progress=progress, overwrite=overwrite,
             repair=repair, block_mib=block_mib, report=report,
-        ), image=image)  # fmt: skip
+        )  # fmt: skip
+        recorded = find(self.url, version)
+        export, notes = prepare_copy(self, recorded, url, options, image=image, overwrite=overwrite)
+        made = execute(export, run_options)
+        made.notes += notes
+        return made
 
     # ------------------------------------------------------------------ what other modules of this folder need
 

@@ -22,7 +22,12 @@ VOXELS_PER_PIXEL = 2
 
 
 def launch(
-    served: Sequence[Served], place: Place | None = None, segments: Sequence[int] = (), *, browser: bool
+    served: Sequence[Served],
+    place: Place | None = None,
+    segments: Sequence[int] = (),
+    *,
+    browser: bool,
+    panels: Sequence[Sequence[str]] = (),
 ) -> View:
     """Serve volumes on this machine, and open the page that shows them.
 
@@ -36,6 +41,8 @@ def launch(
         Objects to select in segmentations.
     browser : bool
         Open a browser. Without one on this machine, the address of the page is printed.
+    panels : sequence of sequence of str
+        Layers, by name, that are shown side by side; by default all lie over each other.
 
     Raises
     ------
@@ -50,7 +57,7 @@ def launch(
         raise ValueError(f"Layers of the viewer have different names; {', '.join(twice)} is there twice.")
     from imagery_dask.viewer.loopback import View
 
-    view = View(served, state_of(_layers(served, tuple(segments)), place or _whole(served[0])))
+    view = View(served, state_of(_layers(served, tuple(segments)), place or _whole(served[0]), panels=panels))
     if browser and not open_browser(view.url):
         print(f"Open {view.url} in a browser on this machine.")  # noqa: T201  # it is what the call is for
     return view

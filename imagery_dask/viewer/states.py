@@ -9,7 +9,7 @@ The *present* form has ``dimensions`` and ``position``
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal, NoReturn
@@ -123,8 +123,16 @@ def segment_colors(segments: tuple[int, ...]) -> dict[str, str]:
     return {str(one): f"#{r:02x}{g:02x}{b:02x}" for one, (r, g, b) in zip(segments, colors.tolist(), strict=True)}
 
 
-def state_of(layers: tuple[StateLayer, ...], place: Place | None, form: Form = "present") -> JsonObject:
-    """Return the state that shows layers at a place, in one of the two forms."""
+def state_of(
+    layers: tuple[StateLayer, ...],
+    place: Place | None,
+    form: Form = "present",
+    panels: Sequence[Sequence[str]] = (),
+) -> JsonObject:
+    """Return the state that shows layers at a place, in one of the two forms.
+
+    With `panels`, names of layers, the present form shows these side by side, at one position.
+    """
     choice("form", form, ("present", "old"))
     state: JsonObject = {}
     if place is not None and form == "present":
@@ -140,6 +148,9 @@ def state_of(layers: tuple[StateLayer, ...], place: Place | None, form: Form = "
         state["navigation"] = {"pose": pose, **zoom}
     state["layers"] = [layer.to_json(form) for layer in layers]
     state["layout"] = "4panel"
+    if panels:
+        viewers = [{"type": "viewer", "layers": list(names), "layout": "xy"} for names in panels]
+        state["layout"] = {"type": "row", "children": viewers}
     return state
 
 

@@ -12,25 +12,34 @@ if TYPE_CHECKING:
 
     from imagery_dask.client import ImageryClient
 
-__all__ = ["cave_options", "datastack_client", "parsed_moment", "source_client"]
+__all__ = [
+    "cave_options", "datastack_client", "datastack_options", "parsed_moment", "source_client", "timestamp_option"
+]  # fmt: skip
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def cave_options(command: Command) -> Command:
-    """Add the options that select a datastack of a CAVE server, and a timestamp, to a command."""
+timestamp_option = click.option(
+    "--timestamp", metavar="WHEN", help="Timestamp to show: ISO 8601 (UTC), seconds since 1970, or now."
+)
+
+
+def datastack_options(command: Command) -> Command:
+    """Add the options that select a datastack of a CAVE server to a command."""
     for option in reversed(
         (
             click.option("--datastack", metavar="NAME", help="CAVE datastack whose imagery and segmentation to use."),
             click.option("--server", metavar="URL", help="CAVE server.  [default: the global server]"),
-            click.option("--version", "version", type=int, metavar="N", help="Materialization version to show."),
-            click.option(
-                "--timestamp", metavar="WHEN", help="Timestamp to show: ISO 8601 (UTC), seconds since 1970, or now."
-            ),
         )
     ):
         command = option(command)
     return command
+
+
+def cave_options(command: Command) -> Command:
+    """Add the options that select a datastack of a CAVE server, and a timestamp, to a command."""
+    version = click.option("--version", "version", type=int, metavar="N", help="Materialization version to show.")
+    return datastack_options(version(timestamp_option(command)))
 
 
 def datastack_client(datastack: str | None, server: str | None) -> CAVEclient:
