@@ -16,7 +16,6 @@ from imagery_dask.arrays.remap import apply_rule, read_objects
 from imagery_dask.geometry.grid import VoxelGrid, nearest_index
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.cutout import Cutout
-from imagery_dask.model.labels import LabelRule
 from imagery_dask.sources import Layout, NotKept, Once, SourceHandle
 from imagery_dask.sources.volumes.encoded_block import Block, EncodedBlock
 
@@ -25,8 +24,6 @@ __all__ = ["CutoutArray", "CutoutSlice", "basic_parts"]
 Part = slice | int | NDArray[np.int64]
 BASIC = (slice, int, np.integer, EllipsisType)
 WHOLE = (slice(None), slice(None, None, 1))
-# Ids of imageryclient.
-SIGNED = LabelRule(as_int64=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +72,8 @@ class CutoutArray:
         kind = (*kind, "downsampled") if self.cutout.downsampled else kind
         query = self.cutout.query
         kind = kind if query is None or query.stored is None else (*kind, query.stored)
+        moment = self.cutout.supervoxels_at
+        kind = kind if moment is None else (*kind, "supervoxels at", moment)
         return ("imagery_dask.CutoutArray", repr(self.cutout), self.axes, self.layout, *kind)
 
     def __getitem__(self, key: Any) -> Array:
@@ -95,9 +94,9 @@ class CutoutArray:
         cutout, selected = self.cutout, self._selected(key)
         is_whole = all(picked in WHOLE for picked in selected.picked) and selected.channels == slice(0, cutout.channels)
         if self.reads_stored and is_whole:
-            is_signed = cutout.labels == SIGNED
+            is_signed = cutout.labels is not None and cutout.labels.as_int64
             voxels = np.expand_dims(out.view(np.uint64) if is_signed else out, selected.dropped)
-            handle = SourceHandle(cutout.path, cutout.mip, cutout.missing, keeps=keeps)
+            handle = self._handle(keeps=keeps)
             handle.read(selected.box, out=voxels)
             if is_signed:
                 kernels.to_int64(voxels)  # which raises if there is an id that is none
@@ -108,7 +107,8 @@ class CutoutArray:
     def reads_stored(self) -> bool:
         """Whether voxels are those that are stored, but for the sign of ids."""
         labels, dtype = self.cutout.labels, self.cutout.stored_dtype
-        return self.reads_parts and (labels in (None, LabelRule()) or (labels == SIGNED and dtype == "uint64"))
+        keeps_ids = labels is None or (labels.keeps_ids and (not labels.as_int64 or dtype == "uint64"))
+        return self.reads_parts and keeps_ids
 
     def _taken(self, key: Any, layout: Layout, kept_only: bool = False) -> Array:
         selected = self._selected(key)
@@ -143,7 +143,7 @@ class CutoutArray:
         """Read a box of the target grid as (x, y, z, channel), in Fortran or C order."""
         cutout = self.cutout
         source_nm = cutout.mip.grid.resolution_nm
-        handle = SourceHandle(cutout.path, cutout.mip, cutout.missing, kept_only)
+        handle = self._handle(kept_only)
         if target.resolution_nm == source_nm:
             return read_objects(handle, target, cutout.labels, layout, self._once)
         if cutout.downsampled:
@@ -172,11 +172,15 @@ class CutoutArray:
         With `encoded`, boxes that are one storage chunk are yielded as they are stored, with the ids that are stored.
         """
         cutout = self.cutout
-        for block in SourceHandle(cutout.path, cutout.mip, cutout.missing).read_parts(targets, encoded):
+        for block in self._handle().read_parts(targets, encoded):
             if cutout.labels is None or isinstance(block, EncodedBlock):
                 yield block
             else:
                 yield apply_rule(block, cutout.labels)
+
+    def _handle(self, kept_only: bool = False, keeps: bool = True) -> SourceHandle:
+        cutout = self.cutout
+        return SourceHandle(cutout.path, cutout.mip, cutout.missing, kept_only, keeps, cutout.supervoxels_at)
 
     def _parts(self, key: Any) -> dict[int, Part]:
         """Return what is selected along each axis of the volume: a slice, an index array or an integer."""

@@ -135,9 +135,10 @@ def described(cutout: Cutout) -> JsonObject:
         "resolution_nm": list(target.resolution_nm),
         "voxel_offset": list(target.start),
     }
-    if query is not None:
-        attributes |= {"timestamp": describe_moment(query.timestamp), "timestamp_unix_s": query.timestamp}
-        attributes |= {} if query.version is None else {"materialization_version": query.version}
+    if cutout.timestamp is not None:
+        attributes |= {"timestamp": describe_moment(cutout.timestamp), "timestamp_unix_s": cutout.timestamp}
+    if query is not None and query.version is not None:
+        attributes["materialization_version"] = query.version
     return attributes
 
 

@@ -58,5 +58,5 @@ def name_of(source: CutoutArray) -> str:
     """Return the name of the arrays of a cutout, which tasks have too."""
     cutout = source.cutout
     kind = "image" if cutout.labels is None else "mask" if cutout.labels.mask_of is not None else "segmentation"
-    moment = "" if cutout.query is None else f"-{describe_moment(cutout.query.timestamp)}"
+    moment = "" if cutout.timestamp is None else f"-{describe_moment(cutout.timestamp)}"
     return f"{kind}-mip{cutout.mip.level}{moment}-{tokenize(source)}"

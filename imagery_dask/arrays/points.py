@@ -37,7 +37,9 @@ def voxels_of(points: NDArray[np.float64], points_nm: Sequence[float], voxel_nm:
     return np.stack([voxels_along(values, own_nm, other_nm) for values, own_nm, other_nm in along], axis=1)
 
 
-def stored_ids_at(layer: Layer, level: int, voxels: NDArray[np.int64], missing: Missing) -> Array:
+def stored_ids_at(
+    layer: Layer, level: int, voxels: NDArray[np.int64], missing: Missing, supervoxels_at: int | None = None
+) -> Array:
     """Read the stored ids of voxels; 0 outside the volume.
 
     Parameters
@@ -50,6 +52,8 @@ def stored_ids_at(layer: Layer, level: int, voxels: NDArray[np.int64], missing: 
         Absolute voxels of that mip.
     missing : {"fill", "error"}
         What a storage chunk that does not exist becomes.
+    supervoxels_at : int, optional
+        As of `SourceHandle`.
     """
     mip = layer.mip(level)
     ids = np.zeros(len(voxels), dtype=layer.dtype)
@@ -59,7 +63,7 @@ def stored_ids_at(layer: Layer, level: int, voxels: NDArray[np.int64], missing: 
     )
     order = np.argsort(members.ravel(), kind="stable")
     groups = np.split(np.flatnonzero(inside)[order], np.cumsum(np.bincount(members.ravel(), minlength=len(cells)))[:-1])
-    handle = SourceHandle(layer.path, mip, missing)
+    handle = SourceHandle(layer.path, mip, missing, supervoxels_at=supervoxels_at)
 
     def read(group: NDArray[np.int64]) -> None:
         here = voxels[group]

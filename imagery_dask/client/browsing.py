@@ -101,7 +101,7 @@ def _ids_at(shown: Cutout, voxel: Vec3[int]) -> dict[str, int]:
     assert rule is not None
     rules = {"root id": replace(rule, keep=None, leaves_within=None)}
     if rule.query is not None:
-        rules["supervoxel id"] = replace(rule, keep=None, leaves_within=None, query=None)
+        rules["supervoxel id"] = rule.of_supervoxels()
     return {
         name: int(lazy_array(replace(shown, labels=own), squeeze=False)[tuple(voxel)].compute())
         for name, own in rules.items()

@@ -23,6 +23,7 @@ from imagery_dask.client.pictures import SavesPictures
 from imagery_dask.client.settings import DynamicSettings, Outside, open_settings
 from imagery_dask.client.summaries import SummarizesItself
 from imagery_dask.client.viewing import ViewsVolumes
+from imagery_dask.errors import SourceError
 from imagery_dask.model.cutout import Cutout, dimensions_in, whole_layer
 from imagery_dask.model.labels import Kind, LabelRequest, RootIds
 from imagery_dask.model.moments import Moment, resolve_moment
@@ -234,6 +235,12 @@ class ImageryClient(
         """Return this client's own `CloudVolume` of a layer, whose `mip` and other attributes users set."""
         key = (layer, os.getpid())  # connections do not survive a fork
         if source is not None and key not in self._volumes:
+            graph = self._settings.segmentation_layer().graph if layer == "segmentation" else None
+            if graph is not None and graph.splits_supervoxels:
+                raise SourceError(
+                    f"CloudVolume reads the supervoxels of {source!r} as they were before any of them was split. Read "
+                    "them with segmentation_cutout or segmentation_volume; for meshes, make a CloudVolume yourself."
+                )
             self._volumes[key] = cloud_volume(source, self._auth_token)
         return self._volumes.get(key)
 

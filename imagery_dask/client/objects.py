@@ -91,7 +91,8 @@ class FindsObjects:
         level = layer.mip(settings.segmentation_mip if mip is None else mip)
         voxels = voxels_of(xyz.reshape(-1, 3), settings.resolution_or(resolution), level.grid.resolution_nm)
         settings.tell_outside(level.grid, voxels)
-        ids = relabel(stored_ids_at(layer, level.level, voxels, settings.missing), rule)
+        stored = stored_ids_at(layer, level.level, voxels, settings.missing, rule.supervoxels_at)
+        ids = relabel(stored, rule)
         return ids.reshape(xyz.shape[:-1])
 
     @describe

@@ -207,6 +207,8 @@ class ClientSettings:
             return cutout
         keep, within = check_root_ids(rule.query, rule.keep, self.dynamic.stale_roots), None
         blocks = prod(len(edges) - 1 for edges in lazy_block_edges(cutout))
+        # Pieces of a split supervoxel take its place among the leaves of old roots too, but not in older voxels.
+        leaves = leaves and not rule.query.graph.splits_supervoxels
         if leaves and 0 < len(keep) * config.get("graph.processes") <= blocks:
             box = self._leaf_box(cutout, rule.query)
             within = box if min(box.start) >= 0 else None  # the service does not accept negative bounds

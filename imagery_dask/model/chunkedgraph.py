@@ -24,6 +24,7 @@ from imagery_dask.annotations import JsonObject
 from imagery_dask.errors import SourceError
 from imagery_dask.geometry.grid import XYZ, VoxelGrid, ratio
 from imagery_dask.geometry.vec import Vec3
+from imagery_dask.model.supervoxel_store import SupervoxelStore
 from imagery_dask.serialization import NEWER
 from imagery_dask.urls import server_of
 
@@ -33,6 +34,9 @@ GRAPHENE = "graphene://"
 SUPERVOXEL_LAYER = 1
 ID_BITS = 64
 LARGEST_LAYER_BITS = 16
+# The pieces of a split supervoxel are written some time after the timestamp of the edit. They have the parents of the
+# whole at all earlier times, so that roots are looked up for supervoxels of so many seconds later.
+SETTLED_S = 180
 # Paths written by users, by CAVE's info service and by CloudVolume: .../segmentation/table/T,
 # /segmentation/api/v1/table/T, and the older forms without "table".
 PATH = re.compile(r"^/(?P<modality>\w+)/(?:api/v\d+/|1\.0/)?(?:table/)?(?P<table>(?!table/?$)[\w.\-]+)/?$")
@@ -86,6 +90,8 @@ class ChunkedGraph:
         Layer of root ids.
     layer_bits : int
         Bits of an id that hold its layer.
+    splits_supervoxels : bool
+        Whether supervoxels are split too, so that the voxels of a place change.
     """
 
     server: str
@@ -95,6 +101,7 @@ class ChunkedGraph:
     resolution_nm: tuple[float, float, float]
     layers: int
     layer_bits: int = 8
+    splits_supervoxels: bool = field(default=False, repr=False, metadata=NEWER)
 
     @classmethod
     def from_info(cls, path: str, info: JsonObject) -> ChunkedGraph:
@@ -106,6 +113,7 @@ class ChunkedGraph:
             If the info is incomplete, or the server does not support version 1 of the API.
         """
         server, table = graphene_address(path)
+        splits = SupervoxelStore.from_info(path, info) is not None if isinstance(info, dict) else False
         try:
             graph = info["graph"]
             scale = info["scales"][int(graph.get("cv_mip", 0))]
@@ -114,7 +122,7 @@ class ChunkedGraph:
             chunked_graph = cls(
                 server, table, Vec3.of(graph["chunk_size"]).map(int), Vec3.of(origin).map(int),
                 Vec3.of(scale["resolution"]).map(float), int(graph["n_layers"]),
-                int(graph.get("n_bits_for_layer_id", 8)),
+                int(graph.get("n_bits_for_layer_id", 8)), splits,
             )  # fmt: skip
             supported = list(info["app"]["supported_api_versions"])
             if min(chunked_graph.chunk_shape) < 1:
@@ -183,6 +191,11 @@ class RootQuery:
     version: int | None = field(default=None, compare=False, repr=False)
     # Not in the repr, from which names of arrays are made: those of other queries stay what they were.
     stored: str | None = field(default=None, repr=False, metadata=NEWER)
+
+    @property
+    def supervoxels_at(self) -> int | None:
+        """Up to when splits of supervoxels are read, in seconds since 1970; None where no supervoxel is split."""
+        return self.timestamp + SETTLED_S if self.graph.splits_supervoxels else None
 
     @property
     def layer(self) -> int:

@@ -108,6 +108,18 @@ class Cutout:
         )
 
     @property
+    def timestamp(self) -> int | None:
+        """The moment that a dynamic segmentation is shown at, in seconds since 1970; None for what does not change."""
+        if self.query is not None:
+            return self.query.timestamp
+        return None if self.labels is None else self.labels.moment
+
+    @property
+    def supervoxels_at(self) -> int | None:
+        """Up to when splits of supervoxels are read, in seconds since 1970; None for the present, or without splits."""
+        return None if self.labels is None else self.labels.supervoxels_at
+
+    @property
     def query(self) -> RootQuery | None:
         """Query to a chunked graph that determines the ids, or None."""
         return None if self.labels is None else self.labels.query

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike
 
 from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.model.chunkedgraph import RootQuery
+from imagery_dask.serialization import NEWER
 from imagery_dask.validate import root_id
 
 __all__ = ["Kind", "LabelRequest", "LabelRule", "RootIds", "are_ids", "label_rule"]
@@ -46,6 +47,9 @@ class LabelRule:
     leaves_within : VoxelGrid or None
         If given, the supervoxels of `keep` are fetched once for this box (in voxels of the graph), instead of the
         roots of every block's supervoxels.
+    moment : int or None
+        Without a query: time of the splits of supervoxels that are read, in seconds since 1970; None for segmentations
+        that have none.
     """
 
     keep: tuple[int, ...] | None = None
@@ -53,6 +57,22 @@ class LabelRule:
     mask_of: int | None = None
     query: RootQuery | None = None
     leaves_within: VoxelGrid | None = None
+    # Not in the repr, from which names of arrays are made: those of other segmentations stay what they were.
+    moment: int | None = field(default=None, repr=False, metadata=NEWER)
+
+    @property
+    def supervoxels_at(self) -> int | None:
+        """Up to when splits of supervoxels are read, in seconds since 1970; None for the present."""
+        return self.moment if self.query is None else self.query.supervoxels_at
+
+    @property
+    def keeps_ids(self) -> bool:
+        """True if ids are those that are stored, but for their data type."""
+        return replace(self, as_int64=False, moment=None) == LabelRule()
+
+    def of_supervoxels(self) -> LabelRule:
+        """Return the rule for the supervoxels that this rule looks up."""
+        return replace(self, keep=None, query=None, leaves_within=None, moment=self.supervoxels_at)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +110,7 @@ def label_rule(root_ids: object, *, as_int64: bool, query: RootQuery | None = No
     as_int64 : bool
         True to convert the result to int64.
     query : RootQuery, optional
-        Query for the object that a stored id belongs to; not used for ``root_ids=None``.
+        Query for the object that a stored id belongs to; for ``root_ids=None``, only its time is used.
 
     Raises
     ------
@@ -98,7 +118,8 @@ def label_rule(root_ids: object, *, as_int64: bool, query: RootQuery | None = No
         If `root_ids` is another string, or has ids that are not integers from 0 to 2**64 - 1.
     """
     if root_ids is None:
-        return LabelRule(as_int64=as_int64)
+        splits = query is not None and query.graph.splits_supervoxels
+        return LabelRule(as_int64=as_int64, moment=query.timestamp if query is not None and splits else None)
     if isinstance(root_ids, str) and root_ids == "all":
         return LabelRule(as_int64=as_int64, query=query)
     if isinstance(root_ids, (str, bytes)):

@@ -24,8 +24,6 @@ VOLUME = "neuroglancer_multiscale_volume"
 SHARDING = "neuroglancer_uint64_sharded_v1"
 # Named by the info that a PyChunkedGraph server answers, and by no flat volume.
 GRAPH_FIELDS = ("data_dir", "graph", "app")
-# Supervoxels that were split are in an OCDBT database, not in the volume.
-OCDBT_FIELDS = ("ocdbt_seg", "ocdbt_path", "ocdbt_kvstore_spec")
 INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 DATA_TYPES = (*INTEGERS, "float32", "float64")
 DEEPEST = 50
@@ -121,15 +119,6 @@ def _check_kind(path: str, info: JsonObject, is_graph: bool) -> None:
             "Give the folder that holds a precomputed volume's info file."
         )
     if is_graph:
-        graph = info.get("graph")
-        places = [info, graph] if isinstance(graph, dict) else [info]
-        ocdbt = {name: place[name] for place in places for name in OCDBT_FIELDS if place.get(name)}
-        if ocdbt:
-            raise InvalidInfoError(
-                f"{path!r} is a graph with an OCDBT database (its info has {', '.join(map(repr, ocdbt))}), which holds "
-                "the supervoxels that were split. They cannot be read yet, and those of the volume that the graph was "
-                "made from are out of date. Read this segmentation with CloudVolume or tensorstore."
-            )
         return
     names = [name for name in GRAPH_FIELDS if name in info]
     if names:

@@ -11,7 +11,14 @@ from imagery_dask.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from imagery_dask.sources.graph.roots import look_up_roots, roots_from_leaves
-    from imagery_dask.sources.handle import SourceHandle, cloud_volume, labels_of, open_volume, volumes_at
+    from imagery_dask.sources.handle import (
+        SourceHandle,
+        changed_supervoxel_chunks,
+        cloud_volume,
+        labels_of,
+        open_volume,
+        volumes_at,
+    )
     from imagery_dask.sources.requests.counts import Once, ReadCounts, active_counts, collect_counts
     from imagery_dask.sources.requests.credentials import (
         cave_token,
@@ -38,6 +45,7 @@ else:
             ],
             "imagery_dask.sources.handle": [
                 "SourceHandle",
+                "changed_supervoxel_chunks",
                 "cloud_volume",
                 "labels_of",
                 "open_volume",
@@ -66,6 +74,7 @@ __all__ = [
     "StoredVolume",
     "active_counts",
     "cave_token",
+    "changed_supervoxel_chunks",
     "cloud_volume",
     "collect_counts",
     "forget_token",

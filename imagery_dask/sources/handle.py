@@ -36,7 +36,16 @@ from imagery_dask.urls import is_safe_for_tokens, location_of, redacted
 if TYPE_CHECKING:
     from cloudvolume import CloudVolume
 
-__all__ = ["SourceHandle", "cloud_volume", "folders_of", "labels_of", "open_volume", "stamp_of", "volumes_at"]
+__all__ = [
+    "SourceHandle",
+    "changed_supervoxel_chunks",
+    "cloud_volume",
+    "folders_of",
+    "labels_of",
+    "open_volume",
+    "stamp_of",
+    "volumes_at",
+]
 
 OPEN_VOLUMES_KEPT = 64
 
@@ -62,6 +71,9 @@ class SourceHandle:
         Read chunks that this process keeps, and no others: `read` raises `NotKept`.
     keeps : bool
         Keep decoded chunks for later reads, in the cache of this process.
+    supervoxels_at : int or None
+        Seconds since 1970: supervoxels of a graph are read as the splits up to then left them; None for the present.
+        Of no effect for other volumes.
     """
 
     path: str
@@ -69,6 +81,7 @@ class SourceHandle:
     missing: Missing = "fill"
     kept_only: bool = False
     keeps: bool = True
+    supervoxels_at: int | None = None
 
     def __repr__(self) -> str:
         # dask logs the arguments of tasks that fail.
@@ -167,7 +180,7 @@ class SourceHandle:
             volume = open_volume(self.path, fresh)
             now = _level(volume, self.mip.level)
             if now == self.mip:
-                return volume
+                return volume.at(self.supervoxels_at)
         raise SourceError(
             f"{self.path!r} has changed: mip {self.mip.level} was {self.mip} and is {now}. Make the array again."
         )
@@ -236,6 +249,37 @@ def folders_of(path: str) -> set[str]:
     """Return the paths of a layer: its own, and that of the folder with its chunks, which its info may name."""
     path = normalize_path(path)
     return {path, open_volume(path).data_path}
+
+
+def changed_supervoxel_chunks(path: str, level: int, box: VoxelGrid, first: int, second: int) -> list[VoxelGrid]:
+    """Return the storage chunks of a box in which splits of supervoxels between two moments may have changed voxels.
+
+    The trees of the two versions are compared, without the parts that they share: no chunk is read. A chunk that was
+    copied into the store between the moments, as it was in the volume, is among the result.
+
+    Parameters
+    ----------
+    path : str
+        CloudVolume path of a dynamic segmentation; others have no splits.
+    level : int
+        The mip.
+    box : VoxelGrid
+        Voxels of that mip, absolute.
+    first, second : int
+        Seconds since 1970, in any order: `Cutout.supervoxels_at` of what was read, and of what is to be read.
+
+    Returns
+    -------
+    list of VoxelGrid
+        The chunks, in voxels of the mip, cut by the end of the volume; empty for graphs without splits.
+
+    Raises
+    ------
+    SourceError
+        If the store cannot be read, or does not list its versions.
+    """
+    volume = open_volume(path)
+    return volume.changed_chunks(level, box, first, second)
 
 
 def stamp_of(path: str, levels: Iterable[int], fresh: bool = False) -> dict[str, str | int | None]:

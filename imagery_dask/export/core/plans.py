@@ -53,7 +53,8 @@ LISTED = 100
 # Names of a cutout's fields in messages.
 CALLED = {"path": "source", "target.start": "bounds (first voxel)", "target.shape": "bounds (voxels)",
           "target.resolution_nm": "resolution", "labels.keep": "root_ids", "labels.query.timestamp": "timestamp",
-          "labels.query.stop_layer": "stop_layer", "labels.as_int64": "convert_to_int64"}  # fmt: skip
+          "labels.query.stop_layer": "stop_layer", "labels.as_int64": "convert_to_int64",
+          "labels.moment": "timestamp"}  # fmt: skip
 # Fields that determine how much is requested at once, and no voxel.
 DECIDE_NOTHING = (
     "labels.query.max_requests", "labels.query.version", "labels.query.stored", "labels.leaves_within"

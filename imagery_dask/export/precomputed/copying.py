@@ -9,16 +9,12 @@ from dataclasses import dataclass
 
 from imagery_dask.export.core.inputs import Volume
 from imagery_dask.geometry.vec import Vec3
-from imagery_dask.model.labels import LabelRule
 from imagery_dask.sources import open_volume
 from imagery_dask.sources.precomputed.codecs import SEGMENTATION_BLOCK
 from imagery_dask.sources.precomputed.precomputed_volume import PrecomputedVolume
 from imagery_dask.sources.volumes.addresses import is_zarr
 
 __all__ = ["ChunkForm", "form_of_source", "why_not_copied"]
-
-# Voxels as they are stored, but for their sign.
-AS_STORED = (None, LabelRule(), LabelRule(as_int64=True))
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ def why_not_copied(volume: Volume, form: ChunkForm) -> str:
     cutout = volume.source.cutout
     if cutout.target.resolution_nm != cutout.mip.grid.resolution_nm or cutout.downsampled:
         return "its voxels are resampled"
-    if cutout.labels not in AS_STORED or volume.relabel:
+    if (cutout.labels is not None and not cutout.labels.keeps_ids) or volume.relabel:
         return "its ids are looked up, selected or numbered"
     for name in ("encoding", "dtype", "channels", "chunk"):
         if getattr(own, name) != getattr(form, name):

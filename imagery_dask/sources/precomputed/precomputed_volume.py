@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import posixpath
 from collections.abc import Collection, Generator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,10 +17,11 @@ import numpy as np
 from imagery_dask import kernels
 from imagery_dask.annotations import Array, JsonObject
 from imagery_dask.errors import InvalidInfoError, SourceError, SourceNotFoundError
-from imagery_dask.geometry.grid import XYZ, bounds_key
+from imagery_dask.geometry.grid import XYZ, VoxelGrid, bounds_key
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.chunkedgraph import GRAPHENE, ChunkedGraph
 from imagery_dask.model.layer import Layer, Mip
+from imagery_dask.model.supervoxel_store import SupervoxelStore
 from imagery_dask.model.volume_info import check_info
 from imagery_dask.sources.files.failures import brief
 from imagery_dask.sources.graph.graph_server import read_graph_info
@@ -26,12 +29,13 @@ from imagery_dask.sources.precomputed.codecs import SEGMENTATION_BLOCK, decode, 
 from imagery_dask.sources.precomputed.label_tables import LabelTables
 from imagery_dask.sources.requests.transport import Blob, Request, Transport
 from imagery_dask.sources.volumes.addresses import named_by_info
-from imagery_dask.sources.volumes.chunk_grid import Chunk
+from imagery_dask.sources.volumes.chunk_grid import Chunk, crossed
 from imagery_dask.sources.volumes.encoded_block import EncodedBlock
 from imagery_dask.sources.volumes.stored_volume import Fetched, Relabel, StoredVolume
 from imagery_dask.urls import resolved_name, server_of, without_secrets
 
 if TYPE_CHECKING:
+    from imagery_dask.sources.precomputed.edited_supervoxels import EditedChunks, EditedSupervoxels
     from imagery_dask.sources.precomputed.shards import ShardedChunks
 
 __all__ = ["PrecomputedVolume"]
@@ -39,6 +43,7 @@ __all__ = ["PrecomputedVolume"]
 REDIRECTS = 10
 LARGEST_INFO = 2**26
 GRAPH_PATH = "/table/"
+MOMENTS_KEPT = 16
 LARGEST_PROPERTIES = 2**30
 # Bytes of an encoded chunk, for each byte of its voxels and in addition. In compressed_segmentation with blocks of one
 # voxel, a label of 4 bytes takes 12; compression of incompressible data adds a little.
@@ -71,6 +76,54 @@ class PrecomputedVolume(StoredVolume):
         self._shards: dict[int, ShardedChunks] = {}
         self._largest = [_largest(self.layer, mip) for mip in self.layer.mips]
         self.data_path = self._transport.cloudpath
+        self._edits: EditedSupervoxels | None = None
+        self._edited: EditedChunks | None = None
+        self._moments: dict[int, PrecomputedVolume] = {}
+        store = None if graph is None else SupervoxelStore.from_info(path, self.info)
+        if store is not None:
+            self._open_edits(store)
+
+    def _open_edits(self, store: SupervoxelStore) -> None:
+        """Open the store with the supervoxels that were split; mips that it does not have are not read."""
+        from imagery_dask.sources.precomputed.edited_supervoxels import EditedSupervoxels
+
+        self._edits = EditedSupervoxels(store, self.layer, self.info["scales"], self.data_path, self._largest)
+        self._edited = self._edits.at(None)
+        refusals = self._edits.refusals
+        mips = (
+            mip if mip.is_placeholder else replace(mip, refusal=refusals.get(mip.level, "")) for mip in self.layer.mips
+        )
+        self.layer = replace(self.layer, mips=tuple(mips))
+
+    def at(self, moment: int | None) -> PrecomputedVolume:
+        """Return the volume with the supervoxels as the splits up to a moment left them."""
+        if self._edits is None or moment is None:
+            return self
+        with self._lock:
+            if moment not in self._moments:
+                volume = copy.copy(self)
+                volume._edited = self._edits.at(moment)
+                volume._kept_as = (self._kept_as, moment)
+                self._moments[moment] = volume
+            volume = self._moments[moment] = self._moments.pop(moment)  # the most recently used is the last
+            while len(self._moments) > MOMENTS_KEPT:
+                del self._moments[next(iter(self._moments))]
+            return volume
+
+    def changed_chunks(self, mip: int, box: VoxelGrid, first: int, second: int) -> list[VoxelGrid]:
+        """Return the storage chunks that a box crosses in which splits of supervoxels may have changed voxels."""
+        if self._edits is None:
+            return []
+        level = self.layer.mip(mip)
+        is_changed = self._edits.changed(mip, first, second)
+        chunks = (chunk for chunk in crossed(box, level, self.layer.channels) if is_changed(chunk))
+        return [VoxelGrid.between(chunk.start, chunk.stop, level.grid.resolution_nm) for chunk in chunks]
+
+    def forget_chunks(self) -> None:
+        """Read every chunk again that is in the cache."""
+        super().forget_chunks()
+        with self._lock:
+            self._moments.clear()
 
     def data_has_metadata(self) -> bool:
         """Return True if the folder with the chunks has an info now."""
@@ -94,6 +147,8 @@ class PrecomputedVolume(StoredVolume):
         """Return what the info says of some mips."""
         scales = self.info.get("scales") or []
         described = {key: self.info.get(key) for key in ("data_type", "num_channels", "type", "data_dir")}
+        if self._edits is not None:
+            described["graph"] = self.info["graph"]
         described["scales"] = [scales[level] if level < len(scales) else None for level in sorted(set(levels))]
         return described
 
@@ -135,6 +190,17 @@ class PrecomputedVolume(StoredVolume):
         return LabelTables.parse(content, Vec3.of(chunk.shape[:3]), block_size)
 
     def _stored(self, mip: int, chunks: Collection[Chunk]) -> Generator[Fetched, None, None]:
+        if self._edited is not None:
+            others = []
+            for chunk, blob in self._edited.get_many(mip, chunks):
+                if blob is None:
+                    others.append(chunk)
+                else:
+                    yield chunk, blob
+            chunks = others
+        yield from self._stored_in_folder(mip, chunks)
+
+    def _stored_in_folder(self, mip: int, chunks: Collection[Chunk]) -> Generator[Fetched, None, None]:
         if self.layer.mips[mip].is_sharded:
             by_cell = {_cell(chunk): chunk for chunk in chunks}
             for cell, blob in self._sharded(mip).get_many(list(by_cell)):
@@ -174,6 +240,9 @@ class PrecomputedVolume(StoredVolume):
         return posixpath.join(self.layer.mips[mip].key, bounds_key(chunk.start, chunk.stop))
 
     def _stored_again(self, mip: int, chunk: Chunk) -> Blob | None:
+        edited = None if self._edited is None else self._edited.get_again(mip, chunk)
+        if edited is not None:
+            return edited
         level = self.layer.mips[mip]
         if not level.is_sharded:
             request = Request(self._key(mip, chunk), None, None, True, self._largest[mip], self.metadata_name)

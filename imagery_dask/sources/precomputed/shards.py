@@ -24,7 +24,7 @@ from imagery_dask.geometry.vec import Vec3
 from imagery_dask.sources.files.compression import decompress
 from imagery_dask.sources.files.failures import brief
 from imagery_dask.sources.requests.byte_ranges import Place, get_ranges
-from imagery_dask.sources.requests.transport import Blob, Request, Transport
+from imagery_dask.sources.requests.transport import Blob, Files, Request
 
 __all__ = ["ShardedChunks", "morton_codes", "neighbours"]
 
@@ -75,7 +75,7 @@ class ShardedChunks:
 
     Parameters
     ----------
-    transport : Transport
+    transport : Files
         Reader of the volume's files.
     key : str
         Folder of the mip.
@@ -87,9 +87,7 @@ class ShardedChunks:
         Size that no stored chunk exceeds, in bytes.
     """
 
-    def __init__(
-        self, transport: Transport, key: str, sharding: JsonObject, cells: Vec3[int], largest_chunk: int
-    ) -> None:
+    def __init__(self, transport: Files, key: str, sharding: JsonObject, cells: Vec3[int], largest_chunk: int) -> None:
         self._transport, self._key, self._cells, self._largest_chunk = transport, key, cells, largest_chunk
         self._preshift_bits, self._shard_bits = int(sharding["preshift_bits"]), int(sharding["shard_bits"])
         self._minishards = 2 ** int(sharding["minishard_bits"])
@@ -118,6 +116,10 @@ class ShardedChunks:
                 yield cell, _unread(place)
         for cell, blob in get_ranges(self._transport, stored, INFO):
             yield cell, self._encoded(blob)
+
+    def file_of(self, cell: Vec3[int]) -> str:
+        """Return the name of the file of a storage chunk, by its position in the grid of chunks."""
+        return self._file(self._minishard_of(morton_codes([cell], self._cells)[0])[0])
 
     def get_again(self, cell: Vec3[int]) -> Blob | None:
         """Fetch a storage chunk that did not decode, bypassing caches, with indices that are read again.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from imagery_dask.sources.requests.transport import Blob, Request, Transport
+from imagery_dask.sources.requests.transport import Blob, Files, Request
 
 __all__ = ["Place", "get_ranges"]
 
@@ -29,7 +29,7 @@ class Place(Generic[Item]):
 
 
 def get_ranges(
-    transport: Transport, places: Iterable[Place[Item]], beside: str | None = None
+    transport: Files, places: Iterable[Place[Item]], beside: str | None = None
 ) -> Iterator[tuple[Item, Blob | None]]:
     """Yield the bytes of each item as stored, without compression; None if its file does not exist.
 

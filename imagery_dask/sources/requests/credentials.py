@@ -25,6 +25,7 @@ __all__ = [
     "has_aws",
     "has_google",
     "http_login",
+    "own_s3_server",
     "remember_token",
     "secret_file",
     "token_places",
@@ -218,6 +219,14 @@ def bucket_files(cloudpath: str) -> BucketFiles | None:
     keys, endpoint = _aws_keys(secret, session), bucket.endpoint or _endpoint(session, region)
     signer = None if keys is None else Signer(keys, region)
     return S3Files(endpoint.rstrip("/"), bucket.name, bucket.prefix, signer)
+
+
+def own_s3_server() -> tuple[str, str] | None:
+    """Return the endpoint of S3 that variables or profiles name in place of Amazon's, and its region."""
+    session = _session()
+    region = session.get_config_variable("region") or "us-east-1"
+    endpoint = _endpoint(session, region)
+    return None if endpoint == amazon(region) else (endpoint, region)
 
 
 def _no_headers(_: str) -> dict[str, str]:

@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 import google_crc32c
@@ -41,7 +41,7 @@ from imagery_dask.urls import is_safe_for_tokens, location_of, name_in_url, serv
 if TYPE_CHECKING:
     from cloudfiles import CloudFiles
 
-__all__ = ["Blob", "Request", "Transport"]
+__all__ = ["Blob", "Files", "Request", "Transport"]
 
 # Threads for requests that one thread cannot make for all: those that are limited, redirected, or tried again.
 REQUESTS_IN_FLIGHT = 64
@@ -108,6 +108,16 @@ class Blob:
 
 # Damaged, so that no code takes it for an empty file.
 REFUSED_OR_ABSENT = Blob(b"", damage="the server does not say if it is absent or refused", refused_or_absent=True)
+
+
+class Files(Protocol):
+    """Files that are read by name: of a folder (`Transport`), or of a store of another kind."""
+
+    def get(self, request: Request, /) -> Blob | None:
+        """Fetch one file or byte range; None if the file does not exist."""
+
+    def get_many(self, wanted: Iterable[Request], /) -> Iterator[tuple[Request, Blob | None]]:
+        """Yield the results of many requests in their order."""
 
 
 class Transport:

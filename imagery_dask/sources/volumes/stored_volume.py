@@ -117,7 +117,7 @@ class StoredVolume(ABC):
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._kept_as = object()  # part of the keys of chunks in the cache
+        self._kept_as: Hashable = object()  # part of the keys of chunks in the cache
         self._lock = threading.Lock()
 
     # ------------------------------------------------------------------ what a format adds
@@ -179,6 +179,16 @@ class StoredVolume(ABC):
     def segment_properties(self) -> tuple[str, bytes] | None:
         """Return the folder and content of the volume's segment properties, or None."""
         return None
+
+    def at(self, moment: int | None) -> StoredVolume:
+        """Return the volume as it was at a moment, if it keeps earlier states; otherwise itself."""
+        del moment
+        return self
+
+    def changed_chunks(self, mip: int, box: VoxelGrid, first: int, second: int) -> list[VoxelGrid]:
+        """Return the storage chunks that a box crosses whose voxels may differ between two moments."""
+        del mip, box, first, second
+        return []
 
     # ------------------------------------------------------------------ reading
 

@@ -43,8 +43,10 @@ class ChunkedGraph:
 
     Attributes
     ----------
-    layout, supervoxels
+    layout
         As given.
+    supervoxels
+        As given; pieces have taken the place of supervoxels that were split.
     history : RootHistory
         Edits of the graph.
     """
@@ -59,6 +61,7 @@ class ChunkedGraph:
         self._links: tuple[list[int], list[int], list[int]] = ([], [], [])  # child, milliseconds, parent
         self._eras: list[int] = []  # times of changes, in milliseconds, ascending
         self._tables: dict[tuple[int, int], tuple[Ids, Ids]] = {}
+        self._former: list[int] = []  # supervoxels that were split
         self._grow(supervoxels, objects, to_ms(created))
 
     # -- queries
@@ -160,13 +163,18 @@ class ChunkedGraph:
     def exist(self, ids: Sequence[int], timestamp: float | None = None) -> list[bool]:
         """Return True for ids, of any layer, that existed at a time (unix seconds; by default now)."""
         ms, born = to_ms(timestamp), self.history.created
-        known = np.isin(np.asarray(ids, np.uint64), self.supervoxels)
+        known = np.isin(np.asarray(ids, np.uint64), self._supervoxels_ever())
         return [born.get(int(node), self._eras[0] if sv else ms + 1) <= ms for node, sv in zip(ids, known, strict=True)]
 
     @property
     def created(self) -> float:
         """Time of the graph's creation, in unix seconds."""
         return self._eras[0] / 1000
+
+    @property
+    def edited(self) -> float:
+        """Time of the last edit, in unix seconds."""
+        return self._eras[-1] / 1000
 
     # -- edits
 
@@ -241,6 +249,51 @@ class ChunkedGraph:
             roots = self._finish(ms, [root], [list(part.values()) for part in parts])
             return roots[0], roots[1]
 
+    def split_supervoxel(self, supervoxel: int, pieces: int) -> Ids:
+        """Replace a supervoxel by new ones in its chunk, which have its parents at all times; no root changes.
+
+        As in the service, its pieces take its place among the children of its parents, also of former ones, and the
+        supervoxel itself keeps its parents: its root is the last that it had.
+
+        Parameters
+        ----------
+        supervoxel : int
+            A supervoxel that was not split before.
+        pieces : int
+            Number of new supervoxels, two or more.
+
+        Returns
+        -------
+        numpy.ndarray
+            uint64 (pieces,): the new supervoxels; their segments are higher than all in the chunk.
+
+        Raises
+        ------
+        GraphError
+            If the supervoxel is unknown or was split, or there are fewer than two pieces.
+        """
+        with self._lock:
+            old = int(supervoxel)
+            if pieces < 2 or old not in self.supervoxels.tolist():
+                raise GraphError(f"{old} cannot be split into {pieces}: two or more pieces of a current supervoxel are")
+            chunk = self.layout.chunk_ids(old)
+            known = self._supervoxels_ever()
+            last = known[self.layout.chunk_ids(known) == chunk].max()
+            new: Ids = last + np.arange(1, pieces + 1, dtype=np.uint64)
+            rows: list[tuple[int, int, int]] = []  # in order of time, as before
+            for child, ms, parent in zip(*self._links, strict=True):
+                rows.append((child, ms, parent))
+                if child == old:
+                    rows += [(piece, ms, parent) for piece in new.tolist()]
+                    others = [sv for sv in self._children[parent] if sv != old]
+                    self._children[parent] = tuple(sorted({*others, *new.tolist()}))
+            child_list, ms_list, parent_list = (list(column) for column in zip(*rows, strict=True))
+            self._links = child_list, ms_list, parent_list
+            self.supervoxels = np.sort(np.append(self.supervoxels[self.supervoxels != np.uint64(old)], new))
+            self._former.append(old)
+            self._tables.clear()
+            return new
+
     # -- building
 
     def _grow(self, supervoxels: Ids, objects: Ids, ms: int) -> None:
@@ -307,6 +360,9 @@ class ChunkedGraph:
         return ms
 
     # -- lookups
+
+    def _supervoxels_ever(self) -> Ids:
+        return np.append(self.supervoxels, np.array(self._former, np.uint64))
 
     def _era(self, timestamp: float | None) -> int:
         """Return the number of changes of the graph up to a time."""

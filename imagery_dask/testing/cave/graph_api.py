@@ -42,6 +42,7 @@ def info(call: Call) -> JsonObject:
             "n_bits_for_layer_id": 8,
             "n_layers": layout.n_layers,
             "spatial_bit_masks": layout.bit_masks,
+            **call.world.split_info,
         },
         "sharded_mesh": True,
         "verify_mesh": False,
@@ -170,10 +171,19 @@ def merge(call: Call) -> JsonObject:
 def split(call: Call) -> JsonObject:
     """Split the supervoxels of ``sources`` from their object, now.
 
-    The service computes a minimum cut between sources and sinks; this graph has no edges.
+    The service computes a minimum cut between sources and sinks; this graph has no edges. A supervoxel that is among
+    the sources and the sinks is split too, between the points that are given in nm.
     """
-    graph, nodes = _graph(call), _edited_nodes(call.json.get("sources") if isinstance(call.json, dict) else None)
+    graph, rows = _graph(call), call.json if isinstance(call.json, dict) else {}
+    nodes, sinks = _edited_nodes(rows.get("sources")), _edited_nodes(rows.get("sinks", []))
+    both = np.intersect1d(nodes, sinks)
     try:
+        if len(both):
+            ends = [next(row for row in rows[end] if int(row[0]) == both[0]) for end in ("sources", "sinks")]
+            seeds = np.array([row[1:4] for row in ends], float) // call.world.resolution
+            call.world.split_supervoxel(int(both[0]), seeds, together=nodes[nodes != both[0]])
+            last = graph.history.operations[-1]
+            return _edit_result(graph, *last.new)
         return _edit_result(graph, *graph.split(int(graph.roots(nodes)[0]), nodes))
     except ValueError as error:
         raise ApiError(400, f"[400]: {error}") from None

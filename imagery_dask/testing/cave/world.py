@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +14,10 @@ from cloudvolume import CloudVolume
 
 from imagery_dask.annotations import Array, JsonObject
 from imagery_dask.geometry.vec import Vec3
-from imagery_dask.testing.cave.graph import ChunkedGraph
+from imagery_dask.testing.cave.graph import ChunkedGraph, GraphError
 from imagery_dask.testing.cave.graph_layout import GraphLayout, Ids, Triple
+from imagery_dask.testing.cave.history import to_ms
+from imagery_dask.testing.cave.split_store import SplitForm, SplitStore
 from imagery_dask.testing.cave.supervoxels import cut_supervoxels
 from imagery_dask.testing.volume import synthesize
 
@@ -22,6 +25,7 @@ __all__ = ["Version", "World", "make_world", "world_from_arrays"]
 
 CREATED = 1_704_067_200.0  # 2024-01-01 00:00 UTC
 _DAY = 86_400.0
+TABLE = "demo_v1"
 
 
 class Version(NamedTuple):
@@ -48,7 +52,8 @@ class World:
     watershed_info : dict
         The watershed's info file.
     mips : list of numpy.ndarray
-        The watershed at each mip: uint64 (x, y, z), Fortran-ordered.
+        The supervoxels at each mip, as the latest split left them: uint64 (x, y, z), Fortran-ordered. Before any split,
+        they are those of the watershed.
     voxel_offset, resolution : tuple of int
         Offset of the watershed at mip 0 in voxels, and its resolution in nm.
     image_resolution : tuple of int
@@ -59,6 +64,8 @@ class World:
         The materialization versions.
     datastack, aligned_volume, table : str
         Names of the dataset, its image and its graph.
+    splits : SplitStore or None
+        The supervoxels that were split; None if none can be.
     """
 
     graph: ChunkedGraph
@@ -73,12 +80,80 @@ class World:
     versions: dict[int, Version]
     datastack: str = "demo_datastack"
     aligned_volume: str = "demo_volume"
-    table: str = "demo_v1"
+    table: str = TABLE
+    splits: SplitStore | None = None
+    _states: list[tuple[int, list[Ids]]] = field(default_factory=list, repr=False)  # until when, in ns
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
     def supervoxels(self) -> Ids:
-        """The watershed at mip 0: uint64 (x, y, z), the first voxel of which is at `voxel_offset`."""
+        """The supervoxels at mip 0: uint64 (x, y, z), the first voxel of which is at `voxel_offset`."""
         return self.mips[0]
+
+    @property
+    def split_info(self) -> JsonObject:
+        """What the info of the graph says of split supervoxels."""
+        return {} if self.splits is None else self.splits.info
+
+    def supervoxels_at(self, timestamp: float, mip: int = 0) -> Ids:
+        """Return the supervoxels of a mip as the splits that were committed up to a time (unix seconds) left them."""
+        ns = round(timestamp * 1e6) * 1000
+        return next((mips for until, mips in self._states if ns < until), self.mips)[mip]
+
+    def split_supervoxel(
+        self,
+        supervoxel: int,
+        seeds: npt.ArrayLike,
+        timestamp: float | None = None,
+        together: npt.ArrayLike = (),
+    ) -> Ids:
+        """Split a supervoxel, and its object: the first piece becomes an object of its own.
+
+        The voxels are committed to the store after the time of the edit, as in the service.
+
+        Parameters
+        ----------
+        supervoxel : int
+            A current supervoxel.
+        seeds : array_like
+            Absolute voxels of mip 0, shape (n, 3), n >= 2: each voxel goes to the piece of the nearest.
+        timestamp : float, optional
+            Time of the edit, as in `ChunkedGraph.split`.
+        together : array_like
+            Other supervoxels of the object that go with the first piece.
+
+        Returns
+        -------
+        numpy.ndarray
+            uint64 (n,): the pieces, in the order of the seeds.
+
+        Raises
+        ------
+        GraphError
+            If the world has no store for splits, or the supervoxel cannot be split at the seeds.
+        """
+        if self.splits is None:
+            raise GraphError(
+                "supervoxels of this graph cannot be split: it has no OCDBT store (make_world(splits=...))"
+            )
+        with self._lock:
+            moment = timestamp if timestamp is not None else max(to_ms(None), to_ms(self.graph.edited) + 1) / 1000
+            at = np.argwhere(self.mips[0] == np.uint64(supervoxel))
+            near = np.asarray(seeds, float).reshape(-1, 3) - self.voxel_offset
+            piece = np.argmin(((at[:, None] - near) ** 2).sum(axis=2), axis=1)
+            if len(np.unique(piece)) < max(2, len(near)):
+                raise GraphError(f"{supervoxel} has no voxel next to one of the {len(near)} seeds")
+            root = int(self.graph.roots([supervoxel])[0])
+            new = self.graph.split_supervoxel(supervoxel, len(near))
+            fine = self.mips[0].copy(order="F")
+            fine[tuple(at.T)] = new[piece]
+            mips = _with_coarser(fine, len(self.mips))
+            boxes = [(at.min(axis=0) // step, at.max(axis=0) // step + 1) for step in _steps(len(mips))]
+            committed = self.splits.write(mips, boxes)
+            self.graph.split(root, [int(new[0]), *np.asarray(together, np.uint64).tolist()], moment)
+            self._states.append((committed, self.mips))
+            self.mips = mips
+            return new
 
     def roots_volume(self, timestamp: float | None = None, mip: int = 0, stop_layer: int | None = None) -> Ids:
         """Look up the root of every voxel, without any server.
@@ -138,6 +213,8 @@ def world_from_arrays(
     n_layers: int | None = None,
     created: float = CREATED,
     edited: bool = True,
+    splits: SplitForm | None = None,
+    populated: bool = False,
 ) -> World:
     """Make a world from given objects.
 
@@ -165,6 +242,11 @@ def world_from_arrays(
         Time of the graph's creation, in unix seconds.
     edited : bool
         True to add a history of edits.
+    splits : {"spec", "path"}, optional
+        Let supervoxels be split (`World.split_supervoxel`), and have the info name the store in this form; needs
+        tensorstore.
+    populated : bool
+        True for a store that has the whole watershed, not only what was split.
 
     Returns
     -------
@@ -183,13 +265,14 @@ def world_from_arrays(
         image = (np.asarray(objects) % 251).astype(np.uint8)
     zoom = _zoom(image.shape, objects.shape)
     image_resolution, image_offset = Vec3.of(resolution) // zoom, Vec3.of(voxel_offset) * zoom
-    mips = [cut.volume, *tinybrain.downsample_segmentation(cut.volume, (2, 2, 1), num_mips=n_mips - 1)]
+    mips = _with_coarser(cut.volume, n_mips)
     image_mips = [image, *tinybrain.downsample_with_averaging(image, (2, 2, 1), num_mips=n_mips - 1)]
     image_source = _write(Path(folder) / "image", image_mips, "raw", image_resolution, image_offset, storage_chunk)
     watershed = _write(
         Path(folder) / "watershed", mips, "compressed_segmentation", resolution, voxel_offset, storage_chunk
     )
     return World(
+        splits=None if splits is None else SplitStore(Path(folder) / "watershed", TABLE, mips, splits, populated),
         graph=graph,
         image_source=image_source,
         watershed_source=watershed,
@@ -201,6 +284,16 @@ def world_from_arrays(
         times=_edit(graph, created) if edited else {"created": created},
         versions=_versions(created),
     )
+
+
+def _with_coarser(fine: Ids, n_mips: int) -> list[Ids]:
+    """Return supervoxels at several mips."""
+    return [fine, *tinybrain.downsample_segmentation(fine, (2, 2, 1), num_mips=n_mips - 1)]
+
+
+def _steps(n_mips: int) -> list[npt.NDArray[np.int64]]:
+    """Return the voxels of mip 0 in a voxel of each mip, along x, y, z."""
+    return [np.array((2**mip, 2**mip, 1)) for mip in range(n_mips)]
 
 
 def _zoom(image: tuple[int, ...], objects: tuple[int, ...]) -> Vec3[int]:

@@ -197,8 +197,9 @@ def answering(server: CaveServer, **changes: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"graph": {"ocdbt_seg": True}}, "OCDBT database .*'ocdbt_seg'"),
-        ({"graph": {"ocdbt_path": "gs://bucket/ocdbt"}}, "OCDBT database .*'ocdbt_path'"),
+        ({"graph": {"ocdbt_seg": True}}, "no OCDBT store with the pieces at .*watershed/ocdbt/base/"),
+        ({"graph": {"ocdbt_kvstore_spec": {"driver": "zip"}}}, "graph.ocdbt_kvstore_spec .* driver 'ocdbt'"),
+        ({"graph": {"ocdbt_path": "middleauth+https://other/em"}}, "ocdbt_path .* asks for a token to be sent"),
         ({"graph": {"chunk_size": [0, 32, 16]}}, "graph.chunk_size"),
         ({"data_type": "float32"}, "data_type of its info is 'float32'"),
         ({"data_dir": "middleauth+https://other/em"}, "data_dir .* asks for a token to be sent to another server"),

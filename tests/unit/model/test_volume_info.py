@@ -183,13 +183,6 @@ def test_a_graph_without_its_scheme_is_refused_with_the_right_spelling(
     assert check_info(path, info, is_graph=True) == info
 
 
-@pytest.mark.parametrize("name", ["ocdbt_seg", "ocdbt_path", "ocdbt_kvstore_spec"])
-def test_graphs_with_supervoxels_elsewhere_are_refused(name: str) -> None:
-    with pytest.raises(InvalidInfoError, match=f"OCDBT database .*'{name}'"):
-        check_info(PATH, INFO | {"graph": {name: "gs://bucket/ocdbt"}}, is_graph=True)
-    assert check_info(PATH, INFO | {"graph": {name: False}}, is_graph=True)
-
-
 @pytest.mark.parametrize("field", ["made by", "scales", "graph"])
 def test_a_deeply_nested_info_is_refused(field: str) -> None:
     nested: Any = []
