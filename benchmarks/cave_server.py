@@ -24,6 +24,9 @@ Ids = NDArray[np.uint64]
 TOKEN = "c0ffee5eedc0ffee5eedc0ffee5eed00"
 LATENCY_S = 0.02
 CREATED = 1_704_067_200
+# From when on one object in a hundred is split, one a second; and moments before and after.
+EDITED, BEFORE, AFTER = CREATED + 864_000, CREATED + 86_400, CREATED + 1_728_000
+EDITED_EACH = 100
 CHUNK = (256, 128, 64)  # of the graph and of the files: 16 MiB, the size of a block
 SUPERVOXEL = (8, 4, 4)
 NEURITE = (2, 2)  # its cross-section in supervoxels: there are 64 x 64 of them
@@ -70,14 +73,18 @@ def write(folder: Path, small: bool) -> dict[str, Any]:
     return {"given": given | {"token": TOKEN}, "supervoxels": int(ids.size), "blocks": blocks}
 
 
-def main() -> None:
-    """Serve until the process is ended."""
-    folder = Path(sys.argv[1])
+def world_of(folder: Path) -> World:
+    """Return the objects of a folder that `write` has made, and their history."""
     shape = tuple(json.loads((folder / "shape.json").read_text()))
     layout, ids, objects = _supervoxels(shape)
     order = np.argsort(ids.ravel())
-    world = World(
-        graph=ChunkedGraph(layout, ids.ravel()[order], objects.ravel()[order], CREATED),
+    supervoxels, owners = ids.ravel()[order], objects.ravel()[order]
+    graph = ChunkedGraph(layout, supervoxels, owners, CREATED)
+    for seconds, owner in enumerate(range(1, int(owners.max()) + 1, EDITED_EACH)):
+        own = supervoxels[owners == owner]
+        graph.split(int(graph.roots(own[:1])[0]), own[: len(own) // 2], EDITED + seconds)
+    return World(
+        graph=graph,
         image_source="",
         watershed_source=f"precomputed://file://{folder.resolve()}",
         watershed_info=json.loads((folder / "info").read_text()),
@@ -85,9 +92,14 @@ def main() -> None:
         voxel_offset=OFFSET,
         resolution=RESOLUTION_NM,
         image_resolution=RESOLUTION_NM,
-        times={"created": CREATED},
+        times={"created": CREATED, "edited": EDITED},
         versions={},
     )
+
+
+def main() -> None:
+    """Serve until the process is ended."""
+    world = world_of(Path(sys.argv[1]))
     with CaveServer(world, tokens=(TOKEN,), latency_s=LATENCY_S) as server:
 
         class Counts(BaseHTTPRequestHandler):

@@ -230,6 +230,13 @@ def roots(folder: Path, small: bool) -> Made:
     return cave_server.write(folder, small)
 
 
+def versions(folder: Path, small: bool, many: bool = False) -> Made:
+    """Write a version store, and what its rows compare it with."""
+    from benchmarks import version_stores
+
+    return (version_stores.write_many if many else version_stores.write_edited)(folder, small)
+
+
 def nothing(folder: Path, small: bool) -> Made:
     """Write nothing."""
     return {"given": {}}
@@ -266,5 +273,7 @@ SETS: dict[str, Callable[[Path, bool], Made]] = {
     "page-100": partial(page, count=100, gap=8),
     "microscopy": microscopy,
     "roots": roots,
+    "versions": versions,
+    "versions-many": partial(versions, many=True),
     "nothing": nothing,
 }

@@ -542,6 +542,26 @@ ROOTS = (
     _remapped(20_000),
 )  # fmt: skip
 
+# --------------------------------------------------------------------------- versions
+
+STORED, LIVE = "stored root ids", "server"
+VERSIONS = (
+    Row("versions-plane", "a plane of a version", "versions",
+        (Program(US, "programs.versions:plane"), Program(STORED, "programs.versions:stored_plane"),
+         Program(LIVE, "programs.versions:live_plane")),
+        server="cave", limits={"requests": lambda facts: 0}, goals={STORED: 1.3}),
+    Row("versions-add", "a further version, 1% of whose objects were edited", "versions",
+        (Program(US, "programs.versions:added"), Program("exported again", "programs.versions:exported")),
+        server="cave",
+        limits={"ids sent": lambda facts: 0.03 * facts["supervoxels"]}, goals={"exported again": 0.05}),
+    Row("versions-follow", "a copy of a version becomes another one", "versions",
+        (Program(US, "programs.versions:followed"), Program("written anew", "programs.versions:anew")),
+        server="cave", output="zarr", limits={"requests": lambda facts: 0}),
+    Row("versions-many", "a block of 10^8 supervoxels, one of 100 versions", "versions-many",
+        (Program(US, "programs.versions:block_of_many"), Program(STORED, "programs.versions:stored_block")),
+        limits={"lookups": lambda facts: 0}),
+)  # fmt: skip
+
 # --------------------------------------------------------------------------- pictures and codecs
 
 STYLES: dict[str, dict[str, Any]] = {
@@ -693,6 +713,11 @@ SECTIONS = (
         "A local CAVE server, another process, waits 20 ms at each call; the region has 64 blocks of 16 MiB, which are "
         "the graph's chunks.",
         ROOTS,
+    ),
+    Section(
+        "Versions",
+        "Stores of versions of the same segmentation, on this machine; the server waits 20 ms at each call.",
+        VERSIONS,
     ),
     Section("Overlays", "A fifth of the cells belong to large objects; outlines are 10 pixels wide.", OVERLAYS),
     Section(

@@ -1,0 +1,106 @@
+"""Versions of a store, from its tables; and the same voxels from a server, or where root ids are stored."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cave_server import AFTER, BEFORE
+from benchmarks.child import timed
+from imagery_dask import ImageryClient, add_version, open_versions, remove_version, to_zarr
+from imagery_dask.sources import collect_counts
+
+XYZ = list[int]
+
+
+def _at(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _plane(start: XYZ, stop: XYZ) -> list[XYZ]:
+    return [start, [*stop[:2], start[2] + 1]]
+
+
+def plane(source: str, folder: str, start: XYZ, stop: XYZ, block: XYZ, token: str) -> Any:
+    """Read a plane of a version."""
+    data = open_versions(f"{folder}/store").at(timestamp=_at(BEFORE), bounds=_plane(start, stop))
+    return data.segmentation.data.astype("int64").compute()
+
+
+def stored_plane(source: str, folder: str, start: XYZ, stop: XYZ, block: XYZ, token: str) -> Any:
+    """Read the plane from a copy of the version."""
+    client = ImageryClient(segmentation_source=f"zarr3://file://{folder}/copy.zarr", imagery=False)
+    return client.segmentation_cutout(_plane(start, stop)).compute()[..., None]
+
+
+def live_plane(source: str, folder: str, start: XYZ, stop: XYZ, block: XYZ, token: str) -> Any:
+    """Look up the plane at the server."""
+    client = ImageryClient(segmentation_source=source, imagery=False, auth_token=token)
+    return client.segmentation_cutout(_plane(start, stop), timestamp=BEFORE).compute()[..., None]
+
+
+def added(source: str, folder: str, start: XYZ, stop: XYZ, block: XYZ, token: str) -> dict[str, Any]:
+    """Add the version after the edits to a store that has the one before."""
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        store = Path(temporary, "store")
+        shutil.copytree(Path(folder, "store"), store)
+        remove_version(store, timestamp=AFTER)
+        facts = json.loads((store / "versions.json").read_text())
+        facts["graph"]["server"] = source.removeprefix("graphene://").partition("/segmentation")[0]
+        (store / "versions.json").write_text(json.dumps(facts))
+        ImageryClient(segmentation_source=source, imagery=False, auth_token=token)  # which takes the token
+        times = timed(lambda: add_version(store, timestamp=AFTER, progress=False))
+        data = open_versions(store).at(timestamp=_at(AFTER), bounds=_plane(start, stop))
+        return times | {"value": data.segmentation.data.compute()}
+
+
+def exported(source: str, folder: str, start: XYZ, stop: XYZ, block: XYZ, token: str) -> dict[str, Any]:
+    """Export the segmentation after the edits from the server."""
+    client = ImageryClient(segmentation_source=source, imagery=False, auth_token=token, timestamp=AFTER)
+    data = client.dataset([start, stop])
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        times = timed(lambda: to_zarr(data, f"{temporary}/out.zarr", levels=1, progress=False))
+        return times | {"value": client.dataset(_plane(start, stop)).segmentation.data.compute()}
+
+
+def followed(source: str, folder: str, start: XYZ, stop: XYZ, block: XYZ, token: str, out: str) -> dict[str, Any]:
+    """Let a copy of the version before the edits become that after them."""
+    for item in Path(folder).glob("copy.zarr*"):  # with its records
+        shutil.copytree(item, out + item.name.removeprefix("copy.zarr"))
+    return timed(lambda: open_versions(f"{folder}/store").materialize(_at(AFTER), out, progress=False))
+
+
+def anew(source: str, folder: str, start: XYZ, stop: XYZ, block: XYZ, token: str, out: str) -> dict[str, Any]:
+    """Write the version after the edits."""
+    return timed(lambda: open_versions(f"{folder}/store").materialize(_at(AFTER), out, progress=False))
+
+
+def block_of_many(source: str, folder: str, start: XYZ, stop: XYZ, version: int) -> dict[str, Any]:
+    """Open a store, and read a block of a version, and its neighbour."""
+    times = [time.perf_counter()]
+    store = open_versions(f"{folder}/store")
+    times.append(time.perf_counter())
+    with collect_counts() as counts:
+        voxels = store.at(version=version, bounds=[start, stop]).segmentation.data.compute()
+        times.append(time.perf_counter())
+        beside = [[*start[:2], stop[2]], [*stop[:2], 2 * stop[2] - start[2]]]
+        store.at(version=version, bounds=beside).segmentation.data.compute()
+        times.append(time.perf_counter())
+    names = ("ms to open", "ms of a block", "ms of its neighbour")
+    took = zip(names, times[:-1], times[1:], strict=True)
+    return {
+        "value": voxels.astype("int64"),
+        "counts": {"lookups": counts.root_requests},
+        "figures": {name: 1e3 * (after - before) for name, before, after in took},
+    }
+
+
+def stored_block(source: str, folder: str, start: XYZ, stop: XYZ, version: int) -> Any:
+    """Read the block from a volume of root ids."""
+    client = ImageryClient(segmentation_source=f"zarr3://file://{folder}/roots.zarr", imagery=False)
+    return client.segmentation_cutout([start, stop]).compute()
