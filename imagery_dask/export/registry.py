@@ -62,6 +62,7 @@ def _png() -> Make:
     return slice_export
 
 
+TABLE = "table"
 KINDS = {
     "zarr": Kind(_zarr, ZarrOptions),
     "precomputed": Kind(_precomputed, PrecomputedOptions),
@@ -71,6 +72,11 @@ KINDS = {
 
 def export_of(plan: ExportPlan) -> Export:
     """Return the export that a plan describes; computed arrays are replaced by zeros."""
+    if plan.kind == TABLE:
+        raise ValueError(
+            f"{plan.url} is a table of a store of versions: imagery-dask versions verify checks the store; versions "
+            "create and add go on with what was interrupted."
+        )
     kind = KINDS[plan.kind]
     export = kind.make(data_of(plan.volumes), plan.url, kind.options.from_json(plan.options))
     return export.as_begun([plan.fingerprint_fields])

@@ -17,7 +17,6 @@ from imagery_dask.model.moments import Moment, describe_moment, resolve_moment
 from imagery_dask.records.runs import records_of
 from imagery_dask.run import RunReport
 from imagery_dask.sources import open_volume
-from imagery_dask.storage.buckets import clear_errors
 from imagery_dask.versions.create_store import VersionsReport
 from imagery_dask.versions.recorded import find, names_of_tables, recorded_in
 from imagery_dask.versions.store_places import StorePlaces, moment_of, name_of
@@ -159,7 +158,7 @@ def write_version(store: StorePlaces, version: int | None, timestamp: int, optio
     """Add a version to a store, with a moment that is known."""
     name = name_of(version, timestamp)
     _ = store.facts  # there is a store
-    with clear_errors(store.url), store.lease():
+    with store.lease():
         table = store.roots(name)
         if table.exists:
             found = find(store.url, name)
@@ -237,7 +236,7 @@ def remove_version(url: str | os.PathLike[str], *, version: int | None = None, t
     """
     store = StorePlaces(url)
     _ = store.facts
-    with clear_errors(store.url), store.lease():
+    with store.lease():
         found = find(store.url, version, timestamp)
         if len(names_of_tables(store.url)) == 1:
             raise ValueError(

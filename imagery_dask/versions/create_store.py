@@ -51,7 +51,7 @@ from imagery_dask.sources.graph.root_tables import parquet
 from imagery_dask.storage.buckets import clear_errors
 from imagery_dask.urls import redacted
 from imagery_dask.versions.store_options import StoreOptions
-from imagery_dask.versions.store_places import VOLUME, StorePlaces, moment_of, name_of
+from imagery_dask.versions.store_places import DRAFT, VOLUME, StorePlaces, moment_of, name_of
 from imagery_dask.versions.tables.root_changes import Lookup
 from imagery_dask.versions.tables.root_table import RootsTable
 from imagery_dask.versions.tables.supervoxel_table import SupervoxelTable, graph_blocks
@@ -65,8 +65,6 @@ if TYPE_CHECKING:
 
 __all__ = ["NewStore", "VersionsReport", "create_versions", "new_store", "supervoxel_table"]
 
-# What was asked for, while a store is made.
-DRAFT = "creating.json"
 Stages = dict[str, RunReport]
 
 
@@ -255,7 +253,7 @@ class NewStore:
         """
         store, stages = self.store, Stages()
         refuse_other(store, self.request)
-        with clear_errors(store.url), store.lease() as lease:
+        with store.lease() as lease:
             if refuse_other(store, self.request):
                 return VersionsReport(store.url, self.name, {}, (f"{store.url} is complete: nothing is left to do.",))
             store.files.put(DRAFT, json.dumps(self.request, indent=1).encode(), "application/json")

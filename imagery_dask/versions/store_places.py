@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from imagery_dask.model.moments import Moment, describe_moment, resolve_moment
 from imagery_dask.records.lease import Lease
 from imagery_dask.storage.atomic_files import Files
-from imagery_dask.storage.buckets import parse_bucket_url
+from imagery_dask.storage.buckets import clear_errors, parse_bucket_url
 from imagery_dask.storage.targets import StoreTarget
 from imagery_dask.versions.recorded import ENDING
 from imagery_dask.versions.tables.table_files import TableFile
-from imagery_dask.versions.version_store import ROOTS, SUPERVOXELS, StoreFacts, read_facts
+from imagery_dask.versions.version_store import FACTS, ROOTS, SUPERVOXELS, StoreFacts, read_facts
 
-__all__ = ["VOLUME", "StorePlaces", "moment_of", "name_of"]
+__all__ = ["DRAFT", "VOLUME", "StorePlaces", "moment_of", "name_of"]
 
 VOLUME = "volume.zarr"
+# What was asked for, while a store is made.
+DRAFT = "creating.json"
 
 
 class StorePlaces:
@@ -61,9 +65,21 @@ class StorePlaces:
         """Return the table of a version, which need not exist."""
         return TableFile(self.files, f"{ROOTS}/{name}{ENDING}")
 
-    def lease(self) -> Lease:
-        """Return the lease of the store, which one process holds while it changes anything."""
-        return Lease(self.files, self.url)
+    @contextmanager
+    def lease(self) -> Iterator[Lease]:
+        """Hold the lease of the store while it is changed; at the end, remove what killed processes left half-written.
+
+        Raises
+        ------
+        TargetBusyError
+            Another process holds it.
+        """
+        files = self.files
+        with clear_errors(self.url), Lease(files, self.url) as lease:
+            yield lease
+            for stem in (DRAFT, FACTS, SUPERVOXELS):
+                files.remove_partial("", stem)
+            files.remove_partial(ROOTS)
 
 
 def name_of(version: int | None, timestamp: int) -> str:

@@ -27,9 +27,6 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 SOURCES = (
     click.option("--image-source", metavar="URL", help="Imagery to export, a CloudVolume path."),
     click.option("--segmentation-source", metavar="URL", help="Segmentation to export, a CloudVolume path."),
-    click.option("--as-segmentation", is_flag=True,
-                 help="Read --segmentation-source as ids even if its info says that it is an image."),
-    cave_options,
 )  # fmt: skip
 BOUNDS = click.option(
     "--bounds", nargs=6, type=float, metavar="X0 Y0 Z0 X1 Y1 Z1",
@@ -47,6 +44,9 @@ MISSING = click.option(
 )  # fmt: skip
 OPTIONS = (
     *SOURCES,
+    click.option("--as-segmentation", is_flag=True,
+                 help="Read --segmentation-source as ids even if its info says that it is an image."),
+    cave_options,
     click.option("--stale-roots", type=click.Choice(["error", "warn"]), default="error", show_default=True,
                  help="If --root-ids were not valid at the timestamp: stop with an error, or warn and leave them out."),
     BOUNDS,
@@ -69,7 +69,7 @@ def region_options(command: Command) -> Command:
 
 def box_options(command: Command) -> Command:
     """Add the options that select sources, a moment and one box to a command."""
-    for option in reversed((*SOURCES, BOUNDS, *READING, MISSING)):
+    for option in reversed((*SOURCES, cave_options, BOUNDS, *READING, MISSING)):
         command = option(command)
     return command
 
