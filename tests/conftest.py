@@ -150,8 +150,9 @@ def configure() -> Iterator[Configure]:
 
 @pytest.fixture(autouse=True)
 def _short_pauses(configure: Configure) -> None:
-    """Shorten the pauses between attempts at a block in this process; other processes use the defaults."""
+    """Shorten the pauses between attempts in this process; other processes use the defaults."""
     configure("run.pauses_s", (0.05, 0.1, 0.2))
+    configure("requests.first_pause_s", 0.02)
 
 
 @pytest.fixture(autouse=True)

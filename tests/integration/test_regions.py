@@ -266,7 +266,7 @@ def test_a_stopped_run_resumes_with_the_blocks_that_are_left(data: dict[str, xr.
 def test_a_killed_command_resumes(volumes: Path, regions: Path, tmp_path: Path) -> None:
     with FileServer(volumes, latency_s=0.1) as server:
         arguments = [
-            "export", "zarr", str(tmp_path / "out"), "--image-source", f"{server.url}/em", "--workers", "1",
+            "export", "zarr", str(tmp_path / "out"), "--image-source", f"{server.url}/em",
             "--regions", str(regions), "--chunks", "8,8,8", "--shards", "none", "--block-mib", "0.002",
         ]  # fmt: skip
         with subprocess.Popen(
