@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environments import REQUIREMENTS, versions_of
+from benchmarks.environments import OURS, versions_of
 from benchmarks.report import goals
 from benchmarks.rows import SECTIONS
 from benchmarks.runner import ROOT, Failed, Runner
@@ -83,6 +83,11 @@ def _short(programs: dict[str, Any]) -> str:
     )  # fmt: skip
 
 
+def _environments() -> set[str]:
+    programs = [program for section in SECTIONS for row in section.rows for program in row.programs]
+    return {program.environment for program in programs} - {OURS}
+
+
 def machine() -> dict[str, Any]:
     """Return the date, the commit, the machine and the versions of the peers."""
     git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
@@ -99,7 +104,7 @@ def machine() -> dict[str, Any]:
         "cpu": models[0] if models else platform.machine(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
-        "peers": {path.stem: versions_of(path.stem) for path in sorted(REQUIREMENTS.glob("*.txt"))},
+        "peers": {name: versions_of(name) for name in sorted(_environments())},
     }
 
 

@@ -1,6 +1,9 @@
 """Environments of the peers, each made once from its pinned requirements, since their dependencies exclude each other.
 
 igneous needs zfpy, with which numcodecs does not import on Python 3.11; the boto3 of cloud-files excludes s3fs.
+Webknossos, ome-zarr and zarr 2 are there for tests, which read what they write (`tests/support/foreign`).
+
+``uv pip compile --universal --python-version 3.11.2 --no-header --no-annotate`` makes the requirements.
 """
 
 from __future__ import annotations

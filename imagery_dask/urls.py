@@ -16,6 +16,7 @@ __all__ = [
     "redacted",
     "resolved_name",
     "server_of",
+    "split_name",
     "without_secrets",
     "without_values",
 ]
@@ -99,6 +100,19 @@ def resolved_name(name: str) -> str:
         elif part != ".":
             parts.append(part)
     return "/".join(parts)
+
+
+def split_name(location: str) -> tuple[str, str]:
+    """Return the cloud path of the folder above, and the name below it; the query of a URL stays at its end.
+
+    >>> split_name("s3://bucket/em/color"), split_name("https://host/em/color?token=abc"), split_name("gs://bucket")
+    (('s3://bucket/em', 'color'), ('https://host/em?token=abc', 'color'), ('', ''))
+    """
+    scheme, separator, rest = location.partition("://")
+    begin = BEGIN_OF_QUERY.search(rest) if without_secrets(location) != USER.sub("://", location) else None
+    path, query = (rest[: begin.start()], rest[begin.start() :]) if begin else (rest, "")
+    above, slash, name = path.rstrip("/").rpartition("/")
+    return (f"{scheme}{separator}{above}{query}", name) if slash and above else ("", "")
 
 
 def file_url(base: str, key: str) -> str:

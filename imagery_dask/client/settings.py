@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from imagery_dask.arrays.lazy import lazy_block_edges
 from imagery_dask.client.cave_queries import StaleRoots, check_root_ids
 from imagery_dask.config import config
+from imagery_dask.errors import InvalidInfoError
 from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.humanize import human_share
@@ -22,7 +23,7 @@ from imagery_dask.model.cutout import Cutout, CutoutRequest, resolve, resolve_pa
 from imagery_dask.model.labels import Kind, LabelRequest, LabelRule, are_ids, label_rule
 from imagery_dask.model.layer import Layer
 from imagery_dask.model.moments import resolve_moment
-from imagery_dask.sources import Missing, forget_token, labels_of, normalize_path, open_volume, remember_token
+from imagery_dask.sources import Missing, forget_token, layers_of, normalize_path, open_volume, remember_token
 from imagery_dask.urls import redacted
 from imagery_dask.validate import choice, triple, whole_number
 
@@ -242,7 +243,8 @@ def open_settings(
 ) -> ClientSettings:
     """Return the settings of a client: open its layers and fill in its defaults.
 
-    With `find_labels`, the only labels of an image of OME-Zarr are its segmentation where none is given.
+    With `find_labels`, the only labels of an image of OME-Zarr, or segmentation of a dataset, are the segmentation
+    where none is given.
 
     Raises
     ------
@@ -258,11 +260,18 @@ def open_settings(
             "A client needs at least one layer: give image_source or segmentation_source (or a CAVEclient), and leave "
             "imagery or segmentation True."
         )
-    image = _open_layer(image_source, token)
+    try:
+        image = _open_layer(image_source, token)
+    except InvalidInfoError:
+        found = None if image_source is None else _layer_in(image_source, False)
+        if found is None:
+            raise
+        image = _open_layer(found, token)
     if segmentation_source is not None:
-        segmentation_source = _labels_in(segmentation_source) or segmentation_source
-    elif find_labels and image is not None and len(labels := labels_of(image.path)) == 1:
-        segmentation_source = labels[0]
+        segmentation_source = _layer_in(segmentation_source, True) or segmentation_source
+    elif find_labels and image_source is not None:
+        labels = [path for path, is_segmentation in layers_of(image_source).items() if is_segmentation]
+        segmentation_source = labels[0] if len(labels) == 1 else None
     segmentation = _open_layer(segmentation_source, token)
     if image_kind is not None:
         choice("image_kind", image_kind, ("image", "segmentation"))
@@ -294,12 +303,13 @@ def open_settings(
     )
 
 
-def _labels_in(source: str) -> str | None:
-    """Return the labels of an image of OME-Zarr that is given as segmentation; None for another source."""
-    labels = labels_of(source)
-    if len(labels) > 1:
-        raise ValueError(f"{redacted(source)!r} has the labels {', '.join(labels)}: give one as segmentation_source.")
-    return labels[0] if labels else None
+def _layer_in(source: str, is_segmentation: bool) -> str | None:
+    """Return the only labels of an image of OME-Zarr, or layer of a dataset; None for another source."""
+    layers = [path for path, told in layers_of(source).items() if told == is_segmentation]
+    if len(layers) > 1:
+        what, argument = ("labels", "segmentation") if is_segmentation else ("images", "image")
+        raise ValueError(f"{redacted(source)!r} has the {what} {', '.join(layers)}: give one as {argument}_source.")
+    return layers[0] if layers else None
 
 
 def _open_layer(source: str | None, token: str | None) -> Layer | None:

@@ -41,7 +41,7 @@ __all__ = [
     "changed_supervoxel_chunks",
     "cloud_volume",
     "folders_of",
-    "labels_of",
+    "layers_of",
     "open_volume",
     "stamp_of",
     "volumes_at",
@@ -216,33 +216,44 @@ def _opened(path: str) -> StoredVolume:
 
             found = format_at(location_of(path))
             if found is None:
-                raise SourceNotFoundError(f"{error} Nor is it zarr or N5, which have {', '.join(METADATA)}.") from error
+                from imagery_dask.sources.zarr.webknossos import unreadable_layers
+
+                reason = (
+                    unreadable_layers(location_of(path)) or f"Nor is it zarr or N5, which have {', '.join(METADATA)}."
+                )
+                raise SourceNotFoundError(f"{error} {reason}") from error
             path = f"{found}://{location_of(path)}"
     from imagery_dask.sources.zarr.zarr_volume import ZarrVolume
 
     return ZarrVolume(path)
 
 
-def labels_of(path: str) -> list[str]:
-    """Return the paths of the labels of an image of OME-Zarr; none for other volumes."""
+def layers_of(path: str) -> dict[str, bool]:
+    """Return the paths of the labels of an image of OME-Zarr, or of the layers of a dataset of webknossos.
+
+    Returns
+    -------
+    dict
+        Whether each is a segmentation, by its path; none for other volumes.
+    """
     path = normalize_path(path)
     if not is_zarr(path):
-        return []
-    from imagery_dask.sources.zarr.zarr_volume import find_labels
+        return {}
+    from imagery_dask.sources.zarr.zarr_volume import find_layers
 
-    return find_labels(path)
+    return find_layers(path)
 
 
 def volumes_at(path: str) -> list[str]:
-    """Return a path and those of the labels in it; these alone, where they have no image."""
-    labels = labels_of(path)
+    """Return a path and those of the layers in it; these alone, where it is no volume itself."""
+    layers = list(layers_of(path))
     try:
         open_volume(path)
     except InvalidInfoError:
-        if not labels:
+        if not layers:
             raise
-        return labels
-    return [path, *labels]
+        return layers
+    return [path, *layers]
 
 
 def folders_of(path: str) -> set[str]:

@@ -412,7 +412,7 @@ def test_missing_chunks_are_counted_and_limited(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "options", "error", "words"),
     [
-        ("n5", {}, SourceError, "no image of OME-Zarr 0.4 or 0.5"),
+        ("n5", {}, SourceError, "is N5, which is read and not written"),
         ("array", {}, SourceError, "no image of OME-Zarr 0.4 or 0.5"),
         ("precomputed", {"codec": "zstd"}, ValueError, "codec='zstd' is an option of OME-Zarr"),
         ("zarr3", {"encoding": "raw"}, ValueError, "encoding='raw' is an option of precomputed volumes"),

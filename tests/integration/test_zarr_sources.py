@@ -120,15 +120,49 @@ def test_codecs_of_v2(codec: dict[str, Any], data: Any, tmp_path: Path) -> None:
         np.testing.assert_array_equal(read(path)[..., 0], data)
 
 
+# Of chunks that are no whole number of voxels of another data type.
+FILTERS: dict[str, list[dict[str, Any]]] = {
+    "delta-shuffle": [{"id": "delta", "dtype": "<u8"}, {"id": "shuffle", "elementsize": 8}],
+    "delta": [{"id": "delta", "dtype": "<u8"}],
+    "shuffle-delta": [{"id": "shuffle", "elementsize": 8}, {"id": "delta", "dtype": "<u8"}],
+    "shuffle": [{"id": "shuffle", "elementsize": 8}],
+    "astype": [{"id": "astype", "encode_dtype": "<u4", "decode_dtype": "<u8"}],
+}
+
+
 @pytest.mark.filterwarnings("ignore:Numcodecs codecs")
-@pytest.mark.parametrize("names", ["delta", "shuffle", "delta shuffle", "shuffle delta"])
-def test_filters(names: str, data: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", list(FILTERS))
+def test_filters(name: str, data: Any, tmp_path: Path) -> None:
     import numcodecs
 
-    known = {"delta": numcodecs.Delta(dtype="<u8"), "shuffle": numcodecs.Shuffle(8)}
-    filters = [known[name] for name in names.split()]
-    path = create(tmp_path / "a.zarr", data.T, zarr_format=2, filters=filters)
-    np.testing.assert_array_equal(read(path)[..., 0], data)
+    filters = [numcodecs.get_codec(dict(config)) for config in FILTERS[name]]
+    path = create(tmp_path / "a.zarr", data.T, zarr_format=2, filters=filters, chunks=(7, 15, 13))
+    np.testing.assert_array_equal(read(path)[..., 0], zarr.open_array(path, mode="r")[...].T)
+    assert name == "astype" or (read(path)[..., 0] == data).all()
+
+
+@pytest.mark.filterwarnings("ignore:Numcodecs codecs")
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"id": "fixedscaleoffset", "offset": 0, "scale": 1, "dtype": "<u8", "astype": "<u4"},
+        {"id": "astype", "encode_dtype": "<f8", "decode_dtype": "<u8"},
+    ],
+    ids=lambda config: config["id"],
+)
+def test_filters_that_make_floats_of_ids_are_refused(config: dict[str, Any], data: Any, tmp_path: Path) -> None:
+    import numcodecs
+    import zarr.codecs.numcodecs as of_v3
+
+    codec = numcodecs.get_codec(dict(config))
+    path = create(tmp_path / "a.zarr", (data % 1000).T, zarr_format=2, filters=[codec])
+    with pytest.raises(InvalidInfoError, match=f"filter '{config['id']}' makes floats of uint64"):
+        open_volume(str(path))
+    kind = {"fixedscaleoffset": of_v3.FixedScaleOffset, "astype": of_v3.AsType}[config["id"]]
+    options = {name: value for name, value in config.items() if name != "id"}
+    zarr.create_array(tmp_path / "b.zarr", shape=SHAPE, dtype="u8", chunks=(16,) * 3, filters=[kind(**options)])
+    with pytest.raises(InvalidInfoError, match=f"filter '{config['id']}' makes floats of uint64"):
+        open_volume(str(tmp_path / "b.zarr"))
 
 
 @pytest.mark.parametrize("compression", [{"type": name} for name in ("raw", "gzip", "bzip2", "xz", "zstd", "blosc")])

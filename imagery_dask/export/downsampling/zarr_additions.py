@@ -30,6 +30,7 @@ from imagery_dask.model.labels import Kind
 from imagery_dask.sources import open_volume
 from imagery_dask.sources.volumes.addresses import ZarrAddress
 from imagery_dask.sources.zarr.multiscales import LevelPlace, levels_of_ome, own_transformation
+from imagery_dask.sources.zarr.zarr_volume import ZarrVolume
 from imagery_dask.storage.atomic_files import Files
 from imagery_dask.storage.targets import StoreTarget
 from imagery_dask.urls import redacted
@@ -123,6 +124,14 @@ def _group_at(path: str, location: str) -> _Group:
     """Return the group of an image; raise for anything else that may be there."""
     address = ZarrAddress.parse(path)
     volume = open_volume(path)  # which says what is wrong with its metadata
+    assert isinstance(volume, ZarrVolume)
+    if volume.dataset_layer is not None:
+        raise SourceError(
+            f"{redacted(path)!r} is in a dataset of webknossos, whose properties would not name new levels. Add them "
+            "with the package webknossos (Layer.downsample), or export it with levels to another volume."
+        )
+    if volume.metadata_name == "attributes.json":
+        raise SourceError(f"{redacted(path)!r} is N5, which is read and not written. {EXPORT}")
     name = {"zarr.json": "zarr.json", ".zgroup": ".zattrs"}.get(volume.metadata_name)
     files = Files.at(location)
     file = None if name is None else MetadataFile.read(files, name)

@@ -29,6 +29,8 @@ SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 OF_VOXELS = ("delta", "fixedscaleoffset", "bitround", "packbits", "astype", "quantize")
 N5_HEADER, N5_LENGTH = struct.Struct(">HH"), struct.Struct(">I")
 N5_DEFAULT, N5_VARLENGTH = 0, 1
+# Fields of compressions of N5 that numcodecs needs.
+N5_OPTIONS = {"blosc": ("cname", "clevel", "shuffle", "blocksize"), "lzma": ("format", "check", "filters")}
 LZ4_BLOCK, LZ4_MAGIC = struct.Struct("<8sBiiI"), b"LZ4Block"
 LZ4_RAW, LZ4_COMPRESSED, LZ4_METHOD = 0x10, 0x20, 0xF0
 
@@ -94,11 +96,11 @@ class ChunkCodec:
             content, shape = _without_header(content, shape)
         for step in self.steps:
             content = step(content)
-        flat = np.frombuffer(content, self.dtype)
+        # As bytes: a filter stores another data type, and each takes them for its own.
+        flat = np.frombuffer(content, np.uint8)
         for step in self.of_voxels:
-            flat = np.asarray(step(flat)).reshape(-1)
-        if self.of_voxels:  # of which some give bytes
-            flat = flat.view(self.dtype)
+            flat = np.ascontiguousarray(step(flat)).reshape(-1)
+        flat = flat.view(self.dtype)
         if flat.size != math.prod(shape):
             raise ValueError(f"it has {flat.size} voxels, and chunks have {math.prod(shape)}")
         order = range(len(shape)) if self.order is None else self.order
@@ -108,7 +110,7 @@ class ChunkCodec:
 
 def codec_of_v2(metadata: JsonObject, dtype: np.dtype[Any]) -> ChunkCodec:
     """Return the codec of an array of zarr v2 (``.zarray``)."""
-    filters = [_numcodec(config) for config in metadata.get("filters") or ()]
+    filters = [_filter(config, dtype) for config in metadata.get("filters") or ()]
     compressor = metadata.get("compressor")
     steps = [] if compressor is None else [_numcodec(compressor)]
     ndim = len(metadata["shape"])
@@ -139,11 +141,15 @@ def codec_of_v3(codecs: Sequence[Any], dtype: np.dtype[Any], ndim: int) -> Chunk
             steps.append(_numcodec({"id": name} | _of_v3(name, configuration)).decode)
             names.append(name)
         elif name.startswith("numcodecs."):
-            decoder = _numcodec({"id": plain} | configuration)
-            (of_voxels if plain in OF_VOXELS else steps).append(decoder.decode)
+            is_filter = plain in OF_VOXELS
+            config = {"id": plain} | configuration
+            decoder = _filter(config, dtype) if is_filter else _numcodec(config)
+            (of_voxels if is_filter else steps).append(decoder.decode)
             names.append(plain)
         else:
             raise UnknownCodecError(name)
+    if of_voxels and dtype.byteorder == ">":
+        raise ValueError("it has filters of big-endian voxels, which zarr-python does not read as it wrote them")
     return ChunkCodec(_named(names), dtype, steps[::-1], order, of_voxels[::-1])
 
 
@@ -153,7 +159,7 @@ def codec_of_n5(attributes: JsonObject, dtype: np.dtype[Any]) -> ChunkCodec:
     name = str(compression.get("type") if isinstance(compression, Mapping) else compression)
     if name == "raw":
         steps: list[Step] = []
-    elif name == "lz4":
+    elif name == "lz4" and "acceleration" not in compression:  # which zarr-python writes, with its own lz4
         steps = [_decode_lz4_blocks]
     elif name == "jpeg":
         import imagecodecs
@@ -161,11 +167,11 @@ def codec_of_n5(attributes: JsonObject, dtype: np.dtype[Any]) -> ChunkCodec:
         steps = [lambda content: np.ascontiguousarray(imagecodecs.jpeg_decode(bytes(content))).reshape(-1)]
     else:
         ids = {"gzip": "zlib" if compression.get("useZlib") else "gzip", "bzip2": "bz2", "xz": "lzma"}
-        kept = {key: value for key, value in compression.items() if key in ("cname", "clevel", "shuffle", "blocksize")}
         known = ids.get(name, name)
-        if known not in ("gzip", "zlib", "bz2", "lzma", "blosc", "zstd"):
+        if known not in ("gzip", "zlib", "bz2", "lz4", "lzma", "blosc", "zstd"):
             raise UnknownCodecError(name)
-        steps = [_numcodec({"id": known} | (kept if known == "blosc" else {})).decode]
+        kept = {key: compression[key] for key in N5_OPTIONS.get(name, ()) if key in compression}
+        steps = [_numcodec({"id": known} | kept).decode]
     order = tuple(reversed(range(len(attributes["dimensions"]))))
     return ChunkCodec(name, dtype.newbyteorder(">"), steps, order, has_header=True)
 
@@ -213,6 +219,21 @@ def _numcodec(config: Mapping[str, Any]) -> Any:
     except Exception as error:
         remedy = f"numcodecs says: {error}. If a package has it, install it, also for workers."
         raise UnknownCodecError(name, remedy) from error
+
+
+def _filter(config: Mapping[str, Any], dtype: np.dtype[Any]) -> Any:
+    """Return a codec of voxels; raise if it makes floats of integers that floats do not hold."""
+    name, float_bytes = str(config.get("id")), 0
+    if name == "fixedscaleoffset":
+        float_bytes = 8
+    elif name == "astype" and (stored := np.dtype(config["encode_dtype"])).kind == "f":
+        float_bytes = stored.itemsize
+    if float_bytes and dtype.kind in "iu" and dtype.itemsize >= float_bytes:
+        raise ValueError(
+            f"its filter {name!r} makes floats of {dtype.name}, and floats change ids above 2**53 (in 4 bytes, above "
+            "2**24). Write the array again without this filter, from data that never had it"
+        )
+    return _numcodec(config)
 
 
 def _of_v3(name: str, configuration: JsonObject) -> JsonObject:

@@ -24,10 +24,12 @@ __all__ = [
     "LevelPlace",
     "axes_named",
     "default_axes",
+    "exact",
     "levels_of_n5",
     "levels_of_ome",
     "own_transformation",
     "placed",
+    "unit_nm",
 ]
 
 SPACE = ("x", "y", "z")
@@ -137,7 +139,9 @@ def levels_of_ome(attributes: JsonObject) -> list[LevelPlace]:
     levels = []
     for dataset in multiscale["datasets"]:
         scale, translation = own_transformation(dataset, len(names), of_all)
-        unit = Vec3.of(_unit(units[names[at]]) if (at := named.of(axis)) is not None else Fraction(1) for axis in SPACE)
+        unit = Vec3.of(
+            unit_nm(units[names[at]]) if (at := named.of(axis)) is not None else Fraction(1) for axis in SPACE
+        )
         levels.append(
             LevelPlace(str(dataset["path"]), named, _xyz(named, scale, 1) * unit, _xyz(named, translation, 0) * unit)
         )
@@ -173,12 +177,12 @@ def own_transformation(
         numbers = step.get(kind)
         if kind not in ("scale", "translation") or not isinstance(numbers, list) or len(numbers) != ndim:
             raise ValueError(f"its level {dataset['path']} has {step!r}, which is no scale or translation")
-        exact = [_exact(number) for number in numbers]
+        along = [exact(number) for number in numbers]
         if kind == "scale":
-            translation = [at * by for at, by in zip(translation, exact, strict=True)]
-            scale = [size * by for size, by in zip(scale, exact, strict=True)]
+            translation = [at * by for at, by in zip(translation, along, strict=True)]
+            scale = [size * by for size, by in zip(scale, along, strict=True)]
         else:
-            translation = [at + by for at, by in zip(translation, exact, strict=True)]
+            translation = [at + by for at, by in zip(translation, along, strict=True)]
     return scale, translation
 
 
@@ -211,10 +215,10 @@ def levels_of_n5(attributes: JsonObject, of_arrays: dict[str, JsonObject]) -> li
             factors = factors or (scales[number] if number < len(scales) else None)
         else:
             factors = factors if _resolution(attributes)[0] == size else None
-        scale = [_exact(n) for n in size or (1, 1, 1)]
+        scale = [exact(n) for n in size or (1, 1, 1)]
         if factors is not None:
-            scale = [own * _exact(factor) for own, factor in zip(scale, factors, strict=True)]
-        offset = [_exact(n) for n in own.get("offset") or (0, 0, 0)]
+            scale = [own * exact(factor) for own, factor in zip(scale, factors, strict=True)]
+        offset = [exact(n) for n in own.get("offset") or (0, 0, 0)]
         levels.append(
             LevelPlace(name, None, Vec3.of(n * unit for n in scale[:3]), Vec3.of(n * unit for n in offset[:3]))
         )
@@ -234,13 +238,13 @@ def placed(
         Voxel size and first voxel of the first level (x, y, z), whatever its metadata says.
     """
     first = levels[0]
-    size = first.scale_nm if resolution_nm is None else Vec3.of(_exact(n) for n in resolution_nm)
+    size = first.scale_nm if resolution_nm is None else Vec3.of(exact(n) for n in resolution_nm)
     stretch = Vec3.of(own / stored for own, stored in zip(size, first.scale_nm, strict=True))
     if voxel_offset is None:
         # Centres of first voxels; else their corners, of which either begins at a whole voxel.
         corner = Vec3.of(_corner(at, own) for at, own in zip(first.translation_nm, first.scale_nm, strict=True))
     else:
-        corner = Vec3.of(_exact(n) * own for n, own in zip(voxel_offset, first.scale_nm, strict=True))
+        corner = Vec3.of(exact(n) * own for n, own in zip(voxel_offset, first.scale_nm, strict=True))
     found: list[tuple[Vec3[float], Vec3[int] | str]] = []
     for level in levels:
         moved = level.translation_nm - first.translation_nm
@@ -275,16 +279,16 @@ def _of_transform(name: str, transform: JsonObject) -> LevelPlace:
     axes = [str(axis) for axis in transform["axes"]]
     named = axes_named(axes)
     units = transform.get("units") or ["nm"] * len(axes)
-    scale = [_exact(n) * _unit(unit) for n, unit in zip(transform["scale"], units, strict=True)]
-    moved = [_exact(n) * _unit(unit) for n, unit in zip(transform["translate"], units, strict=True)]
+    scale = [exact(n) * unit_nm(unit) for n, unit in zip(transform["scale"], units, strict=True)]
+    moved = [exact(n) * unit_nm(unit) for n, unit in zip(transform["translate"], units, strict=True)]
     return LevelPlace(name, None, _xyz(named, scale, 1), _xyz(named, moved, 0))
 
 
 def _resolution(attributes: JsonObject) -> tuple[Sequence[Any] | None, Fraction]:
     pixel = attributes.get("pixelResolution")
     if isinstance(pixel, dict):
-        return pixel["dimensions"], _unit(pixel.get("unit"))
-    return pixel or attributes.get("resolution"), _unit((attributes.get("units") or [None])[0])
+        return pixel["dimensions"], unit_nm(pixel.get("unit"))
+    return pixel or attributes.get("resolution"), unit_nm((attributes.get("units") or [None])[0])
 
 
 def _flat(steps: Sequence[JsonObject]) -> list[JsonObject]:
@@ -299,7 +303,14 @@ def _xyz(axes: Axes, numbers: Sequence[Fraction], missing: int) -> Vec3[Fraction
     return Vec3.of(Fraction(missing) if (at := axes.of(axis)) is None else numbers[at] for axis in SPACE)
 
 
-def _unit(name: str | None) -> Fraction:
+def unit_nm(name: str | None) -> Fraction:
+    """Return a unit of length in nm, by its name; no name is that of nm.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    """
     text = str(name or "").strip()
     known = UNITS_NM.get(text.lower(), UNITS_NM.get(text.lower().removesuffix("s")))
     if known is None:
@@ -307,6 +318,6 @@ def _unit(name: str | None) -> Fraction:
     return known
 
 
-def _exact(number: Any) -> Fraction:
-    """Return a decimal number as it is written."""
+def exact(number: Any) -> Fraction:
+    """Return a decimal number as it is written, which floats are not."""
     return Fraction(repr(float(number)))

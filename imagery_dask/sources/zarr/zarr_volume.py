@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Generator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -31,8 +32,9 @@ from imagery_dask.sources.zarr.multiscales import (
     placed,
 )
 from imagery_dask.sources.zarr.shard_files import ShardFiles
+from imagery_dask.sources.zarr.webknossos import AXES, PROPERTIES, WebknossosLayer, find_layer, layers_of_dataset
 
-__all__ = ["METADATA", "ZarrVolume", "find_labels", "format_at"]
+__all__ = ["METADATA", "ZarrVolume", "find_layers", "format_at"]
 
 LARGEST_METADATA = 2**26
 # Bytes of an encoded chunk, for each byte of its voxels and in addition.
@@ -56,16 +58,44 @@ class _Node:
 
 @dataclass(frozen=True)
 class _Level:
-    """An array that is a mip."""
+    """An array that is a mip, or the part of it that is in a box, from a whole chunk on."""
 
     prefix: str
     array: ArrayFormat
     axes: Axes
     described: JsonObject
+    box: tuple[Vec3[int], Vec3[int]] | None = None
+
+    @property
+    def shape(self) -> Vec3[int]:
+        """Voxels of the array along x, y, z."""
+        return self.along(self.array.shape)
+
+    @property
+    def chunk(self) -> Vec3[int]:
+        """Voxels of a chunk along x, y, z."""
+        return self.along(self.array.chunk)
+
+    @cached_property
+    def first_cell(self) -> Vec3[int]:
+        """Position of the first chunk that is read, in the grid of the array."""
+        start = self.box[0].maximum(0) if self.box else Vec3(0, 0, 0)
+        return start // self.chunk if start.all_lt(self.stop) else Vec3(0, 0, 0)
+
+    @property
+    def stop(self) -> Vec3[int]:
+        """One past the last voxel that is read, in the array."""
+        stop = self.box[1].minimum(self.shape) if self.box else self.shape
+        return stop if Vec3(0, 0, 0).all_lt(stop) else self.shape
+
+    def along(self, sizes: tuple[int, ...]) -> Vec3[int]:
+        """Return sizes in the array's order of axes as those along x, y, z."""
+        return Vec3.of(1 if (at := self.axes.of(axis)) is None else sizes[at] for axis in ("x", "y", "z"))
 
     def position(self, chunk: Chunk) -> tuple[int, ...]:
         """Return the position of a chunk in the grid of the array, in its order of axes."""
-        cells = {"x": chunk.x.cell, "y": chunk.y.cell, "z": chunk.z.cell, "c": chunk.channel.cell}
+        x, y, z = self.first_cell
+        cells = {"x": x + chunk.x.cell, "y": y + chunk.y.cell, "z": z + chunk.z.cell, "c": chunk.channel.cell}
         return tuple(cells.get(name, 0) for name in self.axes.names)
 
 
@@ -76,6 +106,11 @@ class ZarrVolume(StoredVolume):
     ----------
     path : str
         As `normalize_path` returns it: ``zarr://``, ``zarr2://``, ``zarr3://`` or ``n5://`` and a cloud path.
+
+    Attributes
+    ----------
+    dataset_layer : WebknossosLayer or None
+        What its dataset says of it, if it is a layer of webknossos or a magnification of one.
 
     Raises
     ------
@@ -90,7 +125,8 @@ class ZarrVolume(StoredVolume):
         self._transport = Transport(self.data_path)
         self._levels: list[_Level] = []
         self._shards: dict[int, ShardFiles] = {}
-        self._open(*self._read_metadata())
+        self._metadata = self._read_metadata()
+        self._open(*self._metadata)
 
     # ------------------------------------------------------------------ metadata
 
@@ -110,8 +146,8 @@ class ZarrVolume(StoredVolume):
             "levels": [own[level].described if level < len(own) else None for level in sorted(set(levels))],
         }
 
-    def _read_metadata(self) -> tuple[_Node, list[_Node]]:
-        """Read the metadata of the group or array, and of all levels."""
+    def _read_metadata(self) -> tuple[_Node, list[_Node], WebknossosLayer | None]:
+        """Read the metadata of the group or array, of all levels, and of the dataset that it may be a layer of."""
         allowed = self._address.formats
         (node,) = _read_nodes(self._transport, [""], allowed)
         if node is None:
@@ -120,9 +156,10 @@ class ZarrVolume(StoredVolume):
                 f"There is no {'N5' if allowed == ('n5',) else 'zarr'} volume at {self.path!r}: it has none of "
                 f"{looked}. Check the path; it must be the folder of a multiscale image or of an array."
             )
+        layer = self._webknossos(node)
         if node.array is not None:
-            return node, [node]
-        names = self._names(node)
+            return node, [node], layer
+        names = [place.path for place in layer.places] if layer else self._names(node)
         found = _read_nodes(self._transport, [f"{name}/" for name in names], (node.format,), node.name)
         absent = [name for name, level in zip(names, found, strict=True) if level is None or level.array is None]
         if absent and node.format == "n5" and not node.attributes.get("multiscales"):
@@ -130,13 +167,23 @@ class ZarrVolume(StoredVolume):
         elif absent:
             raise self._refused(f"it names the level {absent[0]!r}, where there is no array")
         if not found:
-            labels = _labels_in(self._transport, node)
-            hint = f" It has the labels {', '.join(labels)}: give labels/{labels[0]} in it." if labels else ""
+            layers = list(_layers_in(self._transport, node))
+            hint = f". It has {', '.join(layers)}: give {layers[0]} in it" if layers else ""
             raise self._refused(
                 "it is a group without multiscale metadata (OME-Zarr, or s0, s1, ... of N5); give the path of an array "
-                f"in it.{hint}"
+                f"in it{hint}"
             )
-        return node, [level for level in found if level is not None]
+        return node, [level for level in found if level is not None], layer
+
+    def _webknossos(self, node: _Node) -> WebknossosLayer | None:
+        """Return what webknossos says of a layer or a magnification; None of anything else."""
+        given = self._address
+        if given.resolution_nm or given.voxel_offset or given.axes or not _may_be_webknossos(node):
+            return None
+        try:
+            return find_layer(self.data_path, node.name, node.array is not None)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise self._refused(f"the {PROPERTIES} of its dataset has no usable {error}") from error
 
     def _names(self, node: _Node) -> list[str]:
         """Return the names of the arrays that are the levels of a group."""
@@ -148,23 +195,24 @@ class ZarrVolume(StoredVolume):
                 raise self._refused(f"its multiscales have no usable {error}") from error
         return [f"s{number}" for number in range(MOST_LEVELS)] if node.format == "n5" else []
 
-    def _open(self, node: _Node, nodes: list[_Node]) -> None:
+    def _open(self, node: _Node, nodes: list[_Node], layer: WebknossosLayer | None) -> None:
         """Set what follows from the metadata."""
-        self._node, self._metadata = node, (node, nodes)
+        self._node, self.dataset_layer = node, layer
         self.metadata_name = node.name
         self.modified = node.modified
         arrays = [self._parsed(level) for level in nodes]
         try:
-            places = self._places(node, nodes)
+            places = list(layer.places) if layer else self._places(node, nodes)
         except (KeyError, TypeError, IndexError) as error:
             raise self._refused(f"its metadata has no usable {error}") from error
         except ValueError as error:
             raise self._refused(error) from error
         prefixes = [""] if node.array is not None else [f"{place.path}/" for place in places]
-        for level, array, place, prefix in zip(nodes, arrays, places, prefixes, strict=True):
+        boxes = layer.boxes if layer else [None] * len(places)
+        for level, array, place, prefix, box in zip(nodes, arrays, places, prefixes, boxes, strict=True):
             axes = self._axes(array, place)
             described = {"array": level.array, "nm": [str(n) for n in (*place.scale_nm, *place.translation_nm)]}
-            self._levels.append(_Level(prefix, array, axes, described))
+            self._levels.append(_Level(prefix, array, axes, described, box))
         first = self._levels[0]
         channels = {self._channels(level) for level in self._levels}
         dtypes = {level.array.dtype.name for level in self._levels}
@@ -185,7 +233,8 @@ class ZarrVolume(StoredVolume):
                 "end of its path, as in #voxel_offset=0,0,0"
             )
         dtype = first.array.dtype
-        is_segmentation = dtype.kind in "iu" and channels == {1} and ("image-label" in _ome(node) or are_ids(dtype))
+        told = layer.is_segmentation if layer else "image-label" in _ome(node) or are_ids(dtype)
+        is_segmentation = dtype.kind in "iu" and channels == {1} and told
         kind = "segmentation" if is_segmentation else "image"
         self.layer = Layer(self.path, kind, dtype.name, channels.pop(), tuple(mips))
         self._largest = [
@@ -242,15 +291,12 @@ class ZarrVolume(StoredVolume):
 
     def _mip(self, number: int, level: _Level, resolution_nm: Vec3[float], start: Vec3[int] | str) -> Mip:
         array, refusal = level.array, start if isinstance(start, str) else ""
-        shape, chunk = (
-            Vec3.of(1 if (at := level.axes.of(axis)) is None else sizes[at] for axis in ("x", "y", "z"))
-            for sizes in (array.shape, array.chunk)
-        )
-        at = level.axes.of("c")
+        at, first = level.axes.of("c"), level.first_cell * level.chunk
         of_shard = None if array.shard is None else math.prod(array.shard.shape) // math.prod(array.chunk)
-        grid = VoxelGrid(Vec3(0, 0, 0) if isinstance(start, str) else start, shape, resolution_nm)
+        start = first if isinstance(start, str) else start + first
+        grid = VoxelGrid(start, level.stop - first, resolution_nm)
         channels = None if at is None else array.chunk[at]
-        return Mip(number, level.prefix.strip("/"), grid, chunk, array.codec.name, of_shard, channels, refusal)
+        return Mip(number, level.prefix.strip("/"), grid, level.chunk, array.codec.name, of_shard, channels, refusal)
 
     def _refused(self, reason: object) -> InvalidInfoError:
         return InvalidInfoError(f"{self.path!r} cannot be read: {str(reason).rstrip('.')}.")
@@ -323,7 +369,7 @@ class ZarrVolume(StoredVolume):
         shard = level.array.shard
         if shard is None:
             return super().file_shape(mip)
-        return Vec3.of(1 if (at := level.axes.of(axis)) is None else shard.shape[at] for axis in ("x", "y", "z"))
+        return level.along(shard.shape)
 
     def _absent(self, mip: int) -> int | float | None:
         return self._levels[mip].array.fill
@@ -343,22 +389,43 @@ def format_at(location: str) -> str | None:
     return None if node is None else node.format
 
 
-def find_labels(path: str) -> list[str]:
-    """Return the paths of the labels of an OME-Zarr image; none for anything else."""
+def find_layers(path: str) -> dict[str, bool]:
+    """Return the paths of the volumes in a group that is not only one itself, and whether they are segmentations.
+
+    These are the labels of an image of OME-Zarr, and the layers of a dataset of webknossos.
+    """
     address = ZarrAddress.parse(path)
     transport = Transport(address.location)
     (node,) = _read_nodes(transport, [""], address.formats)
     scheme = path.partition("://")[0]
-    return [f"{scheme}://{address.location}/labels/{name}" for name in _labels_in(transport, node)]
+    return {f"{scheme}://{address.location}/{name}": told for name, told in _layers_in(transport, node).items()}
 
 
-def _labels_in(transport: Transport, node: _Node | None) -> list[str]:
-    """Return the names of the labels of an OME-Zarr image."""
+def _layers_in(transport: Transport, node: _Node | None) -> dict[str, bool]:
+    """Return the names of the labels of an image, or of the layers of a dataset."""
     if node is None or node.array is not None or node.format == "n5":
-        return []
+        return {}
     (labels,) = _read_nodes(transport, ["labels/"], (node.format,), node.name)
     names = None if labels is None else _ome(labels).get("labels")
-    return [str(name) for name in names] if isinstance(names, list) else []
+    if isinstance(names, list):
+        return {f"labels/{name}": True for name in names}
+    return {} if "multiscales" in _ome(node) else layers_of_dataset(transport.cloudpath, node.name)
+
+
+def _may_be_webknossos(node: _Node) -> bool:
+    """Return True for an array or image with the axes of webknossos, and a group that says nothing of its levels."""
+    if node.format == "n5":
+        return False
+    try:
+        if node.array is not None:
+            names = node.array.get("dimension_names") or AXES[: len(node.array["shape"])]
+        elif not (multiscales := _ome(node).get("multiscales")):
+            return True
+        else:
+            names = [axis["name"] for axis in multiscales[0]["axes"]]
+    except (KeyError, TypeError, IndexError, AttributeError):
+        return False
+    return tuple(names) == AXES
 
 
 def _ome(node: _Node) -> JsonObject:
