@@ -24,6 +24,7 @@ from imagery_dask.versions.tables.root_changes import Lookup, choose_lookup
 from imagery_dask.versions.tables.root_table import RootsTable
 from imagery_dask.versions.tables.table_export import write_table
 from imagery_dask.versions.tables.table_target import remove_pieces
+from imagery_dask.versions.version_store import check_splits
 
 if TYPE_CHECKING:
     from caveclient import CAVEclient
@@ -180,7 +181,7 @@ def _planned(store: StorePlaces, version: int | None, timestamp: int) -> Planned
     facts, name = store.facts, name_of(version, timestamp)
     graph = facts.graph
     # Which refuses a graph that this program cannot read any more, and a server that does not answer.
-    open_volume(f"{GRAPHENE}{graph.server}/segmentation/table/{graph.table}", fresh=True)
+    check_splits(open_volume(f"{GRAPHENE}{graph.server}/segmentation/table/{graph.table}", fresh=True).layer)
     query = RootQuery(graph, timestamp, None, MAX_REQUESTS, version)
     known = [one for one in recorded_in(store.url) if one.name != name]
     if not known:

@@ -144,13 +144,18 @@ class World:
             if len(np.unique(piece)) < max(2, len(near)):
                 raise GraphError(f"{supervoxel} has no voxel next to one of the {len(near)} seeds")
             root = int(self.graph.roots([supervoxel])[0])
+            with_first = np.asarray(together, np.uint64).tolist()
+            if not set(with_first) <= set(self.graph.leaves(root).tolist()):
+                raise GraphError(f"supervoxels that go with a piece are not of the object {root}: {with_first}")
+            if to_ms(moment) <= to_ms(self.graph.edited):
+                raise GraphError(f"edits must be in order: {moment} is not after the last edit, at {self.graph.edited}")
             new = self.graph.split_supervoxel(supervoxel, len(near))
             fine = self.mips[0].copy(order="F")
             fine[tuple(at.T)] = new[piece]
             mips = _with_coarser(fine, len(self.mips))
             boxes = [(at.min(axis=0) // step, at.max(axis=0) // step + 1) for step in _steps(len(mips))]
             committed = self.splits.write(mips, boxes)
-            self.graph.split(root, [int(new[0]), *np.asarray(together, np.uint64).tolist()], moment)
+            self.graph.split(root, [int(new[0]), *with_first], moment)
             self._states.append((committed, self.mips))
             self.mips = mips
             return new

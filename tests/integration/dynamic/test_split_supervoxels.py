@@ -18,6 +18,7 @@ from support.http_server import FileServer
 from support.packages import hide_package
 from support.recording import RecordingProxy
 from support.settings import Configure
+from support.volumes import sharding_spec
 
 from imagery_dask import ImageryClient, to_precomputed, to_zarr
 from imagery_dask.errors import InvalidInfoError, SourceError
@@ -25,6 +26,7 @@ from imagery_dask.model import chunkedgraph
 from imagery_dask.sources import changed_supervoxel_chunks, open_volume, volumes_at
 from imagery_dask.sources.precomputed import ocdbt_files
 from imagery_dask.testing.cave import CaveServer, Fault, World, make_world
+from imagery_dask.testing.cave.split_store import SplitStore
 
 SHAPE = (128, 128, 32)
 WHOLE: Box = ((0, 0, 0), (64, 64, 32))
@@ -61,9 +63,9 @@ def next_second() -> int:
     return now
 
 
-@pytest.fixture(params=["spec", "path"])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> World:
-    return make_world(tmp_path / "world", SHAPE, splits=request.param)
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return make_world(tmp_path / "world", SHAPE, splits="spec")
 
 
 @pytest.fixture
@@ -81,14 +83,41 @@ def prompt(monkeypatch: pytest.MonkeyPatch) -> None:
 # ------------------------------------------------------------------------------------------ moments
 
 
-@pytest.mark.parametrize("populated", [False, True], ids=["only edits", "populated"])
-@pytest.mark.parametrize("settled_s", [0, 180])
+def in_shards(world: World, folder: Path) -> None:
+    """Store a world's watershed in shards, and begin its store of splits again."""
+    for mip, voxels in enumerate(world.mips):
+        nm = resolution(world, mip)
+        scale = {
+            "size": voxels.shape,
+            "voxel_offset": bounds(world, WHOLE, mip)[0].tolist(),
+            "chunk_size": [32, 32, 16],
+            "resolution": nm,
+            "encoding": "compressed_segmentation",
+            "compressed_segmentation_block_size": [8, 8, 8],
+            "sharding": sharding_spec(voxels.shape, (32, 32, 16)),
+        }
+        level = {"driver": "neuroglancer_precomputed", "kvstore": folder.as_uri() + "/", "scale_metadata": scale}
+        level["multiscale_metadata"] = {"type": "segmentation", "data_type": "uint64", "num_channels": 1}
+        tensorstore.open(level, create=True).result().write(voxels[..., None]).result()
+    world.watershed_source = f"precomputed://{folder.as_uri()}"
+    world.watershed_info = json.loads((folder / "info").read_text())
+    world.splits = SplitStore(folder, world.table, world.mips, populated=True)
+
+
+@pytest.mark.parametrize(
+    ("form", "populated", "settled_s"),
+    [("spec", False, 0), ("spec", True, 180), ("path", False, 180), ("path", True, 0), ("shards", True, 0)],
+)
 def test_voxels_of_every_moment_are_the_servers(
-    tmp_path: Path, populated: bool, settled_s: int, monkeypatch: pytest.MonkeyPatch, configure: Configure
+    tmp_path: Path, form: Any, populated: bool, settled_s: int, monkeypatch: pytest.MonkeyPatch, configure: Configure
 ) -> None:
     monkeypatch.setattr(chunkedgraph, "SETTLED_S", settled_s)
     configure("lazy.block_bytes", 32 * 32 * 16 * 8)
-    world = make_world(tmp_path, SHAPE, splits="spec", populated=populated)
+    splits = "path" if form == "path" else "spec"
+    n_mips = 2 if form == "shards" else 3
+    world = make_world(tmp_path / "world", SHAPE, splits=splits, populated=populated, n_mips=n_mips)
+    if form == "shards":
+        in_shards(world, tmp_path / "shards")
     moments = [world.times["created"], world.times["split_2"], next_second()]
     for pieces in (2, 4, 3):
         split(world, rank=pieces, pieces=pieces)
@@ -97,7 +126,7 @@ def test_voxels_of_every_moment_are_the_servers(
     with served(world) as server:
         client = client_of(server)
         for moment in moments:
-            for mip in (0, 1, 2):
+            for mip in range(n_mips):
                 stored = world.supervoxels_at(moment, mip)
                 options = {"mip": mip, "timestamp": moment}
                 box = ((0, 0, 0), stored.shape)

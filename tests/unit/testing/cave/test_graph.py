@@ -358,3 +358,47 @@ def test_queries_during_edits_never_see_half_an_edit() -> None:
         for thread in threads:
             thread.join()
     assert set(seen) <= {3, 4}
+
+
+def test_pieces_of_a_supervoxel_have_its_parents_at_all_times() -> None:
+    layout = GraphLayout.for_volume((8, 8, 4), CHUNK, OFFSET)
+    cut = cut_supervoxels(np.arange(1, 5).repeat(64).reshape(4, 8, 8)[:, :, :4].repeat(2, axis=0), layout, pieces=2)
+    graph = ChunkedGraph(layout, cut.ids, cut.objects, CREATED)
+    old = int(cut.ids[3])
+    first = int(graph.roots([old])[0])
+    merged = graph.merge(first, next(int(r) for r in np.unique(graph.roots(cut.ids)) if r != first), CREATED + 10)
+    tables = {(at, stop): int(graph.roots([old], CREATED + at, stop)[0]) for at in (0, 9, 10, 20) for stop in (2, None)}
+    chunk = cut.ids[layout.chunk_ids(cut.ids) == layout.chunk_ids(old)]
+
+    new = graph.split_supervoxel(old, 3)
+
+    assert len(new) == 3
+    assert (layout.chunk_ids(new) == layout.chunk_ids(old)).all()
+    assert (layout.layers(new) == 1).all()
+    assert new.min() > chunk.max()
+    for (at, stop), node in tables.items():
+        assert graph.roots(new, CREATED + at, stop).tolist() == [node] * 3
+        assert set(new.tolist()) <= set(graph.leaves(node).tolist())
+        assert old not in graph.leaves(node)
+    assert graph.roots([old], CREATED + 20).tolist() == [merged]
+    assert graph.exist([old, *new.tolist(), int(new.max()) + 1]) == [True] * 4 + [False]
+    assert set(graph.supervoxels.tolist()) == {*cut.ids.tolist(), *new.tolist()} - {old}
+    apart, rest = graph.split(merged, new[:1], CREATED + 30)
+    assert graph.roots(new, CREATED + 30).tolist() == [apart, rest, rest]
+    assert graph.roots(new, CREATED + 29).tolist() == [merged] * 3
+    again = graph.split_supervoxel(int(new[0]), 2)
+    assert again.min() > new.max()
+    assert graph.roots(again, CREATED).tolist() == [first] * 2
+
+
+@pytest.mark.parametrize(("supervoxel", "pieces"), [(5, 2), ("known", 1), ("split", 2)])
+def test_only_current_supervoxels_are_split_into_several(supervoxel: Any, pieces: int) -> None:
+    layout = GraphLayout.for_volume((8, 8, 4), CHUNK, OFFSET)
+    cut = cut_supervoxels(np.ones((8, 8, 4), np.int64), layout)
+    graph = ChunkedGraph(layout, cut.ids, cut.objects, CREATED)
+    graph.split_supervoxel(int(cut.ids[1]), 2)
+    given = {"known": int(cut.ids[0]), "split": int(cut.ids[1])}.get(supervoxel, supervoxel)
+    before = graph.supervoxels.tolist()
+    with pytest.raises(GraphError, match=rf"{given} cannot be split into {pieces}"):
+        graph.split_supervoxel(given, pieces)
+    assert graph.supervoxels.tolist() == before
