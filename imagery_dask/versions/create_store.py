@@ -305,8 +305,10 @@ def new_store(
     else:
         is_now = False
     own = settings if image else replace(settings, image=None)
+    # Supervoxels as they are now: pieces of those that were split have the roots of the whole at earlier moments.
+    begun = int(draft.get("begun") or time.time())
     cutouts = own.present(
-        bounds, (image_mip, segmentation_mip), LabelRequest(root_ids=None), order=0, bbox_size=None,
+        bounds, (image_mip, segmentation_mip), LabelRequest(root_ids=None, timestamp=begun), order=0, bbox_size=None,
         resolution=resolution, scale_to_bounds=False,
     )  # fmt: skip
     supervoxels = cutouts["segmentation"]
@@ -314,7 +316,7 @@ def new_store(
     target = supervoxels.target
     facts = StoreFacts(
         graph, (target.start, target.stop), supervoxels.mip.level, target.resolution_nm, tuple(cutouts),
-        int(draft.get("begun") or time.time()), now(), PROGRAM, VOLUME,
+        begun, now(), PROGRAM, VOLUME,
         SupervoxelIds.from_info(path, info).chunk_bits, *_cave_of(client),
     )  # fmt: skip
     chunk, phase = _graph_grid(facts)

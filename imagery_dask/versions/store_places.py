@@ -13,7 +13,7 @@ from imagery_dask.storage.buckets import clear_errors, parse_bucket_url
 from imagery_dask.storage.targets import StoreTarget
 from imagery_dask.versions.recorded import ENDING
 from imagery_dask.versions.tables.table_files import TableFile
-from imagery_dask.versions.version_store import FACTS, ROOTS, SUPERVOXELS, StoreFacts, read_facts
+from imagery_dask.versions.version_store import ROOTS, SUPERVOXELS, StoreFacts, read_facts
 
 __all__ = ["DRAFT", "VOLUME", "StorePlaces", "moment_of", "name_of"]
 
@@ -77,9 +77,8 @@ class StorePlaces:
         files = self.files
         with clear_errors(self.url), Lease(files, self.url) as lease:
             yield lease
-            for stem in (DRAFT, FACTS, SUPERVOXELS):
-                files.remove_partial("", stem)
-            files.remove_partial(ROOTS)
+            for folder in ("", ROOTS):
+                files.remove_partial(folder)
 
 
 def name_of(version: int | None, timestamp: int) -> str:

@@ -105,6 +105,7 @@ class TableWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._writer.close()
         self._file.close()
 
     def write(self, columns: Columns) -> None:

@@ -29,8 +29,11 @@ def _pieces(table: TableFile) -> list[str]:
 
 
 def remove_pieces(table: TableFile) -> None:
-    """Remove the pieces of a table that is whole."""
-    _records(table).delete(_pieces(table))
+    """Remove the pieces of a table that is whole, and what killed processes left half-written of its records."""
+    files = _records(table)
+    files.delete(_pieces(table))
+    for folder in {"", *(name.partition("/")[0] for name in files.names() if "/" in name)}:
+        files.remove_partial(folder)
 
 
 @dataclass(frozen=True, slots=True)
