@@ -21,8 +21,8 @@ from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.sources import open_volume, volumes_at
 
-# Each package has an environment of its own, which takes up to a minute to make.
-pytestmark = pytest.mark.long
+# Each package has an environment of its own, which pip takes minutes to make on a busy machine.
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
 
 @dataclass(frozen=True)
