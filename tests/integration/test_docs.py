@@ -40,14 +40,13 @@ def test_pages_with_examples_are_found() -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
-def test_the_examples_of_a_page_run(page: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_examples_of_a_page_run(page: Path, tmp_path: Path, demo_cache: Path) -> None:
     for name in NEEDS.get(str(page.relative_to(DOCS)), ()):
         if find_spec(name) is None:
             pytest.skip(f"{name} is not installed")
-    cache = tmp_path_factory.getbasetemp() / "cache"
     script = "import matplotlib\nmatplotlib.use('agg')\n" + "\n".join(blocks_of(page))
     done = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning:imagery_dask", "-c", script],
-        cwd=tmp_path, env={**os.environ, "XDG_CACHE_HOME": str(cache)}, capture_output=True, text=True, timeout=240,
+        cwd=tmp_path, env=os.environ | {"XDG_CACHE_HOME": str(demo_cache)}, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -51,10 +51,10 @@ def test_a_notebook_is_committed_with_small_outputs(path: Path) -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.long
-def test_a_notebook_runs(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, path: Path) -> None:
+def test_a_notebook_runs(tmp_path: Path, demo_cache: Path, path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     kinds = [sorted(output.data) for output in outputs_of(notebook) if "data" in output]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path_factory.getbasetemp() / "cache")}
+    environment = {**os.environ, "XDG_CACHE_HOME": str(demo_cache)}
     client = nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}})
     client.execute(env=environment)
     outputs = outputs_of(notebook)
