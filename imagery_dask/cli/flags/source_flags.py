@@ -19,9 +19,10 @@ __all__ = [
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-timestamp_option = click.option(
-    "--timestamp", metavar="WHEN", help="Timestamp to show: ISO 8601 (UTC), seconds since 1970, or now."
-)
+def timestamp_option(command: Command) -> Command:
+    """Add ``--timestamp`` to a command."""
+    text = "Timestamp to show: ISO 8601 (UTC), seconds since 1970, or now."
+    return click.option("--timestamp", metavar="WHEN", help=text)(command)
 
 
 def datastack_options(command: Command) -> Command:
