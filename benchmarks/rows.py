@@ -171,6 +171,21 @@ def _store(name: str, server: str | None) -> Row:
     )  # fmt: skip
 
 
+def _store_again(name: str) -> Row:
+    """Return a row of an export from zarr to zarr of the same codec, chunks and shards."""
+    _, data = STORES[name]
+    shard = [256, 256, 64] if "shards" in name else None
+    return Row(
+        f"store-again-{name}", f"{name.replace('-', ' in ')}, from zarr to zarr", data,
+        (
+            Program(US, "programs.exports:zarr_again"),
+            Program("tensorstore", "programs.peer_tensorstore:zarr_again", "tensorstore"),
+        ),
+        options={"chunk": 64, "levels": 1, "shard": shard}, output="zarr", limits=CHUNKS_READ,
+        goals={"tensorstore": 1.0},
+    )  # fmt: skip
+
+
 # Compressed files that are not shards are read from a disk by CloudVolume only.
 OF_DISKS = ("jpeg", "raw", "small", "large", "sharded-labels", "sharded-raw")
 LOCAL = {name: CUTOUTS[name] for name in OF_DISKS} | {"labels": ("labels", "labels", "labels")}
@@ -673,7 +688,7 @@ SECTIONS = (
         "Cutouts of zarr",
         "An image of OME-Zarr as one array, from local files, and from a server that answers after 20 ms: images of "
         "1024 x 1024 x 128 voxels, labels of 512 x 512 x 128 uint64; shards hold 16 chunks.",
-        tuple(_store(name, server) for server in (None, "slow") for name in STORES),
+        (*(_store(name, server) for server in (None, "slow") for name in STORES), *map(_store_again, STORES)),
     ),
     Section(
         "Browsing",

@@ -39,6 +39,11 @@ def zarr(
     return _written(to_zarr, lazy(source, kind, start, stop), out, **how)
 
 
+def zarr_again(source: str, kind: str, start: XYZ, stop: XYZ, out: str, **options: Any) -> dict[str, Any]:
+    """Write OME-Zarr from zarr."""
+    return zarr(f"zarr3://{source}", kind, start, stop, out, **options)
+
+
 def planned(
     source: str, kind: str, start: XYZ, stop: XYZ, out: str, chunk: int, shard: XYZ | None, levels: int,
     block_mib: float | None = None,

@@ -34,9 +34,27 @@ def store(source: str, kind: str, start: list[int], stop: list[int]) -> Any:
     place = {"driver": "file", "path": source.removeprefix("file://") + "/0/"}
     if not source.startswith("file:"):
         place = {"driver": "http", "base_url": f"{source}/0/"}
+    return _open_zarr(place)[tuple(slice(0, b - a) for a, b in zip(start[::-1], stop[::-1], strict=True))].read().result().T
+
+
+def _open_zarr(place: dict[str, str]) -> Any:
     context = ts.Context({"data_copy_concurrency": {"limit": CORES}})
-    array = ts.open({"driver": "zarr3", "kvstore": place}, context=context).result()
-    return array[tuple(slice(0, b - a) for a, b in zip(start[::-1], stop[::-1], strict=True))].read().result().T
+    return ts.open({"driver": "zarr3", "kvstore": place}, context=context).result()
+
+
+def zarr_again(
+    source: str,
+    kind: str,
+    start: list[int],
+    stop: list[int],
+    out: str,
+    chunk: int,
+    shard: list[int] | None,
+    levels: int,
+) -> None:
+    """Copy the first array of an image of OME-Zarr to an array of the same chunks and shards."""
+    volume = _open_zarr({"driver": "file", "path": source.removeprefix("file://") + "/0/"})
+    _copy_all(_create(f"{out}/0", volume, chunk, kind, shard[::-1] if shard else None), volume, chunk, shard)
 
 
 def browse(source: str, start: list[int], side: int, positions: list[list[int]]) -> Any:
@@ -71,13 +89,16 @@ def zarr(
             method = "mode" if kind == "labels" else "mean"
             volume = ts.downsample(array, [1, 2, 2], method)  # noqa: F821 (the array of the level before)
         array = _create(f"{out}/{level}", volume, chunk, kind, shard[::-1] if shard else None)
-        block = shard[::-1] if shard else [chunk, 2 * chunk, 2 * chunk]
-        starts = itertools.product(*(range(0, n, s) for n, s in zip(volume.shape, block, strict=True)))
-        boxes = [
-            tuple(slice(a, min(a + s, n)) for a, s, n in zip(at, block, volume.shape, strict=True)) for at in starts
-        ]
-        with ThreadPoolExecutor(CORES) as threads:
-            list(threads.map(partial(_copy, array, volume), boxes))
+        _copy_all(array, volume, chunk, shard)
+
+
+def _copy_all(array: Any, volume: Any, chunk: int, shard: list[int] | None) -> None:
+    """Copy some shards or blocks at a time."""
+    block = shard[::-1] if shard else [chunk, 2 * chunk, 2 * chunk]
+    starts = itertools.product(*(range(0, n, s) for n, s in zip(volume.shape, block, strict=True)))
+    boxes = [tuple(slice(a, min(a + s, n)) for a, s, n in zip(at, block, volume.shape, strict=True)) for at in starts]
+    with ThreadPoolExecutor(CORES) as threads:
+        list(threads.map(partial(_copy, array, volume), boxes))
 
 
 def _copy(array: Any, volume: Any, box: tuple[slice, ...]) -> None:
