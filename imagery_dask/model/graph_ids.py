@@ -7,6 +7,7 @@ Ids sort by graph chunk, x slowest::
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +71,13 @@ class SupervoxelIds:
         """Return the id of the graph chunk of each supervoxel: the supervoxel's, with the segment's bits 0."""
         segment = np.uint64(self.segment_bits)
         return np.asarray(ids >> segment << segment, np.uint64)
+
+    def chunk_id(self, index: Sequence[int]) -> int:
+        """Return the id of the graph chunk at a position, x, y, z in chunks."""
+        x, y, z = map(int, index)
+        bits = self.chunk_bits
+        place = (x << 2 * bits) | (y << bits) | z
+        return (SUPERVOXEL_LAYER << (ID_BITS - self.layer_bits)) | (place << self.segment_bits)
 
     def x_of(self, ids: Ids) -> NDArray[np.int64]:
         """Return the position along x of the graph chunk of each supervoxel, in chunks."""

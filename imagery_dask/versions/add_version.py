@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from imagery_dask.cards import Card
@@ -12,19 +13,18 @@ from imagery_dask.client.cave_queries import open_cave, version_moment
 from imagery_dask.config import config
 from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.core.writer_arguments import describe_run
-from imagery_dask.model.chunkedgraph import GRAPHENE, RootQuery
+from imagery_dask.model.chunkedgraph import RootQuery
 from imagery_dask.model.moments import Moment, describe_moment, resolve_moment
-from imagery_dask.records.runs import records_of
+from imagery_dask.records.runs import records_of, runs_in
 from imagery_dask.run import RunReport
-from imagery_dask.sources import open_volume
 from imagery_dask.versions.create_store import VersionsReport
 from imagery_dask.versions.recorded import find, names_of_tables, recorded_in
+from imagery_dask.versions.split_supervoxels import follow_splits, splits_since
 from imagery_dask.versions.store_places import StorePlaces, moment_of, name_of
 from imagery_dask.versions.tables.root_changes import Lookup, choose_lookup
 from imagery_dask.versions.tables.root_table import RootsTable
 from imagery_dask.versions.tables.table_export import write_table
 from imagery_dask.versions.tables.table_target import remove_pieces
-from imagery_dask.versions.version_store import check_splits
 
 if TYPE_CHECKING:
     from caveclient import CAVEclient
@@ -46,11 +46,14 @@ class PlannedVersion:
         Graph, moment and version.
     lookup : Lookup
         How its roots are found.
+    split_chunks : int
+        Graph chunks whose supervoxels were split, which are read again first.
     """
 
     store: StorePlaces
     query: RootQuery
     lookup: Lookup
+    split_chunks: int = 0
 
     @property
     def name(self) -> str:
@@ -59,17 +62,17 @@ class PlannedVersion:
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the table that is printed, as labels and text."""
-        lookup, most = self.lookup, config.get("graph.batch_ids")
-        groups = self.store.supervoxels.open().group_rows
-        least = -(-lookup.ids // most) if lookup.ids else 0
-        requests = least if lookup.made_from is None else min(least + len(groups) - 1, lookup.ids)
+        lookup, split, most = self.lookup, self.split_chunks, config.get("graph.batch_ids")
+        # Each row group is asked for by itself.
+        requests = min(lookup.ids, sum(-(-rows // most) for rows in self.store.supervoxels.open().group_rows))
         return [
             ("to", self.store.roots(self.name).url),
             ("version", f"{self.name}, {describe_moment(self.query.timestamp)}"),
             ("how", "full lookup" if lookup.made_from is None else f"delta from {lookup.made_from}"),
             ("ids to send", f"{lookup.ids:,} of {lookup.of:,}"),
-            ("requests", f"{lookup.requests:,} were made to find that out, at most {requests + len(groups):,} more"),
+            ("requests", f"{lookup.requests:,} were made to find that out, at most {requests:,} more"),
             *([("why", lookup.why)] if lookup.why else []),
+            *([("to read again", f"{split:,} graph chunks with split supervoxels")] if split else []),
         ]
 
     def __repr__(self) -> str:
@@ -152,13 +155,15 @@ def plan_version(
         Prints as a table; ``lookup.ids`` is the number of ids to send, of ``lookup.of``.
     """
     store = StorePlaces(url)
-    return _planned(store, *find_version(store, version, timestamp, client))
+    version, moment = find_version(store, version, timestamp, client)
+    splits = splits_since(store, store.facts, moment, int(time.time()))
+    return replace(_planned(store, version, moment), split_chunks=0 if splits is None else len(splits.chunks))
 
 
 def write_version(store: StorePlaces, version: int | None, timestamp: int, options: RunOptions) -> VersionsReport:
     """Add a version to a store, with a moment that is known."""
     name = name_of(version, timestamp)
-    _ = store.facts  # there is a store
+    facts = store.facts
     with store.lease():
         table = store.roots(name)
         if table.exists:
@@ -170,27 +175,30 @@ def write_version(store: StorePlaces, version: int | None, timestamp: int, optio
                 )
             remove_pieces(table)  # of a process that was killed at the end
             return VersionsReport(store.url, name, {}, (f"{store.url} has version {name} already.",))
+        stages: dict[str, RunReport] = {}
+        notes: list[str] = []
+        splits = splits_since(store, facts, timestamp, int(time.time()))
+        if splits is not None:
+            stages["volume"] = follow_splits(store, facts, splits, options)
+            notes.append(f"Supervoxels were split: {len(splits.chunks):,} graph chunks were read again.")
         planned = _planned(store, version, timestamp)
         roots = RootsTable(table, store.supervoxels, planned.query, planned.lookup, store.roots)
-        report = write_table(roots, options)
-    return VersionsReport(store.url, name, {"roots": report}, (f"{planned.lookup}.",))
+        remove_runs(store, name, other_than=roots)
+        stages["roots"] = write_table(roots, options)
+    return VersionsReport(store.url, name, stages, (*notes, f"{planned.lookup}."))
 
 
 def _planned(store: StorePlaces, version: int | None, timestamp: int) -> PlannedVersion:
     """Return how the roots of a version are found, from those of the version with the nearest moment."""
     facts, name = store.facts, name_of(version, timestamp)
-    graph = facts.graph
-    # Which refuses a graph that this program cannot read any more, and a server that does not answer.
-    check_splits(open_volume(f"{GRAPHENE}{graph.server}/segmentation/table/{graph.table}", fresh=True).layer)
-    query = RootQuery(graph, timestamp, None, MAX_REQUESTS, version)
+    query = RootQuery(facts.graph, timestamp, None, MAX_REQUESTS, version)
     known = [one for one in recorded_in(store.url) if one.name != name]
     if not known:
         rows = store.supervoxels.open().rows
         return PlannedVersion(store, query, Lookup(rows, rows, why="there is no other version"))
     nearest = min(known, key=lambda one: abs(one.timestamp - timestamp))
-    return PlannedVersion(
-        store, query, choose_lookup(store.roots(nearest.name), nearest.name, nearest.timestamp, query)
-    )
+    lookup = choose_lookup(store.supervoxels, store.roots(nearest.name), nearest.name, nearest.timestamp, query)
+    return PlannedVersion(store, query, lookup)
 
 
 def find_version(
@@ -248,6 +256,14 @@ def remove_version(url: str | os.PathLike[str], *, version: int | None = None, t
         table.remove()
         remove_records(store, found.name)
     return found.name
+
+
+def remove_runs(store: StorePlaces, name: str, other_than: RootsTable) -> None:
+    """Remove runs of a version that were interrupted and cannot go on: the store has other supervoxels since."""
+    files = records_of(store.roots(name).url)
+    for run in [] if files is None else runs_in(files):
+        if run.plan.get("decides") != other_than.fingerprint_fields:
+            run.records.remove()
 
 
 def remove_records(store: StorePlaces, name: str) -> None:

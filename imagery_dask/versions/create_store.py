@@ -56,7 +56,7 @@ from imagery_dask.versions.tables.root_changes import Lookup
 from imagery_dask.versions.tables.root_table import RootsTable
 from imagery_dask.versions.tables.supervoxel_table import SupervoxelTable, graph_blocks
 from imagery_dask.versions.tables.table_export import write_table
-from imagery_dask.versions.version_store import FACTS, StoreFacts, check_splits, read_facts, write_facts
+from imagery_dask.versions.version_store import FACTS, StoreFacts, read_facts, write_facts
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -294,7 +294,6 @@ def new_store(
             f"Versions are of a dynamic segmentation (graphene://...); {redacted(str(path))!r} is flat: it has one "
             "state, which imagery-dask export zarr writes."
         )
-    check_splits(settings.segmentation_layer())
     if image:
         settings.image_layer()
     version, moment = _moment(client, *moment_of(version, timestamp))

@@ -18,13 +18,12 @@ from imagery_dask.annotations import JsonObject
 from imagery_dask.geometry.grid import XYZ, Resolution, VoxelGrid
 from imagery_dask.model.chunkedgraph import ChunkedGraph
 from imagery_dask.model.graph_ids import SupervoxelIds
-from imagery_dask.model.layer import Layer
 from imagery_dask.serialization import from_json, to_json
 from imagery_dask.storage.atomic_files import Files
 from imagery_dask.storage.buckets import clear_errors
 from imagery_dask.urls import redacted
 
-__all__ = ["FACTS", "ROOTS", "SUPERVOXELS", "StoreFacts", "check_splits", "read_facts", "write_facts"]
+__all__ = ["FACTS", "ROOTS", "SUPERVOXELS", "StoreFacts", "read_facts", "write_facts"]
 
 FACTS, SUPERVOXELS, ROOTS = "versions.json", "supervoxels.parquet", "roots"
 FORMAT, FORMAT_VERSION = "imagery_dask versions", 1
@@ -129,18 +128,3 @@ def write_facts(url: str | os.PathLike[str], facts: StoreFacts) -> None:
     files = Files.at(url)
     with clear_errors(files.url):
         files.put(FACTS, json.dumps(content, indent=1).encode(), "application/json")
-
-
-def check_splits(layer: Layer) -> None:
-    """Raise for a graph whose supervoxels are split: those of a store are as they were when it was made.
-
-    Raises
-    ------
-    ValueError
-        The graph splits supervoxels.
-    """
-    if layer.graph is not None and layer.graph.splits_supervoxels:
-        raise ValueError(
-            f"Supervoxels of {redacted(layer.path)!r} are split, and a store of versions would show outdated roots for "
-            "those that are split later. Export each version with imagery-dask export."
-        )

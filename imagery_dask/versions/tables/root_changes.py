@@ -22,6 +22,7 @@ from imagery_dask.errors import AccessRefusedError, ServerError, SourceNotFoundE
 from imagery_dask.model.chunkedgraph import RootQuery
 from imagery_dask.model.moments import as_unix_seconds, describe_moment
 from imagery_dask.sources.graph.graph_server import graph_server
+from imagery_dask.sources.graph.root_tables import IdTable
 from imagery_dask.sources.requests.throttle import request_slots
 from imagery_dask.versions.tables.table_files import TableFile, groups_of
 
@@ -66,11 +67,13 @@ class Lookup:
         return f"delta from {self.made_from}: {self.ids:,} of {self.of:,} ids to send"
 
 
-def choose_lookup(table: TableFile, name: str, timestamp: int, query: RootQuery) -> Lookup:
+def choose_lookup(supervoxels: TableFile, table: TableFile, name: str, timestamp: int, query: RootQuery) -> Lookup:
     """Return how the roots of a query are found from those of a version, which takes a few requests.
 
     Parameters
     ----------
+    supervoxels : TableFile
+        The table of supervoxels.
     table : TableFile
         Roots of the version.
     name, timestamp
@@ -79,7 +82,7 @@ def choose_lookup(table: TableFile, name: str, timestamp: int, query: RootQuery)
         The graph and the other moment.
     """
     known = table.open()
-    of = known.rows
+    of = supervoxels.open().rows
     try:
         if query.timestamp < timestamp and (since := oldest_moment(query)) > query.timestamp:
             why = f"edits are known since {describe_moment(since)}, which is later"
@@ -87,15 +90,18 @@ def choose_lookup(table: TableFile, name: str, timestamp: int, query: RootQuery)
         changed, requests = changed_roots(query, timestamp)
     except (ServerError, SourceNotFoundError) as error:
         return Lookup(of, of, why=f"the server does not say which roots changed since {name}: {error}")
-    ids = sum(int(asked(group["root"], changed).sum()) for group in groups_of(known, ["root"]))
+    groups = groups_of(supervoxels.open(), ["supervoxel"])
+    ids = sum(int(known_roots(known, group["supervoxel"], changed)[1].sum()) for group in groups)
     if ids >= of:
         return Lookup(of, of, requests=requests, why=f"all roots have changed since {name}")
     return Lookup(ids, of, name, changed, requests)
 
 
-def asked(roots: Ids, changed: Ids) -> NDArray[np.bool_]:
-    """Return for which supervoxels the server is asked, by their roots at another moment."""
-    return np.asarray(np.isin(roots, changed) | (roots == 0))
+def known_roots(table: IdTable, ids: Ids, changed: Ids) -> tuple[Ids, NDArray[np.bool_]]:
+    """Return the roots of supervoxels in the table of another moment, and for which of them the server is asked."""
+    known, columns = table.rows_of(ids)
+    roots: Ids = columns["root"]
+    return roots, np.asarray(~known | np.isin(roots, changed) | (roots == 0))
 
 
 def oldest_moment(query: RootQuery) -> float:

@@ -25,7 +25,7 @@ from imagery_dask.records.runs import Records, now
 from imagery_dask.run import BlockTask, RunReport, Workers, Written
 from imagery_dask.serialization import to_json
 from imagery_dask.sources import look_up_roots
-from imagery_dask.versions.tables.root_changes import Lookup, asked
+from imagery_dask.versions.tables.root_changes import Lookup, known_roots
 from imagery_dask.versions.tables.table_export import Pieces, TableExport
 from imagery_dask.versions.tables.table_files import GROUP_ROWS, ColumnsHash, TableFile, TableWriter, groups_of
 
@@ -69,11 +69,7 @@ class LookUpRoots:
         ids: Ids = self.supervoxels.open().group(self.number, ["supervoxel"])["supervoxel"]
         if self.base is None:
             return look_up_roots(self.query, ids)
-        known = self.base.open().group(self.number, ["supervoxel", "root"])
-        if not np.array_equal(known["supervoxel"], ids):
-            raise ValueError(f"{self.base.url} is of other supervoxels than {self.supervoxels.url}.")
-        roots: Ids = known["root"].copy()
-        sent = asked(roots, _changed(self.pieces))
+        roots, sent = known_roots(self.base.open(), ids, _changed(self.pieces))
         roots[sent] = look_up_roots(self.query, ids[sent])
         return roots
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from support.dynamic import SOME, TOKEN, WHOLE, bounds, crop, distinct, served
+from support.dynamic import SOME, TOKEN, WHOLE, bounds, crop, distinct
 from support.made_stores import assert_roots, columns, create, supervoxels_in
 
 from imagery_dask import ImageryClient, create_versions
 from imagery_dask.config import config
 from imagery_dask.errors import BlockFailedError, ImageryDaskError
 from imagery_dask.model.moments import describe_moment
-from imagery_dask.testing.cave import CaveServer, World, make_world
+from imagery_dask.testing.cave import CaveServer, World
 from imagery_dask.testing.cave.http_base import Fault
 from imagery_dask.versions.recorded import recorded_in
 from imagery_dask.versions.store_places import StorePlaces
@@ -108,13 +108,6 @@ def test_a_flat_segmentation_is_refused(world: World, tmp_path: Path) -> None:
     client = ImageryClient(segmentation_source=world.watershed_source)
     with pytest.raises(ValueError, match="is flat"):
         create_versions(client, tmp_path / "out", bounds(world, SOME), resolution=world.resolution)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_graph_that_splits_supervoxels_is_refused(tmp_path: Path) -> None:
-    world = make_world(tmp_path / "world", (128, 128, 32), splits="spec")
-    with served(world) as server, pytest.raises(ValueError, match="Supervoxels of .* are split"):
-        create(server, tmp_path / "out", world.times["split_1"])
     assert not (tmp_path / "out").exists()
 
 
