@@ -33,6 +33,14 @@ START_TIMEOUT_S = 30.0
 # Exists in each S3 store, for tests that need a prefix of their own and not a bucket.
 SHARED = "shared"
 READING = ("Read", "List")
+# It serves one connection at a time. Pools of clients open several at once: more than five would be dropped, to be tried
+# again a second later; one that is not used would stop the others for ever.
+GCS_EMULATOR = """
+import runpy, socketserver
+socketserver.TCPServer.request_queue_size = 128
+socketserver.StreamRequestHandler.timeout = 0.5
+runpy.run_module("gcp_storage_emulator", run_name="__main__")
+"""
 CONTENT_ENCODINGS = {".gz": "gzip", ".br": "br"}
 
 Server = TypeVar("Server")
@@ -286,7 +294,7 @@ def gcs_emulator(folder: str | Path) -> Iterator[GcsServer]:
 
     def command() -> tuple[list[str], GcsServer]:
         port = free_port()
-        start = ["-m", "gcp_storage_emulator", "-d", str(folder), "start", "-q", "-H", "127.0.0.1"]
+        start = ["-c", GCS_EMULATOR, "-d", str(folder), "start", "-q", "-H", "127.0.0.1"]
         return [sys.executable, *start, "--port", str(port)], GcsServer(f"http://127.0.0.1:{port}")
 
     with _running(command, GcsServer._ready, folder) as server:
