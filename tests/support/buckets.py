@@ -33,8 +33,8 @@ START_TIMEOUT_S = 30.0
 # Exists in each S3 store, for tests that need a prefix of their own and not a bucket.
 SHARED = "shared"
 READING = ("Read", "List")
-# It serves one connection at a time. Pools of clients open several at once: more than five would be dropped, to be tried
-# again a second later; one that is not used would stop the others for ever.
+# It serves one connection at a time. Pools of clients open several at once: those after the fifth would be dropped, to
+# return a second later, and one that is not used would stop the others for ever.
 GCS_EMULATOR = """
 import runpy, socketserver
 socketserver.TCPServer.request_queue_size = 128
