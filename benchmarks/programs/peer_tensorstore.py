@@ -34,7 +34,12 @@ def store(source: str, kind: str, start: list[int], stop: list[int]) -> Any:
     place = {"driver": "file", "path": source.removeprefix("file://") + "/0/"}
     if not source.startswith("file:"):
         place = {"driver": "http", "base_url": f"{source}/0/"}
-    return _open_zarr(place)[tuple(slice(0, b - a) for a, b in zip(start[::-1], stop[::-1], strict=True))].read().result().T
+    return (
+        _open_zarr(place)[tuple(slice(0, b - a) for a, b in zip(start[::-1], stop[::-1], strict=True))]
+        .read()
+        .result()
+        .T
+    )
 
 
 def _open_zarr(place: dict[str, str]) -> Any:

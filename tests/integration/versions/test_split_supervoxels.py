@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from support.dynamic import Box, client_of, crop, forget_roots, served
 from support.made_stores import columns, create
 from support.settings import Configure
@@ -16,6 +17,7 @@ from imagery_dask import add_version, open_versions, plan_version, verify_versio
 from imagery_dask.sources.graph.root_tables import forget_tables
 from imagery_dask.testing.cave import World, make_world
 from imagery_dask.versions import split_supervoxels
+from imagery_dask.versions.recorded import recorded_in
 
 pytest.importorskip("tensorstore")
 
@@ -117,6 +119,26 @@ def test_a_store_is_readable_and_goes_on_after_each_step(
         assert_versions(out, world, [first, moment], WHOLE)
         check = verify_versions(out, live=20)
     assert check.ok, check.problems
+
+
+def test_copies_follow_supervoxels_that_were_split(world: World, tmp_path: Path) -> None:
+    out, copy, first = tmp_path / "out", tmp_path / "copy.zarr", float(np.ceil(world.times["merge_1"]))
+    with served(world) as server:
+        client_of(server)
+        create(server, out, first, WHOLE, **OPTIONS)
+        open_versions(out).materialize(open_versions(out).versions.index[0], copy, progress=False)
+        for rank in (0, 2):
+            split(world, rank)
+            moment = next_second()
+            forget_roots()
+            add_version(out, timestamp=moment, progress=False)
+            forget_tables()
+            for at in (moment, first, moment):
+                store = open_versions(out)
+                name = next(one.name for one in recorded_in(store.url) if one.timestamp == int(at))
+                store.materialize(name, copy, progress=False)
+                voxels = zarr.open_array(copy / "0", mode="r")[:].T
+                np.testing.assert_array_equal(voxels, crop(world.roots_volume(at), WHOLE))
 
 
 def test_records_that_are_gone_are_an_error_that_says_so(world: World, tmp_path: Path) -> None:
