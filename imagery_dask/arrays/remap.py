@@ -15,7 +15,15 @@ from imagery_dask.annotations import Array
 from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.model.chunkedgraph import RootQuery
 from imagery_dask.model.labels import LabelRule
-from imagery_dask.sources import Layout, Once, SourceHandle, active_counts, look_up_roots, roots_from_leaves
+from imagery_dask.sources import (
+    Layout,
+    Once,
+    SourceHandle,
+    active_counts,
+    has_objects,
+    look_up_roots,
+    roots_from_leaves,
+)
 
 __all__ = ["apply_rule", "ids_of", "read_objects", "relabel", "relabel_block"]
 
@@ -41,13 +49,15 @@ def read_objects(
     Returns
     -------
     numpy.ndarray, shape (x, y, z, channel)
-        Voxels, ids, int64 ids or a bool mask.
+        Voxels, ids, int64 ids or a bool mask; nothing is read where graph chunks are known to hold no listed object.
     """
     if rule is None:
         return handle.read(box, layout)
     query, once = rule.query, _unless_counted(once)
     if query is None:
         return apply_rule(handle.read(box, layout), rule)
+    if rule.keep is not None and not _holds(handle, box, query, rule):
+        return _finished(np.zeros((*box.shape, 1), np.uint64, layout), rule)
     return _finished(handle.read(box, layout, lambda stored: ids_of(stored, query, rule, once)), rule)
 
 
@@ -99,6 +109,12 @@ def ids_of(
     if query.stop_layer is not None:
         roots[kept] = look_up_roots(query, supervoxels[kept], once)
     return roots
+
+
+def _holds(handle: SourceHandle, box: VoxelGrid, query: RootQuery, rule: LabelRule) -> bool:
+    """Return False if a box holds none of the objects of a rule, so that it is 0 whatever is stored."""
+    inside = box.intersection(handle.mip.grid)
+    return has_objects(replace(query, stop_layer=None), rule.keep or (), rule.leaves_within, inside)
 
 
 def _unless_counted(once: Once | None) -> Once | None:

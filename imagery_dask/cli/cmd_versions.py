@@ -179,7 +179,7 @@ def list_versions(out: str, as_json: bool) -> None:
     store = StorePlaces(out)
     _ = store.facts
     found = [
-        {"name": one.name, "bytes": store.roots(one.name).nbytes, **one.table.facts} for one in recorded_in(store.url)
+        {"name": one.name, "bytes": store.roots(one.name).nbytes, **one.about.facts} for one in recorded_in(store.url)
     ]
     if as_json:
         click.echo(json.dumps(to_json(found), indent=1))

@@ -92,6 +92,8 @@ class ChunkedGraph:
         Bits of an id that hold its layer.
     splits_supervoxels : bool
         Whether supervoxels are split too, so that the voxels of a place change.
+    chunk_bits : int or None
+        Bits of a supervoxel's id that hold each coordinate of its graph chunk; None where the info does not say.
     """
 
     server: str
@@ -102,6 +104,8 @@ class ChunkedGraph:
     layers: int
     layer_bits: int = 8
     splits_supervoxels: bool = field(default=False, repr=False, metadata=NEWER)
+    # Graphs of older records, which do not have it, are the same.
+    chunk_bits: int | None = field(default=None, compare=False, repr=False, metadata=NEWER)
 
     @classmethod
     def from_info(cls, path: str, info: JsonObject) -> ChunkedGraph:
@@ -122,7 +126,7 @@ class ChunkedGraph:
             chunked_graph = cls(
                 server, table, Vec3.of(graph["chunk_size"]).map(int), Vec3.of(origin).map(int),
                 Vec3.of(scale["resolution"]).map(float), int(graph["n_layers"]),
-                int(graph.get("n_bits_for_layer_id", 8)), splits,
+                int(graph.get("n_bits_for_layer_id", 8)), splits, _chunk_bits(graph),
             )  # fmt: skip
             supported = list(info["app"]["supported_api_versions"])
             if min(chunked_graph.chunk_shape) < 1:
@@ -162,6 +166,12 @@ class ChunkedGraph:
         if any(value.denominator != 1 for value in (*shape, *origin)):
             return None
         return shape.map(int), origin.map(int)
+
+
+def _chunk_bits(graph: JsonObject) -> int | None:
+    masks = graph.get("spatial_bit_masks")
+    bits = masks.get(str(SUPERVOXEL_LAYER)) if isinstance(masks, dict) else None
+    return bits if isinstance(bits, int) and 0 < 3 * bits < ID_BITS - LARGEST_LAYER_BITS else None
 
 
 @dataclass(frozen=True, slots=True)

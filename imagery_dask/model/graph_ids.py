@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from imagery_dask.annotations import JsonObject
 from imagery_dask.errors import SourceError
-from imagery_dask.model.chunkedgraph import ID_BITS, SUPERVOXEL_LAYER
+from imagery_dask.geometry.grid import VoxelGrid
+from imagery_dask.geometry.vec import Vec3
+from imagery_dask.model.chunkedgraph import ID_BITS, SUPERVOXEL_LAYER, ChunkedGraph
 
-__all__ = ["SupervoxelIds"]
+__all__ = ["SupervoxelIds", "id_ranges"]
 
 Ids = NDArray[np.uint64]
 
@@ -83,3 +85,34 @@ class SupervoxelIds:
         """Return the position along x of the graph chunk of each supervoxel, in chunks."""
         x = ids >> np.uint64(self.segment_bits + 2 * self.chunk_bits) & np.uint64((1 << self.chunk_bits) - 1)
         return x.astype(np.int64)
+
+
+def id_ranges(graph: ChunkedGraph, box: VoxelGrid) -> tuple[Ids, Ids] | None:
+    """Return the ids that supervoxels in a box can have: those of the graph chunks that it crosses.
+
+    Parameters
+    ----------
+    graph : ChunkedGraph
+        Whose supervoxels they are.
+    box : VoxelGrid
+        Voxels of any level of the segmentation.
+
+    Returns
+    -------
+    starts, stops : numpy.ndarray of uint64, shape (n,), or None
+        First id of each range, and one past its last, ascending. None where it is not known.
+    """
+    if graph.chunk_bits is None:
+        return None
+    if box.resolution_nm != graph.resolution_nm:
+        # Voxels of coarser levels need not begin where voxels of the graph do.
+        box = VoxelGrid.between(box.start - Vec3.of((1, 1, 1)), box.stop + Vec3.of((1, 1, 1)), box.resolution_nm)
+        box = box.at(graph.resolution_nm)
+    first = [(at - zero) // size for at, zero, size in zip(box.start, graph.origin, graph.chunk_shape, strict=True)]
+    stop = [-((zero - at) // size) for at, zero, size in zip(box.stop, graph.origin, graph.chunk_shape, strict=True)]
+    if min(first) < 0 or max(stop) > 1 << graph.chunk_bits:
+        return None
+    ids = SupervoxelIds(graph.layer_bits, graph.chunk_bits)
+    columns = [(x, y) for x in range(first[0], stop[0]) for y in range(first[1], stop[1])]
+    starts = np.array([ids.chunk_id((x, y, first[2])) for x, y in columns], np.uint64)
+    return starts, starts + np.uint64((stop[2] - first[2]) << ids.segment_bits)

@@ -47,7 +47,7 @@ from imagery_dask.run import RunReport
 from imagery_dask.serialization import json_object, to_json
 from imagery_dask.sources import open_volume
 from imagery_dask.sources.graph.graph_server import read_graph_info
-from imagery_dask.sources.graph.root_tables import parquet
+from imagery_dask.sources.graph.table_footers import parquet
 from imagery_dask.storage.buckets import clear_errors
 from imagery_dask.urls import redacted
 from imagery_dask.versions.store_options import StoreOptions

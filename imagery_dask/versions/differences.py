@@ -18,7 +18,8 @@ from imagery_dask.geometry.grid import AXES, VoxelGrid
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.humanize import human_share
 from imagery_dask.model.moments import describe_moment
-from imagery_dask.sources.graph.root_tables import SUPERVOXEL, IdTable
+from imagery_dask.sources.graph.root_tables import IdTable
+from imagery_dask.sources.graph.table_footers import SUPERVOXEL
 from imagery_dask.validate import whole_number
 from imagery_dask.versions.object_tables import CHUNK, STARTS, STOPS, VOXELS, Pieces, roots_among
 from imagery_dask.versions.recorded import Recorded

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from imagery_dask.geometry.grid import AXES, XYZ
 from imagery_dask.geometry.vec import Vec3
-from imagery_dask.sources.graph.root_tables import ROOT, SUPERVOXEL, IdTable
+from imagery_dask.sources.graph.root_tables import ROOT, IdTable
+from imagery_dask.sources.graph.table_footers import SUPERVOXEL
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -94,14 +95,14 @@ class VersionStore:
         import pandas as pd
 
         recorded = recorded_in(self.url)
-        facts = [one.table.facts for one in recorded]
+        facts = [one.about.facts for one in recorded]
         return pd.DataFrame(
             {
                 "version": pd.array([one.version for one in recorded], dtype="Int64"),
                 "timestamp": pd.to_datetime([one.timestamp for one in recorded], unit="s", utc=True),
                 "roots": [int(of_table["roots"]) for of_table in facts],
-                "supervoxels": [one.table.rows for one in recorded],
-                "layers": [_layers_of(one.table) for one in recorded],
+                "supervoxels": [one.about.rows for one in recorded],
+                "layers": [_layers_of(one.about.columns) for one in recorded],
                 "made_from": [of_table.get("made_from") for of_table in facts],
                 "requests": [int(of_table.get("requests", 0)) for of_table in facts],
                 "ids_sent": [int(of_table.get("ids_sent", 0)) for of_table in facts],
@@ -406,17 +407,18 @@ class VersionStore:
         self, recorded: Recorded, root_ids: RootIds = "all", stop_layer: int | None = None, as_int64: bool = False
     ) -> LabelRule:
         """Return the rule that maps supervoxels to the ids of a version."""
-        graph, table = self.facts.graph, recorded.table
+        graph, columns = self.facts.graph, recorded.about.columns
         if stop_layer is not None:
             whole_number("stop_layer", stop_layer, 1, graph.layers)
             column = column_of_layer(None if stop_layer == graph.layers else stop_layer)
-            if stop_layer > 1 and column not in table.columns:
+            if stop_layer > 1 and column not in columns:
                 raise ValueError(
                     f"stop_layer={stop_layer} is not recorded of {recorded.title}, which has "
-                    f"{', '.join(map(str, _layers_of(table))) or 'root ids alone'}. 'imagery-dask versions add' "
+                    f"{', '.join(map(str, _layers_of(columns))) or 'root ids alone'}. 'imagery-dask versions add' "
                     "records layers if they are asked for."
                 )
         layer = None if stop_layer == graph.layers else stop_layer
+        graph = replace(graph, chunk_bits=self.facts.chunk_bits)
         query = RootQuery(graph, recorded.timestamp, layer, version=recorded.version, stored=recorded.url)
         return label_rule(root_ids, as_int64=as_int64, query=query)
 
@@ -512,7 +514,7 @@ class VersionStore:
                 f": {', '.join(one.name for one in recorded[-LISTED:])}" if recorded else "")),
         ]  # fmt: skip
         cells = [
-            [one.name, describe_moment(one.timestamp), f"{int(one.table.facts['roots']):,}"] for one in recorded
+            [one.name, describe_moment(one.timestamp), f"{int(one.about.facts['roots']):,}"] for one in recorded
         ]  # fmt: skip
         return Card("VersionStore", rows, [CardTable("versions", ["name", "moment", "roots"], cells)])
 
@@ -543,6 +545,6 @@ def open_versions(url: str | os.PathLike[str]) -> VersionStore:
     return VersionStore(expanded_path(url) if "://" not in os.fspath(url) else url)
 
 
-def _layers_of(table: IdTable) -> tuple[int, ...]:
+def _layers_of(columns: Sequence[str]) -> tuple[int, ...]:
     """Return the layers that a table has besides root ids."""
-    return tuple(int(name.removeprefix("layer_")) for name in table.columns if name.startswith("layer_"))
+    return tuple(int(name.removeprefix("layer_")) for name in columns if name.startswith("layer_"))

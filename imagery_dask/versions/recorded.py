@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from imagery_dask.errors import SourceNotFoundError
 from imagery_dask.model.moments import as_unix_seconds, describe_moment, resolve_moment
 from imagery_dask.sources.graph.root_tables import IdTable, id_table
+from imagery_dask.sources.graph.table_footers import TableFacts, table_facts
 from imagery_dask.storage.atomic_files import Files
 from imagery_dask.storage.buckets import clear_errors
 from imagery_dask.urls import redacted
@@ -25,6 +27,7 @@ Version = int | str | datetime
 
 ENDING = ".parquet"
 NEAREST = 2
+FOOTERS_IN_FLIGHT = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +44,15 @@ class Recorded:
         Materialization version.
     timestamp : int
         Moment, in whole seconds since 1970.
+    about : TableFacts
+        What the table says of itself.
     """
 
     url: str
     name: str
     version: int | None
     timestamp: int
+    about: TableFacts = field(compare=False, repr=False)
 
     @property
     def table(self) -> IdTable:
@@ -69,10 +75,10 @@ def names_of_tables(url: str) -> list[str]:
 
 
 def recorded_in(url: str) -> list[Recorded]:
-    """Return the versions of a store, earliest first; this reads the footer of each table."""
-    return sorted(
-        (_recorded(url, name) for name in names_of_tables(url)), key=lambda one: (one.timestamp, one.version or 0)
-    )
+    """Return the versions of a store, earliest first; this reads the footer of each table, and opens none."""
+    with ThreadPoolExecutor(FOOTERS_IN_FLIGHT) as threads:
+        recorded = list(threads.map(lambda name: _recorded(url, name), names_of_tables(url)))
+    return sorted(recorded, key=lambda one: (one.timestamp, one.version or 0))
 
 
 def find(url: str, version: Version | None = None, timestamp: Any = None) -> Recorded:
@@ -140,6 +146,6 @@ def _absent(url: str, what: str, nearest: Sequence[Recorded], flag: str) -> Valu
 
 def _recorded(url: str, name: str) -> Recorded:
     table = f"{Files.at(url).url}/{ROOTS}/{name}{ENDING}"
-    facts = id_table(table).facts
-    version = facts.get("version")
-    return Recorded(table, name, None if version is None else int(version), int(facts["timestamp"]))
+    about = table_facts(table)
+    version = about.facts.get("version")
+    return Recorded(table, name, None if version is None else int(version), int(about.facts["timestamp"]), about)

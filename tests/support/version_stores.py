@@ -125,6 +125,6 @@ def make_store(
     write_facts(out, StoreFacts(
         graph_of(world, server), bounds, 0, tuple(map(float, world.resolution)),
         ("image", "segmentation") if image else ("segmentation",), int(world.times["created"]), "2024-01-01T00:00:00Z",
-        "0.1.0",
+        "0.1.0", chunk_bits=world.graph.layout.spatial_bits,
     ))  # fmt: skip
     return out

@@ -57,7 +57,8 @@ CALLED = {"path": "source", "target.start": "bounds (first voxel)", "target.shap
           "labels.moment": "timestamp"}  # fmt: skip
 # Fields that determine how much is requested at once, and no voxel.
 DECIDE_NOTHING = (
-    "labels.query.max_requests", "labels.query.version", "labels.query.stored", "labels.leaves_within"
+    "labels.query.max_requests", "labels.query.version", "labels.query.stored", "labels.leaves_within",
+    "labels.query.graph.chunk_bits",
 )  # fmt: skip
 
 

@@ -7,7 +7,6 @@ of the file says which ids each row group has; a block reads the few row groups 
 from __future__ import annotations
 
 import io
-import json
 import os
 import threading
 from collections import OrderedDict
@@ -18,30 +17,33 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imagery_dask.annotations import JsonObject
 from imagery_dask.errors import SourceError, SourceNotFoundError
 from imagery_dask.sources.files.failures import brief
-from imagery_dask.sources.requests.transport import Blob, Request, Transport
+from imagery_dask.sources.graph.table_footers import (
+    SUPERVOXEL,
+    about_table,
+    content_of,
+    damaged_table,
+    forget_facts,
+    parquet,
+    read_footer,
+)
+from imagery_dask.sources.requests.transport import Request, Transport
 from imagery_dask.urls import redacted
 
 if TYPE_CHECKING:
-    from pyarrow.parquet import FileMetaData, ParquetFile
+    from pyarrow.parquet import ParquetFile
 
-__all__ = ["IdTable", "column_of_layer", "forget_tables", "id_table", "look_up_stored", "parquet"]
+__all__ = ["IdTable", "column_of_layer", "forget_tables", "id_table", "look_up_stored"]
 
 Ids = NDArray[np.uint64]
 Columns = dict[str, NDArray[Any]]
 
-#: Key of this package's entry in the metadata of a file.
-KEY = b"imagery_dask"
-SUPERVOXEL, ROOT = "supervoxel", "root"
-# Footers of tables with 10^8 rows have about 2 MB.
-TAIL_BYTES = 2**16
-LARGEST_FOOTER = 2**28
-MAGIC = b"PAR1"
+ROOT = "root"
 # Decoded row groups that a process keeps, of all tables.
 KEPT_BYTES = 64 * 2**20
-TABLES_KEPT = 256
+# Of a table with 10^8 rows, what is known of row groups takes a few MB.
+TABLES_KEPT = 16
 
 
 def column_of_layer(stop_layer: int | None) -> str:
@@ -83,15 +85,14 @@ class IdTable:
         folder, _, self._name = url.rpartition("/")
         self._transport = Transport(folder)
         self._lock = threading.Lock()  # pyarrow's reader is not safe to use from several threads
-        metadata = self._read_footer()
-        self.rows, self.columns = int(metadata.num_rows), tuple(metadata.schema.names)
-        self.facts: JsonObject = self._facts_in(metadata)
+        metadata = read_footer(url)
+        self.facts, self.rows, self.columns = about_table(url, metadata)
         own = self.columns.index(SUPERVOXEL)
         groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
         self.group_rows = tuple(int(group.num_rows) for group in groups if group.num_rows)
         stated = [group.column(own).statistics for group in groups if group.num_rows]
         if any(statistics is None or not statistics.has_min_max for statistics in stated):
-            raise self._damaged("it does not say which supervoxels its row groups have")
+            raise damaged_table(self.url, "it does not say which supervoxels its row groups have")
         self.first = np.array([statistics.min for statistics in stated], np.uint64)
         self.last = np.array([statistics.max for statistics in stated], np.uint64)
         self._kept_as = object()  # part of the keys of row groups that are kept
@@ -112,7 +113,7 @@ class IdTable:
                 table = self._file.read_row_group(number, columns=list(columns), use_threads=False)
             return {column: table[column].to_numpy() for column in columns}
         except (OSError, ValueError, EOFError) as error:
-            raise self._damaged(brief(error)) from error
+            raise damaged_table(self.url, brief(error)) from error
 
     def rows_of(self, supervoxels: Ids, columns: Sequence[str] = (ROOT,)) -> tuple[NDArray[np.bool_], Columns]:
         """Look up supervoxels.
@@ -148,6 +149,27 @@ class IdTable:
                 found[column][part] = np.where(ours, group[column][at], 0)
         return known, found
 
+    def has_roots(self, roots: Ids, starts: Ids, stops: Ids) -> bool:
+        """Return True if a supervoxel within ranges of ids has one of the roots.
+
+        Parameters
+        ----------
+        roots : numpy.ndarray of uint64, shape (n,)
+            Root ids.
+        starts, stops : numpy.ndarray of uint64, shape (m,)
+            First id of each range, and one past its last.
+        """
+        for number in range(self.groups):
+            crossed = (starts <= self.last[number]) & (stops > self.first[number])
+            if not crossed.any():
+                continue
+            group = self._kept(number, [ROOT])
+            keys, owners = group[SUPERVOXEL], group[ROOT]
+            for begin, end in zip(keys.searchsorted(starts[crossed]), keys.searchsorted(stops[crossed]), strict=True):
+                if np.isin(owners[begin:end], roots).any():
+                    return True
+        return False
+
     def _kept(self, number: int, columns: Sequence[str]) -> Columns:
         """Return columns of a row group, which the process keeps for the next block."""
         names = tuple(dict.fromkeys((SUPERVOXEL, *columns)))
@@ -158,48 +180,11 @@ class IdTable:
             _groups.put(key, kept)
         return kept
 
-    def _read_footer(self) -> FileMetaData:
-        tail = self._tail(TAIL_BYTES)
-        size = int.from_bytes(tail[-8:-4], "little") + 8
-        if tail[-4:] != MAGIC or size > LARGEST_FOOTER:
-            raise self._damaged("it has no footer")
-        if size > len(tail):
-            tail = self._tail(size)
-        import pyarrow
-
-        try:
-            return parquet().read_metadata(pyarrow.BufferReader(tail))
-        except (OSError, ValueError) as error:
-            raise self._damaged(brief(error)) from error
-
-    def _tail(self, size: int) -> bytes:
-        blob = self._transport.get(Request(self._name, -size))
-        if blob is None:
-            raise SourceNotFoundError(f"There is no table {redacted(self.url)!r}: the version was removed, or moved.")
-        return _content(blob)
-
-    def _facts_in(self, metadata: FileMetaData) -> JsonObject:
-        if SUPERVOXEL not in self.columns:
-            raise self._damaged(f"it has no column {SUPERVOXEL!r}")
-        try:
-            facts = json.loads((metadata.metadata or {}).get(KEY, b"null"))
-        except ValueError:
-            facts = None
-        if not isinstance(facts, dict):
-            raise self._damaged(f"its metadata have no entry {KEY.decode()!r}")
-        return facts
-
     def _without(self, column: str) -> SourceError:
         recorded = ", ".join(name for name in self.columns if name == ROOT or name.startswith("layer_"))
         return SourceError(
             f"{redacted(self.url)!r} has no column {column!r}; it has {recorded}. Record a layer when the version is "
             "added."
-        )
-
-    def _damaged(self, reason: str) -> SourceError:
-        return SourceError(
-            f"{redacted(self.url)!r} is no table of supervoxels that this package wrote, or is damaged: {reason}. "
-            "Remove the version and add it again."
         )
 
 
@@ -255,27 +240,13 @@ def id_table(url: str, fresh: bool = False) -> IdTable:
 def forget_tables() -> None:
     """Close all tables of this process."""
     _opened.cache_clear()
+    forget_facts()
 
 
 @lru_cache(maxsize=TABLES_KEPT)
 def _opened(url: str, process: int) -> IdTable:
     del process  # connections do not survive a fork
     return IdTable(url)
-
-
-def parquet() -> Any:
-    """Return the module ``pyarrow.parquet``.
-
-    Raises
-    ------
-    ImportError
-        With the command that installs it.
-    """
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError("Version stores need pyarrow: pip install 'imagery_dask[versions]'") from error
-    return pyarrow.parquet
 
 
 class _KeptGroups:
@@ -334,12 +305,6 @@ class _RangedFile(io.RawIOBase):
         blob = self._transport.get(Request(self._name, self._at, self._at + size))
         if blob is None:
             raise EOFError(f"{self._name} does not exist any more")
-        content = _content(blob)
+        content = content_of(blob)
         self._at += len(content)
         return content
-
-
-def _content(blob: Blob) -> bytes:
-    if blob.damage:
-        raise EOFError(blob.damage)
-    return bytes(blob.decompressed())

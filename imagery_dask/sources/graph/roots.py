@@ -1,6 +1,6 @@
 """Lookup of the roots of supervoxels: at the server, in this process's cache, or in a stored table.
 
-Two functions find the roots of a block's supervoxels:
+`has_objects` says which blocks need not be read. Two functions find the roots of a block's supervoxels:
 
 * `look_up_roots` sends the block's distinct supervoxels to the server: one request per block; none for a query with a
   stored table.
@@ -22,14 +22,15 @@ from numpy.typing import NDArray
 from imagery_dask.config import config
 from imagery_dask.geometry.grid import VoxelGrid, bounds_key
 from imagery_dask.model.chunkedgraph import SUPERVOXEL_LAYER, RootQuery
+from imagery_dask.model.graph_ids import id_ranges
 from imagery_dask.model.moments import describe_moment
 from imagery_dask.sources.graph.graph_server import graph_server
 from imagery_dask.sources.graph.root_cache import RootCache
-from imagery_dask.sources.graph.root_tables import look_up_stored
+from imagery_dask.sources.graph.root_tables import id_table, look_up_stored
 from imagery_dask.sources.requests.counts import Once, ReadCounts, active_counts
 from imagery_dask.sources.requests.throttle import request_slots
 
-__all__ = ["look_up_roots", "roots_from_leaves"]
+__all__ = ["has_objects", "look_up_roots", "roots_from_leaves"]
 
 Ids = NDArray[np.uint64]
 
@@ -112,6 +113,34 @@ def roots_from_leaves(query: RootQuery, keep: tuple[int, ...], within: VoxelGrid
         ours = leaves[at] == supervoxels
         roots[ours] = owners[at[ours]]
     return roots
+
+
+def has_objects(query: RootQuery, keep: tuple[int, ...], within: VoxelGrid | None, box: VoxelGrid) -> bool:
+    """Return False if no voxel of a box is of listed roots; this is known of its graph chunks, and no voxel is read.
+
+    Parameters
+    ----------
+    query : RootQuery
+        Graph and timestamp. Without a stored table, and without `within`, the answer is True.
+    keep : tuple of int
+        Root ids.
+    within : VoxelGrid or None
+        Box in which the leaves of the roots are known, as of `roots_from_leaves`.
+    box : VoxelGrid
+        Voxels of any level of the segmentation.
+    """
+    if not keep:
+        return False
+    ranges = id_ranges(query.graph, box) if query.stored is not None or within is not None else None
+    if ranges is None:
+        return True
+    starts, stops = ranges
+    if within is not None:
+        with _leaves_lock:
+            leaves, _ = _leaf_table(query, keep, within)
+        return bool((leaves.searchsorted(starts) < leaves.searchsorted(stops)).any())
+    assert query.stored is not None
+    return id_table(query.stored).has_roots(np.array(keep, np.uint64), starts, stops)
 
 
 def _from_server(query: RootQuery, supervoxels: Ids, counts: ReadCounts) -> Ids:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from xxhash import xxh3_128
 
 from imagery_dask.annotations import Array, JsonObject
-from imagery_dask.sources.graph.root_tables import KEY, IdTable, forget_tables, id_table, parquet
+from imagery_dask.sources.graph.root_tables import IdTable, forget_tables, id_table
+from imagery_dask.sources.graph.table_footers import KEY, parquet
 from imagery_dask.storage.atomic_files import Files
 
 __all__ = ["GROUP_ROWS", "Columns", "ColumnsHash", "TableFile", "TableWriter", "groups_of", "regrouped"]

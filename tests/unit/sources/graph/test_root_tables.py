@@ -125,3 +125,20 @@ def test_a_file_that_is_no_table_is_named(tmp_path: Path, write: Callable[..., s
     (tmp_path / "3.parquet").write_bytes(content[:4] + b"\xff" * 900 + content[904:])
     with pytest.raises(SourceError, match="is damaged"):
         look_up_stored(url, SUPERVOXELS)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_roots_are_found_in_ranges_of_ids(write: Callable[..., str], rows: int) -> None:
+    """For every range of graph chunks, and for several at once, as a scan of the rows says."""
+    table, chunks = id_table(write(rows=rows)), SUPERVOXELS >> np.uint64(32) << np.uint64(32)
+    width, wanted = np.uint64(1) << np.uint64(32), ROOTS[[3]]
+    held = np.array([np.isin(ROOTS[chunks == chunk], wanted).any() for chunk in np.unique(chunks)])
+    assert 0 < held.sum() < len(held)
+    starts = np.unique(chunks)
+    for one, expected in zip(starts, held, strict=True):
+        assert table.has_roots(wanted, one[None], one[None] + width) == expected
+    assert not table.has_roots(wanted, starts[~held], starts[~held] + width)
+    assert table.has_roots(wanted, starts, starts + width)
+    own = SUPERVOXELS[[3]]  # the end of a range is not in it
+    assert table.has_roots(wanted, own, own + np.uint64(1))
+    assert not table.has_roots(wanted, own - np.uint64(1), own)
