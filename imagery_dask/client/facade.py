@@ -481,6 +481,7 @@ class ImageryClient(
         *,
         order: int = 0,
         stop_layer: int | None = None,
+        sparse: bool = False,
     ) -> xr.Dataset:
         """Return imagery and segmentation on one grid, with coordinates in nm.
 
@@ -490,6 +491,10 @@ class ImageryClient(
         scale_to_bounds : bool, optional
             False (default) returns the voxels of the finer layer, as exports do. True resamples them to `resolution`;
             None does so if no mip is given.
+        sparse : bool
+            Ask the graph server once for the supervoxels of `root_ids`, and read only the graph chunks that hold them;
+            all others are 0. Without it this is done where it takes fewer requests. ValueError for a segmentation that
+            is flat, whose graph splits supervoxels, or without `root_ids`.
 
         Returns
         -------
@@ -497,9 +502,10 @@ class ImageryClient(
             Lazy variables ``image`` and ``segmentation`` with dims x, y, z, in the same blocks, and voxel centers in nm
             as coordinates. A client with one layer returns that variable only.
         """
+        labels = LabelRequest(root_ids, convert_to_int64, timestamp, stop_layer, sparse=sparse)
         cutouts = self._settings.present(
-            bounds, (image_mip, segmentation_mip), LabelRequest(root_ids, convert_to_int64, timestamp, stop_layer),
-            order=order, bbox_size=bbox_size, resolution=resolution, scale_to_bounds=scale_to_bounds,
+            bounds, (image_mip, segmentation_mip), labels, order=order, bbox_size=bbox_size, resolution=resolution,
+            scale_to_bounds=scale_to_bounds,
         )  # fmt: skip
         import xarray as xr
 

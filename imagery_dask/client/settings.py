@@ -18,9 +18,9 @@ from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.humanize import human_share
 from imagery_dask.model.arguments import Triple
-from imagery_dask.model.chunkedgraph import RootQuery
+from imagery_dask.model.chunkedgraph import ChunkedGraph, RootQuery
 from imagery_dask.model.cutout import Cutout, CutoutRequest, resolve, resolve_pair, whole_layer
-from imagery_dask.model.labels import Kind, LabelRequest, LabelRule, are_ids, label_rule
+from imagery_dask.model.labels import Kind, LabelRequest, LabelRule, RootIds, are_ids, label_rule
 from imagery_dask.model.layer import Layer
 from imagery_dask.model.moments import resolve_moment
 from imagery_dask.sources import Missing, forget_token, layers_of, normalize_path, open_volume, remember_token
@@ -97,7 +97,8 @@ class ClientSettings:
         """Return the segmentation cutout of a request."""
         layer, rule = self.segmentation_layer(), self.rule(labels)
         asked = self._request(bounds, self.segmentation_mip, **request)
-        return self._checked(self._inside(resolve(asked, layer, labels=rule, missing=self.missing), asked.resolution))
+        cutout = self._inside(resolve(asked, layer, labels=rule, missing=self.missing), asked.resolution)
+        return self._checked(cutout, sparse=labels.sparse)
 
     def whole_labels(self, mip: int | None, labels: LabelRequest) -> Cutout:
         """Return the cutout of the whole segmentation at a mip."""
@@ -109,6 +110,8 @@ class ClientSettings:
         """Return the rule that maps stored ids to the requested ones; it has a query if the segmentation is dynamic."""
         graph = self.segmentation_layer().graph
         stop_layer = labels.stop_layer
+        if labels.sparse:
+            _check_sparse(graph, labels.root_ids)
         if graph is None:
             if stop_layer is not None:
                 raise ValueError(f"stop_layer={stop_layer!r} needs a dynamic segmentation; this one is flat.")
@@ -149,7 +152,7 @@ class ClientSettings:
             order=order,
         )
         own = asked.resolution
-        return self._inside(image, own), self._checked(self._inside(segmentation, own))
+        return self._inside(image, own), self._checked(self._inside(segmentation, own), sparse=labels.sparse)
 
     def present(
         self,
@@ -198,10 +201,11 @@ class ClientSettings:
                 outside, len(voxels), volume.start, volume.stop, volume.resolution_nm,
             )  # fmt: skip
 
-    def _checked(self, cutout: Cutout, leaves: bool = True) -> Cutout:
+    def _checked(self, cutout: Cutout, leaves: bool = True, sparse: bool = False) -> Cutout:
         """Check given root ids with the graph server, and choose the cheaper way to find their voxels.
 
-        Either each block looks up the roots of its supervoxels, or the supervoxels of each root are fetched once.
+        Either each block looks up the roots of its supervoxels, or the supervoxels of each root are fetched once, as
+        `sparse` asks for.
         """
         rule = cutout.labels
         if rule is None or rule.query is None or rule.keep is None:
@@ -210,9 +214,11 @@ class ClientSettings:
         blocks = prod(len(edges) - 1 for edges in lazy_block_edges(cutout))
         # Pieces of a split supervoxel take its place among the leaves of old roots too, but not in older voxels.
         leaves = leaves and not rule.query.graph.splits_supervoxels
-        if leaves and 0 < len(keep) * config.get("graph.processes") <= blocks:
+        if leaves and keep and (sparse or len(keep) * config.get("graph.processes") <= blocks):
             box = self._leaf_box(cutout, rule.query)
             within = box if min(box.start) >= 0 else None  # the service does not accept negative bounds
+            if sparse and within is None:
+                raise ValueError(f"sparse: graph servers do not say what is at negative voxels, here {box.start}.")
         return replace(cutout, labels=replace(rule, keep=keep, leaves_within=within))
 
     def _leaf_box(self, cutout: Cutout, query: RootQuery) -> VoxelGrid:
@@ -301,6 +307,24 @@ def open_settings(
         dynamic=dynamic,
         outside=outside,
     )
+
+
+def _check_sparse(graph: ChunkedGraph | None, root_ids: RootIds) -> None:
+    """Raise if it is not known which graph chunks hold the objects of a request."""
+    if graph is None:
+        reason = "this segmentation is flat, and no server knows where its objects are"
+    elif root_ids is None or isinstance(root_ids, str):
+        reason = f"it reads the graph chunks of listed objects, and root_ids is {root_ids!r}; list root ids"
+    elif graph.splits_supervoxels:
+        reason = (
+            "supervoxels of this graph are split, and its server lists the pieces of later splits too. A store of "
+            "versions knows where objects were: 'imagery-dask versions create'"
+        )
+    elif graph.chunk_bits is None:
+        reason = "the info of the graph has no spatial_bit_masks, which say where ids have their chunk"
+    else:
+        return
+    raise ValueError(f"sparse: {reason}.")
 
 
 def _layer_in(source: str, is_segmentation: bool) -> str | None:

@@ -91,6 +91,8 @@ class LabelRequest:
         Layer of the ids to return, for a dynamic segmentation.
     version : int or None
         Materialization version with this `timestamp`.
+    sparse : bool
+        Ask the server where the objects are, and read no other graph chunks.
     """
 
     root_ids: RootIds = "all"
@@ -98,6 +100,7 @@ class LabelRequest:
     timestamp: Any = None
     stop_layer: int | None = None
     version: int | None = None
+    sparse: bool = False
 
 
 def label_rule(root_ids: object, *, as_int64: bool, query: RootQuery | None = None) -> LabelRule:

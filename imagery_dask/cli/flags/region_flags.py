@@ -10,7 +10,7 @@ import click
 
 from imagery_dask.annotations import Keywords
 from imagery_dask.cli.flags.param_types import RegionsType, RootIdsType
-from imagery_dask.cli.flags.source_flags import cave_options, source_client
+from imagery_dask.cli.flags.source_flags import cave_options, parsed_moment, source_client
 from imagery_dask.humanize import human_share
 
 if TYPE_CHECKING:
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 __all__ = ["REGION_OPTIONS", "box_options", "one_of_bounds", "region_data", "region_options", "same_moment"]
 
 REGION_OPTIONS = (
-    "image_source", "segmentation_source", "datastack", "server", "version", "timestamp", "stale_roots", "bounds",
-    "regions", "resolution", "image_mip", "segmentation_mip", "root_ids", "missing", "as_segmentation",
+    "image_source", "segmentation_source", "versions", "datastack", "server", "version", "timestamp", "stale_roots",
+    "bounds", "regions", "resolution", "image_mip", "segmentation_mip", "root_ids", "sparse", "missing",
+    "as_segmentation",
 )  # fmt: skip
+Box = tuple[tuple[float, ...], tuple[float, ...]]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 SOURCES = (
@@ -44,6 +46,8 @@ MISSING = click.option(
 )  # fmt: skip
 OPTIONS = (
     *SOURCES,
+    click.option("--versions", metavar="STORE",
+                 help="Store of versions to export from, without a server; --version or --timestamp says which."),
     click.option("--as-segmentation", is_flag=True,
                  help="Read --segmentation-source as ids even if its info says that it is an image."),
     cave_options,
@@ -56,6 +60,9 @@ OPTIONS = (
     *READING,
     click.option("--root-ids", type=RootIdsType(), default="all", show_default=True,
                  help="Objects to keep; none writes the ids as stored (supervoxel ids)."),
+    click.option("--sparse", is_flag=True,
+                 help="Read only the graph chunks that hold --root-ids, which the graph server is asked for. Stores of "
+                      "versions know them, and are read so in any case."),
     MISSING,
 )  # fmt: skip
 
@@ -109,6 +116,7 @@ def region_data(
     *,
     image_source: str | None,
     segmentation_source: str | None,
+    versions: str | None,
     datastack: str | None,
     server: str | None,
     version: int | None,
@@ -120,6 +128,7 @@ def region_data(
     image_mip: int | None,
     segmentation_mip: int | None,
     root_ids: Any,
+    sparse: bool,
     missing: Any,
     as_segmentation: bool,
 ) -> xr.Dataset | dict[str, xr.Dataset]:
@@ -127,8 +136,23 @@ def region_data(
 
     Named regions are returned by name; they show a dynamic segmentation at one moment.
     """
+    if versions is not None:
+        others = {
+            "--image-source": image_source, "--segmentation-source": segmentation_source, "--datastack": datastack,
+            "--server": server, "--as-segmentation": as_segmentation or None, "--image-mip": image_mip,
+            "--missing error": None if missing == "fill" else missing,
+        }  # fmt: skip
+        if refused := [flag for flag, value in others.items() if value is not None]:
+            raise ValueError(f"--versions has its own sources and levels; leave out {', '.join(refused)}.")
+        read = _version_reader(
+            versions, version, timestamp, root_ids=root_ids, sparse=sparse, level=segmentation_mip or 0,
+            resolution=resolution or None, stale_roots=stale_roots,
+        )  # fmt: skip
+        return _in_boxes(read, bounds, regions)
     if image_source is None and segmentation_source is None and datastack is None:
-        raise ValueError("Give what to export: --image-source, --segmentation-source, or both; or a --datastack.")
+        raise ValueError(
+            "Give what to export: --image-source, --segmentation-source, or both; a --datastack; or --versions."
+        )
     if as_segmentation and segmentation_source is None:
         raise ValueError("--as-segmentation is about --segmentation-source; give it.")
     client = source_client(
@@ -137,13 +161,36 @@ def region_data(
         missing=missing, stale_roots=stale_roots, as_segmentation=as_segmentation,
         outside="fill",  # said here, in the words of the command line
     )  # fmt: skip
-    if client.segmentation_source is None and (root_ids != "all" or segmentation_mip is not None):
-        raise ValueError("--root-ids and --segmentation-mip need a segmentation; give --segmentation-source.")
+    if client.segmentation_source is None and (root_ids != "all" or segmentation_mip is not None or sparse):
+        raise ValueError("--root-ids, --sparse and --segmentation-mip need a segmentation; give --segmentation-source.")
     if client.image_source is None and image_mip is not None:
         raise ValueError("--image-mip needs imagery; give --image-source.")
+    return _in_boxes(
+        lambda box: client.dataset(box, root_ids=root_ids, scale_to_bounds=False, sparse=sparse), bounds, regions
+    )
+
+
+def _version_reader(
+    url: str, version: int | None, timestamp: str | None, *, root_ids: Any, sparse: bool, **options: Any
+) -> Callable[[Box], xr.Dataset]:
+    """Return a function that reads a box of a version of a store."""
+    from imagery_dask.versions.opened_versions import open_versions
+
+    if sparse and (root_ids is None or isinstance(root_ids, str)):
+        raise ValueError("--sparse reads the graph chunks of listed objects; give --root-ids.")
+    store, moment = open_versions(url), parsed_moment(timestamp)
+    return lambda box: store.at(version, moment, bounds=box, root_ids=root_ids, **options)
+
+
+def _in_boxes(
+    read: Callable[[Box], xr.Dataset],
+    bounds: tuple[float, ...] | None,
+    regions: Mapping[str, tuple[float, ...]] | None,
+) -> xr.Dataset | dict[str, xr.Dataset]:
+    """Return what is in the bounds, or in named ones."""
 
     def data_in(box: tuple[float, ...], said: str) -> xr.Dataset:
-        data = client.dataset((box[:3], box[3:]), root_ids=root_ids, scale_to_bounds=False)
+        data = read((box[:3], box[3:]))
         _check_inside(data, said)
         return data
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from integration.stores import written
 from support.dynamic import forget
 from support.http_server import FileServer
+from support.programs import Done
 from support.settings import Configure
 
 from imagery_dask import open_versions, to_zarr, verify_export
@@ -17,6 +19,7 @@ from imagery_dask.arrays import remap
 from imagery_dask.testing.cave import World
 
 Moments = dict[str, tuple[float, int | None]]
+Command = Callable[..., Done]
 Served = Callable[[Path], FileServer]
 
 
@@ -91,3 +94,23 @@ def test_objects_have_the_same_voxels_at_every_level(
                     full = array.to_numpy()
                 np.testing.assert_array_equal(array.to_numpy(), full)
                 assert box is not None or full.any()
+
+
+def test_a_version_is_exported_by_a_command(
+    command: Command, tmp_path: Path, out: Path, world: World, moments: Moments
+) -> None:
+    moment, start = moments["3"][0], np.array(world.voxel_offset)
+    root, box = smallest(world, moment), [*start, *start + world.supervoxels.shape]
+    given = ("--versions", out, "--version", 3, "--root-ids", root, "--bounds", *box)
+    done = command("export", "zarr", tmp_path / "one.zarr", *given, "--sparse", "--levels", 1)
+    assert done.code == 0, done.error
+    ids = world.roots_volume(moment)
+    np.testing.assert_array_equal(written(tmp_path / "one.zarr"), np.where(ids == root, ids, np.uint64(0)))
+    again = command("export", "zarr", tmp_path / "one.zarr", *given, "--levels", 1)
+    assert again.code == 0, again.error
+    done = command("export", "--config", tmp_path / "one.zarr.receipts" / "config.yaml")
+    assert done.code == 0, done.error
+    refused = command("export", "zarr", tmp_path / "two.zarr", *given, "--datastack", "d", "--missing", "error")
+    assert (refused.code, "leave out --datastack, --missing error" in refused.error) == (2, True)
+    refused = command("export", "zarr", tmp_path / "two.zarr", *given[:4], *given[6:], "--sparse")
+    assert (refused.code, "give --root-ids" in refused.error) == (2, True)

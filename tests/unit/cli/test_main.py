@@ -171,7 +171,7 @@ def test_negative_root_id_is_code_2(run: Any, sources: dict[str, str], tmp_path:
 def test_unusable_sources_are_code_2(run: Any, sources: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out.zarr"
     for arguments, word in [
-        ((), "Give what to export: --image-source, --segmentation-source, or both; or a --datastack."),
+        ((), "Give what to export: --image-source, --segmentation-source, or both; a --datastack; or --versions."),
         (("--image-source", f"file://{tmp_path}/absent"), "no precomputed volume"),
         (("--segmentation-source", sources["image"]), "not a segmentation"),
         (("--image-source", "graphene://https://server/table"), "graphene"),
