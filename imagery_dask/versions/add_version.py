@@ -18,9 +18,9 @@ from imagery_dask.model.moments import Moment, describe_moment, resolve_moment
 from imagery_dask.records.runs import records_of, runs_in
 from imagery_dask.run import RunReport
 from imagery_dask.versions.create_store import VersionsReport
-from imagery_dask.versions.recorded import find, names_of_tables, recorded_in
+from imagery_dask.versions.recorded import find, name_of, names_of_tables, recorded_in
 from imagery_dask.versions.split_supervoxels import follow_splits, splits_since
-from imagery_dask.versions.store_places import StorePlaces, moment_of, name_of
+from imagery_dask.versions.store_places import StorePlaces, moment_of
 from imagery_dask.versions.tables.root_changes import Lookup, choose_lookup
 from imagery_dask.versions.tables.root_table import RootsTable
 from imagery_dask.versions.tables.table_export import write_table
@@ -246,16 +246,20 @@ def remove_version(url: str | os.PathLike[str], *, version: int | None = None, t
     store = StorePlaces(url)
     _ = store.facts
     with store.lease():
-        found = find(store.url, version, timestamp)
-        if len(names_of_tables(store.url)) == 1:
+        names = names_of_tables(store.url)
+        # A table that is damaged is removed by its name; it is not opened.
+        number, moment = moment_of(version, timestamp)
+        name = name_of(number, moment or 0)
+        if name not in names:
+            name = find(store.url, version, timestamp).name
+        if len(names) == 1:
             raise ValueError(
-                f"{found.title} is the only version of {store.url}: without it, nothing can be read. Remove the folder "
-                "to remove the store."
+                f"{name} is the only version of {store.url}: without it, nothing can be read. Remove the folder to "
+                "remove the store."
             )
-        table = store.roots(found.name)
-        table.remove()
-        remove_records(store, found.name)
-    return found.name
+        store.roots(name).remove()
+        remove_records(store, name)
+    return name
 
 
 def remove_runs(store: StorePlaces, name: str, other_than: RootsTable) -> None:

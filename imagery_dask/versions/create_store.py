@@ -50,8 +50,9 @@ from imagery_dask.sources.graph.graph_server import read_graph_info
 from imagery_dask.sources.graph.table_footers import parquet
 from imagery_dask.storage.buckets import clear_errors
 from imagery_dask.urls import redacted
+from imagery_dask.versions.recorded import name_of
 from imagery_dask.versions.store_options import StoreOptions
-from imagery_dask.versions.store_places import DRAFT, VOLUME, StorePlaces, moment_of, name_of
+from imagery_dask.versions.store_places import DRAFT, VOLUME, StorePlaces, moment_of
 from imagery_dask.versions.tables.root_changes import Lookup
 from imagery_dask.versions.tables.root_table import RootsTable
 from imagery_dask.versions.tables.supervoxel_table import SupervoxelTable, graph_blocks

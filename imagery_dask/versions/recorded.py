@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from imagery_dask.errors import SourceNotFoundError
+from imagery_dask.errors import SourceError, SourceNotFoundError
 from imagery_dask.model.moments import as_unix_seconds, describe_moment, resolve_moment
 from imagery_dask.sources.graph.root_tables import IdTable, id_table
 from imagery_dask.sources.graph.table_footers import TableFacts, table_facts
@@ -20,7 +20,7 @@ from imagery_dask.urls import redacted
 from imagery_dask.validate import integer
 from imagery_dask.versions.version_store import ROOTS
 
-__all__ = ["Recorded", "Version", "find", "names_of_tables", "recorded_in"]
+__all__ = ["Recorded", "Version", "find", "name_of", "names_of_tables", "recorded", "recorded_in"]
 
 #: A materialization version, a moment, or the name of a table.
 Version = int | str | datetime
@@ -65,6 +65,17 @@ class Recorded:
         return describe_moment(self.timestamp) if self.version is None else f"version {self.version}"
 
 
+def name_of(version: int | None, timestamp: int) -> str:
+    """Return the name of a version: its number, or its moment without the colons, which file names cannot have.
+
+    Examples
+    --------
+    >>> name_of(1078, 1_700_000_000), name_of(None, 1_700_000_000)
+    ('1078', '2023-11-14T22-13-20Z')
+    """
+    return describe_moment(timestamp).replace(":", "-") if version is None else str(version)
+
+
 def names_of_tables(url: str) -> list[str]:
     """Return the names of the tables of a store."""
     files = Files.at(url)
@@ -77,8 +88,8 @@ def names_of_tables(url: str) -> list[str]:
 def recorded_in(url: str) -> list[Recorded]:
     """Return the versions of a store, earliest first; this reads the footer of each table, and opens none."""
     with ThreadPoolExecutor(FOOTERS_IN_FLIGHT) as threads:
-        recorded = list(threads.map(lambda name: _recorded(url, name), names_of_tables(url)))
-    return sorted(recorded, key=lambda one: (one.timestamp, one.version or 0))
+        found = list(threads.map(lambda name: recorded(url, name), names_of_tables(url)))
+    return sorted(found, key=lambda one: (one.timestamp, one.version or 0))
 
 
 def find(url: str, version: Version | None = None, timestamp: Any = None) -> Recorded:
@@ -110,11 +121,11 @@ def find(url: str, version: Version | None = None, timestamp: Any = None) -> Rec
         return _at_moment(url, version)
     if isinstance(version, str):
         if version in names_of_tables(url):
-            return _recorded(url, version)
+            return recorded(url, version)
         return _at_moment(url, version)
     number = integer("version", version)
     try:
-        return _recorded(url, str(number))  # without a list, which servers of files do not have
+        return recorded(url, str(number))  # without a list, which servers of files do not have
     except SourceNotFoundError:
         versions = [one for one in recorded_in(url) if one.version is not None]
         nearest = sorted(versions, key=lambda one: abs((one.version or 0) - number))[:NEAREST]
@@ -144,8 +155,21 @@ def _absent(url: str, what: str, nearest: Sequence[Recorded], flag: str) -> Valu
     )
 
 
-def _recorded(url: str, name: str) -> Recorded:
+def recorded(url: str, name: str) -> Recorded:
+    """Return the version whose table has a name.
+
+    Raises
+    ------
+    SourceNotFoundError, SourceError
+        There is no such table, or it is of something else.
+    """
     table = f"{Files.at(url).url}/{ROOTS}/{name}{ENDING}"
     about = table_facts(table)
-    version = about.facts.get("version")
-    return Recorded(table, name, None if version is None else int(version), int(about.facts["timestamp"]), about)
+    facts = about.facts
+    version, timestamp = facts.get("version"), int(facts.get("timestamp") or 0)
+    if (own := name_of(version, timestamp)) != name:
+        raise SourceError(
+            f"{redacted(table)!r} is the table of {own if timestamp else 'no version'}, under the name of another. "
+            f"Remove version {name} and add it again."
+        )
+    return Recorded(table, name, version, timestamp, about)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from imagery_dask.model.moments import Moment, describe_moment, resolve_moment
+from imagery_dask.model.moments import Moment, resolve_moment
 from imagery_dask.records.lease import Lease
 from imagery_dask.storage.atomic_files import Files
 from imagery_dask.storage.buckets import clear_errors, parse_bucket_url
@@ -15,7 +15,7 @@ from imagery_dask.versions.recorded import ENDING
 from imagery_dask.versions.tables.table_files import TableFile
 from imagery_dask.versions.version_store import ROOTS, SUPERVOXELS, StoreFacts, read_facts
 
-__all__ = ["DRAFT", "VOLUME", "StorePlaces", "moment_of", "name_of"]
+__all__ = ["DRAFT", "VOLUME", "StorePlaces", "moment_of"]
 
 VOLUME = "volume.zarr"
 # What was asked for, while a store is made.
@@ -79,17 +79,6 @@ class StorePlaces:
             yield lease
             for folder in ("", ROOTS):
                 files.remove_partial(folder)
-
-
-def name_of(version: int | None, timestamp: int) -> str:
-    """Return the name of a version: its number, or its moment without the colons, which file names cannot have.
-
-    Examples
-    --------
-    >>> name_of(1078, 1_700_000_000), name_of(None, 1_700_000_000)
-    ('1078', '2023-11-14T22-13-20Z')
-    """
-    return describe_moment(timestamp).replace(":", "-") if version is None else str(version)
 
 
 def moment_of(version: int | None, timestamp: Moment) -> tuple[int | None, int | None]:

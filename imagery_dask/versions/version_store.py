@@ -109,7 +109,7 @@ def read_facts(url: str | os.PathLike[str]) -> StoreFacts:
     try:
         facts: JsonObject = json.loads(content)
         kind, number = facts.pop("format"), facts.pop("format_version")
-    except (ValueError, RecursionError, AttributeError, KeyError) as error:
+    except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{files.url}/{FACTS} is damaged: {error}. Restore it from a copy.") from None
     if kind != FORMAT or number != FORMAT_VERSION:
         raise ValueError(

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from imagery_dask.errors import SourceError, SourceNotFoundError
 from imagery_dask.sources.files.failures import brief
 from imagery_dask.sources.graph.table_footers import (
+    REMEDY,
     SUPERVOXEL,
     about_table,
     content_of,
@@ -225,7 +226,7 @@ def look_up_stored(url: str, supervoxels: Ids, stop_layer: int | None = None) ->
             unknown = supervoxels[~known]
             raise SourceError(
                 f"{redacted(url)!r} does not have {len(unknown):,} of {len(supervoxels):,} supervoxels, the first is "
-                f"{unknown[0]}: the table is of other supervoxels than the volume. Remove the version and add it again."
+                f"{unknown[0]}: the table is of other supervoxels than the volume. {REMEDY}"
             )
     return found[column]
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from pyarrow.parquet import FileMetaData
 
 __all__ = [
-    "KEY", "SUPERVOXEL", "TableFacts", "about_table", "content_of", "damaged_table", "forget_facts", "parquet",
-    "read_footer", "table_facts",
+    "KEY", "REMEDY", "SUPERVOXEL", "TableFacts", "about_table", "content_of", "damaged_table", "forget_facts",
+    "parquet", "read_footer", "table_facts",
 ]  # fmt: skip
 
 SUPERVOXEL = "supervoxel"
@@ -29,6 +29,7 @@ TAIL_BYTES = 2**16
 LARGEST_FOOTER = 2**28
 MAGIC = b"PAR1"
 FACTS_KEPT = 4096
+REMEDY = "Restore it from a copy, or, if it is that of a version, remove the version and add it again."
 
 
 class TableFacts(NamedTuple):
@@ -115,8 +116,7 @@ def about_table(url: str, footer: FileMetaData) -> TableFacts:
 def damaged_table(url: str, reason: str) -> SourceError:
     """Return the error of a file that is no table."""
     return SourceError(
-        f"{redacted(url)!r} is no table of supervoxels that this package wrote, or is damaged: {reason}. "
-        "Remove the version and add it again."
+        f"{redacted(url)!r} is no table of supervoxels that this package wrote, or is damaged: {reason}. {REMEDY}"
     )
 
 
@@ -131,7 +131,7 @@ def _tail(url: str, size: int) -> bytes:
     folder, _, name = url.rpartition("/")
     blob = Transport(folder).get(Request(name, -size))
     if blob is None:
-        raise SourceNotFoundError(f"There is no table {redacted(url)!r}: the version was removed, or moved.")
+        raise SourceNotFoundError(f"There is no table {redacted(url)!r}: it was removed, or moved. {REMEDY}")
     return content_of(blob)
 
 

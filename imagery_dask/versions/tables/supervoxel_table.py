@@ -31,7 +31,7 @@ from imagery_dask.run import BlockTask, RunReport, Written
 from imagery_dask.versions.tables.table_export import Pieces, TableExport
 from imagery_dask.versions.tables.table_files import ColumnsHash, TableFile, TableWriter, regrouped
 
-__all__ = ["COLUMNS", "ROW", "SupervoxelTable", "graph_blocks", "rows_of"]
+__all__ = ["BOX", "COLUMNS", "ROW", "SupervoxelTable", "graph_blocks", "rows_of"]
 
 BOX = ("x_start", "y_start", "z_start", "x_stop", "y_stop", "z_stop")
 ROW = np.dtype([("supervoxel", "<u8"), ("voxels", "<u8"), *((name, "<i8") for name in BOX)])

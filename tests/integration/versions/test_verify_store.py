@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 from support.dynamic import forget_roots
-from support.made_stores import create
+from support.made_stores import assert_roots, create
+from support.settings import Configure
 
-from imagery_dask import add_version, verify_versions
+from imagery_dask import add_version, open_versions, remove_version, verify_versions
+from imagery_dask.errors import SourceError
+from imagery_dask.geometry.vec import Vec3
 from imagery_dask.sources.graph.root_tables import forget_tables
 from imagery_dask.testing.cave import CaveServer, World
+from imagery_dask.versions import create_store
 
 
 @pytest.fixture
@@ -72,3 +77,70 @@ def test_damaged_bytes_of_a_table_are_found(made: Path, share: float) -> None:
     path.write_bytes(content[:at] + bytes(byte ^ 0xFF for byte in content[at : at + 8]) + content[at + 8 :])
     forget_tables()
     assert any(path.name in problem for problem in verify_versions(made).problems)
+
+
+def test_a_lost_shard_is_found(made: Path) -> None:
+    """Absent chunks of zarr are zeros, which have no supervoxels that a table could be asked for."""
+    shards = [path for path in (made / "volume.zarr/0/c").rglob("*") if path.is_file()]
+    shards[0].unlink()
+    problems = verify_versions(made).problems
+    assert problems
+    assert all("does not agree with the voxels" in problem for problem in problems)
+
+
+def test_a_damaged_shard_is_a_problem(made: Path) -> None:
+    shard = next(path for path in (made / "volume.zarr/0/c").rglob("*") if path.is_file())
+    shard.write_bytes(shard.read_bytes()[:1000])
+    assert all("does not decode" in problem for problem in verify_versions(made).problems)
+
+
+def test_supervoxels_that_lie_in_several_blocks_agree(
+    server: CaveServer, world: World, tmp_path: Path, configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where edges of graph chunks cut voxels, blocks are no groups of graph chunks."""
+    monkeypatch.setattr(create_store, "_graph_grid", lambda facts: (Vec3(30, 30, 10), Vec3(0, 0, 0)))
+    configure("export.block_bytes", 1)
+    create(server, tmp_path / "out", world.times["merge_1"])
+    check = verify_versions(tmp_path / "out")
+    assert check.blocks > 1
+    assert check.ok, check.problems
+
+
+@pytest.mark.parametrize("name", ["roots", "supervoxels"])
+@pytest.mark.parametrize("content", [b"", b"not a table" * 100, None], ids=["empty", "foreign", "absent"])
+def test_a_table_that_cannot_be_opened_is_a_problem(made: Path, name: str, content: bytes | None) -> None:
+    path = sorted((made / "roots").glob("*.parquet"))[0] if name == "roots" else made / "supervoxels.parquet"
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    forget_tables()
+    if name == "roots" and content is None:
+        assert verify_versions(made).ok  # a version exists if its table does
+        return
+    (problem,) = verify_versions(made).problems
+    assert path.name in problem
+    assert "Restore it from a copy" in problem
+
+
+@pytest.mark.parametrize("other", ["another version", "supervoxels"])
+def test_a_table_under_the_name_of_another_is_found_and_removed(made: Path, other: str) -> None:
+    first, second = sorted((made / "roots").glob("*.parquet"))
+    shutil.copy(second if other == "another version" else made / "supervoxels.parquet", first)
+    forget_tables()
+    with pytest.raises(SourceError, match=r"under the name of another. Remove version"):
+        open_versions(made).at(first.stem)
+    assert any("under the name of another" in problem for problem in verify_versions(made).problems)
+    assert remove_version(made, version=first.stem) == first.stem  # type: ignore[arg-type]
+    assert verify_versions(made).ok
+
+
+def test_a_damaged_version_is_removed_and_added_again(made: Path, world: World) -> None:
+    damaged, moment = sorted((made / "roots").glob("*.parquet"))[1], world.times["split_1"]
+    before = damaged.read_bytes()
+    damaged.write_bytes(before[:100])
+    forget_tables()
+    remove_version(made, timestamp=moment)
+    assert not damaged.exists()
+    add_version(made, timestamp=moment, progress=False)
+    assert_roots(made, damaged.stem, world, moment)
