@@ -38,6 +38,14 @@ class World:
         return self._expected[kind]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _end_of_zygote() -> Iterator[None]:
+    """End the process that others are forked from after all of its users, whichever files a worker of xdist runs."""
+    yield
+    if zygote.cache_info().currsize:
+        zygote().end()
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Serve the sources, and run a cluster of two workers for undisturbed exports."""
@@ -48,7 +56,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         cluster(folder / "cluster") as running,
     ):
         yield World(folder, server, running)
-    zygote().end()
 
 
 @pytest.fixture(autouse=True)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from faults.harness import SEEDS, SMALL, Process, zygote
+from faults.harness import SEEDS, SMALL, Process
 from support.dynamic import SOME, TOKEN, bounds, crop, secrets_file
 from support.made_stores import assert_roots, columns
 
@@ -47,9 +46,8 @@ from imagery_dask.cli.main import main; main()
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    yield make_world(tmp_path_factory.mktemp("killed"))
-    zygote().end()
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("killed"))
 
 
 def run(words: list[str], kill_at: int, log: Path) -> int:

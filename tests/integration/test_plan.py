@@ -615,6 +615,7 @@ def test_the_number_of_source_chunks_is_exact_for_pieces_of_graph_chunks(
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("sampled_here")
 def test_amplification_is_the_number_of_reads_per_chunk(client: ImageryClient, threads: Client) -> None:
     aligned = client.plan_export([[-32, 48, 16], [64, 128, 56]], "/tmp/nowhere", chunks=(32, 32, 16), samples=1)
     assert aligned.estimate.amplification == 1
