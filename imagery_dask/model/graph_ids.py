@@ -19,7 +19,7 @@ from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.chunkedgraph import ID_BITS, SUPERVOXEL_LAYER, ChunkedGraph
 
-__all__ = ["SupervoxelIds", "id_ranges"]
+__all__ = ["SupervoxelIds", "chunks_crossed", "id_ranges"]
 
 Ids = NDArray[np.uint64]
 
@@ -83,8 +83,15 @@ class SupervoxelIds:
 
     def x_of(self, ids: Ids) -> NDArray[np.int64]:
         """Return the position along x of the graph chunk of each supervoxel, in chunks."""
-        x = ids >> np.uint64(self.segment_bits + 2 * self.chunk_bits) & np.uint64((1 << self.chunk_bits) - 1)
-        return x.astype(np.int64)
+        return self._along(ids, 2)
+
+    def index_of(self, ids: Ids) -> NDArray[np.int64]:
+        """Return the position of the graph chunk of each supervoxel, x, y, z in chunks, shape (n, 3)."""
+        return np.stack([self._along(ids, places) for places in (2, 1, 0)], axis=1)
+
+    def _along(self, ids: Ids, places: int) -> NDArray[np.int64]:
+        at = ids >> np.uint64(self.segment_bits + places * self.chunk_bits) & np.uint64((1 << self.chunk_bits) - 1)
+        return at.astype(np.int64)
 
 
 def id_ranges(graph: ChunkedGraph, box: VoxelGrid) -> tuple[Ids, Ids] | None:
@@ -102,17 +109,25 @@ def id_ranges(graph: ChunkedGraph, box: VoxelGrid) -> tuple[Ids, Ids] | None:
     starts, stops : numpy.ndarray of uint64, shape (n,), or None
         First id of each range, and one past its last, ascending. None where it is not known.
     """
+    crossed = chunks_crossed(graph, box)
+    if crossed is None or graph.chunk_bits is None:
+        return None
+    first, stop = crossed
+    ids = SupervoxelIds(graph.layer_bits, graph.chunk_bits)
+    columns = [(x, y) for x in range(first[0], stop[0]) for y in range(first[1], stop[1])]
+    starts = np.array([ids.chunk_id((x, y, first[2])) for x, y in columns], np.uint64)
+    return starts, starts + np.uint64((stop[2] - first[2]) << ids.segment_bits)
+
+
+def chunks_crossed(graph: ChunkedGraph, box: VoxelGrid) -> tuple[Vec3[int], Vec3[int]] | None:
+    """Return the first graph chunk that a box crosses, and one past the last, along each axis; None if not known."""
     if graph.chunk_bits is None:
         return None
     if box.resolution_nm != graph.resolution_nm:
         # Voxels of coarser levels need not begin where voxels of the graph do.
         box = VoxelGrid.between(box.start - Vec3.of((1, 1, 1)), box.stop + Vec3.of((1, 1, 1)), box.resolution_nm)
         box = box.at(graph.resolution_nm)
-    first = [(at - zero) // size for at, zero, size in zip(box.start, graph.origin, graph.chunk_shape, strict=True)]
-    stop = [-((zero - at) // size) for at, zero, size in zip(box.stop, graph.origin, graph.chunk_shape, strict=True)]
-    if min(first) < 0 or max(stop) > 1 << graph.chunk_bits:
-        return None
-    ids = SupervoxelIds(graph.layer_bits, graph.chunk_bits)
-    columns = [(x, y) for x in range(first[0], stop[0]) for y in range(first[1], stop[1])]
-    starts = np.array([ids.chunk_id((x, y, first[2])) for x, y in columns], np.uint64)
-    return starts, starts + np.uint64((stop[2] - first[2]) << ids.segment_bits)
+    origin, shape = Vec3.of(graph.origin), graph.chunk_shape
+    first = (box.start - origin).map(lambda at, size: at // size, shape)
+    stop = (box.stop - origin).map(lambda at, size: -(-at // size), shape)
+    return (first, stop) if min(first) >= 0 and max(stop) <= 1 << graph.chunk_bits else None

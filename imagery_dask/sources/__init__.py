@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from imagery_dask.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from imagery_dask.sources.graph.roots import has_objects, look_up_roots, roots_from_leaves
+    from imagery_dask.sources.graph.roots import chunks_of_objects, has_objects, look_up_roots, roots_from_leaves
     from imagery_dask.sources.handle import (
         SourceHandle,
         changed_supervoxel_chunks,
@@ -58,7 +58,12 @@ else:
                 "NotKept",
                 "StoredVolume",
             ],
-            "imagery_dask.sources.graph.roots": ["has_objects", "look_up_roots", "roots_from_leaves"],
+            "imagery_dask.sources.graph.roots": [
+                "chunks_of_objects",
+                "has_objects",
+                "look_up_roots",
+                "roots_from_leaves",
+            ],
             "imagery_dask.sources.requests.throttle": ["limited_requests", "request_slots"],
         },
     )
@@ -75,6 +80,7 @@ __all__ = [
     "active_counts",
     "cave_token",
     "changed_supervoxel_chunks",
+    "chunks_of_objects",
     "cloud_volume",
     "collect_counts",
     "forget_token",

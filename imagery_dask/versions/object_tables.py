@@ -163,12 +163,7 @@ def place_of(supervoxels: IdTable, roots: IdTable, root: int) -> ObjectPlace | N
 
 def supervoxels_of(roots: IdTable, objects: Iterable[int]) -> Iterator[Ids]:
     """Yield the supervoxels of objects, ascending, a part of them at a time."""
-    wanted = np.array(sorted(objects), np.uint64)
-    for number in range(roots.groups):
-        rows = roots.group(number, [SUPERVOXEL, ROOT])
-        ours = np.isin(rows[ROOT], wanted)
-        if ours.any():
-            yield rows[SUPERVOXEL][ours]
+    return roots.supervoxels_of(np.array(sorted(objects), np.uint64))
 
 
 def unmatched(roots: IdTable, objects: Iterable[int]) -> list[int]:

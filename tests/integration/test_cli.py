@@ -274,7 +274,7 @@ def test_invalid_options_are_named(
 def test_without_a_source_the_flags_are_named(run: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
     code, text, error = run(*command, tmp_path / "out", *BOUNDS)
     assert (code, text) == (2, "")
-    assert "--image-source, --segmentation-source, or both; or a --datastack" in error
+    assert "--image-source, --segmentation-source, or both; a --datastack; or --versions" in error
     assert "image_source" not in error
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagery_dask.cluster import cores, free_memory, threads_of_cores
-from imagery_dask.errors import TargetBusyError, TargetFullError
+from imagery_dask.errors import SourceError, TargetBusyError, TargetFullError
 from imagery_dask.export.core.base import Export, held_bytes
+from imagery_dask.export.core.held_blocks import notes_of_objects
 from imagery_dask.export.core.plans import ExportPlan
 from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.core.run_states import DAMAGED, NewRun, StartedRun
@@ -165,6 +166,8 @@ class Execution:
         report.notes += [*run.plan.notes(), *export.format.notes(export)]
         if run.finished and report.before == report.blocks:
             return
+        with suppress(SourceError):  # all voxels are written
+            report.notes += notes_of_objects(export, run.plan)
         run.lease.check()
         self.watch.end(report)
         run.tidy()

@@ -20,6 +20,7 @@ from imagery_dask.annotations import JsonObject
 from imagery_dask.cards import Card, CardTable
 from imagery_dask.cluster import WorkerResources, cores
 from imagery_dask.export.core.base import Export, held_bytes
+from imagery_dask.export.core.held_blocks import notes_of_objects
 from imagery_dask.export.core.plans import FORMAT, ExportPlan, StageBlocks, chunk_reads
 from imagery_dask.export.core.run_options import RunOptions, block_bytes_of
 from imagery_dask.export.execution.execute import execute
@@ -161,7 +162,7 @@ class PlannedExport:
     @property
     def notes(self) -> list[str]:
         """What a reader of the result should know, as sentences."""
-        return [*self.plan.notes(), *self.export.format.notes(self.export)]
+        return [*self.plan.notes(), *notes_of_objects(self.export, self.plan), *self.export.format.notes(self.export)]
 
     @property
     def tables(self) -> list[CardTable]:

@@ -10,7 +10,7 @@ import io
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -170,6 +170,14 @@ class IdTable:
                 if np.isin(owners[begin:end], roots).any():
                     return True
         return False
+
+    def supervoxels_of(self, roots: Ids) -> Iterator[Ids]:
+        """Yield the supervoxels that have one of the roots, ascending, those of a row group at a time."""
+        for number in range(self.groups):
+            rows = self.group(number, [SUPERVOXEL, ROOT])
+            ours = np.isin(rows[ROOT], roots)
+            if ours.any():
+                yield rows[SUPERVOXEL][ours]
 
     def _kept(self, number: int, columns: Sequence[str]) -> Columns:
         """Return columns of a row group, which the process keeps for the next block."""

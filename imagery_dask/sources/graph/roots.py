@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from imagery_dask.config import config
 from imagery_dask.geometry.grid import VoxelGrid, bounds_key
 from imagery_dask.model.chunkedgraph import SUPERVOXEL_LAYER, RootQuery
-from imagery_dask.model.graph_ids import id_ranges
+from imagery_dask.model.graph_ids import SupervoxelIds, id_ranges
 from imagery_dask.model.moments import describe_moment
 from imagery_dask.sources.graph.graph_server import graph_server
 from imagery_dask.sources.graph.root_cache import RootCache
@@ -30,7 +30,7 @@ from imagery_dask.sources.graph.root_tables import id_table, look_up_stored
 from imagery_dask.sources.requests.counts import Once, ReadCounts, active_counts
 from imagery_dask.sources.requests.throttle import request_slots
 
-__all__ = ["has_objects", "look_up_roots", "roots_from_leaves"]
+__all__ = ["chunks_of_objects", "has_objects", "look_up_roots", "roots_from_leaves"]
 
 Ids = NDArray[np.uint64]
 
@@ -141,6 +141,24 @@ def has_objects(query: RootQuery, keep: tuple[int, ...], within: VoxelGrid | Non
         return bool((leaves.searchsorted(starts) < leaves.searchsorted(stops)).any())
     assert query.stored is not None
     return id_table(query.stored).has_roots(np.array(keep, np.uint64), starts, stops)
+
+
+def chunks_of_objects(query: RootQuery, keep: tuple[int, ...], within: VoxelGrid | None) -> Ids | None:
+    """Return the ids of the graph chunks that hold listed roots, ascending; None where `has_objects` does not know."""
+    graph = query.graph
+    if graph.chunk_bits is None or (query.stored is None and within is None):
+        return None
+    if within is not None:
+        with _leaves_lock:
+            supervoxels, _ = _leaf_table(query, keep, within)
+    else:
+        supervoxels = _supervoxels_of(str(query.stored), keep)
+    return np.unique(SupervoxelIds(graph.layer_bits, graph.chunk_bits).chunks_of(supervoxels))
+
+
+@lru_cache(maxsize=1)  # for a plan, and for the report of its run
+def _supervoxels_of(url: str, keep: tuple[int, ...]) -> Ids:
+    return np.concatenate([np.zeros(0, np.uint64), *id_table(url).supervoxels_of(np.array(keep, np.uint64))])
 
 
 def _from_server(query: RootQuery, supervoxels: Ids, counts: ReadCounts) -> Ids:

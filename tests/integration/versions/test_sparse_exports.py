@@ -16,6 +16,8 @@ from support.settings import Configure
 
 from imagery_dask import open_versions, to_zarr, verify_export
 from imagery_dask.arrays import remap
+from imagery_dask.export.core.run_states import plan_in
+from imagery_dask.export.registry import run_at
 from imagery_dask.testing.cave import World
 
 Moments = dict[str, tuple[float, int | None]]
@@ -67,6 +69,11 @@ def test_an_export_of_an_object_reads_its_graph_chunks_alone(
     assert places == held
     assert 0 < len(held) < np.prod(-(-np.array(world.supervoxels.shape) // size)) / 4
     assert report.counts.chunks == len(held)
+    blocks = [len(part.blocks) for part in plan_in(run_at(str(tmp_path / "sparse.zarr"))).stages[0]]
+    note = f"{len(held):,} of {blocks[0]:,} blocks are in graph chunks that hold the objects."
+    assert [said for said in report.notes if "graph chunks" in said] == [
+        f"segmentation: {note} The others are 0, and nothing is read for them."
+    ]
     assert verify_export(tmp_path / "sparse.zarr", sample=None, source=True).ok
     monkeypatch.setattr(remap, "has_objects", lambda *given: True)
     full = to_zarr(data, tmp_path / "full.zarr", **options)
