@@ -219,13 +219,26 @@ def _opened(path: str) -> StoredVolume:
                 from imagery_dask.sources.zarr.webknossos import unreadable_layers
 
                 reason = (
-                    unreadable_layers(location_of(path)) or f"Nor is it zarr or N5, which have {', '.join(METADATA)}."
+                    unreadable_layers(location_of(path))
+                    or _store_of_versions(location_of(path))
+                    or f"Nor is it zarr or N5, which have {', '.join(METADATA)}."
                 )
                 raise SourceNotFoundError(f"{error} {reason}") from error
             path = f"{found}://{location_of(path)}"
     from imagery_dask.sources.zarr.zarr_volume import ZarrVolume
 
     return ZarrVolume(path)
+
+
+def _store_of_versions(location: str) -> str:
+    """Return why a store of versions on this machine is no volume; "" if it is none."""
+    folder = local_folder(location)
+    if folder is None or not os.path.isfile(os.path.join(folder, "versions.json")):
+        return ""
+    return (
+        "It is a store of versions, which 'imagery-dask versions' and open_versions read; volume.zarr in it has the "
+        "supervoxels."
+    )
 
 
 def layers_of(path: str) -> dict[str, bool]:

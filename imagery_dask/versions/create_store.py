@@ -35,7 +35,7 @@ from imagery_dask.export.execution.execute import execute
 from imagery_dask.export.zarr.to_zarr import zarr_export
 from imagery_dask.export.zarr.zarr_options import ZarrOptions
 from imagery_dask.geometry.block_plan import BlockPlan
-from imagery_dask.geometry.pyramid import Levels
+from imagery_dask.geometry.pyramid import Levels, pyramid
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.chunkedgraph import RootQuery
 from imagery_dask.model.cutout import Cutout, whole_layer
@@ -327,7 +327,7 @@ def new_store(
     query = RootQuery(graph, moment, None, settings.dynamic.max_requests, version)
     return NewStore(
         store, facts, query, _dataset(cutouts), options.zarr(chunk, target.shape), request,
-        _notes(facts, chunk, phase),
+        (*_notes(facts, chunk, phase), *_unread_levels(facts, options.levels)),
     )  # fmt: skip
 
 
@@ -382,6 +382,23 @@ def _notes(facts: StoreFacts, chunk: Vec3[int], phase: Vec3[int]) -> tuple[str, 
     return (
         f"The bounds begin within graph chunks, which shards cut therefore; bounds {tuple(start)} to {tuple(stop)} "
         f"(voxels of {tuple(facts.resolution_nm)} nm) would not.",
+    )
+
+
+def _unread_levels(facts: StoreFacts, levels: Levels) -> tuple[str, ...]:
+    """Say which levels begin within a voxel of theirs: cutouts of them are refused."""
+    if levels == "source":
+        return ()
+    grid = facts.grid
+    steps = [Vec3(1, 1, 1)]
+    for level in pyramid(grid.shape, grid.resolution_nm, grid.start, levels)[1:]:
+        steps.append(steps[-1] * level.step)
+    unread = [number for number, step in enumerate(steps) if any(grid.start % step)]
+    if not unread:
+        return ()
+    return (
+        f"Levels from {unread[0]} on begin within a voxel, since the bounds begin at {tuple(grid.start)}, so that "
+        f"at(level=...) refuses them; bounds that begin at multiples of {tuple(steps[-1])} would not.",
     )
 
 

@@ -11,7 +11,7 @@ import zarr
 from support.dynamic import SOME, TOKEN, WHOLE, bounds, crop, distinct
 from support.made_stores import assert_roots, columns, create, supervoxels_in
 
-from imagery_dask import ImageryClient, create_versions
+from imagery_dask import ImageryClient, create_versions, open_versions
 from imagery_dask.config import config
 from imagery_dask.errors import BlockFailedError, ImageryDaskError
 from imagery_dask.model.moments import describe_moment
@@ -125,3 +125,18 @@ def test_now_is_that_of_the_call_that_is_resumed(server: CaveServer, world: Worl
     assert report.stages["volume"].before == report.stages["volume"].blocks
     assert recorded_in(str(out))[0].timestamp == begun["timestamp"]
     assert not (out / "creating.json").exists()
+
+
+def test_levels_that_cutouts_cannot_read_are_named(server: CaveServer, world: World, tmp_path: Path) -> None:
+    for name, first, unread in (("even", (4, 4, 0), None), ("odd", (2, 4, 0), 2)):
+        box = (first, (60, 60, 16))
+        notes = create(server, tmp_path / name, world.times["merge_1"], box, levels=3).notes
+        said = [note for note in notes if "begin within a voxel" in note]
+        assert [note.split()[2] for note in said] == ([] if unread is None else [str(unread)])
+        store = open_versions(tmp_path / name)
+        for level in (1, 2):
+            if level == unread:
+                with pytest.raises(ValueError, match="cannot be read"):
+                    store.at(timestamp=world.times["merge_1"], level=level)
+            else:
+                assert store.at(timestamp=world.times["merge_1"], level=level)["segmentation"].any().compute()

@@ -12,8 +12,8 @@ import pytest
 import xarray as xr
 
 from imagery_dask import ImageryClient, open_versions
-from imagery_dask.errors import OutdatedRootsError, SourceError
-from imagery_dask.sources import collect_counts
+from imagery_dask.errors import OutdatedRootsError, SourceError, SourceNotFoundError
+from imagery_dask.sources import collect_counts, open_volume
 from imagery_dask.testing.cave import World
 from imagery_dask.versions.opened_versions import VersionStore
 
@@ -226,3 +226,8 @@ def test_a_folder_without_a_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / "versions.json").write_text('{"format": "imagery_dask versions", "format_version": 2}')
     with pytest.raises(ValueError, match="Update imagery_dask"):
         open_versions(tmp_path)
+
+
+def test_a_store_that_is_opened_as_a_volume_says_what_reads_it(out: Path) -> None:
+    with pytest.raises(SourceNotFoundError, match=r"a store of versions, .*open_versions.*volume\.zarr"):
+        open_volume(str(out))
