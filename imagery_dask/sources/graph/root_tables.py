@@ -7,7 +7,6 @@ of the file says which ids each row group has; a block reads the few row groups 
 from __future__ import annotations
 
 import io
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from imagery_dask.sources.graph.table_footers import (
     content_of,
     damaged_table,
     forget_facts,
+    opened_as,
     parquet,
     read_footer,
 )
@@ -240,10 +240,10 @@ def look_up_stored(url: str, supervoxels: Ids, stop_layer: int | None = None) ->
 
 
 def id_table(url: str, fresh: bool = False) -> IdTable:
-    """Return an open table, opened once per process; `fresh` opens it again."""
+    """Return an open table, opened once per process, and again if the local file is another; `fresh` opens it again."""
     if fresh:
         forget_tables()
-    return _opened(url, os.getpid())
+    return _opened(url, opened_as(url))
 
 
 def forget_tables() -> None:
@@ -253,8 +253,8 @@ def forget_tables() -> None:
 
 
 @lru_cache(maxsize=TABLES_KEPT)
-def _opened(url: str, process: int) -> IdTable:
-    del process  # connections do not survive a fork
+def _opened(url: str, opened: tuple[int, ...]) -> IdTable:
+    del opened
     return IdTable(url)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from imagery_dask.annotations import JsonObject
 from imagery_dask.errors import SourceError, SourceNotFoundError
 from imagery_dask.sources.files.failures import brief
+from imagery_dask.sources.files.local_files import local_folder
 from imagery_dask.sources.requests.transport import Blob, Request, Transport
 from imagery_dask.urls import redacted
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KEY", "REMEDY", "SUPERVOXEL", "TableFacts", "about_table", "content_of", "damaged_table", "forget_facts",
-    "parquet", "read_footer", "table_facts",
+    "opened_as", "parquet", "read_footer", "table_facts",
 ]  # fmt: skip
 
 SUPERVOXEL = "supervoxel"
@@ -51,7 +53,7 @@ class TableFacts(NamedTuple):
 
 
 def table_facts(url: str) -> TableFacts:
-    """Return what a table says of itself, read once per process. What its footer says of row groups is not kept.
+    """Return what a table says of itself, read once per process and file, without row groups.
 
     Raises
     ------
@@ -60,12 +62,23 @@ def table_facts(url: str) -> TableFacts:
     SourceNotFoundError, AccessRefusedError, SourceError
         If there is no file, access is refused, or it is no table of this package.
     """
-    return _facts(url, os.getpid())
+    return _facts(url, opened_as(url))
+
+
+def opened_as(url: str) -> tuple[int, ...]:
+    """Return the process, whose connections do not survive a fork, and what differs once a local file is another."""
+    folder, _, name = url.rpartition("/")
+    local = local_folder(folder)
+    if local is not None:
+        with suppress(OSError):  # which opening it tells
+            stat = os.stat(os.path.join(local, name))
+            return os.getpid(), stat.st_ino, stat.st_size, stat.st_mtime_ns
+    return (os.getpid(),)
 
 
 @lru_cache(maxsize=FACTS_KEPT)
-def _facts(url: str, process: int) -> TableFacts:
-    del process  # connections do not survive a fork
+def _facts(url: str, opened: tuple[int, ...]) -> TableFacts:
+    del opened
     return about_table(url, read_footer(url))
 
 
@@ -77,13 +90,13 @@ def forget_facts() -> None:
 
 def read_footer(url: str) -> FileMetaData:
     """Return the footer of a Parquet file; raise as `table_facts`."""
-    return _footer(url, os.getpid())
+    return _footer(url, opened_as(url))
 
 
 # A version that is looked up is opened next.
 @lru_cache(maxsize=1)
-def _footer(url: str, process: int) -> FileMetaData:
-    del process
+def _footer(url: str, opened: tuple[int, ...]) -> FileMetaData:
+    del opened
     tail = _tail(url, TAIL_BYTES)
     size = int.from_bytes(tail[-8:-4], "little") + 8
     if tail[-4:] != MAGIC or size > LARGEST_FOOTER:

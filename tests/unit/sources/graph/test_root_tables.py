@@ -14,6 +14,7 @@ from imagery_dask.model.chunkedgraph import ChunkedGraph, RootQuery
 from imagery_dask.sources import collect_counts, look_up_roots
 from imagery_dask.sources.graph import root_tables
 from imagery_dask.sources.graph.root_tables import IdTable, id_table, look_up_stored
+from imagery_dask.sources.graph.table_footers import table_facts
 
 GRAPH = ChunkedGraph("https://nowhere.invalid", "t", (64, 64, 64), (0, 0, 0), (8.0, 8.0, 40.0), 5)
 # Layer 1 with the largest chunks: ids above 2**53. Roots above 2**63 of a graph with other bits are read as well.
@@ -90,6 +91,19 @@ def test_rows_that_were_added_to_a_table_are_found(write: Callable[..., str]) ->
     look_up_stored(url, SUPERVOXELS[:100])
     write()
     np.testing.assert_array_equal(look_up_stored(url, SUPERVOXELS), ROOTS)
+
+
+def test_a_local_table_that_was_replaced_or_removed_is_noticed(write: Callable[..., str], tmp_path: Path) -> None:
+    url = write()
+    look_up_stored(url, SUPERVOXELS)
+    assert table_facts(url).facts == {"version": 3}
+    (tmp_path / "3.parquet").rename(tmp_path / "before.parquet")
+    write(facts={"version": 4}, root=ROOTS + np.uint64(1))
+    np.testing.assert_array_equal(look_up_stored(url, SUPERVOXELS), ROOTS + np.uint64(1))
+    assert table_facts(url).facts == {"version": 4}
+    (tmp_path / "3.parquet").unlink()
+    with pytest.raises(SourceNotFoundError):
+        look_up_stored(url, SUPERVOXELS)
 
 
 def test_other_layers_have_columns_of_their_own(write: Callable[..., str]) -> None:
