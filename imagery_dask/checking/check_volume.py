@@ -70,8 +70,8 @@ def verify_volume(
     """Read every chunk of every level of a volume that any program wrote, and compare the levels on samples.
 
     Chunks are fetched and decoded, so that checksums such as crc32c and that of gzip are checked. Of a level and the
-    finer one, up to sixteen boxes are compared by each method of downsampling: mean of imagery, mode of ids, striding
-    (the first voxel of a window), and nearest (the middle one).
+    finer one, up to sixteen boxes are compared by each method of downsampling: mean and median of imagery, mode of ids,
+    striding (the first voxel of a window), and nearest (the middle one).
 
     Parameters
     ----------

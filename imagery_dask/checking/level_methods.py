@@ -19,7 +19,7 @@ from imagery_dask.geometry.vec import Vec3
 __all__ = ["METHODS", "Tally", "compare"]
 
 #: Methods by name, the most common one first.
-METHODS = ("mean", "mode", "mode of ids that are not 0", "striding", "nearest")
+METHODS = ("mean", "mode", "mode of ids that are not 0", "median", "striding", "nearest")
 # Grey values of 255 between voxels of levels that were compressed with loss, each on its own.
 LOSS = 16
 # Relative difference of means of floats.
@@ -91,6 +91,7 @@ def compare(
         mean = _mean(fine, windows, factor)
         halvings = max(factor).bit_length() - 1
         tallies["mean"] = _tally(coarse, mean, is_whole, of_loss + (halvings if coarse.dtype.kind in "iu" else 0))
+        tallies["median"] = _tally(coarse, _median(windows), is_whole, of_loss + (coarse.dtype.kind in "iu"))
     if coarse.dtype.kind in "iub":
         mode = _pooled(fine, factor, labels=True)
         unclear = np.ones(coarse.shape, bool) if mode is None else coarse != mode
@@ -137,6 +138,15 @@ def _mean(fine: Array, windows: Sequence[Array], factor: Vec3[int]) -> Array:
     for window in windows:
         whole += window
     return (whole // len(windows)).astype(fine.dtype)
+
+
+def _median(windows: Sequence[Array]) -> Array:
+    """Return the mean of the two middle values of each window; that of integers is rounded down."""
+    ordered = np.sort(np.stack(windows), axis=0)
+    low, high = ordered[(len(windows) - 1) // 2], ordered[len(windows) // 2]
+    if low.dtype.kind == "f":
+        return np.asarray((low.astype(np.float64) + high) / 2, low.dtype)
+    return ((low.astype(np.int64) + high) >> 1).astype(low.dtype)
 
 
 def _without_mode(windows: Sequence[Array], coarse: Array, unclear: Mask, ignored: int | None = None) -> Mask:

@@ -54,8 +54,8 @@ def verify(
     there are such blocks, or if blocks are not written yet.
 
     Of a precomputed volume, zarr or N5 without records of an export, reads every chunk of every level, and lists those
-    that are damaged or missing. Each level is compared with the finer one on samples: mean, mode, striding, nearest.
-    The exit code is 1 if chunks are damaged or missing, or if a level fits the finer one by no method.
+    that are damaged or missing. Each level is compared with the finer one on samples: mean, mode, median, striding,
+    nearest. The exit code is 1 if chunks are damaged or missing, or if a level fits the finer one by no method.
 
     \b
     Examples:

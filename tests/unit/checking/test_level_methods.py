@@ -83,6 +83,18 @@ def test_means_may_be_rounded_in_any_way(dtype: str, rounding: Any, factor: Any)
     assert ("mode" in found) == (dtype != "float32")
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "float32"])
+@pytest.mark.parametrize("factor", [(2, 2, 1), (2, 2, 2), (3, 3, 3)])
+def test_medians_of_numpy_are_medians(dtype: str, factor: Any) -> None:
+    fine = noise((12, 12, 6), "int8" if dtype == "int8" else "uint8").astype(dtype)
+    shape = [n // by for n, by in zip((12, 12, 6), factor, strict=True)]
+    parts = fine.reshape(shape[0], factor[0], shape[1], factor[1], shape[2], factor[2], 1)
+    coarse = np.median(parts, axis=(1, 3, 5)).astype(dtype)
+    found = differing(fine, coarse, factor, are_ids=False)
+    assert found["median"] == 0
+    assert min(found["mean"], found["striding"]) > coarse.size / 4
+
+
 def test_floats_that_are_no_numbers_are_equal_to_themselves() -> None:
     fine = noise((8, 8, 4), "float32")
     fine[0], fine[3, 3] = np.nan, np.inf
