@@ -206,9 +206,10 @@ def test_a_folder_without_info_is_not_a_volume(tmp_path: Path, file_server: File
     for source in (f"precomputed://{file_server.url}/nothing", str(tmp_path / "nothing")):
         with pytest.raises(SourceNotFoundError, match="no precomputed volume at .*nothing"):
             ImageryClient(image_source=source)
-    # Nor is it zarr or N5.
-    names = ["info", "zarr.json", ".zarray", ".zgroup", "attributes.json"]
-    assert [request.path for request in file_server.requests] == [f"/nothing/{name}" for name in names]
+    # Nor is it zarr or N5, nor in a dataset of webknossos.
+    names = ["info", "zarr.json", ".zarray", ".zgroup", "attributes.json", "datasource-properties.json"]
+    paths = [*(f"/nothing/{name}" for name in names), "/datasource-properties.json", "/nothing/header.wkw"]
+    assert [request.path for request in file_server.requests] == paths
 
 
 IMAGE = {"type": "image", "data_type": "uint8", "num_channels": 1}
