@@ -146,7 +146,7 @@ def _median(windows: Sequence[Array]) -> Array:
     low, high = ordered[(len(windows) - 1) // 2], ordered[len(windows) // 2]
     if low.dtype.kind == "f":
         return np.asarray((low.astype(np.float64) + high) / 2, low.dtype)
-    return ((low.astype(np.int64) + high) >> 1).astype(low.dtype)
+    return np.asarray((low.astype(np.int64) + high) >> 1, low.dtype)
 
 
 def _without_mode(windows: Sequence[Array], coarse: Array, unclear: Mask, ignored: int | None = None) -> Mask:
