@@ -53,6 +53,10 @@ def which(command: Command) -> Command:
     return command
 
 
+stop_layers = click.option(
+    "--stop-layer", "stop_layers", type=int, multiple=True, metavar="N",
+    help="Record ids of this layer too, 2 for L2 ids. May be repeated.",
+)  # fmt: skip
 dry_run = click.option("--dry-run", is_flag=True, help="Print what would be read and sent, and write nothing.")
 
 
@@ -85,7 +89,7 @@ def _new_store(out: str, image: bool, options: StoreOptions, flags: dict[str, An
     return new_store(
         client, out, (bounds[:3], bounds[3:]), version=None, timestamp=None, image=image or source is not None,
         resolution=None, image_mip=flags.pop("image_mip"), segmentation_mip=flags.pop("segmentation_mip"),
-        options=options,
+        options=options, stop_layers=flags.pop("stop_layers"),
     )  # fmt: skip
 
 
@@ -98,7 +102,7 @@ def _show_plan(new: NewStore, block_mib: float | None) -> None:
         click.echo(f"Problem: {problem}", err=True)
 
 
-_flagged: Any = dry_run(block_option(limit_options(_create)))
+_flagged: Any = stop_layers(dry_run(block_option(limit_options(_create))))
 for _option in reversed([*click_options(StoreOptions)]):
     _flagged = _option(_flagged)
 _flagged = click.option("--image", is_flag=True, help="Export the imagery too; --image-source does.")(_flagged)
@@ -129,11 +133,12 @@ versions.command(
 @which
 @click.option("--datastack", metavar="NAME", help="CAVE datastack of the version.  [default: that of the store]")
 @click.option("--server", metavar="URL", help="CAVE server of the datastack.")
+@stop_layers
 @dry_run
 @limit_options
 def add(
-    out: str, version: int | None, timestamp: str | None, datastack: str | None, server: str | None, dry_run: bool,
-    **flags: Any,
+    out: str, version: int | None, timestamp: str | None, datastack: str | None, server: str | None,
+    stop_layers: tuple[int, ...], dry_run: bool, **flags: Any,
 ) -> None:  # fmt: skip
     r"""Add a version to OUT: the roots of its supervoxels at a later or earlier moment.
 
@@ -151,11 +156,12 @@ def add(
 
     client, moment = datastack_client(datastack, server), parsed_moment(timestamp)
     if dry_run:
-        _table(plan_version(out, version=version, timestamp=moment, client=client).rows())
+        planned = plan_version(out, version=version, timestamp=moment, stop_layers=stop_layers, client=client)
+        _table(planned.rows())
         return
     store, options = StorePlaces(out), run_options_of(**flags)
     with failing(out):
-        _show(write_version(store, *find_version(store, version, moment, client), options))
+        _show(write_version(store, *find_version(store, version, moment, client), options, stop_layers))
 
 
 # ------------------------------------------------------------------------------------------------- list, remove, verify

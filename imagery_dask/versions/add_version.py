@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +17,8 @@ from imagery_dask.model.chunkedgraph import RootQuery
 from imagery_dask.model.moments import Moment, describe_moment, resolve_moment
 from imagery_dask.records.runs import records_of, runs_in
 from imagery_dask.run import RunReport
-from imagery_dask.versions.create_store import VersionsReport
+from imagery_dask.sources.graph.root_tables import column_of_layer
+from imagery_dask.versions.create_store import VersionsReport, checked_layers
 from imagery_dask.versions.recorded import find, name_of, names_of_tables, recorded_in
 from imagery_dask.versions.split_supervoxels import follow_splits, splits_since
 from imagery_dask.versions.store_places import StorePlaces, moment_of
@@ -48,12 +49,15 @@ class PlannedVersion:
         How its roots are found.
     split_chunks : int
         Graph chunks whose supervoxels were split, which are read again first.
+    stop_layers : tuple of int
+        Layers whose ids are recorded too.
     """
 
     store: StorePlaces
     query: RootQuery
     lookup: Lookup
     split_chunks: int = 0
+    stop_layers: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -72,6 +76,10 @@ class PlannedVersion:
             ("ids to send", f"{lookup.ids:,} of {lookup.of:,}"),
             ("requests", f"{lookup.requests:,} were made to find that out, at most {requests:,} more"),
             *([("why", lookup.why)] if lookup.why else []),
+            *(
+                ("layer", f"{layer}: the same again, or all ids if {lookup.made_from or 'nothing'} does not have it")
+                for layer in self.stop_layers
+            ),
             *([("to read again", f"{split:,} graph chunks with split supervoxels")] if split else []),
         ]
 
@@ -88,6 +96,7 @@ def add_version(
     *,
     version: int | None = None,
     timestamp: Moment = None,
+    stop_layers: Sequence[int] = (),
     client: CAVEclient | None = None,
     max_requests: int | None = None,
     cluster: Any = None,
@@ -108,6 +117,8 @@ def add_version(
         Materialization version.
     timestamp : datetime, str or number, optional
         Moment, in place of a version; by default now.
+    stop_layers : sequence of int
+        Layers whose ids are recorded beside the roots, 2 for L2 ids: `VersionStore.at` returns them by `stop_layer`.
     client : caveclient.CAVEclient, optional
         Tells when versions were made; by default a new one of the datastack that the store is of.
     {parameters}
@@ -132,7 +143,7 @@ def add_version(
         cluster=cluster, workers=workers, max_workers=max_workers, progress=progress, max_requests=max_requests
     )
     store = StorePlaces(url)
-    return write_version(store, *find_version(store, version, timestamp, client), options)
+    return write_version(store, *find_version(store, version, timestamp, client), options, stop_layers)
 
 
 def plan_version(
@@ -140,13 +151,14 @@ def plan_version(
     *,
     version: int | None = None,
     timestamp: Moment = None,
+    stop_layers: Sequence[int] = (),
     client: CAVEclient | None = None,
 ) -> PlannedVersion:
     """Find out what adding a version takes: how many ids are sent. Nothing is written.
 
     Parameters
     ----------
-    url, version, timestamp, client
+    url, version, timestamp, stop_layers, client
         As for `add_version`.
 
     Returns
@@ -156,14 +168,20 @@ def plan_version(
     """
     store = StorePlaces(url)
     version, moment = find_version(store, version, timestamp, client)
-    splits = splits_since(store, store.facts, moment, int(time.time()))
-    return replace(_planned(store, version, moment), split_chunks=0 if splits is None else len(splits.chunks))
+    facts = store.facts
+    layers = checked_layers(facts.graph, stop_layers)
+    splits = splits_since(store, facts, moment, int(time.time()))
+    split_chunks = 0 if splits is None else len(splits.chunks)
+    return replace(_planned(store, version, moment), split_chunks=split_chunks, stop_layers=layers)
 
 
-def write_version(store: StorePlaces, version: int | None, timestamp: int, options: RunOptions) -> VersionsReport:
+def write_version(
+    store: StorePlaces, version: int | None, timestamp: int, options: RunOptions, stop_layers: Sequence[int] = ()
+) -> VersionsReport:
     """Add a version to a store, with a moment that is known."""
     name = name_of(version, timestamp)
     facts = store.facts
+    layers = checked_layers(facts.graph, stop_layers)
     with store.lease():
         table = store.roots(name)
         if table.exists:
@@ -172,6 +190,12 @@ def write_version(store: StorePlaces, version: int | None, timestamp: int, optio
                 raise ValueError(
                     f"{store.url} has version {name} at {describe_moment(found.timestamp)}, and the server says "
                     f"{describe_moment(timestamp)}: it is of another datastack. Remove it first (versions remove)."
+                )
+            absent = [layer for layer in layers if column_of_layer(layer) not in found.about.columns]
+            if absent:
+                raise ValueError(
+                    f"{store.url} has version {name} without layer {absent[0]}. Remove it first (versions remove), and "
+                    "add it again."
                 )
             remove_pieces(table)  # of a process that was killed at the end
             return VersionsReport(store.url, name, {}, (f"{store.url} has version {name} already.",))
@@ -182,7 +206,7 @@ def write_version(store: StorePlaces, version: int | None, timestamp: int, optio
             stages["volume"] = follow_splits(store, facts, splits, options)
             notes.append(f"Supervoxels were split: {len(splits.chunks):,} graph chunks were read again.")
         planned = _planned(store, version, timestamp)
-        roots = RootsTable(table, store.supervoxels, planned.query, planned.lookup, store.roots)
+        roots = RootsTable(table, store.supervoxels, planned.query, planned.lookup, store.roots, layers)
         remove_runs(store, name, other_than=roots)
         stages["roots"] = write_table(roots, options)
     return VersionsReport(store.url, name, stages, (*notes, f"{planned.lookup}."))

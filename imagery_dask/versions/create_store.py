@@ -37,7 +37,7 @@ from imagery_dask.export.zarr.zarr_options import ZarrOptions
 from imagery_dask.geometry.block_plan import BlockPlan
 from imagery_dask.geometry.pyramid import Levels, pyramid
 from imagery_dask.geometry.vec import Vec3
-from imagery_dask.model.chunkedgraph import RootQuery
+from imagery_dask.model.chunkedgraph import ChunkedGraph, RootQuery
 from imagery_dask.model.cutout import Cutout, whole_layer
 from imagery_dask.model.graph_ids import SupervoxelIds
 from imagery_dask.model.labels import LabelRequest
@@ -50,6 +50,7 @@ from imagery_dask.sources.graph.graph_server import read_graph_info
 from imagery_dask.sources.graph.table_footers import parquet
 from imagery_dask.storage.buckets import clear_errors
 from imagery_dask.urls import redacted
+from imagery_dask.validate import whole_number
 from imagery_dask.versions.recorded import name_of
 from imagery_dask.versions.store_options import StoreOptions
 from imagery_dask.versions.store_places import DRAFT, VOLUME, StorePlaces, moment_of
@@ -116,6 +117,7 @@ def create_versions(
     *,
     version: int | None = None,
     timestamp: Moment = None,
+    stop_layers: Sequence[int] = (),
     image: bool = False,
     resolution: ArrayLike | None = None,
     image_mip: int | None = None,
@@ -151,6 +153,8 @@ def create_versions(
         Materialization version to look up first.
     timestamp : datetime, str or number, optional
         Moment to look up first, in place of a version. By default that of the client, or else now.
+    stop_layers : sequence of int
+        Layers whose ids are recorded beside the roots of that version, 2 for L2 ids.
     image : bool
         Export the client's imagery too, on the grid of the finer of the two.
     resolution : array-like of 3 numbers, optional
@@ -179,7 +183,7 @@ def create_versions(
     """
     store = new_store(
         client, url, bounds, version=version, timestamp=timestamp, image=image, resolution=resolution,
-        image_mip=image_mip, segmentation_mip=segmentation_mip,
+        image_mip=image_mip, segmentation_mip=segmentation_mip, stop_layers=stop_layers,
         options=StoreOptions(chunks=chunks, shards=shards, levels=levels, codec=codec),
     )  # fmt: skip
     return store.write(RunOptions(
@@ -208,6 +212,8 @@ class NewStore:
         What was asked for, as ``creating.json`` holds it.
     notes : tuple of str
         What is said of the bounds.
+    stop_layers : tuple of int
+        Layers whose ids are recorded too.
     """
 
     store: StorePlaces
@@ -217,6 +223,7 @@ class NewStore:
     options: ZarrOptions
     request: JsonObject
     notes: tuple[str, ...]
+    stop_layers: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -265,7 +272,9 @@ class NewStore:
             stages["supervoxels"] = write_table(supervoxel_table(store, self.facts, options.block_bytes), tables)
             lease.check()
             rows = store.supervoxels.open().rows
-            roots = RootsTable(store.roots(self.name), store.supervoxels, self.query, Lookup(rows, rows), store.roots)
+            roots = RootsTable(
+                store.roots(self.name), store.supervoxels, self.query, Lookup(rows, rows), store.roots, self.stop_layers
+            )
             stages["roots"] = write_table(roots, tables)
             lease.check()
             write_facts(store.url, self.facts)
@@ -285,6 +294,7 @@ def new_store(
     image_mip: int | None,
     segmentation_mip: int | None,
     options: StoreOptions,
+    stop_layers: Sequence[int] = (),
 ) -> NewStore:
     """Return the store that a call of `create_versions` makes; nothing is written."""
     parquet()  # raises where it is not installed
@@ -320,15 +330,21 @@ def new_store(
         SupervoxelIds.from_info(path, info).chunk_bits, *_cave_of(client),
     )  # fmt: skip
     chunk, phase = _graph_grid(facts)
+    layers = checked_layers(graph, stop_layers)
     request: JsonObject = to_json({
         **_place_of(facts), "version": version, "timestamp": moment, "now": is_now, "begun": facts.supervoxels_at,
-        "options": options,
+        "options": options, "stop_layers": layers,
     })  # fmt: skip
     query = RootQuery(graph, moment, None, settings.dynamic.max_requests, version)
     return NewStore(
         store, facts, query, _dataset(cutouts), options.zarr(chunk, target.shape), request,
-        (*_notes(facts, chunk, phase), *_unread_levels(facts, options.levels)),
+        (*_notes(facts, chunk, phase), *_unread_levels(facts, options.levels)), layers,
     )  # fmt: skip
+
+
+def checked_layers(graph: ChunkedGraph, stop_layers: Sequence[int]) -> tuple[int, ...]:
+    """Return layers between supervoxels and roots, ascending; raise ValueError for others."""
+    return tuple(sorted({whole_number("stop_layers", layer, 2, graph.layers - 1) for layer in stop_layers}))
 
 
 def _moment(client: ImageryClient, version: int | None, timestamp: int | None) -> tuple[int | None, int | None]:

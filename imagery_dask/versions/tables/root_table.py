@@ -1,12 +1,12 @@
-"""The table of the roots of all supervoxels at one moment: the column that a version adds.
+"""The table of the roots of all supervoxels at one moment, and of their ids in other layers if these are recorded.
 
 A block is a row group of the table of supervoxels, and so are the row groups of this table: the same rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
 
@@ -25,14 +25,15 @@ from imagery_dask.records.runs import Records, now
 from imagery_dask.run import BlockTask, RunReport, Workers, Written
 from imagery_dask.serialization import to_json
 from imagery_dask.sources import look_up_roots
+from imagery_dask.sources.graph.root_tables import column_of_layer
 from imagery_dask.versions.tables.root_changes import Lookup, known_roots
 from imagery_dask.versions.tables.table_export import Pieces, TableExport
 from imagery_dask.versions.tables.table_files import GROUP_ROWS, ColumnsHash, TableFile, TableWriter, groups_of
 
-__all__ = ["COLUMNS", "RootsTable"]
+__all__ = ["RootsTable"]
 
 Ids = NDArray[np.uint64]
-COLUMNS = {"supervoxel": np.uint64, "chunk": np.uint64, "root": np.uint64}
+COPIED = ("supervoxel", "chunk")
 HASHED = ["supervoxel", "root"]
 # File of a run that says how the roots are found, and its piece with the roots that have changed.
 LOOKUP, CHANGED = "lookup.json", "changed"
@@ -40,10 +41,11 @@ LOOKUP, CHANGED = "lookup.json", "changed"
 
 @dataclass(frozen=True, slots=True)
 class LookUpRoots:
-    """Task of a block: the roots of the supervoxels of a row group."""
+    """Task of a block: the roots of the supervoxels of a row group, and their ids in other layers."""
 
     number: int
-    query: RootQuery
+    # The first is for roots.
+    queries: tuple[RootQuery, ...]
     supervoxels: TableFile
     pieces: Pieces
     # Roots at another moment, if only those that have changed since are looked up.
@@ -61,17 +63,27 @@ class LookUpRoots:
 
     def __call__(self) -> Written:
         """Write the roots."""
-        roots = self._roots()
-        self.pieces.put(f"{self.number:08}", roots)
-        return Written(len(roots), roots.nbytes, kernels.digest_of_bytes(roots.tobytes()))
+        found = self._found()
+        self.pieces.put(f"{self.number:08}", found)
+        return Written(found.shape[1], found.nbytes, kernels.digest_of_bytes(found.tobytes()))
 
-    def _roots(self) -> Ids:
+    def _found(self) -> Ids:
+        """Return the ids of the supervoxels in each layer, shape (layers, rows)."""
         ids: Ids = self.supervoxels.open().group(self.number, ["supervoxel"])["supervoxel"]
         if self.base is None:
-            return look_up_roots(self.query, ids)
-        roots, sent = known_roots(self.base.open(), ids, _changed(self.pieces))
-        roots[sent] = look_up_roots(self.query, ids[sent])
-        return roots
+            return np.stack([look_up_roots(query, ids) for query in self.queries])
+        base = self.base.open()
+        roots, sent = known_roots(base, ids, _changed(self.pieces))
+        found = np.empty((len(self.queries), len(ids)), np.uint64)
+        for row, query in zip(found, self.queries, strict=True):
+            column = column_of_layer(query.stop_layer)
+            if column in base.columns:
+                # Each edit makes new ids in all layers, up to the root: they change with it.
+                row[:] = roots if query.stop_layer is None else base.rows_of(ids, [column])[1][column]
+                row[sent] = look_up_roots(query, ids[sent])
+            else:
+                row[:] = look_up_roots(query, ids)
+        return found
 
     def stored(self) -> bytes:
         """Return nothing: pieces are not kept."""
@@ -79,7 +91,7 @@ class LookUpRoots:
 
     def expected(self) -> bytes:
         """Return the hash of the roots as they would be written now."""
-        return kernels.digest_of_bytes(self._roots().tobytes())
+        return kernels.digest_of_bytes(self._found().tobytes())
 
 
 @lru_cache(maxsize=4)
@@ -102,6 +114,8 @@ class RootsTable(TableExport):
         How roots are found; of a run that is resumed, what it began with counts.
     table_of : callable
         Returns the table of another version, by its name.
+    stop_layers : sequence of int
+        Layers whose ids are recorded too.
     """
 
     layer, doing = "roots", "look-up"
@@ -113,13 +127,16 @@ class RootsTable(TableExport):
         query: RootQuery,
         lookup: Lookup,
         table_of: Callable[[str], TableFile],
+        stop_layers: Sequence[int] = (),
     ) -> None:
         fields: JsonObject = to_json({
             "server": query.graph.server, "table": query.graph.table, "version": query.version,
             "timestamp": query.timestamp, "supervoxels": supervoxels.open().facts["supervoxels_hash"],
+            "layers": stop_layers,
         })  # fmt: skip
         super().__init__(table, fields, {"lookup": str(lookup)})
         self.supervoxels, self.query, self.lookup, self._table_of = supervoxels, query, lookup, table_of
+        self._queries = (query, *(replace(query, stop_layer=layer) for layer in stop_layers))
 
     def blocks(self) -> BlockPlan:
         """Return the row groups, along x."""
@@ -129,7 +146,7 @@ class RootsTable(TableExport):
     @property
     def reads(self) -> BlockReads:
         """Rows of tables: ids, roots, what is sent and what is received."""
-        return BlockReads((), 64 * GROUP_ROWS[1] + 2 * self.lookup.changed.nbytes)
+        return BlockReads((), 64 * len(self._queries) * GROUP_ROWS[1] + 2 * self.lookup.changed.nbytes)
 
     def prepare(self, run: StartedRun, workers: Workers, options: RunOptions, regions: object = None) -> None:
         """Write down how the roots are found."""
@@ -140,12 +157,12 @@ class RootsTable(TableExport):
 
     def task(self, run: StartedRun) -> Callable[[int, Region], BlockTask]:
         """Return what makes the task of a block."""
-        query, supervoxels, pieces = self.query, self.supervoxels, Pieces.of(run)
+        queries, supervoxels, pieces = self._queries, self.supervoxels, Pieces.of(run)
         name = self._begun(pieces)["made_from"]
         base = None if name is None else self._table_of(name)
         if base is not None and not base.exists:  # removed while the run was interrupted
             base = None
-        return lambda number, region: LookUpRoots(number, query, supervoxels, pieces, base)
+        return lambda number, region: LookUpRoots(number, queries, supervoxels, pieces, base)
 
     def _begun(self, pieces: Pieces) -> JsonObject:
         """Return what `prepare` has written down."""
@@ -155,9 +172,10 @@ class RootsTable(TableExport):
     def join(self, pieces: Pieces, report: RunReport) -> None:
         """Write the roots beside their supervoxels, row group by row group."""
         begun, hashed, distinct = self._begun(pieces), ColumnsHash(HASHED), np.zeros(0, np.uint64)
-        with TableWriter(self.table, COLUMNS, ["chunk", "root"]) as writer:
-            for number, rows in enumerate(groups_of(self.supervoxels.open(), ["supervoxel", "chunk"])):
-                rows["root"] = pieces.get(f"{number:08}")
+        names = [column_of_layer(query.stop_layer) for query in self._queries]
+        with TableWriter(self.table, dict.fromkeys((*COPIED, *names), np.uint64), ["chunk", *names]) as writer:
+            for number, rows in enumerate(groups_of(self.supervoxels.open(), COPIED)):
+                rows |= zip(names, pieces.get(f"{number:08}"), strict=True)
                 writer.write(rows)
                 hashed.add(rows)
                 distinct = np.union1d(distinct, rows["root"])

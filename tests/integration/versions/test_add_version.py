@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.dynamic import forget_roots
-from support.made_stores import assert_roots, create, roots_at, supervoxels_in
+from support.dynamic import SOME, bounds, client_of, forget_roots
+from support.made_stores import assert_roots, columns, create, roots_at, supervoxels_in
 
 from imagery_dask import add_version, open_versions, plan_version, remove_version
 from imagery_dask.errors import TargetBusyError
@@ -66,6 +66,39 @@ def test_the_plan_says_what_is_sent(server: CaveServer, world: World, tmp_path: 
     assert rows["how"].startswith("delta from 2024-01-02")
     add(out, world.times["split_1"])
     assert server.ids_sent == sent
+
+
+@pytest.mark.parametrize("of_base", [(), (2,), (2, 3)], ids=str)
+@pytest.mark.parametrize(("first", "second"), [("merge_1", "split_2"), ("split_2", "merge_1")])
+def test_other_layers_are_recorded(
+    server: CaveServer, world: World, tmp_path: Path, first: str, second: str, of_base: tuple[int, ...]
+) -> None:
+    out, moments = tmp_path / "out", [float(np.ceil(world.times[name])) for name in (first, second)]
+    create(server, out, moments[0], stop_layers=of_base)
+    server.reset()
+    forget_roots()
+    planned = plan_version(out, timestamp=moments[1], stop_layers=[2])
+    assert planned.stop_layers == (2,)
+    assert 0 < planned.lookup.ids < planned.lookup.of
+    report = add_version(out, timestamp=moments[1], stop_layers=[2], progress=False)
+    names = [find(str(out), timestamp=moment).name for moment in moments]
+    for name, moment, layers in zip(names, moments, (of_base, (2,)), strict=True):
+        table = columns(out / "roots" / f"{name}.parquet")
+        assert list(table) == ["supervoxel", "chunk", "root", *(f"layer_{layer}" for layer in layers)]
+        assert_roots(out, name, world, moment)
+        for layer in layers:
+            expected = world.graph.roots(table["supervoxel"], moment, layer)
+            np.testing.assert_array_equal(table[f"layer_{layer}"], expected)
+    of_layer = planned.lookup.ids if of_base else planned.lookup.of  # all, where the base does not have it
+    assert report.ids_sent == server.ids_sent == planned.lookup.ids + of_layer
+    store, client = open_versions(out), client_of(server, resolution=world.resolution)
+    box = bounds(world, SOME)
+    live = client.segmentation_cutout(box, timestamp=moments[1], stop_layer=2, scale_to_bounds=False).compute()
+    np.testing.assert_array_equal(store.at(names[1], stop_layer=2)["segmentation"].values, live)
+    with pytest.raises(ValueError, match="without layer 3"):
+        add_version(out, timestamp=moments[1], stop_layers=[3], progress=False)
+    with pytest.raises(ValueError, match="stop_layers must be"):
+        add_version(out, timestamp=moments[1], stop_layers=[1], progress=False)
 
 
 @pytest.mark.parametrize("refused", ["always", "long intervals"])

@@ -12,7 +12,7 @@ import pytest
 from imagery_dask.model.graph_ids import SupervoxelIds
 from imagery_dask.storage.atomic_files import Files
 from imagery_dask.versions.tables import table_files
-from imagery_dask.versions.tables.root_table import COLUMNS, HASHED
+from imagery_dask.versions.tables.root_table import HASHED
 from imagery_dask.versions.tables.table_files import ColumnsHash, TableFile, TableWriter, groups_of, regrouped
 
 IDS = SupervoxelIds(layer_bits=2, chunk_bits=4)
@@ -23,6 +23,7 @@ SUPERVOXELS = np.sort(
     np.concatenate([chunk + np.arange(1, random.integers(2, 61), dtype=np.uint64) for chunk in CHUNKS])
 )
 ROOTS = (np.uint64(2**64 - 1) - random.integers(0, 50, len(SUPERVOXELS)).astype(np.uint64)).astype(np.uint64)
+COLUMNS = dict.fromkeys(("supervoxel", "chunk", "root"), np.uint64)
 ROWS = {"supervoxel": SUPERVOXELS, "chunk": IDS.chunks_of(SUPERVOXELS), "root": ROOTS}
 
 
