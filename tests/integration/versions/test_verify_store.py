@@ -99,7 +99,7 @@ def test_supervoxels_that_lie_in_several_blocks_agree(
 ) -> None:
     """Where edges of graph chunks cut voxels, blocks are no groups of graph chunks."""
     monkeypatch.setattr(create_store, "_graph_grid", lambda facts: (Vec3(30, 30, 10), Vec3(0, 0, 0)))
-    configure("export.block_bytes", 1)
+    configure("export.block_bytes", 30 * 30 * 10 * 8)
     create(server, tmp_path / "out", world.times["merge_1"])
     check = verify_versions(tmp_path / "out")
     assert check.blocks > 1
