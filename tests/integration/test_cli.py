@@ -250,8 +250,8 @@ def test_an_existing_output_is_replaced_on_request_only(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--root-ids", "5"), "--root-ids and --segmentation-mip need a segmentation"),
-        (("--segmentation-mip", "1"), "--root-ids and --segmentation-mip need a segmentation"),
+        (("--root-ids", "5"), "--root-ids, --sparse and --segmentation-mip need a segmentation"),
+        (("--segmentation-mip", "1"), "--root-ids, --sparse and --segmentation-mip need a segmentation"),
         (("--bounds", 9000, 0, 0, 9064, 64, 9), "--bounds lie outside the image"),
         (("--bounds", 1e30, 0, 0, 2e30, 10, 10), "bounds must be below 2**53"),
         (("--bounds", 0, 0, 0, 1e12, 10, 10), "1,000,000,000,000 voxels long along x; the volume has 96"),
