@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from imagery_dask.annotations import JsonObject
@@ -15,6 +16,8 @@ __all__ = ["CheckedLevel", "ComparedLevels", "DamagedChunk", "VolumeReport"]
 
 # Share of the voxels of levels compressed with loss that may differ by more than the loss.
 LOSSY_SHARE = 0.01
+# Shares of voxels that differ from two methods by no more than this are about equal.
+ALIKE = 0.05
 NAMED_SHOWN = 5
 
 
@@ -122,8 +125,12 @@ class ComparedLevels:
 
     @property
     def nearest(self) -> str:
-        """Name of the method from which the fewest voxels differ."""
-        return min(self.methods, key=lambda name: (self.share(name), _rank(name)))
+        """Name of the method from which the fewest voxels differ; of about as many, that with the nearest voxels."""
+        fewest = min(self.methods, key=lambda name: (self.share(name), _rank(name)))
+        if not self.methods[fewest].distance:  # of ids
+            return fewest
+        alike = [name for name in self.methods if self.share(name) <= self.share(fewest) + ALIKE]
+        return min(alike, key=lambda name: (self.methods[name].distance or math.inf, _rank(name)))
 
     @property
     def fits(self) -> bool:
