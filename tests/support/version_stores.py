@@ -128,3 +128,14 @@ def make_store(
         "0.1.0", chunk_bits=world.graph.layout.spatial_bits,
     ))  # fmt: skip
     return out
+
+
+def contents_without_dates(copy: Path) -> dict[str, bytes]:
+    """Return the files of a copy of a version, by name, without when it was written."""
+    files = {str(path.relative_to(copy)): path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    for name in [name for name in files if name.endswith("zarr.json")]:
+        described = json.loads(files[name])
+        for date in ("created", "finished"):
+            described.get("attributes", {}).get("imagery_dask", {}).pop(date, None)
+        files[name] = json.dumps(described).encode()
+    return files
