@@ -47,19 +47,10 @@ def _open_zarr(place: dict[str, str]) -> Any:
     return ts.open({"driver": "zarr3", "kvstore": place}, context=context).result()
 
 
-def zarr_again(
-    source: str,
-    kind: str,
-    start: list[int],
-    stop: list[int],
-    out: str,
-    chunk: int,
-    shard: list[int] | None,
-    levels: int,
-) -> None:
+def zarr_again(source: str, kind: str, start: list[int], stop: list[int], out: str, **options: Any) -> None:
     """Copy the first array of an image of OME-Zarr to an array of the same chunks and shards."""
-    volume = _open_zarr({"driver": "file", "path": source.removeprefix("file://") + "/0/"})
-    _copy_all(_create(f"{out}/0", volume, chunk, kind, shard[::-1] if shard else None), volume, chunk, shard)
+    place = {"driver": "file", "path": source.removeprefix("file://") + "/0/"}
+    _write(_open_zarr(place), kind, out, **options)
 
 
 def browse(source: str, start: list[int], side: int, positions: list[list[int]]) -> Any:
@@ -77,33 +68,24 @@ def petabyte(source: str, kind: str, start: list[int], stop: list[int]) -> dict[
     return {"value": volume[tuple(map(slice, start, stop))].read().result(), "figures": {"ms to open": opened}}
 
 
-def zarr(
-    source: str,
-    kind: str,
-    start: list[int],
-    stop: list[int],
-    out: str,
-    chunk: int,
-    shard: list[int] | None,
-    levels: int,
-) -> None:
+def zarr(source: str, kind: str, start: list[int], stop: list[int], out: str, **options: Any) -> None:
     """Copy a volume to zarr arrays (z, y, x), some shards or blocks at a time, each written once."""
-    volume = _open(source).T[ts.d[:].translate_to[0]]
+    _write(_open(source).T[ts.d[:].translate_to[0]], kind, out, **options)
+
+
+def _write(volume: Any, kind: str, out: str, chunk: int, shard: list[int] | None, levels: int) -> None:
     for level in range(levels):
         if level:
             method = "mode" if kind == "labels" else "mean"
             volume = ts.downsample(array, [1, 2, 2], method)  # noqa: F821 (the array of the level before)
         array = _create(f"{out}/{level}", volume, chunk, kind, shard[::-1] if shard else None)
-        _copy_all(array, volume, chunk, shard)
-
-
-def _copy_all(array: Any, volume: Any, chunk: int, shard: list[int] | None) -> None:
-    """Copy some shards or blocks at a time."""
-    block = shard[::-1] if shard else [chunk, 2 * chunk, 2 * chunk]
-    starts = itertools.product(*(range(0, n, s) for n, s in zip(volume.shape, block, strict=True)))
-    boxes = [tuple(slice(a, min(a + s, n)) for a, s, n in zip(at, block, volume.shape, strict=True)) for at in starts]
-    with ThreadPoolExecutor(CORES) as threads:
-        list(threads.map(partial(_copy, array, volume), boxes))
+        block = shard[::-1] if shard else [chunk, 2 * chunk, 2 * chunk]
+        starts = itertools.product(*(range(0, n, s) for n, s in zip(volume.shape, block, strict=True)))
+        boxes = [
+            tuple(slice(a, min(a + s, n)) for a, s, n in zip(at, block, volume.shape, strict=True)) for at in starts
+        ]
+        with ThreadPoolExecutor(CORES) as threads:
+            list(threads.map(partial(_copy, array, volume), boxes))
 
 
 def _copy(array: Any, volume: Any, box: tuple[slice, ...]) -> None:

@@ -37,7 +37,29 @@ from imagery_dask.validate import expanded_path
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-__all__ = ["FolderTarget", "StoreTarget", "VolumeTarget", "VolumesTarget", "check_process"]
+__all__ = ["FolderTarget", "StoreTarget", "TargetInPlace", "VolumeTarget", "VolumesTarget", "check_process"]
+
+
+class TargetInPlace:
+    """A target among other files, of which only those of the same names are replaced, each at once."""
+
+    __slots__ = ()
+
+    def recover(self) -> None:
+        """Do nothing: only single files are renamed."""
+
+    def swap(self, url: str) -> None:
+        """Do nothing: only single files are renamed."""
+
+    def clear(self, url: str) -> None:
+        """Do nothing: files stay until they are replaced."""
+        del url
+
+    def check_replaceable(self) -> None:
+        """Do nothing: only files of the same names are replaced."""
+
+    def discard(self) -> None:
+        """Do nothing: a run that has not begun has written nothing."""
 
 
 class FolderTarget(ABC):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from imagery_dask.annotations import EachProcess
 from imagery_dask.geometry.grid import AXES, XYZ
 from imagery_dask.storage.atomic_files import Files, check_writable, existing_names, split_prefix
-from imagery_dask.storage.targets import check_process
+from imagery_dask.storage.targets import TargetInPlace, check_process
 
 __all__ = ["SliceNames", "SliceTarget", "SliceTargets", "plane_axes"]
 
@@ -99,30 +99,8 @@ class SliceNames:
         return max(DIGITS, len(str(abs(first))), len(str(abs(first + self.shape[axis] - 1))))
 
 
-class _InPlace:
-    """A target whose files are replaced one by one."""
-
-    __slots__ = ()
-
-    def recover(self) -> None:
-        """Do nothing: only single files are renamed."""
-
-    def swap(self, url: str) -> None:
-        """Do nothing: only single files are renamed."""
-
-    def clear(self, url: str) -> None:
-        """Do nothing: files stay until they are replaced."""
-        del url
-
-    def check_replaceable(self) -> None:
-        """Do nothing: only pictures of the same names are replaced."""
-
-    def discard(self) -> None:
-        """Do nothing: a run that has not begun has written no picture."""
-
-
 @dataclass(frozen=True, slots=True)
-class SliceTarget(_InPlace):
+class SliceTarget(TargetInPlace):
     """Files of slices with a common prefix."""
 
     # Their folder or bucket.
@@ -210,7 +188,7 @@ class SliceTarget(_InPlace):
 
 
 @dataclass(frozen=True, slots=True)
-class SliceTargets(_InPlace):
+class SliceTargets(TargetInPlace):
     """Folders of the slices of named regions."""
 
     # Folder or bucket of all of them.

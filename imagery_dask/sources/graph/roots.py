@@ -27,6 +27,7 @@ from imagery_dask.model.moments import describe_moment
 from imagery_dask.sources.graph.graph_server import graph_server
 from imagery_dask.sources.graph.root_cache import RootCache
 from imagery_dask.sources.graph.root_tables import id_table, look_up_stored
+from imagery_dask.sources.graph.table_footers import opened_as
 from imagery_dask.sources.requests.counts import Once, ReadCounts, active_counts
 from imagery_dask.sources.requests.throttle import request_slots
 
@@ -152,12 +153,13 @@ def chunks_of_objects(query: RootQuery, keep: tuple[int, ...], within: VoxelGrid
         with _leaves_lock:
             supervoxels, _ = _leaf_table(query, keep, within)
     else:
-        supervoxels = _supervoxels_of(str(query.stored), keep)
+        supervoxels = _supervoxels_of(str(query.stored), keep, opened_as(str(query.stored)))
     return np.unique(SupervoxelIds(graph.layer_bits, graph.chunk_bits).chunks_of(supervoxels))
 
 
 @lru_cache(maxsize=1)  # for a plan, and for the report of its run
-def _supervoxels_of(url: str, keep: tuple[int, ...]) -> Ids:
+def _supervoxels_of(url: str, keep: tuple[int, ...], opened: tuple[int, ...]) -> Ids:
+    del opened
     return np.concatenate([np.zeros(0, np.uint64), *id_table(url).supervoxels_of(np.array(keep, np.uint64))])
 
 

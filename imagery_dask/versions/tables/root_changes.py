@@ -1,9 +1,9 @@
 """Which roots have changed between two moments, by ``delta_roots``, and which supervoxels need to be looked up again.
 
-A supervoxel whose root at one moment did not end before a later moment has the same root then. So from the roots at
-one moment follow those at another, if the few supervoxels are looked up whose roots ended (for a later moment), or had
-not begun (for an earlier one); and those without a root. Roots that were made with
-the graph, and not by an edit, are in no list: moments before the first edit are looked up in full.
+A supervoxel whose root at one moment did not end before a later moment has the same root then. So from the roots at one
+moment follow those at another, if the few supervoxels are looked up whose roots ended (for a later moment), or had not
+begun (for an earlier one); and those without a root. Roots that were made with the graph, and not by an edit, are in no
+list: moments before the first edit are looked up in full.
 
 Services differ in what they say of an interval. All say which roots of its beginning ended in it (``old_roots``), and
 which roots of its end began in it (``new_roots``); some also list those that began and ended inside. Some count edits

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from imagery_dask.annotations import EachProcess
 from imagery_dask.records.runs import records_of
 from imagery_dask.storage.atomic_files import Files, check_writable
-from imagery_dask.storage.targets import check_process
+from imagery_dask.storage.targets import TargetInPlace, check_process
 from imagery_dask.versions.tables.table_files import TableFile
 
 __all__ = ["PIECE", "TableTarget", "remove_pieces"]
@@ -37,7 +37,7 @@ def remove_pieces(table: TableFile) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class TableTarget:
+class TableTarget(TargetInPlace):
     """A file that appears at once, when all its pieces are there."""
 
     table: TableFile
@@ -88,19 +88,3 @@ class TableTarget:
     def check_workers(self, workers: EachProcess) -> None:
         """Raise if the workers cannot write to the target."""
         check_process(self.url, workers)
-
-    def recover(self) -> None:
-        """Do nothing: the file is replaced at once."""
-
-    def swap(self, url: str) -> None:
-        """Do nothing: the file is replaced at once."""
-
-    def clear(self, url: str) -> None:
-        """Do nothing: pieces are removed with the records."""
-        del url
-
-    def check_replaceable(self) -> None:
-        """Do nothing: a table is replaced by itself."""
-
-    def discard(self) -> None:
-        """Do nothing: a run that has not begun has written nothing."""
