@@ -132,9 +132,9 @@ def _fill(scheduler: Any, array: da.Array, part: CutoutSlice, options: Keywords)
     if len(regions) == 1:
         return np.asarray(scheduler({name: (part.__getitem__, *regions)}, name, **options), order="F")
     voxels = np.empty(array.shape, array.dtype, order="F")
-    # More than that would push everything else out of the cache.
+    # The chunks of a large result take its memory a second time, and push everything else out of the cache.
     cache = chunk_cache()
-    keeps = cache is not None and 2 * voxels.nbytes <= cache.most
+    keeps = cache is not None and 8 * voxels.nbytes <= cache.most
 
     def read(region: Region) -> None:
         part.read_into(region, voxels[region], keeps)

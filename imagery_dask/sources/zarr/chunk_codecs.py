@@ -112,13 +112,11 @@ def codec_of_v2(metadata: JsonObject, dtype: np.dtype[Any]) -> ChunkCodec:
     """Return the codec of an array of zarr v2 (``.zarray``)."""
     filters = [_filter(config, dtype) for config in metadata.get("filters") or ()]
     compressor = metadata.get("compressor")
-    steps = [] if compressor is None else [_numcodec(compressor)]
+    steps = [] if compressor is None else [_decoder(compressor)]
     ndim = len(metadata["shape"])
     order = tuple(reversed(range(ndim))) if metadata.get("order", "C") == "F" else None
     names = [config["id"] for config in (*(metadata.get("filters") or ()), *([compressor] if compressor else ()))]
-    return ChunkCodec(
-        _named(names), dtype, [codec.decode for codec in steps], order, [codec.decode for codec in reversed(filters)]
-    )
+    return ChunkCodec(_named(names), dtype, steps, order, filters[::-1])
 
 
 def codec_of_v3(codecs: Sequence[Any], dtype: np.dtype[Any], ndim: int) -> ChunkCodec:
@@ -138,13 +136,12 @@ def codec_of_v3(codecs: Sequence[Any], dtype: np.dtype[Any], ndim: int) -> Chunk
         elif name == "crc32c":
             steps.append(without_checksum)
         elif name in ("blosc", "zstd", "gzip"):
-            steps.append(_numcodec({"id": name} | _of_v3(name, configuration)).decode)
+            steps.append(_decoder({"id": name} | _of_v3(name, configuration)))
             names.append(name)
         elif name.startswith("numcodecs."):
             is_filter = plain in OF_VOXELS
             config = {"id": plain} | configuration
-            decoder = _filter(config, dtype) if is_filter else _numcodec(config)
-            (of_voxels if is_filter else steps).append(decoder.decode)
+            (of_voxels if is_filter else steps).append(_filter(config, dtype) if is_filter else _decoder(config))
             names.append(plain)
         else:
             raise UnknownCodecError(name)
@@ -171,7 +168,7 @@ def codec_of_n5(attributes: JsonObject, dtype: np.dtype[Any]) -> ChunkCodec:
         if known not in ("gzip", "zlib", "bz2", "lz4", "lzma", "blosc", "zstd"):
             raise UnknownCodecError(name)
         kept = {key: compression[key] for key in N5_OPTIONS.get(name, ()) if key in compression}
-        steps = [_numcodec({"id": known} | kept).decode]
+        steps = [_decoder({"id": known} | kept)]
     order = tuple(reversed(range(len(attributes["dimensions"]))))
     return ChunkCodec(name, dtype.newbyteorder(">"), steps, order, has_header=True)
 
@@ -206,7 +203,8 @@ def _named(names: Sequence[str]) -> str:
     return "+".join(names) or "raw"
 
 
-def _numcodec(config: Mapping[str, Any]) -> Any:
+def _decoder(config: Mapping[str, Any]) -> Step:
+    """Return the decoder of a codec, given as numcodecs has it."""
     import numcodecs
 
     name = str(config.get("id"))
@@ -215,14 +213,22 @@ def _numcodec(config: Mapping[str, Any]) -> Any:
             from imagecodecs.numcodecs import register_codecs
 
             register_codecs(verbose=False)
-        return numcodecs.get_codec(dict(config))
+        codec = numcodecs.get_codec(dict(config))
     except Exception as error:
         remedy = f"numcodecs says: {error}. If a package has it, install it, also for workers."
         raise UnknownCodecError(name, remedy) from error
+    return _decode_blosc if name == "blosc" else codec.decode
 
 
-def _filter(config: Mapping[str, Any], dtype: np.dtype[Any]) -> Any:
-    """Return a codec of voxels; raise if it makes floats of integers that floats do not hold."""
+def _decode_blosc(content: Buffer) -> Any:
+    """Decode by c-blosc2, which needs 0.6 to 0.8 of the time of c-blosc, and does not read past a truncated chunk."""
+    import imagecodecs
+
+    return imagecodecs.blosc2_decode(content, numthreads=1)
+
+
+def _filter(config: Mapping[str, Any], dtype: np.dtype[Any]) -> Step:
+    """Return the decoder of a codec of voxels; raise if it makes floats of integers that floats do not hold."""
     name, float_bytes = str(config.get("id")), 0
     if name == "fixedscaleoffset":
         float_bytes = 8
@@ -233,7 +239,7 @@ def _filter(config: Mapping[str, Any], dtype: np.dtype[Any]) -> Any:
             f"its filter {name!r} makes floats of {dtype.name}, and floats change ids above 2**53 (in 4 bytes, above "
             "2**24). Write the array again without this filter, from data that never had it"
         )
-    return _numcodec(config)
+    return _decoder(config)
 
 
 def _of_v3(name: str, configuration: JsonObject) -> JsonObject:
