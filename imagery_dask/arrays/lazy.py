@@ -31,6 +31,7 @@ from imagery_dask.config import config
 from imagery_dask.geometry.block_plan import SPLIT_ABOVE
 from imagery_dask.geometry.grid import AXES, VoxelGrid, edge_at_or_after, source_span
 from imagery_dask.geometry.vec import Vec3
+from imagery_dask.model.chunkedgraph import SUPERVOXEL_LAYER
 from imagery_dask.model.cutout import Cutout
 from imagery_dask.model.moments import describe_moment
 from imagery_dask.urls import without_secrets
@@ -123,7 +124,8 @@ def _long_name(cutout: Cutout) -> str:
     query = cutout.query
     if query is None:
         return "segment id" if cutout.holds_ids else "intensity"
-    return "root id" if query.stop_layer is None else f"id at layer {query.stop_layer}"
+    names = {None: "root id", SUPERVOXEL_LAYER: "supervoxel id"}
+    return names.get(query.stop_layer, f"id at layer {query.stop_layer}")
 
 
 def described(cutout: Cutout) -> JsonObject:

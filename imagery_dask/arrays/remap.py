@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from imagery_dask import kernels
 from imagery_dask.annotations import Array
+from imagery_dask.arrays.lost_chunks import lost_chunks_refused
 from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.model.chunkedgraph import RootQuery
 from imagery_dask.model.labels import LabelRule
@@ -50,6 +51,11 @@ def read_objects(
     -------
     numpy.ndarray, shape (x, y, z, channel)
         Voxels, ids, int64 ids or a bool mask; nothing is read where graph chunks are known to hold no listed object.
+
+    Raises
+    ------
+    MissingChunkError
+        A chunk of a version store is lost.
     """
     if rule is None:
         return handle.read(box, layout)
@@ -58,7 +64,9 @@ def read_objects(
         return apply_rule(handle.read(box, layout), rule)
     if rule.keep is not None and not _holds(handle, box, query, rule):
         return _finished(np.zeros((*box.shape, 1), np.uint64, layout), rule)
-    return _finished(handle.read(box, layout, lambda stored: ids_of(stored, query, rule, once)), rule)
+    unstored = lost_chunks_refused(handle, query)
+    voxels = handle.read(box, layout, lambda stored: ids_of(stored, query, rule, once), unstored=unstored)
+    return _finished(voxels, rule)
 
 
 def apply_rule(block: Array, rule: LabelRule, once: Once | None = None) -> Array:

@@ -30,7 +30,14 @@ from imagery_dask.sources.requests.transport import reachable_path
 from imagery_dask.sources.volumes.addresses import is_zarr, normalize_path
 from imagery_dask.sources.volumes.chunk_cache import chunk_cache
 from imagery_dask.sources.volumes.encoded_block import Block
-from imagery_dask.sources.volumes.stored_volume import CheckedChunk, Layout, Missing, Relabel, StoredVolume
+from imagery_dask.sources.volumes.stored_volume import (
+    CheckedChunk,
+    Layout,
+    Missing,
+    Relabel,
+    StoredVolume,
+    UnstoredCheck,
+)
 from imagery_dask.urls import is_safe_for_tokens, location_of, redacted
 
 if TYPE_CHECKING:
@@ -88,12 +95,18 @@ class SourceHandle:
         return f"SourceHandle({redacted(self.path)!r}, mip={self.mip.level}, missing={self.missing!r})"
 
     def read(
-        self, box: VoxelGrid, layout: Layout = "F", relabel: Relabel | None = None, out: Array | None = None
+        self,
+        box: VoxelGrid,
+        layout: Layout = "F",
+        relabel: Relabel | None = None,
+        out: Array | None = None,
+        unstored: UnstoredCheck | None = None,
     ) -> Array:
         """Read a box of voxels as (x, y, z, channel), into `out` if it is given, with ids replaced by `relabel`.
 
         The first read in a process opens the volume. Counts are added to the thread's `collect_counts`, if any;
-        without, decoded chunks are taken from this process's cache and kept in it.
+        without, decoded chunks are taken from this process's cache and kept in it. `unstored` is as of
+        `StoredVolume.read`.
 
         Raises
         ------
@@ -104,7 +117,7 @@ class SourceHandle:
         # Blocks of exports, whose reads are counted, read each chunk once.
         cache = chunk_cache() if self.keeps and active_counts() is None else None
         voxels, counts = self._volume().read(
-            self.mip.level, box, self.missing, layout, relabel, cache, self.kept_only, out
+            self.mip.level, box, self.missing, layout, relabel, cache, self.kept_only, out, unstored
         )
         self._tell(counts)
         return voxels

@@ -17,7 +17,7 @@ from imagery_dask.errors import OutdatedRootsError
 from imagery_dask.export.core.writer_arguments import describe_run
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.arguments import corners
-from imagery_dask.model.chunkedgraph import RootQuery
+from imagery_dask.model.chunkedgraph import SUPERVOXEL_LAYER, RootQuery
 from imagery_dask.model.cutout import Cutout, CutoutRequest, resolve, whole_layer
 from imagery_dask.model.labels import LabelRule, RootIds, label_rule
 from imagery_dask.model.layer import Layer
@@ -160,6 +160,10 @@ class VersionStore:
             If there is no such version; the message names the nearest ones. If the level or layer does not exist.
         OutdatedRootsError
             If `root_ids` are of another version.
+
+        Notes
+        -----
+        A block raises `MissingChunkError` if a file of the volume is lost in which the tables have supervoxels.
         """
         cutouts = self.cutouts(
             find(self.url, version, timestamp), bounds, root_ids, level, stop_layer, resolution, convert_to_int64,
@@ -406,7 +410,9 @@ class VersionStore:
     def rule(
         self, recorded: Recorded, root_ids: RootIds = "all", stop_layer: int | None = None, as_int64: bool = False
     ) -> LabelRule:
-        """Return the rule that maps supervoxels to the ids of a version."""
+        """Return the rule that maps supervoxels to the ids of a version; for ``root_ids=None``, to themselves."""
+        if root_ids is None:  # with the tables all the same, which tell what is lost of the volume
+            root_ids, stop_layer = "all", SUPERVOXEL_LAYER
         graph, columns = self.facts.graph, recorded.about.columns
         if stop_layer is not None:
             whole_number("stop_layer", stop_layer, 1, graph.layers)

@@ -160,16 +160,27 @@ class IdTable:
         starts, stops : numpy.ndarray of uint64, shape (m,)
             First id of each range, and one past its last.
         """
+        return any(np.isin(rows[ROOT], roots).any() for rows in self.rows_within(starts, stops))
+
+    def rows_within(self, starts: Ids, stops: Ids, columns: Sequence[str] = (ROOT,)) -> Iterator[Columns]:
+        """Yield the rows whose supervoxels are within ranges of ids, some at a time; never none.
+
+        Parameters
+        ----------
+        starts, stops : numpy.ndarray of uint64, shape (m,)
+            First id of each range, and one past its last.
+        columns : sequence of str
+            Columns to return besides ``supervoxel``.
+        """
         for number in range(self.groups):
             crossed = (starts <= self.last[number]) & (stops > self.first[number])
             if not crossed.any():
                 continue
-            group = self._kept(number, [ROOT])
-            keys, owners = group[SUPERVOXEL], group[ROOT]
+            group = self._kept(number, columns)
+            keys = group[SUPERVOXEL]
             for begin, end in zip(keys.searchsorted(starts[crossed]), keys.searchsorted(stops[crossed]), strict=True):
-                if np.isin(owners[begin:end], roots).any():
-                    return True
-        return False
+                if begin < end:
+                    yield {name: values[begin:end] for name, values in group.items()}
 
     def supervoxels_of(self, roots: Ids) -> Iterator[Ids]:
         """Yield the supervoxels that have one of the roots, ascending, those of a row group at a time."""

@@ -31,7 +31,10 @@ from imagery_dask.sources.volumes.chunk_cache import ChunkCache
 from imagery_dask.sources.volumes.chunk_grid import Chunk, Region, crossed
 from imagery_dask.sources.volumes.encoded_block import Block, EncodedBlock
 
-__all__ = ["CheckedChunk", "Fetched", "Layout", "Missing", "NotKept", "Relabel", "StoredVolume"]
+__all__ = [
+    "CheckedChunk", "Fetched", "Layout", "Missing", "NotKept", "Relabel", "StoredVolume", "UnstoredCheck",
+    "UnstoredChunk",
+]  # fmt: skip
 
 Missing = Literal["fill", "error"]
 Layout = Literal["F", "C"]
@@ -62,6 +65,8 @@ class _Reading:
     cache: ChunkCache | None = None
     kept_only: bool = False
     counts: ReadCounts = field(default_factory=ReadCounts)
+    #: Chunks that do not exist because the format need not store them.
+    unstored: list[Chunk] = field(default_factory=list)
 
 
 Made = TypeVar("Made")
@@ -88,6 +93,26 @@ class CheckedChunk:
     stop: Vec3[int]
     damage: str = ""
     is_uniform: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UnstoredChunk:
+    """A storage chunk that does not exist because the format need not store it.
+
+    Parameters
+    ----------
+    key : str
+        Where it would be.
+    box : VoxelGrid
+        Its voxels, absolute.
+    """
+
+    key: str
+    box: VoxelGrid
+
+
+# Raises where chunks that need not be stored ought to be.
+UnstoredCheck = Callable[[Sequence[UnstoredChunk]], None]
 
 
 class StoredVolume(ABC):
@@ -206,6 +231,7 @@ class StoredVolume(ABC):
         cache: ChunkCache | None = None,
         kept_only: bool = False,
         out: Array | None = None,
+        unstored: UnstoredCheck | None = None,
     ) -> tuple[Array, ReadCounts]:
         """Read a box of voxels.
 
@@ -228,6 +254,8 @@ class StoredVolume(ABC):
             Fetch no chunk.
         out : numpy.ndarray, shape (x, y, z, channel), optional
             Takes the voxels, in its memory order, where `relabel` is not given.
+        unstored : callable, optional
+            Called with the chunks that do not exist because the format need not store them, if there are any.
 
         Returns
         -------
@@ -249,7 +277,15 @@ class StoredVolume(ABC):
         """
         reading = _Reading(mip, box, missing, cache, kept_only)
         with counting_into(reading.counts):
-            return self._read(reading, layout, relabel, out), reading.counts
+            voxels = self._read(reading, layout, relabel, out)
+        if unstored is not None and reading.unstored:
+            unstored([self._unstored(mip, chunk) for chunk in reading.unstored])
+        return voxels, reading.counts
+
+    def _unstored(self, mip: int, chunk: Chunk) -> UnstoredChunk:
+        nm = self.layer.mips[mip].grid.resolution_nm
+        box = VoxelGrid.between(chunk.start, chunk.stop, nm)
+        return UnstoredChunk(f"{self.data_path}/{self._key(mip, chunk)}", box)
 
     def _read(self, reading: _Reading, layout: Layout, relabel: Relabel | None, out: Array | None = None) -> Array:
         if reading.kept_only:
@@ -462,9 +498,11 @@ class StoredVolume(ABC):
         if blob is not None and not blob.refused_or_absent:
             reading.counts.stored_bytes += len(blob.content)
             return blob
-        if blob is None and self._absent(reading.mip) is not None:
-            reading.counts.not_stored += 1
-            return None
+        if self._absent(reading.mip) is not None:
+            reading.unstored.append(chunk)
+            if blob is None:
+                reading.counts.not_stored += 1
+                return None
         key = self._key(reading.mip, chunk)
         if reading.missing == "error":
             what, remedy = ("does not exist", "") if blob is None else (REFUSED_OR_ABSENT, LET_LIST)
