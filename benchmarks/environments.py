@@ -1,7 +1,7 @@
 """Environments of the peers, each made once from its pinned requirements, since their dependencies exclude each other.
 
 igneous needs zfpy, with which numcodecs does not import on Python 3.11; the boto3 of cloud-files excludes s3fs.
-Webknossos, ome-zarr and zarr 2 are there for tests, which read what they write (`tests/support/foreign`).
+Webknossos, ome-zarr, zarr 2 and napari are there for tests (`tests/support/foreign`), napari beside this package.
 
 ``uv pip compile --universal --python-version 3.11.2 --no-header --no-annotate`` makes the requirements.
 """
