@@ -39,9 +39,12 @@ def zarr(
     return _written(to_zarr, lazy(source, kind, start, stop), out, **how)
 
 
-def zarr_again(source: str, kind: str, start: XYZ, stop: XYZ, out: str, **options: Any) -> dict[str, Any]:
-    """Write OME-Zarr from zarr."""
-    return zarr(f"zarr3://{source}", kind, start, stop, out, **options)
+def zarr_again(
+    source: str, kind: str, start: XYZ, stop: XYZ, out: str, chunk: int, shard: XYZ | None, levels: int
+) -> dict[str, Any]:
+    """Write OME-Zarr from zarr on two threads, with ids as they are stored."""
+    data = lazy(f"zarr3://{source}", kind, start, stop, convert_to_int64=False)
+    return _written(to_zarr, data, out, chunks=(chunk,) * 3, shards=shard, levels=levels, workers=2)
 
 
 def planned(

@@ -15,10 +15,11 @@ from imagery_dask.sources import collect_counts
 KEPT = 256 * 2**20
 
 
-def lazy(source: str, kind: str, start: list[int], stop: list[int]) -> Any:
+def lazy(source: str, kind: str, start: list[int], stop: list[int], convert_to_int64: bool = True) -> Any:
     """Return a lazy cutout."""
     if kind == "labels":
-        return ImageryClient(segmentation_source=source, imagery=False).segmentation_cutout([start, stop])
+        client = ImageryClient(segmentation_source=source, imagery=False)
+        return client.segmentation_cutout([start, stop], convert_to_int64=convert_to_int64)
     return ImageryClient(image_source=source, segmentation=False).image_cutout([start, stop])
 
 
