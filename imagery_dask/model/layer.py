@@ -43,6 +43,9 @@ class Mip:
         Channels of one storage chunk; None for all of the layer.
     refusal : str
         Why the level cannot be read, if so.
+    compressor : str
+        Compressor of chunks of zarr with its parameters, where they are nothing but their compressed voxels, from which
+        it follows if they are copied; "" otherwise, and in plans of earlier versions.
     """
 
     level: int
@@ -53,6 +56,7 @@ class Mip:
     minishard_chunks: int | None = None
     chunk_channels: int | None = field(default=None, metadata=NEWER)
     refusal: str = field(default="", metadata=NEWER)
+    compressor: str = field(default="", compare=False, repr=False, metadata=NEWER)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "chunk_shape", Vec3.of(self.chunk_shape))

@@ -125,7 +125,8 @@ class SourceHandle:
     def read_parts(self, boxes: Sequence[VoxelGrid], encoded: bool = False) -> Iterator[Block]:
         """Yield the voxels of boxes (x, y, z, channel), one after another, in Fortran order; they may be read-only.
 
-        With `encoded`, boxes that are one storage chunk are yielded as they are stored.
+        With `encoded`, boxes that are one storage chunk are yielded as they are stored, if the volume stores them as it
+        did when the handle was made.
 
         Storage chunks that several boxes cross are fetched once, ahead of the boxes. Nothing is kept.
 
@@ -134,8 +135,9 @@ class SourceHandle:
         SourceError
             As `read`, after the last box.
         """
-        counts = ReadCounts()
-        with closing(self._volume().read_parts(self.mip.level, boxes, self.missing, counts, encoded)) as parts:
+        counts, volume = ReadCounts(), self._volume()
+        encoded = encoded and volume.layer.mips[self.mip.level].compressor == self.mip.compressor
+        with closing(volume.read_parts(self.mip.level, boxes, self.missing, counts, encoded)) as parts:
             yield from parts
         self._tell(counts)
 

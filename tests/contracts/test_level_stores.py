@@ -39,6 +39,7 @@ class Zarr(LevelStoreContract, ChannelsContract):
 
     FORMAT: Literal[2, 3] = 3
     LAYOUT: dict[str, Any]
+    COPIED = False
 
     def make(self, url: str, dtype: str, channels: int) -> ZarrLevel:
         group = zarr_stores.create_group(url, self.FORMAT)
@@ -47,7 +48,7 @@ class Zarr(LevelStoreContract, ChannelsContract):
         if self.FORMAT == 3:
             layout["compressors"] = BloscCodec(cname="zstd", clevel=1)
         group.create_array("0", shape=(*first, *reversed(SHAPE)), dtype=dtype, fill_value=0, **layout)
-        return ZarrLevel(url, "0", self.FORMAT, uuid.uuid4().hex)
+        return ZarrLevel(url, "0", self.FORMAT, uuid.uuid4().hex, copied=self.COPIED)
 
     def stored(self, url: str) -> NDArray[Any]:
         return np.asarray(zarr.open_array(zarr_stores.open_store(url), path="0", mode="r")[...]).T
@@ -94,6 +95,18 @@ class TestZarrShards(Zarr):
 class TestZarr2(Zarr):
     FORMAT = 2
     LAYOUT = {"chunks": UNIT}
+
+
+class TestCopiedChunks(TestZarrChunks):
+    COPIED = HASHES_FILES = True
+
+
+class TestCopiedShards(TestZarrShards):
+    COPIED = HASHES_FILES = True
+
+
+class TestCopiedZarr2(TestZarr2):
+    COPIED = HASHES_FILES = True
 
 
 class Precomputed(LevelStoreContract):

@@ -16,6 +16,7 @@ from faults.harness import (
     CLI,
     MANY,
     SEEDS,
+    SHAPE,
     Cluster,
     Process,
     assert_same,
@@ -26,6 +27,11 @@ from faults.harness import (
     receipts_so_far,
     wait_for,
 )
+from support.http_server import FileServer
+from support.volumes import random_labels
+
+from imagery_dask import to_zarr
+from imagery_dask.export.verify import verify_export
 
 pytestmark = pytest.mark.long
 
@@ -94,6 +100,31 @@ class Killer:
 
 
 FEW = range(max(1, SEEDS // 4))
+
+
+@pytest.mark.parametrize("shards", ["none", "32,32,32"])
+def test_a_copy_of_zarr_that_was_killed_is_the_undisturbed_copy(tmp_path: Path, shards: str) -> None:
+    made = {"resolution_nm": (8, 8, 40), "translation_nm": (4, 4, 20), "progress": False}
+    to_zarr(random_labels(SHAPE, n=60), tmp_path / "ids.zarr", chunks=(16, 16, 16), shards=None, **made)
+    with FileServer(tmp_path, latency_s=0.02) as server:
+
+        def arguments(folder: Path) -> list[str]:
+            folder.mkdir(exist_ok=True)
+            source = ["--segmentation-source", f"zarr://{server.url}/ids.zarr", "--bounds", 0, 0, 0, *SHAPE]
+            how = ["--chunks", "16,16,16", "--block-mib", 0.2, "--levels", 2, "--shards", shards]
+            return list(map(str, ["export", "zarr", folder / "out", *source, *how]))
+
+        undisturbed, folder = tmp_path / "undisturbed", tmp_path / "export"
+        process = driver(arguments(undisturbed), tmp_path / "driver.log")
+        assert process.wait() == 0, process.output
+        assert "100% of the chunks" in process.output
+        killer = Killer(f"copy {shards}", folder, lambda log: driver(arguments(folder), log), None)
+        killer.run()
+    assert killer.killed
+    assert_same(comparable_files(folder), comparable_files(undisturbed))
+    assert verify_export(folder / "out", sample=None, source=False, progress=False).ok
+
+
 CASES = [("zarr", seed) for seed in range(SEEDS)]
 CASES += [(kind, seed) for kind in ("shards", "precomputed", "png") for seed in FEW]
 

@@ -1,7 +1,8 @@
-"""Chunks of a precomputed source that are chunks of the copy are written as they are stored."""
+"""Chunks of a precomputed or zarr source that are chunks of the copy are written as they are stored."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,20 @@ from cloudvolume import CloudVolume
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.volumes import coordinate_volume, delete_chunks, random_labels, smooth_image, write_volume
+from zarr.codecs import BytesCodec, ZstdCodec
 
 from imagery_dask import ImageryClient, to_precomputed, to_zarr
 from imagery_dask.errors import BlockFailedError
+from imagery_dask.export.core.run_options import RunOptions
+from imagery_dask.export.execution.execute import execute
+from imagery_dask.export.planning.estimate import plan_export
 from imagery_dask.export.verify import verify_export
+from imagery_dask.export.zarr.to_zarr import ZarrExport
+from imagery_dask.export.zarr.zarr_options import ZarrOptions
 from imagery_dask.sources import open_volume
+from imagery_dask.sources.zarr.zarr_volume import ZarrVolume
+from imagery_dask.storage.buckets import files_at
+from imagery_dask.storage.zarr_stores import open_store
 
 CHUNK = (32, 32, 16)
 OFFSET = (64, -32, 16)
@@ -247,3 +257,95 @@ def _of_zarr(store: Path, bounds: Any) -> Any:
         return ImageryClient(image_source=str(store)).image_cutout(bounds)
     client = ImageryClient(segmentation_source=str(store), imagery=False)
     return client.segmentation_cutout(bounds, convert_to_int64=False)
+
+
+def _zarr_source(folder: Path, **how: Any) -> tuple[Path, Any]:
+    """Write ids as a zarr store of a few chunks; return its path and the voxels."""
+    data = random_labels((64, 64, 32), n=40)
+    made: dict[str, Any] = {"chunks": (32, 32, 32), "shards": None, "codec": "zstd:1", "progress": False} | how
+    to_zarr(data, folder / "em.zarr", resolution_nm=(8, 8, 40), translation_nm=(4, 4, 20), **made)
+    return folder / "em.zarr", data
+
+
+COPY: dict[str, Any] = {"chunks": (32, 32, 32), "progress": False}
+WHOLE = [[0, 0, 0], [64, 64, 32]]
+
+
+def test_no_chunk_of_zarr_is_decoded_that_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, data = _zarr_source(tmp_path)
+    decoded = []
+    decode = ZarrVolume._decode
+
+    def counted(self: ZarrVolume, *of: Any) -> Any:
+        decoded.append(of)
+        return decode(self, *of)
+
+    monkeypatch.setattr(ZarrVolume, "_decode", counted)
+    for levels, expected in ((1, 0), (2, 4)):
+        del decoded[:]
+        out = tmp_path / f"{levels}.zarr"
+        report = to_zarr(_of_zarr(source, WHOLE), out, levels=levels, workers=1, **COPY)
+        assert report.counts.chunks == 4
+        assert len(decoded) == expected
+        np.testing.assert_array_equal(zarr.open_array(out / "0", mode="r")[...].T, data)
+
+
+@pytest.mark.parametrize("shards", [None, (64, 64, 32)])
+def test_copies_of_zarr_lie_in_buckets_too(shards: Any, tmp_path: Path) -> None:
+    source, data = _zarr_source(tmp_path)
+    out = f"memory://copies-{tmp_path.name}-{shards is None}/out.zarr"
+    report = to_zarr(_of_zarr(source, WHOLE), out, shards=shards, workers=1, **COPY)
+    assert any("100% of the chunks" in note for note in report.notes)
+    np.testing.assert_array_equal(zarr.open_array(open_store(out), path="0", mode="r")[...].T, data)
+    assert verify_export(out, sample=None, workers=1, progress=False).ok
+    system, path = files_at(out)
+    file = next(name for name in system.find(path) if "/0/c/" in name)
+    content = system.cat_file(file)
+    system.pipe_file(file, content[:40] + bytes([content[40] ^ 4]) + content[41:])
+    assert verify_export(out, sample=None, workers=1, progress=False).damaged
+    to_zarr(_of_zarr(source, WHOLE), out, shards=shards, workers=1, repair=True, **COPY)
+    assert system.cat_file(file) == content
+
+
+def test_the_receipts_of_a_copy_hold_without_its_source(tmp_path: Path) -> None:
+    source, _ = _zarr_source(tmp_path)
+    to_zarr(_of_zarr(source, WHOLE), tmp_path / "out.zarr", **COPY)
+    source.rename(tmp_path / "elsewhere")
+    assert verify_export(tmp_path / "out.zarr", sample=None, source=False, progress=False).ok
+    (tmp_path / "out.zarr" / "0" / "c" / "0" / "1" / "1").unlink()
+    report = verify_export(tmp_path / "out.zarr", sample=None, source=False, progress=False)
+    assert len(report.damaged) == 1
+
+
+@pytest.mark.parametrize("codec", ["auto", "zstd:1", "gzip:2"])
+def test_runs_of_earlier_versions_go_on_with_hashes_of_voxels(codec: str, tmp_path: Path) -> None:
+    source, data = _zarr_source(tmp_path, codec="zstd:1" if codec == "auto" else codec)
+    out = tmp_path / "out.zarr"
+    options = ZarrOptions(chunks=(32, 32, 32), codec=codec)
+    earlier = ZarrExport(_of_zarr(source, WHOLE), out, options, copies=False)
+    assert execute(earlier, RunOptions(progress=False)).ok
+    assert verify_export(out, sample=None, progress=False).ok
+    file = out / "0" / "c" / "0" / "1" / "1"
+    content = file.read_bytes()
+    file.write_bytes(content[:-9])
+    assert verify_export(out, sample=None, source=False, progress=False).damaged
+    report = to_zarr(_of_zarr(source, WHOLE), out, codec=codec, repair=True, **COPY)
+    assert not any("copied" in note for note in report.notes)
+    assert file.read_bytes() == content
+    assert verify_export(out, sample=None, progress=False).ok
+    np.testing.assert_array_equal(zarr.open_array(out / "0", mode="r")[...].T, data)
+
+
+def test_chunks_that_are_stored_otherwise_than_planned_are_decoded(tmp_path: Path) -> None:
+    source, data = _zarr_source(tmp_path)
+    plan = plan_export(ZarrExport(_of_zarr(source, WHOLE), tmp_path / "out.zarr", ZarrOptions(chunks=(32, 32, 32))))
+    shutil.rmtree(source / "0")
+    big = zarr.create_array(
+        source / "0", shape=(32, 64, 64), chunks=(32, 32, 32), dtype="uint64", fill_value=0,
+        compressors=[ZstdCodec(level=1)], serializer=BytesCodec(endian="big"),
+    )  # fmt: skip
+    big[...] = data.T
+    report = plan.run(progress=False)
+    assert report.ok
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "out.zarr" / "0", mode="r")[...].T, data)
+    assert verify_export(tmp_path / "out.zarr", sample=None, progress=False).ok

@@ -55,10 +55,10 @@ CALLED = {"path": "source", "target.start": "bounds (first voxel)", "target.shap
           "target.resolution_nm": "resolution", "labels.keep": "root_ids", "labels.query.timestamp": "timestamp",
           "labels.query.stop_layer": "stop_layer", "labels.as_int64": "convert_to_int64",
           "labels.moment": "timestamp"}  # fmt: skip
-# Fields that determine how much is requested at once, and no voxel.
+# Fields that determine how chunks are requested and written, and no voxel.
 DECIDE_NOTHING = (
     "labels.query.max_requests", "labels.query.version", "labels.query.stored", "labels.leaves_within",
-    "labels.query.graph.chunk_bits",
+    "labels.query.graph.chunk_bits", "mip.compressor",
 )  # fmt: skip
 
 

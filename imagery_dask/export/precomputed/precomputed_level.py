@@ -16,6 +16,7 @@ from imagery_dask.geometry.grid import (
     XYZ,
     Region,
     bounds_key,
+    parts_of,
     region_between,
     region_within,
     start_of,
@@ -96,13 +97,20 @@ class PrecomputedLevel:
             ]
             return [self._digest(voxels, [chunk.result() for chunk in chunks]) for voxels, chunks in sent]
 
+    def digest_of_parts(self, region: Region, parts: Iterable[tuple[Region, Block]]) -> bytes:
+        """Return the hash that `write_parts` returns, without writing."""
+        del region
+        return join_digests([self.digest_of(part, block) for part, block in parts])
+
     def digest_of(self, region: Region, voxels: Block) -> bytes:
         """Return the hash that `write` returns, without writing."""
         chunks = self._cut(region, voxels) if self.hashes_files else []
         return self._digest(voxels, [digest_of_bytes(self._encoded(part)) for _, part in chunks])
 
-    def digest(self, region: Region) -> bytes:
-        """Return the hash of the chunks that are stored in a region, comparable to that of `write`."""
+    def digest(self, region: Region, part: Vec3[int] | None = None) -> bytes:
+        """Return the hash of the chunks that are stored in a region, comparable to that of `write` or `write_parts`."""
+        if part is not None:
+            return join_digests([self.digest(one) for one in parts_of(region, part)])
         if self.hashes_files:
             return join_digests([digest_of_bytes(content) for _, content in self._contents(region)])
         return digest_of(self.read(region))

@@ -9,17 +9,21 @@ beside the chunks, and each is moved into place when all are complete::
 
 Readers ask for chunks by name and never see such a folder; `remove_partial` removes the folders of killed processes.
 In a bucket, PUT makes a whole object appear.
+
+The hash of a block's files is that of their hashes, in the order of their places; one that does not exist counts as
+empty.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import os
 import shutil
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -31,13 +35,15 @@ from uuid import uuid4
 
 import numpy as np
 import zarr
+from xxhash import xxh3_128
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 
 from imagery_dask.annotations import Array
 from imagery_dask.export.zarr.encoded_chunks import ChunkEncoder, UnitFile
-from imagery_dask.geometry.grid import Region
-from imagery_dask.kernels import digest_of, join_digests
+from imagery_dask.geometry.grid import Region, parts_of
+from imagery_dask.geometry.vec import Vec3
+from imagery_dask.kernels import digest_of, digest_of_bytes, join_digests
 from imagery_dask.run import tasks_at_once
 from imagery_dask.sources.volumes.encoded_block import Block, EncodedBlock, voxels_of
 from imagery_dask.storage.atomic_files import check_wanted, move_durably, write_soon
@@ -51,6 +57,7 @@ PIPELINE = "zarrs.ZarrsCodecPipeline"
 OWN_PIPELINE = "zarr.core.codec_pipeline.BatchedCodecPipeline"
 PARTIAL = ".partial-"
 PUTS_IN_FLIGHT = 8
+GETS_IN_FLIGHT = 8
 
 # zarr's settings belong to the process: if two threads set and restore them, those of one may stay.
 _settings = threading.Lock()
@@ -113,11 +120,11 @@ class BlockArray:
         """Data type of the array."""
         return self.metadata.dtype.to_native_dtype()
 
-    def write_block(self, selection: Sequence[slice], voxels: Array) -> None:
+    def write_block(self, selection: Sequence[slice], voxels: Array) -> bytes:
         """Write a block that is in one part; see `write_parts`."""
-        self.write_parts(selection, [(selection, voxels)])
+        return self.write_parts(selection, [(selection, voxels)])
 
-    def write_parts(self, selection: Sequence[slice], parts: Parts) -> None:
+    def write_parts(self, selection: Sequence[slice], parts: Parts) -> bytes:
         """Write all files of a block; units that are all zero have none.
 
         Parameters
@@ -128,6 +135,11 @@ class BlockArray:
         parts : iterable of (selection, ndarray)
             Voxels of the array, whole chunks each, and what they become; together the whole block.
 
+        Returns
+        -------
+        bytes
+            Hash of the files.
+
         Raises
         ------
         ValueError
@@ -135,21 +147,45 @@ class BlockArray:
         AccessRefusedError
             The store refuses writing.
         """
-        whole = self._box(selection, self.encoder.unit)
         with clear_errors(self.location), self._target() as target:
-            units = _Units(self, whole, target)
-            for part, voxels in parts:
-                box = self._box(part, self.encoder.chunk)
-                shape = tuple(axis.stop - axis.start for axis in box)
-                if not isinstance(voxels, EncodedBlock) and voxels.shape != shape:
-                    raise ValueError(f"voxels of shape {voxels.shape} do not fit {tuple(part)}.")
-                units.add(box, voxels)
-            units.check_complete()
+            return self._filled(selection, parts, target)
+
+    def digest_of(self, selection: Sequence[slice], parts: Parts) -> bytes:
+        """Return the hash of the files that `write_parts` would write."""
+        return self._filled(selection, parts, _Nowhere())
+
+    def digest(self, selection: Sequence[slice]) -> bytes:
+        """Return the hash of the files that are stored of a block of whole units."""
+        units = _positions(self._box(selection, self.encoder.unit), self.encoder.unit)
+        with clear_errors(self.location), ThreadPoolExecutor(GETS_IN_FLIGHT) as threads:
+            return join_digests(list(threads.map(self._digest_of_unit, units)))
 
     def read(self, selection: tuple[slice, ...]) -> Array:
         """Return voxels that have been written."""
         with clear_errors(self.location):
             return np.asarray(_readable(self.location, self.path, self.run, self.threads, os.getpid())[selection])
+
+    def _filled(self, selection: Sequence[slice], parts: Parts, target: _Target) -> bytes:
+        units = _Units(self, self._box(selection, self.encoder.unit), target)
+        for part, voxels in parts:
+            box = self._box(part, self.encoder.chunk)
+            shape = tuple(axis.stop - axis.start for axis in box)
+            if not isinstance(voxels, EncodedBlock) and voxels.shape != shape:
+                raise ValueError(f"voxels of shape {voxels.shape} do not fit {tuple(part)}.")
+            units.add(box, voxels)
+        return units.digest()
+
+    def _digest_of_unit(self, unit: Position) -> bytes:
+        name = f"{self.path}/{self.metadata.encode_chunk_key(unit)}".lstrip("/")
+        place = parse_bucket_url(self.location)
+        if place.scheme == "file":
+            try:
+                with open(Path(place.path) / name, "rb") as file:
+                    return hashlib.file_digest(file, xxh3_128).digest()
+            except FileNotFoundError:
+                return digest_of_bytes(b"")
+        content = sync(self._store.get(name, default_buffer_prototype()))
+        return digest_of_bytes(b"" if content is None else content.to_bytes())
 
     @contextmanager
     def _target(self) -> Iterator[_Target]:
@@ -193,6 +229,7 @@ class _Units:
         self._array, self._target = array, target
         self._chunk, self._unit = array.encoder.chunk, array.encoder.unit
         self._open: dict[Position, UnitFile] = {}
+        self._digests: dict[Position, bytes] = {}
         # Number of chunks that each unit still lacks.
         self._left = {
             unit: _chunks_in(unit, self._unit, self._chunk, array.shape) for unit in _positions(whole, self._unit)
@@ -216,12 +253,26 @@ class _Units:
             self._left[unit] -= 1
             if not self._left[unit]:
                 del self._left[unit]
-                self._target.put(self._array.metadata.encode_chunk_key(unit), self._open.pop(unit))
+                file = self._open.pop(unit)
+                self._target.put(self._array.metadata.encode_chunk_key(unit), file)
+                self._digests[unit] = file.digest
 
-    def check_complete(self) -> None:
-        """Raise if chunks of the block are lacking."""
+    def digest(self) -> bytes:
+        """Return the hash of the files; raise if chunks of the block are lacking."""
         if self._left:
             raise ValueError(f"{len(self._left)} units of the block lack chunks, such as {next(iter(self._left))}.")
+        return join_digests([digest for _, digest in sorted(self._digests.items())])
+
+
+class _Nowhere:
+    """Target of units that are made for their hashes alone."""
+
+    def open(self) -> BinaryIO:
+        return open(os.devnull, "wb")
+
+    def put(self, key: str, unit: UnitFile) -> None:
+        with unit.file:
+            unit.end()
 
 
 class _Files:
@@ -291,6 +342,8 @@ class ZarrLevel:
         Number of axes of the voxels, 3 or 4, where the array has others of one position; None for as many as it has.
     x_first : bool
         Whether the last axes of the array are x, y, z, not z, y, x.
+    copied : bool
+        Whether chunks of the source are written as they are stored there. Hashes are of files then, not of voxels.
     """
 
     store: str
@@ -299,42 +352,64 @@ class ZarrLevel:
     run: str
     voxel_axes: int | None = None
     x_first: bool = False
+    copied: bool = False
 
     def write(self, region: Region, voxels: Array) -> bytes:
-        """Write voxels x, y, z(, c) to a region of whole units and return their hash."""
-        return self._write(region, [(region, voxels)])[0]
+        """Write voxels x, y, z(, c) to a region of whole units and return their hash, or that of the files."""
+        digests = list[bytes]()
+        of_files = self._put(self._array().write_parts, region, [(region, voxels)], digests)
+        return of_files if self.copied else digests[0]
 
     def write_parts(self, region: Region, parts: Iterable[tuple[Region, Block]]) -> bytes:
-        """Write a region of whole units, given in parts of whole chunks, and return the hash of their hashes."""
-        return join_digests(self._write(region, parts))
+        """Write a region of whole units, in parts of whole chunks; return the hash of their hashes, or of the files."""
+        digests = list[bytes]()
+        of_files = self._put(self._array().write_parts, region, parts, digests)
+        return of_files if self.copied else join_digests(digests)
 
-    def _write(self, region: Region, parts: Iterable[tuple[Region, Block]]) -> list[bytes]:
-        array, digests = self._array(), list[bytes]()
+    def digest_of(self, region: Region, voxels: Array) -> bytes:
+        """Return the hash that `write` would return."""
+        return self.digest_of_parts(region, [(region, voxels)]) if self.copied else digest_of(voxels)
+
+    def digest_of_parts(self, region: Region, parts: Iterable[tuple[Region, Block]]) -> bytes:
+        """Return the hash that `write_parts` would return."""
+        if self.copied:
+            return self._put(self._array().digest_of, region, parts, [])
+        return join_digests([digest_of(voxels_of(block)) for _, block in parts])
+
+    def digest(self, region: Region, part: Vec3[int] | None = None) -> bytes:
+        """Return the hash of the voxels that are stored in a region, as a whole or in parts; or that of the files."""
+        if self.copied:
+            array = self._array()
+            return array.digest(self._selection(region, array.shape))
+        if part is None:
+            return digest_of(self.read(region))
+        return join_digests([digest_of(self.read(one)) for one in parts_of(region, part)])
+
+    def _put(
+        self,
+        put: Callable[[Box, Parts], bytes],
+        region: Region,
+        parts: Iterable[tuple[Region, Block]],
+        digests: list[bytes],
+    ) -> bytes:
+        """Give parts, as the array stores them, to a method of the array; unless copied, append their hashes."""
+        shape, dtype = self._array().shape, self._array().dtype
 
         def stored() -> Iterator[tuple[Box, Block]]:
             for part, given in parts:
-                voxels = voxels_of(given)
-                # Masks are stored as integers, but stores of version 0.1 hold bool.
-                block = voxels.view(array.dtype) if voxels.dtype == np.bool_ else voxels
-                digests.append(digest_of(voxels))
-                selection = self._selection(part, array.shape)
-                if isinstance(given, EncodedBlock) and voxels.any():  # chunks without voxels are not stored
+                selection = self._selection(part, shape)
+                if self.copied and isinstance(given, EncodedBlock):
                     yield selection, given
                     continue
+                voxels = voxels_of(given)
+                if not self.copied:
+                    digests.append(digest_of(voxels))
+                # Masks are stored as integers, but stores of version 0.1 hold bool.
+                block = voxels.view(dtype) if voxels.dtype == np.bool_ else voxels
                 block = _channels_to(0, block) if self.x_first else block.T
                 yield selection, block.reshape([axis.stop - axis.start for axis in selection])
 
-        array.write_parts(self._selection(region, array.shape), stored())
-        return digests
-
-    def digest_of(self, region: Region, voxels: Block) -> bytes:
-        """Return the hash of voxels."""
-        del region
-        return digest_of(voxels_of(voxels))
-
-    def digest(self, region: Region) -> bytes:
-        """Return the hash of the voxels that are stored in a region."""
-        return digest_of(self.read(region))
+        return put(self._selection(region, shape), stored())
 
     def read(self, region: Region) -> Array:
         """Return the voxels of a region as x, y, z(, c)."""

@@ -7,21 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from imagery_dask.sources.zarr.stored_chunks import named_compressor
+
 __all__ = ["BLOSC_BLOCK", "CODECS", "Compressor"]
 
 # BLOSC_MAX_BUFFERSIZE of c-blosc.
 BLOSC_BYTES = 2**31 - 1 - 16
 # Blosc's own choice at level 1 is 32 KiB: larger blocks are encoded and decoded faster, and ids take less space.
 BLOSC_BLOCK = 256 * 2**10
-# By name: library of blosc and its shuffle, if it is one of blosc's.
-BLOSC: dict[str, tuple[Literal["zstd", "lz4"], Literal["shuffle", "bitshuffle"]]] = {
-    "blosc-zstd": ("zstd", "shuffle"),
-    "blosc-lz4": ("lz4", "shuffle"),
-    "blosc-zstd-bitshuffle": ("zstd", "bitshuffle"),
-    "blosc-lz4-bitshuffle": ("lz4", "bitshuffle"),
-}
-# Names, and the smallest and largest level of each.
-CODECS = {name: (1, 9) for name in BLOSC} | {"zstd": (1, 22), "gzip": (1, 9)}
+BLOSC = "blosc-"
+# Names, of blosc with its library and shuffle (by default of bytes), and the smallest and largest level of each.
+CODECS = {
+    "blosc-zstd": (1, 9), "blosc-lz4": (1, 9), "blosc-zstd-bitshuffle": (1, 9), "blosc-lz4-bitshuffle": (1, 9),
+    "zstd": (1, 22), "gzip": (1, 9),
+}  # fmt: skip
+# What sources are compressed with, and exports can repeat.
+LIBRARIES = ("blosclz", "lz4", "lz4hc", "zlib", "zstd")
+SHUFFLES = ("noshuffle", "shuffle", "bitshuffle")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +33,19 @@ class Compressor:
     Parameters
     ----------
     name : str
-        One of `CODECS`.
+        One of `CODECS`, or of a source.
     level : int
         From fast to small. Level 1 costs a third of zarr's default, and EM hardly compresses better with more.
+    block : int
+        Bytes of a block of blosc; 0 leaves them to blosc.
+    checksum : bool
+        Whether zstd adds a checksum.
     """
 
     name: str
     level: int = 1
+    block: int = BLOSC_BLOCK
+    checksum: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Compressor | None:
@@ -50,8 +58,8 @@ class Compressor:
 
         Examples
         --------
-        >>> Compressor.parse("zstd:3")
-        Compressor(name='zstd', level=3)
+        >>> Compressor.parse("zstd:3").text
+        'zstd 3'
         """
         name, colon, level = text.partition(":")
         if name == "none" and not colon:
@@ -65,10 +73,44 @@ class Compressor:
             raise ValueError(f"The level of codec {name!r} must be from {least} to {most}; got {level!r}.")
         return cls(name, int(level))
 
+    @classmethod
+    def named(cls, text: str) -> Compressor | None:
+        """Return the compressor that a source names (`named_compressor`); None if exports do not write it, or of none.
+
+        Examples
+        --------
+        >>> Compressor.named("blosc lz4 5 noshuffle 0")
+        Compressor(name='blosc-lz4-noshuffle', level=5, block=0, checksum=False)
+        >>> Compressor.named("lzma 1") is None
+        True
+        """
+        match text.split():
+            case ["blosc", library, level, shuffle, block] if library in LIBRARIES and shuffle in SHUFFLES:
+                return cls(f"{BLOSC}{library}-{shuffle}", int(level), int(block))
+            case ["zstd" | "gzip" as name, level, *others]:
+                return cls(name, int(level), checksum=bool(others))
+        return None
+
+    @property
+    def text(self) -> str:
+        """What a source that is compressed so names (`named_compressor`)."""
+        if not self.name.startswith(BLOSC):
+            return named_compressor(self.name, {"level": self.level, "checksum": self.checksum})
+        library, shuffle = self._blosc
+        return named_compressor(
+            "blosc", {"cname": library, "clevel": self.level, "shuffle": shuffle, "blocksize": self.block}
+        )
+
+    @property
+    def _blosc(self) -> tuple[Any, Any]:
+        """Library and shuffle."""
+        library, _, shuffle = self.name.removeprefix(BLOSC).partition("-")
+        return library, shuffle or "shuffle"
+
     def check_chunk(self, shape: Sequence[int], voxel_bytes: int) -> None:
         """Raise if the codec cannot hold chunks of a shape."""
         nbytes = math.prod(shape) * voxel_bytes
-        if self.name in BLOSC and nbytes > BLOSC_BYTES:
+        if self.name.startswith(BLOSC) and nbytes > BLOSC_BYTES:
             raise ValueError(
                 f"A chunk of {' x '.join(map(str, shape))} voxels of {voxel_bytes} bytes is {nbytes:,} bytes, and "
                 f"blosc holds {BLOSC_BYTES:,}. Choose smaller chunks (--chunks), or codec='zstd'."
@@ -77,17 +119,20 @@ class Compressor:
     def of_zarr(self, zarr_format: Literal[2, 3]) -> Any:
         """Return the codec of numcodecs, for zarr v2, or of zarr v3."""
         # Not where options are only checked: importing zarr takes half a second.
+        is_blosc = self.name.startswith(BLOSC)
         if zarr_format == 2:
             import numcodecs
 
-            if self.name in BLOSC:
-                library, shuffle = BLOSC[self.name]
-                number = {"shuffle": numcodecs.Blosc.SHUFFLE, "bitshuffle": numcodecs.Blosc.BITSHUFFLE}[shuffle]
-                return numcodecs.Blosc(library, self.level, number, BLOSC_BLOCK)
-            return numcodecs.Zstd(level=self.level) if self.name == "zstd" else numcodecs.GZip(level=self.level)
+            if is_blosc:
+                library, shuffle = self._blosc
+                return numcodecs.Blosc(library, self.level, SHUFFLES.index(shuffle), self.block)
+            is_zstd = self.name == "zstd"
+            return numcodecs.Zstd(self.level, self.checksum) if is_zstd else numcodecs.GZip(self.level)
         from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
-        if self.name in BLOSC:
-            library, shuffle = BLOSC[self.name]
-            return BloscCodec(cname=library, clevel=self.level, shuffle=shuffle, blocksize=BLOSC_BLOCK)
-        return ZstdCodec(level=self.level) if self.name == "zstd" else GzipCodec(level=self.level)
+        if is_blosc:
+            library, shuffle = self._blosc
+            return BloscCodec(cname=library, clevel=self.level, shuffle=shuffle, blocksize=self.block)
+        if self.name == "zstd":
+            return ZstdCodec(level=self.level, checksum=self.checksum)
+        return GzipCodec(level=self.level)

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import google_crc32c
 import numcodecs
 import numpy as np
+from xxhash import xxh3_128
 from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ShardingCodec, ZstdCodec
 
 from imagery_dask.annotations import Array
@@ -85,13 +86,14 @@ class UnitFile:
 
     def __init__(self, file: BinaryIO, counts: Shape | None) -> None:
         self.file = file
+        self._digest = xxh3_128()
         self._index = None if counts is None else np.full((*counts, 2), EMPTY_CHUNK, dtype="<u8")
         self._offset = 0
 
     def add(self, position: Shape, content: Any) -> None:
         """Write an encoded chunk, given its position in the shard."""
         size = memoryview(content).nbytes
-        self.file.write(content)
+        self._write(content)
         if self._index is not None:
             self._index[position] = self._offset, size
         self._offset += size
@@ -102,9 +104,18 @@ class UnitFile:
         """Write the index of a shard; return False if nothing was written, because all chunks are empty."""
         if self._index is not None and self._offset:
             table = self._index.tobytes()
-            self.file.write(table)
-            self.file.write(int(google_crc32c.value(table)).to_bytes(4, "little"))
+            self._write(table)
+            self._write(int(google_crc32c.value(table)).to_bytes(4, "little"))
         return self._offset > 0
+
+    @property
+    def digest(self) -> bytes:
+        """Hash of what was written."""
+        return self._digest.digest()
+
+    def _write(self, content: Any) -> None:
+        self._digest.update(content)
+        self.file.write(content)
 
 
 def _layout(metadata: Any) -> tuple[Shape, Shape, bool, Any]:

@@ -36,7 +36,7 @@ from imagery_dask.export.multiscale.volumes import (
 from imagery_dask.export.zarr import ome
 from imagery_dask.export.zarr.block_array import ZarrLevel, remove_partial
 from imagery_dask.export.zarr.compressors import Compressor
-from imagery_dask.export.zarr.copied_arrays import is_copied
+from imagery_dask.export.zarr.copied_arrays import compressor_of_source, is_copied
 from imagery_dask.export.zarr.zarr_options import Axes, OmeVersion, ZarrOptions
 from imagery_dask.geometry.grid import Region
 from imagery_dask.geometry.pyramid import Levels
@@ -44,6 +44,7 @@ from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.labels import Kind
 from imagery_dask.run import RunReport, Workers
 from imagery_dask.serialization import to_json
+from imagery_dask.sources.zarr.stored_chunks import RAW
 from imagery_dask.storage.targets import StoreTarget
 from imagery_dask.storage.zarr_stores import check_reachable, create_group, open_store
 
@@ -51,6 +52,11 @@ __all__ = ["ZarrExport", "ZarrRegions", "to_zarr", "zarr_export"]
 
 # Attributes of a dynamic segmentation: its moment, and the one that an update is about to give it.
 MOMENT, UPDATING = "timestamp_unix_s", "updating_to"
+# Ends the field of the fingerprint with the levels of a volume of which chunks are copied, and their codec.
+COPIED = " copied"
+
+# Codec of each volume, by its name.
+Codecs = Mapping[str, Compressor | None]
 
 
 @describe_run
@@ -105,8 +111,10 @@ def to_zarr(
         coarser mips of the source.
     codec : str
         Compression of chunks: blosc-zstd, blosc-lz4 (with byte shuffle), blosc-zstd-bitshuffle, blosc-lz4-bitshuffle,
-        zstd or gzip, each with a level if it is not 1 (``"zstd:3"``); none; or auto, which is zstd for ids and masks,
-        which blosc's byte shuffle makes larger, and blosc-zstd for imagery. Empty chunks are not stored.
+        zstd or gzip, each with a level if it is not 1 (``"zstd:3"``); none; or auto, which is that of a zarr source
+        whose chunks have the same shape and begin where those of the output do, so that they are copied as they are
+        stored; otherwise zstd for ids and masks, which blosc's byte shuffle makes larger, and blosc-zstd for imagery.
+        Empty chunks are not stored.
     ome_version : {"0.5", "0.4"}
         OME-Zarr 0.5 is zarr v3; 0.4, for older readers, zarr v2.
     axes : {"zyx", "czyx", "tzyx", "tczyx", "xyz", "cxyz", "txyz", "tcxyz"}, optional
@@ -213,11 +221,12 @@ class ZarrExport(VolumeExport):
         *,
         in_root: bool = True,
         shards_before: bool = False,
+        copies: bool = True,
     ) -> None:
         """Lay out an export.
 
         Without `in_root`, a dataset's lone segmentation lies where that of an image does; with `shards_before`, shards
-        are those of version 0.1.
+        are those of version 0.1; without `copies`, all chunks are decoded, and hashes are of voxels.
         """
         self._data = data
         chunk, shard = options.chunk, options.shard
@@ -227,9 +236,11 @@ class ZarrExport(VolumeExport):
         if self._is_lone and not in_root:
             volumes = [replace(volume, group=LABELS_GROUP) for volume in volumes]
         multiscales = [multiscale_of(volume, options.levels, chunk, shard, shards_before) for volume in volumes]
-        multiscales = [_copying(multiscale, options) for multiscale in multiscales]
+        self._codecs: Codecs = {one.volume.name: _compressor(one, options, copies) for one in multiscales}
+        if copies:
+            multiscales = [_copying(one, options, self._codecs[one.volume.name]) for one in multiscales]
         for multiscale in multiscales:
-            _check_chunk(multiscale, options.compressor(multiscale.volume.labels))
+            _check_chunk(multiscale, self._codecs[multiscale.volume.name])
             options.axes_of(multiscale.volume.channels)
         layout = {
             f"{multiscale.volume.name} level {index} {what}": getattr(layout, what)
@@ -242,27 +253,33 @@ class ZarrExport(VolumeExport):
             fields["segmentation group"] = "/"
         if options.axes is not None:
             fields["axes"] = options.axes
+        for name, levels in {one.volume.name: _copied(one) for one in multiscales}.items():
+            if levels:
+                codec = self._codecs[name]
+                fields[f"{name}{COPIED}"] = [*levels, RAW if codec is None else codec.text]
         super().__init__(multiscales, options, fields)
         self.target = StoreTarget(url)
 
     def earlier(self) -> Iterator[Self]:
         """Yield the export as version 0.1 wrote it: its shards, its default codec, a lone segmentation below the root.
 
-        Its shards alone are yielded too, of runs that a version in between has begun.
+        Without copies alone, or with its shards alone too, it is of runs that a version in between has begun.
         """
+        if any(name.endswith(COPIED) for name in self.fingerprint_fields):
+            yield type(self)(self._data, self.url, self.options, copies=False)
         if self.options.shard is not None:
-            yield type(self)(self._data, self.url, self.options, shards_before=True)
+            yield type(self)(self._data, self.url, self.options, shards_before=True, copies=False)
         if self._is_lone or self.options.codec == "auto":
             codec = "blosc-zstd" if self.options.codec == "auto" else self.options.codec
             options = replace(self.options, codec=codec)
-            yield type(self)(self._data, self.url, options, in_root=False, shards_before=True)
+            yield type(self)(self._data, self.url, options, in_root=False, shards_before=True, copies=False)
 
     def create(self, run: StartedRun, workers: Workers, regions: Sequence[Region] | None = None) -> None:
         """Make the groups, their metadata and the empty arrays."""
         # Reads a sample, before anything is written: if the source cannot be read, no store is left behind.
         shown_as = [None if volume.labels else ome.display(volume) for volume in self.volumes]
         url = run.url
-        _create(url, self.multiscales, shown_as, self.options)
+        _create(url, self.multiscales, shown_as, self.options, self._codecs)
         self.put_tables(run)
         check_reachable(url, workers)
 
@@ -330,18 +347,21 @@ class ZarrRegions(RegionsExport):
         options: ZarrOptions,
         *,
         shards_before: bool = False,
+        copies: bool = True,
     ) -> None:
         def make(name: str, one: Any) -> ZarrExport:
-            return ZarrExport(one, self.place(self.url, name), options, shards_before=shards_before)
+            return ZarrExport(one, self.place(self.url, name), options, shards_before=shards_before, copies=copies)
 
         self._data = data
         self.target = StoreTarget(url)
         super().__init__(data, make, options)
 
     def earlier(self) -> Iterator[Self]:
-        """Yield the export with the shards that it had when small exports made fewer levels together."""
+        """Yield the export as earlier versions wrote it: without copies, and with their shards."""
+        if any(name.endswith(COPIED) for name in self.fingerprint_fields):
+            yield type(self)(self._data, self.url, self.options, copies=False)
         if self.options.shard is not None:
-            yield type(self)(self._data, self.url, self.options, shards_before=True)
+            yield type(self)(self._data, self.url, self.options, shards_before=True, copies=False)
 
     def create_root(self, url: str) -> None:
         """Make the group of the regions, whose attributes list them."""
@@ -362,12 +382,24 @@ def zarr_export(data: Any, url: str | os.PathLike[str], options: ZarrOptions) ->
     return ZarrRegions(data, url, options) if are_regions(data) else ZarrExport(data, url, options)
 
 
-def _copying(multiscale: Multiscale, options: ZarrOptions) -> Multiscale:
+def _compressor(multiscale: Multiscale, options: ZarrOptions, copies: bool) -> Compressor | None:
+    """Return the codec of the arrays of a volume; None for none."""
+    volume, layout = multiscale.volume, multiscale.layouts[0]
+    of_source = compressor_of_source(volume, layout, options) if copies else None
+    return of_source or options.compressor(volume.labels)
+
+
+def _copying(multiscale: Multiscale, options: ZarrOptions, compressor: Compressor | None) -> Multiscale:
     """Return a volume of which the chunks of zarr sources are copied that can be."""
     export = multiscale.export
     pairs = zip(export.volumes, multiscale.layouts, strict=False)
-    copied = tuple(is_copied(volume, layout, options) for volume, layout in pairs)
+    copied = tuple(is_copied(volume, layout, options, compressor) for volume, layout in pairs)
     return replace(multiscale, export=replace(export, copied=copied)) if any(copied) else multiscale
+
+
+def _copied(multiscale: Multiscale) -> list[int]:
+    """Return the levels of which chunks are copied."""
+    return [level for level, is_one in enumerate(multiscale.export.copied) if is_one]
 
 
 # --------------------------------------------------------------------------- the store
@@ -377,10 +409,20 @@ def _stores(store: str, multiscale: Multiscale, options: ZarrOptions, run: str) 
     paths = [f"{multiscale.volume.group}{index}" for index in range(len(multiscale.layouts))]
     voxel_axes = None if options.axes is None else multiscale.volume.array.ndim
     x_first = options.axes is not None and options.axes.endswith("xyz")
-    return [ZarrLevel(store, path, options.zarr_format, run, voxel_axes, x_first) for path in paths]
+    copied = _copied(multiscale)
+    return [
+        ZarrLevel(store, path, options.zarr_format, run, voxel_axes, x_first, level in copied)
+        for level, path in enumerate(paths)
+    ]
 
 
-def _create(store: str, multiscales: list[Multiscale], shown_as: list[JsonObject | None], options: ZarrOptions) -> None:
+def _create(
+    store: str,
+    multiscales: list[Multiscale],
+    shown_as: list[JsonObject | None],
+    options: ZarrOptions,
+    codecs: Codecs,
+) -> None:
     """Make the groups, their metadata and the empty arrays."""
     labels = [multiscale for multiscale in multiscales if multiscale.volume.group]
     images = [pair for pair in zip(multiscales, shown_as, strict=True) if not pair[0].volume.group]
@@ -393,7 +435,7 @@ def _create(store: str, multiscales: list[Multiscale], shown_as: list[JsonObject
             made = _pyramid(multiscale)
             axes = options.axes_of(volume.channels)
             attributes = ome.image_attributes(options.ome_version, volume.name, axes, levels, omero, made)
-        _create_levels(root, multiscale, attributes, options)
+        _create_levels(root, multiscale, attributes, options, codecs[volume.name])
     if labels:
         folder = root.create_group("labels")
         folder.attrs.update(
@@ -401,7 +443,8 @@ def _create(store: str, multiscales: list[Multiscale], shown_as: list[JsonObject
         )
         for multiscale in labels:
             attributes = _label_attributes(options, multiscale, of_image=bool(images))
-            _create_levels(folder.create_group(multiscale.volume.name), multiscale, attributes, options)
+            name = multiscale.volume.name
+            _create_levels(folder.create_group(name), multiscale, attributes, options, codecs[name])
 
 
 def _label_attributes(options: ZarrOptions, multiscale: Multiscale, of_image: bool) -> JsonObject:
@@ -417,10 +460,11 @@ def _pyramid(multiscale: Multiscale) -> ome.Pyramid:
     return "mode" if multiscale.volume.labels else "mean"
 
 
-def _create_levels(group: Any, multiscale: Multiscale, attributes: JsonObject, options: ZarrOptions) -> None:
+def _create_levels(
+    group: Any, multiscale: Multiscale, attributes: JsonObject, options: ZarrOptions, compressor: Compressor | None
+) -> None:
     volume, zarr_format = multiscale.volume, options.zarr_format
     group.attrs.update(attributes | {KEY: provenance(volume)})
-    compressor = options.compressor(volume.labels)
     axes = [*options.axes_of(volume.channels)]
     channels = int(volume.array.shape[3]) if volume.channels else 1
     ahead = tuple(channels if axis == "c" else 1 for axis in axes[:-3])

@@ -38,8 +38,8 @@ class ZarrOptions(VolumeOptions):
     )
     codec: str = option(
         "auto",
-        "Compression of chunks, with a level if it is not 1 (zstd:3); auto is zstd for ids and masks, blosc-zstd for "
-        "imagery.",
+        "Compression of chunks, with a level if it is not 1 (zstd:3); auto is that of a zarr source whose chunks are "
+        "copied, else zstd for ids and masks, blosc-zstd for imagery.",
         syntax="codec",
     )
     ome_version: OmeVersion = option("0.5", "0.5 is zarr v3; 0.4, for older readers, zarr v2.")
@@ -82,7 +82,7 @@ class ZarrOptions(VolumeOptions):
         return axes
 
     def compressor(self, labels: bool) -> Compressor | None:
-        """Return the codec of ids (and masks), or of imagery; None for none.
+        """Return the codec of ids (and masks), or of imagery, whose chunks are not copied; None for none.
 
         blosc's byte shuffle makes ids three to four times larger: equal ids of 8 bytes become eight runs of bytes.
         """

@@ -30,7 +30,6 @@ from imagery_dask.sources.precomputed.label_tables import LabelTables
 from imagery_dask.sources.requests.transport import Blob, Request, Transport
 from imagery_dask.sources.volumes.addresses import named_by_info
 from imagery_dask.sources.volumes.chunk_grid import Chunk, crossed
-from imagery_dask.sources.volumes.encoded_block import EncodedBlock
 from imagery_dask.sources.volumes.stored_volume import Fetched, Relabel, StoredVolume
 from imagery_dask.urls import resolved_name, server_of, without_secrets
 
@@ -253,20 +252,9 @@ class PrecomputedVolume(StoredVolume):
         encoding, block_size = self.layer.mips[mip].encoding, self._block_size(mip) or SEGMENTATION_BLOCK
         return decode(blob.decompressed(self._largest[mip]), encoding, chunk.shape, self.layer.dtype, block_size)
 
-    def _encoded(self, mip: int, chunk: Chunk, blob: Blob) -> EncodedBlock:
+    def _damage(self, mip: int, chunk: Chunk, content: bytes) -> str | None:
         encoding, block_size = self.layer.mips[mip].encoding, self._block_size(mip) or SEGMENTATION_BLOCK
-        content = bytes(blob.decompressed(self._largest[mip]))
-        damage = encoded_damage(content, encoding, chunk.shape, self.layer.dtype, block_size)
-        if damage is None:
-            return super()._encoded(mip, chunk, blob)
-        if damage:
-            raise ValueError(damage)
-
-        def decoded() -> Array:
-            with self._naming(mip, chunk):
-                return self._decode(mip, chunk, Blob(content))
-
-        return EncodedBlock(content, chunk.shape, self.layer.dtype, decoded)
+        return encoded_damage(content, encoding, chunk.shape, self.layer.dtype, block_size)
 
 
 def _cell(chunk: Chunk) -> Vec3[int]:

@@ -144,6 +144,7 @@ class StoredVolume(ABC):
         self.path = path
         self._kept_as: Hashable = object()  # part of the keys of chunks in the cache
         self._lock = threading.Lock()
+        self._largest: list[int] = []  # bytes that no stored chunk of a mip exceeds
 
     # ------------------------------------------------------------------ what a format adds
 
@@ -182,10 +183,26 @@ class StoredVolume(ABC):
     def _stamp(self, mip: int, chunk: Chunk) -> tuple[object, ...] | None:
         """Return what differs once a chunk is written again; None if that would not be noticed."""
 
+    def _damage(self, mip: int, chunk: Chunk, content: bytes) -> str | None:
+        """Return the damage that is seen in a chunk without decoding it: "" if none, None if decoding has to tell."""
+        del mip, chunk, content
+        return None
+
     def _encoded(self, mip: int, chunk: Chunk, blob: Blob) -> EncodedBlock:
         """Return a chunk as it is stored; raise any error if it is seen to be damaged."""
-        voxels = self._decode(mip, chunk, blob)
-        return EncodedBlock(bytes(blob.decompressed()), chunk.shape, self.layer.dtype, lambda: voxels)
+        content = bytes(blob.decompressed(self._largest[mip]))
+        damage = self._damage(mip, chunk, content)
+        if damage:
+            raise ValueError(damage)
+        if damage is None:
+            voxels = self._decode(mip, chunk, Blob(content))
+            return EncodedBlock(content, chunk.shape, self.layer.dtype, lambda: voxels)
+
+        def decoded() -> Array:
+            with self._naming(mip, chunk):
+                return self._decode(mip, chunk, Blob(content))
+
+        return EncodedBlock(content, chunk.shape, self.layer.dtype, decoded)
 
     def _absent(self, mip: int) -> int | float | None:
         """Return the voxels of a chunk that the format need not store; None if it stores all of them."""

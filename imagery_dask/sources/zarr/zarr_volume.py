@@ -32,6 +32,7 @@ from imagery_dask.sources.zarr.multiscales import (
     placed,
 )
 from imagery_dask.sources.zarr.shard_files import ShardFiles
+from imagery_dask.sources.zarr.stored_chunks import compressor_of, seen_damage
 from imagery_dask.sources.zarr.webknossos import AXES, PROPERTIES, WebknossosLayer, find_layer, layers_of_dataset
 
 __all__ = ["METADATA", "ZarrVolume", "find_layers", "format_at"]
@@ -87,6 +88,14 @@ class _Level:
         """One past the last voxel that is read, in the array."""
         stop = self.box[1].minimum(self.shape) if self.box else self.shape
         return stop if Vec3(0, 0, 0).all_lt(stop) else self.shape
+
+    @property
+    def compressor(self) -> str:
+        """Compressor of chunks that are nothing but their compressed voxels, z, y, x in C order; "" of others."""
+        codec, dtype = self.array.codec, self.array.dtype
+        is_plain = self.axes.names == ("z", "y", "x") and codec.order is None and not codec.of_voxels
+        is_native = codec.dtype.newbyteorder("<") == codec.dtype and dtype.kind != "b"
+        return compressor_of(self.described["array"]) if is_plain and is_native and not codec.has_header else ""
 
     def along(self, sizes: tuple[int, ...]) -> Vec3[int]:
         """Return sizes in the array's order of axes as those along x, y, z."""
@@ -241,11 +250,6 @@ class ZarrVolume(StoredVolume):
             ENCODED_AT_MOST * math.prod(level.array.chunk) * dtype.itemsize + HEADERS_AT_MOST for level in self._levels
         ]
 
-    def stored_as(self, mip: int) -> tuple[ArrayFormat, tuple[str, ...], JsonObject]:
-        """Return how the array of a mip is stored: as values, the names of its axes, and its metadata."""
-        level = self._levels[mip]
-        return level.array, level.axes.names, level.described["array"]
-
     def _places(self, node: _Node, nodes: list[_Node]) -> list[LevelPlace]:
         if node.array is None and node.format != "n5":
             return levels_of_ome(_ome(node))
@@ -296,7 +300,8 @@ class ZarrVolume(StoredVolume):
         start = first if isinstance(start, str) else start + first
         grid = VoxelGrid(start, level.stop - first, resolution_nm)
         channels = None if at is None else array.chunk[at]
-        return Mip(number, level.prefix.strip("/"), grid, level.chunk, array.codec.name, of_shard, channels, refusal)
+        key, encoding = level.prefix.strip("/"), array.codec.name
+        return Mip(number, key, grid, level.chunk, encoding, of_shard, channels, refusal, level.compressor)
 
     def _refused(self, reason: object) -> InvalidInfoError:
         return InvalidInfoError(f"{self.path!r} cannot be read: {str(reason).rstrip('.')}.")
@@ -338,6 +343,11 @@ class ZarrVolume(StoredVolume):
             if level.axes.of(name) is None:
                 voxels = np.expand_dims(voxels, number)
         return self._whole(voxels, chunk, array.fill)[tuple(slice(size) for size in chunk.shape)]
+
+    def _damage(self, mip: int, chunk: Chunk, content: bytes) -> str | None:
+        del chunk
+        array, compressor = self._levels[mip].array, self.layer.mips[mip].compressor
+        return seen_damage(content, compressor, math.prod(array.chunk) * array.dtype.itemsize) if compressor else None
 
     def _whole(self, voxels: Array, chunk: Chunk, fill: Any) -> Array:
         """Return a chunk with the fill value where a block of N5 ends before it."""
