@@ -34,7 +34,29 @@ from imagery_dask.config import config
 config.set({"export.small_fused_bytes": 2**17, "export.fused_blocks_at_least": 64})
 config.set({"export.small_block_bytes": 2**17, "export.blocks_per_thread": 32})
 """
-CLI = SMALL + "from imagery_dask.cli.main import main; main()"
+MAIN = "from imagery_dask.cli.main import main; main()"
+CLI = SMALL + MAIN
+# Kills this process before the n-th change of a name, n being the first argument: files appear by renames and links,
+# and are removed.
+KILLED_AT_CHANGE = (
+    SMALL
+    + """
+import os, signal, sys, threading
+config.set({"lease.look_again_s": 0.01})
+left, lock = int(sys.argv.pop(1)), threading.Lock()
+def counted(change):
+    def count(*arguments, **options):
+        global left
+        with lock:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return change(*arguments, **options)
+    return count
+for name in ("rename", "replace", "link", "remove", "unlink", "rmdir"):
+    setattr(os, name, counted(getattr(os, name)))
+"""
+)
 SCHEDULER = "from distributed.cli.dask_scheduler import main; main()"
 WORKER = "from distributed.cli.dask_worker import main; main()"
 SEEDS = int(os.environ.get("IMAGERY_DASK_FAULT_SEEDS", "2"))
@@ -180,6 +202,17 @@ class Process:
 def driver(arguments: Sequence[str], log: Path, code: str = CLI, prefix: Sequence[str] = ()) -> Process:
     """Start the command line in a process of its own."""
     return Process(code, arguments, log, prefix)
+
+
+def run_killed(words: Sequence[Any], kill_at: int, log: Path, code: str = KILLED_AT_CHANGE + MAIN) -> int:
+    """Run the command line, killed before its n-th change of a file; return its exit code: 0, or that of the kill."""
+    process = Process(code, [kill_at, *words], log)
+    try:
+        status = process.wait()
+    finally:
+        process.end()
+    assert status in (0, -signal.SIGKILL), process.output
+    return status
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Random crops of a version that is opened as zarr, read by processes as in training; by PyTorch, if it is installed."""
+"""Random crops of a version that is opened as zarr, read by processes as in training; by PyTorch if it is installed."""
 
 from __future__ import annotations
 
