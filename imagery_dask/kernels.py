@@ -7,7 +7,7 @@ Every kernel returns the order that it was given, because converting the order i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -34,6 +34,7 @@ __all__ = [
     "mask_at",
     "places_of",
     "remap",
+    "replace_ids",
     "to_int64",
     "unique_counts",
     "unique_ids",
@@ -44,6 +45,10 @@ Block = Array
 INT64_MAX = 2**63 - 1
 # Edge of the tiles in which memory orders are changed. They fit the cache: numpy alone takes 2 to 6 times as long.
 TILE = 16
+# Ids of a block are replaced by a table of all ids between its smallest and its largest one, if the table has at most
+# this many entries for each voxel; voxels are taken by as many at a time as fit the cache.
+TABLE_OF_VOXEL = 8
+TAKEN_AT_ONCE = 2**15
 # tinybrain 1.7.0 has no mean of float16, int32 and int64 over three axes, rounds means of int8 and int16 towards zero,
 # and adds uint64 in 64 bits.
 NO_MEANS = (np.float16, np.int8, np.int16, np.int32, np.int64, np.uint64)
@@ -337,6 +342,60 @@ def remap(block: Block, ids: Array, values: Array) -> Block:
         return block
     table = dict(zip(ids.tolist(), values.tolist(), strict=True))
     return np.asarray(fastremap.remap(block, table, preserve_missing_labels=False, in_place=True))
+
+
+def replace_ids(block: Block, new_ids: Callable[[Array], Array]) -> Block:
+    """Replace the ids of a block by those that a function returns for its distinct ids.
+
+    Supervoxels of a graph chunk have near ids, so that a table takes their place: three passes, without a sort.
+
+    Parameters
+    ----------
+    block : numpy.ndarray of integers
+        Voxels, which are changed in place if they are contiguous.
+    new_ids : callable
+        Takes distinct, ascending ids, and returns the id in place of each, in their dtype.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape, dtype and memory order of `block`.
+    """
+    flat = block.ravel(order="K")
+    size = _table_size(flat) if block.dtype == np.uint64 and np.may_share_memory(flat, block) else None
+    if size is None:
+        ids = unique_ids(block)
+        return remap(block, ids, new_ids(ids))
+    first = flat.max() - np.uint64(size - 1)
+    pieces = [flat[start : start + TAKEN_AT_ONCE] for start in range(0, len(flat), TAKEN_AT_ONCE)]
+    is_there = np.zeros(size + 1, bool)  # of ids from the first one, and of 0, which is the last
+    for piece in pieces:
+        is_there[_entries(piece, first, size)] = True
+    entries = np.flatnonzero(is_there)
+    if is_there[size]:
+        entries = np.roll(entries, 1)
+    ids = entries.astype(np.uint64) + first
+    ids[entries == size] = 0
+    table = np.empty(size + 1, np.uint64)
+    table[entries] = new_ids(ids)
+    for piece in pieces:
+        table.take(_entries(piece, first, size), out=piece, mode="clip")  # which writes without a copy
+    return block
+
+
+def _table_size(ids: Array) -> int | None:
+    """Return how many ids there are from the smallest one that is not 0 to the largest; None for too many, or none."""
+    if not len(ids):
+        return None
+    first = int((ids - np.uint64(1)).min()) + 1  # without 0, which becomes the largest number
+    size = int(ids.max()) - first + 1
+    return size if 0 < size <= TABLE_OF_VOXEL * len(ids) else None
+
+
+def _entries(ids: Array, first: np.uint64, size: int) -> NDArray[np.int64]:
+    """Return the place of each id in a table of ids from the first one; 0 is behind its end."""
+    places = ids - first
+    return np.minimum(places, np.uint64(size), out=places).view(np.int64)
 
 
 def digest_of(voxels: Array) -> bytes:

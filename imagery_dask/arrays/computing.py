@@ -125,7 +125,7 @@ NOT_OF_SCHEDULERS = ("get", "scheduler", "optimize_graph", "traverse")
 
 def _fill(scheduler: Any, array: da.Array, part: CutoutSlice, options: Keywords) -> Array:
     """Voxels of a cutout whose blocks this process reads into one array."""
-    chunks = _joined(array.chunks, array.dtype.itemsize) if part.reads_stored else array.chunks
+    chunks = _joined(array.chunks, array.dtype.itemsize) if part.reads_into else array.chunks
     part, regions = part.with_layout("F"), slices_from_chunks(chunks)
     name = f"{array.name}-{uuid4().hex}"
     options = {name: value for name, value in options.items() if name not in NOT_OF_SCHEDULERS}

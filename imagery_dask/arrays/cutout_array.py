@@ -87,18 +87,21 @@ class CutoutArray:
             return None
 
     def read_into(self, key: Any, out: Array, keeps: bool = True) -> None:
-        """Read a slice into an array of its shape, into which stored voxels are decoded.
+        """Read a slice into an array of its shape, into which voxels are decoded, and mapped by stored tables.
 
         Without `keeps`, those do not go through the cache of this process.
         """
         cutout, selected = self.cutout, self._selected(key)
         is_whole = all(picked in WHOLE for picked in selected.picked) and selected.channels == slice(0, cutout.channels)
-        if self.reads_stored and is_whole:
-            is_signed = cutout.labels is not None and cutout.labels.as_int64
+        if self.reads_into and is_whole:
+            labels = cutout.labels
+            is_signed = labels is not None and labels.as_int64
             voxels = np.expand_dims(out.view(np.uint64) if is_signed else out, selected.dropped)
-            handle = self._handle(keeps=keeps)
-            handle.read(selected.box, out=voxels)
-            if is_signed:
+            rule = labels if labels is not None and labels.takes_stored_roots else None
+            read = read_objects(self._handle(keeps=keeps), selected.box, rule, "F", self._once, voxels)
+            if not np.may_share_memory(read, voxels):  # of a table that has not opened at once
+                voxels[...] = read
+            if is_signed and rule is None:
                 kernels.to_int64(voxels)  # which raises if there is an id that is none
         else:
             out[...] = self[key]
@@ -109,6 +112,14 @@ class CutoutArray:
         labels, dtype = self.cutout.labels, self.cutout.stored_dtype
         keeps_ids = labels is None or (labels.keeps_ids and (not labels.as_int64 or dtype == "uint64"))
         return self.reads_parts and keeps_ids
+
+    @property
+    def reads_into(self) -> bool:
+        """Whether `read_into` needs no array beside its result: voxels that are stored, or have roots in a table."""
+        cutout = self.cutout
+        if self.reads_stored or cutout.labels is None or not cutout.labels.takes_stored_roots:
+            return self.reads_stored
+        return cutout.target.resolution_nm == cutout.mip.grid.resolution_nm and cutout.stored_dtype == "uint64"
 
     def _taken(self, key: Any, layout: Layout, kept_only: bool = False) -> Array:
         selected = self._selected(key)
@@ -224,11 +235,11 @@ class CutoutSlice:
         return ("imagery_dask.CutoutSlice", self.source.__dask_tokenize__(), self.parts)
 
     @property
-    def reads_stored(self) -> bool:
-        """Whether boxes of it are boxes of stored voxels, which are decoded into a result."""
+    def reads_into(self) -> bool:
+        """Whether boxes of it are boxes of stored voxels, which are decoded into a result, and mapped there."""
         whole = [part.step == 1 for part in self.parts if isinstance(part, range)]
         channels = self.parts[-1] if self.source.cutout.channels > 1 else range(1)
-        return self.source.reads_stored and all(whole) and channels == range(self.source.cutout.channels)
+        return self.source.reads_into and all(whole) and channels == range(self.source.cutout.channels)
 
     def with_layout(self, layout: Layout) -> CutoutSlice:
         """Return the same voxels in another memory order."""

@@ -23,6 +23,7 @@ from imagery_dask.sources import (
     active_counts,
     has_objects,
     look_up_roots,
+    near_roots,
     roots_from_leaves,
 )
 
@@ -30,7 +31,12 @@ __all__ = ["apply_rule", "ids_of", "read_objects", "relabel", "relabel_block"]
 
 
 def read_objects(
-    handle: SourceHandle, box: VoxelGrid, rule: LabelRule | None, layout: Layout, once: Once | None = None
+    handle: SourceHandle,
+    box: VoxelGrid,
+    rule: LabelRule | None,
+    layout: Layout,
+    once: Once | None = None,
+    out: Array | None = None,
 ) -> Array:
     """Read a box of voxels and apply a rule to their ids.
 
@@ -46,6 +52,8 @@ def read_objects(
         Memory order of the result.
     once : Once, optional
         The array that the box is of: supervoxels without a root are logged once for it, unless they are counted.
+    out : numpy.ndarray, shape (x, y, z, channel), optional
+        Takes the ids, without a rule, or for one that `takes_stored_roots`.
 
     Returns
     -------
@@ -58,15 +66,19 @@ def read_objects(
         A chunk of a version store is lost.
     """
     if rule is None:
-        return handle.read(box, layout)
+        return handle.read(box, layout, out=out)
     query, once = rule.query, _unless_counted(once)
     if query is None:
         return apply_rule(handle.read(box, layout), rule)
     if rule.keep is not None and not _holds(handle, box, query, rule):
         return _finished(np.zeros((*box.shape, 1), np.uint64, layout), rule)
+
+    def look_up(stored: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        return ids_of(stored, query, rule, once)
+
+    relabel = near_roots(query, look_up) if rule.keep is None else look_up
     unstored = lost_chunks_refused(handle, query)
-    voxels = handle.read(box, layout, lambda stored: ids_of(stored, query, rule, once), unstored=unstored)
-    return _finished(voxels, rule)
+    return _finished(handle.read(box, layout, relabel, out, unstored), rule)
 
 
 def apply_rule(block: Array, rule: LabelRule, once: Once | None = None) -> Array:
@@ -85,8 +97,8 @@ def apply_rule(block: Array, rule: LabelRule, once: Once | None = None) -> Array
         Ids, int64 ids or a bool mask.
     """
     if rule.query is not None:
-        stored = kernels.unique_ids(block)
-        return _finished(kernels.remap(block, stored, ids_of(stored, rule.query, rule, once)), rule)
+        query = rule.query
+        return _finished(kernels.replace_ids(block, lambda stored: ids_of(stored, query, rule, once)), rule)
     return _finished(block if rule.keep is None else kernels.keep_ids(block, rule.keep), rule)
 
 

@@ -70,6 +70,12 @@ class LabelRule:
         """True if ids are those that are stored, but for their data type."""
         return replace(self, as_int64=False, moment=None) == LabelRule()
 
+    @property
+    def takes_stored_roots(self) -> bool:
+        """True if ids are roots from a stored table, all of them, but for their data type."""
+        is_stored = self.query is not None and self.query.stored is not None
+        return is_stored and self.keep is None and self.mask_of is None
+
     def of_supervoxels(self) -> LabelRule:
         """Return the rule for the supervoxels that this rule looks up."""
         return replace(self, keep=None, query=None, leaves_within=None, moment=self.supervoxels_at)

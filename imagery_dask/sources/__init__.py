@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from imagery_dask.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from imagery_dask.sources.graph.near_roots import near_roots
     from imagery_dask.sources.graph.roots import chunks_of_objects, has_objects, look_up_roots, roots_from_leaves
     from imagery_dask.sources.handle import (
         SourceHandle,
@@ -58,6 +59,7 @@ else:
                 "NotKept",
                 "StoredVolume",
             ],
+            "imagery_dask.sources.graph.near_roots": ["near_roots"],
             "imagery_dask.sources.graph.roots": [
                 "chunks_of_objects",
                 "has_objects",
@@ -88,6 +90,7 @@ __all__ = [
     "layers_of",
     "limited_requests",
     "look_up_roots",
+    "near_roots",
     "normalize_path",
     "open_volume",
     "remember_token",

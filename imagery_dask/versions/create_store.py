@@ -337,7 +337,7 @@ def new_store(
     })  # fmt: skip
     query = RootQuery(graph, moment, None, settings.dynamic.max_requests, version)
     return NewStore(
-        store, facts, query, _dataset(cutouts), options.zarr(chunk, target.shape), request,
+        store, facts, query, _dataset(cutouts), options.zarr(chunk, target.shape, target.resolution_nm), request,
         (*_notes(facts, chunk, phase), *_unread_levels(facts, options.levels)), layers,
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ A shard is whole graph chunks, or a graph chunk is whole shards.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,8 +17,9 @@ from imagery_dask.geometry.vec import Vec3
 
 __all__ = ["StoreOptions", "aligned_shapes"]
 
-# Voxels of a chunk along an axis, where a graph chunk has such a divisor, and of a shard: 32 MiB of ids.
-CHUNK = range(64, 15, -1)
+# Voxels of a chunk: 2 MiB of ids; along an axis, where a graph chunk has such a divisor; and of a shard: 32 MiB.
+CHUNK_VOXELS = 2**18
+CHUNK_EDGES = (16, 32, 64, 128)
 SHARD_VOXELS = 2**22
 
 
@@ -32,7 +34,9 @@ class StoreOptions:
     """
 
     chunks: Sequence[int] | None = option(
-        None, "Chunk shape in voxels, X,Y,Z.  [default: up to 64, a part of a graph chunk]", syntax="shape"
+        None,
+        "Chunk shape in voxels, X,Y,Z.  [default: 16 to 128, about a cube in nm, a part of a graph chunk]",
+        syntax="shape",
     )
     shards: Sequence[int] | Literal["auto"] | None = option(
         "auto",
@@ -50,9 +54,9 @@ class StoreOptions:
     def __post_init__(self) -> None:
         self._zarr(self.chunks, self.shards)
 
-    def zarr(self, graph_chunk: Vec3[int], shape: Vec3[int]) -> ZarrOptions:
+    def zarr(self, graph_chunk: Vec3[int], shape: Vec3[int], resolution_nm: Vec3[float]) -> ZarrOptions:
         """Return the options of the volume."""
-        chunks, shards = aligned_shapes(graph_chunk, shape)
+        chunks, shards = aligned_shapes(graph_chunk, shape, resolution_nm)
         if self.chunks is not None or self.shards != "auto":
             return self._zarr(self.chunks or (None if self.shards is None else chunks), self.shards)
         return self._zarr(chunks, shards)
@@ -61,8 +65,10 @@ class StoreOptions:
         return ZarrOptions(chunks=chunks, shards=shards, levels=self.levels, codec=self.codec)
 
 
-def aligned_shapes(graph_chunk: Vec3[int], shape: Vec3[int]) -> tuple[Vec3[int], Vec3[int]]:
+def aligned_shapes(graph_chunk: Vec3[int], shape: Vec3[int], resolution_nm: Vec3[float]) -> tuple[Vec3[int], Vec3[int]]:
     """Return the shapes of chunks and shards for a volume.
+
+    Chunks are about cubes in nm: of sections that are thick, fewer are decoded for one that is looked at.
 
     Parameters
     ----------
@@ -70,15 +76,21 @@ def aligned_shapes(graph_chunk: Vec3[int], shape: Vec3[int]) -> tuple[Vec3[int],
         Voxels of a graph chunk.
     shape : Vec3 of int
         Voxels of the volume.
+    resolution_nm : Vec3 of float
+        Size of a voxel.
 
     Examples
     --------
-    >>> aligned_shapes(Vec3(256, 256, 512), Vec3(4096, 4096, 2048))
+    >>> aligned_shapes(Vec3(256, 256, 512), Vec3(4096, 4096, 2048), Vec3(8, 8, 8))
     ((64, 64, 64), (128, 128, 256))
-    >>> aligned_shapes(Vec3(32, 32, 16), Vec3(128, 128, 32))
+    >>> aligned_shapes(Vec3(256, 256, 512), Vec3(4096, 4096, 2048), Vec3(8, 8, 40))
+    ((128, 128, 16), (128, 128, 256))
+    >>> aligned_shapes(Vec3(32, 32, 16), Vec3(128, 128, 32), Vec3(8, 8, 40))
     ((32, 32, 16), (128, 128, 32))
     """
-    chunk = graph_chunk.map(_largest_divisor)
+    edge_nm = (CHUNK_VOXELS * math.prod(resolution_nm)) ** (1 / 3)
+    edges = (_nearest_edge(edge_nm / nm) for nm in resolution_nm)
+    chunk = Vec3.of(_largest_divisor(size, edge) for size, edge in zip(graph_chunk, edges, strict=True))
     shard = [*graph_chunk]
     while Vec3.of(shard).prod() > SHARD_VOXELS:
         halves = [axis for axis in range(3) if shard[axis] % (2 * chunk[axis]) == 0]
@@ -94,5 +106,9 @@ def aligned_shapes(graph_chunk: Vec3[int], shape: Vec3[int]) -> tuple[Vec3[int],
     return chunk, Vec3.of(shard)
 
 
-def _largest_divisor(size: int) -> int:
-    return next((divisor for divisor in CHUNK if size % divisor == 0), size)
+def _nearest_edge(voxels: float) -> int:
+    return min(CHUNK_EDGES, key=lambda edge: abs(math.log(edge / voxels)))
+
+
+def _largest_divisor(size: int, most: int) -> int:
+    return next((divisor for divisor in range(most, most // 4 - 1, -1) if size % divisor == 0), size)

@@ -223,6 +223,31 @@ def test_remapping_is_exact_for_ids_that_a_float_would_merge() -> None:
     np.testing.assert_array_equal(kernels.remap(block.copy(), stored, values), expected, strict=True)
 
 
+@pytest.mark.parametrize("order", ["F", "C", "not contiguous"])
+@pytest.mark.parametrize("dtype", [np.uint64, np.uint32])
+@pytest.mark.parametrize(
+    "ids",
+    [[0], [2**64 - 1], [0, 2**64 - 1, 2**64 - 2], [2**53, 2**53 + 1], [0, 2**60 + 1, 2**60 + 300], [1, 2**63], []],
+    ids=str,
+)
+def test_ids_are_replaced_by_what_a_function_says_of_distinct_ones(ids: list[int], dtype: Any, order: str) -> None:
+    ours = np.array([value & np.iinfo(dtype).max for value in ids], dtype=dtype)
+    shape = (65, 33, 17, 1) if ids else (0, 3, 2, 1)
+    whole = ours[np.random.default_rng(0).integers(0, len(ids), shape)] if ids else np.zeros(shape, dtype)
+    block = whole.repeat(2, axis=0)[::2] if order == "not contiguous" else np.array(whole, order=order)
+    asked = []
+
+    def new_ids(distinct: Any) -> Any:
+        asked.append(distinct.tolist())
+        return distinct[::-1].copy()
+
+    replaced = kernels.replace_ids(block, new_ids)
+    distinct = sorted(set(ours.tolist()))
+    names = dict(zip(distinct, reversed(distinct), strict=True))
+    expected = [names[value] for value in whole.ravel().tolist()]
+    assert (asked, replaced.ravel().tolist()) == ([distinct], expected)
+
+
 @pytest.mark.parametrize("shape", [(40, 5, 19), (17, 16, 33, 3), (1, 1, 1)])
 def test_blocks_of_any_order_become_fortran_ordered(shape: tuple[int, ...]) -> None:
     whole = np.random.default_rng(0).integers(2**53, 2**60, shape, dtype=np.uint64)

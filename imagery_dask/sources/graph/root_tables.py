@@ -72,6 +72,8 @@ class IdTable:
         First and last supervoxel of each row group.
     group_rows : tuple of int
         Number of rows of each row group.
+    kept_as : object
+        Part of the keys of what is kept of the table: another one, once it is opened again.
 
     Raises
     ------
@@ -96,7 +98,7 @@ class IdTable:
             raise damaged_table(self.url, "it does not say which supervoxels its row groups have")
         self.first = np.array([statistics.min for statistics in stated], np.uint64)
         self.last = np.array([statistics.max for statistics in stated], np.uint64)
-        self._kept_as = object()  # part of the keys of row groups that are kept
+        self.kept_as = object()  # part of the keys of row groups that are kept
         self._file: ParquetFile = parquet().ParquetFile(_RangedFile(self._transport, self._name), metadata=metadata)
 
     @property
@@ -150,6 +152,21 @@ class IdTable:
                 found[column][part] = np.where(ours, group[column][at], 0)
         return known, found
 
+    def rows_near(self, first: int, last: int, margin: int, column: str) -> tuple[Ids, Ids]:
+        """Return the supervoxels between two ids, and their values in a column.
+
+        So are those within a margin of ids before and behind that are in the same row groups.
+        """
+        low, high = np.uint64(max(0, first - margin)), np.uint64(min(2**64 - 1, last + margin))
+        keys, values = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint64)]
+        for number in np.flatnonzero((self.first <= np.uint64(last)) & (self.last >= np.uint64(first))).tolist():
+            group = self._kept(number, [column])
+            ids = group[SUPERVOXEL]
+            part = slice(int(ids.searchsorted(low)), int(ids.searchsorted(high, "right")))
+            keys.append(ids[part])
+            values.append(group[column][part])
+        return np.concatenate(keys), np.concatenate(values)
+
     def has_roots(self, roots: Ids, starts: Ids, stops: Ids) -> bool:
         """Return True if a supervoxel within ranges of ids has one of the roots.
 
@@ -193,7 +210,7 @@ class IdTable:
     def _kept(self, number: int, columns: Sequence[str]) -> Columns:
         """Return columns of a row group, which the process keeps for the next block."""
         names = tuple(dict.fromkeys((SUPERVOXEL, *columns)))
-        key = (self._kept_as, number, names)
+        key = (self.kept_as, number, names)
         kept = _groups.get(key)
         if kept is None:
             kept = self.group(number, names)

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar, cast
+from typing import Literal, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 
@@ -40,8 +40,22 @@ Missing = Literal["fill", "error"]
 Layout = Literal["F", "C"]
 # Returns the new ids of distinct, ascending ids; 0 (missing or background) must stay 0.
 Relabel = Callable[[Array], Array]
+
+
+@runtime_checkable
+class RelabelChunks(Protocol):
+    """A `Relabel` that also takes the voxels of one chunk after another, without their distinct ids."""
+
+    def __call__(self, ids: Array, /) -> Array:
+        """Return the new ids of distinct, ascending ids."""
+
+    def replaced(self, ids: Array, chunk: Hashable, cache: ChunkCache | None) -> Array:
+        """Return the new ids of voxels of a chunk, in their shape; the cache may keep what other voxels need."""
+
+
 # A chunk that does not decode is fetched this often, in case it was damaged in transit or read while being written.
 DECODE_ATTEMPTS = 3
+ALL: Region = (slice(None), slice(None), slice(None), slice(None))
 REFUSED_OR_ABSENT = "is absent or refused: the server answers HTTP 403 in both cases and does not say which"
 LET_LIST = ", or have listing of the bucket allowed, which lets the two be told apart"
 
@@ -264,13 +278,13 @@ class StoredVolume(ABC):
             Memory order of the result. "F" is the order of decoded chunks and costs least.
         relabel : callable, optional
             Called with the distinct ids of the box; returns their replacements. Called a second time if a chunk does
-            not decode and is fetched again.
+            not decode and is fetched again. With a cache or `out`, a `RelabelChunks` takes each chunk as it arrives.
         cache : ChunkCache, optional
             Takes and keeps decoded chunks.
         kept_only : bool
             Fetch no chunk.
         out : numpy.ndarray, shape (x, y, z, channel), optional
-            Takes the voxels, in its memory order, where `relabel` is not given.
+            Takes the voxels, in its memory order, where `relabel` is not given or is a `RelabelChunks`.
         unstored : callable, optional
             Called with the chunks that do not exist because the format need not store them, if there are any.
 
@@ -305,11 +319,14 @@ class StoredVolume(ABC):
         return UnstoredChunk(f"{self.data_path}/{self._key(mip, chunk)}", box)
 
     def _read(self, reading: _Reading, layout: Layout, relabel: Relabel | None, out: Array | None = None) -> Array:
+        of_chunks = None
+        if isinstance(relabel, RelabelChunks) and (reading.cache is not None or out is not None):
+            of_chunks, relabel = relabel, None
         if reading.kept_only:
-            voxels = self._assemble(reading, self._kept(reading), layout)
+            voxels = self._assemble(reading, self._kept(reading), layout, of_chunks=of_chunks)
         elif relabel is None or reading.cache is not None:  # which keeps stored ids
             with closing(self._chunks(reading)) as chunks:  # so that no other thread waits for them after an error
-                voxels = self._assemble(reading, chunks, layout, out=out)
+                voxels = self._assemble(reading, chunks, layout, out=out, of_chunks=of_chunks)
         else:
             fetched = list(self._fetch(reading, self._crossed(reading)))
             relabelled = self._relabel_stored(reading.mip, fetched, relabel)
@@ -318,10 +335,7 @@ class StoredVolume(ABC):
                 with suppress(CorruptChunkError):
                     return self._assemble(reading, _decoded(reading, relabelled, self._decode_named), layout)
             voxels = self._assemble(reading, _decoded(reading, fetched, self._healed), layout)
-        if relabel is None:
-            return voxels
-        ids = kernels.unique_ids(voxels)
-        return kernels.remap(voxels, ids, relabel(ids))
+        return voxels if relabel is None else kernels.replace_ids(voxels, relabel)
 
     def read_parts(
         self, mip: int, boxes: Sequence[VoxelGrid], missing: Missing, counts: ReadCounts, encoded: bool = False
@@ -537,6 +551,7 @@ class StoredVolume(ABC):
         layout: Layout,
         writeable: bool = True,
         out: Array | None = None,
+        of_chunks: RelabelChunks | None = None,
     ) -> Array:
         """Return the voxels of a box, joined from the chunks that it crosses; in `out`, if it is given."""
         box, is_given = reading.box, out is not None
@@ -550,6 +565,10 @@ class StoredVolume(ABC):
         for chunk, voxels in chunks:
             if voxels is None:
                 out[chunk.there] = self._absent(reading.mip) or 0
+                continue
+            if of_chunks is not None:
+                key = (self.path, reading.mip, chunk.cell)
+                _paste(out, chunk.there, of_chunks.replaced(voxels[chunk.here], key, reading.cache), ALL)
                 continue
             is_the_box = voxels.shape == out.shape and not chunk.is_cut and not is_given
             if is_the_box and layout == "F" and voxels.flags.f_contiguous and voxels.flags.writeable >= writeable:
