@@ -1,4 +1,4 @@
-"""A dynamic segmentation of 2**20 supervoxels in 64 graph chunks, and a local CAVE server for it (20 ms a call).
+"""A dynamic segmentation of 2**20 supervoxels in graph chunks, and a local CAVE server for it (20 ms a call).
 
 ``python -m benchmarks.cave_server FOLDER`` prints the source, and the URL of its counts since the last question.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -28,24 +29,73 @@ CREATED = 1_704_067_200
 EDITED, BEFORE, AFTER = CREATED + 864_000, CREATED + 86_400, CREATED + 1_728_000
 EDITED_EACH = 100
 CHUNK = (256, 128, 64)  # of the graph and of the files: 16 MiB, the size of a block
-SUPERVOXEL = (8, 4, 4)
 NEURITE = (2, 2)  # its cross-section in supervoxels: there are 64 x 64 of them
+# How far the roughness of boundaries reaches, in supervoxels and in voxels.
+ROUGH, ROUGH_VOXELS = 0.08, 1.5
 
 
-def _shape(small: bool) -> tuple[int, int, int]:
-    return (256, 128, 128) if small else (1024, 512, 256)
+@dataclass(frozen=True)
+class Tissue:
+    """A region and its supervoxels.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Voxels of the region.
+    supervoxel : tuple of int
+        Voxels of a supervoxel, on average if they are irregular.
+    irregular : bool
+        Whether supervoxels are cells around random points, with rough boundaries, or else boxes.
+    """
+
+    shape: tuple[int, int, int]
+    supervoxel: tuple[int, int, int]
+    irregular: bool = False
+
+    @property
+    def in_chunk(self) -> tuple[int, int, int]:
+        """Return how many supervoxels a graph chunk has along each axis."""
+        x, y, z = (size // step for size, step in zip(CHUNK, self.supervoxel, strict=True))
+        return x, y, z
+
+    def numbers(self) -> NDArray[np.intp]:
+        """Return the number of the supervoxel of each voxel of a graph chunk: all chunks have the same cells."""
+        shape = self.in_chunk
+        count = int(np.prod(shape))
+        if not self.irregular:
+            return np.kron(np.arange(count).reshape(shape), np.ones(self.supervoxel, np.intp))
+        from scipy.ndimage import gaussian_filter
+        from scipy.spatial import cKDTree
+
+        random = np.random.default_rng(0)
+        points = np.indices(shape).reshape(3, -1).T + random.random((count, 3))
+        voxels = (np.indices(CHUNK).reshape(3, -1).T + 0.5) / self.supervoxel
+        for axis in range(3):
+            rough = gaussian_filter(random.standard_normal(CHUNK), ROUGH_VOXELS)
+            voxels[:, axis] += ROUGH * rough.ravel() / rough.std()
+        return np.asarray(cKDTree(points).query(voxels)[1]).reshape(CHUNK)
 
 
-def _supervoxels(shape: tuple[int, int, int]) -> tuple[GraphLayout, Ids, Ids]:
-    """Return the layout, and the supervoxel and the object of each 8 x 4 x 4 voxels.
+def boxes(small: bool) -> Tissue:
+    """Return many small supervoxels in few voxels, 128 each: for rows about ids."""
+    return Tissue((256, 128, 128) if small else (1024, 512, 256), (8, 4, 4))
+
+
+def cells(small: bool) -> Tissue:
+    """Return irregular supervoxels of 512 voxels: for rows about bytes and voxels."""
+    return Tissue((512, 256, 128) if small else (2048, 1024, 256), (16, 8, 4), irregular=True)
+
+
+def _supervoxels(tissue: Tissue) -> tuple[GraphLayout, Ids, Ids]:
+    """Return the layout, and the id and the object of each supervoxel, by its place along x, y and z.
 
     Objects are neurites that cross the region along z and drift through several chunks on their way.
     """
-    layout = GraphLayout.for_volume(shape, CHUNK, OFFSET)
-    size, inside_size = np.array(shape) // SUPERVOXEL, np.array(CHUNK) // SUPERVOXEL
+    layout = GraphLayout.for_volume(tissue.shape, CHUNK, OFFSET)
+    size = np.array(tissue.shape) // tissue.supervoxel
     index = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), axis=-1)
-    chunk, inside = np.divmod(index, inside_size)
-    number = np.ravel_multi_index(tuple(np.moveaxis(inside, -1, 0)), tuple(inside_size))
+    chunk, inside = np.divmod(index, tissue.in_chunk)
+    number = np.ravel_multi_index(tuple(np.moveaxis(inside, -1, 0)), tissue.in_chunk)
     x, y, z = np.moveaxis(index, -1, 0)
     across, down = size[0] // NEURITE[0], size[1] // NEURITE[1]
     objects = 1 + (x // NEURITE[0] + z // 2) % across * down + (y // NEURITE[1] + z // 4) % down
@@ -53,21 +103,22 @@ def _supervoxels(shape: tuple[int, int, int]) -> tuple[GraphLayout, Ids, Ids]:
     return layout, layout.encode(1, chunk, 1 + 3 * number), objects.astype(np.uint64)
 
 
-def write(folder: Path, small: bool) -> dict[str, Any]:
+def write(folder: Path, tissue: Tissue) -> dict[str, Any]:
     """Write the supervoxels as a precomputed volume; return what is known of them."""
-    shape = _shape(small)
-    layout, ids, _ = _supervoxels(shape)
+    shape = tissue.shape
+    layout, ids, _ = _supervoxels(tissue)
     info = CloudVolume.create_new_info(
         1, "segmentation", "uint64", "compressed_segmentation", RESOLUTION_NM, OFFSET, shape, chunk_size=CHUNK
     )
-    volume = CloudVolume(f"file://{folder.resolve()}", info=info, progress=False)
-    depth = CHUNK[2] // SUPERVOXEL[2]
-    for start in range(0, ids.shape[2], depth):
-        slab = np.kron(ids[..., start : start + depth], np.ones(SUPERVOXEL, np.uint64))
-        z = OFFSET[2] + start * SUPERVOXEL[2]
-        volume[:, :, z : z + CHUNK[2]] = np.asfortranarray(slab)
+    volume = CloudVolume(f"file://{folder.resolve()}", info=info, progress=False, compress_level=1)
+    numbers = np.asfortranarray(tissue.numbers())
+    for place in np.ndindex(*(size // step for size, step in zip(shape, CHUNK, strict=True))):
+        own = tuple(slice(at * n, (at + 1) * n) for at, n in zip(place, tissue.in_chunk, strict=True))
+        start = np.add(OFFSET, np.multiply(place, CHUNK))
+        box = tuple(slice(int(a), int(a + n)) for a, n in zip(start, CHUNK, strict=True))
+        volume[box] = ids[own].ravel()[numbers.ravel(order="K")].reshape(CHUNK, order="F")
     volume.commit_info()
-    (folder / "shape.json").write_text(json.dumps(shape))
+    (folder / "tissue.json").write_text(json.dumps(asdict(tissue)))
     given = {"start": OFFSET, "stop": np.add(OFFSET, shape).tolist(), "block": CHUNK}
     blocks = int(np.prod(np.array(shape) // CHUNK))
     return {"given": given | {"token": TOKEN}, "supervoxels": int(ids.size), "blocks": blocks}
@@ -75,8 +126,7 @@ def write(folder: Path, small: bool) -> dict[str, Any]:
 
 def world_of(folder: Path) -> World:
     """Return the objects of a folder that `write` has made, and their history."""
-    shape = tuple(json.loads((folder / "shape.json").read_text()))
-    layout, ids, objects = _supervoxels(shape)
+    layout, ids, objects = _supervoxels(Tissue(**json.loads((folder / "tissue.json").read_text())))
     order = np.argsort(ids.ravel())
     supervoxels, owners = ids.ravel()[order], objects.ravel()[order]
     graph = ChunkedGraph(layout, supervoxels, owners, CREATED)

@@ -227,7 +227,7 @@ def roots(folder: Path, small: bool) -> Made:
     """Write the supervoxels of a dynamic segmentation for the local CAVE server."""
     from benchmarks import cave_server
 
-    return cave_server.write(folder, small)
+    return cave_server.write(folder, cave_server.boxes(small))
 
 
 def versions(folder: Path, small: bool, many: bool = False) -> Made:

@@ -134,7 +134,7 @@ def write_many(folder: Path, small: bool) -> dict[str, Any]:
 
 def write_edited(folder: Path, small: bool) -> dict[str, Any]:
     """Write a segmentation for the local CAVE server; a store of it before and after edits, and a copy of the first."""
-    facts = cave_server.write(folder, small)
+    facts = cave_server.write(folder, cave_server.cells(small))
     given, beside = facts["given"], folder.resolve().with_suffix(".stores")  # not in their source
     shutil.rmtree(beside, ignore_errors=True)  # of a call that failed
     store, copy = beside / "store", beside / "copy.zarr"

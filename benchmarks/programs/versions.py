@@ -16,6 +16,8 @@ from imagery_dask import ImageryClient, add_version, open_versions, remove_versi
 from imagery_dask.sources import collect_counts
 
 XYZ = list[int]
+DEEP = 37  # where the plane is, of which neither graph chunks nor stored chunks begin
+KEPT = 8  # planes that are read after the first
 
 
 def _at(seconds: int) -> datetime:
@@ -23,19 +25,41 @@ def _at(seconds: int) -> datetime:
 
 
 def _plane(start: XYZ, stop: XYZ) -> list[XYZ]:
-    return [start, [*stop[:2], start[2] + 1]]
+    return [[*start[:2], start[2] + DEEP], [*stop[:2], start[2] + DEEP + 1]]
 
 
 def plane(source: str, folder: str, start: XYZ, stop: XYZ, block: XYZ, token: str) -> Any:
     """Read a plane of a version."""
-    data = open_versions(f"{folder}/store").at(timestamp=_at(BEFORE), bounds=_plane(start, stop))
-    return data.segmentation.data.astype("int64").compute()
+    # With the sign that root ids of a client have by default.
+    store = open_versions(f"{folder}/store")
+    data = store.at(timestamp=_at(BEFORE), bounds=_plane(start, stop), convert_to_int64=True)
+    return data.segmentation.data.compute()
 
 
 def stored_plane(source: str, folder: str, start: XYZ, stop: XYZ, block: XYZ, token: str) -> Any:
     """Read the plane from a copy of the version."""
     client = ImageryClient(segmentation_source=f"zarr3://file://{folder}/copy.zarr", imagery=False)
     return client.segmentation_cutout(_plane(start, stop)).compute()[..., None]
+
+
+def kept_planes(source: str, folder: str, start: XYZ, stop: XYZ, block: XYZ, token: str) -> Any:
+    """Read a plane of a version again, and its neighbours, from kept chunks."""
+    data = open_versions(f"{folder}/store").at(timestamp=_at(BEFORE), bounds=[start, stop], convert_to_int64=True)
+    return _kept(data.segmentation.data, stop[0] - start[0])
+
+
+def stored_kept_planes(source: str, folder: str, start: XYZ, stop: XYZ, block: XYZ, token: str) -> Any:
+    """Read the planes from a copy of the version."""
+    client = ImageryClient(segmentation_source=f"zarr3://file://{folder}/copy.zarr", imagery=False)
+    return _kept(client.segmentation_cutout([start, stop]), stop[0] - start[0])
+
+
+def _kept(ids: Any, side: int) -> dict[str, Any]:
+    planes = ids[: side // 2]  # whose chunks are half of those that a process keeps
+    planes[:, :, DEEP].compute()
+    # Both sides of the first plane, in the same chunks.
+    times = timed(lambda: [planes[:, :, DEEP - at].compute() for at in range(-KEPT // 2, KEPT // 2)])
+    return times | {"value": planes[:, :, DEEP + 1].compute()}
 
 
 def live_plane(source: str, folder: str, start: XYZ, stop: XYZ, block: XYZ, token: str) -> Any:
@@ -56,7 +80,10 @@ def added(source: str, folder: str, start: XYZ, stop: XYZ, block: XYZ, token: st
         ImageryClient(segmentation_source=source, imagery=False, auth_token=token)  # which takes the token
         times = timed(lambda: add_version(store, timestamp=AFTER, progress=False))
         data = open_versions(store).at(timestamp=_at(AFTER), bounds=_plane(start, stop))
-        return times | {"value": data.segmentation.data.compute()}
+        size = max((store / "roots").glob("*.parquet")).stat().st_size
+        copy = sum(file.stat().st_size for file in Path(folder, "copy.zarr").rglob("*") if file.is_file())
+        counts = {"bytes of the table": size, "bytes of a copy": copy}
+        return times | {"value": data.segmentation.data.compute(), "counts": counts}
 
 
 def exported(source: str, folder: str, start: XYZ, stop: XYZ, block: XYZ, token: str) -> dict[str, Any]:
