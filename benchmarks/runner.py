@@ -80,7 +80,7 @@ class Runner:
     small: bool
     repeats: int
     children: dict[Path, Child] = field(default_factory=dict)
-    servers: dict[tuple[str, float], servers.Served] = field(default_factory=dict)
+    servers: dict[tuple[str, float, str], servers.Served] = field(default_factory=dict)
     stack: ExitStack = field(default_factory=ExitStack)
 
     def measure(self, row: Row) -> dict[str, Any]:
@@ -149,7 +149,8 @@ class Runner:
         """Return the URL of the row's data, and a function that returns the counts since its last call."""
         if row.server is None:
             return None, dict
-        key = (row.server, row.latency_s)
+        # A server of a segmentation has one data set; the others have all of them.
+        key = (row.server, row.latency_s, row.data if row.server == "cave" else "")
         if key not in self.servers:
             server = {
                 "nginx": lambda: servers.nginx(folder.parent, self.cache / "nginx"),
