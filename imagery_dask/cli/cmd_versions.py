@@ -57,6 +57,10 @@ stop_layers = click.option(
     "--stop-layer", "stop_layers", type=int, multiple=True, metavar="N",
     help="Record ids of this layer too, 2 for L2 ids. May be repeated.",
 )  # fmt: skip
+REPAIR = (
+    "To write lost or damaged voxels again: imagery-dask verify {out}/volume.zarr, then imagery-dask export --plan "
+    "{out}/volume.zarr --repair. A damaged version is removed and added again."
+)
 dry_run = click.option("--dry-run", is_flag=True, help="Print what would be read and sent, and write nothing.")
 
 
@@ -102,7 +106,23 @@ def _show_plan(new: NewStore, block_mib: float | None) -> None:
         click.echo(f"Problem: {problem}", err=True)
 
 
+def _refused(remedy: str) -> Any:
+    """Return the callback of a flag that exports have, and stores have not; it says what to do instead."""
+
+    def refuse(context: click.Context, option: click.Parameter, given: bool) -> None:
+        del context
+        if given:
+            raise click.UsageError(f"{option.opts[0]} is not for stores of versions. {remedy}")
+
+    return refuse
+
+
+_REPLACE = (
+    "All versions of a store would be gone: remove OUT first, or choose another name. 'versions add' adds a version."
+)
 _flagged: Any = stop_layers(dry_run(block_option(limit_options(_create))))
+for _flag, _remedy in (("--overwrite", _REPLACE), ("--repair", REPAIR.format(out="OUT"))):
+    _flagged = click.option(_flag, is_flag=True, hidden=True, expose_value=False, callback=_refused(_remedy))(_flagged)
 for _option in reversed([*click_options(StoreOptions)]):
     _flagged = _option(_flagged)
 _flagged = click.option("--image", is_flag=True, help="Export the imagery too; --image-source does.")(_flagged)
@@ -245,6 +265,8 @@ def verify(out: str, sample: float, live: int, seed: int | None) -> None:
     check = verify_versions(out, sample=sample, live=live, seed=seed)
     _table(check.rows())
     click.echo("all as written" if check.ok else f"{len(check.problems)} problems", err=not check.ok)
+    if not check.ok:
+        click.echo(f"  {REPAIR.format(out=out)}", err=True)
     sys.exit(0 if check.ok else SOME_BLOCKS_FAILED)
 
 

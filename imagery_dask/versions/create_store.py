@@ -68,6 +68,8 @@ if TYPE_CHECKING:
 __all__ = ["NewStore", "VersionsReport", "create_versions", "new_store", "supervoxel_table"]
 
 Stages = dict[str, RunReport]
+# Exports are replaced by --overwrite; a store has versions that took hours each.
+ANOTHER = "Choose another name, or remove it with all of its versions to start over."
 
 
 @dataclass(frozen=True)
@@ -457,7 +459,7 @@ def refuse_other(store: StorePlaces, request: JsonObject) -> bool:
         is_complete = store.files.get(FACTS) is not None
     if is_complete:
         before = _place_of(read_facts(store.url))
-        _refuse(store, before, {name: decides[name] for name in before}, "Choose another name.")
+        _refuse(store, before, {name: decides[name] for name in before}, ANOTHER)
         name = name_of(request["version"], request["timestamp"])
         if not request["now"] and not store.roots(name).exists:
             raise FileExistsError(f"{store.url} is a complete store without version {name}; versions add adds it.")

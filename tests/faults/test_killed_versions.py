@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from faults.harness import KILLED_AT_CHANGE, MAIN, SEEDS, run_killed
 from support.dynamic import SOME, TOKEN, bounds, crop, forget, secrets_file
-from support.made_stores import assert_roots, columns
+from support.made_stores import assert_roots, chunks_of, columns, table_of
 
 from imagery_dask import open_versions, verify_versions
 from imagery_dask.sources.graph.root_tables import forget_tables
@@ -83,20 +80,6 @@ def test_create_and_add_go_on_after_any_kill(world: World, tmp_path: Path, seed:
     assert left == []
     assert not (out / "lease.json").exists()
     assert not (out / "creating.json").exists()
-
-
-def table_of(path: Path) -> tuple[bytes, dict[str, Any]]:
-    """Return the rows of a table as they are stored, and what it says of itself, without dates."""
-    content, footer = path.read_bytes(), pq.read_metadata(path)
-    said = json.loads(footer.metadata[b"imagery_dask"])
-    said.pop("created", None)
-    return content[: len(content) - 8 - int.from_bytes(content[-8:-4], "little")], said
-
-
-def chunks_of(out: Path) -> dict[str, bytes]:
-    """Return the voxels as they are stored."""
-    folder = out / "volume.zarr"
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob("*/c/**/*") if path.is_file()}
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -46,3 +47,17 @@ def assert_roots(out: Path, name: str, world: World, moment: float, box: Box = S
     np.testing.assert_array_equal(table["supervoxel"], supervoxels_in(world, box))
     np.testing.assert_array_equal(table["root"], roots_at(world, moment, box))
     np.testing.assert_array_equal(table["chunk"], world.graph.layout.chunk_ids(table["supervoxel"]))
+
+
+def table_of(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """Return the rows of a table as they are stored, and what it says of itself, without dates."""
+    content, footer = path.read_bytes(), pq.read_metadata(path)
+    said = json.loads(footer.metadata[b"imagery_dask"])
+    said.pop("created", None)
+    return content[: len(content) - 8 - int.from_bytes(content[-8:-4], "little")], said
+
+
+def chunks_of(out: Path) -> dict[str, bytes]:
+    """Return the voxels as they are stored."""
+    folder = out / "volume.zarr"
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.glob("*/c/**/*") if path.is_file()}

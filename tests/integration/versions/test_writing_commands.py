@@ -94,6 +94,35 @@ def test_what_verify_finds_is_an_exit_code(server: CaveServer, world: World, tmp
     assert "problem" in errors
 
 
+def test_a_store_is_not_replaced_and_the_remedy_is_named(
+    server: CaveServer, world: World, tmp_path: Path, run: Any
+) -> None:
+    out = tmp_path / "OUT"
+    with secrets_file(server):
+        create = ["create", out, *options_for(server, world), "--version", 2]
+        assert run(*create)[0] == 0
+        before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+        code, _, errors = run("create", out, *options_for(server, world), "--version", 2, "--image")
+        assert (code, "layers" in errors, "remove it with all of its versions to start over" in errors) == (
+            2,
+            True,
+            True,
+        )
+        code, _, errors = run(*create, "--overwrite")
+        assert (code, "remove OUT first, or choose another name" in " ".join(errors.split())) == (2, True), errors
+        code, _, errors = run(*create, "--repair")
+        repair = f"imagery-dask export --plan {out}/volume.zarr --repair"
+        assert (code, repair.replace(str(out), "OUT") in " ".join(errors.split())) == (2, True), errors
+        assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+        next(path for path in (out / "volume.zarr/0/c").rglob("*") if path.is_file()).unlink()
+        code, _, errors = run("verify", out)
+        assert (code, repair in " ".join(errors.split())) == (1, True), errors
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "file").touch()
+        code, _, errors = run("create", tmp_path / "other", *options_for(server, world), "--timestamp", 1704412801)
+    assert (code, "holds 'file'. Choose another name" in errors) == (2, True), errors
+
+
 def test_what_cannot_be_a_store_is_refused(server: CaveServer, world: World, tmp_path: Path, run: Any) -> None:
     code, _, errors = run("create", tmp_path / "OUT", "--segmentation-source", world.watershed_source,
                           "--bounds", *bounds(world, SOME).ravel())  # fmt: skip
