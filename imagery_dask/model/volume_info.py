@@ -8,6 +8,7 @@ The format is Neuroglancer's precomputed volume format
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -143,7 +144,7 @@ def _check_scale(checks: _Checks, field: str, scale: object, data_type: str, cha
         offset = checks.vector("voxel_offset", scale, -LARGEST_LENGTH, LARGEST_LENGTH)
     size = checks.vector("size", scale, 1, LARGEST_LENGTH)
     resolution = checks.get("resolution", scale, list)
-    if len(resolution) != 3 or not all(_is_number(n) and math.isfinite(n) and n > 0 for n in resolution):
+    if len(resolution) != 3 or not all(_is_number(n) and n > 0 for n in resolution):
         raise checks.wrong("resolution", resolution, "it is three positive numbers of nanometers")
     chunk_sizes = checks.get("chunk_sizes", scale, list)
     if not chunk_sizes:
@@ -270,10 +271,11 @@ class _Checks:
         return [self._whole(field, n, least, most, value) for n in value]
 
     def _whole(self, field: str, value: Any, least: int, most: int, shown: object = None) -> int:
-        if _is_number(value) and math.isfinite(value) and value == int(value) and least <= value <= most:
+        if _is_number(value) and value == int(value) and least <= value <= most:
             return int(value)
         raise self.wrong(field, value if shown is None else shown, f"it must be whole, from {least} to {most}")
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Return True for a finite number that a float can hold; integers of JSON have any number of digits."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +15,14 @@ import tensorstore
 import zarr
 from click.testing import CliRunner
 from support.http_server import FileServer
+from support.stored_volumes import write_stored
 from support.volumes import coordinate_volume, write_volume
 
 from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.cli.main import commands
-from imagery_dask.errors import InvalidInfoError, SourceNotFoundError
+from imagery_dask.errors import InvalidInfoError, SourceError, SourceNotFoundError
 from imagery_dask.sources import normalize_path, open_volume
+from imagery_dask.sources.zarr.zarr_volume import METADATA
 
 if TYPE_CHECKING:
     from support.buckets import S3Server
@@ -361,6 +365,14 @@ def rewrite(file: Path, **fields: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | fields))
 
 
+def regular(size: int) -> dict[str, Any]:
+    return {"name": "regular", "configuration": {"chunk_shape": [size] * 3}}
+
+
+def shards(size: int) -> dict[str, Any]:
+    return {"chunk_shape": [size] * 3, "codecs": ["bytes"], "index_codecs": ["bytes"]}
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
@@ -372,6 +384,27 @@ def rewrite(file: Path, **fields: Any) -> None:
         ({"shape": [0, 5, 5]}, r"its shape is \(0, 5, 5\)"),
         ({"shape": None}, "no usable"),
         ({"fill_value": 1.5}, "fill_value 1.5"),
+        ({"fill_value": "18446744073709551616"}, "fill_value 18446744073709551616"),
+        ({"fill_value": math.inf}, "no usable values: cannot convert float infinity"),
+        ({"shape": [30, 50, 40.5]}, "40.5], which are no whole numbers"),
+        ({"shape": [30, 50, math.inf]}, "no usable values: cannot convert float infinity"),
+        ({"shape": [30, 50, "40"]}, "'40'], which are no whole numbers"),
+        *(
+            (
+                {"chunk_key_encoding": {"name": name, "configuration": {"separator": separator}}},
+                f"separator {separator!r}",
+            )
+            for name in ("default", "v2")
+            for separator in (None, "", "_", "../", 1)
+        ),
+        ({"attributes": ["x"]}, "attributes in zarr.json .* are no object"),
+        *(
+            (
+                {"codecs": [{"name": "sharding_indexed", "configuration": sharding}], "chunk_grid": regular(outer)},
+                "whole number",
+            )
+            for sharding, outer in ((shards(0), 16), (shards(16), 0), (shards(16), 8), (shards(-4), 16))
+        ),
     ],
 )
 def test_what_cannot_be_read_is_refused_when_it_is_opened(
@@ -381,6 +414,47 @@ def test_what_cannot_be_read_is_refused_when_it_is_opened(
     rewrite(path / "zarr.json", **fields)
     with pytest.raises(InvalidInfoError, match=reason):
         open_volume(str(path))
+
+
+@pytest.mark.parametrize("separator", [None, "", "_", 1])
+def test_files_of_v2_without_a_known_separator_are_no_fill_values(separator: Any, data: Any, tmp_path: Path) -> None:
+    path = create(tmp_path / "a.zarr", data.T, zarr_format=2)
+    rewrite(path / ".zarray", dimension_separator=separator)
+    with pytest.raises(InvalidInfoError, match=f"separator {separator!r}"):
+        open_volume(str(path))
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, -1, 0, 10**400, math.nan, "x", [], [[]], {}, {"a": 1}, [None], [-1, 2, 3]]
+)
+@pytest.mark.parametrize("kind", ["zarr2", "zarr3-shards", "n5", "precomputed"])
+def test_metadata_of_any_shape_is_read_or_refused(kind: str, value: Any, data: Any, tmp_path: Path) -> None:
+    """Each value in the metadata of a group and of an array is replaced, in its turn, by one of another type."""
+    path = write_stored(kind, tmp_path / "em", data, (0, 0, 0))
+    refused = 0
+    for file in tmp_path.rglob("*"):
+        if file.name not in (*METADATA, ".zattrs", "info"):
+            continue
+        known = file.read_text()
+        for place in places_in(json.loads(known)):
+            content = json.loads(known)
+            functools.reduce(lambda inside, key: inside[key], place[:-1], content)[place[-1]] = value
+            file.write_text(json.dumps(content))
+            try:
+                volume = open_volume(path, fresh=True)
+                mip = volume.layer.mips[0]
+                volume.read(0, mip.grid.crop(mip.grid.start, (1, 1, 1)), "error")
+            except SourceError:
+                refused += 1
+        file.write_text(known)
+    assert refused
+    np.testing.assert_array_equal(open_volume(path, fresh=True).layer.mips[0].grid.shape, SHAPE)
+
+
+def places_in(content: Any) -> list[tuple[Any, ...]]:
+    """Return where values are in JSON, as keys and numbers from the outside in."""
+    keys = content if isinstance(content, dict) else range(len(content)) if isinstance(content, list) else ()
+    return [place for key in keys for place in [(key,), *((key, *inside) for inside in places_in(content[key]))]]
 
 
 def test_axes_that_are_no_space_are_refused(data: Any, tmp_path: Path) -> None:

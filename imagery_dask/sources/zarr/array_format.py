@@ -25,11 +25,13 @@ from imagery_dask.sources.zarr.chunk_codecs import (
     name_of,
 )
 
-__all__ = ["ArrayFormat", "Format", "ShardFormat", "parse_array"]
+__all__ = ["MALFORMED", "ArrayFormat", "Format", "ShardFormat", "parse_array", "unusable"]
 
 Format = Literal["zarr2", "zarr3", "n5"]
 Shape = tuple[int, ...]
 DATA_TYPES = ("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
+# What functions raise that read JSON which has another shape than its format says, or numbers out of all bounds.
+MALFORMED = (KeyError, TypeError, IndexError, AttributeError, ArithmeticError)
 LARGEST_LENGTH = 2**40
 LARGEST_CHUNK = 2**32
 
@@ -110,8 +112,8 @@ def parse_array(format: Format, metadata: JsonObject, attributes: JsonObject) ->
     """
     try:
         parsed = {"zarr2": _of_v2, "zarr3": _of_v3, "n5": _of_n5}[format](metadata, attributes)
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"its metadata has no usable {error}") from error
+    except MALFORMED as error:
+        raise ValueError(unusable(error)) from error
     if len(parsed.shape) != len(parsed.chunk):
         raise ValueError(f"its shape {parsed.shape} and its chunks {parsed.chunk} have different numbers of axes")
     if not all(0 < size <= LARGEST_LENGTH for size in (*parsed.shape, *parsed.chunk)):
@@ -121,9 +123,14 @@ def parse_array(format: Format, metadata: JsonObject, attributes: JsonObject) ->
     return parsed
 
 
+def unusable(error: Exception) -> str:
+    """Return what is wrong with metadata, by an error of `MALFORMED`."""
+    return f"its metadata has no usable {'' if isinstance(error, KeyError) else 'values: '}{error}"
+
+
 def _of_v2(metadata: JsonObject, attributes: JsonObject) -> ArrayFormat:
     stored = _dtype_of_v2(metadata["dtype"])
-    separator = metadata.get("dimension_separator", ".")
+    separator = _separator(metadata.get("dimension_separator", "."))
     names = attributes.get("_ARRAY_DIMENSIONS")  # of xarray
     return ArrayFormat(
         "zarr2", _shape(metadata["shape"]), _shape(metadata["chunks"]), stored.newbyteorder("="),
@@ -148,13 +155,15 @@ def _of_v3(metadata: JsonObject, attributes: JsonObject) -> ArrayFormat:
             raise UnknownCodecError(" and ".join(map(name_of, codecs)))
         sharding = configuration_of(codecs[0])
         shard, chunk, codecs = _shard(chunk, sharding), _shape(sharding["chunk_shape"]), sharding["codecs"]
-        if len(chunk) != len(shard.shape) or any(own % part for own, part in zip(shard.shape, chunk, strict=True)):
+        if len(chunk) != len(shard.shape) or any(
+            not 0 < part <= own or own % part for own, part in zip(shard.shape, chunk, strict=True)
+        ):
             raise ValueError(f"its shards of {shard.shape} voxels are no whole number of chunks of {chunk}")
     encoding = metadata["chunk_key_encoding"]
     is_default = name_of(encoding) == "default"
     if not is_default and name_of(encoding) != "v2":
         raise ValueError(f"its chunk_key_encoding {name_of(encoding)!r} is unknown")
-    separator = configuration_of(encoding).get("separator", "/" if is_default else ".")
+    separator = _separator(configuration_of(encoding).get("separator", "/" if is_default else "."))
     return ArrayFormat(
         "zarr3", shape, chunk, dtype, _fill(metadata.get("fill_value"), dtype), codec_of_v3(codecs, dtype, len(shape)),
         lambda position: separator.join([*(["c"] if is_default else []), *map(str, position)]) or "0",
@@ -206,7 +215,7 @@ def _fill(value: Any, dtype: np.dtype[Any]) -> bool | int | float:
         if dtype.kind == "f" and value.startswith("0x"):
             number = int(value, 16).to_bytes(dtype.itemsize, "big")
             return float(struct.unpack(">f" if dtype.itemsize == 4 else ">d", number)[0])
-        return float(value) if dtype.kind == "f" else int(value)  # "NaN", "Infinity"
+        value = float(value) if dtype.kind == "f" else int(value)  # "NaN", "Infinity"
     if dtype.kind == "f":
         return float(value)
     if dtype.kind == "b":
@@ -218,7 +227,15 @@ def _fill(value: Any, dtype: np.dtype[Any]) -> bool | int | float:
 
 
 def _shape(sizes: Sequence[Any]) -> Shape:
+    if any(int(size) != size for size in sizes):
+        raise ValueError(f"its shape or its chunks are {sizes!r}, which are no whole numbers")
     return tuple(int(size) for size in sizes)
+
+
+def _separator(name: Any) -> str:
+    if name not in (".", "/"):  # with another one, no file would be found, and each chunk would be the fill value
+        raise ValueError(f"its files have the separator {name!r}; '.' and '/' are possible")
+    return str(name)
 
 
 def _names(names: Any, ndim: int) -> tuple[str, ...] | None:

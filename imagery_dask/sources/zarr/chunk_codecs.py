@@ -14,6 +14,7 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+from xxhash import xxh32_intdigest
 
 from imagery_dask.annotations import Array, JsonObject
 
@@ -33,6 +34,8 @@ N5_DEFAULT, N5_VARLENGTH = 0, 1
 N5_OPTIONS = {"blosc": ("cname", "clevel", "shuffle", "blocksize"), "lzma": ("format", "check", "filters")}
 LZ4_BLOCK, LZ4_MAGIC = struct.Struct("<8sBiiI"), b"LZ4Block"
 LZ4_RAW, LZ4_COMPRESSED, LZ4_METHOD = 0x10, 0x20, 0xF0
+# lz4-java keeps 28 bits of its checksum (XXH32); writers without one put 0.
+LZ4_SEED, LZ4_CHECKED = 0x9747B28C, 0x0FFFFFFF
 
 
 class UnknownCodecError(ValueError):
@@ -282,12 +285,15 @@ def _decode_lz4_blocks(content: Buffer) -> bytes:
 
     view, at, parts = memoryview(content).cast("B"), 0, []
     while at < len(view):
-        magic, token, size, decoded, _ = LZ4_BLOCK.unpack_from(view, at)
+        magic, token, size, decoded, checksum = LZ4_BLOCK.unpack_from(view, at)
         at += LZ4_BLOCK.size
         method = token & LZ4_METHOD
         if magic != LZ4_MAGIC or size < 0 or at + size > len(view) or method not in (LZ4_RAW, LZ4_COMPRESSED):
             raise ValueError("it has a damaged block of lz4")
-        part = view[at : at + size]
-        parts.append(bytes(part) if method == LZ4_RAW else imagecodecs.lz4_decode(bytes(part), out=decoded))
+        part = bytes(view[at : at + size])
+        part = part if method == LZ4_RAW else bytes(imagecodecs.lz4_decode(part, out=decoded))
+        if len(part) != decoded or (checksum and (xxh32_intdigest(part, LZ4_SEED) ^ checksum) & LZ4_CHECKED):
+            raise ValueError("it has a block of lz4 that differs from its checksum")
+        parts.append(part)
         at += size
     return b"".join(parts)

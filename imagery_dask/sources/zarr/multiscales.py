@@ -236,7 +236,14 @@ def placed(
         Levels, the finest first.
     resolution_nm, voxel_offset : sequence of 3 numbers, optional
         Voxel size and first voxel of the first level (x, y, z), whatever its metadata says.
+
+    Raises
+    ------
+    ValueError
+        If voxels have no size.
     """
+    if not all(size > 0 for level in levels for size in level.scale_nm):
+        raise ValueError("it has voxels of size 0 or less")
     first = levels[0]
     size = first.scale_nm if resolution_nm is None else Vec3.of(exact(n) for n in resolution_nm)
     stretch = Vec3.of(own / stored for own, stored in zip(size, first.scale_nm, strict=True))

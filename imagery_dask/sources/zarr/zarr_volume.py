@@ -21,7 +21,7 @@ from imagery_dask.sources.requests.transport import Blob, Request, Transport
 from imagery_dask.sources.volumes.addresses import ZarrAddress
 from imagery_dask.sources.volumes.chunk_grid import Chunk
 from imagery_dask.sources.volumes.stored_volume import Fetched, StoredVolume
-from imagery_dask.sources.zarr.array_format import ArrayFormat, Format, parse_array
+from imagery_dask.sources.zarr.array_format import MALFORMED, ArrayFormat, Format, parse_array, unusable
 from imagery_dask.sources.zarr.multiscales import (
     Axes,
     LevelPlace,
@@ -191,7 +191,7 @@ class ZarrVolume(StoredVolume):
             return None
         try:
             return find_layer(self.data_path, node.name, node.array is not None)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except (ValueError, *MALFORMED) as error:
             raise self._refused(f"the {PROPERTIES} of its dataset has no usable {error}") from error
 
     def _names(self, node: _Node) -> list[str]:
@@ -200,8 +200,8 @@ class ZarrVolume(StoredVolume):
         if isinstance(multiscales, list) and multiscales:
             try:
                 return [str(dataset["path"]).strip("/") for dataset in multiscales[0]["datasets"]]
-            except (KeyError, TypeError, IndexError) as error:
-                raise self._refused(f"its multiscales have no usable {error}") from error
+            except MALFORMED as error:
+                raise self._refused(unusable(error)) from error
         return [f"s{number}" for number in range(MOST_LEVELS)] if node.format == "n5" else []
 
     def _open(self, node: _Node, nodes: list[_Node], layer: WebknossosLayer | None) -> None:
@@ -212,8 +212,8 @@ class ZarrVolume(StoredVolume):
         arrays = [self._parsed(level) for level in nodes]
         try:
             places = list(layer.places) if layer else self._places(node, nodes)
-        except (KeyError, TypeError, IndexError) as error:
-            raise self._refused(f"its metadata has no usable {error}") from error
+        except MALFORMED as error:
+            raise self._refused(unusable(error)) from error
         except ValueError as error:
             raise self._refused(error) from error
         prefixes = [""] if node.array is not None else [f"{place.path}/" for place in places]
@@ -230,12 +230,12 @@ class ZarrVolume(StoredVolume):
         given = self._address
         try:
             found = placed(places, given.resolution_nm, given.voxel_offset)
-        except ZeroDivisionError:
-            raise self._refused("it has voxels of size 0") from None
-        mips = [
-            self._mip(number, level, *place)
-            for number, (level, place) in enumerate(zip(self._levels, found, strict=True))
-        ]
+            mips = [
+                self._mip(number, level, *place)
+                for number, (level, place) in enumerate(zip(self._levels, found, strict=True))
+            ]
+        except (ValueError, ArithmeticError) as error:
+            raise self._refused(error) from error
         if mips[0].refusal:
             raise self._refused(
                 f"its first level cannot be placed: {mips[0].refusal}. Say where its first voxel is, in voxels, at the "
@@ -433,7 +433,7 @@ def _may_be_webknossos(node: _Node) -> bool:
             return True
         else:
             names = [axis["name"] for axis in multiscales[0]["axes"]]
-    except (KeyError, TypeError, IndexError, AttributeError):
+    except MALFORMED:
         return False
     return tuple(names) == AXES
 
@@ -471,6 +471,10 @@ def _read_nodes(
                 raise InvalidInfoError(f"{prefix}{name} of {transport.cloudpath!r} is no JSON object.")
             if name == "zarr.json":
                 own, is_array = content.get("attributes") or {}, content.get("node_type") == "array"
+                if not isinstance(own, dict):
+                    raise InvalidInfoError(
+                        f"The attributes in {prefix}{name} of {transport.cloudpath!r} are no object."
+                    )
             elif name == "attributes.json":
                 own, is_array = content, "dimensions" in content
             else:

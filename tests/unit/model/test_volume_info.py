@@ -82,14 +82,15 @@ WRONG = {
     "scales[1].size": [
         with_scale(size=value)
         for value in ([0, 1, 1], [8, -8, 4], [8, 8], [8, 8, 4, 1], [8, 8, 2**41], [8, 8, 0.5], None, 8, "888",
-                      [8, 8, math.inf], [8, 8, True], [8, 8, "4"])
+                      [8, 8, math.inf], [8, 8, True], [8, 8, "4"], [8, 8, 10**400])
     ],
     "scales[1].voxel_offset": [
         with_scale(voxel_offset=value) for value in ([0, 0], [0, 0, 0.5], [0, 0, 2**60], [0, 0, math.nan], "000", 0)
     ],
     "scales[1].resolution": [
         with_scale(resolution=value)
-        for value in ([0, 8, 40], [-8, 8, 40], [8, 8], [8, 8, math.nan], [8, 8, math.inf], [8, 8, "40"], None, 8)
+        for value in ([0, 8, 40], [-8, 8, 40], [8, 8], [8, 8, math.nan], [8, 8, math.inf], [8, 8, "40"],
+                      [8, 8, 10**400], None, 8)
     ],
     "scales[1].chunk_sizes": [
         with_scale(chunk_sizes=value)

@@ -1,10 +1,14 @@
 """Chunks decode to what their codec was given, and to nothing where bytes of them are lost."""
 
+import struct
+
+import imagecodecs
 import numcodecs
 import numpy as np
 import pytest
+import xxhash
 
-from imagery_dask.sources.zarr.chunk_codecs import codec_of_v2, codec_of_v3
+from imagery_dask.sources.zarr.chunk_codecs import codec_of_n5, codec_of_v2, codec_of_v3
 
 SHAPE = (8, 16, 32)
 IDS = (np.random.default_rng(7).integers(0, 50, SHAPE) + 2**60).astype(np.uint64)
@@ -28,3 +32,31 @@ def test_blosc_of_v3_ends_where_its_header_says():
     stored = bytes(numcodecs.Blosc("zstd", 1, 1).encode(IDS)) + b"more"
     codec = codec_of_v3(["bytes", "blosc"], IDS.dtype, 3)
     np.testing.assert_array_equal(codec.decode(stored, SHAPE), IDS)
+
+
+def lz4_blocks(voxels: bytes, has_checksum: bool) -> bytes:
+    """Return bytes as LZ4BlockOutputStream of lz4-java writes them: blocks with a header, and one that is empty."""
+    stored = b""
+    for start in range(0, len(voxels) + 1000, 1000):
+        block = voxels[start : start + 1000]
+        packed = imagecodecs.lz4_encode(block) if block else b""
+        is_packed = len(packed) < len(block)
+        checksum = xxhash.xxh32_intdigest(block, 0x9747B28C) & 0xFFFFFFF if has_checksum and block else 0
+        packed = packed if is_packed else block
+        stored += struct.pack("<8sBiiI", b"LZ4Block", 0x20 if is_packed else 0x10, len(packed), len(block), checksum)
+        stored += packed
+    return stored
+
+
+@pytest.mark.parametrize("has_checksum", [True, False])
+@pytest.mark.parametrize("ids", [IDS, np.random.default_rng(3).integers(2**53, 2**64, SHAPE, np.uint64)])
+def test_a_changed_byte_of_lz4_in_n5_is_found_by_its_checksum(ids, has_checksum):
+    codec = codec_of_n5({"dimensions": SHAPE, "compression": {"type": "lz4"}}, ids.dtype)
+    header = struct.pack(">HHIII", 0, 3, *SHAPE)
+    stored = header + lz4_blocks(ids.astype(">u8").tobytes("F"), has_checksum)
+    np.testing.assert_array_equal(codec.decode(stored, SHAPE), ids)
+    for at in range(len(header) + 25, len(stored) - 21, 997):
+        changed = stored[:at] + bytes([stored[at] ^ 4]) + stored[at + 1 :]
+        if has_checksum:
+            with pytest.raises((ValueError, RuntimeError)):
+                codec.decode(changed, SHAPE)

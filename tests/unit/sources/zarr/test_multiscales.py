@@ -119,6 +119,13 @@ def test_other_transformations_are_refused(step: dict[str, Any], reason: str) ->
         levels_of_ome(attributes)
 
 
+@pytest.mark.parametrize("size", [0, -4])
+def test_voxels_have_a_size(size: int) -> None:
+    for sizes in ([4.0, 4.0, size], [size, 4.0, 4.0]):
+        with pytest.raises(ValueError, match="voxels of size 0 or less"):
+            placed(levels_of_ome(image(([4.0] * 3, None), (sizes, None))))
+
+
 def test_unknown_units_and_axes_are_refused() -> None:
     with pytest.raises(ValueError, match="'parsec' is no length"):
         levels_of_ome(image(([1.0] * 3, None), unit="parsec"))
