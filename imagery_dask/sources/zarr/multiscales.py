@@ -42,6 +42,7 @@ UNITS_NM = {
 }  # fmt: skip
 # Voxels. A place so close to an edge is that edge: it was computed in floats.
 EDGE = Fraction(1, 10**4)
+FURTHEST = 2**40
 # Axes of arrays that do not name them, by their number, in zarr's order.
 DEFAULT_AXES = {2: "yx", 3: "zyx", 5: "tczyx"}
 
@@ -195,8 +196,17 @@ def levels_of_n5(attributes: JsonObject, of_arrays: dict[str, JsonObject]) -> li
         Attributes of the group.
     of_arrays : dict
         Attributes of the arrays in it, by name (``s0``, ``s1``, ...).
+
+    Raises
+    ------
+    ValueError
+        If an array has more axes than there are numbers for.
     """
     levels = []
+    # Of the first level: what other levels have, too, is multiplied by their factors.
+    base, units_of_base = _resolution(attributes)
+    if base is None:
+        base, units_of_base = _resolution(next(iter(of_arrays.values()), {}))
     known = {
         dataset["path"].strip("/"): dataset.get("transform")
         for multiscale in attributes.get("multiscales") or []
@@ -208,20 +218,16 @@ def levels_of_n5(attributes: JsonObject, of_arrays: dict[str, JsonObject]) -> li
         if transform is not None:
             levels.append(_of_transform(name, transform))
             continue
-        size, unit = _resolution(own)
+        size, units = _resolution(own)
         factors = own.get("downsamplingFactors")
         if size is None:
-            size, unit = _resolution(attributes)
+            size, units = base, units_of_base
             factors = factors or (scales[number] if number < len(scales) else None)
-        else:
-            factors = factors if _resolution(attributes)[0] == size else None
-        scale = [exact(n) for n in size or (1, 1, 1)]
-        if factors is not None:
-            scale = [own * exact(factor) for own, factor in zip(scale, factors, strict=True)]
-        offset = [exact(n) for n in own.get("offset") or (0, 0, 0)]
-        levels.append(
-            LevelPlace(name, None, Vec3.of(n * unit for n in scale[:3]), Vec3.of(n * unit for n in offset[:3]))
-        )
+        elif size != base:
+            factors = None
+        ndim = len(own.get("dimensions") or SPACE)
+        scale = _along(size, 1, ndim) * _along(factors, 1, ndim) * units
+        levels.append(LevelPlace(name, None, scale, _along(own.get("offset"), 0, ndim) * units))
     return levels
 
 
@@ -260,6 +266,8 @@ def placed(
         if any(start.denominator != 1 for start in starts):
             at = ", ".join(f"{axis} = {float(start):g}" for axis, start in zip(SPACE, starts, strict=True))
             place = f"it begins at {at} in its voxels, and voxels of a level begin at whole multiples of their size"
+        elif not all(abs(start) <= FURTHEST for start in starts):
+            place = f"it begins at {tuple(starts.map(float))} in its voxels, further away than {FURTHEST}"
         found.append(((level.scale_nm * stretch).map(float), place))
     return found
 
@@ -291,11 +299,23 @@ def _of_transform(name: str, transform: JsonObject) -> LevelPlace:
     return LevelPlace(name, None, _xyz(named, scale, 1), _xyz(named, moved, 0))
 
 
-def _resolution(attributes: JsonObject) -> tuple[Sequence[Any] | None, Fraction]:
-    pixel = attributes.get("pixelResolution")
+def _resolution(attributes: JsonObject) -> tuple[Sequence[Any] | None, Vec3[Fraction]]:
+    """Return the voxel size of a group or array of N5, and its units in nm."""
+    pixel, units = attributes.get("pixelResolution"), attributes.get("units")
     if isinstance(pixel, dict):
-        return pixel["dimensions"], unit_nm(pixel.get("unit"))
-    return pixel or attributes.get("resolution"), unit_nm((attributes.get("units") or [None])[0])
+        size, units = pixel["dimensions"], pixel.get("unit")
+    else:
+        size = pixel or attributes.get("resolution")
+    names = [units] * 3 if units is None or isinstance(units, str) else units[:3]
+    return size, Vec3.of([*map(unit_nm, names), *[Fraction(1)] * (3 - len(names))])
+
+
+def _along(numbers: Sequence[Any] | None, missing: int, ndim: int) -> Vec3[Fraction]:
+    """Return numbers along x, y, z, of an array that may be a plane or have further axes."""
+    given = [exact(number) for number in (numbers or ())[:3]]
+    if given and len(given) < min(ndim, 3):
+        raise ValueError(f"it has {ndim} axes, and {list(numbers or ())} for them")
+    return Vec3.of([*given, *[Fraction(missing)] * (3 - len(given))])
 
 
 def _flat(steps: Sequence[JsonObject]) -> list[JsonObject]:

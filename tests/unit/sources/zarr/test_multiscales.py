@@ -135,6 +135,41 @@ def test_unknown_units_and_axes_are_refused() -> None:
         default_axes(4, first_is_fastest=False)
 
 
+BASE = {"pixelResolution": {"dimensions": [4, 4, 40], "unit": "nm"}}
+FACTORS = [{"downsamplingFactors": [1, 1, 1]}, {"downsamplingFactors": [2, 2, 1]}]
+
+
+@pytest.mark.parametrize(
+    ("group", "arrays"),
+    [
+        ({}, [BASE | factors for factors in FACTORS]),  # of n5-viewer, as each level has them
+        ({}, [BASE, FACTORS[1]]),  # or only the first
+        (BASE, FACTORS),
+        (BASE, [BASE | factors for factors in FACTORS]),
+        (BASE | {"scales": [[1, 1, 1], [2, 2, 1]]}, [{}, {}]),
+        ({}, [BASE, {"resolution": [8, 8, 40]} | FACTORS[1]]),  # its own size is that of the level
+        ({"resolution": [4, 4, 0.04], "units": ["nm", "nm", "um"]}, FACTORS),
+        ({"resolution": [0.004, 0.004, 0.04], "units": "um"}, FACTORS),
+        ({"resolution": [4, 4, 40, 1], "units": ["nm", "nm", "nm", "second"]}, FACTORS),
+    ],
+)
+def test_ways_of_n5_to_say_the_size_of_voxels(group: dict[str, Any], arrays: list[dict[str, Any]]) -> None:
+    levels = levels_of_n5(group, {f"s{number}": own for number, own in enumerate(arrays)})
+    assert placed(levels) == [((4.0, 4.0, 40.0), (0, 0, 0)), ((8.0, 8.0, 40.0), (0, 0, 0))]
+
+
+def test_planes_of_n5_have_two_numbers_and_volumes_three() -> None:
+    plane = {"dimensions": [9, 9], "resolution": [4, 8], "offset": [-4, 16], "units": ["um", "um"]}
+    assert placed(levels_of_n5({}, {"": plane})) == [((4000.0, 8000.0, 1.0), (-1, 2, 0))]
+    with pytest.raises(ValueError, match=r"3 axes, and \[4, 8\] for them"):
+        levels_of_n5({}, {"": plane | {"dimensions": [9, 9, 9]}})
+
+
+def test_places_beyond_all_volumes_are_refused() -> None:
+    ((_, place),) = placed(levels_of_ome(image(([1.0] * 3, [0.0, 0.0, 1e30]))))
+    assert "further away than" in str(place)
+
+
 def test_n5_of_bigdataviewer_and_of_cosem() -> None:
     arrays = {"s0": {}, "s1": {"downsamplingFactors": [2, 2, 1]}}
     levels = levels_of_n5({"pixelResolution": {"dimensions": [0.004, 0.004, 0.04], "unit": "um"}}, arrays)
