@@ -416,6 +416,14 @@ def test_what_cannot_be_read_is_refused_when_it_is_opened(
         open_volume(str(path))
 
 
+@pytest.mark.parametrize("content", ["", '{"pixelResolution": [4, 4', "[]"])
+def test_attributes_of_v2_that_are_cut_are_not_left_out(content: str, data: Any, tmp_path: Path) -> None:
+    path = create(tmp_path / "a.zarr", data.T, zarr_format=2)
+    (path / ".zattrs").write_text(content)
+    with pytest.raises(InvalidInfoError, match=r"\.zattrs of .* is no JSON object"):
+        open_volume(str(path))
+
+
 @pytest.mark.parametrize("separator", [None, "", "_", 1])
 def test_files_of_v2_without_a_known_separator_are_no_fill_values(separator: Any, data: Any, tmp_path: Path) -> None:
     path = create(tmp_path / "a.zarr", data.T, zarr_format=2)

@@ -497,8 +497,12 @@ def _is_there(blob: Blob | None) -> TypeGuard[Blob]:
 
 def _read_attributes(transport: Transport, prefixes: list[str], beside: str) -> dict[str, JsonObject]:
     requests = {Request(f"{prefix}.zattrs", most=LARGEST_METADATA, beside=beside): prefix for prefix in prefixes}
-    return {
-        requests[request]: json_object(bytes(blob.decompressed(LARGEST_METADATA))) or {}
+    found = {
+        requests[request]: json_object(bytes(blob.decompressed(LARGEST_METADATA)))
         for request, blob in transport.get_many(requests)
         if _is_there(blob)
     }
+    for prefix, attributes in found.items():
+        if attributes is None:  # without them voxels would have another size
+            raise InvalidInfoError(f"{prefix}.zattrs of {transport.cloudpath!r} is no JSON object.")
+    return {prefix: attributes for prefix, attributes in found.items() if attributes is not None}
