@@ -101,6 +101,6 @@ def _lost(chunk: UnstoredChunk, store: str, what: str) -> MissingChunkError:
     place = redacted(store.removeprefix("file://"))
     return MissingChunkError(
         f"{redacted(chunk.key)} is not stored, and reads as 0, but the store has {what} there: the file is lost. "
-        f"'imagery-dask versions verify {place}' finds what else is. Restore the file from a copy, or write it again: "
+        f"'imagery-dask versions verify {place}' finds other losses. Restore the file from a copy, or write it again: "
         f"'imagery-dask verify {place}/volume.zarr', then 'imagery-dask export --plan {place}/volume.zarr --repair'."
     )

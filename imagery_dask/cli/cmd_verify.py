@@ -50,12 +50,12 @@ def verify(
 ) -> None:
     r"""Read the export OUT back and compare it with its receipts; or check a volume OUT of another program.
 
-    Of an export, lists the blocks whose bytes have changed or whose chunks or files are missing. The exit code is 1 if
+    For an export, lists the blocks whose bytes have changed or whose chunks or files are missing. The exit code is 1 if
     there are such blocks, or if blocks are not written yet.
 
-    Of a precomputed volume, zarr or N5 without records of an export, reads every chunk of every level, and lists those
+    For a precomputed volume, zarr or N5 without records of an export, reads every chunk of every level, and lists those
     that are damaged or missing. Each level is compared with the finer one on samples: mean, mode, median, striding,
-    nearest. The exit code is 1 if chunks are damaged or missing, or if a level fits the finer one by no method.
+    nearest. The exit code is 1 if chunks are damaged or missing, or if no method fits for a level.
 
     \b
     Examples:

@@ -107,32 +107,32 @@ def _show_plan(new: NewStore, block_mib: float | None) -> None:
 
 
 def _refused(remedy: str) -> Any:
-    """Return the callback of a flag that exports have, and stores have not; it says what to do instead."""
+    """Return the callback of a flag that exports have and version stores do not; its error names the remedy."""
 
     def refuse(context: click.Context, option: click.Parameter, given: bool) -> None:
         del context
         if given:
-            raise click.UsageError(f"{option.opts[0]} is not for stores of versions. {remedy}")
+            raise click.UsageError(f"{option.opts[0]} is not for version stores. {remedy}")
 
     return refuse
 
 
 _REPLACE = (
-    "All versions of a store would be gone: remove OUT first, or choose another name. 'versions add' adds a version."
+    "It would remove all versions of OUT: remove OUT yourself, or choose another name. 'versions add' adds a version."
 )
 _flagged: Any = stop_layers(dry_run(block_option(limit_options(_create))))
 for _flag, _remedy in (("--overwrite", _REPLACE), ("--repair", REPAIR.format(out="OUT"))):
     _flagged = click.option(_flag, is_flag=True, hidden=True, expose_value=False, callback=_refused(_remedy))(_flagged)
 for _option in reversed([*click_options(StoreOptions)]):
     _flagged = _option(_flagged)
-_flagged = click.option("--image", is_flag=True, help="Export the imagery too; --image-source does.")(_flagged)
+_flagged = click.option("--image", is_flag=True, help="Export the imagery too; --image-source implies it.")(_flagged)
 
 versions.command(
     "create",
     help="""Export the supervoxels of a region to OUT, and look up their roots at a first version.
 
     Run the same command again to resume, or to see that nothing is left to do. Without --version and --timestamp, the
-    first version is that of the first call's moment.
+    first version is the moment of the first call.
 
     \b
     Examples:
@@ -162,7 +162,7 @@ def add(
 ) -> None:  # fmt: skip
     r"""Add a version to OUT: the roots of its supervoxels at a later or earlier moment.
 
-    Only supervoxels are sent to the server whose roots have changed since the nearest version of OUT; no voxel is read.
+    Only supervoxels whose roots have changed since the nearest version of OUT are sent to the server; no voxel is read.
     Run the same command again to resume.
 
     \b
@@ -246,7 +246,7 @@ def remove(out: str, version: int | None, timestamp: str | None) -> None:
 @click.option("--sample", type=MissingType(), default=1.0, metavar="P%", show_default="100%",
               help="Percentage of the blocks whose voxels are counted again.")  # fmt: skip
 @click.option("--live", type=click.IntRange(min=0), default=0, metavar="N",
-              help="Ask the server for the roots of N supervoxels of each version again.")  # fmt: skip
+              help="Look up the roots of N supervoxels of each version again on the server.")  # fmt: skip
 @click.option("--seed", type=int, metavar="N", help="Seed of the random choice.")
 def verify(out: str, sample: float, live: int, seed: int | None) -> None:
     r"""Read OUT back: the hash of each table, and supervoxels against voxels.

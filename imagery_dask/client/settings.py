@@ -317,8 +317,8 @@ def _check_sparse(graph: ChunkedGraph | None, root_ids: RootIds) -> None:
         reason = f"it reads the graph chunks of listed objects, and root_ids is {root_ids!r}; list root ids"
     elif graph.splits_supervoxels:
         reason = (
-            "supervoxels of this graph are split, and its server lists the pieces of later splits too. A store of "
-            "versions knows where objects were: 'imagery-dask versions create'"
+            "supervoxels of this graph are split, and its server lists the pieces of later splits too. A version "
+            "store knows where objects were: 'imagery-dask versions create'"
         )
     elif graph.chunk_bits is None:
         reason = "the info of the graph has no spatial_bit_masks, which say where ids have their chunk"

@@ -74,8 +74,8 @@ def export_of(plan: ExportPlan) -> Export:
     """Return the export that a plan describes; computed arrays are replaced by zeros."""
     if plan.kind == TABLE:
         raise ValueError(
-            f"{plan.url} is a table of a store of versions: imagery-dask versions verify checks the store; versions "
-            "create and add go on with what was interrupted."
+            f"{plan.url} is a table of a version store: imagery-dask versions verify checks the store; versions "
+            "create and add resume it."
         )
     kind = KINDS[plan.kind]
     export = kind.make(data_of(plan.volumes), plan.url, kind.options.from_json(plan.options))

@@ -41,7 +41,7 @@ class Cutout:
     Parameters
     ----------
     path : str
-        CloudVolume path of the layer.
+        Cloud path of the layer.
     mip : Mip
         Level that is read.
     stored_dtype : str

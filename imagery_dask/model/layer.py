@@ -84,7 +84,7 @@ class Layer:
     Parameters
     ----------
     path : str
-        CloudVolume path.
+        Cloud path.
     kind : str
         ``"image"`` or ``"segmentation"``.
     dtype : str

@@ -69,7 +69,7 @@ class SourceHandle:
     Parameters
     ----------
     path : str
-        CloudVolume path.
+        Cloud path.
     mip : Mip
         Level, as in the info when the handle was made.
     missing : {"fill", "error"}
@@ -235,7 +235,7 @@ def _opened(path: str) -> StoredVolume:
 
                 reason = (
                     unreadable_layers(location_of(path))
-                    or _store_of_versions(location_of(path))
+                    or _version_store(location_of(path))
                     or f"Nor is it zarr or N5, which have {', '.join(METADATA)}."
                 )
                 raise SourceNotFoundError(f"{error} {reason}") from error
@@ -245,13 +245,13 @@ def _opened(path: str) -> StoredVolume:
     return ZarrVolume(path)
 
 
-def _store_of_versions(location: str) -> str:
-    """Return why a store of versions on this machine is no volume; "" if it is none."""
+def _version_store(location: str) -> str:
+    """Return why a version store on this machine is no volume; "" if it is not a version store."""
     folder = local_folder(location)
     if folder is None or not os.path.isfile(os.path.join(folder, "versions.json")):
         return ""
     return (
-        "It is a store of versions, which 'imagery-dask versions' and open_versions read; volume.zarr in it has the "
+        "It is a version store, which 'imagery-dask versions' and open_versions read; volume.zarr in it has the "
         "supervoxels."
     )
 
@@ -327,7 +327,7 @@ def stamp_of(path: str, levels: Iterable[int], fresh: bool = False) -> dict[str,
     Parameters
     ----------
     path : str
-        CloudVolume path.
+        Cloud path.
     levels : iterable of int
         Mips that are read; changes of others do not count.
     fresh : bool

@@ -1,4 +1,4 @@
-"""Make a store of versions: the volume of supervoxels, their table, and their roots at a first version.
+"""Make a version store: the volume of supervoxels, their table, and their roots at a first version.
 
 Each step is an export of its own, and the next begins when it is complete::
 
@@ -137,7 +137,7 @@ def create_versions(
     max_workers: int | None = None,
     progress: bool | Callable[[RunReport], None] = True,
 ) -> VersionsReport:
-    """Make a store of versions of a dynamic segmentation: supervoxels once, and the roots of a first version.
+    """Make a version store of a dynamic segmentation: supervoxels once, and the roots of a first version.
 
     Further versions are added with `add_version`, and the store is read with `open_versions`, without a server. The
     same call resumes after an interruption, and does nothing when the store is complete.
@@ -164,7 +164,7 @@ def create_versions(
     image_mip, segmentation_mip : int, optional
         Levels to read; by default the client's.
     chunks, shards, levels, codec
-        As for `to_zarr`, but that shards agree with graph chunks by default.
+        As for `to_zarr`. By default, chunks are about cubes in nm, and shards agree with graph chunks.
     {parameters}
 
     Returns
@@ -398,8 +398,8 @@ def _notes(facts: StoreFacts, chunk: Vec3[int], phase: Vec3[int]) -> tuple[str, 
     start = facts.grid.start - (chunk - phase) % chunk
     stop = start + (facts.grid.stop - start).ceil_div(chunk) * chunk
     return (
-        f"The bounds begin within graph chunks, which shards cut therefore; bounds {tuple(start)} to {tuple(stop)} "
-        f"(voxels of {tuple(facts.resolution_nm)} nm) would not.",
+        f"The bounds do not begin at edges of graph chunks, so shards cut graph chunks. With bounds {tuple(start)} to "
+        f"{tuple(stop)} (voxels of {tuple(facts.resolution_nm)} nm) they would not.",
     )
 
 
@@ -472,7 +472,7 @@ def refuse_other(store: StorePlaces, request: JsonObject) -> bool:
     others = (name for name in store.files.names() if name != "lease.json" and ".partial" not in name)
     if (other := next(others, None)) is not None:
         raise FileExistsError(
-            f"{store.url} exists, and is no store of versions: it holds {other!r}. Choose another name."
+            f"{store.url} exists, and is not a version store: it holds {other!r}. Choose another name."
         )
     return False
 

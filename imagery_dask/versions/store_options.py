@@ -35,7 +35,7 @@ class StoreOptions:
 
     chunks: Sequence[int] | None = option(
         None,
-        "Chunk shape in voxels, X,Y,Z.  [default: 16 to 128, about a cube in nm, a part of a graph chunk]",
+        "Chunk shape in voxels, X,Y,Z.  [default: about a cube in nm, 16 to 128 voxels long, a part of a graph chunk]",
         syntax="shape",
     )
     shards: Sequence[int] | Literal["auto"] | None = option(

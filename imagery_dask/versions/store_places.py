@@ -39,7 +39,7 @@ class StorePlaces:
     def __init__(self, url: str | os.PathLike[str]) -> None:
         self.url = StoreTarget(url).url
         if parse_bucket_url(self.url).scheme not in ("file", "s3", "gs"):
-            raise ValueError(f"A store of versions is a local folder or in a bucket (s3://, gs://); got {url!r}.")
+            raise ValueError(f"A version store is a local folder or in a bucket (s3://, gs://); got {url!r}.")
 
     @property
     def files(self) -> Files:

@@ -1,4 +1,4 @@
-"""Check a store of versions: its tables against their hashes, each other, the voxels, and the server."""
+"""Check a version store: its tables against their hashes, each other, the voxels, and the server."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def out(tmp_path_factory: pytest.TempPathFactory, world: World) -> Path:
 
 @pytest.fixture(params=["graph", "store"])
 def words(request: pytest.FixtureRequest, world: World, server: CaveServer, out: Path) -> Words:
-    """Return the command line of an export of two large objects, from a graph server or a store of versions."""
+    """Return the command line of an export of two large objects, from a graph server or a version store."""
     moment = math.ceil(world.versions[3].timestamp)
     ids, counts = np.unique(world.roots_volume(moment), return_counts=True)
     roots = ids[ids != 0][np.argsort(-counts[ids != 0])][[2, 4]].tolist()

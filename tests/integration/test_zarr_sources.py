@@ -386,9 +386,9 @@ def shards(size: int) -> dict[str, Any]:
         ({"fill_value": 1.5}, "fill_value 1.5"),
         ({"fill_value": "18446744073709551616"}, "fill_value 18446744073709551616"),
         ({"fill_value": math.inf}, "no usable values: cannot convert float infinity"),
-        ({"shape": [30, 50, 40.5]}, "40.5], which are no whole numbers"),
+        ({"shape": [30, 50, 40.5]}, "40.5], which are not whole numbers"),
         ({"shape": [30, 50, math.inf]}, "no usable values: cannot convert float infinity"),
-        ({"shape": [30, 50, "40"]}, "'40'], which are no whole numbers"),
+        ({"shape": [30, 50, "40"]}, "'40'], which are not whole numbers"),
         *(
             (
                 {"chunk_key_encoding": {"name": name, "configuration": {"separator": separator}}},
@@ -397,7 +397,7 @@ def shards(size: int) -> dict[str, Any]:
             for name in ("default", "v2")
             for separator in (None, "", "_", "../", 1)
         ),
-        ({"attributes": ["x"]}, "attributes in zarr.json .* are no object"),
+        ({"attributes": ["x"]}, "attributes in zarr.json .* are not a JSON object"),
         *(
             (
                 {"codecs": [{"name": "sharding_indexed", "configuration": sharding}], "chunk_grid": regular(outer)},

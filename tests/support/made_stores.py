@@ -1,4 +1,4 @@
-"""Helpers for tests of stores of versions: stores of a small world, and what their tables should hold."""
+"""Helpers for tests of version stores: stores of a small world, and what their tables should hold."""
 
 from __future__ import annotations
 

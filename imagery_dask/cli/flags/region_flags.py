@@ -27,8 +27,8 @@ Box = tuple[tuple[float, ...], tuple[float, ...]]
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 SOURCES = (
-    click.option("--image-source", metavar="URL", help="Imagery to export, a CloudVolume path."),
-    click.option("--segmentation-source", metavar="URL", help="Segmentation to export, a CloudVolume path."),
+    click.option("--image-source", metavar="URL", help="Imagery to read: precomputed, zarr or N5."),
+    click.option("--segmentation-source", metavar="URL", help="Ids to read: precomputed, zarr, N5 or graphene://."),
 )  # fmt: skip
 BOUNDS = click.option(
     "--bounds", nargs=6, type=float, metavar="X0 Y0 Z0 X1 Y1 Z1",
@@ -47,7 +47,7 @@ MISSING = click.option(
 OPTIONS = (
     *SOURCES,
     click.option("--versions", metavar="STORE",
-                 help="Store of versions to export from, without a server; --version or --timestamp says which."),
+                 help="Version store to export from, without a server; --version or --timestamp says which version."),
     click.option("--as-segmentation", is_flag=True,
                  help="Read --segmentation-source as ids even if its info says that it is an image."),
     cave_options,
@@ -61,8 +61,8 @@ OPTIONS = (
     click.option("--root-ids", type=RootIdsType(), default="all", show_default=True,
                  help="Objects to keep; none writes the ids as stored (supervoxel ids)."),
     click.option("--sparse", is_flag=True,
-                 help="Read only the graph chunks that hold --root-ids, which the graph server is asked for. Stores of "
-                      "versions know them, and are read so in any case."),
+                 help="Read only the graph chunks that hold --root-ids; the graph server lists them, once per object. "
+                      "A version store lists them itself, and is always read so."),
     MISSING,
 )  # fmt: skip
 

@@ -65,7 +65,7 @@ def downsample(
     url : str or path
         The volume, in a folder or a bucket: OME-Zarr 0.4 or 0.5 (an image, or one of its labels), or precomputed.
     levels : int or "auto"
-        Number of levels in the end, with those that are there. ``"auto"`` adds levels until no axis is longer than 512
+        Number of levels in the end, existing ones included. ``"auto"`` adds levels until no axis is longer than 512
         voxels. Each halves the axes whose voxels are finest.
     kind : {"image", "segmentation"}, optional
         What voxels are: intensities, of which coarser voxels are the mean, or ids, of which they are the most frequent

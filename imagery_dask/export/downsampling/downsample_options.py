@@ -31,7 +31,7 @@ class DownsampleOptions:
 
     levels: int | Literal["auto"] = option(
         "auto",
-        "Levels that the volume has at the end, with those that are there; auto: down to 512 voxels.",
+        "Levels of the volume in the end, the existing ones included; auto: down to 512 voxels.",
         syntax="levels",
         choices=("auto",),
     )
@@ -73,7 +73,7 @@ class DownsampleOptions:
     def __post_init__(self) -> None:
         levels = checked_levels(self.levels)
         if levels == "source":
-            raise ValueError("levels must be 'auto' or a whole number: new levels are made of those that are there.")
+            raise ValueError("levels must be 'auto' or a whole number: new levels are made from existing ones.")
         object.__setattr__(self, "levels", levels)
         choice("kind", self.kind, (*get_args(Kind), None))
         choice("compress", self.compress, ("auto", "gzip", "br", None))

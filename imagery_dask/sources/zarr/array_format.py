@@ -228,13 +228,13 @@ def _fill(value: Any, dtype: np.dtype[Any]) -> bool | int | float:
 
 def _shape(sizes: Sequence[Any]) -> Shape:
     if any(int(size) != size for size in sizes):
-        raise ValueError(f"its shape or its chunks are {sizes!r}, which are no whole numbers")
+        raise ValueError(f"its shape or its chunks are {sizes!r}, which are not whole numbers")
     return tuple(int(size) for size in sizes)
 
 
 def _separator(name: Any) -> str:
     if name not in (".", "/"):  # with another one, no file would be found, and each chunk would be the fill value
-        raise ValueError(f"its files have the separator {name!r}; '.' and '/' are possible")
+        raise ValueError(f"its chunk keys have the separator {name!r}; only '.' and '/' are valid")
     return str(name)
 
 

@@ -314,7 +314,7 @@ def _along(numbers: Sequence[Any] | None, missing: int, ndim: int) -> Vec3[Fract
     """Return numbers along x, y, z, of an array that may be a plane or have further axes."""
     given = [exact(number) for number in (numbers or ())[:3]]
     if given and len(given) < min(ndim, 3):
-        raise ValueError(f"it has {ndim} axes, and {list(numbers or ())} for them")
+        raise ValueError(f"it has {ndim} axes, but its metadata has the numbers {list(numbers or ())} for them")
     return Vec3.of([*given, *[Fraction(missing)] * (3 - len(given))])
 
 

@@ -93,7 +93,7 @@ def _damage_of_blosc(content: bytes, size: int) -> str:
     """Follow the lengths of the compressed streams of each block, which lie in any order."""
     _, _, flags, _, voxel_bytes, block_bytes, stored_bytes = BLOSC_HEADER.unpack_from(content)
     if voxel_bytes != size or stored_bytes != len(content):
-        return f"its header says {voxel_bytes} bytes in {stored_bytes}, and it has {size} in {len(content)}"
+        return f"its header says {voxel_bytes} bytes in {stored_bytes}, but it has {size} in {len(content)}"
     head = BLOSC_HEADER.size
     if flags & BLOSC_MEMCPYED:
         return "" if stored_bytes == size + head else f"it has {stored_bytes - head} bytes, not {size}"
@@ -107,17 +107,17 @@ def _damage_of_blosc(content: bytes, size: int) -> str:
         while at < end:
             (length,) = BLOSC_LENGTH.unpack_from(content, at)
             if length <= 0:
-                return f"a stream of it has {length} bytes"
+                return f"one of its streams has {length} bytes"
             at += BLOSC_LENGTH.size + length
         if at != end:
-            return f"a block of it ends at byte {at}, and the next one begins at {end}"
+            return f"one of its blocks ends at byte {at}, and the next one begins at {end}"
     return ""
 
 
 def _damage_of_zstd(content: bytes, size: int) -> str | None:
     """Follow the headers of the blocks of a frame."""
     if content[:4] != ZSTD_MAGIC:
-        return "it does not begin as zstd does"
+        return "it does not begin with the magic number of zstd"
     flags = content[4]
     is_single = flags >> 5 & 1
     size_bytes = ZSTD_SIZE_BYTES[flags >> 6] or is_single
@@ -135,6 +135,6 @@ def _damage_of_zstd(content: bytes, size: int) -> str | None:
             return f"it ends after {len(content)} bytes"
         is_last, kind, length = header & 1, header >> 1 & 3, header >> 3
         if kind == ZSTD_RESERVED:
-            return f"a block of it at byte {at} is of no kind"
+            return f"its block at byte {at} is of an unknown kind"
         at += ZSTD_BLOCK_HEADER + (1 if kind == ZSTD_RLE else length)
-    return "" if at == len(content) else f"its frame ends at byte {at}, and it has {len(content)}"
+    return "" if at == len(content) else f"its frame ends at byte {at}, and it has {len(content)} bytes"

@@ -473,7 +473,7 @@ def _read_nodes(
                 own, is_array = content.get("attributes") or {}, content.get("node_type") == "array"
                 if not isinstance(own, dict):
                     raise InvalidInfoError(
-                        f"The attributes in {prefix}{name} of {transport.cloudpath!r} are no object."
+                        f"The attributes in {prefix}{name} of {transport.cloudpath!r} are not a JSON object."
                     )
             elif name == "attributes.json":
                 own, is_array = content, "dimensions" in content

@@ -229,5 +229,5 @@ def test_a_folder_without_a_store_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_store_that_is_opened_as_a_volume_says_what_reads_it(out: Path) -> None:
-    with pytest.raises(SourceNotFoundError, match=r"a store of versions, .*open_versions.*volume\.zarr"):
+    with pytest.raises(SourceNotFoundError, match=r"a version store, .*open_versions.*volume\.zarr"):
         open_volume(str(out))
