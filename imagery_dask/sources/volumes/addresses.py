@@ -54,7 +54,7 @@ def normalize_path(path: str) -> str:
     Raises
     ------
     TypeError, ValueError, SourceError
-        If `path` is not a path, its scheme is unknown, or its format is neither precomputed nor graphene.
+        If `path` is not a path, its scheme is unknown, or its format cannot be read.
     """
     if isinstance(path, os.PathLike):
         path = os.fspath(path)
