@@ -14,7 +14,7 @@ from typing import Any
 
 import deflate
 
-__all__ = ["LARGEST_FILE", "compress", "decompress", "encodings_of"]
+__all__ = ["LARGEST_FILE", "ZLIB", "compress", "decompress", "encodings_of", "joined_streams", "too_large"]
 
 # Largest decompressed file where the caller knows no smaller limit.
 LARGEST_FILE = 2**31
@@ -86,23 +86,26 @@ def _gzip(content: bytes, most: int) -> bytes:
             whole = b""
         if len(whole) == length:
             return whole
-    return _members(content, most, lambda: zlib.decompressobj(GZIP))
+    return joined_streams(content, most, lambda: zlib.decompressobj(GZIP))
 
 
 def _deflate(content: bytes, most: int) -> bytes:
     # "deflate" of HTTP has a header of zlib, but some servers leave it out.
     bits = ZLIB if content[:1] == b"\x78" else RAW_DEFLATE
-    return _members(content, most, lambda: zlib.decompressobj(bits))
+    return joined_streams(content, most, lambda: zlib.decompressobj(bits))
 
 
-def _members(content: bytes, most: int, new: Callable[[], Any]) -> bytes:
-    """Return the joined content of the streams in a file, with the decompressor of the standard library."""
+def joined_streams(content: bytes, most: int, new: Callable[[], Any]) -> bytes:
+    """Return the joined content of the streams in a file, by decompressors of the standard library.
+
+    Raise ValueError if they are truncated, or have more than `most` bytes; a decompressor has errors of its own.
+    """
     pieces, room, rest = [], most, content
     while rest:
         stream = new()
         piece = stream.decompress(rest, room + 1)
         if len(piece) > room:
-            raise _too_large(most)
+            raise too_large(most)
         if not stream.eof:
             raise ValueError("its compression is truncated")
         pieces.append(piece)
@@ -121,7 +124,7 @@ def _brotli(content: bytes, most: int) -> bytes:
         pieces.append(stream.process(b"", output_buffer_limit=most + 1 - size))
         size += len(pieces[-1])
     if size > most:
-        raise _too_large(most)
+        raise too_large(most)
     if not stream.is_finished():
         raise ValueError("its compression is truncated")
     return b"".join(pieces)
@@ -131,7 +134,7 @@ def _zstd(content: bytes, most: int) -> bytes:
     import zstandard
 
     if zstandard.frame_content_size(content) > most:
-        raise _too_large(most)
+        raise too_large(most)
     whole = content.rstrip(b"\0")
     # A frame need not have a checksum, and blocks that do not become smaller are stored as they are, but only if less
     # than a sixty-fourth would be saved. A longer tail of zeros is either padding, or what was lost.
@@ -141,7 +144,8 @@ def _zstd(content: bytes, most: int) -> bytes:
     return bytes(zstandard.ZstdDecompressor().decompress(content, max_output_size=most))
 
 
-def _too_large(most: int) -> ValueError:
+def too_large(most: int) -> ValueError:
+    """Return the error of content with more than `most` bytes."""
     return ValueError(f"it has more than {most} bytes after decompression, more than it can have")
 
 
@@ -150,6 +154,6 @@ DECOMPRESSORS: dict[str, Callable[[bytes, int], bytes]] = {
     "deflate": _deflate,
     "br": _brotli,
     "zstd": _zstd,
-    **dict.fromkeys(("bz2", "bzip2"), lambda content, most: _members(content, most, bz2.BZ2Decompressor)),
-    **dict.fromkeys(("xz", "lzma"), lambda content, most: _members(content, most, lzma.LZMADecompressor)),
+    **dict.fromkeys(("bz2", "bzip2"), lambda content, most: joined_streams(content, most, bz2.BZ2Decompressor)),
+    **dict.fromkeys(("xz", "lzma"), lambda content, most: joined_streams(content, most, lzma.LZMADecompressor)),
 }

@@ -6,10 +6,13 @@ https://github.com/saalfeldlab/n5#file-system-specification, and LZ4BlockOutputS
 
 from __future__ import annotations
 
+import lzma
 import math
 import struct
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import google_crc32c
@@ -17,13 +20,17 @@ import numpy as np
 from xxhash import xxh32_intdigest
 
 from imagery_dask.annotations import Array, JsonObject
+from imagery_dask.sources.files.compression import ZLIB, decompress, joined_streams, too_large
 
 __all__ = ["ChunkCodec", "UnknownCodecError", "codec_of_n5", "codec_of_v2", "codec_of_v3", "without_checksum"]
 
 Shape = tuple[int, ...]
 Buffer = Any  # bytes, memoryview or an array of bytes
-# What turns stored bytes into those before a codec.
-Step = Callable[[Buffer], Any]
+# What turns stored bytes into those before a codec, of which there are at most so many; and the same of voxels.
+Step = Callable[[Buffer, int], Any]
+VoxelStep = Callable[[Array], Any]
+# Bytes before a codec, for each byte of voxels and in addition: filters may store 8 bytes for one.
+DECODED_AT_MOST, HEADERS_AT_MOST = 16, 2**16
 CRC_BYTES = 4
 SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
 # Codecs of zarr v3 that change voxels, not bytes, and have a decoder in numcodecs.
@@ -77,7 +84,7 @@ class ChunkCodec:
     dtype: np.dtype[Any]
     steps: Sequence[Step] = ()
     order: Shape | None = None
-    of_voxels: Sequence[Step] = ()
+    of_voxels: Sequence[VoxelStep] = ()
     has_header: bool = False
 
     def decode(self, content: Buffer, shape: Shape) -> Array:
@@ -97,8 +104,9 @@ class ChunkCodec:
         """
         if self.has_header:
             content, shape = _without_header(content, shape)
+        most = DECODED_AT_MOST * math.prod(shape) * self.dtype.itemsize + HEADERS_AT_MOST
         for step in self.steps:
-            content = step(content)
+            content = step(content, most)
         # As bytes: a filter stores another data type, and each takes them for its own.
         flat = np.frombuffer(content, np.uint8)
         for step in self.of_voxels:
@@ -126,7 +134,7 @@ def codec_of_v3(codecs: Sequence[Any], dtype: np.dtype[Any], ndim: int) -> Chunk
     """Return the codec of chunks of zarr v3, for the ``codecs`` of an array or of its shards."""
     order: Shape | None = None
     steps: list[Step] = []
-    of_voxels: list[Step] = []
+    of_voxels: list[VoxelStep] = []
     names = []
     for codec in codecs:
         name, configuration = name_of(codec), configuration_of(codec)
@@ -137,14 +145,16 @@ def codec_of_v3(codecs: Sequence[Any], dtype: np.dtype[Any], ndim: int) -> Chunk
             big = configuration.get("endian", "little") == "big"
             dtype = dtype.newbyteorder(">" if big else "<") if dtype.itemsize > 1 else dtype
         elif name == "crc32c":
-            steps.append(without_checksum)
+            steps.append(lambda content, most: without_checksum(content))
         elif name in ("blosc", "zstd", "gzip"):
             steps.append(_decoder({"id": name} | _of_v3(name, configuration)))
             names.append(name)
         elif name.startswith("numcodecs."):
-            is_filter = plain in OF_VOXELS
             config = {"id": plain} | configuration
-            (of_voxels if is_filter else steps).append(_filter(config, dtype) if is_filter else _decoder(config))
+            if plain in OF_VOXELS:
+                of_voxels.append(_filter(config, dtype))
+            else:
+                steps.append(_decoder(config))
             names.append(plain)
         else:
             raise UnknownCodecError(name)
@@ -164,7 +174,7 @@ def codec_of_n5(attributes: JsonObject, dtype: np.dtype[Any]) -> ChunkCodec:
     elif name == "jpeg":
         import imagecodecs
 
-        steps = [lambda content: np.ascontiguousarray(imagecodecs.jpeg_decode(bytes(content))).reshape(-1)]
+        steps = [lambda content, most: np.ascontiguousarray(imagecodecs.jpeg_decode(bytes(content))).reshape(-1)]
     else:
         ids = {"gzip": "zlib" if compression.get("useZlib") else "gzip", "bzip2": "bz2", "xz": "lzma"}
         known = ids.get(name, name)
@@ -207,7 +217,26 @@ def _named(names: Sequence[str]) -> str:
 
 
 def _decoder(config: Mapping[str, Any]) -> Step:
-    """Return the decoder of a codec, given as numcodecs has it."""
+    """Return the decoder of a codec of bytes, given as numcodecs has it."""
+    codec = _numcodec(config)
+    match str(config["id"]):
+        case "blosc":
+            return _decode_blosc
+        case "gzip" | "bz2" as name:
+            return lambda content, most: decompress(bytes(content), name, most)
+        case "zlib":
+            return lambda content, most: joined_streams(bytes(content), most, lambda: zlib.decompressobj(ZLIB))
+        case "lzma":
+            new = partial(lzma.LZMADecompressor, codec.format, None, codec.filters)
+            return lambda content, most: joined_streams(bytes(content), most, new)
+        case "zstd":
+            return partial(_decode_zstd, codec.decode)
+        case "lz4":
+            return partial(_decode_lz4, codec.decode)
+    return lambda content, most: codec.decode(content)
+
+
+def _numcodec(config: Mapping[str, Any]) -> Any:
     import numcodecs
 
     name = str(config.get("id"))
@@ -216,21 +245,42 @@ def _decoder(config: Mapping[str, Any]) -> Step:
             from imagecodecs.numcodecs import register_codecs
 
             register_codecs(verbose=False)
-        codec = numcodecs.get_codec(dict(config))
+        return numcodecs.get_codec(dict(config))
     except Exception as error:
         remedy = f"numcodecs says: {error}. If a package has it, install it, also for workers."
         raise UnknownCodecError(name, remedy) from error
-    return _decode_blosc if name == "blosc" else codec.decode
 
 
-def _decode_blosc(content: Buffer) -> Any:
+def _decode_blosc(content: Buffer, most: int) -> Any:
     """Decode by c-blosc2, which needs 0.6 to 0.8 of the time of c-blosc, and does not read past a truncated chunk."""
     import imagecodecs
 
+    _check_size(int.from_bytes(memoryview(content).cast("B")[4:8], "little"), most)
     return imagecodecs.blosc2_decode(content, numthreads=1)
 
 
-def _filter(config: Mapping[str, Any], dtype: np.dtype[Any]) -> Step:
+def _decode_zstd(decode: Callable[[Buffer], Any], content: Buffer, most: int) -> Any:
+    import zstandard
+
+    size = zstandard.frame_content_size(content)
+    if size < 0:  # which the frame does not say
+        return decompress(bytes(content), "zstd", most)
+    _check_size(size, most)
+    return decode(content)
+
+
+def _decode_lz4(decode: Callable[[Buffer], Any], content: Buffer, most: int) -> Any:
+    """Decode a chunk that begins with its size, as numcodecs writes it."""
+    _check_size(int.from_bytes(memoryview(content).cast("B")[:4], "little"), most)
+    return decode(content)
+
+
+def _check_size(size: int, most: int) -> None:
+    if size > most:
+        raise too_large(most)
+
+
+def _filter(config: Mapping[str, Any], dtype: np.dtype[Any]) -> VoxelStep:
     """Return the decoder of a codec of voxels; raise if it makes floats of integers that floats do not hold."""
     name, float_bytes = str(config.get("id")), 0
     if name == "fixedscaleoffset":
@@ -242,7 +292,8 @@ def _filter(config: Mapping[str, Any], dtype: np.dtype[Any]) -> Step:
             f"its filter {name!r} makes floats of {dtype.name}, and floats change ids above 2**53 (in 4 bytes, above "
             "2**24). Write the array again without this filter, from data that never had it"
         )
-    return _decoder(config)
+    codec = _numcodec(config)
+    return lambda voxels: codec.decode(voxels)
 
 
 def _of_v3(name: str, configuration: JsonObject) -> JsonObject:
@@ -280,16 +331,20 @@ def _without_header(content: Buffer, most: Shape) -> tuple[memoryview, Shape]:
     return view[at + 4 * (ndim + (mode == N5_VARLENGTH)) :], shape
 
 
-def _decode_lz4_blocks(content: Buffer) -> bytes:
+def _decode_lz4_blocks(content: Buffer, most: int) -> bytes:
     import imagecodecs
 
     view, at, parts = memoryview(content).cast("B"), 0, []
+    room = most
     while at < len(view):
         magic, token, size, decoded, checksum = LZ4_BLOCK.unpack_from(view, at)
         at += LZ4_BLOCK.size
         method = token & LZ4_METHOD
         if magic != LZ4_MAGIC or size < 0 or at + size > len(view) or method not in (LZ4_RAW, LZ4_COMPRESSED):
             raise ValueError("it has a damaged block of lz4")
+        room -= decoded
+        if room < 0:
+            raise too_large(most)
         part = bytes(view[at : at + size])
         part = part if method == LZ4_RAW else bytes(imagecodecs.lz4_decode(part, out=decoded))
         if len(part) != decoded or (checksum and (xxh32_intdigest(part, LZ4_SEED) ^ checksum) & LZ4_CHECKED):

@@ -1,6 +1,7 @@
 """Chunks decode to what their codec was given, and to nothing where bytes of them are lost."""
 
 import struct
+import tracemalloc
 
 import imagecodecs
 import numcodecs
@@ -60,3 +61,15 @@ def test_a_changed_byte_of_lz4_in_n5_is_found_by_its_checksum(ids, has_checksum)
         if has_checksum:
             with pytest.raises((ValueError, RuntimeError)):
                 codec.decode(changed, SHAPE)
+
+
+@pytest.mark.parametrize("compressor", COMPRESSORS, ids=repr)
+def test_a_chunk_that_would_become_far_larger_than_its_voxels_is_not_decompressed(compressor):
+    codec = codec_of_v2({"shape": SHAPE, "compressor": compressor.get_config()}, IDS.dtype)
+    stored = compressor.encode(np.zeros(2**25, np.uint8))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="bytes after decompression, more than it can have"):
+        codec.decode(stored, SHAPE)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 2**24  # of which LZMA takes 8 MiB
