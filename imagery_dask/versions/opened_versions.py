@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from imagery_dask.arrays.lazy import lazy_dataarray, shared_block_edges
@@ -26,23 +24,18 @@ from imagery_dask.sources import normalize_path, open_volume
 from imagery_dask.sources.graph.root_tables import IdTable, column_of_layer, id_table
 from imagery_dask.storage.atomic_files import Files
 from imagery_dask.urls import redacted
-from imagery_dask.validate import choice, expanded_path, root_id, triple, whole_number
+from imagery_dask.validate import expanded_path, root_id, triple, whole_number
 from imagery_dask.versions.differences import Difference, difference
-from imagery_dask.versions.object_tables import (
-    ObjectPlace,
-    objects_of,
-    place_of,
-    roots_among,
-    supervoxels_of,
-    unmatched,
-)
+from imagery_dask.versions.object_tables import ObjectPlace, objects_of, place_of
 from imagery_dask.versions.recorded import Recorded, Version, find, recorded_in
+from imagery_dask.versions.stale_roots import check_listed_roots, describe_stale
 from imagery_dask.versions.version_store import SUPERVOXELS, read_facts
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
+    from imagery_dask.client.cave_queries import StaleRoots
     from imagery_dask.export.zarr.zarr_options import OmeVersion
     from imagery_dask.geometry.pyramid import Levels
     from imagery_dask.run import RunReport
@@ -52,8 +45,6 @@ if TYPE_CHECKING:
 
 __all__ = ["VersionStore", "open_versions"]
 
-StaleRoots = Literal["error", "warn"]
-IDS_NAMED = 5
 LISTED = 10
 
 
@@ -210,7 +201,7 @@ class VersionStore:
         recorded, wanted = find(self.url, version), root_id("root", root)
         place = place_of(self.supervoxels, recorded.table, wanted) if wanted else None
         if place is None:
-            raise OutdatedRootsError(self._stale([wanted], 1, recorded))
+            raise OutdatedRootsError(describe_stale([wanted], 1, self.url, recorded))
         return place
 
     def diff(self, a: Version, b: Version) -> Difference:
@@ -440,9 +431,8 @@ class VersionStore:
         stale_roots: StaleRoots = "error",
     ) -> dict[str, Cutout]:
         """Return the cutouts of `at`, by the name of their layer."""
-        choice("stale_roots", stale_roots, ("error", "warn"))
         rule = self.rule(recorded, root_ids, stop_layer, as_int64)
-        rule = self._checked(rule, recorded, stale_roots)
+        check_listed_roots(rule, self.url, recorded, stale_roots)
         cutouts: dict[str, Cutout] = {}
         for name in ("image", "segmentation"):
             if name not in self.facts.layers:
@@ -470,41 +460,6 @@ class VersionStore:
                 "which they are given."
             )
         return cutout
-
-    def _checked(self, rule: LabelRule, recorded: Recorded, stale: StaleRoots) -> LabelRule:
-        """Return a rule without ids that no supervoxel has; raise, or warn, if there are any."""
-        keep = [value for value in rule.keep or () if value]
-        if rule.query is None or not keep:
-            return rule
-        absent = unmatched(recorded.table, keep)
-        if absent:
-            message = self._stale(absent, len(keep), recorded)
-            if stale == "error":
-                raise OutdatedRootsError(message)
-            warnings.warn(message, stacklevel=4)
-        return rule
-
-    def _stale(self, absent: Sequence[int], count: int, recorded: Recorded) -> str:
-        named = "; ".join(self._successors(value, recorded) for value in absent[:IDS_NAMED])
-        omitted = f" (and {len(absent) - IDS_NAMED} more)" if len(absent) > IDS_NAMED else ""
-        return (
-            f"root_ids: {len(absent)} of {count} have no supervoxel in this store at {recorded.title} "
-            f"({describe_moment(recorded.timestamp)}): {named}{omitted}. Use ids of that version, or pass "
-            "stale_roots='warn' to leave them out."
-        )
-
-    def _successors(self, root: int, recorded: Recorded) -> str:
-        """Return ``id -> ids``: the roots at a version of the supervoxels that an object has in another version."""
-        others = sorted(recorded_in(self.url), key=lambda one: abs(one.timestamp - recorded.timestamp))
-        for other in others:
-            found = [roots_among(recorded.table, ids) for ids in supervoxels_of(other.table, [root])]
-            if found:
-                now = np.unique(np.concatenate(found))
-                now = now[now != 0]
-                text = ", ".join(map(str, now[:IDS_NAMED].tolist())) or "none"
-                more = f" and {len(now) - IDS_NAMED} more" if len(now) > IDS_NAMED else ""
-                return f"{root} (of {other.title}) -> {text}{more}"
-        return f"{root} (in no version of this store)"
 
     def _card(self) -> Card:
         facts, grid = self.facts, self.facts.grid
