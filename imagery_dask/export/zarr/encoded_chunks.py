@@ -11,6 +11,9 @@ encoded shard; zarr copies each chunk twice.
 
 from __future__ import annotations
 
+import gzip
+import io
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import google_crc32c
@@ -118,15 +121,29 @@ class UnitFile:
         self.file.write(content)
 
 
+@dataclass(frozen=True, slots=True)
+class _Gzip:
+    """Encoder of gzip. It leaves out the time, which numcodecs writes, so that equal voxels are equal bytes."""
+
+    level: int
+
+    def encode(self, voxels: Array) -> bytes:
+        """Return the compressed bytes of contiguous voxels."""
+        file = io.BytesIO()
+        with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=self.level, mtime=0) as compressed:
+            compressed.write(voxels.reshape(-1).view(np.uint8).data)
+        return file.getvalue()
+
+
 def _layout(metadata: Any) -> tuple[Shape, Shape, bool, Any]:
-    """Return the shapes of chunks and units of an array, whether units are shards, and the compressor of numcodecs."""
+    """Return the shapes of chunks and units of an array, whether units are shards, and the compressor."""
     if metadata.fill_value != 0:
         raise _unknown(f"the fill value {metadata.fill_value!r}")
     if metadata.zarr_format == 2:
         if metadata.filters or metadata.order != "C" or metadata.dtype.to_native_dtype().byteorder == ">":
             raise _unknown("filters, Fortran order or big-endian voxels")
         shape = tuple(metadata.chunks)
-        return shape, shape, False, metadata.compressor
+        return shape, shape, False, _without_time(metadata.compressor)
     unit = chunk = tuple(metadata.chunk_grid.chunk_shape)
     codecs = metadata.codecs
     is_sharded = len(codecs) == 1 and isinstance(codecs[0], ShardingCodec)
@@ -144,15 +161,20 @@ def _layout(metadata: Any) -> tuple[Shape, Shape, bool, Any]:
 
 
 def _compressor(codec: Any) -> Any:
-    """Return the numcodecs codec for a codec of zarr v3."""
+    """Return the encoder of a codec of zarr v3."""
     if isinstance(codec, BloscCodec):
         shuffles = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
         return numcodecs.Blosc(_word(codec.cname), codec.clevel, shuffles[_word(codec.shuffle)], codec.blocksize)
     if isinstance(codec, ZstdCodec):
         return numcodecs.Zstd(codec.level, codec.checksum)
     if isinstance(codec, GzipCodec):
-        return numcodecs.GZip(codec.level)
+        return _Gzip(codec.level)
     raise _unknown(f"codec {codec}")
+
+
+def _without_time(codec: Any) -> Any:
+    """Return a codec of zarr v2, of which gzip does not write the time."""
+    return _Gzip(codec.level) if isinstance(codec, numcodecs.GZip) else codec
 
 
 def _unknown(what: str) -> ValueError:

@@ -1,7 +1,8 @@
-"""Chunks and shards that are encoded here are read by zarr."""
+"""Chunks and shards that are encoded here are read by zarr, and are the same whenever they are encoded."""
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import zarr
 from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ZstdCodec
 
 from imagery_dask.export.zarr.block_array import open_array
+from imagery_dask.export.zarr.compressors import Compressor
 
 SHAPE = (40, 70, 33)
 CODECS = [BloscCodec(cname="zstd", clevel=1), ZstdCodec(level=1), ZstdCodec(level=1, checksum=True), GzipCodec(), None]
@@ -48,3 +50,20 @@ def test_other_arrays_are_refused(tmp_path: Path, options: dict[str, Any], reaso
     created(tmp_path, options.pop("dtype", "uint8"), **options)
     with pytest.raises(ValueError, match=reason):
         open_array(str(tmp_path), "0", run="run")
+
+
+@pytest.mark.parametrize("shards", [(32, 32, 32), None])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("name", ["gzip", "zstd", "blosc-zstd"])
+def test_equal_voxels_become_equal_files_at_any_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, zarr_format: Any, shards: Any
+) -> None:
+    codec = Compressor(name).of_zarr(zarr_format)
+    created(tmp_path, "uint64", codec, zarr_format=zarr_format, shards=shards if zarr_format == 3 else None)
+    array = open_array(str(tmp_path), "0", run="run", zarr_format=zarr_format)
+    voxels, whole = np.random.default_rng(0).integers(2**53, 2**60, SHAPE, dtype=np.uint64), (slice(None),) * 3
+    written = array.write_block(whole, voxels)
+    now = time.time
+    monkeypatch.setattr("time.time", lambda: now() + 100)
+    assert array.digest_of(whole, [(whole, voxels)]) == written == array.digest(whole)
+    np.testing.assert_array_equal(zarr.open_array(tmp_path, path="0", mode="r")[:], voxels)
