@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -349,3 +350,15 @@ def test_chunks_that_are_stored_otherwise_than_planned_are_decoded(tmp_path: Pat
     assert report.ok
     np.testing.assert_array_equal(zarr.open_array(tmp_path / "out.zarr" / "0", mode="r")[...].T, data)
     assert verify_export(tmp_path / "out.zarr", sample=None, progress=False).ok
+
+
+@pytest.mark.parametrize("level", [None, -1, 2.5])
+def test_chunks_of_a_source_that_says_no_level_of_its_codec_are_decoded(level: Any, tmp_path: Path) -> None:
+    source, data = _zarr_source(tmp_path, codec="gzip:2")
+    file = source / "0" / "zarr.json"
+    metadata = json.loads(file.read_text())
+    metadata["codecs"][-1]["configuration"] = {"level": level}
+    file.write_text(json.dumps(metadata))
+    report = to_zarr(_of_zarr(source, WHOLE), tmp_path / "out.zarr", **COPY)
+    assert not any("copied" in note for note in report.notes)
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "out.zarr" / "0", mode="r")[...].T, data)

@@ -24,6 +24,8 @@ CODECS = {
 # What sources are compressed with, and exports can repeat.
 LIBRARIES = ("blosclz", "lz4", "lz4hc", "zlib", "zstd")
 SHUFFLES = ("noshuffle", "shuffle", "bitshuffle")
+# ZSTD_minCLevel of zstd.
+LOWEST_ZSTD = -(2**17)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +83,17 @@ class Compressor:
         --------
         >>> Compressor.named("blosc lz4 5 noshuffle 0")
         Compressor(name='blosc-lz4-noshuffle', level=5, block=0, checksum=False)
-        >>> Compressor.named("lzma 1") is None
-        True
+        >>> Compressor.named("lzma 1") is None, Compressor.named("gzip None") is None
+        (True, True)
         """
         match text.split():
             case ["blosc", library, level, shuffle, block] if library in LIBRARIES and shuffle in SHUFFLES:
-                return cls(f"{BLOSC}{library}-{shuffle}", int(level), int(block))
-            case ["zstd" | "gzip" as name, level, *others]:
-                return cls(name, int(level), checksum=bool(others))
+                if _is_whole(level, 0, 9) and _is_whole(block, 0, BLOSC_BYTES):
+                    return cls(f"{BLOSC}{library}-{shuffle}", int(level), int(block))
+            case ["zstd", level, *others] if _is_whole(level, LOWEST_ZSTD, 22):
+                return cls("zstd", int(level), checksum=bool(others))
+            case ["gzip", level] if _is_whole(level, 0, 9):
+                return cls("gzip", int(level))
         return None
 
     @property
@@ -136,3 +141,8 @@ class Compressor:
         if self.name == "zstd":
             return ZstdCodec(level=self.level, checksum=self.checksum)
         return GzipCodec(level=self.level)
+
+
+def _is_whole(text: str, least: int, most: int) -> bool:
+    """Return True if a text is a whole number within limits; what a source says need not be."""
+    return text.removeprefix("-").isdecimal() and least <= int(text) <= most

@@ -79,3 +79,11 @@ def test_other_codecs_have_no_name() -> None:
     assert compressor_of({"zarr_format": 3, "codecs": [{"name": "bytes"}]}) == RAW
     assert Compressor.named(RAW) is None
     assert Compressor.named("crc32c None") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["gzip None", "gzip -1", "gzip 2.5", "gzip True", "zstd 23", "blosc lz4 5 shuffle None", "blosc lz4 10 shuffle 0"],
+)
+def test_levels_that_exports_do_not_write_make_no_compressor(text: str) -> None:
+    assert Compressor.named(text) is None
