@@ -63,11 +63,18 @@ class NearRoots:
         key = (self._table.kept_as, self._column, chunk)
         part = None if cache is None else cache.get(key)
         roots = None if part is None else _taken(part, supervoxels)
-        if roots is None and (part := _part(self._table, self._column, supervoxels)) is not None:
+        if roots is None and (part := self._part_near(supervoxels)) is not None:
             if cache is not None:
                 cache.put(key, part)
             roots = _taken(part, supervoxels)
         return kernels.replace_ids(supervoxels.copy(order="K"), self) if roots is None else roots
+
+    def _part_near(self, supervoxels: Ids) -> Array | None:
+        """Return the part of the table with near ids; None if there is none, or the table was replaced since."""
+        try:
+            return _part(self._table, self._column, supervoxels)
+        except SourceError:  # which the lookup raises again, unless it finds the table that is there now
+            return None
 
 
 def near_roots(query: RootQuery, look_up: Callable[[Ids], Ids]) -> Callable[[Ids], Ids]:

@@ -93,3 +93,13 @@ def test_a_table_that_does_not_open_is_left_to_the_lookup(url: str) -> None:
     assert isinstance(near_roots(query, look_up), NearRoots)
     for other in ({"stored": None}, {"stored": url + ".not"}):
         assert near_roots(RootQuery(GRAPH, 1, None, 1, 3, **other), look_up) is look_up
+
+
+def test_a_table_that_is_gone_since_it_was_opened_is_left_to_the_lookup(url: str) -> None:
+    look_up, ids = LookUp(), IDS[10:20].reshape(10, 1, 1, 1)
+    roots = NearRoots(url, None, look_up)
+    Path(url.removeprefix("file://")).unlink()
+    for cache in (ChunkCache(2**24), None):
+        look_up.asked.clear()
+        replaced(roots, ids, cache)
+        assert look_up.asked == ids.ravel().tolist()
