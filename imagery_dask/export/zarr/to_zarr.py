@@ -114,7 +114,7 @@ def to_zarr(
         zstd or gzip, each with a level if it is not 1 (``"zstd:3"``); none; or auto, which is that of a zarr source
         whose chunks have the same shape and begin where those of the output do, so that they are copied as they are
         stored; otherwise zstd for ids and masks, which blosc's byte shuffle makes larger, and blosc-zstd for imagery.
-        Empty chunks are not stored.
+        Empty chunks are not stored, unless they are copied.
     ome_version : {"0.5", "0.4"}
         OME-Zarr 0.5 is zarr v3; 0.4, for older readers, zarr v2.
     axes : {"zyx", "czyx", "tzyx", "tczyx", "xyz", "cxyz", "txyz", "tcxyz"}, optional
