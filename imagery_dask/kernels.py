@@ -362,12 +362,14 @@ def replace_ids(block: Block, new_ids: Callable[[Array], Array]) -> Block:
         Shape, dtype and memory order of `block`.
     """
     flat = block.ravel(order="K")
-    size = _table_size(flat) if block.dtype == np.uint64 and np.may_share_memory(flat, block) else None
+    pieces: list[Array] = []
+    if block.dtype == np.uint64 and np.may_share_memory(flat, block):
+        pieces = [flat[start : start + TAKEN_AT_ONCE] for start in range(0, len(flat), TAKEN_AT_ONCE)]
+    size = _table_size(pieces)
     if size is None:
         ids = unique_ids(block)
         return remap(block, ids, new_ids(ids))
     first = flat.max() - np.uint64(size - 1)
-    pieces = [flat[start : start + TAKEN_AT_ONCE] for start in range(0, len(flat), TAKEN_AT_ONCE)]
     is_there = np.zeros(size + 1, bool)  # of ids from the first one, and of 0, which is the last
     for piece in pieces:
         is_there[_entries(piece, first, size)] = True
@@ -383,13 +385,14 @@ def replace_ids(block: Block, new_ids: Callable[[Array], Array]) -> Block:
     return block
 
 
-def _table_size(ids: Array) -> int | None:
+def _table_size(pieces: Sequence[Array]) -> int | None:
     """Return how many ids there are from the smallest one that is not 0 to the largest; None for too many, or none."""
-    if not len(ids):
+    if not pieces:
         return None
-    first = int((ids - np.uint64(1)).min()) + 1  # without 0, which becomes the largest number
-    size = int(ids.max()) - first + 1
-    return size if 0 < size <= TABLE_OF_VOXEL * len(ids) else None
+    # Without 0, which becomes the largest number; piece by piece, which takes no memory as large as the block.
+    first = min(int((piece - np.uint64(1)).min()) for piece in pieces) + 1
+    size = max(int(piece.max()) for piece in pieces) - first + 1
+    return size if 0 < size <= TABLE_OF_VOXEL * sum(map(len, pieces)) else None
 
 
 def _entries(ids: Array, first: np.uint64, size: int) -> NDArray[np.int64]:

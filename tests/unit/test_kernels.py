@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from fractions import Fraction
 from typing import Any
 
@@ -246,6 +247,21 @@ def test_ids_are_replaced_by_what_a_function_says_of_distinct_ones(ids: list[int
     names = dict(zip(distinct, reversed(distinct), strict=True))
     expected = [names[value] for value in whole.ravel().tolist()]
     assert (asked, replaced.ravel().tolist()) == ([distinct], expected)
+
+
+def test_ids_are_replaced_in_memory_that_is_small_beside_the_block() -> None:
+    random = np.random.default_rng(0)
+    block = np.asfortranarray(random.integers(2**53, 2**53 + 5000, (128, 128, 64, 1), dtype=np.uint64))
+    block[:9] = 0
+    expected = np.where(block == 0, block, block + np.uint64(2**60))
+    tracemalloc.start()
+    try:
+        replaced = kernels.replace_ids(block, lambda ids: np.where(ids == 0, ids, ids + np.uint64(2**60)))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(replaced, expected, strict=True)
+    assert peak < block.nbytes / 8
 
 
 @pytest.mark.parametrize("shape", [(40, 5, 19), (17, 16, 33, 3), (1, 1, 1)])
