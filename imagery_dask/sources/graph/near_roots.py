@@ -1,7 +1,7 @@
 """Roots of near supervoxels, as those of a storage chunk are: taken by subtraction from a part of a stored table.
 
 A part has the roots of all ids between two, and is kept beside the chunk: its neighbouring planes are not searched for
-their distinct ids. Where a part does not tell, the ids are looked up one by one.
+their distinct ids. Ids that a part does not tell are looked up alone; so are all, where they are not near.
 """
 
 from __future__ import annotations
@@ -62,12 +62,31 @@ class NearRoots:
         """
         key = (self._table.kept_as, self._column, chunk)
         part = None if cache is None else cache.get(key)
-        roots = None if part is None else _taken(part, supervoxels)
+        roots = None if part is None else self._taken(part, supervoxels)
         if roots is None and (part := self._part_near(supervoxels)) is not None:
             if cache is not None:
                 cache.put(key, part)
-            roots = _taken(part, supervoxels)
+            roots = self._taken(part, supervoxels)
         return kernels.replace_ids(supervoxels.copy(order="K"), self) if roots is None else roots
+
+    def _taken(self, part: Array, supervoxels: Ids) -> Ids | None:
+        """Return the roots of supervoxels from a part of the table; None if ids lie outside of it.
+
+        Ids that it does not tell are looked up.
+        """
+        places = supervoxels - part[0]
+        # Ids before the part, and 0, are taken for 0; those behind it are not told.
+        roots = np.asarray(part[1:].take(places.view(np.int64).T, mode="clip").T)
+        is_untold = roots.max() == UNTOLD
+        if not is_untold and np.count_nonzero(roots) == np.count_nonzero(supervoxels):
+            return roots
+        if ((supervoxels != 0) & (places - np.uint64(1) >= np.uint64(len(part) - 3))).any():
+            return None
+        if is_untold:
+            untold = roots == UNTOLD
+            ids, at = np.unique(supervoxels[untold], return_inverse=True)
+            roots[untold] = self._look_up(ids)[at]
+        return roots
 
     def _part_near(self, supervoxels: Ids) -> Array | None:
         """Return the part of the table with near ids; None if there is none, or the table was replaced since."""
@@ -110,13 +129,3 @@ def _part(table: IdTable, column: str, supervoxels: Ids) -> Array | None:
     part[0], part[1] = first - 1, 0
     part[(ids - np.uint64(first)).astype(np.int64) + 2] = np.where(roots == 0, UNTOLD, roots)
     return part
-
-
-def _taken(part: Array, supervoxels: Ids) -> Ids | None:
-    """Return the roots of supervoxels from a part of a table; None if it does not tell all of them."""
-    places = (supervoxels - part[0]).view(np.int64)
-    # Ids before the part, and 0, are taken for 0; those behind it are not told.
-    roots = part[1:].take(places.T, mode="clip").T
-    if roots.max() == UNTOLD or np.count_nonzero(roots) != np.count_nonzero(supervoxels):
-        return None
-    return np.asarray(roots)

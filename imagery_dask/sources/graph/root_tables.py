@@ -98,7 +98,7 @@ class IdTable:
             raise damaged_table(self.url, "it does not say which supervoxels its row groups have")
         self.first = np.array([statistics.min for statistics in stated], np.uint64)
         self.last = np.array([statistics.max for statistics in stated], np.uint64)
-        self.kept_as = object()  # part of the keys of row groups that are kept
+        self.kept_as = object()
         self._file: ParquetFile = parquet().ParquetFile(_RangedFile(self._transport, self._name), metadata=metadata)
 
     @property

@@ -71,10 +71,52 @@ def test_what_a_part_does_not_tell_is_looked_up(url: str) -> None:
     roots = NearRoots(url, None, look_up)
     several_chunks = IDS[[1, 1500, 2500]].reshape(3, 1, 1, 1)
     without_a_root = IDS[[499, 500, 501]].reshape(3, 1, 1, 1)
-    for ids in (several_chunks, without_a_root):
+    for ids, asked in ((several_chunks, IDS[[1, 1500, 2500]]), (without_a_root, IDS[[500]])):
         look_up.asked.clear()
         replaced(roots, ids, cache)
-        assert look_up.asked == np.unique(ids).tolist()
+        assert look_up.asked == asked.tolist()
+
+
+class KeptParts(ChunkCache):
+    """Counts the parts that are kept."""
+
+    puts = 0
+
+    def put(self, key: Any, voxels: Any) -> None:
+        self.puts += 1
+        super().put(key, voxels)
+
+
+@pytest.mark.parametrize("order", ["F", "C"])
+@pytest.mark.parametrize("rows", [True, False], ids=["no root", "no row"])
+def test_a_part_is_kept_although_it_does_not_tell_all(url: str, rows: bool, order: Any) -> None:
+    """It is made again where ids lie outside of it, and nowhere else; only untold ids are looked up."""
+    look_up, cache, random = LookUp(), KeptParts(2**24), np.random.default_rng(0)
+    roots, untold = NearRoots(url, None, look_up), int(IDS[500]) if rows else int(IDS[500]) + 1
+    near = np.array(IDS[random.integers(490, 511, (9, 8, 7, 1))], order=order)
+    near[3, 4, 2], near[5, 1] = untold, 0
+    near[near == IDS[500]] = untold
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(OF, untold, 0 if rows else 2**58 + 9)
+        for plane in (*(near[3:6, :, z : z + 1] for z in range(7)), near[3:4]):
+            look_up.asked.clear()
+            replaced(roots, plane, cache)
+            assert look_up.asked == ([untold] if (plane == untold).any() else [])
+        assert cache.puts == 1
+        replaced(roots, np.append(near, IDS[900]).reshape(-1, 1, 1, 1), cache)
+    assert cache.puts == 2
+
+
+@pytest.mark.parametrize("distance", [2**19, 2**50, 2**63 + 2**50])
+def test_ids_on_any_side_of_a_part_are_outside_of_it(url: str, distance: int) -> None:
+    look_up, cache = LookUp(), ChunkCache(2**24)
+    roots = NearRoots(url, None, look_up)
+    replaced(roots, IDS[1010:1020].reshape(10, 1, 1, 1), cache)
+    for sign in (-1, 1):
+        far = (int(IDS[1015]) + sign * distance) % 2**64
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(OF, far, 5)
+            replaced(roots, np.array([far, IDS[1015], 0], np.uint64).reshape(3, 1, 1, 1), cache)
 
 
 @pytest.mark.parametrize("number", [2, 2997, 2**20])
