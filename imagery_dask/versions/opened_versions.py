@@ -402,8 +402,6 @@ class VersionStore:
         self, recorded: Recorded, root_ids: RootIds = "all", stop_layer: int | None = None, as_int64: bool = False
     ) -> LabelRule:
         """Return the rule that maps supervoxels to the ids of a version; for ``root_ids=None``, to themselves."""
-        if root_ids is None:  # with the tables all the same, which tell what is lost of the volume
-            root_ids, stop_layer = "all", SUPERVOXEL_LAYER
         graph, columns = self.facts.graph, recorded.about.columns
         if stop_layer is not None:
             whole_number("stop_layer", stop_layer, 1, graph.layers)
@@ -414,6 +412,8 @@ class VersionStore:
                     f"{', '.join(map(str, _layers_of(columns))) or 'root ids alone'}. 'imagery-dask versions add' "
                     "records layers if they are asked for."
                 )
+        if root_ids is None:  # with the tables all the same, which tell what is lost of the volume
+            root_ids, stop_layer = "all", SUPERVOXEL_LAYER
         layer = None if stop_layer == graph.layers else stop_layer
         graph = replace(graph, chunk_bits=self.facts.chunk_bits)
         query = RootQuery(graph, recorded.timestamp, layer, version=recorded.version, stored=recorded.url)

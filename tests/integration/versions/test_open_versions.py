@@ -66,6 +66,8 @@ def test_a_version_is_found_by_number_moment_and_name(store: VersionStore, momen
         ({"version": 1, "timestamp": 5.0}, "Give one of version and timestamp"),
         ({"version": 1, "level": 3}, "level must be a whole number from 0 to 2"),
         ({"version": 1, "stop_layer": 3}, "stop_layer=3 is not recorded of version 1, which has 2"),
+        ({"version": 1, "stop_layer": 3, "root_ids": None}, "stop_layer=3 is not recorded of version 1"),
+        ({"version": 1, "stop_layer": 99, "root_ids": None}, "stop_layer must be a whole number from 1 to"),
         ({"version": 1, "bounds": [[0, 0, 0], [9, 9, 9]]}, "lie outside of the store"),
         ({"version": 1, "stale_roots": "no"}, "stale_roots"),
     ],
