@@ -256,7 +256,8 @@ class VersionStore:
         from imagery_dask.versions.zarr_view import VersionZarr
 
         recorded = find(self.url, version, timestamp)
-        rule = self._checked(self.rule(recorded, root_ids, stop_layer), recorded, stale_roots)
+        rule = self.rule(recorded, root_ids, stop_layer)
+        check_listed_roots(rule, self.url, recorded, stale_roots)
         return VersionZarr(f"{self.url}/{self.facts.volume}", "image" in self.facts.layers, self.layer(), rule)
 
     def view(
