@@ -574,7 +574,7 @@ VERSIONS = (
         limits={"ids sent": lambda facts: 0.03 * facts["supervoxels"],
                 "bytes of the table": lambda facts: 0.03 * facts["copy"]},
         goals={"exported again": 0.05}),
-    Row("versions-follow", "a copy of a version becomes another one", "versions",
+    Row("versions-follow", "a copy becomes another version, with edits in all of its blocks", "versions",
         (Program(US, "programs.versions:followed"), Program("written anew", "programs.versions:anew")),
         server="cave", output="zarr", limits={"requests": lambda facts: 0}),
     Row("versions-many", "a block of 10^8 supervoxels, one of 100 versions", "versions-many",
@@ -736,7 +736,7 @@ SECTIONS = (
     ),
     Section(
         "Versions",
-        "Stores of versions of the same segmentation, on this machine; the server waits 20 ms at each call.",
+        "Version stores of 2^20 irregular supervoxels of 512 voxels; the server waits 20 ms at each call.",
         VERSIONS,
     ),
     Section("Overlays", "A fifth of the cells belong to large objects; outlines are 10 pixels wide.", OVERLAYS),
