@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -288,8 +289,11 @@ _CREATES = {"s3": _created_s3, "gs": _created_google}
 
 
 def write_soon(file: IO[bytes]) -> None:
-    """Start writing a file's data to disk without waiting; a later fsync then takes a third of the time."""
-    if _sync_file_range is not None:
+    """Start writing a file's data to disk without waiting; a later fsync then takes a third of the time.
+
+    Files in memory, which become objects of a bucket, are left alone.
+    """
+    if _sync_file_range is not None and not isinstance(file, io.BytesIO):
         file.flush()
         _sync_file_range(file.fileno(), ctypes.c_int64(0), ctypes.c_int64(0), SYNC_FILE_RANGE_WRITE)
 

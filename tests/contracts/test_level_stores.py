@@ -20,6 +20,7 @@ from imagery_dask.export.precomputed.sharded_level import ShardedLevel
 from imagery_dask.export.precomputed.sharding import Sharding
 from imagery_dask.export.zarr import block_array
 from imagery_dask.export.zarr.block_array import ZarrLevel
+from imagery_dask.export.zarr.encoded_chunks import WRITTEN_AT_ONCE
 from imagery_dask.geometry.grid import parts_of
 from imagery_dask.storage import buckets, zarr_stores
 from imagery_dask.storage.atomic_files import Files
@@ -90,6 +91,17 @@ class TestZarrChunks(Zarr):
 class TestZarrShards(Zarr):
     PART = (16, 16, 16)
     LAYOUT = {"chunks": (16, 16, 16), "shards": UNIT}
+
+    def test_a_shard_of_many_megabytes_is_stored(self, url: str) -> None:
+        shape = (128, 128, 128)
+        group = zarr_stores.create_group(url, self.FORMAT)
+        group.create_array("0", shape=shape, chunks=(64, 64, 64), shards=shape, dtype="uint64", fill_value=0)
+        store = ZarrLevel(url, "0", self.FORMAT, uuid.uuid4().hex, copied=self.COPIED)
+        voxels = np.random.default_rng(0).integers(2**53, 2**63, shape, dtype=np.uint64)
+        whole = (slice(0, 128),) * 3
+        assert store.write(whole, voxels) == store.digest(whole) == store.digest_of(whole, voxels)
+        np.testing.assert_array_equal(self.stored(url), voxels)
+        assert max(map(len, self.contents(url).values())) > 3 * WRITTEN_AT_ONCE
 
 
 class TestZarr2(Zarr):

@@ -22,6 +22,7 @@ from imagery_dask.errors import AccessRefusedError, SourceError, SourceNotFoundE
 from imagery_dask.export.core.run_options import RunOptions
 from imagery_dask.export.execution.execute import execute
 from imagery_dask.export.reports.status import status_of
+from imagery_dask.export.verify import verify_export
 from imagery_dask.export.zarr.to_zarr import ZarrExport
 from imagery_dask.export.zarr.zarr_options import ZarrOptions
 from imagery_dask.records.lease import Lease
@@ -88,6 +89,19 @@ def test_a_store_is_written_to_s3_and_protected(s3_server: S3Server, data: Any) 
             to_zarr(data, url, codec="gzip", **options)
         again = to_zarr(data, url, **options)
         assert again.before == again.blocks
+
+
+def test_shards_of_many_megabytes_are_written_to_s3(s3_server: S3Server) -> None:
+    pytest.importorskip("obstore", reason="needs obstore, which S3 is written with")
+    s3_server.create_bucket("shards")
+    ids = np.random.default_rng(0).integers(2**53, 2**63, (128, 128, 192), dtype=np.uint64)
+    with s3_server.environment():
+        report = to_zarr(ids, "s3://shards/out.zarr", chunks=(64, 64, 64), shards=(128, 128, 128), progress=False)
+        assert report.ok
+        np.testing.assert_array_equal(
+            zarr.open_array(open_store("s3://shards/out.zarr"), path="0", mode="r")[...].T, ids
+        )
+        assert verify_export("s3://shards/out.zarr", sample=None, progress=False).ok
 
 
 @pytest.mark.parametrize(
