@@ -190,6 +190,9 @@ def own_transformation(
 def levels_of_n5(attributes: JsonObject, of_arrays: dict[str, JsonObject]) -> list[LevelPlace]:
     """Return the levels of an N5 group, the finest first.
 
+    A voxel size is that of the full resolution, which the factors of each level multiply: so n5-viewer, N5 Spark and
+    Neuroglancer have it. A level that says another size than that has its own.
+
     Parameters
     ----------
     attributes : dict
@@ -202,33 +205,48 @@ def levels_of_n5(attributes: JsonObject, of_arrays: dict[str, JsonObject]) -> li
     ValueError
         If an array has more axes than there are numbers for.
     """
-    levels = []
-    # Of the first level: what other levels have, too, is multiplied by their factors.
-    base, units_of_base = _resolution(attributes)
-    if base is None:
-        base, units_of_base = _resolution(next(iter(of_arrays.values()), {}))
     known = {
         dataset["path"].strip("/"): dataset.get("transform")
         for multiscale in attributes.get("multiscales") or []
         for dataset in multiscale.get("datasets", ())
     }
+    transforms = {name: own.get("transform") or known.get(name) for name, own in of_arrays.items()}
     scales = attributes.get("scales") or attributes.get("downsamplingFactors") or []
+    factors, said = {}, {}
     for number, (name, own) in enumerate(of_arrays.items()):
-        transform = own.get("transform") or known.get(name)
-        if transform is not None:
+        if transforms[name] is None:
+            of_group = scales[number] if number < len(scales) else None
+            factors[name] = _along(own.get("downsamplingFactors") or of_group, 1, _ndim(own))
+            said[name] = _size_nm(own, _ndim(own))
+    first = next(iter(of_arrays.values()), {})
+    base, units_of_base = _size_nm(attributes, _ndim(first))
+    if base is None and said:
+        base = _base([size for size, _ in said.values()], list(factors.values()))
+        units_of_base = next(iter(said.values()))[1]
+    levels = []
+    for name, own in of_arrays.items():
+        if (transform := transforms[name]) is not None:
             levels.append(_of_transform(name, transform))
             continue
-        size, units = _resolution(own)
-        factors = own.get("downsamplingFactors")
+        size, units = said[name]
         if size is None:
-            size, units = base, units_of_base
-            factors = factors or (scales[number] if number < len(scales) else None)
-        elif size != base:
-            factors = None
-        ndim = len(own.get("dimensions") or SPACE)
-        scale = _along(size, 1, ndim) * _along(factors, 1, ndim) * units
-        levels.append(LevelPlace(name, None, scale, _along(own.get("offset"), 0, ndim) * units))
+            units = units_of_base
+        scale = (base or Vec3.of([Fraction(1)] * 3)) * factors[name] if size in (None, base) else size
+        levels.append(LevelPlace(name, None, scale, _along(own.get("offset"), 0, _ndim(own)) * units))
     return levels
+
+
+def _base(sizes: Sequence[Vec3[Fraction] | None], factors: Sequence[Vec3[Fraction]]) -> Vec3[Fraction] | None:
+    """Return the voxel size of the full resolution, given the sizes that levels say and their factors.
+
+    A first level that has factors, because it is a copy of a coarser one, has the size that it says; unless coarser
+    levels repeat it, so that it can only be that of the full resolution.
+    """
+    first, own = sizes[0], factors[0]
+    others = zip(sizes[1:], factors[1:], strict=True)
+    if first is None or any(size == first and not more.all_le(own) for size, more in others):
+        return first
+    return Vec3.of(size / factor for size, factor in zip(first, own, strict=True))
 
 
 def placed(
@@ -308,6 +326,16 @@ def _resolution(attributes: JsonObject) -> tuple[Sequence[Any] | None, Vec3[Frac
         size = pixel or attributes.get("resolution")
     names = [units] * 3 if units is None or isinstance(units, str) else units[:3]
     return size, Vec3.of([*map(unit_nm, names), *[Fraction(1)] * (3 - len(names))])
+
+
+def _size_nm(attributes: JsonObject, ndim: int) -> tuple[Vec3[Fraction] | None, Vec3[Fraction]]:
+    """Return the voxel size of a group or array of N5 in nm, if it says one, and its units in nm."""
+    size, units = _resolution(attributes)
+    return None if size is None else _along(size, 1, ndim) * units, units
+
+
+def _ndim(attributes: JsonObject) -> int:
+    return len(attributes.get("dimensions") or SPACE)
 
 
 def _along(numbers: Sequence[Any] | None, missing: int, ndim: int) -> Vec3[Fraction]:

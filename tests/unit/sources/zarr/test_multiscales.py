@@ -148,6 +148,9 @@ FACTORS = [{"downsamplingFactors": [1, 1, 1]}, {"downsamplingFactors": [2, 2, 1]
         (BASE, [BASE | factors for factors in FACTORS]),
         (BASE | {"scales": [[1, 1, 1], [2, 2, 1]]}, [{}, {}]),
         ({}, [BASE, {"resolution": [8, 8, 40]} | FACTORS[1]]),  # its own size is that of the level
+        (BASE | {"scales": [[1, 1, 1], [2, 2, 1]]}, [BASE, BASE]),
+        ({"scales": [[1, 1, 1], [2, 2, 1]]}, [BASE, {"resolution": [4, 4, 40]}]),
+        (BASE | {"downsamplingFactors": [[1, 1, 1], [2, 2, 1]]}, [BASE, {"resolution": [8, 8, 40]}]),
         ({"resolution": [4, 4, 0.04], "units": ["nm", "nm", "um"]}, FACTORS),
         ({"resolution": [0.004, 0.004, 0.04], "units": "um"}, FACTORS),
         ({"resolution": [4, 4, 40, 1], "units": ["nm", "nm", "nm", "second"]}, FACTORS),
@@ -156,6 +159,31 @@ FACTORS = [{"downsamplingFactors": [1, 1, 1]}, {"downsamplingFactors": [2, 2, 1]
 def test_ways_of_n5_to_say_the_size_of_voxels(group: dict[str, Any], arrays: list[dict[str, Any]]) -> None:
     levels = levels_of_n5(group, {f"s{number}": own for number, own in enumerate(arrays)})
     assert placed(levels) == [((4.0, 4.0, 40.0), (0, 0, 0)), ((8.0, 8.0, 40.0), (0, 0, 0))]
+
+
+EIGHT = {"pixelResolution": {"dimensions": [8, 8, 40], "unit": "nm"}}
+LATER = [{"downsamplingFactors": [2, 2, 1]}, {"downsamplingFactors": [4, 4, 1]}]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "sizes"),
+    [
+        ([EIGHT | LATER[0]], [8]),  # a copy of a coarser level, whose factors were left
+        ([EIGHT | LATER[0], LATER[1]], [8, 16]),
+        ([EIGHT | LATER[0], {"resolution": [16, 16, 40]} | LATER[1]], [8, 16]),
+        ([EIGHT | LATER[0], EIGHT | LATER[0]], [8, 8]),
+        ([EIGHT | LATER[0], EIGHT | LATER[1]], [16, 32]),  # that repeat a size, which is that of the full resolution
+        ([EIGHT | LATER[0], {"resolution": [0.008, 0.008, 0.04], "units": "um"} | LATER[1]], [16, 32]),
+    ],
+)
+def test_a_first_level_of_n5_with_factors_has_its_own_size(arrays: list[dict[str, Any]], sizes: list[float]) -> None:
+    levels = levels_of_n5({}, {f"s{number}": own for number, own in enumerate(arrays)})
+    assert [size for size, _ in placed(levels)] == [(size, size, 40.0) for size in sizes]
+
+
+def test_a_level_of_n5_by_itself_has_the_size_of_the_full_resolution_times_its_factors() -> None:
+    level = {"dimensions": [9, 9, 9]} | BASE | FACTORS[1]
+    assert placed(levels_of_n5(level, {"": level})) == [((8.0, 8.0, 40.0), (0, 0, 0))]
 
 
 def test_planes_of_n5_have_two_numbers_and_volumes_three() -> None:
