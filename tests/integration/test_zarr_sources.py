@@ -378,6 +378,14 @@ def shards(size: int) -> dict[str, Any]:
     [
         ({"codecs": [{"name": "bytes"}, {"name": "unheard-of"}]}, "codec 'unheard-of' has no decoder"),
         ({"codecs": [{"name": "bytes"}, {"name": "numcodecs.unheard"}]}, "codec 'unheard' has no decoder.*numcodecs"),
+        ({"codecs": []}, r"its field 'codecs' is \[\], without the codec 'bytes'"),
+        (
+            {
+                "codecs": [{"name": "sharding_indexed", "configuration": shards(8) | {"codecs": []}}],
+                "chunk_grid": regular(16),
+            },
+            r"its field 'codecs' is \[\], without the codec 'bytes'",
+        ),
         ({"data_type": "complex64"}, "data type 'complex64' is neither"),
         ({"data_type": {"name": "struct"}}, "is neither"),
         ({"chunk_grid": {"name": "rectangular", "configuration": {}}}, "chunk grid is 'rectangular'"),

@@ -6,11 +6,12 @@ from typing import Any
 
 from imagery_dask.annotations import JsonObject
 from imagery_dask.export.zarr.compressors import CODECS
+from imagery_dask.sources.zarr.chunk_codecs import codecs_of_chunks, configuration_of, name_of
+from imagery_dask.sources.zarr.stored_chunks import shuffle_named
 
 __all__ = ["codec_of"]
 
-# Of numcodecs: how bytes are shuffled.
-SHUFFLES = {0: "noshuffle", 1: "shuffle", 2: "bitshuffle", -1: "shuffle"}
+AUTOSHUFFLE = -1  # of numcodecs: by the data type
 
 
 def codec_of(array: JsonObject) -> str | None:
@@ -35,19 +36,14 @@ def codec_of(array: JsonObject) -> str | None:
         compressor = array.get("compressor")
         if compressor is None:
             return "none"
-        shuffle = SHUFFLES.get(compressor.get("shuffle", 1), "")
+        shuffle = compressor.get("shuffle", AUTOSHUFFLE)
+        shuffle = "shuffle" if shuffle == AUTOSHUFFLE else shuffle_named(shuffle)
         return _named(str(compressor.get("id")), compressor | {"shuffle": shuffle}, compressor.get("level"))
-    codecs = array.get("codecs") or []
-    if len(codecs) == 1 and codecs[0].get("name") == "sharding_indexed":
-        codecs = codecs[0]["configuration"]["codecs"]
-    names = [str(codec.get("name")) for codec in codecs]
-    compressors = [codec for codec in codecs if codec.get("name") in ("blosc", "zstd", "gzip")]
-    if set(names) <= {"bytes", "transpose"}:
+    others = [codec for codec in codecs_of_chunks(array) if name_of(codec) not in ("bytes", "transpose")]
+    if not others:
         return "none"
-    if len(compressors) != 1 or len(names) > len({"bytes", "transpose"} & set(names)) + 1:
-        return None
-    configuration: JsonObject = compressors[0].get("configuration") or {}
-    return _named(str(compressors[0]["name"]), configuration, configuration.get("level"))
+    configuration = configuration_of(others[0])
+    return _named(name_of(others[0]), configuration, configuration.get("level")) if len(others) == 1 else None
 
 
 def _named(name: str, configuration: JsonObject, level: Any) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from imagery_dask.sources.zarr.stored_chunks import named_compressor
+from imagery_dask.sources.zarr.stored_chunks import SHUFFLES, named_compressor
 
 __all__ = ["BLOSC_BLOCK", "CODECS", "Compressor"]
 
@@ -23,7 +23,6 @@ CODECS = {
 }  # fmt: skip
 # What sources are compressed with, and exports can repeat.
 LIBRARIES = ("blosclz", "lz4", "lz4hc", "zlib", "zstd")
-SHUFFLES = ("noshuffle", "shuffle", "bitshuffle")
 # ZSTD_minCLevel of zstd.
 LOWEST_ZSTD = -(2**17)
 

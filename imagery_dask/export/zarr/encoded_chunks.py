@@ -23,6 +23,7 @@ from xxhash import xxh3_128
 from zarr.codecs import BloscCodec, BytesCodec, GzipCodec, ShardingCodec, ZstdCodec
 
 from imagery_dask.annotations import Array
+from imagery_dask.sources.zarr.stored_chunks import SHUFFLES
 from imagery_dask.storage.atomic_files import write_soon
 
 __all__ = ["ChunkEncoder", "UnitFile"]
@@ -163,8 +164,8 @@ def _layout(metadata: Any) -> tuple[Shape, Shape, bool, Any]:
 def _compressor(codec: Any) -> Any:
     """Return the encoder of a codec of zarr v3."""
     if isinstance(codec, BloscCodec):
-        shuffles = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
-        return numcodecs.Blosc(_word(codec.cname), codec.clevel, shuffles[_word(codec.shuffle)], codec.blocksize)
+        shuffle = SHUFFLES.index(_word(codec.shuffle))
+        return numcodecs.Blosc(_word(codec.cname), codec.clevel, shuffle, codec.blocksize)
     if isinstance(codec, ZstdCodec):
         return numcodecs.Zstd(codec.level, codec.checksum)
     if isinstance(codec, GzipCodec):

@@ -11,6 +11,7 @@ import math
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +23,17 @@ from xxhash import xxh32_intdigest
 from imagery_dask.annotations import Array, JsonObject
 from imagery_dask.sources.files.compression import ZLIB, decompress, joined_streams, too_large
 
-__all__ = ["ChunkCodec", "UnknownCodecError", "codec_of_n5", "codec_of_v2", "codec_of_v3", "without_checksum"]
+__all__ = [
+    "ChunkCodec",
+    "UnknownCodecError",
+    "codec_of_n5",
+    "codec_of_v2",
+    "codec_of_v3",
+    "codecs_of_chunks",
+    "configuration_of",
+    "name_of",
+    "without_checksum",
+]
 
 Shape = tuple[int, ...]
 Buffer = Any  # bytes, memoryview or an array of bytes
@@ -32,7 +43,8 @@ VoxelStep = Callable[[Array], Any]
 # Bytes before a codec, for each byte of voxels and in addition: filters may store 8 bytes for one.
 DECODED_AT_MOST, HEADERS_AT_MOST = 16, 2**16
 CRC_BYTES = 4
-SHUFFLES = {"noshuffle": 0, "shuffle": 1, "bitshuffle": 2}
+# Codecs of zarr v3 that make bytes of voxels.
+TO_BYTES = ("bytes", "numcodecs.pcodec", "numcodecs.zfpy")
 # Codecs of zarr v3 that change voxels, not bytes, and have a decoder in numcodecs.
 OF_VOXELS = ("delta", "fixedscaleoffset", "bitround", "packbits", "astype", "quantize")
 N5_HEADER, N5_LENGTH = struct.Struct(">HH"), struct.Struct(">I")
@@ -147,7 +159,7 @@ def codec_of_v3(codecs: Sequence[Any], dtype: np.dtype[Any], ndim: int) -> Chunk
         elif name == "crc32c":
             steps.append(lambda content, most: without_checksum(content))
         elif name in ("blosc", "zstd", "gzip"):
-            steps.append(_decoder({"id": name} | _of_v3(name, configuration)))
+            steps.append(_decoder({"id": name}))  # decoding depends on no parameter
             names.append(name)
         elif name.startswith("numcodecs."):
             config = {"id": plain} | configuration
@@ -158,6 +170,11 @@ def codec_of_v3(codecs: Sequence[Any], dtype: np.dtype[Any], ndim: int) -> Chunk
             names.append(plain)
         else:
             raise UnknownCodecError(name)
+    if not any(name_of(codec) in TO_BYTES for codec in codecs):
+        raise ValueError(
+            f"its field 'codecs' is {list(codecs)!r}, without the codec 'bytes', which zarr v3 asks for. Write the "
+            "metadata again with it"
+        )
     if of_voxels and dtype.byteorder == ">":
         raise ValueError("it has filters of big-endian voxels, which zarr-python does not read as it wrote them")
     return ChunkCodec(_named(names), dtype, steps[::-1], order, of_voxels[::-1])
@@ -212,6 +229,14 @@ def configuration_of(codec: Any) -> JsonObject:
     return dict(codec.get("configuration") or {}) if isinstance(codec, Mapping) else {}
 
 
+def codecs_of_chunks(metadata: JsonObject) -> list[Any]:
+    """Return the codecs of the chunks of an array of zarr v3; of those in its shards, if it has them."""
+    codecs = list(metadata.get("codecs") or ())
+    if len(codecs) == 1 and name_of(codecs[0]) == "sharding_indexed":
+        return list(configuration_of(codecs[0])["codecs"])
+    return codecs
+
+
 def _named(names: Sequence[str]) -> str:
     return "+".join(names) or "raw"
 
@@ -259,14 +284,19 @@ def _decode_blosc(content: Buffer, most: int) -> Any:
     return imagecodecs.blosc2_decode(content, numthreads=1)
 
 
-def _decode_zstd(decode: Callable[[Buffer], Any], content: Buffer, most: int) -> Any:
+def _decode_zstd(decode: Callable[[Buffer, Any], Any], content: Buffer, most: int) -> Any:
     import zstandard
 
     size = zstandard.frame_content_size(content)
-    if size < 0:  # which the frame does not say
-        return decompress(bytes(content), "zstd", most)
     _check_size(size, most)
-    return decode(content)
+    if size > 0:
+        with suppress(ValueError):  # of further frames, for which there is no room
+            return decode(content, np.empty(size, np.uint8))
+    # The first frame does not say its size, or is none of voxels.
+    with zstandard.ZstdDecompressor().stream_reader(content, read_across_frames=True) as stream:
+        whole = stream.read(most + 1)
+    _check_size(len(whole), most)
+    return whole
 
 
 def _decode_lz4(decode: Callable[[Buffer], Any], content: Buffer, most: int) -> Any:
@@ -294,16 +324,6 @@ def _filter(config: Mapping[str, Any], dtype: np.dtype[Any]) -> VoxelStep:
         )
     codec = _numcodec(config)
     return lambda voxels: codec.decode(voxels)
-
-
-def _of_v3(name: str, configuration: JsonObject) -> JsonObject:
-    """Return the configuration of numcodecs for a codec of v3; decoding depends on none of it."""
-    if name == "blosc":
-        return {
-            "cname": configuration.get("cname", "zstd"),
-            "shuffle": SHUFFLES.get(str(configuration.get("shuffle")), 0),
-        }
-    return {}
 
 
 def _order(order: Any, ndim: int) -> Shape:

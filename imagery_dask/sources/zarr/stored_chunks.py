@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from imagery_dask.annotations import JsonObject
-from imagery_dask.sources.zarr.chunk_codecs import configuration_of, name_of
+from imagery_dask.sources.zarr.chunk_codecs import codecs_of_chunks, configuration_of, name_of
 
-__all__ = ["RAW", "compressor_of", "named_compressor", "seen_damage"]
+__all__ = ["RAW", "SHUFFLES", "compressor_of", "named_compressor", "seen_damage", "shuffle_named"]
 
 RAW = "raw"
-# By numcodecs' number.
-SHUFFLES = {0: "noshuffle", 1: "shuffle", 2: "bitshuffle"}
+# How blosc orders bytes before it compresses them. Zarr v2 stores the number.
+SHUFFLES = ("noshuffle", "shuffle", "bitshuffle")
 BLOSC_FIELDS = ("cname", "clevel", "shuffle", "blocksize")
 # Version of the format, version of the codec, flags, bytes of a voxel; bytes of voxels, of a block, of the chunk.
 BLOSC_HEADER = struct.Struct("<BBBBiii")
@@ -38,10 +38,7 @@ def compressor_of(metadata: JsonObject) -> str:
     if metadata.get("zarr_format") == 2:
         config = metadata.get("compressor")
         return "" if metadata.get("filters") else named_compressor(config["id"], config) if config else RAW
-    codecs = metadata.get("codecs") or [""]
-    if name_of(codecs[0]) == "sharding_indexed":
-        codecs = configuration_of(codecs[0])["codecs"]
-    first, *rest = codecs
+    first, *rest = codecs_of_chunks(metadata) or [""]
     if name_of(first) != "bytes" or len(rest) > 1:
         return ""
     return named_compressor(name_of(rest[0]), configuration_of(rest[0])) if rest else RAW
@@ -60,9 +57,19 @@ def named_compressor(name: str, configuration: Mapping[str, Any]) -> str:
     if name != "blosc":
         checksum = " checksum" if configuration.get("checksum") else ""
         return f"{name} {configuration.get('level')}{checksum}"
-    shuffle = configuration.get("shuffle")
-    fields = {**configuration, "shuffle": SHUFFLES.get(shuffle, shuffle) if isinstance(shuffle, int) else shuffle}
+    fields = {**configuration, "shuffle": shuffle_named(configuration.get("shuffle"))}
     return " ".join((name, *(str(getattr(value := fields.get(field), "value", value)) for field in BLOSC_FIELDS)))
+
+
+def shuffle_named(shuffle: Any) -> Any:
+    """Return the name of a shuffle that is given as a number; anything else as it is.
+
+    Examples
+    --------
+    >>> shuffle_named(2), shuffle_named("shuffle"), shuffle_named(-1)
+    ('bitshuffle', 'shuffle', -1)
+    """
+    return SHUFFLES[shuffle] if isinstance(shuffle, int) and 0 <= shuffle < len(SHUFFLES) else shuffle
 
 
 def seen_damage(content: bytes, compressor: str, size: int) -> str | None:
