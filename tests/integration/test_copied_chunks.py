@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import struct
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
+import numcodecs
 import numpy as np
 import pytest
 import zarr
@@ -25,6 +29,8 @@ from imagery_dask.export.verify import verify_export
 from imagery_dask.export.zarr.to_zarr import ZarrExport
 from imagery_dask.export.zarr.zarr_options import ZarrOptions
 from imagery_dask.sources import open_volume
+from imagery_dask.sources.volumes.encoded_block import EncodedBlock
+from imagery_dask.sources.volumes.stored_volume import StoredVolume
 from imagery_dask.sources.zarr.zarr_volume import ZarrVolume
 from imagery_dask.storage.buckets import files_at
 from imagery_dask.storage.zarr_stores import open_store
@@ -240,6 +246,85 @@ def test_other_chunks_of_zarr_are_encoded_again(change: Any, tmp_path: Path) -> 
     report = to_zarr(region, tmp_path / "out.zarr", **(how | change))
     assert not any("copied" in note for note in report.notes)
     np.testing.assert_array_equal(zarr.open_array(tmp_path / "out.zarr" / "0", mode="r")[...].T, data)
+
+
+@pytest.mark.parametrize("size", [32, 33])
+@pytest.mark.parametrize("levels", [1, 2])
+@pytest.mark.parametrize("form", ["zarr", "precomputed"])
+def test_the_note_counts_the_chunks_that_are_copied(
+    form: str, levels: int, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Voxels of the next level are made of two chunks of an odd size."""
+    data, chunks = coordinate_volume((70, 66, 40)), (size, size, size)
+    how: dict[str, Any] = {"chunks": chunks, "progress": False, "workers": 1}
+    if form == "zarr":
+        to_zarr(data, tmp_path / "em", resolution_nm=(8, 8, 40), translation_nm=(4, 4, 20), codec="zstd:2", **how)
+        region, export = _of_zarr(tmp_path / "em", [[0, 0, 0], data.shape]), to_zarr
+    else:
+        path = write_volume(
+            tmp_path / "em", data, encoding="raw", layer_type="segmentation", chunk_size=chunks, compress=False
+        )
+        region, export = cutout(path, [[0, 0, 0], data.shape], convert_to_int64=False), to_precomputed
+        how["encoding"] = "raw"
+    copied = []
+    encoded = StoredVolume._encoded_named
+
+    def counted(self: StoredVolume, *of: Any) -> Any:
+        block = encoded(self, *of)
+        copied.append(isinstance(block, EncodedBlock))
+        return block
+
+    monkeypatch.setattr(StoredVolume, "_encoded_named", counted)
+    report = export(region, tmp_path / "out", levels=levels, **how)
+    told = [re.findall(r"([\d,]+) of [\d,]+\) are copied", note) for note in report.notes]
+    assert [int(number) for numbers in told for number in numbers] == ([sum(copied)] if copied else [])
+    assert bool(copied) == (levels == 1 or size % 2 == 0)
+    if form == "zarr":
+        stored = zarr.open_array(tmp_path / "out" / "0", mode="r")[...].T
+    else:
+        stored = CloudVolume(f"file://{tmp_path}/out")[:][..., 0]
+        if not copied:
+            with pytest.raises(ValueError, match="level 1 are made of two chunks"):
+                export(region, tmp_path / "exact", levels=levels, copy="exact", **how)
+    np.testing.assert_array_equal(stored, data)
+    assert verify_export(tmp_path / "out", sample=None, progress=False).ok
+
+
+SKIPPABLE = struct.pack("<II", 0x184D2A50, 5) + b"hello"
+
+
+def _in_two_frames(voxels: bytes) -> bytes:
+    half = len(voxels) // 2
+    return b"".join(bytes(numcodecs.Zstd(1).encode(part)) for part in (voxels[:half], voxels[half:]))
+
+
+@pytest.mark.parametrize(
+    ("codec", "encode"),
+    [
+        ("zstd:1", _in_two_frames),
+        ("zstd:1", lambda voxels: SKIPPABLE + bytes(numcodecs.Zstd(1).encode(voxels))),
+        ("zstd:1", lambda voxels: bytes(numcodecs.Zstd(1).encode(voxels)) + SKIPPABLE),
+        ("blosc-zstd:1", lambda voxels: bytes(imagecodecs.blosc2_encode(np.frombuffer(voxels, np.uint64)))),
+        ("blosc-zstd:1", lambda voxels: bytes(numcodecs.Blosc("zstd", 1).encode(voxels)) + b"behind"),
+    ],
+    ids=["two frames", "frame to skip", "frame to skip behind", "blosc2", "bytes behind"],
+)
+@pytest.mark.parametrize("one_value", [False, True])
+@pytest.mark.parametrize("shards", [None, (64, 64, 32)])
+def test_chunks_that_decoders_take_become_chunks_that_zarr_reads(
+    codec: str, encode: Any, one_value: bool, shards: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("a chunk is fetched again"))
+    source, data = _zarr_source(tmp_path, codec=codec)
+    file = source / "0" / "c" / "0" / "1" / "1"
+    if one_value:
+        data[32:, 32:] = 2**60 + 7
+    file.write_bytes(encode(data[32:, 32:].T.tobytes()))
+    report = to_zarr(_of_zarr(source, WHOLE), tmp_path / "out.zarr", shards=shards, **COPY)
+    assert report.ok
+    assert any("copied" in note for note in report.notes)
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "out.zarr" / "0", mode="r")[...].T, data)
+    assert verify_export(tmp_path / "out.zarr", sample=None, progress=False).ok
 
 
 def test_a_damaged_chunk_of_zarr_is_not_copied(tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ class VolumeLevels:
         Which levels are made together.
     copied : tuple of bool
         Of each volume, whether its storage chunks are written as they are stored, where they are chunks of the level.
+        Blocks are then written chunk by chunk.
     """
 
     volumes: tuple[Volume, ...]
@@ -99,6 +100,13 @@ class VolumeLevels:
     def is_copied(self, stage: int) -> bool:
         """Return whether chunks of a stage's first level are copied."""
         return stage < len(self.copied) and self.copied[stage]
+
+    def may_be_written_by(self, level: int, part: Vec3[int]) -> bool:
+        """Return whether a level can be written in parts of a shape: no voxel of the next one is made of two parts."""
+        if level + 1 == len(self.levels):
+            return True
+        rests = zip(part, self.levels[level].shape, self.levels[level + 1].step, strict=True)
+        return not any(size < whole and size % step for size, whole, step in rests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,9 +386,8 @@ def _grown_part(export: VolumeLevels, stage: StageLayout, least: int = PART_BYTE
     while shorter and math.prod(part) * voxel_bytes < least:
         part[min(shorter, key=lambda axis: part[axis])] *= 2
         shorter = [axis for axis in shorter if part[axis] < shape[axis]]
-    steps = (1, 1, 1) if stage.first == stage.last else export.levels[stage.first + 1].step
-    # Voxels of the next level are made of one part.
-    return Vec3.of(part) if not any(Vec3.of(part) % steps) else None
+    is_alone = stage.first == stage.last
+    return Vec3.of(part) if is_alone or export.may_be_written_by(stage.first, Vec3.of(part)) else None
 
 
 def _reader(export: VolumeLevels, index: int, region: Region, stores: Sequence[LevelStore]) -> Callable[[], Array]:

@@ -468,7 +468,12 @@ def _copying(multiscale: Multiscale, options: PrecomputedOptions, form: ChunkFor
     if options.copy == "never" or options.quality is not None:
         return multiscale
     export = multiscale.export
-    reasons = [why_not_copied(volume, form) for volume in export.volumes]
+    reasons = [
+        why_not_copied(volume, form)
+        if export.may_be_written_by(level, multiscale.layouts[level].chunk)
+        else f"voxels of level {level + 1} are made of two chunks of {tuple(form.chunk)}"
+        for level, volume in enumerate(export.volumes)
+    ]
     if options.copy == "exact":
         for volume, reason in zip(export.volumes, reasons, strict=True):
             common, total = (0, 0) if reason else chunks_in_common(volume, form.chunk)

@@ -385,6 +385,7 @@ def zarr_export(data: Any, url: str | os.PathLike[str], options: ZarrOptions) ->
 def _compressor(multiscale: Multiscale, options: ZarrOptions, copies: bool) -> Compressor | None:
     """Return the codec of the arrays of a volume; None for none."""
     volume, layout = multiscale.volume, multiscale.layouts[0]
+    copies = copies and multiscale.export.may_be_written_by(0, layout.chunk)
     of_source = compressor_of_source(volume, layout, options) if copies else None
     return of_source or options.compressor(volume.labels)
 
@@ -393,7 +394,10 @@ def _copying(multiscale: Multiscale, options: ZarrOptions, compressor: Compresso
     """Return a volume of which the chunks of zarr sources are copied that can be."""
     export = multiscale.export
     pairs = zip(export.volumes, multiscale.layouts, strict=False)
-    copied = tuple(is_copied(volume, layout, options, compressor) for volume, layout in pairs)
+    copied = tuple(
+        export.may_be_written_by(level, layout.chunk) and is_copied(volume, layout, options, compressor)
+        for level, (volume, layout) in enumerate(pairs)
+    )
     return replace(multiscale, export=replace(export, copied=copied)) if any(copied) else multiscale
 
 

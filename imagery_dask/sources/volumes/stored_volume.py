@@ -202,8 +202,8 @@ class StoredVolume(ABC):
         del mip, chunk, content
         return None
 
-    def _encoded(self, mip: int, chunk: Chunk, blob: Blob) -> EncodedBlock:
-        """Return a chunk as it is stored; raise any error if it is seen to be damaged."""
+    def _encoded(self, mip: int, chunk: Chunk, blob: Blob) -> Block:
+        """Return a chunk as it is stored, or its voxels; raise any error if it is damaged as far as that is seen."""
         content = bytes(blob.decompressed(self._largest[mip]))
         damage = self._damage(mip, chunk, content)
         if damage:
@@ -580,8 +580,8 @@ class StoredVolume(ABC):
         """Decode a chunk, fetching it again if it does not decode; return None if it no longer exists by then."""
         return self._made(reading, chunk, blob, self._decode_named)
 
-    def _healed_encoded(self, reading: _Reading, chunk: Chunk, blob: Blob) -> EncodedBlock | None:
-        """Return a chunk as it is stored, fetching it again if it is seen to be damaged; as `_healed`."""
+    def _healed_encoded(self, reading: _Reading, chunk: Chunk, blob: Blob) -> Block | None:
+        """Return what `_encoded` does, fetching a chunk again if it is seen to be damaged; as `_healed`."""
         return self._made(reading, chunk, blob, self._encoded_named)
 
     def _made(
@@ -604,7 +604,7 @@ class StoredVolume(ABC):
         with self._naming(reading.mip, chunk):
             return self._decode(reading.mip, chunk, blob)
 
-    def _encoded_named(self, reading: _Reading, chunk: Chunk, blob: Blob) -> EncodedBlock:
+    def _encoded_named(self, reading: _Reading, chunk: Chunk, blob: Blob) -> Block:
         with self._naming(reading.mip, chunk):
             return self._encoded(reading.mip, chunk, blob)
 

@@ -1,8 +1,12 @@
 """Chunks of zarr as they are stored: how they are compressed, as text to compare, and damage that they show undecoded.
 
-Formats: https://github.com/Blosc/c-blosc/blob/main/README_CHUNK_FORMAT.rst and RFC 8878 (zstd). Neither has a checksum
-of its own: of 600 flipped bits, decoders noticed 63% in ids (zstd) and 4% in imagery (blosc with zstd), and gave other
-voxels for the rest. Codecs with a checksum, which gzip has and zstd may have, are decoded.
+Formats: https://github.com/Blosc/c-blosc/blob/main/README_CHUNK_FORMAT.rst and RFC 8878 (zstd), as most programs write
+them: anything else is called damage here, of which only decoding tells whether it is. So it is with several frames of
+zstd, the format of c-blosc2, and bytes behind the end of a chunk.
+
+Neither format has a checksum of its own: of 600 flipped bits, decoders noticed 63% in ids (zstd) and 4% in imagery
+(blosc with zstd), and gave other voxels for the rest. Codecs with a checksum, which gzip has and zstd may have, are
+decoded.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ BLOSC_FIELDS = ("cname", "clevel", "shuffle", "blocksize")
 # Version of the format, version of the codec, flags, bytes of a voxel; bytes of voxels, of a block, of the chunk.
 BLOSC_HEADER = struct.Struct("<BBBBiii")
 BLOSC_LENGTH = struct.Struct("<i")
-BLOSC_MEMCPYED = 2
+BLOSC_VERSION, BLOSC_MEMCPYED = 2, 2
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 # Bytes of a frame's content size and dictionary id, by their flags.
 ZSTD_SIZE_BYTES, ZSTD_ID_BYTES = (0, 2, 4, 8), (0, 1, 2, 4)
@@ -75,6 +79,8 @@ def shuffle_named(shuffle: Any) -> Any:
 def seen_damage(content: bytes, compressor: str, size: int) -> str | None:
     """Return the damage that is seen in a chunk without decoding it: "" if there is none, None if decoding has to tell.
 
+    A chunk with damage may decode all the same, if it is stored in a way that is not looked at here.
+
     Parameters
     ----------
     content : bytes
@@ -98,7 +104,9 @@ def seen_damage(content: bytes, compressor: str, size: int) -> str | None:
 
 def _damage_of_blosc(content: bytes, size: int) -> str:
     """Follow the lengths of the compressed streams of each block, which lie in any order."""
-    _, _, flags, _, voxel_bytes, block_bytes, stored_bytes = BLOSC_HEADER.unpack_from(content)
+    version, _, flags, _, voxel_bytes, block_bytes, stored_bytes = BLOSC_HEADER.unpack_from(content)
+    if version != BLOSC_VERSION:
+        return f"its format of blosc is {version}, not {BLOSC_VERSION}"
     if voxel_bytes != size or stored_bytes != len(content):
         return f"its header says {voxel_bytes} bytes in {stored_bytes}, but it has {size} in {len(content)}"
     head = BLOSC_HEADER.size
