@@ -22,6 +22,7 @@ from imagery_dask.export.zarr import block_array
 from imagery_dask.export.zarr.block_array import ZarrLevel
 from imagery_dask.export.zarr.encoded_chunks import WRITTEN_AT_ONCE
 from imagery_dask.geometry.grid import parts_of
+from imagery_dask.sources.volumes.encoded_block import EncodedBlock
 from imagery_dask.storage import buckets, zarr_stores
 from imagery_dask.storage.atomic_files import Files
 
@@ -111,6 +112,24 @@ class TestZarr2(Zarr):
 
 class TestCopiedChunks(TestZarrChunks):
     COPIED = HASHES_FILES = True
+
+    def test_a_stored_chunk_is_written_to_its_own_place_only(self, url: str) -> None:
+        store, other = self.make(url, "uint64", 1), self.make(f"{url}2", "uint64", 1)
+        voxels = np.random.default_rng(2).integers(2**53, 2**63, SHAPE, dtype=np.uint64)
+        other.write(WHOLE, voxels)
+        first, *parts = parts_of(WHOLE, UNIT)
+        content = self.contents(f"{url}2")["c/0/0/0"]
+        shape = tuple(axis.stop - axis.start for axis in first)
+
+        def written(part: Any, shape: tuple[int, ...]) -> bytes:
+            block = EncodedBlock(content, (*shape, 1), "uint64", lambda: voxels[first][..., None])
+            return store.write_parts(WHOLE, [(part, block), *((part, voxels[part]) for part in parts)])
+
+        for part, of in ((WHOLE, shape), (WHOLE, SHAPE), (parts[-1], shape)):
+            with pytest.raises(ValueError, match="a stored chunk of shape .* does not fit"):
+                written(part, of)
+        assert written(first, shape) == other.digest(WHOLE)
+        np.testing.assert_array_equal(self.stored(url), voxels)
 
 
 class TestCopiedShards(TestZarrShards):

@@ -170,9 +170,16 @@ class BlockArray:
         for part, voxels in parts:
             box = self._box(part, self.encoder.chunk)
             shape = tuple(axis.stop - axis.start for axis in box)
-            if not isinstance(voxels, EncodedBlock) and voxels.shape != shape:
+            if isinstance(voxels, EncodedBlock):
+                (chunk, *others), size = _positions(box, self.encoder.chunk), math.prod(shape)
+                if others or size != math.prod(voxels.shape):
+                    raise ValueError(f"a stored chunk of shape {voxels.shape} does not fit {tuple(part)}.")
+                units.add(chunk, voxels.content)
+                continue
+            if voxels.shape != shape:
                 raise ValueError(f"voxels of shape {voxels.shape} do not fit {tuple(part)}.")
-            units.add(box, voxels)
+            for chunk in _positions(box, self.encoder.chunk):
+                units.add(chunk, self.encoder.encoded(voxels[_within(chunk, self.encoder.chunk, box)]))
         return units.digest()
 
     def _digest_of_unit(self, unit: Position) -> bytes:
@@ -235,27 +242,22 @@ class _Units:
             unit: _chunks_in(unit, self._unit, self._chunk, array.shape) for unit in _positions(whole, self._unit)
         }
 
-    def add(self, box: Box, voxels: Block) -> None:
-        """Encode the chunks of a part, or take the one that it is."""
-        encoder, per_unit = self._array.encoder, [n // c for n, c in zip(self._unit, self._chunk, strict=True)]
-        for chunk in _positions(box, self._chunk):
-            if isinstance(voxels, EncodedBlock):
-                content = voxels.content
-            else:
-                content = encoder.encoded(voxels[_within(chunk, self._chunk, box)])
-            unit = tuple(at // count for at, count in zip(chunk, per_unit, strict=True))
-            if unit not in self._left:
-                raise ValueError(f"{box} is not in the block, or was written twice.")
-            if unit not in self._open:
-                self._open[unit] = encoder.unit_file(self._target.open())
-            if content is not None:
-                self._open[unit].add(tuple(at % count for at, count in zip(chunk, per_unit, strict=True)), content)
-            self._left[unit] -= 1
-            if not self._left[unit]:
-                del self._left[unit]
-                file = self._open.pop(unit)
-                self._target.put(self._array.metadata.encode_chunk_key(unit), file)
-                self._digests[unit] = file.digest
+    def add(self, chunk: Position, content: Any) -> None:
+        """Take an encoded chunk, or None for one without voxels."""
+        per_unit = [n // c for n, c in zip(self._unit, self._chunk, strict=True)]
+        unit = tuple(at // count for at, count in zip(chunk, per_unit, strict=True))
+        if unit not in self._left:
+            raise ValueError(f"Chunk {chunk} is not in the block, or was written twice.")
+        if unit not in self._open:
+            self._open[unit] = self._array.encoder.unit_file(self._target.open())
+        if content is not None:
+            self._open[unit].add(tuple(at % count for at, count in zip(chunk, per_unit, strict=True)), content)
+        self._left[unit] -= 1
+        if not self._left[unit]:
+            del self._left[unit]
+            file = self._open.pop(unit)
+            self._target.put(self._array.metadata.encode_chunk_key(unit), file)
+            self._digests[unit] = file.digest
 
     def digest(self) -> bytes:
         """Return the hash of the files; raise if chunks of the block are lacking."""
