@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
+from typing import ClassVar
 from zlib import crc32
 
 import numpy as np
@@ -70,6 +71,8 @@ def drawn(chunks: Iterable[Corners], seed: int) -> list[Corners]:
 
 class _Reads:
     """A task that has no hashes, since it writes nothing."""
+
+    hashes_files: ClassVar[bool] = False
 
     def stored(self) -> bytes:
         """Raise."""

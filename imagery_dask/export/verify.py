@@ -41,7 +41,7 @@ class DamagedBlockError(ImageryDaskError):
 
 
 class SourceChangedError(ImageryDaskError):
-    """The source gives other voxels of a block than when it was exported."""
+    """The source gives other voxels of a block than when it was exported, or these are encoded to other files."""
 
 
 KINDS = {f"{kind.__name__}: ": kind for kind in (DamagedBlockError, SourceChangedError)}
@@ -66,7 +66,8 @@ class VerifyReport:
     damaged : list of int
         Numbers of blocks that differ from what was written.
     source_changed : list of int
-        Numbers of blocks that the source gives other voxels for now.
+        Numbers of blocks that are made otherwise of the source now: other voxels, or other files where hashes are of
+        files.
     unread : list of int
         Numbers of blocks that could not be read: the store or the source did not answer.
     named : list of FailedBlock
@@ -107,7 +108,7 @@ class VerifyReport:
         ]
         found = [
             (len(self.damaged), "blocks differ from what was written"),
-            (len(self.source_changed), "blocks for which the source gives other voxels now"),
+            (len(self.source_changed), "blocks that are made otherwise of the source now"),
             (len(self.unread), "blocks that could not be read"),
             (len(self.metadata), "metadata files are lost or differ"),
         ]
@@ -242,12 +243,18 @@ class CheckBlock:
         """Name of the volume."""
         return self.task.volume
 
+    @property
+    def hashes_files(self) -> bool:
+        """Whether hashes are of files, not of voxels."""
+        return self.task.hashes_files
+
     def __call__(self) -> Written:
         """Compare; raise if something differs."""
         if self._look() != self.digest:
             raise DamagedBlockError("its bytes in the store are others than were written, or some are gone")
         if self.again and self._make_again() != self.digest:
-            raise SourceChangedError("the source gives other voxels now than when this was exported")
+            what = "files made of the source" if self.hashes_files else "voxels of the source"
+            raise SourceChangedError(f"the {what} are others now than when this was exported")
         return Written(0, self.size, self.digest)
 
     def _look(self) -> bytes:

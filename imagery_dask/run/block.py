@@ -62,6 +62,11 @@ class BlockTask(Protocol):
         """Name of the layer, for which counts are kept."""
         ...
 
+    @property
+    def hashes_files(self) -> bool:
+        """Whether hashes are of files; otherwise of what is in them, such as voxels."""
+        ...
+
     def __call__(self) -> Written:
         """Read, compute and write the block."""
         ...

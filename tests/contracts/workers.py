@@ -73,7 +73,7 @@ class Block:
     number: int
     act: Callable[[int, int], None]
 
-    volume = "image"
+    volume, hashes_files = "image", False
 
     @property
     def name(self) -> str:

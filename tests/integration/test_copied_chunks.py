@@ -393,6 +393,16 @@ def test_copies_of_zarr_lie_in_buckets_too(shards: Any, tmp_path: Path) -> None:
     assert system.cat_file(file) == content
 
 
+@pytest.mark.parametrize(("codec", "what"), [("auto", "files made of the source"), ("none", "voxels of the source")])
+def test_verify_says_what_differs_from_the_source(codec: str, what: str, tmp_path: Path) -> None:
+    source, data = _zarr_source(tmp_path)
+    to_zarr(_of_zarr(source, WHOLE), tmp_path / "out.zarr", codec=codec, **COPY)
+    zarr.open_array(source / "0", mode="r+")[:8, :8, :8] = 7
+    report = verify_export(tmp_path / "out.zarr", sample=None, progress=False)
+    assert (report.damaged, len(report.source_changed)) == ([], 1)
+    assert f"the {what} are others now" in str(report)
+
+
 def test_the_receipts_of_a_copy_hold_without_its_source(tmp_path: Path) -> None:
     source, _ = _zarr_source(tmp_path)
     to_zarr(_of_zarr(source, WHOLE), tmp_path / "out.zarr", **COPY)

@@ -210,6 +210,11 @@ class _RegionTask:
         """Name of the layer, with the region before it."""
         return f"{self.region}/{self.task.volume}"
 
+    @property
+    def hashes_files(self) -> bool:
+        """Whether hashes are of files, not of voxels."""
+        return self.task.hashes_files
+
     def __call__(self) -> Written:
         """Read, compute and write the block."""
         return self.task()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import uuid4
 
 import numpy as np
@@ -70,6 +70,8 @@ class SliceBlock:
     names: SliceNames
     files: Files
     form: Format
+
+    hashes_files: ClassVar[bool] = True
 
     @property
     def volume(self) -> str:

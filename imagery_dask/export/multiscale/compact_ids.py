@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import fastremap
 import numpy as np
@@ -111,6 +111,7 @@ class FindIds:
     reads: tuple[Callable[[], Array], ...]
     files: Files
     file: str
+    hashes_files: ClassVar[bool] = False
 
     def __call__(self) -> Written:
         """Read the block and write its ids."""

@@ -50,6 +50,11 @@ PART_BYTES = 2**18
 class LevelStore(Protocol):
     """One level of a volume where it is written. Picklable; opened by the process that uses it."""
 
+    @property
+    def hashes_files(self) -> bool:
+        """Whether hashes are of files, not of voxels."""
+        ...
+
     def write(self, region: Region, voxels: Array) -> bytes:
         """Write voxels x, y, z(, c) to a region of whole chunks, and return their hash."""
         ...
@@ -137,6 +142,11 @@ class LevelsBlock:
     labels: bool
     part: Vec3[int] | None = None
     copied: bool = False
+
+    @property
+    def hashes_files(self) -> bool:
+        """Whether hashes of a level are of files, not of voxels."""
+        return any(store.hashes_files for _, store in self.outputs)
 
     def __call__(self) -> Written:
         """Compute and write; a piece covers whole chunks, which no other task writes."""

@@ -356,6 +356,11 @@ class ZarrLevel:
     x_first: bool = False
     copied: bool = False
 
+    @property
+    def hashes_files(self) -> bool:
+        """Whether hashes are of files, not of voxels."""
+        return self.copied
+
     def write(self, region: Region, voxels: Array) -> bytes:
         """Write voxels x, y, z(, c) to a region of whole units and return their hash, or that of the files."""
         digests = list[bytes]()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +51,7 @@ class LookUpRoots:
     pieces: Pieces
     # Roots at another moment, if only those that have changed since are looked up.
     base: TableFile | None
+    hashes_files: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

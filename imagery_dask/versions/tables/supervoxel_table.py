@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy import ndimage
@@ -123,6 +123,7 @@ class CountSupervoxels:
     source: CutoutArray
     ids: SupervoxelIds
     pieces: Pieces
+    hashes_files: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

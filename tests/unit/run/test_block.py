@@ -14,7 +14,7 @@ from imagery_dask.storage.atomic_files import Files
 class Task:
     """A task that counts its calls."""
 
-    name, volume = "read+write image-z0 y0 x0", "image"
+    name, volume, hashes_files = "read+write image-z0 y0 x0", "image", False
 
     def __init__(self) -> None:
         self.calls = 0
