@@ -121,8 +121,8 @@ class ChunkCodec:
             content = step(content, most)
         # As bytes: a filter stores another data type, and each takes them for its own.
         flat = np.frombuffer(content, np.uint8)
-        for step in self.of_voxels:
-            flat = np.ascontiguousarray(step(flat)).reshape(-1)
+        for decoded in self.of_voxels:
+            flat = np.ascontiguousarray(decoded(flat)).reshape(-1)
         flat = flat.view(self.dtype)
         if flat.size != math.prod(shape):
             raise ValueError(f"it has {flat.size} voxels, and chunks have {math.prod(shape)}")
