@@ -85,7 +85,8 @@ class Blob:
     """Bytes as stored, their compression, a description of their damage, and when a server says they were written.
 
     Large ones are the memory in which they were received, which is no `bytes` but a buffer. With `refused_or_absent`
-    there are none: the server answers HTTP 403 for files that do not exist, too (`Request.beside`).
+    there are none: the server answers HTTP 403 for files that do not exist, too (`Request.beside`). With `left_out`
+    there are none, because the file exists and says that it does not have them.
     """
 
     content: bytes | memoryview
@@ -93,6 +94,7 @@ class Blob:
     damage: str = ""
     modified: str | None = None
     refused_or_absent: bool = False
+    left_out: bool = False
 
     def decompressed(self, most: int = LARGEST_FILE) -> bytes | memoryview:
         """Return the bytes without the transport's compression (gzip, brotli, ...), of which there are at most `most`.
@@ -108,6 +110,7 @@ class Blob:
 
 # Damaged, so that no code takes it for an empty file.
 REFUSED_OR_ABSENT = Blob(b"", damage="the server does not say if it is absent or refused", refused_or_absent=True)
+LEFT_OUT = Blob(b"", damage="its file does not have it", left_out=True)
 
 
 class Files(Protocol):

@@ -79,8 +79,8 @@ class _Reading:
     cache: ChunkCache | None = None
     kept_only: bool = False
     counts: ReadCounts = field(default_factory=ReadCounts)
-    #: Chunks that do not exist because the format need not store them.
-    unstored: list[Chunk] = field(default_factory=list)
+    #: Chunks that do not exist because the format need not store them, and whether their file exists.
+    unstored: list[tuple[Chunk, bool]] = field(default_factory=list)
 
 
 Made = TypeVar("Made")
@@ -119,10 +119,13 @@ class UnstoredChunk:
         Where it would be.
     box : VoxelGrid
         Its voxels, absolute.
+    absent : VoxelGrid
+        The voxels of its file, if that does not exist; otherwise those of the chunk.
     """
 
     key: str
     box: VoxelGrid
+    absent: VoxelGrid
 
 
 # Raises where chunks that need not be stored ought to be.
@@ -176,7 +179,7 @@ class StoredVolume(ABC):
 
     @abstractmethod
     def _stored(self, mip: int, chunks: Collection[Chunk]) -> Generator[Fetched, None, None]:
-        """Yield chunks as stored, in any order; None for one that does not exist.
+        """Yield chunks as stored, in any order; None for one that does not exist, `LEFT_OUT` if its file does.
 
         Requests for chunks name a file `beside`, so that servers that refuse what does not exist are understood.
         """
@@ -226,6 +229,11 @@ class StoredVolume(ABC):
     def file_shape(self, mip: int) -> Vec3[int]:
         """Return the voxels of a file of a mip along x, y, z: of a chunk, or of what a shard holds together."""
         return self.layer.mips[mip].chunk_shape
+
+    def _file_box(self, mip: int, chunk: VoxelGrid) -> VoxelGrid:
+        """Return the voxels of the volume that are in the file of a chunk, which has the given ones."""
+        del mip
+        return chunk
 
     def _relabel_stored(self, mip: int, fetched: list[Fetched], relabel: Relabel) -> list[Fetched] | None:
         """Replace the ids of encoded chunks; return None if that is not possible for all of them."""
@@ -310,13 +318,13 @@ class StoredVolume(ABC):
         with counting_into(reading.counts):
             voxels = self._read(reading, layout, relabel, out)
         if unstored is not None and reading.unstored:
-            unstored([self._unstored(mip, chunk) for chunk in reading.unstored])
+            unstored([self._unstored(mip, chunk, has_file) for chunk, has_file in reading.unstored])
         return voxels, reading.counts
 
-    def _unstored(self, mip: int, chunk: Chunk) -> UnstoredChunk:
-        nm = self.layer.mips[mip].grid.resolution_nm
-        box = VoxelGrid.between(chunk.start, chunk.stop, nm)
-        return UnstoredChunk(f"{self.data_path}/{self._key(mip, chunk)}", box)
+    def _unstored(self, mip: int, chunk: Chunk, has_file: bool) -> UnstoredChunk:
+        box = VoxelGrid.between(chunk.start, chunk.stop, self.layer.mips[mip].grid.resolution_nm)
+        absent = box if has_file else self._file_box(mip, box)
+        return UnstoredChunk(f"{self.data_path}/{self._key(mip, chunk)}", box, absent)
 
     def _read(self, reading: _Reading, layout: Layout, relabel: Relabel | None, out: Array | None = None) -> Array:
         of_chunks = None
@@ -526,11 +534,14 @@ class StoredVolume(ABC):
 
     def _counted(self, reading: _Reading, chunk: Chunk, blob: Blob | None) -> Blob | None:
         """Count a chunk's bytes and return it, or count it as missing and return None."""
+        has_file = blob is not None and blob.left_out
+        if has_file:
+            blob = None
         if blob is not None and not blob.refused_or_absent:
             reading.counts.stored_bytes += len(blob.content)
             return blob
         if self._absent(reading.mip) is not None:
-            reading.unstored.append(chunk)
+            reading.unstored.append((chunk, has_file))
             if blob is None:
                 reading.counts.not_stored += 1
                 return None

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from imagery_dask.sources.files.failures import brief
 from imagery_dask.sources.requests.byte_ranges import Place, get_ranges
-from imagery_dask.sources.requests.transport import Blob, Request, Transport
+from imagery_dask.sources.requests.transport import LEFT_OUT, Blob, Request, Transport
 from imagery_dask.sources.zarr.array_format import ArrayFormat
 from imagery_dask.sources.zarr.chunk_codecs import without_checksum
 
@@ -75,7 +75,7 @@ class ShardFiles:
         return tuple(at // count for at, count in zip(position, self._counts, strict=True))
 
     def get_many(self, positions: Mapping[Cell, Shape], fresh: bool = False) -> Iterator[tuple[Cell, Blob | None]]:
-        """Yield chunks as stored; None for one that is not.
+        """Yield chunks as stored; None for those of a shard that is not, `LEFT_OUT` for others that are not.
 
         Parameters
         ----------
@@ -93,7 +93,7 @@ class ShardFiles:
         for item, position in positions.items():
             index = indices[files[item]]
             place: str | tuple[int, int] | Blob | None
-            place = self._place(index, position, files[item]) if isinstance(index, np.ndarray) else index
+            place = (self._place(index, position, files[item]) or LEFT_OUT) if isinstance(index, np.ndarray) else index
             if isinstance(place, tuple):
                 places.append(Place(item, files[item], *place))
             else:
@@ -133,7 +133,7 @@ class ShardFiles:
             read.add(file)
             for item, place in places.items():
                 # A chunk that is kept must not keep the others, hence the copy.
-                yield item, None if place is None else Blob(bytes(content[slice(*place)]))
+                yield item, LEFT_OUT if place is None else Blob(bytes(content[slice(*place)]))
         return {item: at for item, at in positions.items() if self.file_of(at) not in read}
 
     def _parsed_whole(

@@ -394,6 +394,12 @@ class ZarrVolume(StoredVolume):
             return super().file_shape(mip)
         return level.along(shard.shape)
 
+    def _file_box(self, mip: int, chunk: VoxelGrid) -> VoxelGrid:
+        level, grid, shape = self._levels[mip], self.layer.mips[mip].grid, self.file_shape(mip)
+        first = grid.start - level.first_cell * level.chunk  # of the array
+        start = (chunk.start - first) // shape * shape + first
+        return VoxelGrid.between(start, start + shape, grid.resolution_nm).intersection(grid)
+
     def _absent(self, mip: int) -> int | float | None:
         return self._levels[mip].array.fill
 
