@@ -1,15 +1,16 @@
 """Chunks of a version store that are lost: they are not stored, although its tables have supervoxels there.
 
 Zarr stores no chunk whose voxels are all 0, so that a lost file looks like an empty one. The table of supervoxels tells
-them apart, because it has the number of voxels and the box of each. Of a coarser level, the voxels that it was made of
-tell. Both are read only if a chunk is not stored.
+them apart, because it has the number of voxels and the box of each. They are compared with the box of a whole shard, if
+that does not exist, since a chunk of it may have nothing but the middles of supervoxels. Of a coarser level, the voxels
+that it was made of tell. Both are read only if a chunk is not stored, and what was found is remembered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,8 @@ Counts = NDArray[np.int64]
 
 VOXELS = "voxels"
 STARTS, STOPS = (tuple(f"{axis}_{end}" for axis in AXES) for end in ("start", "stop"))
+# Boxes whose contents are remembered, of all stores.
+BOXES_KEPT = 2**14
 ALL_IDS = np.zeros(1, np.uint64), np.full(1, 2**64 - 1, np.uint64)
 
 
@@ -49,21 +52,35 @@ def lost_chunks_refused(handle: SourceHandle, query: RootQuery) -> Callable[[Seq
 
 
 def _refuse_lost(handle: SourceHandle, query: RootQuery, unstored: Sequence[UnstoredChunk]) -> None:
-    layer, store = open_volume(handle.path).layer, str(query.stored).rpartition("/roots/")[0]
-    finest = layer.mips[0].grid
-    places = [_below(chunk.box, finest) for chunk in unstored]
-    low, high = np.min([box.start for box in places], axis=0), np.max([box.stop for box in places], axis=0)
-    ids = id_ranges(query.graph, VoxelGrid.between(low.tolist(), high.tolist(), finest.resolution_nm)) or ALL_IDS
+    opened = id_table(str(query.stored)).kept_as
+    # A chunk of a coarser level is compared with its voxels; those of a shard are more than fit into memory.
+    boxes = {chunk.box if handle.mip.level else chunk.absent: chunk for chunk in unstored}
+    for box, chunk in boxes.items():
+        what = _lost_from(box, handle, query, opened)
+        if what is not None:
+            raise _lost(chunk, _store_of(query), what)
+
+
+@lru_cache(maxsize=BOXES_KEPT)
+def _lost_from(box: VoxelGrid, handle: SourceHandle, query: RootQuery, opened: object) -> str | None:
+    """Return what must be in a box of which nothing is stored; None if nothing need be in it.
+
+    `opened` is of the open table of the version: another one, once that is replaced, as it is when supervoxels change.
+    """
+    del opened
+    layer = open_volume(handle.path).layer
+    place = _below(box, layer.mips[0].grid)
+    ids = id_ranges(query.graph, place) or ALL_IDS
     # That table is open; most chunks that are not stored are in graph chunks without supervoxels.
     if next(id_table(str(query.stored)).rows_within(*ids), None) is None:
-        return
-    for rows in id_table(f"{store}/supervoxels.parquet").rows_within(*ids, [VOXELS, *STARTS, *STOPS]):
-        for chunk, place in zip(unstored, places, strict=True):
-            least, is_near = _least_voxels(rows, place)
-            if handle.mip.level == 0 and least.any():
-                raise _lost(chunk, store, f"voxels of {rows[SUPERVOXEL][least.argmax()]}")
-            if handle.mip.level > 0 and is_near and _has_voxels(handle, layer, query, chunk):
-                raise _lost(chunk, store, f"voxels at level {handle.mip.level - 1}")
+        return None
+    for rows in id_table(f"{_store_of(query)}/supervoxels.parquet").rows_within(*ids, [VOXELS, *STARTS, *STOPS]):
+        least, is_near = _least_voxels(rows, place)
+        if handle.mip.level == 0 and least.any():
+            return f"voxels of {rows[SUPERVOXEL][least.argmax()]}"
+        if handle.mip.level > 0 and is_near:
+            return f"voxels at level {handle.mip.level - 1}" if _has_voxels(handle, layer, query, box) else None
+    return None
 
 
 def _least_voxels(rows: Columns, place: VoxelGrid) -> tuple[Counts, bool]:
@@ -81,13 +98,13 @@ def _least_voxels(rows: Columns, place: VoxelGrid) -> tuple[Counts, bool]:
     return np.maximum(rows[VOXELS].astype(np.int64) - rest, has_face), bool(shared.any())
 
 
-def _has_voxels(handle: SourceHandle, layer: Layer, query: RootQuery, chunk: UnstoredChunk) -> bool:
-    """Return True if a chunk of a coarser level has voxels that are not 0, as the level tells that it was made of."""
+def _has_voxels(handle: SourceHandle, layer: Layer, query: RootQuery, box: VoxelGrid) -> bool:
+    """Return True if a box of a coarser level has voxels that are not 0, as the level tells that it was made of."""
     below = layer.mips[handle.mip.level - 1]
     finer = replace(handle, mip=below)
     unstored = lost_chunks_refused(finer, query)
-    voxels = finer.read(_below(chunk.box, below.grid), unstored=unstored)[..., 0]
-    step = chunk.box.steps_from(below.grid.resolution_nm).map(int)
+    voxels = finer.read(_below(box, below.grid), unstored=unstored)[..., 0]
+    step = box.steps_from(below.grid.resolution_nm).map(int)
     return bool(kernels.downsample(np.require(voxels, requirements="W"), step, labels=True).any())
 
 
@@ -97,10 +114,14 @@ def _below(box: VoxelGrid, level: VoxelGrid) -> VoxelGrid:
     return VoxelGrid.between(box.start * step, box.stop * step, level.resolution_nm).intersection(level)
 
 
+def _store_of(query: RootQuery) -> str:
+    return str(query.stored).rpartition("/roots/")[0]
+
+
 def _lost(chunk: UnstoredChunk, store: str, what: str) -> MissingChunkError:
     place = redacted(store.removeprefix("file://"))
     return MissingChunkError(
-        f"{redacted(chunk.key)} is not stored, and reads as 0, but the store has {what} there: the file is lost. "
+        f"{redacted(chunk.key)} is not stored, and reads as 0, but the store has {what} in its file, which is lost. "
         f"'imagery-dask versions verify {place}' finds other losses. Restore the file from a copy, or write it again: "
         f"'imagery-dask verify {place}/volume.zarr', then 'imagery-dask export --plan {place}/volume.zarr --repair'."
     )

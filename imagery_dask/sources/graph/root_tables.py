@@ -185,14 +185,14 @@ class IdTable:
         Parameters
         ----------
         starts, stops : numpy.ndarray of uint64, shape (m,)
-            First id of each range, and one past its last.
+            First id of each range, and one past its last; ranges ascend, and do not overlap.
         columns : sequence of str
             Columns to return besides ``supervoxel``.
         """
-        for number in range(self.groups):
-            crossed = (starts <= self.last[number]) & (stops > self.first[number])
-            if not crossed.any():
-                continue
+        # Row groups are in order, too, so that the ranges that cross each are a slice of the ranges.
+        ended, begun = stops.searchsorted(self.first, "right"), starts.searchsorted(self.last, "right")
+        for number in np.flatnonzero(ended < begun).tolist():
+            crossed = slice(int(ended[number]), int(begun[number]))
             group = self._kept(number, columns)
             keys = group[SUPERVOXEL]
             for begin, end in zip(keys.searchsorted(starts[crossed]), keys.searchsorted(stops[crossed]), strict=True):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from support.dynamic import forget, secrets_file
 from support.http_server import FileServer
 from support.made_stores import create
 from support.programs import Done
-from support.version_stores import make_store
+from support.version_stores import make_store, write_supervoxels
 
 from imagery_dask import open_versions, to_zarr
 from imagery_dask.errors import BlockFailedError, MissingChunkError
-from imagery_dask.sources import collect_counts, handle
-from imagery_dask.sources.graph.root_tables import forget_tables
+from imagery_dask.geometry.grid import VoxelGrid
+from imagery_dask.sources import SourceHandle, collect_counts, handle
+from imagery_dask.sources.graph.root_tables import IdTable, forget_tables
 from imagery_dask.testing.cave import CaveServer, World
 from imagery_dask.versions.opened_versions import VersionStore
 
@@ -42,6 +44,34 @@ def reopened(out: Path | str) -> VersionStore:
     forget_tables()
     forget()
     return open_versions(out)
+
+
+class Proofs:
+    """Records which rows of supervoxels are read, and which boxes of which levels."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        rows_within, read = IdTable.rows_within, SourceHandle.read
+        self.rows: list[int] = []
+        self.boxes: list[tuple[int, VoxelGrid]] = []
+
+        def recorded_rows(table: IdTable, *arguments: Any) -> Iterator[Any]:
+            for rows in rows_within(table, *arguments):
+                if table.url.endswith("/supervoxels.parquet"):
+                    self.rows += rows["supervoxel"].tolist()
+                yield rows
+
+        def recorded_read(handle: SourceHandle, box: VoxelGrid, *arguments: Any, **options: Any) -> np.ndarray:
+            self.boxes.append((handle.mip.level, box))
+            return read(handle, box, *arguments, **options)
+
+        monkeypatch.setattr(IdTable, "rows_within", recorded_rows)
+        monkeypatch.setattr(SourceHandle, "read", recorded_read)
+
+    def taken(self) -> tuple[list[int], list[tuple[int, VoxelGrid]]]:
+        """Return what was recorded since the last call."""
+        taken = self.rows, self.boxes
+        self.rows, self.boxes = [], []
+        return taken
 
 
 def file_at(out: Path, level: int, number: int) -> Path:
@@ -189,3 +219,107 @@ def test_what_is_stored_takes_no_request_more(
     np.testing.assert_array_equal(store.at(3)["segmentation"], world.roots_volume(moments["3"][0]))
     assert not [request.path for request in server.requests if request.path.endswith("supervoxels.parquet")]
     shutil.rmtree(out)
+
+
+# Shards are graph chunks of 32 x 32 x 16 voxels, with chunks that have no more than the middle of many supervoxels.
+SMALL = {"chunks": (4, 4, 4), "shards": (32, 32, 16)}
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_no_chunk_of_a_lost_shard_is_read(
+    tmp_path: Path, world: World, moments: Moments, http_server_factory: Callable[[Path], FileServer], is_remote: bool
+) -> None:
+    out = make_store(tmp_path / "out", world, {"3": moments["3"]}, levels=1, **SMALL)
+    path = file_at(out, 0, 5)
+    path.unlink()
+    box = box_of(out, path)
+    segmentation = reopened(f"{http_server_factory(tmp_path).url}/out" if is_remote else out).at(3)["segmentation"]
+    for cell in np.ndindex(8, 8, 4):
+        chunk = tuple(slice(one.start + 4 * at, one.start + 4 * at + 4) for one, at in zip(box, cell, strict=True))
+        with refused(path):
+            segmentation[chunk].to_numpy()
+    for axis in range(3):
+        with refused(path):
+            segmentation[tuple(box[axis].stop - 1 if one == axis else box[one] for one in range(3))].to_numpy()
+
+
+@pytest.fixture
+def holed(tmp_path: Path, world: World, moments: Moments) -> tuple[Path, World, list[tuple[slice, ...]]]:
+    """A store without voxels in two boxes, each a part of a graph chunk at an end of the volume; the world, the boxes.
+
+    In level 0, and in the coarser one, each box is whole chunks of a shard that exists.
+    """
+    out = make_store(tmp_path / "out", world, {"3": moments["3"]}, levels=2, group_rows=4, **SMALL)
+    voxels = world.supervoxels.copy(order="F")
+    shape = np.array(voxels.shape)
+    corners = np.array([8, 8, 4]), shape // (32, 32, 16) * (32, 32, 16) - (16, 16, 8)
+    boxes = [tuple(slice(int(at), int(at) + 8) for at in corner) for corner in corners]
+    for level in range(2):
+        array = zarr.open_array(out / "volume.zarr", path=str(level), mode="r+")
+        step = np.round(shape / array.shape[::-1]).astype(int)
+        for box in boxes:
+            array[tuple(slice(one.start // n, one.stop // n) for one, n in zip(box, step, strict=True))[::-1]] = 0
+            voxels[box] = 0
+    hole = replace(world, mips=[voxels, *world.mips[1:]])
+    write_supervoxels(out, hole, group_rows=4)
+    return out, hole, boxes
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_chunks_that_a_shard_leaves_out_are_0(
+    holed: Any, moments: Moments, http_server_factory: Callable[[Path], FileServer], is_remote: bool
+) -> None:
+    out, hole, boxes = holed
+    expected = np.where(hole.supervoxels == 0, 0, hole.roots_volume(moments["3"][0]))
+    store = reopened(f"{http_server_factory(out.parent).url}/out" if is_remote else out)
+    segmentation = store.at(3)["segmentation"]
+    for box in boxes:
+        with collect_counts() as counts:
+            assert not segmentation[box].to_numpy().any()
+        assert counts.not_stored == 2 * 2 * 2
+        around = tuple(slice(one.start - 3, one.stop + 5) for one in box)
+        np.testing.assert_array_equal(segmentation[around], expected[around])
+    np.testing.assert_array_equal(segmentation, expected)
+
+
+def test_chunks_that_a_shard_leaves_out_are_lost_if_tables_have_them(
+    tmp_path: Path, world: World, moments: Moments
+) -> None:
+    out = make_store(tmp_path / "out", world, {"3": moments["3"]}, levels=1, **FILES["large shards"])
+    zarr.open_array(out / "volume.zarr", path="0", mode="r+")[:16, 32:64, :32] = 0
+    segmentation = reopened(out).at(3)["segmentation"]
+    with pytest.raises(MissingChunkError, match=r"/c/0/0/0, chunk 0, 1, 0 is not stored, .* is lost"):
+        segmentation[:32, 32:64, :16].to_numpy()
+    expected = world.roots_volume(moments["3"][0])
+    np.testing.assert_array_equal(segmentation[32:], expected[32:])
+    np.testing.assert_array_equal(segmentation[:, :32], expected[:, :32])
+
+
+def test_only_rows_of_graph_chunks_with_unstored_chunks_are_read(holed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, hole, boxes = holed
+    store, proofs = reopened(out), Proofs(monkeypatch)
+    segmentation = store.at(3)["segmentation"]
+    segmentation.to_numpy()
+    rows, _ = proofs.taken()
+    expected: list[int] = []
+    for box in boxes:
+        size = hole.graph.layout.chunk_size
+        own = tuple(slice(one.start // n * n, one.start // n * n + n) for one, n in zip(box, size, strict=True))
+        ids = np.unique(hole.supervoxels[own])
+        expected += ids[ids != 0].tolist() * 2 * 2 * 2  # for each chunk of the box
+    assert sorted(rows) == sorted(expected)
+    segmentation.to_numpy()
+    assert proofs.taken()[0] == []
+
+
+def test_an_unstored_chunk_of_a_coarser_level_is_compared_once(holed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, _, boxes = holed
+    store, proofs = reopened(out), Proofs(monkeypatch)
+    segmentation = store.at(3, level=1)["segmentation"]
+    segmentation.to_numpy()
+    _, read = proofs.taken()
+    finer = [box for level, box in read if level == 0]
+    assert len(finer) == len(set(finer)) == 1 * 1 * 2 * len(boxes)
+    segmentation.to_numpy()
+    rows, read = proofs.taken()
+    assert (rows, [box for level, box in read if level == 0]) == ([], [])
