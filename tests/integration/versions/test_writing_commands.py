@@ -109,7 +109,7 @@ def test_a_store_is_not_replaced_and_the_remedy_is_named(
             True,
         )
         code, _, errors = run(*create, "--overwrite")
-        assert (code, "remove OUT first, or choose another name" in " ".join(errors.split())) == (2, True), errors
+        assert (code, "remove OUT yourself, or choose another name" in " ".join(errors.split())) == (2, True), errors
         code, _, errors = run(*create, "--repair")
         repair = f"imagery-dask export --plan {out}/volume.zarr --repair"
         assert (code, repair.replace(str(out), "OUT") in " ".join(errors.split())) == (2, True), errors
