@@ -481,6 +481,29 @@ def test_axes_that_are_no_space_are_refused(data: Any, tmp_path: Path) -> None:
     assert open_volume(str(path)).layer.mips[0].grid.shape == SHAPE  # names that say nothing
 
 
+@pytest.mark.parametrize("form", ["{}", "n5://{}", "{}/"])
+def test_a_group_of_n5_without_attributes_has_its_levels(form: str, tmp_path: Path) -> None:
+    shape, group = (20, 12, 9), tmp_path / "ids.n5"
+    voxels = np.random.default_rng(5).integers(2**62, 2**63, shape, np.uint64) * np.uint64(2)
+    for level in range(2):
+        place = {"driver": "file", "path": f"{group}/s{level}/"}
+        metadata = {"dataType": "uint64", "dimensions": shape, "blockSize": [8, 8, 8], "compression": {"type": "raw"}}
+        spec = {"driver": "n5", "kvstore": place, "metadata": metadata, "create": True}
+        tensorstore.open(spec).result().write(voxels + np.uint64(level)).result()
+        attributes = json.loads((group / f"s{level}" / "attributes.json").read_text())
+        size = {"pixelResolution": {"dimensions": [4, 4, 40], "unit": "nm"}}
+        size["downsamplingFactors"] = [2**level, 2**level, 1]
+        (group / f"s{level}" / "attributes.json").write_text(json.dumps(attributes | size))
+    volume = open_volume(form.format(group))
+    assert [mip.grid.resolution_nm for mip in volume.layer.mips] == [(4, 4, 40), (8, 8, 40)]
+    for level, mip in enumerate(volume.layer.mips):
+        stored, _ = volume.read(level, mip.grid, "error")
+        np.testing.assert_array_equal(stored[..., 0], voxels + np.uint64(level))
+    (group / "s0" / "attributes.json").unlink()
+    with pytest.raises(SourceNotFoundError, match="There is no"):
+        open_volume(form.format(group), fresh=True)
+
+
 def test_a_place_without_a_volume_says_what_was_looked_for(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceNotFoundError, match=r"zarr\.json, \.zarray, \.zgroup"):

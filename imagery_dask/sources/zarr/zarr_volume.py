@@ -159,7 +159,7 @@ class ZarrVolume(StoredVolume):
     def _read_metadata(self) -> tuple[_Node, list[_Node], WebknossosLayer | None]:
         """Read the metadata of the group or array, of all levels, and of the dataset that it may be a layer of."""
         allowed = self._address.formats
-        (node,) = _read_nodes(self._transport, [""], allowed)
+        node = _read_root(self._transport, allowed)
         if node is None:
             looked = ", ".join(name for name, format_ in FORMAT_OF.items() if format_ in allowed)
             raise SourceNotFoundError(
@@ -414,7 +414,7 @@ class ZarrVolume(StoredVolume):
 
 def format_at(location: str) -> str | None:
     """Return the format of a zarr or N5 group or array at a cloud path; None if there is none."""
-    (node,) = _read_nodes(Transport(location), [""], list(FORMAT_OF.values()))
+    node = _read_root(Transport(location), list(FORMAT_OF.values()))
     return None if node is None else node.format
 
 
@@ -461,6 +461,16 @@ def _ome(node: _Node) -> JsonObject:
     """Return the attributes of OME-Zarr: at the top, or since 0.5 under "ome"."""
     ome = node.attributes.get("ome")
     return ome if isinstance(ome, dict) else node.attributes
+
+
+def _read_root(transport: Transport, formats: Collection[str]) -> _Node | None:
+    """Return the group or array at a path. A group of N5 need not have attributes, if it has a first level."""
+    (node,) = _read_nodes(transport, [""], formats)
+    if node is None and "n5" in formats:
+        (first,) = _read_nodes(transport, ["s0/"], ("n5",))
+        if first is not None and first.array is not None:
+            return _Node(f"s0/{first.name}", "n5", None, {})
+    return node
 
 
 def _read_nodes(
