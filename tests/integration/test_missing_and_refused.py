@@ -207,7 +207,8 @@ def test_a_folder_without_info_is_not_a_volume(tmp_path: Path, file_server: File
         with pytest.raises(SourceNotFoundError, match="no precomputed volume at .*nothing"):
             ImageryClient(image_source=source)
     # Nor is it zarr or N5, nor in a dataset of webknossos.
-    names = ["info", "zarr.json", ".zarray", ".zgroup", "attributes.json", "datasource-properties.json"]
+    of_n5 = ["attributes.json", "s0/attributes.json"]
+    names = ["info", "zarr.json", ".zarray", ".zgroup", *of_n5, "datasource-properties.json"]
     paths = [*(f"/nothing/{name}" for name in names), "/datasource-properties.json", "/nothing/header.wkw"]
     assert [request.path for request in file_server.requests] == paths
 
