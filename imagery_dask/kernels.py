@@ -365,11 +365,11 @@ def replace_ids(block: Block, new_ids: Callable[[Array], Array]) -> Block:
     pieces: list[Array] = []
     if block.dtype == np.uint64 and np.may_share_memory(flat, block):
         pieces = [flat[start : start + TAKEN_AT_ONCE] for start in range(0, len(flat), TAKEN_AT_ONCE)]
-    size = _table_size(pieces)
-    if size is None:
+    span = _span_of_table(pieces)
+    if span is None:
         ids = unique_ids(block)
         return remap(block, ids, new_ids(ids))
-    first = flat.max() - np.uint64(size - 1)
+    first, size = span
     is_there = np.zeros(size + 1, bool)  # of ids from the first one, and of 0, which is the last
     for piece in pieces:
         is_there[_entries(piece, first, size)] = True
@@ -385,14 +385,14 @@ def replace_ids(block: Block, new_ids: Callable[[Array], Array]) -> Block:
     return block
 
 
-def _table_size(pieces: Sequence[Array]) -> int | None:
-    """Return how many ids there are from the smallest one that is not 0 to the largest; None for too many, or none."""
+def _span_of_table(pieces: Sequence[Array]) -> tuple[np.uint64, int] | None:
+    """Return the smallest id that is not 0, and how many ids there are from it to the largest; None for too many."""
     if not pieces:
         return None
     # Without 0, which becomes the largest number; piece by piece, which takes no memory as large as the block.
     first = min(int((piece - np.uint64(1)).min()) for piece in pieces) + 1
     size = max(int(piece.max()) for piece in pieces) - first + 1
-    return size if 0 < size <= TABLE_OF_VOXEL * sum(map(len, pieces)) else None
+    return (np.uint64(first), size) if 0 < size <= TABLE_OF_VOXEL * sum(map(len, pieces)) else None
 
 
 def _entries(ids: Array, first: np.uint64, size: int) -> NDArray[np.int64]:
