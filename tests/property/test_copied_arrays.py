@@ -10,7 +10,7 @@ from typing import Any
 import numcodecs
 import numpy as np
 import zarr
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
@@ -26,7 +26,16 @@ V3 = [
     None, BloscCodec(), BloscCodec(cname="lz4", shuffle="noshuffle", clevel=7), BloscCodec(cname="zlib", clevel=2),
     ZstdCodec(), ZstdCodec(level=2, checksum=True), GzipCodec(level=4), (ZstdCodec(), Crc32cCodec()),
 ]  # fmt: skip
-V2 = [None, numcodecs.Blosc("lz4hc", 3, numcodecs.Blosc.BITSHUFFLE), numcodecs.Zstd(3), numcodecs.GZip(2)]
+V2 = [
+    None, numcodecs.Blosc("lz4hc", 3, numcodecs.Blosc.BITSHUFFLE), numcodecs.Zstd(3), numcodecs.Zstd(2, checksum=True),
+    numcodecs.GZip(2),
+]  # fmt: skip
+# zarrs has no checksums of zstd in zarr v2.
+WITH_CHECKSUMS = {
+    "chunk": CHUNKS[0], "options": {"zarr_format": 3, "compressors": ZstdCodec(level=2, checksum=True)},
+    "dtype": "uint8", "fill": 0, "low": [0, 0, 0], "high": list(SHAPE), "start": (0, 0, 0), "seed": 0,
+    "how": {"levels": 2, "ome_version": "0.4", "shards": None},
+}  # fmt: skip
 
 
 @st.composite
@@ -51,6 +60,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(made=cases())
+@example(made=WITH_CHECKSUMS)
 @settings(max_examples=30, deadline=None)
 def test_copies_have_the_voxels_of_their_source(made: dict[str, Any]) -> None:
     chunk = made["chunk"]

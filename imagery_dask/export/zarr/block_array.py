@@ -22,6 +22,7 @@ import math
 import os
 import shutil
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -499,7 +500,9 @@ def _open(location: str, path: str, run: str, threads: int, zarr_format: Literal
 def _readable(location: str, path: str, run: str, threads: int, process: int) -> Any:
     del run, process
     local = parse_bucket_url(location).scheme == "file"
-    with _configured(PIPELINE if local else OWN_PIPELINE, threads):
+    with _configured(PIPELINE if local else OWN_PIPELINE, threads), warnings.catch_warnings():
+        # Chunks that are copied have the codecs of their source. zarr-python decodes those that zarrs does not.
+        warnings.filterwarnings("ignore", "Array is unsupported by ZarrsCodecPipeline", UserWarning)
         return zarr.open_array(open_store(location), path=path, mode="r")
 
 
