@@ -134,9 +134,8 @@ def _cutout(name: str, server: str | None, title: str, data: str, twin: str, lat
     sharded = "sharded" in data
     limits: dict[str, Callable[[dict[str, Any]], float]] = {}
     if server:
-        # A request for the info and one for each chunk; or one for the index of each shard, and two for each of its 8
-        # minishards: its index and its chunks.
-        limits["requests"] = lambda facts: 1 + (17 * facts["files"] if sharded else facts["chunks"])
+        # A request for the info and one for each chunk or shard.
+        limits["requests"] = lambda facts: 1 + facts["files" if sharded else "chunks"]
         limits["bytes"] = lambda facts: facts["stored"] + INFO_BYTES
     floor = Program(FLOOR, "programs.floors:cutout", data=twin)
     place = (server or "local") if latency_s == 0.02 else f"{1000 * latency_s:.0f}ms"

@@ -118,7 +118,7 @@ def _scheduler(array: da.Array, options: Keywords) -> Any:
 
 
 # Bytes of a result that one thread reads at once. Its chunks are written into the result as they arrive.
-READ_AT_ONCE = 64 * 2**20
+READ_AT_ONCE = 256 * 2**20
 # Options of ``compute`` that dask takes for itself; the others are the scheduler's.
 NOT_OF_SCHEDULERS = ("get", "scheduler", "optimize_graph", "traverse")
 

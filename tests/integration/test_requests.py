@@ -16,6 +16,7 @@ from support.settings import Configure
 from support.volumes import coordinate_volume, downsample, random_labels, write_volume
 
 from imagery_dask import ImageryClient, to_zarr
+from imagery_dask.errors import SourceError
 
 #: 4 x 4 x 4 storage chunks of (32, 32, 16).
 SHAPE = (128, 128, 64)
@@ -128,6 +129,58 @@ def test_sharded_reads_take_fewer_requests_than_cloudvolume(tmp_path: Path, file
     # Each chunk, minishard index and shard index is requested once.
     assert requests <= CHUNKS + 32 + 8
     assert requests < 0.75 * cloudvolume_requests
+
+
+#: By their hash, whose shards are boxes of chunks or not, also where ids of chunks are longer than their bits.
+SHARDING: list[dict[str, Any]] = [
+    {"hash": "identity", "preshift_bits": 1, "minishard_bits": 1, "shard_bits": 4},
+    {"hash": "identity", "preshift_bits": 1, "minishard_bits": 0, "shard_bits": 2},
+    {"hash": "identity", "preshift_bits": 4, "minishard_bits": 2, "shard_bits": 0},
+    {"hash": "murmurhash3_x86_128", "preshift_bits": 1, "minishard_bits": 1, "shard_bits": 3},
+]
+
+
+@pytest.mark.parametrize("sharding", SHARDING, ids=str)
+@pytest.mark.parametrize("encoding", ["raw", "png"])
+def test_shards_that_are_wanted_whole_are_read_in_one_request(
+    tmp_path: Path, file_server: FileServer, data: Any, sharding: dict[str, Any], encoding: str
+) -> None:
+    volume = data[:100, :, :50]  # whose last shards have fewer chunks
+    write_volume(tmp_path / "em", volume, voxel_offset=OFFSET, encoding=encoding, sharding=sharding)
+    client = ImageryClient(image_source=f"precomputed://{file_server.url}/em")
+    np.testing.assert_array_equal(client.image_volume().compute(), volume)
+    requested = gets(file_server)
+    assert set(requested) == {f"/em/8_8_40/{shard.name}" for shard in (tmp_path / "em/8_8_40").iterdir()}
+    assert set(requested.values()) == {1}
+
+
+def test_shards_of_which_a_part_is_wanted_are_read_by_ranges(
+    tmp_path: Path, file_server: FileServer, data: Any
+) -> None:
+    write_volume(tmp_path / "em", data, voxel_offset=OFFSET, sharding=SHARDING[0])
+    client = ImageryClient(image_source=f"precomputed://{file_server.url}/em", cache_bytes=0)
+    x, y, z = OFFSET
+    # Shards have 2 x 2 x 1 chunks. All are wanted of four shards, and two of four: an index, two of minishards, chunks.
+    np.testing.assert_array_equal(
+        client.image_cutout([[x, y, z], [x + 96, y + 128, z + 32]]).compute(), data[:96, :, :32]
+    )
+    sizes = Counter(request.status for request in file_server.requests if request.path.endswith(".shard"))
+    assert sizes == {200: 4, 206: 4 * 4}
+    file_server.reset()
+    np.testing.assert_array_equal(
+        client.image_cutout([OFFSET, [x + 32, y + 32, z + 16]]).compute(), data[:32, :32, :16]
+    )
+    assert sum(gets(file_server).values()) == 1  # indices of whole shards are kept
+
+
+@pytest.mark.parametrize("keep", [0, 10, 64, 300], ids="{} bytes are left".format)
+def test_chunks_of_cut_shards_are_damaged(tmp_path: Path, file_server: FileServer, data: Any, keep: int) -> None:
+    write_volume(tmp_path / "em", data, voxel_offset=OFFSET, sharding=SHARDING[2])
+    (shard,) = (tmp_path / "em/8_8_40").iterdir()
+    shard.write_bytes(shard.read_bytes()[:keep])
+    client = ImageryClient(image_source=f"precomputed://{file_server.url}/em")
+    with pytest.raises(SourceError, match=r"0\.shard"):
+        client.image_volume().compute()
 
 
 def test_slices_request_the_chunks_that_they_cross(tmp_path: Path, file_server: FileServer, data: Any) -> None:

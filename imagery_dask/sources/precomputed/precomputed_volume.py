@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import posixpath
 from collections.abc import Collection, Generator
 from dataclasses import replace
@@ -48,6 +49,8 @@ LARGEST_PROPERTIES = 2**30
 # voxel, a label of 4 bytes takes 12; compression of incompressible data adds a little.
 ENCODED_AT_MOST = 4
 HEADERS_AT_MOST = 2**17
+# Bytes of a stored chunk, for each byte of its voxels, that are hardly exceeded; of other encodings 1.
+ENCODED_TO = {"jpeg": 0.5, "jxl": 0.5, "compressed_segmentation": 0.25, "compresso": 0.25, "crackle": 0.25}
 
 
 class PrecomputedVolume(StoredVolume):
@@ -232,7 +235,10 @@ class PrecomputedVolume(StoredVolume):
                 level = self.layer.mips[mip]
                 cells = level.grid.shape.ceil_div(level.chunk_shape)
                 sharding = self.info["scales"][mip]["sharding"]
-                self._shards[mip] = ShardedChunks(self._transport, level.key, sharding, cells, self._largest[mip])
+                expected = _expected(self.layer, level) if self._transport.is_remote else math.inf
+                self._shards[mip] = ShardedChunks(
+                    self._transport, level.key, sharding, cells, self._largest[mip], expected
+                )
             return self._shards[mip]
 
     def _key(self, mip: int, chunk: Chunk) -> str:
@@ -311,5 +317,15 @@ def _check_decodable(layer: Layer) -> None:
 
 def _largest(layer: Layer, mip: Mip) -> int:
     """Return a size that no file of a chunk exceeds, compressed or not."""
+    return ENCODED_AT_MOST * _voxel_bytes(layer, mip) + HEADERS_AT_MOST
+
+
+def _expected(layer: Layer, mip: Mip) -> float:
+    """Return a size that most stored chunks do not exceed."""
+    return _voxel_bytes(layer, mip) * ENCODED_TO.get(mip.encoding, 1.0)
+
+
+def _voxel_bytes(layer: Layer, mip: Mip) -> int:
+    """Return the bytes of the voxels of a chunk."""
     voxels = mip.chunk_shape.minimum(mip.grid.shape).prod() * layer.channels
-    return ENCODED_AT_MOST * voxels * np.dtype(layer.dtype).itemsize + HEADERS_AT_MOST
+    return voxels * np.dtype(layer.dtype).itemsize

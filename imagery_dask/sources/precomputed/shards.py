@@ -5,14 +5,16 @@ https://github.com/google/neuroglancer/blob/master/src/datasource/precomputed/sh
 
 A shard begins with its index, which has the byte range of each minishard's index; that one has the ids and byte ranges
 of chunks. Indices are kept while the volume is open, or until a chunk that they point to does not decode. CloudVolume,
-whose import takes a second, reads them again for every download, which would be most requests of a blockwise read.
+whose import takes a second, reads them again for every download, which would be most requests of a blockwise read. A
+shard of which all chunks are wanted is read in one request, unless it is large.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 import mmh3
@@ -23,7 +25,7 @@ from imagery_dask.annotations import JsonObject
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.sources.files.compression import decompress
 from imagery_dask.sources.files.failures import brief
-from imagery_dask.sources.requests.byte_ranges import Place, get_ranges
+from imagery_dask.sources.requests.byte_ranges import LARGEST_WHOLE, Place, get_ranges, get_whole
 from imagery_dask.sources.requests.transport import Blob, Files, Request
 
 __all__ = ["ShardedChunks", "morton_codes", "neighbours"]
@@ -57,9 +59,9 @@ class _Kept(Generic[Key]):
         self._most = most
         self._found: OrderedDict[Key, Found] = OrderedDict()
 
-    def get(self, keys: Sequence[Key], read: Callable[[list[Key]], dict[Key, Found]]) -> dict[Key, Found]:
-        """Return indices, of which those are read that are not kept."""
-        new = read([key for key in keys if key not in self._found])
+    def get(self, keys: Sequence[Key], read: Callable[[list[Key]], dict[Key, Found]], fresh: bool) -> dict[Key, Found]:
+        """Return indices, of which those are read that are not kept; all, if they are to be `fresh`."""
+        new = read([key for key in keys if fresh or key not in self._found])
         found = {key: new[key] if key in new else self._found[key] for key in keys}
         for key, index in found.items():
             if not isinstance(index, Blob):  # which is refused now, and need not be later
@@ -85,16 +87,33 @@ class ShardedChunks:
         Number of storage chunks along x, y, z.
     largest_chunk : int
         Size that no stored chunk exceeds, in bytes.
+    expected_chunk : float, optional
+        Size that a stored chunk has at most in general, by which small shards are read in one request if all their
+        chunks are wanted. By default none is.
     """
 
-    def __init__(self, transport: Files, key: str, sharding: JsonObject, cells: Vec3[int], largest_chunk: int) -> None:
-        self._transport, self._key, self._cells, self._largest_chunk = transport, key, cells, largest_chunk
+    def __init__(
+        self,
+        transport: Files,
+        key: str,
+        sharding: JsonObject,
+        cells: Vec3[int],
+        largest_chunk: int,
+        expected_chunk: float = math.inf,
+    ) -> None:
+        self._transport, self._key, self._cells = transport, key, cells
+        self._largest_chunk, self._expected_chunk = largest_chunk, expected_chunk
         self._preshift_bits, self._shard_bits = int(sharding["preshift_bits"]), int(sharding["shard_bits"])
         self._minishards = 2 ** int(sharding["minishard_bits"])
         self._is_hashed = sharding["hash"] != "identity"
         self._index_encoding = _encoding(sharding["minishard_index_encoding"])
         self._data_encoding = _encoding(sharding["data_encoding"])
-        self._codes = 2 ** sum((n - 1).bit_length() for n in cells)
+        bits = sum((n - 1).bit_length() for n in cells)
+        self._codes = 2**bits
+        of_shard = neighbours(sharding, cells)
+        # The box of chunks that are a shard; None if there is none, as where ids are hashed.
+        is_box = not self._is_hashed and bits <= self._shard_bits + sum((n - 1).bit_length() for n in of_shard)
+        self._box = of_shard if is_box else None
         # Compression of incompressible data adds a little.
         self._largest_index = min(32 * self._codes + 4096, LARGEST_INDEX)
         self._lock = threading.Lock()  # so that threads that need the same index read it once
@@ -106,15 +125,48 @@ class ShardedChunks:
         `Blob.damage` describes damage of an index or of the bytes it points to. A chunk is `Blob.refused_or_absent` if
         its shard is.
         """
+        left = yield from self._get_whole(cells)
+        yield from self._get_parts(left, self._transport, fresh=False)
+
+    def _get_whole(self, cells: Sequence[Vec3[int]]) -> Generator[tuple[Vec3[int], Blob | None], None, list[Vec3[int]]]:
+        """Yield the chunks of small shards that are wanted whole; return the other ones."""
+        if self._expected_chunk > LARGEST_WHOLE:
+            return list(cells)
+        of_shards: dict[int, list[Vec3[int]]] = {}
+        for cell, code in zip(cells, morton_codes(cells, self._cells), strict=True):
+            of_shards.setdefault(self._minishard_of(code)[0], []).append(cell)
+        is_all = len(cells) == self._cells.prod()
+        whole = {self._file(shard): shard for shard, own in of_shards.items() if self._reads_whole(own, is_all)}
+        for file, found in get_whole(self._transport, whole, INFO):
+            chunks = of_shards.pop(whole[file])
+            if found is None or isinstance(found, Blob):
+                yield from ((cell, found) for cell in chunks)
+            else:
+                yield from self._get_parts(chunks, found, found is not self._transport)
+        return [cell for chunks in of_shards.values() for cell in chunks]
+
+    def _reads_whole(self, wanted: list[Vec3[int]], is_all: bool) -> bool:
+        """Return True for the chunks of a shard, of all that are wanted, if they are all that it has, and few."""
+        if len(wanted) * self._expected_chunk > LARGEST_WHOLE:
+            return False
+        if self._box is None:
+            return is_all
+        first = wanted[0] // self._box * self._box
+        return len(wanted) == (self._cells - first).minimum(self._box).prod()
+
+    def _get_parts(
+        self, cells: Sequence[Vec3[int]], files: Files, fresh: bool
+    ) -> Iterator[tuple[Vec3[int], Blob | None]]:
+        """Yield chunks by their byte ranges, with indices that are kept, or `fresh` ones."""
         with self._lock:
-            places = self._places(cells)
+            places = self._places(cells, files, fresh)
         stored: list[Place[Vec3[int]]] = []
         for cell, place in places.items():
             if isinstance(place, tuple):
                 stored.append(Place(cell, *place))
             else:
                 yield cell, _unread(place)
-        for cell, blob in get_ranges(self._transport, stored, INFO):
+        for cell, blob in get_ranges(files, stored, INFO, fresh):
             yield cell, self._encoded(blob)
 
     def file_of(self, cell: Vec3[int]) -> str:
@@ -128,11 +180,8 @@ class ShardedChunks:
         """
         with self._lock:
             self._forget()
-            place = self._places([cell], fresh=True)[cell]
-        if not isinstance(place, tuple):
-            return _unread(place)
-        blob = self._transport.get(Request(*place, fresh=True, beside=INFO))
-        return self._encoded(blob)
+        ((_, blob),) = self._get_parts([cell], self._transport, fresh=True)
+        return blob
 
     def _encoded(self, blob: Blob | None) -> Blob | None:
         """Return a chunk with its compression."""
@@ -146,16 +195,16 @@ class ShardedChunks:
         self._minishard_indices: _Kept[tuple[int, int]] = _Kept(MINISHARD_INDICES_KEPT)
 
     def _places(
-        self, cells: Sequence[Vec3[int]], fresh: bool = False
+        self, cells: Sequence[Vec3[int]], files: Files, fresh: bool
     ) -> dict[Vec3[int], tuple[str, int, int] | _Broken | Blob | None]:
         """Return the file and byte range of each chunk, None if no index has it, or why its index was not read."""
         codes = morton_codes(cells, self._cells)
         minishards = [self._minishard_of(code) for code in codes]
         shards = self._shards.get(
-            _distinct(shard for shard, _ in minishards), lambda new: self._read_shards(new, fresh)
+            _distinct(shard for shard, _ in minishards), lambda new: self._read_shards(new, files, fresh), fresh
         )
         indices = self._minishard_indices.get(
-            _distinct(minishards), lambda new: self._read_minishards(new, shards, fresh)
+            _distinct(minishards), lambda new: self._read_minishards(new, shards, files, fresh), fresh
         )
         return {
             cell: self._place(code, minishard[0], indices[minishard])
@@ -181,16 +230,16 @@ class ShardedChunks:
     def _file(self, shard: int) -> str:
         return f"{self._key}/{shard:0{-(-self._shard_bits // 4)}x}.shard"
 
-    def _read_shards(self, shards: list[int], fresh: bool) -> dict[int, Found]:
+    def _read_shards(self, shards: list[int], files: Files, fresh: bool) -> dict[int, Found]:
         size = RANGE * self._minishards
         requests = {Request(self._file(shard), 0, size, fresh, beside=INFO): shard for shard in shards}
         return {
             requests[request]: self._parsed(blob, self._shard_index, f"the shard index of {request.key}")
-            for request, blob in self._transport.get_many(requests)
+            for request, blob in files.get_many(requests)
         }
 
     def _read_minishards(
-        self, minishards: list[tuple[int, int]], shards: dict[int, Found], fresh: bool
+        self, minishards: list[tuple[int, int]], shards: dict[int, Found], files: Files, fresh: bool
     ) -> dict[tuple[int, int], Found]:
         found: dict[tuple[int, int], Found] = {}
         requests: dict[Request, tuple[int, int]] = {}
@@ -204,7 +253,7 @@ class ShardedChunks:
                 found[shard, minishard] = None
             else:
                 requests[Request(self._file(shard), start, stop, fresh, beside=INFO)] = shard, minishard
-        for request, blob in self._transport.get_many(requests):
+        for request, blob in files.get_many(requests):
             what = f"a minishard index of {request.key}"
             if blob is None or blob.refused_or_absent:
                 how = "disappeared" if blob is None else "was removed or refused"

@@ -41,7 +41,7 @@ from imagery_dask.urls import is_safe_for_tokens, location_of, name_in_url, serv
 if TYPE_CHECKING:
     from cloudfiles import CloudFiles
 
-__all__ = ["Blob", "Files", "Request", "Transport"]
+__all__ = ["Blob", "Files", "Request", "Transport", "complete"]
 
 # Threads for requests that one thread cannot make for all: those that are limited, redirected, or tried again.
 REQUESTS_IN_FLIGHT = 64
@@ -186,13 +186,13 @@ class Transport:
                 count_request(repeated=attempt > 0 or request.fresh)
                 with self._slots():
                     blob = self._get_once(request)
-                return _complete(request, blob)
+                return complete(request, blob)
             except SourceError:
                 raise
             except Exception as error:
                 kind = kind_of(error)
                 if kind == "outside":
-                    return _complete(request, Blob(b""))
+                    return complete(request, Blob(b""))
                 if kind == "not there":
                     return None
                 if kind == "refused":
@@ -253,7 +253,7 @@ class Transport:
                     if isinstance(outcome, Exception):
                         results[index] = _pool().submit(copy_context().run, self.get, request, outcome)
                     else:
-                        results[index] = _complete(request, _blob_of(outcome))
+                        results[index] = complete(request, _blob_of(outcome))
                 while first in results and _is_there(results[first]):
                     yield requests_[first], _result(results.pop(first))
                     first += 1
@@ -395,7 +395,7 @@ def _is_anonymous(cloudpath: str) -> bool:
     return (scheme == "gs" and not credentials.has_google()) or (scheme == "s3" and not credentials.has_aws(cloudpath))
 
 
-def _complete(request: Request, blob: Blob | None) -> Blob | None:
+def complete(request: Request, blob: Blob | None) -> Blob | None:
     """Mark a byte range that is shorter than requested as damaged: its chunk is lost, not missing."""
     if blob is None or blob.damage or request.start is None or request.stop is None:
         return blob

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imagery_dask.sources.files.failures import brief
-from imagery_dask.sources.requests.byte_ranges import Place, get_ranges
-from imagery_dask.sources.requests.transport import LEFT_OUT, Blob, Request, Transport
+from imagery_dask.sources.requests.byte_ranges import LARGEST_WHOLE, Place, get_ranges, get_whole
+from imagery_dask.sources.requests.transport import LEFT_OUT, Blob, Files, Request, Transport
 from imagery_dask.sources.zarr.array_format import ArrayFormat
 from imagery_dask.sources.zarr.chunk_codecs import without_checksum
 
@@ -28,8 +28,6 @@ INDEX_BYTES_KEPT = 128 * 2**20
 EMPTY = np.uint64(2**64 - 1)
 RANGE_BYTES, CHECKSUM_BYTES = 16, 4
 LARGEST_SHARD = 2**50
-# A shard of which all chunks are wanted is read in one request, if it has no more voxels than these bytes.
-LARGEST_WHOLE = 64 * 2**20
 
 # First byte and number of bytes of each chunk; why the index is broken; None of a shard that is not stored;
 # `Blob.refused_or_absent` if the server does not say.
@@ -61,7 +59,6 @@ class ShardFiles:
         self._largest_chunk, self._beside = largest_chunk, metadata_name
         self._counts = tuple(own // part for own, part in zip(self._shard.shape, array.chunk, strict=True))
         self._grid = tuple(-(-size // part) for size, part in zip(array.shape, array.chunk, strict=True))
-        self._most = math.prod(self._counts) * largest_chunk
         self._is_small = math.prod(self._shard.shape) * array.dtype.itemsize <= LARGEST_WHOLE
         self._size = RANGE_BYTES * int(np.prod(self._counts, dtype=object)) + CHECKSUM_BYTES * self._shard.has_checksum
         self._lock = threading.Lock()  # so that threads that need the same index read it once
@@ -86,9 +83,36 @@ class ShardFiles:
         """
         if not fresh:
             positions = yield from self._get_whole(positions)
+        yield from self._get_parts(positions, self._transport, fresh)
+
+    def _get_whole(
+        self, positions: Mapping[Cell, Shape]
+    ) -> Generator[tuple[Cell, Blob | None], None, Mapping[Cell, Shape]]:
+        """Yield the chunks of small shards that are wanted whole; return the others."""
+        if not self._transport.is_remote or not self._is_small:
+            return positions
+        of_shards: dict[Shape, dict[Cell, Shape]] = {}
+        for item, position in positions.items():
+            of_shards.setdefault(self._shard_of(position), {})[item] = position
+        whole = {
+            self._prefix + self._array.key_of(shard): shard
+            for shard, items in of_shards.items() if len(items) == self._chunks_of(shard)
+        }  # fmt: skip
+        for file, found in get_whole(self._transport, whole, self._beside):
+            chunks = of_shards.pop(whole[file])
+            if found is None or isinstance(found, Blob):
+                yield from ((item, found) for item in chunks)
+            else:
+                yield from self._get_parts(chunks, found, found is not self._transport)
+        return {item: position for chunks in of_shards.values() for item, position in chunks.items()}
+
+    def _get_parts(
+        self, positions: Mapping[Cell, Shape], source: Files, fresh: bool
+    ) -> Iterator[tuple[Cell, Blob | None]]:
+        """Yield chunks by their byte ranges, with indices that are kept, or `fresh` ones."""
         files = {item: self.file_of(position) for item, position in positions.items()}
         with self._lock:
-            indices = self._read_indices(list(dict.fromkeys(files.values())), fresh)
+            indices = self._read_indices(list(dict.fromkeys(files.values())), source, fresh)
         places = []
         for item, position in positions.items():
             index = indices[files[item]]
@@ -98,63 +122,7 @@ class ShardFiles:
                 places.append(Place(item, files[item], *place))
             else:
                 yield item, Blob(b"", damage=place) if isinstance(place, str) else place
-        if fresh:
-            for place_ in places:
-                request = Request(place_.file, place_.start, place_.stop, fresh=True, beside=self._beside)
-                yield place_.item, self._transport.get(request)
-            return
-        yield from get_ranges(self._transport, places, self._beside)
-
-    def _get_whole(
-        self, positions: Mapping[Cell, Shape]
-    ) -> Generator[tuple[Cell, Blob | None], None, Mapping[Cell, Shape]]:
-        """Yield the chunks of shards that are wanted whole, each read in one request; return those of the others."""
-        if not self._transport.is_remote or not self._is_small:
-            return positions
-        of_shards: dict[Shape, dict[Cell, Shape]] = {}
-        for item, position in positions.items():
-            of_shards.setdefault(self._shard_of(position), {})[item] = position
-        of_files = {
-            self._prefix + self._array.key_of(shard): items
-            for shard, items in of_shards.items() if len(items) == self._chunks_of(shard)
-        }  # fmt: skip
-        read: set[str] = set()
-        requests = [Request(file, most=self._most + self._size, beside=self._beside) for file in of_files]
-        for request, blob in self._transport.get_many(requests):
-            file, chunks = request.key, of_files[request.key]
-            if blob is None or blob.refused_or_absent:
-                read.add(file)
-                yield from ((item, blob) for item in chunks)
-                continue
-            try:
-                content, places = self._parsed_whole(blob, chunks, file)
-            except ValueError:  # what is broken is told by the index and the ranges of chunks, which are read then
-                continue
-            read.add(file)
-            for item, place in places.items():
-                # A chunk that is kept must not keep the others, hence the copy.
-                yield item, LEFT_OUT if place is None else Blob(bytes(content[slice(*place)]))
-        return {item: at for item, at in positions.items() if self.file_of(at) not in read}
-
-    def _parsed_whole(
-        self, blob: Blob, chunks: Mapping[Cell, Shape], file: str
-    ) -> tuple[memoryview, dict[Cell, tuple[int, int] | None]]:
-        """Return the bytes of a remote shard, and where its chunks are in them; raise ValueError if it is broken."""
-        content = memoryview(blob.decompressed(self._most + self._size)).cast("B")
-        own = content[max(0, len(content) - self._size) :] if self._shard.at_end else content[: self._size]
-        index = self._parsed(Blob(own), file)
-        if not isinstance(index, np.ndarray):
-            raise ValueError(index)
-        places: dict[Cell, tuple[int, int] | None] = {}
-        for item, position in chunks.items():
-            place = self._place(index, position, file)
-            if isinstance(place, str) or (place is not None and place[1] > len(content)):
-                raise ValueError(place)
-            places[item] = place
-        with self._lock:
-            self._indices[file, ()] = index
-            self._limit()
-        return content, places
+        yield from get_ranges(source, places, self._beside, fresh)
 
     def _chunks_of(self, shard: Shape) -> int:
         """Return the number of chunks of a shard that begin inside the array."""
@@ -171,13 +139,13 @@ class ShardFiles:
             return f"the index of {file} refers to {size} bytes from {start} on"
         return start, start + size
 
-    def _read_indices(self, files: list[str], fresh: bool) -> dict[str, Index]:
+    def _read_indices(self, files: list[str], source: Files, fresh: bool) -> dict[str, Index]:
         keys: dict[str, Hashable] = {file: (file, self._stamp(file)) for file in files}
         found = {file: self._indices[key] for file, key in keys.items() if key in self._indices and not fresh}
         start = -self._size if self._shard.at_end else 0
         stop = None if self._shard.at_end else self._size
         requests = [Request(file, start, stop, fresh, beside=self._beside) for file in files if file not in found]
-        for request, blob in self._transport.get_many(requests):
+        for request, blob in source.get_many(requests):
             found[request.key] = self._parsed(blob, request.key)
         for file, key in keys.items():
             self._indices.pop(key, None)
