@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from dataclasses import asdict, dataclass
@@ -25,9 +26,11 @@ Ids = NDArray[np.uint64]
 TOKEN = "c0ffee5eedc0ffee5eedc0ffee5eed00"
 LATENCY_S = 0.02
 CREATED = 1_704_067_200
-# From when on one object in a hundred is split, one a second; and moments before and after.
-EDITED, BEFORE, AFTER = CREATED + 864_000, CREATED + 86_400, CREATED + 1_728_000
-EDITED_EACH = 100
+DAY_S = 86_400
+# When one object is split, and from when on one in a hundred is, one a second; and moments before, between and after.
+SPLIT, EDITED = CREATED + 2 * DAY_S, CREATED + 10 * DAY_S
+BEFORE, BETWEEN, AFTER = CREATED + DAY_S, CREATED + 3 * DAY_S, CREATED + 20 * DAY_S
+OBJECT, EDITED_EACH = 51, 100
 CHUNK = (256, 128, 64)  # of the graph and of the files: 16 MiB, the size of a block
 NEURITE = (2, 2)  # its cross-section in supervoxels: there are 64 x 64 of them
 # How far the roughness of boundaries reaches, in supervoxels and in voxels.
@@ -130,9 +133,10 @@ def world_of(folder: Path) -> World:
     order = np.argsort(ids.ravel())
     supervoxels, owners = ids.ravel()[order], objects.ravel()[order]
     graph = ChunkedGraph(layout, supervoxels, owners, CREATED)
-    for seconds, owner in enumerate(range(1, int(owners.max()) + 1, EDITED_EACH)):
+    edited = range(1, int(owners.max()) + 1, EDITED_EACH)
+    for owner, seconds in ((OBJECT, SPLIT), *zip(edited, itertools.count(EDITED), strict=False)):
         own = supervoxels[owners == owner]
-        graph.split(int(graph.roots(own[:1])[0]), own[: len(own) // 2], EDITED + seconds)
+        graph.split(int(graph.roots(own[:1])[0]), own[: len(own) // 2], seconds)
     return World(
         graph=graph,
         image_source="",

@@ -573,7 +573,7 @@ VERSIONS = (
         limits={"ids sent": lambda facts: 0.03 * facts["supervoxels"],
                 "bytes of the table": lambda facts: 0.03 * facts["copy"]},
         goals={"exported again": 0.05}),
-    Row("versions-follow", "a copy becomes another version, with edits in all of its blocks", "versions",
+    Row("versions-follow", "a copy becomes the version in which one of 4,096 objects was split", "versions",
         (Program(US, "programs.versions:followed"), Program("written anew", "programs.versions:anew")),
         server="cave", output="zarr", limits={"requests": lambda facts: 0}),
     Row("versions-many", "a block of 10^8 supervoxels, one of 100 versions", "versions-many",

@@ -133,7 +133,7 @@ def write_many(folder: Path, small: bool) -> dict[str, Any]:
 
 
 def write_edited(folder: Path, small: bool) -> dict[str, Any]:
-    """Write a segmentation for the local CAVE server; a store of it before and after edits, and a copy of the first."""
+    """Write a segmentation for the local CAVE server; a store of it at three moments, and a copy of the first."""
     facts = cave_server.write(folder, cave_server.cells(small))
     given, beside = facts["given"], folder.resolve().with_suffix(".stores")  # not in their source
     shutil.rmtree(beside, ignore_errors=True)  # of a call that failed
@@ -144,7 +144,8 @@ def write_edited(folder: Path, small: bool) -> dict[str, Any]:
         )
         bounds = [given["start"], given["stop"]]
         create_versions(client, store, bounds, timestamp=cave_server.BEFORE, progress=False)
-        add_version(store, timestamp=cave_server.AFTER, progress=False)
+        for moment in (cave_server.BETWEEN, cave_server.AFTER):
+            add_version(store, timestamp=moment, progress=False)
     open_versions(store).materialize(datetime.fromtimestamp(cave_server.BEFORE, UTC), copy, progress=False)
     tables = sorted((store / "roots").glob("*.parquet"))
     return facts | {

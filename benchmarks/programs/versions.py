@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cave_server import AFTER, BEFORE
+from benchmarks.cave_server import AFTER, BEFORE, BETWEEN
 from benchmarks.child import timed
 from imagery_dask import ImageryClient, add_version, open_versions, remove_version, to_zarr
 from imagery_dask.sources import collect_counts
@@ -96,7 +96,7 @@ def exported(source: str, folder: str, start: XYZ, stop: XYZ, block: XYZ, token:
 
 
 def followed(source: str, folder: str, start: XYZ, stop: XYZ, block: XYZ, token: str, out: str) -> dict[str, Any]:
-    """Let a copy of the version before the edits become that after them."""
+    """Let a copy of the version before an object was split become that after it."""
     for item in Path(folder).glob("copy.zarr*"):  # with its records
         target = out + item.name.removeprefix("copy.zarr")
         shutil.rmtree(target, ignore_errors=True)
@@ -105,13 +105,14 @@ def followed(source: str, folder: str, start: XYZ, stop: XYZ, block: XYZ, token:
 
 
 def anew(source: str, folder: str, start: XYZ, stop: XYZ, block: XYZ, token: str, out: str) -> dict[str, Any]:
-    """Write the version after the edits."""
+    """Write the version after the object was split."""
     return _materialized(folder, out)
 
 
 def _materialized(folder: str, out: str) -> dict[str, Any]:
     reports: list[Any] = []
-    times = timed(lambda: reports.append(open_versions(f"{folder}/store").materialize(_at(AFTER), out, progress=False)))
+    store = open_versions(f"{folder}/store")
+    times = timed(lambda: reports.append(store.materialize(_at(BETWEEN), out, progress=False)))
     return times | {"figures": {"blocks written": reports[0].done - reports[0].before}}
 
 
