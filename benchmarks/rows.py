@@ -158,8 +158,8 @@ def _store(name: str, server: str | None) -> Row:
     title, data = STORES[name]
     limits: dict[str, Callable[[dict[str, Any]], float]] = {}
     if server:
-        # The metadata of the group, the array and its labels; each chunk or shard in one request.
-        limits["requests"] = lambda facts: 8 + facts["files"]
+        # The metadata of the group, the array and its labels, in a request each, as is each chunk or shard.
+        limits["requests"] = lambda facts: 3 + facts["files"]
     return Row(
         f"store-{name}-{server or 'local'}", title, data,
         (

@@ -266,19 +266,11 @@ def open_settings(
             "A client needs at least one layer: give image_source or segmentation_source (or a CAVEclient), and leave "
             "imagery or segmentation True."
         )
-    try:
-        image = _open_layer(image_source, token)
-    except InvalidInfoError:
-        found = None if image_source is None else _layer_in(image_source, False)
-        if found is None:
-            raise
-        image = _open_layer(found, token)
-    if segmentation_source is not None:
-        segmentation_source = _layer_in(segmentation_source, True) or segmentation_source
-    elif find_labels and image_source is not None:
+    image = _open_layer(image_source, token, is_segmentation=False)
+    if segmentation_source is None and find_labels and image_source is not None:
         labels = [path for path, is_segmentation in layers_of(image_source).items() if is_segmentation]
         segmentation_source = labels[0] if len(labels) == 1 else None
-    segmentation = _open_layer(segmentation_source, token)
+    segmentation = _open_layer(segmentation_source, token, is_segmentation=True)
     if image_kind is not None:
         choice("image_kind", image_kind, ("image", "segmentation"))
         image = replace(image or _absent("imagery", "image_source"), given_kind=image_kind)
@@ -327,6 +319,28 @@ def _check_sparse(graph: ChunkedGraph | None, root_ids: RootIds) -> None:
     raise ValueError(f"sparse: {reason}.")
 
 
+def _open_layer(source: str | None, token: str | None, is_segmentation: bool) -> Layer | None:
+    """Open a source; its only layer of the kind, if it is a dataset, or an image of OME-Zarr with labels."""
+    if source is None:
+        return None
+    path = normalize_path(source)
+    before = None if token is None else remember_token(path, token)
+    try:
+        # `fresh`: a new client reads the volume's current metadata, even if this process has opened the volume before.
+        try:
+            layer = open_volume(source, fresh=True).layer
+        except InvalidInfoError:
+            if (found := _layer_in(source, is_segmentation)) is None:
+                raise
+        else:
+            found = _layer_in(source, is_segmentation) if is_segmentation else None
+        return layer if found is None else open_volume(found, fresh=True).layer
+    except Exception:
+        if token is not None:
+            forget_token(path, before)  # existing arrays keep the token that they were made with
+        raise
+
+
 def _layer_in(source: str, is_segmentation: bool) -> str | None:
     """Return the only labels of an image of OME-Zarr, or layer of a dataset; None for another source."""
     layers = [path for path, told in layers_of(source).items() if told == is_segmentation]
@@ -334,21 +348,6 @@ def _layer_in(source: str, is_segmentation: bool) -> str | None:
         what, argument = ("labels", "segmentation") if is_segmentation else ("images", "image")
         raise ValueError(f"{redacted(source)!r} has the {what} {', '.join(layers)}: give one as {argument}_source.")
     return layers[0] if layers else None
-
-
-def _open_layer(source: str | None, token: str | None) -> Layer | None:
-    if source is None:
-        return None
-    # `fresh`: a new client reads the volume's current metadata, even if this process has opened the volume before.
-    if token is None:
-        return open_volume(source, fresh=True).layer
-    path = normalize_path(source)
-    before = remember_token(path, token)
-    try:
-        return open_volume(path, fresh=True).layer
-    except Exception:
-        forget_token(path, before)  # existing arrays keep the token that they were made with
-        raise
 
 
 def _may_be_ids(layer: Layer) -> bool:

@@ -219,6 +219,7 @@ def open_volume(path: str, fresh: bool = False) -> StoredVolume:
 
 
 def _opened(path: str) -> StoredVolume:
+    root = None
     if not is_zarr(path):
         from imagery_dask.sources.precomputed.precomputed_volume import PrecomputedVolume
 
@@ -227,22 +228,23 @@ def _opened(path: str) -> StoredVolume:
         except SourceNotFoundError as error:
             if path.startswith(GRAPHENE):
                 raise
-            from imagery_dask.sources.zarr.zarr_volume import METADATA, format_at
+            from imagery_dask.sources.requests.transport import Transport
+            from imagery_dask.sources.zarr.nodes import DESCRIBING, read_root
 
-            found = format_at(location_of(path))
-            if found is None:
+            root = read_root(Transport(location_of(path)), list(DESCRIBING.values()))
+            if root is None:
                 from imagery_dask.sources.zarr.webknossos import unreadable_layers
 
                 reason = (
                     unreadable_layers(location_of(path))
                     or _version_store(location_of(path))
-                    or f"Nor is it zarr or N5, which have {', '.join(METADATA)}."
+                    or f"Nor is it zarr or N5, which have {', '.join(DESCRIBING)}."
                 )
                 raise SourceNotFoundError(f"{error} {reason}") from error
-            path = f"{found}://{location_of(path)}"
+            path = f"{root.format}://{location_of(path)}"
     from imagery_dask.sources.zarr.zarr_volume import ZarrVolume
 
-    return ZarrVolume(path)
+    return ZarrVolume(path, root)
 
 
 def _version_store(location: str) -> str:
@@ -264,12 +266,15 @@ def layers_of(path: str) -> dict[str, bool]:
     dict
         Whether each is a segmentation, by its path; none for other volumes.
     """
-    path = normalize_path(path)
-    if not is_zarr(path):
-        return {}
-    from imagery_dask.sources.zarr.zarr_volume import find_layers
+    try:
+        return open_volume(path).layers_within()
+    except InvalidInfoError:  # as a group of layers that is no volume itself
+        path = normalize_path(path)
+        if not is_zarr(path):
+            return {}
+        from imagery_dask.sources.zarr.zarr_volume import find_layers
 
-    return find_layers(path)
+        return find_layers(path)
 
 
 def volumes_at(path: str) -> list[str]:

@@ -222,16 +222,24 @@ def test_a_corrupt_chunk_is_fetched_again(data: Any, serve: Serve, compress: Any
 
 
 @pytest.mark.parametrize("compress", ["gzip", False], ids=["gzip", "plain"])
-@pytest.mark.parametrize("broken", [[1], [2], [3], [4], [1, 2], [3, 4], [2, 5]], ids=str)
-def test_corrupt_parts_of_a_shard_are_fetched_again(serve: Serve, compress: Any, broken: list[int]) -> None:
-    """A shard is read by requests for its index, then for its minishards' indices, then for chunks."""
+@pytest.mark.parametrize(
+    ("chunks", "broken"),
+    [(CHUNKS, [1]), (CHUNKS, [1, 2]), *((8, n) for n in ([1], [2], [3], [4], [1, 2], [3, 4], [2, 5]))],
+    ids=str,
+)
+def test_corrupt_parts_of_a_shard_are_fetched_again(
+    serve: Serve, compress: Any, chunks: int, broken: list[int]
+) -> None:
+    """A shard is read whole, or by requests for its index, then for its minishards' indices, then for chunks."""
     server, url = serve(PICTURE, **FEW_SHARDS, compress=compress)
+    end = 8 * chunks  # along x, in voxels
     client = ImageryClient(image_source=url)
     server.reset()
     server.faults = scheduled(FOLDER, **{f"n{n}": Fault(corrupt=True) for n in broken})
     with collect_counts() as counts:
-        np.testing.assert_array_equal(read(client), PICTURE)
-    assert (counts.chunks, counts.missing) == (CHUNKS, 0)
+        voxels = read(client, (OFFSET, (OFFSET[0] + end, *STOP[1:])))
+    np.testing.assert_array_equal(voxels, PICTURE[:end])
+    assert (counts.chunks, counts.missing) == (chunks, 0)
     assert counts.retries > 0
     assert counts.requests == server.count()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,8 @@ from imagery_dask import ImageryClient, to_zarr
 from imagery_dask.cli.main import commands
 from imagery_dask.errors import InvalidInfoError, SourceError, SourceNotFoundError
 from imagery_dask.sources import normalize_path, open_volume
-from imagery_dask.sources.zarr.zarr_volume import METADATA
+from imagery_dask.sources.requests.transport import Request, Transport
+from imagery_dask.sources.zarr.nodes import METADATA
 
 if TYPE_CHECKING:
     from support.buckets import S3Server
@@ -334,6 +335,30 @@ def test_export_from_a_server(http_server_factory: Callable[..., FileServer], tm
     np.testing.assert_array_equal(again.segmentation_cutout(box).compute(), source.segmentation_cutout(box).compute())
     np.testing.assert_array_equal(again.image_cutout(box).compute(), source.image_cutout(box).compute())
     assert out.exists()
+
+
+@pytest.mark.parametrize("ome_version", ["0.4", "0.5"])
+def test_metadata_are_asked_for_together(
+    ome_version: str, http_server_factory: Callable[..., FileServer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client waits for a server twice: for what is there, and for the levels and labels that it names."""
+    exported(tmp_path, (16, -32, 8), ome_version=ome_version, levels=2)
+    server = http_server_factory(tmp_path)
+    waits = list[int]()
+
+    def waiting(transport: Transport, wanted: Iterable[Request]) -> Iterator[Any]:
+        requests = list(wanted)
+        waits.append(len(requests))
+        return get_many(transport, requests)
+
+    get_many = Transport.get_many
+    monkeypatch.setattr(Transport, "get_many", waiting)
+    ImageryClient(image_source=f"zarr://{server.url}/out.zarr", segmentation=False)
+    assert len(waits) == 2
+    client = ImageryClient(image_source=f"zarr://{server.url}/out.zarr")
+    assert client.segmentation_source is not None
+    assert len(waits) == 2 + 4, "two for the image, and two for its labels"
+    assert sum(waits) == server.count(), "no file is asked for alone"
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])

@@ -244,6 +244,10 @@ class StoredVolume(ABC):
         """Return the folder and content of the volume's segment properties, or None."""
         return None
 
+    def layers_within(self) -> dict[str, bool]:
+        """Return the paths of other layers in the folder of the volume, and whether they are segmentations."""
+        return {}
+
     def at(self, moment: int | None) -> StoredVolume:
         """Return the volume as it was at a moment, if it keeps earlier states; otherwise itself."""
         del moment

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Generator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
@@ -16,13 +16,12 @@ from imagery_dask.geometry.grid import VoxelGrid
 from imagery_dask.geometry.vec import Vec3
 from imagery_dask.model.labels import are_ids
 from imagery_dask.model.layer import Layer, Mip
-from imagery_dask.serialization import json_object
 from imagery_dask.sources.requests.transport import Blob, Request, Transport
 from imagery_dask.sources.volumes.addresses import ZarrAddress
 from imagery_dask.sources.volumes.chunk_grid import Chunk
 from imagery_dask.sources.volumes.encoded_block import Block
 from imagery_dask.sources.volumes.stored_volume import Fetched, StoredVolume
-from imagery_dask.sources.zarr.array_format import MALFORMED, ArrayFormat, Format, parse_array, unusable
+from imagery_dask.sources.zarr.array_format import MALFORMED, ArrayFormat, parse_array, unusable
 from imagery_dask.sources.zarr.multiscales import (
     Axes,
     LevelPlace,
@@ -32,30 +31,19 @@ from imagery_dask.sources.zarr.multiscales import (
     levels_of_ome,
     placed,
 )
+from imagery_dask.sources.zarr.nodes import DESCRIBING, Node, read_nodes, read_root
 from imagery_dask.sources.zarr.shard_files import ShardFiles
 from imagery_dask.sources.zarr.stored_chunks import compressor_of, seen_damage
 from imagery_dask.sources.zarr.webknossos import AXES, PROPERTIES, WebknossosLayer, find_layer, layers_of_dataset
 
-__all__ = ["METADATA", "ZarrVolume", "find_layers", "format_at"]
+__all__ = ["ZarrVolume", "find_layers"]
 
-LARGEST_METADATA = 2**26
 # Bytes of an encoded chunk, for each byte of its voxels and in addition.
 ENCODED_AT_MOST, HEADERS_AT_MOST = 2, 2**17
 MOST_LEVELS = 64
-# Files that describe a group or an array, and the format that they are of.
-FORMAT_OF: dict[str, Format] = {"zarr.json": "zarr3", ".zarray": "zarr2", ".zgroup": "zarr2", "attributes.json": "n5"}
-METADATA = tuple(FORMAT_OF)
-
-
-@dataclass(frozen=True)
-class _Node:
-    """A group or an array: its format, the metadata of an array or None, and its attributes."""
-
-    name: str
-    format: Format
-    array: JsonObject | None
-    attributes: JsonObject
-    modified: str | None = None
+LABELS = "labels"
+# Their group; None if there is none, an error if it is not known.
+Labels = Node | AccessRefusedError | None
 
 
 @dataclass(frozen=True)
@@ -116,6 +104,8 @@ class ZarrVolume(StoredVolume):
     ----------
     path : str
         As `normalize_path` returns it: ``zarr://``, ``zarr2://``, ``zarr3://`` or ``n5://`` and a cloud path.
+    root : Node, optional
+        The group or array, if it was read before.
 
     Attributes
     ----------
@@ -128,14 +118,14 @@ class ZarrVolume(StoredVolume):
         If there is nothing, access is refused, or it is no volume of voxels that can be decoded.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, root: Node | None = None) -> None:
         super().__init__(path)
         self._address = ZarrAddress.parse(path)
         self.data_path = self._address.location
         self._transport = Transport(self.data_path)
         self._levels: list[_Level] = []
         self._shards: dict[int, ShardFiles] = {}
-        self._metadata = self._read_metadata()
+        self._metadata = self._read_metadata(root)
         self._open(*self._metadata)
 
     # ------------------------------------------------------------------ metadata
@@ -156,36 +146,51 @@ class ZarrVolume(StoredVolume):
             "levels": [own[level].described if level < len(own) else None for level in sorted(set(levels))],
         }
 
-    def _read_metadata(self) -> tuple[_Node, list[_Node], WebknossosLayer | None]:
-        """Read the metadata of the group or array, of all levels, and of the dataset that it may be a layer of."""
+    def layers_within(self) -> dict[str, bool]:
+        """Return the paths of the labels of an image, and that they are segmentations."""
+        return _paths(self.path, _layers_in(self._transport, self._node, self._labels))
+
+    def _read_metadata(self, root: Node | None = None) -> tuple[Node, list[Node], WebknossosLayer | None, Labels]:
+        """Read the metadata of the group or array, of all levels, of the dataset that it may be in, and of labels."""
         allowed = self._address.formats
-        node = _read_root(self._transport, allowed)
+        node = root or read_root(self._transport, allowed)
         if node is None:
-            looked = ", ".join(name for name, format_ in FORMAT_OF.items() if format_ in allowed)
+            looked = ", ".join(name for name, format_ in DESCRIBING.items() if format_ in allowed)
             raise SourceNotFoundError(
                 f"There is no {'N5' if allowed == ('n5',) else 'zarr'} volume at {self.path!r}: it has none of "
                 f"{looked}. Check the path; it must be the folder of a multiscale image or of an array."
             )
         layer = self._webknossos(node)
         if node.array is not None:
-            return node, [node], layer
+            return node, [node], layer, None
         names = [place.path for place in layer.places] if layer else self._names(node)
-        found = _read_nodes(self._transport, [f"{name}/" for name in names], (node.format,), node.name)
+        labels, found = self._read_within(node, names)
         absent = [name for name, level in zip(names, found, strict=True) if level is None or level.array is None]
         if absent and node.format == "n5" and not node.attributes.get("multiscales"):
             found = found[: names.index(absent[0])]  # s0, s1, ... as far as they go
         elif absent:
             raise self._refused(f"it names the level {absent[0]!r}, where there is no array")
         if not found:
-            layers = list(_layers_in(self._transport, node))
+            layers = list(_layers_in(self._transport, node, labels))
             hint = f". It has {', '.join(layers)}: give {layers[0]} in it" if layers else ""
             raise self._refused(
                 "it is a group without multiscale metadata (OME-Zarr, or s0, s1, ... of N5); give the path of an array "
                 f"in it{hint}"
             )
-        return node, [level for level in found if level is not None], layer
+        return node, [level for level in found if level is not None], layer, labels
 
-    def _webknossos(self, node: _Node) -> WebknossosLayer | None:
+    def _read_within(self, node: Node, names: list[str]) -> tuple[Labels, list[Node | None]]:
+        """Read the group of labels, and the arrays that are levels, together."""
+        levels, formats = [f"{name}/" for name in names], (node.format,)
+        if node.format == "n5":
+            return None, read_nodes(self._transport, levels, formats, node.name)
+        try:
+            labels, *found = read_nodes(self._transport, [f"{LABELS}/", *levels], formats, node.name)
+        except AccessRefusedError as error:  # of labels, unless levels are refused too
+            return error, read_nodes(self._transport, levels, formats, node.name)
+        return labels, found
+
+    def _webknossos(self, node: Node) -> WebknossosLayer | None:
         """Return what webknossos says of a layer or a magnification; None of anything else."""
         given = self._address
         if given.resolution_nm or given.voxel_offset or given.axes or not _may_be_webknossos(node):
@@ -195,7 +200,7 @@ class ZarrVolume(StoredVolume):
         except (ValueError, *MALFORMED) as error:
             raise self._refused(f"the {PROPERTIES} of its dataset has no usable {error}") from error
 
-    def _names(self, node: _Node) -> list[str]:
+    def _names(self, node: Node) -> list[str]:
         """Return the names of the arrays that are the levels of a group."""
         multiscales = _ome(node).get("multiscales")
         if isinstance(multiscales, list) and multiscales:
@@ -205,9 +210,9 @@ class ZarrVolume(StoredVolume):
                 raise self._refused(unusable(error)) from error
         return [f"s{number}" for number in range(MOST_LEVELS)] if node.format == "n5" else []
 
-    def _open(self, node: _Node, nodes: list[_Node], layer: WebknossosLayer | None) -> None:
+    def _open(self, node: Node, nodes: list[Node], layer: WebknossosLayer | None, labels: Labels) -> None:
         """Set what follows from the metadata."""
-        self._node, self.dataset_layer = node, layer
+        self._node, self._labels, self.dataset_layer = node, labels, layer
         self.metadata_name = node.name
         self.modified = node.modified
         arrays = [self._parsed(level) for level in nodes]
@@ -251,7 +256,7 @@ class ZarrVolume(StoredVolume):
             ENCODED_AT_MOST * math.prod(level.array.chunk) * dtype.itemsize + HEADERS_AT_MOST for level in self._levels
         ]
 
-    def _places(self, node: _Node, nodes: list[_Node]) -> list[LevelPlace]:
+    def _places(self, node: Node, nodes: list[Node]) -> list[LevelPlace]:
         if node.array is None and node.format != "n5":
             return levels_of_ome(_ome(node))
         if node.format == "n5" or "transform" in node.attributes or "pixelResolution" in node.attributes:
@@ -259,7 +264,7 @@ class ZarrVolume(StoredVolume):
             return levels_of_n5(node.attributes, {name: own.attributes for name, own in zip(names, nodes, strict=True)})
         return levels_of_n5({}, {"": {}})
 
-    def _parsed(self, node: _Node) -> ArrayFormat:
+    def _parsed(self, node: Node) -> ArrayFormat:
         assert node.array is not None
         try:
             return parse_array(node.format, node.array, node.attributes)
@@ -412,36 +417,36 @@ class ZarrVolume(StoredVolume):
             return self._shards[mip]
 
 
-def format_at(location: str) -> str | None:
-    """Return the format of a zarr or N5 group or array at a cloud path; None if there is none."""
-    node = _read_root(Transport(location), list(FORMAT_OF.values()))
-    return None if node is None else node.format
-
-
 def find_layers(path: str) -> dict[str, bool]:
-    """Return the paths of the volumes in a group that is not only one itself, and whether they are segmentations.
-
-    These are the labels of an image of OME-Zarr, and the layers of a dataset of webknossos.
-    """
+    """Return the paths of the volumes in a group that is none itself, and whether they are segmentations."""
     address = ZarrAddress.parse(path)
     transport = Transport(address.location)
-    (node,) = _read_nodes(transport, [""], address.formats)
-    scheme = path.partition("://")[0]
-    return {f"{scheme}://{address.location}/{name}": told for name, told in _layers_in(transport, node).items()}
-
-
-def _layers_in(transport: Transport, node: _Node | None) -> dict[str, bool]:
-    """Return the names of the labels of an image, or of the layers of a dataset."""
+    (node,) = read_nodes(transport, [""], address.formats)
     if node is None or node.array is not None or node.format == "n5":
         return {}
-    (labels,) = _read_nodes(transport, ["labels/"], (node.format,), node.name)
+    (labels,) = read_nodes(transport, [f"{LABELS}/"], (node.format,), node.name)
+    return _paths(path, _layers_in(transport, node, labels))
+
+
+def _paths(path: str, layers: dict[str, bool]) -> dict[str, bool]:
+    """Return layers by their paths, which begin as that of their group."""
+    location = ZarrAddress.parse(path).location
+    return {f"{path.partition('://')[0]}://{location}/{name}": told for name, told in layers.items()}
+
+
+def _layers_in(transport: Transport, node: Node, labels: Labels) -> dict[str, bool]:
+    """Return the names of the labels of an image, or of the layers of a dataset."""
+    if isinstance(labels, AccessRefusedError):
+        raise labels
     names = None if labels is None else _ome(labels).get("labels")
     if isinstance(names, list):
-        return {f"labels/{name}": True for name in names}
-    return {} if "multiscales" in _ome(node) else layers_of_dataset(transport.cloudpath, node.name)
+        return {f"{LABELS}/{name}": True for name in names}
+    if node.array is not None or node.format == "n5" or "multiscales" in _ome(node):
+        return {}
+    return layers_of_dataset(transport.cloudpath, node.name)
 
 
-def _may_be_webknossos(node: _Node) -> bool:
+def _may_be_webknossos(node: Node) -> bool:
     """Return True for an array or image with the axes of webknossos, and a group that says nothing of its levels."""
     if node.format == "n5":
         return False
@@ -457,81 +462,7 @@ def _may_be_webknossos(node: _Node) -> bool:
     return tuple(names) == AXES
 
 
-def _ome(node: _Node) -> JsonObject:
+def _ome(node: Node) -> JsonObject:
     """Return the attributes of OME-Zarr: at the top, or since 0.5 under "ome"."""
     ome = node.attributes.get("ome")
     return ome if isinstance(ome, dict) else node.attributes
-
-
-def _read_root(transport: Transport, formats: Collection[str]) -> _Node | None:
-    """Return the group or array at a path. A group of N5 need not have attributes, if it has a first level."""
-    (node,) = _read_nodes(transport, [""], formats)
-    if node is None and "n5" in formats:
-        (first,) = _read_nodes(transport, ["s0/"], ("n5",))
-        if first is not None and first.array is not None:
-            return _Node(f"s0/{first.name}", "n5", None, {})
-    return node
-
-
-def _read_nodes(
-    transport: Transport, prefixes: list[str], formats: Collection[str], beside: str | None = None
-) -> list[_Node | None]:
-    """Return the groups and arrays in folders; None where there is none.
-
-    Without a file that is readable `beside`, files that are refused need not exist if another one does.
-    """
-    names = [name for name, format_ in FORMAT_OF.items() if format_ in formats]
-    found: dict[str, _Node] = {}
-    refusals: dict[str, AccessRefusedError] = {}
-    for name in names:
-        left = [prefix for prefix in prefixes if prefix not in found]
-        requests = {Request(prefix + name, most=LARGEST_METADATA, beside=beside): prefix for prefix in left}
-        try:
-            there = {requests[request]: blob for request, blob in transport.get_many(requests) if _is_there(blob)}
-        except AccessRefusedError as error:
-            if beside is not None:
-                raise
-            refusals[name] = error
-            continue
-        contents = {prefix: json_object(bytes(blob.decompressed(LARGEST_METADATA))) for prefix, blob in there.items()}
-        attributes = _read_attributes(transport, list(there), beside or name) if FORMAT_OF[name] == "zarr2" else {}
-        for prefix, content in contents.items():
-            if content is None:
-                raise InvalidInfoError(f"{prefix}{name} of {transport.cloudpath!r} is no JSON object.")
-            if name == "zarr.json":
-                own, is_array = content.get("attributes") or {}, content.get("node_type") == "array"
-                if not isinstance(own, dict):
-                    raise InvalidInfoError(
-                        f"The attributes in {prefix}{name} of {transport.cloudpath!r} are not a JSON object."
-                    )
-            elif name == "attributes.json":
-                own, is_array = content, "dimensions" in content
-            else:
-                own, is_array = attributes.get(prefix, {}), name == ".zarray"
-            array = content if is_array else None
-            found[prefix] = _Node(name, FORMAT_OF[name], array, dict(own), there[prefix].modified)
-        if len(found) == len(prefixes):
-            break
-    for refused, refusal in refusals.items():
-        if not found:
-            raise refusal
-        for prefix, node in found.items():  # raises where it is a refusal
-            transport.get(Request(prefix + refused, beside=prefix + node.name))
-    return [found.get(prefix) for prefix in prefixes]
-
-
-def _is_there(blob: Blob | None) -> TypeGuard[Blob]:
-    return blob is not None and not blob.refused_or_absent
-
-
-def _read_attributes(transport: Transport, prefixes: list[str], beside: str) -> dict[str, JsonObject]:
-    requests = {Request(f"{prefix}.zattrs", most=LARGEST_METADATA, beside=beside): prefix for prefix in prefixes}
-    found = {
-        requests[request]: json_object(bytes(blob.decompressed(LARGEST_METADATA)))
-        for request, blob in transport.get_many(requests)
-        if _is_there(blob)
-    }
-    for prefix, attributes in found.items():
-        if attributes is None:  # without them voxels would have another size
-            raise InvalidInfoError(f"{prefix}.zattrs of {transport.cloudpath!r} is no JSON object.")
-    return {prefix: attributes for prefix, attributes in found.items() if attributes is not None}
