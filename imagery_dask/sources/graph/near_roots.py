@@ -24,8 +24,6 @@ Ids = NDArray[np.uint64]
 
 # Ids between the first and the last one of a part: 2 MiB, as much as a storage chunk.
 MOST_IDS = 2**18
-# Stands for ids that have no row, or no root, in a part; no id has all its bits.
-UNTOLD = np.uint64(2**64 - 1)
 
 
 class NearRoots:
@@ -75,17 +73,15 @@ class NearRoots:
         Ids that it does not tell are looked up.
         """
         places = supervoxels - part[0]
-        # Ids before the part, and 0, are taken for 0; those behind it are not told.
+        # Ids before the part, and 0, are taken for its first entry; those behind it for its last.
         roots = np.asarray(part[1:].take(places.view(np.int64).T, mode="clip").T)
-        is_untold = roots.max() == UNTOLD
-        if not is_untold and np.count_nonzero(roots) == np.count_nonzero(supervoxels):
+        if np.count_nonzero(roots) == np.count_nonzero(supervoxels):
             return roots
-        if ((supervoxels != 0) & (places - np.uint64(1) >= np.uint64(len(part) - 3))).any():
+        untold = (roots == 0) & (supervoxels != 0)
+        if (places[untold] - np.uint64(1) >= np.uint64(len(part) - 3)).any():
             return None
-        if is_untold:
-            untold = roots == UNTOLD
-            ids, at = np.unique(supervoxels[untold], return_inverse=True)
-            roots[untold] = self._look_up(ids)[at]
+        ids, at = np.unique(supervoxels[untold], return_inverse=True)
+        roots[untold] = self._look_up(ids)[at]
         return roots
 
     def _part_near(self, supervoxels: Ids) -> Array | None:
@@ -112,7 +108,8 @@ def near_roots(query: RootQuery, look_up: Callable[[Ids], Ids]) -> Callable[[Ids
 def _part(table: IdTable, column: str, supervoxels: Ids) -> Array | None:
     """Return the part of a table with near ids, and half as many before and behind; None if they are not near.
 
-    The number before the first id, 0 for the background, the roots from the first to the last id, and what is not told.
+    The number before the first id, and the roots from that number to the one behind the last id: 0, as of ids that have
+    no row or no root.
     """
     if not supervoxels.size or supervoxels.dtype != np.uint64 or column not in table.columns:
         return None
@@ -125,7 +122,7 @@ def _part(table: IdTable, column: str, supervoxels: Ids) -> Array | None:
     if not len(ids):
         return None
     first, last = min(first, int(ids[0])), max(last, int(ids[-1]))
-    part = np.full(last - first + 4, UNTOLD)
-    part[0], part[1] = first - 1, 0
-    part[(ids - np.uint64(first)).astype(np.int64) + 2] = np.where(roots == 0, UNTOLD, roots)
+    part = np.zeros(last - first + 4, np.uint64)
+    part[0] = first - 1
+    part[(ids - np.uint64(first)).astype(np.int64) + 2] = roots
     return part
