@@ -85,7 +85,10 @@ def _read(transport: Transport, keys: Iterable[str], beside: str | None) -> dict
 
 
 def _read_allowed(transport: Transport, prefix: str, describing: list[str]) -> dict[str, Blob]:
-    """Return the first file that describes a folder, and its attributes; raise if there is none, or one is refused."""
+    """Return the first file that describes a folder, and its attributes, asked for one by one.
+
+    Refusals are raised if there is none, or if the server, asked beside it, does not refuse what does not exist.
+    """
     refusals: dict[str, AccessRefusedError] = {}
     for name in describing:
         key = prefix + name
