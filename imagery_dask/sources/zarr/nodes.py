@@ -13,7 +13,8 @@ from imagery_dask.sources.zarr.array_format import Format
 
 __all__ = ["DESCRIBING", "METADATA", "Node", "read_nodes", "read_root"]
 
-LARGEST_METADATA = 2**26
+# Larger ones are refused. As many files as there are bytes in flight for are asked for at once: 64.
+LARGEST_METADATA = 2**24
 # Files that describe a group or an array, and the format that they are of; of several the first counts.
 DESCRIBING: dict[str, Format] = {"zarr.json": "zarr3", ".zarray": "zarr2", ".zgroup": "zarr2", "attributes.json": "n5"}
 METADATA = tuple(DESCRIBING)
