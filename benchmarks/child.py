@@ -1,9 +1,9 @@
 """A process that runs programs: it reads one job a line (JSON) and answers each with a line.
 
-A job names a function of this package and its arguments. Modules of the job are imported before the clock
-starts: those that the function's own module imports, and those of `preload`, which an earlier process imported during
-its work. A function returns an array, or nothing, or a dict with any of `value` (an array), `counts`, `figures`, and
-`wall_s` and `cpu_s` of the part of its work that counts.
+A job names a function of this package and its arguments. Modules of the job are imported, and with `waits` a line is
+exchanged, before the clock starts: those that the function's own module imports, and those of `preload`, which an
+earlier process imported during its work. A function returns an array, or nothing, or a dict with any of `value` (an
+array), `counts`, `figures`, and `wall_s` and `cpu_s` of the part of its work that counts.
 """
 
 from __future__ import annotations
@@ -61,13 +61,14 @@ def _living_s() -> float:
     return seconds
 
 
-def run(job: dict[str, Any]) -> dict[str, Any]:
-    """Run a job; return its seconds, CPU seconds, and what the function returned, with a digest of the array."""
+def run(job: dict[str, Any], ready: Callable[[], None]) -> dict[str, Any]:
+    """Run a job, after a call of `ready`; return its times, and what the function returned, with a digest of the array."""
     module, _, name = job["call"].partition(":")
     function = getattr(importlib.import_module(f"benchmarks.{module}"), name)
     for imported in job.get("preload", ()):
         with contextlib.suppress(Exception):
             importlib.import_module(imported)
+    ready()
     before = set(sys.modules)
     watch = Stopwatch()
     result = function(**job["arguments"])
@@ -95,8 +96,15 @@ def main() -> None:
     # Programs, and processes that they start, print to the log.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    for line in sys.stdin:
-        print(json.dumps(run(json.loads(line))), file=answers, flush=True)
+    for line in iter(sys.stdin.readline, ""):
+        job = json.loads(line)
+
+        def ready(waits: bool = job.get("waits", False)) -> None:
+            if waits:
+                print("ready", file=answers, flush=True)
+                sys.stdin.readline()
+
+        print(json.dumps(run(job, ready)), file=answers, flush=True)
 
 
 if __name__ == "__main__":

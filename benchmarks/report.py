@@ -30,10 +30,11 @@ environments of their own: {peers}.
 Every run of a program is a process. The programs of a row take turns, {repeats} each, after a turn in which their
 results are compared; differences that remain are named. Numbers are medians, with the range in parentheses. "Times
 ours" is the median of the ratios within each turn, of time and of CPU time: above 1, a program needs more than the
-first one. Before each turn another process touches a GiB of memory, which a virtual machine may have given back to its
-host: otherwise the program whose turn it is would pay for that. CPU time is user and system time; that of a process,
-seen from outside, is the time of its whole tree of processes, with imports. MiB is the memory of its largest process.
-The floor is one plain loop on one core that decodes, downsamples and encodes the same bytes.
+first one. When its modules are imported, and before its clock starts, another process touches a GiB of memory: a
+virtual machine gives free memory back to its host, and the program that needs it next pays for that. CPU time is user
+and system time; that of a process, seen from outside, is the time of its whole tree of processes, with imports. MiB is
+the memory of its largest process. The floor is one plain loop on one core that decodes, downsamples and encodes the
+same bytes.
 
 ![CPU time of each program, times that of imagery_dask]({picture})
 """
