@@ -62,7 +62,7 @@ def _living_s() -> float:
 
 
 def run(job: dict[str, Any], ready: Callable[[], None]) -> dict[str, Any]:
-    """Run a job, after a call of `ready`; return its times, and what the function returned, with a digest of the array."""
+    """Run a job, after a call of `ready`; return its times, what the function returned, and the digest of an array."""
     module, _, name = job["call"].partition(":")
     function = getattr(importlib.import_module(f"benchmarks.{module}"), name)
     for imported in job.get("preload", ()):
